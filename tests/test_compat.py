@@ -6,10 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import Message, RecordDict
 
 from heterofl_flwr import compat
-from heterofl_flwr.compat import connect_length_check, get_nodes, has_runtime_client, runtime_client, set_metadata
+from heterofl_flwr.compat import connect_length_check, get_nodes, has_runtime_client, runtime_client
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {"app", "client", "clientapp", "common", "server", "server.client_manager", "server.client_proxy"} | {
@@ -75,14 +74,14 @@ def test_nodes_of_an_old_grid_have_ids_and_no_names():
     assert [(node.node_id, node.name) for node in get_nodes(NewGrid({}))] == [(3, "alice")]
 
 
-def test_the_client_of_a_superlinks_grid_is_found_by_http_and_by_grpc():
+def test_the_client_of_a_superlinks_grid_is_found():
     new = NewGrid({})
     assert runtime_client(OldGrid()) == "the stub"
     assert runtime_client(new) is new._runtime_client
     assert [has_runtime_client(grid) for grid in (OldGrid(), new, object())] == [True, True, False]
 
 
-def test_lengths_are_known_before_an_answer_is_read_by_http_alone():
+def test_lengths_are_known_before_an_answer_is_read():
     lengths, hooks = [], {"response": ["another"]}
     assert connect_length_check(NewGrid(hooks), lengths.append)
     assert hooks["response"][0] == "another"
@@ -90,10 +89,3 @@ def test_lengths_are_known_before_an_answer_is_read_by_http_alone():
     hooks["response"][1](SimpleNamespace(headers={}))
     assert lengths == [12, 0]
     assert not connect_length_check(OldGrid(), lengths.append)
-
-
-@pytest.mark.usefixtures("identity")
-def test_metadata_of_a_message_can_be_set_and_are_read_back():
-    message = Message(RecordDict(), 3, "train")
-    set_metadata(message, message_id="m", run_id=8, src_node_id=1)
-    assert (message.metadata.message_id, message.metadata.run_id, message.metadata.src_node_id) == ("m", 8, 1)

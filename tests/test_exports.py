@@ -1,4 +1,4 @@
-"""The public names: few, sorted, pinned here, and loaded on first use."""
+"""The public names: each is that of its home, loaded on first use."""
 
 import ast
 import importlib
@@ -10,55 +10,15 @@ import pytest
 import heterofl_flwr
 from heterofl_flwr import _HOMES
 
-PUBLIC = [
-    "Adagrad",
-    "Adam",
-    "Aggregator",
-    "Averaging",
-    "DeviceProfile",
-    "Devices",
-    "Evaluation",
-    "FedH2L",
-    "Fidelity",
-    "HeteroFL",
-    "HeteroFLError",
-    "Levels",
-    "Limits",
-    "LocalGrid",
-    "Mix",
-    "Momentum",
-    "Plan",
-    "Privacy",
-    "RayGrid",
-    "Robust",
-    "RoundCallback",
-    "Sampling",
-    "SimulatedDevices",
-    "Transfer",
-    "Windowed",
-    "Yogi",
-    "__version__",
-    "elastic",
-    "lora",
-    "multi_step",
-    "shallow",
-]
-
-
-def test_public_names_are_pinned_and_sorted():
-    assert heterofl_flwr.__all__ == PUBLIC
-    assert sorted(PUBLIC) == PUBLIC
-
-
 HOMES = {name: f"heterofl_flwr.{module}" for module, names in _HOMES.items() for name in names}
 
 
-def test_public_names_resolve_to_the_objects_of_their_homes_and_are_listed():
+def test_public_names_are_the_objects_of_their_homes():
     for name, module in HOMES.items():
         found = getattr(heterofl_flwr, name)
         assert found is getattr(importlib.import_module(module), name)
         assert found.__module__ == module
-    assert set(PUBLIC) <= set(dir(heterofl_flwr))
+    assert set(heterofl_flwr.__all__) <= set(dir(heterofl_flwr))
 
 
 def test_type_checkers_see_the_names_that_are_loaded_lazily():
@@ -66,7 +26,7 @@ def test_type_checkers_see_the_names_that_are_loaded_lazily():
     guard = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
     imports = [node for node in guard.body if isinstance(node, ast.ImportFrom)]
     assert {alias.name: node.module for node in imports for alias in node.names} == HOMES
-    assert {*HOMES, "__version__"} == set(PUBLIC)
+    assert {*HOMES, "__version__"} == set(heterofl_flwr.__all__)
 
 
 def test_unknown_name_is_an_attribute_error():

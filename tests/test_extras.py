@@ -116,7 +116,7 @@ for name, call in {
 """
 
 
-def test_without_extras_a_client_trains_and_what_needs_one_names_it(tmp_path):
+def test_without_extras_a_client_trains_and_parts_name_theirs(tmp_path):
     (tmp_path / "own_data.py").write_text(OWN_DATA)
     lines = run_thin(TRAIN + PARTS, tmp_path).splitlines()
     fails = {line.split()[1].removeprefix("heterofl_flwr.") for line in lines if line.startswith("fails:")}

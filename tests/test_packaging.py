@@ -16,29 +16,17 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 pytestmark = pytest.mark.slow
 
-# The second face of the package: foreign state dicts, no Flower. Two clients of a model with two heads, by hand.
+# The second face of the package: foreign state dicts, no Flower.
 MATHS_ALONE = """
 import sys, torch
 import heterofl_flwr
 from heterofl_flwr.core import Aggregator, Plan
 
-full = {"block.linear_q.weight": (8, 4), "block.linear_o.weight": (4, 8), "linear.weight": (3, 4), "linear.bias": (3,)}
-half = {"block.linear_q.weight": (4, 2), "block.linear_o.weight": (2, 4), "linear.weight": (3, 2), "linear.bias": (3,)}
-state = {name: torch.arange(float(torch.Size(shape).numel())).reshape(shape) for name, shape in full.items()}
-plan = Plan.between(full, half, heads={"*.linear_[qkv].*": (2, 0), "*.linear_o.weight": (2, 1)})
-sub = plan.extract(state)
-heads = torch.tensor([0, 1, 4, 5])  # each head of four keeps its first two
-assert torch.equal(sub["block.linear_q.weight"], state["block.linear_q.weight"][heads, :2])
-assert torch.equal(sub["block.linear_o.weight"], state["block.linear_o.weight"][:2, heads])
-
-aggregator = Aggregator(state, label_rows=["linear.weight", "linear.bias"])
-aggregator.add(plan, {name: value + 1 for name, value in sub.items()}, labels=[0, 2])
-aggregator.add(Plan.between(full, full), {name: value + 3 for name, value in state.items()})
-new = aggregator.result()
-gain = {name: (new[name] - state[name]).tolist() for name in full}
-assert gain["linear.bias"] == [2, 3, 2]  # row 1 was held by the second client alone
-assert gain["linear.weight"] == [[2, 2, 3, 3], [3, 3, 3, 3], [2, 2, 3, 3]]
-assert gain["block.linear_o.weight"] == [[2, 2, 3, 3] * 2] * 2 + [[3] * 8] * 2
+state = {"weight": torch.zeros(3, 4)}
+aggregator = Aggregator(state)
+aggregator.add(Plan.between({"weight": (3, 4)}, {"weight": (3, 2)}), {"weight": torch.ones(3, 2)})
+aggregator.add(Plan.between({"weight": (3, 4)}, {"weight": (3, 4)}), {"weight": torch.full((3, 4), 3.0)})
+assert aggregator.result()["weight"].tolist() == [[2, 2, 3, 3]] * 3
 assert "flwr" not in sys.modules
 print(heterofl_flwr.__file__, heterofl_flwr.__version__, sep="\\n")
 """

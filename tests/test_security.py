@@ -95,7 +95,7 @@ def test_each_dependency_is_used_and_installed():
         assert metadata.version(name)
 
 
-def test_constraints_name_dependencies_and_the_versions_that_are_installed():
+def test_constraints_name_versions_that_are_installed():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("~=") for line in lines if not line.startswith("#"))
     assert pinned.keys() <= set(requirements(extras=True))

@@ -38,7 +38,7 @@ def contents(fab: bytes) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_the_clone_is_an_app_that_flower_accepts_without_a_warning(clone):
+def test_the_clone_is_an_app_without_a_warning(clone):
     config, warnings = load_and_validate(clone / "pyproject.toml")
     assert warnings == []
     app = config["tool"]["flwr"]["app"]
@@ -54,7 +54,7 @@ def test_the_bundle_has_all_of_the_package_and_nothing_else(clone):
     assert names - package == {"pyproject.toml", "README.md", "LICENSE", ".info/CONTENT"}
 
 
-def test_the_installed_package_is_an_app_with_the_runs_settings_that_flower_hub_takes(tmp_path):
+def test_the_installed_package_is_an_app_for_flower_hub(tmp_path):
     values = to_flat(from_flat({"data.name": "mnist"})) | {"run.dir": '/a "b" c'}
     folder = tmp_path / "heterofl-app"
     write_app(folder, values)
@@ -76,12 +76,6 @@ def test_the_command_writes_an_app_for_an_account_of_flower_hub(tmp_path):
     assert flatten_dict(config["tool"]["flwr"]["app"]["config"]) == {**DEFAULTS, "mix": "a1-e9"}
     needs = {own.name: own for own in map(Requirement, config["project"]["dependencies"])}
     assert needs["heterofl-flwr"].specifier.contains(__version__)
-    for wrong in (
-        ["--name", 'a "b'],
-        ["--name", "my_app"],
-        ["--name", "a" * 33],
-        ["--publisher", ""],
-        ["--set", "a=1"],
-    ):
+    for wrong in (["--name", "my_app"], ["--publisher", ""], ["--set", "a=1"]):
         assert main(["app", str(tmp_path / "other"), *wrong]) == 2
     assert not (tmp_path / "other").exists()

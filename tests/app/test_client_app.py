@@ -1,7 +1,6 @@
 """The ClientApp: cohorts that train together, and what static batch norm is measured on."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,7 +42,7 @@ def last_round(cohort, **changes):
     return run_rounds({**SMALL, **changes}, CLIENTS, cohort=cohort)[-1]
 
 
-def test_clients_that_train_together_learn_what_each_learns_alone(sizes):
+def test_clients_learn_together_what_each_learns_alone(sizes):
     alone = last_round(1, **{"engine.name": "plain"})
     assert sizes == []
     together = last_round(2, **{"engine.name": "plain"})
@@ -75,33 +74,19 @@ def test_one_client_without_data_costs_the_others_nothing(monkeypatch, sizes):
     assert "its disk is gone" in record.failures[2]
 
 
-def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), arrays=None, **changes):
+def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), **changes):
     """Return messages to train, and their nodes' contexts."""
     settings = {**SMALL, **changes}
     task = load_task(settings)
     config = {wire.SEED: 0, wire.SERVER_ROUND: 1, wire.GLOBAL_RATE: 1.0}
     messages, contexts = [], []
     for partition, (rate, learning_rate) in enumerate(zip(rates, learning_rates, strict=True)):
-        own = arrays or ArrayRecord(dict(task.build(rate).named_parameters()))
+        own = ArrayRecord(dict(task.build(rate).named_parameters()))
         told = {**config, wire.RATE: rate, wire.PARTITION: partition, wire.LEARNING_RATE: learning_rate}
         content = RecordDict({wire.ARRAYS: own, wire.CONFIG: wire.new_config(told)})
         messages.append(Message(content, partition + 2, "train"))
         contexts.append(node_context(settings, partition_id=partition, num_partitions=CLIENTS))
     return messages, contexts
-
-
-@pytest.mark.usefixtures("identity")
-def test_each_model_is_its_own_whether_slices_are_shared_or_not():
-    task = load_task(SMALL)
-    shared = asked(arrays=ArrayRecord(dict(task.build(1.0).named_parameters())))
-    one, other = client_app._load_models([Instruction(*each) for each in zip(*shared, strict=True)])
-    assert one is not other
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    own = asked()
-    models = client_app._load_models([Instruction(*each) for each in zip(*own, strict=True)])
-    for message, model in zip(own[0], models, strict=True):
-        sent = message.content[wire.ARRAYS].to_torch_state_dict()
-        assert all(torch.equal(sent[name], parameter) for name, parameter in model.named_parameters())
 
 
 @pytest.mark.usefixtures("identity")
@@ -122,40 +107,6 @@ def test_out_of_memory_names_the_level(monkeypatch, fails):
         client_app.train_message(messages[0], contexts[0])
 
 
-@pytest.mark.parametrize(
-    ("settings", "cohorts"),
-    [
-        ({}, {"cpu": 5, "cuda": 50, "mps": 1}),
-        ({"engine.cohort": 7}, {"cuda": 7}),
-        ({"engine.name": "plain"}, {"cuda": 1}),
-        ({"engine.name": "plain", "engine.cohort": 7}, {"cpu": 1}),
-    ],
-)
-def test_how_many_train_together_depends_on_engine_and_device(settings, cohorts):
-    for device, cohort in cohorts.items():
-        task = Task(from_flat(settings))
-        task.device = torch.device(device)
-        assert task.cohort == cohort
-
-
-def test_moments_are_measured_in_the_papers_batches_unless_told():
-    sizes = {"train.batch-size": 20}, {"evaluate.moments-batch-size": 64}
-    fixed = {"fidelity": "fixed"}
-    found = [Task(from_flat(settings)).moments_batch_size for one in sizes for settings in (one, one | fixed)]
-    assert found == [20, 100, 64, 64]
-
-
-def test_the_data_are_moved_to_the_device_once():
-    task = Task(from_flat({}))
-    task.device = torch.device("meta")
-    assert task.train.inputs.device.type == task.test.targets.device.type == "meta"
-    assert task.train is task.train
-    train, test, classes = task.part(0, 10)
-    assert train.inputs.device.type == test.inputs.device.type == "meta"
-    assert len(classes) == 10
-    assert task.dataset.train.inputs.device.type == "cpu"  # other tasks have it too
-
-
 def with_statistics(rate, track=True):
     """Return a model of a user's own, whose batch norm has running statistics, as torch's has by default."""
     norm = nn.BatchNorm2d(4, track_running_stats=track)
@@ -165,7 +116,7 @@ def with_statistics(rate, track=True):
 without_statistics = partial(with_statistics, track=False)
 
 
-def test_before_any_moments_the_server_normalises_by_batch_as_clients_do():
+def test_before_any_moments_the_server_normalises_by_batch():
     parameters = ArrayRecord(dict(with_statistics(1.0).named_parameters()))
     found = []
     for name in ("with_statistics", "without_statistics"):
@@ -188,7 +139,7 @@ def _classes_by_batch(task, partition=0):
     return [split.targets[batch].unique().tolist() for batch in batches]
 
 
-def test_batches_mix_the_classes_of_a_client_whose_data_lie_class_by_class():
+def test_batches_mix_the_classes_of_a_client():
     fixed = {"fidelity": "fixed", "evaluate.moments-batch-size": 5}
     stored = _classes_by_batch(Task(from_flat(NON_IID | fixed)))
     mixed = _classes_by_batch(Task(from_flat(NON_IID)))
@@ -197,7 +148,7 @@ def test_batches_mix_the_classes_of_a_client_whose_data_lie_class_by_class():
 
 
 @pytest.mark.parametrize(("moments", "varied"), [("paper", True), ("fixed", False)])
-def test_images_are_varied_as_in_training_where_the_authors_vary_them(monkeypatch, moments, varied):
+def test_images_are_varied_where_the_authors_vary_them(monkeypatch, moments, varied):
     task = Task(from_flat({"fidelity": moments}))
     split, _, _ = task.part(0, 20)
     monkeypatch.setitem(task.__dict__, "facts", type(task.facts)((1, 8, 8), 10, "crop-flip"))
@@ -241,14 +192,3 @@ def test_local_metrics_have_the_mask_of_training(fill, answered):
     assert found["local-accuracy"] == pytest.approx(expected)
     foreign = client_app._evaluate(instruction, Below(), absent)
     assert ("local-loss" in foreign) == (fill != "-inf")
-
-
-def test_each_levels_metrics_have_its_rate_and_the_largest_ones_none_too(monkeypatch):
-    models = [(1.0, torch.tensor(0.9)), (0.5, torch.tensor(0.6))]
-    monkeypatch.setattr(client_app, "models_to_evaluate", lambda *_, **__: models)
-    monkeypatch.setattr(client_app, "_evaluate", lambda _, model, classes: {"global-accuracy": model.item()})
-    task = SimpleNamespace(device="cpu")
-    instruction = SimpleNamespace(config={wire.CLASSES: [0]}, message=None, build=None, task=task)
-    found = client_app._evaluate_sent_models(instruction)
-    expected = {"global-accuracy": 0.9, "global-accuracy/1.0": 0.9, "global-accuracy/0.5": 0.6}
-    assert found == pytest.approx(expected)

@@ -17,7 +17,7 @@ def task(**settings):
     return load_task({**DEEP, **{key.replace("__", "."): value for key, value in settings.items()}})
 
 
-def test_a_level_may_be_narrower_and_shallower_than_the_global_model():
+def test_a_level_may_be_narrower_and_shallower():
     build = task(model__shrink="b=0.5:1,c=0.5:0.25").build
     full, narrow, both = (build(rate) for rate in (1.0, 0.5, 0.25))
     assert [len(model.exits) for model in (full, narrow, both)] == [4, 4, 1]

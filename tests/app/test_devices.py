@@ -25,32 +25,31 @@ def lazy():
     return {"a": replace(OWN["a"], least_work=0.2)}
 
 
-def nothing():
-    return None
-
-
 def task(**settings):
     return Task(from_flat({**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}))
-
-
-def test_without_a_profile_nothing_is_simulated():
-    assert build_devices(task()) is None
 
 
 def test_settings_name_bundled_devices_or_ones_own():
     assert build_devices(task(devices__profile="edge")).profile(0.25) is EDGE["c"]
     found = build_devices(task(devices__profile="tests.app.test_devices:own", devices__deadline=5))
     assert (found.profile(0.25), found.deadline) == (OWN["a"], 5)
-    with pytest.raises(ConfigError, match="device profiles are None; expected a mapping"):
-        build_devices(task(devices__profile="tests.app.test_devices:nothing"))
-    with pytest.raises(ConfigError, match=r"devices\.profile is 'tests\.app\.test_devices:gone', which cannot"):
-        build_devices(task(devices__profile="tests.app.test_devices:gone"))
-    with pytest.raises(ConfigError, match=r"devices\.profile: found 'moon' \(str\), expected one of edge, 'module"):
-        task(devices__profile="moon")
-    with pytest.raises(ConfigError, match=r"devices\.deadline: found 5, expected devices\.profile to name the devices"):
-        task(devices__deadline=5)
-    with pytest.raises(ConfigError, match=r"sample\.spare: found 0\.5, but with devices\.profile=edge the clock does"):
-        task(devices__profile="edge", sample__spare=0.5)
+    assert build_devices(task()) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"devices__profile": "moon"}, r"devices\.profile: found 'moon' \(str\), expected one of edge, 'module"),
+        ({"devices__deadline": 5}, r"devices\.deadline: found 5, expected devices\.profile to name the devices"),
+        (
+            {"devices__profile": "edge", "sample__spare": 0.5},
+            r"sample\.spare: found 0\.5, but with devices\.profile=edge",
+        ),
+    ],
+)
+def test_settings_of_devices_that_do_not_fit_raise(settings, fault):
+    with pytest.raises(ConfigError, match=fault):
+        task(**settings)
 
 
 def test_the_work_is_that_of_the_epochs_and_of_what_they_train():

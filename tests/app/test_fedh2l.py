@@ -69,7 +69,7 @@ def test_a_text_has_no_classes_to_learn_from_peers():
 
 @pytest.mark.usefixtures("identity")
 @pytest.mark.parametrize(("strategy", "seeds"), [("fedh2l", 200), ("heterofl", 0)])
-def test_a_model_is_evaluated_with_the_moments_of_the_seed_set_too(strategy, seeds):
+def test_moments_are_measured_on_the_seed_set_too(strategy, seeds):
     shared = "*" if strategy == "fedh2l" else ""
     config = {**H2L, "server.strategy": strategy, "server.shared": shared}
     context = node_context(config, partition_id=0, num_partitions=5)
@@ -110,13 +110,7 @@ def test_clients_have_the_levels_of_the_mix(tmp_path):
     assert record.evaluate_by_level.keys() == {"d", "e"}
 
 
-def test_seed_examples_are_the_same_for_all():
-    one, other = load_task(H2L), load_task({**H2L, "seed": 1})
-    assert len(one.seeds(CLIENTS)) == 200
-    assert not torch.equal(one.seeds(CLIENTS).inputs, other.seeds(CLIENTS).inputs)
-
-
-def test_where_clients_see_images_turned_seeds_and_the_whole_test_set_are_as_they_see_them():
+def test_seeds_and_test_set_are_turned_as_clients_see_them():
     task, still = load_task({**H2L, "data.split": "rotated-90"}), load_task({**H2L, "data.split": "iid"})
     assert still.whole_test(CLIENTS) is still.test
     parts = task.partitions(CLIENTS)

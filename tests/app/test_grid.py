@@ -1,7 +1,5 @@
 """How a run's grid shares out this machine."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,12 +7,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from heterofl_flwr.app.launch import machine
 from heterofl_flwr.app.launch.request import Request, Share
-from heterofl_flwr.app.launch.running import STEP, cohort_limit, cost
+from heterofl_flwr.app.launch.running import cohort_limit
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.settings import from_flat, to_flat
-
-SAMPLE = Path(__file__).parent / "sample_app"
-
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -24,10 +19,10 @@ def asked(monkeypatch, tmp_path):
     """Return a function that makes a request for settings and a device, on a machine of eight cores."""
     monkeypatch.setattr(machine, "cores", lambda: 8)
 
-    def ask(settings=None, device="cpu", share=None, app=None):
-        config = to_flat(from_flat(settings or {}))
+    def ask(settings, device):
+        config = to_flat(from_flat(settings))
         monkeypatch.setitem(vars(load_task(config)), "device", torch.device(device))
-        return Request(config=config, out=tmp_path, clients=100, share=share or Share(), app=app)
+        return Request(config=config, out=tmp_path, clients=100, share=Share())
 
     return ask
 
@@ -52,14 +47,3 @@ def message_of(number):
 def test_clients_train_together_where_that_pays(asked, settings, device, small, large):
     cohort = cohort_limit(asked(settings, device))
     assert (cohort(message_of(1000)), cohort(message_of(1_000_000))) == (small, large)
-
-
-def test_another_app_decides_by_itself(asked):
-    request = asked(device="cuda", app=SAMPLE)
-    assert cohort_limit(request)(message_of(1)) == 1
-
-
-def test_larger_models_cost_more():
-    costs = [cost(message_of(number)) for number in (1, 100_000, 1_000_000)]
-    assert costs[0] == pytest.approx(STEP, rel=0.01)
-    assert costs[2] - costs[1] == pytest.approx(3_600_000)

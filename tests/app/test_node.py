@@ -47,13 +47,6 @@ def test_a_round_begins_with_what_the_last_one_before_it_left(tmp_path):
     assert read(own, 9, partition=4) is None
 
 
-def test_another_run_in_the_same_folder_begins_with_nothing(tmp_path):
-    own, state = node(tmp_path), {"weight": torch.ones(2)}
-    keep_own_state(own, Owner(3, 7), 1, state, 1)
-    assert read_own_state(own, Owner(3, 8), 5) is None
-    assert equal(read_own_state(own, Owner(3, 7), 5), state)
-
-
 @pytest.mark.parametrize("every", [1, 5])
 def test_states_are_kept_as_long_as_a_checkpoint_may_need_them(tmp_path, every):
     own = node(tmp_path)
@@ -108,7 +101,7 @@ def test_a_resumed_run_equals_one_without_a_break(tmp_path, shared):
 
 
 @pytest.mark.usefixtures("page")
-def test_a_second_run_does_not_begin_with_what_the_nodes_have_of_the_first(tmp_path):
+def test_a_second_run_does_not_begin_with_the_firsts_states(tmp_path):
     """Nodes of a deployment name one folder for all runs."""
     histories = []
     for name, states in (("alone", "alone"), ("first", "nodes"), ("second", "nodes")):

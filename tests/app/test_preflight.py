@@ -7,8 +7,7 @@ import pytest
 
 from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.launch import machine, preflight, running
-from heterofl_flwr.app.launch.preflight import check_share, check_task
-from heterofl_flwr.app.launch.request import Share
+from heterofl_flwr.app.launch.preflight import check_task
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.data.text import Texts, to_text
 from heterofl_flwr.errors import ConfigError
@@ -48,25 +47,17 @@ def started(monkeypatch):
     [
         (["--out", "file/below"], "/file is a file; expected a folder, or none"),
         (["--out", "x" * 300], "File name too long"),
-        (["--out", "/proc/nothing"], "/proc/nothing"),
         (["--resume", "file"], "--resume file: file is a file; expected a folder"),
         (["--gpus=2"], "gpus is 2, and this machine has none: ask for 0"),
-        (["--set", "devices.profile=nowhere:mine"], "devices.profile is 'nowhere:mine', which cannot"),
         (["--cpus", "99"], "cpus is 99, and this machine has 2 cores: ask for 2 or fewer"),
         (["--data", "digitz"], "no data set 'digitz'; did you mean digits?"),
-        (["--data", "nowhere:data"], "the data set is 'nowhere:data', which cannot be loaded"),
         (["--set", "model.name=transformer"], "the model transformer cannot read the data set digits, whose inputs"),
-        (["--set", "model.name=nowhere:model"], "model.name is 'nowhere:model', which cannot be loaded"),
         (["--set", "evaluate.metric=nowhere:metric"], "evaluate.metric is 'nowhere:metric', which cannot be loaded"),
         (["--set", "server.strategy=fedh2l", "--mix=a", "--set=distill.seed-size=5000"], "a seed set of 5000 examples"),
         (["--set", "data.split=non-iid-50"], "non-iid-50 does not fit 20 clients and 10 classes"),
         (["--clients", "5000"], "1442 examples are too few for 5000 clients: use fewer clients"),
-        (["--out", "a", "--resume", "b"], "name it once"),
-        (["--app", "a", "--resume", "b"], "--resume is for this package's own app"),
         (["--clients", "0"], "--clients is 0; expected an integer of 1 or more"),
         (["--gpus=-1"], "--gpus is '-1'; expected auto, a share such as 0.25, or a whole number"),
-        (["--gpus=1.5"], "--gpus is '1.5'"),
-        (["--set", "lr=1"], "did you mean train.lr?"),
         (["--resume", "nowhere"], "is no folder of a run"),
     ],
 )
@@ -80,7 +71,7 @@ def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, started, 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_in_which_another_process_runs_or_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_is_locked_or_read_only_is_refused(tmp_path, monkeypatch, capsys):
     with RunFolder(tmp_path / "run").lock():
         assert main(["run", "--out", "run"]) == 2
     assert "another process runs in " in capsys.readouterr().err
@@ -103,13 +94,6 @@ def test_what_a_users_own_function_raises_is_left_to_the_run(tmp_path, monkeypat
     check_task(Task(from_flat({"data.name": "own_data:data"})), 2)
 
 
-def test_what_the_machines_of_a_cluster_have_is_not_known(monkeypatch):
-    with pytest.raises(ConfigError, match=r"cpus is 3.*; gpus is 1"):
-        check_share(Share(cpus=3, gpus=1.0))
-    monkeypatch.setenv("RAY_ADDRESS", "host:6379")
-    check_share(Share(cpus=3, gpus=1.0))
-
-
 def test_without_a_gpu_nothing_computes_on_one(started):
     for asked, device in (
         ([], "auto"),
@@ -120,7 +104,7 @@ def test_without_a_gpu_nothing_computes_on_one(started):
         assert started[0][-1].config["engine.device"] == device
 
 
-def test_an_interrupt_says_how_to_go_on_though_nothing_was_done_yet(tmp_path, capsys, started, monkeypatch):
+def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, started, monkeypatch):
     requests, run_request = started
     run_request.ends = KeyboardInterrupt()
     out = tmp_path / "my run"
@@ -131,12 +115,6 @@ def test_an_interrupt_says_how_to_go_on_though_nothing_was_done_yet(tmp_path, ca
     run_request.ends = running.RunError("told so")
     assert main(["run", "--resume", str(out), "--grid=local", "--parallel=1"]) == 1
     assert requests[1] == requests[0]
-
-
-def test_an_interrupt_of_another_app_says_no_more(capsys, started):
-    started[1].ends = KeyboardInterrupt()
-    assert main(["run", "--app", str(Path(__file__).parent / "sample_app")]) == 130
-    assert capsys.readouterr().err == "heterofl: interrupted\n"
 
 
 def test_a_finished_run_says_so_and_a_refused_resume_leaves_it(tmp_path, capsys):

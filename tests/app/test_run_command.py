@@ -56,12 +56,6 @@ def test_short_options_are_settings(asked):
     assert request.out.name.startswith("mnist-")
 
 
-def test_a_file_comes_before_the_command_line(asked, tmp_path):
-    (tmp_path / "mine.toml").write_text("seed = 3\ntrain.epochs = 9\n")
-    request, _ = asked("--config", "mine.toml", "--seed", "4")
-    assert (request.config["seed"], request.config["train.epochs"]) == (4, 9)
-
-
 def test_paths_are_made_absolute(asked, tmp_path, monkeypatch):
     (tmp_path / "pictures").mkdir()
     request, _ = asked("--data", "pictures", "--set", "data.root=hub", "--out", "here")
@@ -74,14 +68,14 @@ def test_paths_are_made_absolute(asked, tmp_path, monkeypatch):
     assert (config["data.root"], config["data.name"]) == (str(tmp_path / "elsewhere"), "digits")
 
 
-def test_a_home_may_be_written_as_shells_do_and_one_that_is_not_there_is_a_name_like_any_other(asked, tmp_path):
+def test_a_home_may_be_written_as_shells_do(asked, tmp_path):
     assert asked("--out", "~nobody-here/a b")[0].out == tmp_path / "~nobody-here" / "a b"
     first, _ = asked("--out=~/a")
     again, _ = asked("--resume=~/a")
     assert first.out == again.out == tmp_path / "home" / "a"
 
 
-def test_it_waits_for_all_clients_and_has_few_messages_under_way_unless_told(asked):
+def test_it_waits_for_all_clients_unless_told(asked):
     assert asked("--clients", "7")[0].config["sample.min-nodes"] == 7
     given = ("--set", "sample.min-nodes=3", "--set", "engine.window=0")
     config = asked("--clients", "7", *given, "--out", "b")[0].config
@@ -95,12 +89,6 @@ def test_another_app_gets_only_what_is_said(asked):
     assert request.out.name.startswith("sample_app-")
 
 
-@pytest.mark.parametrize(("setting", "option"), [("run.dir=mine", "--out"), ("run.resume=true", "--resume")])
-def test_a_setting_that_an_option_replaces_is_rejected_with_its_name(setting, option, capsys):
-    assert main(["run", "--set", setting]) == 2
-    assert f"here {option} FOLDER says it" in capsys.readouterr().err
-
-
 def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path, capsys):
     first, _ = asked("--out", "mine", "--clients", "9", "--seed", "5", "--rounds", "2")
     RunFolder(tmp_path / "mine").start(first.config)
@@ -112,14 +100,7 @@ def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path
     assert f"--clients is 5, but the run in {first.out} has 9" in capsys.readouterr().err
 
 
-def test_a_run_of_another_version_is_not_resumed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    RunFolder(tmp_path / "mine").start({"server.speed": 1.0})
-    assert main(["run", "--resume", "mine"]) == 2
-    assert "whose settings server.speed are not known here" in capsys.readouterr().err
-
-
-def test_a_run_without_a_note_of_its_clients_goes_on_with_those_that_are_named(asked, tmp_path, capsys):
+def test_a_run_without_a_note_goes_on_with_clients_named(asked, tmp_path, capsys):
     first, _ = asked("--out", "mine", "--clients", "9")
     RunFolder(tmp_path / "mine").start(first.config)
     (tmp_path / "mine" / preflight.FILE).unlink()  # as in the folder of `flwr run`
@@ -128,7 +109,7 @@ def test_a_run_without_a_note_of_its_clients_goes_on_with_those_that_are_named(a
     assert asked("--resume", "mine", "--clients", "9")[0].clients == 9
 
 
-def test_a_run_that_has_not_begun_waits_for_the_clients_that_it_now_gets(asked):
+def test_a_run_that_has_not_begun_may_get_other_clients(asked):
     asked("--out", "mine", "--clients", "9")
     again, _ = asked("--resume", "mine", "--clients", "5")
     assert (again.clients, again.config["sample.min-nodes"]) == (5, 5)

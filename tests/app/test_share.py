@@ -9,14 +9,11 @@ from heterofl_flwr.errors import ConfigError
 @pytest.mark.parametrize(
     ("share", "cores", "devices", "clients"),
     [
-        (Share(), 8, 0, 8),
         (Share(cpus=3), 8, 0, 2),
         (Share(cpus=16), 8, 0, 1),
         (Share(at_once=3), 8, 0, 3),
-        (Share(gpus=0.25), 16, 1, 4),
         (Share(gpus=0.25), 2, 4, 2),
         (Share(gpus=0.3), 16, 2, 6),
-        (Share(gpus=1.0), 16, 2, 2),
         (Share(gpus=2.0), 16, 4, 2),
     ],
 )

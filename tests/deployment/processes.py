@@ -28,7 +28,6 @@ import psutil
 
 from heterofl_flwr.app.cli.app import write_app
 from heterofl_flwr.app.cli.keys import write_certificates, write_node_key
-from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.settings import Flat
 
@@ -189,7 +188,7 @@ class Deployment(Processes):
     def submit(self, config: Mapping[str, Flat]) -> str:
         """Submit a run of our own app with these settings; return its number."""
         folder = Path(tempfile.mkdtemp(dir=self.home))
-        write_app(folder, config, client=CLIENT_APP, server=SERVER_APP)
+        write_app(folder, config)
         return str(json.loads(self.flwr(["run", str(folder), "own", "--format", "json"]))["run-id"])
 
     def flwr(self, *calls: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ def options(words):
     return {word.partition("=")[0] for word in words if word.startswith("--")}
 
 
-def test_nodes_and_other_machines_reach_the_superlink_through_the_proxy_alone():
+def test_all_reach_the_superlink_through_the_proxy_alone():
     inside = set(SERVICES["superlink"]["networks"])
     assert {name for name, service in SERVICES.items() if inside & set(service["networks"])} == {"superlink", "proxy"}
     opened = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
@@ -59,7 +59,7 @@ def test_the_proxy_gets_the_files_that_its_configuration_names():
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES.keys() - {"proxy"}))
-def test_each_container_gets_the_files_that_it_names_and_no_others(name):
+def test_each_container_gets_the_files_that_it_names_alone(name):
     service = SERVICES[name]
     mounted = {target for _, target, *_ in (volume.split(":") for volume in service["volumes"])}
     named = {word.partition("=")[2] for word in service["command"] if "=/keys/" in word}

@@ -87,10 +87,6 @@ ALL = [
 OTHERS = [own for own in ALL if program_of(own.values[0]) not in {*KNOWN, *BUILT_IN, *OF_THE_SYSTEM}]
 
 
-def test_pages_have_commands():
-    assert {program_of(*own.values) for own in ALL} >= {"heterofl", "make", "flwr", "flower-supernode"}
-
-
 @pytest.mark.parametrize("words", ALL)
 def test_command_exists(words):
     program = program_of(words)

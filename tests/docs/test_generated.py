@@ -8,9 +8,7 @@ from importlib import import_module
 import pytest
 
 from heterofl_flwr import messages
-from heterofl_flwr.app.cli.main import COMMANDS
 from heterofl_flwr.core import Fidelity
-from heterofl_flwr.settings import SPECS
 from simulations.examples import part_picture, plan_picture
 from simulations.model_zoo.__main__ import VERDICTS
 from simulations.model_zoo.sources import SOURCES
@@ -56,21 +54,11 @@ def test_an_old_region_is_noticed(generate):
     assert generate.fill(page.replace("`train.lr`", "`train.rate`")) == page
 
 
-def test_settings_page_has_every_setting():
-    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
-    assert {key for key in SPECS if f"`{key}`" in page} == set(SPECS)
-
-
 def test_fidelity_page_has_every_variant():
     page = (DOCS / "explain" / "fidelity.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE))
     assert rows.keys() == {field.name for field in fields(Fidelity)}
     assert all("(paper)" in text and "(fixed)" in text for text in rows.values())
-
-
-def test_command_page_has_every_command():
-    page = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
-    assert [name for name in COMMANDS if f"usage: heterofl {name}" not in page] == []
 
 
 @pytest.mark.parametrize("part", PUBLIC)
@@ -94,7 +82,7 @@ def test_message_page_has_every_key():
     assert set(rows) <= names
 
 
-def test_model_pages_count_what_they_list_and_no_model_is_sliced_wrongly():
+def test_model_pages_count_what_they_list():
     said = (DOCS / "reference" / "models.md").read_text(encoding="utf-8")
     counts = re.findall(r"^\| \[(\w+)\]\(models-\w+\.md\) \| ([\d |]+) \| \d+ \|$", said, re.MULTILINE)
     assert [name for name, _ in counts] == list(SOURCES)
@@ -104,8 +92,6 @@ def test_model_pages_count_what_they_list_and_no_model_is_sliced_wrongly():
         listed = {verdict: re.findall(r"(?:^|\| |, )`(\w+)`", text, re.MULTILINE) for verdict, text in sections.items()}
         assert [len(listed.get(verdict, ())) for verdict in VERDICTS] == list(map(int, numbers.split(" | ")))
         assert "wrong" not in listed
-        if name == "torchvision":
-            assert {one for own in listed.values() for one in own} == set(SOURCES[name].names())
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -117,30 +103,3 @@ def test_picture_is_that_of_the_plans(name, tmp_path, monkeypatch):
     if _CREATOR.findall(new) != _CREATOR.findall(old):
         pytest.skip("another version of matplotlib drew the picture")
     assert new == old, f"draw it anew: python -m {PICTURES[name].__name__} {picture.relative_to(ROOT)}"
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_picture_is_legible_in_light_and_dark_mode(name):
-    svg = (DOCS / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-    light, dark = (dict(re.findall(r"--(\w+): #(\w{6});", rules)) for rules in re.findall(r":root \{(.+?)\}", svg))
-    outside = re.findall(r"<text [^>]*fill: var\(--(\w+)\)", svg)
-    assert set(outside) == {"ink", "muted"}
-    for colours, paper in (
-        (light, "ffffff"),
-        (dark, "0d1117"),
-        (dark, "131416"),
-    ):  # GitHub's dark paper, and the site's
-        assert min(contrast(colours[name], paper) for name in outside) >= 4.5  # as WCAG 2.2 asks of text
-    inside = set(re.findall(r"<text [^>]*fill: (#\w{6})", svg))
-    assert inside == ({"#ffffff", "#2b43ab"} if name == "plans" else set())  # on shades that are the same in both modes
-
-
-def contrast(one: str, other: str) -> float:
-    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
-
-
-def luminance(colour: str) -> float:
-    channels = [int(colour[start : start + 2], 16) / 255 for start in (0, 2, 4)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in channels]
-    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

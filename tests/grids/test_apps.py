@@ -11,11 +11,6 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.apps import reference
 
 
-def test_only_an_app_has_a_place():
-    with pytest.raises(ConfigError, match="client_app is None; expected a ClientApp or 'module:attribute'"):
-        reference(None)
-
-
 @pytest.mark.parametrize(
     ("attributes", "expected"),
     [

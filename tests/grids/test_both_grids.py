@@ -21,11 +21,6 @@ def any_grid(request):
     return request.getfixturevalue(request.param)
 
 
-def pids_of(grid, ask):
-    messages = [ask(node_id, "process", seconds=0.1) for node_id in grid.get_node_ids()]
-    return {reply.content["config"]["pid"] for reply in grid.send_and_receive(messages)}
-
-
 def test_replies_come_in_the_order_of_the_messages(any_grid, ask):
     durations = dict(zip(any_grid.get_node_ids(), (0.3, 0.0, 0.1, 0.0), strict=True))
     replies = any_grid.send_and_receive([ask(node_id, "sleep", seconds=s) for node_id, s in durations.items()])

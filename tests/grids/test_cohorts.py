@@ -9,7 +9,6 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from heterofl_flwr.compat import ErrorCode
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
 
 RATES = (1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.25)
@@ -130,12 +129,6 @@ def test_a_reply_that_cannot_be_sent_back_fails_alone(pool):
     assert "pickle" in replies[4].error.reason
 
 
-def test_an_app_without_train_cohort_answers_one_by_one():
-    with LocalGrid("cohort_clients:fit", len(RATES), cohort=4) as grid:
-        messages = sent_to(grid)
-        assert groups_of(grid, grid.send_and_receive(messages)) == [[partition] for partition in range(len(RATES))]
-
-
 def test_a_local_group_runs_when_a_reply_is_asked_for():
     with LocalGrid("cohort_clients:app", len(RATES), cohort=4) as grid:
         ids = list(grid.push_messages(sent_to(grid)))
@@ -154,12 +147,6 @@ def test_a_group_goes_on_for_those_who_are_waited_for(pool):
     assert groups_of(pool, pool.pull_messages([ids[6]])) == [[0, 3, 6]]  # as without the cancellation
     assert pool.wait_for_replies([ids[0], ids[3]], timeout=0.0) == []
     pool.cancel(ids)
-
-
-def test_a_cohort_of_nobody_raises():
-    grid = LocalGrid("cohort_clients:app", 2, cohort=lambda message: 0)
-    with grid, pytest.raises(ConfigError, match="cohort is 0; expected an integer of 1 or more"):
-        grid.push_messages(sent_to(grid, (1.0, 1.0)))
 
 
 @pytest.mark.slow

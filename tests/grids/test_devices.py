@@ -75,7 +75,7 @@ def test_shares_of_the_work_are_even_and_the_pace_is_lognormal():
 
 
 @given(st.integers(0, 9), st.integers(1, 9), st.integers(0, 9), st.sampled_from(list(LEVELS.values())))
-def test_a_turn_always_meets_the_same_fate_and_another_turn_another(seed, server_round, partition, rate):
+def test_a_turn_always_meets_the_same_fate(seed, server_round, partition, rate):
     def fate(*turn):
         found, own = Devices(EDGE, nothing), Turn(*turn, rate)
         ahead = own.draws("away").random(), own.draws("drop-out").random()
@@ -91,11 +91,8 @@ def test_a_turn_always_meets_the_same_fate_and_another_turn_another(seed, server
     ("profiles", "options", "match"),
     [
         ({}, {}, r"device profiles are \{\}; expected a mapping from levels to DeviceProfile"),
-        (None, {}, "device profiles are None"),
         ({"a": 3}, {}, "the profile of level a is 3; expected a DeviceProfile"),
-        ({"z": FAST}, {}, "'z' is no level"),
-        ({"a": FAST}, {"deadline": 0}, "deadline is 0; expected a number of seconds over 0"),
-        ({"a": FAST}, {"deadline": math.nan}, "deadline is nan"),
+        ({"a": FAST}, {"deadline": math.nan}, "deadline is nan; expected a number of seconds over 0"),
     ],
 )
 def test_invalid_devices_raise(profiles, options, match):
@@ -108,15 +105,8 @@ def test_all_invalid_fields_of_a_profile_are_named_at_once():
         DeviceProfile(macs_per_second=0, download=1, upload=1, available=0, drop_out=1, jitter=-1)
 
 
-def test_the_bundled_set_has_the_papers_levels_and_larger_ones_are_faster():
-    assert list(EDGE) == list(LEVELS)
-    for one, other in zip(list(EDGE.values()), list(EDGE.values())[1:], strict=False):
-        for name in ("macs_per_second", "download", "upload", "compute_watts", "radio_watts"):
-            assert getattr(one, name) > getattr(other, name)
-
-
 @pytest.mark.parametrize("rate", [1.0, 0.5, 0.3])
-def test_training_takes_three_forward_passes_of_each_example_in_each_epoch(rate):
+def test_training_takes_three_forward_passes_of_each_example(rate):
     before = torch.get_rng_state()
     macs = (3 + 4) * width(8, rate)
     assert Training(Tiny, torch.zeros(1, 3), epochs=5)("train", 0, rate, 7) == 3 * 5 * 7 * macs
@@ -124,6 +114,6 @@ def test_training_takes_three_forward_passes_of_each_example_in_each_epoch(rate)
     assert torch.equal(torch.get_rng_state(), before)  # measuring draws nothing
 
 
-def test_where_models_inside_a_clients_own_are_trained_it_is_the_mean():
-    work = Training(Tiny, torch.zeros(1, 3), smaller=(1.0, 0.5, 0.25))
+def test_with_models_inside_a_clients_own_it_is_the_mean():
+    work = Training(Tiny, torch.zeros(1, 3), widths="ordered", rates=(1.0, 0.5, 0.25))
     assert work.forward(0.5) == (3 + 4) * (width(8, 0.5) + width(8, 0.25)) / 2

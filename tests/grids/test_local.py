@@ -135,7 +135,7 @@ def test_threads_may_ask_at_the_same_time(grid, ask, configs):
     assert sorted(reply["seen"] for reply in seen) == sorted([*range(1, 6)] * 4)
 
 
-def test_torch_uses_one_thread_in_a_client_and_as_many_as_before_after_it(ask):
+def test_torch_uses_one_thread_in_a_client_alone(ask):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -149,23 +149,16 @@ def test_torch_uses_one_thread_in_a_client_and_as_many_as_before_after_it(ask):
 
 def test_flowers_identity_is_lent_and_given_back():
     before = compat.get_identity()
-    try:
-        for outer in (None, 5):
-            compat.set_identity(outer, outer, outer)
-            first, second = LocalGrid(ClientApp(), 1, seed=1), LocalGrid(ClientApp(), 1, seed=2)
-            if compat.FLOWER >= (1, 38):
-                assert Message(RecordDict(), 3, "train").metadata.src_node_id == SUPERLINK_NODE_ID
-            first.close()
-            assert compat.get_identity() == (second.run.run_id, SUPERLINK_NODE_ID, 1)
-            second.close()
-            assert compat.get_identity() == (outer, outer, outer)
-            third = LocalGrid(ClientApp(), 1)
-            assert compat.get_identity() == (third.run.run_id, SUPERLINK_NODE_ID, 1)
-            del third  # without having been closed
-            gc.collect()
-            assert compat.get_identity() == (outer, outer, outer)
-    finally:
-        compat.set_identity(*before)
+    first, second = LocalGrid(ClientApp(), 1, seed=1), LocalGrid(ClientApp(), 1, seed=2)
+    first.close()
+    assert compat.get_identity() == (second.run.run_id, SUPERLINK_NODE_ID, 1)
+    second.close()
+    assert compat.get_identity() == before
+    third = LocalGrid(ClientApp(), 1)
+    assert compat.get_identity() == (third.run.run_id, SUPERLINK_NODE_ID, 1)
+    del third  # without having been closed
+    gc.collect()
+    assert compat.get_identity() == before
 
 
 def test_messages_to_a_closed_grid_or_to_unknown_nodes_raise(ask):
@@ -182,16 +175,13 @@ def test_messages_to_a_closed_grid_or_to_unknown_nodes_raise(ask):
     ("changes", "complaint"),
     [
         ({"num_nodes": 0}, "num_nodes is 0; expected an integer of 1 or more"),
-        ({"num_nodes": "3"}, "num_nodes is '3'"),
-        ({"client_app": "odd_clients"}, "expected a ClientApp or 'module:attribute'"),
         ({"client_app": ":app"}, "expected a ClientApp or 'module:attribute'"),
-        ({"client_app": None}, "client_app is None"),
         ({"client_app": "no_such_module:app"}, "No module named 'no_such_module'"),
         ({"client_app": "odd_clients:no_such_app"}, "no attribute 'no_such_app'"),
         ({"client_app": "odd_clients:not_an_app"}, "is a int; expected a ClientApp"),
         ({"client_app": "raises_on_import:app"}, "no data set here"),  # what the module raises is not hidden
         ({"node_config": lambda partition: {"rates": [1.0]}}, r"node_config\(0\)\['rates'\] is \[1.0\]"),
-        ({"run_config": {"lr": None}}, r"run_config\['lr'\] is None; expected a bool, an int, a float or a str"),
+        ({"cohort": 0}, "cohort is 0; expected an integer of 1 or more"),
     ],
 )
 def test_invalid_arguments_raise(changes, complaint):

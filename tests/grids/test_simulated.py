@@ -61,16 +61,6 @@ def without_seconds(records):
     return [{**record.to_json(), "seconds": 0.0} for record in records]
 
 
-def test_devices_that_never_fail_change_no_bit_of_the_model():
-    records, state, _ = on_tiny(None, 2)
-    simulated, same, _ = on_tiny(Devices({"a": PLAIN}, work), 2)
-    assert equal(state, same)
-    assert [(record.simulated_seconds, record.joules) for record in records] == [(0, 0)] * 2
-    times = [{**one, "simulated_seconds": 0.0, "joules": 0.0} for one in without_seconds(simulated)]
-    assert times == without_seconds(records)
-    assert simulated[0].simulated_seconds > 0
-
-
 def twin(devices, record, sizes, seed=0):
     """Return time and energy of a round, worked out client by client."""
     ends, joules, examples = {}, 0.0, {}
@@ -111,7 +101,7 @@ def test_time_and_energy_are_those_of_the_slow_twin(deadline):
     assert faults == {AWAY, DROPPED_OUT, *([late(4)] if deadline == 4 else [])}
 
 
-def test_no_message_to_train_reaches_a_client_that_is_not_available_and_at_least_min_replies_are():
+def test_clients_that_are_away_get_no_message():
     devices = Devices({"a": DeviceProfile(macs_per_second=1.0, available=0.5, **LINKS)}, work, deadline=1e9)
     with Watched(make_app(), 8) as grid:
         records, _, _ = run(grid, devices, 10, mix="a1", fraction_train=0.5, min_replies=2)
@@ -127,7 +117,7 @@ def test_no_message_to_train_reaches_a_client_that_is_not_available_and_at_least
     assert min(map(len, asked.values())) == 2 < max(map(len, asked.values()))
 
 
-def test_nobody_sends_to_a_client_that_drops_out_and_at_least_min_replies_stay():
+def test_some_drop_out_and_min_replies_stay():
     devices = Devices({"a": DeviceProfile(macs_per_second=1.0, drop_out=0.99, **LINKS)}, work)
     with Watched(make_app(), 5) as grid:
         ((record,), state, strategy) = run(grid, devices, mix="a1", min_replies=2)
@@ -139,7 +129,7 @@ def test_nobody_sends_to_a_client_that_drops_out_and_at_least_min_replies_stay()
     assert record.bytes_down == 5 / 2 * record.bytes_up  # they got the model all the same
 
 
-def test_clients_are_told_their_share_and_only_where_it_is_not_all():
+def test_clients_are_told_their_share_of_the_work():
     seen = {}
 
     def train(message, context):
@@ -159,17 +149,6 @@ def test_clients_are_told_their_share_and_only_where_it_is_not_all():
     assert set(seen.values()) == {1.0}
 
 
-def test_the_client_raises_where_the_share_is_none():
-    def train(message, context):
-        for value in (0.0, 1.5, 1, "half"):
-            message.content["config"]["work"] = value
-            with pytest.raises(ReplyError, match=f"sent {value!r} as work, expected a number over 0 and up to 1"):
-                share_of_work(message)
-        return add_one(message, context)
-
-    assert on_tiny(None, app=make_app(train))[0][0].failures == {}
-
-
 def late(seconds):
     return f"simulated: later than the deadline of {seconds:g} s"
 
@@ -180,7 +159,7 @@ def deadline_of(seconds, **options):
     return Devices({"a": own}, work, deadline=seconds)
 
 
-def test_a_late_reply_is_refused_and_the_round_lasts_until_the_deadline():
+def test_a_late_reply_is_refused_at_the_deadline():
     (record,), state, strategy = on_tiny(deadline_of(4.5), mix="a1", nodes=6)
     assert record.failures == {4: late(4.5), 5: late(4.5)}
     assert record.simulated_seconds == 4.5
@@ -191,7 +170,7 @@ def test_a_late_reply_is_refused_and_the_round_lasts_until_the_deadline():
 
 
 @pytest.mark.parametrize(("deadline", "least"), [(40.0, 6), (0.5, 1), (0.5, 3)])
-def test_a_round_ends_when_all_have_come_or_the_fastest_that_are_needed(deadline, least):
+def test_a_round_waits_for_the_fastest_that_it_needs(deadline, least):
     (record,), state, strategy = on_tiny(deadline_of(deadline), mix="a1", nodes=6, min_replies=least)
     assert sorted(record.failures) == list(range(least, 6))
     assert record.simulated_seconds == pytest.approx(least, rel=1e-6)
@@ -205,26 +184,13 @@ def crash(message, context):
     raise RuntimeError("the worker is gone")
 
 
-def untold(message, context):
-    answer = add_one(message, context)
-    del answer.content["metrics"]
-    return answer
-
-
-def test_clients_that_fail_take_no_time_and_are_named_with_their_own_fault(caplog):
-    app = make_app(odd={0: untold, 5: crash})
+def test_clients_that_fail_have_their_own_fault_and_no_time(caplog):
+    app = make_app(odd={5: crash})
     (record,), _, _ = on_tiny(deadline_of(3.5), mix="a1", nodes=6, app=app)
     assert {partition: record.failures[partition] for partition in (3, 4)} == {3: late(3.5), 4: late(3.5)}
-    assert "sent no metrics record" in record.failures[0]
     assert "the worker is gone" in record.failures[5]
-    assert record.joules == pytest.approx(2 + 3 + 4 + 5, rel=1e-6)
+    assert record.joules == pytest.approx(1 + 2 + 3 + 4 + 5, rel=1e-6)
     assert late(3.5) not in caplog.text  # what is meant to happen is no warning
-
-
-def test_evaluation_is_not_simulated():
-    devices = Devices({"a": DeviceProfile(macs_per_second=1.0, available=0.1, drop_out=0.9, **LINKS)}, work, deadline=1)
-    (record,), _, _ = on_tiny(devices, nodes=5, evaluation=Evaluation())
-    assert (record.evaluate["coverage"], record.evaluate_failures) == (1.0, {})
 
 
 class Streaming(Relay):
@@ -242,14 +208,14 @@ class Streaming(Relay):
 
 
 @pytest.mark.parametrize(("deadline", "least", "held"), [(100.0, 1, 1), (4.5, 1, 1), (0.5, 1, 1), (0.5, 3, 3)])
-def test_no_more_replies_are_held_than_may_be_needed_and_the_one_that_is_read(deadline, least, held):
+def test_no_more_replies_are_held_than_may_be_needed(deadline, least, held):
     with LocalGrid(make_app(), 8) as grid:
         streaming = Streaming(grid)
         run(streaming, deadline_of(deadline), mix="a1", min_replies=least)
     assert streaming.most == held
 
 
-def test_replies_come_in_the_order_of_the_messages_where_the_fate_of_the_first_is_known_last():
+def test_replies_come_in_order_though_the_first_is_decided_last():
     own = DeviceProfile(macs_per_second=1.0, download=1e12, upload=1e12)
     devices = Devices({"a": own}, lambda kind, partition, rate, examples: 10 - partition, deadline=4.5)
     with LocalGrid(make_app(), 8) as grid:
@@ -261,7 +227,7 @@ def test_replies_come_in_the_order_of_the_messages_where_the_fate_of_the_first_i
     assert [reply.has_error() for reply in replies] == [True] * 4 + [False] * 4
 
 
-def test_a_grid_that_sees_no_whole_round_or_another_strategys_messages_raises():
+def test_a_grid_that_sees_no_whole_round_raises():
     with LocalGrid(make_app(), 4) as grid:
         with pytest.raises(ConfigError, match=r"put Windowed inside.*leave spare at 0"):
             run(Windowed(SimulatedDevices(grid, deadline_of(1.0)), 2), None)
@@ -307,16 +273,10 @@ class TestFedH2L:
         own = DeviceProfile(macs_per_second=1e6, download=1e12, upload=1e12, compute_watts=1.0, **options)
         return Devices({"a": own}, self.work, deadline=deadline)
 
-    def test_two_exchanges_follow_one_another(self):
-        record, _ = self.play(self.devices())
-        assert record.simulated_seconds == pytest.approx(3 + 30, rel=1e-6)
-        assert record.joules == pytest.approx(6 + 60, rel=1e-6)
-
     def test_the_deadline_holds_for_each(self):
         record, grid = self.play(self.devices(2.5))
         assert record.failures == {2: late(2.5), 1: late(2.5)}
         assert {grid.partition_of(message) for message in grid.of("train.learn")} == {0, 1}
-        # The second waits for the one that it needs.
         assert record.simulated_seconds == pytest.approx(2.5 + 10, rel=1e-6)
         assert record.joules == pytest.approx(1 + 2 + 3 + 10 + 20, rel=1e-6)
 

@@ -1,11 +1,9 @@
-import json
 import logging
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs import checkpoint as module
 from heterofl_flwr.runs.checkpoint import Best, Checkpoint, load_checkpoint, save_checkpoint
 
@@ -23,15 +21,18 @@ def make(number: int) -> Checkpoint:
 
 def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
     assert found.server_round == expected.server_round
-    pairs = [(found.state, expected.state), (found.moments, expected.moments), (found.stages, expected.stages)]
+    pairs = [(getattr(found, part), getattr(expected, part)) for part in ("state", "moments", "stages")]
     assert (found.best is None) == (expected.best is None)
     if found.best and expected.best:
-        mine, other = found.best, expected.best
-        assert (mine.metric, mine.value, mine.server_round) == (other.metric, other.value, other.server_round)
-        pairs.append((mine.state, other.state))
+        assert what_of(found.best) == what_of(expected.best)
+        pairs.append((found.best.state, expected.best.state))
     for one, two in pairs:
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) and one[name].dtype == two[name].dtype for name in one)
+
+
+def what_of(best: Best) -> tuple[str, float, int]:
+    return best.metric, best.value, best.server_round
 
 
 @pytest.fixture
@@ -47,13 +48,6 @@ def test_everything_is_read_back_and_the_last_two_are_kept(three):
     assert sorted(path.name for path in three.iterdir()) == [
         f"round-00000{number}.{kind}" for number in (2, 3) for kind in ("json", "safetensors")
     ]
-
-
-def test_the_files_are_those_of_older_versions(three):
-    assert "stages/layer.weight" in load_file(three / "round-000003.safetensors")
-    content = json.loads((three / "round-000003.json").read_text())["content"]
-    assert content["server_round"] == 3
-    assert content["best"] == ["global-accuracy", pytest.approx(0.3), 2]
 
 
 def test_a_state_alone_is_enough_and_its_tied_weights_are_copied(tmp_path):
@@ -77,12 +71,10 @@ def flip(path):
 @pytest.mark.parametrize(
     ("kind", "damage"),
     [
-        ("safetensors", cut),
         ("safetensors", flip),
         ("safetensors", lambda path: path.unlink()),
         ("json", cut),
         ("json", lambda path: path.write_text(path.read_text().replace('"server_round": 3', '"server_round": 9'))),
-        ("json", lambda path: path.write_text("[]")),
         ("json", lambda path: path.write_text("[" * 100_000)),
     ],
 )
@@ -110,7 +102,7 @@ def test_a_newer_format_is_an_error_and_no_damage(three, monkeypatch):
         load_checkpoint(three)
 
 
-def test_a_writer_that_dies_between_its_two_files_leaves_the_one_before(three, monkeypatch):
+def test_a_writer_that_dies_leaves_the_checkpoint_before(three, monkeypatch):
     real = module.write_atomic
 
     def die(path, data):
@@ -126,13 +118,3 @@ def test_a_writer_that_dies_between_its_two_files_leaves_the_one_before(three, m
     (three / ".round-000009.json.tmp").write_text("half of a fi")
     save_checkpoint(three, make(5))
     assert sorted(path.stem for path in three.glob("*.*")) == ["round-000003"] * 2 + ["round-000005"] * 2
-
-
-def test_a_full_disk_leaves_the_one_before(three, monkeypatch):
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module.write_atomic.__globals__["os"], "fsync", full)
-    with pytest.raises(HeteroFLError, match="No space left on device"):
-        save_checkpoint(three, make(4))
-    assert_same(load_checkpoint(three), make(3))

@@ -58,7 +58,7 @@ def test_a_failure_before_the_rename_leaves_the_old_file(path, step, error, monk
     assert os.listdir(path.parent) == ["file"]
 
 
-def test_a_disk_that_fills_up_leaves_the_old_file_and_whole_lines(path):
+def test_a_full_disk_leaves_the_old_file_and_whole_lines(path):
     with files_of_at_most(20):
         with pytest.raises(HeteroFLError, match="cannot write"):
             write_atomic(path, b"x" * 5000)
@@ -85,7 +85,7 @@ def test_files_are_sorted_by_round_and_others_left_out(tmp_path):
     assert list(found) == [2, 10]
 
 
-def test_json_is_strict_and_numbers_that_it_lacks_come_back_as_floats():
+def test_json_is_strict_and_odd_numbers_are_read_back():
     text = to_json({"a": (1, 2.5), 3: float("nan"), "b": [float("-inf")], "c": None, "d": True, "e": Path("file")})
     values = json.loads(text, parse_constant=lambda name: pytest.fail(name))
     assert (values["a"], values["c"], values["d"], values["e"]) == ([1, 2.5], None, True, "file")

@@ -11,7 +11,6 @@ import torch
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs import Checkpoint, RunFolder
-from heterofl_flwr.runs import folder as run_folder
 from heterofl_flwr.runs.folder import parse_record
 from heterofl_flwr.runs.origin import commit, machine
 
@@ -39,15 +38,7 @@ def test_settings_are_kept(folder):
     assert about["machines"] == [machine()]
 
 
-def test_each_start_has_its_commit_and_machine(used, monkeypatch):
-    monkeypatch.setattr(run_folder, "commit", lambda: "later")
-    monkeypatch.setattr(run_folder, "machine", lambda: "another")
-    used.start(SETTINGS, resume=True)
-    assert used.about()["commits"] == [commit(), "later"]
-    assert used.about()["machines"] == [machine(), "another"]
-
-
-def test_another_run_is_not_overwritten_and_each_difference_is_named(used):
+def test_another_run_is_not_overwritten(used):
     other = {"model": "preresnet18", "optim": {"lr": 0.1, "milestones": [60, 90]}, "rounds": 10, "seed": 1}
     with pytest.raises(ConfigError, match="holds another run") as caught:
         used.start(other)
@@ -56,14 +47,6 @@ def test_another_run_is_not_overwritten_and_each_difference_is_named(used):
     assert "optim.milestones was [60, 80] and is [60, 90]" in text
     assert "seed was not set and is 1" in text
     assert "lr" not in text
-
-
-def test_a_run_that_died_before_its_first_round_can_start_over(folder):
-    folder.start(SETTINGS)
-    folder.start(SETTINGS)
-    assert len(folder.about()["starts"]) == 1
-    with pytest.raises(ConfigError, match="holds another run: rounds was 10 and is 11"):
-        folder.start({**SETTINGS, "rounds": 11})
 
 
 def test_a_run_is_resumed(used, costs):
@@ -92,7 +75,7 @@ def test_there_must_be_a_run_to_resume_and_to_read(folder):
         folder.settings()
 
 
-def test_a_run_without_a_checkpoint_is_resumed_without_its_rounds(folder, record):
+def test_a_run_without_a_checkpoint_begins_anew(folder, record):
     folder.start(SETTINGS)
     folder.append(record(1))
     with pytest.raises(ConfigError, match="already: resume it, or choose another"):
@@ -139,18 +122,12 @@ def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(folder, monkeypat
     assert "cannot be locked" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"settings": 3, "about": {}}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["{}", "[" * 100_000])
 def test_settings_that_cannot_be_read_are_an_error(folder, text):
     folder.start(SETTINGS)
     (folder.path / "settings.json").write_text(text)
     with pytest.raises(ConfigError, match=r"settings\.json cannot be read"):
         folder.settings()
-
-
-def test_costs_that_cannot_be_read_name_their_file(used):
-    used._write({**used._read(), "model": {"global_rate": 1.0}})
-    with pytest.raises(ConfigError, match=r"(?s)settings\.json cannot be read: .*levels"):
-        used.costs()
 
 
 @pytest.mark.parametrize("linked", ["clients", "clients/00001"])
@@ -165,7 +142,7 @@ def test_rewinding_removes_nothing_that_a_link_leads_to(used, linked, tmp_path):
     assert other.read_bytes() == b"another run's"
 
 
-def test_releases_are_not_forgotten_with_the_rounds_that_they_were_in(used, record):
+def test_releases_are_not_forgotten_with_their_rounds(used, record):
     assert used.releases() == {"training-releases": 0, "moments-releases": 0}
     used.append(replace(record(2), privacy={"epsilon": 3.0, "training-releases": 2.0, "moments-releases": 4.0}))
     assert used.releases() == {"training-releases": 2, "moments-releases": 4}
@@ -174,7 +151,7 @@ def test_releases_are_not_forgotten_with_the_rounds_that_they_were_in(used, reco
     assert RunFolder(used.path).releases() == {"training-releases": 3, "moments-releases": 4}
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"training-releases": 1}', '{"training-releases": null}'])
+@pytest.mark.parametrize("text", ["", '{"training-releases": 1}'])
 def test_releases_that_cannot_be_read_are_not_taken_for_none(used, text):
     (used.path / "privacy.json").write_text(text)
     with pytest.raises(
@@ -203,7 +180,7 @@ def test_a_last_line_that_was_cut_off_is_ignored(folder, records, cut, caplog):
     assert "incomplete line" in caplog.text
 
 
-@pytest.mark.parametrize("line", ["nothing", '{"server_round": 1}', "[" * 100_000])
+@pytest.mark.parametrize("line", ['{"server_round": 1}', "[" * 100_000])
 def test_a_broken_line_before_the_last_is_an_error(folder, record, line):
     folder.path.mkdir()
     (folder.path / "history.jsonl").write_text(f"{line}\n")
@@ -213,7 +190,7 @@ def test_a_broken_line_before_the_last_is_an_error(folder, record, line):
 
 
 @pytest.mark.parametrize("run", ["", "00000000000000ff"])  # older versions wrote all in one folder
-def test_rewinding_drops_later_rounds_checkpoints_and_client_states(used, records, run):
+def test_rewinding_drops_what_is_of_later_rounds(used, records, run):
     used.append(records[1])
     used.save_checkpoint(Checkpoint(server_round=2, state={"w": torch.ones(1)}))
     states = used.clients / run / "00001"

@@ -7,14 +7,13 @@ from heterofl_flwr.runs.metrics import (
     headline,
     headline_kind,
     is_better,
-    pick_metric,
     scalars,
     scores,
     seconds_to,
 )
 
 
-def test_what_is_not_a_number_beats_nothing_and_loses_to_everything():
+def test_what_is_not_a_number_loses_to_everything():
     assert not is_better(math.nan, None, "max")
     assert is_better(0.1, math.nan, "max")
     assert is_better(0.1, None, "min")
@@ -25,25 +24,16 @@ def test_what_is_not_a_number_beats_nothing_and_loses_to_everything():
     ("evaluate", "kind", "name"),
     [
         ({"local-accuracy": 1, "global-loss": 1, "global-accuracy": 1}, "accuracy", "global-accuracy"),
-        ({"global-loss": 1, "global-perplexity": 1}, "perplexity", "global-perplexity"),
         ({"global-accuracy": 1, "local-accuracy": 1, "global-perplexity": 1}, "perplexity", "global-perplexity"),
         ({"global-loss": 1}, "loss", "global-loss"),
         ({"coverage": 1, "test-loss": 1}, "loss", "test-loss"),
-        ({"coverage": 1, "f1": 1}, "accuracy", None),
         ({}, "accuracy", None),
     ],
 )
-def test_the_headline_is_perplexity_which_texts_have_else_accuracy_else_loss(record, evaluate, kind, name):
+def test_the_headline_is_perplexity_else_accuracy_else_loss(record, evaluate, kind, name):
     one = replace(record(1), evaluate=evaluate, evaluate_by_level={})
     assert headline_kind([one]) == kind
     assert headline(one) == name
-
-
-def test_the_metric_of_a_level_is_the_global_one_where_there_are_several():
-    assert pick_metric({"local-accuracy": 0.1, "global-accuracy": 0.2}, "accuracy") == 0.2
-    assert pick_metric({"accuracy": 0.3}, "accuracy") == 0.3
-    assert pick_metric({"train-loss": 0.4}, "loss") == 0.4
-    assert pick_metric({"loss": 0.4}, "accuracy") is None
 
 
 def test_final_and_best_of_each_metric(record):
@@ -84,7 +74,7 @@ def test_all_numbers_have_one_name_each(record):
     assert found["round/bytes-down"] + found["round/bytes-up"] == record(10).bytes_down + record(10).bytes_up
 
 
-def test_numbers_that_only_some_runs_have_are_named_in_those_alone(few, records, simulated):
+def test_numbers_that_only_some_runs_have_are_there_alone(few, records, simulated):
     plain = scalars(records[0])
     assert scalars(simulated[0]) == {**plain, "round/simulated-seconds": 90.0, "round/joules-estimate": 1500.0}
     asked = {"evaluation-asked": 20.0, "evaluation-answers": 1.0, "evaluation-partial": 1.0}

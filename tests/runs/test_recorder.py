@@ -9,7 +9,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import Progress
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.report import EarlyStopping
-from heterofl_flwr.runs import Recorder, RunFolder, save_models
+from heterofl_flwr.runs import Recorder, RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts, moments_by_rate
 
 SETTINGS = {"seed": 0}
@@ -31,7 +31,7 @@ def whole(tmp_path, fake, costs):
 
 
 @pytest.mark.parametrize("dies_after", [3, 8])
-def test_a_resumed_run_leaves_the_same_files_as_an_uninterrupted_one(whole, folder, fake, costs, dies_after):
+def test_a_resumed_run_leaves_the_files_of_one_without_a_break(whole, folder, fake, costs, dies_after):
     folder.start(SETTINGS)
     fake.run([Recorder(folder, every=3, costs=costs)], 1, LAST, dies_after=dies_after)
     again = RunFolder(folder.path)
@@ -51,9 +51,7 @@ def test_a_resumed_run_leaves_the_same_files_as_an_uninterrupted_one(whole, fold
         ("history.jsonl", -50, "round-000009.json is of a round that the history lacks"),
     ],
 )
-def test_a_run_with_a_damaged_file_goes_on_from_the_checkpoint_before(
-    whole, folder, fake, costs, caplog, name, size, warning
-):
+def test_a_damaged_run_goes_on_from_the_checkpoint_before(whole, folder, fake, costs, caplog, name, size, warning):
     folder.start(SETTINGS)
     fake.run([Recorder(folder, every=3, costs=costs)], 1, LAST, dies_after=9)
     damaged = folder.path / name
@@ -65,7 +63,7 @@ def test_a_run_with_a_damaged_file_goes_on_from_the_checkpoint_before(
     assert warning in caplog.text
 
 
-def test_a_run_that_was_stopped_early_has_a_checkpoint_of_its_last_round(folder, fake):
+def test_a_run_that_stops_early_has_a_last_checkpoint(folder, fake):
     folder.start(SETTINGS)
     last = fake.run([Recorder(folder, every=5), EarlyStopping(target=0.2)], 1, LAST)
     assert last % 5
@@ -84,7 +82,7 @@ def test_the_checkpoint_holds_what_the_run_needs(folder, fake):
     assert moments_by_rate({"fixed.bn.count": 1}, 0.5) == {0.5: {"fixed.bn.count": 1}}  # the global model's
 
 
-def test_moments_of_the_last_evaluation_outlive_rounds_without_one_after_a_resume(folder, fake):
+def test_moments_outlive_rounds_without_evaluation(folder, fake):
     recorder = Recorder(folder)
     recorder.on_start(1, 3, fake.state(0))
     recorder.on_round_end(fake.progress(1, 3, evaluate={"loss": 0.5}))
@@ -111,24 +109,13 @@ def test_the_best_state_is_that_of_the_best_round(folder, fake, metric, expected
     assert all(torch.equal(best.state[name], value) for name, value in fake.state(best.server_round).items())
 
 
-def test_the_best_state_outlives_an_interruption(folder, fake):
-    for first, values in ((1, [0.7, 0.3]), (3, [0.5])):
-        recorder = Recorder(folder)
-        recorder.on_start(first, 3, fake.state(0))
-        for number, value in enumerate(values, first):
-            recorder.on_round_end(fake.progress(number, 3, evaluate={"global-accuracy": value}))
-    best = folder.load_checkpoint().best
-    assert (best.value, best.server_round) == (0.7, 1)
-    assert torch.equal(best.state["linear.bias"], fake.state(1)["linear.bias"])
-
-
 def test_a_metric_that_never_comes_is_logged(folder, fake, caplog):
     fake.run([Recorder(folder, metric="glbal-accuracy")], 1, 4)
     assert folder.load_checkpoint().best is None
     assert "no evaluation gave glbal-accuracy" in caplog.text
 
 
-def test_each_level_has_its_final_model_and_the_moments_that_were_measured_on_it(whole, fake, build):
+def test_each_level_has_its_final_model_and_moments(whole, fake, build):
     info = json.loads((whole.path / "models" / "b.json").read_text())
     state = load_file(whole.path / "models" / "b.safetensors")
     assert (info["rate"], info["server_round"]) == (0.5, LAST)
@@ -143,23 +130,6 @@ def test_each_level_has_its_final_model_and_the_moments_that_were_measured_on_it
     assert first == {"a": [LAST, LAST], "b": [LAST + 100, LAST + 100]}
 
 
-def test_saving_models_uses_up_no_random_number(folder, fake, build):
-    torch.manual_seed(0)
-    expected = torch.rand(2)
-    torch.manual_seed(0)
-    save_models(folder, build, [1.0, 0.5], fake.state(1))
-    assert torch.equal(torch.rand(2), expected)
-    assert json.loads((folder.path / "models" / "b.json").read_text())["metrics"] == {}
-
-
-def test_rates_that_turn_up_later_are_measured(folder, fake, costs_of):
-    recorder = Recorder(folder, costs=costs_of("a1-e1"))
-    recorder.on_start(1, 4, fake.state(0))
-    assert [cost.level for cost in folder.costs().levels] == ["a", "e"]
-    recorder.on_round_end(fake.progress(1, 4, rates={0: 1.0, 1: 0.3}))
-    assert [cost.level for cost in folder.costs().levels] == ["a", "0.3", "e"]
-
-
 def test_a_run_goes_on_only_where_its_checkpoint_ends(folder, fake):
     fake.run([Recorder(folder)], 1, 4)
     with pytest.raises(ConfigError, match="holds rounds up to 4 already"):
@@ -169,24 +139,19 @@ def test_a_run_goes_on_only_where_its_checkpoint_ends(folder, fake):
     assert len(folder.history()) == 4
 
 
-def test_a_longer_run_goes_on_from_a_finished_one_in_a_folder_given_by_its_path(folder, fake):
+def test_a_longer_run_goes_on_from_a_finished_one(folder, fake):
     fake.run([Recorder(folder.path)], 1, 4)
     assert folder.settings() == {}
     fake.run([Recorder(folder)], 5, 8)
     assert folder.history() == [replace(fake.progress(number, 8).record) for number in range(1, 9)]
 
 
-def test_models_of_an_earlier_end_do_not_pass_for_those_of_a_longer_run(whole, fake, build):
+def test_models_of_an_earlier_end_are_dropped(whole, fake, build):
     fake.run([Recorder(whole)], LAST + 1, LAST)  # nothing left to do
     assert list(model_facts(whole)) == ["a", "b", "c", "d", "e"]
     fake.run([Recorder(whole)], LAST + 1, LAST + 2)
     with pytest.raises(ConfigError, match=r"has no model 'a'; expected one of none: .* Recorder\(folder, costs=...\)"):
         load_model(whole, "a", build)
-
-
-def test_a_checkpoint_every_zero_rounds_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="every 0 rounds"):
-        Recorder(tmp_path, every=0)
 
 
 def test_metrics_of_few_clients_are_never_the_best(few, folder):

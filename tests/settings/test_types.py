@@ -17,26 +17,21 @@ GOOD = [
     ("sample.fraction", 1, 1.0),
     ("evaluate.central", True, True),
     ("evaluate.levels", "last", "last"),
-    ("evaluate.levels", False, False),
     ("train.mask-fill", "-inf", "-inf"),
-    ("data.split", "iid", "iid"),
     ("data.split", "dirichlet-0.3", "dirichlet-0.3"),
     ("data.split", "natural-writer_id", "natural-writer_id"),
     ("data.label", "coarse label", "coarse label"),
     ("data.root", "/a b/c", "/a b/c"),
     ("evaluate.metric", "a.b:c", "a.b:c"),
-    ("evaluate.metric", "", ""),
     ("model.hidden", " 64 , 128 ", (64, 128)),
     ("model.hidden", "", ()),
     ("model.hidden", 100, (100,)),
     ("train.milestones", "1,2,30", (1, 2, 30)),
     ("run.callbacks", "tensorboard,my.module:Thing", ("tensorboard", "my.module:Thing")),
-    ("run.callbacks", "", ()),
     ("server.shared", "hidden.*, [ab]?.bias", ("hidden.*", "[ab]?.bias")),
     ("mix", "a1-e9", Mix((1.0, 0.0625), (1, 9))),
     ("sample.min-replies", "auto", "auto"),
     ("sample.min-replies", 0.5, 0.5),
-    ("sample.min-replies", 2, 2),
     ("server.largest-level", 0.3, "0.3"),
     ("server.levels", "", ()),
     ("server.levels", " phone = c,camera=0.3", (("phone", "c"), ("camera", "0.3"))),
@@ -54,7 +49,6 @@ BAD = [
     ("evaluate.levels", [1, "first"]),
     ("assignment", ["b", "", "fix\n", 1, "Fix"]),
     ("data.split", ["", "non-iid-0", "dirichlet-0", "IID", 2]),
-    ("data.label", [" fine", 3]),
     ("data.test-share", [0, 1.0]),
     ("data.root", ["a\0b", 3]),
     ("evaluate.metric", ["a", "a:", ":b", "1:b", "a b:c"]),
@@ -70,7 +64,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("key", "flat", "value"), GOOD)
-def test_a_good_value_is_read_and_written_so_that_it_is_read_again(key, flat, value):
+def test_a_good_value_is_read_again_as_it_is_written(key, flat, value):
     settings = from_flat({key: flat})
     group, _, name = key.replace("-", "_").rpartition(".")
     read = getattr(getattr(settings, group) if group else settings, name)
@@ -93,26 +87,14 @@ def test_a_bad_value_is_rejected_by_its_key(key, values):
     [
         ("sample.fraction", "a number above 0 and up to 1"),
         ("data.test-share", "a number above 0 and less than 1"),
-        ("train.clip", "a number of 0 or more"),
         ("server.robust-trim", "a number of 0 or more and up to 0.49"),
         ("train.momentum", "a number of 0 or more, and less than 1"),
-        ("num-rounds", "an integer of 1 or more"),
         ("server.max-examples", "an integer from 1 to 1,000,000,000"),
-        ("fidelity", "one of paper, fixed"),
-        ("model.scaler", "true or false"),
         ("evaluate.levels", "true, false or 'last'"),
     ],
 )
 def test_what_is_expected_is_said_in_words(key, expected):
     assert SPECS[key].expected == expected
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "text"), [("mix", "a1-q1", "'q' is no level"), ("data.split", "shards", "<classes per client>")]
-)
-def test_an_error_of_what_reads_the_value_is_passed_on(key, value, text):
-    with pytest.raises(ConfigError, match=text):
-        from_flat({key: value})
 
 
 def test_each_engine_can_be_named():

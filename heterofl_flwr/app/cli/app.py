@@ -57,15 +57,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write_app(
-    folder: Path,
-    config: Mapping[str, Flat],
-    *,
-    name: str = "heterofl",
-    publisher: str = "heterofl",
-    client: str = CLIENT_APP,
-    server: str = SERVER_APP,
+    folder: Path, config: Mapping[str, Flat], *, name: str = "heterofl", publisher: str = "heterofl"
 ) -> None:
-    """Write an app of parts that are installed: a ``pyproject.toml``, a README and the license."""
+    """Write an app of this package's parts: a ``pyproject.toml``, a README and the license."""
     if any((folder / file).exists() for file in ("pyproject.toml", "README.md", "LICENSE")):
         raise ConfigError(f"{folder} has a pyproject.toml, a README.md or a LICENSE already: choose another folder")
     if not re.fullmatch(r"[a-zA-Z]([a-zA-Z\d-]{0,30}[a-zA-Z\d])?", name, re.ASCII):  # what Flower and pip accept
@@ -74,8 +68,8 @@ def write_app(
         )
     if not re.fullmatch(r"[\w.-]+", publisher, re.ASCII):
         raise ConfigError(f"--publisher is {publisher!r}; expected letters, digits, '.', '_' and '-'")
-    values = {"name": name, "version": __version__, "publisher": publisher, "client": client, "server": server}
-    project = PROJECT.format(**values, flower=".".join(map(str, NEWEST_TESTED)))
+    values = {"name": name, "version": __version__, "publisher": publisher, "flower": ".".join(map(str, NEWEST_TESTED))}
+    project = PROJECT.format(**values, client=CLIENT_APP, server=SERVER_APP)
     for file, text in {
         "pyproject.toml": project + to_toml(config),
         "README.md": README.format(name=name),

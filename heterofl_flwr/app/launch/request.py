@@ -10,9 +10,7 @@ from flwr.app import UserConfig
 
 from heterofl_flwr.compat import get_project_config
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings import flatten
-
-Flat = bool | int | float | str
+from heterofl_flwr.settings import Flat, flatten
 
 CLUSTER = "RAY_ADDRESS"
 """The environment variable that names a Ray cluster; what its machines have is not known here."""

@@ -1,7 +1,6 @@
 """A ClientApp whose query actions do one odd thing each."""
 
 import os
-import subprocess
 import sys
 import time
 
@@ -95,13 +94,6 @@ def leave(message, context):
     sys.exit(3)
 
 
-@app.query("start")
-def start(message, context):
-    """Start a process that would go on for ten minutes, longer than tests wait for its end."""
-    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    return reply(message, pid=started.pid)
-
-
 @app.query("die")
 def die(message, context):
     sys.stderr.write("last words\n")
@@ -117,16 +109,3 @@ def silent(message, context):
 @app.query("astray")
 def astray(message, context):
     return Message(RecordDict(), message.metadata.dst_node_id, "query")
-
-
-@app.query("unsendable")
-def unsendable(message, context):
-    context.node_config["partition-id"] = lambda: None
-    return reply(message)
-
-
-@app.query("identity")
-def identity(message, context):
-    """Say where a new message of this process would come from."""
-    made = Message(RecordDict(), 5, "train").metadata
-    return reply(message, node_id=made.src_node_id, run_id=made.run_id)
