@@ -56,9 +56,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_app(
-    folder: Path, config: Mapping[str, Flat], *, name: str = "heterofl", publisher: str = "heterofl"
-) -> None:
+def write_app(folder: Path, config: Mapping[str, Flat], *, name: str = "heterofl", publisher: str = "heterofl") -> None:
     """Write an app of this package's parts: a ``pyproject.toml``, a README and the license."""
     if any((folder / file).exists() for file in ("pyproject.toml", "README.md", "LICENSE")):
         raise ConfigError(f"{folder} has a pyproject.toml, a README.md or a LICENSE already: choose another folder")
