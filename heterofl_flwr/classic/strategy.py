@@ -184,7 +184,7 @@ class HeteroFL(EngineView, Strategy):
             return []
         proxies = self._available(client_manager)
         self._evaluation = current = EvaluationRound(self.engine, server_round, sorted(proxies))
-        state = self._unpack(parameters)
+        state = self.engine.chain.evaluated(self._unpack(parameters))
         kind: dict[str, Scalar] = {messages.MOMENTS_KIND: self.federation.fidelity.moments}
         self._collect_moments(current, server_round, state, proxies, kind)
         asked = _asked(self._keywords.get("on_evaluate_config_fn"), server_round) | (kind if self.moments else {})
@@ -255,7 +255,10 @@ class HeteroFL(EngineView, Strategy):
         """Evaluate the global model on the server, if there is a function for it."""
         if self._evaluate_fn is None:
             return None
-        return self._evaluate_fn(server_round, parameters_to_ndarrays(parameters), {})
+        state = self._unpack(parameters)
+        found = self.engine.chain.evaluated(state)
+        evaluated = parameters if found is state else pack(found.values())
+        return self._evaluate_fn(server_round, parameters_to_ndarrays(evaluated), {})
 
     def _available(self, client_manager: ClientManager) -> dict[int, ClientProxy]:
         """Return the clients by number, having asked the new ones what they can hold."""

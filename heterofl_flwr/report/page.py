@@ -143,7 +143,7 @@ def _cards(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Iterator
         best = f"best {found.metric} after {formatting.duration(found.best_seconds)}" if found.metric else "of training"
         yield "time on devices, simulated", formatting.duration(found.seconds), best
         yield "energy, an estimate", formatting.energy(found.joules), "of all simulated devices, for training"
-    if records and (privacy := records[-1].privacy):
+    if records and "epsilon" in (privacy := records[-1].privacy):
         yield "epsilon", f"{privacy['epsilon']:.3g}", f"at delta {privacy['delta']:g}, of each client"
 
 

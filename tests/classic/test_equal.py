@@ -8,6 +8,7 @@ from flwr.common import Context, parameters_to_ndarrays
 import heterofl_flwr
 from heterofl_flwr import Adam, Evaluation, LocalGrid
 from heterofl_flwr.classic import HeteroFL
+from heterofl_flwr.stages.moving_average import MovingAverage
 from tests.classic import digits_clients
 from tests.classic.digits_clients import Kept
 from tests.federation import digits_app
@@ -73,3 +74,9 @@ def test_clients_that_raise_end_the_run_with_their_cause():
         pytest.raises(heterofl_flwr.HeteroFLError, match=r"0 of 2 clients .*the disk is full"),
     ):
         server(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {}))
+
+
+def test_both_apis_evaluate_the_average_that_a_stage_keeps():
+    options = {"evaluation": Evaluation(), "stages": [MovingAverage(0.9)]}
+    one, (two, _) = classic(3, options), message(3, options)
+    assert {key: value for key, value in one.log.evaluate.items() if key != "loss"} == two.log.evaluate

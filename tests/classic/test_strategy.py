@@ -17,6 +17,7 @@ from heterofl_flwr.classic import HeteroFL
 from heterofl_flwr.core import width
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.stages.server_optimizer import Momentum
+from heterofl_flwr.stages.stage import Stage
 from tests.classic.fakes import OK, Fake, broken, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.tiny import build
 
@@ -321,6 +322,15 @@ class TestEvaluation:
         parameters = strategy.initialize_parameters(SimpleClientManager())
         assert strategy.evaluate(3, parameters=parameters) == (3.0, {"arrays": 4, "config": 0})
         assert HeteroFL(build).evaluate(3, parameters=parameters) is None
+
+    def test_the_server_evaluates_what_a_stage_makes_of_the_model(self):
+        class Zeros(Stage):
+            def evaluated(self, state):
+                return {name: own.new_zeros(own.shape) for name, own in state.items()}
+
+        strategy = HeteroFL(build, stages=[Zeros()], evaluate_fn=lambda _, arrays, __: (sum(map(np.sum, arrays)), {}))
+        parameters = strategy.initialize_parameters(SimpleClientManager())
+        assert strategy.evaluate(1, parameters=parameters) == (0.0, {})
 
 
 class TestArrivals:

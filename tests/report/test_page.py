@@ -149,3 +149,9 @@ def test_the_page_marks_metrics_of_few_clients_and_has_time_and_energy_of_simula
     assert "in rounds 3: never the best" in page
     assert "time on devices, simulated</small><b>4 min 30 s</b>" in page
     assert "energy, an estimate</small><b>4.50 kJ</b>" in page
+
+
+def test_facts_of_stages_other_than_privacy_need_no_epsilon(few, folder):
+    folder.start({})
+    folder.append(replace(few[0], privacy={"speed": 1.0}))
+    assert "epsilon" not in write_report(folder).read_text(encoding="utf-8")
