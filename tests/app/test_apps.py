@@ -15,7 +15,6 @@ from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import Recorder, RunFolder, load_model
-from heterofl_flwr.runs.costs import savings
 from heterofl_flwr.runs.origin import COMMAND, device_name
 from heterofl_flwr.settings import DEFAULTS, from_flat
 from heterofl_flwr.stages import noise
@@ -60,12 +59,6 @@ def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path):
     for name, tensor in whole[-1].state.items():
         assert torch.equal(tensor, resumed[-1].state[name]), name
     assert history_of(tmp_path / "whole") == history_of(tmp_path / "broken")
-
-
-def test_a_run_of_full_size_sends_as_much_as_full_size_fedavg(tmp_path):
-    run(clients=2, num_rounds=1, mix="a1", run__dir=str(tmp_path))
-    folder = RunFolder(tmp_path)
-    assert savings(folder.history(), folder.costs()).bytes_share == 1
 
 
 @pytest.mark.usefixtures("page")

@@ -14,8 +14,6 @@ from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.grids import LocalGrid
-from heterofl_flwr.packing import unpack_moments
 from heterofl_flwr.settings import DEFAULTS, from_flat
 from tests.app.runs import node_context, run_rounds
 
@@ -57,21 +55,6 @@ def test_any_engine_comes_close_to_the_plain_one(sizes):
     assert sizes
     for name, tensor in plain.state.items():
         torch.testing.assert_close(auto.state[name], tensor, rtol=1e-3, atol=1e-4)
-
-
-def test_one_client_without_data_costs_the_others_nothing(monkeypatch, sizes):
-    data = Instruction.data.func
-
-    def fail(instruction):
-        if instruction.context.node_config["partition-id"] == 2:
-            raise FileNotFoundError("its disk is gone")
-        return data(instruction)
-
-    monkeypatch.setattr(Instruction, "data", property(fail))
-    record = last_round(3).record
-    assert sizes
-    assert list(record.failures) == [2]
-    assert "its disk is gone" in record.failures[2]
 
 
 def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), **changes):
@@ -154,23 +137,6 @@ def test_images_are_varied_where_the_authors_vary_them(monkeypatch, moments, var
     monkeypatch.setitem(task.__dict__, "facts", type(task.facts)((1, 8, 8), 10, "crop-flip"))
     found = torch.cat(list(task.moments_batches(split, seed=1)))
     assert (sorted(found.sum((1, 2, 3)).tolist()) != sorted(split.inputs.sum((1, 2, 3)).tolist())) == varied
-
-
-def test_the_batches_are_a_function_of_the_round():
-    settings = {"train.batch-size": 5}
-    parameters = dict(load_task(settings).build(1.0).named_parameters())
-
-    def answer(grid, server_round):
-        config = {wire.SEED: 0, wire.GLOBAL_RATE: 1.0, wire.SERVER_ROUND: server_round, wire.PARTITION: 2}
-        config |= {wire.MOMENTS_KIND: "paper", wire.RATE: 1.0, wire.RATES: [1.0]}
-        content = RecordDict({wire.ARRAYS: ArrayRecord(parameters), wire.CONFIG: wire.new_config(config)})
-        (reply,) = grid.send_and_receive([Message(content, list(grid.get_node_ids())[2], wire.QUERY_MOMENTS)])
-        return next(iter(unpack_moments(reply.content[wire.MOMENTS], 1.0, "it").layers.values())).second
-
-    with LocalGrid(client_app.app, 20, run_config=settings) as grid:
-        first, again, later = answer(grid, 1), answer(grid, 1), answer(grid, 2)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, later)
 
 
 class Below(nn.Module):

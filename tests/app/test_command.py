@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app.cli import profile
-from heterofl_flwr.app.cli.main import INTERRUPTED, MISUSED, main, status_of
+from heterofl_flwr.app.cli.main import MISUSED, main, status_of
 from heterofl_flwr.app.cli.settings import read_assignments, read_config
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings import describe, to_json_schema, to_toml
@@ -26,15 +25,6 @@ def test_the_commands_help_loads_nothing_heavy():
     text = printed("-m", "heterofl_flwr", "--help")
     assert all(name in text for name in ("run", "report", "export", "settings", "profile", "keys"))
     assert printed("-m", "heterofl_flwr", "--version").startswith("heterofl-flwr ")
-
-
-def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
-    def interrupt(args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(profile, "run", interrupt)
-    assert main(["profile", "mnist"]) == INTERRUPTED
-    assert capsys.readouterr().err == "heterofl: interrupted\n"
 
 
 def test_what_the_system_refuses_is_no_traceback(monkeypatch, capsys):

@@ -25,8 +25,8 @@ SMALL = {
 }
 
 
-def node(folder=None):
-    return Context(1, 2, {} if folder is None else {NODE_STATES: str(folder)}, RecordDict(), {})
+def node(folder):
+    return Context(1, 2, {NODE_STATES: str(folder)}, RecordDict(), {})
 
 
 def keep(context, number, every=1):
@@ -61,13 +61,6 @@ def test_states_are_kept_as_long_as_a_checkpoint_may_need_them(tmp_path, every):
             assert (found is None) == (not before)
             assert found is None or found == before[-1]
     assert len(list(tmp_path.rglob("*.safetensors"))) <= 2 * every + 2
-
-
-def test_without_a_folder_the_context_keeps_it():
-    own = node()
-    assert read(own, 1) is None
-    keep(own, 1)
-    assert read(own, 2) == 1
 
 
 def test_a_damaged_file_is_named(tmp_path):

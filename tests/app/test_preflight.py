@@ -9,8 +9,6 @@ from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.launch import machine, preflight, running
 from heterofl_flwr.app.launch.preflight import check_task
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.data.text import Texts, to_text
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import from_flat
 
@@ -78,14 +76,6 @@ def test_a_folder_that_is_locked_or_read_only_is_refused(tmp_path, monkeypatch, 
     monkeypatch.setattr(preflight.os, "access", lambda path, mode: False)
     assert main(["run", "--out", "new"]) == 2
     assert f"--out {tmp_path / 'new'}: {tmp_path} cannot be written to" in capsys.readouterr().err
-
-
-def test_images_do_not_fit_a_text(monkeypatch):
-    text = to_text("text", Texts(["many words " * 400], "train"), None)
-    task = Task(from_flat({"data.name": "wikitext2", "model.name": "cnn"}))
-    monkeypatch.setitem(vars(task), "dataset", text)
-    with pytest.raises(ConfigError, match=r"the model cnn cannot read the data set wikitext2, .* torch\.int64 of sha"):
-        check_task(task, 2)
 
 
 def test_what_a_users_own_function_raises_is_left_to_the_run(tmp_path, monkeypatch):

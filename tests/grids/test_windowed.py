@@ -139,12 +139,6 @@ def test_nothing_is_sent_after_the_timeout_of_the_call(clock):
     assert len(grid.seen) == 6
 
 
-def test_looks_for_replies_grow_rarer(clock):
-    grid = Recorder(1, silent=(100,))
-    assert list(Windowed(grid, 1).send_and_receive(messages_to(grid), timeout=100.0)) == []
-    assert 100 < grid.pulls < 300
-
-
 def test_a_window_below_one_raises():
     with pytest.raises(ConfigError, match="window is 0; expected an integer of 1 or more"):
         Windowed(Recorder(), 0)

@@ -7,10 +7,9 @@ from safetensors.torch import load_file
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import Progress
-from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.report import EarlyStopping
 from heterofl_flwr.runs import Recorder, RunFolder
-from heterofl_flwr.runs.models import load_model, model_facts, moments_by_rate
+from heterofl_flwr.runs.models import load_model, model_facts
 
 SETTINGS = {"seed": 0}
 LAST = 16
@@ -71,17 +70,6 @@ def test_a_run_that_stops_early_has_a_last_checkpoint(folder, fake):
     assert folder.about()["finished"]
 
 
-def test_the_checkpoint_holds_what_the_run_needs(folder, fake):
-    fake.run([Recorder(folder)], 1, 4)
-    found = folder.load_checkpoint()
-    assert all(torch.equal(found.state[name], value) for name, value in fake.state(4).items())
-    assert found.stages["velocity"].item() == 4
-    own = moments_by_rate(found.moments, 1.0)
-    assert Moments.from_tensors(own[1.0]).layers["bn"].first.tolist() == [4, 4]
-    assert Moments.from_tensors(own[0.5]).layers["bn"].first.tolist() == [104, 104]
-    assert moments_by_rate({"fixed.bn.count": 1}, 0.5) == {0.5: {"fixed.bn.count": 1}}  # the global model's
-
-
 def test_moments_outlive_rounds_without_evaluation(folder, fake):
     recorder = Recorder(folder)
     recorder.on_start(1, 3, fake.state(0))
@@ -107,12 +95,6 @@ def test_the_best_state_is_that_of_the_best_round(folder, fake, metric, expected
     assert best.value == expected
     assert best.server_round == (3 if metric == "loss" else 2)
     assert all(torch.equal(best.state[name], value) for name, value in fake.state(best.server_round).items())
-
-
-def test_a_metric_that_never_comes_is_logged(folder, fake, caplog):
-    fake.run([Recorder(folder, metric="glbal-accuracy")], 1, 4)
-    assert folder.load_checkpoint().best is None
-    assert "no evaluation gave glbal-accuracy" in caplog.text
 
 
 def test_each_level_has_its_final_model_and_moments(whole, fake, build):
