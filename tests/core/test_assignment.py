@@ -58,12 +58,12 @@ def _draws(mix, capacity=None, seed=0, rounds=200, partitions=50):
         ("a1-b1-e1", 0.3, {0.0625: 1.0}),
     ],
 )
-def test_dynamic_draws_in_the_mixs_proportions_among_what_a_client_can_hold(mix, capacity, shares):
+def test_dynamic_draws_the_mixs_shares_of_what_a_client_can_hold(mix, capacity, shares):
     found = Counter(_draws(Mix.parse(mix), capacity))  # 10,000 draws: three standard deviations are 0.014 at most
     assert {rate: number / 10_000 for rate, number in found.items()} == pytest.approx(shares, abs=0.014)
 
 
-def test_these_draws_are_the_same_on_every_machine_and_whatever_was_drawn_before():
+def test_draws_are_the_same_on_every_machine():
     for _ in range(2):
         drawn = _draws(Mix.parse("a1-b1-c1-d1-e1"), seed=7, rounds=1, partitions=8)
         assert drawn == [0.0625, 0.125, 0.125, 0.25, 0.25, 0.0625, 0.125, 0.5]
@@ -90,7 +90,7 @@ def test_clients_that_join_get_what_the_mix_lacks(text, held, expected):
 
 
 @given(st.sampled_from(["a1-b1-c1-d1-e1", "a1-e9", "b2-c3"]), st.integers(1, 6), st.integers(1, 5))
-def test_clients_that_join_one_by_one_end_in_the_proportions_of_the_mix(text, first, times):
+def test_clients_that_join_end_in_the_proportions_of_the_mix(text, first, times):
     mix, number = Mix.parse(text), times * sum(Mix.parse(text).counts)
     held = joining_rates(mix, [], 1)
     while len(held) < number:

@@ -47,7 +47,7 @@ def test_a_functions_positions_become_plain_numbers(as_sequence):
     assert hash(chosen) == hash(Axis(8, 4, 2, (1, 3)))
 
 
-def test_a_slice_function_sees_one_part_and_is_not_asked_about_whole_axes():
+def test_a_slice_function_sees_one_part_and_no_whole_axis():
     seen = []
 
     def slice_function(full, kept):
@@ -131,7 +131,7 @@ def test_a_whole_axis_is_a_plain_one_whatever_is_chosen():
     assert axis.sliced(twin.rolling(1)) == Axis(2, 2)
 
 
-def test_a_choice_that_keeps_another_number_of_entries_is_refused():
+def test_a_choice_of_another_number_of_entries_is_refused():
     axis = build_channel_axis([(0, 0), (0, 0), (0, 1)], [(2, 1)])
     with pytest.raises(ValueError, match="expected 2 ascending positions"):
         axis.sliced(twin.rolling(1))

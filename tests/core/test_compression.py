@@ -68,7 +68,7 @@ def test_int8_is_the_twins(drawn, seed):
     assert found[1].tolist() == [scale for _, scales in expected.values() for scale in scales]
 
 
-def test_in_int8_a_small_drift_beside_a_large_change_stays_in_the_mean_of_many_clients():
+def test_a_small_drift_stays_in_the_mean_of_many_int8_uploads():
     after = {"w": torch.tensor([[1.0, 0.001, -0.0005, 0.0]])}  # a step is .0079; the nearest one would be 0 for all
     seeds = range(4000)
     mean = sum(there_and_back(zeros(after), after, "int8", seed)["w"] for seed in seeds) / len(seeds)
@@ -76,7 +76,7 @@ def test_in_int8_a_small_drift_beside_a_large_change_stays_in_the_mean_of_many_c
     assert ((mean - after["w"]).abs() <= 4 * deviation / len(seeds) ** 0.5 + 1e-6).all()
 
 
-def test_what_is_drawn_depends_on_the_seed_and_touches_no_other_generator():
+def test_what_is_drawn_depends_on_the_seed_alone():
     after = {"w": torch.rand(5, 7, generator=torch.Generator().manual_seed(0))}
     before = torch.get_rng_state()
     one, other = (compress(zeros(after), after, "int8", seed=seed)[0]["w"] for seed in (1, 2))
@@ -113,7 +113,7 @@ def test_what_did_not_change_comes_back_to_the_bit(form, drawn):
     assert all(torch.equal(back[name], tensor) for name, tensor in drawn.items())
 
 
-def test_scales_stand_in_the_order_of_names_with_one_for_a_vector():
+def test_scales_stand_in_the_order_of_names():
     after = {"w": torch.ones(4, 3), "gain": torch.ones(5, 1), "bias": torch.ones(7), "alpha": torch.ones(())}
     after = {name: number * tensor for number, (name, tensor) in enumerate(after.items(), 1)}
     found = compress(zeros(after), after, "int8", seed=0)
@@ -123,7 +123,7 @@ def test_scales_stand_in_the_order_of_names_with_one_for_a_vector():
 
 
 @pytest.mark.parametrize(("form", "size"), [("float16", 1e-4), ("int8", 1.0), ("int8", 1e-4)])
-def test_the_change_of_a_parameter_in_half_precision_is_worked_out_in_single(form, size):
+def test_a_change_in_half_precision_is_worked_out_in_single(form, size):
     before = {"w": torch.zeros(3, dtype=torch.float16)}
     after = {"w": torch.tensor([size, -size / 3, size / 127]).half()}
     back = there_and_back(before, after, form)["w"]

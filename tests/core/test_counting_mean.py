@@ -115,7 +115,7 @@ def test_label_rows_that_do_not_exist_are_refused(rows, classes, reason):
 
 @pytest.mark.parametrize("aggregate", [Aggregator, partial(RobustAggregator, robust=Robust())])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
-def test_only_floating_point_is_averaged_and_what_no_plan_names_stays(dtype, aggregate):
+def test_only_floating_point_is_averaged_and_the_rest_stays(dtype, aggregate):
     state = {"w": torch.zeros(2), "count": torch.full((2,), 2**24 + 1).to(dtype)}
     aggregator = aggregate(state)
     with pytest.raises(ConfigError, match=f"only floating point can be averaged; leave count \\({dtype}\\) out"):

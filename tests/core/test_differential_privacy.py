@@ -51,7 +51,7 @@ def test_the_aggregator_counts_who_held_each_entry_and_row():
     assert held("rows.weight").tolist() == [[10, 3, 1, 0], [8, 1, 1, 0], [10, 3, 1, 0]]
 
 
-def test_noise_on_an_entry_is_that_on_the_sum_over_the_clients_that_held_it():
+def test_noise_on_an_entry_is_that_on_the_sum_over_its_holders():
     mean, held = summed(value=1000.0)
     step, stream = 0.6 / DEVIATION, Keystream(KEY)
     found = [released(STATE, mean, held, step, stream) for _ in range(3000)]
@@ -110,7 +110,7 @@ def noise():
     return draw(Keystream(KEY), SIZE)
 
 
-def test_values_are_whole_numbers_with_the_distribution_of_a_gaussian(noise):
+def test_noise_is_whole_numbers_of_a_gaussian_distribution(noise):
     """Kolmogorov and Smirnov's distance, at the level of one in a hundred; the key is fixed."""
     assert torch.equal(noise, noise.round())
     low = (noise.long() & 7).flatten().bincount().double() / noise.numel()
@@ -174,7 +174,7 @@ def test_in_doubt_further_bits_decide(word, kept):
     assert found.tolist() == [kept]
 
 
-def test_a_key_gives_its_own_noise_and_the_operating_system_gives_the_key(monkeypatch, noise):
+def test_noise_depends_on_a_key_of_the_operating_system(monkeypatch, noise):
     size = torch.Size([50])
     assert torch.equal(draw(Keystream(KEY), SIZE), noise)
     assert not torch.equal(draw(Keystream(KEY[::-1]), SIZE), noise)
@@ -223,7 +223,7 @@ def test_an_accepted_library_finds_the_same_at_the_same_orders(noise, releases, 
 
 @pytest.mark.parametrize(("noise", "releases"), CASES)
 @pytest.mark.parametrize("delta", [1e-3, 1e-5])
-def test_epsilon_holds_for_continuous_noise_and_is_not_far_above_what_is_needed(noise, releases, delta):
+def test_epsilon_holds_for_continuous_noise_and_is_tight(noise, releases, delta):
     """Releases with continuous noise are one with less noise, whose delta is known (Balle and Wang, 2018)."""
     found = epsilon(divergences(noise, releases), delta)
     assert exact_delta(noise / math.sqrt(releases), found) <= delta

@@ -26,7 +26,7 @@ def excluding(rate: float) -> nn.Module:
     return model
 
 
-def test_frozen_parameters_are_exchanged_unless_the_model_excludes_them():
+def test_frozen_parameters_are_exchanged_unless_excluded():
     assert list(exchanged_parameters(build(1.0))) == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert list(exchanged_parameters(excluding(1.0))) == ["0.bias", "1.weight", "1.bias"]
 
@@ -50,7 +50,7 @@ def test_what_is_excluded_is_in_no_plan_and_in_no_state():
     assert list(initial_state(excluding, 1.0, 0)) == ["0.bias", "1.weight", "1.bias"]
 
 
-def test_marks_name_parameters_that_the_model_has_though_it_may_lose_some_later():
+def test_marks_name_parameters_that_the_model_has_at_the_time():
     model = build(1.0)
     exclude_parameters(model, ["0.weight", "1.weight"])
     del model[1]

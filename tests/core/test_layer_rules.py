@@ -133,7 +133,7 @@ SLICE_FUNCTIONS = {"prefix": prefix, "rolling": twin.rolling(1), "scattered": tw
 
 @pytest.mark.parametrize("slice_function", SLICE_FUNCTIONS.values(), ids=SLICE_FUNCTIONS)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_slice_computes_what_the_global_layer_does_with_the_rest_zeroed(case, slice_function):
+def test_a_slice_computes_what_the_zeroed_global_layer_does(case, slice_function):
     if slice_function is not prefix and not case.any_choice:
         return
     for unit in range(1, FULL):
@@ -196,7 +196,7 @@ def test_attention_with_keys_and_values_of_their_own_widths():
 
 
 @pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
-def test_a_parametrized_layer_keeps_a_prefix_of_each_of_its_tensors(norm):
+def test_a_parametrized_layer_keeps_a_prefix_of_each_tensor(norm):
     def make(n):
         return nn.Sequential(norm(nn.Conv2d(3, 2 * n, 3)), nn.Flatten(), norm(nn.Linear(2 * n, 5)))
 
@@ -272,7 +272,7 @@ def _gain_axes(full, local):
     return {"kernel": axes_between(full.kernel.shape, local.kernel.shape, {0: full.heads})}
 
 
-def test_an_unknown_layer_raises_an_error_that_names_it_and_the_decorator_to_use():
+def test_an_unknown_layer_raises_an_error_that_names_it():
     with pytest.raises(UnsupportedLayerError) as caught:
         Plan.of(Model(4), Model(2))
     message = str(caught.value)
@@ -283,7 +283,7 @@ def test_an_unknown_layer_raises_an_error_that_names_it_and_the_decorator_to_use
     assert isinstance(caught.value, TypeError)
 
 
-def test_a_user_registers_a_rule_which_only_a_layer_of_another_width_needs():
+def test_a_user_registers_a_rule():
     assert Plan.of(Gain(4), Gain(4)).axes == {"kernel": (Axis(4, 4),)}
     assert register(Gain)(_gain_axes) is _gain_axes
     assert Plan.of(Model(4), Model(2)).axes["body.1.kernel"] == (Axis(4, 2, 2),)
@@ -328,7 +328,7 @@ def test_a_rule_that_does_not_fit_the_models_raises(axes, found):
         Plan.of(Model(4), Model(2))
 
 
-def test_a_containers_rule_speaks_for_children_whatever_their_own_rules_say_or_refuse():
+def test_a_containers_rule_speaks_for_its_children():
     class Pair(nn.Module):
         """A container whose children are coupled, so that only it can say how they are cut."""
 

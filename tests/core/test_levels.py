@@ -74,12 +74,12 @@ def test_what_is_no_rate_raises():
         (1e-05, 1e-05, "0.00001"),
     ],
 )
-def test_a_level_is_a_letter_or_a_rate_which_is_named_by_its_digits(level, rate, name):
+def test_a_level_is_a_letter_or_a_rate(level, rate, name):
     assert rate_of(level) == rate_of(name) == rate
     assert level_name(rate) == name
 
 
-def test_what_is_no_level_raises_an_error_with_the_levels_there_are():
+def test_what_is_no_level_raises_an_error_that_lists_levels():
     for level in ("f", "A", "ab", "", "1/0", "0", "-0.5", "1.5", "nan", "inf", 0, 1.5, True, None):
         with pytest.raises(
             ConfigError, match=r"is no level: expected one of a \(1\), b \(0.5\), .*, e \(0.0625\) or a rate"
@@ -123,7 +123,7 @@ def test_every_form_of_a_mix_is_read(text, rates, counts):
         ("0.5x0", "'0.5x0' has no clients"),
     ],
 )
-def test_a_mix_that_cannot_be_read_shows_its_wrong_parts_and_a_right_one(text, reason):
+def test_a_mix_that_cannot_be_read_shows_its_wrong_parts(text, reason):
     right = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3x9'"
     with pytest.raises(ConfigError, match=f"mix '{text}': {reason}.*{right}"):
         Mix.parse(text)
@@ -163,7 +163,7 @@ def test_the_order_and_the_grouping_of_parts_do_not_matter(texts, data):
     assert sum(mix.shares) == pytest.approx(1)
 
 
-def test_the_global_model_may_be_larger_than_that_of_every_client():
+def test_the_global_model_may_be_larger_than_every_clients():
     mix = Mix.parse("b1-c1")
     assert (mix.global_rate, mix.all_rates) == (0.5, (0.5, 0.25))
     assert (mix.with_global_rate("a").all_rates, mix.with_global_rate("a").rates) == ((1.0, 0.5, 0.25), mix.rates)

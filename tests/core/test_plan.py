@@ -170,7 +170,7 @@ class Net(nn.Module):
         self.linear = nn.Linear(width, 2)
 
 
-def test_parameters_come_in_the_local_models_order_without_buffers():
+def test_parameters_come_in_the_local_order_without_buffers():
     axes = Plan.of(Net(4), Net(2)).axes
     assert axes == {
         "temperature": (),
@@ -223,7 +223,7 @@ def test_what_is_tied_in_one_of_the_models_alone_is_refused(loose):
         Plan.of(*models)
 
 
-def test_a_tied_parameter_of_which_its_layers_keep_different_entries_is_refused():
+def test_a_tied_parameter_that_is_cut_in_two_ways_is_refused():
     class Crossed(nn.Module):
         def __init__(self, width):
             super().__init__()
@@ -298,6 +298,6 @@ def test_a_plan_is_shared_in_part_by_the_names_of_parameters():
         shared_part(plan, ["0.*", "head"])
 
 
-def test_a_state_of_tied_parameters_has_each_under_its_first_name():
+def test_tied_parameters_have_their_first_names_in_a_state():
     model = Tied(4)
     assert list(untied(model, model.state_dict())) == ["embedding.weight", "decoder.bias"]

@@ -54,7 +54,7 @@ def test_different_purposes_have_different_seeds(seed, one, other):
     assert 0 <= derive(seed, *one) < 2**63
 
 
-def test_no_global_random_state_is_touched_and_an_initial_state_depends_on_its_seed_alone():
+def test_an_initial_state_depends_on_its_seed_alone():
     before = random.getstate(), torch.get_rng_state()
     generator(0, "x").choices(range(5), k=3)
     one, again, other = (initial_state(lambda rate: torch.nn.Linear(int(4 * rate), 2), 0.5, seed) for seed in (1, 1, 2))

@@ -58,7 +58,7 @@ def test_a_prefix_region_is_a_view_without_index_tensors():
 
 
 @given(data=st.data(), dims=st.integers(0, 4))
-def test_shells_share_out_a_tensor_by_the_smallest_slice_that_holds_each_entry(data, dims):
+def test_shells_part_a_tensor_by_the_smallest_slice(data, dims):
     columns = []
     number = data.draw(st.integers(1, 4))
     for _ in range(dims):

@@ -72,7 +72,7 @@ def test_a_refused_reply_changes_nothing(spoil, arguments, message):
     assert all(torch.equal(results[0][name], results[1][name]) for name in state)
 
 
-def test_labels_without_label_rows_or_for_rows_that_the_plan_cuts_are_refused():
+def test_labels_that_name_no_whole_rows_are_refused():
     state, plan, (reply, *_) = strategies.three_replies()
     aggregator = Aggregator(state)
     with pytest.raises(ReplyError, match="the reply names labels, but the aggregator has no label_rows"):
@@ -121,7 +121,7 @@ def test_entries_beyond_the_largest_are_refused():
     assert aggregator.result()["w"].tolist() == [0.0, 2.0]
 
 
-def test_a_change_beyond_the_bound_is_refused_whatever_slice_it_is_of():
+def test_a_change_beyond_the_bound_is_refused():
     state = {"w": torch.arange(9.0).view(3, 3), "b": torch.ones(1, dtype=torch.float16)}
     plan = Plan.between(state, {"w": (2, 2), "b": (1,)})
     aggregator = Aggregator(state, norm_bound=5.0)
@@ -200,7 +200,7 @@ def test_they_are_found_in_few_bits_too(upload, weight_decay):
     assert trained_rows(before, found, CLASSES) == [1, 4]
 
 
-def test_rows_of_zeros_that_stay_and_rows_beyond_the_classes_were_not_trained():
+def test_rows_of_zeros_that_stay_were_not_trained():
     assert trained_rows({"w": torch.zeros(2, 2)}, {"w": torch.tensor([[0.0, 0.0], [0.0, 1.0]])}, 2) == [1]
     assert trained_rows({"w": torch.ones(3, 2)}, {"w": torch.tensor([[1.0, 1.0], [1.0, 2.0], [5.0, 1.0]])}, 2) == [1]
 
@@ -216,7 +216,7 @@ def test_rows_of_zeros_do_not_hide_by_how_much_the_others_shrink(zeros):
 
 
 @pytest.mark.parametrize("clip", [0.01, 0.2])
-def test_rows_of_a_change_that_its_client_shortened_are_told_apart(clip):
+def test_trained_rows_of_a_shortened_change_are_found(clip):
     before, after = train([1, 4], weight_decay=0.1)
     short = clipped(before, after, clip)
     assert norm_between(short, before) == pytest.approx(clip, rel=1e-4)
@@ -273,7 +273,7 @@ def test_the_last_linear_layer_is_the_last_at_any_depth():
         (Encoder, "a1-b1", ("layer.bias",)),
     ],
 )
-def test_label_rows_are_named_or_those_of_the_last_linear_layer_that_stays(build, mix, rows):
+def test_label_rows_are_named_or_those_of_the_last_linear_layer(build, mix, rows):
     assert find_label_rows(build, Mix.parse(mix)) == rows
 
 

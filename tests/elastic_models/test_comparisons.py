@@ -37,7 +37,7 @@ def _around(function, width=32, **layers):
 
 
 @pytest.mark.parametrize("widths", [(64, 32), (32, 64), (48, 32), (10, 12)])
-def test_a_shortcut_that_depends_on_two_widths_is_there_at_every_rate(widths):
+def test_a_shortcut_between_two_widths_is_there_at_every_rate(widths):
     model = classifier(conv(3, widths[0]), Block(*widths), channels=widths[1]).double().eval()
     draw_weights(model, 0)
     found = check(model, images().double(), (1.0, *RATES))
@@ -113,7 +113,7 @@ def _moody_model():
     return _around(_moody, 64, one=nn.Linear(64, 64), two=nn.Linear(64, 64))
 
 
-def test_a_rate_at_which_the_model_does_something_else_is_refused_when_it_is_built():
+def test_a_rate_at_which_the_model_does_otherwise_is_refused():
     build = elastic(_moody_model(), X)
     build(0.5)
     for _ in range(2):
@@ -126,7 +126,7 @@ def test_a_rate_at_which_the_model_does_something_else_is_refused_when_it_is_bui
         assert caught.value.__cause__ is None
 
 
-def test_an_error_of_torchs_becomes_one_that_names_rate_and_layer():
+def test_an_error_of_torchs_names_rate_and_layer():
     model = _around(lambda self, x: x if x.shape[1] * 0.5 > 8 else x.view(2, 3, 3), 64)
     with pytest.raises(UnsupportedLayerError, match=r"at rate 0\.25 layer 1 of type Then .*: RuntimeError: "):
         elastic(model, X)(0.25)

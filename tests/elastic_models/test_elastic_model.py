@@ -84,7 +84,7 @@ def test_the_users_model_stays_as_it_was():
         assert not layer._forward_pre_hooks
 
 
-def test_modes_and_frozen_parameters_stay_and_later_changes_are_not_followed():
+def test_modes_and_frozen_parameters_stay():
     model = _mlp().eval()
     model[0].weight.requires_grad_(False)
     build = elastic(model, X)
@@ -150,7 +150,7 @@ class ByHand(nn.Module):
 
 
 @pytest.mark.parametrize("again", [lambda one: one, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
-def test_the_scaler_follows_products_that_the_models_own_code_calls(again):
+def test_the_scaler_follows_products_of_the_models_own_code(again):
     small, x = again(elastic(ByHand(), torch.zeros(1, 5), scaler=True)(0.5)), torch.randn(2, 5)
     held = small.held(F.linear(x @ small.table / 0.5, small.column.t()) / 0.5)  # it has a hook of its own
     assert torch.allclose(small(x), small.last(held))
@@ -178,7 +178,7 @@ class Tied(nn.Module):
 
 
 @pytest.mark.parametrize("again", [lambda one: one, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
-def test_the_scaler_follows_each_product_once_and_only_if_it_shrinks(again):
+def test_the_scaler_follows_each_product_that_shrinks_once(again):
     torch.manual_seed(0)
     small, words = again(elastic(Tied(), torch.zeros(1, 4, dtype=torch.int64))(0.5)), torch.randint(11, (2, 4))
     own = dict(small.named_parameters())
@@ -196,7 +196,7 @@ def test_the_scaler_follows_each_product_once_and_only_if_it_shrinks(again):
     torch.testing.assert_close(small.train()(words)[0], expected[0])
 
 
-def test_outputs_that_are_named_keep_their_width_and_others_are_cut():
+def test_outputs_that_are_named_keep_their_width():
     class Both(nn.Module):
         def __init__(self):
             super().__init__()
@@ -340,7 +340,7 @@ def test_weight_norm_is_that_of_what_is_kept():
     assert torch.allclose(small.weight, kept / kept.norm(dim=1, keepdim=True) * length)
 
 
-def test_a_layer_that_is_left_out_by_chance_is_cut_with_the_others():
+def test_a_layer_left_out_by_chance_is_cut_with_the_others():
     def forward(self, x):
         left_out = self.training and torch.rand([]) < self.chance
         return x if left_out else x + self.layer(x)
@@ -373,7 +373,7 @@ def _dropped(draw):
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1, device="cpu").item()])
-def test_layers_that_are_left_out_by_chance_are_the_same_in_every_check(draw):
+def test_layers_left_out_by_chance_are_the_same_in_each_check(draw):
     draw()
 
     def states():
@@ -388,7 +388,7 @@ def test_layers_that_are_left_out_by_chance_are_the_same_in_every_check(draw):
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_product_of_three_is_computed_in_the_same_order_at_every_rate(enabled):
+def test_a_product_of_three_has_one_order_at_every_rate(enabled):
     def forward(self, x):
         return self.last(torch.einsum("bi,bj,ijk->bk", self.one(x), self.two(x), self.pairs))
 
@@ -412,7 +412,7 @@ def test_a_product_of_three_is_computed_in_the_same_order_at_every_rate(enabled)
     ],
     ids=["first", "last", "narrow", "view", "one"],
 )
-def test_a_table_that_is_longer_than_the_example_stays_whole_but_for_its_width(read):
+def test_a_table_longer_than_the_example_keeps_its_length(read):
     def forward(self, x):
         return self.last(self.first(x) + read(self.table, x.shape[1]))
 

@@ -34,7 +34,7 @@ def test_the_whole_model_is_the_users(case):
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.3])
-def test_a_slice_has_the_plans_weights_and_computes_what_the_model_does_without_the_rest(case, rate):
+def test_a_slice_computes_what_the_model_does_without_the_rest(case, rate):
     model, inputs, build = case
     small, plan = build(rate), build.plan(rate)
     assert plan == Plan.of(build(1.0), small)

@@ -40,7 +40,7 @@ def _around(*inner):
     return nn.Sequential(nn.Linear(3, 8), *inner, nn.Linear(8, 2))
 
 
-def test_code_that_depends_on_values_is_refused_by_the_layers_name():
+def test_code_that_depends_on_values_is_refused_by_name():
     with pytest.raises(UnsupportedLayerError) as caught:
         elastic(_around(nn.Sequential(Moody(8))), X)
     message = str(caught.value)
@@ -71,7 +71,7 @@ def turned():
     library._destroy()
 
 
-def test_an_unknown_operator_is_refused_and_a_stand_in_teaches_it(turned):
+def test_an_unknown_operator_is_refused_until_taught(turned):
     model = _around(Then(lambda self, x: turned(x)))
     with pytest.raises(
         UnsupportedLayerError, match=r"layer 1 of type Then: torch.ops.heterofl_test.turned is not known"
@@ -110,7 +110,7 @@ def test_compiled_layers_are_refused():
         (_around(), torch.zeros(2, 5), r"layer 0 of type Linear cannot be traced.*Give inputs that"),
     ],
 )
-def test_a_model_without_outputs_and_inputs_that_do_not_fit_raise(model, inputs, message):
+def test_models_without_outputs_and_wrong_inputs_raise(model, inputs, message):
     with pytest.raises(UnsupportedLayerError, match=message):
         elastic(model, inputs)
 
@@ -206,7 +206,7 @@ class Autoencoder(nn.Module):
         return self.encoder(x)
 
 
-def test_a_decoder_that_forward_does_not_call_stays_whole_and_is_named():
+def test_a_decoder_that_forward_does_not_call_stays_whole():
     model = Autoencoder()
     with pytest.warns(UserWarning, match=r"no use of decoder on the example inputs.*fixed=\[") as caught:
         build = elastic(model, X12)
@@ -236,7 +236,7 @@ def test_a_model_around_it_that_uses_the_decoder_has_it_cut():
     assert shapes["model.decoder.3.weight"] == (12, 8)
 
 
-def test_single_parameters_and_several_layers_are_named_in_one_warning():
+def test_all_that_is_unused_is_named_in_one_warning():
     model = Then(lambda self, x: self.last(torch.relu(self.first(x))), first=nn.Linear(12, 8), last=nn.Linear(8, 3))
     model.first.spare = nn.Parameter(torch.zeros(8, 8))
     model.one, model.two = Then(lambda self, x: x, inner=nn.Linear(8, 8)), nn.LayerNorm(8)

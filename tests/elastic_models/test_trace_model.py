@@ -66,7 +66,7 @@ def test_a_length_is_the_number_that_it_is(trace):
     assert copy.deepcopy(six) is six
 
 
-def test_products_and_exact_parts_are_lengths_and_other_numbers_are_not(trace):
+def test_products_and_exact_parts_of_lengths_are_lengths(trace):
     (_, six), (_, two) = _length(trace, 6), _length(trace, 2)
     assert (6 * six).sources == (six * 1).sources == six.sources
     assert (six * two).sources == six.sources + two.sources
@@ -78,7 +78,7 @@ def test_products_and_exact_parts_are_lengths_and_other_numbers_are_not(trace):
         six // "2"
 
 
-def test_an_axis_of_a_length_is_cut_as_its_source_and_one_of_a_part_as_each_part(trace):
+def test_an_axis_of_a_length_is_cut_as_its_source(trace):
     row, six = _length(trace, 6)
     other, part = trace.positions.new(6), trace.positions.new(3)
     trace.use(six, other)
@@ -93,7 +93,7 @@ def test_axes_in_proportion_are_left_alone(trace):
     assert len(set(trace.positions.roots(row))) == 3
 
 
-def test_a_divisor_stays_whole_and_so_does_an_axis_of_a_plain_number_and_a_source_of_a_whole_axis(trace):
+def test_divisors_and_axes_of_plain_numbers_stay_whole(trace):
     (row, six), (heads, two) = _length(trace, 6), _length(trace, 2)
     trace.use(six // two, trace.positions.new(3))
     assert trace.open(heads) is None
@@ -112,7 +112,7 @@ def _grouped(factors, data):
 
 
 @given(FACTORS, st.data())
-def test_an_entry_of_a_view_depends_on_what_it_depended_on_before(factors, data):
+def test_a_view_keeps_what_each_entry_depends_on(factors, data):
     before, after = (_grouped(factors, data) for _ in range(2))
     trace = Trace()
     tensor = torch.empty(before, device="meta")

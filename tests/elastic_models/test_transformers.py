@@ -75,7 +75,7 @@ def test_a_mask_in_the_example_changes_nothing(words):
     assert with_mask.plan(0.5) == elastic(model, words).plan(0.5)
 
 
-def test_experts_are_cut_all_alike_and_a_width_that_their_product_does_not_take_is_refused(words):
+def test_experts_are_cut_alike_to_widths_their_product_takes(words):
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
     config = transformers.MixtralConfig(num_hidden_layers=1, use_cache=False, **SHAPE, **SMALL, **experts)
     model = transformers.MixtralForCausalLM(config)
@@ -86,7 +86,7 @@ def test_experts_are_cut_all_alike_and_a_width_that_their_product_does_not_take_
     assert build(0.3).train()(words, labels=words).loss.isfinite()
 
 
-def test_a_layer_that_compares_the_widths_it_holds_does_the_same_at_every_rate():
+def test_a_layer_that_compares_widths_does_so_at_every_rate():
     config = transformers.HieraConfig(
         embed_dim=8, image_size=[64, 64], depths=[1, 1], num_heads=[1, 2], num_query_pool=1, num_labels=LABELS
     )

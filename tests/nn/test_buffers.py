@@ -23,7 +23,7 @@ def norms(model, x):
 
 
 @FORMS
-def test_layers_are_normed_after_parameters_of_another_model_were_loaded(form):
+def test_layers_are_normed_after_other_parameters_were_loaded(form):
     torch.manual_seed(0)
     model, x = build(form), torch.ones(2, 3, 3, 3)
     state = {name: 5 * torch.randn_like(own) for name, own in model.named_parameters()}

@@ -54,7 +54,7 @@ class TwoStacks(nn.Module):
 
 
 @given(blocks=st.integers(1, 6), rates=st.lists(st.integers(1, 1000), min_size=1, max_size=4))
-def test_shallower_models_are_nested_in_deeper_ones_and_have_exact_numbers_of_blocks(blocks, rates):
+def test_shallower_models_are_nested_in_deeper_ones(blocks, rates):
     model = stack(blocks)
     build = shallow(model, "1.*")
     plans = []
@@ -77,7 +77,7 @@ def test_a_shallow_model_computes_what_its_first_blocks_do():
     assert len(model[1]) == 4
 
 
-def test_the_mean_of_depths_is_the_twins_and_who_lacks_a_block_changes_nothing_in_it():
+def test_the_mean_of_depths_is_the_twins():
     model, build = stack(), shallow(stack(), "1.*")
     state = {name: own.detach() for name, own in model.named_parameters()}
     aggregator, replies = Aggregator(state), []
@@ -102,7 +102,7 @@ def test_several_stacks_keep_the_first_blocks_of_each():
     assert build(0.5)(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
 
 
-def test_every_depth_of_unequal_stacks_is_run_and_a_repeated_block_counts_each_time():
+def test_every_depth_of_unequal_stacks_is_run():
     calls = []
     build = shallow(TwoStacks(), "*.*", (X, calls))
     assert calls == [(2, 4), (2, 3), (1, 2), (1, 1)]
@@ -120,11 +120,11 @@ def test_levels_may_differ_in_width_and_depth():
         build(0.25)
 
 
-def test_a_block_may_be_called_by_keyword_and_the_model_return_a_mapping():
+def test_a_block_may_be_called_by_keyword():
     assert len(shallow(Steps(), "layers.*", X)(0.4).layers) == 2
 
 
-def test_a_block_that_changes_the_shape_is_named_with_both_shapes():
+def test_a_block_that_changes_the_shape_is_named():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 5), nn.Linear(5, 2))
     with pytest.raises(ShapeError, match=r"without block 3: its input is \(2, 5\), its output \(2, 2\)\. Only a block"):
         shallow(model, "*", X)

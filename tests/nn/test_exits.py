@@ -20,7 +20,7 @@ def case(request):
     return shallow(with_exits(build_model(request.param, hidden=HIDDEN)), "exits.*", images), images
 
 
-def test_each_depth_computes_what_the_deeper_model_says_at_that_exit(case):
+def test_each_depth_computes_what_the_deeper_exit_does(case):
     build, images = case
     full = build(1.0).train()
     expected = full.all_logits(images)
@@ -35,7 +35,7 @@ def test_each_depth_computes_what_the_deeper_model_says_at_that_exit(case):
         assert all(plan.shapes[name][0] == 10 for name in model.label_rows)
 
 
-def test_an_ensemble_is_the_mean_of_all_exits_in_evaluation_alone(case):
+def test_an_ensemble_is_the_mean_of_all_exits_in_evaluation(case):
     build, images = case
     model = build(1.0).eval()
     expected = torch.stack(model.all_logits(images)).mean(0)
@@ -53,7 +53,7 @@ def test_all_exits_are_measured_for_static_norm(case):
     torch.testing.assert_close(static(images)[:2], static(images[:2]), rtol=1e-4, atol=1e-5)
 
 
-def test_the_earlier_heads_are_untrained_where_the_deepest_exit_is_trained_alone():
+def test_earlier_heads_are_untrained_with_the_deepest_only():
     model = with_exits(build_model("cnn", hidden=HIDDEN), deepest_only=True)(1.0)
     assert model.untrained == ("exits.0.head.*", "exits.1.head.*", "exits.2.head.*")
     model.train()(torch.zeros(2, 1, 16, 16)).sum().backward()

@@ -61,7 +61,7 @@ def test_a_build_travels_to_other_processes():
         ("cnn", {"rate": 0.5}, "rate"),
     ],
 )
-def test_unknown_models_and_options_raise_before_anything_is_built(name, options, fault):
+def test_unknown_models_and_options_raise(name, options, fault):
     with pytest.raises(ConfigError, match=fault):
         build_model(name, **options)
 
@@ -75,7 +75,7 @@ HIDDEN = (8, 8, 16, 16)
 
 
 @pytest.mark.parametrize("model", [CNN(rate=0.0625), PreResNet(hidden=HIDDEN, rate=0.5)])
-def test_the_classifier_starts_without_bias_and_keeps_all_classes(model):
+def test_the_classifier_has_all_classes_and_no_bias_at_first(model):
     assert (model.linear.bias == 0).all()
     assert len(model.linear.weight) == 10
 

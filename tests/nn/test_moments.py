@@ -94,7 +94,7 @@ def test_different_kinds_do_not_add():
         _moments("paper") + _moments("fixed")
 
 
-def test_moments_of_other_models_do_not_add_and_all_faults_are_told():
+def test_moments_of_other_models_do_not_add():
     with pytest.raises(ShapeError, match="bn is missing; other is unknown"):
         _moments() + _moments(name="other")
     with pytest.raises(ShapeError, match="bn has 3 channels, expected 2"):
@@ -196,7 +196,7 @@ def test_the_robust_sum_is_that_of_its_slow_twin(kind, said):
     kind=KINDS,
     said=st.lists(st.tuples(st.integers(50, 100), st.floats(-0.11, 0.11), st.floats(0.9, 1.1)), min_size=1, max_size=9),
 )
-def test_clients_that_agree_are_joined_robustly_as_they_are_joined_plainly_bit_for_bit(kind, said):
+def test_clients_that_agree_are_joined_bit_for_bit_as_plainly(kind, said):
     clients = [_client(kind, *own) for own in said]
     one, two = sum_robust(clients).layers["bn"], reduce(add, clients).layers["bn"]
     assert (one.count, one.first, one.second) == (two.count, two.first, two.second)
@@ -207,7 +207,7 @@ def test_clients_that_agree_are_joined_robustly_as_they_are_joined_plainly_bit_f
     honest=st.lists(SAID, min_size=3, max_size=5),
     lies=st.lists(st.tuples(st.integers(2, 2**40), st.floats(-1e15, 1e15), st.floats(0, 1e30)), max_size=2),
 )
-def test_a_minority_of_liars_moves_a_mean_no_further_than_the_reach_of_the_others(kind, honest, lies):
+def test_a_minority_of_liars_moves_a_mean_within_reach(kind, honest, lies):
     mean, variance = sum_robust([_client(kind, *own) for own in [*lies, *honest]]).statistics("bn")
     _, means, variances = zip(*honest, strict=True)
     wide = max(SPREAD * (max(means) - min(means)), CLOSE * max(variances) ** 0.5)
@@ -218,7 +218,7 @@ def test_a_minority_of_liars_moves_a_mean_no_further_than_the_reach_of_the_other
 
 
 @pytest.mark.parametrize("kind", ["paper", "fixed"])
-def test_clients_that_never_reached_a_layer_are_no_part_of_its_median(kind):
+def test_clients_that_did_not_reach_a_layer_have_no_say(kind):
     nothing = Moments(kind, {"bn": LayerMoments(0, torch.zeros(1).double(), torch.zeros(1).double())})
     near, far = [_client(kind, 10, mean, 1.0) for mean in (1.0, 1.1, 1.2)], _client(kind, 10, 30.0, 1.0)
     mean, _ = sum_robust([nothing] * 9 + [*near, far]).statistics("bn")

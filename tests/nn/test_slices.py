@@ -41,7 +41,7 @@ SLICE_FUNCTIONS = {"prefix": prefix, "rolling": twin.rolling(2), "scattered": tw
 
 @pytest.mark.parametrize("slice_function", SLICE_FUNCTIONS.values(), ids=SLICE_FUNCTIONS)
 @pytest.mark.parametrize("name", ["cnn", "preresnet18", "preresnet50"])
-def test_with_static_norm_a_smaller_model_is_the_global_one_with_the_rest_zeroed(small, inputs, name, slice_function):
+def test_a_smaller_model_is_the_global_one_with_the_rest_zeroed(small, inputs, name, slice_function):
     build, x = small(name), inputs(name)
     full = build(1.0)
     moments = collect_moments(full, [x])
@@ -55,7 +55,7 @@ def test_with_static_norm_a_smaller_model_is_the_global_one_with_the_rest_zeroed
         assert not torch.allclose(found, with_static_norm(full, moments)(x), rtol=1e-4, atol=1e-5)
 
 
-def test_the_rule_on_the_page_makes_a_slice_behind_joined_outputs_the_zeroed_global_model():
+def test_the_rule_on_the_page_makes_a_slice_the_zeroed_model():
     page = (Path(__file__).parents[2] / "docs" / "howto" / "model.md").read_text()
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Tagger" in block)
     made: dict = {}

@@ -67,7 +67,7 @@ def test_paper_moments_are_torchs_cumulative_averages(small, name):
 
 
 @pytest.mark.parametrize("kind", ["paper", "fixed"])
-def test_a_layer_that_is_called_several_times_for_a_batch_counts_it_once(kind):
+def test_a_layer_that_is_called_twice_counts_a_batch_once(kind):
     class Steps(nn.Module):
         def __init__(self):
             super().__init__()
@@ -89,7 +89,7 @@ def test_a_layer_that_is_called_several_times_for_a_batch_counts_it_once(kind):
 
 @pytest.mark.parametrize("kind", ["paper", "fixed"])
 @pytest.mark.parametrize("name", ["cnn", "preresnet18"])
-def test_batches_that_go_through_the_model_together_keep_their_own_statistics(small, name, kind):
+def test_batches_that_go_together_keep_their_own_statistics(small, name, kind):
     model = small(name)(1.0).double()
     batches = [batch.double() for batch in (*_batches(5, 6), *_batches(2, 4, seed=9), *_batches(1, 6, seed=3))]
     before = _snapshot(model)
@@ -115,7 +115,7 @@ def test_an_input_that_is_not_made_of_the_batches_is_refused():
 
 
 @pytest.mark.parametrize("sizes", [[20], [2, 18], [6, 4, 8, 2]])
-def test_fixed_moments_do_not_depend_on_how_data_is_cut_in_batches(sizes):
+def test_fixed_moments_do_not_depend_on_the_batches(sizes):
     data = torch.randn(20, 3, 2, generator=torch.Generator().manual_seed(0)) + 5
     mean, variance = collect_moments(nn.BatchNorm1d(3), data.split(sizes), "fixed").statistics("")
     expected_variance, expected_mean = torch.var_mean(data.double(), (0, 2))
@@ -124,7 +124,7 @@ def test_fixed_moments_do_not_depend_on_how_data_is_cut_in_batches(sizes):
 
 
 @pytest.mark.parametrize("kind", ["paper", "fixed"])
-def test_clients_together_give_what_one_pass_over_all_their_data_gives(small, kind):
+def test_clients_together_give_what_one_pass_gives(small, kind):
     model = small("preresnet18")(1.0)
     batches = _batches(6)
     at_once = collect_moments(model, batches, kind)
@@ -136,7 +136,7 @@ def test_clients_together_give_what_one_pass_over_all_their_data_gives(small, ki
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_any_model_is_left_exactly_as_it_was_even_after_a_failing_batch(training):
+def test_a_model_is_left_as_it_was_even_after_a_failure(training):
     model = _user_model()
     if not training:
         model.eval()
@@ -161,7 +161,7 @@ def test_dropout_is_off_and_running_statistics_are_not_used():
     assert torch.equal(alone.layers["4"].second, moments.layers["5"].second)
 
 
-def test_the_copy_is_in_evaluation_mode_and_the_original_is_unchanged():
+def test_the_copy_evaluates_and_the_original_is_unchanged():
     model = CNN(3, hidden=(8, 8)).train()
     before = _snapshot(model)
     static = with_static_norm(model, collect_moments(model, _batches()))
@@ -175,7 +175,7 @@ def test_the_copy_is_in_evaluation_mode_and_the_original_is_unchanged():
 
 
 @pytest.mark.parametrize(("dtype", "affine"), [(torch.bfloat16, True), (torch.float64, True), (torch.float32, False)])
-def test_statistics_take_the_models_precision_and_are_measured_in_single_at_least(dtype, affine):
+def test_statistics_take_the_models_precision(dtype, affine):
     model, batches = nn.BatchNorm2d(3, affine=affine).to(dtype), [batch.to(dtype) for batch in _batches()]
     moments = collect_moments(model, batches)
     expected = torch.stack([batch.double().mean((0, 2, 3)) for batch in batches]).mean(0)
@@ -209,7 +209,7 @@ def test_a_model_without_batch_norm_is_copied_and_not_run():
 
 
 @pytest.mark.parametrize("size", [0, 1])
-def test_a_batch_with_less_than_two_values_per_channel_is_refused_by_layer(size):
+def test_a_batch_of_one_value_per_channel_is_refused_by_layer(size):
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192))
     before = _snapshot(model)
     with pytest.raises(DataError, match=rf"layer 1 got a batch of shape \({size}, 192\), {size} value"):

@@ -17,7 +17,7 @@ SHAPE = TransformerShape(sequence=6, embedding=32, hidden=24, heads=4, layers=3)
 
 
 @pytest.mark.parametrize(("rate", "length"), [(1.0, 1), (0.5, 4), (0.0625, 6)])
-def test_words_are_axis_one_of_the_logits_and_the_mask_token_is_one_past_the_words(rate, length):
+def test_words_are_axis_one_and_the_mask_token_follows_them(rate, length):
     model = Transformer(20, SHAPE, rate=rate)
     assert model.mask_token == 20
     assert len(model.embedding.token.weight) == 21
@@ -48,7 +48,7 @@ def test_weights_start_as_the_papers():
     assert all((value == 0).all() for name, value in model.named_parameters() if name.endswith("bias"))
 
 
-def test_a_rate_that_does_not_fit_the_heads_is_rounded_up_and_told_once(caplog):
+def test_a_rate_that_does_not_fit_the_heads_is_rounded_up(caplog):
     transformer._embedding_width.cache_clear()
     with caplog.at_level(logging.WARNING):
         models = [Transformer(20, SHAPE, rate=0.3) for _ in range(2)]
@@ -83,7 +83,7 @@ def test_all_four_projections_are_scaled_in_training():
     torch.testing.assert_close(layer(x), scaled(x), rtol=1e-4, atol=1e-6)
 
 
-def test_a_smaller_one_keeps_the_start_of_each_head_and_of_the_residual_stream():
+def test_a_smaller_one_keeps_the_start_of_each_head():
     full, local = MultiHeadAttention(12, 3, Scaler(1.0)), MultiHeadAttention(6, 3, Scaler(0.5))
     sub = Plan.of(full, local).extract(full.state_dict())
     in_heads, stream = [0, 1, 4, 5, 8, 9], range(6)
@@ -96,7 +96,7 @@ def test_a_smaller_one_keeps_the_start_of_each_head_and_of_the_residual_stream()
     local.load_state_dict(sub, strict=True)
 
 
-def test_a_projection_that_is_wrapped_has_the_rule_of_its_own_type():
+def test_a_wrapped_projection_has_the_rule_of_its_own_type():
     full, local = (MultiHeadAttention(8, 2, Scaler(1.0)) for _ in range(2))
     for layer, rank in ((full, 4), (local, 1)):
         layer.linear_q = nn.Sequential(layer.linear_q, nn.Linear(8, rank))

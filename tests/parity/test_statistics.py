@@ -23,7 +23,7 @@ def _first_norm(model):
 
 
 @pytest.mark.parametrize("model", ["conv", "resnet18"])
-def test_the_statistics_of_cifar10_are_theirs_and_those_of_images_as_stored_are_not(authors, shared, model):
+def test_the_statistics_of_cifar10_are_theirs(authors, shared, model):
     authors.cfg["data_shape"] = [3, 32, 32]
     authors.configure(model, global_rate=1.0)
     tracking = authors.theirs(1.0, track=True)

@@ -40,7 +40,7 @@ def test_inputs_may_be_varied():
         next(input_batches(split, 6, augment="x"))
 
 
-def test_an_empty_split_has_no_batches_and_a_batch_one_input_or_more():
+def test_an_empty_split_has_no_batches():
     assert list(input_batches(NUMBERS.select(torch.tensor([], dtype=torch.int64)), 5)) == []
     with pytest.raises(ConfigError, match="batch_size is 0, expected 1 or more"):
         next(input_batches(NUMBERS, 0))

@@ -134,7 +134,7 @@ def steps(monkeypatch) -> list[list[int]]:
     return seen
 
 
-def test_clients_with_an_odd_last_batch_soon_go_with_the_others_again(steps):
+def test_clients_with_an_odd_last_batch_rejoin_the_others(steps):
     Cohort(make_jobs(small(norm="gn"), (20, 23, 20, 10)), OPTIONS, wide).train()
     # In each of two epochs 4, 5, 4 and 2 batches, all of five but the fifth.
     assert steps == [[0, 1, 2, 3]] * 4 + [[1]] + [[0, 1, 2]] * 4 + [[1]]
@@ -376,7 +376,7 @@ def spoil(job: TrainingJob, at: int) -> TrainingJob:
     return job
 
 
-def test_a_client_that_diverges_is_left_out_and_the_others_are_trained():
+def test_a_client_that_diverges_is_left_out():
     clients = make_jobs(exact(small()))
     spoil(clients[1], 2)
     options = replace(OPTIONS, epochs=3)
@@ -397,7 +397,7 @@ def test_a_client_that_diverges_is_left_out_and_the_others_are_trained():
     assert str(alone.value) == str(outcomes[1])
 
 
-def test_all_may_diverge_each_at_its_own_step_and_the_error_can_be_pickled():
+def test_all_may_diverge_each_at_its_own_step():
     clients = make_jobs(small(), (20, 20))
     spoil(clients[0], 1)
     spoil(clients[1], 3)

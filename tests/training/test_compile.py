@@ -84,7 +84,7 @@ class Transposed(nn.Module):
         return x.transpose(1, 2)
 
 
-def test_models_of_equal_shapes_that_compute_otherwise_are_compiled_anew(compiled):
+def test_models_that_compute_otherwise_are_compiled_anew(compiled):
     for number, rate in enumerate((1.0, 0.5, 0.25), 1):
         train_as_plain(lambda rate=rate: nn.Sequential(small(norm="none")(), Scaler(rate)))
         assert len(compiled) == number

@@ -59,7 +59,7 @@ def test_other_devices_raise_an_error(machine, cuda, names, message):
             resolve_device(name)
 
 
-def test_convolutions_are_channels_last_inside_and_back_in_place_after():
+def test_convolutions_are_channels_last_inside_alone():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(6, 2))
     before = {name: (value.data_ptr(), value.stride(), value.clone()) for name, value in model.state_dict().items()}
     with channels_last(model):
@@ -105,7 +105,7 @@ def test_a_model_without_parameters_is_on_the_cpu():
     assert device_of(nn.Linear(1, 1, device="meta")) == torch.device("meta")
 
 
-def test_memory_that_is_freed_and_taken_again_costs_few_page_faults():
+def test_memory_that_is_taken_again_costs_few_page_faults():
     """In a process of its own, which it changes. Blocks this large glibc else always takes from the system."""
     code = """if True:
         import resource, torch

@@ -65,7 +65,7 @@ def test_posteriors_are_distributions_and_change_nothing(temperature):
         ([0.25] * 4, "posteriors that are list"),
     ],
 )
-def test_what_is_no_distribution_raises_an_error_that_names_the_sender(said, fault):
+def test_what_is_no_distribution_names_the_sender(said, fault):
     with pytest.raises(ReplyError, match=f"node 7 sent .*{fault}"):
         check_posteriors(said, (8, CLASSES), "node 7")
 

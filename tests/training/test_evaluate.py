@@ -47,7 +47,7 @@ def test_the_loss_of_a_model_in_half_precision_is_in_float32():
     assert evaluate(Half(), data) == evaluate(nn.Identity(), data)
 
 
-def test_an_absent_class_makes_the_loss_infinite_with_minus_infinity():
+def test_an_absent_class_makes_the_loss_infinite():
     result = evaluate(nn.Identity(), Split(LOGITS, torch.tensor([0, 1, 2])), classes=[0, 1], fill="-inf")
     assert result.loss == torch.inf
 
@@ -87,12 +87,12 @@ def test_a_batch_size_below_one_raises_an_error(build, split):
         evaluate(build(), split, batch_size=0)
 
 
-def test_a_last_example_is_joined_to_the_batch_before_it_as_in_training(build):
+def test_a_last_example_is_joined_to_the_batch_before_it(build):
     model = build(norm="sbn")
     assert evaluate(model, images(11), batch_size=10) == evaluate(model, images(11), batch_size=11)
 
 
-def test_a_client_with_one_example_is_told_that_batch_norm_cannot_normalise_it():
+def test_one_example_that_cannot_be_normalised_is_an_error():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4, track_running_stats=False))
     text = r"batch norm cannot normalise a single example \(.*\[1, 4\]\).*batches of two or more"
     with pytest.raises(DataError, match=text):

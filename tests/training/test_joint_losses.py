@@ -25,7 +25,7 @@ def softened(posterior, temperature):
     return [p / sum(powers) for p in powers]
 
 
-def test_depthfls_loss_is_the_cross_entropies_and_the_mean_divergence_from_the_others():
+def test_depthfls_loss_is_the_papers():
     cross_entropies = -math.log(0.25) - math.log(0.5) - math.log(0.8)
     pairs = [(one, other) for one in POSTERIORS for other in POSTERIORS if one is not other]
     expected = cross_entropies + 0.7 * sum(divergence(*pair) for pair in pairs) / 2
@@ -33,7 +33,7 @@ def test_depthfls_loss_is_the_cross_entropies_and_the_mean_divergence_from_the_o
     assert mutual_loss(LOGITS[:1], TARGETS).item() == pytest.approx(-math.log(0.25))
 
 
-def test_scalefls_loss_weighs_deeper_exits_more_and_learns_from_the_deepest():
+def test_scalefls_loss_is_the_papers():
     teacher = softened(POSTERIORS[-1], 3)
     apart = [0.5 * 9 * divergence(teacher, softened(own, 3)) for own in POSTERIORS[:2]]
     expected = (-math.log(0.25) + apart[0]) + 2 * (-math.log(0.5) + apart[1]) + 3 * -math.log(0.8)
@@ -42,14 +42,14 @@ def test_scalefls_loss_weighs_deeper_exits_more_and_learns_from_the_deepest():
 
 
 @pytest.mark.parametrize("loss", [mutual_loss, deepest_loss])
-def test_a_class_that_a_client_lacks_counts_as_if_it_did_not_exist(loss):
+def test_a_class_that_a_client_lacks_does_not_count(loss):
     absent = torch.tensor([[-math.inf]])
     masked = [torch.cat([own, absent], 1) for own in LOGITS]
     torch.testing.assert_close(loss(masked, TARGETS, weight=0.7), loss(LOGITS, TARGETS, weight=0.7))
 
 
 @pytest.mark.parametrize("loss", [mutual_loss, deepest_loss])
-def test_teachers_get_no_gradient_and_absent_classes_a_finite_one(loss):
+def test_teachers_get_no_gradient(loss):
     logits = [torch.tensor([[1.0, 2.0, -math.inf]], requires_grad=True) for _ in range(2)]
     loss(logits, TARGETS, weight=3.0).backward()
     (plain,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits[1], TARGETS), logits[1])
