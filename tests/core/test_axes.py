@@ -81,34 +81,20 @@ def test_shapes_that_are_no_slice_of_one_another_are_refused(full, local, parts)
         axes_between(full, local, parts)
 
 
-@st.composite
-def _axes(draw):
-    """Return the places of an axis and the groups that its channels belong to."""
-    groups = [(n, draw(st.integers(0, n))) for n in draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))]
-    channels = [(-1, 0), *((group, channel) for group, (number, _) in enumerate(groups) for channel in range(number))]
-    return draw(st.lists(st.sampled_from(channels), min_size=1, max_size=12)), groups
-
-
 def _kept(places, held):
     return {place for place, (group, channel) in enumerate(places) if group < 0 or channel in held[group]}
-
-
-@given(_axes())
-def test_an_axis_keeps_the_first_channels_of_each_group(case):
-    places, groups = case
-    axis = build_channel_axis(places, groups)
-    assert positions(axis) == _kept(places, [range(kept) for _, kept in groups])
-    assert axis.full == len(places)
-    assert axis.sliced(prefix) == axis
 
 
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=3), st.integers(0, 4), st.data())
 def test_what_is_chosen_of_a_group_is_kept_wherever_it_stands(sizes, shift, data):
     groups = [(number, data.draw(st.integers(0, number))) for number in sizes]
     places = [(group, channel) for group, number in enumerate(sizes) for channel in range(number)]
-    places = data.draw(st.permutations(places * 2))
-    slice_function = twin.rolling(shift)
-    axis = build_channel_axis(places, groups).sliced(slice_function)
+    places = data.draw(st.permutations([*places * 2, (-1, 0)]))
+    whole, slice_function = build_channel_axis(places, groups), twin.rolling(shift)
+    assert positions(whole) == _kept(places, [range(kept) for _, kept in groups])
+    assert whole.sliced(prefix) == whole
+    assert hash(whole) == hash(build_channel_axis(places, groups))
+    axis = whole.sliced(slice_function)
     assert positions(axis) == _kept(places, [slice_function(number, kept) for number, kept in groups])
 
 
@@ -116,14 +102,6 @@ def test_a_plain_axis_stays_plain():
     assert build_channel_axis([(4, 0), (4, 1)] * 3, {4: (2, 1)}) == Axis(6, 3, 3)
     assert build_channel_axis([(0, 0), (0, 1)], [(2, 2)]) == Axis(2, 2)
     assert build_channel_axis([(-1, 0)] * 3, []) == Axis(3, 3)
-
-
-def test_it_contains_what_it_holds():
-    places = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    large, small = (build_channel_axis(places, [(2, kept), (2, 1)]) for kept in (2, 1))
-    assert large.contains(small)
-    assert not small.contains(large)
-    assert hash(large) == hash(build_channel_axis(places, [(2, 2), (2, 1)]))
 
 
 def test_a_whole_axis_is_a_plain_one_whatever_is_chosen():

@@ -135,8 +135,6 @@ def test_a_change_in_half_precision_is_worked_out_in_single(form, size):
     ("form", "value", "said"),
     [
         ("float16", 70_000.0, r"parameter b changed by up to 70000, which float16 cannot carry: .*upload='float32'"),
-        ("float16", torch.inf, "parameter b changed by up to inf"),
-        ("int8", torch.inf, "parameter b changed by up to inf, which int8 cannot carry"),
         ("int8", 1e300, r"parameter b changed by up to 1e\+300"),
     ],
 )
@@ -147,18 +145,11 @@ def test_a_change_that_a_form_cannot_carry_is_refused_by_name(form, value, said)
         compress(before, after, form, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("after", "said"),
-    [
-        ({"w": torch.ones(1, 3), "b": torch.ones(2)}, r"w: \(1, 3\), expected \(2, 3\)"),
-        ({"w": torch.ones(2, 3)}, r"b: None, expected \(2,\)"),
-        ({"w": torch.ones(2, 3), "b": torch.ones(2), "c": torch.ones(1)}, r"c: \(1,\), expected None"),
-    ],
-    ids=["shape", "missing", "unknown"],
-)
-def test_another_model_than_was_sent_is_refused(after, said):
-    with pytest.raises(ShapeError, match=f"not the one that the server sent .{said}"):
-        compress({"w": torch.ones(2, 3), "b": torch.ones(2)}, after, "int8", seed=0)
+def test_another_model_than_was_sent_is_refused():
+    before, whole = {"w": torch.ones(2, 3), "b": torch.ones(2)}, torch.ones(2, 3)
+    for after in ({"w": whole[:1], "b": whole[:, 0]}, {"w": whole}, {"w": whole, "b": whole[:, 0], "c": whole}):
+        with pytest.raises(ShapeError, match=r"not the one that the server sent .*expected"):
+            compress(before, after, "int8", seed=0)
 
 
 STATE = {"w": torch.ones(4, 3), "b": torch.ones(4)}
@@ -174,16 +165,10 @@ def scales(*values, dtype=torch.float32):
 
 HOSTILE = {
     "int8 without scales": ((STEPS, None), "w is torch.int8, expected torch.float16"),
-    "float16 with scales": ((HALVES, SCALES), "w is torch.float16, expected torch.int8"),
     "float32": (({**HALVES, "b": torch.ones(2)}, None), "b is torch.float32, expected torch.float16"),
     "NaN": (({**HALVES, "b": HALVES["b"] * torch.nan}, None), "b contains NaN or infinity"),
-    "missing": (({"w": STEPS["w"]}, SCALES), "1 parameters of its plan are missing .'b'"),
-    "unknown": (({**STEPS, "c": STEPS["b"]}, SCALES), "1 names are not in its plan .'c'"),
     "shape": (({**STEPS, "w": STEPS["w"].T}, SCALES), r"w has shape \(3, 2\), expected \(2, 3\)"),
-    "sparse": (({**HALVES, "w": HALVES["w"].to_sparse()}, None), "expected a dense tensor"),
     "few scales": (scales(1, 2), r"of shape \(2,\), expected torch.float32 of shape \(3,\)"),
-    "double scales": (scales(1, 2, 3, dtype=torch.float64), "scales are torch.float64"),
-    "scales in two dimensions": (scales([1], [2], [3]), r"of shape \(3, 1\), expected"),
     "NaN scale": (scales(1, 2, torch.nan), "scales of w are no finite numbers from 0 up"),
     "negative scale": (scales(-1, 2, -3), "scales of b, w are no finite numbers from 0 up"),
 }

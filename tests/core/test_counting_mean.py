@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Aggregator, Axis, Plan, Robust, RobustAggregator, counting_mean, prefix
-from heterofl_flwr.core.counting_mean import empty_sum, mean_in_place
+from heterofl_flwr.core import Aggregator, Plan, Robust, RobustAggregator, counting_mean, prefix
+from heterofl_flwr.core.counting_mean import empty_sum
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
-from tests.core import strategies, twin
+from tests.core import strategies
 
 SPACING = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 2**-23, torch.float64: 2**-52}
 
@@ -78,6 +78,7 @@ def test_full_rates_without_labels_give_the_plain_mean(weights):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_single(dtype):
+    assert empty_sum(torch.empty(2, dtype=dtype, device="meta")).dtype == torch.float32
     state = {"w": torch.zeros(3, 2, dtype=dtype)}
     plan = Plan.between(state, state)
     for labels in (None, [0, 1, 2]):
@@ -97,20 +98,10 @@ def test_classes_may_be_fewer_than_the_rows():
     assert aggregator.result()["w"].tolist() == [1, 0, 0, 1, 1]
 
 
-@pytest.mark.parametrize(
-    ("rows", "classes", "reason"),
-    [
-        (["w", "x", "y"], None, "label_rows names x, y, which the model lacks"),
-        (["s"], None, "label_rows names s, which the model lacks or which has no rows"),
-        (["w"], 5, r"5 classes do not fit label_rows \{'w': 4\}: expected 1 to 4"),
-        (["w"], 0, "0 classes do not fit"),
-        (["w", "v"], 4, r"4 classes do not fit label_rows \{'w': 4, 'v': 3\}: expected 1 to 3"),
-        ([], 3, "3 classes do not fit"),
-    ],
-)
-def test_label_rows_that_do_not_exist_are_refused(rows, classes, reason):
-    with pytest.raises(ConfigError, match=reason):
-        Aggregator({"w": torch.zeros(4, 2), "v": torch.zeros(3), "s": torch.zeros(())}, rows, classes=classes)
+def test_label_rows_that_do_not_exist_are_refused():
+    for rows, classes in ((["x"], None), (["s"], None), (["w"], 5), (["w"], 0), (["w", "v"], 4), ([], 3)):
+        with pytest.raises(ConfigError, match=r"label_rows names [xs], which|[03-5] classes do not fit"):
+            Aggregator({"w": torch.zeros(4, 2), "v": torch.zeros(3), "s": torch.zeros(())}, rows, classes=classes)
 
 
 @pytest.mark.parametrize("aggregate", [Aggregator, partial(RobustAggregator, robust=Robust())])
@@ -124,13 +115,6 @@ def test_only_floating_point_is_averaged_and_the_rest_stays(dtype, aggregate):
     new = aggregator.result()
     assert torch.equal(new["count"], state["count"])
     assert new["count"].data_ptr() != state["count"].data_ptr()
-
-
-@pytest.mark.parametrize("weight", [1, True, np.float32(1), np.int64(1), 1e-30])
-def test_any_real_number_is_a_weight(weight):
-    aggregator = Aggregator({"w": torch.zeros(2)})
-    aggregator.add(Plan.between({"w": (2,)}, {"w": (1,)}), {"w": torch.ones(1)}, weight=weight)
-    assert aggregator.result()["w"].tolist() == [1, 0]
 
 
 def test_a_result_is_given_once():
@@ -179,32 +163,3 @@ def test_the_memory_does_not_grow_with_the_replies(monkeypatch):
         del sub
         assert kept_alive() is None
     assert (sum(made), len(aggregator._holders)) == (sum(value.numel() for value in state.values()), 2)
-
-
-@pytest.mark.parametrize(("slice_function", "kept"), [(prefix, True), (twin.scattered(1), False)])
-def test_only_views_are_kept_between_replies(slice_function, kept):
-    state, plan, (reply, *_) = strategies.three_replies()
-    plan = Plan.between(state, plan.shapes, slice_function=slice_function)
-    aggregator = Aggregator(state)
-    aggregator.add(plan, reply)
-    assert (plan in aggregator._views) is kept
-
-
-@pytest.mark.parametrize(
-    ("dtype", "sum_dtype", "shape"),
-    [(torch.float16, torch.float32, ()), (torch.bfloat16, torch.float32, (2, 0)), (torch.float64, torch.float64, (2,))],
-)
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_sums_are_of_single_precision_at_least(dtype, sum_dtype, device, shape):
-    total = empty_sum(torch.empty(shape, dtype=dtype, device=device))
-    assert (total.dtype, total.device.type, tuple(total.shape)) == (sum_dtype, device, shape)
-
-
-def test_parameters_cut_alike_along_one_axis_share_their_counts_by_type():
-    counts = {(Axis(4, 4),): 2.0, (Axis(4, 2),): 1.0}
-    shared = {}
-    for number, dtype in ((1, torch.float32), (1, torch.float32), (2, torch.float64)):
-        total = torch.ones(4, dtype=dtype)
-        mean_in_place(total, torch.zeros(4, dtype=dtype), counts, shared)
-        assert torch.equal(total, torch.ones(4, dtype=dtype) / torch.tensor([3, 3, 2, 2], dtype=dtype))
-        assert len(shared) == number

@@ -48,6 +48,10 @@ def test_a_copy_and_a_model_around_it_exclude_the_same(wrap):
 def test_what_is_excluded_is_in_no_plan_and_in_no_state():
     assert list(Plan.of(excluding(1.0), excluding(1.0)).axes) == ["0.bias", "1.weight", "1.bias"]
     assert list(initial_state(excluding, 1.0, 0)) == ["0.bias", "1.weight", "1.bias"]
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    exclude_parameters(tied, ["1.weight"])
+    assert list(exchanged_parameters(tied)) == ["0.bias", "1.bias"]
 
 
 def test_marks_name_parameters_that_the_model_has_at_the_time():
@@ -57,10 +61,3 @@ def test_marks_name_parameters_that_the_model_has_at_the_time():
     assert list(exchanged_parameters(model)) == ["0.bias"]
     with pytest.raises(AttributeError):
         exclude_parameters(model, ["1.kernel"])
-
-
-def test_a_tied_parameter_is_excluded_under_all_of_its_names():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    model[1].weight = model[0].weight
-    exclude_parameters(model, ["1.weight"])
-    assert list(exchanged_parameters(model)) == ["0.bias", "1.bias"]

@@ -4,7 +4,6 @@ import copy
 import pickle
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -45,12 +44,6 @@ def test_foreign_state_dicts_are_sliced_as_the_design_shows():
         assert torch.equal(sub[f"{name}.bias"], state[f"{name}.bias"][rows])
     assert torch.equal(sub["layers.0.linear_o.weight"], state["layers.0.linear_o.weight"][:16][:, rows])
     assert torch.equal(sub["layers.0.linear_o.bias"], state["layers.0.linear_o.bias"][:16])
-
-
-@pytest.mark.parametrize("wrap", [tuple, list, torch.zeros, np.zeros])
-def test_shapes_may_be_anything_that_has_one(wrap):
-    plan = Plan.between({"w": wrap((4, 2)), "s": wrap(())}, {"w": wrap((2, 2)), "s": wrap(())})
-    assert plan.axes == {"w": (Axis(4, 2), Axis(2, 2)), "s": ()}
 
 
 def test_heads_tell_a_layer_what_it_cannot_know():

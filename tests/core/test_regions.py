@@ -50,13 +50,6 @@ def test_adding_rows_touches_only_those_rows(rest, data, dtype):
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_prefix_region_is_a_view_without_index_tensors():
-    tensor = torch.zeros(4, 6)
-    view = Region(tensor, (Axis(4, 2), Axis(6, 2, 2))).view
-    assert view.data_ptr() == tensor.data_ptr()
-    assert view.shape == (2, 2, 1)
-
-
 @given(data=st.data(), dims=st.integers(0, 4))
 def test_shells_part_a_tensor_by_the_smallest_slice(data, dims):
     columns = []

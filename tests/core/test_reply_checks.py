@@ -1,6 +1,5 @@
 """Checks of replies: what is refused, with what error; and the rows that were trained."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,24 +30,15 @@ BAD_REPLIES = {
     "unknown name": (lambda sub: {**sub, "head": torch.zeros(1)}, {}, r"1 names are not in its plan \('head'\)"),
     "missing name": (lambda sub: {"body": sub["body"]}, {}, "2 parameters of its plan are missing"),
     "shape": (_change("body", lambda body: body[:1]), {}, r"body has shape \(1, 2\), expected \(2, 2\)"),
-    "a shape that broadcasts": (_change("body", lambda body: body[:, :1]), {}, r"body has shape \(2, 1\)"),
     "dtype": (_change("body", torch.Tensor.half), {}, "body is torch.float16, expected torch.float32"),
     "nan": (_change("body", lambda body: _set(body, float("nan"))), {}, "body contains NaN or infinity"),
-    "minus infinity": (_change("linear.bias", lambda bias: _set(bias, float("-inf"))), {}, "linear.bias contains NaN"),
-    "numpy": (_change("body", torch.Tensor.numpy), {}, "body is ndarray, expected a dense tensor"),
     "sparse": (_change("body", torch.Tensor.to_sparse), {}, "body is Tensor, expected a dense tensor"),
     "negative weight": (dict, {"weight": -1.0}, "its weight is -1.0, expected 0 or a number"),
-    "nan weight": (dict, {"weight": float("nan")}, "its weight is nan, expected 0 or"),
     "huge weight": (dict, {"weight": 1e300}, r"its weight is 1e\+300, expected 0 or a number from 1e-38 to 3e\+38"),
-    "weight beyond floats": (dict, {"weight": 10**400}, "its weight is 1000"),
     "complex weight": (dict, {"weight": 1 + 0j}, r"its weight is \(1\+0j\)"),
     "label too large": (dict, {"labels": [0, 5]}, r"labels \[5\] are out of range: expected whole numbers from 0 to 4"),
-    "negative label": (dict, {"labels": [-1, 2]}, r"labels \[-1\] are out of range"),
-    "text labels": (dict, {"labels": ["1", "2"]}, "labels cannot be read"),
     "a label mask": (dict, {"labels": torch.tensor([True, False, True, False, False])}, "labels of type torch.bool"),
-    "labels that are floats": (dict, {"labels": [1.0, 2.0]}, "labels of type torch.float32"),
     "labels in two dimensions": (dict, {"labels": [[1, 2], [3, 4]]}, "labels of type torch.int64 in 2 dimensions"),
-    "one label alone": (dict, {"labels": 3}, "labels of type torch.int64 in 0 dimensions"),
     "labels beyond integers": (dict, {"labels": [2**70]}, "labels cannot be read"),
 }
 
@@ -92,23 +82,8 @@ def test_all_faults_of_a_reply_are_named_at_once():
         Aggregator(state).add(plan, bad, weight=-2.0)
     faults = "its weight is -2.0", "('extra')", "('linear.bias')", "body has shape", "linear.weight is torch.float16"
     assert all(fault in str(caught.value) for fault in faults)
-
-
-def test_many_faults_are_counted():
-    state = {f"p{number}": torch.zeros(2) for number in range(9)}
-    plan = Plan.between(state, state)
-    with pytest.raises(ReplyError, match=r"p4 has shape \(3,\), expected \(2,\); and 4 more$"):
-        Aggregator(state).add(plan, {name: torch.zeros(3) for name in state})
-    with pytest.raises(ReplyError, match=r"9 parameters of its plan are missing \('p0', 'p1', 'p2', \.\.\.\)$"):
-        Aggregator(state).add(plan, {})
-
-
-def test_large_finite_values_are_no_fault():
-    plan = Plan.between({"w": (2,), "v": (1,)}, {"w": (2,), "v": (1,)})
-    aggregator = Aggregator({"w": torch.zeros(2), "v": torch.zeros(1)})
-    sub = {"w": torch.tensor([3e38, 3e38]), "v": torch.zeros(1)}  # their sum is infinite
-    aggregator.add(plan, sub)
-    assert torch.equal(aggregator.result()["w"], sub["w"])
+    with pytest.raises(ReplyError, match=r"1 names are not in its plan \('v'\); 2 parameters of its plan are missing"):
+        check_names(plan, ["v", "body"])
 
 
 def test_entries_beyond_the_largest_are_refused():
@@ -133,17 +108,6 @@ def test_a_change_beyond_the_bound_is_refused():
     aggregator.add(plan, near)
     assert aggregator.replies == 1
     assert torch.equal(aggregator.result()["w"][:2, :2], near["w"])
-
-
-@pytest.mark.parametrize(
-    "labels", [[3, 0, 3], torch.tensor([3, 0, 3], dtype=torch.int16), range(0, 6, 3), np.array([3, 0], dtype=np.int32)]
-)
-def test_labels_may_be_any_whole_numbers_in_any_order(labels):
-    state, plan, (reply, *_) = strategies.three_replies()
-    aggregator = Aggregator(state, label_rows=["linear.bias"])
-    aggregator.add(plan, reply, labels=labels)
-    changed = (aggregator.result()["linear.bias"] != state["linear.bias"]).nonzero().flatten().tolist()
-    assert changed == [0, 3]
 
 
 def test_labels_of_few_bits_do_not_wrap_at_many_classes():
@@ -221,13 +185,6 @@ def test_trained_rows_of_a_shortened_change_are_found(clip):
     short = clipped(before, after, clip)
     assert norm_between(short, before) == pytest.approx(clip, rel=1e-4)
     assert trained_rows(before, short, CLASSES) == [1, 4]
-
-
-def test_names_alone_can_be_checked():
-    plan = Plan.between({"w": (2,)}, {"w": (1,)})
-    check_names(plan, ["w"])
-    with pytest.raises(ReplyError, match=r"1 names are not in its plan \('v'\); 1 parameters of its plan are missing"):
-        check_names(plan, ["v"])
 
 
 class Encoder(nn.Module):

@@ -44,41 +44,24 @@ def test_a_shortcut_between_two_widths_is_there_at_every_rate(widths):
     assert found.parameters[0.9] < found.parameters[1.0]
 
 
-def test_widths_that_are_compared_keep_their_proportion():
-    build = elastic(nn.Sequential(conv(3, 64), Block(64, 32), conv(32, 4)), images())
-    for rate in RATES:
-        small = build(rate)
-        assert small[0].out_channels == 2 * small[1].conv.out_channels == 2 * small[1].o
-    assert build(0.5)[1].o == 16
-
-
 @pytest.mark.parametrize(
     ("condition", "kept"),
     [
         (lambda self, x: x.shape[1] == 32, 32),
-        (lambda self, x: x.shape[1] != 32, 32),
         (lambda self, x: x.shape[1] < 20, 32),
-        (lambda self, x: x.shape[1] > 8, 32),
         (lambda self, x: x.shape[1] <= 20.0, 32),
         (lambda self, x: x.shape == (2, 32), 32),
-        (lambda self, x: max(x.shape[1], 20) == x.shape[1], 32),
         (lambda self, x: x.shape[1] in (16, 32), 32),
-        (lambda self, x: x.shape[1] - 8 > 8, 32),
         (lambda self, x: 40 - x.shape[1], 32),
         (lambda self, x: (x.shape[1] + 1) * 2 > 40, 32),
         (lambda self, x: x.shape[1] // 5 > 2, 32),
-        (lambda self, x: x.shape[1] % 2 == 0, 32),
         (lambda self, x: x.shape[1] // 8, 32),  # 0 at small rates
-        (lambda self, x: x.shape[1], 16),
         (lambda self, x: x.shape[1] > 0, 16),
         (lambda self, x: x.numel() >= 1, 32),
         (lambda self, x: x.shape[1] == self.other(x).shape[1], 16),
-        (lambda self, x: x.shape == self.other(x).shape, 16),
         (lambda self, x: 2 * x.shape[1] == self.other(x).shape[1] * 2, 16),
         (lambda self, x: 2 * x.shape[1] > self.other(x).shape[1], 16),
         (lambda self, x: x.shape[1] + 1 > self.other(x).shape[1], 32),
-        (lambda self, x: x.shape[0] == 2, 16),
-        (lambda self, x: x.shape[1] == "32", 16),
     ],
 )
 @pytest.mark.filterwarnings("ignore:at rate 0.5 a slice keeps")
@@ -126,12 +109,6 @@ def test_a_rate_at_which_the_model_does_otherwise_is_refused():
         assert caught.value.__cause__ is None
 
 
-def test_an_error_of_torchs_names_rate_and_layer():
-    model = _around(lambda self, x: x if x.shape[1] * 0.5 > 8 else x.view(2, 3, 3), 64)
-    with pytest.raises(UnsupportedLayerError, match=r"at rate 0\.25 layer 1 of type Then .*: RuntimeError: "):
-        elastic(model, X)(0.25)
-
-
 def test_a_last_step_that_is_left_out_is_noticed():
     def forward(self, x):
         y = self.one(x)
@@ -149,14 +126,3 @@ def test_a_build_is_copied_and_pickled_with_what_it_checks(again):
     moody = again(elastic(_moody_model(), X))
     with pytest.raises(UnsupportedLayerError, match=r"at rate 0\.125"):
         moody(0.125)
-
-
-def test_a_rate_is_checked_once(monkeypatch):
-    rates = []
-    monkeypatch.setattr(
-        "heterofl_flwr.elastic_models.elastic_model.check_slice", lambda *given: rates.append(given[-1])
-    )
-    build = elastic(nn.Sequential(nn.Linear(3, 20), nn.Linear(20, 2)), X)
-    for rate in (1.0, 0.5, 0.5, 0.25, 1.0, 0.5):
-        build(rate)
-    assert rates == [0.3, 0.5, 0.25]

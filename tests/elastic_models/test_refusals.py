@@ -85,15 +85,10 @@ def test_an_unknown_operator_is_refused_until_taught(turned):
     assert elastic(model, X).plan(0.5).shapes["0.weight"] == (4, 3)
 
 
-def test_an_unknown_operator_on_what_is_whole_does_no_harm(turned):
-    model = Then(lambda self, x: self.head(turned(x)), head=_around())
-    assert elastic(model, X).plan(0.5).shapes["head.0.weight"] == (4, 3)
-
-
-@pytest.mark.parametrize("wrong", [(), (3,), ("Linear",), (nn.Linear(1, 1),), (torch.relu,)])
-def test_a_stand_in_is_for_layer_types_and_operators(wrong):
-    with pytest.raises(ConfigError, match="stand_in takes subclasses of"):
-        stand_in(*wrong)
+def test_a_stand_in_is_for_layer_types_and_operators():
+    for wrong in ((), (3,), (nn.Linear(1, 1),), (torch.relu,)):
+        with pytest.raises(ConfigError, match="stand_in takes subclasses of"):
+            stand_in(*wrong)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
@@ -124,44 +119,32 @@ def _reach(function, **layers):
     ("function", "kept"),
     [
         (lambda self, x: x.view(-1, 8), 8),
-        (lambda self, x: x.view(-1, 2, 4).flatten(1), 8),
         (lambda self, x: x.view(-1, 2, x.shape[1] // 2).flatten(1), 4),
         (lambda self, x: x.unflatten(1, (2, -1)).flatten(1), 4),
         (lambda self, x: x[:, 3:].mean(1, keepdim=True) + x, 6),
-        (lambda self, x: x[:, -2:].mean(1, keepdim=True) + x, 5),
         (lambda self, x: x[:, 1::2].mean(1, keepdim=True) + x, 4),
         (lambda self, x: torch.stack([x[:, 1::2], x[:, ::2]], -1).flatten(1), 4),
-        (lambda self, x: x[:, ::3].mean(1, keepdim=True) + x, 8),
         (lambda self, x: x[:, :6:2].mean(1, keepdim=True) + x, 8),
         (lambda self, x: x[:, 2:3] + x, 6),
-        (lambda self, x: x[..., 2, None] + x, 6),
         (lambda self, x: x.narrow(1, 0, 4).mean(1, keepdim=True) + x, 6),
-        (lambda self, x: torch.cat(x.split(4, 1), 1), 8),
         (lambda self, x: torch.cat(x.split(x.shape[1] // 2, 1), 1), 4),
         (lambda self, x: torch.cat(x.split([2, 6], 1), 1), 8),
         (lambda self, x: torch.cat(x.chunk(4, 1), 1), 4),
-        (lambda self, x: torch.cat(x.chunk(3, 1), 1), 8),
         (lambda self, x: torch.stack(x.unbind(1), 1), 8),
         (lambda self, x: x.select(1, 1)[:, None] + x, 5),
-        (lambda self, x: x.roll(1, 1), 8),
         (lambda self, x: x.flip(1), 4),
         (lambda self, x: x[:, torch.arange(8)], 8),
-        (lambda self, x: x.index_select(1, torch.arange(8)), 8),
         (lambda self, x: x.unfold(1, 2, 2).flatten(1), 8),
         (lambda self, x: torch.as_strided(x, (2, 8), (8, 1)), 8),
         (lambda self, x: nn.functional.pad(nn.functional.pad(x, (-1, 0)), (1, 0)), 8),
         (lambda self, x: x + torch.arange(8), 8),
-        (lambda self, x: x + torch.zeros(8), 8),
         (lambda self, x: x + torch.zeros(x.shape[1]), 4),
         (lambda self, x: x + x.new_full((x.shape[1],), 2.0), 4),
         (lambda self, x: x + x.argmax(1, keepdim=True), 8),
-        (lambda self, x: x.repeat(1, 2)[:, : x.shape[1]], 4),
-        (lambda self, x: x.softmax(1).cumsum(1), 4),
         (lambda self, x: x * x.norm(dim=1, keepdim=True).expand(-1, 8), 8),
         (lambda self, x: x * x.norm(dim=1, keepdim=True).expand_as(x), 4),
         (lambda self, x: nn.functional.layer_norm(x, (8,)), 8),
         (lambda self, x: nn.functional.layer_norm(x, x.shape[1:]), 4),
-        (lambda self, x: nn.functional.rms_norm(x, x.shape[1:]), 4),
         (lambda self, x: x.reshape(-1, 1, x.numel() // 2).reshape(-1, x.size(1)), 4),
     ],
 )
@@ -220,20 +203,8 @@ def test_a_decoder_that_forward_does_not_call_stays_whole():
         assert all(map(torch.equal, model.decoder.parameters(), small.decoder.parameters()))
     assert build.plan(0.5).shapes["encoder.0.weight"] == (8, 12)
     assert build(0.5).decoder[1].running_mean.shape == (16,)
-
-
-def test_what_is_fixed_needs_no_warning():
-    shapes = elastic(Autoencoder(), X12, fixed=["decoder"]).plan(0.5).shapes
-    assert shapes["decoder.0.weight"] == (16, 3)
-
-
-def test_a_model_around_it_that_uses_the_decoder_has_it_cut():
-    def forward(self, x):
-        return self.model.decoder(self.model.encoder(x))
-
-    shapes = elastic(Then(forward, model=Autoencoder()), X12, fixed=["model.encoder.2"]).plan(0.5).shapes
-    assert shapes["model.decoder.0.weight"] == (8, 3)
-    assert shapes["model.decoder.3.weight"] == (12, 8)
+    around = Then(lambda self, x: self.model.decoder(self.model.encoder(x)), model=model)  # which uses it
+    assert elastic(around, X12, fixed=["model.encoder.2"]).plan(0.5).shapes["model.decoder.0.weight"] == (8, 3)
 
 
 def test_all_that_is_unused_is_named_in_one_warning():

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from heterofl_flwr.elastic_models.channels import Positions
 from heterofl_flwr.elastic_models.lengths import Length, Source, Trace
-from heterofl_flwr.elastic_models.movement_rules import block
 from heterofl_flwr.elastic_models.rules import Operators, follow
 
 NUMBERS = st.integers(0, 11)
@@ -33,16 +32,6 @@ def test_positions_united_are_one_set(rounds):
         assert positions.roots(np.arange(12)).tolist() == [min(sets[number]) for number in range(12)]
 
 
-def test_there_is_room_for_as_many_positions_as_are_asked_for():
-    positions = Positions()
-    rows = [positions.new(number) for number in (3, 1, 5000)]
-    assert np.concatenate(rows).tolist() == list(range(1, 5005))
-    assert positions.number == 5005
-    assert positions.roots(rows[2]).tolist() == rows[2].tolist()
-    positions.unite(rows[2][:4].reshape(2, 2), rows[0][:1])  # shapes broadcast
-    assert positions.roots(rows[2][:5]).tolist() == [1, 1, 1, 1, 9]
-
-
 @pytest.fixture
 def trace():
     return Trace()
@@ -51,10 +40,6 @@ def trace():
 def _length(trace, number):
     row = trace.positions.new(number)
     return row, Length.of(number, (Source(trace, lambda: row),))
-
-
-def _kept_together(trace, *rows):
-    return len({tuple(trace.positions.roots(row)) for row in rows}) == 1
 
 
 def test_a_length_is_the_number_that_it_is(trace):
@@ -76,33 +61,6 @@ def test_products_and_exact_parts_of_lengths_are_lengths(trace):
         assert not isinstance(number, Length)
     with pytest.raises(TypeError):
         six // "2"
-
-
-def test_an_axis_of_a_length_is_cut_as_its_source(trace):
-    row, six = _length(trace, 6)
-    other, part = trace.positions.new(6), trace.positions.new(3)
-    trace.use(six, other)
-    assert _kept_together(trace, row, other)
-    trace.use(six // 2, part)
-    assert _kept_together(trace, row[:3], row[3:], part)
-
-
-def test_axes_in_proportion_are_left_alone(trace):
-    row, three = _length(trace, 3)
-    trace.use(three * 2, row.repeat(2))
-    assert len(set(trace.positions.roots(row))) == 3
-
-
-def test_divisors_and_axes_of_plain_numbers_stay_whole(trace):
-    (row, six), (heads, two) = _length(trace, 6), _length(trace, 2)
-    trace.use(six // two, trace.positions.new(3))
-    assert trace.open(heads) is None
-    assert trace.open(row) is not None
-    other = trace.positions.new(6)
-    trace.use(6, other)
-    trace.use(six, None)
-    assert trace.open(other) is trace.open(row) is None
-    Source(trace, lambda: pytest.fail("made"))
 
 
 def _grouped(factors, data):
@@ -129,14 +87,3 @@ def _needs(trace, tensor):
     rows = [None if row is None else trace.positions.roots(row) for row in trace.rows(tensor)]
     for place in np.ndindex(*tensor.shape):
         yield {int(row[at]) for row, at in zip(rows, place, strict=True) if row is not None} - {0}
-
-
-@given(FACTORS, st.data())
-def test_a_block_holds_the_same_entries_on_both_sides(factors, data):
-    before, after = (_grouped(factors, data) for _ in range(2))
-    for axis, length in enumerate(before):
-        if length > 1:
-            (first, last), (start, stop) = block(before, after, axis)
-            assert first <= axis < last
-            assert math.prod(before[first:last]) == math.prod(after[start:stop])
-            assert math.prod(before[:first]) == math.prod(after[:start])

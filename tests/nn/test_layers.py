@@ -12,16 +12,7 @@ def test_divides_by_its_rate_in_training_only():
     x = torch.tensor([1.0, -2.0])
     torch.testing.assert_close(scaler.train()(x), torch.tensor([4.0, -8.0]), rtol=0, atol=0)
     assert scaler.eval()(x) is x
-
-
-def test_its_rate_is_the_models_over_the_global_one():
-    scaler = make_scaler(0.1, 0.3)
-    assert isinstance(scaler, Scaler)
-    assert scaler.rate == 1 / 3
-    assert repr(scaler) == "Scaler(rate=0.333333)"
-
-
-def test_a_model_larger_than_the_global_one_is_refused():
+    assert make_scaler(0.1, 0.3).rate == 1 / 3  # the model's rate over the global one
     with pytest.raises(ConfigError, match=r"0\.5 is larger than the global model of rate 0\.25"):
         make_scaler(0.5, 0.25)
 
@@ -78,8 +69,5 @@ def _twins(small, name, **options):
 def test_group_norms_have_the_papers_groups(kind, groups):
     norms = {channels: make_norm(kind, channels) for channels in groups}
     assert {norm.num_channels: norm.num_groups for norm in norms.values()} == groups
-
-
-def test_an_unknown_norm_names_the_known_ones():
     with pytest.raises(ConfigError, match="'bn' is no norm; expected one of none, in, gn, ln, sbn"):
         make_norm("bn", 4)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.core.levels import LEVELS, Mix
-from heterofl_flwr.nn.models import CNN, PAPER, build_model
+from heterofl_flwr.nn.models import CNN, PAPER
 from heterofl_flwr.nn.profile import build_and_profile, mean_profile, profile, profile_mix
 
 # Cells of the paper's Tables 7 to 9, (data set, mix, column), that differ from ours, and why: none of 372 does.
@@ -79,13 +79,6 @@ def test_a_mix_costs_the_mean_of_its_models(paper_profiles):
     assert cost.ratio == cost.parameters / large.parameters
 
 
-def test_a_real_model_gives_what_the_meta_device_gives():
-    build, x = build_model("transformer", vocabulary=30), torch.zeros(1, 64, dtype=torch.int64)
-    with torch.device("meta"):
-        abstract = build(0.125)
-    assert profile(build(0.125), x) == profile(abstract, x)
-
-
 def test_the_model_is_left_as_it_was():
     model = CNN().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -101,14 +94,10 @@ def test_the_model_is_left_as_it_was():
     ("layer", "shape", "flops"),
     [
         (nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 5), 2 * (9 * 2 + 1) * 6 * 2 * 9),
-        (nn.Conv2d(4, 6, 3, bias=False), (1, 4, 3, 3), 9 * 4 * 6),
         (nn.Linear(4, 6), (2, 3, 4), 2 * 2 * 3 * 4 * 6),
         (nn.BatchNorm2d(4), (2, 4, 3, 3), 2 * 2 * 72),
-        (nn.BatchNorm2d(4, affine=False), (2, 4, 3, 3), 0),
-        (nn.InstanceNorm2d(4, affine=True), (2, 4, 3, 3), 2 * 2 * 72),
         (nn.LayerNorm(4), (2, 4), 2 * 2 * 8),
         (nn.GroupNorm(2, 4), (2, 4, 3, 3), 0),
-        (nn.MaxPool2d(2), (2, 4, 4, 4), 0),
     ],
 )
 def test_printed_flops_of_a_layer_are_the_papers_formula(layer, shape, flops):
@@ -184,26 +173,10 @@ def test_a_build_that_draws_leaves_no_trace():
     def build(rate):
         return nn.Linear(3, 1 + round(random.random() + np.random.rand()))  # noqa: NPY002 - as a user's build may
 
-    def draw():
-        return torch.rand(1).item(), random.random(), np.random.rand()  # noqa: NPY002
+    def states():
+        return repr((torch.get_rng_state(), random.getstate(), np.random.get_state()))  # noqa: NPY002
 
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    before = states()
     build_and_profile(build, 1.0, torch.zeros(1, 3))
     profile_mix(build, Mix.parse("a1-b1"), torch.zeros(1, 3), device="cpu")
-    after = draw()
-    torch.set_rng_state(states[0])
-    random.setstate(states[1])
-    np.random.set_state(states[2])  # noqa: NPY002
-    assert draw() == after
-
-
-def test_layers_that_return_more_than_a_tensor_count_nothing():
-    class Pair(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(2, 3)
-
-        def forward(self, x):
-            return self.linear(x), x
-
-    assert profile(Pair(), torch.zeros(1, 2)).printed_flops == 2 * 6
+    assert states() == before

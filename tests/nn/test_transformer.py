@@ -23,11 +23,8 @@ def test_words_are_axis_one_and_the_mask_token_follows_them(rate, length):
     assert len(model.embedding.token.weight) == 21
     assert "embedding.token.weight" in model.label_rows  # the paper counts its rows by word too
     assert model(torch.full((2, length), model.mask_token)).shape == (2, 20, length)
-
-
-def test_longer_texts_than_positions_are_refused():
     with pytest.raises(DataError, match="7 tokens are too many: this model takes up to 6"):
-        Transformer(20, SHAPE)(torch.zeros(1, 7, dtype=torch.int64))
+        model(torch.zeros(1, 7, dtype=torch.int64))
 
 
 def test_encoder_layers_start_as_identical_copies_or_not():
@@ -74,6 +71,10 @@ def _slow_attention(layer, x):
 def test_it_is_the_textbooks_attention():
     layer, x = MultiHeadAttention(24, 4, Scaler(1.0)), torch.randn(2, 5, 24)
     torch.testing.assert_close(layer(x), _slow_attention(layer, x), rtol=1e-4, atol=1e-6)
+    with pytest.raises(ConfigError, match="10 does not divide in 4 heads"):
+        MultiHeadAttention(10, 4, Scaler(1.0))
+    with pytest.raises(ShapeError, match="4 heads in the full model and 2 in the local one"):
+        Plan.of(layer, MultiHeadAttention(24, 2, Scaler(1.0)))
 
 
 def test_all_four_projections_are_scaled_in_training():
@@ -101,13 +102,3 @@ def test_a_wrapped_projection_has_the_rule_of_its_own_type():
     for layer, rank in ((full, 4), (local, 1)):
         layer.linear_q = nn.Sequential(layer.linear_q, nn.Linear(8, rank))
     assert Plan.of(full, local).shapes["linear_q.1.weight"] == (1, 8)
-
-
-def test_another_number_of_heads_is_no_slice():
-    with pytest.raises(ShapeError, match="4 heads in the full model and 2 in the local one"):
-        Plan.of(MultiHeadAttention(16, 4, Scaler(1.0)), MultiHeadAttention(8, 2, Scaler(1.0)))
-
-
-def test_a_width_that_does_not_divide_is_refused():
-    with pytest.raises(ConfigError, match="10 does not divide in 4 heads"):
-        MultiHeadAttention(10, 4, Scaler(1.0))

@@ -107,11 +107,6 @@ def test_what_is_compiled_holds_no_model(compiled, split):
     assert compiled
 
 
-def test_small_clients_compile_nothing(compiled):
-    train_as_plain(small(), sizes=(3, 4))
-    assert compiled == []
-
-
 def test_without_a_cpp_compiler_the_remedy_is_named(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     job = TrainingJob(model=small()(), split=images(5), seed=1)

@@ -47,15 +47,11 @@ def run(request) -> Callable[..., object]:
     [
         {},
         {"masked": True},
-        {"momentum": 0.0, "weight_decay": 0.0},
-        {"clip": None, "masked": True},
-        {"proximal": 0.5, "momentum": 0.0},
-        {"proximal": 0.5, "clip": 0.1, "masked": True},
+        {"momentum": 0.0, "weight_decay": 0.0, "batch_size": 1},
+        {"clip": None, "masked": True, "batch_size": 11},
+        {"proximal": 0.5, "clip": 0.1, "masked": True, "batch_size": 100},
         {"mask_fill": "-inf", "masked": True},
         {"mask_fill": "none", "masked": True},
-        {"batch_size": 1},
-        {"batch_size": 11, "masked": True},
-        {"batch_size": 100},
     ],
     ids=str,
 )
@@ -156,12 +152,9 @@ def test_a_share_in_decimals_is_rounded_up_exactly():
     job = TrainingJob(model=nn.Identity(), split=images(30, 0), seed=1, step_share=0.1)
     assert job.limit_steps(30) == 3  # in floats 0.1 * 30 is over 3
     assert job.limit_steps(31) == 4
-
-
-def test_an_invalid_share_raises_an_error():
-    for share in (0.0, -0.5, 1.5, float("nan")):
+    for share in (0.0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match=r"step_share is .*; expected a number over 0 and up to 1"):
-            TrainingJob(model=nn.Identity(), split=images(3, 0), seed=1, step_share=share)
+            replace(job, step_share=share)
 
 
 def test_an_empty_split_raises_an_error_before_anyone_is_trained():
@@ -189,19 +182,14 @@ def linear_jobs(number, model=None):
 
 @pytest.mark.parametrize(
     ("device", "number", "engine"),
-    [
-        ("cpu", 0, "plain"),
-        ("cpu", 1, "plain"),
-        ("cpu", 2, "cohort"),
-        ("mps", 1, "plain"),
-        ("mps", 5, "plain"),
-        ("cuda", 1, "plain"),
-        ("cuda", 2, "cohort"),
-    ],
+    [("cpu", 1, "plain"), ("cpu", 2, "cohort"), ("mps", 5, "plain"), ("cuda", 1, "plain"), ("cuda", 2, "cohort")],
 )
 def test_the_device_and_the_number_of_clients_decide(monkeypatch, device, number, engine):
     monkeypatch.setattr(engines, "device_of", lambda model: torch.device(device))
     assert fastest_engine(linear_jobs(number)) == engine
+    monkeypatch.setitem(ENGINES, engine, lambda jobs, options: [engine] * len(jobs))
+    if device == "cpu":
+        assert train_together(linear_jobs(number), OPTIONS) == [engine] * number
 
 
 def test_large_models_train_together_on_a_gpu_only(monkeypatch):
@@ -213,43 +201,24 @@ def test_large_models_train_together_on_a_gpu_only(monkeypatch):
         assert fastest_engine(linear_jobs(2, large)) == engine
 
 
-def hooked(kind: str) -> nn.Module:
-    layer = nn.Linear(2, 2)
-    target = layer.weight if kind in ("register_hook", "register_post_accumulate_grad_hook") else layer
-    getattr(target, kind)(lambda *_: None)
-    return layer
-
-
 @pytest.mark.parametrize(
     ("layer", "engine"),
     [
         (nn.Dropout(0.1), "plain"),
         (nn.Dropout(0.0), "cohort"),
-        (nn.AlphaDropout(0.5), "plain"),
         (nn.BatchNorm1d(2), "plain"),
         (nn.BatchNorm1d(2, track_running_stats=False), "cohort"),
         (nn.InstanceNorm1d(2, track_running_stats=True), "plain"),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "cohort"),
-        *[
-            (hooked(kind), "plain")
-            for kind in (
-                "register_forward_hook",
-                "register_forward_pre_hook",
-                "register_full_backward_hook",
-                "register_full_backward_pre_hook",
-                "register_hook",
-                "register_post_accumulate_grad_hook",
-            )
-        ],
     ],
 )
 def test_models_that_cannot_train_together_train_alone(layer, engine):
     assert fastest_engine(linear_jobs(2, nn.Sequential(nn.Linear(2, 2), layer))) == engine
 
 
-def test_auto_is_the_fastest_engine(monkeypatch):
-    for name in ("plain", "cohort"):
-        monkeypatch.setitem(ENGINES, name, lambda jobs, options, name=name: [name] * len(jobs))
-    assert train_together(linear_jobs(2), OPTIONS) == ["cohort"] * 2
-    assert train_together(linear_jobs(1), OPTIONS) == ["plain"]
-    assert train_together([], OPTIONS) == []
+@pytest.mark.parametrize(
+    "kind", ["forward", "forward_pre", "full_backward", "full_backward_pre", "post_accumulate_grad"]
+)
+def test_models_with_hooks_train_alone(kind):
+    layer = nn.Linear(2, 2)
+    getattr(layer.weight if kind == "post_accumulate_grad" else layer, f"register_{kind}_hook")(lambda *_: None)
+    assert fastest_engine(linear_jobs(2, layer)) == "plain"

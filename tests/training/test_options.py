@@ -17,13 +17,9 @@ def test_the_defaults_are_the_papers():
     ("name", "value", "expected"),
     [
         ("learning_rate", 0.0, "a number over 0"),
-        ("learning_rate", float("inf"), "a number over 0"),
         ("epochs", 0, "1 or more"),
-        ("batch_size", 0, "1 or more"),
         ("momentum", 1.0, "0 or more, and less than 1"),
-        ("weight_decay", -1, "0 or more"),
         ("clip", float("nan"), "0 or more"),
-        ("proximal", -1.0, "0 or more"),
         ("mask_fill", "inf", "one of zero, -inf, none"),
         ("augment", "mirror", "one of none, crop-flip"),
         ("precision", "float16", "one of float32, bfloat16"),

@@ -38,13 +38,6 @@ def test_pieces_come_in_order_and_some_words_are_hidden(text):
     assert 0 < hidden.sum() < hidden.numel()
 
 
-def test_about_the_share_is_hidden():
-    rows = torch.zeros(10, 10_000, dtype=torch.int64)
-    pieces = read_tokens(rows, Reading(hides_as=1), torch.Generator().manual_seed(0))
-    share = sum(int(inputs.sum()) for inputs, _ in pieces) / rows.numel()
-    assert share == pytest.approx(0.15, abs=3 * math.sqrt(0.15 * 0.85 / rows.numel()))
-
-
 def test_the_loss_falls(text, model):
     before = evaluate(model, text).loss
     train(model, text, TrainOptions(learning_rate=0.1, epochs=30, batch_size=1), seed=0)

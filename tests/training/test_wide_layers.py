@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.training.engines import wide_layers as registry
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, joined, wide_twin, widens
 
@@ -44,20 +43,15 @@ def drawn(build) -> nn.Module:
         (lambda: nn.Conv1d(4, 6, 3), (4, 9)),
         (lambda: nn.Conv2d(1, 3, 3, padding=1, bias=False), (1, 5, 5)),
         (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, padding_mode="circular"), (4, 5, 5)),
-        (lambda: nn.Conv2d(4, 4, 3, groups=4, dilation=2), (4, 7, 7)),
-        (lambda: nn.Conv3d(2, 3, 2), (2, 3, 3, 3)),
-        (lambda: nn.ConvTranspose1d(4, 6, 3), (4, 5)),
         (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (4, 4, 4)),
         (lambda: nn.BatchNorm1d(4, track_running_stats=False), (4, 5)),
         (lambda: nn.BatchNorm2d(4, track_running_stats=False, affine=False), (4, 3, 3)),
         (lambda: nn.BatchNorm3d(4, track_running_stats=False, eps=0.1), (4, 2, 2, 2)),
         (lambda: nn.InstanceNorm1d(4, affine=True), (4, 5)),
-        (lambda: nn.InstanceNorm2d(4), (4, 3, 3)),
         (lambda: nn.GroupNorm(2, 4), (4, 3, 3)),
         (lambda: nn.GroupNorm(1, 4, affine=False), (4,)),
         (lambda: nn.Linear(4, 5, bias=False), (4,)),
         (lambda: nn.LayerNorm((4, 3, 3), eps=0.1), (4, 3, 3)),
-        (lambda: nn.LayerNorm((4, 3), bias=False), (4, 3)),
         (lambda: nn.LayerNorm(4, elementwise_affine=False), (4,)),
         (lambda: nn.PReLU(), (4, 3, 3)),
         (lambda: nn.PReLU(4), (4, 3)),
@@ -89,21 +83,11 @@ def test_a_layer_used_at_several_places_stays_one():
     check_twin([Shares() for _ in range(CLIENTS)], (2, 6, 6))
     twin = wide_twin(Shares(), CLIENTS)
     assert twin.first is twin.again is twin.plain_list[0]
-
-
-def test_the_model_stays_as_it_is():
-    model = Shares()
+    model = Shares().requires_grad_(False)
     twin = wide_twin(model, CLIENTS)
-    assert (model.first.groups, model.first.weight.shape) == (1, (2, 2, 3, 3))
-    assert (twin.first.groups, twin.first.weight.shape) == (3, (6, 2, 3, 3))
+    assert (model.first.groups, twin.first.groups) == (1, 3)
+    assert not any(parameter.requires_grad for parameter in twin.parameters())
     assert {id(value) for value in model.parameters()}.isdisjoint(map(id, twin.parameters()))
-
-
-def test_what_needs_no_gradient_needs_none_in_the_twin():
-    model = nn.Sequential(nn.Linear(2, 2), nn.PReLU(), nn.GroupNorm(1, 2))
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    assert not any(parameter.requires_grad for parameter in wide_twin(model, 2).parameters())
 
 
 @pytest.mark.parametrize(
@@ -111,7 +95,6 @@ def test_what_needs_no_gradient_needs_none_in_the_twin():
     [
         (nn.Embedding(3, 2), r"layer \(the model itself\) of type Embedding has no wide twin: register a rule"),
         (nn.Sequential(nn.Flatten(), nn.LSTM(3, 2)), "layer 1 of type LSTM has no wide twin"),
-        (nn.utils.parametrizations.orthogonal(nn.Linear(3, 3)), "of type ParametrizedLinear has no wide twin"),
     ],
 )
 def test_a_layer_without_a_rule_is_named(model, message):
@@ -151,18 +134,3 @@ def test_a_rule_can_be_added_for_one_type_and_replaced(monkeypatch):
     check_twin([drawn(lambda: Scale(4)) for _ in range(2)], (4,))
     with pytest.raises(IncompatibleError, match="of type Halved has no wide twin"):
         wide_twin(Halved(4), 2)
-
-
-def test_a_rule_speaks_for_what_is_within_its_layer(monkeypatch):
-    class Block(nn.Sequential):
-        """Holds a layer that has no rule."""
-
-    monkeypatch.setitem(registry._rules, Block, lambda layer, clients: nn.Identity())
-    twin = wide_twin(nn.Sequential(Block(nn.Embedding(2, 2)), nn.Linear(2, 2)), 2)
-    assert isinstance(twin[0], nn.Identity)
-
-
-@pytest.mark.parametrize("kinds", [(), (3,), (nn.Linear(1, 1),)])
-def test_only_types_of_layers_have_rules(kinds):
-    with pytest.raises(ConfigError, match="widens takes subclasses of"):
-        widens(*kinds)
