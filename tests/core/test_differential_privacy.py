@@ -207,22 +207,6 @@ def test_an_accepted_library_finds_the_same_at_the_same_orders(noise, releases, 
     assert epsilon(divergences(noise, releases), delta) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(("noise", "releases"), CASES)
-@pytest.mark.parametrize("delta", [1e-3, 1e-5])
-def test_epsilon_holds_for_continuous_noise_and_is_tight(noise, releases, delta):
-    """Releases with continuous noise are one with less noise, whose delta is known (Balle and Wang, 2018)."""
-    found = epsilon(divergences(noise, releases), delta)
-    assert exact_delta(noise / math.sqrt(releases), found) <= delta
-    assert exact_delta(noise / math.sqrt(releases), 0.8 * found) > delta
-
-
-def exact_delta(noise, epsilon):
-    def below(x):
-        return math.erfc(-x / math.sqrt(2)) / 2
-
-    return below(1 / (2 * noise) - epsilon * noise) - math.exp(epsilon) * below(-1 / (2 * noise) - epsilon * noise)
-
-
 @pytest.mark.parametrize(("deviation", "order", "shift"), [(0.7, 1.1, 1), (0.7, 7.3, 3), (2.0, 2.5, 1), (2.0, 7.3, 3)])
 def test_a_divergence_bounds_that_of_the_discrete_gaussian(deviation, order, shift):
     """By its definition, over whole numbers; what is added up is a vector of them."""

@@ -168,24 +168,12 @@ def test_norms_keep_a_prefix_and_no_statistics(make, shapes):
 
 
 def test_attention_with_keys_and_values_of_their_own_widths():
-    def make(n):
-        return _randomised(nn.MultiheadAttention(4 * n, 2, kdim=3 * n, vdim=5, add_bias_kv=True, batch_first=True))
-
-    unit = 3
-    full, local = make(FULL), make(unit)
-    twin.zero_extend(Plan.of(full, local), full, local)
-    with torch.no_grad():
-        ratio = math.sqrt(full.head_dim / local.head_dim)
-        full.q_proj_weight *= ratio
-        full.in_proj_bias[: full.embed_dim] *= ratio
-    query, key, value = (_example((2, 5, width)) for width in (4 * unit, 3 * unit, 5))
-    expected, _ = local(query, key, value)
-    found, _ = full(
-        twin.spread(query, 2, 4 * FULL, range(4 * unit)),
-        twin.spread(key, 2, 3 * FULL, range(3 * unit)),
-        value,
-    )
-    torch.testing.assert_close(found[..., : 4 * unit], expected, rtol=1e-4, atol=1e-5)
+    full, local = (nn.MultiheadAttention(4 * n, 2, kdim=3 * n, vdim=5, add_bias_kv=True) for n in (4, 3))
+    axes = Plan.of(full, local).axes
+    assert axes["q_proj_weight"] == (Axis(16, 12, 2), Axis(16, 12))
+    assert axes["k_proj_weight"] == (Axis(16, 12, 2), Axis(12, 9))
+    assert axes["v_proj_weight"] == (Axis(16, 12, 2), Axis(5, 5))
+    assert axes["bias_k"][-1] == axes["out_proj.weight"][1] == Axis(16, 12, 2)
 
 
 @pytest.mark.parametrize("norm", [weight_norm, spectral_norm])

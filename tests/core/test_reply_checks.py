@@ -49,14 +49,11 @@ def test_a_refused_reply_changes_nothing(spoil, arguments, message):
     results = []
     for with_bad in (False, True):
         aggregator = Aggregator(state, label_rows=["linear.weight", "linear.bias"])
-        if with_bad:  # before any other, too
-            with pytest.raises(ReplyError, match=message):
-                aggregator.add(plan, spoil(bad), **arguments)
-        aggregator.add(plan, first, labels=[0, 1])
-        if with_bad:
-            with pytest.raises(ReplyError, match=message):
-                aggregator.add(plan, spoil(bad), **arguments)
-        aggregator.add(plan, last, labels=[1, 4], weight=2.0)
+        for good, labels in ((first, [0, 1]), (last, [1, 4])):
+            if with_bad:  # before any other, too
+                with pytest.raises(ReplyError, match=message):
+                    aggregator.add(plan, spoil(bad), **arguments)
+            aggregator.add(plan, good, labels=labels, weight=2.0)
         assert aggregator.replies == 2
         results.append(aggregator.result())
     assert all(torch.equal(results[0][name], results[1][name]) for name in state)

@@ -31,14 +31,6 @@ def test_the_result_is_the_twins(drawn, robust):
         )
 
 
-@given(drawn=strategies.rounds(most=6, weights=st.just(1.0)), robust=OPTIONS, data=st.data())
-def test_another_order_of_replies_changes_nothing(drawn, robust, data):
-    order = data.draw(st.permutations(range(len(drawn.plans))))
-    expected = drawn.result(aggregate=RobustAggregator, robust=robust)
-    for name, value in drawn.result(order, RobustAggregator, robust=robust).items():
-        torch.testing.assert_close(value, expected[name], rtol=SPACING[value.dtype], atol=1e-5)
-
-
 @pytest.mark.parametrize(("few", "expected"), [("mean", [3, 2, 1, 0]), ("keep", [3, 0, 0, 0])])
 def test_entries_that_keep_their_values_count_as_held_by_nobody(few, expected):
     state = {"w": torch.zeros(4)}

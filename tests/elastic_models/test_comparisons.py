@@ -109,16 +109,6 @@ def test_a_rate_at_which_the_model_does_otherwise_is_refused():
         assert caught.value.__cause__ is None
 
 
-def test_a_last_step_that_is_left_out_is_noticed():
-    def forward(self, x):
-        y = self.one(x)
-        return self.head(x), (y.relu() if y.shape[1] * 0.5 > 8 else y)[:, :1].mean()
-
-    model = Then(forward, one=nn.Linear(3, 64), head=nn.Linear(3, 2))
-    with pytest.raises(UnsupportedLayerError, match=r"at rate 0.125 .* where relu must give"):
-        elastic(model, X)(0.125)
-
-
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda build: pickle.loads(pickle.dumps(build))])
 def test_a_build_is_copied_and_pickled_with_what_it_checks(again):
     build = again(elastic(nn.Sequential(conv(3, 64), Block(64, 32), conv(32, 4)), images()))

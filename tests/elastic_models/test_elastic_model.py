@@ -3,7 +3,6 @@
 import copy
 import pickle
 import random
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -262,26 +261,6 @@ def test_whatever_leaves_the_finer_choice_of_widths(groups, shape, left):
     layer = elastic(_grouped(groups), images())(0.3)[1]
     assert (tuple(layer.weight.shape), layer.groups) == (shape, left)
     assert (layer.in_channels, layer.out_channels) == (shape[1] * left, shape[0])
-
-
-@pytest.mark.parametrize(("groups", "kept"), [(2, 8), (8, 16)])
-def test_a_number_of_groups_that_stands_in_the_code_stays(groups, kept):
-    def forward(self, x):
-        return self.head(F.conv2d(self.stem(x), self.own.weight, groups=groups))
-
-    own = nn.Conv2d(16, 16, 3, groups=groups, bias=False)
-    with pytest.warns(UserWarning, match="keeps 100%") if kept == 16 else nullcontext():
-        small = elastic(Then(forward, stem=conv(3, 16), own=own, head=conv(16, 4, 1)), images())(0.5)
-    assert small.stem.out_channels == kept
-    assert small(images()).shape[1] == 4
-
-
-def test_wide_groups_keep_the_first_of_each():
-    model = _grouped(2)
-    small = elastic(model, images())(0.5)
-    rows = [*range(6), *range(12, 18)]
-    assert torch.equal(small[1].weight, model[1].weight[rows][:, :4])
-    assert torch.equal(small[0].weight, model[0].weight[[*range(4), *range(8, 12)]])
 
 
 def test_weight_norm_is_that_of_what_is_kept():

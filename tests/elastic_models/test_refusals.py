@@ -254,14 +254,3 @@ def test_slices_do_not_depend_on_what_was_traced_before():
     elastic(Heads(shape, before=5), X)
     assert elastic(Heads(shape), X).plan(0.5) == expected
     assert expected.parameters == 2 * 8 * 4 + 8 * 2 + 2
-
-
-def test_a_length_of_an_earlier_trace_is_refused():
-    kept = {}
-
-    def shape(whole, heads):
-        return whole[0], heads, kept.setdefault(int(whole[1]), whole[1] // heads)
-
-    elastic(Heads(shape), X)
-    with pytest.raises(UnsupportedLayerError, match="the length 4 that it has kept from an earlier call"):
-        elastic(Heads(shape), X)

@@ -1,18 +1,16 @@
 """Positions that are kept together, lengths that remember their axes, and views that follow the entries."""
 
-import copy
 import math
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.elastic_models.channels import Positions
-from heterofl_flwr.elastic_models.lengths import Length, Source, Trace
+from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.elastic_models.rules import Operators, follow
 
 NUMBERS = st.integers(0, 11)
@@ -30,37 +28,6 @@ def test_positions_united_are_one_set(rounds):
             for number in (both := sets[first] | sets[second]):
                 sets[number] = both
         assert positions.roots(np.arange(12)).tolist() == [min(sets[number]) for number in range(12)]
-
-
-@pytest.fixture
-def trace():
-    return Trace()
-
-
-def _length(trace, number):
-    row = trace.positions.new(number)
-    return row, Length.of(number, (Source(trace, lambda: row),))
-
-
-def test_a_length_is_the_number_that_it_is(trace):
-    _, six = _length(trace, 6)
-    assert six == 6
-    assert hash(six) == hash(6)
-    assert torch.zeros(six, 2).view(six // 3, -1).shape == (2, 6)
-    assert [*range(six)] == [0, 1, 2, 3, 4, 5]
-    assert copy.deepcopy(six) is six
-
-
-def test_products_and_exact_parts_of_lengths_are_lengths(trace):
-    (_, six), (_, two) = _length(trace, 6), _length(trace, 2)
-    assert (6 * six).sources == (six * 1).sources == six.sources
-    assert (six * two).sources == six.sources + two.sources
-    assert (six // two).divisors == (six // two * two).divisors == two.sources
-    assert (two * six // 3) == 4
-    for number in (six + 1, six // 4, six - six, -six, six / 2, six * 0.5, six**2):
-        assert not isinstance(number, Length)
-    with pytest.raises(TypeError):
-        six // "2"
 
 
 def _grouped(factors, data):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from heterofl_flwr.core import width
 from heterofl_flwr.elastic_models import elastic
 from heterofl_flwr.errors import UnsupportedLayerError
 from simulations.model_zoo.check import check
@@ -73,16 +72,3 @@ def test_experts_are_cut_alike_to_widths_their_product_takes(words):
     build = elastic(model, words, multiple_of=4)
     assert build.plan(0.5).shapes["model.layers.0.mlp.experts.down_proj"] == (4, 16, 24)
     assert build(0.3).train()(words, labels=words).loss.isfinite()
-
-
-def test_a_layer_that_compares_widths_does_so_at_every_rate():
-    config = transformers.HieraConfig(
-        embed_dim=8, image_size=[64, 64], depths=[1, 1], num_heads=[1, 2], num_query_pool=1, num_labels=LABELS
-    )
-    model = transformers.HieraForImageClassification(config).double().eval()
-    draw_weights(model, 0)
-    build = elastic(model, torch.zeros(1, 3, 64, 64, dtype=torch.float64))
-    for rate in (0.5, 0.3, 0.25, 0.125):  # a layer's output of 16 is as wide as its input of 8 was, at 0.5
-        plan = build.plan(rate).shapes
-        assert plan["hiera.encoder.stages.1.layers.0.proj.weight"] == (2 * width(8, rate), width(8, rate))
-        assert build(rate)(torch.zeros(2, 3, 64, 64, dtype=torch.float64)).logits.shape == (2, LABELS)

@@ -2,19 +2,17 @@
 
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from heterofl_flwr.core import Aggregator, Plan, width
+from heterofl_flwr.core import Plan, width
 from heterofl_flwr.elastic_models import elastic
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.nn import shallow
 from heterofl_flwr.nn.depth import read_levels
-from tests.core import twin
 
 X = torch.linspace(-1, 1, 6).view(2, 3)
 
@@ -62,25 +60,6 @@ def test_a_shallow_model_computes_what_its_first_blocks_do():
     build(1.0)[0].weight.data.zero_()
     assert model[0].weight.any()
     assert len(model[1]) == 4
-
-
-def test_the_mean_of_depths_is_the_twins():
-    model, build = stack(), shallow(stack(), "1.*")
-    state = {name: own.detach() for name, own in model.named_parameters()}
-    aggregator, replies = Aggregator(state), []
-    for seed, rate in enumerate((0.25, 0.5, 0.5, 0.75)):
-        torch.manual_seed(seed + 1)
-        plan = Plan.of(model, build(rate))
-        values = {name: torch.randn(shape) for name, shape in plan.shapes.items()}
-        aggregator.add(plan, values)
-        replies.append(twin.Reply({name: twin.held(axes) for name, axes in plan.axes.items()}, values))
-    means, held = twin.counting_mean(state, replies)
-    new = aggregator.result()
-    for name, own in new.items():
-        np.testing.assert_allclose(own.double().numpy(), means[name], rtol=1e-6, atol=1e-6)
-        assert held[name].all() != name.startswith("1.3.")
-    assert all(torch.equal(new[name], state[name]) for name in state if name.startswith("1.3."))
-    assert torch.equal(new["1.2.0.weight"], replies[-1].values["1.2.0.weight"])
 
 
 def test_every_depth_of_unequal_stacks_is_run():

@@ -13,11 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.data import Split
 from heterofl_flwr.errors import DataError
-from heterofl_flwr.nn import PreResNet, Transformer
+from heterofl_flwr.nn import PreResNet
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet
-from heterofl_flwr.nn.transformer import TransformerShape
 from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions
 from heterofl_flwr.training.engines import cohort
 from heterofl_flwr.training.engines import wide_layers as registry
@@ -33,27 +31,10 @@ def together(request) -> Callable[..., object]:
     return lambda jobs, options: Cohort(jobs, options, request.param).train()
 
 
-class Sequence1d(nn.Module):
-    """A convolution over sequences, with its own code between the layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(3, 4, 3)
-        self.slope = nn.PReLU(4)
-        self.shift = nn.Conv1d(4, 4, 1, groups=2, bias=False)
-        self.linear = nn.Linear(4 * 31, 5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.slope(self.conv(x.flatten(2)))
-        h = F.avg_pool1d(h + torch.sigmoid(self.shift(h)) * h, 2)
-        return self.linear(h.view(h.size(0), -1))
-
-
 MODELS = {
     **{norm: small(norm=norm, rate=0.5) for norm in ("none", "in", "gn", "ln", "sbn")},
     "preresnet": lambda: PreResNet(3, 5, hidden=(4, 4, 8, 8)),
     "bottleneck": lambda: BottleneckPreResNet(3, 5, blocks=(1, 1), hidden=(4, 8), norm="gn"),
-    "conv1d": Sequence1d,
     "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 5)),
 }
 
@@ -105,19 +86,6 @@ def test_equals_plain_in_bfloat16():
     assert [result.loss for result in results] == pytest.approx([result.loss for result in expected], rel=0.02)
 
 
-def test_inputs_of_different_shapes_go_in_turns(together):
-    def split(number, seed):
-        side = 8 + 4 * (seed % 2)
-        return replace(images(number, seed), inputs=torch.randn(number, 3, side, side).mul(seed + 1))
-
-    def clients():
-        torch.manual_seed(5)
-        return make_jobs(exact(small(norm="gn")), split=split)
-
-    ours = clients()
-    assert_as_plain(ours, together(ours, OPTIONS), OPTIONS, clients())
-
-
 @pytest.fixture
 def steps(monkeypatch) -> list[list[int]]:
     """Return the clients of each step that a cohort runs."""
@@ -130,25 +98,6 @@ def test_clients_with_an_odd_last_batch_rejoin_the_others(steps):
     Cohort(make_jobs(small(norm="gn"), (20, 23, 20, 10)), OPTIONS, wide).train()
     # In each of two epochs 4, 5, 4 and 2 batches, all of five but the fifth.
     assert steps == [[0, 1, 2, 3]] * 4 + [[1]] + [[0, 1, 2]] * 4 + [[1]]
-
-
-def test_a_transformer_without_dropout_trains_under_vmap():
-    class Classifier(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            shape = TransformerShape(sequence=6, embedding=8, hidden=8, heads=2, layers=2, dropout=0.0)
-            self.transformer = Transformer(7, shape)
-
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            return self.transformer(tokens).mean(2)
-
-    def split(number, seed):
-        generator = torch.Generator().manual_seed(seed)
-        tokens = torch.randint(7, (number, 6), generator=generator)
-        return Split(tokens, tokens[:, 0])
-
-    clients, twins = make_jobs(exact(Classifier), split=split), make_jobs(exact(Classifier), split=split)
-    assert_as_plain(clients, Cohort(clients, OPTIONS, vmapped).train(), OPTIONS, twins)
 
 
 @pytest.mark.parametrize("fill", ["zero", "none"])

@@ -13,7 +13,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.layers import Scaler
 from heterofl_flwr.training import TrainingJob, train
 from heterofl_flwr.training.engines import compile
-from tests.training.conftest import OPTIONS, assert_as_plain, images, make_jobs, make_text, small
+from tests.training.conftest import OPTIONS, assert_as_plain, images, make_jobs, small
 
 # Torch takes this warning of its own back, which does not help where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -71,17 +71,6 @@ def test_equals_plain_in_cpp():
 def test_equals_plain_and_serves_all_clients(compiled, build, changes):
     train_as_plain(build, replace(OPTIONS, **changes), classes=[None, [0, 1, 2, 3], None, range(4)])
     assert len(compiled) == 1
-
-
-def test_texts_train_as_in_plain(compiled):
-    embedded = lambda: nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 7), Transposed())  # noqa: E731
-    train_as_plain(embedded, sizes=(11, 10), split=lambda number, client: make_text(number, 20))
-    assert len(compiled) == 2  # the last piece of a text is shorter
-
-
-class Transposed(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.transpose(1, 2)
 
 
 def test_models_that_compute_otherwise_are_compiled_anew(compiled):
