@@ -14,6 +14,7 @@ def kept(rule, full, number, **told):
 def test_a_window_moves_on_by_one_and_goes_round():
     windows = [kept("rolling", 4, 2, server_round=number) for number in range(1, 6)]
     assert windows == [[0, 1], [1, 2], [2, 3], [0, 3], [0, 1]]
+    assert kept("prefix", 4, 2, server_round=3) == [0, 1]
 
 
 def test_a_window_may_move_on_by_more():
