@@ -1,3 +1,4 @@
+import copy
 import csv
 import random
 from collections import Counter
@@ -104,15 +105,6 @@ def test_printed_flops_of_a_layer_are_the_papers_formula(layer, shape, flops):
     assert profile(layer, torch.zeros(shape)).printed_flops == flops
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("trained", [True, False])
-def test_macs_of_torchs_transformer_layer_are_counted(trained, device):
-    with torch.device(device):
-        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).requires_grad_(trained)
-    assert profile(layer, torch.zeros(1, 5, 8)).macs == 5 * (4 * 8 * 8 + 2 * 8 * 16 + 2 * 5 * 8)
-    assert torch.backends.mha.get_fastpath_enabled()
-
-
 class _OneInput(nn.Module):
     """Calls a function of the input and a vector, or a matrix for each of two experts."""
 
@@ -134,39 +126,34 @@ class _Words(nn.Module):
         return self.linear(self.lstm(self.embedding(words))[0][:, -1])
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize(
-    ("options", "rows", "macs"),
-    [
-        ({"batch_first": True}, 2, 2 * (9 * (4 * 16 * (8 + 16) + 4 * 16 * (16 + 16)) + 16 * 11)),
-        ({}, 2, 2 * 9 * (4 * 16 * (8 + 16) + 4 * 16 * (16 + 16)) + 2 * 16 * 11),
-        ({"bidirectional": True}, 1, 9 * 2 * (4 * 16 * (8 + 16) + 4 * 16 * (32 + 16)) + 32 * 11),
-    ],
-)
-def test_macs_of_an_lstm_are_counted_on_every_device(options, rows, macs, device):
-    model, words = _Words(**options).to(device), torch.zeros(rows, 9, dtype=torch.int64)
-    assert profile(model, words).macs == macs
+def _experts(x, w):
+    return torch._grouped_mm(x, w, torch.tensor([3, 7], dtype=torch.int32, device=x.device))
+
+
+IMAGES, WORDS = torch.zeros(3, 7, 5), torch.zeros(2, 9, dtype=torch.int64)
+ROWS = torch.zeros(7, 16, dtype=torch.bfloat16)  # each goes to one expert
+LSTM = 9 * (4 * 16 * (8 + 16) + 4 * 16 * (16 + 16))
+BOTH_WAYS = 9 * 2 * (4 * 16 * (8 + 16) + 4 * 16 * (32 + 16))
+ENCODER = 5 * (4 * 8 * 8 + 2 * 8 * 16 + 2 * 5 * 8)
+PRODUCTS = [
+    (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.zeros(1, 5, 8), ENCODER),
+    (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).requires_grad_(False), torch.zeros(1, 5, 8), ENCODER),
+    (_Words(batch_first=True), WORDS, 2 * (LSTM + 16 * 11)),
+    (_Words(), WORDS, 2 * (LSTM + 16 * 11)),
+    (_Words(bidirectional=True), WORDS[:1], BOTH_WAYS + 32 * 11),
+    (_OneInput(lambda x, w: x @ w, 5), IMAGES, 3 * 7 * 5),
+    (_OneInput(lambda x, w: x[0, 0] @ w, 5), IMAGES, 5),
+    (_OneInput(lambda x, w: torch.addmv(x[0, :, 0], x[0], w), 5), IMAGES, 7 * 5),
+    (_OneInput(lambda x, w: nn.functional.bilinear(x, x, w), 6, 5, 5), IMAGES, 3 * 7 * 6 * (5 * 5 + 5)),
+    (_OneInput(_experts, 2, 16, 24).to(torch.bfloat16), ROWS, 7 * 16 * 24),
+]
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize(
-    ("model", "macs"),
-    [
-        (_OneInput(lambda x, w: x @ w, 5), 3 * 7 * 5),
-        (_OneInput(lambda x, w: x[0, 0] @ w, 5), 5),
-        (_OneInput(lambda x, w: torch.addmv(x[0, :, 0], x[0], w), 5), 7 * 5),
-        (_OneInput(lambda x, w: nn.functional.bilinear(x, x, w), 6, 5, 5), 3 * 7 * 6 * (5 * 5 + 5)),
-    ],
-)
-def test_macs_of_products_with_a_vector_are_counted(model, macs, device):
-    assert profile(model.to(device), torch.zeros(3, 7, 5)).macs == macs
-
-
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_each_row_that_goes_to_an_expert_counts_once(device):
-    ends = torch.tensor([3, 7], dtype=torch.int32, device=device)
-    model = _OneInput(lambda x, w: torch._grouped_mm(x, w, ends), 2, 16, 24).to(device, torch.bfloat16)
-    assert profile(model, torch.zeros(7, 16, dtype=torch.bfloat16)).macs == 7 * 16 * 24
+@pytest.mark.parametrize(("model", "inputs", "macs"), PRODUCTS)
+def test_macs_are_counted_on_every_device(model, inputs, macs, device):
+    assert profile(copy.deepcopy(model).to(device), inputs).macs == macs
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_a_build_that_draws_leaves_no_trace():
