@@ -38,7 +38,7 @@ def test_a_reader_that_has_enough_is_no_traceback():
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "heterofl_flwr", "settings"],
+        [sys.executable, "-m", "heterofl_flwr", "run", "--help"],
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,

@@ -67,7 +67,7 @@ def test_a_metric_that_evaluation_lacks_is_logged_once(fake, caplog):
     assert caplog.text.count("early stopping waits for glbal; evaluation gives global-accuracy") == 1
 
 
-def test_metrics_of_few_clients_neither_stop_a_run_nor_let_it_go_on(few, fake):
+def test_metrics_of_few_clients_neither_stop_a_run_nor_help(few, fake):
     for patience, target in ((2, None), (None, 0.99)):
         stopping = EarlyStopping("global-accuracy", patience, target=target)
         stopping.on_start(1, 9, {})

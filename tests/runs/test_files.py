@@ -1,4 +1,3 @@
-import errno
 import json
 import os
 import resource
@@ -45,14 +44,12 @@ def test_a_link_that_somebody_planted_is_not_followed(path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", ["replace", "fsync"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_failure_before_the_rename_leaves_the_old_file(path, step, error, monkeypatch):
-    def fail(*args: object) -> None:
-        raise error
+def test_an_interrupt_before_the_rename_leaves_the_old_file(path, step, monkeypatch):
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, step, fail)
-    message = r"cannot write .*file: No space left on device; what was there before"
-    with pytest.raises((HeteroFLError, KeyboardInterrupt), match=message if isinstance(error, OSError) else None):
+    monkeypatch.setattr(os, step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(path.parent) == ["file"]
