@@ -1,4 +1,4 @@
-"""Averages of adapters of unequal rank against slow twins, by hand, and what sets them apart."""
+"""Averages of adapters of unequal rank against slow twins, by hand, and in rounds."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,12 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from heterofl_flwr.adapters.averaging import (
-    ProductAggregator,
-    ZeroPaddedAggregator,
-    find_adapters,
-    truncated,
-)
+from heterofl_flwr import Adam
+from heterofl_flwr.adapters.averaging import ProductAggregator, ZeroPaddedAggregator, find_adapters, truncated
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.errors import ConfigError
-from tests.adapters.ranked import A, B, replies, state_of
+from tests.adapters.ranked import A, Adapted, B, replies, state_of
+from tests.federation.tiny import make_app, play
 
 ALL = (Aggregator, ZeroPaddedAggregator, ProductAggregator)
 
@@ -28,7 +25,7 @@ def assert_close(found, expected):
 
 
 @given(drawn=replies())
-def test_each_levels_prefix_of_the_product_is_as_close_to_the_mean_as_numpys_decomposition(drawn):
+def test_each_prefix_of_the_product_is_the_closest_to_the_mean(drawn):
     mean, new = drawn.mean_product(), drawn.result(ProductAggregator)
     assume(sum(drawn.weights))
     values = np.linalg.svd(mean, compute_uv=False)
@@ -50,7 +47,7 @@ def test_zero_padding_counts_for_all_what_a_client_lacks_as_zero(drawn):
 
 
 @given(drawn=replies(), data=st.data())
-def test_another_order_of_replies_changes_nothing_but_the_signs_of_directions(drawn, data):
+def test_the_order_of_replies_changes_only_signs(drawn, data):
     order = data.draw(st.permutations(range(len(drawn.subs))))
     for aggregate in ALL:
         one, other = drawn.result(aggregate), drawn.result(aggregate, order)
@@ -64,25 +61,6 @@ def add(aggregate, state, *clients, rows=(), **options):
         sub = {**state, **state_of(torch.tensor(a), torch.tensor(b))}
         aggregator.add(Plan.between(state, sub), sub, **options)
     return aggregator.result()
-
-
-ONES = ([[2.0, 0.0]], [[1.0], [0.0]]), ([[0.0, 2.0]], [[0.0], [1.0]])
-"""Two clients of rank 1: one learned twice the first input for the first output, the other the same of the second."""
-
-
-def test_the_mean_of_products_is_not_the_product_of_means():
-    state = state_of(torch.zeros(2, 2), torch.zeros(2, 2))
-    assert product(add(Aggregator, state, *ONES)).tolist() == [[0.5, 0.5], [0.5, 0.5]]
-    assert_close(product(add(ProductAggregator, state, *ONES)), np.eye(2))
-
-
-def test_an_entry_that_one_of_two_holds_is_halved_by_zero_padding_alone():
-    state = state_of(torch.ones(2, 1), torch.ones(1, 2))
-    clients = ([[4.0], [4.0]], [[4.0, 4.0]]), ([[2.0]], [[2.0]])
-    for aggregate, second in ((Aggregator, 4.0), (ZeroPaddedAggregator, 2.0)):
-        new = add(aggregate, state, *clients)
-        assert (new[A].flatten().tolist(), new[B].flatten().tolist()) == ([3.0, second], [3.0, second])
-    assert add(ZeroPaddedAggregator, state, clients[1])[A].flatten().tolist() == [2.0, 0.0]
 
 
 def test_directions_that_no_client_has_can_still_learn():
@@ -109,16 +87,18 @@ def test_a_convolutions_kernel_counts_as_inputs():
     assert_close((new_b.flatten(1) @ new_a.flatten(1)).numpy(), (b.flatten(1) @ a.flatten(1)).numpy())
 
 
-def test_outputs_of_classes_that_nobody_has_keep_what_they_compute():
+def test_outputs_of_classes_that_nobody_has_stay():
     state = state_of(torch.ones(1, 2), torch.ones(3, 1))
     new = add(ProductAggregator, state, ([[1.0, 1.0]], [[3.0], [3.0], [3.0]]), rows=[B], labels=[1])
     # Rank 1 holds the three rows exactly, for they are multiples of one another.
     assert_close(product(new), [[1, 1], [3, 3], [1, 1]])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("aggregate", ALL)
-def test_other_parameters_go_by_the_counting_mean_and_arguments_stay(aggregate):
+def test_other_parameters_go_by_the_counting_mean(aggregate, dtype):
     state = state_of(torch.rand(2, 3), torch.rand(2, 2), bias=torch.zeros(2))
+    state = {name: own.to(dtype) for name, own in state.items()}
     before = {name: own.clone() for name, own in state.items()}
     aggregator = aggregate(state)
     for value in (1.0, 3.0):
@@ -126,30 +106,21 @@ def test_other_parameters_go_by_the_counting_mean_and_arguments_stay(aggregate):
         aggregator.add(Plan.between(state, sub), sub)
         for own in sub.values():
             own.zero_()  # what the aggregator keeps is its own
-    assert aggregator.result()["bias"].tolist() == [2.0, 2.0]
+    new = aggregator.result()
+    assert new["bias"].tolist() == [2.0, 2.0]
+    assert {own.dtype for own in new.values()} == {dtype}
     assert all(torch.equal(own, before[name]) for name, own in state.items())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("aggregate", ALL)
-def test_results_have_the_types_of_the_state(aggregate, dtype):
-    state = state_of(torch.rand(2, 3), torch.rand(2, 2))
-    state = {name: own.to(dtype) for name, own in state.items()}
-    aggregator = aggregate(state)
-    aggregator.add(Plan.between(state, state), state)
-    assert {own.dtype for own in aggregator.result().values()} == {dtype}
 
 
 def test_adapters_are_found_by_both_factors():
     names = [
-        "small.q.lora_A.default.weight",
-        "small.q.lora_B.default.weight",
+        "q.lora_A.default.weight",
+        "q.lora_B.default.weight",
         "v.lora_A.default.weight",
         "mylora_A.x",
         "mylora_B.x",
     ]
-    (found,) = find_adapters(names)
-    assert (found.a, found.b) == ("small.q.lora_A.default.weight", "small.q.lora_B.default.weight")
+    assert [(own.a, own.b) for own in find_adapters(names)] == [tuple(names[:2])]
 
 
 @pytest.mark.parametrize(
@@ -165,3 +136,26 @@ def test_what_has_no_adapters_to_average_is_refused(aggregate, state, sub, text)
     state, sub = ({name: torch.zeros(shape) for name, shape in own.items()} for own in (state, sub))
     with pytest.raises(ConfigError, match=text):
         aggregate(state).add(Plan.between(state, sub), sub)
+
+
+MIX, RANKS = "a1-c1", (4, 1)
+
+
+def expected(state):
+    """Return the mean product of two clients that add 1 and 2 to each entry of their ranks."""
+    products = [(state[B][:, :rank] + 1 + own) @ (state[A][:rank] + 1 + own) for own, rank in enumerate(RANKS)]
+    return (products[0] + products[1]) / 2
+
+
+@pytest.mark.parametrize(("upload", "tolerance"), [("float32", 1e-5), ("float16", 1e-2), ("int8", 0.2)])
+def test_a_round_averages_products(upload, tolerance):
+    run = play(make_app(build=Adapted), MIX, 2, build=Adapted, aggregator=ProductAggregator, upload=upload)
+    found, before = run.state, run.strategy.federation.initial_state()
+    torch.testing.assert_close(found[B] @ found[A], expected(before), atol=tolerance, rtol=0)
+    torch.testing.assert_close(found["bias"], torch.full((2,), 1.5), atol=tolerance, rtol=0)
+
+
+def test_a_server_optimizer_steps_along_a_zero_padded_mean():
+    run = play(make_app(build=Adapted), MIX, 2, build=Adapted, aggregator=ZeroPaddedAggregator, stages=[Adam()])
+    before = run.strategy.federation.initial_state()
+    assert (run.state[B] != before[B]).all()

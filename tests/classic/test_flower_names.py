@@ -1,11 +1,19 @@
-"""The arguments of the classic FedAvg do here what they do there."""
+"""The arguments of the classic FedAvg do here what they do there; and what Flower puts around a strategy."""
 
+import numpy as np
 import pytest
+from flwr.app import Context, RecordDict
+from flwr.client.mod import secaggplus_mod
+from flwr.clientapp import ClientApp
+from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
+from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
+from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow, SecAggWorkflow
 
-from heterofl_flwr import RoundCallback, Sampling, Transfer
+from heterofl_flwr import LocalGrid, RoundCallback, Transfer
 from heterofl_flwr.classic import HeteroFL
 from heterofl_flwr.errors import ConfigError
+from tests.classic import numpy_clients
 from tests.classic.fakes import Fake, evaluate_all, fit_all, manager_of
 from tests.federation.tiny import build
 
@@ -43,7 +51,7 @@ def test_fractions_and_least_numbers_are_fedavgs(fraction, least):
     assert ours == theirs
 
 
-def test_metrics_functions_get_what_flower_gives_them_and_give_the_metrics():
+def test_metrics_functions_get_what_flower_gives_them():
     seen = []
 
     def largest(answers):
@@ -75,16 +83,10 @@ def test_failures_that_are_not_accepted_leave_the_model_as_it_is():
     ("options", "fault"),
     [
         ({"train_metrics_aggr_fn": max}, "no train_metrics_aggr_fn: use fit_metrics_aggregation_fn"),
-        ({"evaluate_metrics_aggr_fn": max}, "no evaluate_metrics_aggr_fn: use evaluate_metrics_aggregation_fn"),
         ({"weighted_by_key": "rows"}, "no weighted_by_key: it weights by num_examples"),
-        ({"arrayrecord_key": "model"}, "no arrayrecord_key: it has no records"),
         ({"devices": None}, "no devices: simulated devices go around a grid"),
         ({"callbacks": [RoundCallback()]}, r"no callbacks: .* use heterofl_flwr\.HeteroFL"),
-        ({"spare": 0.5}, "no spare: it waits for all clients"),
-        ({"sampling": Sampling(spare=0.5)}, "no spare: it waits for all clients"),
         ({"transfer": Transfer(upload="int8")}, "no upload: it sends parameters as they are"),
-        ({"shared": ("hidden.*",)}, "none can stay with a client"),
-        ({"upload": "int8"}, r"no upload: it sends parameters as they are; use heterofl_flwr\.HeteroFL"),
         ({"fraction_fit": 0.5, "fraction_train": 0.5}, "fraction_fit and fraction_train are the same option"),
     ],
 )
@@ -93,19 +95,39 @@ def test_what_the_classic_api_has_no_place_for_is_refused(options, fault):
         HeteroFL(build, **options)
 
 
-def test_what_it_has_no_place_for_may_be_given_where_it_changes_nothing():
+def test_options_without_effect_may_be_given():
     strategy = HeteroFL(build, callbacks=(), upload="float32", shared=("*",), spare=0.0)
     assert strategy.options == HeteroFL(build).options
 
 
 @pytest.mark.parametrize("key", ["task", "rate", "seed"])
-def test_a_users_config_cannot_have_the_keys_by_which_clients_are_told_what_to_do(key):
+def test_a_users_config_cannot_have_keys_of_ours(key):
     strategy = HeteroFL(build, "a1", on_fit_config_fn=lambda server_round: {"lr": 0.1, key: 1})
     manager = manager_of(Fake("0", 1.0), Fake("1", 1.0))
     with pytest.raises(ConfigError, match=f"has {key}: .* choose another name, as my-{key}"):
         strategy.configure_fit(1, strategy.initialize_parameters(manager), manager)
 
 
-def test_an_unknown_argument_is_refused_by_name():
-    with pytest.raises(TypeError, match="unexpected keyword arguments: fractoin_fit"):
-        HeteroFL(build, fractoin_fit=0.5)
+@pytest.mark.parametrize("workflow", [SecAggPlusWorkflow(3, 2), SecAggWorkflow(2)])
+def test_secure_aggregation_fails_where_clients_train_slices(workflow):
+    app = ClientApp(client_fn=numpy_clients.client_fn, mods=[secaggplus_mod])
+    with LocalGrid(app, 3) as grid:
+        context = LegacyContext(
+            Context(grid.run.run_id, 0, {}, RecordDict(), {}),
+            config=ServerConfig(num_rounds=1),
+            strategy=HeteroFL(numpy_clients.build, "a1-c1"),
+        )
+        with pytest.raises(ValueError, match="operands could not be broadcast together"):
+            DefaultWorkflow(fit_workflow=workflow)(grid, context)
+
+
+def test_a_client_that_is_not_converted_is_refused():
+    strategy = HeteroFL(build, "a1-c1", wait=0.0)
+    manager = manager_of(*(Fake(str(cid), 1.0 + cid) for cid in range(2)))
+    parameters = strategy.initialize_parameters(client_manager=manager)
+    results = fit_all(strategy.configure_fit(1, parameters, manager))
+    whole = [np.asarray(tensor) for tensor in build(1.0).state_dict().values()]
+    results[1] = (results[1][0], FitRes(Status(Code.OK, ""), ndarrays_to_parameters(whole), 1, {}))
+    strategy.aggregate_fit(1, results, [])
+    assert "its ClientApp is not converted" in strategy.log.failures[1]
+    assert "in a NumPyClient properties_of, submodel and parameters_of" in strategy.log.failures[1]

@@ -7,24 +7,15 @@ from reprlib import repr as shown
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from heterofl_flwr import messages, packing
 from heterofl_flwr.capability import read_capability
-from heterofl_flwr.client import (
-    answer_moments,
-    answer_queries,
-    models_to_evaluate,
-    own_part,
-    reply,
-    seed_of,
-    submodel,
-)
+from heterofl_flwr.client import answer_moments, answer_queries, models_to_evaluate, own_part, reply, submodel
 from heterofl_flwr.core import Plan
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
-from heterofl_flwr.local_model import for_evaluation, load_parameters
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.stages.compress import restore
 from tests.federation.tiny import Tiny, build, build_normed, equal, inputs
@@ -72,7 +63,7 @@ class TestSubmodel:
         assert model.training
         assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
-    def test_static_moments_come_with_an_evaluation_and_stay_out_of_training(self):
+    def test_static_moments_stay_out_of_training(self):
         moments = {1.0: collect_moments(build_normed(1.0), [inputs(0)])}
         model = submodel(instruction(kind="evaluate", build=build_normed, moments=moments), build_normed)
         mean, variance = moments[1.0].statistics("norm")
@@ -81,64 +72,37 @@ class TestSubmodel:
         trained = submodel(instruction(build=build_normed, moments=moments), build_normed)
         assert torch.equal(trained.norm.running_mean, torch.zeros(8))
 
-    def test_without_moments_an_evaluation_never_uses_the_statistics_of_a_fresh_model(self):
+    def test_without_moments_models_normalise_by_batch(self):
         model = submodel(instruction(kind="evaluate", build=build_normed), build_normed)
         hidden = model.norm(model.hidden(inputs(3)))
         torch.testing.assert_close(hidden.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
 
-    @pytest.mark.parametrize(
-        "keep",
-        [lambda model: list(model.parameters()), lambda model: list(model.state_dict().values())],
-        ids=["parameters", "state"],
-    )
-    def test_what_somebody_keeps_of_one_does_not_change_with_the_next(self, keep):
+    def test_what_is_kept_of_a_model_outlives_the_next(self):
         message = instruction()
-        kept = keep(submodel(message, build))
+        kept = submodel(message, build).state_dict()
         nn.init.constant_(submodel(message, build).classifier.weight, 5.0)
-        sent = message.content["arrays"].to_torch_state_dict()
-        assert equal(dict(zip(sent, kept, strict=True)), sent)
+        assert equal(kept, message.content["arrays"].to_torch_state_dict())
 
     @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-    def test_one_that_was_built_to_evaluate_does_not_spoil_those_to_train(self, mode):
+    def test_a_model_to_evaluate_does_not_spoil_those_to_train(self, mode):
         with mode():
             submodel(instruction(kind="evaluate"), build)
             model = submodel(instruction(), build)
         assert not any(own.is_inference() for own in model.parameters())
         trained(instruction())
 
-    def test_the_seed_says_what_it_is_for(self):
-        seeds = {
-            seed_of(instruction(seed=seed, server_round=server_round, partition=partition))
-            for seed in (0, 1)
-            for server_round in (1, 2)
-            for partition in (0, 12)
-        }
-        assert len(seeds) == 8
-
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            (
-                {"state": state_of(0.5)},
-                r"hidden.bias: \(4,\), expected \(8,\).*hidden.weight: \(4, 3\), expected \(8, 3",
-            ),
+            ({"state": state_of(0.5)}, r"hidden.bias: \(4,\), expected \(8,\)"),
             ({"state": {"hidden.bias": torch.ones(8)}}, r"classifier.bias: None, expected \(4,\)"),
-            ({"state": {**state_of(1.0), "extra": torch.ones(1)}}, r"extra: \(1,\), expected None"),
-            ({"heterofl_schema": 7}, "the server sent messages of schema 7, expected 1"),
             ({"rate": "a"}, "the server sent 'a' as rate, expected float"),
-            ({"seed": 0.5}, "the server sent 0.5 as seed, expected int"),
         ],
-        ids=["shape", "missing", "unknown", "schema", "rate", "seed"],
+        ids=["shape", "missing", "rate"],
     )
     def test_what_does_not_fit_is_refused_by_name(self, change, named):
         with pytest.raises(ReplyError, match=named):
             submodel(instruction(**{"state": state_of(1.0)} | change), build)
-
-    def test_a_message_without_parameters_is_refused(self):
-        message = instruction()
-        del message.content["arrays"]
-        with pytest.raises(ReplyError, match="the server sent no arrays record"):
-            submodel(message, build)
 
     @pytest.mark.parametrize("told", [None, {"server-round": 1, "lr": 0.1}])
     def test_under_another_strategy_the_error_says_so(self, told):
@@ -149,19 +113,14 @@ class TestSubmodel:
         with pytest.raises(ReplyError, match=r"the server's strategy is not HeteroFL: use heterofl_flwr\.HeteroFL"):
             submodel(message, build)
 
-    def test_arrays_that_cannot_be_read_are_refused(self):
-        message = instruction()
-        message.content["arrays"]["hidden.bias"] = Array("float32", (8,), "numpy.ndarray", b"junk")
-        with pytest.raises(ReplyError, match="the server sent arrays that cannot be read"):
-            submodel(message, build)
 
-
-def test_what_a_client_keeps_does_not_change_with_the_next_message():
+def test_what_a_client_keeps_outlives_the_next_message():
     state = {name: own for name, own in state_of(1.0).items() if name.startswith("hidden")}
     told = {"shared": ["hidden.*"], "global_rate": 1.0, "state": state}
     model = submodel(message := instruction(**told), build)
     nn.init.constant_(model.classifier.weight, 5.0)
     own = own_part(message, model)
+    nn.init.constant_(model.classifier.weight, 6.0)  # the caller may go on training it
     submodel(instruction(**told, partition=1), build)  # another client of the same process
     assert own.keys() == {"classifier.weight", "classifier.bias"}
     assert torch.equal(own["classifier.weight"], torch.full((4, 8), 5.0))
@@ -179,16 +138,6 @@ class TestModelsToEvaluate:
             assert not model.training
             assert equal(dict(model.named_parameters()), Plan.of(build(1.0), build(rate)).extract(state))
 
-    def test_all_models_may_be_kept_at_once(self):
-        moments = {rate: collect_moments(build_normed(rate), [inputs(0)]) for rate in self.RATES}
-        for own in ({}, {"moments": moments}):
-            message = instruction(kind="evaluate", build=build_normed, rates=list(self.RATES), **own)
-            one_by_one = [model(inputs(1)).detach() for _, model in models_to_evaluate(message, build_normed)]
-            at_once = [model for _, model in list(models_to_evaluate(message, build_normed))]
-            assert all(not model.training for model in at_once)
-            for output, model in zip(one_by_one, at_once, strict=True):
-                assert torch.equal(output, model(inputs(1)))
-
     def test_what_a_client_kept_is_in_each_of_them(self):
         shared = {"shared": ["hidden.*"], "global_rate": 1.0}
         state = {name: own for name, own in state_of(1.0).items() if name.startswith("hidden")}
@@ -197,20 +146,6 @@ class TestModelsToEvaluate:
         found = dict(models_to_evaluate(message, build, own))
         assert [found[rate].classifier.weight.unique().tolist() for rate in self.RATES] == [[5.0]] * 3
         assert torch.equal(found[1.0].hidden.weight, state["hidden.weight"])
-
-    def test_without_rates_it_is_the_rate_of_the_message(self):
-        assert [rate for rate, _ in models_to_evaluate(instruction(0.5, "evaluate"), build)] == [0.5]
-
-    @pytest.mark.parametrize("rates", ["1.0", [1, 2], ["a"], 0.5])
-    def test_rates_that_are_none_are_refused(self, rates):
-        with pytest.raises(ReplyError, match="as rates, expected a list of numbers"):
-            list(models_to_evaluate(instruction(kind="evaluate", rates=rates), build))
-
-    def test_moments_that_lack_a_rate_are_refused(self):
-        moments = {1.0: collect_moments(build_normed(1.0), [inputs(0)])}
-        message = instruction(kind="evaluate", build=build_normed, rates=[1.0, 0.5], moments=moments)
-        with pytest.raises(ReplyError, match=r"the server sent no moments of rate 0\.5"):
-            list(models_to_evaluate(message, build_normed))
 
 
 class TestReply:
@@ -252,24 +187,6 @@ class TestReply:
         for name, tensor in restore(plan, before, *found).items():
             torch.testing.assert_close(tensor, dict(model.named_parameters())[name].detach(), atol=0.01, rtol=0)
 
-    @pytest.mark.parametrize("upload", ["int4", 8, True, ["int8"]])
-    def test_a_form_that_this_version_does_not_know_is_refused(self, upload):
-        message = instruction(upload=upload)
-        with pytest.raises(ReplyError, match=r"the server sent .* as upload, expected one of float32, float16, int8"):
-            reply(message, submodel(message, build), num_examples=1)
-
-    def test_changes_need_what_the_message_brought(self):
-        message = instruction(upload="int8")
-        model = submodel(message, build)
-        del message.content["arrays"]
-        with pytest.raises(ReplyError, match="the server sent no arrays record"):
-            reply(message, model, num_examples=1)
-
-    @pytest.mark.parametrize("capacity", ["q", 0.0, 1.5, float("nan")])
-    def test_a_capacity_that_is_none_is_refused_where_it_is_made(self, capacity):
-        with pytest.raises(ConfigError, match="is no level"):
-            reply(instruction(), num_examples=1, capacity=capacity)
-
     @pytest.mark.parametrize("value", ["12", None, torch.ones(2), np.ones(2), [1.0, "a"], {"a": 1.0}])
     def test_metrics_that_are_no_numbers_are_named(self, value):
         said = re.escape(f"metrics['loss'] is {shown(value)}; expected a number, or a list of numbers")
@@ -287,9 +204,6 @@ class TestQueries:
         [
             ({}, {}),
             ({"level": "b"}, {"capacity": 0.5}),
-            ({"level": "0.3"}, {"capacity": 0.3}),
-            ({"rate": 1}, {"capacity": 1.0}),
-            ({"partition_id": 3, "num_partitions": 9}, {"partition": 3, "num-partitions": 9}),
             ({"partition_id": "3", "num_partitions": "9"}, {"partition": 3, "num-partitions": 9}),
             ({"device": "phone", "rate": 0.25, "partition_id": 0}, {"capacity": 0.25, "partition": 0}),
         ],
@@ -302,11 +216,7 @@ class TestQueries:
         [
             ({"level": "f"}, r"'f' is no level: expected one of a \(1\), b \(0.5\), c \(0.25\)"),
             ({"level": "a", "rate": 1.0}, "both level and rate: keep one"),
-            ({"rate": 0}, "0 is no level"),
-            ({"rate": True}, "True is no level"),
             ({"partition_id": "first"}, "partition-id='first'; expected a whole number"),
-            ({"partition_id": "1.0"}, r"partition-id='1\.0'; expected a whole number"),
-            ({"num_partitions": True}, "num-partitions=True"),
         ],
     )
     def test_a_config_that_means_nothing_is_refused(self, node, named):
@@ -336,17 +246,6 @@ class TestQueries:
         assert packing.unpack_moments(record, 1.0, "it").layers["norm"].count == 6
         assert seen == [True]
 
-    @pytest.mark.parametrize("given", [{}, {"build": build, "build_from": lambda context: build}])
-    def test_the_model_comes_in_one_of_two_forms(self, given):
-        with pytest.raises(ConfigError, match="answer_queries takes either build"):
-            answer_queries(ClientApp(), **given)
-
-    def test_without_data_an_app_does_not_answer_for_moments(self):
-        app = ClientApp()
-        answer_queries(app, build)
-        with pytest.raises(ValueError, match="moments"):
-            app(instruction(kind="query.moments"), context())
-
     @pytest.mark.parametrize(
         "batch",
         [lambda x: (x, torch.zeros(len(x))), lambda x: [x, 3], lambda x: {"img": x, "label": torch.zeros(len(x))}],
@@ -365,49 +264,3 @@ class TestQueries:
         message = instruction(kind="query.moments", build=build_normed, moments_kind="paper")
         with pytest.raises(DataError, match="expected a tensor of inputs, or a tuple or a mapping"):
             answer_moments(message, build_normed, lambda: [batch])
-
-    def test_data_is_asked_for_once_a_rate(self):
-        calls = []
-        message = instruction(kind="query.moments", build=build_normed, moments_kind="paper", rates=[1.0, 0.5, 0.25])
-        answer_moments(message, build_normed, lambda: calls.append(1) or iter([inputs(0)]))
-        assert len(calls) == 3
-
-
-class Running(nn.Module):
-    """A model without parameters but with statistics of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(2, affine=False)
-
-    def forward(self, x):
-        return self.norm(x)
-
-
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_instance_norm_normalises_by_example_in_evaluation_too(batch_norm):
-    layers = [nn.BatchNorm1d(2)] if batch_norm else []
-    model = nn.Sequential(nn.InstanceNorm1d(2, track_running_stats=True), *layers)
-    moments = collect_moments(model, [torch.randn(9, 2, 5)]) if batch_norm else None
-    output = for_evaluation(model, moments)[0](torch.randn(9, 2, 5) + 5)
-    torch.testing.assert_close(output.mean(2), torch.zeros(9, 2), atol=1e-5, rtol=0)
-    assert model[0].running_mean is not None
-
-
-def test_for_evaluation_leaves_the_model_itself_as_it_is():
-    model = Running().train()
-    static = for_evaluation(model, None)
-    assert static is not model
-    assert model.training
-    assert model.norm.running_mean is not None
-    x = torch.randn(9, 2) + 5
-    torch.testing.assert_close(static(x).mean(0), torch.zeros(2), atol=1e-5, rtol=0)
-
-
-def test_parameters_load_under_every_name_and_leave_buffers():
-    model = build_normed(0.5)
-    state = state_of(0.5, build_normed, 2.0)
-    model.norm.running_mean += 3
-    load_parameters(model, state)
-    assert equal({name: parameter.detach() for name, parameter in model.named_parameters()}, state)
-    assert torch.equal(model.norm.running_mean, torch.full((4,), 3.0))

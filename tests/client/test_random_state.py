@@ -66,7 +66,7 @@ def states():
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_global_generators_are_left_as_they_were_so_noise_drawn_afterwards_differs_from_run_to_run(call):
+def test_global_generators_are_left_as_they_were(call):
     build, drawn = seeding(), []
     for seed in (1, 2):  # two processes, as torch starts them; the first time the model is built, then it is there
         torch.manual_seed(seed)
@@ -89,7 +89,7 @@ seeds = seeding()
 
 
 @pytest.mark.parametrize("ask", [asked, asked_classically])
-def test_where_asked_torch_draws_the_same_for_the_same_seed_round_and_partition(ask):
+def test_torch_draws_by_seed_round_and_partition_where_asked(ask):
     def draw(**told):
         torch.manual_seed(len(told))
         ask(**told)
@@ -102,7 +102,7 @@ def test_where_asked_torch_draws_the_same_for_the_same_seed_round_and_partition(
     assert torch.rand(3).tolist() == draws[0]
 
 
-def test_where_asked_torch_is_seeded_before_each_model_to_evaluate():
+def test_torch_is_seeded_before_each_model_to_evaluate():
     message = instruction("evaluate", rate=1.0, rates=[1.0, 0.5, 0.25])
     assert len({torch.rand(1).item() for _ in client.models_to_evaluate(message, seeds, seed_torch=True)}) == 1
     told = {**TOLD, "rates": "0.5,0.25", "task": "evaluate"}

@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import pytest
 from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.common import Code, EvaluateRes, Status
@@ -10,7 +9,7 @@ from flwr.common import Code, EvaluateRes, Status
 from heterofl_flwr import Evaluation
 from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.client import answer_queries
-from tests.classic.fakes import Fake, evaluate_all, fit_all, manager_of
+from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.federation.tiny import add_one, build, build_normed, inputs, judge, make_app, play
 
 
@@ -37,18 +36,14 @@ def run(app, build=build, nodes=3, evaluate_fn=None, **options):
 
 
 def test_with_a_fraction_of_none_the_server_evaluates_alone():
-    sent, records = run(
-        make_app(build=build_normed),
-        build_normed,
-        fraction_evaluate=0.0,
-        evaluate_fn=lambda number, arrays: MetricRecord({"global-accuracy": number / 10}),
-    )
+    options = {"evaluate_fn": lambda number, arrays: MetricRecord({"global-accuracy": number / 10})}
+    sent, records = run(make_app(build=build_normed), build_normed, fraction_evaluate=0.0, **options)
     assert {kind for kind, _ in sent} == {"train"}
     assert [record.evaluate for record in records] == [{"global-accuracy": number / 10} for number in (1, 2, 3)]
     assert all(not record.evaluate_failures and not record.partial for record in records)
 
 
-def test_an_app_without_an_evaluate_handler_is_asked_once_and_told_what_to_do(caplog):
+def test_an_app_without_evaluate_is_asked_once(caplog):
     sent, records = run(bare_app(), build_normed, evaluation=Evaluation(static_norm=False))
     assert sent["evaluate", 1] == 3
     assert ("evaluate", 2) not in sent
@@ -58,22 +53,12 @@ def test_an_app_without_an_evaluate_handler_is_asked_once_and_told_what_to_do(ca
     assert all(record.evaluate_asked == 0 for record in records)
 
 
-def test_a_sample_that_has_no_handler_speaks_for_all():
-    sent, _ = run(bare_app(), build_normed, nodes=10, fraction_evaluate=0.2, evaluation=Evaluation(static_norm=False))
-    assert sum(number for (kind, _), number in sent.items() if kind == "evaluate") == 2
-
-
-def test_an_app_without_a_handler_for_moments_is_asked_once_and_evaluates(caplog):
+def test_an_app_without_moments_is_asked_once_and_evaluates(caplog):
     sent, records = run(bare_app(evaluates=True), build_normed)
     assert (sent["query.moments", 1], sent["query.moments", 2]) == (3, 0)
     assert [sent["evaluate", number] for number in (1, 2, 3)] == [3, 3, 3]
     assert caplog.text.count("Evaluation(static_norm=False)") == 1
     assert records[-1].evaluate["coverage"] == 1.0
-
-
-def test_where_no_client_evaluates_none_is_asked_for_moments():
-    sent, _ = run(bare_app(moments=True), build_normed)
-    assert (sent["query.moments", 1], sent["query.moments", 2]) == (3, 0)
 
 
 def test_a_client_that_lacks_a_handler_costs_the_others_nothing():
@@ -88,30 +73,15 @@ def test_a_client_that_lacks_a_handler_costs_the_others_nothing():
     assert not any(record.partial for record in records)
 
 
-class TestClassic:
-    def rounds(self, fakes, evaluate, **options):
-        """Return how many clients were asked to evaluate in each of three rounds."""
-        strategy, manager = Classic(build, "a1", wait=1.0, **options), manager_of(*fakes)
-        parameters = strategy.initialize_parameters(client_manager=manager)
-        asked = []
-        for number in (1, 2, 3):
-            results = fit_all(strategy.configure_fit(number, parameters, manager))
-            parameters, _ = strategy.aggregate_fit(number, results, [])
-            instructions = strategy.configure_evaluate(number, parameters, manager)
-            asked.append(len(instructions))
-            if instructions:
-                strategy.aggregate_evaluate(number, *evaluate(instructions))
-        return asked
-
-    @pytest.fixture
-    def fakes(self):
-        return [Fake(str(number), 1.0 + number) for number in range(3)]
-
-    def test_with_a_fraction_of_none_no_client_evaluates(self, fakes):
-        assert self.rounds(fakes, lambda asked: (evaluate_all(asked), []), fraction_evaluate=0.0) == [0, 0, 0]
-
-    def test_clients_without_evaluate_are_asked_once(self, fakes, caplog):
-        lacks = EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, "Client does not implement `evaluate`"), 0.0, 0, {})
-        assert self.rounds(fakes, lambda asked: ([], [(proxy, lacks) for proxy, _ in asked])) == [3, 0, 0]
-        assert caplog.text.count("fraction_evaluate=0.0") == 1
-        assert "did not evaluate" not in caplog.text
+def test_classic_clients_without_evaluate_are_asked_once(caplog):
+    strategy, manager = Classic(build, "a1", wait=1.0), manager_of(*(Fake(str(cid), 1.0 + cid) for cid in range(3)))
+    lacks = EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, "Client does not implement `evaluate`"), 0.0, 0, {})
+    parameters, asked = strategy.initialize_parameters(client_manager=manager), []
+    for number in (1, 2, 3):
+        parameters, _ = strategy.aggregate_fit(number, fit_all(strategy.configure_fit(number, parameters, manager)), [])
+        instructions = strategy.configure_evaluate(number, parameters, manager)
+        asked.append(len(instructions))
+        strategy.aggregate_evaluate(number, [], [(proxy, lacks) for proxy, _ in instructions])
+    assert asked == [3, 0, 0]
+    assert caplog.text.count("fraction_evaluate=0.0") == 1
+    assert "did not evaluate" not in caplog.text

@@ -1,45 +1,45 @@
 """Slices that are no prefixes: the mean of what came back, in both APIs, and the settings that lead there."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, Windowed
-from heterofl_flwr.app.server_app import make_strategy
-from heterofl_flwr.app.task import Task
 from heterofl_flwr.client import models_to_evaluate, reply
 from heterofl_flwr.core import Mix, width
-from heterofl_flwr.elastic_models import elastic
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.models import MODELS, build_model
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.runs import Costs, Recorder, RunFolder, load_model
-from heterofl_flwr.settings import from_flat
 from tests.federation.tiny import build_normed, equal, inputs, make_app, play, twin
 
 RULES = ("rolling", "random-level", "random-client")
 
 
-def run(rule, num_rounds=1, **options):
-    found = play(None, "a1-b1-c1", 6, num_rounds, wrap=lambda grid: Windowed(grid, 2), slice_rule=rule, **options)
+def run(rule, num_rounds=1, mix="a1-b1-c1", **options):
+    found = play(None, mix, 6, num_rounds, wrap=lambda grid: Windowed(grid, 2), slice_rule=rule, **options)
     return found.strategy, found.grid, found.state
 
 
-@pytest.mark.parametrize("rule", ["prefix", *RULES])
-def test_each_entry_is_the_mean_over_the_clients_that_held_it(rule):
-    strategy, grid, state = run(rule, 3)
+LARGER = {"mix": "b1-c1", "global_rate": "a"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"), [("prefix", {}), *((rule, own) for rule in RULES for own in ({}, LARGER))], ids=str
+)
+def test_each_entry_is_the_mean_over_those_that_held_it(rule, options):
+    strategy, grid, state = run(rule, 3, **options)
     assert strategy.log.failures == {}
+    assert strategy.federation.model.hidden.out_features == 8
     for name, expected in twin(strategy.federation, grid.get_node_ids(), 3).items():
         torch.testing.assert_close(state[name], expected)
 
 
 @pytest.mark.parametrize(("rule", "slices"), [("rolling", 1), ("random-level", 1), ("random-client", 2)])
-def test_clients_of_one_level_share_a_slice_or_do_not_and_slices_change_from_round_to_round(rule, slices):
+def test_slices_change_from_round_to_round(rule, slices):
     strategy, grid, _ = run(rule)
     federation = strategy.federation
     small = [node for node in grid.get_node_ids() if federation.rate(1, node) == 0.25]
@@ -54,13 +54,7 @@ def test_what_changed_is_added_to_the_slice_that_was_sent(upload):
         torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-2)
 
 
-def test_it_is_a_setting():
-    task = Task(from_flat({"server.choose": "rolling", "server.roll-by": 6}))
-    transfer = make_strategy(task, ()).options.transfer
-    assert (transfer.slice_rule, transfer.roll_by) == ("rolling", 6)
-
-
-def test_a_window_that_moves_on_by_more_is_trained_and_evaluated_where_it_was():
+def test_a_window_is_trained_and_evaluated_where_it_was():
     evaluation = Evaluation(every=2, levels=True)
     found = play(None, "a1-c1", 2, 2, slice_rule="rolling", roll_by=3, evaluation=evaluation)
     federation, (node,) = found.strategy.federation, [own for own, rate in found.strategy.log.rates.items() if rate < 1]
@@ -69,23 +63,7 @@ def test_a_window_that_moves_on_by_more_is_trained_and_evaluated_where_it_was():
     assert found.grid.of("evaluate")[0].content["config"]["window"] == 4
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_a_global_model_larger_than_every_client_is_the_mean_over_those_that_held_its_entries(rule):
-    found = play(None, "b1-c1", 6, 3, slice_rule=rule, global_rate="a")
-    assert found.strategy.federation.model.hidden.out_features == 8  # 4 and 2 of which clients hold
-    assert set(found.strategy.log.rates.values()) == {0.5, 0.25}
-    for name, expected in twin(found.strategy.federation, found.grid.get_node_ids(), 3).items():
-        torch.testing.assert_close(found.state[name], expected)
-
-
-def test_the_larger_global_model_is_evaluated_beside_the_levels():
-    evaluation = Evaluation(every=1, levels=True)
-    found = play(None, "b1-c1", 4, slice_rule="rolling", global_rate="a", evaluation=evaluation)
-    assert set(found.strategy.log.evaluate_by_level) == {"a", "b", "c"}
-    assert found.strategy.log.evaluate["coverage"] == 1.0
-
-
-def test_each_level_is_evaluated_on_the_rounds_slice_with_its_moments():
+def test_a_level_is_evaluated_on_its_slice_and_moments():
     seen = []
 
     def evaluate(message, context):
@@ -123,68 +101,23 @@ def test_a_runs_model_of_a_level_is_the_slice_that_was_evaluated(tmp_path):
         assert equal(load_model(RunFolder(tmp_path), name, build_normed).state_dict(), expected)
 
 
-def test_where_clients_train_prefixes_or_cannot_hold_the_model_a_level_is_its_prefix():
-    evaluation = Evaluation(every=2, levels=True, nodes="capable")
-    found = play(None, "a1-c1", 2, 2, slice_rule="rolling", evaluation=evaluation)
-    assert all("window" not in message.content["config"] for message in found.grid.of("evaluate"))
-
-
 class Waves(nn.Module):
-    """Words and sines of their positions; ``table`` holds those, a function of them."""
+    """A table of sines by channel, a function of the width, beside a layer."""
 
-    def __init__(self, rate, hold):
+    def __init__(self, rate):
         super().__init__()
-        hidden = width(8, rate)
-        self.words = nn.Embedding(11, hidden)
-        self.head = nn.Linear(hidden, 3)
-        table = torch.outer(torch.arange(6.0), torch.logspace(0, -3, 8)).sin()[:, :hidden]
-        hold(self, table)
-
-    def forward(self, x):
-        return self.head(self.words(x) + self.table[: x.shape[1]])
-
-
-def as_buffer(model, table):
-    model.register_buffer("table", table)
-
-
-def as_parameter(model, table):
-    model.table = nn.Parameter(table, requires_grad=False)
+        self.head = nn.Linear(width(8, rate), 3)
+        self.register_buffer("table", torch.arange(float(width(8, rate))).sin().repeat(6, 1))
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_tables_by_channel_that_would_not_move_with_the_slice_are_refused(rule):
-    build = partial(Waves, hold=as_buffer)
+def test_tables_by_channel_that_would_not_move_are_refused(rule):
     text = rf"slice_rule is '{rule}', but the model's buffers table have entries by channel, of which build\(0.25\)"
     with pytest.raises(ConfigError, match=text):
-        play(make_app(build=build), "a1-c1", 2, build=build, slice_rule=rule, assignment="dynamic")
-    level = HeteroFL(build, "a1", slice_rule=rule)  # a node may have a smaller rate than the mix
-    level.federation.plan(1.0)
-    with pytest.raises(ConfigError, match=text):
-        level.federation.plan(0.25)
-    assert HeteroFL(build, "a1-c1").federation.plan(0.25).parameters == 2 * (11 + 3) + 3
-
-
-def grouped(rate):
-    groups = width(4, rate)
-    middle = nn.Conv2d(2 * groups, 2 * groups, 3, groups=groups)
-    return nn.Sequential(nn.Conv2d(3, 2 * groups, 1), middle, nn.Conv2d(2 * groups, 2, 1))
-
-
-def test_groups_that_moving_slices_would_mix_are_refused_before_a_round():
-    with pytest.raises(ConfigError, match=r"1.weight, 1.bias keep a prefix of their groups or heads"):
-        HeteroFL(grouped, "a1-b1", slice_rule="rolling").federation.plan(0.5)
-    assert HeteroFL(grouped, "a1-b1").federation.plan(0.5).is_prefix
-    build = elastic(grouped(1.0), torch.zeros(1, 3, 3, 3))
-    assert HeteroFL(build, "a1-b1", slice_rule="rolling").federation.plan(0.5).parameters
-
-
-def test_a_table_that_is_a_parameter_moves_with_the_slice():
-    build = elastic(Waves(1.0, as_parameter), torch.zeros(1, 6, dtype=torch.int64))
-    federation = HeteroFL(build, "a1-c1", slice_rule="rolling").federation
-    federation.register({0: Capability(capacity=0.25)})
-    state, part = federation.initial_state(), federation.train_plan(4, 0, 0.25)
-    assert torch.equal(part.extract(state)["table"], state["table"][:, 3:5])
+        play(make_app(build=Waves), "a1-c1", 2, build=Waves, slice_rule=rule, assignment="dynamic")
+    with pytest.raises(ConfigError, match=text):  # a node may have a smaller rate than the mix
+        HeteroFL(Waves, "a1", slice_rule=rule).federation.plan(0.25)
+    assert HeteroFL(Waves, "a1-c1").federation.plan(0.25).parameters == 2 * 3 + 3
 
 
 @pytest.mark.parametrize("name", MODELS)

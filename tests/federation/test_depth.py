@@ -70,7 +70,7 @@ def test_heads_that_a_client_does_not_train_do_not_count():
     assert change(before, after, "exits.0.body.conv.bias") == [1.5]
 
 
-def test_heads_that_a_client_does_not_train_say_nothing_of_its_classes():
+def test_untrained_heads_say_nothing_of_classes():
     """Weight decay shrinks all rows of the deepest head; the earlier one is as it was sent."""
     exits = with_exits(build_model("cnn", classes=4, hidden=(4, 4), norm="none"), deepest_only=True)
     engine = HeteroFL(shallow(exits, "exits.*"), "a1", labels="inferred").engine

@@ -1,14 +1,12 @@
 """Evaluation: when, on which nodes, on which models, and what the answers add up to."""
 
-import math
 import re
 
 import pytest
 from flwr.app import ArrayRecord, MetricRecord
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
-from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.federation.evaluation import means_and_worst, split_metric, weighted_means
+from heterofl_flwr.client import reply
 from heterofl_flwr.federation.records import RoundCallback
 from tests.federation.tiny import Watched, bare_reply, build, config, crash, make_app, play
 
@@ -19,8 +17,7 @@ def run(grid, mix="a1-c1", num_rounds=1, evaluate_fn=None, **evaluation):
 
 
 @pytest.mark.parametrize(
-    ("every", "num_rounds", "rounds"),
-    [(1, 3, [1, 2, 3]), (2, 5, [2, 4, 5]), (2, 4, [2, 4]), (10, 3, [3]), (0, 3, [])],
+    ("every", "num_rounds", "rounds"), [(1, 3, [1, 2, 3]), (2, 5, [2, 4, 5]), (2, 4, [2, 4]), (10, 3, [3]), (0, 3, [])]
 )
 def test_every_k_rounds_and_after_the_last(every, num_rounds, rounds):
     central = []
@@ -30,7 +27,7 @@ def test_every_k_rounds_and_after_the_last(every, num_rounds, rounds):
     assert central == ([0, *rounds] if every else [])
 
 
-def test_all_nodes_evaluate_the_global_model_whatever_they_can_hold():
+def test_all_nodes_evaluate_the_global_model():
     with Watched(make_app(), 4) as grid:
         strategy, result = run(grid)
         sent = grid.of("evaluate")
@@ -43,15 +40,6 @@ def test_all_nodes_evaluate_the_global_model_whatever_they_can_hold():
     assert metrics["worst-accuracy"] == pytest.approx(0.25)
     assert metrics["coverage"] == 1.0
     assert strategy.log.evaluate == dict(metrics)
-
-
-def test_levels_are_cut_out_of_what_is_sent_once():
-    with Watched(make_app(), 3) as grid:
-        strategy, _ = run(grid, "a1-b1-c1", levels=True)
-        sent = grid.of("evaluate")
-    assert [list(message.content["config"]["rates"]) for message in sent] == [[1.0, 0.5, 0.25]] * 3
-    assert set(strategy.log.evaluate_by_level) == {"a", "b", "c"}
-    assert all(set(own) == {"output"} for own in strategy.log.evaluate_by_level.values())
 
 
 LEVELS = {0: "a", 1: "b", 2: "e", 3: "b"}
@@ -68,13 +56,7 @@ def capable(nodes=LEVELS, fraction=1.0, mix="a1-b1-c1", metrics=None, **options)
     return strategy, asked
 
 
-def test_capable_nodes_alone_evaluate_and_the_coverage_says_how_many():
-    strategy, asked = capable()
-    assert asked == {0: [1.0]}
-    assert strategy.log.evaluate["coverage"] == 0.25
-
-
-def test_capable_nodes_evaluate_the_levels_that_they_can_hold_apart_from_the_global_models_metrics():
+def test_capable_nodes_evaluate_the_levels_that_they_can_hold():
     strategy, asked = capable(levels=True)
     assert asked == {0: [1.0, 0.5, 0.25], 1: [0.5, 0.25], 3: [0.5, 0.25]}
     assert strategy.log.evaluate["coverage"] == 0.25
@@ -83,7 +65,7 @@ def test_capable_nodes_evaluate_the_levels_that_they_can_hold_apart_from_the_glo
     assert set(strategy.log.evaluate_by_level["a"]) == {"output"}
 
 
-def test_a_users_metrics_function_sees_what_is_said_of_the_global_model_alone():
+def test_a_metrics_function_sees_the_global_model_alone():
     def count(records, key):
         return MetricRecord({"clients": len(records), "local-accuracy": records[0]["metrics"]["local-accuracy"]})
 
@@ -98,10 +80,6 @@ def test_where_no_node_is_capable_the_run_goes_on(caplog):
     assert asked == {}
     assert strategy.log.evaluate == {"coverage": 0.0}
     assert "none of 2 clients can hold a model to evaluate" in caplog.text
-
-
-def test_the_coverage_counts_all_nodes_sampled_or_not():
-    assert capable({0: "a", 1: "a", 2: "a", 3: "a"}, fraction=0.5)[0].log.evaluate["coverage"] == 0.5
 
 
 def bad(**metrics):
@@ -131,14 +109,6 @@ def test_evaluations_that_cannot_be_used_are_left_out_and_named():
         assert re.search(named, found)
 
 
-def test_where_all_evaluations_fail_the_run_goes_on_without():
-    with LocalGrid(make_app(evaluate=crash), 2) as grid:
-        strategy, result = run(grid, num_rounds=2)
-    assert result.evaluate_metrics_clientapp == {}
-    assert list(result.train_metrics_clientapp) == [1, 2]
-    assert strategy.log.evaluate == {"coverage": 0.0}
-
-
 def judged(answering, nodes=5, evaluate_fn=None, **options):
     """Return the last record of a run in which only these partitions answer an evaluation."""
 
@@ -151,7 +121,8 @@ def judged(answering, nodes=5, evaluate_fn=None, **options):
     return play(make_app(evaluate=evaluate), nodes=nodes, start={"evaluate_fn": evaluate_fn}, **options).log
 
 
-def test_metrics_of_fewer_than_half_of_the_clients_asked_are_marked(caplog):
+def test_metrics_of_fewer_than_half_of_the_asked_are_marked(caplog):
+    assert judged({0, 1}, nodes=4).partial == ()
     record = judged({0, 1})
     assert (record.evaluate_answers, record.evaluate_asked) == (2, 5)
     assert record.few_answered
@@ -160,48 +131,12 @@ def test_metrics_of_fewer_than_half_of_the_clients_asked_are_marked(caplog):
     assert "only 2 of 5 clients that were asked evaluated" in caplog.text
 
 
-def test_metrics_of_half_of_the_clients_are_not_marked():
-    record = judged({0, 1}, nodes=4)
-    assert not record.few_answered
-    assert record.partial == ()
-    assert record.comparable == record.evaluate
-
-
-def test_those_that_were_not_drawn_do_not_count_as_asked():
-    record = judged({0, 1, 2, 3, 4}, fraction_evaluate=0.2)
-    assert (record.evaluate_answers, record.evaluate_asked, record.evaluate["coverage"]) == (1, 1, 0.2)
-    assert not record.partial
-
-
-def test_those_that_were_drawn_and_not_asked_because_they_did_not_train_in_time_count():
-    class Lossy(LocalGrid):
-        """The replies of three clients to an instruction to train never come."""
-
-        def send_and_receive(self, messages, *, timeout=None):
-            messages = list(messages)
-            replies = list(super().send_and_receive(messages, timeout=timeout))
-            return replies[:2] if messages[0].metadata.message_type == "train" else replies
-
-    log = play(nodes=5, grid=Lossy, min_replies=1, evaluation=Evaluation()).log
-    assert (log.evaluate_answers, log.evaluate_asked) == (2, 5)
-
-
-def test_few_answers_about_the_global_model_are_few_whoever_else_answers():
-    record = judged(
-        {0, 3, 4},
-        mix="a1-c1",
-        node_config={number: {"level": "a" if number < 3 else "c"} for number in range(5)}.__getitem__,
-        evaluation=Evaluation(nodes="capable", levels=True),
-    )
+def test_few_answers_about_the_global_model_are_few():
+    config = {"node_config": lambda number: {"level": "a" if number < 3 else "c"}}
+    record = judged({0, 3, 4}, mix="a1-c1", evaluation=Evaluation(nodes="capable", levels=True), **config)
     assert (record.evaluate_answers, record.evaluate_asked) == (1, 3)
     assert record.evaluate["coverage"] == 0.2
     assert record.partial
-
-
-def test_what_the_server_measures_itself_is_not_marked():
-    record = judged({0}, evaluate_fn=lambda number, arrays: MetricRecord({"global-accuracy": 0.5}))
-    assert record.comparable == {"coverage": 0.2, "global-accuracy": 0.5}
-    assert record.few_answered
 
 
 def test_a_users_own_names_of_metrics_may_hold_slashes():
@@ -219,39 +154,24 @@ def test_a_users_own_names_of_metrics_may_hold_slashes():
     assert strategy.log.evaluate_by_level == {"c": {"accuracy": 0.5}}
 
 
-def test_whole_numbers_of_examples_may_be_floats_and_lists_are_left_out_with_a_warning(caplog):
+def test_lists_are_in_no_mean(caplog):
     def evaluate(message, context):
         message = reply(message, num_examples=4, metrics={"accuracy": 0.5, "by-class": [0.25, 0.75]})
-        message.content["metrics"]["num-examples"] = 4.0
+        message.content["metrics"]["num-examples"] = 4.0  # a whole number may be a float
         return message
-
-    strategy = play(make_app(evaluate=evaluate), "a1", 2, evaluation=Evaluation()).strategy
-    assert strategy.log.evaluate == {"coverage": 1.0, "accuracy": 0.5}
-    assert [record.message for record in caplog.records].count(
-        "there are no means of metrics that are lists (by-class): report a number for each entry, or give a function "
-        "that joins them (train_metrics_aggr_fn, evaluate_metrics_aggr_fn)"
-    ) == 1
-    caplog.clear()
 
     def join(records, key):
         return MetricRecord({"by-class": records[0]["metrics"]["by-class"]})
 
-    found = play(make_app(evaluate=evaluate), "a1", 2, evaluation=Evaluation(), evaluate_metrics_aggr_fn=join)
+    app, options = make_app(evaluate=evaluate), {"nodes": 2, "evaluation": Evaluation()}
+    found = play(app, evaluate_metrics_aggr_fn=join, **options)
     assert found.result.evaluate_metrics_clientapp[1]["by-class"] == [0.25, 0.75]
     assert "lists" not in caplog.text
+    assert play(app, **options).log.evaluate == {"coverage": 1.0, "accuracy": 0.5}
+    assert caplog.text.count("there are no means of metrics that are lists (by-class)") == 1
 
 
-def test_an_evaluation_in_flowers_own_form_counts():
-    def evaluate(message, context):
-        submodel(message, build)
-        return bare_reply(message, metrics=MetricRecord({"eval_acc": 0.25, "num-examples": 8}))
-
-    with LocalGrid(make_app(evaluate=evaluate), 2) as grid:
-        _, result = run(grid)
-    assert result.evaluate_metrics_clientapp[1]["eval_acc"] == 0.25
-
-
-def test_the_servers_own_evaluation_sees_the_initial_and_each_new_model():
+def test_the_server_evaluates_the_initial_and_each_new_model():
     seen = {}
 
     def central(server_round, arrays: ArrayRecord):
@@ -265,29 +185,6 @@ def test_the_servers_own_evaluation_sees_the_initial_and_each_new_model():
     assert list(result.evaluate_metrics_serverapp) == [0, 2]
     assert strategy.log.evaluate["global-accuracy"] == 2.0
     assert "by-class" not in strategy.log.evaluate
-
-
-def test_keys_of_metrics_are_split_at_the_rate_of_a_level_and_others_are_of_no_level():
-    for rate in (1.0, 0.5, 0.0625, 0.3, 1e-05):
-        assert split_metric(f"a/b/{rate}") == ("a/b", rate)
-    for key in ("loss", "a/b", "top/5", "top/1", "x/nan", "x/inf", "/0.5", "x/0.50", "x/-0.5", "x/2.0", ""):
-        assert split_metric(key) == (key, None)
-
-
-def test_summaries_of_nothing_are_empty():
-    assert means_and_worst([]) == weighted_means([]) == {}
-    assert means_and_worst([(0, {"local-accuracy": 1.0})]) == {}  # no examples, no mean, no worst client
-
-
-def test_means_leave_out_clients_that_do_not_report_a_metric():
-    assert weighted_means([(1, {"x": 1.0}), (3, {"x": 2.0, "y": 5.0}), (2, {})]) == {"x": 1.75, "y": 5.0}
-    assert weighted_means([(1, {"x": math.nan}), (1, {"x": 1.0})]) == {"x": 1.0}
-    assert math.isnan(weighted_means([(1, {"x": math.nan}), (0, {"x": 1.0})])["x"])
-
-
-def test_levels_may_be_evaluated_after_the_last_round_alone():
-    records = play(mix="a1-b1-c1", num_rounds=5, evaluation=Evaluation(every=2, levels="last")).records
-    assert [set(record.evaluate_by_level) for record in records] == [set(), {"a"}, set(), {"a"}, {"a", "b", "c"}]
 
 
 class Stop(RoundCallback):
@@ -308,15 +205,13 @@ class Stop(RoundCallback):
     ("after", "evaluation", "evaluated"),
     [
         (2, {"every": 2, "levels": "last"}, [(2, {"a", "b", "c"}, 1.0)]),
-        (3, {"every": 2, "levels": "last"}, [(3, {"a", "b", "c"}, 1.0)]),
         (3, {"every": 2}, [(3, {"a"}, 1.0)]),
         (2, {"every": 2, "levels": True}, []),  # nothing is left to evaluate
-        (2, {"every": 2}, []),
         (2, {"every": 0, "levels": "last"}, []),
         (5, {"every": 2, "levels": "last"}, []),  # the last round in any case
     ],
 )
-def test_a_round_that_callbacks_make_the_last_is_evaluated_as_the_last(after, evaluation, evaluated):
+def test_a_round_made_the_last_is_evaluated_as_the_last(after, evaluation, evaluated):
     stop, central = Stop(after), []
     start = {"evaluate_fn": lambda number, _: central.append(number)}
     options = {"callbacks": [stop], "start": start, "num_rounds": 5}
@@ -327,9 +222,3 @@ def test_a_round_that_callbacks_make_the_last_is_evaluated_as_the_last(after, ev
     rounds = [message.content["config"]["server-round"] for message in found.grid.of("evaluate")]
     assert max(rounds, default=after) == after
     assert central.count(after) == (rounds.count(after) > 0) + (len(evaluated) > 0 and after % 2 == 0)
-
-
-def test_a_single_level_is_evaluated_once_in_a_round_that_callbacks_make_the_last():
-    stop = Stop(2)
-    play(num_rounds=5, evaluation=Evaluation(every=2, levels="last"), callbacks=[stop])
-    assert stop.evaluated == []

@@ -54,36 +54,6 @@ def test_parameters_of_odd_shapes_travel_and_count():
     assert "again.weight" not in state  # it is one.weight
 
 
-def test_each_slice_is_worked_out_once():
-    calls = []
-
-    def counted(rate):
-        calls.append(rate)
-        return build(rate)
-
-    own = HeteroFL(counted, "a1-c1").federation
-    plans = [own.plan(rate) for rate in (1.0, 0.25, 1.0, 0.25)]
-    assert plans[0] is plans[2]
-    assert plans[1] is plans[3]
-    assert len(calls) == 3
-
-
-def test_building_models_leaves_the_global_random_generators_as_they_were():
-    torch.manual_seed(0)
-    before, own = torch.get_rng_state(), HeteroFL(build, "a1-b1").federation
-    for use in (own.plan, own.norms, own.untrained, own.build, lambda rate: own.rows):
-        use(0.5)
-        assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_initial_arrays_take_the_types_of_the_models_parameters():
-    federation = HeteroFL(build, "a1").federation
-    state = federation.initial_state()
-    found = federation.check_state({name: own.double() for name, own in state.items()})
-    assert equal(found, state)
-    assert {own.dtype for own in found.values()} == {torch.float32}
-
-
 @pytest.mark.parametrize("labels", ["sent", "inferred", "none"])
 def test_rows_count_as_the_rule_for_labels_says(labels):
     engine = HeteroFL(build, "a1", labels=labels).engine
@@ -100,7 +70,7 @@ def test_rows_count_as_the_rule_for_labels_says(labels):
         assert torch.equal(new[row], expected["classifier.weight"][row])
 
 
-def test_a_classifier_that_is_not_exchanged_has_no_rows_that_count():
+def test_a_classifier_that_stays_has_no_rows_that_count():
     def frozen(rate):
         model = build(rate)
         exclude_parameters(model, ["classifier.weight", "classifier.bias"])
@@ -115,7 +85,7 @@ def test_a_classifier_that_is_not_exchanged_has_no_rows_that_count():
     assert equal(current.close(), state)
 
 
-def test_a_rate_of_which_there_is_no_model_is_the_fault_of_the_client_that_names_it(caplog):
+def test_a_rate_without_a_model_is_the_clients_fault(caplog):
     def some(rate):
         if rate not in (1.0, 0.25):
             raise ValueError(f"no model of {rate}")
@@ -134,17 +104,12 @@ def test_a_rate_of_which_there_is_no_model_is_the_fault_of_the_client_that_names
     assert dynamic.log.rates[0] == 0.25
 
 
-def test_a_model_whose_widths_do_not_follow_the_rate_is_warned_of(caplog):
+def test_a_model_whose_widths_ignore_the_rate_is_warned_of(caplog):
     HeteroFL(build, "a1-c1").summary()
     HeteroFL(lambda rate: build(1.0), "a1").summary()
     assert "build(" not in caplog.text
     HeteroFL(lambda dropout: build(1.0), "a1-c1").summary()
     assert "build(0.25) has the shapes of build(1), so all clients train the whole model" in caplog.text
-
-
-def test_a_model_in_place_of_the_function_that_builds_it_is_refused():
-    with pytest.raises(ConfigError, match="build is a model, Tiny; expected a function from a rate to a model"):
-        HeteroFL(build(1.0), "a1-c1")
 
 
 def without_a_rate():
@@ -155,10 +120,8 @@ def without_a_rate():
     ("wrong", "said"),
     [
         (without_a_rate, r"without_a_rate\(\) cannot be called with a rate alone \(too many"),
-        (
-            lambda rate, classes: build(rate),
-            r"<lambda>\(rate, classes\) cannot .*missing a required argument",
-        ),
+        (lambda rate, classes: build(rate), r"<lambda>\(rate, classes\) cannot .*missing a required argument"),
+        (build(1.0), "build is a model, Tiny; expected a function from a rate to a model"),
         (None, "build is None; expected a function from a rate to a model"),
         (lambda rate: build(rate).state_dict(), r"build\(0.5\) returns a OrderedDict; expected a torch.nn.Module"),
     ],
@@ -166,11 +129,6 @@ def without_a_rate():
 def test_what_builds_no_model_of_a_rate_is_refused(wrong, said):
     with pytest.raises(ConfigError, match=said):
         HeteroFL(wrong, "b1-c1").summary()
-
-
-def test_initial_arrays_of_another_type_are_refused():
-    with pytest.raises(ConfigError, match=r"initial_arrays is of type OrderedDict; expected an ArrayRecord, such as"):
-        HeteroFL(build, "a1").start(None, initial_arrays=build(1.0).state_dict())
 
 
 def test_nodes_that_name_ever_new_rates_do_not_fill_the_memory(monkeypatch):

@@ -51,7 +51,7 @@ def play(said=None, num_rounds=1, **options):
     return strategy, grid, result
 
 
-def test_each_client_gets_what_its_peers_published_and_nothing_else():
+def test_each_client_gets_what_its_peers_published():
     strategy, grid, result = play()
     assert strategy.log.failures == {}
     for message in grid.of("train.learn"):
@@ -64,7 +64,7 @@ def test_each_client_gets_what_its_peers_published_and_nothing_else():
     assert dict(result.arrays) == {}
 
 
-def test_both_exchanges_are_about_the_same_seed_examples_drawn_anew_each_round():
+def test_both_exchanges_are_about_the_same_seed_examples():
     strategy, grid, _ = play(num_rounds=2)
     rows = [list(message.content["config"][messages.SEED_ROWS]) for message in grid.of("train.publish")]
     assert rows == [list(message.content["config"][messages.SEED_ROWS]) for message in grid.of("train.learn")]

@@ -17,16 +17,15 @@ from flwr.serverapp.strategy import (
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.stages.server_optimizer import Momentum
+from tests.federation import tiny
 from tests.federation.tiny import (
     Watched,
     add_one,
     bare_reply,
     build,
     build_normed,
-    config,
     equal,
     inputs,
-    judge,
     make_app,
     play,
 )
@@ -36,7 +35,7 @@ def app_with(mod, build=build):
     """Return an app whose mod works on training alone; queries carry no parameters to clip."""
     app = ClientApp()
     app.train(mods=[mod])(lambda message, context: add_one(message, context, build=build))
-    app.evaluate()(lambda message, context: judge(message, context, build=build))
+    app.evaluate()(lambda message, context: tiny.judge(message, context, build=build))
     answer_queries(app, build, data=lambda context: [inputs(context.node_config["partition-id"])])
     return app
 
@@ -64,7 +63,7 @@ def test_flowers_own_loop_skips_evaluations_that_are_not_due():
     assert list(result.evaluate_metrics_clientapp) == [2]
 
 
-def test_fixed_clipping_on_the_clients_bounds_what_each_of_them_changes():
+def test_fixed_clipping_on_clients_bounds_their_changes():
     """The noise is switched off here: its scale assumes that all clients hold every entry, which is not so."""
     with Watched(app_with(fixedclipping_mod, build_normed), 4) as grid:
         inner = HeteroFL(build_normed, "a1-c1", learning_rate=lambda server_round: 0.1)
@@ -105,7 +104,7 @@ def test_clipping_on_the_server_fails_where_clients_train_slices(wrapper):
 
 
 @pytest.mark.parametrize("wrapper", SERVER_SIDE)
-def test_clipping_on_the_server_runs_where_all_train_the_whole_model(wrapper):
+def test_clipping_on_the_server_runs_with_whole_models(wrapper):
     with LocalGrid(make_app(), 4) as grid:
         inner = HeteroFL(build, "a1", evaluation=Evaluation(every=0))
         state = wrapper(inner, num_sampled_clients=4).start(grid, initial(inner), num_rounds=1).arrays
@@ -123,14 +122,9 @@ def load_whole(message, context):
 
 
 @pytest.mark.parametrize(
-    ("train", "fault"),
-    [
-        (whole_model, "sent the whole model, expected the slice"),
-        (lambda message, context: whole_model(message, context, config=config()), "sent the whole model, expected"),
-        (load_whole, "size mismatch"),
-    ],
+    ("train", "fault"), [(whole_model, "sent the whole model, expected the slice"), (load_whole, "size mismatch")]
 )
-def test_a_client_that_is_not_converted_is_refused_with_this_cause(train, fault):
+def test_a_client_that_is_not_converted_is_refused(train, fault):
     failure = play(make_app(odd={1: train}), "a1-c1", 2).log.failures[1]
     assert fault in failure
     assert "its ClientApp is not converted: let it call answer_queries once" in failure

@@ -1,6 +1,5 @@
 """Static batch norm moments: collected from the clients, merged, checked, and sent with the evaluation."""
 
-import logging
 import re
 from contextlib import nullcontext
 
@@ -10,40 +9,29 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Windowed, packing
 from heterofl_flwr.client import answer_moments, reply, submodel
-from heterofl_flwr.errors import DataError, HeteroFLError, RoundError
+from heterofl_flwr.errors import DataError, RoundError
 from heterofl_flwr.federation.evaluation_round import MomentsSum
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.local_model import load_parameters
-from heterofl_flwr.nn.moments import LayerMoments, Moments, build_layer_moments
+from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
-from tests.federation import digits_app
-from tests.federation.tiny import Keep, bare_reply, build_normed, config, crash, equal, inputs, judge, make_app, play
+from tests.federation import tiny
+from tests.federation.tiny import Keep, Watched, bare_reply, build_normed, config, equal, inputs, judge, make_app, play
 
-logger = logging.getLogger(__name__)
 KEY = "1.0/paper.norm.first"
 
 
-def run(
-    number,
-    mix="a1-c1",
-    num_rounds=1,
-    wrap=None,
-    fidelity=None,
-    node_config=None,
-    evaluate=judge,
-    moments=None,
-    **evaluation,
-):
+def run(number, mix="a1-c1", num_rounds=1, evaluate=judge, moments=None, **options):
     """Return a run of the model with batch norm that evaluates."""
+    grid = {name: options.pop(name) for name in ("wrap", "fidelity", "node_config") if name in options}
     app = make_app(evaluate=evaluate, build=build_normed, moments=moments)
-    options = {"build": build_normed, "wrap": wrap, "fidelity": fidelity, "node_config": node_config}
-    return play(app, mix, number, num_rounds, evaluation=Evaluation(**evaluation), **options)
+    return play(app, mix, number, num_rounds, build=build_normed, evaluation=Evaluation(**options), **grid)
 
 
 @pytest.mark.parametrize("moments", ["paper", "fixed"])
 @pytest.mark.parametrize("wrap", [None, lambda grid: Windowed(grid, 2)], ids=["plain", "windowed"])
-def test_merged_moments_are_those_of_all_clients_data_in_one_process(moments, wrap):
+def test_merged_moments_are_those_of_all_data_in_one_place(moments, wrap):
     found = run(4, "a1-b1-c1", wrap=wrap, fidelity=Fidelity.of("paper", moments=moments), levels=True)
     assert sorted(found.strategy.moments) == [0.25, 0.5, 1.0]
     for rate, merged in found.strategy.moments.items():
@@ -55,7 +43,7 @@ def test_merged_moments_are_those_of_all_clients_data_in_one_process(moments, wr
 
 
 @pytest.mark.parametrize("static_norm", [True, False])
-def test_clients_evaluate_with_the_merged_moments_or_normalise_by_batch(static_norm):
+def test_clients_evaluate_with_merged_moments_or_by_batch(static_norm):
     outputs = {}
 
     def evaluate(message, context):
@@ -72,18 +60,6 @@ def test_clients_evaluate_with_the_merged_moments_or_normalise_by_batch(static_n
         assert found.grid.of("query.moments") == []
     for partition, output in outputs.items():
         torch.testing.assert_close(output, model(inputs(partition)).detach())
-
-
-def test_a_model_without_batch_norm_is_asked_for_nothing():
-    found = play(None, "a1-c1", 2, evaluation=Evaluation())
-    assert found.grid.of("query.moments") == []
-    assert "moments" not in found.grid.of("evaluate")[0].content
-    assert found.strategy.moments == found.strategy.moment_tensors() == {}
-
-
-def test_moments_are_asked_only_when_an_evaluation_is_due():
-    asked = run(2, num_rounds=3, every=2).grid.of("query.moments")
-    assert [message.content["config"]["server-round"] for message in asked] == [2, 2, 3, 3]
 
 
 def test_moments_stay_until_the_next_evaluation_and_a_new_run():
@@ -113,49 +89,28 @@ def put(key, value):
     return changed(lambda record: record.update({key: Array(value) if isinstance(value, torch.Tensor) else value}))
 
 
-def other_layers(message, context):
-    own = Moments("paper", {"other": collect_moments(build_normed(1.0), [inputs(0)]).layers["norm"]})
-    return bare_reply(message, moments=packing.pack_moments({1.0: own}), config=config())
-
-
-def fixed_kind(message, context):
+def other_kind(message, context):
     record = packing.pack_moments({1.0: collect_moments(build_normed(1.0), [inputs(0)], "fixed")})
     return bare_reply(message, moments=record, config=config())
 
 
+COUNT = KEY.replace("first", "count")
 BAD = {
-    "raises": (crash, "error 2.*the disk is full"),
+    "raises": (tiny.crash, "error 2.*the disk is full"),
     "no record": (lambda message, context: bare_reply(message, config=config()), "sent no moments record"),
-    "empty": (
-        lambda message, context: bare_reply(message, config=config(), moments=ArrayRecord()),
-        "sent no moments of rate 1.0",
-    ),
-    "other width": (
-        changed(
-            lambda record: [
-                record.update({KEY.replace("first", part): Array(torch.ones(4))}) for part in ("first", "second")
-            ]
-        ),
-        "norm has 4 channels, expected 8",
-    ),
     "one part": (put(KEY, torch.ones(3)), "expected two vectors of equal length"),
-    "negative count": (put(KEY.replace("first", "count"), torch.tensor(-1)), "a count of -1"),
-    "more batches than examples": (
-        put(KEY.replace("first", "count"), torch.tensor(400)),
-        "norm count 400 batches, expected up to",
-    ),
-    "NaN count": (put(KEY.replace("first", "count"), torch.tensor(torch.nan)), "cannot be used"),
+    "negative count": (put(COUNT, torch.tensor(-1)), "a count of -1"),
+    "many batches": (put(COUNT, torch.tensor(400)), "norm count 400 batches, expected up to"),
     "a part missing": (changed(lambda record: record.pop(KEY)), "moments are incomplete"),
     "unreadable": (put(KEY, Array("float64", (8,), "numpy.ndarray", b"junk")), "arrays that cannot be read"),
-    "other layers": (other_layers, "other is unknown"),
-    "other kind": (fixed_kind, "moments of kind fixed, expected paper"),
-    "other schema": (lambda message, context: bare_reply(message, config=config(heterofl_schema=0)), "schema 0"),
+    "other kind": (other_kind, "moments of kind fixed, expected paper"),
+    "schema": (lambda message, context: bare_reply(message, config=config(heterofl_schema=0)), "schema 0"),
 }
 
 
 def test_moments_that_cannot_be_used_are_left_out_and_named():
-    """One client for each fault, before and after a good one."""
-    faults = {number + number // 7: own for number, own in enumerate(BAD.values())}  # partitions 7 and 14 are good
+    """One client for each fault, and two good ones."""
+    faults = dict(enumerate(BAD.values()))
 
     def moments(message, context):
         partition = context.node_config["partition-id"]
@@ -163,10 +118,12 @@ def test_moments_that_cannot_be_used_are_left_out_and_named():
             return faults[partition][0](message, context)
         return answer_moments(message, build_normed, lambda: [inputs(partition)])
 
-    found = play(make_app(build=build_normed, moments=moments), nodes=15, build=build_normed, evaluation=Evaluation())
+    found = play(
+        make_app(build=build_normed, moments=moments), nodes=len(BAD) + 2, build=build_normed, evaluation=Evaluation()
+    )
     model = build_normed(1.0)
     load_parameters(model, found.state)
-    good = collect_moments(model, [inputs(partition) for partition in (7, 14)])
+    good = collect_moments(model, [inputs(partition) for partition in (len(BAD), len(BAD) + 1)])
     torch.testing.assert_close(found.strategy.moments[1.0].layers["norm"].first, good.layers["norm"].first)
     assert sorted(found.log.evaluate_failures) == sorted(faults)
     for partition, (_, named) in faults.items():
@@ -174,15 +131,15 @@ def test_moments_that_cannot_be_used_are_left_out_and_named():
     assert len(found.result.evaluate_metrics_clientapp) == 1
 
 
-def test_where_nobody_gives_moments_the_run_ends_and_says_what_to_do():
+def test_where_nobody_gives_moments_the_run_ends():
     with pytest.raises(RoundError, match=r"none of 2 nodes .*moments.*data=.*static_norm=False.*disk is full"):
-        run(2, moments=crash)
+        run(2, moments=tiny.crash)
 
 
-def test_a_round_without_moments_ends_no_run_in_which_there_were_some():
+def test_a_round_without_moments_ends_no_run_that_had_some():
     def moments(message, context):
         if message.content["config"]["server-round"] == 2:
-            crash(message, context)
+            tiny.crash(message, context)
         return answer_moments(message, build_normed, lambda: [inputs(0)])
 
     app = make_app(build=build_normed, moments=moments)
@@ -194,7 +151,7 @@ def test_a_round_without_moments_ends_no_run_in_which_there_were_some():
 def test_a_rate_that_nobody_gives_moments_of_is_not_evaluated(caplog):
     def moments(message, context):
         if context.node_config["partition-id"] == 0:
-            crash(message, context)
+            tiny.crash(message, context)
         return answer_moments(message, build_normed, lambda: [inputs(1)])
 
     node_config = {0: {"level": "a"}, 1: {"level": "c"}}.__getitem__
@@ -205,11 +162,6 @@ def test_a_rate_that_nobody_gives_moments_of_is_not_evaluated(caplog):
     assert [message.content["arrays"]["hidden.bias"].shape for message in sent] == [(2,), (2,)]
     assert "only rates [0.25] are evaluated" in caplog.text
     assert list(found.log.evaluate_by_level) == ["c"]
-
-
-def test_clients_of_equal_rates_share_their_moments_record():
-    sent = run(4, levels=True).grid.of("evaluate")
-    assert len({id(message.content["moments"]) for message in sent}) == 1
 
 
 def test_data_that_shuffles_gives_equal_moments_in_equal_runs():
@@ -224,21 +176,8 @@ def test_data_that_shuffles_gives_equal_moments_in_equal_runs():
     assert equal(*found)
 
 
-@pytest.mark.parametrize("robust", [False, True])
-def test_moments_that_do_not_fit_change_nothing_of_the_sum(robust):
-    federation = HeteroFL(build_normed, "a1-c1").federation
-    federation.register({7: None})
-    good = {rate: collect_moments(build_normed(rate), [inputs(0)]) for rate in (1.0, 0.25)}
-    total = MomentsSum(federation, robust=robust)
-    total.add(7, good)
-    with pytest.raises(HeteroFLError):
-        total.add(7, {1.0: good[1.0], 0.25: good[1.0]})
-    for rate, found in total.result().items():
-        assert equal(found.to_tensors(), good[rate].to_tensors())
-
-
 @pytest.mark.parametrize(("said", "most"), [(0, 50), (20, 20), (10**9, 50)])
-def test_a_client_counts_no_more_than_it_says_it_has_and_than_anybody_may(said, most):
+def test_a_client_counts_no_more_than_it_says_or_may(said, most):
     federation = HeteroFL(build_normed, "a1", limits=Limits(examples=50)).federation
     federation.register({7: Capability(num_examples=said)})
     for count in (most, most + 1):
@@ -247,7 +186,7 @@ def test_a_client_counts_no_more_than_it_says_it_has_and_than_anybody_may(said, 
             MomentsSum(federation, robust=False).add(7, {1.0: own})
 
 
-def test_a_weight_that_is_no_number_of_examples_bounds_no_moments():
+def test_a_weight_that_is_no_number_bounds_no_moments():
     def moments(message, context):
         return answer_moments(message, build_normed, lambda: inputs(2).split(2))  # four batches
 
@@ -260,74 +199,26 @@ def test_a_weight_that_is_no_number_of_examples_bounds_no_moments():
     assert strategy.moments[1.0].layers["norm"].count == 8
 
 
-class Remote(LocalGrid):
+class Remote(Watched):
     """A grid that looks like the one of a SuperLink."""
 
     _runtime_client = None
 
 
-def said(count, mean, variance):
-    return build_layer_moments("paper", count, mean, torch.full_like(mean, variance))
-
-
-LIES = {
-    "nothing": None,
-    "mean 30": lambda own: said(own.count, torch.full_like(own.first, 30), 1.0),
-    "count": lambda own: said(10_000_000, torch.full_like(own.first, 30), 1.0),
-    "signs": lambda own: said(10_000_000, 1e4 * own.first.sign(), 1e10),
-}
-
-
-@pytest.fixture(scope="module")
-def trained():
-    with LocalGrid(digits_app.app, 10) as grid:
-        return HeteroFL(digits_app.build, "a1-b1", evaluation=Evaluation(every=0)).start(grid, num_rounds=4).arrays
-
-
-def evaluate(arrays, lie, merge, grid=LocalGrid):
-    """Return the strategy after it asked ten clients, one of which lies, and its accuracy on digits that none has."""
-
-    def moments(message, context):
-        answer = answer_moments(message, digits_app.build, lambda: digits_app.shard(context)[0].split(10))
-        if lie and context.node_config["partition-id"] == 3:
-            own = packing.unpack_moments(answer.content["moments"], 1.0, "it")
-            layers = {name: lie(layer) for name, layer in own.layers.items()}
-            answer.content["moments"] = packing.pack_moments({1.0: Moments("paper", layers)})
-        return answer
-
-    strategy = HeteroFL(digits_app.build, "a1-b1", evaluation=Evaluation(moments_merge=merge))
-    with grid(make_app(build=digits_app.build, moments=moments), 10) as clients:
-        strategy.configure_evaluate(1, arrays, ConfigRecord(), Windowed(clients, 10))
-    model = digits_app.build(1.0)
-    load_parameters(model, arrays.to_torch_state_dict())
-    images, targets = (own[10 * digits_app.PER_CLIENT :] for own in digits_app.digits())
-    with torch.inference_mode():
-        found = with_static_norm(model, strategy.moments[1.0])(images).argmax(1) == targets
-    return strategy, found.float().mean().item()
-
-
-@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
-def test_one_client_that_lies_does_not_spoil_the_statistics_of_ten(trained, lie):
-    """Before moments were clipped, a mean of 30 took the accuracy from 89.0 to 10.0 %."""
-    _, honest = evaluate(trained, None, "mean")
-    (strategy, plain), (_, robust) = (evaluate(trained, lie, merge) for merge in ("mean", "robust"))
-    logger.info("accuracy: mean %.1f %%, robust %.1f %%", 100 * plain, 100 * robust)
-    assert strategy.log.evaluate_failures == {}
-    assert robust > honest - 0.02
-    assert lie is None or plain < 0.3
-
-
 @pytest.mark.parametrize(
-    ("merge", "grid", "same_as"),
-    [
-        ("auto", Remote, "robust"),
-        ("auto", LocalGrid, "mean"),
-        ("mean", Remote, "mean"),
-    ],
-    ids=["superlink", "simulation", "mean"],
+    ("grid", "merge", "mean"),
+    [(Remote, "auto", 1.2), (Watched, "auto", 11), (Watched, "robust", 1.2), (Remote, "mean", 11)],
 )
-def test_moments_from_behind_a_superlink_are_merged_robustly_by_default(trained, merge, grid, same_as):
-    found, expected = (
-        evaluate(trained, LIES["mean 30"], *how)[0].moment_tensors() for how in ((merge, grid), (same_as,))
-    )
-    assert equal(found, expected)
+def test_moments_from_behind_a_superlink_are_merged_robustly(grid, merge, mean):
+    def moments(message, context):
+        value = [1.0, 1.1, 30.9][context.node_config["partition-id"]]
+        layer = LayerMoments(1, torch.full((8,), value).double(), torch.ones(8).double())
+        return bare_reply(
+            message, moments=packing.pack_moments({1.0: Moments("paper", {"norm": layer})}), config=config()
+        )
+
+    strategy = HeteroFL(build_normed, "a1", evaluation=Evaluation(moments_merge=merge))
+    with grid(make_app(moments=moments, build=build_normed), 3) as clients:
+        arrays = ArrayRecord(strategy.federation.initial_state())
+        strategy.configure_evaluate(1, arrays, ConfigRecord(), Windowed(clients, 3))
+    assert strategy.moments[1.0].statistics("norm")[0].tolist() == pytest.approx([mean] * 8, abs=0.04)

@@ -6,11 +6,8 @@ import pytest
 from flwr.app import ArrayRecord
 
 from heterofl_flwr import Evaluation, RoundCallback, multi_step
-from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.core.formatting import size
-from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import Console
-from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.federation.tiny import build, build_normed, crash, equal, make_app, play
 
 
@@ -58,7 +55,7 @@ def test_a_run_that_has_done_all_rounds_only_tells_its_callbacks():
     assert equal(spy.last, found.state)
 
 
-def test_a_callback_ends_the_run_and_the_others_still_see_the_round():
+def test_a_callback_ends_the_run_and_others_see_the_round():
     stops, sees = Spy(stop_after=2), Spy()
     _, result = run(stops, sees, num_rounds=10)
     assert stops.calls == sees.calls == [("start", 1, 10), ("round", 1), ("round", 2), ("end",)]
@@ -67,14 +64,9 @@ def test_a_callback_ends_the_run_and_the_others_still_see_the_round():
 
 def test_a_record_holds_all_that_is_known_of_a_round():
     spy = Spy()
-    strategy, _ = run(
-        spy,
-        num_rounds=2,
-        build=build_normed,
-        app=make_app(build=build_normed, odd={3: crash}),
-        learning_rate=multi_step(0.1, [1]),
-        evaluation=Evaluation(every=2, levels=True),
-    )
+    app, evaluation = make_app(build=build_normed, odd={3: crash}), Evaluation(every=2, levels=True)
+    options = {"build": build_normed, "learning_rate": multi_step(0.1, [1]), "evaluation": evaluation}
+    strategy, _ = run(spy, num_rounds=2, app=app, **options)
     one, two = (progress.record for progress in spy.progress)
     assert (one.server_round, two.server_round) == (1, 2)
     assert (one.learning_rate, two.learning_rate) == (0.1, pytest.approx(0.01))
@@ -114,50 +106,7 @@ def test_levels_with_their_clients_and_bytes_and_who_failed(lines):
     assert found == [f"round {number}: {sent}; up {up}, 1 failed" for number in (1, 2)]
 
 
-def test_metrics_have_a_line_of_their_own(lines):
-    run_four()
-    first, second = [line for line in lines() if line.startswith("[ROUND")]
-    assert first.startswith("[ROUND 1/2] loss ")
-    assert "coverage 1" in second
-
-
 def test_a_callback_that_prints_rounds_does_it_instead(lines, capsys):
     run_four(callbacks=[Console()])
     assert lines() == []
     assert "round 2/2 took=" in capsys.readouterr().out
-
-
-def test_in_the_classic_api_too(lines):
-    fakes = [Fake(str(number), 1.0 + number) for number in range(3)]
-    strategy, manager = Classic(build, "a1-c1", wait=1.0), manager_of(*fakes)
-    parameters = strategy.initialize_parameters(client_manager=manager)
-    strategy.aggregate_fit(1, fit_all(strategy.configure_fit(1, parameters, manager)), [])
-    assert [line.partition(":")[0] for line in lines()] == ["round 1"]
-    assert "c 1x" in lines()[0]
-
-
-def filled(rates):
-    log = RoundRecord(
-        server_round=10,
-        seconds=0.0,
-        learning_rate=0.1,
-        rates=rates,
-        failures=dict.fromkeys(range(3), "lost"),
-        bytes_up=329_000_000,
-    )
-    for rate in rates.values():
-        log.note_sent(rate, int(12_345_678 * rate**2))
-    return log
-
-
-def test_a_hundred_clients_fit_a_hundred_columns():
-    line = filled({number: 0.5 ** (number % 5) for number in range(100)}).line()
-    assert line == ("round 10: a 20x12.3 MB, b 20x3.09 MB, c 20x772 kB, d 20x193 kB, e 20x48.2 kB; up 329 MB, 3 failed")
-    assert len(line) <= 100
-
-
-def test_many_rates_are_cut():
-    line = filled({number: (1 + number) / 40 for number in range(40)}).line()
-    assert line.startswith("round 10: a 1x12.3 MB, 0.975 1x")
-    assert "35 more levels" in line
-    assert len(line) <= 130

@@ -55,13 +55,8 @@ def test_clients_that_all_agree_move_the_model_as_in_a_mean(mean):
     torch.testing.assert_close(gains(Robust(mean=mean), hostile=()), gains(None, hostile=()))
 
 
-def test_old_values_stay_where_the_option_says_so():
-    found = gains(Robust(few="keep"), hostile=())
-    assert sorted(set(found.mul(2).round().tolist())) == [0.0, 1.0]
-
-
 @pytest.mark.parametrize("optimizer", [Momentum(server_momentum=0.5), Adam()])
-def test_old_values_stay_with_a_server_optimizer_whose_velocity_is_of_an_earlier_round(optimizer):
+def test_old_values_stay_whatever_a_server_optimizer_has(optimizer):
     """All six train in the first round, and one alone in the second."""
 
     def once(message, context):

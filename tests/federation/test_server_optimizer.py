@@ -1,5 +1,6 @@
 """Server optimisers, and runs that go on where they stopped."""
 
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from itertools import pairwise
@@ -16,12 +17,12 @@ NODES = 6
 OPTIMIZERS = (Momentum(server_momentum=0.9), Adam(), Yogi(), Adagrad())
 
 
-def run(num_rounds, optimizer, *, first_round=1, arrays=None, kept=None, build=build, app=None, **options):
+def run(num_rounds, optimizer, *, first_round=1, arrays=None, kept=None, build=build, **options):
     keep = Keep()
     options = {"fraction_train": 0.3, "assignment": "dynamic", "evaluation": Evaluation(every=0)} | options
     strategy = HeteroFL(build, "a1-b1-c1", stages=[optimizer] if optimizer else [], callbacks=[keep], **options)
     strategy.engine.chain.load(kept or {})
-    with LocalGrid(app or make_app(build=build), NODES) as grid:
+    with LocalGrid(make_app(build=build), NODES) as grid:
         result = strategy.start(grid, arrays, num_rounds, first_round=first_round)
     return strategy, result.arrays.to_torch_state_dict(), keep.progress
 
@@ -42,42 +43,36 @@ def in_double(rate):
 
 
 def twin(strategy, progress, momentum):
-    """Do the same round by round and entry by entry: the mean of who held an entry, and its own momentum."""
+    """Do the same round by round: the mean of who held an entry, and its own momentum."""
     state = {name: tensor.clone() for name, tensor in strategy.federation.initial_state().items()}
     velocity = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    for round_progress in progress:
-        rates = round_progress.record.rates
+    for one in progress:
         for name, tensor in state.items():
-            for place in torch.cartesian_prod(*map(torch.arange, tensor.shape)).reshape(-1, tensor.dim()).tolist():
-                place = tuple(place)
-                added = [
-                    1 + partition
-                    for partition, rate in rates.items()
-                    if all(
-                        at < size for at, size in zip(place, strategy.federation.plan(rate).shapes[name], strict=True)
-                    )
-                ]
-                if added:
-                    velocity[name][place] = momentum * velocity[name][place] + sum(added) / len(added)
-                    state[name][place] += velocity[name][place]
+            total, count = torch.zeros_like(tensor), torch.zeros_like(tensor)
+            for partition, rate in one.record.rates.items():
+                place = tuple(slice(size) for size in strategy.federation.plan(rate).shapes[name])
+                total[place] += 1 + partition
+                count[place] += 1
+            held = count > 0
+            velocity[name][held] = momentum * velocity[name][held] + (total / count)[held]
+            state[name][held] += velocity[name][held]
     return state, velocity
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-def test_momentum_is_that_of_a_slow_twin_and_leaves_untrained_entries_alone(momentum):
+def test_momentum_is_that_of_a_slow_twin(momentum):
     strategy, state, progress = run(5, Momentum(server_momentum=momentum))
     assert min(max(one.record.rates.values()) for one in progress) < 1  # in some rounds nobody held the full model
     expected, velocity = twin(strategy, progress, momentum)
+    close, kept = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5), strategy.engine.chain.state()
     for name, tensor in expected.items():
-        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-5)
+        close(state[name], tensor)
         if momentum:
-            torch.testing.assert_close(
-                strategy.engine.chain.state()[f"ServerOptimizer/first/{name}"], velocity[name], rtol=1e-5, atol=1e-5
-            )
+            close(kept[f"ServerOptimizer/first/{name}"], velocity[name])
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
-def test_entries_that_nobody_held_do_not_move_and_keep_their_moments(optimizer):
+def test_entries_that_nobody_held_keep_still(optimizer):
     strategy, _, progress = run(8, optimizer, seed=3)
     for before, after in pairwise(progress):
         largest = strategy.federation.plan(max(after.record.rates.values())).shapes["hidden.bias"][0]
@@ -93,16 +88,13 @@ def test_entries_that_nobody_held_do_not_move_and_keep_their_moments(optimizer):
     ("theirs", "ours"),
     [
         (partial(FedAvgM, server_learning_rate=0.5, server_momentum=0.9), Momentum),
-        (partial(FedAvgM, server_learning_rate=0.5), Momentum),
         (FedAdam, Adam),
         (partial(FedAdam, eta=1e-2, beta_1=0.5, beta_2=0.8, tau=1e-2), Adam),
-        (FedYogi, Yogi),
         (partial(FedYogi, eta=0.2, beta_1=0.0, beta_2=0.5), Yogi),
-        (FedAdagrad, Adagrad),
         (partial(FedAdagrad, eta=1e-2, tau=1e-2), Adagrad),
     ],
 )
-def test_one_full_size_level_gives_what_flowers_own_optimizers_give(theirs, ours):
+def test_one_level_gives_what_flowers_optimizers_give(theirs, ours):
     """In double precision: in single, the plain means differ by rounding, which a small tau enlarges."""
     numbers = getattr(theirs, "keywords", {})
     states = []
@@ -131,15 +123,12 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(optimizer, stop):
     options = {"build": build_normed, "evaluation": Evaluation(every=2, levels=True), "seed": 4}
     whole, state, progress = run(6, optimizer, **options)
     _, half, begun = run(stop, optimizer, **options)
-    resumed, rest_state, rest = run(
-        6, optimizer, first_round=stop + 1, arrays=ArrayRecord(half), kept=begun[-1].stages, **options
-    )
+    options |= {"first_round": stop + 1, "arrays": ArrayRecord(half), "kept": begun[-1].stages}
+    resumed, rest_state, rest = run(6, optimizer, **options)
     assert equal(state, rest_state)
     assert equal(whole.engine.chain.state(), resumed.engine.chain.state())
     for one, two in zip(progress[stop:], rest, strict=True):
-        assert one.record.rates == two.record.rates
-        assert one.record.train == two.record.train
-        assert one.record.evaluate == two.record.evaluate
+        assert replace(one.record, seconds=0.0) == replace(two.record, seconds=0.0)
         assert equal(one.state, two.state)
         assert equal(one.moments, two.moments)
 

@@ -174,13 +174,6 @@ def play(app=None, mix="a1", nodes=3, num_rounds=1, *, build=build, grid=Watched
     )
 
 
-def check_gain(strategy, state: Mapping[str, Tensor], gain: float) -> None:
-    """Check that every entry of the global model is larger by this than it was at first."""
-    before = strategy.federation.initial_state()
-    for name, tensor in state.items():
-        torch.testing.assert_close(tensor, before[name] + gain)
-
-
 def untimed(strategy):
     """Return the last round's record without how long it took."""
     return replace(strategy.log, seconds=0.0)

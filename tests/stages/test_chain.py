@@ -93,16 +93,15 @@ class Grid(Stage):
         ({"stages": [Momentum(), Momentum()]}, "ServerOptimizer: two stages have this name"),
         ({"stages": [Grid()], "weights": "examples"}, "Grid fits a mean in which each client counts once"),
         ({"stages": [Grid()], "robust": Robust()}, r"Grid fits the counting mean; expected robust=None"),
+        ({"aggregator": "product"}, "aggregator is 'product'; expected Aggregator, a subclass"),
+        ({"robust": Robust(), "aggregator": ProductAggregator}, "robust and aggregator both replace the counting mean"),
         ({"stages": [Grid()], "aggregator": ProductAggregator}, "expected aggregator=Aggregator"),
-        (
-            {"stages": [Momentum()], "aggregator": ProductAggregator},
-            "ServerOptimizer steps along what the mean",
-        ),
+        ({"stages": [Momentum()], "aggregator": ProductAggregator}, "ServerOptimizer steps along what the mean"),
         ({"privacy": Privacy(clip=1, noise=1), "weights": "examples"}, "Noise fits a mean in which each client counts"),
         ({"robust": Robust(), "weights": "examples"}, "outvotes others; expected weights='equal'"),
     ],
 )
-def test_what_does_not_go_together_is_refused_when_the_chain_is_made(options, fault):
+def test_what_does_not_go_together_is_refused(options, fault):
     with pytest.raises(ConfigError, match=fault):
         HeteroFL(build, "a1-b1", **options)
 

@@ -1,11 +1,11 @@
-"""Rounds that do not wait for all: more clients are asked than needed, and late replies are ignored."""
+"""Which replies a round waits for, how many it needs, and what happens where fewer come."""
 
 import time
 
 import pytest
 import torch
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
+from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.strategies import instructions as sending
 from tests.federation.tiny import NEVER, Watched, build, crash, make_app, play
@@ -69,12 +69,6 @@ def test_a_round_ends_as_soon_as_enough_have_answered():
     torch.testing.assert_close(found.change, torch.full((8,), (1 + 2 + 4) / 3))
 
 
-def test_replies_that_are_there_by_then_count_too():
-    found = run(fraction_train=0.5, spare=1.0)
-    assert found.log.failures == {}
-    torch.testing.assert_close(found.change, torch.full((8,), 2.5))
-
-
 def test_an_error_is_no_answer_that_is_waited_for():
     found = run(make_app(odd={1: crash}), late={0: 2})
     assert list(found.log.failures) == [1]
@@ -90,21 +84,17 @@ def test_a_round_ends_at_its_deadline_when_enough_never_come():
     assert strategy.log.failures == dict.fromkeys((0, 1), "no reply in time")
 
 
-def test_a_round_ends_at_once_when_all_have_answered_with_errors():
-    with pytest.raises(RoundError, match="0 of 3 clients gave a usable reply"):
-        run(make_app(crash), fraction_train=0.5, spare=0.5)
-
-
 def test_who_is_late_takes_part_in_the_next_round():
     found = run(late={0: 1}, num_rounds=2)
     assert found.log.failures == {}
     assert len(found.grid.of("train")) == 8
 
 
-def test_who_did_not_answer_in_time_is_not_asked_to_evaluate_in_that_round():
+def test_who_did_not_answer_in_time_is_not_asked_to_evaluate():
     found = run(late={2: 10**9}, fraction_train=1.0, spare=0.0, evaluation=Evaluation())
     assert [found.grid.partition_of(message) for message in found.grid.of("evaluate")] == [0, 1, 3]
     assert found.log.evaluate["coverage"] == 0.75
+    assert (found.log.evaluate_answers, found.log.evaluate_asked) == (3, 4)
 
 
 def test_new_nodes_are_not_waited_for_beyond_the_deadline():
@@ -129,3 +119,65 @@ def test_without_spare_ones_the_grid_itself_waits():
             raise AssertionError("send_and_receive is enough")
 
     assert play(grid=NoPull).log.failures == {}
+
+
+def start(nodes, crashing, **options):
+    """Return a run in which so many clients fail."""
+    return play(make_app(odd=dict.fromkeys(range(nodes - crashing, nodes), crash)), nodes=nodes, **options)
+
+
+@pytest.mark.parametrize(("nodes", "crashing", "least"), [(20, 19, 10), (4, 3, 2), (3, 2, 2), (5, 3, 3)])
+def test_with_fewer_than_half_of_the_replies_a_round_fails(nodes, crashing, least):
+    good = nodes - crashing
+    with pytest.raises(RoundError) as info:
+        start(nodes, crashing)
+    said = str(info.value)
+    assert f"round 1: {good} of {nodes} clients gave a usable reply, expected at least {least}" in said
+    assert f"partition {good}: error 2: " in said
+    assert "the disk is full" in said
+    assert "min_replies" in said
+    assert "sample.min-replies" in said
+    assert said.count("partition ") == min(crashing, 3)
+    assert (f"{crashing - 3} more failed" in said) == (crashing > 3)
+
+
+@pytest.mark.parametrize(("nodes", "crashing"), [(4, 2), (3, 1), (5, 2), (2, 1), (1, 0)])
+def test_with_half_of_the_replies_it_goes_on(nodes, crashing):
+    assert len(start(nodes, crashing, min_available_nodes=1).log.failures) == crashing
+
+
+def test_one_reply_is_enough_where_that_is_asked_for():
+    assert len(start(20, 19, min_replies=1).log.failures) == 19
+
+
+def test_a_share_counts_of_the_clients_that_are_asked():
+    start(10, 2, min_replies=0.8)
+    with pytest.raises(RoundError, match="7 of 10 clients gave a usable reply, expected at least 8"):
+        start(10, 3, min_replies=0.8)
+
+
+def test_half_is_half_of_those_needed_not_of_the_spare_ones():
+    # Four are needed and eight are asked.
+    assert len(start(8, 6, fraction_train=0.5, spare=1.0).log.failures) == 6
+    with pytest.raises(RoundError, match="1 of 8 clients gave a usable reply, expected at least 2"):
+        start(8, 7, fraction_train=0.5, spare=1.0)
+
+
+def simulated(crashing, **options):
+    """Return the record of a round in which partition p takes p + 1 seconds; three of six come in time."""
+    profile = DeviceProfile(macs_per_second=1.0, download=1e12, upload=1e12)
+    devices = Devices({"a": profile}, lambda kind, partition, rate, examples: 1.0 + partition, deadline=3.5)
+    app = make_app(odd=dict.fromkeys(range(crashing), crash))
+    return play(app, nodes=6, wrap=lambda grid: SimulatedDevices(grid, devices, **options), **options).log
+
+
+def test_what_simulated_devices_lose_does_not_count_as_asked():
+    assert sorted(simulated(0).failures) == [3, 4, 5]
+    assert sorted(simulated(1).failures) == [0, 3, 4, 5]
+    with pytest.raises(RoundError, match="1 of 6 clients gave a usable reply, expected at least 2"):
+        simulated(2)
+
+
+def test_simulated_devices_leave_what_is_asked_for():
+    assert sorted(simulated(0, min_replies=4).failures) == [4, 5]
+    assert sorted(simulated(0, min_replies=0.8).failures) == [5]
