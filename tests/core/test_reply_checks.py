@@ -91,6 +91,9 @@ def test_entries_beyond_the_largest_are_refused():
     for values in ([-4.0, 0.0], [4.0, 4.0]):
         aggregator.add(plan, {"w": torch.tensor(values)})
     assert aggregator.result()["w"].tolist() == [0.0, 2.0]
+    aggregator, large = Aggregator({"w": torch.zeros(2)}), torch.tensor([3e38, 3e38])
+    aggregator.add(plan, {"w": large})  # their sum is infinite, which is no fault
+    assert torch.equal(aggregator.result()["w"], large)
 
 
 def test_a_change_beyond_the_bound_is_refused():

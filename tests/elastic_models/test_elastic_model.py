@@ -120,6 +120,15 @@ def test_the_scaler_is_there_where_the_model_normalises(norm, scaled):
     torch.testing.assert_close(elastic(model, X)(0.5)[0](X), plain / 0.5 if scaled else plain)
 
 
+def test_the_scaler_follows_attention():
+    layer = nn.TransformerEncoderLayer(24, 4, 20, dropout=0.0, batch_first=True)
+    inputs, model = torch.randn(1, 6, 5), nn.Sequential(nn.Linear(5, 24), layer, nn.Linear(24, 2))
+    plain, scaled = (elastic(model, inputs, scaler=on)(0.5)[1].self_attn for on in (False, True))
+    x = torch.randn(2, 6, 12)
+    torch.testing.assert_close(scaled.train()(x, x, x)[0], plain(x, x, x)[0] / 0.5)
+    torch.testing.assert_close(scaled.train()(x, x, x)[1], plain(x, x, x)[1])
+
+
 class Tied(nn.Module):
     """Uses each of its parameters twice, of which one product or both shrink with the rate."""
 

@@ -122,6 +122,12 @@ def test_measured_moments_are_possible_even_without_any_variance(kind, offset):
     check_possible(collect_moments(model, [torch.full((number, 3), offset) for number in (6, 7)], kind), 20)
 
 
+def test_pooled_variances_never_fall_below_zero():
+    total = torch.full((1,), 3e8, dtype=torch.float64)
+    moments = Moments("fixed", {"bn": LayerMoments(3, total, total**2 / 3 - 64)})
+    assert moments.statistics("bn")[1].item() == 0
+
+
 KINDS = st.sampled_from(["paper", "fixed"])
 SAID = st.tuples(
     st.integers(2, 10**6),

@@ -84,6 +84,19 @@ def test_all_four_projections_are_scaled_in_training():
     torch.testing.assert_close(layer(x), scaled(x), rtol=1e-4, atol=1e-6)
 
 
+def test_a_smaller_one_keeps_the_start_of_each_head():
+    full, local = MultiHeadAttention(12, 3, Scaler(1.0)), MultiHeadAttention(6, 3, Scaler(0.5))
+    sub = Plan.of(full, local).extract(full.state_dict())
+    in_heads, stream = [0, 1, 4, 5, 8, 9], range(6)
+    for letter in "qkv":
+        linear = getattr(full, f"linear_{letter}")
+        assert torch.equal(sub[f"linear_{letter}.weight"], linear.weight[in_heads][:, stream])
+        assert torch.equal(sub[f"linear_{letter}.bias"], linear.bias[in_heads])
+    assert torch.equal(sub["linear_o.weight"], full.linear_o.weight[stream][:, in_heads])
+    assert torch.equal(sub["linear_o.bias"], full.linear_o.bias[stream])
+    local.load_state_dict(sub, strict=True)
+
+
 def test_a_wrapped_projection_has_the_rule_of_its_own_type():
     full, local = (MultiHeadAttention(8, 2, Scaler(1.0)) for _ in range(2))
     for layer, rank in ((full, 4), (local, 1)):

@@ -148,6 +148,11 @@ Noise = net("Noise", lambda self, x: F.dropout(x, 0.5, self.training))
 Backwards = net("Backwards", lambda self, x: x + x.sum(1, keepdim=True) - x.sum(1, keepdim=True).detach())
 
 
+# Where there are four channels, another layer gets a gradient, of zeros.
+OneMore = net("OneMore", lambda self, x: x + 0 * self.third(x)[:, :4] if x.shape[1] == 4 else x)
+Cut = type("Cut", (Net,), {"forward": lambda self, x: Net.forward(self, x)[:, :4]})
+
+
 class Tied(Net):
     def __init__(self):
         super().__init__()
@@ -180,15 +185,26 @@ class OwnBuffer(Net):
         return x * self.constant
 
 
+class OwnFreeze(Net):
+    """Some clients train less than others."""
+
+    def __init__(self):
+        super().__init__()
+        self.first.weight.requires_grad_(bool(torch.rand(()) > 0.5))
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
         (Softmax, "together, logits have other values"),
         (Backwards, "together, gradients have other values"),
+        (OneMore, "together, other parameters get gradients"),
+        (Cut, "together, logits have another shape"),
         (Tied, "layers share parameters"),
         (Looks, "training changes the buffer seen"),
         (Noise, "the forward pass draws random numbers"),
         (OwnBuffer, "the clients' models differ"),
+        (OwnFreeze, "the clients' models differ"),
     ],
 )
 def test_a_model_that_does_not_fit_is_trained_alone(caplog, build, reason):

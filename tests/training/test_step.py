@@ -141,6 +141,15 @@ def test_a_parameter_that_is_used_later_begins_with_no_momentum():
     assert torch.equal(late, twin)
 
 
+def test_nothing_to_train_is_no_step():
+    frozen, unused = parameters([(3,), (2,)])
+    frozen.requires_grad_(False)
+    other = torch.ones((), requires_grad=True)
+    ParameterSGD([frozen, unused], OPTIONS).minimise(2 * other)
+    assert other.grad == 2
+    assert unused.grad is None
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_equals_clipping_and_sgd_on_a_gpu(changes):
