@@ -6,11 +6,7 @@ import pytest
 from torch import nn
 
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.exchanged import (
-    copy_exchanged,
-    exchanged_parameters,
-    exclude_parameters,
-)
+from heterofl_flwr.core.exchanged import copy_exchanged, exchanged_parameters, exclude_parameters
 from heterofl_flwr.core.randomness import initial_state
 
 

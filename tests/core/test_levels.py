@@ -52,13 +52,7 @@ def test_what_is_no_rate_raises():
 
 
 @pytest.mark.parametrize(
-    ("level", "rate", "name"),
-    [
-        ("e", 0.0625, "e"),
-        (".3", 0.3, "0.3"),
-        (1, 1.0, "a"),
-        (1e-05, 1e-05, "0.00001"),
-    ],
+    ("level", "rate", "name"), [("e", 0.0625, "e"), (".3", 0.3, "0.3"), (1, 1.0, "a"), (1e-05, 1e-05, "0.00001")]
 )
 def test_a_level_is_a_letter_or_a_rate(level, rate, name):
     assert rate_of(level) == rate_of(name) == rate

@@ -257,9 +257,7 @@ NOT_OF = {
         nn.BatchNorm1d(0),
         r"parameters weight, bias of the local model have no entries: round its widths up",
     ),
-    "names alone": (nn.Linear(4, 4), nn.Bilinear(4, 4, 4), r"layer \(the model itself\) is Linear .*, but Bilinear"),
     "bias": (nn.Linear(4, 4), nn.Linear(2, 2, bias=False), r"is Linear with \['weight', 'bias'\]"),
-    "layers": (nn.LSTM(4, 4, 2), nn.LSTM(4, 2, 1), r"layer \(the model itself\) is LSTM"),
     "no parameters": (nn.Sequential(nn.ReLU()), nn.Sequential(nn.GELU()), r"layer 0 is ReLU with \[\] .*, but GELU"),
 }
 

@@ -24,10 +24,7 @@ def test_a_window_may_move_on_by_more():
 
 @pytest.mark.parametrize(
     ("rule", "varies"),
-    [
-        ("random-level", {"seed", "server_round", "rate"}),
-        ("random-client", {"seed", "server_round", "partition"}),
-    ],
+    [("random-level", {"seed", "server_round", "rate"}), ("random-client", {"seed", "server_round", "partition"})],
 )
 def test_what_a_draw_depends_on(rule, varies):
     other = {"seed": 1, "server_round": 2, "rate": 0.25, "partition": 1}

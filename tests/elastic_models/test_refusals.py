@@ -207,17 +207,6 @@ def test_a_decoder_that_forward_does_not_call_stays_whole():
     assert elastic(around, X12, fixed=["model.encoder.2"]).plan(0.5).shapes["model.decoder.0.weight"] == (8, 3)
 
 
-def test_all_that_is_unused_is_named_in_one_warning():
-    model = Then(lambda self, x: self.last(torch.relu(self.first(x))), first=nn.Linear(12, 8), last=nn.Linear(8, 3))
-    model.first.spare = nn.Parameter(torch.zeros(8, 8))
-    model.one, model.two = Then(lambda self, x: x, inner=nn.Linear(8, 8)), nn.LayerNorm(8)
-    with pytest.warns(UserWarning, match="no use of first.spare, one, two on the example"):
-        shapes = elastic(model, X12).plan(0.5).shapes
-    assert shapes["first.spare"] == (8, 8)
-    assert shapes["first.weight"] == (4, 12)
-    assert shapes["two.weight"] == (8,)
-
-
 def test_what_is_used_in_one_mode_only_is_used():
     def forward(self, x):
         x = self.first(x)

@@ -17,17 +17,7 @@ from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine
 from heterofl_flwr.training.engines.cohort import Cohort
 from heterofl_flwr.training.engines.joint_models import vmapped, wide
 from heterofl_flwr.training.engines.plain import train_plain
-from tests.training.conftest import (
-    OPTIONS,
-    exact,
-    images,
-    make_jobs,
-    make_text,
-    same,
-    small,
-    state,
-    train_slowly,
-)
+from tests.training.conftest import OPTIONS, exact, images, make_jobs, make_text, same, small, state, train_slowly
 
 RUNNERS = {
     "plain": train_plain,
