@@ -6,7 +6,7 @@ from flwr.common import Code, Context, FitRes, Status, parameters_to_ndarrays
 
 from heterofl_flwr import Evaluation
 from heterofl_flwr.classic import HeteroFL, answer_moments, parameters_of, properties_of, submodel
-from heterofl_flwr.errors import ReplyError, RoundError
+from heterofl_flwr.errors import ReplyError
 from tests.classic.fakes import OK, Fake, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.tiny import build, build_normed, inputs
 
@@ -114,8 +114,3 @@ def test_moments_of_other_machines_are_merged_robustly(remote, merge, mean):
         fakes[0].bridge = None  # as clients of ``start_server`` have
     strategy, *_ = evaluated(fakes, "a1", moments_merge=merge)
     assert strategy.moments[1.0].statistics("norm")[0].tolist() == pytest.approx([mean] * 8, abs=0.04)
-
-
-def test_where_all_that_promised_moments_give_none_the_run_ends():
-    with pytest.raises(RoundError, match=r"none of 2 nodes gave usable .*asks_for_moments.*no data"):
-        evaluated([Normed(str(cid), moments=crash) for cid in range(2)])

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from heterofl_flwr import HeteroFL, LocalGrid, shallow
+from heterofl_flwr import HeteroFL, shallow
 from heterofl_flwr.core import Mix
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.nn import build_model, with_exits
@@ -29,14 +29,11 @@ def add(message, context, build):
     return tiny.reply(message, model, num_examples=1)
 
 
-def run(build, mix, *, odd=None, rounds=1, **options):
-    """Run rounds with one client for each part of the mix; return the state before and after."""
-    clients = sum(Mix.parse(mix).counts)
-    with LocalGrid(tiny.make_app(partial(add, build=build), build=build, odd=odd), clients) as grid:
-        strategy = HeteroFL(build, mix, evaluation=tiny.NEVER, labels="none", min_available_nodes=clients, **options)
-        before = strategy.federation.initial_state()
-        after = strategy.start(grid, num_rounds=rounds).arrays.to_torch_state_dict()
-    return before, after
+def run(build, mix, odd=None, **options):
+    """Run a round with one client for each part of the mix; return the state before and after."""
+    app, clients = tiny.make_app(partial(add, build=build), build=build, odd=odd), sum(Mix.parse(mix).counts)
+    found = tiny.play(app, mix, clients, build=build, labels="none", min_available_nodes=clients, **options)
+    return found.strategy.federation.initial_state(), found.state
 
 
 def change(before, after, name):

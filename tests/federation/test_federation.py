@@ -54,20 +54,27 @@ def test_parameters_of_odd_shapes_travel_and_count():
     assert "again.weight" not in state  # it is one.weight
 
 
-@pytest.mark.parametrize("labels", ["sent", "inferred", "none"])
-def test_rows_count_as_the_rule_for_labels_says(labels):
-    engine = HeteroFL(build, "a1", labels=labels).engine
+def one_reply(change=lambda state: state, build=build, **options):
+    """Return the model before and after a round of one client, whose labels are [1]."""
+    engine = HeteroFL(build, "a1", **options).engine
     engine.federation.register({7: None})
     state = engine.federation.initial_state()
     current = Round(engine, 1, [7], state)
-    sub = {name: own * 0.99 for name, own in state.items()}
-    sub["classifier.weight"][2] += torch.arange(8.0)
-    current.add(7, TrainReply(sub, num_examples=1, labels=[1], capacity=None, metrics={}, num_bytes=0))
-    new = current.close()["classifier.weight"]
-    counted = {"sent": [1], "inferred": [2], "none": [0, 1, 2, 3]}[labels]
+    current.add(7, TrainReply(change(state), num_examples=1, labels=[1], capacity=None, metrics={}, num_bytes=0))
+    return state, current.close()
+
+
+@pytest.mark.parametrize(("labels", "counted"), [("sent", [1]), ("inferred", [2]), ("none", [0, 1, 2, 3])])
+def test_rows_count_as_the_rule_for_labels_says(labels, counted):
+    def change(state):
+        sub = {name: own * 0.99 for name, own in state.items()}
+        sub["classifier.weight"][2] += torch.arange(8.0)
+        return sub
+
+    before, after = (own["classifier.weight"] for own in one_reply(change, labels=labels))
+    expected = change({"classifier.weight": before})["classifier.weight"]
     for row in range(4):
-        expected = sub if row in counted else state
-        assert torch.equal(new[row], expected["classifier.weight"][row])
+        assert torch.equal(after[row], (expected if row in counted else before)[row])
 
 
 def test_a_classifier_that_stays_has_no_rows_that_count():
@@ -76,13 +83,8 @@ def test_a_classifier_that_stays_has_no_rows_that_count():
         exclude_parameters(model, ["classifier.weight", "classifier.bias"])
         return model
 
-    engine = HeteroFL(frozen, "a1").engine
-    engine.federation.register({7: None})
-    assert engine.federation.rows == []
-    state = engine.federation.initial_state()
-    current = Round(engine, 1, [7], state)
-    current.add(7, TrainReply(state, num_examples=1, labels=[1], capacity=None, metrics={}, num_bytes=0))
-    assert equal(current.close(), state)
+    assert HeteroFL(frozen, "a1").engine.federation.rows == []
+    assert equal(*one_reply(build=frozen))
 
 
 def test_a_rate_without_a_model_is_the_clients_fault(caplog):
