@@ -1,15 +1,12 @@
 """The ClientApp: cohorts that train together, and what static batch norm is measured on."""
 
-from functools import partial
-
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from torch import nn
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.app import client_app, server_app
-from heterofl_flwr.app.callbacks import CentralEvaluation
+from heterofl_flwr.app import client_app
 from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.data import Split
@@ -50,13 +47,6 @@ def test_clients_learn_together_what_each_learns_alone(sizes):
     assert alone.record.train_by_level == together.record.train_by_level
 
 
-def test_any_engine_comes_close_to_the_plain_one(sizes):
-    plain, auto = last_round(1, **{"engine.name": "plain"}), last_round(3)
-    assert sizes
-    for name, tensor in plain.state.items():
-        torch.testing.assert_close(auto.state[name], tensor, rtol=1e-3, atol=1e-4)
-
-
 def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), **changes):
     """Return messages to train, and their nodes' contexts."""
     settings = {**SMALL, **changes}
@@ -79,33 +69,14 @@ def test_other_learning_rates_are_no_cohort():
 
 
 @pytest.mark.usefixtures("identity")
-@pytest.mark.parametrize("fails", ["_load_models", "train_together"])
-def test_out_of_memory_names_the_level(monkeypatch, fails):
+def test_out_of_memory_names_the_level(monkeypatch):
     def fail(*arguments, **options):
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(client_app, fails, fail)
+    monkeypatch.setattr(client_app, "train_together", fail)
     messages, contexts = asked(rates=(0.0625,), learning_rates=(0.1,))
     with pytest.raises(HeteroFLError, match=r"out of memory at level e on cpu: Tried to allocate 2\.00 GiB"):
         client_app.train_message(messages[0], contexts[0])
-
-
-def with_statistics(rate, track=True):
-    """Return a model of a user's own, whose batch norm has running statistics, as torch's has by default."""
-    norm = nn.BatchNorm2d(4, track_running_stats=track)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
-
-
-without_statistics = partial(with_statistics, track=False)
-
-
-def test_before_any_moments_the_server_normalises_by_batch():
-    parameters = ArrayRecord(dict(with_statistics(1.0).named_parameters()))
-    found = []
-    for name in ("with_statistics", "without_statistics"):
-        task = Task(from_flat({**SMALL, "mix": "a", "model.hidden": "auto", "model.name": f"{__name__}:{name}"}))
-        found.append(dict(CentralEvaluation(server_app.make_strategy(task, ()), task)(0, parameters)))
-    assert found[0] == found[1]
 
 
 NON_IID = {"data.split": "non-iid-2", "train.batch-size": 5}

@@ -1,13 +1,11 @@
 """The compose file starts what the tests start, and its parts fit together."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.deployment.howto import HowTo
 from tests.deployment.processes import node_words, superlink_words
 
 ROOT = Path(__file__).parents[2]
@@ -28,19 +26,6 @@ def test_nodes_are_started_as_in_the_tests(name):
     expected = node_words("proxy:8443", 9094, config, "/keys", name)
     assert SERVICES[name]["command"] == ["flower-supernode", *expected]
     assert set(SERVICES) == {"superlink", "proxy", *NODES}
-
-
-@pytest.mark.parametrize(
-    ("service", "beginning", "more"),
-    [("superlink", "flower-superlink", set()), ("node-a", "flower-supernode", {"--port"})],
-)
-def test_the_options_are_those_of_the_page(tmp_path, service, beginning, more):
-    page = shlex.split(HowTo(tmp_path).take(beginning))
-    assert options(SERVICES[service]["command"]) == options(page) | more
-
-
-def options(words):
-    return {word.partition("=")[0] for word in words if word.startswith("--")}
 
 
 def test_all_reach_the_superlink_through_the_proxy_alone():
@@ -66,13 +51,3 @@ def test_each_container_gets_the_files_that_it_names_alone(name):
     assert {path for path in mounted if path.startswith("/keys/")} == named
     assert all(volume.endswith(":ro") for volume in service["volumes"] if "/keys/" in volume)
     assert "/keys/ca.key" not in mounted
-
-
-def test_what_the_image_copies_is_there():
-    lines = (FOLDER / "Dockerfile").read_text(encoding="utf-8").splitlines()
-    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
-    assert copied
-    assert all((ROOT / path).exists() for path in copied)
-    build = SERVICES["superlink"]["build"]
-    assert (FOLDER / build["context"]).resolve() == ROOT
-    assert (ROOT / build["dockerfile"]).is_file()

@@ -72,19 +72,18 @@ def configs() -> Callable[..., list[dict[str, object]]]:
     return lambda replies: [dict(reply.content["config"]) for reply in replies]
 
 
-def is_running(pid: int, zombies: bool) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE or zombies
-    return False
-
-
 @pytest.fixture
-def gone() -> Callable[..., bool]:
-    """Return a function that says whether processes are gone in time; zombies are not, unless they do not count."""
+def gone() -> Callable[[Iterable[int]], bool]:
+    """Return a function that says whether processes are gone in two minutes; zombies are."""
 
-    def wait(pids: Iterable[int], seconds: float = 120.0, zombies: bool = True) -> bool:
-        pids, deadline = list(pids), time.monotonic() + seconds
-        while (left := any(is_running(pid, zombies) for pid in pids)) and time.monotonic() < deadline:
+    def runs(pid: int) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return False
+
+    def wait(pids: Iterable[int]) -> bool:
+        pids, deadline = list(pids), time.monotonic() + 120
+        while (left := any(map(runs, pids))) and time.monotonic() < deadline:
             time.sleep(0.02)
         return not left
 

@@ -84,7 +84,7 @@ def test_idle_actors_that_were_killed_are_replaced(actors, ask, gone):
     before = pids_of(actors, ask)
     for pid in before:
         os.kill(pid, signal.SIGKILL)
-    assert gone(before, zombies=False)
+    assert gone(before)
     assert pids_of(actors, ask).isdisjoint(before)
 
 
@@ -288,5 +288,5 @@ def test_nothing_is_left_of_a_ray_that_a_closed_grid_has_started(apps, gone):
     with subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, **pipes) as script:
         folder, *pids = script.stdout.readline().split()
         assert script.stdout.readline() == "closed\n"
-        assert gone(map(int, pids), 120.0, zombies=False)
+        assert gone(map(int, pids))
         assert not Path(folder).exists()

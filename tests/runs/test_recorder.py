@@ -43,25 +43,6 @@ def test_a_resumed_run_leaves_the_files_of_one_without_a_break(whole, folder, fa
     assert files(again, *names) == files(whole, *names)
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "warning"),
-    [
-        ("checkpoint/round-000009.safetensors", 100, "round-000009.json is damaged"),
-        ("history.jsonl", -50, "round-000009.json is of a round that the history lacks"),
-    ],
-)
-def test_a_damaged_run_goes_on_from_the_checkpoint_before(whole, folder, fake, costs, caplog, name, size, warning):
-    folder.start(SETTINGS)
-    fake.run([Recorder(folder, every=3, costs=costs)], 1, LAST, dies_after=9)
-    damaged = folder.path / name
-    damaged.write_bytes(damaged.read_bytes()[:size])
-    folder.start(SETTINGS, resume=True)
-    assert folder.load_checkpoint().server_round == 6
-    fake.run([Recorder(folder, every=3, costs=costs)], 7, LAST)
-    assert files(folder, "checkpoint", "models") == files(whole, "checkpoint", "models")
-    assert warning in caplog.text
-
-
 def test_a_run_that_stops_early_has_a_last_checkpoint(folder, fake):
     folder.start(SETTINGS)
     last = fake.run([Recorder(folder, every=5), EarlyStopping(target=0.2)], 1, LAST)
