@@ -56,10 +56,16 @@ def _on_read(app: "Sphinx", docname: str, source: list[str]) -> None:
     if docname == "index":
         source[0] += _contents(source[0])
     elif docname == "changelog":
-        source[0] = CHANGES.read_text(encoding="utf-8")
+        source[0] = _from_here(CHANGES.read_text(encoding="utf-8"))
     elif docname == "reference/api":
         pages = sorted(path.stem for path in (HERE / "reference" / "api").glob("*.md"))
         source[0] += _toctree("API", [f"api/{name}" for name in pages])
+
+
+def _from_here(page: str) -> str:
+    """Return a page of the project's root with links to pages of the site alone."""
+    inside = re.sub(r"\[([^]]+)\]\((?!docs/|https?:|#)[^)]+\)", r"\1", page)
+    return inside.replace("](docs/", "](")
 
 
 def _contents(page: str) -> str:
