@@ -203,8 +203,8 @@ def test_aggregating_what_was_not_configured_is_refused():
 
 
 class TestEvaluation:
-    def evaluate(self, fakes, answer=evaluate_all, failures=()):
-        strategy, manager, parameters, instructions = begin(fakes)
+    def evaluate(self, fakes, answer=evaluate_all, failures=(), **options):
+        strategy, manager, parameters, instructions = begin(fakes, **options)
         strategy.aggregate_fit(1, fit_all(instructions), [])
         asked = strategy.configure_evaluate(server_round=1, parameters=parameters, client_manager=manager)
         return strategy, asked, strategy.aggregate_evaluate(1, answer(asked), list(failures))
@@ -216,6 +216,10 @@ class TestEvaluation:
         assert loss == pytest.approx((1 + 4 + 9) / 6)
         assert metrics == pytest.approx({"coverage": 1.0, "local-accuracy": 3 / 6, "worst-accuracy": 1 / 3})
         assert strategy.log.evaluate["loss"] == loss
+
+    def test_the_caller_may_add_to_the_config(self):
+        _, asked, _ = self.evaluate(clients(2), on_evaluate_config_fn=lambda server_round: {"batch": server_round})
+        assert [ins.config["batch"] for _, ins in asked] == [1, 1]
 
     def test_where_all_fail_there_is_no_result(self, caplog):
         failures = [ValueError("the disk is full")]

@@ -222,3 +222,8 @@ def test_a_round_made_the_last_is_evaluated_as_the_last(after, evaluation, evalu
     rounds = [message.content["config"]["server-round"] for message in found.grid.of("evaluate")]
     assert max(rounds, default=after) == after
     assert central.count(after) == (rounds.count(after) > 0) + (len(evaluated) > 0 and after % 2 == 0)
+
+
+def test_levels_may_be_evaluated_after_the_last_round_alone():
+    records = play(mix="a1-b1-c1", num_rounds=5, evaluation=Evaluation(every=2, levels="last")).records
+    assert [set(record.evaluate_by_level) for record in records] == [set(), {"a"}, set(), {"a"}, {"a", "b", "c"}]
