@@ -145,31 +145,6 @@ def _mlp(width, depth=1):
     return nn.Sequential(nn.Linear(3, width), *hidden)
 
 
-class Net(nn.Module):
-    """Scalars, a parameter that never scales, buffers, and parameters of the model itself."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.temperature = nn.Parameter(torch.tensor(1.0))
-        self.register_buffer("calls", torch.tensor(0))
-        self.position = nn.Parameter(torch.randn(5, 3))
-        self.norm = nn.BatchNorm1d(width)
-        self.linear = nn.Linear(width, 2)
-
-
-def test_parameters_come_in_the_local_order_without_buffers():
-    axes = Plan.of(Net(4), Net(2)).axes
-    assert axes == {
-        "temperature": (),
-        "position": (Axis(5, 5), Axis(3, 3)),
-        "norm.weight": (Axis(4, 2),),
-        "norm.bias": (Axis(4, 2),),
-        "linear.weight": (Axis(2, 2), Axis(4, 2)),
-        "linear.bias": (Axis(2, 2),),
-    }
-    assert list(axes) == [name for name, _ in Net(2).named_parameters()]
-
-
 class Tied(nn.Module):
     """An embedding and a decoder of one matrix, as language models have it."""
 

@@ -26,18 +26,6 @@ def _moments(kind="fixed", count=4, channels=2, name="bn", seed=0):
     return Moments(kind, {name: LayerMoments(count, first, first**2 + count)})
 
 
-@given(order=st.permutations(range(5)))
-def test_the_order_of_clients_does_not_matter(order):
-    clients = [_moments(count=seed + 2, seed=seed) for seed in range(5)]
-    forward, shuffled = clients[0], clients[order[0]]
-    for client in clients[1:]:
-        forward = forward + client
-    for position in order[1:]:
-        shuffled = shuffled + clients[position]
-    for expected, found in zip(forward.statistics("bn"), shuffled.statistics("bn"), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize("kind", ["paper", "fixed"])
 @pytest.mark.parametrize("name", ["features.norm1", ""])
 def test_a_message_carries_them_unchanged(kind, name):

@@ -12,7 +12,7 @@ from torch import nn
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.training import give_back_freed_memory, keep_freed_memory, resolve_device
-from heterofl_flwr.training.device import give_back_gaps, seeded
+from heterofl_flwr.training.device import give_back_gaps
 from tests.training.conftest import run_python
 
 
@@ -67,17 +67,6 @@ def test_convolutions_are_channels_last_inside_alone():
         address, stride, expected = before[name]
         assert (value.data_ptr(), value.stride()) == (address, stride)
         assert torch.equal(value, expected)
-
-
-def test_seeded_draws_are_the_same_and_leave_no_trace():
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    draws = []
-    for _ in range(2):
-        with seeded(3, torch.device("cpu")):
-            draws.append(torch.rand(2))
-    assert torch.equal(*draws)
-    assert torch.equal(before, torch.get_rng_state())
 
 
 def run_with_glibc(code: str) -> list[int]:

@@ -48,9 +48,7 @@ def test_the_loss_of_a_model_in_half_precision_is_in_float32():
 
 
 def test_the_model_its_modes_and_its_layout_stay(build, split):
-    model = build(norm="gn")
-    model.train()
-    model.blocks = nn.ModuleList([nn.Dropout(0.5), nn.Dropout(0.5).eval()])
+    model = nn.Sequential(build(norm="gn"), nn.Dropout(0.5), nn.Dropout(0.5).eval())
     modes = [module.training for module in model.modules()]
     before = {name: (value.clone(), value.data_ptr(), value.stride()) for name, value in model.state_dict().items()}
     assert evaluate(model, split) == evaluate(model, split)  # without dropout
