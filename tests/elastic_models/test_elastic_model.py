@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from heterofl_flwr.core import Plan, prefix, width
+from heterofl_flwr.core import Axis, Plan, prefix, width
 from heterofl_flwr.elastic_models import elastic
 from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
 from heterofl_flwr.nn import CNN, PreResNet
@@ -55,6 +55,7 @@ def test_widths_are_rounded_up_but_not_beyond_the_model(options, kept):
     build = elastic(_mlp(), X, **options)
     assert build(0.07)[0].out_features == kept
     assert build(1.0)[0].out_features == 20
+    assert build.plan(0.07).axes["0.weight"][0] == Axis(20, kept)
 
 
 def test_layers_that_are_named_stay_whole():
