@@ -54,11 +54,6 @@ def test_clients_have_architectures_in_turns():
     assert task.client_build(0) is task.client_build(3)
 
 
-def test_a_node_measures_itself_with_the_model_that_it_trains():
-    context = node_context(H2L, partition_id=2, num_partitions=CLIENTS)
-    assert Instruction(None, context).trial().build is load_task(H2L).client_build(2)
-
-
 def test_a_text_has_no_classes_to_learn_from_peers():
     task = Task(from_flat(H2L))
     words = torch.zeros(2, 4, dtype=torch.int64)
