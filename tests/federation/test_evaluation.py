@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.client import reply
+from heterofl_flwr.federation.evaluation import split_metric
 from heterofl_flwr.federation.records import RoundCallback
 from tests.federation.tiny import Watched, bare_reply, build, config, crash, make_app, play
 
@@ -152,6 +153,13 @@ def test_a_users_own_names_of_metrics_may_hold_slashes():
     del metrics["accuracy/0.25"]  # which these clients were asked for
     assert strategy.log.evaluate == {"coverage": 1.0, **metrics}
     assert strategy.log.evaluate_by_level == {"c": {"accuracy": 0.5}}
+
+
+def test_keys_of_metrics_are_split_at_the_rate_of_a_level():
+    for rate in (1.0, 0.5, 0.0625, 0.3, 1e-05):
+        assert split_metric(f"a/b/{rate}") == ("a/b", rate)
+    for key in ("loss", "a/b", "top/5", "top/1", "x/nan", "x/inf", "/0.5", "x/0.50", "x/-0.5", "x/2.0", ""):
+        assert split_metric(key) == (key, None)
 
 
 def test_lists_are_in_no_mean(caplog):

@@ -20,7 +20,7 @@ def average(num_rounds=5, *stages, **start):
         seen[server_round] = arrays.to_torch_state_dict()
         return MetricRecord({"found": 1.0})
 
-    options = {"mix": "a1-b1-c1", "nodes": 6, "fraction_train": 0.3, "seed": 3, "evaluation": Evaluation()}
+    options = {"mix": "a1-b1-c1", "nodes": 6, "fraction_train": 0.3, "seed": 0, "evaluation": Evaluation()}
     start = {"evaluate_fn": evaluate, **start}
     found = play(num_rounds=num_rounds, callbacks=[keep], stages=stages, start=start, **options)
     return found, keep.progress, seen
