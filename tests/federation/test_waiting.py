@@ -84,6 +84,11 @@ def test_a_round_ends_at_its_deadline_when_enough_never_come():
     assert strategy.log.failures == dict.fromkeys((0, 1), "no reply in time")
 
 
+def test_a_round_ends_at_once_when_all_have_answered_with_errors():
+    with pytest.raises(RoundError, match="0 of 3 clients gave a usable reply"):
+        run(make_app(crash), fraction_train=0.5, spare=0.5)
+
+
 def test_who_is_late_takes_part_in_the_next_round():
     found = run(late={0: 1}, num_rounds=2)
     assert found.log.failures == {}
