@@ -102,7 +102,7 @@ for name, call in {
     "partitioners": lambda: importlib.import_module("heterofl_flwr.data.partitioners"),
     "ray": lambda: RayGrid("own_data:app", 2),
     "onnx": lambda: formats_named(["onnx"]),
-    "page": lambda: heterofl_flwr.report.write_report,
+    "page": lambda: heterofl_flwr.report.write_report("run"),
     "tensorboard": lambda: TensorBoard(RunFolder("run")).on_start(1, 1, {}),
     "wandb": lambda: WandB("project"),
     "mlflow": lambda: MLflow("project"),

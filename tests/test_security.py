@@ -63,8 +63,7 @@ def found_by(check: Callable[[str], list[str]], paths: Sequence[Path]) -> dict[s
 
 def test_what_reads_messages_reaches_no_file_process_or_network():
     assert len(READERS) > 50
-    # It looks for a C++ compiler, by a name of the environment.
-    assert found_by(touches_files, READERS) == {"heterofl_flwr/training/engines/compile.py": ["os", "shutil"]}
+    assert found_by(touches_files, READERS) == {}
 
 
 def test_no_text_reaches_a_shell():
