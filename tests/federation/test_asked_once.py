@@ -53,6 +53,11 @@ def test_an_app_without_evaluate_is_asked_once(caplog):
     assert all(record.evaluate_asked == 0 for record in records)
 
 
+def test_a_sample_that_has_no_handler_speaks_for_all():
+    sent, _ = run(bare_app(), build_normed, nodes=10, fraction_evaluate=0.2, evaluation=Evaluation(static_norm=False))
+    assert sum(number for (kind, _), number in sent.items() if kind == "evaluate") == 2
+
+
 def test_an_app_without_moments_is_asked_once_and_evaluates(caplog):
     sent, records = run(bare_app(evaluates=True), build_normed)
     assert (sent["query.moments", 1], sent["query.moments", 2]) == (3, 0)

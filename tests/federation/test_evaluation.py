@@ -140,6 +140,12 @@ def test_few_answers_about_the_global_model_are_few():
     assert record.partial
 
 
+def test_what_the_server_measures_itself_is_not_marked():
+    record = judged({0}, evaluate_fn=lambda number, arrays: MetricRecord({"global-accuracy": 0.5}))
+    assert record.comparable == {"coverage": 0.2, "global-accuracy": 0.5}
+    assert record.few_answered
+
+
 def test_a_users_own_names_of_metrics_may_hold_slashes():
     metrics = {"eval/loss": 2.0, "top/5": 0.9, "precision/class 1": 0.7, "accuracy/0.25": 0.5}
 
