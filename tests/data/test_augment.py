@@ -57,7 +57,7 @@ def test_draws_come_from_the_generator_alone():
     assert not torch.equal(one, crop_flip(inputs, torch.Generator().manual_seed(8)))
 
 
-def test_padding_is_zero_without_black_and_the_argument_is_unchanged():
+def test_padding_is_zero_without_black():
     inputs = torch.ones(50, 1, 2, 2)
     changed = crop_flip(inputs, torch.Generator().manual_seed(0))
     assert set(changed.unique().tolist()) == {0.0, 1.0}

@@ -15,9 +15,8 @@ from tests.data.files import SIZE, image_folder, image_table, png, write, write_
         ("a,b,label\n1,5,0\n3,5,1\n", [0, 1]),
         ("label,a,b\n0,1,5\n1,3,5\n", [0, 1]),
         ("a,b,kind\n1,5,no\n3,5,yes\n", [0, 1]),
-        ("a,b,kind\n1,5,true\n3,5,false\n", [1, 0]),
     ],
-    ids=["label last", "label first", "texts", "truths"],
+    ids=["label last", "label first", "texts"],
 )
 def test_csv_has_columns_of_numbers_and_a_label(tmp_path, lines, labels):
     write(tmp_path / "train.csv", lines)
@@ -33,7 +32,6 @@ def test_csv_has_columns_of_numbers_and_a_label(tmp_path, lines, labels):
     [
         ("train/1", "train/2", "test/1"),
         ("train1", "train2", "test1"),
-        ("training_1", "train (2)", "testing-1"),
     ],
 )
 def test_a_split_may_lie_in_several_files_and_in_a_folder(tmp_path, names):
@@ -52,26 +50,14 @@ def test_a_split_may_lie_in_several_files_and_in_a_folder(tmp_path, names):
             "column a of type large_string among the columns a, b, label; expected .* numbers",
         ),
         ("a,label\n1,0\n,1\n", None, "1 of 2 values of column a are missing"),
-        ("a,label\n1,0\n2,\n", None, "1 of 2 values of column label are missing"),
-        ("a,label\n1,yes\n2,\n3,no\n", None, "1 of 3 values of column label are missing; fill them in"),
         ("a,label\n1,0\ninf,1\n", None, "column a holds NaN or infinities"),
         ("a,label\n1,0.5\n2,1.5\n", None, "label column label is of type double; expected whole numbers or texts"),
-        ("label\n0\n1\n", None, "found no column beside the label"),
         ("a,label\n1,0\n", "a,label\n1,1\n", "split test: found label 1; expected 0 to 0"),
-        ("a,label\n1,-1\n", None, "found label -1"),
-        (
-            "a,label\n1,0\n",
-            "a,label\n1,no\n",
-            "cannot be read .*Failed to parse string: 'no' as a scalar of type int64",
-        ),
         (
             "a,label\n1,yes\n",
             "a,label\n1,0\n",
             "split test: found 0, which the train split lacks; expected its classes yes",
         ),
-        ("a,label\n1,0\n", "b,label\n1,0\n", "cannot be read .CastError: Couldn't cast b: int64"),
-        ("a,label\n", None, "cannot be read .*corresponds to no data"),
-        ("", None, "cannot be read .*No columns to parse from file"),
     ],
 )
 def test_csv_that_does_not_fit_raises_an_error(tmp_path, train, test, message):
@@ -85,7 +71,6 @@ def test_csv_that_does_not_fit_raises_an_error(tmp_path, train, test, message):
     ("names", "message"),
     [
         (["train.csv", "valid.csv"], "has no test split, only train, validation"),
-        (["test.csv"], "has no train split, only test"),
         (["notes.doc"], r"holds notes\.doc; expected train/<class>/"),
         ([], "holds nothing; expected"),
     ],
@@ -121,7 +106,7 @@ def test_short_names_have_the_papers_mean_deviation_and_augment(tmp_path):
     assert (mnist.augment, cifar10.augment) == ("none", "crop-flip")
 
 
-def test_images_may_be_plain_bytes_and_labels_dictionaries_or_the_only_class_column(tmp_path):
+def test_images_may_be_bytes_and_labels_dictionaries(tmp_path):
     labels = pa.array(["yes", "no"]).dictionary_encode()
     for part in ("train", "test"):
         write_table(tmp_path / f"a/{part}.parquet", {"image": [png(1), png(2)], "label": labels})
@@ -130,20 +115,11 @@ def test_images_may_be_plain_bytes_and_labels_dictionaries_or_the_only_class_col
     assert load_dataset("b", tmp_path).train.targets.tolist() == [0, 1]
 
 
-PATHS = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"image": [png(1)], "other": [png(1)], "label": [0]}, r"found 2 image columns \(image, other\)"),
-        ({"image": [png(1)], "kind": [0]}, "found no class column among the columns image, kind; expected a column"),
-        ({"image": [png(1)], "label": [[0]]}, "label column label is of type list"),
-        ({"image": [None, png(1)], "label": [0, 0]}, "1 of 2 values of column image are missing"),
         ({"text": ["a"], "label": [0]}, "column text of type string among the columns text, label"),
-        ({"image": [b"x"], "label": [0]}, "split train, column image, image 0: this is no image"),
-        ({"image": [{"bytes": None, "path": "no/such.png"}], "label": [0]}, r"no/such\.png"),
-        ({"image": pa.array([(None, None)], PATHS), "label": [0]}, "column image, image 0: this is no image"),
     ],
 )
 def test_tables_that_do_not_fit_name_the_column(tmp_path, columns, message):
@@ -153,7 +129,7 @@ def test_tables_that_do_not_fit_name_the_column(tmp_path, columns, message):
         load_dataset(str(tmp_path))
 
 
-def test_two_class_columns_of_which_none_is_called_label_raise_an_error(tmp_path):
+def test_two_class_columns_without_label_raise_an_error(tmp_path):
     features = {name: {"_type": "ClassLabel", "names": ["no"]} for name in ("fine", "coarse")}
     for part in ("train", "test"):
         write_table(tmp_path / f"{part}.parquet", {"image": [png(1)], "fine": [0], "coarse": [0]}, features)
@@ -163,23 +139,7 @@ def test_two_class_columns_of_which_none_is_called_label_raise_an_error(tmp_path
         load_dataset(str(tmp_path), label="finer")
 
 
-def test_a_file_that_is_no_parquet_is_named(tmp_path):
-    image_table(tmp_path / "test.parquet", [1], [0])
-    write(tmp_path / "train.parquet", "version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(
-        DataError, match=r"cannot be read \(ArrowInvalid: Parquet magic bytes not found.* is the copy complete"
-    ):
-        load_dataset(str(tmp_path))
-
-
-def test_unequal_channels_of_a_known_set_raise_an_error(tmp_path):
-    for part in ("train", "test"):
-        image_table(tmp_path / f"ylecun/mnist/{part}.parquet", [1], [0], mode="RGB")
-    with pytest.raises(DataError, match="found 3 channels, expected 1"):
-        load_dataset("mnist", tmp_path)
-
-
-def test_a_folder_that_does_not_exist_is_named_without_asking_the_hub(tmp_path):
+def test_a_missing_folder_is_named_without_asking_the_hub(tmp_path):
     for name in ("./nowhere", "/nowhere/at/all", "~/nowhere-at-all"):
         with pytest.raises(DataError, match=r"there is no folder /.*nowhere"):
             load_dataset(name)
@@ -189,7 +149,7 @@ def test_a_folder_that_does_not_exist_is_named_without_asking_the_hub(tmp_path):
         load_dataset("mnist", tmp_path)
 
 
-def test_a_relative_folder_is_found_before_the_hub_but_not_before_short_names(tmp_path, monkeypatch):
+def test_a_relative_folder_comes_after_short_names_only(tmp_path, monkeypatch):
     monkeypatch.delenv("HETEROFL_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     image_folder(tmp_path / "my" / "pictures")
@@ -202,7 +162,7 @@ def test_a_relative_folder_is_found_before_the_hub_but_not_before_short_names(tm
     assert load_dataset("my/pictures").name == "my/pictures"  # that below the root comes first
 
 
-def test_an_image_folder_has_its_folders_as_classes_and_is_normalised_by_the_train_split(tmp_path):
+def test_an_image_folder_has_its_folders_as_classes(tmp_path):
     data = load_dataset(str(image_folder(tmp_path)))
     assert data.train.inputs.shape == (4, 1, *SIZE)
     assert data.test.inputs.shape == (2, 1, *SIZE)
@@ -217,11 +177,6 @@ def test_an_image_folder_has_its_folders_as_classes_and_is_normalised_by_the_tra
     assert (pixels[0] / pixels[1]).item() == pytest.approx(100 / 150)
     assert torch.equal(data.train.black, data.test.black)
     assert (data.train.black / pixels[0]).item() == pytest.approx(-mean / (100 / 255))
-
-
-def test_coloured_images_have_three_channels(tmp_path):
-    for mode in ("RGB", "RGBA"):
-        assert load_dataset(str(image_folder(tmp_path / mode, mode))).train.inputs.shape == (4, 3, *SIZE)
 
 
 def test_a_constant_channel_stays_finite(tmp_path):
@@ -242,21 +197,13 @@ def test_sources_are_read_once_and_left_as_they_are(tmp_path):
         (png(1, size=(9, 9)), r"image 1 has .* \(9, 9, 1\), the first one \(4, 5, 1\); .* scale them"),
         (png(1, "I;16"), r"found I;16.* pixels, expected 8 bits"),
         (png(1).replace(b"IDAT", b"\x00\x00\x00I"), "image 1: this is no image that Pillow can read"),
-        (b"not an image", "image 1: this is no image that Pillow can read"),
-        (png(1, "RGB"), r"\(4, 5, 3\), the first one \(4, 5, 1\)"),
     ],
-    ids=["size", "deep", "damaged", "broken", "mixed"],
+    ids=["size", "deep", "damaged"],
 )
 def test_images_that_do_not_fit_are_named(tmp_path, content, message):
     image_folder(tmp_path)
     write(tmp_path / "train" / "cat" / "1.png", content)
     with pytest.raises(DataError, match=message):
-        load_dataset(str(tmp_path))
-
-
-def test_a_test_class_that_the_train_split_lacks_is_named(tmp_path):
-    write(image_folder(tmp_path) / "test" / "cow" / "1.png", png(1))
-    with pytest.raises(DataError, match="found cow, which the train split lacks; expected its classes cat, dog"):
         load_dataset(str(tmp_path))
 
 
@@ -277,7 +224,7 @@ def test_hidden_files_and_folders_are_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["data.csv", "train.csv"])
-def test_a_single_file_is_the_train_split_and_of_each_class_or_owner_a_part_is_held_out(tmp_path, name):
+def test_of_a_single_file_a_part_of_each_class_is_held_out(tmp_path, name):
     rows = [(value, "ab"[value % 2], value // 10 % 3) for value in range(40)]
     write(tmp_path / name, "\n".join(["value,kind,who", *(f"{a},{b},{c}" for a, b, c in rows)]))
     data = load_dataset(str(tmp_path), label="kind", test_share=0.25)
@@ -288,13 +235,7 @@ def test_a_single_file_is_the_train_split_and_of_each_class_or_owner_a_part_is_h
     assert [own.bincount().tolist() for own in data.owners] == [[10, 5, 5]] * 2
 
 
-def test_an_owner_that_is_missing_is_refused_as_a_gap_among_numbers_is(tmp_path):
-    write(tmp_path / "data.csv", "value,kind,who\n1,a,north\n2,b,\n3,a,south\n")
-    with pytest.raises(DataError, match="1 of 3 values of column who are missing; fill them in"):
-        load_dataset(str(tmp_path), label="kind", owner="who")
-
-
-def test_without_a_test_folder_a_part_of_each_class_of_images_is_held_out(tmp_path):
+def test_without_a_test_folder_images_are_held_out(tmp_path):
     for number in range(10):
         write(tmp_path / "train" / "cat" / f"{number}.png", png(number))
     assert load_dataset(str(tmp_path)).test.targets.tolist() == [0, 0]
@@ -303,12 +244,3 @@ def test_without_a_test_folder_a_part_of_each_class_of_images_is_held_out(tmp_pa
         load_dataset(str(tmp_path), test_share=0.5)
     with pytest.raises(DataError, match=r"holds images by class: found data\.label='kind', expected ''"):
         load_dataset(str(tmp_path), label="kind")
-
-
-def test_an_image_folder_without_test_images_raises_an_error(tmp_path):
-    write(tmp_path / "train" / "cat" / "1.png", png(1))
-    write(tmp_path / "test" / "1.png", png(1))
-    with pytest.raises(
-        DataError, match="split test: found test, which the train split lacks; expected its classes cat"
-    ):
-        load_dataset(str(tmp_path))

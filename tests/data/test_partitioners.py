@@ -27,7 +27,7 @@ def test_balanced_partitions_are_those_of_iid():
 
 
 @pytest.mark.parametrize("fidelity", ["paper", "fixed"])
-def test_class_shards_are_those_of_noniid_and_match_between_train_and_test(fidelity):
+def test_class_shards_are_those_of_noniid(fidelity):
     targets, test_labels = torch.tensor(LABELS), list(reversed(LABELS[:100]))
     expected, deal = noniid(targets, 10, 2, 4, fidelity=fidelity)
     train = rows_of(ClassShardPartitioner(10, "label", seed=4, fidelity=fidelity), table())
@@ -36,7 +36,7 @@ def test_class_shards_are_those_of_noniid_and_match_between_train_and_test(fidel
     assert test == [rows.tolist() for rows in matching_test(torch.tensor(test_labels), deal, 4, fidelity=fidelity)]
 
 
-def test_a_shuffled_data_set_and_one_with_images_is_dealt_by_its_labels():
+def test_a_shuffled_data_set_is_dealt_by_its_labels():
     partitioner = ClassShardPartitioner(10, "label", seed=1)
     partitioner.dataset = (
         table(image=[{"bytes": b"no image", "path": None}] * 403).cast_column("image", datasets.Image()).shuffle(seed=1)
@@ -53,7 +53,7 @@ def test_partitions_that_do_not_exist_raise_an_error():
         partitioner.load_partition(3)
 
 
-def test_a_column_that_is_missing_or_has_no_class_numbers_raises_an_error():
+def test_a_column_without_class_numbers_raises_an_error():
     with pytest.raises(DataError, match="has no column digit; it has label, row"):
         rows_of(ClassShardPartitioner(3, "digit"), table())
     for kind, own in (("float64", 0.5), ("string", "cat")):

@@ -47,12 +47,6 @@ def test_iid_gives_each_client_equally_many_and_nobody_anothers(number, clients)
     assert distinct(rows)
 
 
-def test_iid_mixes_the_classes():
-    rows = iid(torch.arange(50_000) // 5_000, 100, seed=0)
-    for mine in rows:
-        assert torch.bincount(mine // 5_000, minlength=10).min() > 20
-
-
 @pytest.mark.parametrize("fidelity", ["paper", "fixed"])
 @pytest.mark.parametrize(("targets", "classes"), [(PAPER, 1), (uneven(20_011), 2), (uneven(20_011), 3)], ids=[1, 2, 3])
 def test_noniid_gives_at_most_n_classes_to_train_and_to_test(targets, classes, fidelity):
@@ -80,7 +74,7 @@ def test_noniid_of_the_paper_loses_the_shards_drawn_twice():
     assert sum(lost) / 200 == pytest.approx(100 * 19 / 199, abs=4 * spread)
 
 
-def test_both_fidelities_deal_the_same_classes_and_differ_only_where_one_is_drawn_twice():
+def test_both_fidelities_deal_the_same_classes():
     paper, deal = noniid(PAPER, 100, 2, 4)
     fixed, other = noniid(PAPER, 100, 2, 4, fidelity="fixed")
     assert deal == other
@@ -89,13 +83,7 @@ def test_both_fidelities_deal_the_same_classes_and_differ_only_where_one_is_draw
     assert sum(len(rows) for rows in paper) < 50_000
 
 
-def test_shards_are_cut_in_order_and_the_rest_goes_to_the_first():
-    """Two clients, one class of 7 examples: shards of 4 (the first three, and the last) and of 3."""
-    rows, _ = noniid(torch.zeros(7, dtype=torch.int64), 2, 1, 0)
-    assert sorted(mine.tolist() for mine in rows) == [[0, 1, 2, 6], [3, 4, 5]]
-
-
-def test_a_test_class_with_fewer_examples_than_shards_leaves_some_without():
+def test_a_small_test_class_leaves_some_clients_without():
     deal = ((0, 1), (0, 1), (0, 1))
     tested = matching_test(torch.tensor([0, 0, 0, 1]), deal, 0)
     assert sorted(map(len, tested)) == [1, 1, 2]
@@ -108,7 +96,7 @@ def test_a_test_class_with_fewer_examples_than_shards_leaves_some_without():
     classes=st.integers(1, 6),
     seed=st.integers(0, 2**40),
 )
-def test_noniid_of_any_size_deals_each_example_once_or_says_why_not(number, clients, per_client, classes, seed):
+def test_noniid_deals_each_example_once_or_says_why_not(number, clients, per_client, classes, seed):
     targets = uneven(number, classes)
     try:
         rows, _ = noniid(targets, clients, per_client, seed, fidelity="fixed")
@@ -120,7 +108,7 @@ def test_noniid_of_any_size_deals_each_example_once_or_says_why_not(number, clie
     assert all(len(targets[mine].unique()) <= per_client for mine in rows)
 
 
-def test_dirichlet_deals_each_example_once_and_test_rows_by_the_shares_of_the_train_rows():
+def test_dirichlet_deals_test_rows_by_shares_of_train_rows():
     train, test = uneven(5_000), uneven(4_000, seed=1)
     rows = by_partitioner(train, "dirichlet-0.3", 20, seed=0)
     assert sorted(torch.cat(rows).tolist()) == list(range(5_000))
@@ -141,7 +129,7 @@ def test_dirichlet_that_cannot_be_drawn_raises_an_error():
         by_partitioner(uneven(30), "dirichlet-1", 31, seed=0)
 
 
-def test_pathological_is_flwr_datasets_partitioner_each_client_has_exactly_so_many_classes_and_each_row_an_owner():
+def test_pathological_gives_each_client_so_many_classes():
     train = uneven(600)
     rows = by_partitioner(train, "pathological-3", 12, seed=5)
     assert sorted(torch.cat(rows).tolist()) == list(range(600))
@@ -156,7 +144,7 @@ def owned(train_owners, test_owners):
     return replace(data, owners=(torch.tensor(train_owners), torch.tensor(test_owners)))
 
 
-def test_natural_gives_the_partitions_of_flwr_datasets_and_the_tests_of_the_same_owner():
+def test_natural_gives_the_partitions_of_flwr_datasets():
     """Owner 4 is in the train split alone, owner 9 in the test split alone."""
     train, test = [7, 4, 7, 2, 4, 7], [9, 7, 2, 7]
     partitioner = NaturalIdPartitioner("who")
@@ -182,15 +170,8 @@ def test_owners_that_do_not_fit_raise_an_error(data, message):
         split_dataset(data, "natural", 3, seed=0)
 
 
-def test_owners_are_one_number_for_each_example():
-    with pytest.raises(
-        DataError, match=r"numbers: owners have type torch.int64 and shape \(2,\); expected .* the 3 exa"
-    ):
-        replace(owned([0, 1, 2], [0]), owners=(torch.tensor([0, 1]), torch.tensor([0])))
-
-
 @pytest.mark.parametrize("kind", ["iid", "non-iid-2", "dirichlet-0.3"])
-def test_a_data_set_is_split_the_same_way_each_time_and_otherwise_by_another_seed(kind):
+def test_a_split_is_a_function_of_its_seed(kind):
     data = dataset(uneven(4_000), uneven(900, seed=1))
     one, two, other = (split_dataset(data, kind, 10, seed) for seed in (1, 1, 2))
     assert len(one) == len(one.train) == len(one.test) == len(one.classes) == 10
@@ -214,18 +195,7 @@ def test_no_global_random_state_is_read_or_written():
 
 
 def test_unknown_kinds_raise_an_error():
-    for kind in (
-        "",
-        "IID",
-        "iid ",
-        "non-iid",
-        "non-iid-0",
-        "non-iid-x",
-        "dirichlet",
-        "dirichlet-0.0",
-        "rotated-x",
-        "natural-",
-    ):
+    for kind in ("", "IID", "non-iid-0", "non-iid-x", "dirichlet-0.0", "rotated-x", "natural-"):
         with pytest.raises(ConfigError, match="expected iid, non-iid-<classes per client>, pathological-"):
             check_kind(kind)
 
@@ -248,11 +218,6 @@ def test_too_many_clients_raise_an_error():
 def test_classes_that_do_not_fit_the_clients_raise_an_error(clients, classes):
     with pytest.raises(ConfigError, match=f"non-iid-{classes} does not fit {clients} clients and 10 classes"):
         noniid(PAPER, clients, classes, 0)
-
-
-def test_an_unknown_fidelity_raises_an_error():
-    with pytest.raises(ConfigError, match="fidelity is 'best'"):
-        noniid(PAPER, 100, 2, 0, fidelity="best")
 
 
 @pytest.fixture
@@ -301,10 +266,3 @@ def test_each_example_is_seen_as_by_the_client_that_has_it(kind):
     torch.testing.assert_close(seen.inputs, expected, atol=1e-6, rtol=0)
     assert torch.equal(seen.targets, data.test.targets[rows])
     assert torch.equal(data.test.inputs, before)
-
-
-def test_numbers_cannot_be_turned():
-    split = Split(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))
-    data = Dataset("table", split, split, classes=1)
-    with pytest.raises(DataError, match=r"needs images .* got inputs of shape \(2, 3\)"):
-        split_dataset(data, "rotated-15", 2, seed=0).client_splits(1, split, split)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pyarrow import csv, parquet
 
-from heterofl_flwr.data import Reading, Split, load_dataset, split_dataset
+from heterofl_flwr.data import Reading, load_dataset, split_dataset
 from heterofl_flwr.data.known import SOURCES, Columns
 from heterofl_flwr.data.text import Texts, to_text
 from heterofl_flwr.errors import ConfigError, DataError
@@ -20,7 +20,7 @@ def corpus():
     return to_text("corpus", Texts(train, "train"), Texts(["w0 new w1 w2", ""] * 5, "test"), ROWS)
 
 
-def test_words_are_numbered_as_they_come_and_strange_ones_share_a_number(corpus):
+def test_words_are_numbered_as_they_come(corpus):
     assert corpus.classes == 2 + 7
     assert corpus.train.inputs.shape == (100, 5)
     assert corpus.train.inputs[0].tolist() == [2, 3, 4, 5, 1]  # w0 w1 w2 w3 <eos>
@@ -46,7 +46,7 @@ def test_a_corpus_too_short_for_its_rows_raises_an_error(rows, message):
         to_text("corpus", Texts(lines, "train"), Texts(["a", "b"], "test"), rows)
 
 
-def test_each_owner_has_its_own_rows_and_a_part_of_them_is_held_out():
+def test_each_owner_has_its_own_rows():
     """Three owners of 70 words, 650 words and two: rows of 64, none for the last, and every fifth is for testing."""
     texts = ["a " * 34, "b " * 649, "c", "a " * 34]
     data = to_text("letters", Texts(texts, "train", owners=[7, 5, 9, 7]), None)
@@ -60,7 +60,7 @@ def test_each_owner_has_its_own_rows_and_a_part_of_them_is_held_out():
 
 
 @pytest.mark.parametrize("owner", [None, ""])
-def test_windows_of_shakespeare_become_the_characters_texts_again(tmp_path, owner):
+def test_windows_of_shakespeare_become_the_texts_again(tmp_path, owner):
     """As on the hub: one CSV file that names no split, windows of 80 characters and the one after each."""
     spoken = {"H_HAMLET": 'To be, or "not" to be?\n' * 8, "H_OPHELIA": "Good my lord, how does your honour? " * 9}
     cut = [(who, text[at : at + 80], text[at + 80]) for who, text in spoken.items() for at in range(len(text) - 80)]
@@ -77,7 +77,7 @@ def test_windows_of_shakespeare_become_the_characters_texts_again(tmp_path, owne
     assert owner is None or [own.tolist() for own in data.owners] == [[0, 0, 1, 1, 1], [1, 1]]
 
 
-def test_every_row_goes_to_one_client_and_the_words_are_its_classes(corpus):
+def test_every_row_goes_to_one_client(corpus):
     parts = split_dataset(corpus, "iid", 50, seed=3)
     assert sorted(torch.cat(parts.train).tolist()) == list(range(100))
     assert [len(rows) for rows in parts.train] == [2] * 50
@@ -94,12 +94,6 @@ def test_rows_of_text_have_no_classes_to_split_by(corpus, kind):
         split_dataset(corpus, kind, 10, seed=0)
 
 
-def test_targets_of_a_text_are_its_inputs():
-    rows = torch.zeros(2, 3, dtype=torch.int64)
-    with pytest.raises(DataError, match="rows of int64 tokens that are the targets too"):
-        Split(rows, rows.clone(), reading=Reading(hides_as=1))
-
-
 def test_a_copy_of_the_hub_is_read(tmp_path):
     folder = tmp_path / "Salesforce" / "wikitext" / "wikitext-2-v1"
     folder.mkdir(parents=True)
@@ -109,15 +103,6 @@ def test_a_copy_of_the_hub_is_read(tmp_path):
     assert data.classes == 2 + 4  # =, Title, a, b
     assert data.train.inputs[0].tolist() == [1, 2, 3, 2, 1, 4, 5, 1]
     assert data.test.inputs[0].tolist() == [4, 0, 1]
-
-
-def test_a_copy_without_text_names_its_columns(tmp_path):
-    folder = tmp_path / "Salesforce" / "wikitext" / "wikitext-2-v1"
-    folder.mkdir(parents=True)
-    for part in ("train", "test"):
-        parquet.write_table(pa.table({"line": ["a"]}), folder / f"{part}.parquet")
-    with pytest.raises(DataError, match=r"split train: found the columns line; expected one named text"):
-        load_dataset("wikitext2", tmp_path)
 
 
 def test_a_table_with_a_column_of_texts_and_no_classes_is_a_text(tmp_path):

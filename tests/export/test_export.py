@@ -175,9 +175,7 @@ def test_a_file_that_computes_something_else_is_never_left(name, tmp_path, monke
     [
         (torch.tensor([1.0002, 0.0]), torch.tensor([1.0, 0.0]), "outputs are up to 0.0002 off, and the largest is 1"),
         (torch.tensor([float("nan")]), torch.tensor([1.0]), "outputs are up to nan"),
-        (torch.tensor([1e-9]), torch.zeros(1), "outputs are up to 1e-09"),
         (torch.zeros(2).double(), torch.zeros(2), r"puts out \(2,\) torch.float64; .* puts out \(2,\) torch.float32"),
-        (torch.zeros(0), torch.zeros(0), None),
         (torch.tensor([100.001, 0.0]), torch.tensor([100.0, 0.002]), None),  # a share of the largest output
     ],
 )
@@ -189,26 +187,12 @@ def test_outputs_too_far_off_or_of_another_type_raise(found, expected, message):
         compare("onnx", lambda inputs: [found], (), [expected])
 
 
-def test_a_file_that_does_not_run_raises():
-    def run(inputs):
-        raise AssertionError("Guard failed: x.size()[0] == 2\nmore")
-
-    with pytest.raises(HeteroFLError, match=r"does not run on the inputs: AssertionError: Guard .* == 2\. "):
-        compare("pt2", run, (torch.zeros(3),), [torch.zeros(3)])
-
-
 def test_an_earlier_export_is_replaced_and_other_files_stay(tmp_path):
     model, inputs = small()
     (tmp_path / "mine.txt").touch()
     for formats_ in (["safetensors", "pt2"], ["safetensors"]):
         export_model(model, inputs, tmp_path, formats=formats_)
         assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", *(f"model.{name}" for name in formats_)}
-
-
-def test_a_folder_that_cannot_be_written_raises(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(HeteroFLError, match=r"cannot write .*file/c: .*choose another folder"):
-        export_model(*small(), tmp_path / "file" / "c", formats=["safetensors"])
 
 
 FOR_TWO = Then(lambda self, x: x * torch.ones(2, 1) if len(x) == 2 else x)
@@ -222,27 +206,13 @@ FOR_TWO = Then(lambda self, x: x * torch.ones(2, 1) if len(x) == 2 else x)
         (Then(lambda self, x: x * 2 if x.sum() > 0 else x), torch.ones(2, 3), "cannot make a program of Then"),
         (Then(lambda self, x: (x, range(3))), torch.ones(2, 3), "return tensors alone.*config.use_cache = False"),
         (FOR_TWO, torch.ones(2, 3), r"fixes the length of an axis that may have any: of 0 \(batch\)"),
-        (FOR_TWO, [torch.zeros(1)], "the inputs are list"),
         (FOR_TWO, (torch.zeros(2, 1), 3), r"the inputs are Tensor\(2, 1\), int"),
-        (FOR_TWO, {}, "the inputs are dict"),
-        (FOR_TWO, torch.zeros(0, 3), r"the inputs are Tensor\(0, 3\); expected .* some examples"),
     ],
 )
 def test_a_model_or_inputs_that_cannot_be_exported_raise(model, inputs, message, tmp_path):
     with pytest.raises(HeteroFLError, match=message):
         export_model(model, inputs, tmp_path / "a", formats=["pt2"])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_lengths_may_be_fixed(tmp_path):
-    export_model(FOR_TWO, torch.ones(2, 3), tmp_path, formats=["pt2", "onnx"], dynamic={})
-    assert in_onnxruntime(tmp_path / "model.onnx", torch.ones(2, 3)).shape == (2, 3)
-
-
-@pytest.mark.parametrize("axis", [-1, 2])
-def test_an_axis_that_no_input_has_raises(axis, tmp_path):
-    with pytest.raises(ConfigError, match=f"dynamic has axis {axis}; expected 0 to 1"):
-        export_model(*small(), tmp_path / "a", formats=["pt2"], dynamic={0: "batch", axis: "time"})
 
 
 def test_invalid_or_missing_formats_raise(tmp_path, monkeypatch):
@@ -273,15 +243,6 @@ def test_tied_weights_are_written_once(tmp_path):
         loaded = load_state(again, path)
         assert loaded[1].weight is loaded[0].weight
         assert torch.equal(loaded(inputs), model(inputs))
-
-
-def test_a_table_that_no_state_holds_is_in_the_program_alone(tmp_path):
-    model, inputs = Then(lambda self, x: self.linear(x + self.table), linear=nn.Linear(3, 2)), torch.randn(4, 3)
-    model.register_buffer("table", torch.arange(3.0), persistent=False)
-    export_model(model, inputs, tmp_path, formats=["safetensors", "pt2"])
-    assert "table" not in (tmp_path / "model.safetensors").read_bytes().decode("latin-1")
-    program = torch.export.load(tmp_path / "model.pt2").module()
-    torch.testing.assert_close(compute(program, inputs), compute(model, inputs))
 
 
 def test_tensors_of_another_model_raise(tmp_path):

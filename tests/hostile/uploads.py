@@ -109,13 +109,6 @@ def withheld(reply: Message) -> Uploaded:
     return replace(good, objects=dict.fromkeys(good.objects))
 
 
-def hoarded(reply: Message) -> Uploaded:
-    """Send all objects but the largest, which no other reply has: objects that several have need no upload."""
-    good = as_it_is(reply)
-    largest = max(good.objects, key=lambda own: len(good.objects[own] or b""))
-    return replace(good, objects={**good.objects, largest: None})
-
-
 def misattributed(reply: Message, **claims: object) -> Uploaded:
     """Say in the message that it is another node's, or answers another message."""
     set_metadata(reply, **claims)

@@ -11,7 +11,7 @@ from heterofl_flwr.runs.metrics import scalars
 SETTINGS = {"optim": {"lr": 0.1}}
 
 
-def test_tensorboard_gets_every_number_of_every_round_once_also_of_a_resumed_run(folder, fake):
+def test_tensorboard_gets_every_round_once_also_of_a_resumed_run(folder, fake):
     fake.run([TensorBoard(folder)], 1, 9, dies_after=5)
     fake.run([TensorBoard(folder)], 4, 6)
     events = EventAccumulator(str(folder.events), size_guidance={"scalars": 0})
@@ -23,7 +23,7 @@ def test_tensorboard_gets_every_number_of_every_round_once_also_of_a_resumed_run
     assert "train/a/loss" in events.Tags()["scalars"]
 
 
-def test_tensorboard_gets_what_a_round_is_evaluated_for_as_the_last(folder, fake):
+def test_tensorboard_gets_the_last_evaluation(folder, fake):
     tracker, progress = TensorBoard(folder), fake.progress(2, 6)
     levels, progress.record.evaluate_by_level = progress.record.evaluate_by_level, {}
     tracker.on_start(1, 6, {})
@@ -34,11 +34,6 @@ def test_tensorboard_gets_what_a_round_is_evaluated_for_as_the_last(folder, fake
     events = EventAccumulator(str(folder.events))
     events.Reload()
     assert [event.step for event in events.Scalars("evaluate/b/global-accuracy")] == [2]
-
-
-def test_a_tensorboard_that_ends_without_a_start_writes_nothing(folder):
-    TensorBoard(folder).on_end({})
-    assert not folder.events.exists()
 
 
 @pytest.fixture
@@ -84,7 +79,7 @@ def test_a_run_that_goes_on_does_so_at_the_service(calls, fake, tmp_path, tracke
     assert [name for name, *_ in calls].count("log_params") == (tracker is MLflow)
 
 
-def test_mlflow_gets_every_number_of_every_round_and_the_settings(calls, fake):
+def test_mlflow_gets_every_number_and_the_settings(calls, fake):
     tracker = MLflow("heterofl", tracking_uri="file:runs", settings=SETTINGS, options={"run_name": "one"})
     fake.run([tracker], 1, 2)
     assert calls[:4] == [

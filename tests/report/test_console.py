@@ -2,15 +2,12 @@ import io
 import re
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from flwr.app import Error, Message, RecordDict
 from rich.console import Console as RichConsole
 
-from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import Console
-from heterofl_flwr.report.console import round_line
 
 
 def shown(fake, first=1, last=10, **options) -> str:
@@ -27,12 +24,6 @@ def plain_environment(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
-def test_where_the_server_has_no_model_it_says_so():
-    stream = io.StringIO()
-    Console(RichConsole(file=stream)).on_start(1, 3, {})
-    assert stream.getvalue() == "rounds 1 to 3, no model on the server\n"
-
-
 def test_a_round_is_one_line_of_names_and_values(fake, monkeypatch):
     lines = shown(fake).splitlines()
     monkeypatch.setenv("TERM", "dumb")
@@ -45,12 +36,6 @@ def test_a_round_is_one_line_of_names_and_values(fake, monkeypatch):
     assert re.search(r" failed=1 train-loss=", lines[3])
     assert max(map(len, lines)) <= 80
     assert not re.search(r"[^\x20-\x7e\n]", "\n".join(lines))
-
-
-def test_a_learning_rate_is_shown_where_clients_are_sent_one():
-    record = RoundRecord(server_round=1, seconds=2.0, learning_rate=0.05, rates={0: 1.0})
-    assert round_line(record, 3, None) == "round 1/3 took=2.0s sent=0B lr=0.05"
-    assert round_line(replace(record, learning_rate=0.0), 3, None) == "round 1/3 took=2.0s sent=0B"
 
 
 def counted(console):
@@ -80,12 +65,6 @@ def test_time_left_is_that_of_the_rounds_to_come(fake):
     for number, seconds in ((3, 300.0), (4, 20.0), (5, 40.0)):  # the first one has to start everything
         console.on_round_end(fake.progress(number, 7, seconds=seconds))
     assert re.findall(r"left=(\S+)", stream.getvalue()) == ["1min0s", "1min0s"]
-
-
-def test_a_round_shows_how_few_evaluated_and_the_time_on_simulated_devices(few, simulated):
-    assert " evaluated-by=1of20 " in round_line(few[2], 5, None)
-    assert "evaluated-by" not in round_line(few[3], 5, None)
-    assert "simulated=1min30s" in round_line(simulated[0], 40, 0.0)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from operator import itemgetter
 
 import pytest
 
-from heterofl_flwr.core.levels import LEVELS, Mix, rates_of_ratio
+from heterofl_flwr.core.levels import LEVELS, Mix
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings import DEFAULTS, PRESETS, Settings, from_flat
 from simulations.results.figures import INTERPOLATION, LEARNING
@@ -41,7 +41,7 @@ ROWS = list(zip_longest(*([*own] for _, own in groupby(OPTIONS, itemgetter(0))))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
-def test_each_option_composes_to_usable_settings_under_the_same_keys(row):
+def test_each_option_composes_to_usable_settings(row):
     """An option of each group at once, the first of each, then the second: Hydra takes 0.2 s to compose any."""
     found = composed(*(f"{group}={option}" for group, option in filter(None, row)))
     assert found.keys() == DEFAULTS.keys() | LAUNCH.keys()
@@ -54,15 +54,6 @@ def test_each_data_set_and_each_model_has_an_option():
     assert options["model"] == {"auto", *MODELS}
 
 
-def test_files_are_short_and_say_what_they_are_for():
-    for path in CONF.rglob("*.yaml"):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        assert len(lines) <= (45 if path.parent == CONF or "hydra" in path.parts else 30), path
-        if path.parent.name == "experiment":  # it says which rows there are, no more
-            assert [line.partition(" ")[0] for line in lines[:2]] == ["#", "#"], path
-            assert lines[0].startswith("# @package hydra.sweeper."), path
-
-
 NUMBERS = {f"table{number}": jobs for number, jobs in {1: 24, 2: 24, 3: 12, 4: 34, 5: 50, 7: 62, 8: 62, 9: 31}.items()}
 NUMBERS |= {f"figure{number}": PAIRS for number in range(2, 9)}
 NUMBERS |= {"figure9": 4 * 2 * 2, "figure10": 4 * 2 * 2, "figure11": 4 * 2}
@@ -73,7 +64,7 @@ COMPARE = pytest.param("compare", marks=pytest.mark.slow)  # which has more choi
 
 
 @pytest.mark.parametrize("experiment", [*(name for name in EXPERIMENTS if name != "compare"), COMPARE])
-def test_each_experiment_has_so_many_jobs_and_each_job_can_be_run(experiment):
+def test_each_experiment_has_so_many_jobs_that_can_be_run(experiment):
     jobs = planned(f"experiment={experiment}").values()
     assert len(jobs) == NUMBERS[experiment]
     ours = {"digits", "simulations.lora:load", "simulations.small_mnist:load"}
@@ -84,10 +75,6 @@ def test_all_has_each_job_of_the_paper_once_and_no_other():
     every = [name for name in EXPERIMENTS if name not in (*OURS, "all")]
     assert set().union(*(planned(f"experiment={name}") for name in every)) == planned("experiment=all").keys()
     assert len(published("experiment=all")) == len(planned("experiment=all"))
-
-
-def test_all_is_as_published():
-    assert {differences(settings) for settings in settings_of("experiment=all")} == {()}
 
 
 def test_the_tables_have_all_mixes_of_equal_shares():
@@ -104,7 +91,7 @@ def test_small_tables_are_rows_of_the_large_ones():
         assert planned(f"experiment=table{small}").keys() < planned(f"experiment=table{large}").keys()
 
 
-def test_interpolation_goes_from_each_level_to_each_smaller_one_by_tenths_and_includes_the_end():
+def test_interpolation_has_all_tenths_between_two_levels():
     expected = {str(Mix.parse(f"{x}{n}-{y}{10 - n}")) for x, y in combinations(LEVELS, 2) for n in range(1, 10)}
     expected |= {f"{level}1" for level in "abcd"}
     for number in range(2, 9):
@@ -118,7 +105,7 @@ def test_learning_curves_are_in_the_other_experiments():
         assert planned(f"experiment=figure{number}").keys() <= others
 
 
-def test_each_number_that_the_paper_prints_of_its_own_method_has_a_job(shared):
+def test_each_number_that_the_paper_prints_has_a_job(shared):
     cells = read_cells(shared / "paper")
     tables: Mapping[str, set[Job]] = {number: published(f"experiment=table{number}") for number in "45789"}
     assert len(cells) == 217 + 134
@@ -131,22 +118,6 @@ def test_each_figure_has_the_data_and_splits_of_its_panels():
     shown |= {number: {(data, split) for split, _ in rows} for number, (data, rows) in LEARNING.items()}
     for number, expected in shown.items():
         assert {(job.data, job.split) for job in published(f"experiment=figure{number}")} == expected
-
-
-def test_ratios_shrink_levels_as_in_the_paper():
-    mixes = {one.mix for one in settings_of("experiment=ratio")}
-    ratios = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    assert mixes == {Mix(tuple(rates_of_ratio(ratio, 5).values()), (1,) * 5) for ratio in ratios}
-
-
-def test_choice_has_each_rule_beside_the_paper_s_own_jobs():
-    choice = settings_of("experiment=choice")
-    others = ("rolling", "random-level", "random-client")
-    assert {differences(one) for one in choice} == {
-        (),
-        *((f"server.choose {rule} instead of prefix",) for rule in others),
-    }
-    assert {one.server.choose for one in choice} == {"prefix", *others}
 
 
 def test_clipping_and_mask_fill_vary_nothing_else():

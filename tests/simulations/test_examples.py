@@ -1,9 +1,5 @@
 """The examples of models that nobody wrote for this package, as Flower apps."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from flwr.app import Context, RecordDict
 
@@ -25,10 +21,6 @@ def lines(capsys):
     return [dict(word.split("=") for word in line.split() if "=" in word) for line in printed]
 
 
-def test_a_model_of_torchvision_is_an_app_in_less_than_60_lines():
-    assert len(Path(torchvision_app.__file__).read_text(encoding="utf-8").splitlines()) < 60
-
-
 @pytest.mark.slow
 def test_a_model_of_torchvision_trains_at_five_levels(monkeypatch, capsys):
     load = torchvision_app.load
@@ -47,15 +39,6 @@ def test_an_lstm_learns_what_texts_are_about(capsys):
     assert float(last["local"].removesuffix("%")) > 50  # of three kinds of texts
     shapes = {message.content["arrays"]["lstm.weight_hh_l0_reverse"].shape for message in grid.of("train")}
     assert shapes == {(4 * width, width) for width in (64, 32, 16, 8, 4)}
-
-
-@pytest.mark.slow
-def test_an_argument_that_it_does_not_know_trains_nothing():
-    command = [sys.executable, "-m", text_app.__name__, "--rounds=9"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "unrecognized arguments: --rounds=9" in done.stderr
-    assert "round" not in done.stdout
 
 
 @pytest.mark.parametrize("app", [text_app, torchvision_app])

@@ -1,4 +1,3 @@
-import json
 import re
 from pathlib import Path
 
@@ -72,13 +71,6 @@ def test_another_run_of_the_job_is_refused_unless_asked_for(make_run, into):
     assert read_run(one(second, into, replace=True)).started == "2030-01-01T00:00:00+00:00"
 
 
-def test_a_folder_or_a_copy_that_cannot_be_read_is_named(make_run, into):
-    folder = make_run()
-    for path in (one(folder, into), folder.path):
-        (path / "settings.json").write_text("{", encoding="utf-8")
-        assert f"{path.name}/settings.json cannot be read" in one(folder, into)
-
-
 def test_a_copy_is_there_whole_or_not_at_all(make_run, into, monkeypatch):
     folder = make_run()
     before = one(folder, into)
@@ -95,11 +87,3 @@ def test_a_copy_is_there_whole_or_not_at_all(make_run, into, monkeypatch):
         one(folder, into)
     assert (before / "settings.json").read_bytes() == content
     assert [path.name for path in before.parent.iterdir()] == [before.name]
-
-
-def test_data_of_a_folder_is_copied_below_into(make_run, into, tmp_path):
-    data = tmp_path / "pets"
-    folder = make_run(data__name=str(data))
-    target = one(folder, into)
-    assert target.is_relative_to(into)
-    assert json.loads((target / "settings.json").read_text(encoding="utf-8"))["settings"]["data.name"] == ".../pets"

@@ -24,7 +24,7 @@ def test_each_attack_changes_the_model_and_no_reply_is_refused():
     assert len({(own["largest"], own["smallest"]) for own in found}) == 5
 
 
-def test_labels_are_wrong_for_attackers_alone_and_only_in_their_cell():
+def test_labels_are_wrong_for_attackers_alone():
     task = robust.load_task({**robust.COMMON, "data.name": "digits"})
     truth = load_dataset("digits").train.targets
     robust.prepare(task, replace(CELL, attack="labels", attackers=1))
@@ -49,17 +49,9 @@ def test_what_is_done_is_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setattr(robust, "run_cell", None)
     assert robust.main(["--out", str(tmp_path)]) == 0
     assert len([json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]) == 3
-    table = (tmp_path / "robust.md").read_text()
-    assert "## digits, a1-e9: the largest level's model" in table
-    assert "| mean | 55.0 (50..60) |" in table
-    assert "| trimmed | 25.0 (25..25) |" in table
+    assert "| mean | 55.0 (50..60) |" in (tmp_path / "robust.md").read_text()
 
 
 def test_each_mean_meets_each_attack_at_each_mix_and_seed():
     every = list(cells(["digits", "mnist"]))
     assert len(every) == len(set(every)) == 2 * 3 * (4 + 6 + 6) * 9
-
-
-def test_data_without_a_bound_are_refused(tmp_path, capsys):
-    assert robust.main(["--data", "cifar10", "--out", str(tmp_path)]) == 2
-    assert "no data set 'cifar10'; expected one of digits, mnist" in capsys.readouterr().err

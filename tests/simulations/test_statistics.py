@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from simulations.results.formats import Table, escape, show_difference, show_summary, to_latex, to_markdown
+from simulations.results.formats import Table, to_latex
 from simulations.results.statistics import PERCENT, Summary, summarise
 
 
-def test_one_value_has_no_spread_two_have_a_deviation_and_three_an_interval():
+def test_an_interval_needs_three_values_a_deviation_two():
     assert summarise([3.0]) == Summary(1, 3.0)
     assert summarise([3.0]).interval is None
     two, three = summarise([1.0, 3.0]), summarise([1.0, 2.0, 3.0])
@@ -45,24 +45,7 @@ def test_a_run_that_diverged_leaves_no_interval_of_use(values):
     assert all(map(math.isnan, (found.deviation, *found.interval)))
 
 
-def test_a_summary_is_shown_as_far_as_it_is_known():
-    assert [show_summary(summarise(own)) for own in ([3.0], [1.0, 3.0], [1.0, 2.0, 3.0])] == [
-        *("3.00", "2.00 ± 1.41", "2.00 ± 1.00 [-0.48, 4.48]"),
-    ]
-    assert show_difference(summarise([0.5])) == "+0.50"
-    assert show_difference(summarise([-2.0, -1.0, 0.0])) == "-1.00 [-3.48, +1.48]"
-
-
 TABLE = Table("tab:x", "Table 7: a_b", ("model", "seeds", "best"), (("a-e", "0, 1", "98.66 ± 0.03"), ("[x]", "&", "%")))
-
-
-def test_markdown_has_the_numbers_on_the_right():
-    assert to_markdown(TABLE) == (
-        "## Table 7: a_b\n\n| model | seeds | best |\n| --- | ---: | ---: |\n"
-        "| a-e | 0, 1 | 98.66 ± 0.03 |\n| [x] | & | % |\n"
-    )
-    text = to_markdown(Table("tab:x", "x", ("model",), (("a|b",),), "A note."))
-    assert text.endswith("| a\\|b |\n\nA note.\n")  # the bar stays within its cell
 
 
 def test_latex_has_the_same_table():
@@ -81,16 +64,3 @@ def test_latex_has_the_same_table():
         r"\end{tabular}",
         r"\end{table}",
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("50 %", r"50 \%"),
-        ("num_rounds & more", r"num\_rounds \& more"),
-        (r"a\b", r"a\textbackslash{}b"),
-        ("{#1} ~ ^ $", r"\{\#1\} \textasciitilde{} \textasciicircum{} \$"),
-    ],
-)
-def test_latex_prints_what_the_text_says(text, expected):
-    assert escape(text) == expected

@@ -57,7 +57,7 @@ def test_a_sweep_runs_each_job_once_and_leaves_nothing_else(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_jobs_that_fail_stop_no_other_and_are_listed_with_their_causes(command, tmp_path):
+def test_jobs_that_fail_stop_no_other_and_are_listed(command, tmp_path):
     bad, good = planned("train.lr=1e30,0.05", *SHRUNKEN)
     status, out, err = command("train.lr=1e30,0.05", *SHRUNKEN)
     assert status == 1
@@ -68,7 +68,7 @@ def test_jobs_that_fail_stop_no_other_and_are_listed_with_their_causes(command, 
 
 
 @pytest.mark.slow
-def test_hydra_s_folders_and_sweepers_are_there_as_usual_and_get_the_metric(command, tmp_path, monkeypatch):
+def test_hydras_own_folders_work_and_its_sweepers_get_the_metric(command, tmp_path, monkeypatch):
     returned = []
     basic = next(own for own in Plugins.instance().discover(Launcher) if own.__name__ == "BasicLauncher")
     launch = basic.launch
@@ -106,7 +106,6 @@ def test_what_another_process_runs_is_left_to_it(command, tmp_path):
         (("experiment=[table3,figure11]", "mix=a5-b5"), 1),
         (("experiment=table3,figure11", "mix=a5-b5", "hydra.mode=RUN"), 1),
         (("-m", "experiment=glob([table3,fig*11])", "mix=a5-b5"), 1),
-        (("experiment=null",), 1),
         ((), 1),
     ],
 )
@@ -123,36 +122,17 @@ def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, monkeypatch, argume
     assert histories(tmp_path / "runs" / "jobs") == {}
 
 
-def test_jobs_that_are_to_be_listed_only_in_part_are_not_run(command, tmp_path):
-    status, _, err = command("dry=true,false")
-    assert (status, "dry: found true, but " in err) == (1, True)
-    assert not list(tmp_path.rglob("settings.json"))
-
-
 @pytest.mark.parametrize(
     ("argument", "text"),
     [
         ("data=imagenet", "data: found 'imagenet', expected one of cifar10, "),
-        ("experiment=table6", "experiment: found 'table6', expected one of all, "),
-        ("experiment=glob(none-*)", "experiment=glob(none-*): no experiment matches it; conf/experiment/ has them all"),
         ("training.lr=3", "training.lr: no setting has this name; did you mean train.lr?"),
-        ("train.lr=fast", "train.lr: found 'fast' (str), expected a number above 0, or 'auto'"),
-        ("engine.clients=0", "engine.clients: found 0 (int), expected an integer of 1 or more, or 'auto'"),
-        ("+train.speed=3", "train.speed: no setting has this name"),
         ("mix=a,zz", "mix: mix 'zz': cannot read 'zz'; write one like"),
-        ("evaluate.metric=nowhere:metric,''", "evaluate.metric is 'nowhere:metric', which cannot be loaded"),
-        ("data.label=nothing,''", "digits has no columns to choose from"),
-        ("seed=1,", "seed=1,: this is no override such as key=value"),
         ("table7", "table7: this is no override such as key=value"),
         ("run.dir=here", "run.dir: found 'here', but a sweep names and resumes its jobs itself; set folder"),
-        ("mix=${nothing}", "Interpolation key 'nothing' not found"),
-        ("data.name=digitz", "there is no data set 'digitz'; did you mean digits?"),
         ("data.split=non-iid-50", "non-iid-50 does not fit 20 clients and 10 classes"),
-        ("engine.clients=5000,20", "1442 examples are too few for 5000 clients"),
         ("engine.cpus=9999", "cpus is 9999, and this machine has "),
-        ("engine.gpus=999", "gpus is 999, and this machine has "),
         ("seed=0,1 hydra.sweep.dir=/no hydra.sweep.subdir=x", "/no/x would hold two jobs, digits-"),
-        ("data.root=/a,/b hydra.sweep.dir=/no hydra.sweep.subdir=x", "/no/x would hold two jobs, digits-"),
         ("folder=/dev/null/jobs", "[Errno 20] Not a directory: '/dev/null/jobs"),
     ],
 )
@@ -165,14 +145,6 @@ def test_a_mistake_is_described_in_one_line_and_nothing_is_run(command, tmp_path
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_hydras_own_errors_are_there_for_those_who_want_them(command, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["sweep.py", "data=imagenet"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    assert sweep.main() == 1
-    err = capsys.readouterr().err
-    assert ("Traceback" in err, "Could not find 'data/imagenet'" in err) == (True, True)
-
-
 def test_an_interrupted_sweep_says_how_to_go_on(command, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
@@ -180,19 +152,3 @@ def test_an_interrupted_sweep_says_how_to_go_on(command, monkeypatch):
     monkeypatch.setattr(sweep, "run", interrupt)
     status, _, err = command()
     assert (status, err) == (130, "simulations.sweep: interrupted; the same command goes on\n")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "texts"),
-    [
-        (
-            ["--help"],
-            ["python -m simulations.sweep -m experiment=table7 seed=0,1,2", "data: cifar10, "],
-        ),
-        (["--cfg", "job", "experiment=table7"], ["mix: a1-b1-c1-d1-e1", "moments-batch-size: 0"]),
-    ],
-)
-def test_hydra_s_own_commands_are_there_as_usual(command, arguments, texts):
-    status, out, _ = command(*arguments)
-    assert status == 0
-    assert all(text in out for text in texts)

@@ -1,14 +1,10 @@
 """What a job has to compute, and how long it takes."""
 
-from dataclasses import replace
-
 import pytest
 from pyarrow import parquet
 
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.known import SOURCES
-from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.settings import from_flat
 from simulations.sweep import cost as module
 from simulations.sweep.cost import (
@@ -17,11 +13,10 @@ from simulations.sweep.cost import (
     compute_cost,
     compute_macs,
     estimate_seconds,
-    list_jobs,
     profile_at,
     sizes_of,
 )
-from tests.simulations.sweeping import SHRUNKEN, job, planned
+from tests.simulations.sweeping import job
 
 
 def test_work_counted_by_hand():
@@ -35,17 +30,6 @@ def test_work_counted_by_hand():
     assert cost.at_once == 10
     macs = {rate: profile_at(own.settings, rate).macs for rate in (1.0, 0.0625)}
     assert compute_macs(own, cost) == sum(macs[rate] * (3 * cost.trained[rate] + cost.evaluated[rate]) for rate in macs)
-
-
-def test_work_without_batch_norm_levels_server_or_evaluation():
-    found = compute_cost(
-        job("data=mnist", "mix=a-e", "model.norm=gn", "evaluate.levels=false", "evaluate.central=false")
-    )
-    assert found.evaluated == {1.0: 20 * 10_000, 0.0625: 0}
-    each = compute_cost(job("data=mnist", "mix=a-e", "model.norm=gn", "evaluate.levels=true", "evaluate.central=false"))
-    assert each.evaluated == {1.0: 20 * 10_000, 0.0625: 20 * 10_000}
-    assert compute_cost(job("data=mnist", "mix=a-e", "evaluate.every=0")).evaluated == {}
-    assert compute_cost(job("data=mnist", "mix=a", "evaluate.every=150")).evaluated == {1.0: 2 * 70_000 + 3 * 10_000}
 
 
 def test_what_is_left_of_a_job_that_was_begun():
@@ -80,13 +64,7 @@ def test_sizes_are_those_of_the_data(shared, name):
     assert found == SIZES[name]
 
 
-def test_other_data_are_looked_at():
-    assert sum(sizes_of(from_flat({}).data, 20)) == 1797
-    # Three widths of 3 x 3 convolutions with norms, and ten classes: by hand, 9 * (1 * 4 + 4 * 8) and their biases.
-    assert profile_at(job(*SHRUNKEN).settings, 1.0).parameters == 9 * (4 + 32) + 3 * (4 + 8) + 10 * 8 + 10
-
-
-def test_only_the_examples_of_owners_that_take_part_count_and_their_column_is_no_input(tmp_path):
+def test_only_examples_of_owners_that_take_part_count(tmp_path):
     lines = [f"{row % 9},{'ab'[row % 2]},site-{row % 5}" for row in range(100)]
     (tmp_path / "visits.csv").write_text("\n".join(["dose,outcome,site", *lines]))
     data = {"data.name": str(tmp_path), "data.label": "outcome", "model.name": "mlp", "model.hidden": "8"}
@@ -96,16 +74,7 @@ def test_only_the_examples_of_owners_that_take_part_count_and_their_column_is_no
     assert [sizes_of(settings.data, clients) for clients in (2, 5)] == [(32, 8), (80, 20)]
 
 
-def test_a_users_module_is_loaded_with_its_values(tmp_path, monkeypatch):
-    (tmp_path / "scaled_net.py").write_text(
-        "import torch\nfrom torch import nn\nSIZE = torch.tensor(3)\n"
-        "def build(rate):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, int(SIZE)), nn.Linear(3, 10))\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert profile_at(from_flat({"model.name": "scaled_net:build"}), 1.0).macs == 64 * 3 + 3 * 10
-
-
-def test_each_model_is_measured_once_whatever_else_differs_and_clients_share_the_cores(monkeypatch):
+def test_each_model_is_measured_once(monkeypatch):
     measured = []
     monkeypatch.setattr(module, "measure", lambda *key: (measured.append(key), (2.0, 1.0))[1])
     monkeypatch.setattr(module.machine, "cores", lambda: 4)
@@ -128,38 +97,3 @@ def test_equal_settings_are_read_once_for_the_cost_of_a_model(monkeypatch):
     one, other = (profile_at(from_flat(given), 0.5) for _ in range(2))
     assert one == other
     assert len(read) == 1
-
-
-def test_small_models_of_images_can_be_measured():
-    images = job(*SHRUNKEN, "mix=a")
-    assert 0 < estimate_seconds(images, compute_cost(images)) < 60
-
-
-@pytest.mark.slow
-def test_a_text_model_can_be_measured():
-    text = job("data=wikitext2", "mix=e")
-    assert estimate_seconds(text, compute_cost(text)) > 0
-
-
-def test_a_listing_has_a_row_for_each_job_and_finished_jobs_correct_the_times_of_others_with_their_data(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(module, "measure", lambda model, batch, device: (1e-3, 0.0))
-    monkeypatch.setattr(module.machine, "cores", lambda: 1)
-    jobs = planned("data=mnist,digits", "mix=a", "seed=0,1").values()
-    jobs = [replace(own, path=tmp_path / own.name) for own in [*jobs, job("data.name=nowhere:nothing")]]
-    folders = [RunFolder(own.path) for own in jobs]
-    for number, rounds in ((0, 200), (1, 100)):
-        folders[number].start(jobs[number].config)
-        for one in range(1, rounds + 1):
-            # Each round trains on 30,000 examples: estimated as 30 s, it took 45 s.
-            folders[number].append(RoundRecord(server_round=one, seconds=45.0, learning_rate=0.1, rates={0: 1.0}))
-    folders[0].note(finished="now")
-    lines = list_jobs(jobs).splitlines()
-    assert lines[0].split()[:5] == ["job", "parameters", "MACs", "time", "state"]
-    macs = f"{compute_macs(jobs[0], compute_cost(jobs[0])):.2e}"
-    assert lines[2].split() == [jobs[0].name, "1.6", "M", macs, "2", "h", "30", "min", "done"]
-    assert lines[3].endswith("  1 h 15 min  round 100 of 200")
-    assert "?" in lines[6]
-    assert lines[-1].startswith("5 jobs, 1 of them done; the others take about 1 h ")
-    assert lines[-1].endswith(", without 1 unknown")

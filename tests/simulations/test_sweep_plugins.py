@@ -53,7 +53,7 @@ def test_a_sweep_of_which_a_job_was_killed_goes_on(launcher, tmp_path):
     assert (status, finished(tmp_path)) == (0, [True, True]), out
 
 
-def test_optuna_gets_the_metric_and_the_same_command_again_repeats_nothing(tmp_path):
+def test_optuna_gets_the_metric_and_a_search_is_not_repeated(tmp_path):
     need("hydra_optuna_sweeper")
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
     search += ("hydra.sweeper.direction=maximize", "hydra.sweeper.sampler.seed=0")
