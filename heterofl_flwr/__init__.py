@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from heterofl_flwr.grids.simulated import SimulatedDevices
     from heterofl_flwr.grids.windowed import Windowed
     from heterofl_flwr.nn.depth import shallow
+    from heterofl_flwr.stages.moving_average import MovingAverage
     from heterofl_flwr.stages.privacy import Privacy
     from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, Yogi
+    from heterofl_flwr.stages.stage import Stage
     from heterofl_flwr.strategies.fedh2l import FedH2L
     from heterofl_flwr.strategies.heterofl import HeteroFL
 
@@ -51,6 +53,7 @@ __all__ = [
     "LocalGrid",
     "Mix",
     "Momentum",
+    "MovingAverage",
     "Plan",
     "Privacy",
     "RayGrid",
@@ -58,6 +61,7 @@ __all__ = [
     "RoundCallback",
     "Sampling",
     "SimulatedDevices",
+    "Stage",
     "Transfer",
     "Windowed",
     "Yogi",
@@ -82,9 +86,11 @@ _HOMES = {
     "federation.level_table": ("Levels",),
     "federation.limits": ("Limits",),
     "federation.options": ("Averaging", "Sampling", "Transfer", "multi_step"),
+    "stages.moving_average": ("MovingAverage",),
     "stages.privacy": ("Privacy",),
     "federation.records": ("RoundCallback",),
     "stages.server_optimizer": ("Adagrad", "Adam", "Momentum", "Yogi"),
+    "stages.stage": ("Stage",),
     "grids.devices": ("DeviceProfile", "Devices"),
     "grids.local": ("LocalGrid",),
     "grids.ray_grid": ("RayGrid",),

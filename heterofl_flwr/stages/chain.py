@@ -1,6 +1,6 @@
 """The chain: stages around the one mean that sums the updates of a round."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.stages.registry import CLIENT_STAGES
 from heterofl_flwr.stages.stage import RoundContext, Stage, State, Update, label, prefixed
 
 OpenMean = Callable[..., Aggregator]
@@ -54,30 +55,39 @@ class Chain:
 
     def _check(self) -> None:
         """Refuse stages that do not go with one another, all at once; each with what to change."""
-        faults = []
         names = [label(stage) for stage in self.stages]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            faults.append(f"{name}: two stages have this name; expected one, or names of their own (Stage.name)")
-        by_entry = getattr(self.link.open, "by_entry", True)
+        faults = [
+            f"{name}: two stages have this name; expected one, or names of their own (Stage.name)"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
         for stage in self.stages:
-            needs, name = stage.needs, label(stage)
-            if needs.counting_mean and self.link.kind == "robust":
-                faults.append(f"{name} fits the counting mean; expected robust=None (server.robust=none)")
-            if needs.counting_mean and self.link.kind == "other":
-                faults.append(
-                    f"{name} fits the counting mean; expected aggregator=Aggregator (server.aggregator=counting-mean)"
-                )
-            if needs.equal_weights and self.link.weights != "equal":
-                faults.append(f"{name} fits a mean in which each client counts once; expected weights='equal'")
-            if needs.steps and not by_entry:
-                faults.append(
-                    f"{name} steps along what the mean changes, and this aggregator gives factors anew in each round, "
-                    f"so that their entries have no direction; expected no {name}"
-                )
+            faults += self._faults(stage)
         if self.link.kind == "robust" and self.link.weights != "equal":
             faults.append("robust: a client that says its own weight outvotes others; expected weights='equal'")
         if faults:
             raise ConfigError("; ".join(faults))
+
+    def _faults(self, stage: Stage) -> Iterator[str]:
+        """Yield what a stage needs and does not have."""
+        needs, name, kind = stage.needs, label(stage), self.link.kind
+        if type(stage).on_client is not Stage.on_client and type(stage) not in CLIENT_STAGES:
+            yield (
+                f"{name} overrides on_client, which clients run of this package's stages alone; expected what it does "
+                f"in the client's own app, or in a stage of heterofl_flwr/stages/registry.py"
+            )
+        if needs.counting_mean and kind != "counting":
+            remedy = {
+                "robust": "robust=None (server.robust=none)",
+                "other": "aggregator=Aggregator (server.aggregator=counting-mean)",
+            }[kind]
+            yield f"{name} fits the counting mean; expected {remedy}"
+        if needs.equal_weights and self.link.weights != "equal":
+            yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
+        if needs.steps and not getattr(self.link.open, "by_entry", True):
+            yield (
+                f"{name} steps along what the mean changes, and this aggregator gives factors anew in each round, so "
+                f"that their entries have no direction; expected no {name}"
+            )
 
     @property
     def sums_changes(self) -> bool:

@@ -1,7 +1,7 @@
 """A stage: what happens to a client's update on its way to the mean, and to the mean on its way to the new model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -95,13 +95,10 @@ class ClientContext:
         Gives the parameters that the server sent; reading them takes time, so it is a function.
     seed
         A function of the run's seed, the round and the client.
-    kept
-        What the stage has kept on this client from round to round; it may be changed.
     """
 
     received: Callable[[], Mapping[str, Tensor]]
     seed: int
-    kept: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

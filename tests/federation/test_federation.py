@@ -90,8 +90,9 @@ def test_a_classifier_that_stays_has_no_rows_that_count():
 def test_initial_arrays_take_the_types_of_the_model():
     federation = HeteroFL(build, "a1").federation
     state = federation.initial_state()
-    assert equal(federation.check_state({name: own.double() for name, own in state.items()}), state)
-    assert {own.dtype for own in state.values()} == {torch.float32}
+    found = federation.check_state({name: own.double() for name, own in state.items()})
+    assert equal(found, state)
+    assert {own.dtype for own in found.values()} == {torch.float32}
 
 
 def test_a_rate_without_a_model_is_the_clients_fault(caplog):

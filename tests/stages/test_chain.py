@@ -83,6 +83,11 @@ def test_a_stage_may_refuse_a_reply_which_leaves_no_trace():
     assert equal(found.state, alone.state)
 
 
+class Masks(Stage):
+    def on_client(self, outgoing, context):
+        return outgoing
+
+
 class Grid(Stage):
     needs = Needs(changes=True, counting_mean=True, equal_weights=True)
 
@@ -90,6 +95,7 @@ class Grid(Stage):
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
+        ({"stages": [Masks()]}, "Masks overrides on_client, which clients run of this package's stages alone"),
         ({"stages": [Momentum(), Momentum()]}, "ServerOptimizer: two stages have this name"),
         ({"stages": [Grid()], "weights": "examples"}, "Grid fits a mean in which each client counts once"),
         ({"stages": [Grid()], "robust": Robust()}, r"Grid fits the counting mean; expected robust=None"),
