@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as F
 
-from heterofl_flwr.data.augment import AUGMENTS, PADDING, crop_flip
+from heterofl_flwr.data.augment import PADDING, crop_flip
 from heterofl_flwr.errors import DataError
 
 BLACK = torch.tensor([-1.0, -2.0, -3.0])
@@ -62,11 +62,6 @@ def test_padding_is_zero_without_black():
     changed = crop_flip(inputs, torch.Generator().manual_seed(0))
     assert set(changed.unique().tolist()) == {0.0, 1.0}
     assert (inputs == 1).all()
-
-
-def test_none_is_the_batch_itself():
-    inputs = images(2)
-    assert AUGMENTS["none"](inputs, torch.Generator(), None) is inputs
 
 
 def test_inputs_that_are_no_images_raise_an_error():

@@ -46,13 +46,6 @@ def test_a_shuffled_data_set_is_dealt_by_its_labels():
         assert 1 <= len(set(part["label"])) <= 2
 
 
-def test_partitions_that_do_not_exist_raise_an_error():
-    partitioner = BalancedIidPartitioner(3)
-    partitioner.dataset = table()
-    with pytest.raises(DataError, match="partition 3 does not exist: expected 0 to 2"):
-        partitioner.load_partition(3)
-
-
 def test_a_column_without_class_numbers_raises_an_error():
     with pytest.raises(DataError, match="has no column digit; it has label, row"):
         rows_of(ClassShardPartitioner(3, "digit"), table())

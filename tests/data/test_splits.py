@@ -200,13 +200,6 @@ def test_unknown_kinds_raise_an_error():
             check_kind(kind)
 
 
-@pytest.mark.parametrize("split", [lambda n: iid(PAPER, n, 0), lambda n: noniid(PAPER, n, 2, 0)])
-def test_a_number_of_clients_below_one_raises_an_error(split):
-    for clients in (0, -1):
-        with pytest.raises(ConfigError, match=f"number of clients is {clients}"):
-            split(clients)
-
-
 def test_too_many_clients_raise_an_error():
     with pytest.raises(DataError, match="5 examples are too few for 6 clients"):
         iid(torch.zeros(5), 6, 0)

@@ -16,22 +16,10 @@ from heterofl_flwr.settings import DEFAULTS, from_flat, to_flat
 from tests.hostile import changes as to
 
 WORDS = [
-    "a",
-    "1",
-    "b9",
-    "-",
-    "--",
-    "x",
-    ".",
-    "0.5",
-    "1.0x1",
-    "0",
-    "e999999999",
-    "z1",
+    *["a", "1", "b9", "-", "--", "x", ".", "0.5", "1.0x1", "0", "e999999999", "z1", "nan"],
     "9" * 50,
     "\x00",
     "\u0661",
-    "nan",
 ]
 texts = st.lists(st.sampled_from(WORDS) | st.text(max_size=3), max_size=5).map("".join)
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from heterofl_flwr.report.drawing import to_png, to_svg
-from heterofl_flwr.report.figures import draw_curves, draw_run
+from heterofl_flwr.report.figures import draw_run
 
 NAMES = ["learning-curves", "levels", "loss", "bytes", "for-bytes", "trained"]
 
@@ -31,13 +31,6 @@ def test_bytes_lie_below_those_of_fedavg(records, costs):
     assert (full.get_ydata() > 0).all()
 
 
-def test_without_costs_or_evaluation_there_are_fewer_figures(records):
-    assert set(NAMES) - figures(records).keys() == {"trained"}
-    bare = [replace(record, evaluate={}, evaluate_by_level={}, train={}, train_by_level={}) for record in records]
-    assert list(figures(bare)) == ["bytes"]
-    assert figures([]) == {}
-
-
 def test_a_run_that_diverged_and_one_of_a_single_round_are_drawn(record, costs):
     values = (2.0, math.inf, math.nan, 1.0)
     records = [
@@ -54,10 +47,3 @@ def test_an_svg_follows_the_readers_mode_and_is_always_the_same(records):
     svg = to_svg(figure, "levels")
     assert svg == to_svg(figures(records)["levels"], "levels")
     assert "prefers-color-scheme: dark" in svg
-
-
-def test_names_of_any_length_are_shown_as_they_are():
-    names = ("$net_{$", "preresnet18-later", "a_function_with_a_long_name", "mlp", "cnn")
-    figure = draw_curves({name: ([1], [float(number)]) for number, name in enumerate(names)}, "loss")
-    assert figure.axes[0].get_legend().get_texts()[0].get_text() == r"\$net_{\$"  # no formula
-    assert to_png(figure, "title")  # where a legend leaves no room for the curves, matplotlib warns

@@ -42,13 +42,6 @@ RECORDS = [
 ]
 
 
-def test_levels_have_their_cost_share_of_clients_and_score():
-    heads, rows = level_cells(RECORDS, COSTS)
-    assert heads == ("level", "rate", "parameters", "MACs", "clients", "accuracy", "bytes a round")
-    assert rows[1] == ["b", "0.5", "30", "300", "20.0 %", "30.0 %", "240 B"]
-    assert [(row[0], row[4], row[5]) for row in rows[::2]] == [("a", "20.0 %", "-"), ("d", "60.0 %", "-")]
-
-
 def test_savings_are_against_the_full_model_on_the_same_clients():
     assert [full_bytes(record, COSTS) for record in RECORDS] == [400 * (3 + 2), 400 * (2 + 2)]
     assert savings(RECORDS, COSTS) == (880, 3600, pytest.approx(880 / 3600), pytest.approx(1600 / 5000))

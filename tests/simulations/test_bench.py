@@ -29,12 +29,6 @@ def test_exit_status_is_the_verdict(monkeypatch, capsys, value, code):
     assert capsys.readouterr().out.splitlines()[-1] == expected
 
 
-@pytest.mark.parametrize("name", ["rounds", "steps"])
-def test_no_measurement_at_all_is_refused(capsys, name):
-    assert bench.main(["step", f"--{name}", "0"]) == 2
-    assert f"--{name} is 0; expected at least 1" in capsys.readouterr().err
-
-
 def test_calls_take_turns_and_the_first_turn_warms_up():
     seen = []
     calls = {name: lambda name=name: seen.append(name) or len(seen) for name in "ab"}

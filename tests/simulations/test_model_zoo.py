@@ -178,13 +178,6 @@ def test_a_model_is_tried_with_smaller_weights_and_multiples(error, verdict, tri
     assert found == tried
 
 
-def test_a_file_that_is_no_list_of_findings_is_named(tmp_path, capsys, small):
-    path = tmp_path / "findings.jsonl"
-    path.write_text('{"name": "resnet18"}\n')
-    assert zoo.main(["torch:plain", "--findings", str(path)]) == 2
-    assert f"line 1 of {path} is no finding" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["squeezenet1_1", "BertLMHeadModel"])
 def test_models_of_packages_are_made_without_a_download(name):
     source = "torchvision" if name.islower() else "transformers"

@@ -55,11 +55,6 @@ def test_it_goes_on_up_to_a_round_and_tells_after_each_test(done, rounds, told):
     assert len(side.history) == max(done, rounds)
 
 
-def test_what_was_written_is_read(run, make_run):
-    assert read_authors(run) == named(THEIRS)
-    assert read_authors(make_run("other").path) == {}
-
-
 def rows_beside(*folders):
     return authors_table(published(configurations(map(read_run, folders)))).rows
 
@@ -90,13 +85,6 @@ def test_scores_of_the_authors_stay_with_a_job(run, make_run, tmp_path):
 def test_what_their_code_cannot_repeat_is_refused(make_run, settings, error):
     with pytest.raises(ConfigError, match=error):
         reference.check(read_run(make_run(**settings).path))
-
-
-@pytest.mark.parametrize("asked", [0, -1, 201])
-def test_a_number_of_rounds_that_the_run_has_not_is_refused(make_run, tmp_path, capsys, asked):
-    words = [str(tmp_path), str(make_run().path), "--rounds", str(asked), "--work", str(tmp_path / "work")]
-    assert reference.main(words) == 2
-    assert f"--rounds is {asked}; expected 1 to 200" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -260,13 +260,6 @@ def test_the_files_do_not_depend_on_their_folder(out, printed, tmp_path):
         assert path.read_bytes() == (tmp_path / "elsewhere" / path.relative_to(out)).read_bytes()
 
 
-def test_without_a_finished_run_it_is_an_error(make_run, tmp_path, capsys):
-    make_run("begun", rounds=1, num_rounds=2)
-    assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
-    assert "begun: unfinished, 1 of 2 rounds" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("words", [["nowhere"], ["collect", "nowhere", "--into", "results"]])
 def test_an_error_is_one_line(words, capsys):
     assert command.main(words) == 2

@@ -8,7 +8,6 @@ from heterofl_flwr.runs import RunFolder
 from simulations.results import collect as module
 from simulations.results.collect import collect
 from simulations.results.runs import read_run
-from tests.simulations.conftest import make_record
 
 
 @pytest.fixture
@@ -51,15 +50,6 @@ def test_a_run_of_no_commit_is_refused_unless_asked_for(make_run, into, commit):
     assert one(folder, into).startswith(f"its code is of no commit ({commit}), so no one can run it again")
     assert not into.exists()
     assert one(folder, into, dirty=True)
-
-
-def test_a_run_may_be_copied_again_and_further_on(make_run, into):
-    folder = make_run(rounds=199)
-    one(folder, into, unfinished=True)
-    folder.append(make_record(200, {"global-accuracy": 0.9}))
-    target = one(folder, into)
-    assert read_run(target).rounds == 200
-    assert one(folder, into)
 
 
 def test_another_run_of_the_job_is_refused_unless_asked_for(make_run, into):

@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from simulations.results.formats import Table, to_latex
 from simulations.results.statistics import PERCENT, Summary, summarise
 
 
@@ -43,24 +42,3 @@ def test_a_run_that_diverged_leaves_no_interval_of_use(values):
     found = summarise(values, PERCENT)
     assert found.mean == pytest.approx(sum(values) / 3, nan_ok=True)
     assert all(map(math.isnan, (found.deviation, *found.interval)))
-
-
-TABLE = Table("tab:x", "Table 7: a_b", ("model", "seeds", "best"), (("a-e", "0, 1", "98.66 ± 0.03"), ("[x]", "&", "%")))
-
-
-def test_latex_has_the_same_table():
-    assert to_latex(TABLE).splitlines() == [
-        r"\begin{table}",
-        r"\centering",
-        r"\caption{Table 7: a\_b.}",
-        r"\label{tab:x}",
-        r"\begin{tabular}{lrr}",
-        r"\hline",
-        r"{}model & seeds & best \\",
-        r"\hline",
-        r"{}a-e & 0, 1 & 98.66 $\pm$ 0.03 \\",
-        r"{}[x] & \& & \% \\",
-        r"\hline",
-        r"\end{tabular}",
-        r"\end{table}",
-    ]

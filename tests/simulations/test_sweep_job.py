@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from heterofl_flwr.app.launch import machine
-from heterofl_flwr.app.launch.preflight import LaunchNote
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import RoundRecord
@@ -150,12 +149,6 @@ def test_a_folder_with_another_run_raises_and_is_left_alone(tiny):
     ):
         run_once(tiny)
     assert len(folder.history()) == 3
-
-
-def test_a_new_job_notes_its_clients_for_heterofl_run(tiny, request_of):
-    request = request_of(tiny)
-    assert request.config == tiny.config
-    assert LaunchNote.read(tiny.path) == LaunchNote(20, request.config)
 
 
 def test_a_resumed_job_keeps_incidental_settings(tiny, request_of):
