@@ -1,6 +1,7 @@
 """The benchmarks: what they measure, their goals, and their command."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -27,6 +28,23 @@ def test_exit_status_is_the_verdict(monkeypatch, capsys, value, code):
     assert bench.main(["scale"]) == code
     expected = f"{'FAIL' if code else 'PASS'}: memory {value:g} (goal: at most 1); speed 30 (goal: at least 30)"
     assert capsys.readouterr().out.splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "step --rounds 1 --steps 2 --cohort 2",
+        "scale --nodes 40 --sizes 4 8 --model mnist --rounds 1 --actors 0",
+        "noise --model mnist --rounds 1",
+    ],
+)
+def test_a_benchmark_ends_with_its_verdict(monkeypatch, capsys, line):
+    # A thread stands for a process, which would take seconds to start.
+    monkeypatch.setattr(step, "ProcessPoolExecutor", lambda number, *of_processes: ThreadPoolExecutor(number))
+    monkeypatch.setattr(step, "LEVELS", dict.fromkeys(LEVELS, LEVELS["e"]))
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    code = bench.main(line.split())
+    assert capsys.readouterr().out.splitlines()[-1].startswith("FAIL" if code else "PASS")
 
 
 def test_calls_take_turns_and_the_first_turn_warms_up():

@@ -265,3 +265,12 @@ def test_an_error_is_one_line(words, capsys):
     assert command.main(words) == 2
     error = capsys.readouterr().err
     assert error == "simulations.results: nowhere is no folder; name the folders that hold runs, such as runs/\n"
+
+
+def test_the_command_prints_and_collects(make_run, tmp_path, capsys):
+    make_run("good", seed=1)
+    for words in ([], ["--format", "csv"]):
+        assert command.main([str(tmp_path / "runs"), *words]) == 0
+        assert "HeteroFL e, cnn" in capsys.readouterr().out
+    assert command.main(["collect", str(tmp_path / "runs"), "--into", str(tmp_path / "kept")]) == 0
+    assert (tmp_path / "kept" / "mnist" / "iid_e_fix_seed-1").is_dir()
