@@ -4,10 +4,9 @@ Nothing here knows Flower. The strategies of both of its APIs translate between 
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 
 from torch import Tensor, nn
 
@@ -170,13 +169,7 @@ class Federation:
             model=self.model,
             rows=self.rows,
             untrained=self.untrained,
-            population=partial(self._population, server_round),
         )
-
-    def _population(self, server_round: int) -> Mapping[Plan, int]:
-        """Return how many clients hold each plan."""
-        nodes = [node_id for node_id in self.nodes if self.can_train(node_id)]
-        return Counter(self.train_plan(server_round, node_id, self.rate(server_round, node_id)) for node_id in nodes)
 
     def train_plan(self, server_round: int, node_id: int, rate: float) -> Plan:
         """Return the slice that a client trains in a round; one that clients of a rate share is computed once."""
@@ -284,6 +277,7 @@ class Federation:
     def can_train(self, node_id: int) -> bool:
         """Whether there is a rate that a client could be given."""
         if self.assignment == "fix":
-            return self._find_rate(0, node_id) > 0  # under Fix it is the same in each round
+            # Under Fix it is the same in each round.
+            return not self.mix.idle or self._find_rate(0, node_id) > 0
         held = self.nodes[node_id].holds
         return held is None or held >= self.mix.rates[-1]

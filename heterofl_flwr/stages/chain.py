@@ -10,7 +10,7 @@ from torch import Tensor
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.stages.registry import CLIENT_STAGES
-from heterofl_flwr.stages.stage import RoundContext, Stage, State, Update, label, prefixed
+from heterofl_flwr.stages.stage import RoundContext, Stage, State, Update, label
 
 OpenMean = Callable[..., Aggregator]
 """Opens the mean of a round, with the arguments of ``Aggregator``."""
@@ -70,7 +70,7 @@ class Chain:
     def _faults(self, stage: Stage) -> Iterator[str]:
         """Yield what a stage needs and does not have."""
         needs, name, kind = stage.needs, label(stage), self.link.kind
-        if type(stage).on_client is not Stage.on_client and type(stage) not in CLIENT_STAGES:
+        if type(stage).on_client not in {Stage.on_client, *(kind.on_client for kind in CLIENT_STAGES)}:
             yield (
                 f"{name} overrides on_client, which clients run of this package's stages alone; expected what it does "
                 f"in the client's own app, or in a stage of heterofl_flwr/stages/registry.py"
@@ -139,7 +139,7 @@ class Chain:
 
     def state(self) -> dict[str, Tensor]:
         """Return what the stages keep from round to round, by the stage's name and its own."""
-        return dict(prefixed({label(stage): stage.state() for stage in self.stages}))
+        return {f"{label(stage)}/{key}": own for stage in self.stages for key, own in stage.state().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on with what ``state`` returned; with an empty one, begin anew."""

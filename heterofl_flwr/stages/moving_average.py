@@ -33,7 +33,7 @@ class MovingAverage(Stage):
 
     def evaluated(self, state: State) -> State:
         """Return the average; before the first round the model itself."""
-        return self._average or state
+        return dict(self._average) or state
 
     def state(self) -> Mapping[str, Tensor]:
         """Return the average."""

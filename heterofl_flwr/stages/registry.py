@@ -9,7 +9,6 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress
 from heterofl_flwr.stages.moving_average import MovingAverage
-from heterofl_flwr.stages.noise import Noise
 from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, Yogi
 from heterofl_flwr.stages.stage import Stage
 
@@ -24,7 +23,7 @@ STAGES: Mapping[str, tuple[type[Stage], str]] = MappingProxyType(
 )
 """The stages that ``server.stages`` can name, each with the argument that a number without a name is."""
 
-CLIENT_STAGES: tuple[type[Stage], ...] = (Clip, Noise, *(kind for kind, _ in STAGES.values()), Compress)
+CLIENT_STAGES: tuple[type[Stage], ...] = (Clip, *(kind for kind, _ in STAGES.values()), Compress)
 """The stages that an instruction to a client can name, in the order in which the client runs them."""
 
 

@@ -1,6 +1,6 @@
 """A stage: what happens to a client's update on its way to the mean, and to the mean on its way to the new model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -73,8 +73,6 @@ class RoundContext:
         The parameters whose rows belong to classes.
     untrained
         From a rate to the parameters that its clients hold and do not train.
-    population
-        How many clients of the federation hold each plan, whether or not they take part in this round.
     """
 
     server_round: int
@@ -82,7 +80,6 @@ class RoundContext:
     model: nn.Module
     rows: Sequence[str] = ()
     untrained: Callable[[float], frozenset[str]] = lambda rate: frozenset()
-    population: Callable[[], Mapping[Plan, int]] = dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,10 +178,3 @@ class Stage:
 def label(stage: Stage) -> str:
     """Return the name of a stage."""
     return stage.name or type(stage).__name__
-
-
-def prefixed(states: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of several states, each with its state's name before its own."""
-    for name, own in states.items():
-        for key, tensor in own.items():
-            yield f"{name}/{key}", tensor

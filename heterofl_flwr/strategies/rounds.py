@@ -95,10 +95,11 @@ class Rounds:
 
     def _progress(self) -> Progress:
         """Return where the run stands."""
+        state = self.result.arrays.to_torch_state_dict()
         return Progress(
             record=self.strategy.log,
-            state=self.result.arrays.to_torch_state_dict(),
-            evaluated=self._evaluated().to_torch_state_dict(),
+            state=state,
+            evaluated=self.strategy.engine.chain.evaluated(state),
             moments=self.strategy.moment_tensors(),
             stages=self.strategy.engine.chain.state(),
             num_rounds=self.num_rounds,

@@ -10,7 +10,7 @@ from heterofl_flwr.adapters import ProductAggregator
 from heterofl_flwr.core import Plan
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.stages.chain import Chain
-from heterofl_flwr.stages.registry import parse_stages
+from heterofl_flwr.stages.registry import client_stages, parse_stages
 from heterofl_flwr.stages.server_optimizer import Momentum
 from heterofl_flwr.stages.stage import Needs, RoundContext, Stage, Update
 from tests.federation.tiny import build, equal, play
@@ -116,3 +116,7 @@ def test_a_text_names_several_stages_in_their_order():
     names = [type(stage).__name__ for stage in parse_stages("momentum(0.9, server_learning_rate=2), moving-average")]
     assert names == ["Momentum", "MovingAverage"]
     assert parse_stages("") == ()
+
+
+def test_a_client_clips_once():
+    assert [type(stage).__name__ for stage in client_stages({"clip": 1.0})] == ["Clip", "Compress"]
