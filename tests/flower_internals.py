@@ -11,7 +11,7 @@ from flwr.app.message.typeddict import TypedDict
 from flwr.cli.app_cmd.publish import _collect_file_paths, _validate_files
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
-from flwr.common.config import flatten_dict, get_fused_config_from_fab
+from flwr.common.config import flatten_dict
 from flwr.common.serde import message_to_proto
 from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, ObjectTree, PullObjectResponse
@@ -21,8 +21,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     iterate_object_tree,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_objects
-from flwr.supernode.fleet_http_connection import http_request_response
 
 __all__ = [
     "ConfirmMessageReceivedResponse",
@@ -34,15 +32,12 @@ __all__ = [
     "flatten_dict",
     "get_all_nested_objects",
     "get_flwr_command",
-    "get_fused_config_from_fab",
     "get_object_id",
     "get_object_tree",
-    "http_request_response",
     "iterate_object_tree",
     "load_and_validate",
     "message_to_proto",
     "metadata_from_proto",
-    "pull_objects",
 ]
 
 

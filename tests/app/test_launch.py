@@ -5,14 +5,10 @@ Several runs go on at the same time, so they also show that they do not disturb 
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +38,6 @@ OWN = ["--clients", str(CLIENTS), *(word for key, value in SETTINGS.items() for 
 RUNS = {
     "local": [*OWN, "--grid", "local"],
     "killed": [*OWN, "--grid", "ray", "--parallel", "1"],
-    "node-killed": [*OWN, "--grid", "ray", "--parallel", "3"],
     "classic": ["--app", str(CLASSIC), "--clients", "5"],
     "hangs": ["--app", str(SAMPLE), "--set", "fault=hangs", "--grid", "ray"],
 }
@@ -75,10 +70,8 @@ def ended(home):
     """Run all, one Ray at a time beside the others; interrupt one run, and kill one and let it go on."""
     started = {}
 
-    def begin(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
-        words = arguments or ["--out", str(home / name), *RUNS[name]]
-        started[name] = start(home, *words, **environment)
-        return started[name]
+    def begin(name: str, *arguments: str) -> None:
+        started[name] = start(home, *(arguments or ["--out", str(home / name), *RUNS[name]]))
 
     try:
         begin("local")
@@ -91,89 +84,13 @@ def ended(home):
         wait_for(home / "hangs" / LOG, "result: 1", started["hangs"])
         started["hangs"].send_signal(signal.SIGINT)
         started["hangs"].wait(LONGEST)
-        with cluster(home) as (address, raylets):
-            run = begin("node-killed", RAY_ADDRESS=address)
-            for raylet in raylets:
-                wait_for_actors(raylet, run)
-            wait_for(home / "node-killed" / "history.jsonl", "\n", run)
-            kill_node_at_work(raylets[1], run)
-            run.wait(LONGEST)
         return {name: end(home / name, process) for name, process in started.items()}
     finally:
         for process in started.values():
             process.kill()
 
 
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-
-check = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}  # so that a death is known soon
-cluster = Cluster()
-nodes = [cluster.add_node(num_cpus=2, include_dashboard=False, _system_config=check), cluster.add_node(num_cpus=2)]
-print(cluster.address, *(node.all_processes["raylet"][0].process.pid for node in nodes), flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
-
-
-@contextmanager
-def cluster(home: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
-    """Start two raylets of two cores each; give the cluster's address and the raylets, and end what is left of them."""
-    folder = tempfile.mkdtemp(prefix="ray-")  # short, as the names of sockets have to be
-    environment = {**os.environ, MARK: str(home), "RAY_TMPDIR": folder}
-    environment.pop("RAY_ADDRESS", None)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    own = subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment, text=True, **pipes)
-    try:
-        address, *raylets = own.stdout.readline().split()
-        yield address, [psutil.Process(int(pid)) for pid in raylets]
-    finally:
-        own.communicate(timeout=LONGEST)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def actors_of(raylet: psutil.Process, at_work: bool = False) -> list[psutil.Process]:
-    """Return the processes of a raylet that hold actors of a grid, or of these only those that answer messages."""
-    title = "ray::Clients.answer" if at_work else "ray::Clients"
-    found = []
-    for process in raylet.children():
-        with suppress(psutil.NoSuchProcess):
-            found += [process] if "".join(process.cmdline()).startswith(title) else []
-    return found
-
-
-def wait_for_actors(raylet: psutil.Process, run: subprocess.Popen, at_work: bool = False) -> list[psutil.Process]:
-    deadline = time.monotonic() + LONGEST
-    while not (found := actors_of(raylet, at_work)):
-        assert run.poll() is None, f"the run has ended, and the raylet had no actor: {run.communicate()[1]}"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    return found
-
-
-def kill_node_at_work(raylet: psutil.Process, run: subprocess.Popen) -> None:
-    """Kill a raylet and its workers, of which one is held while it answers a message."""
-    while not (held := hold_at_work(raylet, run)):
-        pass
-    workers = raylet.children()
-    assert held in workers
-    for process in (raylet, *workers):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def hold_at_work(raylet: psutil.Process, run: subprocess.Popen) -> psutil.Process | None:
-    """Stop an actor; return it if it then was still at work."""
-    actor = wait_for_actors(raylet, run, at_work=True)[0]
-    actor.suspend()
-    if actor in actors_of(raylet, at_work=True):
-        return actor
-    actor.resume()
-    return None
-
-
-def start(home: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+def start(home: Path, *arguments: str) -> subprocess.Popen:
     code = "import sys; from heterofl_flwr.app.cli.main import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-c", code, "run", *arguments],
@@ -181,7 +98,7 @@ def start(home: Path, *arguments: str, **environment: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         cwd=home,
-        env={**os.environ, MARK: str(home), "TMPDIR": str(home), "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, MARK: str(home), "TMPDIR": str(home), "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -237,15 +154,6 @@ def test_a_run_killed_on_ray_goes_on_in_one_process_to_its_bits(ended):
     assert ended["killed"].code == -signal.SIGKILL
     assert ended["resumed"].code == 0, ended["resumed"].err
     assert same(RunFolder(ended["killed"].folder).load_checkpoint().state, ended["local"].state)
-
-
-def test_a_raylet_that_is_killed_changes_no_bit(ended):
-    run = ended["node-killed"]
-    assert run.code == 0, run.err
-    assert same(run.state, ended["local"].state)
-    assert re.search(
-        r"The process that ran node \d+ \(partition \d\) died: .* Another one is given its messages", run.log
-    )
 
 
 def test_the_classic_api_trains_mixed_levels_with_a_numpyclient(ended):

@@ -5,9 +5,7 @@ that it has started (on Linux), and what Flower has started ends with these.
 """
 
 import ctypes
-import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -26,10 +24,7 @@ from typing import Self
 
 import psutil
 
-from heterofl_flwr.app.cli.app import write_app
-from heterofl_flwr.app.cli.keys import write_certificates, write_node_key
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.settings import Flat
 
 MARK = "HETEROFL_LAUNCH"
 """The environment variable that holds the mark."""
@@ -42,20 +37,6 @@ POLL = 0.2
 
 ROOT = str(Path(__file__).parents[2])
 _C = ctypes.CDLL(None)  # loaded here, as a process that was just forked had better not
-
-_CONNECTION = """[superlink]
-default = "own"
-
-[superlink.own]
-address = "127.0.0.1:{port}"
-root-certificates = "{authority}"
-"""
-_CALLS = """
-import json, sys
-from tests.flower_internals import get_flwr_command
-for words in json.loads(sys.argv[1]):
-    get_flwr_command()(words, standalone_mode=False)
-"""
 
 
 class Processes:
@@ -151,59 +132,6 @@ def marked(mark: str) -> set[psutil.Process]:
 def _end_with_parent() -> None:
     """Let the system kill this process when the one that started it dies."""
     _C.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-class Deployment(Processes):
-    """A SuperLink that takes known nodes alone, and SuperNodes."""
-
-    def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
-        super().__init__(folder, more)
-        self.keys = folder / "keys"
-        self.port = free_port()
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        write_certificates(self.keys, ["localhost"], 1)
-        text = _CONNECTION.format(port=self.port, authority=self.keys / "ca.crt")
-        (self.home / "config.toml").write_text(text, encoding="utf-8")
-        return self
-
-    def start_superlink(self) -> None:
-        """Start the SuperLink, and wait until it answers."""
-        # A database on a busy disk is locked for seconds when a node announces much.
-        words = superlink_words(str(self.keys), ":flwr-in-memory:", "127.0.0.1", self.port)
-        process = self.popen(["flower-superlink", *words], "superlink")
-        self.wait_for_superlink(process, self.port, self.keys / "ca.crt")
-
-    def register(self, *names: str) -> None:
-        """Make keys for nodes, and register them."""
-        keys = {name: write_node_key(self.keys, name)[1] for name in names}
-        self.flwr(*(["supernode", "register", str(key), "own", "--name", name] for name, key in keys.items()))
-
-    def start_node(self, name: str, config: str) -> None:
-        """Start a SuperNode with the key of its name."""
-        words = node_words(f"127.0.0.1:{self.port}", free_port(), config, str(self.keys), name)
-        self.popen(["flower-supernode", *words], name, FLWR_HOME=str(self.home / name))
-
-    def submit(self, config: Mapping[str, Flat]) -> str:
-        """Submit a run of our own app with these settings; return its number."""
-        folder = Path(tempfile.mkdtemp(dir=self.home))
-        write_app(folder, config)
-        return str(json.loads(self.flwr(["run", str(folder), "own", "--format", "json"]))["run-id"])
-
-    def flwr(self, *calls: Sequence[str]) -> str:
-        """Return what Flower's command ``flwr`` prints, called so often in one process: it takes seconds to load."""
-        words = [sys.executable, "-c", _CALLS, json.dumps(calls)]
-        done = subprocess.run(words, capture_output=True, text=True, env=self.environment, timeout=STARTUP)
-        if done.returncode:
-            raise HeteroFLError(f"flwr {calls}\n{done.stdout}{done.stderr}")
-        return done.stdout
-
-    def status(self, run_id: str, seconds: float) -> str:
-        """Wait until a run's ServerApp has ended; return the run's status."""
-        ended = re.compile(rf"Finished task \d+ of run {run_id}")
-        self.wait_for(lambda: ended.search(self.log("superlink")), f"the end of run {run_id}", seconds)
-        return str(json.loads(self.flwr(["ls", "--run-id", run_id, "--format", "json"]))["runs"][0]["status"])
 
 
 def superlink_words(keys: str, database: str, host: str, port: int) -> list[str]:

@@ -9,13 +9,10 @@ from flwr.app import ArrayRecord
 
 from heterofl_flwr import training
 from heterofl_flwr.core import LEVELS
-from heterofl_flwr.data import Split
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.nn import CNN
-from heterofl_flwr.training import TrainOptions, evaluate
 from simulations.bench import __main__ as bench
-from simulations.bench import plain_loop, scale, step
-from simulations.bench.measure import Goal, in_turns, peak_of
+from simulations.bench import scale, step
+from simulations.bench.measure import Goal, in_turns
 from simulations.bench.step import Case
 
 SMALL = Case(LEVELS["e"], steps=2, together=2)
@@ -72,13 +69,6 @@ def test_sides_that_differ_are_not_compared(monkeypatch, engine):
         step.check_equal(SMALL)
 
 
-def test_the_peak_is_what_a_call_allocates():
-    before, size = torch.ones(2**24), 64 * 2**20
-    own, other = peak_of(lambda: torch.ones(size // 4).sum().item()), peak_of(lambda: float(before[0]))
-    assert math.isnan(own) or 0.9 * size < own < 1.5 * size
-    assert math.isnan(other) or other < 2**24
-
-
 def test_a_mean_that_is_not_the_model_raises_an_error():
     strategy = scale.make_strategy("mnist", "e1")
     state = strategy.federation.initial_state()
@@ -86,28 +76,3 @@ def test_a_mean_that_is_not_the_model_raises_an_error():
     state["linear.bias"] += 1e-3
     with pytest.raises(AssertionError, match="Mismatched elements"):
         scale.check_same(ArrayRecord(state), strategy)
-
-
-def test_a_run_of_another_size_raises_an_error():
-    strategy = scale.make_strategy("mnist", "e1")
-    with scale.LocalGrid(scale.APP, 3) as grid:
-        scale.available_nodes(grid, strategy.engine)
-        # Said to be 3 of 6, but there are 3, of which half is 2.
-        with pytest.raises(HeteroFLError, match="0 of 2 clients failed, expected 3"):
-            scale.measure_run(strategy, grid, 3, 2, nodes=6, window=16)
-        assert scale.measure_run(strategy, grid, 2, 4, nodes=3, window=16)[0] > 0
-
-
-PIXELS = torch.randint(256, (40, 1, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-LABELS = torch.randint(5, (40,), generator=torch.Generator().manual_seed(1))
-
-
-def test_the_plain_loop_returns_loss_and_accuracy_as_seen():
-    torch.manual_seed(2)
-    model = CNN(hidden=(4, 8))
-    expected = evaluate(model.eval(), Split(plain_loop.to_inputs(PIXELS), LABELS), batch_size=40)
-    still = TrainOptions(learning_rate=1e-12, epochs=2, batch_size=40)
-    data = plain_loop.Pictures(PIXELS, LABELS)
-    loss, accuracy = plain_loop.train(model, data, range(10), still)
-    assert loss == pytest.approx(expected.loss, rel=1e-4)
-    assert accuracy == pytest.approx(expected.accuracy)

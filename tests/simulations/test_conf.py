@@ -6,11 +6,11 @@ from operator import itemgetter
 
 import pytest
 
-from heterofl_flwr.core.levels import LEVELS, Mix
+from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings import DEFAULTS, PRESETS, Settings, from_flat
 from simulations.results.figures import INTERPOLATION, LEARNING
-from simulations.results.paper import DATA, Job, differences, job_of, read_cells
+from simulations.results.paper import DATA, Job, job_of, read_cells
 from simulations.sweep.__main__ import CONF
 from simulations.sweep.job import LAUNCH
 from tests.simulations.sweeping import EXPERIMENTS, composed, planned
@@ -86,19 +86,6 @@ def test_the_tables_have_all_mixes_of_equal_shares():
             assert {(job.data, job.assignment) for job in found if "-" in job.mix} == {(data, "dynamic")}
 
 
-def test_small_tables_are_rows_of_the_large_ones():
-    for small, large in ((1, 7), (2, 8), (3, 9)):
-        assert planned(f"experiment=table{small}").keys() < planned(f"experiment=table{large}").keys()
-
-
-def test_interpolation_has_all_tenths_between_two_levels():
-    expected = {str(Mix.parse(f"{x}{n}-{y}{10 - n}")) for x, y in combinations(LEVELS, 2) for n in range(1, 10)}
-    expected |= {f"{level}1" for level in "abcd"}
-    for number in range(2, 9):
-        assert {str(one.mix) for one in settings_of(f"experiment=figure{number}")} == expected
-        assert {one.assignment for one in settings_of(f"experiment=figure{number}")} == {"fix"}
-
-
 def test_learning_curves_are_in_the_other_experiments():
     others = set().union(*(planned(f"experiment={name}") for name in ("table7", "table8", "table9", *FIGURES)))
     for number in (9, 10, 11):
@@ -118,10 +105,3 @@ def test_each_figure_has_the_data_and_splits_of_its_panels():
     shown |= {number: {(data, split) for split, _ in rows} for number, (data, rows) in LEARNING.items()}
     for number, expected in shown.items():
         assert {(job.data, job.split) for job in published(f"experiment=figure{number}")} == expected
-
-
-def test_clipping_and_mask_fill_vary_nothing_else():
-    clipping = settings_of("experiment=clipping")
-    assert {differences(one) for one in clipping} == {(), ("train.clip 0 instead of 1",)}
-    assert {(str(one.mix), one.train.clip) for one in clipping} >= {(f"{x}1", clip) for x in LEVELS for clip in (0, 1)}
-    assert {one.train.mask_fill for one in settings_of("experiment=mask-fill")} == {"zero", "-inf", "none"}

@@ -1,7 +1,6 @@
 """The authors' code on the job of a run: when it is tested, what is kept of it, and what stands beside ours."""
 
 import csv
-from contextlib import nullcontext
 
 import pytest
 
@@ -103,14 +102,6 @@ def test_it_is_the_same_job_in_their_words(make_run, tmp_path, monkeypatch, sett
     assert made["control"] == control
     assert made["seed"] == 3
     assert made["state"].parent == tmp_path
-
-
-def test_each_test_is_told_and_written(make_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reference, "authors_of", lambda *_: nullcontext(Side()))
-    run = make_run().path
-    assert reference.main([str(tmp_path), str(run), "--rounds", "12", "--work", str(tmp_path / "work")]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2
-    assert list(read_authors(run)) == [10, 12]
 
 
 @pytest.mark.slow

@@ -4,12 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from heterofl_flwr.nn.models import PAPER
-from heterofl_flwr.nn.profile import profile
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.settings import from_flat
 from simulations.results import __main__ as command
-from simulations.results.configurations import configurations, reached
+from simulations.results.configurations import configurations
 from simulations.results.runs import Score, method_of, read_run, read_runs
 from simulations.results.spent import bytes_sent, curve, multiplications, spent_until
 
@@ -103,23 +101,6 @@ def test_each_asked_client_trains_on_its_own_share(make_run, tmp_path, asked, de
     assert multiplications(run) == pytest.approx([3 * asked * 60_000 / dealt * MLP])
 
 
-def test_seed_steps_count_with_each_clients_architecture(make_run, tmp_path):
-    settings = {**WHOLE, "server.strategy": "fedh2l", "distill.models": "mlp", "distill.steps": 7}
-    settings |= {"distill.seed-batch": 50, "train.epochs": 1, "train.batch-size": 10}
-    make_run("run", num_rounds=1, **keywords(settings))
-    (run,) = runs_in(tmp_path)
-    client = 3 * 600 * MLP + 7 * 3 * (10 + 50) * MLP + 50 * MLP
-    assert multiplications(run) == pytest.approx([10 * client])
-
-
-def test_ordered_dropout_counts_the_mean_of_inner_models(make_run, tmp_path):
-    make_run("plain", num_rounds=1, mix="a1-e1")
-    make_run("ordered", num_rounds=1, mix="a1-e1", train__distill="ordered")
-    spent = {run.path.name: multiplications(run)[0] for run in runs_in(tmp_path)}
-    small = 3 * 30_000 * profile(PAPER["mnist"].build()(0.0625), PAPER["mnist"].example()).macs
-    assert spent["ordered"] == pytest.approx((spent["plain"] + small) / 2)  # the fixture's clients are all a
-
-
 def test_runs_of_other_clients_and_engines_are_told_apart(make_run, tmp_path):
     for nodes in (20, 50):
         make_run(f"c{nodes}", points((2, 0.7)), num_rounds=2, sample__min_nodes=nodes)
@@ -136,22 +117,6 @@ def test_runs_of_other_clients_and_engines_are_told_apart(make_run, tmp_path):
         *(f"HeteroFL e, cnn, clients={number}" for number in (10, 20, 5, 50)),
     ]
     assert len(found["HeteroFL d, cnn, engine.name=plain"]) == 1
-
-
-def test_a_run_that_stopped_because_nothing_improved_counts(make_run, tmp_path):
-    make_run("run", points((2, 0.5)), rounds=2, num_rounds=9, run__patience=1).note(finished="now")
-    (own,) = configurations(runs_in(tmp_path)).values()
-    assert [one.final.mean for one in reached(own)] == [50, 50]
-
-
-@pytest.mark.parametrize(
-    ("commits", "shown", "dirty"),
-    [(["first", "first", "second-dirty"], "first + second-dirty", True), ([], "unknown", True)],
-)
-def test_a_run_names_all_of_its_commits(make_run, commits, shown, dirty):
-    folder = make_run(rounds=3)
-    folder.note(commits=commits)
-    assert (read_run(folder.path).commit, read_run(folder.path).dirty) == (shown, dirty)
 
 
 def test_the_best_round_is_that_of_the_global_metric(make_run):
@@ -199,16 +164,6 @@ def test_a_run_that_lacks_a_round_is_unfinished(make_run):
         assert not read_run(folder.path).finished
 
 
-def test_a_copy_of_a_run_is_no_further_run(make_run, tmp_path):
-    runs = make_run().path.parent
-    copy = tmp_path / "results" / "copy"
-    copy.mkdir(parents=True)
-    (copy / "settings.json").write_bytes((runs / "run" / "settings.json").read_bytes())
-    for _ in range(2):  # the copy of a beginning, then of all of it
-        assert [run.path.name for run in read_runs([runs, tmp_path / "results", runs / "run"])[0]] == ["run"]
-        (copy / "history.jsonl").write_bytes((runs / "run" / "history.jsonl").read_bytes())
-
-
 def test_a_folder_without_settings_of_ours_is_named(make_run, tmp_path):
     RunFolder(tmp_path / "runs" / "mine").start({})
     (make_run("broken").path / "history.jsonl").write_text("no\nrecord\n", encoding="utf-8")
@@ -245,32 +200,8 @@ def test_tables_have_final_and_best_beside_the_paper(out):
     assert "| again | a later run has its settings and seed |" in text
 
 
-def test_figures_are_shown_and_old_ones_removed(out):
-    text = (out / "tables.md").read_text(encoding="utf-8")
-    names = {f"figures/{path.name}" for path in (out / "figures").iterdir()}
-    assert {"figures/figure-3a.svg", "figures/mnist-iid-global-accuracy-bytes.svg"} <= names
-    assert "figures/old.svg" not in names
-    assert all(f"({name})" in text for name in names)
-
-
-def test_the_files_do_not_depend_on_their_folder(out, printed, tmp_path):
-    words = [str(tmp_path / "runs"), "--paper", str(printed), "--target", "0.9", "--curves"]
-    assert command.main([*words, "--out", str(tmp_path / "elsewhere")]) == 0
-    for path in out.rglob("*.*"):
-        assert path.read_bytes() == (tmp_path / "elsewhere" / path.relative_to(out)).read_bytes()
-
-
 @pytest.mark.parametrize("words", [["nowhere"], ["collect", "nowhere", "--into", "results"]])
 def test_an_error_is_one_line(words, capsys):
     assert command.main(words) == 2
     error = capsys.readouterr().err
     assert error == "simulations.results: nowhere is no folder; name the folders that hold runs, such as runs/\n"
-
-
-def test_the_command_prints_and_collects(make_run, tmp_path, capsys):
-    make_run("good", seed=1)
-    for words in ([], ["--format", "csv"]):
-        assert command.main([str(tmp_path / "runs"), *words]) == 0
-        assert "HeteroFL e, cnn" in capsys.readouterr().out
-    assert command.main(["collect", str(tmp_path / "runs"), "--into", str(tmp_path / "kept")]) == 0
-    assert (tmp_path / "kept" / "mnist" / "iid_e_fix_seed-1").is_dir()

@@ -3,9 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.runs import RunFolder
-from simulations.results import collect as module
 from simulations.results.collect import collect
 from simulations.results.runs import read_run
 
@@ -59,21 +57,3 @@ def test_another_run_of_the_job_is_refused_unless_asked_for(make_run, into):
     outcome = one(second, into)
     assert "mnist/iid_e_fix_seed-0 holds another run of this job and seed" in outcome
     assert read_run(one(second, into, replace=True)).started == "2030-01-01T00:00:00+00:00"
-
-
-def test_a_copy_is_there_whole_or_not_at_all(make_run, into, monkeypatch):
-    folder = make_run()
-    before = one(folder, into)
-    content = (before / "settings.json").read_bytes()
-    real = module.write_atomic
-
-    def fails(path, data):
-        if path.name == "history.jsonl":
-            raise HeteroFLError("the disk is full")
-        real(path, data)
-
-    monkeypatch.setattr(module, "write_atomic", fails)
-    with pytest.raises(HeteroFLError, match="the disk is full"):
-        one(folder, into)
-    assert (before / "settings.json").read_bytes() == content
-    assert [path.name for path in before.parent.iterdir()] == [before.name]

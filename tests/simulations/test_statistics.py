@@ -25,12 +25,6 @@ def test_no_interval_of_percentages_leaves_them():
     assert summarise([0.0, 1.0, 3.0], PERCENT).interval[0] == 0.0
 
 
-def test_the_prediction_is_wider_than_the_interval_of_the_mean():
-    three = summarise([1.0, 2.0, 3.0])
-    half_width = 4.302653 * math.sqrt(1 + 1 / 3)
-    assert three.prediction == pytest.approx((2 - half_width, 2 + half_width), rel=1e-6)
-
-
 def test_the_detectable_mean_is_that_of_a_power_of_80_percent():
     # Deviation 1 of three values: the quantiles of t with 2 degrees of freedom are 4.3027 and 1.0607.
     assert summarise([1.0, 2.0, 3.0]).detectable == pytest.approx((4.302653 + 1.060660) / math.sqrt(3), rel=1e-6)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
 
 from heterofl_flwr.runs import RunFolder
 from simulations.sweep import __main__ as sweep
@@ -67,28 +65,6 @@ def test_jobs_that_fail_stop_no_other_and_are_listed(command, tmp_path):
     assert histories(tmp_path / "runs" / "jobs")[good] == [1, 2]
 
 
-@pytest.mark.slow
-def test_hydras_own_folders_work_and_its_sweepers_get_the_metric(command, tmp_path, monkeypatch):
-    returned = []
-    basic = next(own for own in Plugins.instance().discover(Launcher) if own.__name__ == "BasicLauncher")
-    launch = basic.launch
-
-    def watch(self, job_overrides, initial_job_idx):
-        results = launch(self, job_overrides, initial_job_idx)
-        returned.extend(result.return_value for result in results)
-        return results
-
-    monkeypatch.setattr(basic, "launch", watch)
-    status, out, _ = command("-m", "mix=e", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${hydra.job.num}", *SHRUNKEN)
-    assert (status, out.endswith("1 of 1 jobs done\n")) == (0, True)
-    folder = RunFolder(tmp_path / "sweep" / "0")
-    assert returned == [folder.history()[-1].evaluate["global-accuracy"]]
-    assert folder.settings()["run.dir"] == str(folder.path)
-    assert (tmp_path / "sweep" / "multirun.yaml").exists()
-    command("mix=e", "hydra.run.dir=alone", *SHRUNKEN)
-    assert len(RunFolder(tmp_path / "alone").history()) == 2
-
-
 def test_what_another_process_runs_is_left_to_it(command, tmp_path):
     (name,) = planned(*SHRUNKEN)
     jobs = tmp_path / "runs" / "jobs"
@@ -143,12 +119,3 @@ def test_a_mistake_is_described_in_one_line_and_nothing_is_run(command, tmp_path
     assert (status, line[: len(text) + 19]) == (2, f"simulations.sweep: {text}")
     assert err.count("\n") == 1 + err.startswith("Error executing job with overrides: ")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-def test_an_interrupted_sweep_says_how_to_go_on(command, monkeypatch):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sweep, "run", interrupt)
-    status, _, err = command()
-    assert (status, err) == (130, "simulations.sweep: interrupted; the same command goes on\n")

@@ -5,7 +5,6 @@ from pyarrow import parquet
 
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.known import SOURCES
-from heterofl_flwr.settings import from_flat
 from simulations.sweep import cost as module
 from simulations.sweep.cost import (
     PIECE,
@@ -14,7 +13,6 @@ from simulations.sweep.cost import (
     compute_macs,
     estimate_seconds,
     profile_at,
-    sizes_of,
 )
 from tests.simulations.sweeping import job
 
@@ -43,13 +41,6 @@ def test_what_is_left_of_a_job_that_was_begun():
     assert [compute_cost(odd, done).evaluated[1.0] for done in (149, 150, 199)] == [2 * 80_000, 80_000, 80_000]
 
 
-def test_pieces_of_text():
-    cost = compute_cost(job("data=wikitext2", "mix=a"))
-    assert cost.trained == {1.0: 200 * 10 * 327}  # one row each, once
-    assert profile_at(job("data=wikitext2", "mix=a").settings, 1.0).parameters == 19_263_999
-    assert cost.evaluated == {1.0: 20 * 10 * 384 + 21 * 10 * 384}
-
-
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_are_those_of_the_data(shared, name):
     folder = shared / "data" / SOURCES[name].path
@@ -62,16 +53,6 @@ def test_sizes_are_those_of_the_data(shared, name):
         files = [list(folder.rglob(f"{part}-*.parquet")) for part in ("train", "test")]
         found = tuple(sum(parquet.read_metadata(file).num_rows for file in part) for part in files)
     assert found == SIZES[name]
-
-
-def test_only_examples_of_owners_that_take_part_count(tmp_path):
-    lines = [f"{row % 9},{'ab'[row % 2]},site-{row % 5}" for row in range(100)]
-    (tmp_path / "visits.csv").write_text("\n".join(["dose,outcome,site", *lines]))
-    data = {"data.name": str(tmp_path), "data.label": "outcome", "model.name": "mlp", "model.hidden": "8"}
-    settings = from_flat({**data, "data.split": "natural-site"})
-    assert profile_at(settings, 1.0).macs == 1 * 8 + 8 * 2  # before anything else has loaded the data
-    # Of each site's 20 examples, 4 are held out.
-    assert [sizes_of(settings.data, clients) for clients in (2, 5)] == [(32, 8), (80, 20)]
 
 
 def test_each_model_is_measured_once(monkeypatch):
@@ -88,12 +69,3 @@ def test_each_model_is_measured_once(monkeypatch):
     third = job("data=mnist", "mix=a", "model.norm=gn")
     estimate_seconds(third, compute_cost(third))
     assert len(set(measured)) == 3
-
-
-def test_equal_settings_are_read_once_for_the_cost_of_a_model(monkeypatch):
-    read = []
-    monkeypatch.setattr(module, "from_flat", lambda flat: read.append(flat) or from_flat(flat))
-    given = {"data.name": "mnist", "model.hidden": "3,5,7,9"}
-    one, other = (profile_at(from_flat(given), 0.5) for _ in range(2))
-    assert one == other
-    assert len(read) == 1

@@ -5,16 +5,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from heterofl_flwr.app.launch import machine
-from heterofl_flwr.app.launch.request import Request, Share
+from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.checkpoint import Checkpoint
 from heterofl_flwr.settings import from_flat, to_flat
 from simulations.sweep import job as module
-from simulations.sweep.job import Job, build_job, is_done, read_metric, run_once
-from tests.simulations.sweeping import SHRUNKEN, composed, job
+from simulations.sweep.job import Job, is_done, read_metric, run_once
+from tests.simulations.sweeping import SHRUNKEN, job
 
 
 def test_names_stay_as_they_are():
@@ -52,13 +51,6 @@ def test_what_may_change_a_result_changes_the_name(other):
     ).changes.keys() == {other.partition("=")[0]}
 
 
-def test_a_setting_that_comes_later_changes_no_name(monkeypatch):
-    found = job("data=mnist", "mix=e", "model.norm=gn")
-    before = found.name
-    monkeypatch.setattr(module, "to_flat", lambda settings: {**to_flat(settings), "train.new": 1})
-    assert found.name == before
-
-
 def test_the_run_config_is_that_of_heterofl_run(monkeypatch, tmp_path):
     monkeypatch.setenv("HETEROFL_DATA", str(tmp_path))
     found = job("data=mnist", "mix=e", path=tmp_path / "run")
@@ -67,20 +59,6 @@ def test_the_run_config_is_that_of_heterofl_run(monkeypatch, tmp_path):
     assert from_flat(found.config).num_rounds == 200
     assert job("sample.min-nodes=3").config["sample.min-nodes"] == 3
     assert job("data=digits").config["sample.min-nodes"] == 20
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "text"),
-    [
-        ("engine.grid", "cluster", "engine.grid: found 'cluster' (str), expected one of local, ray"),
-        ("engine.parallel", True, "engine.parallel: found True (bool), expected"),
-        ("run.resume", True, "run.resume: found True, but a sweep"),
-    ],
-)
-def test_a_bad_value_names_key_found_and_expected(key, value, text):
-    with pytest.raises(ConfigError) as error:
-        build_job({**composed(), key: value})
-    assert str(error.value).startswith(text)
 
 
 @pytest.mark.parametrize(
@@ -167,17 +145,3 @@ def test_a_resumed_job_keeps_incidental_settings(tiny, request_of):
     assert (config["run.checkpoint-every"], config["engine.timeout"]) == (2, 5.0)
     assert (config["data.root"], config["engine.device"]) == (tiny.config["data.root"], "auto")
     assert config["run.resume"] is True
-
-
-def test_clients_get_what_the_job_says_and_gpus_on_ray_alone(monkeypatch, tmp_path, request_of):
-    monkeypatch.setattr(machine, "devices", lambda: 1)
-
-    def share(*overrides: str) -> Share:
-        return request_of(job(*overrides, path=tmp_path / "jobs" / "one")).share
-
-    assert share("engine.cpus=2", "engine.parallel=3") == Share(cpus=2, at_once=3)
-    assert share("engine=ray") == Share(gpus=1.0)
-    assert share("engine=ray", "engine.parallel=2") == Share(gpus=0.5, at_once=2)
-    assert share("engine=ray", "engine.gpus=0.25") == Share(gpus=0.25)
-    assert share("engine=ray", "engine.device=cpu") == Share()
-    assert request_of(job("engine=ray", "engine.gpus=0", path=tmp_path / "jobs" / "one")).grid == "ray"

@@ -40,19 +40,6 @@ def test_two_jobs_run_at_once_and_one_that_fails_stops_neither(launcher, tmp_pat
     assert "2 of 3 jobs done\n" in out
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_sweep_of_which_a_job_was_killed_goes_on(launcher, tmp_path):
-    need(f"hydra_{launcher}_launcher")
-    sweep = ("mix=a-e,d-e", *SHRUNKEN, *LAUNCHERS[launcher], f"run.callbacks={HELPERS}:Die")
-    status, out = finish(start(tmp_path, *sweep))
-    assert status == 1, out
-    assert "simulations.sweep: the launcher ended: " in out
-    assert "the same command goes on with what is left" in out
-    assert False in finished(tmp_path)
-    status, out = finish(start(tmp_path, *sweep))
-    assert (status, finished(tmp_path)) == (0, [True, True]), out
-
-
 def test_optuna_gets_the_metric_and_a_search_is_not_repeated(tmp_path):
     need("hydra_optuna_sweeper")
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
