@@ -15,14 +15,14 @@ from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.exchange import explained
 from heterofl_flwr.federation.engine import QUERY_SECONDS
 from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Fault, TrainReply
+from heterofl_flwr.grids.guarded import crosses_superlink
 from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.strategies.read_replies import explained
-from heterofl_flwr.strategies.size_guard import crosses_superlink
 
 logger = logging.getLogger(__name__)
 

@@ -254,16 +254,16 @@ class QueuedGrid(Grid):
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
         """Wait until these messages are answered, or ``timeout`` seconds; return the ids of those that are.
 
-        Their replies can then be pulled. Not part of Flower's interface; ``Windowed`` uses it.
+        Their replies can then be pulled.
         """
         return self._runner.wait(list(message_ids), None if timeout is None else time.monotonic() + timeout)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages, begun or not, and their replies. Not part of Flower's interface; ``Windowed`` uses it."""
+        """Drop messages, begun or not, and their replies."""
         self._runner.cancel(list(message_ids))
 
     def listen(self, listener: Callable[[Message], None]) -> None:
-        """Call ``listener`` with each reply when it is there, from any thread. Not part of Flower's interface."""
+        """Call ``listener`` with each reply when it is there, from any thread."""
         self._runner.listener = listener
 
     def _renew(self, run: Run) -> None:

@@ -8,11 +8,10 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest import mock
 
 import ray
 
@@ -115,11 +114,22 @@ def _init(**options: Any) -> None:
     """Let Ray say nothing, and leave this process's signals alone."""
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
-    with warnings.catch_warnings(), mock.patch("ray._private.worker.listen_error_messages"):  # it prints each death
+    with warnings.catch_warnings(), _deaths_unprinted():
         warnings.simplefilter("ignore", FutureWarning)  # of what later versions do when num_gpus is 0
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     if is_main:
         signal.signal(signal.SIGTERM, handler)  # Ray sets its own
+
+
+@contextmanager
+def _deaths_unprinted() -> Iterator[None]:
+    """Let Ray's thread that prints each actor's death, for which there is no option, end as it begins."""
+    worker: Any = ray._private.worker
+    own, worker.listen_error_messages = worker.listen_error_messages, lambda *_: None
+    try:
+        yield
+    finally:
+        worker.listen_error_messages = own
 
 
 def _environment() -> dict[str, str]:

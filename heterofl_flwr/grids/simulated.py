@@ -11,6 +11,7 @@ from heterofl_flwr.compat import make_message
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.limits import MinReplies, least_replies, reply_floor
 from heterofl_flwr.grids.devices import Devices, Turn
+from heterofl_flwr.grids.relay import Relay
 from heterofl_flwr.messages import (
     METRICS,
     NUM_EXAMPLES,
@@ -27,7 +28,6 @@ from heterofl_flwr.messages import (
     read_value,
 )
 from heterofl_flwr.packing import count_bytes
-from heterofl_flwr.strategies.size_guard import Relay
 
 AWAY = f"{SIMULATED}not available"
 DROPPED_OUT = f"{SIMULATED}dropped out"

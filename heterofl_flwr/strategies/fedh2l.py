@@ -17,11 +17,12 @@ from heterofl_flwr import messages, packing
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
+from heterofl_flwr.exchange import read_each
 from heterofl_flwr.federation.round import Round, TrainReply, check_open
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
 from heterofl_flwr.strategies.keywords import Keywords, pick
-from heterofl_flwr.strategies.read_replies import read_each, read_metrics
+from heterofl_flwr.strategies.read_replies import read_metrics
 from heterofl_flwr.training.distill import check_posteriors
 
 

@@ -15,23 +15,23 @@ from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.slice_rules import window_number
 from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count
+from heterofl_flwr.exchange import exchange, read_each
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.federation.round import Round, TrainReply, check_open
+from heterofl_flwr.grids.guarded import crosses_superlink, guard
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.strategies.instructions import Slices, available_nodes, client_config, first_replies, instruction
+from heterofl_flwr.strategies.instructions import Slices, available_nodes, client_config, instruction
 from heterofl_flwr.strategies.keywords import Keywords, MetricsFn, RecordOptions, build_federation, pick
 from heterofl_flwr.strategies.read_replies import (
     as_flower_error,
     list_metrics,
-    read_each,
     read_metrics,
     read_moments,
     read_train_reply,
 )
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
-from heterofl_flwr.strategies.size_guard import crosses_superlink, guard
 
 BESIDE_BYTES = 1 << 20
 """Of a reply, for everything that is not parameters: metrics, labels, moments."""
@@ -187,7 +187,7 @@ class HeteroFL(EngineView, Strategy):
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
         """Send the messages of ``configure_train`` and return the replies; with ``spare``, as soon as enough came."""
         if self.options.sampling.spare and self._round is not None:
-            return first_replies(grid, sent, self._round.needed, timeout)
+            return exchange(grid, sent, timeout=timeout, enough=self._round.needed, in_order=False)
         return grid.send_and_receive(sent, timeout=timeout)
 
     @as_flower_error()

@@ -1,7 +1,6 @@
 """The messages that the server sends: queries for the clients' capabilities, and instructions with slices."""
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -12,16 +11,14 @@ from heterofl_flwr import messages, packing
 from heterofl_flwr.compat import get_nodes
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.exchange import read_each
 from heterofl_flwr.federation.engine import QUERY_SECONDS, Engine
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Fault
-from heterofl_flwr.strategies.read_replies import read_capability, read_each
+from heterofl_flwr.strategies.read_replies import read_capability
 
 logger = logging.getLogger(__name__)
-
-POLL_SECONDS = 1.0
-"""Between two looks for replies on a grid that cannot wait for them."""
 
 
 class Slices:
@@ -103,28 +100,3 @@ def register_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], 
     names = {node.node_id: getattr(node, "name", "") for node in get_nodes(grid) if node.node_id in answers}
     federation.register(answers, names, node_ids)
     return True
-
-
-def first_replies(grid: Grid, sent: Sequence[Message], enough: float, timeout: float) -> list[Message]:
-    """Send messages; return the replies as soon as ``enough`` of them are no errors, or ``timeout`` seconds later."""
-    deadline = time.monotonic() + timeout
-    waiting = [id_ for id_ in grid.push_messages(sent) if id_]
-    replies: list[Message] = []
-    while True:
-        new = list(grid.pull_messages(waiting)) if waiting else []
-        answered = {reply.metadata.reply_to_message_id for reply in new}
-        waiting = [id_ for id_ in waiting if id_ not in answered]
-        replies += new
-        good = sum(not reply.has_error() for reply in replies)
-        left = deadline - time.monotonic()
-        if good >= enough or not waiting or left <= 0:
-            break
-        time.sleep(min(POLL_SECONDS, left))
-    cancel(grid, waiting)
-    return replies
-
-
-def cancel(grid: Grid, message_ids: Sequence[str]) -> None:
-    """Drop messages and their replies, if the grid can: LocalGrid can, Flower's own grids cannot."""
-    if drop := getattr(grid, "cancel", None):
-        drop(message_ids)

@@ -1,28 +1,20 @@
-"""Replies of clients: in the order of the messages, checked, or rejected with the cause that Flower does not name."""
+"""What replies of clients hold: checked, or rejected with the cause that Flower does not name."""
 
-import logging
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
-from flwr.app import Error, Message, MetricRecord
+from flwr.app import Message, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import messages, packing
-from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import HeteroFLError, ReplyError, RoundError
+from heterofl_flwr.errors import ReplyError, RoundError
 from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.round import SILENT, Fault, TrainReply
+from heterofl_flwr.federation.round import TrainReply
 from heterofl_flwr.nn.moments import Moments
-
-logger = logging.getLogger(__name__)
-
-_OTHER_SIZE = ("Error(s) in loading state_dict", "size mismatch")
-"""How torch says that a slice is not the model into which a client loads it."""
 
 
 class FailedRound(RoundError, AggregationError):
@@ -38,11 +30,6 @@ def as_flower_error() -> Iterator[None]:
         raise FailedRound(str(error)) from error
 
 
-def explained(fault: str) -> str:
-    """Return why a client failed, with the cause where torch's words say that a model has another size."""
-    return f"{fault}; {messages.NOT_CONVERTED}" if any(words in fault for words in _OTHER_SIZE) else fault
-
-
 def check_converted(reply: Message, plan: Plan, sender: str) -> None:
     """Reject the reply of an app that is not converted: with the whole model for a slice."""
     whole = {name: tuple(axis.full for axis in axes) for name, axes in plan.axes.items()}
@@ -52,80 +39,6 @@ def check_converted(reply: Message, plan: Plan, sender: str) -> None:
             raise ReplyError(
                 f"{sender} sent the whole model, expected the slice that it was sent: {messages.NOT_CONVERTED}"
             )
-
-
-_NO_HANDLER = re.compile(r"No (?:evaluate|query) function registered with name")
-
-
-def in_order(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:
-    """Yield each node with its reply, or with None if it gave none, in the order of the messages sent.
-
-    Only replies that come before their turn are held back, so replies that arrive in order are dropped one by one.
-    Replies of nodes that were not asked, to another message than this, or a second one of the same node, are dropped
-    with a warning.
-    """
-    order = [message.metadata.dst_node_id for message in sent]
-    early: dict[int, Message] = {}
-    pending = dict(zip(order, sent, strict=True))
-    position = 0
-    for reply in replies:
-        node_id = reply.metadata.src_node_id
-        if node_id == SUPERLINK_NODE_ID:  # which answers for a node that is gone
-            # Looked up now: a message gets its id when it is sent, which may be after the first replies came.
-            about = reply.metadata.reply_to_message_id
-            node_id = next((own.metadata.dst_node_id for own in sent if own.metadata.message_id == about), node_id)
-        if node_id not in pending or not _answers(reply, pending[node_id]):
-            logger.warning("a reply of node %s is dropped: it was not asked this, or has answered already", node_id)
-            continue
-        del pending[node_id]
-        early[node_id] = reply
-        del reply  # the consumer alone decides how long a reply lives
-        while position < len(order) and order[position] in early:
-            yield order[position], early.pop(order[position])
-            position += 1
-    for node_id in order[position:]:
-        yield node_id, early.pop(node_id, None)
-
-
-def _answers(reply: Message, asked: Message) -> bool:
-    """Whether a reply is one to this message, and not to that of an earlier round."""
-    id_ = asked.metadata.message_id  # which some grids give to a copy only
-    return not id_ or reply.metadata.reply_to_message_id == id_
-
-
-def lacks_handler(error: Error) -> bool:
-    """Whether a ClientApp has no function for what it was asked: to Flower it is one of the errors that apps raise."""
-    return error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION and bool(_NO_HANDLER.search(error.reason or ""))
-
-
-def read_fault(reply: Message) -> Fault | None:
-    """Return why a node gave no usable reply, or None if it did."""
-    if not reply.has_error():
-        return None
-    error = reply.error
-    if isinstance(error, messages.SimulatedFault):
-        return Fault(error.reason or "", "simulated")
-    reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))
-    return Fault(reason, "no handler" if lacks_handler(error) else "failed")
-
-
-def read_each(
-    sent: Sequence[Message],
-    replies: Iterable[Message],
-    read: Callable[[int, Message], None],
-    refuse: Callable[[int, Fault], None],
-    unusable: type[HeteroFLError] = ReplyError,
-) -> None:
-    """Read the replies in the order of the messages; ``refuse`` those that failed or for which ``read`` raises."""
-    for node_id, reply in in_order(sent, replies):
-        fault = Fault(SILENT, "silent") if reply is None else read_fault(reply)
-        if reply is not None and fault is None:
-            try:
-                read(node_id, reply)
-            except unusable as error:
-                fault = Fault(short(str(error)), "rejected")
-        if fault is not None:
-            refuse(node_id, fault)
 
 
 def read_train_reply(

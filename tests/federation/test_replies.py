@@ -6,8 +6,9 @@ import pytest
 from flwr.app import Error, Message, RecordDict
 
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
+from heterofl_flwr.exchange import outcomes
 from heterofl_flwr.federation.limits import short
-from heterofl_flwr.strategies.read_replies import in_order, read_fault
+from heterofl_flwr.federation.round import Fault
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -33,8 +34,9 @@ def of_superlink(message):
 def test_replies_come_in_the_order_of_the_messages(arriving):
     sent = messages(30, 10, 20)
     replies = {place: answer(sent[place]) for place in arriving}
-    expected = [(own.metadata.dst_node_id, replies.get(place)) for place, own in enumerate(sent)]
-    assert list(in_order(sent, iter(replies.values()))) == expected
+    silent = Fault("no reply in time", "silent")
+    expected = [(own.metadata.dst_node_id, replies.get(place, silent)) for place, own in enumerate(sent)]
+    assert list(outcomes(sent, iter(replies.values()))) == expected
 
 
 def test_strangers_and_second_replies_are_dropped(caplog):
@@ -42,7 +44,7 @@ def test_strangers_and_second_replies_are_dropped(caplog):
     earlier.metadata.__dict__["_message_id"] = "before"
     first = answer(sent[0])
     replies = [answer(stranger), first, answer(sent[0]), answer(earlier), answer(sent[1])]
-    assert list(in_order(sent, replies)) == [(30, first), (10, replies[4])]
+    assert list(outcomes(sent, replies)) == [(30, first), (10, replies[4])]
     dropped = [record.getMessage() for record in caplog.records]
     assert [("99" in text, "30" in text) for text in dropped[:2]] == [(True, False), (False, True)]
     assert "was not asked this" in dropped[2]
@@ -58,8 +60,8 @@ def test_a_superlinks_error_is_that_of_its_message(caplog):
     sent = messages(30, 10, 20)
     replies = [answer(sent[0]), of_superlink(sent[2]), of_superlink(sent[1])]
     assert {reply.metadata.src_node_id for reply in replies[1:]} == {SUPERLINK_NODE_ID}
-    assert list(in_order(sent, replies)) == [(30, replies[0]), (10, replies[2]), (20, replies[1])]
-    assert read_fault(replies[1]).reason == "error 5: node gone"
+    gone = Fault("error 5: node gone")
+    assert list(outcomes(sent, replies)) == [(30, replies[0]), (10, gone), (20, gone)]
     assert not caplog.records
 
 
@@ -73,8 +75,8 @@ def test_a_superlinks_error_may_be_of_a_message_sent_later():
             message.metadata.__dict__["_message_id"] = f"late{number}"
             yield of_superlink(message)
 
-    found = [(node_id, read_fault(reply).reason) for node_id, reply in in_order(sent, windowed())]
-    assert found == [(30, "error 5: node gone"), (10, "error 5: node gone")]
+    gone = Fault("error 5: node gone")
+    assert list(outcomes(sent, windowed())) == [(30, gone), (10, gone)]
 
 
 def test_replies_in_order_are_not_kept():
@@ -88,6 +90,6 @@ def test_replies_in_order_are_not_kept():
             yield reply
             del reply
 
-    for count, (_, reply) in enumerate(in_order(sent, replies())):
+    for count, (_, reply) in enumerate(outcomes(sent, replies())):
         del reply
         assert len(alive) <= 1, count

@@ -5,9 +5,8 @@ import time
 import pytest
 import torch
 
-from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
+from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices, exchange
 from heterofl_flwr.errors import RoundError
-from heterofl_flwr.strategies import instructions as sending
 from tests.federation.tiny import NEVER, Watched, build, crash, make_app, play
 
 
@@ -41,7 +40,7 @@ class Late(Watched):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(sending, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(exchange, "LONGEST_PAUSE", 0.01)
 
 
 def run(app=None, nodes=4, late=None, **options):

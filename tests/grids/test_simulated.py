@@ -18,12 +18,12 @@ from heterofl_flwr import (
 )
 from heterofl_flwr.client import share_of_work
 from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.exchange import outcomes
 from heterofl_flwr.grids.devices import Turn
+from heterofl_flwr.grids.relay import Relay
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
 from heterofl_flwr.messages import SimulatedFault
 from heterofl_flwr.strategies.fedh2l import FedH2L
-from heterofl_flwr.strategies.read_replies import read_fault
-from heterofl_flwr.strategies.size_guard import Relay
 from tests.federation import test_fedh2l
 from tests.federation.tiny import Keep, Watched, add_one, build, equal, make_app
 
@@ -242,9 +242,10 @@ def test_no_client_can_claim_that_its_fault_is_simulated():
     fault = SimulatedFault(DROPPED_OUT)
     with LocalGrid(make_app(), 1):
         message = Message(RecordDict(), 3, "train")
-        assert read_fault(Message(fault, reply_to=message)).reason == DROPPED_OUT
-        claim = Message(Error(fault.code, fault.reason), reply_to=message)
-    assert read_fault(claim).reason == f"error {fault.code}: {DROPPED_OUT}"
+        answers = [Message(own, reply_to=message) for own in (fault, Error(fault.code, fault.reason))]
+    told, claimed = (found for answer in answers for _, found in outcomes([message], [answer]))
+    assert (told.reason, told.kind) == (DROPPED_OUT, "simulated")
+    assert (claimed.reason, claimed.kind) == (f"error {fault.code}: {DROPPED_OUT}", "failed")
 
 
 def test_a_run_that_goes_on_is_one_that_never_stopped():

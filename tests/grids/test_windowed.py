@@ -7,11 +7,12 @@ from types import GeneratorType
 import pytest
 from flwr.app import Error, Message, Metadata, RecordDict
 
+from heterofl_flwr import exchange
 from heterofl_flwr.compat import make_message
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids import Windowed, windowed
+from heterofl_flwr.grids import Windowed
+from heterofl_flwr.grids.relay import Relay
 from heterofl_flwr.grids.windowed import Watched
-from heterofl_flwr.strategies.size_guard import Relay
 
 
 class Recorder:
@@ -73,7 +74,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(windowed, "time", own := Clock())
+    monkeypatch.setattr(exchange, "time", own := Clock())
     return own
 
 

@@ -20,12 +20,12 @@ from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.compat import load_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
+from heterofl_flwr.exchange import lacks_handler
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.queued import GridKeywords, QueuedGrid
+from heterofl_flwr.grids.relay import Relay
 from heterofl_flwr.packing import count_bytes
 from heterofl_flwr.runs import RunFolder
-from heterofl_flwr.strategies.read_replies import lacks_handler
-from heterofl_flwr.strategies.size_guard import Relay
 from heterofl_flwr.training.engines import MOST_ON_CPU
 
 LOG = Path("logs", "flower.log")
@@ -85,11 +85,18 @@ class Checked(Relay):
 
     def __init__(self, grid: QueuedGrid) -> None:
         super().__init__(grid)
-        # What our grids have beyond Flower's interface.
-        self.wait_for_replies, self.listen = grid.wait_for_replies, grid.listen
+        self._queued = grid
         self._calls = 0
         self._good: Counter[tuple[str, str]] = Counter()
         self._bad: dict[tuple[str, str], list[str]] = {}
+
+    def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
+        """Wait for replies, as the grid does."""
+        return self._queued.wait_for_replies(message_ids, timeout)
+
+    def listen(self, listener: Callable[[Message], None]) -> None:
+        """Call ``listener`` with each reply, as the grid does."""
+        self._queued.listen(listener)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that the grid has."""

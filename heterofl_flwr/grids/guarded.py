@@ -7,25 +7,24 @@ other.
 """
 
 import copy
-import functools
 import json
 import logging
-import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
 from heterofl_flwr import compat
-from heterofl_flwr.compat import ErrorCode, Run, make_message
+from heterofl_flwr.compat import ErrorCode, make_message
 from heterofl_flwr.compat import get_object_head_values_from_object_content as head_of
 from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.strategies.instructions import cancel, first_replies
+from heterofl_flwr.exchange import exchange
+from heterofl_flwr.grids.relay import Relay
 
 logger = logging.getLogger(__name__)
 
@@ -39,46 +38,6 @@ FETCH_SECONDS, TURN_SECONDS = 3.0, 0.2
 
 Each object takes a request, and a reply may have thousands of them.
 """
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _forward(method: Method) -> Method:
-    """Return a method that calls the other grid's."""
-
-    @functools.wraps(method, updated=())  # without what marks it as abstract
-    def call(self: "Relay", *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._grid, method.__name__)(*args, **kwargs)
-
-    return cast(Method, call)
-
-
-class Relay(Grid):
-    """A grid that is another one, in all that a subclass does not change; the other stays the caller's to close."""
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-
-    @property
-    def run(self) -> Run:
-        """The run, as the grid has it."""
-        return self._grid.run
-
-    set_run = _forward(Grid.set_run)
-    create_message = _forward(Grid.create_message)
-    get_node_ids = _forward(Grid.get_node_ids)
-
-    def get_nodes(self) -> Iterable[compat.NodeInfo]:
-        """Return what is known of each node."""
-        return compat.get_nodes(self._grid)
-
-    push_messages = _forward(Grid.push_messages)
-    pull_messages = _forward(Grid.pull_messages)
-    send_and_receive = _forward(Grid.send_and_receive)
-
-    def cancel(self, message_ids: Sequence[str]) -> None:
-        """Drop messages and their replies, if the grid can."""
-        cancel(self._grid, message_ids)
 
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
@@ -183,9 +142,9 @@ class Guarded(Relay):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies that are there after ``timeout`` seconds, whatever any node does."""
-        return first_replies(self, list(messages), math.inf, math.inf if timeout is None else timeout)
+        return list(exchange(self, messages, timeout=timeout, in_order=False))
 
-    def cancel(self, message_ids: Sequence[str]) -> None:
+    def cancel(self, message_ids: Iterable[str]) -> None:
         """Forget messages, and what was fetched of their replies."""
         for id_ in message_ids:
             self._announced.pop(id_, None)

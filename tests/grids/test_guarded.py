@@ -9,9 +9,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from heterofl_flwr import exchange
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.strategies import instructions, size_guard
-from heterofl_flwr.strategies.size_guard import Guarded, guard
+from heterofl_flwr.grids import guarded as guarding
+from heterofl_flwr.grids.guarded import Guarded, guard
 from tests.hostile import changes as to
 from tests.hostile import superlink
 from tests.hostile.uploads import (
@@ -113,7 +114,7 @@ def spoiled(kept, number, edits, reply):
 def test_any_bytes_are_an_error_of_their_node_alone(kept, number, edits):
     grid = connected(hostile_node(12, partial(spoiled, kept, number, edits)))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (size_guard, instructions):
+        for module in (guarding, exchange):
             patch.setattr(module, "time", grid._client.clock)
         found = replies_of(guard(grid, lambda message: LARGEST), timeout=1)
     assert {11, 13} <= {node_id for node_id, reply in found.items() if not reply.has_error()}
@@ -138,7 +139,7 @@ def test_stalling_nodes_hold_up_neither_others_nor_the_deadline(forge, monkeypat
     stalling, honest_nodes = range(10), range(10, 20)
     grid = connected(lambda node_id, reply: (forge if node_id in stalling else as_it_is)(reply))
     clock = grid._client.clock
-    for module in (size_guard, instructions):
+    for module in (guarding, exchange):
         monkeypatch.setattr(module, "time", clock)
     found = replies_of(guard(grid, lambda message: LARGEST), nodes=range(20), timeout=30)
     assert set(honest_nodes) <= {node_id for node_id, reply in found.items() if not reply.has_error()}

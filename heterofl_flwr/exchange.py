@@ -1,0 +1,243 @@
+"""The one loop that sends messages over any grid of Flower, and the replies in the order of their messages."""
+
+import logging
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from flwr.app import Error, Message
+from flwr.serverapp import Grid
+
+from heterofl_flwr import messages
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
+from heterofl_flwr.errors import HeteroFLError, ReplyError
+from heterofl_flwr.federation.limits import short
+from heterofl_flwr.federation.round import SILENT, Fault
+
+LONGEST_PAUSE = 1.0
+"""Seconds between two looks for replies on a grid that cannot wait for them."""
+
+_OTHER_SIZE = ("Error(s) in loading state_dict", "size mismatch")
+"""How torch says that a slice is not the model into which a client loads it."""
+
+_NO_HANDLER = re.compile(r"No (?:evaluate|query) function registered with name")
+
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Waits(Protocol):
+    """A grid that can wait for replies: no pauses between looks for them."""
+
+    def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
+        """Wait until all of these messages are answered, or ``timeout`` seconds; return the ids of those that are."""
+
+
+@runtime_checkable
+class Cancels(Protocol):
+    """A grid that can drop messages and their replies; those of Flower cannot."""
+
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Drop messages, begun or not, and their replies."""
+
+
+@runtime_checkable
+class Listens(Protocol):
+    """A grid that says when a reply is there, before anybody asks for it."""
+
+    def listen(self, listener: Callable[[Message], None]) -> None:
+        """Call ``listener`` with each reply when it is there, from any thread."""
+
+
+def exchange(
+    grid: Grid,
+    sent: Iterable[Message],
+    *,
+    window: float = math.inf,
+    timeout: float | None = None,
+    enough: float = math.inf,
+    in_order: bool = True,
+) -> Iterator[Message]:
+    """Send messages, the first of them at once, and yield the replies, of which none is kept.
+
+    It needs ``push_messages`` and ``pull_messages`` alone, and uses what else a grid can do (``Waits``, ``Cancels``).
+    What is not answered when the generator ends, or is closed, is dropped.
+
+    Parameters
+    ----------
+    grid : Grid
+        Any grid of Flower.
+    sent : Iterable[Message]
+        Messages to different nodes, or to one node several.
+    window : float
+        How many may be on their way, or answered and not yet yielded. More are sent when half of it is free, so that a
+        ``LocalGrid`` has messages to group.
+    timeout : float | None
+        Seconds from this call on, in which the time counts that the caller works on replies. Replies that are not there
+        by then are left out, and messages not sent by then are never sent.
+    enough : float
+        After how many replies that are no errors nobody waits for more.
+    in_order : bool
+        Whether replies come in the order of the messages, or as they arrive. Only in order does a ``LocalGrid`` run
+        clients one by one, each when its reply is taken.
+    """
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    flight = _Flight(grid, deque(sent), window, deadline, enough)
+    del sent
+    flight.refill()
+    return flight.replies(in_order=in_order)
+
+
+class _Flight:
+    """The messages of one call: those that wait, the ids of those that are out, the replies not yet yielded."""
+
+    def __init__(self, grid: Grid, waiting: deque[Message], window: float, deadline: float, enough: float) -> None:
+        self._grid, self._waiting, self._deadline, self._enough = grid, waiting, deadline, enough
+        self._window = int(min(window, max(len(waiting), 1)))
+        self._out: dict[str, None] = {}  # a set in order
+        self._here: dict[str, Message] = {}
+        self._good = 0
+
+    def refill(self) -> None:
+        """Send what the window has room for, if that is half of it and there is time."""
+        while (
+            self._waiting
+            and 2 * (room := self._window - len(self._out)) >= self._window
+            and time.monotonic() < self._deadline
+        ):
+            # A list, because HttpGrid reads it twice. An id is empty or missing where the message could not be sent.
+            batch = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            self._out |= {id_: None for id_ in self._grid.push_messages(batch) if id_}
+
+    def replies(self, *, in_order: bool) -> Iterator[Message]:
+        """Yield the replies."""
+        try:
+            while self._out and self._good < self._enough and (ready := self._await(in_order=in_order)):
+                for id_ in ready:
+                    del self._out[id_]
+                    self.refill()
+                    yield self._here.pop(id_)
+            if self._out and self._good < self._enough:  # the deadline
+                self._pull(self._missing(), 0.0)
+            for id_ in [late for late in self._out if late in self._here]:
+                del self._out[id_]
+                yield self._here.pop(id_)
+        finally:
+            cancel(self._grid, list(self._out))
+
+    def _await(self, *, in_order: bool) -> list[str]:
+        """Wait for the first reply in the order of the messages, or for any; return the ids of those to yield now."""
+        began = now = time.monotonic()
+        # In order one is looked for alone at first: a grid that runs clients when asked then runs only this one.
+        first = next(iter(self._out))
+        wanted, pause = ([first] if in_order else self._missing()), 0.0
+        while not (ready := self._ready(first if in_order else None)) and now < self._deadline:
+            if pause:
+                time.sleep(min(self._deadline - now, pause))
+            self._pull(wanted, self._deadline - now if in_order else 0.0)
+            if in_order and isinstance(self._grid, Waits):
+                return self._ready(first)
+            now = time.monotonic()
+            wanted, pause = self._missing(), min(LONGEST_PAUSE, 0.001 + 0.05 * (now - began))
+        return ready
+
+    def _ready(self, first: str | None) -> list[str]:
+        """Return the ids of replies that are here: of all, or of the first message alone."""
+        return [id_ for id_ in (self._out if first is None else [first]) if id_ in self._here]
+
+    def _pull(self, ids: list[str], seconds: float) -> None:
+        """Keep the replies that are there, having waited for them where the grid can."""
+        if seconds and isinstance(self._grid, Waits):
+            ids = self._grid.wait_for_replies(ids, None if seconds == math.inf else seconds)
+        for reply in self._grid.pull_messages(ids):
+            # An error reply of the SuperLink names its message by this id alone.
+            if (id_ := reply.metadata.reply_to_message_id) in ids:
+                self._here[id_] = reply
+                self._good += not reply.has_error()
+
+    def _missing(self) -> list[str]:
+        return [id_ for id_ in self._out if id_ not in self._here]
+
+
+def cancel(grid: Grid, message_ids: Sequence[str]) -> None:
+    """Drop messages and their replies, if the grid can."""
+    if message_ids and isinstance(grid, Cancels):
+        grid.cancel(message_ids)
+
+
+def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:
+    """Yield each node with its reply, or with why there is none, in the order of the messages sent.
+
+    Only replies that come before their turn are held back, so replies that arrive in order are dropped one by one.
+    Replies of nodes that were not asked, to another message than this, or a second one of the same node, are dropped
+    with a warning.
+    """
+    order = [message.metadata.dst_node_id for message in sent]
+    early: dict[int, Message] = {}
+    pending = dict(zip(order, sent, strict=True))
+    position = 0
+    for reply in replies:
+        node_id = reply.metadata.src_node_id
+        if node_id == SUPERLINK_NODE_ID:  # which answers for a node that is gone
+            # Looked up now: a message gets its id when it is sent, which may be after the first replies came.
+            about = reply.metadata.reply_to_message_id
+            node_id = next((own.metadata.dst_node_id for own in sent if own.metadata.message_id == about), node_id)
+        if node_id not in pending or not _answers(reply, pending[node_id]):
+            logger.warning("a reply of node %s is dropped: it was not asked this, or has answered already", node_id)
+            continue
+        del pending[node_id]
+        early[node_id] = reply
+        del reply  # the consumer alone decides how long a reply lives
+        while position < len(order) and order[position] in early:
+            yield order[position], _reply_or_fault(early.pop(order[position]))
+            position += 1
+    for node_id in order[position:]:
+        yield node_id, _reply_or_fault(early.pop(node_id)) if node_id in early else Fault(SILENT, "silent")
+
+
+def _answers(reply: Message, asked: Message) -> bool:
+    """Whether a reply is one to this message, and not to that of an earlier round."""
+    id_ = asked.metadata.message_id  # which some grids give to a copy only
+    return not id_ or reply.metadata.reply_to_message_id == id_
+
+
+def _reply_or_fault(reply: Message) -> Message | Fault:
+    """Return the reply, or why its node gave no usable one."""
+    if not reply.has_error():
+        return reply
+    error = reply.error
+    if isinstance(error, messages.SimulatedFault):
+        return Fault(error.reason or "", "simulated")
+    reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))
+    return Fault(reason, "no handler" if lacks_handler(error) else "failed")
+
+
+def explained(fault: str) -> str:
+    """Return why a client failed, with the cause where torch's words say that a model has another size."""
+    return f"{fault}; {messages.NOT_CONVERTED}" if any(words in fault for words in _OTHER_SIZE) else fault
+
+
+def lacks_handler(error: Error) -> bool:
+    """Whether a ClientApp has no function for what it was asked: to Flower it is one of the errors that apps raise."""
+    return error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION and bool(_NO_HANDLER.search(error.reason or ""))
+
+
+def read_each(
+    sent: Sequence[Message],
+    replies: Iterable[Message],
+    read: Callable[[int, Message], None],
+    refuse: Callable[[int, Fault], None],
+    unusable: type[HeteroFLError] = ReplyError,
+) -> None:
+    """Read the replies in the order of the messages; ``refuse`` those that failed or for which ``read`` raises."""
+    for node_id, found in outcomes(sent, replies):
+        if isinstance(found, Fault):
+            refuse(node_id, found)
+            continue
+        try:
+            read(node_id, found)
+        except unusable as error:
+            refuse(node_id, Fault(short(str(error)), "rejected"))
