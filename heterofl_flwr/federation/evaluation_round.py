@@ -79,8 +79,8 @@ class MomentsSum:
 class EvaluationRound:
     """An evaluation by clients: opened for those that are there; moments first, if needed; then answers; then closed.
 
-    Those that did not answer in time when they were to train are busy or gone, and are not waited for again. ``rates``
-    are those that each client evaluates, from the largest on.
+    Those that did not answer in time when they were to train, or for moments, are busy or gone, and are not asked
+    again. ``rates`` are those that each client evaluates, from the largest on.
     """
 
     def __init__(self, engine: Engine, server_round: int, node_ids: Sequence[int]) -> None:
@@ -143,6 +143,8 @@ class EvaluationRound:
             self._no_handler.add(node_id)
         else:
             self._moment_faults.append(f"node {node_id}: {fault.reason}")
+            if fault.kind == "silent":
+                del self.rates[node_id]
             self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
 
     def close_moments(self) -> None:
@@ -184,6 +186,10 @@ class EvaluationRound:
             return
         self._log.evaluate_failures[self._federation.nodes.partition(node_id)] = fault.reason
         logger.warning("round %d: node %s did not evaluate: %s", self._server_round, node_id, fault.reason)
+
+    def leave_out(self, node_id: int) -> None:
+        """Go on without a client of which the strategy's user wants nothing in this round, which is nobody's fault."""
+        del self.rates[node_id], self._whole[node_id]
 
     def _note_no_handler(self, known: set[int], asked: Collection[int], advice: str) -> None:
         """Remember whose app has no handler for what was asked; warn of the first ones.

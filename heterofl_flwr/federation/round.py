@@ -138,6 +138,11 @@ class Round:
                 return
         self._note_fault(node_id, fault)
 
+    def leave_out(self, node_id: int) -> None:
+        """Go on without a client of which the strategy's user wants nothing in this round, which is nobody's fault."""
+        del self.slices[node_id], self.log.rates[self._federation.nodes.partition(node_id)]
+        self.needed = min(self.needed, len(self.slices))
+
     def _note_fault(self, node_id: int, fault: Fault) -> None:
         partition = self._federation.nodes.partition(node_id)
         self.log.failures[partition] = fault.reason

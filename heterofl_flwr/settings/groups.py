@@ -275,7 +275,9 @@ class EngineSettings(Group):
     window: Natural = setting(
         0, "messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then uses 64)"
     )
-    timeout: Positive = setting(3600.0, "seconds that clients have for an answer; one that is later is ignored")
+    timeout: Positive = setting(
+        3600.0, "seconds that clients have in a round, evaluation included; later answers are ignored"
+    )
 
 
 class DevicesSettings(Group):

@@ -17,13 +17,16 @@ from heterofl_flwr import messages, packing
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
-from heterofl_flwr.exchange import read_each
+from heterofl_flwr.exchange import Budget, read_each
 from heterofl_flwr.federation.round import Round, TrainReply, check_open
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
 from heterofl_flwr.strategies.keywords import Keywords, pick
 from heterofl_flwr.strategies.read_replies import read_metrics
 from heterofl_flwr.training.distill import check_posteriors
+
+PUBLISH_SHARE = 0.8
+"""Of the time for training, for the first exchange: clients train in it, and take a few steps in the second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +130,9 @@ class FedH2L(HeteroFL):
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
         """Send the messages of ``configure_train``, then those of ``relay``, and return the replies to these."""
-        return grid.send_and_receive(self.relay(grid, sent, timeout), timeout=timeout)
+        budget = Budget(timeout)
+        learners = self.relay(grid, sent, PUBLISH_SHARE * timeout)
+        return grid.send_and_receive(learners, timeout=budget.left())
 
     def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
         """Let clients publish; return for each the message with what its peers published.

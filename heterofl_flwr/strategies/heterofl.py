@@ -1,6 +1,6 @@
 """HeteroFL as a strategy of Flower's Message API."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Unpack
@@ -15,11 +15,11 @@ from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.slice_rules import window_number
 from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count
-from heterofl_flwr.exchange import exchange, read_each
+from heterofl_flwr.exchange import Budget, exchange, read_each
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.records import host_log
-from heterofl_flwr.federation.round import Round, TrainReply, check_open
+from heterofl_flwr.federation.round import Fault, Round, TrainReply, check_open
 from heterofl_flwr.grids.guarded import crosses_superlink, guard
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.strategies.instructions import Slices, available_nodes, client_config, instruction
@@ -38,6 +38,9 @@ BESIDE_BYTES = 1 << 20
 
 NAME_BYTES = 2048
 """Of a reply, for each parameter: its name, its shape, how Flower packs it."""
+
+MOMENTS_SHARE = 0.5
+"""Of the time that is left of a round, for moments; the rest is for the evaluation."""
 
 
 class HeteroFL(EngineView, Strategy):
@@ -83,6 +86,8 @@ class HeteroFL(EngineView, Strategy):
         self._evaluation: EvaluationRound | None = None
         self._sent: list[Message] = []
         self._replied: dict[int, RecordDict] = {}
+        self._heard: set[str] = set()  # the messages to which the grid brought replies
+        self.budget: Budget | None = None  # of the round, while ``start`` runs
 
     def evaluated_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
         """Return the parameters that are evaluated and kept, from those that are trained; mostly the same."""
@@ -150,6 +155,7 @@ class HeteroFL(EngineView, Strategy):
         del initial_arrays  # else this frame would keep them to the end of the run
         guarded = guard(grid, self.largest_reply)
         Rounds(self, guarded, result, first_round, num_rounds, timeout, configs, evaluate_fn).run()
+        self.budget = None
         return result
 
     def largest_reply(self, message: Message) -> int:
@@ -202,7 +208,7 @@ class HeteroFL(EngineView, Strategy):
             current.add(node_id, self._read_train_reply(node_id, reply, current))
             self._keep_records(function, node_id, reply)
 
-        read_each(self._sent, replies, read, current.refuse)
+        read_each(self._sent, replies, read, self._refusal(current))
         self._sent = []
         new = current.close()
         self._round = None
@@ -220,12 +226,12 @@ class HeteroFL(EngineView, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return a message for each client that evaluates, with the model and its static batch norm moments."""
-        self._sent, self._evaluation = [], None
+        self._sent, self._evaluation, self._round = [], None, None
         evaluation = self.options.evaluation
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.engine.num_rounds):
             return []
         messages.check_own_keys(config)
-        nodes = available_nodes(grid, self.engine, self._timeout)
+        nodes = available_nodes(grid, self.engine, self._seconds_left(MOMENTS_SHARE))
         self._evaluation = current = EvaluationRound(self.engine, server_round, nodes)
         rule, window = self.federation.evaluated_rule, window_number(server_round, self.options.transfer.roll_by)
         asked = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
@@ -266,7 +272,8 @@ class HeteroFL(EngineView, Strategy):
             # All are read before any is added, so an answer that does not fit changes nothing.
             current.add_moments(node_id, read_moments(reply, norms[node_id], f"node {node_id}"))
 
-        read_each(sent, grid.send_and_receive(sent, timeout=self._timeout), read, current.refuse_moments, HeteroFLError)
+        replies = grid.send_and_receive(sent, timeout=self._seconds_left(MOMENTS_SHARE))
+        read_each(sent, replies, read, current.refuse_moments, HeteroFLError)
         current.close_moments()
 
     @as_flower_error()
@@ -282,10 +289,43 @@ class HeteroFL(EngineView, Strategy):
             current.answers[node_id] = read_metrics(reply, self.options.limits, f"node {node_id}", key)
             self._keep_records(function, node_id, reply)
 
-        read_each(self._sent, replies, read, current.refuse)
+        read_each(self._sent, replies, read, self._refusal(current))
         self._sent, self._evaluation = [], None
         current.close()
         return self._aggregated(function, current.whole_answers(), self.log.evaluate) if current.answers else None
+
+    def _seconds_left(self, share: float) -> float:
+        """Return a share of the seconds that are left of the round; without ``start``, all that a round has."""
+        return self._timeout if self.budget is None else self.budget.left(share)
+
+    def open_exchange(self, sent: Sequence[Message]) -> None:
+        """Leave out of the round whom a subclass sends nothing of what ``configure_train`` or the like returned."""
+        self._heard = set()
+        asked = {message.metadata.dst_node_id for message in sent}
+        current = self._round or self._evaluation
+        for message in self._sent:
+            if current is not None and message.metadata.dst_node_id not in asked:
+                current.leave_out(message.metadata.dst_node_id)
+        self._sent = [message for message in self._sent if message.metadata.dst_node_id in asked]
+
+    def hear(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Yield the replies of a grid, noting which there were: a subclass may drop some of them."""
+        for reply in replies:
+            self._heard.add(reply.metadata.reply_to_message_id)
+            yield reply
+            del reply  # the consumer alone decides how long a reply lives
+
+    def _refusal(self, current: Round | EvaluationRound) -> Callable[[int, Fault], None]:
+        """Return what notes a fault; a client whose reply a subclass dropped has none, and is left out."""
+        ids = {message.metadata.dst_node_id: message for message in self._sent}
+
+        def refuse(node_id: int, fault: Fault) -> None:
+            if fault.kind == "silent" and ids[node_id].metadata.message_id in self._heard:
+                current.leave_out(node_id)
+            else:
+                current.refuse(node_id, fault)
+
+        return refuse
 
     def _keep_records(self, function: MetricsFn | None, node_id: int, reply: Message) -> None:
         """Keep what a metrics function is to see of a reply: all records but those of parameters."""

@@ -9,10 +9,14 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from heterofl_flwr.exchange import Budget
 from heterofl_flwr.federation.records import Progress, host_log
 
 if TYPE_CHECKING:
     from heterofl_flwr.strategies.heterofl import HeteroFL
+
+TRAIN_SHARE = 0.8
+"""Of a round's time, for training, where clients evaluate after it."""
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -41,7 +45,7 @@ class Rounds:
         for server_round in range(self.first_round, self.num_rounds + 1):
             started = time.monotonic()
             self._train(server_round)
-            if evaluation.due(server_round, self.num_rounds):
+            if self._is_due(server_round):
                 self._evaluate(server_round)
             record = strategy.log
             record.seconds = time.monotonic() - started
@@ -57,10 +61,18 @@ class Rounds:
         for callback in strategy.callbacks:
             callback.on_end(result.arrays.to_torch_state_dict())
 
+    def _is_due(self, server_round: int) -> bool:
+        return self.strategy.options.evaluation.due(server_round, self.num_rounds)
+
     def _train(self, server_round: int) -> None:
         strategy, result = self.strategy, self.result
-        sent = strategy.configure_train(server_round, result.arrays, self.configs[0], self.grid)
-        arrays, metrics = strategy.aggregate_train(server_round, strategy.exchange(self.grid, sent, self.timeout))
+        sent = list(strategy.configure_train(server_round, result.arrays, self.configs[0], self.grid))
+        strategy.open_exchange(sent)
+        strategy.budget = Budget(self.timeout)
+        asks_more = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
+        seconds = self.timeout * (TRAIN_SHARE if asks_more else 1)
+        replies = strategy.hear(strategy.exchange(self.grid, sent, seconds))
+        arrays, metrics = strategy.aggregate_train(server_round, replies)
         if arrays is not None:
             result.arrays = arrays
         if metrics is not None:
@@ -68,9 +80,11 @@ class Rounds:
 
     def _evaluate(self, server_round: int) -> None:
         strategy, result = self.strategy, self.result
-        sent = strategy.configure_evaluate(server_round, result.arrays, self.configs[1], self.grid)
-        replies = self.grid.send_and_receive(sent, timeout=self.timeout)
-        if (metrics := strategy.aggregate_evaluate(server_round, replies)) is not None:
+        budget = strategy.budget = strategy.budget or Budget(self.timeout)
+        sent = list(strategy.configure_evaluate(server_round, result.arrays, self.configs[1], self.grid))
+        strategy.open_exchange(sent)
+        replies = self.grid.send_and_receive(sent, timeout=budget.left())
+        if (metrics := strategy.aggregate_evaluate(server_round, strategy.hear(replies))) is not None:
             result.evaluate_metrics_clientapp[server_round] = metrics
         self._evaluate_centrally(server_round)
 
@@ -118,7 +132,7 @@ class Rounds:
         if done == due or not evaluation.every:
             return
         started = time.monotonic()
-        strategy.engine.num_rounds = server_round
+        strategy.engine.num_rounds, strategy.budget = server_round, None
         record.evaluate, record.evaluate_failures, record.partial = {}, {}, ()
         self._evaluate(server_round)
         record.seconds += time.monotonic() - started
