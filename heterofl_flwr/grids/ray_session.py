@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ import ray
 
 from heterofl_flwr.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 SECONDS_TO_END = 5.0
 """How long each of Ray's processes may take to end."""
 
-LONGEST = 30
+LONGEST = 28
 """Characters of the folder in which Ray's may lie: the names of sockets have to be short."""
 
 _SETTINGS = {
@@ -80,6 +83,12 @@ def _connect(own: Mapping[str, str]) -> tuple[Mapping[str, str], ExitStack]:
         except ConnectionError as error:
             raise ConfigError(f"no Ray answers at RAY_ADDRESS={address!r}: {error}") from error
         started.callback(shut_down)
+        if os.environ.get("RAY_AUTH_MODE", "disabled") == "disabled":
+            logger.warning(
+                "The Ray cluster at RAY_ADDRESS=%r asks for no token: whoever reaches its ports can run programs "
+                "there. Set RAY_AUTH_MODE=token on all its machines and here.",
+                address,
+            )
         return {}, started.pop_all()
 
 
@@ -90,14 +99,27 @@ def _start(environment: Mapping[str, str], started: ExitStack) -> None:
     words = [sys.executable, "-I", "-S", "-c", _SWEEP, folder]
     sweeper = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # our own text
     started.callback(sweeper.communicate)
+    # Ray listens on all interfaces, so it has to ask for a token. It lets everybody write into its folder, so that lies
+    # in one that nobody else can enter.
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    started.callback(_read_authentication)
     started.callback(shut_down)
+    environment = {**environment, **token}
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)  # Ray's processes keep it
     try:
-        _init(include_dashboard=False, _temp_dir=folder)
+        _read_authentication()
+        _init(include_dashboard=False, _temp_dir=os.path.join(folder, "r"))
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _read_authentication() -> None:
+    """Let Ray read anew from the environment whether it has a token; else it has what it was imported with."""
+    native: Any = ray._raylet
+    native.AuthenticationTokenLoader.instance().reset_cache()
+    native.Config.initialize("")
 
 
 def shut_down() -> None:

@@ -274,9 +274,12 @@ grid = RayGrid("odd_clients:app", 2, at_once=1)
 assert signal.getsignal(signal.SIGTERM) == handler
 content = RecordDict({"config": ConfigRecord({"seconds": 600.0})})
 grid.push_messages([Message(content, node_id, "query.sleep") for node_id in grid.get_node_ids()])
+import ray
+print(ray.get_runtime_context().gcs_address)
 children = psutil.Process().children(recursive=True)
 folder = next(argument for child in children for argument in child.cmdline() if argument.startswith("--temp-dir="))
 print(folder.partition("=")[2], *(child.pid for child in children), flush=True)
+sys.stdin.readline()
 grid.close()
 print("closed", flush=True)
 sys.stdin.read()
@@ -289,7 +292,14 @@ def test_nothing_is_left_of_a_ray_that_a_closed_grid_has_started(apps, gone):
     environment.pop("RAY_ADDRESS", None)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, **pipes) as script:
+        address = script.stdout.readline().strip()
         folder, *pids = script.stdout.readline().split()
+        assert Path(folder).parent.stat().st_mode & 0o077 == 0
+        stranger = [sys.executable, "-c", f"import ray; ray.init({address!r})"]
+        answer = subprocess.run(stranger, env={"HOME": folder}, check=False, capture_output=True, text=True)
+        assert "Authentication token is missing or incorrect" in answer.stderr
+        script.stdin.write("\n")
+        script.stdin.flush()
         assert script.stdout.readline() == "closed\n"
         assert gone(map(int, pids))
-        assert not Path(folder).exists()
+        assert not Path(folder).parent.exists()
