@@ -68,7 +68,7 @@ class RayGrid(QueuedGrid):
         super().__init__(num_nodes, **options)
         with extra("simulation", "use LocalGrid, which is --grid local"):  # here, as Ray loads slowly
             from heterofl_flwr.grids.ray_actors import Actor, ActorOptions
-            from heterofl_flwr.grids.ray_session import Session
+            from heterofl_flwr.grids.ray_session import Session, check_alive
         environment = Session.enter()
         same = ActorOptions(path, num_cpus, num_gpus, environment)
         try:
@@ -76,7 +76,7 @@ class RayGrid(QueuedGrid):
             if number == 0:
                 raise ConfigError(f"no machine has room for an actor: {same.lack()}")
             start = partial(Actor, same)
-            self._open(ActorRunner(start, number, self._contexts, same.lack), Session.leave)
+            self._open(ActorRunner(start, number, self._contexts, same.lack, check_alive), Session.leave)
         except BaseException:
             Session.leave()
             raise

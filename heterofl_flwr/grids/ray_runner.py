@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol
@@ -91,6 +92,8 @@ class ActorRunner(Runner):
         The nodes' contexts.
     lack : callable
         Says what actors need, and what there is, for when none starts.
+    check : callable
+        Raises an error if no actor will be heard of any more; called often.
     """
 
     def __init__(
@@ -99,9 +102,10 @@ class ActorRunner(Runner):
         number: int,
         contexts: dict[int, Context],
         lack: Callable[[], str],
+        check: Callable[[], object],
     ) -> None:
         super().__init__(contexts)
-        self._start, self._lack = start, lack
+        self._start, self._lack, self._check = start, lack, check
         self._lines: dict[int, deque[Group]] = {}  # by node; a group that is first in all its lines is running or ready
         self._ready: list[Group] = []  # a heap
         self._stored: WeakValueDictionary[int, StoredRecord] = WeakValueDictionary()  # by the record's identity
@@ -169,13 +173,13 @@ class ActorRunner(Runner):
     def _serve(self) -> None:
         """Let what is reported and queued have its effects, until the grid is closed."""
         while not self._closed:
-            try:
+            event = None
+            with suppress(Empty):
                 event = self._events.get(timeout=1.0)
-            except Empty:
-                self._warn_if_none_starts()
-                continue
             with self._changed:
                 try:
+                    self._check()
+                    self._warn_if_none_starts()
                     self._handle(event)
                 except Exception as error:  # else callers would wait for ever
                     self._trouble = HeteroFLError(f"Ray cannot go on: {error}")

@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,15 +14,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import ray
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 logger = logging.getLogger(__name__)
 
 SECONDS_TO_END = 5.0
 """How long each of Ray's processes may take to end."""
+
+SECONDS_TO_CONNECT = 5.0
+"""How long a cluster may take to answer at its port; Ray itself tries for half a minute."""
 
 LONGEST = 28
 """Characters of the folder in which Ray's may lie: the names of sockets have to be short."""
@@ -79,8 +84,9 @@ def _connect(own: Mapping[str, str]) -> tuple[Mapping[str, str], ExitStack]:
             _start({**_SETTINGS, **own}, started)
             return own, started.pop_all()
         try:
+            _probe(address)
             _init()
-        except ConnectionError as error:
+        except (OSError, ValueError) as error:  # a port that is no number, too
             raise ConfigError(f"no Ray answers at RAY_ADDRESS={address!r}: {error}") from error
         started.callback(shut_down)
         if os.environ.get("RAY_AUTH_MODE", "disabled") == "disabled":
@@ -90,6 +96,13 @@ def _connect(own: Mapping[str, str]) -> tuple[Mapping[str, str], ExitStack]:
                 address,
             )
         return {}, started.pop_all()
+
+
+def _probe(address: str) -> None:
+    """Raise ``OSError`` if nobody listens at an address, where that has a port; ``auto`` has none."""
+    place = urlsplit(f"//{address.rpartition('://')[2]}")
+    if place.port is not None:
+        socket.create_connection((place.hostname or "", place.port), SECONDS_TO_CONNECT).close()
 
 
 def _start(environment: Mapping[str, str], started: ExitStack) -> None:
@@ -130,6 +143,15 @@ def shut_down() -> None:
     for process in started:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=SECONDS_TO_END)
+
+
+def check_alive() -> None:
+    """Raise ``HeteroFLError`` if one of Ray's own processes has ended that this one has started: calls then hang."""
+    node: Any = ray._private.worker._global_node
+    for name in ("gcs_server", "raylet"):
+        for own in node.all_processes.get(name, ()) if node else ():
+            if (code := own.process.poll()) is not None:
+                raise HeteroFLError(f"its process {name} has ended (exit code {code}), maybe for lack of memory")
 
 
 def _init(**options: Any) -> None:

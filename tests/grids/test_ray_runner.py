@@ -78,11 +78,11 @@ class Crew:
 
 
 @contextmanager
-def crew_of(number: int) -> Iterator[tuple[Crew, ActorRunner]]:
+def crew_of(number: int, check: Callable[[], object] = lambda: None) -> Iterator[tuple[Crew, ActorRunner]]:
     """Start actors that are all ready."""
     crew = Crew()
     contexts = {node: Context(7, node, {"partition-id": node}, RecordDict(), {}) for node in range(4)}
-    runner = ActorRunner(crew.start, number, contexts, lambda: "it lacks nothing")
+    runner = ActorRunner(crew.start, number, contexts, lambda: "it lacks nothing", check)
     for other in range(1, number):
         crew[other].get_ready()
     with runner._changed:
@@ -166,3 +166,18 @@ def test_what_others_cancel_is_not_waited_for(ask):
         assert waiting.result(LONGEST) == []
         assert crew[0].killed.wait(LONGEST)
         assert runner.deaths == []
+
+
+def test_whoever_waits_hears_that_no_actor_will_answer(ask):
+    alive = [True]
+
+    def check():
+        if not alive:
+            raise HeteroFLError("its process raylet has ended")
+
+    with crew_of(1, check) as (crew, runner):
+        ids = submit(runner, groups_of(ask, 1))
+        assert crew[0].busy.wait(LONGEST)
+        alive.clear()
+        with pytest.raises(HeteroFLError, match="Ray cannot go on: its process raylet has ended"):
+            runner.wait(ids, None)
