@@ -4,6 +4,7 @@ import io
 import math
 import os
 import pickle
+import socket
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import ray
+import torch
 from flwr.app import ArrayRecord, Context
 from flwr.clientapp import ClientApp
 
@@ -137,6 +139,11 @@ class Clients:
             self._app = load(client_app)
         except BaseException as error:  # such as a SystemExit of its module
             self._trouble = str(error) if isinstance(error, ConfigError) else traceback.format_exc()
+        if ray.get_gpu_ids() and not torch.cuda.is_available():  # a client would train on the CPU without a word
+            self._trouble = self._trouble or (
+                f"Ray counts a GPU on {socket.gethostname()}, and torch {torch.__version__} finds none there: ask for "
+                f"num_gpus=0, or start Ray with as many GPUs as the machine has"
+            )
 
     def ready(self) -> tuple[str, bool, str]:
         """Return why the ClientApp cannot be loaded, whether it answers messages together, and where stderr goes."""

@@ -196,7 +196,7 @@ def test_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_path, m
 @pytest.mark.slow
 def test_actors_share_gpus_as_asked(actors, ask):
     assert {one["CUDA_VISIBLE_DEVICES"] for one in processes_of(actors, ask)} == {""}
-    with RayGrid("odd_clients:app", 8, num_gpus=0.5) as grid:
+    with RayGrid("gpu_clients:app", 8, num_gpus=0.5) as grid:
         seen: dict[int, str] = {}
         while len(seen) < 4:  # the first answers before the others are there
             seen |= {one["pid"]: one["CUDA_VISIBLE_DEVICES"] for one in processes_of(grid, ask)}
@@ -211,7 +211,7 @@ def test_a_grid_waits_while_others_use_the_cluster(machine, ask, monkeypatch, ca
     monkeypatch.setattr(ray_runner, "PATIENCE", 0.5)
     others = [machine.remote(Other).options(num_gpus=1).remote() for _ in range(2)]
     with ThreadPoolExecutor() as executor, caplog.at_level(logging.WARNING):
-        started = executor.submit(RayGrid, "odd_clients:app", 1, num_gpus=1)
+        started = executor.submit(RayGrid, "gpu_clients:app", 1, num_gpus=1)
         while "no actor has started in 0.5 s; waiting: it needs num_cpus=1 and num_gpus=1" not in caplog.text:
             assert not started.done()
             time.sleep(0.05)
@@ -240,6 +240,7 @@ def test_so_many_actors_fit_on_a_machine(cpus, gpus, has, expected):
     ("client_app", "num_gpus", "complaint"),
     [
         ("odd_clients:app", 3, "needs num_cpus=1 and num_gpus=3; the cluster has 8 CPUs and 2 GPUs"),
+        ("odd_clients:app", 1, "in an actor: Ray counts a GPU on .*, and torch .* finds none there"),
         ("no_such_module:app", 0, "in an actor: client_app 'no_such_module:app' cannot be loaded"),
         pytest.param(
             "dies_on_import:app",
