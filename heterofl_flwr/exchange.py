@@ -44,14 +44,6 @@ class Cancels(Protocol):
         """Drop messages, begun or not, and their replies."""
 
 
-@runtime_checkable
-class Listens(Protocol):
-    """A grid that says when a reply is there, before anybody asks for it."""
-
-    def listen(self, listener: Callable[[Message], None]) -> None:
-        """Call ``listener`` with each reply when it is there, from any thread."""
-
-
 def exchange(
     grid: Grid,
     sent: Iterable[Message],

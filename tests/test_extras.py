@@ -99,7 +99,6 @@ for name, call in {
     "dirichlet": lambda: splits.by_partitioner(images.targets, "dirichlet-0.5", 1, 0),
     "lora": lambda: heterofl_flwr.lora(None),
     "rotated": lambda: splits.rotated(images, 15.0),
-    "partitioners": lambda: importlib.import_module("heterofl_flwr.data.partitioners"),
     "ray": lambda: RayGrid("own_data:app", 2),
     "onnx": lambda: formats_named(["onnx"]),
     "page": lambda: heterofl_flwr.report.write_report("run"),
@@ -120,12 +119,12 @@ def test_without_extras_a_client_trains_and_parts_name_theirs(tmp_path):
     (tmp_path / "own_data.py").write_text(OWN_DATA)
     lines = run_thin(TRAIN + PARTS, tmp_path).splitlines()
     fails = {line.split()[1].removeprefix("heterofl_flwr.") for line in lines if line.startswith("fails:")}
-    assert fails == {"data.folder", "data.partitioners", "grids.ray_actors", "grids.ray_session"} | {
+    assert fails == {"data.folder", "grids.ray_actors", "grids.ray_session"} | {
         f"report.{name}" for name in ("drawing", "figures", "page")
     }
     needs = dict(re.findall(r"^needs: (\w+) .*pip install 'heterofl-flwr\[(\w+)\]'", "\n".join(lines), re.MULTILINE))
     assert needs == {
-        **dict.fromkeys(("digits", "folder", "hub", "dirichlet", "rotated", "partitioners"), "data"),
+        **dict.fromkeys(("digits", "folder", "hub", "dirichlet", "rotated"), "data"),
         **dict.fromkeys(("page", "tensorboard"), "report"),
         "ray": "simulation",
         "onnx": "export",

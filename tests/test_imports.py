@@ -27,14 +27,12 @@ TRAIN = """
 from heterofl_flwr.data import Split
 from heterofl_flwr.training import TrainingJob, TrainOptions, evaluate, train
 from heterofl_flwr.training.engines.cohort import Cohort
-from heterofl_flwr.training.engines.joint_models import vmapped, wide
 model, options = torch.nn.Linear(2, 2), TrainOptions(learning_rate=0.1)
 split = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
 train(model, split, options, seed=0)
 evaluate(model, split)
-for way in (wide, vmapped):
-    jobs = [TrainingJob(model=torch.nn.Linear(2, 2), split=split, seed=seed) for seed in range(2)]
-    Cohort(jobs, options, way).train()
+jobs = [TrainingJob(model=torch.nn.Linear(2, 2), split=split, seed=seed) for seed in range(2)]
+Cohort(jobs, options).train()
 """
 EDGE = """
 from pathlib import Path

@@ -24,7 +24,6 @@ from heterofl_flwr.federation.records import RoundCallback, Tally
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Training
 from heterofl_flwr.grids.simulated import SimulatedDevices
-from heterofl_flwr.grids.windowed import Watched
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import device_name
@@ -79,11 +78,9 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     if start.finished:
         logger.info(start.finished)
         return make_strategy(task, extra_callbacks)
-    console = Console()
-    strategy = make_strategy(task, (console, *build_callbacks(task, folder), *extra_callbacks))
+    strategy = make_strategy(task, (Console(), *build_callbacks(task, folder), *extra_callbacks))
     windowed = Windowed(grid, settings.engine.window) if settings.engine.window else grid
     devices = build_devices(task)
-    watched = Watched(windowed, console, innermost=grid)
     if folder is not None:  # only now, when everything has been checked
         with extra("report"):  # not after hours that what draws is missing
             from heterofl_flwr.report.page import write_page
@@ -93,7 +90,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     # So that nodes do not take what an earlier run left with them for this run's.
     told = {} if start.run_key is None or not task.personal else {messages.RUN_KEY: start.run_key}
     strategy.start(
-        SimulatedDevices(watched, devices, min_replies=settings.sample.min_replies) if devices else watched,
+        SimulatedDevices(windowed, devices, min_replies=settings.sample.min_replies) if devices else windowed,
         initial_arrays=start.arrays,
         num_rounds=settings.num_rounds,
         timeout=settings.engine.timeout,

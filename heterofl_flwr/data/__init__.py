@@ -1,7 +1,4 @@
-"""Data sets as tensors, and which client holds which part of them.
-
-The same splits as ``Partitioner`` classes of flwr-datasets are in ``heterofl_flwr.data.partitioners``.
-"""
+"""Data sets as tensors, and which client holds which part of them."""
 
 from heterofl_flwr.data.augment import AUGMENTS, crop_flip
 from heterofl_flwr.data.dataset import Dataset, Reading, Split

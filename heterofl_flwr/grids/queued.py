@@ -86,7 +86,6 @@ class Runner(ABC):
 
     def __init__(self, contexts: dict[int, Context]) -> None:
         self.deaths: list[str] = []
-        self.listener: Callable[[Message], None] = lambda reply: None
         self._contexts = contexts
         self._groups: dict[str, Group] = {}  # by the id of each message that somebody waits for
         self._done: dict[str, Message] = {}
@@ -125,10 +124,6 @@ class Runner(ABC):
             if context is not None:
                 self._contexts[node_id] = context
             self._done[id_] = reply
-            try:
-                self.listener(reply)
-            except Exception:  # the other clients go on
-                logger.exception("the listener to replies raised an error")
 
 
 class GridKeywords(TypedDict, total=False):
@@ -261,10 +256,6 @@ class QueuedGrid(Grid):
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Drop messages, begun or not, and their replies."""
         self._runner.cancel(list(message_ids))
-
-    def listen(self, listener: Callable[[Message], None]) -> None:
-        """Call ``listener`` with each reply when it is there, from any thread."""
-        self._runner.listener = listener
 
     def _renew(self, run: Run) -> None:
         """Let every node begin a run with an empty state."""

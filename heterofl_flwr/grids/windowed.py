@@ -1,13 +1,12 @@
-"""Grids around other grids: ``Windowed`` bounds the number of messages out, ``Watched`` reports what passes."""
+"""``Windowed``, a grid around another one that bounds the number of messages out."""
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterable
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from heterofl_flwr.errors import check_count
-from heterofl_flwr.exchange import Listens, exchange
+from heterofl_flwr.exchange import exchange
 from heterofl_flwr.grids.relay import Relay
 
 
@@ -42,41 +41,3 @@ class Windowed(Relay):
         never sent. The time in which the strategy works on replies counts.
         """
         return exchange(self._grid, messages, window=self._window, timeout=timeout)
-
-
-class _Watcher(Protocol):
-    """What ``Watched`` calls; ``on_reply`` from any thread."""
-
-    def on_messages(self, messages: Iterable[Message]) -> None: ...
-    def on_reply(self, reply: Message) -> None: ...
-    def on_replies_end(self) -> None: ...
-
-
-class Watched(Relay):
-    """A grid that reports messages that are sent together, each reply, and that no more will come.
-
-    If the ``innermost`` grid is a ``LocalGrid`` or a ``RayGrid``, replies are reported when they are there, else when
-    they are returned.
-    """
-
-    def __init__(self, grid: Grid, watcher: _Watcher, innermost: Grid) -> None:
-        super().__init__(grid)
-        self._watcher = watcher
-        self._listens = isinstance(innermost, Listens)
-        if isinstance(innermost, Listens):
-            innermost.listen(watcher.on_reply)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages, and return their replies as the grid does."""
-        messages = list(messages)
-        self._watcher.on_messages(messages)
-        return self._report(self._grid.send_and_receive(messages, timeout=timeout))
-
-    def _report(self, replies: Iterable[Message]) -> Iterator[Message]:
-        try:
-            for reply in replies:
-                if not self._listens:
-                    self._watcher.on_reply(reply)
-                yield reply
-        finally:
-            self._watcher.on_replies_end()

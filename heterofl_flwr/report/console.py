@@ -1,11 +1,8 @@
 """The progress of a run on the terminal, or in a file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from flwr.app import Message
 from rich import console as rich_console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bar
 
 from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
@@ -16,8 +13,6 @@ WIDTH = 80  # a round is one line of at most so many characters; what does not f
 
 class Console(RoundCallback):
     """Prints each round on a line of names and values: time taken and left, what failed, loss and accuracy.
-
-    On a terminal it also shows within a round how many clients have answered; that bar disappears.
 
     Parameters
     ----------
@@ -30,42 +25,17 @@ class Console(RoundCallback):
     def __init__(self, console: rich_console.Console | None = None) -> None:
         self._console = console or rich_console.Console(highlight=False)
         self._seconds: list[float] = []  # of each round so far
-        self._round = 1
-        self._bar: Bar | None = None
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Print the rounds of the run and the size of its model."""
-        self._round = first_round
         size = sum(value.numel() for value in state.values())
         model = f"a model of {formatting.count(size)} parameters" if size else "no model on the server"
         self._print(f"rounds {first_round} to {num_rounds}, {model}")
-
-    def on_messages(self, messages: Iterable[Message]) -> None:
-        """Show a bar for the answers to these messages, on a terminal."""
-        self.on_replies_end()
-        kinds = [message.metadata.message_type for message in messages]
-        columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("clients"))
-        hidden = not self._console.is_terminal or self._console.is_dumb_terminal
-        self._bar = Bar(*columns, console=self._console, transient=True, disable=hidden)
-        self._bar.add_task(f"round {self._round}: {kinds[0] if kinds else ''}", total=len(kinds))
-        self._bar.start()
-
-    def on_reply(self, reply: Message) -> None:
-        """Count an answer."""
-        if bar := self._bar:  # an answer that comes late finds none
-            bar.advance(bar.task_ids[0])
-
-    def on_replies_end(self) -> None:
-        """Remove the bar."""
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
 
     def on_round_end(self, progress: Progress) -> bool:
         """Print one round."""
         record, num_rounds = progress.record, progress.num_rounds
         self._seconds.append(record.seconds)
-        self._round = record.server_round + 1
         # The mean of several, as evaluation makes single rounds long; the first one has to start what the others find.
         recent = self._seconds[1:][-10:]
         left = (num_rounds - record.server_round) * sum(recent) / len(recent) if recent else None

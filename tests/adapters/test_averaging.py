@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from heterofl_flwr import Adam
-from heterofl_flwr.adapters.averaging import ProductAggregator, ZeroPaddedAggregator, find_adapters, truncated
+from heterofl_flwr.adapters.averaging import ProductAggregator, ZeroPaddedAggregator, find_adapters
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.errors import ConfigError
 from tests.adapters.ranked import A, Adapted, B, replies, state_of
@@ -69,13 +69,6 @@ def test_directions_that_no_client_has_can_still_learn():
     )
     assert_close(new[B][:, 1:].numpy(), np.zeros((4, 2)))
     assert_close((new[A] @ new[A].T).numpy(), np.eye(3))
-
-
-def test_ranks_beyond_the_layers_size_are_zeros():
-    b, a = truncated(torch.tensor([[1.0, 2.0]]).double(), torch.tensor([[1.0, 0, 0], [0, 1, 0]]).double(), 3)
-    assert_close((b @ a).numpy(), [[1, 2, 0]])
-    assert (tuple(b.shape), tuple(a.shape)) == ((1, 3), (3, 3))
-    assert not a[1:].any()
 
 
 def test_a_convolutions_kernel_counts_as_inputs():

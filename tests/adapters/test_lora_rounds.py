@@ -9,7 +9,6 @@ from heterofl_flwr import HeteroFL, Mix, lora
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
-from heterofl_flwr.training.engines.cohort import find_obstacle
 from tests.adapters.nets import CASES, outputs, peft, words
 from tests.federation.tiny import Watched, equal, make_app, play, twin
 
@@ -49,18 +48,6 @@ def test_each_entry_is_the_mean_over_the_clients_that_held_it(options):
     assert all(torch.equal(build.model.get_parameter(name), own) for name, own in frozen.items())
 
 
-def test_messages_hold_adapters_alone_and_of_the_clients_rank():
-    found = run(1)
-    sizes = {}
-    for message in found.grid.of("train"):
-        arrays = message.content["arrays"].to_torch_state_dict()
-        assert not any("base_layer" in name or "original" in name for name in arrays)
-        sizes[message.content["config"]["rate"]] = sum(own.numel() for own in arrays.values())
-    trained = {rate: sum(own.numel() for own in build(rate).parameters() if own.requires_grad) for rate in sizes}
-    assert sizes == trained
-    assert sorted(sizes) == [0.125, 0.5, 1.0]
-
-
 def test_a_run_goes_on_from_a_checkpoint_of_adapters_alone(tmp_path):
     costs = Costs(build, Mix.parse(MIX), words())
     assert costs.model().full.bytes == sum(128 + 8 * own.numel() for own in exchanged_parameters(build(1.0)).values())
@@ -85,7 +72,3 @@ def test_a_levels_final_model_is_saved_as_peft_loads_it(tmp_path):
     loaded = peft.PeftModel.from_pretrained(base, tmp_path / "level")
     torch.testing.assert_close(outputs(loaded), outputs(level), rtol=1e-12, atol=1e-12)
     assert not torch.equal(outputs(level), outputs(build(0.125)))
-
-
-def test_clients_with_adapters_train_one_by_one():
-    assert find_obstacle(build(1.0)) == "it shares parameters with other models"

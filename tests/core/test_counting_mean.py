@@ -117,16 +117,6 @@ def test_a_result_is_given_once():
         aggregator.add(plan, reply)
 
 
-def test_parameters_that_learn_may_be_given_as_they_are():
-    model = torch.nn.Linear(4, 4)
-    local = torch.nn.Linear(2, 2)
-    aggregator = Aggregator(dict(model.named_parameters()))
-    aggregator.add(Plan.of(model, local), dict(local.named_parameters()))
-    new = aggregator.result()
-    assert not any(value.requires_grad for value in new.values())
-    assert torch.equal(new["weight"][:2, :2], local.weight)
-
-
 def test_the_memory_does_not_grow_with_the_replies(monkeypatch):
     state, plan, _ = strategies.three_replies()
     plans = [plan, Plan.between(state, state)]

@@ -1,6 +1,5 @@
 """Folders of CSV, of parquet and of images, made here and tiny."""
 
-import pyarrow as pa
 import pytest
 import torch
 
@@ -25,20 +24,6 @@ def test_csv_has_columns_of_numbers_and_a_label(tmp_path, lines, labels):
     assert data.train.inputs.tolist() == [[-1.0, 0.0], [1.0, 0.0]]
     assert data.train.targets.tolist() == labels
     assert (data.classes, data.train.black) == (2, None)
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("train/1", "train/2", "test/1"),
-        ("train1", "train2", "test1"),
-    ],
-)
-def test_a_split_may_lie_in_several_files_and_in_a_folder(tmp_path, names):
-    for name, lines in zip(names, ("1,0\n", "2,1\n3,1\n", "2,1\n"), strict=True):
-        write(tmp_path / f"{name}.csv", f"a,label\n{lines}")
-    data = load_dataset(str(tmp_path))
-    assert (sorted(data.train.targets.tolist()), data.test.targets.tolist()) == ([0, 1, 1], [1])
 
 
 @pytest.mark.parametrize(
@@ -104,15 +89,6 @@ def test_short_names_have_the_papers_mean_deviation_and_augment(tmp_path):
     assert mnist.train.inputs[:, 0, 0, 0].tolist() == pytest.approx([-0.1307 / 0.3081, (1 - 0.1307) / 0.3081])
     assert cifar10.train.black.tolist() == pytest.approx([-0.4914 / 0.2023, -0.4822 / 0.1994, -0.4465 / 0.2010])
     assert (mnist.augment, cifar10.augment) == ("none", "crop-flip")
-
-
-def test_images_may_be_bytes_and_labels_dictionaries(tmp_path):
-    labels = pa.array(["yes", "no"]).dictionary_encode()
-    for part in ("train", "test"):
-        write_table(tmp_path / f"a/{part}.parquet", {"image": [png(1), png(2)], "label": labels})
-        image_table(tmp_path / f"b/{part}.parquet", [1, 2], [0, 1], label="kind")
-    assert load_dataset("a", tmp_path).train.targets.tolist() == [1, 0]
-    assert load_dataset("b", tmp_path).train.targets.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -183,12 +159,6 @@ def test_a_constant_channel_stays_finite(tmp_path):
     for part in ("train", "test"):
         write(tmp_path / part / "cat" / "1.png", png(7))
     assert load_dataset(str(tmp_path)).test.inputs.abs().max() == 0
-
-
-def test_sources_are_read_once_and_left_as_they_are(tmp_path):
-    before = {file: file.stat().st_mtime_ns for file in image_folder(tmp_path).rglob("*")}
-    assert load_dataset(str(tmp_path)) is load_dataset(str(tmp_path))
-    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.parametrize(

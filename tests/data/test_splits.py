@@ -65,22 +65,13 @@ def test_noniid_gives_at_most_n_classes_to_train_and_to_test(targets, classes, f
 def test_noniid_of_the_paper_loses_the_shards_drawn_twice():
     """Of 100 clients, 100 * 19 / 199 = 9.5 draw one class twice, and 250 of 50,000 images go with each."""
     lost = []
-    for seed in range(200):
+    for seed in range(50):
         rows, deal = noniid(PAPER, 100, 2, seed)
         twice = [held[0] == held[1] for held in deal]
         assert [len(mine) for mine in rows] == [250 if same else 500 for same in twice]
         lost.append(sum(twice))
-    spread = math.sqrt(9.5 / 200)
-    assert sum(lost) / 200 == pytest.approx(100 * 19 / 199, abs=4 * spread)
-
-
-def test_both_fidelities_deal_the_same_classes():
-    paper, deal = noniid(PAPER, 100, 2, 4)
-    fixed, other = noniid(PAPER, 100, 2, 4, fidelity="fixed")
-    assert deal == other
-    assert torch.bincount(torch.tensor(deal).flatten()).tolist() == [20] * 10
-    assert [len(rows) for rows in fixed] == [500] * 100
-    assert sum(len(rows) for rows in paper) < 50_000
+    spread = math.sqrt(9.5 / 50)
+    assert sum(lost) / 50 == pytest.approx(100 * 19 / 199, abs=4 * spread)
 
 
 def test_a_small_test_class_leaves_some_clients_without():
@@ -120,13 +111,6 @@ def test_dirichlet_deals_test_rows_by_shares_of_train_rows():
         expected = torch.bincount(train[mine], minlength=10) / sizes[0] * sizes[1]
         assert (torch.bincount(test[theirs], minlength=10) - expected).abs().max() <= 1
         assert set(test[theirs].tolist()) <= set(train[mine].tolist())
-
-
-def test_dirichlet_that_cannot_be_drawn_raises_an_error():
-    with pytest.raises(DataError, match=r"30 examples cannot be split for 29 clients by dirichlet-0\.01"):
-        by_partitioner(uneven(30), "dirichlet-0.01", 29, seed=0)
-    with pytest.raises(DataError, match="use fewer clients"):
-        by_partitioner(uneven(30), "dirichlet-1", 31, seed=0)
 
 
 def test_pathological_gives_each_client_so_many_classes():
@@ -205,12 +189,6 @@ def test_too_many_clients_raise_an_error():
         iid(torch.zeros(5), 6, 0)
     with pytest.raises(DataError, match="clients have no examples, the first is client"):
         noniid(torch.tensor([0, 0, 1]), 6, 1, 0)
-
-
-@pytest.mark.parametrize(("clients", "classes"), [(100, 11), (4, 2)])
-def test_classes_that_do_not_fit_the_clients_raise_an_error(clients, classes):
-    with pytest.raises(ConfigError, match=f"non-iid-{classes} does not fit {clients} clients and 10 classes"):
-        noniid(PAPER, clients, classes, 0)
 
 
 @pytest.fixture

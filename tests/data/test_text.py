@@ -29,13 +29,6 @@ def test_words_are_numbered_as_they_come(corpus):
     assert corpus.train.reading == Reading(hides_as=9, share=0.15, length=64)
 
 
-def test_what_does_not_fill_the_last_row_is_left_out():
-    data = to_text("corpus", Texts(["a b"] * 100 + ["c c c c c"], "train"), Texts(["a"] * 19, "test"), ROWS)
-    assert data.train.inputs.shape == (100, 3)
-    assert data.train.inputs.flatten().tolist() == [2, 3, 1] * 100
-    assert data.test.inputs.shape == (10, 3)
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [(ROWS, "test: found 4 tokens, too few for 10 rows"), (None, "train: found 9 tokens, too few for a row of 64")],
@@ -92,17 +85,6 @@ def test_every_row_goes_to_one_client(corpus):
 def test_rows_of_text_have_no_classes_to_split_by(corpus, kind):
     with pytest.raises(ConfigError, match=r"corpus is a text, whose rows have no class: expected iid or natural"):
         split_dataset(corpus, kind, 10, seed=0)
-
-
-def test_a_copy_of_the_hub_is_read(tmp_path):
-    folder = tmp_path / "Salesforce" / "wikitext" / "wikitext-2-v1"
-    folder.mkdir(parents=True)
-    for part, lines in (("train", ["", " = Title = \n", "a b"] * 100), ("test", ["a z"] * 10), ("validation", ["q"])):
-        parquet.write_table(pa.table({"text": lines}), folder / f"{part}-00000-of-00001.parquet")
-    data = load_dataset("wikitext2", tmp_path)
-    assert data.classes == 2 + 4  # =, Title, a, b
-    assert data.train.inputs[0].tolist() == [1, 2, 3, 2, 1, 4, 5, 1]
-    assert data.test.inputs[0].tolist() == [4, 0, 1]
 
 
 def test_a_table_with_a_column_of_texts_and_no_classes_is_a_text(tmp_path):

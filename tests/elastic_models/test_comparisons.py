@@ -1,8 +1,5 @@
 """What code does by a comparison of widths, it does at every rate; where that cannot be, a rate is refused."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 from torch import nn
@@ -107,12 +104,3 @@ def test_a_rate_at_which_the_model_does_otherwise_is_refused():
         assert "t of 1.one.weight gives [[16, 16]], where t of 1.two.weight must give [[16, 16]]" in message
         assert "(fixed=...)" in message
         assert caught.value.__cause__ is None
-
-
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda build: pickle.loads(pickle.dumps(build))])
-def test_a_build_is_copied_and_pickled_with_what_it_checks(again):
-    build = again(elastic(nn.Sequential(conv(3, 64), Block(64, 32), conv(32, 4)), images()))
-    assert build(0.5)(images()).shape == (2, 4, 8, 8)
-    moody = again(elastic(_moody_model(), X))
-    with pytest.raises(UnsupportedLayerError, match=r"at rate 0\.125"):
-        moody(0.125)

@@ -17,7 +17,6 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError, MissingExtraError, 
 from heterofl_flwr.export import FORMATS, export, export_model, formats, load_state
 from heterofl_flwr.export.export import compare
 from heterofl_flwr.nn import CNN, PreResNet, build_model, shallow, with_exits
-from simulations.examples.export_mobilenet import export_levels
 from tests.elastic_models.families import Then
 from tests.export.models import CASES, cnn, images, measured, preresnet, text
 
@@ -52,12 +51,6 @@ def test_onnx_computes_what_the_model_computes(name, level, tmp_path):
         expected = compute(model, some)
         assert expected.abs().max() > 0.01
         torch.testing.assert_close(in_onnxruntime(tmp_path / level / "model.onnx", some), expected, atol=1e-4, rtol=0)
-
-
-@pytest.mark.slow
-def test_a_whole_mobilenet_is_exported(tmp_path):
-    ((*_, size),) = export_levels(tmp_path, ["e"], ["onnx"])
-    assert (tmp_path / "e" / "model.onnx").stat().st_size == size > 40_000
 
 
 @pytest.fixture(scope="module")

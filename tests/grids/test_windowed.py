@@ -12,7 +12,6 @@ from heterofl_flwr.compat import make_message
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.relay import Relay
-from heterofl_flwr.grids.windowed import Watched
 
 
 class Recorder:
@@ -167,34 +166,3 @@ def test_messages_are_cancelled_through_grids_around_grids(grid, ask):
     outer.cancel(ids)
     assert list(grid.pull_messages(ids)) == []
     Windowed(Recorder(), 2).cancel(ids)  # a grid of Flower has nothing to cancel
-
-
-class Events:
-    def __init__(self):
-        self.events = []
-
-    def on_messages(self, messages):
-        self.events.append(len(list(messages)))
-
-    def on_reply(self, reply):
-        self.events.append(reply.metadata.src_node_id)
-
-    def on_replies_end(self):
-        self.events.append("end")
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_each_reply_is_reported_once(grid, ask, known):
-    watcher, nodes = Events(), list(grid.get_node_ids())
-    watched = Watched(Windowed(grid, 2), watcher, innermost=grid if known else Relay(grid))
-    replies = list(watched.send_and_receive([ask(node_id, "count") for node_id in nodes]))
-    assert [reply.metadata.src_node_id for reply in replies] == nodes
-    assert watcher.events == [4, *nodes, "end"]
-
-
-def test_our_grids_report_a_reply_before_it_is_asked_for(grid, ask):
-    watcher, nodes = Events(), list(grid.get_node_ids())
-    Watched(grid, watcher, innermost=grid)
-    ids = grid.push_messages([ask(node_id, "count") for node_id in nodes])
-    grid.wait_for_replies(list(ids)[-1:])
-    assert watcher.events == nodes[-1:]

@@ -62,26 +62,9 @@ def test_earlier_heads_are_untrained_with_the_deepest_only():
     assert with_exits(build_model("cnn", hidden=HIDDEN))(1.0).untrained == ()
 
 
-def test_ones_own_stages_make_a_model_with_exits():
-    stages = [nn.Linear(3, 4), nn.Linear(4, 5)]
-    heads = [nn.Linear(4, 2), nn.Sequential(nn.ReLU(), nn.Linear(5, 2))]
-    model = Exits(zip(stages, heads, strict=True))
-    x = torch.ones(1, 3)
-    torch.testing.assert_close(model(x), heads[1](stages[1](stages[0](x))))
-    assert model.label_rows == (
-        *("exits.0.head.weight", "exits.0.head.bias"),
-        *("exits.1.head.1.weight", "exits.1.head.1.bias"),
-    )
-
-
 def test_a_head_without_a_linear_layer_has_no_rows_by_class():
     head = nn.Sequential(nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert Exits([(nn.Sequential(nn.Linear(8, 8), nn.Conv2d(1, 4, 1)), head)]).label_rows == ()
-
-
-def test_exits_need_a_stage():
-    with pytest.raises(ConfigError, match="given no stages; expected one or more"):
-        Exits([])
 
 
 def test_a_model_without_a_rule_is_refused():

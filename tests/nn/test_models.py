@@ -71,17 +71,6 @@ def test_the_classifier_has_all_classes_and_no_bias_at_first(model):
     assert len(model.linear.weight) == 10
 
 
-def test_layers_stand_in_the_papers_order():
-    with pytest.raises(ConfigError, match="2 widths do not fit 4 numbers of blocks"):
-        PreResNet(hidden=(8, 8))
-    names = [name for name, _ in CNN(hidden=(4, 8)).features.named_children()]
-    assert names == ["conv1", "scaler1", "norm1", "relu1", "pool1", "conv2", "scaler2", "norm2", "relu2"]
-    names = [name for name, _ in PreResNet(hidden=HIDDEN).named_parameters() if name.startswith("stages.1")]
-    block = ["norm1.weight", "norm1.bias", "conv1.weight", "norm2.weight", "norm2.bias", "conv2.weight"]
-    assert names == [f"stages.1.0.{name}" for name in [*block, "shortcut.weight"]]
-    assert [len(stage) for stage in PreResNet(hidden=HIDDEN).stages] == [1, 1, 1, 2]  # as published
-
-
 def test_a_block_adds_its_raw_input_where_the_shape_stays():
     block = PreResNet(hidden=HIDDEN).stages[0][0]
     assert block.shortcut is None

@@ -191,15 +191,6 @@ def test_a_layer_that_is_never_reached_keeps_what_it_had():
     assert (with_static_norm(model, moments).aside.running_mean == 7).all()
 
 
-def test_a_model_without_batch_norm_is_copied_and_not_run():
-    model = CNN(3, hidden=(8,), norm="gn")
-    moments = collect_moments(model, iter([]))
-    assert not moments.layers
-    static = with_static_norm(model, moments)
-    assert static is not model
-    torch.testing.assert_close(static(_batches()[0]), model.eval()(_batches()[0]), rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("size", [0, 1])
 def test_a_batch_of_one_value_per_channel_is_refused_by_layer(size):
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192))

@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-from flwr.app import Error, Message, RecordDict
 from rich.console import Console as RichConsole
 
 from heterofl_flwr.report import Console
@@ -36,26 +35,6 @@ def test_a_round_is_one_line_of_names_and_values(fake, monkeypatch):
     assert re.search(r" failed=1 train-loss=", lines[3])
     assert max(map(len, lines)) <= 80
     assert not re.search(r"[^\x20-\x7e\n]", "\n".join(lines))
-
-
-def counted(console):
-    """Return what the console shows of three messages of which two are answered."""
-    sent = [Message(RecordDict(), number, "train") for number in range(3)]
-    console.on_messages(sent)
-    for message in sent[:2]:
-        console.on_reply(Message(Error(2, "no"), reply_to=message))
-    console.on_replies_end()
-    console.on_reply(Message(Error(2, "late"), reply_to=sent[2]))
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console._console.file.getvalue())
-
-
-@pytest.mark.usefixtures("identity")
-def test_only_a_terminal_counts_who_has_answered():
-    assert counted(Console(RichConsole(file=io.StringIO()))) == ""
-    shown = counted(Console(RichConsole(file=io.StringIO(), force_terminal=True, width=80)))
-    assert "round 1: train" in shown
-    assert "0/3 clients" in shown
-    assert "2/3 clients" in shown
 
 
 def test_time_left_is_that_of_the_rounds_to_come(fake):

@@ -17,7 +17,6 @@ from heterofl_flwr.report.summary import (
 )
 from heterofl_flwr.runs import LevelCost, ModelCosts
 from heterofl_flwr.runs.costs import full_bytes, savings
-from heterofl_flwr.runs.metrics import scores
 
 COSTS = ModelCosts(
     1.0,
@@ -78,15 +77,6 @@ def test_names_and_reasons_of_clients_are_printed_as_they_are(record):
     lines = printed([replace(record(1), evaluate={name: 0.5}, failures={0: reason})])
     assert any(name in line for line in lines)
     assert any(line.endswith(reason) for line in lines)
-
-
-def test_metrics_of_few_clients_are_never_the_best(few):
-    for score in scores(few):
-        if score.name in few[2].partial:
-            assert score.best_round not in (3, None)
-    assert seconds_to([replace(record, simulated_seconds=1.0) for record in few], "global-accuracy", 0.99) is None
-    (alone, *_) = scores([few[2]])
-    assert (alone.final, alone.best, alone.best_round, alone.partial) == (1.0, None, None, True)
 
 
 def best_of(records, name, choose=max):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.runs.files import append_line, files_by_round, remove, to_json, write_atomic
+from heterofl_flwr.runs.files import append_line, remove, to_json, write_atomic
 
 
 @contextmanager
@@ -72,14 +72,6 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(path):
             write()
     with pytest.raises(HeteroFLError, match="cannot remove"):
         remove(path.with_name("none"))
-
-
-def test_files_are_sorted_by_round_and_others_left_out(tmp_path):
-    for name in ("round-10.json", "round-000002.json", "round-2.old.json", "round-.json", "2.json", "round-3.txt"):
-        (tmp_path / name).touch()
-    found = files_by_round(tmp_path, "round-*.json")
-    assert {number: path.name for number, path in found.items()} == {2: "round-000002.json", 10: "round-10.json"}
-    assert list(found) == [2, 10]
 
 
 def test_json_is_strict_and_odd_numbers_are_read_back():

@@ -3,7 +3,6 @@ import fcntl
 import json
 import logging
 import math
-import os
 from dataclasses import replace
 
 import pytest
@@ -94,17 +93,6 @@ def test_a_folder_is_locked_once_and_unlocked(folder):
         pass
 
 
-def test_a_process_that_dies_unlocks_its_folder(folder):
-    child = os.fork()
-    if not child:
-        with folder.lock():
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert status == 0  # it did hold the folder
-    with folder.lock():
-        pass
-
-
 def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(folder, monkeypatch, caplog):
     def refuse(descriptor, operation):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -113,13 +101,6 @@ def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(folder, monkeypat
     with caplog.at_level(logging.WARNING), folder.lock():
         pass
     assert "cannot be locked" in caplog.text
-
-
-def test_settings_that_cannot_be_read_are_an_error(folder):
-    folder.start(SETTINGS)
-    (folder.path / "settings.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"settings\.json cannot be read"):
-        folder.settings()
 
 
 @pytest.mark.parametrize("linked", ["clients", "clients/00001"])

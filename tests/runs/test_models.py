@@ -8,7 +8,7 @@ from torch import nn
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.nn.profile import profile
-from heterofl_flwr.packing import count_bytes, count_packed
+from heterofl_flwr.packing import count_bytes
 from heterofl_flwr.runs import Costs, ModelCosts, load_model, save_models
 
 
@@ -39,13 +39,6 @@ def test_measuring_uses_up_no_random_number():
     assert [cost.parameters for cost in costs.model().levels] == [40, 20]
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         Costs(lambda rate: nn.Linear(3, 3), Mix.parse("a1"), torch.zeros(1, 4))
-
-
-@pytest.mark.parametrize("shape", [(), (0, 3), (64, 3, 3, 3)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
-def test_the_size_of_a_tensor_is_that_which_it_has_in_a_message(shape, dtype):
-    tensor = torch.zeros(shape, dtype=dtype)
-    assert count_packed(tensor) == count_bytes(ArrayRecord({"name": tensor}))
 
 
 def linear(rate: float, inputs: int = 4) -> nn.Module:

@@ -102,13 +102,6 @@ def test_a_run_goes_on_only_where_its_checkpoint_ends(folder, fake):
     assert len(folder.history()) == 4
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(folder, fake):
-    fake.run([Recorder(folder.path)], 1, 4)
-    assert folder.settings() == {}
-    fake.run([Recorder(folder)], 5, 8)
-    assert folder.history() == [replace(fake.progress(number, 8).record) for number in range(1, 9)]
-
-
 def test_models_of_an_earlier_end_are_dropped(whole, fake, build):
     fake.run([Recorder(whole)], LAST + 1, LAST)  # nothing left to do
     assert list(model_facts(whole)) == ["a", "b", "c", "d", "e"]

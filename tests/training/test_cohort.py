@@ -17,18 +17,15 @@ from heterofl_flwr.errors import DataError
 from heterofl_flwr.nn import PreResNet
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet
 from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions
-from heterofl_flwr.training.engines import cohort
 from heterofl_flwr.training.engines import wide_layers as registry
 from heterofl_flwr.training.engines.cohort import Cohort, CohortDivergedError, train_cohort
-from heterofl_flwr.training.engines.joint_models import vmapped, wide
 from heterofl_flwr.training.engines.plain import log_once, train_plain
 from tests.training.conftest import OPTIONS, Double, assert_as_plain, exact, images, make_jobs, same, small, state
 
 
-@pytest.fixture(params=[wide, vmapped], ids=["wide", "vmap"])
-def together(request) -> Callable[..., object]:
-    """Return a function that trains clients in one way, and fails where they would train alone."""
-    return lambda jobs, options: Cohort(jobs, options, request.param).train()
+def together(jobs, options):
+    """Train clients together, and fail where they would train alone."""
+    return Cohort(jobs, options).train()
 
 
 MODELS = {
@@ -40,13 +37,13 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_equals_plain_with_any_model_that_fits(together, name):
+def test_equals_plain_with_any_model_that_fits(name):
     clients, options = make_jobs(exact(MODELS[name])), replace(OPTIONS, proximal=0.1)
     assert_as_plain(clients, together(clients, options), options, make_jobs(exact(MODELS[name])))
 
 
 @pytest.mark.parametrize("name", ["sbn", "preresnet", "mlp"])
-def test_is_near_plain_in_float32(together, name):
+def test_is_near_plain_in_float32(name):
     """As a rule they are equal to six digits; the bound leaves room for a kink."""
     clients, twins, received = make_jobs(MODELS[name]), make_jobs(MODELS[name]), make_jobs(MODELS[name])
     results, expected = together(clients, OPTIONS), train_plain(twins, OPTIONS)
@@ -72,13 +69,13 @@ def test_equals_plain_whatever_the_sizes(sizes, batch_size, epochs, momentum, cl
 
     options = TrainOptions(learning_rate=0.05, epochs=epochs, batch_size=batch_size, momentum=momentum, clip=clip)
     ours = clients()
-    assert_as_plain(ours, Cohort(ours, options, wide).train(), options, clients())
+    assert_as_plain(ours, Cohort(ours, options).train(), options, clients())
 
 
 def test_equals_plain_in_bfloat16():
     options = replace(OPTIONS, precision="bfloat16")
     clients, twins = make_jobs(MODELS["mlp"]), make_jobs(MODELS["mlp"])
-    results = Cohort(clients, options, wide).train()
+    results = Cohort(clients, options).train()
     expected = train_plain(twins, options)
     for one, other in zip(clients, twins, strict=True):
         for ours, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
@@ -95,7 +92,7 @@ def steps(monkeypatch) -> list[list[int]]:
 
 
 def test_clients_with_an_odd_last_batch_rejoin_the_others(steps):
-    Cohort(make_jobs(small(norm="gn"), (20, 23, 20, 10)), OPTIONS, wide).train()
+    Cohort(make_jobs(small(norm="gn"), (20, 23, 20, 10)), OPTIONS).train()
     # In each of two epochs 4, 5, 4 and 2 batches, all of five but the fifth.
     assert steps == [[0, 1, 2, 3]] * 4 + [[1]] + [[0, 1, 2]] * 4 + [[1]]
 
@@ -111,7 +108,7 @@ def test_errors_of_data_are_those_of_plain(fill):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", MODELS)
-def test_equals_plain_on_a_gpu(together, name):
+def test_equals_plain_on_a_gpu(name):
     def clients(build):
         made = make_jobs(build)
         return [replace(job, model=job.model.to("cuda"), split=job.split.to("cuda")) for job in made]
@@ -224,27 +221,6 @@ def test_a_model_that_does_not_fit_is_trained_alone(caplog, build, reason):
     assert reason in caplog.messages[0]
 
 
-@pytest.mark.parametrize("build", [Softmax, Backwards, Tied])
-def test_vmap_computes_what_does_not_fit_side_by_side(build):
-    clients = make_jobs(exact(build))
-    assert_as_plain(clients, Cohort(clients, OPTIONS, vmapped).train(), OPTIONS, make_jobs(exact(build)))
-
-
-def test_the_next_way_is_tried(monkeypatch):
-    monkeypatch.setattr(cohort, "WAYS", {"cpu": (wide, vmapped)})
-    monkeypatch.setattr(cohort, "train_plain", None)
-    clients = make_jobs(exact(Softmax))
-    assert_as_plain(clients, train_cohort(clients, OPTIONS), OPTIONS, make_jobs(exact(Softmax)))
-
-
-def test_a_model_given_twice_is_trained_twice():
-    first, second = make_jobs(Net, (10, 10))
-    second = replace(second, model=first.model)
-    one, two = make_jobs(Net, (10, 10))
-    two = replace(two, model=one.model)
-    assert train_cohort([first, second], OPTIONS) == train_plain([one, two], OPTIONS)
-
-
 def spoil(job: TrainingJob, at: int) -> TrainingJob:
     """Return a client whose step ``at``, counted from 0, meets NaN."""
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
@@ -273,15 +249,6 @@ def test_a_client_that_diverges_is_left_out():
     with pytest.raises(DivergedError) as alone:
         train_plain([spoilt], options)
     assert str(alone.value) == str(outcomes[1])
-
-
-def test_all_may_diverge_each_at_its_own_step():
-    clients = make_jobs(small(), (20, 20))
-    spoil(clients[0], 1)
-    spoil(clients[1], 3)
-    expected = r"client 1 of 2: the loss of step 2 .*; client 2 of 2: .* step 4"
-    with pytest.raises(CohortDivergedError, match=expected):
-        train_cohort(clients, OPTIONS)
 
 
 def test_what_diverges_spoils_no_other_even_where_nan_leaks(monkeypatch):

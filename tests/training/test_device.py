@@ -106,22 +106,6 @@ print(keep_freed_memory(), before, faults())
     assert after < 0.8 * before  # a system that reclaims idle memory adds some
 
 
-def test_large_blocks_go_back_when_they_are_freed():
-    code = """
-def left():
-    bytearray(20 << 20)  # from now on glibc would keep blocks of this size
-    before = in_use()
-    blocks = [bytearray(4 << 20) for _ in range(8)]
-    last = bytearray(1 << 16)
-    del blocks
-    return in_use() - before, last
-
-print(give_back_freed_memory(), left()[0])
-"""
-    (left,) = run_with_glibc(code)
-    assert left < 4 << 20
-
-
 def test_gaps_between_blocks_in_use_go_back():
     code = """
 keep_freed_memory()

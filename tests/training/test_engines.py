@@ -15,14 +15,12 @@ from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, engines, 
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_batches, training_epochs
 from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine
 from heterofl_flwr.training.engines.cohort import Cohort
-from heterofl_flwr.training.engines.joint_models import vmapped, wide
 from heterofl_flwr.training.engines.plain import train_plain
 from tests.training.conftest import OPTIONS, exact, images, make_jobs, make_text, same, small, state, train_slowly
 
 RUNNERS = {
     "plain": train_plain,
-    "wide": lambda jobs, options: Cohort(jobs, options, wide).train(),
-    "vmap": lambda jobs, options: Cohort(jobs, options, vmapped).train(),
+    "cohort": lambda jobs, options: Cohort(jobs, options).train(),
 }
 
 

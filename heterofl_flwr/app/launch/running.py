@@ -94,10 +94,6 @@ class Checked(Relay):
         """Wait for replies, as the grid does."""
         return self._queued.wait_for_replies(message_ids, timeout)
 
-    def listen(self, listener: Callable[[Message], None]) -> None:
-        """Call ``listener`` with each reply, as the grid does."""
-        self._queued.listen(listener)
-
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that the grid has."""
         replies = super().pull_messages(message_ids)

@@ -9,7 +9,7 @@ from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.training.batches import explained_single
-from heterofl_flwr.training.engines.cohort import WAYS, find_obstacle, train_cohort
+from heterofl_flwr.training.engines.cohort import DEVICES, find_obstacle, train_cohort
 from heterofl_flwr.training.engines.compile import train_compiled
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
@@ -37,7 +37,7 @@ def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
     model = jobs[0].model
     device = device_of(model).type
     small = sum(parameter.numel() for parameter in model.parameters()) <= MOST_ON_CPU
-    gains = device in WAYS and (device != "cpu" or small)
+    gains = device in DEVICES and (device != "cpu" or small)
     return "cohort" if gains and find_obstacle(model) is None else "plain"
 
 

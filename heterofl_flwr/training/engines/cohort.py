@@ -1,10 +1,9 @@
 """The engine ``cohort``: several clients train together, each as if it were alone."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice
 from time import perf_counter
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +16,14 @@ from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.nn.loss import mask_logits
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_epochs
 from heterofl_flwr.training.device import seeded
-from heterofl_flwr.training.engines.joint_models import Joint, Way, build_layouts, build_verified, vmapped, wide
+from heterofl_flwr.training.engines.joint_models import Joint, build_layouts, build_verified
 from heterofl_flwr.training.engines.plain import DivergedError, build_result, log_once, train_plain
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 from heterofl_flwr.training.step import SGD, present_classes
 
-WAYS: Mapping[str, Sequence[Way]] = MappingProxyType({"cpu": (wide,), "cuda": (wide, vmapped)})
-"""Ways to compute clients together by type of device, the better first; on a CPU ``vmapped`` gains too little."""
+DEVICES = ("cpu", "cuda")
+"""Types of devices on which clients train together."""
 
 _LAYER_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -81,15 +80,14 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
 
 
 def _train_together(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult | None]:
-    """Train clients in the first way that is possible; None for those that are left as they were."""
+    """Train clients side by side where that is possible; None for those that are left as they were."""
     device, kind = device_of(jobs[0].model), type(jobs[0].model).__name__
-    for way in WAYS.get(device.type, ()):
+    if device.type in DEVICES:
         try:
             with seeded(0, device):
-                return Cohort(jobs, options, way).train()
+                return Cohort(jobs, options).train()
         except Exception as error:  # alone the clients either meet it too, and plain reports it, or they do not
-            reason = f"({way.__name__}): {type(error).__name__}: {error}"
-            log_once(logging.INFO, f"clients with a {kind} cannot train together {reason}")
+            log_once(logging.INFO, f"clients with a {kind} cannot train together: {type(error).__name__}: {error}")
     return [None] * len(jobs)
 
 
@@ -132,16 +130,16 @@ class _Client:
 
 
 class Cohort:
-    """Several clients that are trained in one way; until that is done their models keep what they received."""
+    """Several clients that are trained side by side; until that is done their models keep what they received."""
 
-    def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions, way: Way) -> None:
-        self._started, self._options, self._way = perf_counter(), options, way
+    def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions) -> None:
+        self._started, self._options = perf_counter(), options
         models = [job.model.train() for job in jobs]
         if len(set(map(id, models))) < len(models):
             raise IncompatibleError("two clients have the same model")
         if reason := next(filter(None, map(find_obstacle, models)), None):
             raise IncompatibleError(reason)
-        self._layouts = build_layouts(models, way)
+        self._layouts = build_layouts(models)
         states = [dict(model.named_parameters()) for model in models]
         with torch.no_grad():
             values = [torch.cat([layout.rows(state[layout.name], 1) for state in states]) for layout in self._layouts]
@@ -196,7 +194,7 @@ class Cohort:
         number, clients = len(together), [self._clients[client] for client in together]
         if number not in self._joints:
             models, inputs = [client.job.model for client in clients], [client.ahead[0][0] for client in clients]
-            self._joints[number] = build_verified(self._way, models, self._layouts, values, inputs)
+            self._joints[number] = build_verified(models, self._layouts, values, inputs)
         self._joints[number].place(values)
         return self._joints[number]
 

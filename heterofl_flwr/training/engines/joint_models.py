@@ -1,59 +1,18 @@
-"""Models of several clients computed at once: side by side in one wide model, or under ``torch.vmap``."""
+"""Models of several clients computed at once, side by side in the channels of one wide model."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import functional_call
 
 from heterofl_flwr.training.device import Precision, autocast, tensor_specs
-from heterofl_flwr.training.engines.wide_layers import IncompatibleError, stacked, wide_twin
+from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """How far what is computed together may be from the same alone, relative to the norm of the latter."""
-
-
-Forward = Callable[[Sequence[Tensor], Precision], Tensor]
-"""From a batch of each client, all of one shape, to the logits (batch, clients, classes)."""
-
-Way = Callable[[nn.Module, int], tuple[Mapping[str, nn.Parameter], Forward]]
-"""From a client's model and the number of clients to their forward pass and its parameters, by their model's names."""
-
-
-def wide(model: nn.Module, clients: int) -> tuple[Mapping[str, nn.Parameter], Forward]:
-    """Compute clients side by side in the channels of one wide model of ``wide_layers``."""
-    twin = wide_twin(model, clients)
-
-    def forward(inputs: Sequence[Tensor], precision: Precision) -> Tensor:
-        with autocast(precision, inputs[0].device):
-            logits: Tensor = twin(torch.cat(list(inputs), 1))
-        apart: Tensor = logits.unflatten(1, (clients, -1))
-        return apart
-
-    return dict(twin.named_parameters()), forward
-
-
-def vmapped(model: nn.Module, clients: int) -> tuple[Mapping[str, nn.Parameter], Forward]:
-    """Compute clients by any forward pass that ``torch.vmap`` can follow."""
-    named = {name: stacked(own, clients) for name, own in model.named_parameters()}
-    values: dict[str, Tensor] = {**named}
-
-    def call_one(parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        logits: Tensor = functional_call(model, parameters, (inputs,))
-        return logits
-
-    def forward(inputs: Sequence[Tensor], precision: Precision) -> Tensor:
-        if precision != "float32":
-            raise IncompatibleError("under vmap, lower precision reaches some operations only")
-        # The faster kernels of attention would be called client by client.
-        with sdpa_kernel(SDPBackend.MATH):
-            logits: Tensor = vmap(call_one, out_dims=1)(values, torch.stack(list(inputs)))
-        return logits
-
-    return named, forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +39,7 @@ class Layout:
         return rows.view(number, height, width, channels).permute(0, 3, 1, 2)
 
 
-def build_layouts(models: Sequence[nn.Module], way: Way) -> list[Layout]:
+def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
     """Return the layouts that models share, those of trained parameters first.
 
     On a CPU the image convolutions of wide models are held channels last, where they are faster so. Models that differ
@@ -94,7 +53,7 @@ def build_layouts(models: Sequence[nn.Module], way: Way) -> list[Layout]:
     images = {
         id(layer.weight)
         for layer in model.modules()
-        if way is wide and isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.weight.device.type == "cpu"
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.weight.device.type == "cpu"
     }
     layouts = [
         Layout(name, parameter.shape, parameter.requires_grad, id(parameter) in images)
@@ -106,12 +65,19 @@ def build_layouts(models: Sequence[nn.Module], way: Way) -> list[Layout]:
 class Joint:
     """The models of several clients, computed at once with values that are placed in its parameters."""
 
-    def __init__(self, way: Way, model: nn.Module, layouts: Sequence[Layout], clients: int) -> None:
-        self.layouts, self._clients = layouts, clients
-        own, self.forward = way(model, clients)
+    def __init__(self, model: nn.Module, layouts: Sequence[Layout], clients: int) -> None:
+        self.layouts, self._clients, self._twin = layouts, clients, wide_twin(model, clients)
+        own = dict(self._twin.named_parameters())
         if own.keys() != {layout.name for layout in layouts}:
             raise IncompatibleError("layers share parameters")  # their copies would no longer
         self._parameters = [own[layout.name] for layout in layouts]
+
+    def forward(self, inputs: Sequence[Tensor], precision: Precision) -> Tensor:
+        """Return logits (batch, clients, classes) from a batch of each client, all of one shape."""
+        with autocast(precision, inputs[0].device):
+            logits: Tensor = self._twin(torch.cat(list(inputs), 1))
+        apart: Tensor = logits.unflatten(1, (self._clients, -1))
+        return apart
 
     def place(self, values: Sequence[Tensor]) -> None:
         """Compute with these values, (clients, values) for each layout, from now on."""
@@ -140,7 +106,6 @@ class _DifferentValuesError(IncompatibleError):
 
 
 def build_verified(
-    way: Way,
     models: Sequence[nn.Module],
     layouts: Sequence[Layout],
     values: Sequence[Tensor],
@@ -153,14 +118,14 @@ def build_verified(
     of ReLU, gradients differ by percents. With TF32 on a GPU they mostly do. Models that differ, draw random numbers or
     change a buffer in the forward pass raise ``IncompatibleError``: then the clients are not independent of each other.
     """
-    joint = Joint(way, models[0], layouts, len(models))
+    joint = Joint(models[0], layouts, len(models))
     try:
         _verify(joint, models, values, inputs)
     except _DifferentValuesError:
         exact = [copy.deepcopy(model).double() for model in models]
         exact_inputs = [one.double() if one.is_floating_point() else one for one in inputs]
         exact_values = [rows.double() for rows in values]
-        _verify(Joint(way, exact[0], layouts, len(models)), exact, exact_values, exact_inputs)
+        _verify(Joint(exact[0], layouts, len(models)), exact, exact_values, exact_inputs)
     return joint
 
 
