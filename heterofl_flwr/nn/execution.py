@@ -25,13 +25,24 @@ def call(model: nn.Module, given: object) -> object:
     return model(*given) if isinstance(given, tuple) else model(given)
 
 
+def bears_channels_last(model: nn.Module) -> bool:
+    """Return whether a model's convolutions can be held channels last on this processor.
+
+    Where it has AVX2 and no AVX512, the backward pass of a strided 1x1 convolution of fewer than eight input channels
+    then writes outside of its memory, in torch 2.14.
+    """
+    fewest = min((own.shape[1] for own in model.parameters() if own.shape[2:] == (1, 1)), default=8)
+    return fewest >= 8 or torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
 @contextmanager
 def channels_last(model: nn.Module) -> Iterator[None]:
     """On a CPU, hold convolution weights channels last; the paper's CNN trains up to a quarter faster so.
 
     Afterwards the values are in the tensors in which they were before, so states and views taken earlier hold.
     """
-    weights = [p for p in model.parameters() if p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
+    fit = bears_channels_last(model)
+    weights = [p for p in model.parameters() if fit and p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
     homes = [weight.data for weight in weights]
     for weight in weights:
         # Not contiguous(memory_format=...): a weight of one input channel passes for channels last as it is, and then

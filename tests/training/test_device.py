@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.execution import channels_last
+from heterofl_flwr.nn.execution import bears_channels_last, channels_last
 from heterofl_flwr.training import give_back_freed_memory, keep_freed_memory, resolve_device
 from heterofl_flwr.training.device import give_back_gaps
 from tests.training.conftest import run_python
@@ -67,6 +67,14 @@ def test_convolutions_are_channels_last_inside_alone():
         address, stride, expected = before[name]
         assert (value.data_ptr(), value.stride()) == (address, stride)
         assert torch.equal(value, expected)
+
+
+def test_thin_1x1_convolutions_stay_as_they_are_on_avx2(monkeypatch):
+    """Their backward pass corrupts the process's memory there."""
+    thin, wide = (nn.Sequential(nn.Conv2d(3, size, 3), nn.Conv2d(size, 9, 1, stride=2)) for size in (7, 8))
+    for processor, expected in (("AVX2", False), ("AVX512", True)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda processor=processor: processor)
+        assert [bears_channels_last(thin), bears_channels_last(wide)] == [expected, True]
 
 
 def run_with_glibc(code: str) -> list[int]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from heterofl_flwr.nn.execution import bears_channels_last
 from heterofl_flwr.training.device import Precision, autocast, tensor_specs
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 
@@ -50,10 +51,11 @@ def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
         raise IncompatibleError("the clients' models differ in their parameters or buffers")
     if not all(all(map(torch.equal, model.buffers(), other.buffers())) for other in models[1:]):
         raise IncompatibleError("the clients' models differ in the values of their buffers")
+    fit = bears_channels_last(model)
     images = {
         id(layer.weight)
         for layer in model.modules()
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.weight.device.type == "cpu"
+        if fit and isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.weight.device.type == "cpu"
     }
     layouts = [
         Layout(name, parameter.shape, parameter.requires_grad, id(parameter) in images)
