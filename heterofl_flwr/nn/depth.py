@@ -2,8 +2,9 @@
 
 import copy
 import re
+import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
 
@@ -31,12 +32,16 @@ class Shallow:
     build: Build
     blocks: str
     levels: Mapping[float, Rates]  # empty: the rate is the depth rate
+    idle: dict[int, tuple[str, ...]] = field(default_factory=dict)  # what a model without so many blocks does not use
 
     def __call__(self, rate: float) -> nn.Module:
         """Return a new model of this rate; of each stack it has ``width(number of blocks, depth rate)`` blocks."""
         width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)
-        _drop(model, find_stacks(model, self.blocks), depth_rate)
+        dropped = _drop(model, find_stacks(model, self.blocks), depth_rate)
+        if self.idle:  # what clients hold and do not train would hold back those who do
+            own = (*getattr(model, "untrained", ()), *self.idle.get(len(dropped), ()))
+            setattr(model, "untrained", own)  # noqa: B010  # a module may hold anything
         return model
 
     def _rates(self, rate: float) -> Rates:
@@ -73,7 +78,8 @@ def shallow(
     example_inputs : object
         What the model is called with: a tensor, a tuple of arguments, or a mapping of named ones. With it, every depth
         is run once; a block whose output has another shape than its input, so that the model does not work without
-        it, raises ``ShapeError``.
+        it, raises ``ShapeError``. Parameters that a shallower model holds and does not use, such as a norm for each
+        block in a list of its own, are a warning, and do not count where clients of this depth hold them.
     levels : Mapping[str | float, tuple[float, float]] | None
         From a level or rate to its width rate and its depth rate, as ``{"a": (1, 1), "b": (0.7, 0.75)}``. By default a
         model has its full width, and its rate is the depth rate.
@@ -100,7 +106,10 @@ def shallow(
         stacks = ", ".join(_join(name, "*") for name, own in full.named_modules() if isinstance(own, STACKS))
         raise ConfigError(f"{blocks!r} names no blocks of {type(full).__name__}; it has {stacks or 'no stack of any'}")
     if example_inputs is not None:
-        _check_depths(full.eval(), blocks, example_inputs)
+        build.idle.update(_check_depths(full.eval(), blocks, example_inputs))
+        if build.idle:
+            names = ", ".join(dict.fromkeys(name for own in build.idle.values() for name in own))
+            warnings.warn(f"shallower models hold {names} and do not train them: they do not count", stacklevel=2)
     return build
 
 
@@ -178,12 +187,11 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
     return dropped
 
 
-@torch.no_grad()
 @kept_random_state()
-def _check_depths(model: nn.Module, blocks: str, inputs: object) -> None:
+def _check_depths(model: nn.Module, blocks: str, inputs: object) -> dict[int, tuple[str, ...]]:
     """Run a model at every depth that a rate gives; name the block without which it does not work.
 
-    The model loses its blocks.
+    The model loses its blocks. By how many it has lost, what it then holds without use is returned.
     """
     shapes: dict[str, tuple[object, object]] = {}  # of each block's input and output in the full model
     stacks = find_stacks(model, blocks)
@@ -193,12 +201,15 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> None:
             shapes.setdefault(name, (_shape((args, named)), _shape(out)))
 
         model.get_submodule(name).register_forward_hook(note, with_kwargs=True)
-    expected = _shape(call(model, inputs))
+    output = call(model, inputs)
+    expected, unused, idle, gone = _shape(output), set(_unused(model, output)), {}, 0
     depth_rates = {Fraction(kept, len(names)) for names in stacks.values() for kept in range(1, len(names))}
     for depth_rate in sorted(depth_rates, reverse=True):
         dropped = _drop(model, stacks, depth_rate)
+        gone += len(dropped)
         try:
-            found, reason = _shape(call(model, inputs)), ""
+            output = call(model, inputs)
+            found, reason = _shape(output), ""
         except Exception as error:  # whatever the model's code raises
             found, reason = None, f" ({first_line(error)})"
         if found != expected:
@@ -210,6 +221,19 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> None:
                 f"Only a block whose input and output have the same shape can be dropped: name others, or give each "
                 f"depth a head of its own (heterofl_flwr.nn.with_exits)"
             )
+        if own := tuple(name for name in _unused(model, output) if name not in unused):
+            idle[gone] = own
+    return idle
+
+
+def _unused(model: nn.Module, output: object) -> list[str]:
+    """Return the names of the parameters on which an output does not depend."""
+    ends = [leaf.sum() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not ends:
+        return []
+    model.zero_grad()
+    torch.autograd.backward(ends)  # torch.autograd.grad refuses models with torch.utils.checkpoint
+    return [name for name, own in model.named_parameters() if own.requires_grad and own.grad is None]
 
 
 def _shape(tree: object) -> tuple[int, ...] | None:

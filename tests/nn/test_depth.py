@@ -116,3 +116,25 @@ def test_levels_are_read_from_text():
     for wrong, text in (("b=2:1", "a rate of 2 is not usable"), ("b=1:1,0.5=1:0.5", r"level 0\.5 is given twice")):
         with pytest.raises(ConfigError, match=text):
             read_levels(wrong)
+
+
+class NormsBeside(nn.Module):
+    """Blocks, and a norm for each in a list of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(4))
+
+    def forward(self, x):
+        for block, norm in zip(self.blocks, self.norms, strict=False):
+            x = norm(block(x))
+        return x
+
+
+def test_what_a_shallow_model_does_not_use_does_not_count():
+    with pytest.warns(UserWarning, match=r"hold norms\.3\.weight.* and do not train them"):
+        build = shallow(NormsBeside(), "blocks.*", torch.zeros(2, 4))
+    assert build(1.0).untrained == ()
+    assert build(0.5).untrained == tuple(f"norms.{n}.{own}" for n in (2, 3) for own in ("weight", "bias"))
+    assert not hasattr(shallow(stack(), "1.*", X)(0.5), "untrained")
