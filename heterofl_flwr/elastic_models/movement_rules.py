@@ -145,6 +145,7 @@ def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 
 @operator("gather", "scatter", "scatter_add", "scatter_reduce", "masked_scatter", "take", "put")
+@operator("nll_loss_forward", "nll_loss2d_forward")
 def gathered(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Keep all axes whole: there is an index for each entry, so every axis is indexed."""
     trace.pin(*(row for tensor in call.inputs for row in trace.rows(tensor)))

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.layers import Scaler
 
 HOOKED = (nn.Linear, _ConvNd, nn.Embedding, nn.MultiheadAttention)
@@ -86,6 +87,7 @@ class ScaledProducts:
         self._scaler, self._parameters, self._whole = scaler, parameters, whole
         self._running = running
         self._modes: list[Products] = []
+        self._recording: list[object] = []  # how autograd recorded when the layer began
 
     def attach(self, layer: nn.Module) -> None:
         """Begin before a layer's forward, and end after it, also where that raises an error."""
@@ -97,6 +99,7 @@ class ScaledProducts:
         if not layer.training:
             return
         self._running.append(self)
+        self._recording.append(_recording())
         if self._parameters:
             # By attribute, since torch.func puts other tensors there.
             tensors = {name: getattr(owner, own) for name, (owner, own) in self._parameters.items()}
@@ -106,11 +109,24 @@ class ScaledProducts:
     def _scale(self, product: Product, result: Tensor) -> Tensor:
         if self._running[-1] is not self or product in self._whole:
             return result
+        if _recording() != self._recording[-1]:
+            raise ConfigError(
+                f"the product with {product.parameter} is in torch.utils.checkpoint or no_grad, which its layer enters "
+                f"itself: it is computed again outside of the layer, without its Scaler, and gradients are wrong. "
+                f"Give checkpoint a layer, not a method or function; or build with scaler=False"
+            )
         return self._scaler(result)  # type: ignore[no-any-return]
 
     def end(self, layer: nn.Module, args: object, output: object) -> None:
         """Scale no more."""
         if layer.training and self._running:
             self._running.pop()
+            self._recording.pop()
             if self._modes:
                 self._modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+def _recording() -> object:
+    """Return how autograd records: whether at all, and what takes the tensors, as within ``torch.utils.checkpoint``."""
+    top: Any = torch._C._autograd._top_saved_tensors_default_hooks
+    return torch.is_grad_enabled(), top(False)

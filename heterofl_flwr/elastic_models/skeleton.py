@@ -41,10 +41,10 @@ def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Modu
             memo[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if is_parameter else other
     try:
         return copy.deepcopy(model, memo)
-    except RuntimeError as error:  # torch copies no tensor that was computed, as the older weight_norm leaves one
+    except (RuntimeError, TypeError) as error:  # such as a computed tensor of the older weight_norm, or a generator
         raise UnsupportedLayerError(
-            f"the model cannot be copied: {first_line(error)}. Give it as it was built, without tensors that it has "
-            f"computed; for weight_norm, that of torch.nn.utils.parametrizations"
+            f"the model cannot be copied: {first_line(error)}. Give it as it was built, without generators, or tensors "
+            f"that it has computed; for weight_norm, that of torch.nn.utils.parametrizations"
         ) from error
 
 

@@ -57,11 +57,37 @@ def trace_model(
     A ``lenient`` trace cuts also what the code does not let be cut, to tell how small the model might be.
     """
     for name, layer in model.named_modules():
-        if isinstance(layer, torch.jit.ScriptModule):
+        if isinstance(layer, torch.jit.ScriptModule | torch.fx.GraphModule):
             raise UnsupportedLayerError(
-                f"layer {name or '(the model itself)'} is compiled by torch.jit, so its code cannot be followed: "
-                f"give the model from before it was compiled"
+                f"layer {name or '(the model itself)'} is compiled by torch.jit or torch.fx, so its code cannot be "
+                f"followed: give the model from before it was compiled"
             )
+    held = {name: dict(vars(layer)) for name, layer in model.named_modules()}
+    try:
+        return _trace_either(model, example_inputs, fixed, outputs, lenient)
+    finally:
+        _restore(model, held)
+
+
+def _restore(model: nn.Module, held: Mapping[str, Mapping[str, object]]) -> None:
+    """Undo what a trace changed in the model given; raise ``UnsupportedLayerError`` if it did."""
+    changed = []
+    for name, layer in model.named_modules():
+        own = vars(layer)
+        changed += [f"{name}.{key}".lstrip(".") for key in own if own[key] is not held[name].get(key)]
+        own.clear()
+        own.update(held[name])
+    if changed:
+        raise UnsupportedLayerError(
+            f"the model's code sets {', '.join(changed)} in the model given, not in its copy, as a hook or a function "
+            f"does that holds the model: let it use the layer that it is called with"
+        )
+
+
+def _trace_either(
+    model: nn.Module, example_inputs: object, fixed: Sequence[str], outputs: Sequence[str], lenient: bool
+) -> Traced:
+    """Trace a model; where that fails, while ``torch.jit.is_tracing()`` says yes."""
     try:
         return _trace(Skeleton(model, False), example_inputs, fixed, outputs, lenient)
     except UnsupportedLayerError as refused:

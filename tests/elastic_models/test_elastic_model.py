@@ -359,6 +359,6 @@ def test_a_model_that_cannot_be_cut_is_a_warning():
 
     along = nn.Conv1d(1, 1, 3, padding=1)
     model = Then(along_channels, first=nn.Linear(3, 12), along=along, last=nn.Linear(12, 2))
-    with pytest.warns(UserWarning, match="at rate 0.5 a slice keeps 100% of the parameters: nearly all") as caught:
+    with pytest.warns(UserWarning, match="at rate 0.5 a slice keeps 100% of the parameters: many") as caught:
         elastic(model, X)
     assert [one.filename for one in caught] == [__file__]

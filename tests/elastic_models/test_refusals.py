@@ -6,6 +6,8 @@ from functools import lru_cache
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from heterofl_flwr.elastic_models import adjust, elastic, rules, stand_in
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
@@ -243,3 +245,76 @@ def test_slices_do_not_depend_on_what_was_traced_before():
     elastic(Heads(shape, before=5), X)
     assert elastic(Heads(shape), X).plan(0.5) == expected
     assert expected.parameters == 2 * 8 * 4 + 8 * 2 + 2
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # in a trace
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_product_that_is_computed_again_elsewhere_raises(reentrant):
+    def again(self, x):
+        return self.last(checkpoint(lambda h: (h @ self.table).square(), self.first(x), use_reentrant=reentrant))
+
+    model = Then(again, first=nn.Linear(3, 8), last=nn.Linear(8, 2))
+    model.table = nn.Parameter(torch.randn(8, 8))
+    build = elastic(model, X, scaler=True)
+    with pytest.raises(ConfigError, match=r"product with table is in torch\.utils\.checkpoint"):
+        build(0.5)(X)
+    assert build(0.5).eval()(X).shape == (2, 2)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_layer_that_is_computed_again_keeps_its_scaler():
+    layer = Then(lambda self, x: (x @ self.table).square())
+    layer.table = nn.Parameter(torch.randn(8, 8))
+    gradients = []
+    for reentrant in (None, False, True):
+
+        def again(self, x, reentrant=reentrant):
+            x = self.first(x)
+            return self.last(self.layer(x) if reentrant is None else checkpoint(self.layer, x, use_reentrant=reentrant))
+
+        torch.manual_seed(0)
+        model = Then(again, first=nn.Linear(3, 8), layer=layer, last=nn.Linear(8, 2))
+        small = elastic(model, X, scaler=True)(0.5)
+        small(X).sum().backward()
+        gradients.append([own.grad for own in small.parameters()])
+    for one in gradients[1:]:
+        torch.testing.assert_close(one, gradients[0])
+
+
+def test_code_that_holds_the_model_given_is_refused():
+    model = _around()
+    model[0].register_forward_hook(lambda layer, given, output: setattr(model, "seen", output))
+    with pytest.raises(UnsupportedLayerError, match="sets seen in the model given"):
+        elastic(model, X)
+    assert not hasattr(model, "seen")
+
+
+@pytest.mark.parametrize("kind", ["graph", "generator"])
+def test_models_that_cannot_be_copied_or_followed_are_refused(kind):
+    model = _around()
+    if kind == "graph":
+        model = torch.fx.symbolic_trace(model)
+    else:
+        model.numbers = iter(number for number in range(3))
+    with pytest.raises(UnsupportedLayerError, match=r"cannot be copied|compiled by"):
+        elastic(model, X)
+
+
+def test_a_slice_that_is_far_larger_than_its_share_is_warned_of():
+    def forward(self, x):
+        x, table = self.first(x), torch.zeros(32)
+        table[0::2], table[1::2] = torch.arange(16.0).sin(), torch.arange(16.0).cos()
+        return self.last(self.inner(x + table))
+
+    model = Then(forward, first=nn.Linear(60, 32), inner=nn.Linear(32, 32), last=nn.Linear(32, 3))
+    with pytest.warns(UserWarning, match="at rate 0.5 a slice keeps 81%"):
+        elastic(model, torch.randn(2, 60))
+
+
+def test_losses_and_exponential_draws_are_followed():
+    def forward(self, x):
+        x = self.last(self.first(x) + torch.empty_like(self.first(x)).exponential_())
+        return F.cross_entropy(x, torch.zeros(x.shape[0], dtype=torch.long))
+
+    build = elastic(Then(forward, first=nn.Linear(3, 8), last=nn.Linear(8, 2)), X)
+    assert build.plan(0.5).shapes["first.weight"] == (4, 3)
