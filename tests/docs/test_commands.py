@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from heterofl_flwr.app.cli.main import parser
+from heterofl_flwr.app.cli.main import parse
 from heterofl_flwr.app.cli.settings import read_assignments
 from heterofl_flwr.settings import from_flat
 from tests.docs.pages import PAGES, ROOT, commands, name_of
@@ -26,7 +26,7 @@ OF_THE_SYSTEM = {"nginx", "sed", "ssh"}  # which no package of ours brings
 
 def heterofl(words: Sequence[str]) -> None:
     """Parse it as the command does; settings must exist and have a value that they can have."""
-    args = parser().parse_args(words)
+    args = parse(words)
     if getattr(args, "app", None) is None:
         given = read_assignments(getattr(args, "set", []))
         short = {"data.name": "data", "mix": "mix", "num-rounds": "rounds", "seed": "seed"}

@@ -53,12 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 only if it did what was asked, 2 for what cannot be asked."""
 
     def work() -> int:
-        args = parser().parse_args(arguments)
+        args = parse(arguments)
         module, _, function = args.function.partition(":")
         code: int = getattr(import_module(f"heterofl_flwr.app.cli.{module}"), function)(args)
         return code
 
     return status_of("heterofl", work)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read arguments; where settings can be given, words such as ``train.lr=0.05`` are some, as in Hydra."""
+    top = parser()
+    args, words = top.parse_known_args(arguments)
+    if wrong := [word for word in words if word.startswith("-") or "=" not in word or "set" not in args]:
+        hint = "; a setting is one word, such as train.lr=0.05" if "set" in args else ""
+        top.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
+    if words:
+        args.set = [*args.set, *words]
+    return args
 
 
 def parser() -> argparse.ArgumentParser:
@@ -100,7 +112,7 @@ Train one global model over virtual clients of unequal size, through Flower. All
 RUN_EXAMPLES = """
 examples:
   heterofl run                                          20 clients on scikit-learn's digits
-  heterofl run --data cifar10 --mix a-e --set data.split=non-iid-2
+  heterofl run --data cifar10 --mix a-e data.split=non-iid-2 train.lr=0.05
   heterofl run --rounds 20 --out runs/mine              and then: heterofl run --resume runs/mine --rounds 40
   heterofl run --app path/to/flower/app --clients 10    any other Flower app, with a true exit code
   RAY_ADDRESS=host:6379 heterofl run --clients 1000     on a Ray cluster
@@ -115,7 +127,9 @@ def _add_run(subparsers: Subparsers) -> None:
     what.add_argument("--mix", metavar="MIX", help="short for --set mix=MIX, such as a1-b1-c1-d1-e1 or a1-e9")
     what.add_argument("--rounds", type=int, metavar="N", help="short for --set num-rounds=N")
     what.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
-    what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable")
+    what.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; --set may be left out"
+    )
     what.add_argument(
         "--config", type=_path, metavar="FILE", help="settings in a TOML file; the options above override it"
     )
