@@ -155,6 +155,7 @@ class RunFolder:
         complete: Complete = dict,
     ) -> None:
         """Raise the ``ConfigError`` that ``start`` would raise; nothing is written."""
+        self._refuse_links()
         if not self.started:
             if resume:
                 raise ConfigError(f"{self.path} holds no run to resume: check the folder, or start without resume")
@@ -239,6 +240,7 @@ class RunFolder:
 
     def rewind(self, last_round: int) -> None:
         """Forget the rounds after one; a run that goes on from it then writes the history of an uninterrupted one."""
+        self._refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
         found = records[-1].server_round if records else 0
         if found != last_round:
@@ -247,8 +249,7 @@ class RunFolder:
             )
         self._write_history(records)
         later = list(files_by_round(self._checkpoints, checkpoints.PATTERN).items())
-        # What links lead to is not of this run.
-        for folder, *_ in () if self.clients.is_symlink() else os.walk(self.clients):
+        for folder, *_ in os.walk(self.clients):  # not where links lead to, which is not of this run
             later += files_by_round(Path(folder), CLIENT_STATES).items()
         for path in [path for server_round, path in later if server_round > last_round]:
             remove(path)
@@ -281,9 +282,15 @@ class RunFolder:
         records = self.history()
         return checkpoints.load_checkpoint(self._checkpoints, records[-1].server_round if records else None)
 
+    def _refuse_links(self) -> None:
+        """Raise ``ConfigError`` for links in the folder: files of others would be written and removed through them."""
+        if links := [path.name for path in self.path.glob("*") if path.is_symlink()]:
+            raise ConfigError(f"{self.path} has links ({', '.join(links)}): expected files and folders of its own")
+
     def _read(self) -> dict[str, Any]:
         if not self.started:
             raise ConfigError(f"{self.path} is no folder of a run: it has no {self._settings.name}")
+        self._refuse_links()
         with reading(self._settings, "remove the folder or restore it"):
             found = json.loads(self._settings.read_text(encoding="utf-8"))
             return {**found, "settings": dict(found["settings"]), "about": dict(found["about"])}

@@ -164,3 +164,11 @@ def test_words_that_are_no_settings_raise(words, capsys):
     error = capsys.readouterr().err
     assert "unrecognized arguments: " in error
     assert ("a setting is one word, such as train.lr=0.05" in error) == (words[0] == "run")
+
+
+def test_a_module_in_the_folder_does_not_replace_an_installed_one(asked, tmp_path):
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('a stranger was here')")
+    sys.modules.pop("colorsys", None)
+    asked()
+    assert sys.path[-1] == str(tmp_path)
+    assert "hls_to_rgb" in dir(__import__("colorsys"))

@@ -103,16 +103,27 @@ def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(folder, monkeypat
     assert "cannot be locked" in caplog.text
 
 
-@pytest.mark.parametrize("linked", ["clients", "clients/00001"])
-def test_rewinding_removes_nothing_that_a_link_leads_to(used, linked, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    other = elsewhere / "00001" / "000002.safetensors" if linked == "clients" else elsewhere / "000002.safetensors"
-    other.parent.mkdir(parents=True)
+def test_rewinding_removes_nothing_that_a_clients_link_leads_to(used, tmp_path):
+    other = tmp_path / "000002.safetensors"
     other.write_bytes(b"another run's")
-    (used.path / linked).parent.mkdir(exist_ok=True)
-    (used.path / linked).symlink_to(elsewhere)
+    used.clients.mkdir()
+    (used.clients / "00001").symlink_to(tmp_path)
     used.rewind(1)
     assert other.read_bytes() == b"another run's"
+
+
+@pytest.mark.parametrize("linked", ["models", "figures", "checkpoint", "clients", "report.html"])
+@pytest.mark.parametrize("started", [True, False])
+def test_a_folder_with_links_to_elsewhere_is_refused(folder, linked, started, tmp_path):
+    if started:
+        folder.start(SETTINGS)
+    folder.path.mkdir(exist_ok=True)
+    (folder.path / linked).symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match=f"has links .{linked}."):
+        folder.start(SETTINGS, resume=started)
+    if started:
+        with pytest.raises(ConfigError, match="has links"):
+            folder.costs()
 
 
 def test_releases_are_not_forgotten_with_their_rounds(used, record):

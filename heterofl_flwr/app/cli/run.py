@@ -176,7 +176,7 @@ def absolute_paths(name: str, root: str) -> dict[str, Flat]:
 def _check_run(request: Request) -> str:
     """Raise what is wrong with a run of this package's own app; say so where it has come to its end already."""
     if (here := str(Path.cwd())) not in sys.path:  # functions that settings name may lie there
-        sys.path.insert(0, here)
+        sys.path.append(here)  # last, as it may be a stranger's folder with a module such as json.py
     task = load_task(request.config)
     folder = RunFolder(request.out)
     if request.out.exists():

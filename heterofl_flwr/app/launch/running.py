@@ -68,7 +68,7 @@ def run_request(request: Request, *, log: bool = False) -> None:
 def _serve(request: Request, app: App) -> None:
     """Run the ServerApp on a grid."""
     # Functions that settings name may lie in the folder from which the command was called.
-    sys.path.insert(0, str(request.app or Path.cwd()))
+    sys.path.insert(0 if request.app else len(sys.path), str(request.app or Path.cwd()))
     with open_grid(request, app) as grid:
         server: ServerApp = load_app(app.server, ConfigError, request.app)
         checked = Checked(grid)
