@@ -186,15 +186,6 @@ def test_outputs_that_are_named_keep_their_width():
         elastic(model, example, outputs=["logit"])
 
 
-def test_static_norm_keeps_no_running_statistics():
-    model = _mlp()
-    norm = elastic(model, X, static_norm=True)(0.5)[1]
-    assert norm.running_mean is None
-    assert not norm.track_running_stats
-    assert elastic(model, X)(0.5)[1].running_mean.shape == (10,)
-    assert model[1].running_mean is not None
-
-
 def test_invalid_options_and_rates_raise():
     for options, rate in (
         ({"multiple_of": -8}, 1.0),
@@ -271,14 +262,6 @@ def test_whatever_leaves_the_finer_choice_of_widths(groups, shape, left):
     layer = elastic(_grouped(groups), images())(0.3)[1]
     assert (tuple(layer.weight.shape), layer.groups) == (shape, left)
     assert (layer.in_channels, layer.out_channels) == (shape[1] * left, shape[0])
-
-
-def test_weight_norm_is_that_of_what_is_kept():
-    layer = parametrizations.weight_norm(nn.Linear(12, 8))
-    small = elastic(nn.Sequential(nn.Linear(5, 12), layer, nn.Linear(8, 3)), torch.zeros(1, 5))(0.5)[1]
-    length, direction = (getattr(layer.parametrizations.weight, name)[:4] for name in ("original0", "original1"))
-    kept = direction[:, :6]
-    assert torch.allclose(small.weight, kept / kept.norm(dim=1, keepdim=True) * length)
 
 
 def test_a_model_with_tensors_that_were_computed_is_refused():

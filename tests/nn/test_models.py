@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.models import CNN, PAPER, build_model
+from heterofl_flwr.nn.models import PAPER, build_model
 from heterofl_flwr.nn.preresnet import PreResNet
 
 # method.md, section 1: parameters at levels a to e
@@ -63,12 +63,6 @@ def test_unknown_models_and_options_raise(name, options, fault):
 
 
 HIDDEN = (8, 8, 16, 16)
-
-
-@pytest.mark.parametrize("model", [CNN(rate=0.0625), PreResNet(hidden=HIDDEN, rate=0.5)])
-def test_the_classifier_has_all_classes_and_no_bias_at_first(model):
-    assert (model.linear.bias == 0).all()
-    assert len(model.linear.weight) == 10
 
 
 def test_a_block_adds_its_raw_input_where_the_shape_stays():

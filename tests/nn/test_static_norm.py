@@ -100,20 +100,6 @@ def test_batches_that_go_together_keep_their_own_statistics(small, name, kind):
         torch.testing.assert_close(joined.to_tensors()[key], value, rtol=1e-9, atol=1e-9)
 
 
-def test_an_input_that_is_not_made_of_the_batches_is_refused():
-    class Folding(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = nn.BatchNorm1d(10)
-
-        def forward(self, x):
-            return self.norm(x.reshape(-1, 10))
-
-    batches = [torch.randn(3, 5), torch.randn(3, 5)]
-    with pytest.raises(DataError, match=r"norm got an input of shape \(3, 10\), which is not made of 2 batches"):
-        collect_moments(Folding(), batches, together=2)
-
-
 @pytest.mark.parametrize("sizes", [[20], [2, 18], [6, 4, 8, 2]])
 def test_fixed_moments_do_not_depend_on_the_batches(sizes):
     data = torch.randn(20, 3, 2, generator=torch.Generator().manual_seed(0)) + 5

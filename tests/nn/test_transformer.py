@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError, DataError, ShapeError
@@ -95,10 +94,3 @@ def test_a_smaller_one_keeps_the_start_of_each_head():
     assert torch.equal(sub["linear_o.weight"], full.linear_o.weight[stream][:, in_heads])
     assert torch.equal(sub["linear_o.bias"], full.linear_o.bias[stream])
     local.load_state_dict(sub, strict=True)
-
-
-def test_a_wrapped_projection_has_the_rule_of_its_own_type():
-    full, local = (MultiHeadAttention(8, 2, Scaler(1.0)) for _ in range(2))
-    for layer, rank in ((full, 4), (local, 1)):
-        layer.linear_q = nn.Sequential(layer.linear_q, nn.Linear(8, rank))
-    assert Plan.of(full, local).shapes["linear_q.1.weight"] == (1, 8)

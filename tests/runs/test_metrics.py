@@ -72,11 +72,3 @@ def test_all_numbers_have_one_name_each(record):
     assert found["train/loss"] == record(10).train["loss"]
     assert (found["round/clients"], found["round/failures"]) == (10, 1)
     assert found["round/bytes-down"] + found["round/bytes-up"] == record(10).bytes_down + record(10).bytes_up
-
-
-def test_numbers_that_only_some_runs_have_are_there_alone(few, records, simulated):
-    plain = scalars(records[0])
-    assert scalars(simulated[0]) == {**plain, "round/simulated-seconds": 90.0, "round/joules-estimate": 1500.0}
-    asked = {"evaluation-asked": 20.0, "evaluation-answers": 1.0, "evaluation-partial": 1.0}
-    assert {name: scalars(few[2])[f"round/{name}"] for name in asked} == asked
-    assert not any("evaluation" in name for name in plain)

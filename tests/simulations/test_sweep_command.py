@@ -79,10 +79,8 @@ def test_what_another_process_runs_is_left_to_it(command, tmp_path):
     ("arguments", "number"),
     [
         (("-m", "experiment=table5", "data=mnist", "mix=e"), 7),
-        (("experiment=[table3,figure11]", "mix=a5-b5"), 1),
         (("experiment=table3,figure11", "mix=a5-b5", "hydra.mode=RUN"), 1),
         (("-m", "experiment=glob([table3,fig*11])", "mix=a5-b5"), 1),
-        ((), 1),
     ],
 )
 def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, monkeypatch, arguments, number):
@@ -102,12 +100,9 @@ def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, monkeypatch, argume
     ("argument", "text"),
     [
         ("data=imagenet", "data: found 'imagenet', expected one of cifar10, "),
-        ("training.lr=3", "training.lr: no setting has this name; did you mean train.lr?"),
         ("mix=a,zz", "mix: mix 'zz': cannot read 'zz'; write one like"),
-        ("table7", "table7: this is no override such as key=value"),
         ("run.dir=here", "run.dir: found 'here', but a sweep names and resumes its jobs itself; set folder"),
         ("data.split=non-iid-50", "non-iid-50 does not fit 20 clients and 10 classes"),
-        ("engine.cpus=9999", "cpus is 9999, and this machine has "),
         ("seed=0,1 hydra.sweep.dir=/no hydra.sweep.subdir=x", "/no/x would hold two jobs, digits-"),
         ("folder=/dev/null/jobs", "[Errno 20] Not a directory: '/dev/null/jobs"),
     ],

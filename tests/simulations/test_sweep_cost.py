@@ -1,14 +1,7 @@
 """What a job has to compute, and how long it takes."""
 
-import pytest
-from pyarrow import parquet
-
-from heterofl_flwr.data import load_dataset
-from heterofl_flwr.data.known import SOURCES
 from simulations.sweep import cost as module
 from simulations.sweep.cost import (
-    PIECE,
-    SIZES,
     compute_cost,
     compute_macs,
     estimate_seconds,
@@ -39,20 +32,6 @@ def test_what_is_left_of_a_job_that_was_begun():
     assert compute_cost(begun, 10).evaluated == {1.0: 19 * 70_000 + 19 * 10_000, 0.0625: 70_000}
     odd = job("data=mnist", "mix=a", "evaluate.every=150")  # in rounds 150 and 200
     assert [compute_cost(odd, done).evaluated[1.0] for done in (149, 150, 199)] == [2 * 80_000, 80_000, 80_000]
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_sizes_are_those_of_the_data(shared, name):
-    folder = shared / "data" / SOURCES[name].path
-    if not folder.is_dir():
-        pytest.skip(f"needs the data set in shared/data/{SOURCES[name].path}")
-    if name == "wikitext2":
-        data = load_dataset(name, shared / "data")
-        found = tuple(len(own) * -(-own.inputs.shape[1] // PIECE) for own in (data.train, data.test))
-    else:  # the number of images is known without reading them
-        files = [list(folder.rglob(f"{part}-*.parquet")) for part in ("train", "test")]
-        found = tuple(sum(parquet.read_metadata(file).num_rows for file in part) for part in files)
-    assert found == SIZES[name]
 
 
 def test_each_model_is_measured_once(monkeypatch):

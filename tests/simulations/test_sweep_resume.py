@@ -4,6 +4,8 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from heterofl_flwr.report import RunFolder
 from simulations.sweep import __main__ as sweep
 from tests.simulations.sweeping import PLACE, SHRUNKEN, finish, planned, start
@@ -27,6 +29,7 @@ def results(path: Path) -> dict[str, object]:
     return {"history": history, **{own.name: own.read_bytes() for own in (path / "models").glob("*.safetensors")}}
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_was(tmp_path, monkeypatch, capsys, without_reports):
     folder, names = tmp_path / "killed", list(planned(*SWEEP))
     first, second = (RunFolder(folder / name) for name in names)

@@ -179,14 +179,3 @@ def test_gradients_that_agree_are_added(private, shared):
     assume(float(private.dot(shared)) >= 0)
     for name in JOIN:
         assert torch.equal(JOIN[name](private, shared), private + shared)
-
-
-def test_by_hand():
-    right, back = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0])
-    assert JOIN["none"](right, back).tolist() == [0.0, 1.0]
-    # Each loses what is against the other: (1, 0) becomes (0.5, 0.5), (-1, 1) becomes (0, 1).
-    assert JOIN["pcgrad"](right, back).tolist() == [0.5, 1.5]
-    # Their sum, (0, 1), is at odds with neither.
-    assert JOIN["gem"](right, back).tolist() == [0.0, 1.0]
-    # Of opposite ones nothing is left.
-    assert JOIN["gem"](right, -2 * right).abs().max() < 1e-6

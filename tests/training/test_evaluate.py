@@ -38,15 +38,6 @@ def test_masks_to_any_classes(fill, classes, correct):
     assert result.loss == pytest.approx(F.cross_entropy(masked, targets).item())
 
 
-def test_the_loss_of_a_model_in_half_precision_is_in_float32():
-    class Half(nn.Module):
-        def forward(self, x):
-            return x.bfloat16()  # which holds these logits exactly
-
-    data = Split(LOGITS, torch.tensor([0, 1, 0]))
-    assert evaluate(Half(), data) == evaluate(nn.Identity(), data)
-
-
 def test_the_model_its_modes_and_its_layout_stay(build, split):
     model = nn.Sequential(build(norm="gn"), nn.Dropout(0.5), nn.Dropout(0.5).eval())
     modes = [module.training for module in model.modules()]
@@ -69,11 +60,6 @@ def test_nothing_is_evaluated_to_zero(build):
     assert result == EvaluateResult(0, 0.0, 0)
     assert result.accuracy == 0
     assert evaluate_both(build(), empty, classes=[0]) == (result, result)
-
-
-def test_a_last_example_is_joined_to_the_batch_before_it(build):
-    model = build(norm="sbn")
-    assert evaluate(model, images(11), batch_size=10) == evaluate(model, images(11), batch_size=11)
 
 
 def test_one_example_that_cannot_be_normalised_is_an_error():
