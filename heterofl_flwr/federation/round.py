@@ -1,6 +1,7 @@
 """One round of training: who trains which slice, the replies one by one, the new global model."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +18,7 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.stages.stage import AS_THEY_ARE, Update
 
 SHOWN_FAULTS = 3
-"""Clients whose faults a failed round names."""
+"""Different faults that a failed round names, each once."""
 
 SILENT = "no reply in time"
 """The fault of a client that gave no reply."""
@@ -177,8 +178,11 @@ class Round:
         least = least_replies(wanted, min(self.needed, asked))
         if replies >= least:
             return
-        faults = [f"; partition {partition}: {fault}" for partition, fault in self.log.failures.items()]
-        more = f"; {len(faults) - SHOWN_FAULTS} more failed" if len(faults) > SHOWN_FAULTS else ""
+        alike = Counter(self.log.failures.values())
+        first = {fault: partition for partition, fault in reversed(self.log.failures.items())}
+        others = {fault: f" and {number - 1} more" if number > 1 else "" for fault, number in alike.items()}
+        faults = [f"; partition {first[fault]}{others[fault]}: {fault}" for fault in alike]
+        more = f"; {len(faults) - SHOWN_FAULTS} other errors" if len(faults) > SHOWN_FAULTS else ""
         raise RoundError(
             f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
             f"least {least}: mend what the others fail with, or let rounds go on with fewer (min_replies or "

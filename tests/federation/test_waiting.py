@@ -137,12 +137,11 @@ def test_with_fewer_than_half_of_the_replies_a_round_fails(nodes, crashing, leas
         start(nodes, crashing)
     said = str(info.value)
     assert f"round 1: {good} of {nodes} clients gave a usable reply, expected at least {least}" in said
-    assert f"partition {good}: error 2: " in said
-    assert "the disk is full" in said
+    others = f" and {crashing - 1} more" if crashing > 1 else ""
+    assert f"partition {good}{others}: error 2: " in said
+    assert said.count("the disk is full") == 1
     assert "min_replies" in said
     assert "sample.min-replies" in said
-    assert said.count("partition ") == min(crashing, 3)
-    assert (f"{crashing - 3} more failed" in said) == (crashing > 3)
 
 
 @pytest.mark.parametrize(("nodes", "crashing"), [(4, 2), (3, 1), (5, 2), (2, 1), (1, 0)])
