@@ -124,7 +124,7 @@ def test_what_cannot_be_used_is_refused_whole_and_named():
 @pytest.mark.parametrize("kind", ["raises", "NaN", "no metrics"])
 def test_a_round_where_all_fail_names_the_causes(kind):
     train, cause = FAULTS[kind]
-    with pytest.raises(RoundError, match=rf"(?s)round 1: 0 of 2 .* partition 0: .*{cause}.*partition 1: ") as info:
+    with pytest.raises(RoundError, match=rf"(?s)round 1: 0 of 2 .* partition 0.*: .*{cause}") as info:
         play(make_app(train), nodes=2)
     assert isinstance(info.value, AggregationError)  # Flower's own error, and ours
 
