@@ -37,11 +37,13 @@ from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.stages.stage import ClientContext, Outgoing
+from heterofl_flwr.training.distilled_loss import distilled_loss, note_inner_widths
 
 __all__ = [
     "answer_capability",
     "answer_moments",
     "answer_queries",
+    "distilled_loss",
     "models_to_evaluate",
     "own_part",
     "reply",
@@ -77,8 +79,11 @@ def submodel(
         code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,
         and can take the noise away.
     """
-    rate = messages.read_value(messages.read_config(message), messages.RATE, float)
-    return next(model for _, model in _build_models(message, build, [rate], own, seed_torch))
+    config = messages.read_config(message)
+    rate = messages.read_value(config, messages.RATE, float)
+    model = next(model for _, model in _build_models(message, build, [rate], own, seed_torch))
+    note_inner_widths(model, build, [smaller for smaller in _read_rates(message) if smaller < rate])
+    return model
 
 
 def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:

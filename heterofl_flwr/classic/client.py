@@ -20,6 +20,7 @@ from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments
+from heterofl_flwr.training.distilled_loss import note_inner_widths
 
 
 def submodel(
@@ -31,7 +32,9 @@ def submodel(
     that of ``heterofl_flwr.client.submodel``.
     """
     _check_config(config)
-    return next(_build_models(parameters, config, build, [float(config[messages.RATE])], seed_torch))[1]
+    rate, model = next(_build_models(parameters, config, build, [float(config[messages.RATE])], seed_torch))
+    note_inner_widths(model, build, [smaller for smaller in _read_rates(config) if smaller < rate])
+    return model
 
 
 def models_to_evaluate(

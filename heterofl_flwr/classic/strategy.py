@@ -141,7 +141,8 @@ class HeteroFL(EngineView, Strategy):
         instructions = []
         for number, own in current.slices.items():
             self.log.note_sent(own.rate, count_bytes(sent[own.plan]))
-            config = self._config(server_round, number, (own.rate,), {**asked, messages.TASK: messages.TASK_TRAIN})
+            rates = tuple(self.federation.rates_inside(own.rate))
+            config = self._config(server_round, number, rates, {**asked, messages.TASK: messages.TASK_TRAIN})
             instructions.append((proxies[number], FitIns(sent[own.plan], config)))
         return instructions
 

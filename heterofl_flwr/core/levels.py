@@ -128,6 +128,10 @@ class Mix:
         """The rates of all models, from the largest on: the global one's and those of the clients."""
         return tuple(dict.fromkeys((self.global_rate, *self.rates)))
 
+    def rates_inside(self, rate: float) -> tuple[float, ...]:
+        """Return the smaller rates of the clients, whose models lie inside that of a rate, the largest first."""
+        return tuple(smaller for smaller in self.rates if smaller < rate)
+
     @property
     def parts(self) -> tuple[float, ...]:
         """The rate of each part, from the largest on; 0 for those of clients that take no part."""

@@ -187,6 +187,11 @@ class Federation:
             known[rate] = self.plan(rate).sliced(function)
         return known[rate]
 
+    def rates_inside(self, rate: float) -> list[float]:
+        """Return a client's rate and, as long as slices are prefixes, those of the models that lie inside its own."""
+        inside = self.mix.rates_inside(rate) if self.options.transfer.slice_rule == "prefix" else ()
+        return [rate, *inside]
+
     @property
     def evaluated_rule(self) -> SliceRule:
         """The rule of the slices that are evaluated: only who has the whole model can cut others than prefixes."""

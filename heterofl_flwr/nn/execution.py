@@ -18,11 +18,17 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(named)
 
 
+def arguments(given: object) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Return what a model is called with: a tensor, a tuple of arguments, or a mapping of named ones."""
+    if isinstance(given, Mapping):
+        return (), dict(given)
+    return (given if isinstance(given, tuple) else (given,)), {}
+
+
 def call(model: nn.Module, given: object) -> object:
     """Return what a model makes of a tensor, of a tuple of arguments, or of a mapping of named ones."""
-    if isinstance(given, Mapping):
-        return model(**given)
-    return model(*given) if isinstance(given, tuple) else model(given)
+    positional, named = arguments(given)
+    return model(*positional, **named)
 
 
 def bears_channels_last(model: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """A client's model and the smaller models inside it, which a step trains together (FjORD, in-place distillation)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn.execution import arguments
 
 InnerWidths = Literal["none", "ordered", "drawn", "sandwich", "all"]
 """Which widths a step trains: a client's own, and which of the smaller ones inside it.
@@ -33,6 +34,21 @@ def mean_passes(widths: InnerWidths, own: float, rates: Iterable[float]) -> Mapp
     return dict.fromkeys((own, *smaller), 1.0)
 
 
+class InnerWidth:
+    """A smaller model inside larger ones of one architecture: the first entries of their parameters.
+
+    Its own parameters are not used, its buffers are.
+    """
+
+    def __init__(self, model: nn.Module, smaller: nn.Module) -> None:
+        self._smaller, self._plan = smaller.train(), Plan.of(model, smaller)
+
+    def output(self, model: nn.Module, given: object) -> object:
+        """Return what the smaller model makes of a tensor, a tuple of arguments or a mapping, inside this model."""
+        parts = self._plan.parts(dict(model.named_parameters()))
+        return functional_call(self._smaller, parts, *arguments(given))
+
+
 class Nested(nn.Module):
     """A model together with the smaller models inside it: the first entries of its parameters, which alone are trained.
 
@@ -54,7 +70,7 @@ class Nested(nn.Module):
             raise ConfigError(f"widths is {widths!r}; expected one of {', '.join(get_args(InnerWidths))}")
         self.model, self.widths = model, widths
         # In a tuple, so that torch does not register them as children of this module.
-        self._smaller = tuple((one.train(), Plan.of(model, one)) for one in smaller)
+        self._smaller = tuple(InnerWidth(model, one) for one in smaller)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of the client's own width."""
@@ -65,7 +81,7 @@ class Nested(nn.Module):
         """Return the logits of the widths that a step trains, the smallest first; its own is the last, if it is one."""
         inner = self._draw()
         own = [] if self.widths == "ordered" and inner else [self(x)]
-        return [self._inner_logits(number, x) for number in inner] + own
+        return [cast("Tensor", self._smaller[number].output(self.model, x)) for number in inner] + own
 
     def _draw(self) -> list[int]:
         """Return the numbers of the smaller models that a step trains, the smallest model first."""
@@ -77,8 +93,3 @@ class Nested(nn.Module):
             return [number - 1, *between]
         drawn = int(torch.randint(number + 1, ())) if self.widths in ("ordered", "drawn") else 0
         return [drawn - 1] if drawn else []
-
-    def _inner_logits(self, number: int, x: Tensor) -> Tensor:
-        smaller, plan = self._smaller[number]
-        logits: Tensor = functional_call(smaller, plan.parts(dict(self.model.named_parameters())), (x,))
-        return logits

@@ -188,7 +188,8 @@ class HeteroFL(EngineView, Strategy):
 
     def _train_config(self, server_round: int, node_id: int, rate: float) -> dict[str, object]:
         """Return what a client needs to know to train."""
-        return {**client_config(self.engine, server_round, node_id, rate), **self.engine.chain.instruction()}
+        inside = {messages.RATES: self.federation.rates_inside(rate)}
+        return {**client_config(self.engine, server_round, node_id, rate), **inside, **self.engine.chain.instruction()}
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
         """Send the messages of ``configure_train`` and return the replies; with ``spare``, as soon as enough came."""

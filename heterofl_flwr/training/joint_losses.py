@@ -50,19 +50,20 @@ def nested_loss(
     weight: float = 1.0,
     temperature: float = 1.0,
     label_share: float = 0.0,
+    criterion: Callable[[Tensor, Tensor], Tensor] = masked_cross_entropy,
 ) -> Tensor:
     """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): inner widths learn from the client's own.
 
     The last logits are those of its own width, p their posterior, which gets no gradient: ``CE_own + weight * sum_i
     (label_share * CE_i + (1 - label_share) * T^2 KL(p, p_i))``. FjORD's (Horvath et al., NeurIPS 2021, section 3.2) is
-    this with one inner width, ``label_share`` 0 and T 1. All logits are masked: a teacher without the mask knows the
-    classes that its client lacks no better than chance.
+    this with one inner width, ``label_share`` 0 and T 1. CE is the criterion. All logits are masked: a teacher without
+    the mask knows the classes that its client lacks no better than chance.
     """
     teacher = _posteriors(logits[-1], temperature)[None]
-    total = masked_cross_entropy(logits[-1], targets)
+    total = criterion(logits[-1], targets)
     for own in logits[:-1]:
         if label_share:
-            total = total + weight * label_share * masked_cross_entropy(own, targets)
+            total = total + weight * label_share * criterion(own, targets)
         if label_share < 1:
             apart = temperature**2 * divergence(_finite(own), teacher, temperature)
             total = total + weight * (1 - label_share) * apart

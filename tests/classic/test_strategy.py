@@ -184,7 +184,8 @@ def test_failures_are_listed_by_client_where_flower_names_one():
 
 def test_a_round_where_all_fail_names_the_causes():
     strategy, _, _, _ = begin(clients(2))
-    with pytest.raises(AggregationError, match=r"round 1: 0 of 2 .* partition 0 and 1 more: no result; ValueError: gone") as info:
+    cause = r"round 1: 0 of 2 .* partition 0 and 1 more: no result; ValueError: gone"
+    with pytest.raises(AggregationError, match=cause) as info:
         strategy.aggregate_fit(1, [], [ValueError("gone")] * 2)
     assert isinstance(info.value, RoundError)
 

@@ -51,10 +51,10 @@ def test_each_width_computes_what_its_slice_does(case):
 def test_draws_have_the_stated_mean_number_of_passes(widths):
     build, _ = BUILDS["mlp"]
     rates = (1.0, 0.5, 0.25, 0.125)
-    model = Nested(build(1.0), [build(rate) for rate in rates[1:]], widths)
-    calls = Counter()
-    model.forward = lambda x: calls.update([1.0]) or x
-    model._inner_logits = lambda number, x: calls.update([rates[number + 1]]) or x
+    models, calls = {rate: build(rate) for rate in rates}, Counter()
+    for rate, one in models.items():
+        one.forward = lambda x, rate=rate: calls.update([rate]) or x
+    model = Nested(models[1.0], [models[rate] for rate in rates[1:]], widths)
     torch.manual_seed(0)
     for _ in range(3000):
         model.all_logits(torch.zeros(1))
