@@ -1,6 +1,5 @@
 """Clients of the classic API: what they say of themselves, and what they answer."""
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +23,6 @@ from heterofl_flwr.federation.round import Fault, TrainReply
 from heterofl_flwr.grids.guarded import crosses_superlink
 from heterofl_flwr.nn.moments import Moments
 
-logger = logging.getLogger(__name__)
-
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 Failures = Sequence[tuple[ClientProxy, FitRes] | tuple[ClientProxy, EvaluateRes] | BaseException]
@@ -46,12 +43,14 @@ def crosses_network(proxy: ClientProxy) -> bool:
     return crosses_superlink(getattr(proxy, "grid", None)) or hasattr(proxy, "bridge")
 
 
-def query_properties(proxy: ClientProxy) -> tuple[Capability, bool] | None:
-    """Return what a client can hold, and whether its ``fit`` answers for moments; None if its answer is not usable."""
+def query_properties(proxy: ClientProxy) -> tuple[Capability | ReplyError, bool]:
+    """Return what a client can hold, or why its answer is not usable, and whether its ``fit`` answers for moments."""
     try:
         answer = proxy.get_properties(GetPropertiesIns({}), timeout=QUERY_SECONDS, group_id=0)
         if answer.status.code != Code.OK:
-            raise ReplyError(answer.status.message or answer.status.code.name)
+            lacks = answer.status.code == Code.GET_PROPERTIES_NOT_IMPLEMENTED
+            cause = f"; {messages.NOT_CONVERTED}" if lacks else ""
+            raise ReplyError(f"{answer.status.message or answer.status.code.name}{cause}")
         reported = answer.properties
         capability = Capability(
             capacity=_read_capacity(reported),
@@ -60,8 +59,7 @@ def query_properties(proxy: ClientProxy) -> tuple[Capability, bool] | None:
         )
         return capability, reported.get(messages.MOMENTS) is True
     except Exception as error:  # each of Flower's runtimes raises errors of its own
-        logger.warning("client %s did not say what it can hold: %s", proxy.cid, error)
-        return None
+        return ReplyError(short(str(error))), False
 
 
 def read_fit(answer: FitRes, plan: Plan, limits: Limits, sender: str) -> TrainReply:

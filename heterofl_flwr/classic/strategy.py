@@ -279,17 +279,10 @@ class HeteroFL(EngineView, Strategy):
         """Ask the clients that are new what they can hold, if any are."""
         new = {number: proxy for number, proxy in proxies.items() if number not in self.federation.nodes}
         answers = ask_all(query_properties, new)
-        if silent := [proxy.cid for number, proxy in new.items() if answers[number] is None]:
-            logger.warning(
-                "%d new clients did not say what they can hold and train at the smallest rate, %g: %s",
-                len(silent),
-                self.federation.mix.rates[-1],
-                ", ".join(silent[:3]),
-            )
         if new:
             self.engine.no_moments -= new.keys()  # one that was away may answer for moments now
-            self.engine.no_moments |= {number for number, own in answers.items() if not (own and own[1])}
-            known = {number: own[0] if own else None for number, own in answers.items()}
+            self.engine.no_moments |= {number for number, (_, moments) in answers.items() if not moments}
+            known = {number: own for number, (own, _) in answers.items()}
             self.federation.register(known, present=proxies, ids={number: proxy.cid for number, proxy in new.items()})
         return bool(new)
 

@@ -19,7 +19,8 @@ from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.reply_checks import find_label_rows
 from heterofl_flwr.core.slice_rules import SliceFunction, SliceRule, make_slice_function, window_number
-from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
+from heterofl_flwr.federation.limits import least_replies, name_faults
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment, Options
 from heterofl_flwr.nn.buffers import find_channel_tables
@@ -215,28 +216,55 @@ class Federation:
 
     def register(
         self,
-        answers: Mapping[int, Capability | None],
+        answers: Mapping[int, Capability | ReplyError],
         names: Mapping[int, str] | None = None,
         present: Iterable[int] | None = None,
         ids: Mapping[int, str] | None = None,
     ) -> None:
-        """Register new clients; one that did not answer gets the mix's smallest rate.
+        """Register new clients, with what they say of themselves or why that is not usable.
 
-        ``ids`` are the node ids that the table of ``Levels`` has, where they are not those of the answers.
+        Those of which nothing is usable get the mix's smallest rate, unless they are too many: then ``RoundError`` is
+        raised, as the run would look well and train small models alone. ``ids`` are the node ids that the table of
+        ``Levels`` has, where they are not those of the answers.
         """
-        silent, names = Capability(capacity=self.mix.rates[-1]), names or {}
-        admitted = {}
+        silent, names, levels = Capability(capacity=self.mix.rates[-1]), names or {}, self.options.limits.levels
+        admitted, faults = {}, {}
         for node_id, answer in answers.items():
             name, own_id = names.get(node_id, ""), (ids or {}).get(node_id, str(node_id))
-            admitted[node_id] = self.options.limits.levels.applied(answer or silent, name, own_id)
             try:
+                if isinstance(answer, ReplyError):
+                    raise answer
+                admitted[node_id] = levels.applied(answer, name, own_id)
                 self.check_capacity(admitted[node_id].holds)
             except ReplyError as error:
-                logger.warning("node %s trains at the smallest rate: %s", name or own_id, error)
-                admitted[node_id] = self.options.limits.levels.applied(silent, name, own_id)
+                if not {name, own_id} & levels.table.keys():  # of those it is known
+                    faults[name or own_id] = str(error)
+                admitted[node_id] = levels.applied(silent, name, own_id)
             self.absent -= {name, own_id}
+        self._check_faults(faults, len(answers), len({*self.nodes, *answers} if present is None else set(present)))
         self.nodes.register(admitted, names, present)
         self._assign_seat_rates()
+
+    def _check_faults(self, faults: Mapping[str, str], new: int, present: int) -> None:
+        """Warn of new clients that do not say what they can hold; fail if fewer do than a round needs replies."""
+        known = present - len(faults)
+        wanted, smallest = self.options.sampling.min_replies, self.mix.rates[-1]
+        least = min(least_replies(wanted, present), present)
+        if known < least and smallest < self.mix.global_rate:
+            raise RoundError(
+                f"{name_faults('node', faults)}; so it is known of {known} of {present} nodes what they can hold, "
+                f"expected at least {least} (min_replies or sample.min-replies, which is {wanted}): mend what they "
+                f"fail with, as all others would train at the smallest rate, {smallest:g}"
+            )
+        if faults:
+            logger.warning(
+                "%d of %d new nodes gave no usable answer as to what they can hold; without one the rate is the "
+                "smallest, %g: %s",
+                len(faults),
+                new,
+                smallest,
+                name_faults("node", faults),
+            )
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
         """Raise ``ReplyError`` unless a client can train at the rate it reports; under *Dynamic* it draws the mix's."""

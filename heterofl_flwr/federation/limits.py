@@ -2,11 +2,11 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from reprlib import repr as shown
-from typing import Literal
+from typing import Any, Literal
 
 from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
 from heterofl_flwr.federation.evaluation import SHARES, is_share
@@ -44,6 +44,8 @@ LARGEST_METRIC = 1e30
 MOST_METRICS = 100
 LONGEST_NAME = 100
 LONGEST_FAULT = 1000
+SHOWN_FAULTS = 3
+"""Different faults that an error names, each once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,3 +135,14 @@ def short(fault: str) -> str:
     return "".join(
         letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in fault
     )
+
+
+def name_faults(what: str, faults: Mapping[Any, str]) -> str:
+    """Return what clients failed with: each error once, with the first that had it and the number of the others."""
+    whose: dict[str, list[object]] = {}
+    for who, fault in faults.items():
+        whose.setdefault(fault, []).append(who)
+    others = {fault: f" and {len(all_) - 1} more" if len(all_) > 1 else "" for fault, all_ in whose.items()}
+    named = [f"{what} {all_[0]}{others[fault]}: {fault}" for fault, all_ in whose.items()]
+    more = [f"{len(named) - SHOWN_FAULTS} other errors"] if len(named) > SHOWN_FAULTS else []
+    return "; ".join([*named[:SHOWN_FAULTS], *more])

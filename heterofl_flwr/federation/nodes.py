@@ -96,8 +96,8 @@ class Nodes:
                 self._partitions[node_id] = wanted
         if unnamed := sum(not names.get(node_id) for node_id in unnumbered):
             logger.warning(
-                "%d nodes have neither a partition-id in their node config nor a registered name: they are numbered "
-                "by their random ids, so this run cannot be repeated exactly",
+                "%d nodes name no partition-id of their node config and have no registered name: they are numbered by "
+                "their random ids, so this run cannot be repeated exactly",
                 unnamed,
             )
         _number(self._partitions, _by_name(unnumbered, names))

@@ -1,7 +1,6 @@
 """One round of training: who trains which slice, the replies one by one, the new global model."""
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,12 +12,9 @@ from heterofl_flwr.errors import ReplyError, RoundError
 from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.evaluation import Answer
 from heterofl_flwr.federation.federation import State
-from heterofl_flwr.federation.limits import least_replies
+from heterofl_flwr.federation.limits import least_replies, name_faults
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.stages.stage import AS_THEY_ARE, Update
-
-SHOWN_FAULTS = 3
-"""Different faults that a failed round names, each once."""
 
 SILENT = "no reply in time"
 """The fault of a client that gave no reply."""
@@ -178,15 +174,10 @@ class Round:
         least = least_replies(wanted, min(self.needed, asked))
         if replies >= least:
             return
-        alike = Counter(self.log.failures.values())
-        first = {fault: partition for partition, fault in reversed(self.log.failures.items())}
-        others = {fault: f" and {number - 1} more" if number > 1 else "" for fault, number in alike.items()}
-        faults = [f"; partition {first[fault]}{others[fault]}: {fault}" for fault in alike]
-        more = f"; {len(faults) - SHOWN_FAULTS} other errors" if len(faults) > SHOWN_FAULTS else ""
         raise RoundError(
             f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
             f"least {least}: mend what the others fail with, or let rounds go on with fewer (min_replies or "
-            f"sample.min-replies, which is {wanted}){''.join(faults[:SHOWN_FAULTS])}{more}"
+            f"sample.min-replies, which is {wanted}); {name_faults('partition', self.log.failures)}"
         )
 
 

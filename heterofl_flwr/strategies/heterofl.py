@@ -174,7 +174,7 @@ class HeteroFL(EngineView, Strategy):
         """Return a message for each client of the round, with its slice and its rate."""
         messages.check_own_keys(config)
         slices = Slices(self.federation, arrays)
-        nodes = available_nodes(grid, self.engine, self._timeout)
+        nodes = available_nodes(grid, self.engine, server_round, self._timeout)
         self._round = current = Round(self.engine, server_round, nodes, slices.state)
         self._sent, self._replied = [], {}
         for node_id, own in current.slices.items():
@@ -232,7 +232,7 @@ class HeteroFL(EngineView, Strategy):
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.engine.num_rounds):
             return []
         messages.check_own_keys(config)
-        nodes = available_nodes(grid, self.engine, self._seconds_left(MOMENTS_SHARE))
+        nodes = available_nodes(grid, self.engine, server_round, self._seconds_left(MOMENTS_SHARE))
         self._evaluation = current = EvaluationRound(self.engine, server_round, nodes)
         rule, window = self.federation.evaluated_rule, window_number(server_round, self.options.transfer.roll_by)
         asked = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}

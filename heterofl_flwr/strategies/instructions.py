@@ -1,6 +1,5 @@
 """The messages that the server sends: queries for the clients' capabilities, and instructions with slices."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -10,15 +9,13 @@ from flwr.serverapp import Grid
 from heterofl_flwr import messages, packing
 from heterofl_flwr.compat import get_nodes
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.errors import HeteroFLError, ReplyError
 from heterofl_flwr.exchange import read_each
 from heterofl_flwr.federation.engine import QUERY_SECONDS, Engine
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Fault
 from heterofl_flwr.strategies.read_replies import read_capability
-
-logger = logging.getLogger(__name__)
 
 
 class Slices:
@@ -63,40 +60,32 @@ def client_config(engine: Engine, server_round: int, node_id: int, rate: float) 
     return config
 
 
-def available_nodes(grid: Grid, engine: Engine, timeout: float = QUERY_SECONDS) -> list[int]:
+def available_nodes(grid: Grid, engine: Engine, server_round: int, timeout: float = QUERY_SECONDS) -> list[int]:
     """Return the ids of the nodes that are there, as soon as there are enough, having registered the new ones."""
-    register = partial(register_nodes, grid, engine.federation, timeout=min(QUERY_SECONDS, timeout))
+    register = partial(register_nodes, grid, engine.federation, server_round, min(QUERY_SECONDS, timeout))
     return list(engine.wait_for_nodes(lambda: sorted(grid.get_node_ids()), register))
 
 
-def register_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], timeout: float = QUERY_SECONDS) -> bool:
-    """Ask new nodes what they can hold, and return whether there are any; without an answer it is the smallest rate."""
+def register_nodes(
+    grid: Grid, federation: Federation, server_round: int, timeout: float, node_ids: Sequence[int]
+) -> bool:
+    """Ask new nodes what they can hold, and return whether there are any."""
     unseen = [node_id for node_id in node_ids if node_id not in federation.nodes]
     if not unseen:
         return False
-    config = messages.new_config({})
+    config = messages.new_config({messages.SERVER_ROUND: server_round})  # which mods of apps read in any message
     sent = [Message(RecordDict({messages.CONFIG: config}), node_id, messages.QUERY_CAPABILITY) for node_id in unseen]
-    answers: dict[int, Capability | None] = dict.fromkeys(unseen)
-    silent: list[str] = []
+    answers: dict[int, Capability | ReplyError] = {}
 
     def read(node_id: int, reply: Message) -> None:
         answers[node_id] = read_capability(reply, f"node {node_id}")
 
     def refuse(node_id: int, fault: Fault) -> None:
-        silent.append(f"node {node_id}: {fault.reason}")
+        cause = f"; {messages.NOT_CONVERTED}" if fault.kind == "no handler" else ""
+        answers[node_id] = ReplyError(f"{fault.reason}{cause}")
 
     read_each(sent, grid.send_and_receive(sent, timeout=timeout), read, refuse, HeteroFLError)
-    if silent:
-        logger.warning(
-            "%d of %d new nodes gave no usable answer to %s and train at the smallest rate, %g (does their ClientApp "
-            "call heterofl_flwr.client.answer_queries?): %s",
-            len(silent),
-            len(unseen),
-            messages.QUERY_CAPABILITY,
-            federation.mix.rates[-1],
-            "; ".join(silent[:3]),
-        )
     # Whatever the answers say, so that no node decides by what the others are ordered.
     names = {node.node_id: getattr(node, "name", "") for node in get_nodes(grid) if node.node_id in answers}
-    federation.register(answers, names, node_ids)
+    federation.register({node_id: answers[node_id] for node_id in unseen}, names, node_ids)
     return True

@@ -118,7 +118,8 @@ def test_a_client_that_says_nothing_gets_the_smallest_rate(caplog, says, cause):
     strategy, _, _, _ = begin([Fake("0"), Fake("1"), Fake("2", says=says)], "a2-c1")
     assert strategy.log.rates == {0: 1.0, 1: 1.0, 2: 0.25}
     assert cause in caplog.text
-    assert "1 new clients did not say what they can hold and train at the smallest rate, 0.25: 2" in caplog.text
+    assert "1 of 3 new nodes gave no usable answer" in caplog.text
+    assert ("is not converted" in caplog.text) == (cause == "GET_PROPERTIES_NOT_IMPLEMENTED")
 
 
 def test_a_reported_capacity_counts_from_the_next_round_on():

@@ -1,14 +1,16 @@
 """Waiting for clients, and asking the new ones what they can hold."""
 
+import re
 import time
 from types import SimpleNamespace
 
 import pytest
 
-from heterofl_flwr import HeteroFL, LocalGrid
+from heterofl_flwr import Evaluation, HeteroFL, Levels, Limits, LocalGrid
+from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability, Nodes
-from tests.federation.tiny import Watched, bare_reply, build, config, make_app, play
+from tests.federation.tiny import Watched, bare_reply, build, build_normed, config, make_app, play
 
 
 class Arriving(Watched):
@@ -65,23 +67,75 @@ def test_too_few_nodes_end_the_run_in_time(number):
     assert time.monotonic() - began < 120
 
 
-def test_who_answers_no_query_trains_at_the_smallest_rate(caplog):
-    strategy = run(make_app(capability=None))
-    assert strategy.log.rates == {0: 0.25, 1: 0.25, 2: 0.25}
-    assert caplog.text.count("3 of 3 new nodes gave no usable answer") == 1
-    assert "No query function registered with name 'capability'" in caplog.text
+def answers_of(*good):
+    """Return a handler of queries for capability that these partitions alone can answer."""
+
+    def capability(message, context):
+        if context.node_config["partition-id"] in good:
+            return answer_capability(message, context)
+        raise KeyError("no such key")
+
+    return capability
+
+
+def test_where_nobody_says_what_it_can_hold_a_run_ends():
+    with pytest.raises(RoundError, match="No query function registered with name 'capability'") as info:
+        run(make_app(capability=None))
+    said = str(info.value)
+    assert re.match(r"node \d+ and 2 more: error 2: .*its ClientApp is not converted: let it call answer_queries", said)
+    assert "it is known of 0 of 3 nodes what they can hold, expected at least 2 (min_replies" in said
+    assert "smallest rate, 0.25" in said
+
+
+@pytest.mark.parametrize(
+    ("good", "least", "needed"), [((0,), "auto", 2), ((0, 1), 3, 3), ((0,), 0.6, 2), ((0,), 1, 0), ((0, 1), "auto", 0)]
+)
+def test_with_fewer_answers_than_a_round_needs_it_ends(caplog, good, least, needed):
+    app = make_app(capability=answers_of(*good))
+    if needed:
+        with pytest.raises(
+            RoundError, match=rf"known of {len(good)} of 3 nodes .*, expected at least {needed} \(min_r"
+        ):
+            run(app, min_replies=least)
+        return
+    rates = run(app, min_replies=least).log.rates
+    assert rates == {0: 1.0, 1: 0.25, 2: 0.25}
+    assert f"{3 - len(good)} of 3 new nodes gave no usable answer as to what they can hold" in caplog.text
+    assert "is not converted" not in caplog.text
+    assert "no such key" in caplog.text
+
+
+def test_at_one_size_there_is_nothing_to_say():
+    assert set(run(make_app(capability=None), mix="b1").log.rates.values()) == {0.5}
+
+
+def test_whom_the_table_of_levels_names_need_not_say_anything():
+    ids = dict.fromkeys(map(str, LocalGrid(make_app(), 3).get_node_ids()), "a")
+    assert set(run(make_app(capability=None), limits=Limits(levels=Levels(table=ids))).log.rates.values()) == {1.0}
+
+
+def test_mods_that_read_the_round_of_any_message_work():
+    def mod(message, context, call_next):
+        assert message.content["config"]["server-round"] == 1
+        return call_next(message, context)
+
+    app = make_app(build=build_normed)
+    app._mods.append(mod)
+    strategy = run(app, build=build_normed, evaluation=Evaluation())
+    assert strategy.log.rates == {0: 1.0, 1: 0.25, 2: 0.25}
+    assert strategy.log.evaluate_failures == {}
 
 
 @pytest.mark.parametrize(
     ("said", "named"),
     [({"capacity": 7.0}, "a rate of 7.0 is not"), ({"heterofl_schema": 9}, "schema 9, expected")],
 )
-def test_an_answer_that_means_nothing_counts_as_none(caplog, said, named):
+def test_an_answer_that_means_nothing_counts_as_none(said, named):
     def capability(message, context):
         return bare_reply(message, config=config(**said))
 
-    assert set(run(make_app(capability=capability), 2).log.rates.values()) == {0.25}
-    assert named in caplog.text
+    with pytest.raises(RoundError, match=rf"{named}.* known of 0 of 2 nodes"):
+        run(make_app(capability=capability), 2)
 
 
 def no_partition(message, context):
@@ -102,7 +156,7 @@ def test_without_partitions_names_or_ids_order_the_nodes(grid, warnings, caplog)
     ids = list(found.grid.get_node_ids())
     ordered = ids[::-1] if grid is Named else sorted(ids)
     assert [found.strategy.federation.nodes.partition(node_id) for node_id in ordered] == [0, 1, 2, 3]
-    said = "4 nodes have neither a partition-id in their node config nor a registered name"
+    said = "4 nodes name no partition-id of their node config and have no registered name"
     assert caplog.text.count(said) == warnings
 
 

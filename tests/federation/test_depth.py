@@ -7,6 +7,7 @@ from torch import nn
 
 from heterofl_flwr import HeteroFL, shallow
 from heterofl_flwr.core import Mix
+from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.nn import build_model, with_exits
 from tests.federation import tiny
@@ -71,7 +72,7 @@ def test_untrained_heads_say_nothing_of_classes():
     """Weight decay shrinks all rows of the deepest head; the earlier one is as it was sent."""
     exits = with_exits(build_model("cnn", classes=4, hidden=(4, 4), norm="none"), deepest_only=True)
     engine = HeteroFL(shallow(exits, "exits.*"), "a1", labels="inferred").engine
-    engine.federation.register({7: None})
+    engine.federation.register({7: Capability()})
     state = engine.federation.initial_state()
     sub = {name: own if name.startswith("exits.0.head") else own * 0.95 for name, own in state.items()}
     sub["exits.1.head.linear.weight"][2] += torch.arange(4.0)

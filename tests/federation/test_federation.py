@@ -1,5 +1,7 @@
 """What the strategies share: plans by rate, rows that count, and models of odd shapes."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from heterofl_flwr.core.exchanged import exclude_parameters
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation import federation
 from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.stages.server_optimizer import Momentum
 from tests.federation.tiny import build, equal, make_app, play
@@ -57,7 +60,7 @@ def test_parameters_of_odd_shapes_travel_and_count():
 def one_reply(change=lambda state: state, build=build, **options):
     """Return the model before and after a round of one client, whose labels are [1]."""
     engine = HeteroFL(build, "a1", **options).engine
-    engine.federation.register({7: None})
+    engine.federation.register({7: Capability()})
     state = engine.federation.initial_state()
     current = Round(engine, 1, [7], state)
     current.add(7, TrainReply(change(state), num_examples=1, labels=[1], capacity=None, metrics={}, num_bytes=0))
@@ -109,7 +112,7 @@ def test_a_rate_without_a_model_is_the_clients_fault(caplog):
     found = play(make_app(train), "a1-c1", 3, 2, build=some, node_config=node_config, label_rows=())
     assert found.log.rates == {0: 0.25, 1: 0.25, 2: 0.25}
     assert found.log.failures == {1: "the capacity it reports is not usable: no model of 0.4"}
-    assert "trains at the smallest rate: the capacity it reports is not usable: no model of 0.3" in caplog.text
+    assert re.search(r"1 of 3 new nodes .* smallest, 0.25: node \d+: .* not usable: no model of 0.3", caplog.text)
     dynamic = play(make_app(build=some), "a1-c1", 3, build=some, node_config=node_config, assignment="dynamic")
     assert dynamic.log.rates[0] == 0.25
 
