@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.federation.evaluation import Evaluation
     from heterofl_flwr.federation.level_table import Levels
     from heterofl_flwr.federation.limits import Limits
-    from heterofl_flwr.federation.options import Averaging, Sampling, Transfer, multi_step
+    from heterofl_flwr.federation.options import multi_step
     from heterofl_flwr.federation.records import RoundCallback
     from heterofl_flwr.grids.devices import DeviceProfile, Devices
     from heterofl_flwr.grids.local import LocalGrid
@@ -40,7 +40,6 @@ __all__ = [
     "Adagrad",
     "Adam",
     "Aggregator",
-    "Averaging",
     "DeviceProfile",
     "Devices",
     "Evaluation",
@@ -59,10 +58,8 @@ __all__ = [
     "RayGrid",
     "Robust",
     "RoundCallback",
-    "Sampling",
     "SimulatedDevices",
     "Stage",
-    "Transfer",
     "Windowed",
     "Yogi",
     "__version__",
@@ -85,7 +82,7 @@ _HOMES = {
     "federation.evaluation": ("Evaluation",),
     "federation.level_table": ("Levels",),
     "federation.limits": ("Limits",),
-    "federation.options": ("Averaging", "Sampling", "Transfer", "multi_step"),
+    "federation.options": ("multi_step",),
     "stages.moving_average": ("MovingAverage",),
     "stages.privacy": ("Privacy",),
     "federation.records": ("RoundCallback",),

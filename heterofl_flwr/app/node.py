@@ -123,7 +123,8 @@ class Instruction:
     @property
     def options(self) -> TrainOptions:
         """How the message asks its client to train."""
-        return self.task.options(self.value(messages.LEARNING_RATE, float))
+        proximal = messages.read_optional(self.config, messages.PROXIMAL_MU, float) or 0.0
+        return self.task.options(self.value(messages.LEARNING_RATE, float), proximal)
 
     @cached_property
     def data(self) -> tuple[Split, Split, tuple[int, ...]]:

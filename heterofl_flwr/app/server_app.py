@@ -19,7 +19,7 @@ from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.errors import ConfigError, extra, load_function
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.options import Sampling, Transfer, multi_step
+from heterofl_flwr.federation.options import multi_step
 from heterofl_flwr.federation.records import RoundCallback, Tally
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Training
@@ -33,7 +33,6 @@ from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
-from heterofl_flwr.strategies.keywords import Keywords
 from heterofl_flwr.training import give_back_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -110,45 +109,58 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     """Return the strategy that the settings describe."""
     settings = task.settings
     train, server, distill = settings.train, settings.server, settings.distill
-    common = _common_keywords(settings, callbacks)
+    sample, limits = settings.sample, server.build_limits()
+    learning_rate = multi_step(train.lr, train.milestones, train.factor)
+    evaluation = settings.evaluate.as_options(Evaluation)
     if server.strategy == "fedh2l":
         if task.dataset.train.reading is not None:
             raise ConfigError(
                 f"server.strategy=fedh2l exchanges what models say of the classes of examples, and the data set "
                 f"{settings.data.name} is text: choose one with classes"
             )
-        seeds = {"seed_size": distill.seed_size, "seed_batch": distill.seed_batch}
-        return FedH2L(task.dataset.classes, settings.mix, temperature=distill.temperature, **seeds, **common)
-    averaging: Keywords = {
-        **common,
-        "assignment": settings.assignment,
-        "slice_rule": server.choose,
-        "roll_by": server.roll_by,
-        "shared": server.shared,
-        "upload": train.upload,
-        "weights": server.weights,
-        "labels": train.labels if task.counts_labels else "sent",
-        "fidelity": Fidelity.of(settings.fidelity),
-        "stages": parse_stages(server.stages),
-        "robust": server.build_robust_mean(),
-        "aggregator": AGGREGATORS[server.aggregator],
-    }
-    return HeteroFL(task.build, settings.mix, **averaging)
-
-
-def _common_keywords(settings: Settings, callbacks: Sequence[RoundCallback]) -> Keywords:
-    """Return the keywords that all strategies have."""
-    train, sample = settings.train, settings.sample
-    waits = {"fraction_train": sample.fraction, "min_available_nodes": sample.min_nodes}
-    return {
-        "seed": settings.seed,
-        "callbacks": callbacks,
-        "sampling": sample.as_options(Sampling, **waits),
-        "transfer": Transfer(learning_rate=multi_step(train.lr, train.milestones, train.factor)),
-        "privacy": settings.privacy.as_options(Privacy),
-        "limits": settings.server.build_limits(),
-        "evaluation": settings.evaluate.as_options(Evaluation),
-    }
+        return FedH2L(
+            task.dataset.classes,
+            settings.mix,
+            seed_size=distill.seed_size,
+            seed_batch=distill.seed_batch,
+            temperature=distill.temperature,
+            seed=settings.seed,
+            fraction_train=sample.fraction,
+            min_available_nodes=sample.min_nodes,
+            min_replies=sample.min_replies,
+            wait=sample.wait,
+            learning_rate=learning_rate,
+            limits=limits,
+            evaluation=evaluation,
+            callbacks=callbacks,
+        )
+    return HeteroFL(
+        task.build,
+        settings.mix,
+        assignment=settings.assignment,
+        seed=settings.seed,
+        fraction_train=sample.fraction,
+        min_available_nodes=sample.min_nodes,
+        spare=sample.spare,
+        min_replies=sample.min_replies,
+        wait=sample.wait,
+        slice_rule=server.choose,
+        roll_by=server.roll_by,
+        shared=server.shared,
+        upload=train.upload,
+        learning_rate=learning_rate,
+        proximal_mu=train.proximal or None,
+        weights=server.weights,
+        labels=train.labels if task.counts_labels else "sent",
+        fidelity=Fidelity.of(settings.fidelity),
+        robust=server.build_robust_mean(),
+        aggregator=AGGREGATORS[server.aggregator],
+        stages=parse_stages(server.stages),
+        limits=limits,
+        privacy=settings.privacy.as_options(Privacy),
+        evaluation=evaluation,
+        callbacks=callbacks,
+    )
 
 
 def build_devices(task: Task) -> Devices | None:

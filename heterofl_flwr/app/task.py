@@ -135,9 +135,9 @@ class Task:
         engine = self.settings.engine
         return (engine.cohort or COHORTS.get(self.device.type, 1)) if engine.name in ("auto", "cohort") else 1
 
-    def options(self, learning_rate: float) -> TrainOptions:
-        """Return how a client trains."""
-        own = {"learning_rate": learning_rate, "augment": self.facts.augment}
+    def options(self, learning_rate: float, proximal: float) -> TrainOptions:
+        """Return how a client trains in a round."""
+        own = {"learning_rate": learning_rate, "proximal": proximal, "augment": self.facts.augment}
         return self.settings.train.as_options(TrainOptions, **own)
 
     def partitions(self, number: int) -> Partitions:

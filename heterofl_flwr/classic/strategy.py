@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar, Unpack, cast
+from typing import TypeVar, cast
 
 from flwr.common import (
     EvaluateIns,
@@ -33,16 +33,27 @@ from heterofl_flwr.classic.proxies import (
     read_fit,
     read_moments,
 )
+from heterofl_flwr.core.counting_mean import Aggregator, Weights
+from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.reply_checks import LabelRule
+from heterofl_flwr.core.robust import Robust
+from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, check_count
 from heterofl_flwr.federation.engine import Engine, EngineView
+from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.evaluation_round import EvaluationRound, Rates
-from heterofl_flwr.federation.limits import short
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.limits import Limits, MinReplies, short
+from heterofl_flwr.federation.options import Assignment, Averaging, Options, Sampling, Schedule, Transfer
 from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.federation.round import Fault, Round, check_open
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.stages.chain import OpenMean
+from heterofl_flwr.stages.privacy import Privacy
+from heterofl_flwr.stages.stage import Stage
+from heterofl_flwr.strategies.arguments import explain_unknown
 from heterofl_flwr.strategies.instructions import client_config
-from heterofl_flwr.strategies.keywords import ClassicKeywords, build_classic_federation
 from heterofl_flwr.strategies.read_replies import as_flower_error
 
 logger = logging.getLogger(__name__)
@@ -51,56 +62,127 @@ RESERVED = messages.RESERVED | {messages.TASK}
 """Keys of instructions of the classic API, which a user's own config cannot have."""
 
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
+ConfigFn = Callable[[int], dict[str, Scalar]]
 Result = TypeVar("Result")
 
 
 class HeteroFL(EngineView, Strategy):
     """Train one global model over clients of unequal size, through Flower's classic API.
 
-    Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments.
+    Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments. It has no
+    ``callbacks``, as nothing in the classic API says that a round has ended, no ``upload``, as what a ``NumPyClient``
+    returns has no place to say its form, and no ``spare``, as its server waits for all clients that it asks.
 
     Parameters
     ----------
     build, mix
-        Those of ``heterofl_flwr.HeteroFL``.
-    initial_parameters : Parameters | None
-        What the global model starts from, in the order of its parameters or of its ``state_dict``; default: a freshly
-        built one.
+        As all that is not below, those of ``heterofl_flwr.HeteroFL``.
+    fraction_fit, fraction_evaluate, min_fit_clients, min_evaluate_clients, min_available_clients
+        As in ``FedAvg``: there ``fraction_train``, ``fraction_evaluate``, ``min_train_nodes``, ``min_evaluate_nodes``
+        and ``min_available_nodes``.
     evaluate_fn : Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None] | None
         Evaluates the global model on the server: from round, parameters (no buffers) and an empty config to loss and
         metrics.
+    on_fit_config_fn, on_evaluate_config_fn : Callable[[int], dict[str, Scalar]] | None
+        As in ``FedAvg``: from the round to what else goes with its instructions.
+    accept_failures : bool
+        As in ``FedAvg``: with False a round in which any client fails changes nothing.
+    initial_parameters : Parameters | None
+        What the global model starts from, in the order of its parameters or of its ``state_dict``; default: a freshly
+        built one.
+    fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : MetricsAggregationFn | None
+        As in ``FedAvg``: from a list of (number of examples, metrics) to metrics; None: the means by examples.
     num_rounds : int
         The last round, after which clients evaluate whatever ``evaluation.every`` says; the classic API does not tell
         its strategies.
-    **keywords
-        ``accept_failures``: as in ``FedAvg``, with False a round in which any client fails changes nothing.
-        ``on_fit_config_fn``, ``on_evaluate_config_fn``: from the round to what else goes with its instructions.
-        ``fit_metrics_aggregation_fn``, ``evaluate_metrics_aggregation_fn``: as in ``FedAvg``, from a list of (number of
-        examples, metrics) to metrics; None: the means by examples. ``fraction_fit``, ``min_fit_clients``,
-        ``min_evaluate_clients``, ``min_available_clients``: ``fraction_train``, ``min_train_nodes``,
-        ``min_evaluate_nodes`` and ``min_available_nodes``. ``inplace``: without effect, as replies are always summed in
-        place. The others are those of ``heterofl_flwr.HeteroFL``, but for ``callbacks``, as nothing in the classic API
-        says that a round has ended, for ``shared``, as parameters travel without names, for ``upload``, as what a
-        ``NumPyClient`` returns has no place to say its form, and for ``spare``, as its server waits for all clients
-        that it asks.
     """
 
+    @explain_unknown(
+        {
+            "fraction_train": "use fraction_fit",
+            "min_train_nodes": "use min_fit_clients",
+            "min_evaluate_nodes": "use min_evaluate_clients",
+            "min_available_nodes": "use min_available_clients",
+            "train_metrics_aggr_fn": "use fit_metrics_aggregation_fn",
+            "evaluate_metrics_aggr_fn": "use evaluate_metrics_aggregation_fn",
+            "weighted_by_key": "it weights by num_examples",
+            "inplace": "replies are always summed in place",
+            **dict.fromkeys(("callbacks", "upload", "spare"), "use heterofl_flwr.HeteroFL"),
+        }
+    )
     def __init__(
         self,
         build: Build,
         mix: str | Mix = "a1-b1-c1-d1-e1",
         *,
-        initial_parameters: Parameters | None = None,
+        assignment: Assignment = "fix",
+        global_rate: str | float | None = None,
+        seed: int = 0,
+        fraction_fit: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_fit_clients: int | None = None,
+        min_evaluate_clients: int | None = None,
+        min_available_clients: int = 2,
+        min_replies: MinReplies = "auto",
+        wait: float = 60.0,
+        slice_rule: SliceRule = "prefix",
+        roll_by: int = 1,
+        learning_rate: Schedule | None = None,
+        proximal_mu: float | None = None,
+        weights: Weights = "equal",
+        label_rows: Sequence[str] | None = None,
+        labels: LabelRule = "sent",
+        fidelity: Fidelity = Fidelity(),
+        robust: Robust | None = None,
+        aggregator: OpenMean = Aggregator,
+        stages: Sequence[Stage] = (),
+        limits: Limits = Limits(),
+        privacy: Privacy = Privacy(),
+        evaluation: Evaluation = Evaluation(),
         evaluate_fn: CentralEvaluation | None = None,
+        on_fit_config_fn: ConfigFn | None = None,
+        on_evaluate_config_fn: ConfigFn | None = None,
+        accept_failures: bool = True,
+        initial_parameters: Parameters | None = None,
+        fit_metrics_aggregation_fn: MetricsAggregationFn | None = None,
+        evaluate_metrics_aggregation_fn: MetricsAggregationFn | None = None,
         num_rounds: int = 0,
-        **keywords: Unpack[ClassicKeywords],
     ) -> None:
         check_count("num_rounds", num_rounds, 0)
-        self.engine = Engine(build_classic_federation(build, mix, keywords))
+        options = Options(
+            sampling=Sampling(
+                fraction_train=fraction_fit,
+                fraction_evaluate=fraction_evaluate,
+                min_train_nodes=min_fit_clients,
+                min_evaluate_nodes=min_evaluate_clients,
+                min_available_nodes=min_available_clients,
+                min_replies=min_replies,
+                wait=wait,
+            ),
+            transfer=Transfer(
+                slice_rule=slice_rule, roll_by=roll_by, learning_rate=learning_rate, proximal_mu=proximal_mu
+            ),
+            averaging=Averaging(
+                weights=weights,
+                label_rows=label_rows,
+                labels=labels,
+                fidelity=fidelity,
+                robust=robust,
+                aggregator=aggregator,
+                stages=stages,
+            ),
+            limits=limits,
+            privacy=privacy,
+            evaluation=evaluation,
+        )
+        whole = Mix.parse(mix).with_global_rate(global_rate)
+        self.engine = Engine(Federation(build=build, mix=whole, assignment=assignment, seed=seed, options=options))
         self.engine.num_rounds = num_rounds
-        self._initial_parameters = initial_parameters
         self._evaluate_fn = evaluate_fn
-        self._keywords = keywords
+        self._fit_config_fn, self._evaluate_config_fn = on_fit_config_fn, on_evaluate_config_fn
+        self._accept_failures = accept_failures
+        self._initial_parameters = initial_parameters
+        self._fit_metrics_fn, self._evaluate_metrics_fn = fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn
         self._round: Round | None = None
         self._evaluation: EvaluationRound | None = None
         self._numbers: dict[str, int] = {}
@@ -137,7 +219,7 @@ class HeteroFL(EngineView, Strategy):
         state = self._unpack(parameters)
         self._round = current = Round(self.engine, server_round, sorted(proxies), state)
         sent = {plan: pack(plan.extract(state).values()) for plan in {own.plan for own in current.slices.values()}}
-        asked = _asked(self._keywords.get("on_fit_config_fn"), server_round)
+        asked = _asked(self._fit_config_fn, server_round)
         instructions = []
         for number, own in current.slices.items():
             self.log.note_sent(own.rate, count_bytes(sent[own.plan]))
@@ -154,7 +236,7 @@ class HeteroFL(EngineView, Strategy):
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Add the results in the order in which the instructions went out, and return the new global model."""
-        if failures and not self._keywords.get("accept_failures", True):
+        if failures and not self._accept_failures:
             logger.warning("round %d changes nothing: %d clients failed", server_round, len(failures))
             return None, {}
         current = check_open(self._round)
@@ -171,9 +253,8 @@ class HeteroFL(EngineView, Strategy):
         new = current.close()
         self._round = None
         host_log.info("%s", self.log.line())
-        function = self._keywords.get("fit_metrics_aggregation_fn")
         counted = [answers[number] for number in current.answers]
-        return pack(new.values()), self._aggregated(function, counted, self.log.train)
+        return pack(new.values()), self._aggregated(self._fit_metrics_fn, counted, self.log.train)
 
     @as_flower_error()
     def configure_evaluate(
@@ -188,7 +269,7 @@ class HeteroFL(EngineView, Strategy):
         state = self.engine.chain.evaluated(self._unpack(parameters))
         kind: dict[str, Scalar] = {messages.MOMENTS_KIND: self.federation.fidelity.moments}
         self._collect_moments(current, server_round, state, proxies, kind)
-        asked = _asked(self._keywords.get("on_evaluate_config_fn"), server_round) | (kind if self.moments else {})
+        asked = _asked(self._evaluate_config_fn, server_round) | (kind if self.moments else {})
         sent = self._pack_models(state, current.rates.values())
         instructions = []
         for number, own in current.rates.items():
@@ -232,7 +313,7 @@ class HeteroFL(EngineView, Strategy):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Return the mean loss over the clients, weighted by examples, and their mean metrics."""
         current, self._evaluation = self._evaluation, None
-        if current is None or (failures and not self._keywords.get("accept_failures", True)):
+        if current is None or (failures and not self._accept_failures):
             return None, {}
         came = self._first_results(results)
         faults, unnamed = read_failures(failures, self._numbers)
@@ -248,7 +329,7 @@ class HeteroFL(EngineView, Strategy):
         summary = current.close()
         if not current.answers:
             return None, {}
-        function = self._keywords.get("evaluate_metrics_aggregation_fn")
+        function = self._evaluate_metrics_fn
         found = self._aggregated(function, [came[number] for number in current.whole_answers()], self.log.evaluate)
         return summary.get("loss"), {key: own for key, own in found.items() if function or key != "loss"}
 
@@ -309,9 +390,12 @@ class HeteroFL(EngineView, Strategy):
 
     def _config(self, server_round: int, number: int, rates: Rates, asked: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return a client's config: what the caller asked for, and what no caller may change."""
+        told = cast("dict[str, Scalar]", client_config(self.engine, server_round, number, rates[0]))
+        if messages.PROXIMAL_MU in told:
+            told["proximal_mu"] = told.pop(messages.PROXIMAL_MU)  # as in the classic FedProx
         return {
             **asked,
-            **cast("dict[str, Scalar]", client_config(self.engine, server_round, number, rates[0])),
+            **told,
             messages.SCHEMA_KEY: messages.SCHEMA,
             messages.RATES: ",".join(map(str, rates)),
         }
@@ -330,7 +414,7 @@ class HeteroFL(EngineView, Strategy):
         return found
 
 
-def _asked(config_fn: Callable[[int], dict[str, Scalar]] | None, server_round: int) -> dict[str, Scalar]:
+def _asked(config_fn: ConfigFn | None, server_round: int) -> dict[str, Scalar]:
     """Return what the caller wants to go with a round's instructions."""
     asked = dict(config_fn(server_round)) if config_fn else {}
     messages.check_own_keys(asked, RESERVED)

@@ -93,8 +93,10 @@ class Mix:
             )
 
     @classmethod
-    def parse(cls, text: str, levels: Mapping[str, float] = LEVELS) -> "Mix":
+    def parse(cls, text: "str | Mix", levels: Mapping[str, float] = LEVELS) -> "Mix":
         """Read a mix such as ``a1-b1-c1``, ``a1-e9``, ``a-e`` (one part each), ``1.0x1-0.3x9`` or ``a1-x3``."""
+        if isinstance(text, Mix):
+            return text
         if not isinstance(text, str):
             raise ConfigError(f"the mix is {text!r}, which is no text; {_EXAMPLES}")
         parts = [part.strip() for part in text.split("-")]

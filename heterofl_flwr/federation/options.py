@@ -1,11 +1,11 @@
-"""The server's options in groups, each declared, explained and checked in one place.
+"""The server's options in groups, each checked in one place.
 
 ``Evaluation``, ``Limits`` and ``Privacy`` are groups too; they lie beside the code that uses them.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import Literal, get_args
@@ -46,27 +46,7 @@ def one_of(literal: object) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Which clients take part in a round, and how long a round waits for them.
-
-    Attributes
-    ----------
-    fraction_train, fraction_evaluate
-        ``max(fraction * clients, 1)`` clients take part. With ``fraction_evaluate=0.0`` no client is asked to evaluate,
-        nor for what an evaluation needs.
-    min_train_nodes, min_evaluate_nodes
-        Where given, ``max(int(fraction * clients), min_train_nodes)`` take part, as in ``FedAvg``, and a round waits
-        for at least so many nodes.
-    min_available_nodes
-        A round waits for so many nodes.
-    spare
-        So many more clients, as a share of those, are asked to train; the round waits only until enough have answered.
-    min_replies
-        With fewer good replies than this a round fails: a number of them, a share below 1 of the clients that the round
-        needs (all that are asked but the spare ones), or ``auto`` for half of these. What simulated devices lose is not
-        asked for by ``auto``; give ``SimulatedDevices`` a number or a share, too.
-    wait
-        For how many seconds a round waits for nodes before it fails.
-    """
+    """Which clients take part in a round, and how long a round waits for them; ``HeteroFL`` explains each option."""
 
     fraction_train: float = 1.0
     fraction_evaluate: float = 1.0
@@ -113,29 +93,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """What travels between the server and the clients.
-
-    Attributes
-    ----------
-    slice_rule, roll_by
-        Which slices clients get: HeteroFL's ``prefix``; FedRolex's window, which moves on by ``roll_by`` entries each
-        round (``rolling``); or random ones, drawn each round for each rate (``random-level``) or for each client
-        (``random-client``).
-    shared
-        Patterns (``fnmatch``) of the parameters that travel and are averaged, by default all. The others stay with
-        their clients: LG-FedAvg, or Standalone where none travel. Each client then evaluates a model of its own.
-    upload
-        How clients send what they trained: as it is (``float32``), or only what it changed by, in two bytes
-        (``float16``) or in one (``int8``).
-    learning_rate
-        From the round to the learning rate that clients are sent; see ``multi_step``.
-    """
+    """What travels between the server and the clients."""
 
     slice_rule: SliceRule = "prefix"
     roll_by: int = 1
     shared: Sequence[str] = ALL
     upload: Upload = "float32"
     learning_rate: Schedule | None = None
+    proximal_mu: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(
@@ -145,44 +110,19 @@ class Transfer:
                 ("roll_by", isinstance(self.roll_by, int) and self.roll_by >= 1, "an integer of 1 or more"),
                 ("roll_by", self.roll_by == 1 or self.slice_rule == "rolling", "slice_rule='rolling' beside it"),
                 ("upload", self.upload in get_args(Upload), one_of(Upload)),
+                ("proximal_mu", 0 <= (self.proximal_mu or 0) < math.inf, "a number of 0 or more"),
             ),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Averaging:
-    """What the server makes of the replies.
-
-    Attributes
-    ----------
-    weights
-        What a client counts in the mean: once, as in HeteroFL (``equal``), or by its examples, as in FedAvg
-        (``examples``).
-    label_rows
-        Parameters whose rows belong to classes; None finds the classifier (``find_label_rows``).
-    labels
-        Which of these rows of a reply count: those of the classes that the client names (``sent``), those that it
-        trained (``inferred``), or all (``none``).
-    fidelity
-        Which of the paper's quirks to keep.
-    robust
-        What keeps a minority of hostile clients from moving the model far: the mean of each entry is a trimmed mean
-        or a median. It goes with ``weights="equal"``, and not with noise. None for the counting mean.
-    aggregator
-        What combines the replies of a round: ``Aggregator``, the counting mean; for LoRA adapters of unequal rank
-        ``ProductAggregator`` or ``ZeroPaddedAggregator`` of ``heterofl_flwr.adapters``; or your own subclass of
-        ``Aggregator``. It is called as ``Aggregator`` is, once a round. Another than ``Aggregator`` goes neither with
-        ``robust`` nor with noise.
-    stages
-        Further stages of the chain, in their order: a server optimiser, ``Momentum``, ``Adam``, ``Yogi`` or
-        ``Adagrad``; ``MovingAverage``; or your own ``Stage``. One serves one strategy, as it keeps what it needs from
-        round to round.
-    """
+    """What the server makes of the replies."""
 
     weights: Weights = "equal"
     label_rows: Sequence[str] | None = None
     labels: LabelRule = "sent"
-    fidelity: Fidelity = field(default_factory=Fidelity)
+    fidelity: Fidelity = Fidelity()
     robust: Robust | None = None
     aggregator: OpenMean = Aggregator
     stages: Sequence[Stage] = ()
@@ -216,12 +156,12 @@ class Averaging:
 class Options:
     """All options of the server; here they are checked against one another."""
 
-    sampling: Sampling = field(default_factory=Sampling)
-    transfer: Transfer = field(default_factory=Transfer)
-    averaging: Averaging = field(default_factory=Averaging)
-    limits: Limits = field(default_factory=Limits)
-    privacy: Privacy = field(default_factory=Privacy)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    sampling: Sampling = Sampling()
+    transfer: Transfer = Transfer()
+    averaging: Averaging = Averaging()
+    limits: Limits = Limits()
+    privacy: Privacy = Privacy()
+    evaluation: Evaluation = Evaluation()
 
     def __post_init__(self) -> None:
         if self.averaging.robust and not self.transfer.shared:

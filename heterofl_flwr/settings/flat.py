@@ -220,6 +220,7 @@ def _fedh2l_rules(settings: Settings) -> Iterable[Contradiction]:
         "server.robust": (server.robust, "none"),
         "server.aggregator": (server.aggregator, "counting-mean"),
         "server.norm-bound": (server.norm_bound, 0.0),
+        "privacy.clip": (settings.privacy.clip, 0.0),
     }
     for key, (found, usual) in values.items():
         wrong = server.strategy == "fedh2l" and found != usual

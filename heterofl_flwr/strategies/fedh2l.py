@@ -4,10 +4,10 @@ The server relays posteriors; it has neither the seed set nor what clients compu
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from reprlib import repr as shown
-from typing import Unpack, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -16,12 +16,16 @@ from torch import Tensor, nn, stack, zeros
 from heterofl_flwr import messages, packing
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
+from heterofl_flwr.errors import ReplyError, check_fields
 from heterofl_flwr.exchange import Budget, read_each
+from heterofl_flwr.federation.evaluation import Evaluation
+from heterofl_flwr.federation.limits import Limits, MinReplies
+from heterofl_flwr.federation.options import Schedule
+from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round, TrainReply, check_open
+from heterofl_flwr.strategies.arguments import MetricsFn, explain_unknown
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
-from heterofl_flwr.strategies.keywords import Keywords, pick
 from heterofl_flwr.strategies.read_replies import read_metrics
 from heterofl_flwr.training.distill import check_posteriors
 
@@ -31,24 +35,12 @@ PUBLISH_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedSet:
-    """The seed set, which every client has, and what clients publish of it.
-
-    Attributes
-    ----------
-    classes
-        Number of classes, of which a posterior has an entry each.
-    seed_size
-        Examples of the seed set.
-    seed_batch
-        How many of them a round uses, drawn anew.
-    temperature
-        By what clients divide logits before they become posteriors.
-    """
+    """The seed set, which every client has, and what clients publish of it, as ``FedH2L`` explains."""
 
     classes: int
-    seed_size: int = 1000
-    seed_batch: int = 100
-    temperature: float = 1.0
+    seed_size: int
+    seed_batch: int
+    temperature: float
 
     def __post_init__(self) -> None:
         check_fields(
@@ -59,14 +51,6 @@ class SeedSet:
                 ("temperature", 0 < self.temperature < math.inf, "a number above 0"),
             ),
         )
-
-
-class FedH2LKeywords(Keywords, total=False):
-    """The options of ``FedH2L``: those of ``SeedSet`` and of ``HeteroFL``."""
-
-    seed_size: int
-    seed_batch: int
-    temperature: float
 
 
 class FedH2L(HeteroFL):
@@ -80,26 +64,74 @@ class FedH2L(HeteroFL):
         Number of classes, of which a posterior has an entry each.
     mix : str | Mix
         The rates at which clients build their models, and their shares; a client keeps its rate.
-    **keywords
-        Those of ``SeedSet``, and those of ``HeteroFL`` that do not say what is sent: ``seed``, ``fraction_train``,
-        ``evaluation`` and so on.
+    seed_size : int
+        Examples of the seed set.
+    seed_batch : int
+        How many of them a round uses, drawn anew.
+    temperature : float
+        By what clients divide logits before they become posteriors.
+    learning_rate : Callable[[int], float] | None
+        As all others, that of ``HeteroFL``.
     """
 
     _train_kind = messages.TRAIN_PUBLISH
 
-    def __init__(self, classes: int, mix: str | Mix = "a1", **keywords: Unpack[FedH2LKeywords]) -> None:
-        if given := sorted(keywords.keys() & {"shared", "label_rows"}):
-            raise TypeError(f"FedH2L sends no parameters, so it has no {' and no '.join(given)}")
-        seed_set = pick(("seed_size", "seed_batch", "temperature"), keywords)
-        self._seed_set = SeedSet(classes=classes, **seed_set)
-        others = {name: value for name, value in keywords.items() if name not in seed_set}
-        others |= {"shared": (), "label_rows": ()}
-        # The server holds a model without parameters.
-        super().__init__(lambda rate: nn.Identity(), mix, **cast("Keywords", others))
-        if self.options.privacy.clip:
-            raise ConfigError("privacy: FedH2L exchanges posteriors, which are not noised; leave it off")
-        if self.options.sampling.spare:
-            raise ConfigError("spare: in FedH2L clients learn from all others; leave it at 0")
+    @explain_unknown(
+        {
+            **dict.fromkeys(signature(HeteroFL).parameters, "it exchanges posteriors, and no parameters"),
+            "spare": "clients learn from all others",
+        }
+    )
+    def __init__(
+        self,
+        classes: int,
+        mix: str | Mix = "a1",
+        *,
+        seed_size: int = 1000,
+        seed_batch: int = 100,
+        temperature: float = 1.0,
+        seed: int = 0,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int | None = None,
+        min_evaluate_nodes: int | None = None,
+        min_available_nodes: int = 2,
+        min_replies: MinReplies = "auto",
+        wait: float = 60.0,
+        learning_rate: Schedule | None = None,
+        limits: Limits = Limits(),
+        evaluation: Evaluation = Evaluation(),
+        train_metrics_aggr_fn: MetricsFn | None = None,
+        evaluate_metrics_aggr_fn: MetricsFn | None = None,
+        weighted_by_key: str = messages.NUM_EXAMPLES,
+        arrayrecord_key: str = messages.ARRAYS,
+        configrecord_key: str = messages.CONFIG,
+        callbacks: Sequence[RoundCallback] = (),
+    ) -> None:
+        self._seed_set = SeedSet(classes=classes, seed_size=seed_size, seed_batch=seed_batch, temperature=temperature)
+        super().__init__(
+            lambda rate: nn.Identity(),  # the server holds a model without parameters
+            mix,
+            shared=(),
+            label_rows=(),
+            seed=seed,
+            fraction_train=fraction_train,
+            fraction_evaluate=fraction_evaluate,
+            min_train_nodes=min_train_nodes,
+            min_evaluate_nodes=min_evaluate_nodes,
+            min_available_nodes=min_available_nodes,
+            min_replies=min_replies,
+            wait=wait,
+            learning_rate=learning_rate,
+            limits=limits,
+            evaluation=evaluation,
+            train_metrics_aggr_fn=train_metrics_aggr_fn,
+            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
+            weighted_by_key=weighted_by_key,
+            arrayrecord_key=arrayrecord_key,
+            configrecord_key=configrecord_key,
+            callbacks=callbacks,
+        )
         self._shape = (self._seed_set.seed_batch, classes)
         self._first: dict[int, Mapping[str, float]] = {}
         self._seeds: Mapping[str, object] = {}

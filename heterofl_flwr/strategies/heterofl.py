@@ -1,9 +1,7 @@
 """HeteroFL as a strategy of Flower's Message API."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from functools import cache
-from typing import Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -11,19 +9,32 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from heterofl_flwr import messages, packing
+from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.exchanged import exchanged_dtype
+from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.core.slice_rules import window_number
+from heterofl_flwr.core.plan import ALL
+from heterofl_flwr.core.reply_checks import LabelRule
+from heterofl_flwr.core.robust import Robust
+from heterofl_flwr.core.slice_rules import SliceRule, window_number
 from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count
 from heterofl_flwr.exchange import Budget, exchange, read_each
 from heterofl_flwr.federation.engine import Engine, EngineView
+from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
-from heterofl_flwr.federation.records import host_log
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.limits import Limits, MinReplies
+from heterofl_flwr.federation.options import Assignment, Averaging, Options, Sampling, Schedule, Transfer
+from heterofl_flwr.federation.records import RoundCallback, host_log
 from heterofl_flwr.federation.round import Fault, Round, TrainReply, check_open
 from heterofl_flwr.grids.guarded import crosses_superlink, guard
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.stages.chain import OpenMean
+from heterofl_flwr.stages.compress import Upload
+from heterofl_flwr.stages.privacy import Privacy
+from heterofl_flwr.stages.stage import Stage
+from heterofl_flwr.strategies.arguments import MetricsFn, RecordOptions, explain_unknown
 from heterofl_flwr.strategies.instructions import Slices, available_nodes, client_config, instruction
-from heterofl_flwr.strategies.keywords import Keywords, MetricsFn, RecordOptions, build_federation, pick
 from heterofl_flwr.strategies.read_replies import (
     as_flower_error,
     list_metrics,
@@ -59,12 +70,73 @@ class HeteroFL(EngineView, Strategy):
         moves.
     seed : int
         Every draw is a function of it, the round and the client's partition.
+    fraction_train, fraction_evaluate : float
+        ``max(fraction * clients, 1)`` clients take part. With ``fraction_evaluate=0.0`` no client is asked to evaluate,
+        nor for what an evaluation needs.
+    min_train_nodes, min_evaluate_nodes : int | None
+        Where given, ``max(int(fraction * clients), min_train_nodes)`` take part, as in ``FedAvg``, and a round waits
+        for at least so many nodes.
+    min_available_nodes : int
+        A round waits for so many nodes.
+    spare : float
+        So many more clients, as a share of those, are asked to train; the round waits only until enough have answered.
+    min_replies : int | float | "auto"
+        With fewer good replies than this a round fails: a number of them, a share below 1 of the clients that the round
+        needs (all that are asked but the spare ones), or ``auto`` for half of these. What simulated devices lose is not
+        asked for by ``auto``; give ``SimulatedDevices`` a number or a share, too.
+    wait : float
+        For how many seconds a round waits for nodes before it fails.
+    slice_rule : SliceRule
+        Which slices clients get: HeteroFL's ``prefix``; FedRolex's window, which moves on by ``roll_by`` entries each
+        round (``rolling``); or random ones, drawn each round for each rate (``random-level``) or for each client
+        (``random-client``).
+    roll_by : int
+        By how many entries a rolling slice moves on.
+    shared : Sequence[str]
+        Patterns (``fnmatch``) of the parameters that travel and are averaged, by default all. The others stay with
+        their clients: LG-FedAvg, or Standalone where none travel. Each client then evaluates a model of its own.
+    upload : "float32" | "float16" | "int8"
+        How clients send what they trained: as it is (``float32``), or only what it changed by, in two bytes
+        (``float16``) or in one (``int8``).
+    learning_rate : Callable[[int], float] | None
+        From the round to the learning rate that clients are sent; see ``multi_step``.
+    proximal_mu : float | None
+        The weight of FedProx's pull towards the parameters that were received, which clients are sent, as in
+        ``FedProx``, and their loops apply; None sends nothing.
+    weights : "equal" | "examples"
+        What a client counts in the mean: once, as in HeteroFL (``equal``), or by its examples, as in FedAvg
+        (``examples``).
+    label_rows : Sequence[str] | None
+        Parameters whose rows belong to classes; None finds the classifier (``find_label_rows``).
+    labels : "sent" | "inferred" | "none"
+        Which of these rows of a reply count: those of the classes that the client names (``sent``), those that it
+        trained (``inferred``), or all (``none``).
+    fidelity : Fidelity
+        Which of the paper's quirks to keep.
+    robust : Robust | None
+        What keeps a minority of hostile clients from moving the model far: the mean of each entry is a trimmed mean
+        or a median. It goes with ``weights="equal"``, and not with noise. None for the counting mean.
+    aggregator : Callable[..., Aggregator]
+        What combines the replies of a round: ``Aggregator``, the counting mean; for LoRA adapters of unequal rank
+        ``ProductAggregator`` or ``ZeroPaddedAggregator`` of ``heterofl_flwr.adapters``; or your own subclass of
+        ``Aggregator``. It is called as ``Aggregator`` is, once a round. Another than ``Aggregator`` goes neither with
+        ``robust`` nor with noise.
+    stages : Sequence[Stage]
+        Further stages of the chain, in their order: a server optimiser, ``Momentum``, ``Adam``, ``Yogi`` or
+        ``Adagrad``; ``MovingAverage``; or your own ``Stage``. One serves one strategy, as it keeps what it needs from
+        round to round.
+    limits, privacy, evaluation : Limits, Privacy, Evaluation
+        Groups of further options.
+    train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None
+        As in ``FedAvg``: from what clients replied, and ``weighted_by_key``, to metrics. Records of parameters are left
+        out, for they are dropped as soon as they are added up, and so are replies of clients that evaluate a smaller
+        rate's model alone. None: the means, weighted by examples.
+    weighted_by_key : str
+        As in ``FedAvg``: the metric by which means are weighted, and parameters too with ``weights="examples"``.
+    arrayrecord_key, configrecord_key : str
+        As in ``FedAvg``: the names of the records of parameters and of the config in instructions.
     callbacks : Sequence[RoundCallback]
         Called after each round.
-    **keywords
-        Groups of options: ``sampling`` (``Sampling``), ``transfer`` (``Transfer``), ``averaging`` (``Averaging``),
-        ``limits`` (``Limits``), ``privacy`` (``Privacy``) and ``evaluation`` (``Evaluation``); options of the first
-        three, and those of ``RecordOptions``, may be given alone, as ``fraction_train=0.1``.
 
     Examples
     --------
@@ -76,11 +148,103 @@ class HeteroFL(EngineView, Strategy):
 
     _train_kind: str = MessageType.TRAIN
 
-    def __init__(self, build: Build, mix: str | Mix = "a1-b1-c1-d1-e1", **keywords: Unpack[Keywords]) -> None:
-        self.records = RecordOptions(**pick([own.name for own in fields(RecordOptions)], keywords))
-        counts_examples = self.records.weighted_by_key == messages.NUM_EXAMPLES
-        self.engine = Engine(build_federation(build, mix, keywords), counts_examples=counts_examples)
-        self.callbacks = tuple(keywords.get("callbacks", ()))
+    @explain_unknown(
+        {
+            "fraction_fit": "use fraction_train",
+            "min_fit_clients": "use min_train_nodes",
+            "min_evaluate_clients": "use min_evaluate_nodes",
+            "min_available_clients": "use min_available_nodes",
+            "fit_metrics_aggregation_fn": "use train_metrics_aggr_fn",
+            "evaluate_metrics_aggregation_fn": "use evaluate_metrics_aggr_fn",
+            "accept_failures": "use min_replies",
+            "initial_parameters": "use start(initial_arrays=...)",
+            "on_fit_config_fn": "use start(train_config=...)",
+            "on_evaluate_config_fn": "use start(evaluate_config=...)",
+            **{name: f"use start({name}=...)" for name in ("evaluate_fn", "num_rounds", "initial_arrays")},
+        }
+    )
+    def __init__(
+        self,
+        build: Build,
+        mix: str | Mix = "a1-b1-c1-d1-e1",
+        *,
+        assignment: Assignment = "fix",
+        global_rate: str | float | None = None,
+        seed: int = 0,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int | None = None,
+        min_evaluate_nodes: int | None = None,
+        min_available_nodes: int = 2,
+        spare: float = 0.0,
+        min_replies: MinReplies = "auto",
+        wait: float = 60.0,
+        slice_rule: SliceRule = "prefix",
+        roll_by: int = 1,
+        shared: Sequence[str] = ALL,
+        upload: Upload = "float32",
+        learning_rate: Schedule | None = None,
+        proximal_mu: float | None = None,
+        weights: Weights = "equal",
+        label_rows: Sequence[str] | None = None,
+        labels: LabelRule = "sent",
+        fidelity: Fidelity = Fidelity(),
+        robust: Robust | None = None,
+        aggregator: OpenMean = Aggregator,
+        stages: Sequence[Stage] = (),
+        limits: Limits = Limits(),
+        privacy: Privacy = Privacy(),
+        evaluation: Evaluation = Evaluation(),
+        train_metrics_aggr_fn: MetricsFn | None = None,
+        evaluate_metrics_aggr_fn: MetricsFn | None = None,
+        weighted_by_key: str = messages.NUM_EXAMPLES,
+        arrayrecord_key: str = messages.ARRAYS,
+        configrecord_key: str = messages.CONFIG,
+        callbacks: Sequence[RoundCallback] = (),
+    ) -> None:
+        self.records = RecordOptions(
+            train_metrics_aggr_fn=train_metrics_aggr_fn,
+            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
+            weighted_by_key=weighted_by_key,
+            arrayrecord_key=arrayrecord_key,
+            configrecord_key=configrecord_key,
+        )
+        options = Options(
+            sampling=Sampling(
+                fraction_train=fraction_train,
+                fraction_evaluate=fraction_evaluate,
+                min_train_nodes=min_train_nodes,
+                min_evaluate_nodes=min_evaluate_nodes,
+                min_available_nodes=min_available_nodes,
+                spare=spare,
+                min_replies=min_replies,
+                wait=wait,
+            ),
+            transfer=Transfer(
+                slice_rule=slice_rule,
+                roll_by=roll_by,
+                shared=shared,
+                upload=upload,
+                learning_rate=learning_rate,
+                proximal_mu=proximal_mu,
+            ),
+            averaging=Averaging(
+                weights=weights,
+                label_rows=label_rows,
+                labels=labels,
+                fidelity=fidelity,
+                robust=robust,
+                aggregator=aggregator,
+                stages=stages,
+            ),
+            limits=limits,
+            privacy=privacy,
+            evaluation=evaluation,
+        )
+        whole = Mix.parse(mix).with_global_rate(global_rate)
+        federation = Federation(build=build, mix=whole, assignment=assignment, seed=seed, options=options)
+        self.engine = Engine(federation, counts_examples=weighted_by_key == messages.NUM_EXAMPLES)
+        self.callbacks = tuple(callbacks)
         self._timeout = 3600.0
         self._round: Round | None = None
         self._evaluation: EvaluationRound | None = None

@@ -45,7 +45,7 @@ def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[st
 
 def client_config(engine: Engine, server_round: int, node_id: int, rate: float) -> dict[str, object]:
     """Return what every client needs to know of its task."""
-    federation, schedule = engine.federation, engine.options.transfer.learning_rate
+    federation, transfer = engine.federation, engine.options.transfer
     config: dict[str, object] = {
         messages.RATE: rate,
         messages.GLOBAL_RATE: federation.mix.global_rate,
@@ -55,8 +55,10 @@ def client_config(engine: Engine, server_round: int, node_id: int, rate: float) 
     }
     if federation.personal:
         config[messages.SHARED] = list(federation.shared) or [""]  # a config knows no empty list
-    if schedule is not None:
-        config[messages.LEARNING_RATE] = schedule(server_round)
+    if transfer.learning_rate is not None:
+        config[messages.LEARNING_RATE] = transfer.learning_rate(server_round)
+    if transfer.proximal_mu is not None:
+        config[messages.PROXIMAL_MU] = float(transfer.proximal_mu)
     return config
 
 

@@ -30,7 +30,8 @@ class Kept(classic.HeteroFL):
 
 def run(num_rounds, options):
     """Return the strategies of both APIs after a run, and the model of the Message API's."""
-    one, two = Kept(build, MIX, num_rounds=num_rounds, **options), heterofl_flwr.HeteroFL(build, MIX, **options)
+    named = {"fraction_fit" if name == "fraction_train" else name: own for name, own in options.items()}
+    one, two = Kept(build, MIX, num_rounds=num_rounds, **named), heterofl_flwr.HeteroFL(build, MIX, **options)
     parts = ServerAppComponents(strategy=one, config=ServerConfig(num_rounds=num_rounds))
     with LocalGrid(classic_app, NODES) as grid:
         ServerApp(server_fn=lambda context: parts)(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {}))

@@ -7,10 +7,10 @@ from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
 from flwr.server import LegacyContext, ServerConfig
-from flwr.server.strategy import FedAvg
+from flwr.server.strategy import FedAvg, FedProx
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow, SecAggWorkflow
 
-from heterofl_flwr import LocalGrid, RoundCallback, Transfer
+from heterofl_flwr import LocalGrid
 from heterofl_flwr.classic import HeteroFL
 from heterofl_flwr.errors import ConfigError
 from tests.classic import numpy_clients
@@ -66,7 +66,7 @@ def test_metrics_functions_get_what_flower_gives_them():
 
 
 def test_failures_that_are_not_accepted_leave_the_model_as_it_is():
-    for strategy, manager, parameters in both(accept_failures=False, inplace=False):
+    for strategy, manager, parameters in both(accept_failures=False):
         for server_round in (1, 2):
             sent = strategy.configure_fit(server_round, parameters, manager)
             for _, ins in sent:
@@ -79,25 +79,13 @@ def test_failures_that_are_not_accepted_leave_the_model_as_it_is():
         assert strategy.aggregate_evaluate(2, [], [ConnectionError("gone")]) == (None, {})
 
 
-@pytest.mark.parametrize(
-    ("options", "fault"),
-    [
-        ({"train_metrics_aggr_fn": max}, "no train_metrics_aggr_fn: use fit_metrics_aggregation_fn"),
-        ({"weighted_by_key": "rows"}, "no weighted_by_key: it weights by num_examples"),
-        ({"devices": None}, "no devices: simulated devices go around a grid"),
-        ({"callbacks": [RoundCallback()]}, r"no callbacks: .* use heterofl_flwr\.HeteroFL"),
-        ({"transfer": Transfer(upload="int8")}, "no upload: it sends parameters as they are"),
-        ({"fraction_fit": 0.5, "fraction_train": 0.5}, "fraction_fit and fraction_train are the same option"),
-    ],
-)
-def test_what_the_classic_api_has_no_place_for_is_refused(options, fault):
-    with pytest.raises(ConfigError, match=fault):
-        HeteroFL(build, **options)
-
-
-def test_options_without_effect_may_be_given():
-    strategy = HeteroFL(build, callbacks=(), upload="float32", shared=("*",), spare=0.0)
-    assert strategy.options == HeteroFL(build).options
+def test_clients_are_sent_the_weight_of_fedprox_as_flower_sends_it():
+    theirs, ours = FedProx(proximal_mu=0.25), HeteroFL(build, "a1", proximal_mu=0.25)
+    manager = manager_of(Fake("0", 1.0), Fake("1", 1.0))
+    parameters = ours.initialize_parameters(manager)
+    for strategy in (theirs, ours):
+        sent = strategy.configure_fit(1, parameters, manager)
+        assert [ins.config["proximal_mu"] for _, ins in sent] == [0.25, 0.25]
 
 
 @pytest.mark.parametrize("key", ["task", "rate", "seed"])

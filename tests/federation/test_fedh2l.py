@@ -95,5 +95,5 @@ def test_a_client_alone_learns_without_peers():
 
 
 def test_options_about_parameters_are_unknown():
-    with pytest.raises(TypeError, match="FedH2L sends no parameters, so it has no shared"):
+    with pytest.raises(TypeError, match="FedH2L has no argument shared: it exchanges posteriors"):
         FedH2L(3, shared=("*",))

@@ -1,15 +1,16 @@
 """The arguments of Flower's FedAvg do here what they do there."""
 
 from dataclasses import fields
+from inspect import signature
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, FedProx
 
-from heterofl_flwr import Evaluation, HeteroFL, Sampling
+from heterofl_flwr import Evaluation, FedH2L, HeteroFL, classic
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.strategies.keywords import GROUPS, Keywords, RecordOptions
+from heterofl_flwr.federation.options import Averaging, Options, Sampling, Transfer
 from tests.federation import tiny
 from tests.federation.tiny import Watched, add_one, bare_reply, build, build_normed, config, equal, make_app, play
 
@@ -127,15 +128,45 @@ def test_a_users_config_cannot_have_keys_of_ours(which, key):
         play(make_app(), start={which: ConfigRecord({"lr": 0.1, key: 1.0})})
 
 
-def test_options_may_be_given_in_groups_or_alone():
-    strategy = HeteroFL(build, sampling=Sampling(fraction_train=0.5, wait=3.0), wait=7.0, slice_rule="rolling")
-    assert strategy.options.sampling == Sampling(fraction_train=0.5, wait=7.0)
-    assert strategy.options.transfer.slice_rule == "rolling"
-    with pytest.raises(TypeError, match="unexpected keyword arguments: noise"):
-        HeteroFL(build, noise=1.0)
+@pytest.mark.parametrize(
+    ("strategy", "name", "remedy"),
+    [
+        (HeteroFL, "fraction_fit", "use fraction_train"),
+        (HeteroFL, "noise", r"use privacy=Privacy\(noise=...\)"),
+        (HeteroFL, "server_momentum", r"use stages=\[Momentum"),
+        (HeteroFL, "proximal", r"did you mean proximal_mu\?"),
+        (HeteroFL, "spares", r"did you mean spare\?"),
+        (HeteroFL, "zebra", "it has build, mix, assignment, global_rate"),
+        (FedH2L, "privacy", "it exchanges posteriors, and no parameters"),
+        (FedH2L, "spare", "clients learn from all others"),
+        (classic.HeteroFL, "fraction_train", "use fraction_fit"),
+        (classic.HeteroFL, "min_fit_client", r"did you mean min_fit_clients\?"),
+        (classic.HeteroFL, "upload", r"use heterofl_flwr\.HeteroFL"),
+    ],
+)
+def test_an_unknown_argument_raises_an_error_with_the_right_one(strategy, name, remedy):
+    with pytest.raises(TypeError, match=f"{strategy.__name__} has no argument {name}: {remedy}"):
+        strategy(build, **{name: 1})
 
 
-def test_each_option_of_a_group_is_a_keyword():
-    names = {own.name for kind in (*GROUPS.values(), RecordOptions) for own in fields(kind)}
-    others = {*GROUPS, "limits", "privacy", "evaluation", "assignment", "global_rate", "seed", "callbacks"}
-    assert Keywords.__annotations__.keys() == names | others
+@pytest.mark.parametrize("kind", [HeteroFL, FedH2L, classic.HeteroFL])
+def test_the_signature_shows_every_argument_with_its_default(kind):
+    shown = {name: own.default for name, own in signature(kind).parameters.items() if own.kind is own.KEYWORD_ONLY}
+    groups = (Sampling, Transfer, Averaging, Options)
+    defaults = {own.name: own.default for group in groups for own in fields(group)}
+    assert not {own for own in signature(kind).parameters.values() if own.kind in (own.VAR_KEYWORD, own.VAR_POSITIONAL)}
+    assert {name: shown[name] for name in defaults.keys() & shown} == {
+        name: defaults[name] for name in defaults.keys() & shown
+    }
+    if kind is HeteroFL:
+        assert defaults.keys() - {"sampling", "transfer", "averaging"} <= shown.keys()
+
+
+def test_clients_are_sent_the_weight_of_fedprox_as_flower_sends_it():
+    def prox(strategy):
+        with Watched(make_app(plain_train, plain_evaluate), 2) as grid:
+            strategy.start(grid, ArrayRecord(build(1.0).state_dict()), num_rounds=1)
+        return [message.content["config"].get("proximal-mu") for message in grid.of("train")]
+
+    assert prox(HeteroFL(build, "a1", proximal_mu=0.25)) == prox(FedProx(proximal_mu=0.25)) == [0.25, 0.25]
+    assert prox(HeteroFL(build, "a1")) == [None, None]

@@ -22,8 +22,6 @@ INVALID = [
     (Momentum, {"server_momentum": 1.0}, f"server_momentum is 1.0, {DECAY}"),
     (Adam, {"beta_1": 1.0, "eta": -1.0}, "eta is -1.0, expected a number over 0; beta_1 is 1.0"),
     (FedH2L, {"classes": 3, "seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
-    (FedH2L, {"classes": 3, "seed_size": 10, "seed_batch": 5, "privacy": CLIP}, "FedH2L exchanges posteriors"),
-    (FedH2L, {"classes": 3, "spare": 0.5}, "clients learn from all others"),
     (Capability, {"capacity": math.nan}, "nan is no rate"),
 ]
 STRATEGY = [

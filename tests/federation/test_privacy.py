@@ -75,7 +75,7 @@ def test_noise_differs_and_is_only_on_what_somebody_held():
     for _ in range(2):
         torch.manual_seed(0)
         states.append(run(Privacy(clip=1, noise=1), **options)[1])
-    strategy, _, _ = run(None, **options)
+    strategy, _, _ = run(Privacy(), **options)
     assert not equal(*states)
     (rate,) = strategy.log.rates.values()
     for name, own in strategy.federation.plan(rate).axes.items():

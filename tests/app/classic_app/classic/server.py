@@ -26,7 +26,7 @@ class Telling(HeteroFL):
 
 
 def server_fn(context):
-    strategy = Telling(build, "a1-b1-c1-d1-e1", min_available_nodes=5)
+    strategy = Telling(build, "a1-b1-c1-d1-e1", min_available_clients=5)
     return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=int(context.run_config["num-rounds"])))
 
 
