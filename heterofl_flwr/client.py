@@ -52,11 +52,19 @@ __all__ = [
     "submodel",
 ]
 
+_KEPT = "heterofl-own"
+"""The record of a client's context with the parameters that stay with it."""
+
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
 
 
 def submodel(
-    message: Message, build: Build, own: Mapping[str, Tensor] | None = None, *, seed_torch: bool = False
+    message: Message,
+    build: Build,
+    own: Mapping[str, Tensor] | None = None,
+    *,
+    context: Context | None = None,
+    seed_torch: bool = False,
 ) -> nn.Module:
     """Return the model at the message's rate with the parameters it brings.
 
@@ -71,9 +79,11 @@ def submodel(
         From a rate to the model, the same function as the server's. The global random generators are afterwards as
         they were before, whatever it draws.
     own : Mapping[str, Tensor] | None
-        Where the strategy shares only some parameters (``HeteroFL(shared=...)``), those that this client kept, as
-        ``own_part`` returned them when it last trained, in evaluation too. Without, they are those of a model of the
-        run's seed.
+        Where the strategy shares only some parameters (``HeteroFL(shared=...)``), those that this client kept by
+        itself, as ``own_part`` returned them when it last trained, in place of ``context``.
+    context : Context | None
+        The client's context, in which ``reply(..., context=context)`` kept them; in evaluation too. A client that has
+        not trained yet begins with those of a model of the run's seed.
     seed_torch : bool
         Whether torch's global generators are seeded with ``seed_of(message)``, so that equal runs are equal. Never with
         code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,
@@ -81,7 +91,7 @@ def submodel(
     """
     config = messages.read_config(message)
     rate = messages.read_value(config, messages.RATE, float)
-    model = next(model for _, model in _build_models(message, build, [rate], own, seed_torch))
+    model = next(model for _, model in _build_models(message, build, [rate], own or kept_part(context), seed_torch))
     note_inner_widths(model, build, [smaller for smaller in _read_rates(message) if smaller < rate])
     return model
 
@@ -91,6 +101,17 @@ def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
     shared = messages.read_shared(messages.read_config(message))
     # Copies, as the caller may go on training the model.
     return {name: tensor.clone() for name, tensor in parameters_of(model).items() if not is_shared(name, shared)}
+
+
+def kept_part(context: Context | None) -> dict[str, Tensor] | None:
+    """Return what ``reply`` kept in a client's context; None if there is none, or nothing in it."""
+    record = None if context is None else context.state.get(_KEPT)
+    return packing.read_tensors(record, "this client's context") if isinstance(record, ArrayRecord) else None
+
+
+def keep_part(context: Context, state: Mapping[str, Tensor]) -> None:
+    """Keep a client's own parameters in its context, which Flower keeps as long as the node lives."""
+    context.state[_KEPT] = ArrayRecord(dict(state))
 
 
 def seed_of(message: Message) -> int:
@@ -106,14 +127,19 @@ def share_of_work(message: Message) -> float:
 
 
 def models_to_evaluate(
-    message: Message, build: Build, own: Mapping[str, Tensor] | None = None, *, seed_torch: bool = False
+    message: Message,
+    build: Build,
+    own: Mapping[str, Tensor] | None = None,
+    *,
+    context: Context | None = None,
+    seed_torch: bool = False,
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield each rate that the message asks about and its model, cut from the parameters it brings.
 
-    The models are as ``submodel`` returns them; ``own`` and ``seed_torch`` are those of ``submodel``, the seed before
-    each. Where clients train other slices than prefixes, a smaller rate's is that of the round.
+    The models are as ``submodel`` returns them; ``own``, ``context`` and ``seed_torch`` are those of ``submodel``, the
+    seed before each. Where clients train other slices than prefixes, a smaller rate's is that of the round.
     """
-    yield from _build_models(message, build, _read_rates(message), own, seed_torch)
+    yield from _build_models(message, build, _read_rates(message), own or kept_part(context), seed_torch)
 
 
 def _read_rates(message: Message) -> Sequence[float]:
@@ -129,6 +155,7 @@ def reply(
     labels: Iterable[int] | None = None,
     metrics: Mapping[str, float | Sequence[float]] | None = None,
     capacity: str | float | None = None,
+    context: Context | None = None,
 ) -> Message:
     """Return the answer to an instruction; parameters travel in the form that it asks for, and clipped if it does.
 
@@ -148,6 +175,9 @@ def reply(
     capacity : str | float | None
         A level or rate, if what this node can hold has changed; it counts from the next round on. It is for training
         too.
+    context : Context | None
+        The client's context, where the strategy shares only some parameters: it keeps the others of the trained model,
+        for ``submodel``.
     """
     config: dict[str, object] = {}
     if labels is not None:
@@ -158,6 +188,8 @@ def reply(
     if model is not None:
         upload = messages.read_upload(messages.read_config(message))
         records = _pack_trained(message, model, upload)
+        if context is not None and (own := own_part(message, model)):
+            keep_part(context, own)
         if upload != "float32":
             config[messages.UPLOAD] = upload
     reported = messages.new_metrics(metrics or {}, num_examples)
@@ -285,6 +317,12 @@ def _personal_part(
     config: ConfigRecord, build: Build, rate: float, shared: Sequence[str], own: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """Return a client's own parameters at a rate: what it kept, or that slice of the model that the run began with."""
+    if own is None and config.get(messages.TRAINED):
+        raise ReplyError(
+            "this client has trained in this run, and the layers that stay with it (shared) are not given: let it call "
+            "submodel(message, build, context=context) and reply(..., context=context), in training and in evaluation; "
+            "or keep them by own_part, and give them to submodel as own"
+        )
     if own is None:
         top = messages.read_value(config, messages.GLOBAL_RATE, float)
         seed = messages.read_value(config, messages.SEED, int)

@@ -50,13 +50,14 @@ WINDOW = "window"
 MOMENTS_KIND = "moments-kind"
 UPLOAD, CLIP = compress.KEY, clip.KEY
 SHARED = "shared"
+TRAINED = "has-trained"
 SEED_ROWS = "seed-rows"
 TEMPERATURE = "temperature"
 WORK = "work"
 RUN_KEY = "run-key"
 
 RESERVED = frozenset(
-    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIP, SHARED, WORK}
+    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIP, SHARED, TRAINED, WORK}
 )
 """Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ConfigRecord, Context, Message
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from heterofl_flwr import messages, packing
+from heterofl_flwr import messages
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.capability import read_capability
-from heterofl_flwr.client import own_part, seed_of, share_of_work, submodel
+from heterofl_flwr.client import keep_part, kept_part, own_part, seed_of, share_of_work, submodel
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import State
@@ -35,8 +35,6 @@ NODE_DATA = "data-path"
 
 OPENS_ROUND = ("train", messages.TRAIN_PUBLISH)
 """Types of messages that begin with what the rounds before have left; the others follow in the same round."""
-
-_RECORD = "own"
 
 Value = TypeVar("Value", int, float, str)
 
@@ -60,8 +58,7 @@ def read_own_state(context: Context, owner: Owner, before: int) -> State | None:
     """Return a client's own parameters as the rounds before one have left them; None if there are none yet."""
     folder = owner.folder(context)
     if folder is None:
-        record = context.state.get(_RECORD)
-        return packing.read_tensors(record, "this node's context") if isinstance(record, ArrayRecord) else None
+        return kept_part(context)
     paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < before]
     if not paths:
         return None
@@ -78,7 +75,7 @@ def keep_own_state(context: Context, owner: Owner, server_round: int, state: dic
     """Keep the own parameters that a round ended with; the run has a checkpoint after each ``every`` rounds."""
     folder = owner.folder(context)
     if folder is None:
-        context.state[_RECORD] = ArrayRecord(dict(state))
+        keep_part(context, state)
         return
     write_atomic(folder / CLIENT_STATES.replace("*", f"{server_round:06d}"), pack(state))
     safe = ((server_round - 1) // every - 1) * every  # the last checkpoint but one

@@ -53,6 +53,7 @@ class Nodes:
         self._partitions: dict[int, int] = {}
         self._seats: dict[int, int] = {}
         self.seat_rates: dict[int, float] = {}
+        self.trained: set[int] = set()  # those of which a reply was added
 
     def __contains__(self, node_id: int) -> bool:
         return node_id in self._known
@@ -79,6 +80,7 @@ class Nodes:
             for node_id in self._known.keys() - set(present):
                 del self._known[node_id], self._partitions[node_id], self._seats[node_id]
                 self.seat_rates.pop(node_id, None)
+                self.trained.discard(node_id)  # what it kept may have gone with it
         self._known.update(answers)
         names = names or {}
         _number(self._seats, _by_name(answers, names))

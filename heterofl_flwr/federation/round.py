@@ -114,6 +114,7 @@ class Round:
         self.answers[node_id] = float(reply.num_examples), reply.metrics
         self.log.bytes_up += reply.num_bytes
         self._engine.tally.accept(nodes.partition(node_id))
+        nodes.trained.add(node_id)
         if self._engine.counts_examples:
             nodes.set_examples(node_id, reply.num_examples)
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:

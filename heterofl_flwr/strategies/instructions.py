@@ -55,6 +55,7 @@ def client_config(engine: Engine, server_round: int, node_id: int, rate: float) 
     }
     if federation.personal:
         config[messages.SHARED] = list(federation.shared) or [""]  # a config knows no empty list
+        config[messages.TRAINED] = node_id in federation.nodes.trained
     if transfer.learning_rate is not None:
         config[messages.LEARNING_RATE] = transfer.learning_rate(server_round)
     if transfer.proximal_mu is not None:

@@ -22,12 +22,12 @@ def build(rate: float) -> nn.Module:
 
 def set_all(message, context):
     """Train: set every parameter to a number that bfloat16 holds, another for each partition."""
-    partition, model = context.node_config["partition-id"], submodel(message, build)
+    partition, model = context.node_config["partition-id"], submodel(message, build, context=context)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_((1 + partition) / 8)
     assert {own.dtype for own in own_part(message, model).values()} <= {torch.float32}
-    return reply(message, model, num_examples=1)
+    return reply(message, model, num_examples=1, context=context)
 
 
 @pytest.mark.parametrize("options", [{"upload": "float32"}, {"upload": "float16"}, {"upload": "int8"}, SHARED], ids=str)

@@ -1,11 +1,13 @@
 """Parameters that stay with their clients: LG-FedAvg with either part shared, and Standalone; and FedAvg's weights."""
 
+import re
+
 import pytest
 import torch
 from flwr.app import ArrayRecord
 
 from heterofl_flwr import Evaluation, HeteroFL
-from heterofl_flwr.client import own_part, reply, submodel
+from heterofl_flwr.client import kept_part, own_part, reply, submodel
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability
@@ -18,18 +20,17 @@ BODY, HEAD = ("hidden.*",), ("classifier.*",)
 
 def train(message, context):
     """Add one more than the partition to all parameters; keep what stays here in the node's state."""
-    kept = context.state.get("kept")
-    model = submodel(message, build, None if kept is None else kept.to_torch_state_dict())
+    model = submodel(message, build, context=context)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 1 + context.node_config["partition-id"]
-    context.state["kept"] = ArrayRecord(own_part(message, model))
-    return reply(message, model, num_examples=1 + context.node_config["partition-id"], labels=[0, 1])
+    number = 1 + context.node_config["partition-id"]
+    return reply(message, model, num_examples=number, labels=[0, 1], context=context)
 
 
 def judge(message, context):
     """Report the client's own model on its own data."""
-    model = submodel(message, build, context.state["kept"].to_torch_state_dict())
+    model = submodel(message, build, context=context)
     with torch.inference_mode():
         output = model(inputs(context.node_config["partition-id"])).mean().item()
     return reply(message, num_examples=1, metrics={"output": output, "local-accuracy": 0.5})
@@ -38,7 +39,7 @@ def judge(message, context):
 def play(shared, mix="a1-c1", num_rounds=2, **options):
     found = tiny.play(make_app(train, judge), mix, NODES, num_rounds, shared=shared, **options)
     contexts = found.grid._contexts.values()
-    kept = {own.node_config["partition-id"]: own.state["kept"].to_torch_state_dict() for own in contexts}
+    kept = {own.node_config["partition-id"]: kept_part(own) for own in contexts}
     return found.strategy, found.grid, found.state, kept
 
 
@@ -98,6 +99,51 @@ def test_each_client_evaluates_its_own_model():
     assert strategy.log.evaluate["coverage"] == 1
     assert strategy.log.evaluate["local-accuracy"] == 0.5
     assert grid.of("query.moments") == []
+
+
+def by_hand(message, context):
+    """Keep the own parameters in a place of the app's."""
+    kept = context.state.get("kept")
+    model = submodel(message, build, kept.to_torch_state_dict() if kept else None)
+    context.state["kept"] = ArrayRecord(own_part(message, model))
+    return reply(message, model, num_examples=1)
+
+
+def keeps_nothing(message, context):
+    return reply(message, submodel(message, build, context=context), num_examples=1)
+
+
+def loads_nothing(message, context):
+    return reply(message, submodel(message, build), num_examples=1, context=context)
+
+
+NOT_GIVEN = "has trained in this run, and the layers that stay with it .* are not given: .*context=context"
+
+
+def test_an_app_may_keep_them_by_itself():
+    assert tiny.play(make_app(by_hand), num_rounds=2, shared=BODY).log.failures == {}
+
+
+@pytest.mark.parametrize("forgets", [keeps_nothing, loads_nothing])
+def test_layers_that_are_forgotten_in_training_end_the_run(forgets):
+    with pytest.raises(RoundError, match=f"round 2: 0 of 3 clients .*{NOT_GIVEN}"):
+        tiny.play(make_app(forgets), num_rounds=2, shared=BODY)
+
+
+def test_layers_that_are_forgotten_in_evaluation_are_an_error():
+    def judges_others(message, context):
+        return reply(message, submodel(message, build), num_examples=1)
+
+    found = tiny.play(make_app(train, judges_others), shared=BODY, evaluation=Evaluation())
+    assert len(found.log.evaluate_failures) == 3
+    assert all(re.search(NOT_GIVEN, fault) for fault in found.log.evaluate_failures.values())
+
+
+def test_who_has_not_trained_yet_begins_with_those_of_the_seed():
+    found = tiny.play(make_app(train, judge), shared=BODY, evaluation=Evaluation(), fraction_train=0.5, nodes=4)
+    assert found.log.evaluate_failures == {}
+    said = {found.grid.partition_of(own): own.content["config"]["has-trained"] for own in found.grid.of("evaluate")}
+    assert said == {partition: partition in found.log.rates for partition in range(4)}
 
 
 def test_what_a_client_kept_for_another_model_is_told_apart():

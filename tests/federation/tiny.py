@@ -59,7 +59,7 @@ def judge(message: Message, context: Context, build=build) -> Message:
     """Evaluate: report each model's mean output on the node's own data."""
     partition = context.node_config["partition-id"]
     metrics = {}
-    for rate, model in models_to_evaluate(message, build):
+    for rate, model in models_to_evaluate(message, build, context=context):
         with torch.inference_mode():
             metrics[f"output/{rate}"] = model(inputs(partition)).mean().item()
     metrics["local-accuracy"] = 1 / (1 + partition)
