@@ -31,7 +31,9 @@ class Evaluation:
     every
         Evaluate after every so many rounds, and after the last; 0 for never.
     nodes
-        ``all``: every client gets the full model, as in the paper; ``capable``: only those that can hold it.
+        ``capable``: a client that says what it can hold, or of which the table of levels says it, gets the largest of
+        the mix's models that it can hold, and its metrics are those of that level; all others get the full model.
+        ``all``: every client gets the full model, as in the paper.
     levels
         Also evaluate each level's own model: True, False, or ``last`` for the last round alone.
     static_norm
@@ -43,7 +45,7 @@ class Evaluation:
     """
 
     every: int = 1
-    nodes: Literal["all", "capable"] = "all"
+    nodes: Literal["capable", "all"] = "capable"
     levels: bool | Literal["last"] = False
     static_norm: bool = True
     moments_merge: MomentsMerge = "auto"

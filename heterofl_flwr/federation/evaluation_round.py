@@ -106,9 +106,9 @@ class EvaluationRound:
         evaluation, known = self._engine.options.evaluation, self._federation.mix.all_rates
         if self._federation.personal:
             return (self._federation.rate(self._server_round, node_id),)
-        rates = known if evaluation.levels_due(self._server_round, self._engine.num_rounds) else known[:1]
         held = None if evaluation.nodes == "all" else self._federation.nodes[node_id].holds
-        return tuple(rate for rate in rates if held is None or rate <= held)
+        rates = tuple(rate for rate in known if held is None or rate <= held)
+        return rates if evaluation.levels_due(self._server_round, self._engine.num_rounds) else rates[:1]
 
     def _is_whole(self, rates: Sequence[float]) -> bool:
         """Whether a client with these rates evaluates the global model, or its own where each has one."""

@@ -196,7 +196,9 @@ class Federation:
     @property
     def evaluated_rule(self) -> SliceRule:
         """The rule of the slices that are evaluated: only who has the whole model can cut others than prefixes."""
-        return self.options.transfer.slice_rule if self.options.evaluation.nodes == "all" else "prefix"
+        held = [self.nodes[node_id].holds for node_id in self.nodes]
+        whole = all(rate is None or rate >= self.mix.global_rate for rate in held)
+        return self.options.transfer.slice_rule if whole or self.options.evaluation.nodes == "all" else "prefix"
 
     def evaluated_slice(self, server_round: int, rate: float) -> SliceFunction:
         """Return the slice of a smaller rate that an evaluation measures; of ``random-client``, that of client 0."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix
-from heterofl_flwr.federation.evaluation import is_share, weighted_means
+from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share, weighted_means
 
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
@@ -153,6 +153,19 @@ class RoundRecord:
         failed = f", {len(self.failures)} failed" if self.failures else ""
         trained = ", ".join([*levels[:MOST_LEVELS], *more])
         return f"round {self.server_round}: {trained}; up {text.size(self.bytes_up)}{failed}"
+
+    def metrics_line(self) -> str:
+        """Return the metrics as text: beside those of clients which share of them it is, where that is not all."""
+        coverage = self.evaluate.get("coverage", 1.0)
+        clients = {*self.evaluate_medians, WORST_ACCURACY} if coverage < 1 else ()
+        found = {**self.train, **self.evaluate}
+        parts = [
+            f"{name} {value:.4g}" + (f" (of {coverage:.0%} of the clients)" if name in clients else "")
+            for name, value in found.items()
+        ]
+        for level, own in self.evaluate_by_level.items() if clients else ():
+            parts.append(f"level {level}: " + " ".join(f"{name} {value:.4g}" for name, value in own.items()))
+        return ", ".join(parts)
 
     def note_central(self, metrics: Mapping[str, object]) -> None:
         """Note the server's own metrics, which replace those of the clients of the same name."""

@@ -242,8 +242,8 @@ class EvaluateSettings(Group):
     """How the model is evaluated."""
 
     every: Natural = setting(AUTO, "rounds from one evaluation to the next; the last round has one; 0 for none")
-    nodes: Literal["all", "capable"] = setting(
-        "all", "who runs the full model: all nodes (paper), or those that can hold it"
+    nodes: Literal["capable", "all"] = setting(
+        "capable", "who runs the full model: those that do not say that they hold less, or all nodes (paper)"
     )
     levels: Annotated[bool | Literal["last"], "true, false or 'last'"] = setting(
         AUTO, "evaluate each level's own model too: each time, never, or after the last round"

@@ -51,8 +51,7 @@ class Rounds:
             record.seconds = time.monotonic() - started
             for name, cost in getattr(self.grid, "costs", {}).items():  # which a grid with simulated devices has
                 setattr(record, name, cost)
-            metrics = ", ".join(f"{name} {value:.4g}" for name, value in {**record.train, **record.evaluate}.items())
-            if metrics and not strategy.prints_rounds:
+            if (metrics := record.metrics_line()) and not strategy.prints_rounds:
                 host_log.info("[ROUND %d/%d] %s", server_round, self.num_rounds, metrics)
             if self._call_back():
                 self._evaluate_as_last(server_round)

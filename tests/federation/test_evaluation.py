@@ -49,7 +49,7 @@ LEVELS = {0: "a", 1: "b", 2: "e", 3: "b"}
 def capable(nodes=LEVELS, fraction=1.0, mix="a1-b1-c1", metrics=None, **options):
     node_config = {number: {"level": level} for number, level in nodes.items()}.__getitem__
     with Watched(make_app(), len(nodes), node_config=node_config) as grid:
-        evaluation = Evaluation(nodes="capable", **options)
+        evaluation = Evaluation(**options)
         more = {"evaluation": evaluation, "evaluate_metrics_aggr_fn": metrics}
         strategy = HeteroFL(build, mix, fraction_evaluate=fraction, **more)
         strategy.start(grid, num_rounds=1)
@@ -76,8 +76,25 @@ def test_a_metrics_function_sees_the_global_model_alone():
     assert "clients" not in capable({0: "b", 1: "c"}, levels=True, metrics=count)[0].log.evaluate
 
 
+def test_by_default_a_node_that_names_its_level_evaluates_that():
+    strategy, asked = capable()
+    assert asked == {0: [1.0], 1: [0.5], 3: [0.5]}
+    assert (strategy.log.evaluate["coverage"], strategy.log.evaluate["local-accuracy"]) == (0.25, 1.0)
+    assert strategy.log.evaluate_by_level["b"]["local-accuracy"] == pytest.approx((2 / 2 + 4 / 4) / (2 + 4))
+
+
+def test_the_log_says_of_which_share_of_the_clients_a_metric_is(caplog):
+    caplog.set_level("INFO", "flwr")
+    capable()
+    assert "local-accuracy 1 (of 25% of the clients), worst-accuracy 1 (of 25% of the clients)" in caplog.text
+    assert re.search(r"coverage 0.25, .*level b: output \S+ local-accuracy 0.3333", caplog.text)
+    assert "clients" not in judged({0, 1, 2, 3, 4}).metrics_line()
+    central = judged({0}, evaluate_fn=lambda number, arrays: MetricRecord({"global-accuracy": 0.5}))
+    assert "global-accuracy 0.5, " in central.metrics_line()
+
+
 def test_where_no_node_is_capable_the_run_goes_on(caplog):
-    strategy, asked = capable({0: "b", 1: "c"})
+    strategy, asked = capable({0: "d", 1: "e"})
     assert asked == {}
     assert strategy.log.evaluate == {"coverage": 0.0}
     assert "none of 2 clients can hold a model to evaluate" in caplog.text
