@@ -12,7 +12,6 @@ GOOD = {"name": "good", "version": "1.0", "vulns": []}
 BAD = {"name": "bad", "version": "2.0", "vulns": [{"id": "CVE-1", "fix_versions": ["2.1"]}]}
 UNKNOWN = {"name": "unknown", "skip_reason": "not found"}
 NOT_CHECKED = "known vulnerabilities: NOT CHECKED, nothing was looked up "
-REPORT = """<testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10"/></testsuites>"""
 
 
 def program(name):
@@ -46,9 +45,3 @@ def test_the_audit_says_what_it_found(monkeypatch, capsys, dependencies, strict,
 def test_the_page_of_versions_is_current():
     cells = json.loads(versions.DATA.read_text(encoding="utf-8"))
     assert versions.PAGE.read_text(encoding="utf-8") == versions.page(cells)
-
-
-def test_counts_are_those_of_pytest(tmp_path):
-    report = tmp_path / "junit.xml"
-    report.write_text(REPORT)
-    assert versions.read_counts(report) == {"passed": 4, "failed": 3, "skipped": 3}

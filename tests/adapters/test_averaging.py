@@ -6,7 +6,6 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from heterofl_flwr import Adam
 from heterofl_flwr.adapters.averaging import ProductAggregator, ZeroPaddedAggregator, find_adapters
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.errors import ConfigError
@@ -146,9 +145,3 @@ def test_a_round_averages_products(upload, tolerance):
     found, before = run.state, run.strategy.federation.initial_state()
     torch.testing.assert_close(found[B] @ found[A], expected(before), atol=tolerance, rtol=0)
     torch.testing.assert_close(found["bias"], torch.full((2,), 1.5), atol=tolerance, rtol=0)
-
-
-def test_a_server_optimizer_steps_along_a_zero_padded_mean():
-    run = play(make_app(build=Adapted), MIX, 2, build=Adapted, aggregator=ZeroPaddedAggregator, stages=[Adam()])
-    before = run.strategy.federation.initial_state()
-    assert (run.state[B] != before[B]).all()

@@ -7,7 +7,6 @@ from safetensors.torch import load_file
 
 from heterofl_flwr.app.node import NODE_STATES, Owner, keep_own_state, read_own_state
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import DEFAULTS
 from tests.app.runs import history_of, run_app
 from tests.federation.tiny import equal
@@ -103,20 +102,3 @@ def test_a_second_run_does_not_begin_with_the_firsts_states(tmp_path):
         run_app(config, CLIENTS, node_config=lambda partition, kept=kept: kept)
         histories.append(history_of(tmp_path / name))
     assert histories[2] == histories[0]
-
-
-def test_standalone_is_good_at_home_and_bad_elsewhere(tmp_path):
-    settings = {"server.shared": "", "sample.fraction": 1.0, "num-rounds": 4, "train.epochs": 3, "mix": "a"}
-    settings["evaluate.every"] = 4
-    last = RunFolder(run(tmp_path / "run", **settings)).history()[-1]
-    assert last.failures == {}
-    assert last.evaluate["local-accuracy"] > 0.9
-    assert 0.1 < last.evaluate["global-accuracy"] < 0.5
-    assert last.bytes_up == last.bytes_down == 0
-    assert not (tmp_path / "run" / "models").exists()
-
-
-def test_without_a_run_folder_clients_keep_their_state_too():
-    strategy = run_app({**SMALL, "server.shared": "", "num-rounds": 3, "sample.fraction": 1.0}, CLIENTS)
-    assert strategy.log.failures == {}
-    assert strategy.log.evaluate["local-accuracy"] > 0.5

@@ -32,26 +32,12 @@ def test_the_rows_are_the_papers_to_printed_precision(capsys, shared, data):
         assert printed(float(row["FLOPs (paper)"])) == printed(float(theirs["flops_as_printed"]))
 
 
-def test_mixes_are_those_that_are_asked_for(capsys):
-    rows = table(capsys, "mnist", "--mix", "a1-b9", "--mix", "1.0x1-0.3x1")
-    assert [row["mix"] for row in rows] == ["a1-b9", "1.0x1-0.3x1"]
-    assert float(rows[0]["parameters"]) == (1_556_874 + 9 * 391_370) / 10
-
-
 def test_a_model_is_profiled_as_it_is_asked_for(capsys):
     (row,) = table(
         capsys, "cnn", "--shape", "3x8x8", "--classes", "2", "--hidden", "4,8", "--norm", "none", "--mix", "a"
     )
     assert int(row["parameters"]) == (3 * 9 + 1) * 4 + (4 * 9 + 1) * 8 + 9 * 2
     assert int(row["MACs"]) == 64 * 9 * 3 * 4 + 16 * 9 * 4 * 8 + 8 * 2
-
-
-def test_a_terminal_gets_an_aligned_table(capsys):
-    assert main(["profile", "mnist", "--mix", "a", "--mix", "d-e"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[2].split() == ["a", "1.00", "1.6", "M", "80.5", "M", "40.0", "M", "5.94"]
-    assert lines[3].split() == ["d-e", "0.63", "15.9", "K", "909.5", "K", "428.7", "K", "0.06"]
-    assert len(lines[2]) == len(lines[3]) == len(lines[0])
 
 
 @pytest.mark.parametrize(

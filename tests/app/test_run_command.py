@@ -150,13 +150,6 @@ def test_a_run_that_fails_says_why_where_and_where_to_read_on(asked, capsys):
     ]
 
 
-def test_settings_are_words_as_people_know_them_from_hydra(asked):
-    request, _ = asked("train.lr=0.5", "--data", "mnist", "mix=a1-e9", "--set", "seed=7", "num-rounds=3")
-    settings = from_flat(request.config)
-    assert (settings.data.name, str(settings.mix), settings.num_rounds, settings.seed) == ("mnist", "a1-e9", 3, 7)
-    assert settings.train.lr == 0.5
-
-
 @pytest.mark.parametrize("words", [("run", "train.lr", "0.5"), ("run", "--sat=3"), ("profile", "mnist", "mix=a")])
 def test_words_that_are_no_settings_raise(words, capsys):
     with pytest.raises(SystemExit):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core import Axis, axes_between
-from heterofl_flwr.core.axes import CoupledAxis, build_channel_axis, positions
+from heterofl_flwr.core.axes import build_channel_axis, positions
 from heterofl_flwr.core.slice_rules import prefix
 from heterofl_flwr.errors import ShapeError
 from tests.core import strategies, twin
@@ -102,11 +102,6 @@ def test_a_plain_axis_stays_plain():
     assert build_channel_axis([(4, 0), (4, 1)] * 3, {4: (2, 1)}) == Axis(6, 3, 3)
     assert build_channel_axis([(0, 0), (0, 1)], [(2, 2)]) == Axis(2, 2)
     assert build_channel_axis([(-1, 0)] * 3, []) == Axis(3, 3)
-
-
-def test_a_whole_axis_is_a_plain_one_whatever_is_chosen():
-    axis = CoupledAxis(2, 2, 1, None, ((1, 1),), ((0, 0), (-1, 0)))
-    assert axis.sliced(twin.rolling(1)) == Axis(2, 2)
 
 
 def test_a_choice_of_another_number_of_entries_is_refused():

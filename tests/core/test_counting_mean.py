@@ -46,13 +46,6 @@ def test_the_mean_is_the_twins(drawn, divisor):
         assert torch.equal(found[name][unheld], old[unheld])  # to the bit
 
 
-@given(drawn=strategies.rounds(), data=st.data())
-def test_another_order_of_replies_changes_nothing(drawn, data):
-    order = data.draw(st.permutations(range(len(drawn.plans))))
-    shuffled = {name: value.double().numpy() for name, value in drawn.result(order).items()}
-    _assert_close(drawn.result(), shuffled, drawn.replies)
-
-
 @given(drawn=strategies.rounds())
 def test_no_argument_is_changed(drawn):
     before = copy.deepcopy(drawn)
@@ -63,17 +56,6 @@ def test_no_argument_is_changed(drawn):
     for reply, own in zip(drawn.replies, before.replies, strict=True):
         assert (reply.labels, reply.weight) == (own.labels, own.weight)
         assert all(torch.equal(reply.values[name], own.values[name]) for name in own.values)
-
-
-@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [2.0, 1.0, 10.0]])
-def test_full_rates_without_labels_give_the_plain_mean(weights):
-    sent = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
-    aggregator = Aggregator({"w": torch.full((4, 2), 5.0)})
-    plan = Plan.between({"w": (4, 2)}, {"w": (4, 2)})
-    for value, weight in zip(sent, weights, strict=True):
-        aggregator.add(plan, {"w": value}, weight=weight)
-    expected = np.average(sent.double().numpy(), axis=0, weights=weights)
-    np.testing.assert_allclose(aggregator.result()["w"].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

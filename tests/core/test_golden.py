@@ -83,14 +83,3 @@ def test_the_row_of_mask_counts_for_nobody_or_for_every_holder(choice, mask_row)
     assert new["token"].tolist() == [*words, mask_row]
     # Positions are nobody's labels: column 0 all three, column 1 client 1.
     assert new["position"].tolist() == [[26, 33], [26, 33]]
-
-
-def test_heads_are_averaged_each_by_itself():
-    # Two heads of two rows; a client of rate 1/2 holds the first row of each: rows 0 and 2.
-    state = {"q": torch.zeros(4)}
-    aggregator = Aggregator(state)
-    large, small = (Plan.between(state, {"q": (rows,)}, heads={"q": (2, 0)}) for rows in (4, 2))
-    aggregator.add(large, {"q": torch.tensor([1.0, 2.0, 3.0, 4.0])})
-    aggregator.add(small, {"q": torch.tensor([5.0, 9.0])})
-    # Row 0 (1 + 5) / 2 = 3, row 2 (3 + 9) / 2 = 6.
-    assert aggregator.result()["q"].tolist() == [3, 2, 6, 4]

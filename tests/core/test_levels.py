@@ -79,6 +79,7 @@ def test_what_is_no_level_raises_an_error_that_lists_levels():
 )
 def test_every_form_of_a_mix_is_read(text, rates, counts):
     assert Mix.parse(text) == Mix(rates, counts)
+    assert Mix.parse(text).rates_inside(1.0) == rates[1:]
 
 
 @pytest.mark.parametrize(

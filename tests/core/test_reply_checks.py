@@ -12,7 +12,6 @@ from heterofl_flwr.core.differential_privacy import clipped
 from heterofl_flwr.core.reply_checks import check_names, find_label_rows, last_linear, norm_between, trained_rows
 from heterofl_flwr.errors import ReplyError, ShapeError
 from heterofl_flwr.nn.loss import class_mask, masked_cross_entropy
-from heterofl_flwr.stages.compress import compress, restore
 from tests.core import strategies
 
 
@@ -154,14 +153,6 @@ def test_the_rows_of_a_masked_loss_are_those_of_its_classes(own, columns, steps,
         own, columns=columns, steps=steps, seed=seed, fill=fill, weight_decay=weight_decay, momentum=momentum
     )
     assert trained_rows(before, after, CLASSES) == own
-
-
-@pytest.mark.parametrize("upload", ["float16", "int8"])
-@pytest.mark.parametrize("weight_decay", [0.0, 5e-4])
-def test_they_are_found_in_few_bits_too(upload, weight_decay):
-    before, after = train([1, 4], columns=64, weight_decay=weight_decay)
-    found = restore(Plan.between(before, before), before, *compress(before, after, upload, seed=0))
-    assert trained_rows(before, found, CLASSES) == [1, 4]
 
 
 def test_rows_of_zeros_that_stay_were_not_trained():

@@ -22,23 +22,6 @@ def test_a_split_has_a_length_and_gives_rows_as_copies():
     assert whole.inputs.flatten().tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("inputs", "targets", "message"),
-    [
-        (torch.zeros(2, 3, dtype=torch.float64), torch.tensor([0, 1]), "inputs have type torch.float64"),
-        (torch.zeros(2, 3), torch.tensor([0.0, 1.0]), "targets have type torch.float32"),
-        (
-            torch.zeros(2, 3),
-            torch.tensor([0, 1, 1]),
-            r"shape \(3,\); expected one int64 class number for each of the 2",
-        ),
-    ],
-)
-def test_tensors_that_do_not_belong_together_raise_an_error(inputs, targets, message):
-    with pytest.raises(DataError, match=message):
-        Split(inputs, targets)
-
-
 NO_CLASS = r"targets of the train split .* expected class numbers from 0 to 1"
 
 

@@ -91,20 +91,6 @@ def test_short_names_have_the_papers_mean_deviation_and_augment(tmp_path):
     assert (mnist.augment, cifar10.augment) == ("none", "crop-flip")
 
 
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"image": [png(1)], "other": [png(1)], "label": [0]}, r"found 2 image columns \(image, other\)"),
-        ({"text": ["a"], "label": [0]}, "column text of type string among the columns text, label"),
-    ],
-)
-def test_tables_that_do_not_fit_name_the_column(tmp_path, columns, message):
-    for part in ("train", "test"):
-        write_table(tmp_path / f"{part}.parquet", columns)
-    with pytest.raises(DataError, match=message):
-        load_dataset(str(tmp_path))
-
-
 def test_two_class_columns_without_label_raise_an_error(tmp_path):
     features = {name: {"_type": "ClassLabel", "names": ["no"]} for name in ("fine", "coarse")}
     for part in ("train", "test"):

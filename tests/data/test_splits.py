@@ -224,16 +224,3 @@ def test_each_client_turns_its_own_images_by_one_step_more():
             expected = other.inputs.rot90(client, (2, 3))
             torch.testing.assert_close(mine.inputs, expected, atol=1e-4, rtol=0)
             assert torch.equal(mine.targets, other.targets)
-
-
-@pytest.mark.parametrize("kind", ["rotated-90", "iid"])
-def test_each_example_is_seen_as_by_the_client_that_has_it(kind):
-    data = load_dataset("digits")
-    parts = split_dataset(data, kind, 4, seed=1)
-    rows = torch.cat([parts.test[client][:3] for client in (2, 0, 3)])
-    expected = torch.cat([parts.client_splits(client, data.train, data.test)[1].inputs[:3] for client in (2, 0, 3)])
-    before = data.test.inputs.clone()
-    seen = parts.owner_view(data.test, rows, parts.test)
-    torch.testing.assert_close(seen.inputs, expected, atol=1e-6, rtol=0)
-    assert torch.equal(seen.targets, data.test.targets[rows])
-    assert torch.equal(data.test.inputs, before)

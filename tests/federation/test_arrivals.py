@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from heterofl_flwr import Evaluation, HeteroFL, Levels, Limits, LocalGrid
+from heterofl_flwr import Evaluation, Levels, Limits, LocalGrid
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability, Nodes
-from tests.federation.tiny import Watched, bare_reply, build, build_normed, config, make_app, play
+from tests.federation.tiny import Watched, bare_reply, build_normed, config, make_app, play
 
 
 class Arriving(Watched):
@@ -33,10 +33,6 @@ def arriving(*steps):
     return lambda app, nodes, **options: Arriving(app, nodes, steps, **options)
 
 
-def test_a_round_waits_for_nodes():
-    assert len(run(min_available_nodes=3, grid=arriving(0, 1)).log.rates) == 3
-
-
 def test_a_first_round_waits_for_all_nodes_of_a_simulation():
     found = play(None, "a1-c1", 6, grid=arriving(0, 2, 4))
     assert found.log.rates == {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.25, 4: 0.25, 5: 0.25}
@@ -48,15 +44,6 @@ def test_nodes_that_never_come_are_not_waited_for():
     strategy = run(nodes=2, node_config=lambda partition: {"num-partitions": 100}, wait=600)
     assert strategy.log.rates == {0: 1.0, 1: 1.0}  # the first block of a hundred partitions
     assert time.monotonic() - began < 300
-
-
-def test_who_joins_changes_no_level_of_others(caplog):
-    federation = HeteroFL(build, "a1-b1-c2").federation
-    expected = [1.0, 0.5, 0.25, 0.25, 1.0, 0.5]
-    for joined in range(1, 7):
-        federation.register({joined - 1: Capability(partition=99 + joined)})
-        assert [federation.rate(1, node) for node in range(joined)] == expected[:joined]
-    assert "numbers begin with 0" not in caplog.text
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -184,12 +171,3 @@ class TestNodes:
         nodes.register({9: Capability(partition=0)}, present=[5, 9])
         nodes.register({7: Capability(partition=0)}, present=[5, 7, 9])  # now 9 has it
         assert sorted(nodes.partition(node_id) for node_id in (5, 7, 9)) == [0, 1, 2]
-
-
-def test_what_a_node_says_of_its_data_is_kept():
-    def capability(message, context):
-        return bare_reply(message, config=config(partition=4, num_partitions=9, num_examples=12))
-
-    found = play(make_app(capability=capability), nodes=1, min_available_nodes=1)
-    (node_id,) = found.grid.get_node_ids()
-    assert found.strategy.federation.nodes[node_id] == Capability(partition=4, num_partitions=9, num_examples=1)

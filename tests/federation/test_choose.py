@@ -47,22 +47,6 @@ def test_slices_change_from_round_to_round(rule, slices):
     assert federation.train_plan(1, small[0], 0.25) != federation.train_plan(2, small[0], 0.25)
 
 
-@pytest.mark.parametrize("upload", ["float16", "int8"])
-def test_what_changed_is_added_to_the_slice_that_was_sent(upload):
-    exact, found = run("random-client")[2], run("random-client", upload=upload)[2]
-    for name, tensor in exact.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-2)
-
-
-def test_a_window_is_trained_and_evaluated_where_it_was():
-    evaluation = Evaluation(every=2, levels=True)
-    found = play(None, "a1-c1", 2, 2, slice_rule="rolling", roll_by=3, evaluation=evaluation)
-    federation, (node,) = found.strategy.federation, [own for own, rate in found.strategy.log.rates.items() if rate < 1]
-    kept = [federation.train_plan(own, found.grid.get_node_ids()[node], 0.25).axes for own in (1, 2, 3)]
-    assert [axes["hidden.weight"][0].index or (0, 1) for axes in kept] == [(0, 1), (3, 4), (6, 7)]
-    assert found.grid.of("evaluate")[0].content["config"]["window"] == 4
-
-
 def test_a_level_is_evaluated_on_its_slice_and_moments():
     seen = []
 

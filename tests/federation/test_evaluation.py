@@ -149,14 +149,6 @@ def test_metrics_of_fewer_than_half_of_the_asked_are_marked(caplog):
     assert "only 2 of 5 clients that were asked evaluated" in caplog.text
 
 
-def test_few_answers_about_the_global_model_are_few():
-    config = {"node_config": lambda number: {"level": "a" if number < 3 else "c"}}
-    record = judged({0, 3, 4}, mix="a1-c1", evaluation=Evaluation(nodes="capable", levels=True), **config)
-    assert (record.evaluate_answers, record.evaluate_asked) == (1, 3)
-    assert record.evaluate["coverage"] == 0.2
-    assert record.partial
-
-
 def test_what_the_server_measures_itself_is_not_marked():
     record = judged({0}, evaluate_fn=lambda number, arrays: MetricRecord({"global-accuracy": 0.5}))
     assert record.comparable == {"coverage": 0.2, "global-accuracy": 0.5}

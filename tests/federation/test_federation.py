@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Mix
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
 from heterofl_flwr.core.exchanged import exclude_parameters
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation import federation
-from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.stages.server_optimizer import Momentum
@@ -142,12 +140,3 @@ def without_a_rate():
 def test_what_builds_no_model_of_a_rate_is_refused(wrong, said):
     with pytest.raises(ConfigError, match=said):
         HeteroFL(wrong, "b1-c1").summary()
-
-
-def test_nodes_that_name_ever_new_rates_do_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(federation, "KEPT_RATES", 4)
-    own = Federation(build=build, mix=Mix.parse("a1"))
-    for number in range(1, 21):
-        own.plan(number / 20)
-        own.norms(number / 20)
-    assert own.plan.cache_info().currsize == own.norms.cache_info().currsize == 4

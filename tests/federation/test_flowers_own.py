@@ -55,14 +55,6 @@ def test_flowers_own_loop_gives_the_same_model():
     assert states[0][1] == states[1][1]
 
 
-def test_flowers_own_loop_skips_evaluations_that_are_not_due():
-    with LocalGrid(make_app(), 2) as grid:
-        strategy = HeteroFL(build, "a1", evaluation=Evaluation(every=2))
-        result = Strategy.start(strategy, grid, initial(strategy), 3)
-    # It does not tell the strategy which round is the last.
-    assert list(result.evaluate_metrics_clientapp) == [2]
-
-
 def test_fixed_clipping_on_clients_bounds_their_changes():
     """The noise is switched off here: its scale assumes that all clients hold every entry, which is not so."""
     with Watched(app_with(fixedclipping_mod, build_normed), 4) as grid:

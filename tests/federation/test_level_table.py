@@ -1,6 +1,5 @@
 """Levels: what a node says changes no other's, and what the server's table and bound say of them."""
 
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from heterofl_flwr import HeteroFL, Levels, Limits, LocalGrid, Mix
 from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.core.assignment import fixed_rate
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.federation import Federation
@@ -75,15 +73,6 @@ def test_under_fix_a_node_keeps_its_level_whoever_comes_and_goes(mix, moves):
         after = levels_of(federation, there)
         assert all(after[node] == before[node] for node in there if node in before)
         before = after
-
-
-@pytest.mark.parametrize("mix", MIXES)
-def test_nodes_that_come_one_by_one_end_in_the_mix(mix):
-    federation = federation_of(mix)
-    for node in range(20):
-        federation.register({node: SILENT})
-    at_once = [fixed_rate(Mix.parse(mix), place, 20) for place in range(20)]
-    assert Counter(levels_of(federation, range(20)).values()) == Counter(at_once)
 
 
 class Named(LocalGrid):

@@ -5,10 +5,9 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import HeteroFL, LocalGrid, messages, packing
+from heterofl_flwr import HeteroFL, LocalGrid
 from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.nn import build_model
-from heterofl_flwr.nn.static_norm import collect_moments
 from tests.flower_internals import get_all_nested_objects
 
 LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)
@@ -53,17 +52,3 @@ def test_messages_carry_only_the_slice(build, upload, width):
             said = {"num_examples": 600, "metrics": {"train-loss": 1.25}, "capacity": "a"}
             size = bytes_of(reply(message, model, **said))
             assert width * entries + scales < size <= width * 1.05 * entries + scales + more, rate
-
-
-@pytest.mark.parametrize("classes", [1_000, 33_278])
-def test_label_lists_cost_a_few_bytes_a_label(classes):
-    config = messages.new_config({messages.LABELS: list(range(classes))})
-    assert len(config.deflate()) <= 3.1 * classes + 256
-
-
-def test_moments_cost_two_doubles_a_channel():
-    moments = collect_moments(cnn(1.0), [torch.randn(4, 1, 28, 28)])
-    record = packing.pack_moments({1.0: moments})
-    channels = sum(len(layer.first) for layer in moments.layers.values())
-    assert channels == 64 + 128 + 256 + 512
-    assert sum(len(array.data) for array in record.values()) <= 16 * channels + 3 * len(moments.layers) * 160

@@ -50,11 +50,6 @@ def test_a_server_optimizer_steps_along_what_is_robust(mean, optimizer):
     assert gains(Robust(mean=mean, few="keep"), stages=[optimizer] if optimizer else [], num_rounds=2).min() >= 0
 
 
-@pytest.mark.parametrize("mean", MEANS)
-def test_clients_that_all_agree_move_the_model_as_in_a_mean(mean):
-    torch.testing.assert_close(gains(Robust(mean=mean), hostile=()), gains(None, hostile=()))
-
-
 @pytest.mark.parametrize("optimizer", [Momentum(server_momentum=0.5), Adam()])
 def test_old_values_stay_whatever_a_server_optimizer_has(optimizer):
     """All six train in the first round, and one alone in the second."""

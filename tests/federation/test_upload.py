@@ -7,8 +7,7 @@ import torch
 
 from heterofl_flwr import Evaluation, Windowed
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.stages.server_optimizer import Momentum
-from tests.federation.tiny import add_one, build, equal, inputs, make_app, play
+from tests.federation.tiny import build, equal, inputs, make_app, play
 
 FORMS = ("float16", "int8")
 
@@ -61,23 +60,6 @@ def test_bytes_are_those_that_travelled(upload):
 
     strategy, _ = state_after(upload, train)
     assert strategy.log.bytes_up == sum(sizes)
-
-
-@pytest.mark.parametrize("upload", FORMS)
-def test_labels_momentum_and_what_nobody_held_count_as_ever(upload):
-    def run_it(upload):
-        odd = {0: lambda message, context: add_one(message, context, labels=[0, 1])}
-        app = make_app(odd=odd, train=lambda m, c: add_one(m, c, labels=[1, 3]))
-        return run(app, 2, 2, "b1-c1", upload=upload, stages=[Momentum(server_momentum=0.5)])
-
-    (one, exact), (two, found) = run_it("float32"), run_it(upload)
-    assert one.log.rates == two.log.rates
-    for name, tensor in exact.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
-    for name, tensor in one.engine.chain.state().items():
-        torch.testing.assert_close(two.engine.chain.state()[name], tensor, atol=1e-5, rtol=0)
-    # Nobody has class 2, so its rows are untouched, to the bit.
-    assert torch.equal(found["classifier.weight"][2], two.federation.initial_state()["classifier.weight"][2])
 
 
 @pytest.mark.parametrize("upload", ["float32", *FORMS])

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices, exchange
+from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, SimulatedDevices, exchange
 from heterofl_flwr.errors import RoundError
 from tests.federation.tiny import NEVER, Watched, build, crash, make_app, play
 
@@ -99,30 +99,6 @@ def test_who_did_not_answer_in_time_is_not_asked_to_evaluate():
     assert [found.grid.partition_of(message) for message in found.grid.of("evaluate")] == [0, 1, 3]
     assert found.log.evaluate["coverage"] == 0.75
     assert (found.log.evaluate_answers, found.log.evaluate_asked) == (3, 4)
-
-
-def test_new_nodes_are_not_waited_for_beyond_the_deadline():
-    given = []
-
-    class Noted(LocalGrid):
-        def send_and_receive(self, messages, *, timeout=None):
-            given.append(timeout)
-            return super().send_and_receive(messages, timeout=timeout)
-
-    for timeout in (7.0, 900.0):
-        with Noted(make_app(), 2) as grid:
-            HeteroFL(build, "a1", evaluation=NEVER).start(grid, num_rounds=1, timeout=timeout)
-    assert given == [7.0, 7.0, 120.0, 900.0]
-
-
-def test_without_spare_ones_the_grid_itself_waits():
-    """So a window still bounds the messages under way."""
-
-    class NoPull(LocalGrid):
-        def pull_messages(self, message_ids):
-            raise AssertionError("send_and_receive is enough")
-
-    assert play(grid=NoPull).log.failures == {}
 
 
 def start(nodes, crashing, **options):

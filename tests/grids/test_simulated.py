@@ -1,8 +1,6 @@
 """Rounds on simulated devices: who takes part, what is refused, and time and energy beside a slow twin."""
 
 import math
-import weakref
-from collections import deque
 
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -20,7 +18,6 @@ from heterofl_flwr.client import share_of_work
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.exchange import outcomes
 from heterofl_flwr.grids.devices import Turn
-from heterofl_flwr.grids.relay import Relay
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
 from heterofl_flwr.messages import SimulatedFault
 from heterofl_flwr.strategies.fedh2l import FedH2L
@@ -180,41 +177,6 @@ def test_a_round_waits_for_the_fastest_that_it_needs(deadline, least):
     assert record.bytes_up == record.bytes_down / 6 * least
 
 
-def crash(message, context):
-    raise RuntimeError("the worker is gone")
-
-
-def test_clients_that_fail_have_their_own_fault_and_no_time(caplog):
-    app = make_app(odd={5: crash})
-    (record,), _, _ = on_tiny(deadline_of(3.5), mix="a1", nodes=6, app=app)
-    assert {partition: record.failures[partition] for partition in (3, 4)} == {3: late(3.5), 4: late(3.5)}
-    assert "the worker is gone" in record.failures[5]
-    assert record.joules == pytest.approx(1 + 2 + 3 + 4 + 5, rel=1e-6)
-    assert late(3.5) not in caplog.text  # what is meant to happen is no warning
-
-
-class Streaming(Relay):
-    """A grid that hands its replies over one by one, and counts how many of them are alive at once."""
-
-    most = 0
-
-    def send_and_receive(self, messages, *, timeout=None):
-        replies, traces = deque(super().send_and_receive(messages, timeout=timeout)), []
-        while replies:
-            traces.append(weakref.ref(replies[0]))
-            yield replies.popleft()
-            if "arrays" in messages[0].content:
-                self.most = max(self.most, sum(trace() is not None for trace in traces))
-
-
-@pytest.mark.parametrize(("deadline", "least", "held"), [(100.0, 1, 1), (4.5, 1, 1), (0.5, 1, 1), (0.5, 3, 3)])
-def test_no_more_replies_are_held_than_may_be_needed(deadline, least, held):
-    with LocalGrid(make_app(), 8) as grid:
-        streaming = Streaming(grid)
-        run(streaming, deadline_of(deadline), mix="a1", min_replies=least)
-    assert streaming.most == held
-
-
 def test_replies_come_in_order_though_the_first_is_decided_last():
     own = DeviceProfile(macs_per_second=1.0, download=1e12, upload=1e12)
     devices = Devices({"a": own}, lambda kind, partition, rate, examples: 10 - partition, deadline=4.5)
@@ -280,11 +242,3 @@ class TestFedH2L:
         assert {grid.partition_of(message) for message in grid.of("train.learn")} == {0, 1}
         assert record.simulated_seconds == pytest.approx(2.5 + 10, rel=1e-6)
         assert record.joules == pytest.approx(1 + 2 + 3 + 10 + 20, rel=1e-6)
-
-    def test_one_that_drops_out_neither_publishes_nor_learns(self):
-        record, grid = self.play(self.devices(drop_out=0.999, least_work=0.5), min_replies=2)
-        ((gone, fault),) = record.failures.items()
-        assert fault == DROPPED_OUT
-        asked = [grid.partition_of(message) for kind in ("publish", "learn") for message in grid.of(f"train.{kind}")]
-        assert sorted(asked) == sorted([*(set(range(3)) - {gone})] * 2)
-        assert all("work" in message.content["config"] for message in grid.of("train.learn"))

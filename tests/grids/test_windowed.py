@@ -129,16 +129,6 @@ def test_messages_without_an_answer_in_time_are_left_out(clock, window, silent, 
     assert set(grid.out) == {f"id-{node_id}" for node_id in silent}
 
 
-def test_nothing_is_sent_after_the_timeout_of_the_call(clock):
-    grid = Recorder(10)
-    replies = iter(Windowed(grid, 4).send_and_receive(messages_to(grid), timeout=30.0))
-    while len(grid.seen) < 6:
-        next(replies)
-    clock.sleep(31.0)
-    assert set(sources(replies)) <= set(range(100, 106))  # those that were out
-    assert len(grid.seen) == 6
-
-
 def test_a_window_below_one_raises():
     with pytest.raises(ConfigError, match="window is 0; expected an integer of 1 or more"):
         Windowed(Recorder(), 0)

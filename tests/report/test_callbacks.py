@@ -6,7 +6,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from heterofl_flwr.report import MLflow, TensorBoard, WandB
 from heterofl_flwr.runs import RunFolder
-from heterofl_flwr.runs.metrics import scalars
 
 SETTINGS = {"optim": {"lr": 0.1}}
 
@@ -55,15 +54,6 @@ def calls(monkeypatch):
     return notes
 
 
-def test_wandb_gets_every_number_of_every_round(calls, fake):
-    fake.run([WandB("heterofl", settings=SETTINGS, options={"mode": "offline"})], 1, 2)
-    expected = {"project": "heterofl", "config": {"optim.lr": 0.1}, "mode": "offline"}
-    assert calls[0] == ("init", (), expected)
-    records = [fake.progress(number, 2).record for number in (1, 2)]
-    assert calls[1:3] == [("log", (scalars(record),), {"step": record.server_round}) for record in records]
-    assert [name for name, *_ in calls] == ["init", "log", "log", "finish"]
-
-
 @pytest.mark.parametrize(
     ("tracker", "opens", "goes_on"),
     [(WandB, "init", {"id": "one", "resume": "allow"}), (MLflow, "start_run", {"run_id": "one"})],
@@ -77,17 +67,3 @@ def test_a_run_that_goes_on_does_so_at_the_service(calls, fake, tmp_path, tracke
     assert first.keys().isdisjoint(goes_on)
     assert second == {**first, **goes_on}
     assert [name for name, *_ in calls].count("log_params") == (tracker is MLflow)
-
-
-def test_mlflow_gets_every_number_and_the_settings(calls, fake):
-    tracker = MLflow("heterofl", tracking_uri="file:runs", settings=SETTINGS, options={"run_name": "one"})
-    fake.run([tracker], 1, 2)
-    assert calls[:4] == [
-        ("set_tracking_uri", ("file:runs",), {}),
-        ("set_experiment", ("heterofl",), {}),
-        ("start_run", (), {"run_name": "one"}),
-        ("log_params", ({"optim.lr": 0.1},), {}),
-    ]
-    records = [fake.progress(number, 2).record for number in (1, 2)]
-    assert calls[4:6] == [("log_metrics", (scalars(record),), {"step": record.server_round}) for record in records]
-    assert [name for name, *_ in calls[6:]] == ["end_run"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from heterofl_flwr.report.drawing import to_png, to_svg
+from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import draw_run
 
 NAMES = ["learning-curves", "levels", "loss", "bytes", "for-bytes", "trained"]
@@ -38,10 +38,3 @@ def test_a_run_that_diverged_and_one_of_a_single_round_are_drawn(record, costs):
     ]
     assert to_png(figures(records, costs)["learning-curves"], "title")
     assert figures([record(2)], costs).keys() >= {"learning-curves", "bytes", "trained"}
-
-
-def test_an_svg_follows_the_readers_mode_and_is_always_the_same(records):
-    figure = figures(records)["levels"]
-    svg = to_svg(figure, "levels")
-    assert svg == to_svg(figures(records)["levels"], "levels")
-    assert "prefers-color-scheme: dark" in svg

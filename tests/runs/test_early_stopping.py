@@ -35,21 +35,6 @@ def test_it_stops_without_a_new_best_or_at_the_target(fake, options, values, exp
     assert stops_at(EarlyStopping(**options), fake, values, metric) == expected
 
 
-@pytest.mark.parametrize(("name", "expected"), [("global-perplexity", 3), ("test-loss", 3), ("global-loss", None)])
-def test_without_a_metric_it_follows_the_headline(fake, name, expected):
-    """An accuracy comes before a loss, and after a perplexity."""
-    more = {} if name == "test-loss" else {"global-accuracy": 0.8}
-    stopping = EarlyStopping(patience=2)
-    stopping.on_start(1, 9, {})
-    for number in range(1, 5):
-        evaluate = {own: value + number / 100 for own, value in more.items()} | {name: 4.0 + number}
-        if stopping.on_round_end(fake.progress(number, 9, evaluate=evaluate)):
-            break
-    else:
-        number = None
-    assert number == expected
-
-
 @pytest.mark.parametrize("first", [1, 3, 5])
 def test_a_resumed_run_stops_where_an_uninterrupted_one_does(fake, first):
     values = [0.5, 0.6, None, 0.55, 0.58, 0.59, 0.4]

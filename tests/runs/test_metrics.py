@@ -7,7 +7,6 @@ from heterofl_flwr.runs.metrics import (
     headline,
     headline_kind,
     is_better,
-    scalars,
     scores,
     seconds_to,
 )
@@ -36,18 +35,6 @@ def test_the_headline_is_perplexity_else_accuracy_else_loss(record, evaluate, ki
     assert headline(one) == name
 
 
-def test_final_and_best_of_each_metric(record):
-    values = [(0.5, 3.0), (0.7, math.nan), (0.7, 1.0), (0.6, 2.0)]
-    records = [
-        replace(record(number), evaluate={"global-accuracy": one, "global-loss": two}, evaluate_medians={})
-        for number, (one, two) in enumerate(values, 1)
-    ]
-    accuracy, loss = scores([*records, replace(record(5), evaluate={})])
-    assert (accuracy.name, accuracy.final) == ("global-accuracy", 0.6)
-    assert (accuracy.best, accuracy.best_round) == (0.7, 2)
-    assert (loss.best, loss.best_round) == (1.0, 3)
-
-
 def test_the_best_loss_is_that_of_the_median_client(record):
     values = [(0.5, 3.0, -1e30), (0.7, 2.0, 9.0), (0.6, 2.5, 1.0)]
     records = [
@@ -63,12 +50,3 @@ def test_the_best_loss_is_that_of_the_median_client(record):
     assert (accuracy.best, accuracy.best_round) == (0.7, 2)
     assert (loss.final, loss.median, loss.best, loss.best_round) == (1.0, 2.5, 2.0, 2)
     assert seconds_to(records, "global-loss", 1.5) is None
-
-
-def test_all_numbers_have_one_name_each(record):
-    found = scalars(record(10))
-    assert found["evaluate/global-accuracy"] == record(10).evaluate["global-accuracy"]
-    assert found["evaluate/b/global-accuracy"] == record(10).evaluate_by_level["b"]["global-accuracy"]
-    assert found["train/loss"] == record(10).train["loss"]
-    assert (found["round/clients"], found["round/failures"]) == (10, 1)
-    assert found["round/bytes-down"] + found["round/bytes-up"] == record(10).bytes_down + record(10).bytes_up

@@ -1,10 +1,8 @@
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from heterofl_flwr.runs import origin
 
@@ -52,13 +50,6 @@ def test_a_package_outside_of_a_checkout_has_no_commit(checkout, monkeypatch):
     assert origin.commit_of(checkout, "other") is None
     monkeypatch.setattr(origin, "PACKAGE", installed / "package")
     assert origin.commit() == "unknown"
-
-
-def test_a_machine_is_its_processor_cores_and_gpus(monkeypatch):
-    monkeypatch.setattr(origin.torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(origin, "_ask", lambda *words: "NVIDIA H200\nNVIDIA H200")
-    assert re.fullmatch(r"[^/]+, \d+ cores, 2 x NVIDIA H200", origin.machine())
-    assert origin.device_name(torch.device("cuda", 1)) == "cuda:1 (NVIDIA H200)"
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,11 @@
 """The sides of the benchmark of rounds, on a data set of 400 images laid out like MNIST."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from heterofl_flwr.core import LEVELS
-from heterofl_flwr.errors import HeteroFLError
 from simulations.bench import __main__ as bench
-from simulations.reference.authors import Authors
 from simulations.reference.rounds import Experiment, Parts, balanced_seed, members
 from tests.simulations.tiny_data import write_tiny
 
@@ -44,37 +41,3 @@ def test_command_measures_our_round_and_ends_with_its_verdict(command, capsys):
     assert any(line.startswith("ours, evaluating every 10 rounds") for line in lines)
     parts = {words[0]: float(words[-1]) for words in map(str.split, lines) if words[:1] and words[0] in Parts.__slots__}
     assert min(parts[part] for part in ("train", "moments", "test", "accuracy")) > 0
-
-
-def files(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if ".git" not in path.parts}
-
-
-@pytest.mark.slow
-@pytest.mark.parity
-def test_authors_round_is_what_it_says(checkout, experiment):
-    before = files(checkout)
-    with Authors(checkout, experiment.data, experiment.control(), 1) as side:
-        parts = side.play()
-    assert 0 < parts.accuracy < 1
-    assert min(parts.train, parts.moments, parts.test) > 0
-    assert files(checkout) == before
-
-
-@pytest.mark.slow
-@pytest.mark.parity
-def test_authors_go_on_as_if_there_was_no_break(checkout, experiment, tmp_path):
-    state = tmp_path / "state.pt"
-    what = (checkout, experiment.data, experiment.control("dynamic"), 1)
-    with Authors(*what, balanced=False) as side:
-        whole = [side.play(evaluate=True) for _ in range(2)]
-    for _ in range(2):
-        with Authors(*what, balanced=False, state=state) as side:
-            side.play(evaluate=True)
-    again = [(parts.accuracy, parts.local_accuracy) for parts in side.history]
-    assert again == [(parts.accuracy, parts.local_accuracy) for parts in whole]
-    with (
-        pytest.raises(HeteroFLError, match=r"holds .*_iid_dynamic_.*, another experiment"),
-        Authors(checkout, experiment.data, experiment.control(), 1, balanced=False, state=state),
-    ):
-        pass

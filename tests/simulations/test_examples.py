@@ -3,7 +3,6 @@
 import pytest
 from flwr.app import Context, RecordDict
 
-from heterofl_flwr import LocalGrid
 from simulations.examples import text_app, torchvision_app
 from tests.federation.tiny import Watched
 
@@ -39,9 +38,3 @@ def test_an_lstm_learns_what_texts_are_about(capsys):
     assert float(last["local"].removesuffix("%")) > 50  # of three kinds of texts
     shapes = {message.content["arrays"]["lstm.weight_hh_l0_reverse"].shape for message in grid.of("train")}
     assert shapes == {(4 * width, width) for width in (64, 32, 16, 8, 4)}
-
-
-@pytest.mark.parametrize("app", [text_app, torchvision_app])
-def test_a_grid_takes_the_client_by_its_place(app):
-    with LocalGrid(f"{app.__name__}:client", 2) as grid:
-        assert len(list(grid.get_node_ids())) == 2

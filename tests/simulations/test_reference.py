@@ -6,7 +6,6 @@ import pytest
 
 from heterofl_flwr.errors import ConfigError
 from simulations.reference import __main__ as reference
-from simulations.reference.rounds import Parts
 from simulations.results.authors import COLUMNS, FILE, authors_table, read_authors, write_authors
 from simulations.results.collect import collect
 from simulations.results.configurations import configurations, published
@@ -31,27 +30,6 @@ def run(make_run):
     folder = make_run(evaluated=named(OURS), data__split="non-iid-2").path
     write_authors(folder, [row(number, scores) for number, scores in THEIRS.items()])
     return folder
-
-
-class Side:
-    """Counts rounds in place of training, and knows which of them were tested."""
-
-    def __init__(self, done: int = 0) -> None:
-        self.history = [Parts(1.0)] * done
-
-    def play(self, *, evaluate: bool) -> Parts:
-        self.history.append(Parts(2.0, 3.0, 4.0, 0.5, 0.75) if evaluate else Parts(2.0))
-        return self.history[-1]
-
-
-@pytest.mark.parametrize(
-    ("done", "rounds", "told"),
-    [(0, 4, [2, 4]), (0, 5, [2, 4, 5]), (3, 4, [4]), (4, 4, [4]), (6, 4, [4])],
-)
-def test_it_goes_on_up_to_a_round_and_tells_after_each_test(done, rounds, told):
-    side = Side(done)
-    assert [len(history) for history in reference.play(side, rounds, 2)] == told
-    assert len(side.history) == max(done, rounds)
 
 
 def rows_beside(*folders):

@@ -100,24 +100,6 @@ def test_each_asked_client_trains_on_its_own_share(make_run, tmp_path, asked, de
     assert multiplications(run) == pytest.approx([3 * asked * 60_000 / dealt * MLP])
 
 
-def test_runs_of_other_clients_and_engines_are_told_apart(make_run, tmp_path):
-    for nodes in (20, 50):
-        make_run(f"c{nodes}", points((2, 0.7)), num_rounds=2, sample__min_nodes=nodes)
-    for dealt in (5, 10):  # two jobs of a sweep over engine.clients
-        make_run(f"d{dealt}", points((2, 0.7)), num_rounds=2, sample__min_nodes=2).note(clients=dealt)
-    for name in ("plain", "cohort"):
-        make_run(name, points((2, 0.7)), num_rounds=2, mix="d1", engine__name=name)
-    make_run("again", points((2, 0.8)), num_rounds=2, mix="d1", engine__name="plain", run__callbacks="")
-    (own,) = configurations(runs_in(tmp_path)).values()
-    found = {one.label: [run.path.name for run in one.runs] for one in own}
-    assert list(found) == [
-        "HeteroFL d, cnn, engine.name=cohort",
-        "HeteroFL d, cnn, engine.name=plain",
-        *(f"HeteroFL e, cnn, clients={number}" for number in (10, 20, 5, 50)),
-    ]
-    assert len(found["HeteroFL d, cnn, engine.name=plain"]) == 1
-
-
 def test_the_best_round_is_that_of_the_global_metric(make_run):
     evaluated = {
         100: {"global-accuracy": 0.5, "local-accuracy": 0.99},

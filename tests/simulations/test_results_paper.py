@@ -1,10 +1,7 @@
 """The paper's jobs, printed numbers, claims and figures, and what runs say of them."""
 
-from xml.etree import ElementTree
-
 import pytest
 
-from heterofl_flwr.report.drawing import to_svg_file
 from heterofl_flwr.settings import from_flat
 from simulations.results.claims import CLAIMS, claims_page
 from simulations.results.configurations import configurations, published
@@ -124,21 +121,6 @@ def test_a_claim_holds_only_where_the_whole_interval_does(page, dynamic, fix, ve
     assert row.split(" | ")[4] == verdict
 
 
-def test_jobs_are_compared_with_those_that_differ_in_one_thing(page):
-    norm, scaler = {"model__norm": "gn"}, {"model__scaler": False}
-    found = page([({"mix": "b1-e1", **own}, HIGH) for own in ({}, norm, scaler, norm | scaler)])
-    names = {title: sorted(row.split(" | ")[1] for row in rows) for title, rows in found.items() if title != "Summary"}
-    assert names["Static batch norm is better than other norms"] == [
-        "b-e (dynamic) against b-e (dynamic, norm gn)",
-        "b-e (dynamic, no Scaler) against b-e (dynamic, norm gn, no Scaler)",
-    ]
-    assert names["The Scaler helps"] == [
-        "b-e (dynamic) against b-e (dynamic, no Scaler)",
-        "b-e (dynamic, norm gn) against b-e (dynamic, norm gn, no Scaler)",
-    ]
-    assert names["The mask helps global accuracy where clients have few classes"] == []
-
-
 def drawn(folder):
     """Return the axes of the panels that have points."""
     found = {panel.name: draw_panel(panel, reached_in(folder)) for panel in panels()}
@@ -159,14 +141,3 @@ def test_a_point_is_at_the_mean_parameters_final_and_best(make_run, tmp_path):
     assert found["a-e, final"] == [[pytest.approx(size), 90.0] for size in sizes]
     assert found["a-e, best"] == [[pytest.approx(size), 98.0] for size in sizes]
     assert "a-b, final" not in found  # it has nothing but the end that all curves share
-
-
-def test_learning_curves_are_means_where_all_seeds_were_tested(make_run, tmp_path):
-    for seed, values in enumerate([(0.1, 0.3, 0.5), (0.2, 0.4, 0.7), (0.3, 0.5, 0.9)]):
-        evaluated = {number: {"global-accuracy": own} for number, own in zip((50, 100, 200), values, strict=True)}
-        make_run(str(seed), {**evaluated, 150 + seed: {"global-accuracy": 0.6}}, mix="a1-e1", seed=seed)
-    ((name, axes),) = drawn(tmp_path / "runs").items()
-    assert name == "9b"
-    assert axes.lines[0].get_xydata().tolist() == [[50, pytest.approx(20)], [100, pytest.approx(40)], [200, 70]]
-    assert len(axes.collections) == 1
-    assert ElementTree.fromstring(to_svg_file(axes.figure, name)).tag == "{http://www.w3.org/2000/svg}svg"

@@ -1,10 +1,8 @@
 """What a job has to compute, and how long it takes."""
 
-from simulations.sweep import cost as module
 from simulations.sweep.cost import (
     compute_cost,
     compute_macs,
-    estimate_seconds,
     profile_at,
 )
 from tests.simulations.sweeping import job
@@ -32,19 +30,3 @@ def test_what_is_left_of_a_job_that_was_begun():
     assert compute_cost(begun, 10).evaluated == {1.0: 19 * 70_000 + 19 * 10_000, 0.0625: 70_000}
     odd = job("data=mnist", "mix=a", "evaluate.every=150")  # in rounds 150 and 200
     assert [compute_cost(odd, done).evaluated[1.0] for done in (149, 150, 199)] == [2 * 80_000, 80_000, 80_000]
-
-
-def test_each_model_is_measured_once(monkeypatch):
-    measured = []
-    monkeypatch.setattr(module, "measure", lambda *key: (measured.append(key), (2.0, 1.0))[1])
-    monkeypatch.setattr(module.machine, "cores", lambda: 4)
-    first = job("data=mnist", "mix=a-e", "seed=3", "train.lr=0.5", "engine=ray")
-    second = job("data=mnist", "mix=a-e", "split=non-iid-2", "assignment=dynamic")
-    for own, at_once in ((first, 4), (second, 1)):
-        cost = compute_cost(own)
-        total = 2 * sum(cost.trained.values()) + sum(cost.evaluated.values())
-        assert estimate_seconds(own, cost) == total / at_once
-    assert len(set(measured)) == 2
-    third = job("data=mnist", "mix=a", "model.norm=gn")
-    estimate_seconds(third, compute_cost(third))
-    assert len(set(measured)) == 3

@@ -61,19 +61,6 @@ def test_the_run_config_is_that_of_heterofl_run(monkeypatch, tmp_path):
     assert job("data=digits").config["sample.min-nodes"] == 20
 
 
-@pytest.mark.parametrize(
-    ("overrides", "device"),
-    [
-        ((), "auto"),
-        (("engine.gpus=0",), "cpu"),
-        (("engine.gpus=0.5",), "auto"),
-        (("engine.gpus=0", "engine.device=mps"), "mps"),
-    ],
-)
-def test_without_a_gpu_a_job_computes_on_none(overrides, device):
-    assert job(*overrides).config["engine.device"] == device
-
-
 @pytest.fixture
 def tiny(tmp_path) -> Job:
     return job(*SHRUNKEN, "num-rounds=3", path=tmp_path / "jobs" / "tiny")

@@ -95,25 +95,6 @@ def in_use():
     return [int(number) for number in numbers]
 
 
-def test_memory_that_is_taken_again_costs_few_page_faults():
-    """In a process of its own, which it changes. Blocks this large glibc else always takes from the system."""
-    code = """
-import resource, torch
-
-def faults():
-    torch.ones(12 << 20)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        torch.ones(12 << 20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-before = faults()
-print(keep_freed_memory(), before, faults())
-"""
-    before, after = run_with_glibc(code)
-    assert after < 0.8 * before  # a system that reclaims idle memory adds some
-
-
 def test_gaps_between_blocks_in_use_go_back():
     code = """
 keep_freed_memory()

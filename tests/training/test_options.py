@@ -28,8 +28,3 @@ def test_the_defaults_are_the_papers():
 def test_values_that_cannot_be_trained_with_raise_an_error(name, value, expected):
     with pytest.raises(ConfigError, match=f"{name} is {value!r}[,;] expected {expected}"):
         TrainOptions(**{"learning_rate": 0.1, name: value})
-
-
-def test_all_faults_are_named_at_once():
-    with pytest.raises(ConfigError, match=r"epochs is 0.*momentum is 2"):
-        TrainOptions(learning_rate=0.1, epochs=0, momentum=2)

@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.data import load_dataset
 from heterofl_flwr.errors import DataError, HeteroFLError
-from heterofl_flwr.nn import CNN, collect_moments, with_static_norm
-from heterofl_flwr.training import DivergedError, TrainOptions, evaluate, input_batches, train
+from heterofl_flwr.training import DivergedError, TrainOptions, train
 from tests.training.conftest import OPTIONS, same, state
 
 
@@ -52,18 +50,6 @@ def test_the_model_is_as_usable_after_an_error_as_before(build, split):
         train(model, split, OPTIONS, classes=[7], seed=1)
     assert {name: value.stride() for name, value in model.state_dict().items()} == strides
     assert same(state(model), state(build()))
-
-
-def test_learns_digits():
-    data = load_dataset("digits")
-    torch.manual_seed(0)
-    model = CNN(1, 10, hidden=(16, 32), norm="sbn")
-    options = TrainOptions(learning_rate=0.1, epochs=2, batch_size=20)
-    result = train(model, data.train, options, classes=range(10), seed=0)
-    moments = collect_moments(model, input_batches(data.train, 100))
-    tested = evaluate(with_static_norm(model, moments), data.test)
-    assert result.loss < 1
-    assert tested.accuracy > 0.9
 
 
 @pytest.mark.gpu
