@@ -301,7 +301,7 @@ def _build_models(
     def build_one(rate: float) -> nn.Module:
         run_seed = messages.read_value(config, messages.SEED, int)
         function = make_slice_function(rule, seed=run_seed, server_round=window, rate=rate, partition=0)
-        model = model_at(build, state, top, rate, function)
+        model = model_at(build, state, top, rate, function, config.get(messages.BASE))
         if message.metadata.message_type.startswith("evaluate"):
             known = None if moments is None else packing.unpack_moments(moments, rate)
             model = for_evaluation(model, known)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr import messages
-from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
 from heterofl_flwr.core.reply_checks import name_misfits
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 from heterofl_flwr.errors import ReplyError
@@ -18,10 +18,23 @@ from heterofl_flwr.nn.static_norm import with_static_norm, without_statistics
 
 
 def model_at(
-    build: Build, state: Mapping[str, Tensor], top: float, rate: float, function: SliceFunction = prefix
+    build: Build,
+    state: Mapping[str, Tensor],
+    top: float,
+    rate: float,
+    function: SliceFunction = prefix,
+    base: object = None,
 ) -> nn.Module:
-    """Return the model of a rate with parameters cut from a state of rate ``top``."""
+    """Return the model of a rate with parameters cut from a state of rate ``top``.
+
+    ``base`` is the fingerprint of what the server's model of rate ``top`` has and does not send.
+    """
     model = new_model(build, rate)
+    if base and rate == top and fingerprint(model) != base:
+        raise ReplyError(
+            "the frozen parameters of this node's model, which are not sent, are others than those of the server's: "
+            "let both load the same checkpoint, in float32 or bfloat16, and nothing random"
+        )
     load_parameters(model, state if rate == top else plan_between(build, top, rate).sliced(function).extract(state))
     return model
 

@@ -51,14 +51,15 @@ MOMENTS_KIND = "moments-kind"
 UPLOAD, CLIP = compress.KEY, clip.KEY
 SHARED = "shared"
 TRAINED = "has-trained"
+BASE = "frozen-base"
 SEED_ROWS = "seed-rows"
 TEMPERATURE = "temperature"
 WORK = "work"
 RUN_KEY = "run-key"
 
 RESERVED = frozenset(
-    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIP, SHARED, TRAINED, WORK}
-)
+    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIP, SHARED, WORK}
+) | {TRAINED, BASE}
 """Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
 
 # Keys of metrics.

@@ -104,7 +104,7 @@ def _build_models(
         moments = moments_from_arrays(more, cast("Variant", kind), layers)
     seed, *purpose = (int(config[key]) for key in (messages.SEED, messages.SERVER_ROUND, messages.PARTITION))
     for rate in rates:
-        model = model_at(build, state, top, rate)
+        model = model_at(build, state, top, rate, base=config.get(messages.BASE))
         if config.get(messages.TASK) == messages.TASK_EVALUATE:
             model = for_evaluation(model, moments.get(rate))
         if seed_torch:

@@ -1,12 +1,16 @@
 """Which of a model's parameters server and clients exchange: all but those that the model itself excludes."""
 
 import copy
+import hashlib
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 _EXCLUDED = "not_exchanged"
+
+SAMPLES = 256
+"""Entries of a parameter that its fingerprint is of, at least, where it has so many."""
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
@@ -29,6 +33,21 @@ def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             # Some may be gone: those of blocks that a shallower model lacks.
             excluded |= {id(own) for name, own in layer.named_parameters(remove_duplicate=False) if name in names}
     return {name: own for name, own in model.named_parameters() if id(own) not in excluded}
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a digest of what is never exchanged: samples of each parameter; empty where everything is.
+
+    It is that of bfloat16, so a device may hold the base of adapters in half of the server's bytes.
+    """
+    exchanged = set(map(id, exchanged_parameters(model).values()))
+    digest, empty = hashlib.sha256(), True
+    for name, own in model.named_parameters():
+        if id(own) not in exchanged:
+            values, empty = own.detach().flatten(), False
+            sample = values[:: max(1, len(values) // SAMPLES)].to("cpu", torch.bfloat16)
+            digest.update(f"{name} {tuple(own.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
+    return "" if empty else digest.hexdigest()
 
 
 def exchanged_dtype(parameter: Tensor) -> torch.dtype:

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from torch import Tensor, nn
 
 from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, joining_rates
-from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import first_names, untied
 from heterofl_flwr.core.levels import Mix, exact_rate
@@ -79,6 +79,7 @@ class Federation:
         self.plan = lru_cache(maxsize=KEPT_RATES)(self._build_plan)
         self.norms = lru_cache(maxsize=KEPT_RATES)(self._read_norms)
         self.untrained = lru_cache(maxsize=KEPT_RATES)(self._find_untrained)
+        self.base = lru_cache(maxsize=KEPT_RATES)(lambda rate: fingerprint(self.build(rate)))
         self._round_plans: tuple[int, dict[float, Plan]] = (0, {})
 
     def reset(self) -> None:

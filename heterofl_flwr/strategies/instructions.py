@@ -53,6 +53,8 @@ def client_config(engine: Engine, server_round: int, node_id: int, rate: float) 
         messages.SEED: federation.seed,
         messages.PARTITION: federation.nodes.partition(node_id),
     }
+    if base := federation.base(rate):
+        config[messages.BASE] = base
     if federation.personal:
         config[messages.SHARED] = list(federation.shared) or [""]  # a config knows no empty list
         config[messages.TRAINED] = node_id in federation.nodes.trained

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from heterofl_flwr import HeteroFL, Mix, lora
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core.exchanged import exchanged_parameters
+from heterofl_flwr.errors import RoundError
 from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
 from tests.adapters.nets import CASES, outputs, peft, words
 from tests.federation.tiny import Watched, equal, make_app, play, twin
@@ -46,6 +47,39 @@ def test_each_entry_is_the_mean_over_the_clients_that_held_it(options):
     for name, expected in twin(found.strategy.federation, found.grid.get_node_ids(), 2).items():
         torch.testing.assert_close(found.state[name], expected)
     assert all(torch.equal(build.model.get_parameter(name), own) for name, own in frozen.items())
+
+
+def other(change):
+    """Return a node's build, of a base that was changed."""
+    model = CASES["plain"]()
+    with torch.no_grad():
+        for name in build.frozen:
+            change(model.get_parameter(name))
+    return lora(model)
+
+
+def odd(own, partitions=range(NODES)):
+    """Return an app whose clients of some partitions build their models by ``own``."""
+
+    def train(message, context):
+        model = submodel(message, own if context.node_config["partition-id"] in partitions else build)
+        return reply(message, model, num_examples=1)
+
+    return make_app(train)
+
+
+def test_a_node_with_another_base_is_refused():
+    finer = other(lambda own: own.mul_(1.01))
+    found = play(odd(finer, [1]), MIX, NODES, build=build)
+    assert found.log.failures.keys() == {1}
+    assert "frozen parameters of this node's model, which are not sent, are others" in found.log.failures[1]
+    with pytest.raises(RoundError, match=f"0 and {NODES - 1} more: .* let both load the same checkpoint"):
+        play(odd(finer), MIX, NODES, build=build)
+
+
+def test_a_base_in_bfloat16_is_the_same():
+    rounded = other(lambda own: own.copy_(own.bfloat16()))
+    assert play(odd(rounded), MIX, NODES, build=build).log.failures == {}
 
 
 def test_a_run_goes_on_from_a_checkpoint_of_adapters_alone(tmp_path):
