@@ -6,6 +6,7 @@ misunderstand one another say so instead. A sender is by default the server, as 
 """
 
 from collections.abc import Mapping, Sequence
+from operator import index
 from reprlib import repr as shown
 from typing import TypeVar, cast, get_args
 
@@ -129,7 +130,12 @@ def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int
         except (TypeError, ValueError, RuntimeError):
             raise ConfigError(f"metrics[{key!r}] is {shown(value)}; expected a number, or a list of numbers") from None
         metrics[key] = number
-    metrics[NUM_EXAMPLES] = int(num_examples)
+    try:
+        metrics[NUM_EXAMPLES] = index(num_examples)
+    except TypeError:
+        raise ConfigError(
+            f"num_examples is {shown(num_examples)}; expected a whole number, such as len(dataset)"
+        ) from None
     return metrics
 
 

@@ -53,7 +53,7 @@ class Engine:
         self.no_moments: set[int] = set()  # those that have none for queries for moments
         self._capped: set[int] = set()
         self._warned_of_lists = False
-        self._warned_of_few = False
+        self._has_checked_mix = False
         self._warned_of_small: set[int] = set()
 
     def log_summary(self) -> None:
@@ -106,11 +106,25 @@ class Engine:
             f"or ask for fewer (min_available_nodes)"
         )
 
-    def warn_of_few(self, clients: int) -> None:
-        """Warn once where there are fewer clients than the mix has parts."""
-        mix = self.federation.mix
-        if clients < len(mix.parts) and not self._warned_of_few:
-            self._warned_of_few = True
+    def warn_of_mix(self, server_round: int, node_ids: Sequence[int]) -> None:
+        """Warn, in a run's first round, where the clients that are there are too few or too small for the mix."""
+        if self._has_checked_mix:
+            return
+        self._has_checked_mix = True
+        mix, clients = self.federation.mix, len(node_ids)
+        largest = max((self.federation.largest_rate(server_round, node_id) for node_id in node_ids), default=0.0)
+        if 0 < largest < mix.rates[0] and self.options.transfer.slice_rule == "prefix":
+            whole, part = (self.federation.plan(rate).parameters for rate in (mix.global_rate, largest))
+            logger.warning(
+                "no client that is there can train more than rate %g, and the mix %s has a model of rate %g: %d of its "
+                "%d parameters are never trained; let larger clients take part, or begin the mix with that rate",
+                largest,
+                mix,
+                mix.rates[0],
+                whole - part,
+                whole,
+            )
+        if clients < len(mix.parts):
             logger.warning(
                 "%d clients share the %d parts of the mix %s; for 20 virtual clients: flwr run . --federation-config "
                 "'num-supernodes=20 client-resources-num-cpus=1'",

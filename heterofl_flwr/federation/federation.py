@@ -310,6 +310,12 @@ class Federation:
             place = min(place, number - 1)  # a number beyond those that there are is a mistake, or a lie
         return min(fixed_rate(self.mix, place, number, capacity=known.capacity), known.limit)
 
+    def largest_rate(self, server_round: int, node_id: int) -> float:
+        """Return the largest rate at which a client may train, in any round."""
+        if self.assignment == "fix":
+            return self._find_rate(server_round, node_id)
+        return min(self.nodes[node_id].holds or 1.0, self.mix.rates[0])
+
     def can_train(self, node_id: int) -> bool:
         """Whether there is a rate that a client could be given."""
         if self.assignment == "fix":

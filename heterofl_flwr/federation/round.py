@@ -63,7 +63,7 @@ class Round:
     def __init__(self, engine: Engine, server_round: int, node_ids: Sequence[int], state: Mapping[str, Tensor]) -> None:
         self._engine, self._federation, self._options = engine, engine.federation, engine.options
         self.server_round = server_round
-        engine.warn_of_few(len(node_ids))
+        engine.warn_of_mix(server_round, node_ids)
         engine.silent = set()
         trainable = engine.trainable_nodes(node_ids)
         self.needed = self._options.sampling.number(len(trainable), "train")  # good replies
@@ -174,12 +174,22 @@ class Round:
         asked = len(self.slices) - (self._lost if wanted == "auto" else 0)
         least = least_replies(wanted, min(self.needed, asked))
         if replies >= least:
+            self._check_weights()
             return
         raise RoundError(
             f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
             f"least {least}: mend what the others fail with, or let rounds go on with fewer (min_replies or "
             f"sample.min-replies, which is {wanted}); {name_faults('partition', self.log.failures)}"
         )
+
+    def _check_weights(self) -> None:
+        """Fail if no reply would count in the mean: the model would stay as it is, round after round."""
+        if self._options.averaging.weights == "examples" and not any(number for number, _ in self.answers.values()):
+            raise RoundError(
+                f"round {self.server_round}: all {len(self.answers)} clients count 0 examples, and with "
+                f"weights='examples' none of them counts: let reply have the number of examples that a client trained "
+                f"on, or choose weights='equal'"
+            )
 
 
 def check_open(current: Round | None) -> Round:

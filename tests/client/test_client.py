@@ -174,6 +174,15 @@ class TestReply:
         with pytest.raises(ConfigError, match=said):
             reply(instruction(), num_examples=3, metrics={"accuracy": np.float32(0.5), "loss": value})
 
+    @pytest.mark.parametrize("number", [1.5, "200", None, [3]])
+    def test_a_number_of_examples_is_a_whole_one(self, number):
+        with pytest.raises(ConfigError, match=re.escape(f"num_examples is {number!r}; expected a whole number")):
+            reply(instruction(), num_examples=number)
+
+    @pytest.mark.parametrize("number", [3, np.int64(3), torch.tensor(3)])
+    def test_a_number_of_examples_may_be_of_any_library(self, number):
+        assert reply(instruction(), num_examples=number).content["metrics"]["num-examples"] == 3
+
     def test_no_labels_and_no_classes_are_not_the_same(self):
         assert "labels" not in reply(instruction(), num_examples=1).content["config"]
         assert reply(instruction(), num_examples=1, labels=[]).content["config"]["labels"] == []

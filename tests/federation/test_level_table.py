@@ -1,5 +1,6 @@
 """Levels: what a node says changes no other's, and what the server's table and bound say of them."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,14 @@ def test_under_fix_a_node_keeps_its_level_whoever_comes_and_goes(mix, moves):
         after = levels_of(federation, there)
         assert all(after[node] == before[node] for node in there if node in before)
         before = after
+
+
+@pytest.mark.parametrize("assignment", ["fix", "dynamic"])
+@pytest.mark.parametrize(("level", "untrained"), [("e", 68 - 12), ("b", 68 - 36), ("a", 0)])
+def test_a_model_that_nobody_can_hold_is_warned_of(caplog, assignment, level, untrained):
+    play(mix="a1-b1-e1", nodes=4, assignment=assignment, node_config=lambda _: {"level": level}, num_rounds=2)
+    said = re.findall(r"(\d+) of its 68 parameters are never trained", caplog.text)
+    assert said == ([str(untrained)] if untrained else [])
 
 
 class Named(LocalGrid):

@@ -10,6 +10,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
 from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Windowed, multi_step
+from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.errors import RoundError
 from heterofl_flwr.stages.server_optimizer import Momentum
 from tests.federation.tiny import Shuffled, Tiny, Watched, add_one, build, build_normed, equal, make_app, play, untimed
 
@@ -168,3 +170,12 @@ def test_clients_that_take_no_part_are_never_drawn(caplog):
 def test_a_run_that_cannot_start_says_why(start, said):
     with LocalGrid(make_app(), 2) as grid, pytest.raises(HeteroFLError, match=said):
         HeteroFL(build).start(grid, **start)
+
+
+def test_where_no_client_counts_an_example_the_round_fails():
+    def train(message, context):
+        return reply(message, submodel(message, build), num_examples=0)
+
+    assert play(make_app(train)).log.failures == {}
+    with pytest.raises(RoundError, match="round 1: all 3 clients count 0 examples, and with weights='examples'"):
+        play(make_app(train), weights="examples")
