@@ -73,6 +73,12 @@ class Engine:
                 largest,
             )
         logger.info("\t├──> Rows by label: %s", ", ".join(federation.rows) or "none")
+        if options.privacy.noise and federation.rows and options.averaging.labels != "none":
+            logger.warning(
+                "epsilon does not cover which classes a client has: with labels=%r they decide which rows count; "
+                "choose labels='none' (train.labels=none)",
+                options.averaging.labels,
+            )
         logger.info("\t├──> Slices: %s", options.transfer.slice_rule)
         if federation.personal:
             logger.info("\t├──> Shared: %s", ", ".join(federation.shared) or "nothing")
@@ -123,6 +129,14 @@ class Engine:
                 mix.rates[0],
                 whole - part,
                 whole,
+            )
+        if self.options.privacy.noise and self.options.privacy.delta * clients >= 1:
+            logger.warning(
+                "delta is %g and there are %d clients: epsilon at a delta of 1 / %d or more promises nothing; choose a "
+                "smaller one",
+                self.options.privacy.delta,
+                clients,
+                clients,
             )
         if clients < len(mix.parts):
             logger.warning(

@@ -1,6 +1,5 @@
 """Differential privacy of whole clients: what is clipped and noised, and what a run has given away so far."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +10,10 @@ from heterofl_flwr.errors import check_fields
 from heterofl_flwr.nn.moments import LayerMoments, Moments, build_layer_moments
 
 KINDS = TRAINING, MOMENTS = "training-releases", "moments-releases"
+
+
+_LEAST, _MOST = 1e-8, 1e8
+"""Of clips and noise: sums on the grid are exact within them (``core/differential_privacy.py``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +42,11 @@ class Privacy:
         check_fields(
             self,
             (
-                ("clip", 0 <= self.clip < math.inf, "a number of 0 or more"),
-                ("noise", 0 <= self.noise < math.inf, "a number of 0 or more"),
+                ("clip", self.clip == 0 or _LEAST <= self.clip <= _MOST, f"0, or {_LEAST:g} to {_MOST:g}"),
+                ("noise", self.noise == 0 or _LEAST <= self.noise <= _MOST, f"0, or {_LEAST:g} to {_MOST:g}"),
                 ("clip", self.clip > 0 or not self.noise, "a number above 0 where there is noise"),
                 ("delta", 0 < self.delta < 1, "a number between 0 and 1"),
-                ("moments_clip", 0 < self.moments_clip < math.inf, "a number above 0"),
+                ("moments_clip", _LEAST <= self.moments_clip <= _MOST, f"{_LEAST:g} to {_MOST:g}"),
             ),
             "privacy: ",
         )

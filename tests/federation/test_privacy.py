@@ -1,6 +1,7 @@
 """Clients are clipped, the model is noised, and the record says what that gives away."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Privacy, me
 from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsilon
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import norm_between
-from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.stages.compress import restore
@@ -195,3 +196,29 @@ def test_noisy_statistics_are_those_of_shortened_moments(moments, nodes):
     variance = second if moments == "paper" else second - mean**2
     for one, two in zip(strategy.moments[1.0].statistics("norm"), (mean, variance), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("field", ["clip", "noise", "moments_clip"])
+@pytest.mark.parametrize("value", [1e-320, 1e-9, 1e9, 1e308, math.inf, math.nan])
+def test_numbers_that_the_grid_cannot_hold_are_refused(field, value):
+    with pytest.raises(ConfigError, match=re.escape(f"{field} is {value!r}, expected ")):
+        Privacy(**{"clip": 1.0, "noise": 1.0, field: value})
+
+
+@pytest.mark.parametrize("value", [1e-8, 1e8])
+def test_numbers_at_the_bounds_give_a_finite_epsilon(value):
+    strategy, state, _ = run(Privacy(clip=value, noise=value, moments_clip=value))
+    assert 0 <= strategy.log.privacy["epsilon"] < math.inf
+    assert all(own.isfinite().all() for own in state.values())
+
+
+@pytest.mark.parametrize(("labels", "times"), [("sent", 1), ("inferred", 1), ("none", 0)])
+def test_label_sets_that_epsilon_does_not_cover_are_named(caplog, labels, times):
+    run(Privacy(clip=1, noise=1), labels=labels)
+    assert caplog.text.count("epsilon does not cover which classes a client has") == times
+
+
+@pytest.mark.parametrize(("delta", "times"), [(0.5, 1), (1e-5, 0)])
+def test_a_delta_that_promises_nothing_is_warned_of(caplog, delta, times):
+    run(Privacy(clip=1, noise=1, delta=delta), labels="none", num_rounds=2)
+    assert caplog.text.count(f"delta is {delta:g} and there are") == times
