@@ -13,6 +13,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
+from weakref import WeakSet
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -36,7 +37,7 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.registry import client_stages
-from heterofl_flwr.stages.stage import ClientContext, Outgoing
+from heterofl_flwr.stages.stage import ClientContext, Outgoing, Pull
 from heterofl_flwr.training.distilled_loss import distilled_loss, note_inner_widths
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "distilled_loss",
     "models_to_evaluate",
     "own_part",
+    "regularizer",
     "reply",
     "seed_of",
     "share_of_work",
@@ -53,7 +55,13 @@ __all__ = [
 ]
 
 _KEPT = "heterofl-own"
-"""The record of a client's context with the parameters that stay with it."""
+"""The record of a client's context with the parameters that stay with it, and with what stages keep."""
+
+_STAGES = "stages/"
+"""What the names of the latter begin with."""
+
+_PULLED: WeakSet[nn.Module] = WeakSet()
+"""The models that were trained with the pull of their instruction."""
 
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
 
@@ -112,6 +120,50 @@ def kept_part(context: Context | None) -> dict[str, Tensor] | None:
 def keep_part(context: Context, state: Mapping[str, Tensor]) -> None:
     """Keep a client's own parameters in its context, which Flower keeps as long as the node lives."""
     context.state[_KEPT] = ArrayRecord(dict(state))
+
+
+def _kept_by_stages(context: Context | None) -> dict[str, Tensor]:
+    kept = kept_part(context) or {}
+    return {name.removeprefix(_STAGES): own for name, own in kept.items() if name.startswith(_STAGES)}
+
+
+def pull_of(message: Message, context: Context | None) -> Pull | None:
+    """Return what the strategy has a client's training pulled to, by FedProx or a stage; None for nothing."""
+    config, kept = messages.read_config(message), _kept_by_stages(context)
+    given = ClientContext(received=lambda: _read_state(message), seed=seed_of(message), kept=kept)
+    pulls = [pull for stage in client_stages(config) if (pull := stage.pull(given)) is not None]
+    if strength := messages.read_optional(config, messages.PROXIMAL_MU, float):
+        pulls.append(Pull(strength, given.received))
+    if len(pulls) > 1:
+        raise ConfigError("two things pull a client's training; expected proximal_mu or one stage such as FedDyn")
+    return pulls[0] if pulls else None
+
+
+def note_pulled(model: nn.Module) -> None:
+    """Note that a model was trained with the pull of its instruction."""
+    _PULLED.add(model)
+
+
+def regularizer(message: Message, context: Context) -> Callable[[nn.Module], Tensor | float]:
+    """Return what to add to the loss of each batch where the strategy pulls clients (FedProx, FedDyn); else 0.
+
+    ::
+
+        pull = regularizer(message, context)        # once
+        loss = criterion(model(x), y) + pull(model)  # in each step
+    """
+    found = pull_of(message, context)
+    towards = found.towards() if found else {}
+
+    def term(model: nn.Module) -> Tensor | float:
+        note_pulled(model)
+        if found is None:
+            return 0.0
+        named = {name: own for name, own in exchanged_parameters(model).items() if name in towards}
+        apart = [(own - towards[name].to(own)).square().sum() for name, own in named.items() if own.requires_grad]
+        return found.strength / 2 * torch.stack(apart).sum()
+
+    return term
 
 
 def seed_of(message: Message) -> int:
@@ -187,8 +239,15 @@ def reply(
     records: Mapping[str, ArrayRecord] = {}
     if model is not None:
         upload = messages.read_upload(messages.read_config(message))
-        records = _pack_trained(message, model, upload)
-        if context is not None and (own := own_part(message, model)):
+        kept = _kept_by_stages(context)
+        records = _pack_trained(message, model, upload, kept)
+        if kept and (context is None or model not in _PULLED):
+            raise ConfigError(
+                f"{', '.join(sorted({name.partition('/')[0] for name in kept}))}: the strategy pulls clients, "
+                f"so add regularizer(message, context)(model) to the loss, and call reply(..., context=context)"
+            )
+        own = own_part(message, model) | {f"{_STAGES}{name}": tensor for name, tensor in kept.items()}
+        if context is not None and own:
             keep_part(context, own)
         if upload != "float32":
             config[messages.UPLOAD] = upload
@@ -269,14 +328,16 @@ def _read_state(message: Message) -> dict[str, Tensor]:
     return packing.read_tensors(records[messages.ARRAYS])
 
 
-def _pack_trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, ArrayRecord]:
+def _pack_trained(
+    message: Message, model: nn.Module, upload: Upload, kept: dict[str, Tensor]
+) -> dict[str, ArrayRecord]:
     """Return what is sent of a model's parameters, after the stages that the instruction names."""
     config = messages.read_config(message)
     shared = messages.read_shared(config)
     outgoing = Outgoing(
         tensors={name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
     )
-    context = ClientContext(received=lambda: _read_state(message), seed=seed_of(message))
+    context = ClientContext(received=lambda: _read_state(message), seed=seed_of(message), kept=kept)
     for stage in client_stages(config):
         outgoing = stage.on_client(outgoing, context)
     return packing.pack_trained(outgoing.tensors, outgoing.scales, upload)
@@ -328,6 +389,7 @@ def _personal_part(
         seed = messages.read_value(config, messages.SEED, int)
         own = plan_between(build, top, rate).extract(initial_state(build, top, seed))
     model = new_model(build, rate)
+    own = {name: tensor for name, tensor in own.items() if not name.startswith(_STAGES)}
     kept = {name: tensor for name, tensor in untied(model, own).items() if not is_shared(name, shared)}
     expected = {name: one for name, one in exchanged_parameters(model).items() if not is_shared(name, shared)}
     if wrong := name_misfits(kept, expected):

@@ -69,8 +69,10 @@ def _answer(cohort: Sequence[Instruction]) -> list[Message]:
                 num_examples=result.examples,
                 labels=instruction.data[2] if instruction.task.sends_labels else None,
                 metrics={"loss": result.loss, "accuracy": result.accuracy},
+                context=instruction.own_context if instruction.task.keeps else None,
             )
         )
+        instruction.keep()
     return replies
 
 
@@ -82,15 +84,10 @@ def _train(cohort: Sequence[Instruction]) -> list[tuple[nn.Module, TrainResult]]
         raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
     try:
         models = _load_models(cohort)
-        jobs = [
-            instruction.training_job(task.with_inner_widths(model, rate, instruction.build))
-            for instruction, model in zip(cohort, models, strict=True)
-        ]
+        jobs = [instruction.training_job(model) for instruction, model in zip(cohort, models, strict=True)]
         results = train_together(jobs, options, engine=task.settings.engine.name)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {task.device}: {error}") from error
-    for instruction, model in zip(cohort, models, strict=True):
-        instruction.keep_own(model)
     return list(zip(models, results, strict=True))
 
 
@@ -166,6 +163,7 @@ def publish_message(message: Message, context: Context) -> Message:
     """Train on this client's own data, and publish posteriors of the round's seed examples (FedH2L)."""
     instruction = Instruction(message, context)
     ((model, result),) = _train([instruction])
+    instruction.keep(model)
     inputs, _ = _load_seed_examples(instruction)
     published = posteriors(model, inputs, instruction.value(messages.TEMPERATURE, float)).cpu()
     answer = reply(message, num_examples=result.examples, metrics={"loss": result.loss, "accuracy": result.accuracy})
@@ -192,7 +190,7 @@ def learn_message(message: Message, context: Context) -> Message:
         instruction.options,
         distill,
     )
-    instruction.keep_own(model)
+    instruction.keep(model)
     return reply(message, model, num_examples=len(instruction.data[0]), metrics={"divergence": divergence})
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from heterofl_flwr import messages
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.capability import read_capability
-from heterofl_flwr.client import keep_part, kept_part, own_part, seed_of, share_of_work, submodel
+from heterofl_flwr.client import (
+    keep_part,
+    kept_part,
+    note_pulled,
+    own_part,
+    pull_of,
+    seed_of,
+    share_of_work,
+    submodel,
+)
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import State
@@ -25,6 +34,7 @@ from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_stat
 from heterofl_flwr.runs.checkpoint import pack
 from heterofl_flwr.runs.files import CLIENT_STATES, files_by_round, remove, write_atomic
 from heterofl_flwr.settings.groups import DataSettings
+from heterofl_flwr.stages.stage import Pull
 from heterofl_flwr.training import TrainingJob, TrainOptions
 
 NODE_STATES = "states-path"
@@ -54,11 +64,8 @@ class Owner:
         return Path(str(folder)) / run / f"{self.partition:05d}"
 
 
-def read_own_state(context: Context, owner: Owner, before: int) -> State | None:
-    """Return a client's own parameters as the rounds before one have left them; None if there are none yet."""
-    folder = owner.folder(context)
-    if folder is None:
-        return kept_part(context)
+def read_own_state(folder: Path, before: int) -> State | None:
+    """Return what a client keeps as the rounds before one have left it; None if there is nothing yet."""
     paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < before]
     if not paths:
         return None
@@ -71,12 +78,8 @@ def read_own_state(context: Context, owner: Owner, before: int) -> State | None:
         ) from error
 
 
-def keep_own_state(context: Context, owner: Owner, server_round: int, state: dict[str, Tensor], every: int) -> None:
-    """Keep the own parameters that a round ended with; the run has a checkpoint after each ``every`` rounds."""
-    folder = owner.folder(context)
-    if folder is None:
-        keep_part(context, state)
-        return
+def keep_own_state(folder: Path, server_round: int, state: dict[str, Tensor], every: int) -> None:
+    """Keep what a client keeps at the end of a round; the run has a checkpoint after each ``every`` rounds."""
     write_atomic(folder / CLIENT_STATES.replace("*", f"{server_round:06d}"), pack(state))
     safe = ((server_round - 1) // every - 1) * every  # the last checkpoint but one
     old = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number <= safe]
@@ -120,8 +123,12 @@ class Instruction:
     @property
     def options(self) -> TrainOptions:
         """How the message asks its client to train."""
-        proximal = messages.read_optional(self.config, messages.PROXIMAL_MU, float) or 0.0
-        return self.task.options(self.value(messages.LEARNING_RATE, float), proximal)
+        return self.task.options(self.value(messages.LEARNING_RATE, float), self.pull.strength if self.pull else 0.0)
+
+    @cached_property
+    def pull(self) -> Pull | None:
+        """What the message has training pulled to, by FedProx or a stage."""
+        return pull_of(self.message, self.own_context if self.task.keeps else None)
 
     @cached_property
     def data(self) -> tuple[Split, Split, tuple[int, ...]]:
@@ -150,24 +157,42 @@ class Instruction:
 
     def load_model(self) -> nn.Module:
         """Return the model that the message is about, on the device, with what this node keeps for itself."""
-        own = None
-        if self.task.personal:
-            after = self.message.metadata.message_type not in OPENS_ROUND
-            server_round = self.value(messages.SERVER_ROUND, int)
-            own = read_own_state(self.context, self.owner, server_round + after)
-        return submodel(self.message, self.build, own, seed_torch=True).to(self.task.device)
+        context = self.own_context if self.task.keeps else None
+        return submodel(self.message, self.build, context=context, seed_torch=True).to(self.task.device)
 
-    def keep_own(self, model: nn.Module) -> None:
-        """Keep what stays here of a model that was trained, where clients keep parameters of their own."""
-        if self.task.personal:
-            server_round, every = self.value(messages.SERVER_ROUND, int), self.task.settings.run.checkpoint_every
-            keep_own_state(self.context, self.owner, server_round, own_part(self.message, model), every)
+    @cached_property
+    def own_context(self) -> Context:
+        """The context with what this client keeps: the node's, or where it has a folder for that, one of its own."""
+        context, folder = self.context, self.owner.folder(self.context)
+        if folder is None:
+            return context
+        own = Context(context.run_id, context.node_id, context.node_config, RecordDict(), context.run_config)
+        after = self.message.metadata.message_type not in OPENS_ROUND
+        if state := read_own_state(folder, self.value(messages.SERVER_ROUND, int) + after):
+            keep_part(own, state)
+        return own
+
+    def keep(self, model: nn.Module | None = None) -> None:
+        """Keep for the next rounds what stays here of a trained model, or what ``reply`` has kept."""
+        if not self.task.keeps:
+            return
+        if model is not None:
+            keep_part(self.own_context, own_part(self.message, model))
+        if folder := self.owner.folder(self.context):
+            state, every = kept_part(self.own_context) or {}, self.task.settings.run.checkpoint_every
+            keep_own_state(folder, self.value(messages.SERVER_ROUND, int), state, every)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
         """Return the training of a model on this client's examples, with the mask of its classes where there is one."""
         split, _, classes = self.data
+        towards: list[Tensor] = []
+        if self.pull is not None and self.task.keeps:  # FedProx pulls to what was received, which all engines know
+            places = self.pull.towards()
+            towards = [places[name] for name, _ in model.named_parameters()]
+            note_pulled(model)
         return TrainingJob(
-            model=model,
+            model=self.task.with_inner_widths(model, self.rate, self.build),
+            towards=towards,
             split=split,
             seed=self.seed,
             classes=torch.tensor(classes) if self.task.masked else None,

@@ -87,7 +87,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         _start_folder(folder, task, start, strategy)
     strategy.engine.chain.load(start.stages)
     # So that nodes do not take what an earlier run left with them for this run's.
-    told = {} if start.run_key is None or not task.personal else {messages.RUN_KEY: start.run_key}
+    told = {} if start.run_key is None or not task.keeps else {messages.RUN_KEY: start.run_key}
     strategy.start(
         SimulatedDevices(windowed, devices, min_replies=settings.sample.min_replies) if devices else windowed,
         initial_arrays=start.arrays,

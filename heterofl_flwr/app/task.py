@@ -23,6 +23,7 @@ from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.settings import Settings, from_flat, model_options
 from heterofl_flwr.settings.groups import DataSettings
 from heterofl_flwr.settings.presets import architectures, options_of, with_architecture
+from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.training import EvaluateResult, TrainOptions, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.distill import seed_set
 from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_up
@@ -113,6 +114,11 @@ class Task:
     def personal(self) -> bool:
         """Whether clients keep parameters of their own (``server.shared``)."""
         return self.settings.server.shared != ALL or self.settings.server.strategy == "fedh2l"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether clients keep something from round to round: parameters of their own, or what a stage keeps."""
+        return self.personal or any(own.needs.fixed_slices for own in parse_stages(self.settings.server.stages))
 
     @property
     def masked(self) -> bool:

@@ -4,13 +4,15 @@ Nothing here knows Flower. The strategies of both of its APIs translate between 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 from torch import Tensor, nn
 
 from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, joining_rates
+from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import first_names, untied
@@ -26,7 +28,7 @@ from heterofl_flwr.federation.options import Assignment, Options
 from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.static_norm import batch_norms
-from heterofl_flwr.stages.stage import RoundContext
+from heterofl_flwr.stages.stage import RoundContext, label
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +67,14 @@ class Federation:
                 f"the global model has rate {self.mix.global_rate:g}, and the mix {self.mix} no client of it: with "
                 f"slice_rule='prefix' nobody trains the rest; expected rolling, random-level or random-client"
             )
-        if self.personal and (self.assignment, slice_rule) != ("fix", "prefix"):
+        stays = [f"what {label(own)} keeps stays" for own in self.options.averaging.stages if own.needs.fixed_slices]
+        if stays and self.personal:
+            raise ConfigError(f"{stays[0]} with a client for all parameters: expected all of them to be shared")
+        stays += ["parameters that are not shared stay"] if self.personal else []
+        if stays and (self.assignment, slice_rule) != ("fix", "prefix"):
             raise ConfigError(
-                f"parameters that are not shared stay with a client, so it keeps its slice: expected assignment='fix' "
-                f"and slice_rule='prefix', found {self.assignment!r} and {slice_rule!r}"
+                f"{stays[0]} with a client, so it keeps its slice: expected assignment='fix' and "
+                f"slice_rule='prefix', found {self.assignment!r} and {slice_rule!r}"
             )
         self.options.limits.levels.check(self.mix, self.assignment)
         check_build(self.build)
@@ -171,7 +177,13 @@ class Federation:
             model=self.model,
             rows=self.rows,
             untrained=self.untrained,
+            holders=partial(self._count_holders, server_round, state),
         )
+
+    def _count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:
+        """Return how many clients hold each entry of a parameter, of all that can be drawn."""
+        plans = (self.plan(self.rate(server_round, node_id)) for node_id in self.nodes if self.can_train(node_id))
+        return held_by(state[name].float(), Counter(plan.axes[name] for plan in plans if name in plan.axes))
 
     def train_plan(self, server_round: int, node_id: int, rate: float) -> Plan:
         """Return the slice that a client trains in a round; one that clients of a rate share is computed once."""

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress
+from heterofl_flwr.stages.feddyn import FedDyn
 from heterofl_flwr.stages.moving_average import MovingAverage
 from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, Yogi
 from heterofl_flwr.stages.stage import Stage
@@ -19,6 +20,7 @@ STAGES: Mapping[str, tuple[type[Stage], str]] = MappingProxyType(
         "yogi": (Yogi, "eta"),
         "adagrad": (Adagrad, "eta"),
         "moving-average": (MovingAverage, "decay"),
+        "feddyn": (FedDyn, "alpha"),
     }
 )
 """The stages that ``server.stages`` can name, each with the argument that a number without a name is."""

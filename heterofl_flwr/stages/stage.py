@@ -1,8 +1,9 @@
 """A stage: what happens to a client's update on its way to the mean, and to the mean on its way to the new model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.plan import Plan
@@ -73,6 +74,8 @@ class RoundContext:
         The parameters whose rows belong to classes.
     untrained
         From a rate to the parameters that its clients hold and do not train.
+    holders
+        From a parameter's name to how many clients hold each of its entries, whether they are drawn or not.
     """
 
     server_round: int
@@ -80,6 +83,7 @@ class RoundContext:
     model: nn.Module
     rows: Sequence[str] = ()
     untrained: Callable[[float], frozenset[str]] = lambda rate: frozenset()
+    holders: Held = lambda name: torch.ones(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +96,21 @@ class ClientContext:
         Gives the parameters that the server sent; reading them takes time, so it is a function.
     seed
         A function of the run's seed, the round and the client.
+    kept
+        What the client's stages keep from task to task, by names that begin with the stage's own; write into it.
     """
 
     received: Callable[[], Mapping[str, Tensor]]
     seed: int
+    kept: State = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """What a client's training adds to its loss: ``strength / 2 |w - towards()|^2``."""
+
+    strength: float
+    towards: Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,12 +127,15 @@ class Needs:
         Each client counts once.
     steps
         Each entry of the mean comes from that entry of the updates, so that the stage can step along it.
+    fixed_slices
+        A client's slice is the same in every round.
     """
 
     changes: bool = False
     counting_mean: bool = False
     equal_weights: bool = False
     steps: bool = False
+    fixed_slices: bool = False
 
 
 class Stage:
@@ -141,6 +159,11 @@ class Stage:
     def from_instruction(cls, config: Mapping[str, object]) -> "Stage | None":
         """Return the stage that an instruction names, on a client; None where it names none of this kind."""
         del config
+        return None
+
+    def pull(self, context: ClientContext) -> Pull | None:
+        """Return what a client's training is pulled to; None for nothing."""
+        del context
         return None
 
     def on_client(self, outgoing: Outgoing, context: ClientContext) -> Outgoing:

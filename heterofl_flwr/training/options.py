@@ -157,6 +157,9 @@ class TrainingJob:
     joint_loss
         For a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``), their loss, where not the last alone
         is trained. The engine ``plain`` trains it.
+    towards
+        What ``TrainOptions.proximal`` pulls each of the model's parameters to, in their order; empty for what was
+        received. The engine ``plain`` does.
     """
 
     model: nn.Module
@@ -165,6 +168,7 @@ class TrainingJob:
     classes: Sequence[int] | Tensor | None = None
     step_share: float = 1.0
     joint_loss: JointLoss | None = None
+    towards: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
         """Validate the share."""

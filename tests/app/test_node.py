@@ -24,21 +24,21 @@ SMALL = {
 }
 
 
-def node(folder):
-    return Context(1, 2, {NODE_STATES: str(folder)}, RecordDict(), {})
+def folder_of(folder, partition=3):
+    return Owner(partition).folder(Context(1, 2, {NODE_STATES: str(folder)}, RecordDict(), {}))
 
 
-def keep(context, number, every=1):
-    keep_own_state(context, Owner(3), number, {"weight": torch.full((2,), float(number))}, every)
+def keep(folder, number, every=1):
+    keep_own_state(folder_of(folder), number, {"weight": torch.full((2,), float(number))}, every)
 
 
-def read(context, before, partition=3):
-    found = read_own_state(context, Owner(partition), before)
+def read(folder, before, partition=3):
+    found = read_own_state(folder_of(folder, partition), before)
     return None if found is None else found["weight"][0].item()
 
 
 def test_a_round_begins_with_what_the_last_one_before_it_left(tmp_path):
-    own = node(tmp_path)
+    own = tmp_path
     assert read(own, 5) is None
     for number in (2, 4, 7):
         keep(own, number)
@@ -48,7 +48,7 @@ def test_a_round_begins_with_what_the_last_one_before_it_left(tmp_path):
 
 @pytest.mark.parametrize("every", [1, 5])
 def test_states_are_kept_as_long_as_a_checkpoint_may_need_them(tmp_path, every):
-    own = node(tmp_path)
+    own = tmp_path
     trained = [1, 2, 3, 4, 6, 9, 10, 11, 12]
     for number in trained:
         keep(own, number, every)
@@ -63,11 +63,11 @@ def test_states_are_kept_as_long_as_a_checkpoint_may_need_them(tmp_path, every):
 
 
 def test_a_damaged_file_is_named(tmp_path):
-    keep(node(tmp_path), 1)
+    keep(tmp_path, 1)
     path = tmp_path / "00003" / "000001.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(HeteroFLError, match=r"000001\.safetensors cannot be read .* begin anew"):
-        read(node(tmp_path), 2)
+        read(tmp_path, 2)
 
 
 def run(folder, **settings):

@@ -40,7 +40,7 @@ def train_one(
     model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     with seeded(derive(job.seed, "model"), device), channels_last(model):
-        sgd = ParameterSGD(model.parameters(), options)
+        sgd = ParameterSGD(model.parameters(), options, job.towards)
 
         def step(inputs: Tensor, targets: Tensor) -> Tensor:
             loss, right = compute_loss(forward or model, inputs, targets, masking, options.precision, job.joint_loss)

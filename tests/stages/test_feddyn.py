@@ -1,0 +1,145 @@
+"""FedDyn: against a slow twin entry by entry, against the published form, after a break, and where it is misused."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from flwr.clientapp import ClientApp
+from flwr.serverapp.exception import AggregationError
+
+from heterofl_flwr import HeteroFL, LocalGrid
+from heterofl_flwr.client import answer_queries, regularizer, reply, submodel
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.stages.feddyn import FedDyn
+from tests.federation.tiny import NEVER, Keep, Tiny, Watched
+
+ALPHA, RATE, STEPS, NODES = 0.3, 0.2, 3, 6
+SIZES = {1.0: 8, 0.5: 4, 0.25: 2}
+
+
+def build(rate):
+    return Tiny(rate).double()
+
+
+def wanted(partition, rate):
+    """Return where a client's own loss has its minimum."""
+    generator = torch.Generator().manual_seed(partition)
+    full = {name: torch.randn(own.shape, generator=generator).double() for name, own in Tiny(1.0).named_parameters()}
+    return {name: full[name][tuple(map(slice, own.shape))] for name, own in build(rate).named_parameters()}
+
+
+def make_app(*, pulls=True, keeps=True):
+    app = ClientApp()
+    answer_queries(app, build)
+
+    @app.train()
+    def train(message, context):
+        model, pull = submodel(message, build), regularizer(message, context)
+        goal = wanted(context.node_config["partition-id"], message.content["config"]["rate"])
+        sgd = torch.optim.SGD(model.parameters(), RATE)
+        for _ in range(STEPS):
+            sgd.zero_grad()
+            loss = sum((own - goal[name]).square().sum() / 2 for name, own in model.named_parameters())
+            (loss + (pull(model) if pulls else 0)).backward()
+            sgd.step()
+        return reply(message, model, num_examples=1, context=context if keeps else None)
+
+    return app
+
+
+def play(mix, *, app=None, **start):
+    strategy = HeteroFL(
+        build, mix, stages=[FedDyn(ALPHA)], fraction_train=0.5, evaluation=NEVER, callbacks=[keep := Keep()]
+    )
+    strategy.engine.chain.load(start.pop("stages", {}))
+    grid = start.pop("grid", None) or Watched(app or make_app(), NODES)
+    result = strategy.start(grid, **({"num_rounds": 6} | start))
+    return result.arrays.to_torch_state_dict(), grid, keep.progress
+
+
+def rounds_of(grid):
+    """Return for each round the partitions that trained, in order, with their rates."""
+    found = {}
+    for message in grid.of("train"):
+        config = message.content["config"]
+        found.setdefault(config["server-round"], []).append((config["partition"], config["rate"]))
+    return found.values()
+
+
+def holders(mix_rates, index, shape, name):
+    """Return which clients hold an entry: the hidden units are axis 0 of the first layer, axis 1 of the classifier."""
+    place = 0 if name.startswith("hidden") else 1 if name == "classifier.weight" else None
+    return [client for client, rate in enumerate(mix_rates) if place is None or index[place] < SIZES[rate]]
+
+
+@pytest.mark.parametrize("mix", ["a1-b1-c1", "a1"])
+def test_it_equals_a_slow_twin_and_the_paper_at_one_size(mix):
+    with Watched(make_app(), NODES) as grid:
+        found, grid, _ = play(mix, grid=grid)
+    rates = {"a1": [1.0] * 6, "a1-b1-c1": [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]}[mix]
+    model = {name: own.detach().numpy().copy() for name, own in HeteroFL(build, mix).federation.initial_state().items()}
+    for name, theta in model.items():
+        goals = [wanted(client, 1.0)[name].numpy() for client in range(NODES)]
+        for index in np.ndindex(*theta.shape):
+            holding = holders(rates, index, theta.shape, name)
+            gradient, h, value = dict.fromkeys(holding, 0.0), 0.0, theta[index]
+            for drawn in rounds_of(grid):
+                ends = {}
+                for client, _ in drawn:
+                    if client not in holding:
+                        continue
+                    w = value
+                    for _ in range(STEPS):
+                        w -= RATE * (w - goals[client][index] - gradient[client] + ALPHA * (w - value))
+                    ends[client] = w
+                if not ends:
+                    continue
+                # Acar et al., algorithm 1; m is the number of clients that hold the entry.
+                h -= ALPHA / len(holding) * sum(w - value for w in ends.values())
+                for client, w in ends.items():
+                    gradient[client] -= ALPHA * (w - value)
+                value = sum(ends.values()) / len(ends) - h / ALPHA
+            assert float(found[name][index]) == pytest.approx(value, abs=1e-9), (name, index)
+
+
+def test_a_run_that_goes_on_has_the_same_model():
+    with Watched(make_app(), NODES) as grid:
+        whole, _, progress = play("a1-b1-c1", grid=grid)
+    with Watched(make_app(), NODES) as grid:
+        play("a1-b1-c1", grid=grid, num_rounds=3)
+        at = progress[2]
+        rest, *_ = play(
+            "a1-b1-c1",
+            grid=grid,
+            initial_arrays=ArrayRecord(dict(at.state)),
+            first_round=4,
+            stages=at.stages,
+        )
+    assert all(torch.equal(rest[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("misuse", [{"pulls": False}, {"keeps": False}])
+def test_a_loop_without_the_pull_is_refused(misuse):
+    with pytest.raises(AggregationError, match=r"feddyn: the strategy pulls clients, so add regularizer\(message"):
+        play("a1-b1-c1", grid=LocalGrid(make_app(**misuse), NODES))
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        (
+            {"assignment": "dynamic"},
+            "what FedDyn keeps stays with a client, so it keeps its slice",
+        ),
+        ({"shared": ("hidden.*",)}, "what FedDyn keeps stays with a client for all parameters: expected all of them"),
+        ({"weights": "examples"}, "FedDyn fits a mean in which each client counts once"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, cause):
+    with pytest.raises(ConfigError, match=cause):
+        HeteroFL(build, "a1-b1", stages=[FedDyn()], **options)
+
+
+def test_alpha_is_over_0():
+    with pytest.raises(ConfigError, match="FedDyn: alpha is 0, expected a number over 0"):
+        FedDyn(0)
