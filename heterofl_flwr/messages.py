@@ -16,7 +16,7 @@ from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, ReplyError
-from heterofl_flwr.stages import clip, compress
+from heterofl_flwr.stages import clip, compress, feddyn
 from heterofl_flwr.stages.compress import Upload
 
 SCHEMA = 1
@@ -49,7 +49,7 @@ RATES = "rates"
 SLICE_RULE = "slice-rule"
 WINDOW = "window"
 MOMENTS_KIND = "moments-kind"
-UPLOAD, CLIP = compress.KEY, clip.KEY
+UPLOAD, CLIP, FEDDYN = compress.KEY, clip.KEY, feddyn.KEY
 SHARED = "shared"
 TRAINED = "has-trained"
 BASE = "frozen-base"
@@ -60,7 +60,7 @@ RUN_KEY = "run-key"
 
 RESERVED = frozenset(
     {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIP, SHARED, WORK}
-) | {TRAINED, BASE}
+) | {TRAINED, BASE, FEDDYN}
 """Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
 
 # Keys of metrics.

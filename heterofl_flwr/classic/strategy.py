@@ -51,7 +51,7 @@ from heterofl_flwr.federation.round import Fault, Round, check_open
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.privacy import Privacy
-from heterofl_flwr.stages.stage import Stage
+from heterofl_flwr.stages.stage import Stage, label
 from heterofl_flwr.strategies.arguments import explain_unknown
 from heterofl_flwr.strategies.instructions import client_config
 from heterofl_flwr.strategies.read_replies import as_flower_error
@@ -175,6 +175,11 @@ class HeteroFL(EngineView, Strategy):
             privacy=privacy,
             evaluation=evaluation,
         )
+        if kept := [label(stage) for stage in stages if stage.needs.fixed_slices]:
+            raise ConfigError(
+                f"{kept[0]} keeps something with each client, for which the classic API has no place: use "
+                f"heterofl_flwr.HeteroFL"
+            )
         whole = Mix.parse(mix).with_global_rate(global_rate)
         self.engine = Engine(Federation(build=build, mix=whole, assignment=assignment, seed=seed, options=options))
         self.engine.num_rounds = num_rounds

@@ -106,7 +106,7 @@ def test_one_text_names_the_server_optimizer(text, optimizer):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("sgd", "'sgd' is no stage; expected some of momentum, adam, yogi, adagrad, moving-average, with"),
+        ("sgd", "'sgd' is no stage; expected some of momentum, adam, yogi, adagrad, moving-average, feddyn, with"),
         ("adam(eta=0.1", "'adam(eta=0.1' cannot be read"),
         ("adam(lr=0.1)", "adam(lr=0.1): 'lr=0.1' is no argument; expected eta, beta_1, beta_2, tau, each once"),
         ("adam(0.1, eta=0.2)", "'eta=0.2' is no argument"),
