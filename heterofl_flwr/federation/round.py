@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from heterofl_flwr.core.plan import Plan
@@ -103,7 +104,7 @@ class Round:
         self._chain.add(
             Update(
                 plan=own.plan,
-                tensors=reply.tensors,
+                tensors={name: self._as_single(name, own) for name, own in reply.tensors.items()},
                 rate=own.rate,
                 labels=None if self._federation.keeps_rows else reply.labels,
                 weight=1.0 if self._options.averaging.weights == "equal" else float(reply.num_examples),
@@ -120,6 +121,11 @@ class Round:
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
             logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)
             nodes.set_capacity(node_id, reply.capacity)
+
+    def _as_single(self, name: str, own: Tensor) -> Tensor:
+        """Return a tensor in the model's type where it came in double precision, as from Flower's SecAgg+."""
+        known = self._state.get(name)
+        return own if known is None or own.dtype != torch.float64 else own.to(known.dtype)
 
     def _check_labels(self, labels: Sequence[int] | None) -> None:
         """Refuse more labels than there are classes, before they take memory again."""

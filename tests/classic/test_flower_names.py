@@ -109,6 +109,22 @@ def test_secure_aggregation_fails_where_clients_train_slices(workflow):
             DefaultWorkflow(fit_workflow=workflow)(grid, context)
 
 
+def test_secure_aggregation_of_one_size_is_the_mean():
+    found = []
+    for workflow in (None, SecAggPlusWorkflow(3, 2, quantization_range=2**20, modulus_range=2**30)):
+        app = ClientApp(client_fn=numpy_clients.client_fn, mods=[secaggplus_mod] if workflow else [])
+        strategy = HeteroFL(numpy_clients.build, "a1", weights="examples", labels="none", fraction_evaluate=0.0)
+        with LocalGrid(app, 3) as grid:
+            context = LegacyContext(
+                Context(grid.run.run_id, 0, {}, RecordDict(), {}), config=ServerConfig(num_rounds=1), strategy=strategy
+            )
+            DefaultWorkflow(fit_workflow=workflow)(grid, context)
+        assert strategy.log.failures == {}
+        found.append(context.state.array_records["parameters"].to_numpy_ndarrays())
+    for plain, masked in zip(*found, strict=True):
+        np.testing.assert_allclose(masked, plain, atol=2e-3)  # SecAgg+ rounds weights to thousandths
+
+
 def test_a_client_that_is_not_converted_is_refused():
     strategy = HeteroFL(build, "a1-c1", wait=0.0)
     manager = manager_of(*(Fake(str(cid), 1.0 + cid) for cid in range(2)))
