@@ -4,7 +4,8 @@ Flower has no promise for these names. Where no version stands beside a name, 1.
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,6 +45,7 @@ __all__ = [
     "runtime_client",
     "set_identity",
     "set_metadata",
+    "some_identity",
     "warn_if_untested",
 ]
 
@@ -90,6 +92,18 @@ def set_identity(run_id: int | None, node_id: int | None, task_id: int | None = 
 def get_identity() -> tuple[int | None, int | None, int | None]:
     """Return the numbers of the run, the node and the task that this process is."""
     return TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
+
+
+@contextmanager
+def some_identity() -> Iterator[None]:
+    """Let messages be made where Flower has not said which node this process is, as under ``start_server``."""
+    known = get_identity()
+    if known[0] is None:
+        set_identity(0, 0)
+    try:
+        yield
+    finally:
+        set_identity(*known)
 
 
 def set_metadata(message: Message, **values: object) -> None:

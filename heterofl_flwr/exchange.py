@@ -212,8 +212,8 @@ def _reply_or_fault(reply: Message) -> Message | Fault:
     if not reply.has_error():
         return reply
     error = reply.error
-    if isinstance(error, messages.SimulatedFault):
-        return Fault(error.reason or "", "simulated")
+    if isinstance(error, messages.LocalFault):
+        return Fault(error.reason or "", error.kind)
     reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))
     return Fault(reason, "no handler" if lacks_handler(error) else "failed")
 

@@ -8,7 +8,7 @@ misunderstand one another say so instead. A sender is by default the server, as 
 from collections.abc import Mapping, Sequence
 from operator import index
 from reprlib import repr as shown
-from typing import TypeVar, cast, get_args
+from typing import Literal, TypeVar, cast, get_args
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
@@ -104,11 +104,19 @@ SIMULATED = "simulated: "
 """How the reason of every ``SimulatedFault`` begins."""
 
 
-class SimulatedFault(Error):
-    """Why a simulated device gives no reply. No client can claim it: a type of error does not travel."""
+class LocalFault(Error):
+    """Why there is no reply, as this process knows. No client can claim it: a type of error does not travel."""
+
+    def __init__(self, reason: str, kind: Literal["failed", "rejected", "no handler", "simulated"] = "failed") -> None:
+        super().__init__(ErrorCode.NODE_UNAVAILABLE, reason)
+        self.kind = kind
+
+
+class SimulatedFault(LocalFault):
+    """Why a simulated device gives no reply."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(ErrorCode.NODE_UNAVAILABLE, reason)
+        super().__init__(reason, "simulated")
 
 
 Value = TypeVar("Value")

@@ -1,48 +1,51 @@
-"""What a ``NumPyClient`` calls around the user's own training loop."""
+"""What a ``NumPyClient`` calls around the user's own training loop: ``heterofl_flwr.client``, translated."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
 import torch
-from flwr.common import Context, NDArrays, Scalar
+from flwr.app import Message
+from flwr.common import Context, NDArrays, Scalar, parameters_to_ndarrays
 from torch import nn
 
-from heterofl_flwr import messages
+from heterofl_flwr import client, messages
 from heterofl_flwr.capability import read_capability
-from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, name_arrays
-from heterofl_flwr.client import Batches, first_tensor
-from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
-from heterofl_flwr.core.fidelity import Variant
-from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.local_model import for_evaluation, model_at
+from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
+from heterofl_flwr.compat import some_identity
+from heterofl_flwr.core.plan import is_shared
+from heterofl_flwr.local_model import parameters_of as named_parameters
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.nn.static_norm import batch_norms, collect_moments
-from heterofl_flwr.training.distilled_loss import note_inner_widths
+from heterofl_flwr.nn.static_norm import batch_norms
 
 
 def submodel(
-    parameters: NDArrays, config: Mapping[str, Scalar], build: Build, *, seed_torch: bool = False
+    parameters: NDArrays,
+    config: Mapping[str, Scalar],
+    build: Build,
+    *,
+    context: Context | None = None,
+    seed_torch: bool = False,
 ) -> nn.Module:
     """Return the model at the instruction's rate with these parameters.
 
-    To evaluate, batch norm gets the static moments that came, or normalises by batch where none did. ``seed_torch`` is
-    that of ``heterofl_flwr.client.submodel``.
+    To evaluate, batch norm gets the static moments that came, or normalises by batch where none did. ``context`` and
+    ``seed_torch`` are those of ``heterofl_flwr.client.submodel``.
     """
-    _check_config(config)
-    rate, model = next(_build_models(parameters, config, build, [float(config[messages.RATE])], seed_torch))
-    note_inner_widths(model, build, [smaller for smaller in _read_rates(config) if smaller < rate])
-    return model
+    return client.submodel(_instruction(parameters, config, build), build, context=context, seed_torch=seed_torch)
 
 
 def models_to_evaluate(
-    parameters: NDArrays, config: Mapping[str, Scalar], build: Build, *, seed_torch: bool = False
+    parameters: NDArrays,
+    config: Mapping[str, Scalar],
+    build: Build,
+    *,
+    context: Context | None = None,
+    seed_torch: bool = False,
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield each rate that the instruction asks about and its model, as ``submodel`` returns it."""
-    _check_config(config)
-    yield from _build_models(parameters, config, build, _read_rates(config), seed_torch)
+    message = _instruction(parameters, config, build)
+    yield from client.models_to_evaluate(message, build, context=context, seed_torch=seed_torch)
 
 
 def asks_for_moments(config: Mapping[str, Scalar]) -> bool:
@@ -54,7 +57,7 @@ def answer_moments(
     parameters: NDArrays,
     config: Mapping[str, Scalar],
     build: Build,
-    batches: Callable[[], Batches],
+    batches: Callable[[], client.Batches],
     *,
     device: torch.device | str = "cpu",
 ) -> tuple[NDArrays, int, dict[str, Scalar]]:
@@ -63,17 +66,23 @@ def answer_moments(
     ``batches`` is called once for each rate and returns the training inputs, as in ``heterofl_flwr.client``, on
     ``device``.
     """
-    kind = cast("Variant", config[messages.MOMENTS_KIND])
-    moments = {
-        rate: collect_moments(model.to(device), map(first_tensor, batches()), kind=kind)
-        for rate, model in models_to_evaluate(parameters, config, build)
-    }
-    return moments_to_arrays(moments), 0, {}
+    reply = client.answer_moments(_instruction(parameters, config, build), build, batches, device)
+    return parameters_to_ndarrays(record_parameters(messages.array_records(reply.content)[messages.MOMENTS])), 0, {}
 
 
-def parameters_of(model: nn.Module) -> NDArrays:
-    """Return a model's parameters in the order in which the strategy expects them."""
-    return [own.detach().to("cpu", exchanged_dtype(own)).numpy() for own in exchanged_parameters(model).values()]
+def parameters_of(
+    model: nn.Module, config: Mapping[str, Scalar] | None = None, *, context: Context | None = None
+) -> NDArrays:
+    """Return a model's parameters in the order in which the strategy expects them.
+
+    Where the strategy shares only some (``HeteroFL(shared=...)``), give the instruction's config, and the client's
+    context, which keeps the others for ``submodel``.
+    """
+    shared = messages.read_shared(from_scalars(config) if config else {})
+    tensors = named_parameters(model)
+    if context is not None and (own := {name: tensors[name] for name in tensors if not is_shared(name, shared)}):
+        client.keep_part(context, own)
+    return [tensor.numpy() for name, tensor in tensors.items() if is_shared(name, shared)]
 
 
 def labels_text(labels: Iterable[int]) -> str:
@@ -90,34 +99,13 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
     return {**reported, messages.MOMENTS: True} if moments else reported
 
 
-def _build_models(
-    parameters: NDArrays, config: Mapping[str, Scalar], build: Build, rates: Iterable[float], seed_torch: bool
-) -> Iterator[tuple[float, nn.Module]]:
-    top = float(config[messages.RATE])
-    names = list(plan_between(build, top, top).axes)
-    kind = config.get(messages.MOMENTS_KIND) if config.get(messages.TASK) == messages.TASK_EVALUATE else None
-    own, more = (parameters, []) if kind is None else (parameters[: len(names)], parameters[len(names) :])
-    state = name_arrays(names, own)
-    moments: Mapping[float, Moments] = {}
-    if kind is not None:
-        layers = {rate: list(batch_norms(new_model(build, rate))) for rate in _read_rates(config)}
-        moments = moments_from_arrays(more, cast("Variant", kind), layers)
-    seed, *purpose = (int(config[key]) for key in (messages.SEED, messages.SERVER_ROUND, messages.PARTITION))
-    for rate in rates:
-        model = model_at(build, state, top, rate, base=config.get(messages.BASE))
-        if config.get(messages.TASK) == messages.TASK_EVALUATE:
-            model = for_evaluation(model, moments.get(rate))
-        if seed_torch:
-            torch.manual_seed(derive(seed, "client", *purpose))
-        yield rate, model
-
-
-def _check_config(config: Mapping[str, Scalar]) -> None:
-    messages.check_schema(config)
-    keys = (messages.RATE, messages.SEED, messages.SERVER_ROUND, messages.PARTITION)
-    if missing := [key for key in keys if key not in config]:
-        raise ReplyError(f"{messages.SERVER} sent an instruction without {', '.join(missing)}")
-
-
-def _read_rates(config: Mapping[str, Scalar]) -> list[float]:
-    return [float(rate) for rate in str(config.get(messages.RATES, config[messages.RATE])).split(",")]
+def _instruction(parameters: NDArrays, told: Mapping[str, Scalar], build: Build) -> Message:
+    config = from_scalars(told)
+    rate, shared = messages.read_value(config, messages.RATE, float), messages.read_shared(config)
+    names = [name for name in plan_between(build, rate, rate).axes if is_shared(name, shared)]
+    moments: list[str] = []
+    if config.get(messages.TASK) == messages.TASK_EVALUATE and messages.MOMENTS_KIND in config:
+        layers = {own: batch_norms(new_model(build, own)) for own in messages.read_rates(config, [rate])}
+        moments = moment_names(str(config[messages.MOMENTS_KIND]), layers)
+    with some_identity():
+        return to_message(config, parameters, names, moments)

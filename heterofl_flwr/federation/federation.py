@@ -234,18 +234,16 @@ class Federation:
         answers: Mapping[int, Capability | ReplyError],
         names: Mapping[int, str] | None = None,
         present: Iterable[int] | None = None,
-        ids: Mapping[int, str] | None = None,
     ) -> None:
         """Register new clients, with what they say of themselves or why that is not usable.
 
         Those of which nothing is usable get the mix's smallest rate, unless they are too many: then ``RoundError`` is
-        raised, as the run would look well and train small models alone. ``ids`` are the node ids that the table of
-        ``Levels`` has, where they are not those of the answers.
+        raised, as the run would look well and train small models alone.
         """
         silent, names, levels = Capability(capacity=self.mix.rates[-1]), names or {}, self.options.limits.levels
         admitted, faults = {}, {}
         for node_id, answer in answers.items():
-            name, own_id = names.get(node_id, ""), (ids or {}).get(node_id, str(node_id))
+            name, own_id = names.get(node_id, ""), str(node_id)
             try:
                 if isinstance(answer, ReplyError):
                     raise answer

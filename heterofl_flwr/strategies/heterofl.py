@@ -423,11 +423,15 @@ class HeteroFL(EngineView, Strategy):
         self.records.rename_records(self._sent)
         return list(self._sent)
 
+    def _is_remote(self, grid: Grid) -> bool:
+        """Whether clients are on other machines."""
+        return crosses_superlink(grid)
+
     def _collect_moments(
         self, current: EvaluationRound, grid: Grid, ask: Callable[[str, int, Mapping[str, object]], Message]
     ) -> None:
         """Query for static batch norm moments those clients whose app may have a handler for it, if any are needed."""
-        norms = current.open_moments(remote=crosses_superlink(grid))
+        norms = current.open_moments(remote=self._is_remote(grid))
         if not norms:
             return
         kind = {messages.MOMENTS_KIND: self.federation.fidelity.moments}

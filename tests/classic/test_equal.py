@@ -40,7 +40,12 @@ def run(num_rounds, options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"evaluation": Evaluation(every=4, levels=True)}, {"evaluation": Evaluation(every=0), **MOVING}]
+    "options",
+    [
+        {"evaluation": Evaluation(every=4, levels=True)},
+        {"evaluation": Evaluation(every=0), **MOVING},
+        {"evaluation": Evaluation(every=4), "shared": ("hidden.*",)},
+    ],
 )
 def test_both_apis_give_the_same_model_after_five_rounds(options):
     one, two, state = run(5, options)

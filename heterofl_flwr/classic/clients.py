@@ -1,0 +1,84 @@
+"""The clients of a ``ClientManager`` as a grid, on which the strategy asks what they can hold, and for moments."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from flwr.app import Message
+from flwr.common import FitIns, GetPropertiesIns
+from flwr.server.client_manager import ClientManager
+from flwr.server.client_proxy import ClientProxy
+
+from heterofl_flwr import messages
+from heterofl_flwr.classic.translation import Reply, moment_names, record_parameters, to_reply, to_scalars
+from heterofl_flwr.compat import set_metadata
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.grids.guarded import crosses_superlink
+from heterofl_flwr.messages import LocalFault
+
+_THREADS = 16
+
+
+def node_of(proxy: ClientProxy) -> int:
+    """Return the number of a client: a node's id, or one that its name gives."""
+    return int(proxy.cid) if proxy.cid.isdecimal() else derive(0, "client", proxy.cid)
+
+
+@dataclass
+class Clients:
+    """The clients of a manager."""
+
+    federation: Federation
+    manager: ClientManager | None = None
+    proxies: dict[int, ClientProxy] = field(default_factory=dict)
+    promised: set[int] = field(default_factory=set)  # those whose ``fit`` answers for moments
+
+    @property
+    def are_remote(self) -> bool:
+        """Whether any is on another machine: behind a SuperLink, or at the other end of ``start_server``'s bridge."""
+        return any(
+            hasattr(proxy, "bridge") or crosses_superlink(getattr(proxy, "grid", None))
+            for proxy in self.proxies.values()
+        )
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the clients that are there now."""
+        if self.manager is not None:
+            self.manager.num_available()  # under a ServerApp, this looks for new nodes
+            self.proxies = {node_of(proxy): proxy for proxy in dict(self.manager.all()).values()}
+        return list(self.proxies)
+
+    def get_nodes(self) -> Iterable[SimpleNamespace]:
+        """Return the clients, with a name where the number says nothing."""
+        named = {number: "" if proxy.cid.isdecimal() else proxy.cid for number, proxy in self.proxies.items()}
+        return [SimpleNamespace(node_id=number, name=name) for number, name in named.items()]
+
+    def send_and_receive(self, sent: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Ask all clients at the same time; return their replies in the order of the messages."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(lambda message: self._ask(message, timeout), sent))
+
+    def _ask(self, message: Message, timeout: float | None) -> Message:
+        number, names = message.metadata.dst_node_id, list[str]()
+        set_metadata(message, message_id=str(number))  # as replies name it
+        answer: Reply | Exception
+        try:
+            if message.metadata.message_type == messages.QUERY_CAPABILITY:
+                answer = self.proxies[number].get_properties(GetPropertiesIns({}), timeout=timeout, group_id=0)
+                promises = answer.properties.get(messages.MOMENTS) is True
+                (self.promised.add if promises else self.promised.discard)(number)
+            elif number not in self.promised:
+                return Message(LocalFault("it promises no moments", "no handler"), reply_to=message)
+            else:
+                config = messages.read_config(message)
+                kind = str(config[messages.MOMENTS_KIND])
+                layers = {rate: self.federation.norms(rate) for rate in messages.read_rates(config, [])}
+                names = moment_names(kind, layers)
+                parameters = record_parameters(*messages.array_records(message.content).values())
+                asked = FitIns(parameters, to_scalars(message, messages.TASK_MOMENTS, kind))
+                answer = self.proxies[number].fit(asked, timeout=timeout, group_id=0)
+        except Exception as error:  # each of Flower's runtimes raises errors of its own
+            answer = error
+        return to_reply(message, answer, names)

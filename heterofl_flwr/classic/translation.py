@@ -1,0 +1,152 @@
+"""Between messages and what the classic API carries: arrays without names, and scalars.
+
+The order of arrays is that of the plan's parameters, and behind them that of the moments of batch norm layers, by rate.
+Both sides build the model, so the order says it all. Lists of a config travel as text with commas.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Literal, cast
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common import Code, ConfigRecordValues, EvaluateRes, FitRes, GetPropertiesRes, NDArrays, Parameters, Scalar
+from torch import Tensor
+
+from heterofl_flwr import messages
+from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.exchange import explained
+from heterofl_flwr.federation.limits import short
+from heterofl_flwr.messages import SERVER, LocalFault
+from heterofl_flwr.packing import read_npy, reading_arrays
+
+Reply = FitRes | EvaluateRes | GetPropertiesRes
+
+RESERVED = messages.RESERVED | {messages.TASK}
+"""Keys of instructions of the classic API, which a user's own config cannot have."""
+
+PROXIMAL_MU = "proximal_mu"
+"""As in Flower's classic ``FedProx``."""
+
+_LACKS = (Code.GET_PROPERTIES_NOT_IMPLEMENTED, Code.EVALUATE_NOT_IMPLEMENTED)
+_SAID = {messages.PARTITION, messages.NUM_PARTITIONS}
+_NUMPY = "numpy.ndarray"
+
+
+def read_parameters(parameters: Parameters, sender: str = SERVER) -> list[Array]:
+    """Return arrays, which lie where the bytes of these parameters do."""
+    with reading_arrays(sender):
+        found = [read_npy(data) for data in parameters.tensors]
+    pairs = zip(found, parameters.tensors, strict=True)
+    return [Array(str(own.dtype), own.shape, _NUMPY, data) for own, data in pairs]
+
+
+def to_parameters(tensors: Mapping[str, Tensor]) -> Parameters:
+    """Return tensors as the classic API sends them."""
+    return record_parameters(ArrayRecord(dict(tensors)))
+
+
+def record_parameters(*records: ArrayRecord) -> Parameters:
+    """Return the arrays of records, one behind the other, which share their bytes."""
+    return Parameters([array.data for record in records for array in record.values()], _NUMPY)
+
+
+def name_arrays(names: Sequence[str], arrays: Sequence[Array], sender: str = SERVER) -> ArrayRecord:
+    """Return arrays by name; reject another number of them."""
+    if len(arrays) != len(names):
+        cause = "" if sender == SERVER else f"; {messages.NOT_CONVERTED}"
+        raise ReplyError(f"{sender} sent {len(arrays)} arrays, expected {len(names)}{cause}")
+    return ArrayRecord(dict(zip(names, arrays, strict=True)))
+
+
+def moment_names(kind: str, layers: Mapping[float, Iterable[str]]) -> list[str]:
+    """Return the names of moments, in the order in which they travel."""
+    parts = ("count", "first", "second")
+    return [f"{rate}/{kind}.{name}.{part}" for rate, own in layers.items() for name in own for part in parts]
+
+
+def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
+    """Return the config of an instruction to do a task; with moments, of this kind, their kind too."""
+    config = messages.read_config(message)
+    told: dict[str, Scalar] = {
+        key: ",".join(map(str, own)) if isinstance(own, list) else own for key, own in config.items()
+    }
+    told |= {messages.TASK: task, messages.RATES: told.get(messages.RATES, str(config[messages.RATE]))}
+    if messages.MOMENTS in message.content:
+        told[messages.MOMENTS_KIND] = kind
+    if messages.PROXIMAL_MU in told:
+        told[PROXIMAL_MU] = told.pop(messages.PROXIMAL_MU)
+    return told
+
+
+def from_scalars(told: Mapping[str, Scalar]) -> ConfigRecord:
+    """Return the config that ``to_scalars`` wrote."""
+    messages.check_schema(told)
+    config = ConfigRecord(cast("dict[str, ConfigRecordValues]", dict(told)))
+    if messages.RATES in told:
+        config[messages.RATES] = [float(rate) for rate in str(told[messages.RATES]).split(",")]
+    if messages.SHARED in told:
+        config[messages.SHARED] = str(told[messages.SHARED]).split(",")
+    return config
+
+
+def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], moments: Sequence[str]) -> Message:
+    """Return the instruction that a client got."""
+    records = name_arrays([*names, *moments], [Array(array) for array in arrays])
+    content = RecordDict({messages.CONFIG: config, messages.ARRAYS: ArrayRecord({own: records[own] for own in names})})
+    if moments:
+        content[messages.MOMENTS] = ArrayRecord({own: records[own] for own in moments})
+    kinds = {messages.TASK_EVALUATE: "evaluate", messages.TASK_MOMENTS: messages.QUERY_MOMENTS}
+    return Message(content, 0, kinds.get(str(config.get(messages.TASK)), "train"))
+
+
+def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:
+    """Return the reply that a client's answer is; arrays have these names, or those of the message's parameters."""
+    if isinstance(answer, Exception):
+        return fail(message, f"{type(answer).__name__}: {answer}")
+    code = answer.status.code
+    if code != Code.OK:
+        kind: Literal["no handler", "failed"] = "no handler" if code in _LACKS else "failed"
+        return Message(LocalFault(short(explained(answer.status.message or code.name)), kind), reply_to=message)
+    try:
+        return Message(_read(message, answer, names, f"node {message.metadata.dst_node_id}"), reply_to=message)
+    except (ReplyError, TypeError) as error:  # TypeError: of what no record can hold
+        return Message(LocalFault(short(str(error)), "rejected"), reply_to=message)
+
+
+def fail(message: Message, reason: str) -> Message:
+    """Return the reply that there is none, and why."""
+    return Message(LocalFault(short(explained(reason))), reply_to=message)
+
+
+def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) -> RecordDict:
+    """Return the records that an answer holds."""
+    if isinstance(answer, GetPropertiesRes):
+        return RecordDict({messages.CONFIG: _read_config(answer.properties, _SAID, sender)})
+    content = RecordDict({messages.CONFIG: _read_config(answer.metrics, {messages.LABELS}, sender)})
+    numbers = {key: own for key, own in answer.metrics.items() if isinstance(own, int | float)}
+    numbers.pop(messages.CAPACITY, None)
+    if isinstance(answer, EvaluateRes):
+        numbers["loss"] = answer.loss
+    else:
+        record = messages.MOMENTS if names else messages.ARRAYS
+        wanted = names or list(messages.array_records(message.content)[messages.ARRAYS])
+        content[record] = name_arrays(wanted, read_parameters(answer.parameters, sender), sender)
+    content[messages.METRICS] = MetricRecord({**numbers, messages.NUM_EXAMPLES: answer.num_examples})
+    return content
+
+
+def _read_config(said: Mapping[str, Scalar], keys: Set[str], sender: str) -> ConfigRecord:
+    """Return what a client says of itself under these keys, and of what it can hold."""
+    found: dict[str, object] = {key: said[key] for key in keys & said.keys()}
+    if messages.LABELS in found:
+        text = str(found[messages.LABELS])
+        try:
+            found[messages.LABELS] = [int(label) for label in text.split(",") if label.strip()]
+        except ValueError as error:
+            raise messages.unexpected(text, messages.LABELS, "whole numbers, as in '3,7'", sender) from error
+    if messages.CAPACITY in said:
+        try:
+            found[messages.CAPACITY] = rate_of(said[messages.CAPACITY])  # type: ignore[arg-type]
+        except ConfigError as error:
+            raise ReplyError(f"the capacity it reports is not usable: {error}") from error
+    return messages.new_config(found)
