@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     many, nodes = options.actors, options.nodes
     with RayGrid(APP, nodes, at_once=many) if many else LocalGrid(APP, nodes) as grid:
         start = time.perf_counter()
-        available_nodes(grid, strategy.engine)
+        available_nodes(grid, strategy.engine, 1)
         seconds = time.perf_counter() - start
         print(f"registration: {seconds:.1f} s, {seconds * 1e3 / options.nodes:.2f} ms a client\n")
         windowed = Windowed(grid, options.window)

@@ -22,6 +22,10 @@ MOST_DIFFERENT = {torch.float64: 1e-6, torch.float32: 1e-3}
 """By how much the output of a slice may differ from its twin's, as a part of what different inputs make."""
 
 
+_MOVED = 0.05
+"""By how much of its spread a parameter is moved before the check."""
+
+
 class BrokenPropertyError(HeteroFLError):
     """Something that must hold of every sliced model does not."""
 
@@ -50,6 +54,7 @@ def check(model: nn.Module, inputs: Tensor, rates: Sequence[float] = RATES, *, m
     BrokenPropertyError
         If it accepts the model, and then something does not hold.
     """
+    model = _perturbed(model)
     before = _looks(model)
     started = time.process_time()
     with warnings.catch_warnings(record=True) as said:
@@ -69,6 +74,17 @@ def check(model: nn.Module, inputs: Tensor, rates: Sequence[float] = RATES, *, m
     parameters = {rate: build.plan(rate).parameters for rate in (1.0, *rates)}
     reason = next((one[0] for one in large if one), "")
     return Checked(parameters=parameters, seconds=seconds, difference=most, unproven=unproven, large=reason)
+
+
+@torch.no_grad()
+def _perturbed(model: nn.Module) -> nn.Module:
+    """Return a copy whose parameters are moved a little: behind those that begin at zero no fault would be seen."""
+    moved, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    for parameter in moved.parameters():
+        if parameter.is_floating_point():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(noise, alpha=_MOVED * (float(parameter.std()) if parameter.numel() > 1 else 0.0) or _MOVED)
+    return moved
 
 
 def _check_whole(model: nn.Module, build: Elastic, inputs: Tensor, smaller: Sequence[float]) -> None:

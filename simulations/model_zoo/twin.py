@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from heterofl_flwr.core import Axes, Plan
 from heterofl_flwr.core.axes import positions
 from simulations.model_zoo.kept_lengths import Counting, kept_length
-from simulations.model_zoo.masks import Masks
+from simulations.model_zoo.masks import Masks, UnprovenError
 
 _FADED = 1e-9
 
@@ -64,13 +64,16 @@ class _Double(TorchFunctionMode):
 def difference(small: nn.Module, twin: Callable[..., Any], inputs: Tensor) -> float:
     """Return by how much a model and another function of two inputs differ, as a part of what the inputs make.
 
-    Where nothing of them arrives at the end, as in some narrow models of many layers, it is a part of the output.
+    Where nothing of them arrives at the end, as in some narrow models of many layers, a fault would not show:
+    ``UnprovenError``.
     """
     exact = next(small.parameters()).dtype == torch.float64
     with torch.no_grad(), _Double() if exact else nullcontext():
         first, second = (tree_leaves(model(inputs))[0] for model in (small, twin))
     made, size = (first[0] - first[1]).abs().max(), first.abs().max()
-    return float((first - second).abs().max() / (made if made > _FADED * size else size))
+    if made <= _FADED * size:
+        raise UnprovenError("what inputs make fades before the output")
+    return float((first - second).abs().max() / made)
 
 
 def _zero(tensor: Tensor, axes: Axes) -> None:

@@ -50,6 +50,18 @@ def test_an_operator_without_a_rule_leaves_the_difference_open():
     assert "aten.median" in check(model, X).unproven
 
 
+def test_branches_that_begin_at_zero_are_judged():
+    model = _around()
+    nn.init.zeros_(model[-1].weight)
+    found = check(model, X)
+    assert 0 < found.difference < 1e-10
+    assert found.unproven == ""
+
+
+def test_outputs_that_inputs_do_not_reach_prove_nothing():
+    assert "what inputs make fades" in check(_around(lambda self, x: x * 1e-30 + 1), X).unproven
+
+
 def _make(name):
     if name == "huge":
         raise NotBuiltError("it has 10 parameters")
