@@ -4,12 +4,9 @@ from collections import Counter
 
 from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
-from flwr.common import Code, EvaluateRes, Status
 
 from heterofl_flwr import Evaluation
-from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.client import answer_queries
-from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.federation.tiny import add_one, build, build_normed, inputs, judge, make_app, play
 
 
@@ -53,11 +50,6 @@ def test_an_app_without_evaluate_is_asked_once(caplog):
     assert all(record.evaluate_asked == 0 for record in records)
 
 
-def test_a_sample_that_has_no_handler_speaks_for_all():
-    sent, _ = run(bare_app(), build_normed, nodes=10, fraction_evaluate=0.2, evaluation=Evaluation(static_norm=False))
-    assert sum(number for (kind, _), number in sent.items() if kind == "evaluate") == 2
-
-
 def test_an_app_without_moments_is_asked_once_and_evaluates(caplog):
     sent, records = run(bare_app(evaluates=True), build_normed)
     assert (sent["query.moments", 1], sent["query.moments", 2]) == (3, 0)
@@ -76,17 +68,3 @@ def test_a_client_that_lacks_a_handler_costs_the_others_nothing():
     assert [sent["evaluate", number] for number in (1, 2, 3)] == [3, 2, 2]
     assert [record.evaluate["coverage"] for record in records] == [2 / 3] * 3
     assert not any(record.partial for record in records)
-
-
-def test_classic_clients_without_evaluate_are_asked_once(caplog):
-    strategy, manager = Classic(build, "a1", wait=1.0), manager_of(*(Fake(str(cid), 1.0 + cid) for cid in range(3)))
-    lacks = EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, "Client does not implement `evaluate`"), 0.0, 0, {})
-    parameters, asked = strategy.initialize_parameters(client_manager=manager), []
-    for number in (1, 2, 3):
-        parameters, _ = strategy.aggregate_fit(number, fit_all(strategy.configure_fit(number, parameters, manager)), [])
-        instructions = strategy.configure_evaluate(number, parameters, manager)
-        asked.append(len(instructions))
-        strategy.aggregate_evaluate(number, [], [(proxy, lacks) for proxy, _ in instructions])
-    assert asked == [3, 0, 0]
-    assert caplog.text.count("fraction_evaluate=0.0") == 1
-    assert "did not evaluate" not in caplog.text

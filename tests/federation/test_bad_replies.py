@@ -66,7 +66,6 @@ def with_numbers(**values):
 
 FAULTS = {
     "raises": (crash, "error 2: .*the disk is full"),
-    "gives up": (lambda message, context: None, "error 2: .*returned a NoneType"),
     "shape": (changed(entry(np.ones(1, np.float32))), r"hidden.bias has shape \(1,\), expected \(8,\)"),
     "NaN": (changed(entry(np.float32([np.nan] * 8))), "hidden.bias contains NaN or infinity"),
     "pickled": (changed(raw(b"\x80\x04.")), "arrays that cannot be read: .*magic string"),
@@ -74,36 +73,24 @@ FAULTS = {
     "large": (changed(raw(b"x" * 5000)), "sent 5,000 bytes as 'hidden.bias', expected up to 1,088"),
     "no arrays": (changed(lacks("arrays")), r"sent records \[\], expected arrays alone"),
     "no metrics": (changed(lacks("metrics")), "sent no metrics record"),
-    "no config": (
-        changed(lacks("config")),
-        "its ClientApp is not converted: let it call answer_queries once, submodel",
-    ),
+    "no config": (changed(lacks("config")), "its ClientApp is not converted: let it call answer_queries once"),
     "schema": (changed(put("config", "heterofl-schema", 2)), "schema 2, expected 1: install the same version"),
     "no number": (with_numbers(loss=1.0), "None as num-examples, expected a whole number from 0 up"),
-    "half": (with_numbers(**{"num-examples": 1.5}), "1.5 as num-examples"),
     "examples": (with_numbers(**{"num-examples": 10**15}), "10{15} as num-examples, expected .* up to 10,000,000"),
-    "label": (
-        changed(put("config", "labels", [0, 4])),
-        r"labels \[4\] are out of range: expected whole numbers from 0",
-    ),
-    "labels no list": (changed(put("config", "labels", "0,1")), "'0,1' as labels, expected a list"),
+    "label": (changed(put("config", "labels", [0, 4])), r"labels \[4\] are out of range: expected whole numbers"),
     "many labels": (changed(put("config", "labels", [1] * 5000)), "5000 labels, expected up to 4"),
-    "capacity": (changed(put("config", "capacity", "b")), "'b' as capacity, expected float"),
     "capacity zero": (changed(put("config", "capacity", 0.0)), "the capacity it reports is not usable: a rate of 0.0"),
     "name": (changed(entry(np.float32([]), name="junk")), "not in its plan"),
     "huge entries": (changed(entry(np.float32([3e38] * 8))), r"entries up to 3e\+38, expected up to 1e\+15"),
     "metrics": (
-        with_numbers(**{"num-examples": 1, **{str(own): 1.0 for own in range(1000)}}),
-        "1000 metrics, expected up",
+        with_numbers(**{"num-examples": 1} | dict.fromkeys(map(str, range(1000)), 1.0)),
+        "1000 metrics, expected",
     ),
     "long name": (with_numbers(**{"num-examples": 1, "x" * 1000: 1.0}), "sent a metric named 'xxx"),
     "far": (changed(entry(np.full(8, 100, np.float32))), "its change has an L2 norm of .*, expected up to 50"),
     "unknown form": (compressed("int8", put("config", "upload", "int4")), "expected one of float32, float16, int8"),
     "other form": (compressed("float16", put("config", "upload", "int8")), "expected changes and scales alone"),
-    "no scales": (compressed("int8", lacks("scales")), "expected changes and scales alone"),
-    "extra scales": (compressed("int8", entry(np.float32(1), "more", "scales")), "'more'. in record scales"),
     "one scale": (compressed("int8", entry(np.float32(1), "scales", "scales")), r"of shape \(\), expected .*\(14,\)"),
-    "double scales": (compressed("int8", entry(np.ones(14), "scales", "scales")), "scales are torch.float64"),
 }
 
 
@@ -117,7 +104,7 @@ def test_what_cannot_be_used_is_refused_whole_and_named():
     assert list(with_bad.log.failures) == list(odd)
     for (_, cause), found in zip(FAULTS.values(), with_bad.log.failures.values(), strict=True):
         assert re.search(cause, found), (cause, found)
-    assert set(with_bad.log.refused) == set(odd) - {2, 3}
+    assert set(with_bad.log.refused) == set(odd) - {2}
     assert with_bad.strategy.tally.refused == dict.fromkeys(with_bad.log.refused, 1)
 
 

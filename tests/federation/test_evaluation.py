@@ -83,16 +83,6 @@ def test_by_default_a_node_that_names_its_level_evaluates_that():
     assert strategy.log.evaluate_by_level["b"]["local-accuracy"] == pytest.approx((2 / 2 + 4 / 4) / (2 + 4))
 
 
-def test_the_log_says_of_which_share_of_the_clients_a_metric_is(caplog):
-    caplog.set_level("INFO", "flwr")
-    capable()
-    assert "local-accuracy 1 (of 25% of the clients), worst-accuracy 1 (of 25% of the clients)" in caplog.text
-    assert re.search(r"coverage 0.25, .*level b: output \S+ local-accuracy 0.3333", caplog.text)
-    assert "clients" not in judged({0, 1, 2, 3, 4}).metrics_line()
-    central = judged({0}, evaluate_fn=lambda number, arrays: MetricRecord({"global-accuracy": 0.5}))
-    assert "global-accuracy 0.5, " in central.metrics_line()
-
-
 def test_where_no_node_is_capable_the_run_goes_on(caplog):
     strategy, asked = capable({0: "d", 1: "e"})
     assert asked == {}
@@ -245,8 +235,3 @@ def test_a_round_made_the_last_is_evaluated_as_the_last(after, evaluation, evalu
     rounds = [message.content["config"]["server-round"] for message in found.grid.of("evaluate")]
     assert max(rounds, default=after) == after
     assert central.count(after) == (rounds.count(after) > 0) + (len(evaluated) > 0 and after % 2 == 0)
-
-
-def test_levels_may_be_evaluated_after_the_last_round_alone():
-    records = play(mix="a1-b1-c1", num_rounds=5, evaluation=Evaluation(every=2, levels="last")).records
-    assert [set(record.evaluate_by_level) for record in records] == [set(), {"a"}, set(), {"a"}, {"a", "b", "c"}]

@@ -123,17 +123,11 @@ def test_a_model_whose_widths_ignore_the_rate_is_warned_of(caplog):
     assert "build(0.25) has the shapes of build(1), so all clients train the whole model" in caplog.text
 
 
-def without_a_rate():
-    return build(1.0)
-
-
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (without_a_rate, r"without_a_rate\(\) cannot be called with a rate alone \(too many"),
         (lambda rate, classes: build(rate), r"<lambda>\(rate, classes\) cannot .*missing a required argument"),
         (build(1.0), "build is a model, Tiny; expected a function from a rate to a model"),
-        (None, "build is None; expected a function from a rate to a model"),
         (lambda rate: build(rate).state_dict(), r"build\(0.5\) returns a OrderedDict; expected a torch.nn.Module"),
     ],
 )

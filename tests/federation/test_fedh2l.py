@@ -92,8 +92,3 @@ def test_a_client_alone_learns_without_peers():
     peers = message.content[messages.POSTERIORS].to_torch_state_dict()[messages.POSTERIORS]
     assert peers.shape == (0, BATCH, CLASSES)
     assert strategy.log.train["peers"] == 0
-
-
-def test_options_about_parameters_are_unknown():
-    with pytest.raises(TypeError, match="FedH2L has no argument shared: it exchanges posteriors"):
-        FedH2L(3, shared=("*",))

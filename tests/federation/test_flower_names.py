@@ -58,14 +58,6 @@ def test_metrics_functions_get_what_flower_gives_them():
     assert ours.train_metrics_clientapp[2] == {"largest": 2.0, "all": [0.0, 0.5, 1.0, 1.5, 2.0]}
 
 
-def test_metrics_functions_see_no_refused_reply():
-    def count(records, key):
-        return MetricRecord({"clients": len(records)})
-
-    app = make_app(odd={0: lambda message, context: bare_reply(message)})
-    assert play(app, "a1-c1", 4, train_metrics_aggr_fn=count).log.train["clients"] == 3
-
-
 @pytest.mark.parametrize("key", ["num-examples", "weight"])
 def test_one_level_is_fedavg_whichever_key_weights(key):
     (theirs, *_), (ours, *_) = both(weighted_by_key=key)

@@ -8,14 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr import HeteroFL, Levels, Limits, LocalGrid, Mix
-from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.options import Options
-from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.federation.tiny import build, make_app, play
 
 MIXES = ["a1-b1-c1-d1-e1", "a1-e1", "a1-e9", "b2-c3"]
@@ -146,18 +144,3 @@ def test_a_later_report_may_lower_a_level_only(reported, expected, assignment):
 def test_a_table_that_cannot_be_is_one_error_at_the_start(mix, levels, named):
     with pytest.raises(ConfigError, match=named):
         HeteroFL(build, mix, assignment="dynamic", limits=Limits(levels=Levels(**levels)))
-
-
-def test_the_classic_api_knows_nodes_by_their_ids(caplog):
-    levels = Levels(table={"91": "b", "alice": "a"}, others="c")
-    strategy = ClassicHeteroFL(build, "a1-b1-c1-e1", limits=Limits(levels=levels), evaluation=NEVER)
-    manager = manager_of(Fake("91", says={}), Fake("92", says={"capacity": "a"}), Fake("93", says={}))
-    parameters = strategy.initialize_parameters(manager)
-    for server_round in (1, 2):
-        instructions = strategy.configure_fit(server_round, parameters, manager)
-        assert [ins.config["rate"] for _, ins in instructions] == [0.5, 0.25, 0.0625]
-        results = fit_all(instructions)
-        for _, answer in results:
-            answer.metrics["capacity"] = "a"
-        strategy.aggregate_fit(server_round, results[:2], [])
-    assert caplog.text.count("levels name alice, but no node there") == 1

@@ -60,14 +60,6 @@ def test_the_sample_depends_on_seed_and_round_alone():
     assert len({tuple(sorted(partitions)) for partitions in sampled(0)}) > 1
 
 
-def test_evaluation_draws_clients_of_its_own():
-    grid = run(10, fraction_train=0.3, fraction_evaluate=0.4, evaluation=Evaluation()).grid
-    trained = {grid.partition_of(message) for message in grid.of("train")}
-    judged = {grid.partition_of(message) for message in grid.of("evaluate")}
-    assert len(judged) == 4
-    assert not trained <= judged
-
-
 def test_nodes_that_hold_no_rate_of_the_mix_are_not_drawn(caplog):
     node_config = [{"rate": 0.4}, {}, {"rate": 0.3}].__getitem__
     found = run(3, "a1-b1", 2, node_config=node_config, assignment="dynamic")

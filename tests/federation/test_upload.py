@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from heterofl_flwr import Evaluation, Windowed
+from heterofl_flwr import Windowed
 from heterofl_flwr.client import reply, submodel
 from tests.federation.tiny import build, equal, inputs, make_app, play
 
@@ -38,14 +38,6 @@ def test_the_model_is_nearly_that_of_whole_replies(upload):
     for name, tensor in exact.items():
         change = tensor - start[name]
         assert 0 < (found[name] - tensor).norm() < change.norm() * {"float16": 1e-3, "int8": 3e-2}[upload], name
-
-
-def test_instructions_to_train_name_the_form():
-    for upload in ("float32", *FORMS):
-        grid = play(nodes=2, upload=upload, evaluation=Evaluation()).grid
-        asked = [message.content["config"].get("upload") for message in grid.of("train")]
-        assert asked == [None if upload == "float32" else upload] * 2
-        assert not any("upload" in message.content["config"] for message in grid.of("evaluate"))
 
 
 @pytest.mark.parametrize("upload", ["float32", *FORMS])

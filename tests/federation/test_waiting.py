@@ -88,12 +88,6 @@ def test_a_round_ends_at_once_when_all_have_answered_with_errors():
         run(make_app(crash), fraction_train=0.5, spare=0.5)
 
 
-def test_who_is_late_takes_part_in_the_next_round():
-    found = run(late={0: 1}, num_rounds=2)
-    assert found.log.failures == {}
-    assert len(found.grid.of("train")) == 8
-
-
 def test_who_did_not_answer_in_time_is_not_asked_to_evaluate():
     found = run(late={2: 10**9}, fraction_train=1.0, spare=0.0, evaluation=Evaluation())
     assert [found.grid.partition_of(message) for message in found.grid.of("evaluate")] == [0, 1, 3]
