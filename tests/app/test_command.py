@@ -1,6 +1,5 @@
 """The command ``heterofl`` as a whole."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,23 +31,6 @@ def test_what_the_system_refuses_is_no_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "mine: [Errno 2] No such file or directory: '/no/such'\n"
     monkeypatch.setattr(sys, "stdout", None)
     assert status_of("mine", lambda: 0) == 0
-
-
-def test_a_reader_that_has_enough_is_no_traceback():
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(
-        [sys.executable, "-m", "heterofl_flwr", "run", "--help"],
-        stdout=write,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-    )
-    os.close(write)
-    assert done.returncode == 1
-    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(

@@ -142,14 +142,6 @@ def test_ray_runs_what_one_process_cannot(asked, monkeypatch):
     assert asked("--grid", "local", "--out", "c")[0].grid == "local"
 
 
-def test_a_run_that_fails_says_why_where_and_where_to_read_on(asked, capsys):
-    request, _ = asked("--out", "x")
-    assert capsys.readouterr().err.splitlines() == [
-        "heterofl: the run failed: told so",
-        f"  the whole log: {request.out / 'logs' / 'flower.log'}",
-    ]
-
-
 @pytest.mark.parametrize("words", [("run", "train.lr", "0.5"), ("run", "--sat=3"), ("profile", "mnist", "mix=a")])
 def test_words_that_are_no_settings_raise(words, capsys):
     with pytest.raises(SystemExit):

@@ -233,81 +233,45 @@ def recurrent() -> Case:
     return Then(forward, **layers, head=nn.Linear(6, 3)), torch.randint(11, (2, 5))
 
 
-def between(function: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> Case:
+def between(function: Callable[[nn.Module, Tensor], Tensor], other: Callable[[], nn.Module] | None = None) -> Case:
     """Return a model with a function of its layers and of twelve channels between two linear layers."""
 
     def forward(self: Then, x: Tensor) -> Tensor:
         return self.last(function(self, self.first(x)))
 
-    return Then(forward, first=nn.Linear(5, 12), last=nn.Linear(12, 3), **layers), torch.randn(2, 6, 5)
+    layers = {"first": nn.Linear(5, 12), "last": nn.Linear(12, 3), **({"other": other()} if other else {})}
+    return Then(forward, **layers), torch.randn(2, 6, 5)
 
 
-@family
-def lower_triangle() -> Case:
-    return between(lambda self, x: torch.ones(6, 6).tril().to(x) @ x)
+def put(self: nn.Module, x: Tensor) -> Tensor:
+    return x.transpose(0, 1).index_put((torch.arange(6) > 3,), self.other(x[0, :1])).transpose(0, 1)
 
 
-@family
-def added_by_index() -> Case:
-    return between(
-        lambda self, x: x.index_add(1, torch.tensor([0, 0, 3]), self.other(x[:, :3])), other=nn.Linear(12, 12)
-    )
+def scatter(self: nn.Module, x: Tensor) -> Tensor:
+    total = x.sum(-1, keepdim=True)
+    return x + torch.zeros_like(total).scatter_add(1, torch.zeros(total.shape, dtype=torch.long), total)
 
 
-@family
-def put_by_index() -> Case:
-    return between(
-        lambda self, x: x.index_put((torch.tensor(0), torch.tensor([0, 3])), self.bias(x[0, :1])),
-        bias=nn.Linear(12, 12),
-    )
+def turn(self: nn.Module, x: Tensor) -> Tensor:
+    angles = torch.polar(torch.ones(6, 1), torch.arange(6.0).view(6, 1)).to(torch.complex128)
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * angles).flatten(-2)
 
 
-@family
-def put_by_a_mask() -> Case:
-    def put(self: nn.Module, x: Tensor) -> Tensor:
-        return x.transpose(0, 1).index_put((torch.arange(6) > 3,), self.bias(x[0, :1])).transpose(0, 1)
-
-    return between(put, bias=nn.Linear(12, 12))
+def dense() -> nn.Module:
+    return nn.Linear(12, 12)
 
 
-@family
-def scattered() -> Case:
-    def scatter(self: nn.Module, x: Tensor) -> Tensor:
-        total = x.sum(-1, keepdim=True)
-        return x + torch.zeros_like(total).scatter_add(1, torch.zeros(total.shape, dtype=torch.long), total)
-
-    return between(scatter)
-
-
-@family
-def turned_by_complex_numbers() -> Case:
-    def turn(self: nn.Module, x: Tensor) -> Tensor:
-        angles = torch.polar(torch.ones(6, 1), torch.arange(6.0).view(6, 1)).to(torch.complex128)
-        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * angles).flatten(-2)
-
-    return between(turn)
-
-
-@family
-def fourier_over_places() -> Case:
-    return between(lambda self, x: torch.fft.fft(x, dim=1).real)
-
-
-@family
-def distances() -> Case:
-    return between(lambda self, x: torch.cdist(x, self.other(x)) @ x, other=nn.Linear(12, 12))
-
-
-@family
-def solved() -> Case:
-    return between(lambda self, x: torch.linalg.solve_triangular(torch.eye(6).to(x) * 2, x, upper=True))
-
-
-@family
-def bilinear() -> Case:
-    return between(lambda self, x: self.other(x, x), other=nn.Bilinear(12, 12, 12))
-
-
-@family
-def spectral_norm() -> Case:
-    return between(lambda self, x: self.other(x), other=parametrizations.spectral_norm(nn.Linear(12, 12)))
+BETWEEN = {
+    "lower triangle": (lambda self, x: torch.ones(6, 6).tril().to(x) @ x,),
+    "added by index": (lambda self, x: x.index_add(1, torch.tensor([0, 0, 3]), self.other(x[:, :3])), dense),
+    "put by index": (lambda self, x: x.index_put((torch.tensor(0), torch.tensor([0, 3])), self.other(x[0, :1])), dense),
+    "put by a mask": (put, dense),
+    "scattered": (scatter,),
+    "turned by complex numbers": (turn,),
+    "fourier over places": (lambda self, x: torch.fft.fft(x, dim=1).real,),
+    "distances": (lambda self, x: torch.cdist(x, self.other(x)) @ x, dense),
+    "solved": (lambda self, x: torch.linalg.solve_triangular(torch.eye(6).to(x) * 2, x, upper=True),),
+    "bilinear": (lambda self, x: self.other(x, x), lambda: nn.Bilinear(12, 12, 12)),
+    "spectral norm": (lambda self, x: self.other(x), lambda: parametrizations.spectral_norm(dense())),
+}
+FAMILIES |= {name: lambda own=own: between(*own) for name, own in BETWEEN.items()}

@@ -45,16 +45,13 @@ def test_a_shortcut_between_two_widths_is_there_at_every_rate(widths):
     ("condition", "kept"),
     [
         (lambda self, x: x.shape[1] == 32, 32),
-        (lambda self, x: x.shape[1] < 20, 32),
         (lambda self, x: x.shape[1] <= 20.0, 32),
         (lambda self, x: x.shape == (2, 32), 32),
         (lambda self, x: x.shape[1] in (16, 32), 32),
         (lambda self, x: 40 - x.shape[1], 32),
         (lambda self, x: (x.shape[1] + 1) * 2 > 40, 32),
-        (lambda self, x: x.shape[1] // 5 > 2, 32),
         (lambda self, x: x.shape[1] // 8, 32),  # 0 at small rates
         (lambda self, x: x.shape[1] > 0, 16),
-        (lambda self, x: x.numel() >= 1, 32),
         (lambda self, x: x.shape[1] == self.other(x).shape[1], 16),
         (lambda self, x: 2 * x.shape[1] == self.other(x).shape[1] * 2, 16),
         (lambda self, x: 2 * x.shape[1] > self.other(x).shape[1], 16),

@@ -178,12 +178,8 @@ def test_outputs_that_are_named_keep_their_width():
 
 
 def test_invalid_options_and_rates_raise():
-    for options, rate in (
-        ({"multiple_of": -8}, 1.0),
-        ({"global_rate": 2}, 1.0),
-        ({"global_rate": 0.5}, 1.0),
-        ({}, 1.5),
-    ):
+    wrong = ({"multiple_of": -8}, 1.0), ({"global_rate": 2}, 1.0), ({"global_rate": 0.5}, 1.0), ({}, 1.5)
+    for options, rate in wrong:
         with pytest.raises(ConfigError, match=r"multiple_of is -8|rate"):
             elastic(_mlp(), X, **options)(rate)
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids import LocalGrid, RayGrid, ray_runner
+from heterofl_flwr.grids import LocalGrid, RayGrid
 from tests.federation.tiny import Keep, equal
 
 ray_actors = pytest.importorskip("heterofl_flwr.grids.ray_actors", exc_type=ImportError)
@@ -201,24 +200,6 @@ def test_actors_share_gpus_as_asked(actors, ask):
         while len(seen) < 4:  # the first answers before the others are there
             seen |= {one["pid"]: one["CUDA_VISIBLE_DEVICES"] for one in processes_of(grid, ask)}
     assert sorted(seen.values()) == ["0", "0", "1", "1"]
-
-
-@pytest.mark.slow
-def test_a_grid_waits_while_others_use_the_cluster(machine, ask, monkeypatch, caplog):
-    class Other:
-        pass
-
-    monkeypatch.setattr(ray_runner, "PATIENCE", 0.5)
-    others = [machine.remote(Other).options(num_gpus=1).remote() for _ in range(2)]
-    with ThreadPoolExecutor() as executor, caplog.at_level(logging.WARNING):
-        started = executor.submit(RayGrid, "gpu_clients:app", 1, num_gpus=1)
-        while "no actor has started in 0.5 s; waiting: it needs num_cpus=1 and num_gpus=1" not in caplog.text:
-            assert not started.done()
-            time.sleep(0.05)
-        machine.kill(others[0])
-        with started.result() as grid:
-            assert len(processes_of(grid, ask)) == 1
-    machine.kill(others[1])
 
 
 @pytest.mark.parametrize(

@@ -156,16 +156,6 @@ def deadline_of(seconds, **options):
     return Devices({"a": own}, work, deadline=seconds)
 
 
-def test_a_late_reply_is_refused_at_the_deadline():
-    (record,), state, strategy = on_tiny(deadline_of(4.5), mix="a1", nodes=6)
-    assert record.failures == {4: late(4.5), 5: late(4.5)}
-    assert record.simulated_seconds == 4.5
-    assert record.joules == pytest.approx(1 + 2 + 3 + 4 + 5 + 6, rel=1e-6)
-    start = strategy.federation.initial_state()["hidden.bias"]
-    assert (state["hidden.bias"] - start).tolist() == pytest.approx([2.5] * 8, abs=1e-5)
-    assert record.train["loss"] == pytest.approx((0 + 2 + 6 + 12) / 10)
-
-
 @pytest.mark.parametrize(("deadline", "least"), [(40.0, 6), (0.5, 1), (0.5, 3)])
 def test_a_round_waits_for_the_fastest_that_it_needs(deadline, least):
     (record,), state, strategy = on_tiny(deadline_of(deadline), mix="a1", nodes=6, min_replies=least)

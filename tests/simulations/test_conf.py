@@ -9,7 +9,6 @@ import pytest
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings import DEFAULTS, PRESETS, Settings, from_flat
-from simulations.results.figures import INTERPOLATION, LEARNING
 from simulations.results.paper import DATA, Job, job_of, read_cells
 from simulations.sweep.__main__ import CONF
 from simulations.sweep.job import LAUNCH
@@ -18,7 +17,6 @@ from tests.simulations.sweeping import EXPERIMENTS, composed, planned
 OURS = ("baselines", "choice", "clipping", "compare", "depth", "family", "lora", "mask-fill", "ratio", "search")
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "experiment"))
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
-FIGURES = tuple(f"figure{number}" for number in range(2, 9))
 PAIRS = 10 * 9 + 4  # ten pairs of levels from 10 to 90 %, and the larger ones alone
 
 
@@ -86,22 +84,9 @@ def test_the_tables_have_all_mixes_of_equal_shares():
             assert {(job.data, job.assignment) for job in found if "-" in job.mix} == {(data, "dynamic")}
 
 
-def test_learning_curves_are_in_the_other_experiments():
-    others = set().union(*(planned(f"experiment={name}") for name in ("table7", "table8", "table9", *FIGURES)))
-    for number in (9, 10, 11):
-        assert planned(f"experiment=figure{number}").keys() <= others
-
-
 def test_each_number_that_the_paper_prints_has_a_job(shared):
     cells = read_cells(shared / "paper")
     tables: Mapping[str, set[Job]] = {number: published(f"experiment=table{number}") for number in "45789"}
     assert len(cells) == 217 + 134
     assert [cell for cell in cells if cell.job not in tables[cell.table]] == []
     assert {cell.job for cell in cells} == set().union(*tables.values())
-
-
-def test_each_figure_has_the_data_and_splits_of_its_panels():
-    shown = {number: {(data, split)} for number, (data, split, _) in INTERPOLATION.items()}
-    shown |= {number: {(data, split) for split, _ in rows} for number, (data, rows) in LEARNING.items()}
-    for number, expected in shown.items():
-        assert {(job.data, job.split) for job in published(f"experiment=figure{number}")} == expected

@@ -28,15 +28,12 @@ def points(*values):
     [
         ({}, "HeteroFL"),
         ({"server.choose": "rolling"}, "FedRolex"),
-        ({"server.choose": "random-client"}, "Federated Dropout"),
         ({"train.distill": "drawn"}, "FjORD"),
         ({"model.shrink": "depth"}, "depth"),
-        ({"model.shrink": "depth", "train.exits": "mutual"}, "DepthFL"),
         ({"model.shrink": "b=1:0.5,c=1:0.5,d=1:0.5,e=1:0.5", "train.exits": "deepest"}, "ScaleFL"),
         (WHOLE, "FedAvg"),
         ({**WHOLE, "server.shared": ""}, "Standalone"),
         ({**WHOLE, "server.shared": "linear.*"}, "LG-FedAvg"),
-        ({**WHOLE, "server.strategy": "fedh2l"}, "FedH2L"),
     ],
 )
 def test_a_method_is_told_by_its_settings(changes, name):

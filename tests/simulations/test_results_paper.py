@@ -6,14 +6,7 @@ from heterofl_flwr.settings import from_flat
 from simulations.results.claims import CLAIMS, claims_page
 from simulations.results.configurations import configurations, published
 from simulations.results.figures import draw_panel, panels
-from simulations.results.paper import (
-    Job,
-    by_job,
-    departures,
-    differences,
-    job_of,
-    read_cells,
-)
+from simulations.results.paper import Job, by_job, departures, differences, job_of, read_cells
 from simulations.results.runs import read_run, read_runs
 from tests.simulations.conftest import PARAMETERS
 
@@ -36,24 +29,12 @@ def test_presets_are_as_published(data, split):
 @pytest.mark.parametrize(
     ("changed", "difference"),
     [
-        ({"num-rounds": 3}, "num-rounds 3 instead of 200"),
         ({"train.lr": 0.05}, "train.lr 0.05 instead of 0.01"),
         ({"train.mask-fill": "-inf"}, "train.mask-fill -inf instead of zero"),
-        ({"sample.fraction": 0.5}, "sample.fraction 0.5 instead of 0.1"),
     ],
 )
 def test_other_settings_are_not_as_published(changed, difference):
     assert differences(from_flat({"data.name": "mnist", **changed})) == (difference,)
-
-
-def test_cells_are_those_of_the_files(printed):
-    cells = {(cell.table, cell.job, cell.metric): cell.printed for cell in read_cells(printed)}
-    assert cells["7", Job("mnist", "iid", "e"), "global-accuracy"] == "98.66"
-    assert cells["7", Job("mnist", "noniid", "a-e"), "local-accuracy"] == "99.89"
-    assert cells["9", Job("wikitext2", "iid", "e", norm="none"), "global-perplexity"] == "7.41"
-    assert cells["4", Job("mnist", "iid", "a-e", scaler=False), "global-accuracy"] == "99.0"
-    assert cells["5", Job("mnist", "noniid", "a-e", norm="none", scaler=False), "local-accuracy"] == "99.4"
-    assert len(cells) == 2 * 3 + 1 + 3 * 2 + 2 * 4
 
 
 def test_a_run_tells_where_it_is_not_as_published(make_run):

@@ -1,10 +1,6 @@
 """What a job has to compute, and how long it takes."""
 
-from simulations.sweep.cost import (
-    compute_cost,
-    compute_macs,
-    profile_at,
-)
+from simulations.sweep.cost import compute_cost, compute_macs, profile_at
 from tests.simulations.sweeping import job
 
 

@@ -46,9 +46,6 @@ def test_what_changes_no_result_changes_no_name(same):
 @pytest.mark.parametrize("other", OTHER.split())
 def test_what_may_change_a_result_changes_the_name(other):
     assert job("data=mnist", "mix=e", other).name != job("data=mnist", "mix=e").name
-    assert other.partition("=")[0] in ("seed", "mix", "split", "method", "evaluate", "model") or job(
-        "data=mnist", "mix=e", other
-    ).changes.keys() == {other.partition("=")[0]}
 
 
 def test_the_run_config_is_that_of_heterofl_run(monkeypatch, tmp_path):
@@ -117,17 +114,8 @@ def test_a_folder_with_another_run_raises_and_is_left_alone(tiny):
 
 
 def test_a_resumed_job_keeps_incidental_settings(tiny, request_of):
-    ran(
-        tiny,
-        2,
-        **{
-            "run.checkpoint_every": 2,
-            "engine.timeout": 5.0,
-            "data.root": "/before",
-            "engine.device": "cuda",
-            "sample.min_replies": 3,
-        },
-    )
+    own = {"run.checkpoint_every": 2, "engine.timeout": 5.0, "data.root": "/before", "engine.device": "cuda"}
+    ran(tiny, 2, **own, **{"sample.min_replies": 3})
     config = request_of(tiny).config
     assert (config["run.checkpoint-every"], config["engine.timeout"]) == (2, 5.0)
     assert (config["data.root"], config["engine.device"]) == (tiny.config["data.root"], "auto")
