@@ -17,10 +17,7 @@ from heterofl_flwr.runs.files import remove, write_atomic
 def parser_of(program: str, description: str | None, examples: str = "") -> argparse.ArgumentParser:
     """Return the parser of ``python -m <program>``."""
     return argparse.ArgumentParser(
-        prog=f"python -m {program}",
-        description=description,
-        epilog=examples,
-        formatter_class=formatter,
+        prog=f"python -m {program}", description=description, epilog=examples, formatter_class=formatter
     )
 
 

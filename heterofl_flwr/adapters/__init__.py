@@ -3,9 +3,4 @@
 from heterofl_flwr.adapters.averaging import ProductAggregator, ZeroPaddedAggregator
 from heterofl_flwr.adapters.lora import LoraLevels, lora
 
-__all__ = [
-    "LoraLevels",
-    "ProductAggregator",
-    "ZeroPaddedAggregator",
-    "lora",
-]
+__all__ = ["LoraLevels", "ProductAggregator", "ZeroPaddedAggregator", "lora"]

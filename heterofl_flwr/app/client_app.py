@@ -184,11 +184,7 @@ def learn_message(message: Message, context: Context) -> Message:
     temperature = instruction.value(messages.TEMPERATURE, float)
     distill = task.settings.distill.as_options(DistillOptions, temperature=temperature)
     divergence = learn_from_peers(
-        instruction.training_job(model),
-        _load_seed_examples(instruction),
-        peers,
-        instruction.options,
-        distill,
+        instruction.training_job(model), _load_seed_examples(instruction), peers, instruction.options, distill
     )
     instruction.keep(model)
     return reply(message, model, num_examples=len(instruction.data[0]), metrics={"divergence": divergence})

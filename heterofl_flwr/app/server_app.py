@@ -179,12 +179,7 @@ def _training_cost(task: Task, build: Build) -> Training:
     train, settings = task.dataset.train, task.settings.train
     pieces = 1.0 if train.reading is None else train.inputs.shape[1] / train.reading.length
     return Training(
-        build,
-        task.example(),
-        epochs=settings.epochs,
-        inputs=pieces,
-        widths=settings.distill,
-        rates=task.mix.rates,
+        build, task.example(), epochs=settings.epochs, inputs=pieces, widths=settings.distill, rates=task.mix.rates
     )
 
 

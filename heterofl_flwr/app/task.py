@@ -198,10 +198,7 @@ class Task:
         kind, distill = self.settings.train.exits, self.settings.distill
         if self.settings.train.distill != "none":
             return partial(
-                nested_loss,
-                weight=distill.weight,
-                temperature=distill.temperature,
-                label_share=distill.label_share,
+                nested_loss, weight=distill.weight, temperature=distill.temperature, label_share=distill.label_share
             )
         if kind not in EXIT_LOSSES:
             return None

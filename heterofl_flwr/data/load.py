@@ -94,11 +94,7 @@ def _load(name: str, root: str | None, columns: Columns, test_share: float) -> D
 
 
 def build_dataset(
-    name: str,
-    train: Raw | Texts,
-    test: Raw | Texts | None,
-    source: Source = UNKNOWN,
-    test_share: float = TEST_SHARE,
+    name: str, train: Raw | Texts, test: Raw | Texts | None, source: Source = UNKNOWN, test_share: float = TEST_SHARE
 ) -> Dataset:
     """Return a data set from its splits as read."""
     if isinstance(train, Texts) and not isinstance(test, Raw):

@@ -62,12 +62,7 @@ class SGD:
     """
 
     def __init__(
-        self,
-        values: Iterable[Tensor],
-        options: TrainOptions,
-        *,
-        trained: int | None = None,
-        by_row: bool = False,
+        self, values: Iterable[Tensor], options: TrainOptions, *, trained: int | None = None, by_row: bool = False
     ) -> None:
         self.values, self._options, self._by_row = list(values), options, by_row
         # The kernel takes no buffers where there is no momentum.

@@ -25,14 +25,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.nn import PAPER
-from heterofl_flwr.training import (
-    ENGINES,
-    TrainingJob,
-    TrainOptions,
-    keep_freed_memory,
-    resolve_device,
-    train_together,
-)
+from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, keep_freed_memory, resolve_device, train_together
 from simulations.bench import plain_loop
 from simulations.bench.measure import Goal, in_turns
 

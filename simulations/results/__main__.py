@@ -21,14 +21,7 @@ from simulations.results import figures, tables
 from simulations.results.authors import authors_table
 from simulations.results.claims import claims_page
 from simulations.results.collect import collect
-from simulations.results.configurations import (
-    Configuration,
-    Places,
-    Reached,
-    configurations,
-    metrics_of,
-    published,
-)
+from simulations.results.configurations import Configuration, Places, Reached, configurations, metrics_of, published
 from simulations.results.formats import Table, to_latex, to_markdown
 from simulations.results.paper import FILES, VARIABLE, Cell, Key, by_job, paper_folder, read_cells
 from simulations.results.runs import file_name, portable, read_runs

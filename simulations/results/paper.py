@@ -125,13 +125,7 @@ Their global number is that of the averaged model and of the ensemble, not the m
 ends in a softmax before the cross-entropy, means are unweighted, and LG-FedAvg starts from a model of FedAvg.
 """
 
-TABLES = {
-    "7": "MNIST",
-    "8": "CIFAR10",
-    "9": "WikiText2",
-    "4": "Ablation, IID",
-    "5": "Ablation, non-IID",
-}
+TABLES = {"7": "MNIST", "8": "CIFAR10", "9": "WikiText2", "4": "Ablation, IID", "5": "Ablation, non-IID"}
 """The tables that print each number once, in the order of their importance; Tables 1 to 3 are rows of 7 to 9."""
 
 

@@ -133,10 +133,7 @@ class Job:
             flat["engine.device"] = "cpu"
         if flat["sample.min-nodes"] == DEFAULTS["sample.min-nodes"]:
             flat["sample.min-nodes"] = self.clients  # Flower starts the server before the nodes
-        return flat | {
-            "run.dir": str(self.path),
-            "engine.window": flat["engine.window"] or WINDOW,
-        }
+        return flat | {"run.dir": str(self.path), "engine.window": flat["engine.window"] or WINDOW}
 
     @property
     def stage(self) -> str:

@@ -3,14 +3,13 @@
 import pytest
 import torch
 from flwr.app import ArrayRecord
-from safetensors.torch import load_file
 
 from heterofl_flwr import HeteroFL, Mix, lora
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.errors import RoundError
-from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
-from tests.adapters.nets import CASES, outputs, peft, words
+from heterofl_flwr.report import Costs, Recorder, RunFolder
+from tests.adapters.nets import CASES, outputs, words
 from tests.federation.tiny import Watched, equal, make_app, play, twin
 
 MIX, NODES = "a1-b1-d1", 6
@@ -94,15 +93,3 @@ def test_a_run_goes_on_from_a_checkpoint_of_adapters_alone(tmp_path):
         arrays = ArrayRecord(dict(checkpoint.state))
         resumed = strategy.start(grid, arrays, num_rounds=2, first_round=2).arrays.to_torch_state_dict()
     assert equal(resumed, run(2).state)
-
-
-def test_a_levels_final_model_is_saved_as_peft_loads_it(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    found = run(1, callbacks=[Recorder(folder, costs=Costs(build, Mix.parse(MIX), words()))])
-    assert list(load_file(folder.models / "d.safetensors")) == sorted(found.state)
-    level = load_model(folder, "d", build)
-    level.save_pretrained(tmp_path / "level")
-    base = CASES["plain"]().unload()
-    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "level")
-    torch.testing.assert_close(outputs(loaded), outputs(level), rtol=1e-12, atol=1e-12)
-    assert not torch.equal(outputs(level), outputs(build(0.125)))

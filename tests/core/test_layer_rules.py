@@ -48,6 +48,7 @@ def _attention(n):
     return nn.MultiheadAttention(4 * n, 2)
 
 
+BOTH_WAYS = {"bidirectional": True, "batch_first": True}
 _last = partial(Case, axis=-1, out_axis=-1)
 _recurrent = partial(_last, shape=_sequence())
 CASES = {
@@ -64,18 +65,10 @@ CASES = {
     "group norm": Case(lambda n: nn.GroupNorm(n, 2 * n), _image(2), any_choice=False),
     "embedding": Case(lambda n: nn.Embedding(11, 3 * n, padding_idx=0), lambda n: (5,), out_axis=-1),
     "embedding bag": Case(lambda n: nn.EmbeddingBag(11, 3 * n), lambda n: (5, 4), out_axis=-1),
-    "lstm both ways, deep": _recurrent(
-        lambda n: nn.LSTM(3 * n, 2 * n, 3, bidirectional=True, batch_first=True), out_parts=2
-    ),
-    "lstm projected": _recurrent(
-        lambda n: nn.LSTM(3 * n, 3 * n, 2, proj_size=n, bidirectional=True, batch_first=True), out_parts=2
-    ),
-    "lstm of twelve layers": _recurrent(
-        lambda n: nn.LSTM(n, n, 12, bidirectional=True, batch_first=True), shape=_sequence(1), out_parts=2
-    ),
-    "gru both ways, deep": _recurrent(
-        lambda n: nn.GRU(3 * n, 2 * n, 2, bidirectional=True, batch_first=True), out_parts=2
-    ),
+    "lstm both ways, deep": _recurrent(lambda n: nn.LSTM(3 * n, 2 * n, 3, **BOTH_WAYS), out_parts=2),
+    "lstm projected": _recurrent(lambda n: nn.LSTM(3 * n, 3 * n, 2, proj_size=n, **BOTH_WAYS), out_parts=2),
+    "lstm of twelve layers": _recurrent(lambda n: nn.LSTM(n, n, 12, **BOTH_WAYS), shape=_sequence(1), out_parts=2),
+    "gru both ways, deep": _recurrent(lambda n: nn.GRU(3 * n, 2 * n, 2, **BOTH_WAYS), out_parts=2),
     "rnn, deep": _recurrent(lambda n: nn.RNN(3 * n, 2 * n, 2, batch_first=True)),
     "lstm cell": Case(lambda n: nn.LSTMCell(3 * n, 2 * n), lambda n: (5, 3 * n)),
     "gru cell": Case(lambda n: nn.GRUCell(3 * n, 2 * n), lambda n: (5, 3 * n)),

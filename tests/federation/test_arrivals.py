@@ -114,8 +114,7 @@ def test_mods_that_read_the_round_of_any_message_work():
 
 
 @pytest.mark.parametrize(
-    ("said", "named"),
-    [({"capacity": 7.0}, "a rate of 7.0 is not"), ({"heterofl_schema": 9}, "schema 9, expected")],
+    ("said", "named"), [({"capacity": 7.0}, "a rate of 7.0 is not"), ({"heterofl_schema": 9}, "schema 9, expected")]
 )
 def test_an_answer_that_means_nothing_counts_as_none(said, named):
     def capability(message, context):

@@ -18,17 +18,7 @@ from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.stages.server_optimizer import Momentum
 from tests.federation import tiny
-from tests.federation.tiny import (
-    Watched,
-    add_one,
-    bare_reply,
-    build,
-    build_normed,
-    equal,
-    inputs,
-    make_app,
-    play,
-)
+from tests.federation.tiny import Watched, add_one, bare_reply, build, build_normed, equal, inputs, make_app, play
 
 
 def app_with(mod, build=build):

@@ -133,11 +133,7 @@ def test_a_later_report_may_lower_a_level_only(reported, expected, assignment):
     ("mix", "levels", "named"),
     [
         ("a1", {"table": {"bob": "q"}, "others": 2}, r"levels: bob: 'q' is no level.*; others: 2 is no level"),
-        (
-            "b1-e1",
-            {"table": {"bob": "a"}},
-            "levels: bob above the mix's largest level, b: expected levels within",
-        ),
+        ("b1-e1", {"table": {"bob": "a"}}, "levels: bob above the mix's largest level, b: expected levels within"),
         ("a1-c1", {"table": {"bob": "e"}, "others": "d"}, "bob, others below the mix's smallest level, c"),
     ],
 )

@@ -53,11 +53,7 @@ def test_actors_last_and_keep_what_their_modules_cache(actors, ask):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "reason"),
-    [
-        ("leave", "SystemExit"),
-        ("silent", "returned a NoneType; expected a Message"),
-        ("astray", "replies to another"),
-    ],
+    [("leave", "SystemExit"), ("silent", "returned a NoneType; expected a Message"), ("astray", "replies to another")],
 )
 def test_errors_are_those_of_a_local_grid(actors, grid, ask, action, reason):
     def fail(on):
@@ -224,10 +220,7 @@ def test_so_many_actors_fit_on_a_machine(cpus, gpus, has, expected):
         ("odd_clients:app", 1, "in an actor: Ray counts a GPU on .*, and torch .* finds none there"),
         ("no_such_module:app", 0, "in an actor: client_app 'no_such_module:app' cannot be loaded"),
         pytest.param(
-            "dies_on_import:app",
-            0,
-            "in an actor: it died: .* while it loaded the ClientApp",
-            marks=pytest.mark.slow,
+            "dies_on_import:app", 0, "in an actor: it died: .* while it loaded the ClientApp", marks=pytest.mark.slow
         ),
     ],
 )

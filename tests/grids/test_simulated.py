@@ -5,15 +5,7 @@ import math
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from heterofl_flwr import (
-    DeviceProfile,
-    Devices,
-    Evaluation,
-    HeteroFL,
-    LocalGrid,
-    SimulatedDevices,
-    Windowed,
-)
+from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices, Windowed
 from heterofl_flwr.client import share_of_work
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.exchange import outcomes

@@ -47,17 +47,9 @@ BAD_MESSAGES = {
     "float count": (lambda good: good | {"fixed.bn.count": torch.tensor(2.5)}, ShapeError, "int64"),
     "negative": (lambda good: good | {"fixed.bn.count": torch.tensor(-1)}, DataError, "a count of -1"),
     "unknown kind": (lambda good: {f"new{key[5:]}": own for key, own in good.items()}, ConfigError, "moments is 'new'"),
-    "nan": (
-        lambda good: good | {"fixed.bn.first": torch.ones(2) * torch.nan},
-        DataError,
-        "moments of bn are not finite",
-    ),
+    "nan": (lambda good: good | {"fixed.bn.first": torch.ones(2) * torch.nan}, DataError, "bn are not finite"),
     "matrices": (lambda good: good | {"fixed.bn.first": torch.ones(2, 2)}, ShapeError, "two vectors of equal length"),
-    "integers": (
-        lambda good: good | {"fixed.bn.first": torch.ones(2).int()},
-        DataError,
-        "sums of moments are torch.int32",
-    ),
+    "integers": (lambda good: good | {"fixed.bn.first": torch.ones(2).int()}, DataError, "are torch.int32"),
 }
 
 

@@ -8,13 +8,7 @@ from rich.console import Console
 
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import seconds_to, summary_table
-from heterofl_flwr.report.summary import (
-    OnDevices,
-    failure_rows,
-    level_cells,
-    on_devices,
-    shells,
-)
+from heterofl_flwr.report.summary import OnDevices, failure_rows, level_cells, on_devices, shells
 from heterofl_flwr.runs import LevelCost, ModelCosts
 from heterofl_flwr.runs.costs import full_bytes, savings
 

@@ -18,10 +18,7 @@ from heterofl_flwr.training.engines.cohort import Cohort
 from heterofl_flwr.training.engines.plain import train_plain
 from tests.training.conftest import OPTIONS, exact, images, make_jobs, make_text, same, small, state, train_slowly
 
-RUNNERS = {
-    "plain": train_plain,
-    "cohort": lambda jobs, options: Cohort(jobs, options).train(),
-}
+RUNNERS = {"plain": train_plain, "cohort": lambda jobs, options: Cohort(jobs, options).train()}
 
 
 @pytest.fixture(params=RUNNERS)

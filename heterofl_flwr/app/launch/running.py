@@ -162,12 +162,7 @@ def open_grid(request: Request, app: App) -> QueuedGrid:
     share = request.share
     if request.grid == "ray":
         return RayGrid(
-            app.client,
-            request.clients,
-            num_cpus=share.cpus,
-            num_gpus=share.gpus,
-            at_once=share.at_once,
-            **options,
+            app.client, request.clients, num_cpus=share.cpus, num_gpus=share.gpus, at_once=share.at_once, **options
         )
     return LocalGrid(app.client, request.clients, **options)
 

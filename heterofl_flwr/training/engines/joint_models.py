@@ -108,10 +108,7 @@ class _DifferentValuesError(IncompatibleError):
 
 
 def build_verified(
-    models: Sequence[nn.Module],
-    layouts: Sequence[Layout],
-    values: Sequence[Tensor],
-    inputs: Sequence[Tensor],
+    models: Sequence[nn.Module], layouts: Sequence[Layout], values: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Joint:
     """Return what computes models together, once its logits and gradients equal those of each model alone.
 
