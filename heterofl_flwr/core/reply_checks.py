@@ -42,7 +42,7 @@ def check_reply(
     if not faults and largest < math.inf:
         faults = list(_size_faults(sub, largest))
     if not faults and norm_bound and not (found := norm_between(sub, plan.extract(state))) <= norm_bound:
-        faults = [f"its change has an L2 norm of {found:.4g}, expected up to {norm_bound:g}"]
+        faults = [f"its change has an L2 norm of {found:.4g}, expected up to {norm_bound:g} (norm_bound)"]
     _raise_if_any(faults)
 
 

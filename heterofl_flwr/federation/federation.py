@@ -90,7 +90,7 @@ class Federation:
 
     def reset(self) -> None:
         """Forget the clients and what the server optimiser keeps, so that a run can begin anew."""
-        self.nodes = Nodes()
+        self.nodes = Nodes(self.options.limits.levels.partitions.values())
         self.absent = set(self.options.limits.levels.table)
         self._own_rates: dict[int, float] = {}
 

@@ -22,10 +22,13 @@ class Levels:
         own word. Such a client has this level; what it reports later can only lower it.
     others
         The largest level, or rate, that clients which are not in the table may have.
+    partitions
+        The partition of a client by its name or id in the same way. No other client gets one of these numbers.
     """
 
     table: Mapping[str, str | float] = field(default_factory=dict)
     others: str | float = 1.0
+    partitions: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         faults = []
@@ -34,6 +37,8 @@ class Levels:
                 rate_of(level)
             except ConfigError as error:
                 faults.append(f"{who}: {error}")
+        if len(set(self.partitions.values())) < len(self.partitions) or min(self.partitions.values(), default=0) < 0:
+            faults.append(f"partitions are {dict(self.partitions)}; expected numbers from 0 up, each once")
         if faults:
             raise ConfigError("levels: " + "; ".join(faults))
 
@@ -53,6 +58,12 @@ class Levels:
         """Return what a client may hold, from what it says of itself, its registered name and its id."""
         key = name if name in self.table else node_id
         limit = rate_of(self.table.get(key, self.others))
+        bound = self.partitions.get(name, self.partitions.get(node_id))
+        if bound is None and said.partition in self.partitions.values():
+            logger.warning("node %s says partition %s, which is another node's", name or node_id, said.partition)
+            said = replace(said, partition=None)
+        elif bound is not None:
+            said = replace(said, partition=bound)
         changed = replace(said, capacity=limit if key in self.table else said.capacity, limit=limit)
         if said.capacity not in (None, changed.holds):
             logger.warning(

@@ -56,7 +56,7 @@ class Limits:
     ----------
     norm_bound
         L2 norm of what a reply changes of the slice that its client was sent; a reply of a larger one is refused, not
-        clipped. 0 for no bound.
+        clipped. 0 for none, but where replies cross a SuperLink: there it is ten times the norm of the global model.
     examples
         Number of examples that a client may count. With ``weights="examples"``, set it near the largest client's.
     examples_ratio

@@ -61,7 +61,15 @@ class Sampled:
 class Round:
     """A round of training: opened for the clients that are there; ``add`` or ``refuse`` for each; then ``close``."""
 
-    def __init__(self, engine: Engine, server_round: int, node_ids: Sequence[int], state: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        server_round: int,
+        node_ids: Sequence[int],
+        state: Mapping[str, Tensor],
+        *,
+        remote: bool = False,
+    ) -> None:
         self._engine, self._federation, self._options = engine, engine.federation, engine.options
         self.server_round = server_round
         engine.warn_of_mix(server_round, node_ids)
@@ -70,7 +78,7 @@ class Round:
         self.needed = self._options.sampling.number(len(trainable), "train")  # good replies
         self._state = self._federation.check_state(state)
         self._chain = engine.chain
-        self._chain.open(self._federation.context(server_round, self._state))
+        self._chain.open(self._federation.context(server_round, self._state), remote=remote)
         self.slices: dict[int, Sampled] = {}  # of each sampled client, in the order in which replies are added
         self.answers: dict[int, Answer] = {}  # of each client whose reply was added
         self._lost = 0

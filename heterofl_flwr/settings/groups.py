@@ -175,7 +175,9 @@ class ServerSettings(Group):
         "zero-padding",
     )
     norm_bound: NotNegative = setting(
-        0.0, "a reply that changes its slice by more (L2 norm) is rejected; 0 for no bound"
+        0.0,
+        "a reply that changes its slice by more (L2 norm) is rejected; 0: no bound in simulations, and ten times the "
+        "norm of the model in a deployment",
     )
     max_examples: Annotated[int, Field(ge=1, le=1_000_000_000)] = setting(
         Limits().examples,
@@ -193,6 +195,10 @@ class ServerSettings(Group):
     )
     largest_level: types.Level = setting("a", "the largest level of nodes not in server.levels, whatever they say")
 
+    partitions: types.NodePartitions = setting(
+        "", "partitions of nodes by registered name or node id, such as 'phone=0,camera=1', whatever any node says"
+    )
+
     def build_robust_mean(self) -> Robust | None:
         """Return what replaces the counting mean; None for nothing."""
         return None if self.robust == "none" else Robust(mean=self.robust, trim=self.robust_trim, few=self.robust_few)
@@ -204,7 +210,11 @@ class ServerSettings(Group):
             examples=self.max_examples,
             examples_ratio=self.max_examples_ratio,
             refusals=self.max_refusals,
-            levels=Levels(table=dict(self.levels), others=self.largest_level),
+            levels=Levels(
+                table=dict(self.levels),
+                others=self.largest_level,
+                partitions={name: int(number) for name, number in self.partitions},
+            ),
         )
 
 

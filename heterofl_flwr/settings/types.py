@@ -1,6 +1,7 @@
 """The types of settings: pydantic's, read strictly, with words for what is expected."""
 
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -104,13 +105,13 @@ def _split_integers(value: object) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _split_levels(value: object) -> tuple[tuple[str, str], ...]:
-    """Read levels by name."""
+def _split_pairs(value: object, good: Callable[[str], object] = rate_of) -> tuple[tuple[str, str], ...]:
+    """Read levels by name, or what else is good."""
     pairs = [tuple(part.strip() for part in pair.split("=", 1)) for pair in _split(value)]
-    levels = {name: level for name, level in pairs if name and rate_of(level)}  # a part without "=" raises ValueError
-    if len(levels) < len(pairs):
+    found = {name: own for name, own in pairs if name and good(own)}  # a part without "=" raises ValueError
+    if len(found) < len(pairs):
         raise ValueError
-    return tuple(levels.items())
+    return tuple(found.items())
 
 
 def _read_mix(value: object) -> Mix:
@@ -209,9 +210,16 @@ OptionalLevel = Annotated[
     JsonSchema({"type": ["string", "number"]}),
     "a level such as 'a', a rate such as '0.5', or ''",
 ]
+_Pairs = Annotated[
+    tuple[tuple[str, str], ...], PlainSerializer(lambda pairs: ",".join(map("=".join, pairs)), return_type=str)
+]
+NodePartitions = Annotated[
+    _Pairs,
+    BeforeValidator(partial(_split_pairs, good=str.isdecimal)),
+    "different names with a number each, such as 'phone=0,camera=1', or '' for none",
+]
 NodeLevels = Annotated[
-    tuple[tuple[str, str], ...],
-    BeforeValidator(_split_levels),
-    PlainSerializer(lambda pairs: ",".join(map("=".join, pairs)), return_type=str),
+    _Pairs,
+    BeforeValidator(_split_pairs),
     "different names with a level each, such as 'phone=c,camera=a', or '' for none",
 ]

@@ -1,5 +1,6 @@
 """The chain: stages around the one mean that sums the updates of a round."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -33,6 +34,10 @@ class Link:
     open: OpenMean = Aggregator
     kind: Literal["counting", "robust", "other"] = "counting"
     weights: Weights = "equal"
+
+
+REMOTE_CHANGE = 10
+"""A reply from another machine may change its slice by so many L2 norms of the whole model, if no bound is given."""
 
 
 class Chain:
@@ -98,13 +103,15 @@ class Chain:
         """Return what the instructions of clients say of the stages."""
         return {key: value for stage in self.stages for key, value in stage.instruction().items()}
 
-    def open(self, context: RoundContext) -> None:
-        """Begin a round."""
-        state = context.state
+    def open(self, context: RoundContext, *, remote: bool = False) -> None:
+        """Begin a round; ``remote`` says whether clients are on other machines, and so maybe not ours."""
+        state, limits = context.state, dict(self._limits)
+        if remote and not limits["norm_bound"] and not self.sums_changes:
+            limits["norm_bound"] = REMOTE_CHANGE * max(1.0, math.hypot(*(own.norm().item() for own in state.values())))
         if self.sums_changes:  # the zeros that they start from take no memory
             state = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
         self._context = context
-        self._mean = self.link.open(state, context.rows, **self._limits)
+        self._mean = self.link.open(state, context.rows, **limits)
 
     def add(self, update: Update) -> None:
         """Add a client's update to the mean; ``ReplyError`` if it does not fit, and then nothing has changed."""

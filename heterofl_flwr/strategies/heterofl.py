@@ -339,7 +339,7 @@ class HeteroFL(EngineView, Strategy):
         messages.check_own_keys(config)
         slices = Slices(self.federation, arrays)
         nodes = available_nodes(grid, self.engine, server_round, self._timeout)
-        self._round = current = Round(self.engine, server_round, nodes, slices.state)
+        self._round = current = Round(self.engine, server_round, nodes, slices.state, remote=self._is_remote(grid))
         self._sent, self._replied = [], {}
         for node_id, own in current.slices.items():
             record = slices.record(own.plan)

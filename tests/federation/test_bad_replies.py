@@ -13,6 +13,7 @@ from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.records import Tally
 from heterofl_flwr.stages.compress import compress
+from heterofl_flwr.strategies import heterofl
 from tests.federation.tiny import add_one, bare_reply, build, config, crash, equal, make_app, play
 
 GOOD = MetricRecord({"num-examples": 1})
@@ -87,7 +88,7 @@ FAULTS = {
         "1000 metrics, expected",
     ),
     "long name": (with_numbers(**{"num-examples": 1, "x" * 1000: 1.0}), "sent a metric named 'xxx"),
-    "far": (changed(entry(np.full(8, 100, np.float32))), "its change has an L2 norm of .*, expected up to 50"),
+    "far": (changed(entry(np.full(8, 100, np.float32))), "its change has an L2 norm of .*, expected up to 50 "),
     "unknown form": (compressed("int8", put("config", "upload", "int4")), "expected one of float32, float16, int8"),
     "other form": (compressed("float16", put("config", "upload", "int8")), "expected changes and scales alone"),
     "one scale": (compressed("int8", entry(np.float32(1), "scales", "scales")), r"of shape \(\), expected .*\(14,\)"),
@@ -174,3 +175,15 @@ def test_a_good_reply_ends_the_row_and_failing_is_no_refusal():
     assert [list(record.refused) for record in records] == [[1], [], [], [1]]
     assert strategy.tally.refused == {1: 2}
     assert strategy.tally.in_a_row == {1: 1}
+
+
+def test_a_sole_holder_on_another_machine_moves_the_model_by_a_bounded_length(monkeypatch):
+    """Unless a bound is given: any of its own, or a large one for none."""
+    far = changed(entry(np.full(8, 1e4, np.float32)))
+    assert play(make_app(far), nodes=2).log.failures == {}
+    monkeypatch.setattr(heterofl, "crosses_superlink", lambda grid: True)
+    with pytest.raises(RoundError, match=r"its change has an L2 norm of .*, expected up to \d.* \(norm_bound\)"):
+        play(make_app(far), nodes=2)
+    near = changed(entry(np.full(8, 5, np.float32)))
+    assert play(make_app(near), nodes=2).log.failures == {}
+    assert play(make_app(far), nodes=2, limits=Limits(norm_bound=1e15)).log.failures == {}

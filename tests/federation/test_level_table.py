@@ -140,3 +140,19 @@ def test_a_later_report_may_lower_a_level_only(reported, expected, assignment):
 def test_a_table_that_cannot_be_is_one_error_at_the_start(mix, levels, named):
     with pytest.raises(ConfigError, match=named):
         HeteroFL(build, mix, assignment="dynamic", limits=Limits(levels=Levels(**levels)))
+
+
+def test_a_partition_belongs_to_the_registered_name(caplog):
+    federation = federation_of("a1-b1", levels=Levels(partitions={"carol": 0, "dave": 1}))
+    said = {7: Capability(partition=0), 8: Capability(), 9: Capability(partition=5)}
+    federation.register(said, {7: "alice", 8: "bob", 9: "carol"})
+    assert [federation.nodes.partition(node) for node in (7, 8, 9)] == [2, 3, 0]
+    assert "node alice says partition 0, which is another node's" in caplog.text
+    federation.register({10: Capability()}, {10: "dave"})
+    assert federation.nodes.partition(10) == 1
+
+
+@pytest.mark.parametrize("partitions", [{"a": 1, "b": 1}, {"a": -1}])
+def test_partitions_are_numbers_of_one_node_each(partitions):
+    with pytest.raises(ConfigError, match="expected numbers from 0 up, each once"):
+        Levels(partitions=partitions)
