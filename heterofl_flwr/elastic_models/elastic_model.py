@@ -25,6 +25,10 @@ _UNUSED = (
     "rate, and take inputs of their full width. To cut them, give inputs with which they are used, or a model around "
     "this one whose forward uses them; to keep them without this warning, name them: fixed=[...]"
 )
+_LITERAL = (
+    "{} divides a sum over channels by their full number, which stands in the code, so a slice, which adds fewer, "
+    "divides by too much: use mean, or take the number from the tensor's shape"
+)
 _TOO_LARGE = 1.5
 """How many times the possible share of parameters a slice may keep without a warning."""
 _NOT_SMALLER = 0.6
@@ -149,7 +153,8 @@ def elastic(
     Warns
     -----
     UserWarning
-        If parameters take no part on the example inputs: they stay whole. If a slice of rate 0.5 is more than 1.5
+        If parameters take no part on the example inputs: they stay whole. If the code divides a sum over channels by
+        their full number as a literal. If a slice of rate 0.5 is more than 1.5
         times as large as it might be, with the reasons. Or if it keeps more than six tenths of the parameters.
 
     Examples
@@ -168,6 +173,8 @@ def elastic(
     traced = trace_model(model, example_inputs, fixed, outputs)
     if traced.unused:
         warnings.warn(_UNUSED.format(", ".join(traced.unused)), stacklevel=2)
+    if traced.literal:
+        warnings.warn(_LITERAL.format(", ".join(traced.literal)), stacklevel=2)
     build = Elastic(
         model=copy_with(model, lambda name, tensor: tensor.clone()),
         traced=traced,

@@ -185,6 +185,14 @@ def size(trace: Trace, run: Run, tensor: Tensor, dim: int | None = None) -> obje
     return lengths if dim is None else lengths[dim]
 
 
+@function(Tensor.div, Tensor.__truediv__, torch.div, Tensor.true_divide, torch.true_divide)
+def divide(trace: Trace, run: Run, input: object, other: object, **_: object) -> object:
+    """Note which sums are divided by a number that stands in the code."""
+    if isinstance(input, Tensor):
+        trace.divide(input, other)
+    return run()
+
+
 @function(Tensor.numel, Tensor.nelement, torch.numel)
 def numel(trace: Trace, run: Run, tensor: Tensor) -> int:
     """Return the product of all lengths."""

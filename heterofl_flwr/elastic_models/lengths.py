@@ -124,6 +124,8 @@ class Trace:
         self.positions = Positions()
         self.reasons: Counter[str] = Counter()  # why channels stay whole that might have been cut, and how many
         self.sliced: list[Row] = []  # axes that the code slices at a plain number
+        self.sums: dict[int, tuple[Tensor, list[Row]]] = {}  # tensors that are sums, and the axes that were summed over
+        self.divided: list[tuple[Row, str]] = []  # axes by whose length a sum is divided as a plain number, and where
         self._place, self._lenient = place, lenient  # which layer is at work, and whether such channels are cut
         self.listening = False  # whether it is the model's own code that runs, and not torch's
         self.flexible: Sequence[bool] = ()  # which axes of the view that comes next may shrink, as its code says
@@ -195,6 +197,12 @@ class Trace:
             self.tie(row, self._variable(length))
         else:
             self.pin(row, why=f"the code says the length {length!r}")
+
+    def divide(self, tensor: Tensor, number: object) -> None:
+        """Take note where code divides a sum by the number of what was added, and says it as a plain number."""
+        _, summed = self.sums.get(id(tensor), (None, []))
+        if not isinstance(number, Dependent):
+            self.divided += [(row, self._place()) for row in summed if number == len(row) > 1]
 
     def compare(self, one: Dependent, two: float) -> None:
         """Take note that the model's code compares two numbers: what follows must be the same at every rate.

@@ -90,6 +90,9 @@ def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     keep = call.outputs[0].dim() == len(rows)
     kept = [None if axis in axes else row for axis, row in enumerate(rows) if keep or axis not in axes]
     trace.mark(kept, *call.outputs)
+    if call.name == "sum":
+        summed = [row for axis in axes if (row := rows[axis]) is not None]
+        trace.sums[id(call.outputs[0])] = call.outputs[0], summed
 
 
 @operator(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)))

@@ -40,6 +40,7 @@ class Traced:
     unused: Sequence[str]  # layers, or single parameters, that could be cut but took no part; they are kept whole
     products: Mapping[str, LayerProducts]  # of layers whose own code multiplies by parameters
     reasons: Sequence[str]  # why axes stay whole that might have been cut, that of most channels first
+    literal: Sequence[str]  # layers that divide a sum by a plain number, the full length of axes that are cut
     normalises: bool  # whether it has norms: torch's, or written out with a reciprocal root, as RMS norms are
     says_tracing: bool  # see Skeleton
 
@@ -180,6 +181,7 @@ class Tracer:
             unused,
             {layer: _layer_products(own) for layer, own in shrinks.items() if any(own.values())},
             [reason for reason, _ in trace.reasons.most_common()],
+            sorted({place for row, place in trace.divided if grouping.places(trace.open(row)) is not None}),
             self._normalises,
             self._skeleton.says_tracing,
         )

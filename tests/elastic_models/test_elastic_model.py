@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -313,6 +314,24 @@ def test_a_table_longer_than_the_example_keeps_its_length(read):
     small = elastic(model, torch.zeros(1, 2, 3))(0.5)
     assert torch.equal(small.table, model.table[:, :6])
     assert small(torch.zeros(1, 8, 3)).shape == (1, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("divided", "warns"),
+    [
+        (lambda self, x: x.sum(1, keepdim=True) / 20, True),
+        (lambda self, x: torch.div(x.sum(1, keepdim=True), 20), True),
+        (lambda self, x: x.sum(1, keepdim=True) / x.shape[1], False),
+        (lambda self, x: x.mean(1, keepdim=True), False),
+        (lambda self, x: (x / 20).sum(1, keepdim=True) / 3, False),
+    ],
+)
+def test_a_sum_divided_by_a_literal_length_is_a_warning(divided, warns):
+    model = nn.Sequential(nn.Linear(3, 20), Then(divided), nn.Linear(1, 2))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        elastic(model, torch.zeros(2, 3))
+    assert any("Then divides a sum over channels by their full number" in str(one.message) for one in said) == warns
 
 
 def test_a_model_that_cannot_be_cut_is_a_warning():
