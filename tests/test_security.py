@@ -13,13 +13,14 @@ SOURCES = sorted(path for top in ("heterofl_flwr", "simulations") for path in (R
 READERS = [
     path
     for path in SOURCES
-    for room in ("core", "nn", "training", "federation", "strategies", "classic", "client.py", "messages.py")
-    if path.is_relative_to(ROOT / "heterofl_flwr" / room) and path.name not in ("capacity.py", "compile.py")
+    for room in (
+        *("core", "nn", "adapters", "elastic_models", "stages", "training", "federation", "strategies", "classic"),
+        *("client.py", "capability.py", "local_model.py", "messages.py", "packing.py", "exchange.py"),
+        *("grids/guarded.py", "grids/windowed.py", "grids/relay.py"),
+    )
+    if path.is_relative_to(ROOT / "heterofl_flwr" / room) and path.name != "compile.py"
 ]
-"""The modules that messages pass.
-
-``training/capacity.py`` measures this machine, in files that only it names; ``compile.py`` looks for a compiler.
-"""
+"""The modules between a SuperLink and the new model. ``compile.py`` looks for a compiler."""
 
 FILES = {"os", "pathlib", "shutil", "tempfile", "glob", "subprocess", "socket", "urllib", "http", "fileinput"}
 OPENS = {"fromfile", "tofile", "memmap", "loadtxt", "savetxt", "read_bytes", "write_bytes", "read_text"}
@@ -64,6 +65,28 @@ def found_by(check: Callable[[str], list[str]], paths: Sequence[Path]) -> dict[s
 def test_what_reads_messages_reaches_no_file_process_or_network():
     assert len(READERS) > 50
     assert found_by(touches_files, READERS) == {}
+
+
+def runs_what_it_gets(source: str) -> list[str]:
+    """Return what of a module could run what it was given."""
+    tree = ast.parse(source)
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    modules = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "importlib"}
+    return sorted({*modules.intersection(imported(tree)), *called & {"eval", "exec", "torch.load", "np.load"}})
+
+
+def test_what_reads_messages_runs_nothing_of_them():
+    assert found_by(runs_what_it_gets, READERS) == {}
+    text = "import pickle; eval(reply); torch.load(reply); model.eval()"
+    assert [runs_what_it_gets(own.strip()) for own in text.split(";")] == [["pickle"], ["eval"], ["torch.load"], []]
+
+
+def test_each_promise_names_its_test():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("|")][2:]
+    assert len(rows) > 10
+    assert [own for own in rows if "`tests/" not in own and own != "nothing"] == []
+    assert [path for path in re.findall(r"`((?:tests|simulations)/[\w/.]+)`", text) if not (ROOT / path).exists()] == []
 
 
 def test_no_text_reaches_a_shell():
