@@ -8,8 +8,6 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.runs.metrics import KINDS, SCOPES, pick_metric
 
-WIDTH = 80  # a round is one line of at most so many characters; what does not fit is in the history
-
 
 class Console(RoundCallback):
     """Prints each round on a line of names and values: time taken and left, what failed, loss and accuracy.
@@ -38,7 +36,8 @@ class Console(RoundCallback):
         self._seconds.append(record.seconds)
         # The mean of several, as evaluation makes single rounds long; the first one has to start what the others find.
         recent = self._seconds[1:][-10:]
-        left = (num_rounds - record.server_round) * sum(recent) / len(recent) if recent else None
+        to_come = num_rounds - record.server_round
+        left = to_come * sum(recent) / len(recent) if recent and to_come else None
         self._print(round_line(record, num_rounds, left))
         return False
 
@@ -47,24 +46,20 @@ class Console(RoundCallback):
 
 
 def round_line(record: RoundRecord, num_rounds: int, left: float | None) -> str:
-    """Return a round as one line of names and values."""
+    """Return a round as one line of names and values, however long: programs read it, too."""
     line = f"round {record.server_round}/{num_rounds} took={formatting.duration(record.seconds).replace(' ', '')}"
     if left is not None:
         line += f" left={formatting.duration(left).replace(' ', '')}"
-    for name, value in _fields(record):
-        field = f" {name}={value.replace(' ', '')}"
-        if len(line) + len(field) > WIDTH:
-            break
-        line += field
-    return line
+    return line + "".join(f" {name}={value.replace(' ', '')}" for name, value in _fields(record))
 
 
 def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
     """Yield the names and values of a round, the most important first."""
-    if record.failures:
-        yield "failed", str(len(record.failures))
+    yield "failed", str(len(record.failures))
     if record.few_answered:
         yield "evaluated-by", f"{record.evaluate_answers}of{record.evaluate_asked}"
+    if record.evaluate.get("coverage", 1.0) < 1:
+        yield "coverage", formatting.percent(record.evaluate["coverage"], 0)
     loss = pick_metric(record.train, "loss")
     if loss is not None:
         yield "train-loss", formatting.number(loss)

@@ -154,8 +154,8 @@ def _tables(
     yield "Levels", "numbers", summary.level_cells(records, costs), note
     metrics = summary.score_cells(records)
     note = (
-        "Final: the mean over clients, beside the median. Best: the best round by each metric itself, chosen on the "
-        "data it is measured on; of clients' metrics other than accuracies from 0 to 1, by the median."
+        "Best: the best round by each metric itself, chosen on the data it is measured on; of clients' metrics other "
+        "than accuracies from 0 to 1, by the median."
     )
     note = f"{note} {summary.partial_line(records)}" if metrics[1] else "No round was evaluated."
     yield "Metrics", "numbers", metrics, note

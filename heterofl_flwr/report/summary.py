@@ -13,6 +13,7 @@ from rich.text import Text
 
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import ModelCosts, seconds_to
 from heterofl_flwr.runs.costs import savings
@@ -160,17 +161,18 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
 
 
 def score_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of metrics: final value, that of the median client, best value and its round."""
-    return ("metric", "final", "median", "best", "round"), [
-        (
-            score.name if score.client is None else f"{score.name} (client {score.client})",
-            marked(formatting.score(score.name, score.final), score.partial),
-            formatting.score(score.name, score.median),
-            formatting.score(score.name, score.best),
-            formatting.NOTHING if score.best_round is None else str(score.best_round),
-        )
-        for score in scores(records)
-    ]
+    """Return the table of metrics: final value, best value and its round, in a row for each statistic of clients."""
+    rows = []
+    for score in scores(records):
+        name = score.name if score.client is None else f"{score.name} (client {score.client})"
+        found = {"": score.final} if score.median is None else {"mean": score.final, "median": score.median}
+        compared = "median" if score.median is not None and not is_share(score.name) else next(iter(found))
+        for statistic, final in found.items():
+            best, best_round = (score.best, score.best_round) if statistic == compared else (None, None)
+            shown = marked(formatting.score(score.name, final), score.partial)
+            number = formatting.NOTHING if best_round is None else str(best_round)
+            rows.append((name, statistic, shown, formatting.score(score.name, best), number))
+    return ("metric", "of clients", "final", "best", "round"), rows
 
 
 def marked(value: str, partial: bool) -> str:

@@ -30,10 +30,13 @@ def test_a_round_is_one_line_of_names_and_values(fake, monkeypatch):
     assert len(lines) == 11
     assert lines[0].startswith("rounds 1 to 10, a model of")
     accuracy = fake.progress(2, 10).record.evaluate["global-accuracy"]
-    found = rf"round 2/10 took=[\d.]+s left=\d+s train-loss=[\d.]+ global={100 * accuracy:.1f}% local=[\d.]+%"
+    found = rf"round 2/10 took=[\d.]+s left=\d+s failed=0 coverage=40% train-loss=[\d.]+ global={100 * accuracy:.1f}% local=[\d.]+%"
     assert re.match(found, lines[2])
     assert re.search(r" failed=1 train-loss=", lines[3])
-    assert max(map(len, lines)) <= 80
+    keys = {tuple(re.findall(r" ([\w-]+)=", line)) for line in lines[2:10]}
+    trained, evaluated = ("took", "left", "failed"), ("coverage", "train-loss", "global", "local", "worst")
+    assert keys == {(*trained, *evaluated, "sent", "lr"), (*trained, "train-loss", "sent", "lr")}  # never cut
+    assert "left=" not in lines[-1]
     assert not re.search(r"[^\x20-\x7e\n]", "\n".join(lines))
 
 
