@@ -13,8 +13,9 @@ Every error raised on purpose derives from ``HeteroFLError``, so a caller can ca
     └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pkgutil import resolve_name
 from typing import Any
 
@@ -126,3 +127,21 @@ DECAY = "0 or more, and less than 1"
 def is_decay(value: float) -> bool:
     """Whether a number can be a decay factor; with 1 or more, nothing would ever be forgotten."""
     return 0 <= value < 1
+
+
+def unknown_settings(keys: Iterable[str], known: Collection[str]) -> list[str]:
+    """Return what is wrong with keys of settings that do not exist, each with those that may be meant."""
+    faults = []
+    for key in (own for own in keys if own not in known):
+        # A key without its group, or with a wrong one, need not be near in letters.
+        near = [own for own in known if own.rpartition(".")[2] == key.rpartition(".")[2]]
+        near = near or get_close_matches(key, known, n=1)
+        hint = f"did you mean {' or '.join(near)}?" if near else "'heterofl settings' lists them all"
+        faults.append(f"{key}: no setting has this name; {hint}")
+    return faults
+
+
+def not_usable(faults: Sequence[str]) -> ConfigError:
+    """Return one error of all settings that are not usable."""
+    several = f"{len(faults)} settings are not usable:\n  " if len(faults) > 1 else ""
+    return ConfigError(several + "\n  ".join(faults))

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import chain, groupby
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from heterofl_flwr.core.formatting import markdown
 from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.data.known import short_name
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, not_usable, unknown_settings
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.exits import BLOCKS
@@ -68,12 +67,11 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
     """
     given = {**DEFAULTS, **{key: value for key, value in mapping.items() if key in SPECS}}
     settings, faults = validate(Settings, _resolve(given), SPECS)
-    faults = [_describe_unknown(key) for key in mapping if key not in SPECS] + faults
+    faults = unknown_settings(mapping, SPECS) + faults
     if settings is not None and not faults:
         faults = _find_contradictions(settings, given)
     if settings is None or faults:
-        several = f"{len(faults)} settings are not usable:\n  " if len(faults) > 1 else ""
-        raise ConfigError(several + "\n  ".join(faults))
+        raise not_usable(faults)
     return settings.model_copy(update={"mix": settings.mix.with_global_rate(settings.global_rate)})
 
 
@@ -118,14 +116,6 @@ def validate(
         text += f", or '{AUTO}'" if specs[key].default == AUTO else ""
         faults.append(f"{key}: {cause if isinstance(cause, ConfigError) else text}")
     return None, faults
-
-
-def _describe_unknown(key: str) -> str:
-    # A key without its group, or with a wrong one, need not be near in letters.
-    near = [known for known in SPECS if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = near or get_close_matches(key, SPECS, n=1)
-    hint = f"did you mean {' or '.join(near)}?" if near else "'heterofl settings' lists them all"
-    return f"{key}: no setting has this name; {hint}"
 
 
 def _resolve(given: Mapping[str, object]) -> dict[str, object]:

@@ -26,6 +26,19 @@ def test_the_commands_help_loads_nothing_heavy():
     assert printed("-m", "heterofl_flwr", "--version").startswith("heterofl-flwr ")
 
 
+def test_a_setting_that_does_not_exist_is_refused_before_torch_is_loaded():
+    code = (
+        "import sys; from heterofl_flwr.app.cli.main import main; "
+        "print(*map(main, (['run', 'lr=1', '--set', 'mixx=a'], ['settings', '--set', 'mixx=a']))); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    codes, loaded = done.stdout.splitlines()
+    assert codes == "2 2"
+    assert {"torch", "pydantic", "flwr"}.isdisjoint(loaded.split())
+    assert "2 settings are not usable:\n  mixx: no setting has this name; did you mean mix?\n  lr: no" in done.stderr
+    assert "did you mean train.lr?" in done.stderr
+
+
 def test_what_the_system_refuses_is_no_traceback(monkeypatch, capsys):
     assert status_of("mine", lambda: int(Path("/no/such").read_text())) == MISUSED
     assert capsys.readouterr().err == "mine: [Errno 2] No such file or directory: '/no/such'\n"

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr import Adagrad, Adam, Momentum, Yogi
+from heterofl_flwr.app.cli.main import SETTINGS_FILE
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings import (
     AUTO,
@@ -187,6 +188,8 @@ def test_settings_of_parameters_that_travel_need_some_that_do():
 def test_pyproject_has_the_defaults():
     table = PYPROJECT.read_text(encoding="utf-8").partition("[tool.flwr.app.config]\n")[2].partition("\n\n")[0]
     assert f"{table}\n" == to_toml(), "run: heterofl settings --format toml, and paste it under [tool.flwr.app.config]"
+    kept = SETTINGS_FILE.read_text(encoding="utf-8")
+    assert kept == to_toml(), f"run: heterofl settings --format toml > {SETTINGS_FILE}"
 
 
 def test_toml_carries_any_text_and_flower_reads_it_as_we_do():
