@@ -108,10 +108,18 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
 def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     """Return the strategy that the settings describe."""
     settings = task.settings
-    train, server, distill = settings.train, settings.server, settings.distill
-    sample, limits = settings.sample, server.build_limits()
-    learning_rate = multi_step(train.lr, train.milestones, train.factor)
-    evaluation = settings.evaluate.as_options(Evaluation)
+    train, server, distill, sample = settings.train, settings.server, settings.distill, settings.sample
+    options: dict[str, Any] = {
+        "seed": settings.seed,
+        "fraction_train": sample.fraction,
+        "min_available_nodes": sample.min_nodes,
+        "min_replies": sample.min_replies,
+        "wait": sample.wait,
+        "learning_rate": multi_step(train.lr, train.milestones, train.factor),
+        "limits": server.build_limits(),
+        "evaluation": settings.evaluate.as_options(Evaluation),
+        "callbacks": callbacks,
+    }
     if server.strategy == "fedh2l":
         if task.dataset.train.reading is not None:
             raise ConfigError(
@@ -124,31 +132,17 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
             seed_size=distill.seed_size,
             seed_batch=distill.seed_batch,
             temperature=distill.temperature,
-            seed=settings.seed,
-            fraction_train=sample.fraction,
-            min_available_nodes=sample.min_nodes,
-            min_replies=sample.min_replies,
-            wait=sample.wait,
-            learning_rate=learning_rate,
-            limits=limits,
-            evaluation=evaluation,
-            callbacks=callbacks,
+            **options,
         )
     return HeteroFL(
         task.build,
         settings.mix,
         assignment=settings.assignment,
-        seed=settings.seed,
-        fraction_train=sample.fraction,
-        min_available_nodes=sample.min_nodes,
         spare=sample.spare,
-        min_replies=sample.min_replies,
-        wait=sample.wait,
         slice_rule=server.choose,
         roll_by=server.roll_by,
         shared=server.shared,
         upload=train.upload,
-        learning_rate=learning_rate,
         proximal_mu=train.proximal or None,
         weights=server.weights,
         labels=train.labels if task.counts_labels else "sent",
@@ -156,10 +150,8 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         robust=server.build_robust_mean(),
         aggregator=AGGREGATORS[server.aggregator],
         stages=parse_stages(server.stages),
-        limits=limits,
         privacy=settings.privacy.as_options(Privacy),
-        evaluation=evaluation,
-        callbacks=callbacks,
+        **options,
     )
 
 

@@ -7,7 +7,7 @@ from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
 from flwr.server import LegacyContext, ServerConfig
-from flwr.server.strategy import FedAvg, FedProx
+from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow, SecAggWorkflow
 
 from heterofl_flwr import LocalGrid
@@ -77,15 +77,6 @@ def test_failures_that_are_not_accepted_leave_the_model_as_it_is():
             new, metrics = strategy.aggregate_fit(server_round, results, failures)
             assert ((new, metrics) == (None, {})) == (server_round == 1)
         assert strategy.aggregate_evaluate(2, [], [ConnectionError("gone")]) == (None, {})
-
-
-def test_clients_are_sent_the_weight_of_fedprox_as_flower_sends_it():
-    theirs, ours = FedProx(proximal_mu=0.25), HeteroFL(build, "a1", proximal_mu=0.25)
-    manager = manager_of(Fake("0", 1.0), Fake("1", 1.0))
-    parameters = ours.initialize_parameters(manager)
-    for strategy in (theirs, ours):
-        sent = strategy.configure_fit(1, parameters, manager)
-        assert [ins.config["proximal_mu"] for _, ins in sent] == [0.25, 0.25]
 
 
 @pytest.mark.parametrize("key", ["task", "rate", "seed"])

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.client_manager import SimpleClientManager
-from flwr.serverapp.exception import AggregationError
 from torch import nn
 
 import heterofl_flwr
@@ -80,15 +79,6 @@ def test_instructions_share_one_packet_a_level():
     assert instructions[3][1].config == told | more
 
 
-def test_the_order_of_results_does_not_matter():
-    after = []
-    for turn in (1, -1):
-        strategy, _, _, instructions = begin([Fake(str(cid), 0.1 * (1 + cid)) for cid in range(6)], "a1-b1-c1")
-        results = fit_all(instructions)
-        after.append(strategy.aggregate_fit(1, results[::turn], [])[0])
-    assert after[0] == after[1]
-
-
 def test_properties_are_asked_once_and_from_all_at_the_same_time():
     together = threading.Barrier(8)
 
@@ -120,16 +110,6 @@ def test_a_client_that_says_nothing_gets_the_smallest_rate(caplog, says, cause):
     assert cause in caplog.text
     assert "1 of 3 new nodes gave no usable answer" in caplog.text
     assert ("is not converted" in caplog.text) == (cause == "GET_PROPERTIES_NOT_IMPLEMENTED")
-
-
-def test_a_reported_capacity_counts_from_the_next_round_on():
-    fakes = [Fake("0", metrics={"capacity": "e"}), Fake("1")]
-    strategy, manager, _, instructions = begin(fakes)
-    parameters, metrics = strategy.aggregate_fit(1, fit_all(instructions), [])
-    assert strategy.log.rates[0] == 1.0
-    strategy.configure_fit(2, parameters, manager)
-    assert strategy.log.rates[0] == 0.0625
-    assert "capacity" not in metrics
 
 
 def test_labels_travel_as_text():
@@ -181,14 +161,6 @@ def test_failures_are_listed_by_client_where_flower_names_one():
         "FIT_NOT_IMPLEMENTED",
         "no result; ValueError: gone",
     ]
-
-
-def test_a_round_where_all_fail_names_the_causes():
-    strategy, _, _, _ = begin(clients(2))
-    cause = r"round 1: 0 of 2 .* partition 0 and 1 more: no result; ValueError: gone"
-    with pytest.raises(AggregationError, match=cause) as info:
-        strategy.aggregate_fit(1, [], [ValueError("gone")] * 2)
-    assert isinstance(info.value, RoundError)
 
 
 def test_results_of_clients_that_were_not_asked_do_not_count():
