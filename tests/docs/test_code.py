@@ -22,7 +22,8 @@ SHOWN = {"diff", "text"}
 EXTRAS = ("peft", "transformers")
 
 
-SLOW = (DOCS / "howto" / "export.md", DOCS / "howto" / "simulate.md")  # three formats twice; Ray
+SLOW = [DOCS / "howto" / f"{name}.md" for name in ("export", "simulate", "any-model", "runs")]
+SLOW += [DOCS / "explain" / "determinism.md"]  # the same run several times
 
 
 def page_param(page: Path):

@@ -18,6 +18,7 @@ LEARNS = {
     # By method: the command, the metric, and what it is well above.
     "heterofl": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "heterofl-fixed": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
+    "heterofl-distilled": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "fedavg": (("mix=a", "split=iid"), "global-accuracy", 0.8),
     "fedrolex": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "federated-dropout": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
@@ -38,7 +39,10 @@ def test_every_method_is_tried():
     assert LEARNS.keys() == {path.stem for path in (CONF / "method").glob("*.yaml")}
 
 
-@pytest.mark.parametrize("method", LEARNS)
+METHODS = [pytest.param(own, marks=[pytest.mark.slow] if own == "fedh2l" else []) for own in LEARNS]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_it_learns(method):
     overrides, metric, least = LEARNS[method]
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -9,8 +9,9 @@ from simulations.sweep import __main__ as sweep
 from tests.simulations.tiny_data import FOLDERS, write_tiny
 
 # All methods learn the images of test_methods_learn.py; here are some that see colours, layers or heads otherwise.
-SLOW = [("cifar10", "lg-fedavg"), ("wikitext2", "fedrolex"), ("wikitext2", "fjord")]
-TRIED = [(data, "heterofl") for data in FOLDERS] + [pytest.param(*own, marks=pytest.mark.slow) for own in SLOW]
+SLOW = [("mnist", "heterofl"), ("cifar10", "lg-fedavg"), ("wikitext2", "fedrolex"), ("wikitext2", "fjord")]
+TRIED = [(data, "heterofl") for data in FOLDERS if data != "mnist"]
+TRIED += [pytest.param(*own, marks=pytest.mark.slow) for own in SLOW]
 OPTIONS = {
     "mnist": ("model.hidden='4,8'", "split=non-iid-2", "train.batch-size=20"),
     "cifar10": ("model.hidden='4,8,8,8'", "split=non-iid-2", "train.batch-size=20"),
