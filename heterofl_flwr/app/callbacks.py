@@ -22,8 +22,10 @@ class CentralEvaluation:
     def __init__(self, strategy: HeteroFL, task: Task) -> None:
         self._strategy, self._task = strategy, task
 
-    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Return accuracy and loss without any mask."""
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Return accuracy and loss without any mask; nothing of the model that nobody has trained yet."""
+        if not server_round:
+            return None
         task, strategy, rate = self._task, self._strategy, self._task.mix.global_rate
         model = model_at(task.build, packing.read_tensors(arrays, "the server"), rate, rate)
         model = for_evaluation(model, strategy.moments.get(rate)).to(task.device)

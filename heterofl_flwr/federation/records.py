@@ -220,6 +220,9 @@ class RoundCallback:
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Run before the first round; ``first_round`` is above 1 where a run goes on."""
 
+    def on_reply(self, what: str, done: int, asked: int) -> None:
+        """Run after each reply of a round: so many of those that were asked have ``trained`` or ``evaluated``."""
+
     def on_round_end(self, progress: Progress) -> bool:
         """Run after each round; return True to stop the run after it."""
         del progress

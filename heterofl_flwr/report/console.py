@@ -1,5 +1,6 @@
 """The progress of a run on the terminal, or in a file."""
 
+import time
 from collections.abc import Iterator
 
 from rich import console as rich_console
@@ -7,6 +8,9 @@ from rich import console as rich_console
 from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.runs.metrics import KINDS, SCOPES, pick_metric
+
+QUIET_SECONDS = 30.0
+"""After so long without a line, the next reply prints one."""
 
 
 class Console(RoundCallback):
@@ -23,12 +27,31 @@ class Console(RoundCallback):
     def __init__(self, console: rich_console.Console | None = None) -> None:
         self._console = console or rich_console.Console(highlight=False)
         self._seconds: list[float] = []  # of each round so far
+        self._round = self._num_rounds = 0  # the one that runs, and the last one
+        self._began = self._last_reply = self._last_line = 0.0
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Print the rounds of the run and the size of its model."""
         size = sum(value.numel() for value in state.values())
         model = f"a model of {formatting.count(size)} parameters" if size else "no model on the server"
         self._print(f"rounds {first_round} to {num_rounds}, {model}")
+        self._round, self._num_rounds, self._last_reply = first_round, num_rounds, time.monotonic()
+
+    def on_reply(self, what: str, done: int, asked: int) -> None:
+        """Print how far a round is, if nothing was printed for half a minute; in the first, how long all will take."""
+        now = time.monotonic()
+        if done == 1:
+            self._began = self._last_reply
+        self._last_reply = now
+        if now - self._last_line < QUIET_SECONDS:
+            return
+        each = (now - self._began) / done
+        line = f"round {self._round}/{self._num_rounds}: {done} of {asked} clients have {what}"
+        line += f", {formatting.duration(each * (asked - done))} to go"
+        if what == "trained" and not self._seconds:
+            rounds = self._num_rounds - self._round + 1
+            line += f"; training of all {rounds} rounds takes about {formatting.duration(each * asked * rounds)}"
+        self._print(line)
 
     def on_round_end(self, progress: Progress) -> bool:
         """Print one round."""
@@ -39,9 +62,11 @@ class Console(RoundCallback):
         to_come = num_rounds - record.server_round
         left = to_come * sum(recent) / len(recent) if recent and to_come else None
         self._print(round_line(record, num_rounds, left))
+        self._round, self._last_reply = record.server_round + 1, time.monotonic()
         return False
 
     def _print(self, line: str) -> None:
+        self._last_line = time.monotonic()
         self._console.print(line, markup=False, soft_wrap=True)
 
 

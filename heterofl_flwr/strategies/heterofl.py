@@ -442,6 +442,7 @@ class HeteroFL(EngineView, Strategy):
             current.add_moments(node_id, read_moments(reply, norms[node_id], f"node {node_id}"))
 
         replies = grid.send_and_receive(sent, timeout=self._seconds_left(MOMENTS_SHARE))
+        replies = self.hear(replies, "sent moments", len(sent))
         read_each(sent, replies, read, current.refuse_moments, HeteroFLError)
         current.close_moments()
 
@@ -477,10 +478,14 @@ class HeteroFL(EngineView, Strategy):
                 current.leave_out(message.metadata.dst_node_id)
         self._sent = [message for message in self._sent if message.metadata.dst_node_id in asked]
 
-    def hear(self, replies: Iterable[Message]) -> Iterator[Message]:
+    def hear(self, replies: Iterable[Message], what: str, asked: int) -> Iterator[Message]:
         """Yield the replies of a grid, noting which there were: a subclass may drop some of them."""
+        done = 0
         for reply in replies:
             self._heard.add(reply.metadata.reply_to_message_id)
+            done += 1  # noqa: SIM113 - enumerate would keep the reply
+            for callback in self.callbacks:
+                callback.on_reply(what, done, asked)
             yield reply
             del reply  # the consumer alone decides how long a reply lives
 

@@ -70,7 +70,7 @@ class Rounds:
         strategy.budget = Budget(self.timeout)
         asks_more = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
         seconds = self.timeout * (TRAIN_SHARE if asks_more else 1)
-        replies = strategy.hear(strategy.exchange(self.grid, sent, seconds))
+        replies = strategy.hear(strategy.exchange(self.grid, sent, seconds), "trained", len(sent))
         arrays, metrics = strategy.aggregate_train(server_round, replies)
         if arrays is not None:
             result.arrays = arrays
@@ -82,8 +82,8 @@ class Rounds:
         budget = strategy.budget = strategy.budget or Budget(self.timeout)
         sent = list(strategy.configure_evaluate(server_round, result.arrays, self.configs[1], self.grid))
         strategy.open_exchange(sent)
-        replies = self.grid.send_and_receive(sent, timeout=budget.left())
-        if (metrics := strategy.aggregate_evaluate(server_round, strategy.hear(replies))) is not None:
+        replies = strategy.hear(self.grid.send_and_receive(sent, timeout=budget.left()), "evaluated", len(sent))
+        if (metrics := strategy.aggregate_evaluate(server_round, replies)) is not None:
             result.evaluate_metrics_clientapp[server_round] = metrics
         self._evaluate_centrally(server_round)
 

@@ -237,3 +237,15 @@ def test_a_node_that_does_not_know_its_data_is_told_how():
         run(num_rounds=1, node_config=lambda partition: {"num-partitions": "many"})
     with pytest.raises(ConfigError, match="partition-id is 9; expected 0 to 7"):
         Task(from_flat({})).part(9, 8)
+
+
+def test_the_server_does_not_evaluate_what_nobody_has_trained(monkeypatch):
+    rounds, evaluate = [], Task.evaluate_centrally
+
+    def noted(task, model, test, server_round):
+        rounds.append(server_round)
+        return evaluate(task, model, test, server_round)
+
+    monkeypatch.setattr(Task, "evaluate_centrally", noted)
+    run(num_rounds=2)
+    assert rounds == [1, 2]

@@ -12,6 +12,7 @@ from heterofl_flwr.app.launch.request import CLUSTER, Share
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.federation.options import Sampling
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.runs.files import to_json, write_atomic
@@ -88,6 +89,16 @@ def check_task(task: Task, clients: int) -> None:
     for name, build in zip(names, task.builds, strict=True):
         if name in MODELS:  # a user's own may do what no test can foresee
             _check_fit(task, name, build)
+    _say_size(task, clients)
+
+
+def _say_size(task: Task, clients: int) -> None:
+    """Print how many clients a round asks, and how far each trains."""
+    train, parts = task.settings.train, task.partitions(clients).train
+    asked = Sampling(fraction_train=task.settings.sample.fraction).number(clients, "train")
+    steps = f", about {max(train.epochs * sum(map(len, parts)) / clients / train.batch_size, 1):.0f} steps each"
+    text = task.dataset.train.reading is not None  # whose rows are long
+    print(f"{asked} of {clients} clients train in each round{'' if text else steps}")
 
 
 def _check_fit(task: Task, name: str, build: Build) -> None:
