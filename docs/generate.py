@@ -113,6 +113,10 @@ def _describe(module: ModuleType, name: str) -> str:
         return f"## `{name}`\n\n{_plain(_attribute_doc(module, name))}"
     parts = _sections(value)
     lines = [f"## `{name}`", "", _plain(parts.pop("")), ""]
+    lines += [
+        f"- `{option}`: {field.description[:1].upper()}{field.description[1:]}."
+        for option, field in getattr(value, "__pydantic_fields__", {}).items()
+    ]
     for title, text in parts.items():
         if title in ("Parameters", "Attributes"):
             lines += [

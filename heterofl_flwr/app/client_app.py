@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message
@@ -16,7 +17,7 @@ from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError
 from heterofl_flwr.training import TrainResult, evaluate, evaluate_both, keep_freed_memory, train_together
-from heterofl_flwr.training.distill import DistillOptions, learn_from_peers, posteriors
+from heterofl_flwr.training.distill import learn_from_peers, posteriors
 
 
 class CohortApp(ClientApp):
@@ -182,7 +183,7 @@ def learn_message(message: Message, context: Context) -> Message:
     peers = packing.read_tensors(record)[messages.POSTERIORS].to(task.device)
     model = instruction.load_model()
     temperature = instruction.value(messages.TEMPERATURE, float)
-    distill = task.settings.distill.as_options(DistillOptions, temperature=temperature)
+    distill = replace(task.settings.distill, temperature=temperature)
     divergence = learn_from_peers(
         instruction.training_job(model), _load_seed_examples(instruction), peers, instruction.options, distill
     )

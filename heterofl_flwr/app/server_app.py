@@ -18,7 +18,6 @@ from heterofl_flwr.app.callbacks import CentralEvaluation, build_callbacks
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.errors import ConfigError, extra, load_function
-from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.options import multi_step
 from heterofl_flwr.federation.records import RoundCallback, Tally
 from heterofl_flwr.grids import Windowed
@@ -29,7 +28,6 @@ from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings import Settings, from_stored, to_flat
 from heterofl_flwr.settings.groups import AGGREGATORS
-from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
@@ -111,13 +109,13 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     train, server, distill, sample = settings.train, settings.server, settings.distill, settings.sample
     options: dict[str, Any] = {
         "seed": settings.seed,
-        "fraction_train": sample.fraction,
-        "min_available_nodes": sample.min_nodes,
+        "fraction_train": sample.fraction_train,
+        "min_available_nodes": sample.min_available_nodes,
         "min_replies": sample.min_replies,
         "wait": sample.wait,
-        "learning_rate": multi_step(train.lr, train.milestones, train.factor),
+        "learning_rate": multi_step(train.learning_rate, train.milestones),
         "limits": server.build_limits(),
-        "evaluation": settings.evaluate.as_options(Evaluation),
+        "evaluation": settings.evaluate,
         "callbacks": callbacks,
     }
     if server.strategy == "fedh2l":
@@ -150,7 +148,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         robust=server.build_robust_mean(),
         aggregator=AGGREGATORS[server.aggregator],
         stages=parse_stages(server.stages),
-        privacy=settings.privacy.as_options(Privacy),
+        privacy=settings.privacy,
         **options,
     )
 

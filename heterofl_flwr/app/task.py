@@ -4,6 +4,7 @@ A task is made once in each process and kept, so data and models survive the rou
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -143,8 +144,7 @@ class Task:
 
     def options(self, learning_rate: float, proximal: float) -> TrainOptions:
         """Return how a client trains in a round."""
-        own = {"learning_rate": learning_rate, "proximal": proximal, "augment": self.facts.augment}
-        return self.settings.train.as_options(TrainOptions, **own)
+        return replace(self.settings.train, learning_rate=learning_rate, proximal=proximal, augment=self.facts.augment)
 
     def partitions(self, number: int) -> Partitions:
         """Return the split of the data among ``number`` clients."""

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median, median_low
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from heterofl_flwr.errors import check_fields
+from pydantic import Field
+
+from heterofl_flwr.groups import Flag, Natural, group
 
 Answer = tuple[float, Mapping[str, float]]
 """The examples and the metrics of a client."""
@@ -22,45 +23,32 @@ SHARES = ("global-accuracy", LOCAL_ACCURACY, WORST_ACCURACY)
 """Metrics that are from 0 to 1. Others are as their app means them: its ``accuracy`` may be in percent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@group
 class Evaluation:
-    """How the clients evaluate.
+    """How the clients evaluate."""
 
-    Attributes
-    ----------
-    every
-        Evaluate after every so many rounds, and after the last; 0 for never.
-    nodes
-        ``capable``: a client that says what it can hold, or of which the table of levels says it, gets the largest of
-        the mix's models that it can hold, and its metrics are those of that level; all others get the full model.
-        ``all``: every client gets the full model, as in the paper.
-    levels
-        Also evaluate each level's own model: True, False, or ``last`` for the last round alone.
-    static_norm
-        Before an evaluation, query the clients for static batch norm moments if the model has batch norm.
-    moments_merge
-        ``mean``: each client's moments count as it sends them, as in the paper; ``robust``: outliers are clipped to the
-        median over clients (``heterofl_flwr.nn.moments.sum_robust``). ``auto``: robust where answers come from other
-        machines, through a SuperLink, and there is no noise on them; mean in simulations.
-    """
-
-    every: int = 1
-    nodes: Literal["capable", "all"] = "capable"
-    levels: bool | Literal["last"] = False
-    static_norm: bool = True
-    moments_merge: MomentsMerge = "auto"
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            (
-                ("every", self.every >= 0, "a whole number from 0 up"),
-                ("nodes", self.nodes in ("all", "capable"), "all or capable"),
-                ("levels", self.levels in (True, False, "last"), "True, False or 'last'"),
-                ("moments_merge", self.moments_merge in get_args(MomentsMerge), "auto, mean or robust"),
-            ),
-            "evaluation: ",
-        )
+    every: Natural = Field(
+        default=1, description="rounds from one evaluation to the next; the last round has one; 0 for none"
+    )
+    nodes: Literal["capable", "all"] = Field(
+        default="capable",
+        description="capable: a client that says what it can hold, or of which the table of levels says it, gets the "
+        "largest of the mix's models that it can hold, and its metrics are those of that level, while all others get "
+        "the full model; all: every client gets the full model (paper)",
+    )
+    levels: Annotated[Flag | Literal["last"], "true, false or 'last'"] = Field(
+        default=False, description="evaluate each level's own model too: each time, never, or after the last round"
+    )
+    static_norm: Flag = Field(
+        default=True,
+        exclude=True,
+        description="before an evaluation, ask the clients for static batch norm moments if the model has batch norm",
+    )
+    moments_merge: MomentsMerge = Field(
+        default="auto",
+        description="how moments of clients are joined: mean (as in the paper) or robust (outliers are clipped to the "
+        "median); auto: robust where answers come from other machines and have no noise, mean in simulations",
+    )
 
     def due(self, server_round: int, num_rounds: int) -> bool:
         """Whether this round ends with an evaluation."""

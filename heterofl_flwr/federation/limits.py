@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from reprlib import repr as shown
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict
 
 from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
 from heterofl_flwr.federation.evaluation import SHARES, is_share
 from heterofl_flwr.federation.level_table import Levels
+from heterofl_flwr.groups import Count
 
-MinReplies = int | float | Literal["auto"]
+MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["auto"]
 """How many good replies a round needs: a number, a share of the clients that are needed, or half of them."""
 
 REPLIES = "a whole number of 1 or more, or a share between 0 and 1"

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, Strict
 
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Fidelity
@@ -18,7 +20,8 @@ from heterofl_flwr.core.robust import Robust, RobustAggregator
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, check_fields
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.limits import Limits, MinReplies, reply_floor
+from heterofl_flwr.federation.limits import REPLIES, Limits, MinReplies
+from heterofl_flwr.groups import Natural, NotNegative, Share, ShareOrNone, group
 from heterofl_flwr.stages.chain import Chain, Link, OpenMean
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress, Upload
@@ -44,33 +47,38 @@ def one_of(literal: object) -> str:
     return f"one of {', '.join(get_args(literal))}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+_Fewest = Annotated[Natural | None, "an integer of 0 or more"]
+
+
+@group
 class Sampling:
-    """Which clients take part in a round, and how long a round waits for them; ``HeteroFL`` explains each option."""
+    """Which clients take part in a round, and how long a round waits for them."""
 
-    fraction_train: float = 1.0
-    fraction_evaluate: float = 1.0
-    min_train_nodes: int | None = None
-    min_evaluate_nodes: int | None = None
-    min_available_nodes: int = 2
-    spare: float = 0.0
-    min_replies: MinReplies = "auto"
-    wait: float = 60.0
-
-    def __post_init__(self) -> None:
-        least = "a whole number from 0 up"
-        check_fields(
-            self,
-            (
-                ("fraction_train", 0 < self.fraction_train <= 1, "a number above 0 and up to 1"),
-                ("fraction_evaluate", 0 <= self.fraction_evaluate <= 1, "a number from 0 up to 1"),
-                ("min_train_nodes", (self.min_train_nodes or 0) >= 0, least),
-                ("min_evaluate_nodes", (self.min_evaluate_nodes or 0) >= 0, least),
-                ("spare", 0 <= self.spare < math.inf, "a number of 0 or more"),
-                ("wait", self.wait >= 0, "a number of 0 or more"),
-            ),
-        )
-        reply_floor("min_replies", self.min_replies)
+    fraction_train: Share = Field(
+        default=1.0, alias="fraction", description="share of the clients that train in a round, rounded up"
+    )
+    fraction_evaluate: ShareOrNone = Field(default=1.0, exclude=True)
+    min_train_nodes: _Fewest = Field(default=None, exclude=True)
+    min_evaluate_nodes: _Fewest = Field(default=None, exclude=True)
+    min_available_nodes: Natural = Field(
+        default=2,
+        alias="min-nodes",
+        description="nodes that each round waits for, sample.wait seconds at most; 'heterofl run' waits for all",
+    )
+    spare: NotNegative = Field(
+        default=0.0,
+        description="share of clients that are asked to train beyond those that are needed; a round ends as soon as "
+        "enough have answered, so which of them count is no longer the same in each run, and engine.window does not "
+        "hold",
+    )
+    min_replies: Annotated[MinReplies, f"'auto', {REPLIES}"] = Field(
+        default="auto",
+        description="good replies below which a round, and with it the run, fails: a number, a share of the clients "
+        "that it needs, or half of them (auto)",
+    )
+    wait: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=True)] = Field(
+        default=60.0, description="seconds to wait for sample.min-nodes before the run fails"
+    )
 
     @property
     def available(self) -> int:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from heterofl_flwr.core.formatting import markdown
 from heterofl_flwr.core.levels import level_name, rate_of
@@ -15,12 +16,13 @@ from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.errors import ConfigError, not_usable, unknown_settings
 from heterofl_flwr.federation.limits import Limits
+from heterofl_flwr.groups import expected
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.presets import BALANCED, NOT_IID, OTHER, PRESETS, model_has, preset
-from heterofl_flwr.settings.types import AUTO, Flat, Group, expected
+from heterofl_flwr.settings.types import AUTO, Flat, Group
 
 GroupType = TypeVar("GroupType", bound=Group)
 
@@ -34,14 +36,26 @@ class Setting:
     help: str
 
 
-def read_specs(group: type[Group], prefix: str = "") -> dict[str, Setting]:
+AUTOS = {*OTHER, "train.mask-fill", "server.max-examples-ratio"}
+"""What follows from other settings unless it is given."""
+
+
+def fields_of(group: Any) -> Mapping[str, FieldInfo]:
+    """Return the fields of a group; nothing for what is none."""
+    found = getattr(group, "__pydantic_fields__", {}) if isinstance(group, type) else {}
+    return {name: field for name, field in found.items() if not field.exclude}
+
+
+def read_specs(group: Any, prefix: str = "") -> dict[str, Setting]:
     """Return every setting of a group and of the groups in it, by key."""
     specs: dict[str, Setting] = {}
-    for field in group.model_fields.values():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
+    for field in fields_of(group).values():
+        if fields_of(field.annotation):
             specs |= read_specs(field.annotation, f"{field.alias}.")
-        else:
-            specs[f"{prefix}{field.alias}"] = Setting(field.default, expected(field), field.description or "")
+            continue
+        key, default = f"{prefix}{field.alias}", field.default
+        default = AUTO if key in AUTOS else ",".join(default) if isinstance(default, tuple) else default
+        specs[key] = Setting(default, expected(field), field.description or "")
     return specs
 
 
@@ -75,8 +89,13 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
     return settings.model_copy(update={"mix": settings.mix.with_global_rate(settings.global_rate)})
 
 
+REMOVED: Mapping[str, Flat] = {"train.factor": 0.1, "distill.direction": "forward", "distill.projection": "gem"}
+"""Settings that earlier versions had, each with the value that it has for good."""
+
+
 def from_stored(mapping: Mapping[str, object]) -> Settings:
     """Return the settings that a run's folder holds; one error for all that this version does not have."""
+    mapping = {key: value for key, value in mapping.items() if (key, value) not in REMOVED.items()}
     if unknown := [key for key in mapping if key not in SPECS]:
         raise ConfigError(
             f"the run was made by another app or version, whose settings {', '.join(unknown)} are not known here: use "
@@ -108,14 +127,17 @@ def validate(
     except ValidationError as error:
         causes = {}
         for one in error.errors(include_url=False):
-            key = next(key for key in (".".join(map(str, one["loc"][:2])), str(one["loc"][0])) if key in specs)
+            places = ".".join(map(str, one["loc"][:2])), str(one["loc"][0])
+            key = next((key for key in places if key in specs), places[1])  # or a group, whose options do not fit
             causes[key] = one.get("ctx", {}).get("error")
-    faults = []
-    for key, cause in causes.items():
-        text = f"found {flat[key]!r} ({type(flat[key]).__name__}), expected {specs[key].expected}"
-        text += f", or '{AUTO}'" if specs[key].default == AUTO else ""
-        faults.append(f"{key}: {cause if isinstance(cause, ConfigError) else text}")
-    return None, faults
+    return None, [f"{key}: {_explain(key, cause, flat, specs)}" for key, cause in causes.items()]
+
+
+def _explain(key: str, cause: object, flat: Mapping[str, object], specs: Mapping[str, Setting]) -> str:
+    if isinstance(cause, ConfigError):
+        return str(cause)
+    text = f"found {flat[key]!r} ({type(flat[key]).__name__}), expected {specs[key].expected}"
+    return f"{text}, or '{AUTO}'" if specs[key].default == AUTO else text
 
 
 def _resolve(given: Mapping[str, object]) -> dict[str, object]:
@@ -224,7 +246,19 @@ def to_toml(values: Mapping[str, Flat] = DEFAULTS) -> str:
 
 def to_json_schema() -> str:
     """Return the JSON schema of a run config with nested tables."""
-    return json.dumps(Settings.model_json_schema(mode="serialization"), indent=2, ensure_ascii=False)
+    schema = Settings.model_json_schema(mode="serialization")
+    for name, own in schema["properties"].items():
+        group = schema["$defs"].get(own.get("$ref", "").rpartition("/")[2])
+        for key, one in group["properties"].items() if group else [(None, own)]:
+            _allow_default(one, SPECS[f"{name}.{key}" if key else name].default)
+    return json.dumps(schema, indent=2, ensure_ascii=False)
+
+
+def _allow_default(schema: dict[str, Any], default: Flat) -> None:
+    schema["default"] = default
+    if default == AUTO or default not in schema.get("enum", [default]):
+        own = {key: schema.pop(key) for key in set(schema) - {"title", "description", "default"}}
+        schema["anyOf"] = [{"const": default}, own]
 
 
 def describe() -> str:

@@ -1,4 +1,4 @@
-"""Every setting of a run, once: its name, type, default, what it can be and what it means.
+"""Every setting of a run: the groups of options that strategies and clients have, and what only a run has.
 
 A field's key in a run config is the name of its group and its own, in kebab-case: ``train.batch_size`` is
 ``train.batch-size``. The fields of ``Settings`` itself have no prefix.
@@ -18,17 +18,19 @@ from heterofl_flwr.core.robust import Few, Robust, RobustMean
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.data.convert import TEST_SHARE
 from heterofl_flwr.data.known import SOURCES
-from heterofl_flwr.federation.evaluation import MomentsMerge
+from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.level_table import Levels
 from heterofl_flwr.federation.limits import Limits
-from heterofl_flwr.nn.loss import Fill
+from heterofl_flwr.federation.options import Sampling
+from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, Positive, ShareOrNone, group
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.settings import types
-from heterofl_flwr.settings.types import AUTO, Count, Decay, Group, Natural, NotNegative, Positive, Share, setting
+from heterofl_flwr.settings.types import AUTO, Group, setting
 from heterofl_flwr.stages.compress import Upload
-from heterofl_flwr.training.device import Precision
-from heterofl_flwr.training.distill import Direction, Projection
+from heterofl_flwr.stages.privacy import Privacy
+from heterofl_flwr.training.distill import DistillOptions
 from heterofl_flwr.training.joint_losses import TrainedExits
+from heterofl_flwr.training.options import TrainOptions
 
 AGGREGATORS: Mapping[str, type[Aggregator]] = MappingProxyType(
     {
@@ -79,62 +81,33 @@ class ModelSettings(Group):
     ensemble: bool = setting(False, "evaluate the mean of all exits' logits (DepthFL) instead of the deepest exit")
 
 
-class TrainSettings(Group):
+@group
+class TrainSettings(TrainOptions):
     """What a client does in a round."""
 
-    lr: Positive = setting(AUTO, "learning rate of SGD in the first round")
-    milestones: types.Rounds = setting(AUTO, "rounds after which the learning rate is multiplied by train.factor")
-    factor: Share = setting(0.1, "what a milestone multiplies the learning rate by")
-    epochs: Count = setting(AUTO, "passes over a client's data in a round")
-    batch_size: Count = setting(AUTO, "samples in a step; rows of text for a Transformer")
-    momentum: Decay = setting(0.9, "momentum of SGD, which begins anew each round")
-    weight_decay: NotNegative = setting(5e-4, "weight decay on all parameters")
-    clip: NotNegative = setting(1.0, "largest norm of a step's gradient; 0 for no limit")
-    proximal: NotNegative = setting(0.0, "weight of FedProx's pull towards the round's global model")
-    distill: InnerWidths = setting(
-        "none",
-        "widths inside its model that a step of a client trains too, on the posterior of its own width: all, the "
-        "smallest and one drawn (sandwich), one drawn (drawn: FjORD); or, in place of its own, one drawn on labels "
-        "(ordered: FjORD without distillation)",
+    milestones: types.Rounds = Field(
+        default=(), description="rounds after each of which the learning rate is divided by 10"
     )
-    exits: TrainedExits = setting(
-        "last",
-        "exits of its model that a client trains: the deepest alone (last), all with distillation among "
+    distill: InnerWidths = Field(
+        default="none",
+        description="widths inside its model that a step of a client trains too, on the posterior of its own width: "
+        "all, the smallest and one drawn (sandwich), one drawn (drawn: FjORD); or, in place of its own, one drawn on "
+        "labels (ordered: FjORD without distillation)",
+    )
+    exits: TrainedExits = Field(
+        default="last",
+        description="exits of its model that a client trains: the deepest alone (last), all with distillation among "
         "them (mutual: DepthFL), or all with distillation from the deepest (deepest: ScaleFL)",
     )
-    mask_fill: Fill = setting(
-        AUTO, "logits of classes that a client lacks, in its loss; auto: zero, or -inf with fidelity=fixed"
+    upload: Upload = Field(
+        default="float32",
+        description="what clients send: parameters (float32), or their changes in two bytes (float16) or in one (int8)",
     )
-    precision: Precision = setting(
-        "float32", "bits of a step's products; parameters and their averages stay in float32"
+    labels: LabelRule = Field(
+        default="sent",
+        description="classifier rows that count: of classes that a client names (sent), of those trained (inferred), "
+        "all (none)",
     )
-    upload: Upload = setting(
-        "float32", "what clients send: parameters (float32), or their changes in two bytes (float16) or in one (int8)"
-    )
-    labels: LabelRule = setting(
-        "sent",
-        "classifier rows that count: of classes that a client names (sent), of those trained (inferred), all (none)",
-    )
-
-
-class SampleSettings(Group):
-    """Which clients take part in a round."""
-
-    fraction: Share = setting(AUTO, "share of the clients that train in a round")
-    spare: NotNegative = setting(
-        0.0,
-        "share of clients that are asked to train beyond those that are needed; a round ends as soon as enough "
-        "have answered, so which of them count is no longer the same in each run, and engine.window does not hold",
-    )
-    min_nodes: Count = setting(
-        2, "nodes that each round waits for, sample.wait seconds at most; 'heterofl run' waits for all"
-    )
-    min_replies: types.Replies = setting(
-        AUTO,
-        "good replies below which a round, and with it the run, fails: a number, a share of the clients that it "
-        "needs, or half of them (auto)",
-    )
-    wait: NotNegative = setting(15.0, "seconds to wait for sample.min-nodes before the run fails")
 
 
 class ServerSettings(Group):
@@ -218,58 +191,37 @@ class ServerSettings(Group):
         )
 
 
-class PrivacySettings(Group):
-    """What the model may give away of a single client."""
-
-    clip: NotNegative = setting(0.0, "L2 norm to which a client's change of its slice is shortened; 0: no clipping")
-    noise: NotNegative = setting(0.0, "deviation of the noise on the clients' sum, in units of privacy.clip; 0: none")
-    delta: Annotated[float, Field(gt=0, le=0.5)] = setting(1e-5, "delta at which the run's record states epsilon")
-    moments_clip: Positive = setting(10.0, "L2 norm to which a client's batch norm moments are clipped with noise")
-
-
-class DistillSettings(Group):
+@group
+class DistillSettings(DistillOptions):
     """How clients learn from one another (FedH2L), and exits and inner widths from a client's own model."""
 
-    models: types.Architectures = setting("", "the architectures, assigned to clients in turn")
-    seed_size: Count = setting(1000, "examples of the seed set, which every client has")
-    seed_batch: Count = setting(100, "how many of them a round uses, drawn anew")
-    steps: Natural = setting(10, "seed steps of a client in a round")
-    temperature: Positive = setting(1.0, "divides the logits before softmax, also those of exits and inner widths")
-    direction: Direction = setting("forward", "divergence to learn from: KL(peer, own) or, in reverse, KL(own, peer)")
-    weight: NotNegative = setting(1.0, "weight of the mean divergence, also of that between exits, and of inner widths")
-    label_share: Annotated[float, Field(ge=0, le=1)] = setting(
-        0.0, "share of the labels in what inner widths (train.distill) learn from; the rest is the posterior"
+    models: types.Architectures = Field(default=(), description="the architectures, assigned to clients in turn")
+    seed_size: Count = Field(default=1000, description="examples of the seed set, which every client has")
+    seed_batch: Count = Field(default=100, description="how many of them a round uses, drawn anew")
+    label_share: ShareOrNone = Field(
+        default=0.0,
+        description="share of the labels in what inner widths (train.distill) learn from; the rest is the posterior",
     )
-    ramp: Annotated[float, Field(ge=0, le=1)] = setting(
-        0.0,
-        "share of the rounds over which the weight between exits grows (mutual), or before which it is 0 (deepest)",
+    ramp: ShareOrNone = Field(
+        default=0.0,
+        description="share of the rounds over which the weight between exits grows (mutual), or before which it is 0 "
+        "(deepest)",
     )
-    labels: bool = setting(True, "the labels of the seed set count too")
-    projection: Projection = setting("gem", "what happens to gradients of own and of seed data that conflict")
 
 
-class EvaluateSettings(Group):
+@group
+class EvaluateSettings(Evaluation):
     """How the model is evaluated."""
 
-    every: Natural = setting(AUTO, "rounds from one evaluation to the next; the last round has one; 0 for none")
-    nodes: Literal["capable", "all"] = setting(
-        "capable", "who runs the full model: those that do not say that they hold less, or all nodes (paper)"
+    central: Flag = Field(
+        default=True, description="the server evaluates the global model on the whole test set of data.name"
     )
-    levels: Annotated[bool | Literal["last"], "true, false or 'last'"] = setting(
-        AUTO, "evaluate each level's own model too: each time, never, or after the last round"
+    moments_batch_size: Natural = Field(
+        default=0,
+        description="samples in a batch whose moments are measured for static batch norm; 0: as train.batch-size, "
+        "which the paper's code uses, or 100 with fidelity=fixed",
     )
-    central: bool = setting(True, "the server evaluates the global model on the whole test set of data.name")
-    moments_batch_size: Natural = setting(
-        0,
-        "samples in a batch whose moments are measured for static batch norm; 0: as train.batch-size, which the "
-        "paper's code uses, or 100 with fidelity=fixed",
-    )
-    moments_merge: MomentsMerge = setting(
-        AUTO,
-        "how moments of clients are joined: mean (as in the paper) or robust (outliers are clipped to the median); "
-        "auto: robust in a deployment, but with privacy.noise, and mean in simulations",
-    )
-    metric: types.Reference = setting("", "a further metric of your own, 'module:function'")
+    metric: types.Reference = Field(default="", description="a further metric of your own, 'module:function'")
 
 
 class EngineSettings(Group):
@@ -334,9 +286,9 @@ class Settings(Group):
     data: DataSettings
     model: ModelSettings
     train: TrainSettings
-    sample: SampleSettings
+    sample: Sampling
     server: ServerSettings
-    privacy: PrivacySettings
+    privacy: Privacy
     distill: DistillSettings
     evaluate: EvaluateSettings
     engine: EngineSettings

@@ -2,18 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 from pydantic import WithJsonSchema as JsonSchema
-from pydantic.fields import FieldInfo
 
 from heterofl_flwr.core.levels import Mix, rate_of
 from heterofl_flwr.data import check_kind
-from heterofl_flwr.errors import DECAY
-from heterofl_flwr.federation.limits import REPLIES
 from heterofl_flwr.grids.devices import BUNDLED
+from heterofl_flwr.groups import KEYS, Count, check
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.stages.registry import parse_stages
 
@@ -23,66 +20,16 @@ Flat = bool | int | float | str
 AUTO = "auto"
 """Stands for the value that suits the data set; see ``presets``."""
 
-Options = TypeVar("Options")
-
 
 class Group(BaseModel):
     """A group of settings. A key is in kebab-case, and a value has the very type of its setting."""
 
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        alias_generator=lambda name: name.replace("_", "-"),
-        json_schema_extra=lambda schema: schema.pop("required", None),  # what is left out has its default
-    )
-
-    def as_options(self, kind: Callable[..., Options], **others: object) -> Options:
-        """Return an option class of the engine: its fields are the settings of their names, or what ``others`` say."""
-        names = signature(kind).parameters.keys() & type(self).model_fields.keys()
-        return kind(**{name: getattr(self, name) for name in names} | others)
+    model_config = ConfigDict(strict=True, frozen=True, **KEYS)
 
 
 def setting(default: Flat, help_: str) -> Any:
     """Declare a setting: its default, written as in a run config, and what it means."""
-
-    def allow_default(schema: dict[str, Any]) -> None:
-        schema["default"] = default
-        if default == AUTO or default not in schema.get("enum", [default]):
-            own = {key: schema.pop(key) for key in set(schema) - {"title", "description", "default"}}
-            schema["anyOf"] = [{"const": default}, own]
-
-    return Field(default=default, description=help_, json_schema_extra=allow_default)
-
-
-_BOUNDS = {"ge": "of {:g} or more", "gt": "above {:g}", "le": "up to {:g}", "lt": "less than {:g}"}
-
-
-def expected(field: FieldInfo) -> str:
-    """Return what a setting can be, in words that follow "expected"."""
-    words = next((own for own in field.metadata if isinstance(own, str)), None)
-    if words is not None:
-        return words
-    if get_origin(field.annotation) is Literal:
-        return f"one of {', '.join(option or repr(option) for option in get_args(field.annotation))}"
-    if field.annotation is bool:
-        return "true or false"
-    bounds = {name: getattr(own, name) for own in field.metadata for name in _BOUNDS if hasattr(own, name)}
-    if field.annotation is int:
-        return "an integer " + ("from {ge} to {le:,}" if "le" in bounds else "of {ge} or more").format(**bounds)
-    return "a number " + " and ".join(_BOUNDS[name].format(value) for name, value in bounds.items())
-
-
-def check(test: Callable[[Any], object]) -> AfterValidator:
-    """Reject values that fail a test; what the test raises says more than that the value is not expected."""
-
-    def validate(value: Any) -> Any:
-        if not test(value):
-            raise ValueError
-        return value
-
-    return AfterValidator(validate)
+    return Field(default=default, description=help_)
 
 
 def matching(pattern: str) -> Any:
@@ -92,6 +39,8 @@ def matching(pattern: str) -> Any:
 
 def _split(value: object) -> tuple[str, ...]:
     """Read a list, which a run config, having none, holds as text with commas."""
+    if isinstance(value, tuple):  # which was read before
+        return value
     if not isinstance(value, str):
         raise ValueError
     return tuple(part.strip() for part in value.split(",")) if value.strip() else ()
@@ -100,7 +49,7 @@ def _split(value: object) -> tuple[str, ...]:
 def _split_integers(value: object) -> tuple[int, ...]:
     """Read integers; a single one may be bare."""
     parts = _split(str(value) if isinstance(value, int) else value)
-    if not all(part.isdecimal() for part in parts):
+    if not all(str(part).isdecimal() for part in parts):
         raise ValueError
     return tuple(map(int, parts))
 
@@ -131,13 +80,6 @@ _join = PlainSerializer(lambda values: ",".join(map(str, values)), return_type=s
 _different = check(lambda values: len(set(values)) == len(values))
 _REFERENCE = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 
-Natural = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1), f"a number of {DECAY}"]
-Replies = Annotated[Count | Annotated[float, Field(gt=0, lt=1)] | Literal["auto"], REPLIES]
 PathText = Annotated[str, matching(r"[^\x00]*"), "a path, or '' for none"]
 Reference = Annotated[str, matching(f"(?:{_REFERENCE})?"), "'module:name', or '' for none"]
 DataName = Annotated[str, matching(r"\S(?:.*\S)?"), "a name, a folder or 'module:function'"]

@@ -1,12 +1,14 @@
 """Differential privacy of whole clients: what is clipped and noised, and what a run has given away so far."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from pydantic import Field, Strict
 
 from heterofl_flwr.core.differential_privacy import DEVIATION, Keystream, divergences, epsilon, in_steps, noised
 from heterofl_flwr.core.fidelity import Variant
-from heterofl_flwr.errors import check_fields
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.groups import check, group
 from heterofl_flwr.nn.moments import LayerMoments, Moments, build_layer_moments
 
 KINDS = TRAINING, MOMENTS = "training-releases", "moments-releases"
@@ -15,41 +17,34 @@ KINDS = TRAINING, MOMENTS = "training-releases", "moments-releases"
 _LEAST, _MOST = 1e-8, 1e8
 """Of clips and noise: sums on the grid are exact within them (``core/differential_privacy.py``)."""
 
+_OnGrid = Annotated[float, Strict(), Field(ge=_LEAST, le=_MOST), f"{_LEAST:g} to {_MOST:g}"]
+_OnGridOrZero = Annotated[
+    float, Strict(), check(lambda value: value == 0 or _LEAST <= value <= _MOST), f"0, or {_LEAST:g} to {_MOST:g}"
+]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@group
 class Privacy:
-    """How the clients' data are protected from those who see the model; the server itself is trusted.
+    """How the clients' data are protected from those who see the model; the server itself is trusted."""
 
-    Attributes
-    ----------
-    clip
-        L2 norm to which a client's change of its slice is shortened; 0 for no clipping.
-    noise
-        Standard deviation of the noise on the clients' sum, in multiples of ``clip``; 0 for none.
-    delta
-        At which epsilon is stated; below one over the number of clients.
-    moments_clip
-        L2 norm to which a client's static batch norm moments are shortened: means and second moments of all layers
-        together. They get noise in multiples of it.
-    """
-
-    clip: float = 0.0
-    noise: float = 0.0
-    delta: float = 1e-5
-    moments_clip: float = 10.0
+    clip: _OnGridOrZero = Field(
+        default=0.0, description="L2 norm to which a client's change of its slice is shortened; 0 for no clipping"
+    )
+    noise: _OnGridOrZero = Field(
+        default=0.0, description="standard deviation of the noise on the clients' sum, in multiples of clip; 0 for none"
+    )
+    delta: Annotated[float, Strict(), Field(gt=0, lt=1)] = Field(
+        default=1e-5, description="delta at which epsilon is stated; below one over the number of clients"
+    )
+    moments_clip: _OnGrid = Field(
+        default=10.0,
+        description="L2 norm to which a client's static batch norm moments are shortened, means and second moments of "
+        "all layers together; they get noise in multiples of it",
+    )
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            (
-                ("clip", self.clip == 0 or _LEAST <= self.clip <= _MOST, f"0, or {_LEAST:g} to {_MOST:g}"),
-                ("noise", self.noise == 0 or _LEAST <= self.noise <= _MOST, f"0, or {_LEAST:g} to {_MOST:g}"),
-                ("clip", self.clip > 0 or not self.noise, "a number above 0 where there is noise"),
-                ("delta", 0 < self.delta < 1, "a number between 0 and 1"),
-                ("moments_clip", _LEAST <= self.moments_clip <= _MOST, f"{_LEAST:g} to {_MOST:g}"),
-            ),
-            "privacy: ",
-        )
+        if self.noise and not self.clip:
+            raise ConfigError(f"clip is {self.clip!r}, expected a number above 0 where there is noise")
 
     @property
     def step(self) -> float:

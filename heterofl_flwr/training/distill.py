@@ -1,18 +1,18 @@
 """Distillation among peers (FedH2L): posteriors, their divergence, seed steps, and the projection of gradients."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain, count
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
+from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.groups import Flag, Natural, NotNegative, Positive, group
 from heterofl_flwr.nn.loss import masked_cross_entropy
 from heterofl_flwr.training.batches import training_batches
 from heterofl_flwr.training.device import autocast, evaluating, seeded
@@ -62,47 +62,30 @@ TOLERANCE = 1e-3
 """By how much the sum of a posterior may miss 1."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@group
 class DistillOptions:
-    """How a client learns from its peers.
+    """How a client learns from its peers."""
 
-    Attributes
-    ----------
-    steps
-        Seed steps in a round; each takes a batch of the client's own data too.
-    temperature
-        By what logits are divided before they become posteriors, its own and its peers' alike.
-    direction
-        ``forward``: the divergence of this client's posterior from a peer's, KL(peer, own), as in distillation;
-        ``reverse``: KL(own, peer).
-    weight
-        Of the mean divergence; it is multiplied by the squared temperature, so that gradients keep their size.
-    labels
-        Whether the labels of the seed set count too.
-    projection
-        What becomes of the gradients of own data and of the seed batch where they are at odds: ``none``, ``pcgrad``
-        or ``gem``.
-    """
-
-    steps: int = 10
-    temperature: float = 1.0
-    direction: Direction = "forward"
-    weight: float = 1.0
-    labels: bool = True
-    projection: Projection = "gem"
-
-    def __post_init__(self) -> None:
-        """Validate all options at once."""
-        check_fields(
-            self,
-            (
-                ("steps", self.steps >= 0, "0 or more"),
-                ("temperature", 0 < self.temperature < math.inf, "a number over 0"),
-                ("direction", self.direction in get_args(Direction), f"one of {', '.join(get_args(Direction))}"),
-                ("weight", 0 <= self.weight < math.inf, "0 or more"),
-                ("projection", self.projection in JOIN, f"one of {', '.join(JOIN)}"),
-            ),
-        )
+    steps: Natural = Field(default=10, description="seed steps of a client in a round, each with a batch of its own")
+    temperature: Positive = Field(
+        default=1.0, description="divides the logits before softmax, also those of exits and inner widths"
+    )
+    direction: Direction = Field(
+        default="forward",
+        exclude=True,
+        description="divergence to learn from: KL(peer, own) or, in reverse, KL(own, peer)",
+    )
+    weight: NotNegative = Field(
+        default=1.0, description="weight of the mean divergence, also of that between exits, and of inner widths"
+    )
+    labels: Flag = Field(default=True, description="the labels of the seed set count too")
+    projection: Projection = Field(
+        default="gem",
+        exclude=True,
+        description="what happens to gradients of own and of seed data that conflict: they are added (none), each "
+        "without its component against the other (pcgrad), or replaced by the nearest step that conflicts with neither "
+        "(gem)",
+    )
 
 
 @torch.no_grad()

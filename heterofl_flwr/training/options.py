@@ -4,13 +4,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Protocol, get_args
+from typing import Annotated, Protocol
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from heterofl_flwr.data.augment import check_augment
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.errors import DECAY, ConfigError, check_fields, is_decay
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.groups import Count, Decay, NotNegative, Positive, group
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.training.device import Precision
 
@@ -25,61 +27,32 @@ class SeveralOutputs(Protocol):
         """Return the logits of each output, those of the model's own depth and width last."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@group
 class TrainOptions:
-    """One client's training in one round; the defaults are the paper's.
+    """One client's training in one round; the defaults are the paper's."""
 
-    Attributes
-    ----------
-    learning_rate
-        Of SGD, in this round.
-    epochs
-        Passes over the client's data.
-    batch_size
-        Examples in a step.
-    momentum, weight_decay
-        Of SGD, on every parameter.
-    clip
-        The norm to which the gradient of all parameters together is clipped; None or 0 for no clipping.
-    proximal
-        FedProx's mu: each step also pulls towards the parameters that were received; 0 for no pull.
-    mask_fill
-        What becomes of the logits of classes that the client lacks: ``zero``, ``-inf`` or ``none``.
-    augment
-        How images are varied: a name in ``heterofl_flwr.data.AUGMENTS``.
-    precision
-        ``float32``, or ``bfloat16`` for the products of the forward and backward pass; parameters, norms and loss stay
-        in float32.
-    """
-
-    learning_rate: float
-    epochs: int = 5
-    batch_size: int = 10
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    clip: float | None = 1.0
-    proximal: float = 0.0
-    mask_fill: Fill = "zero"
-    augment: str = "none"
-    precision: Precision = "float32"
+    learning_rate: Annotated[Positive, Field(alias="lr", description="learning rate of SGD, in the first round")]
+    epochs: Count = Field(default=5, description="passes over a client's data in a round")
+    batch_size: Count = Field(default=10, description="samples in a step; rows of text for a Transformer")
+    momentum: Decay = Field(default=0.9, description="momentum of SGD, which begins anew each round")
+    weight_decay: NotNegative = Field(default=5e-4, description="weight decay on all parameters")
+    clip: Annotated[NotNegative | None, "a number of 0 or more"] = Field(
+        default=1.0, description="largest norm of a step's gradient, of all parameters together; 0 for no limit"
+    )
+    proximal: NotNegative = Field(
+        default=0.0, description="weight of FedProx's pull towards the parameters that were received"
+    )
+    mask_fill: Fill = Field(
+        default="zero",
+        description="logits of classes that a client lacks, in its loss; auto: zero, or -inf with fidelity=fixed",
+    )
+    augment: str = Field(default="none", exclude=True, description="how images are varied: a name in AUGMENTS")
+    precision: Precision = Field(
+        default="float32", description="bits of a step's products; parameters and their averages stay in float32"
+    )
 
     def __post_init__(self) -> None:
-        """Validate all options at once."""
         check_augment(self.augment)
-        check_fields(
-            self,
-            (
-                ("learning_rate", 0 < self.learning_rate < math.inf, "a number over 0"),
-                ("epochs", self.epochs >= 1, "1 or more"),
-                ("batch_size", self.batch_size >= 1, "1 or more"),
-                ("momentum", is_decay(self.momentum), DECAY),
-                ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
-                ("clip", 0 <= (self.clip or 0) < math.inf, "0 or more"),
-                ("proximal", 0 <= self.proximal < math.inf, "0 or more"),
-                ("precision", self.precision in get_args(Precision), f"one of {', '.join(get_args(Precision))}"),
-                ("mask_fill", self.mask_fill in get_args(Fill), f"one of {', '.join(get_args(Fill))}"),
-            ),
-        )
 
 
 @dataclass(frozen=True, slots=True)

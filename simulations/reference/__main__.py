@@ -95,7 +95,7 @@ def number_of(run: Run, asked: int | None) -> int:
 def authors_of(run: Run, options: argparse.Namespace) -> Authors:
     """Return their side of a run."""
     settings, job = run.settings, job_of(run.settings)
-    clients = round(CLIENTS_A_ROUND / settings.sample.fraction)
+    clients = round(CLIENTS_A_ROUND / settings.sample.fraction_train)
     experiment = Experiment(options.root, clients, str(settings.mix), settings.data.split)
     variant = f"{NORMS.get(job.norm, job.norm)}_{job.scaler:d}_{job.masked:d}"
     return Authors(

@@ -145,7 +145,7 @@ class Run:
 
         Folders of earlier versions, unfinished runs and those whose clients have data of their own do not tell it.
         """
-        return int(self.about.get("clients") or self.settings.sample.min_nodes)
+        return int(self.about.get("clients") or self.settings.sample.min_available_nodes)
 
     @property
     def rounds(self) -> int:

@@ -120,7 +120,7 @@ def compute_cost(job: Job, done: int = 0) -> JobCost:
     """Return what a job computes after the rounds that are done, of which there are fewer than all."""
     settings, mix, every = job.settings, job.settings.mix, job.settings.evaluate.every
     train, test = sizes_of(settings.data, job.clients)
-    sampled = max(math.ceil(Fraction(str(settings.sample.fraction)) * int(mix.taking_part * job.clients)), 1)
+    sampled = max(math.ceil(Fraction(str(settings.sample.fraction_train)) * int(mix.taking_part * job.clients)), 1)
     in_all = (settings.num_rounds - done) * sampled * settings.train.epochs * (train // job.clients)
     trained: Counter[float] = Counter()
     for rate, share in zip(mix.rates, mix.shares, strict=True):

@@ -20,6 +20,7 @@ from heterofl_flwr.app.launch.running import run_request
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.groups import Count
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.files import to_json
 from heterofl_flwr.runs.metrics import headline
@@ -36,7 +37,7 @@ from heterofl_flwr.settings import (
     to_flat,
 )
 from heterofl_flwr.settings.flat import Setting, read_specs, validate
-from heterofl_flwr.settings.types import Count, Group, matching, setting
+from heterofl_flwr.settings.types import Group, matching, setting
 
 NEW, BEGUN, DONE, BLOCKED = "new", "begun", "done", "blocked"
 LOCKS = ".locks"

@@ -51,7 +51,7 @@ def test_short_options_are_settings(asked):
     request, _ = asked("--data", "mnist", "--mix", "a1-e9", "--rounds", "3", "--seed", "7", "--set", "train.lr=0.5")
     settings = from_flat(request.config)
     assert (settings.data.name, str(settings.mix), settings.num_rounds, settings.seed) == ("mnist", "a1-e9", 3, 7)
-    assert settings.train.lr == 0.5
+    assert settings.train.learning_rate == 0.5
     assert request.clients == 100
     assert request.out.name.startswith("mnist-")
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg, FedProx
+from pydantic.fields import FieldInfo
 
 from heterofl_flwr import Evaluation, FedH2L, HeteroFL, classic
 from heterofl_flwr.errors import ConfigError
@@ -145,7 +146,11 @@ def test_an_unknown_argument_raises_an_error_with_the_right_one(strategy, name, 
 def test_the_signature_shows_every_argument_with_its_default(kind):
     shown = {name: own.default for name, own in signature(kind).parameters.items() if own.kind is own.KEYWORD_ONLY}
     groups = (Sampling, Transfer, Averaging, Options)
-    defaults = {own.name: own.default for group in groups for own in fields(group)}
+    defaults = {
+        own.name: own.default.default if isinstance(own.default, FieldInfo) else own.default
+        for group in groups
+        for own in fields(group)
+    }
     assert not {own for own in signature(kind).parameters.values() if own.kind in (own.VAR_KEYWORD, own.VAR_POSITIONAL)}
     assert {name: shown[name] for name in defaults.keys() & shown} == {
         name: defaults[name] for name in defaults.keys() & shown

@@ -14,11 +14,11 @@ ROBUST_MOMENTS, BODY = Evaluation(moments_merge="robust"), ("hidden.*",)
 COUNT = "a whole number of 1 or more, or a share between 0 and 1"
 DECAY = "expected 0 or more, and less than 1"
 INVALID = [
-    (Evaluation, {"every": -1}, "every is -1, expected a whole number from 0 up"),
-    (Evaluation, {"moments_merge": "median"}, "moments_merge is 'median', expected auto, mean or robust"),
+    (Evaluation, {"every": -1}, "Evaluation: every is -1, expected an integer of 0 or more"),
+    (Evaluation, {"moments_merge": "median"}, "moments_merge is 'median', expected one of auto, mean, robust"),
     (Limits, {"examples": 0, "refusals": -1}, "limits: examples is 0, .*; refusals is -1"),
-    (Privacy, {"noise": 1.0}, "privacy: clip is 0.0, expected a number above 0 where there is noise"),
-    (Privacy, {"delta": 0, "moments_clip": 0}, "privacy: delta is 0, .*; moments_clip is 0"),
+    (Privacy, {"noise": 1.0}, "Privacy: clip is 0.0, expected a number above 0 where there is noise"),
+    (Privacy, {"delta": 0, "moments_clip": 0}, "Privacy: delta is 0, .*; moments_clip is 0"),
     (Momentum, {"server_momentum": 1.0}, f"server_momentum is 1.0, {DECAY}"),
     (Adam, {"beta_1": 1.0, "eta": -1.0}, "eta is -1.0, expected a number over 0; beta_1 is 1.0"),
     (FedH2L, {"classes": 3, "seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
@@ -34,7 +34,7 @@ STRATEGY = [
     ({"arrayrecord_key": "moments"}, "arrayrecord_key is 'moments', expected a name other than arrays, "),
     ({"arrayrecord_key": "x", "configrecord_key": "x"}, "expected another name than arrayrecord_key"),
     *(
-        ({"min_replies": own}, f"min_replies is {own!r}; expected 'auto', {COUNT}")
+        ({"min_replies": own}, f"min_replies is {own!r}, expected 'auto', {COUNT}")
         for own in (0, True, 1.0, math.nan, "half")
     ),
     ({"wait": math.nan}, "wait is nan, expected a number of 0 or more"),  # it would never end

@@ -63,7 +63,7 @@ def test_settings_survive_the_way_there_and_back(mapping):
 
 
 def test_a_run_with_settings_of_another_version_is_not_read():
-    assert from_stored({"seed": 3}) == from_flat({"seed": 3})
+    assert from_stored({"seed": 3, "train.factor": 0.1}) == from_flat({"seed": 3})
     with pytest.raises(
         ConfigError, match=r"another app or version, whose settings server\.speed, lr are not known here"
     ):

@@ -30,14 +30,14 @@ def test_every_preset_has_a_value_for_every_auto_alone():
 def test_the_papers_settings_are_published_ones(data, split, published):
     settings = from_flat({"data.name": data, "data.split": split})
     train = settings.train
-    assert (settings.num_rounds, train.milestones, train.lr, train.epochs, train.batch_size) == published
-    assert (train.momentum, train.weight_decay, train.clip, train.factor) == (0.9, 5e-4, 1.0, 0.1)
-    assert settings.sample.fraction == 0.1
+    assert (settings.num_rounds, train.milestones, train.learning_rate, train.epochs, train.batch_size) == published
+    assert (train.momentum, train.weight_decay, train.clip) == (0.9, 5e-4, 1.0)
+    assert settings.sample.fraction_train == 0.1
 
 
 def test_a_value_that_is_given_wins():
     assert from_flat({"data.name": "mine:load"}).num_rounds == OTHER["num-rounds"]
-    assert from_flat({"data.name": "mnist", "train.lr": 0.5, "model.hidden": "8"}).train.lr == 0.5
+    assert from_flat({"data.name": "mnist", "train.lr": 0.5, "model.hidden": "8"}).train.learning_rate == 0.5
 
 
 def test_another_model_has_its_own_widths():

@@ -14,7 +14,7 @@ from heterofl_flwr.training import ENGINES
 GOOD = [
     ("num-rounds", 1, 1),
     ("train.clip", 0, 0.0),
-    ("sample.fraction", 1, 1.0),
+    ("sample.min-nodes", 3, 3),
     ("evaluate.central", True, True),
     ("evaluate.levels", "last", "last"),
     ("train.mask-fill", "-inf", "-inf"),
@@ -45,7 +45,7 @@ BAD = [
     ("sample.fraction", [0, 1.0001]),
     ("train.momentum", [1.0, -0.1]),
     ("server.max-examples", [0, 10**9 + 1]),
-    ("privacy.delta", [0, 0.51]),
+    ("privacy.delta", [0, 1]),
     ("evaluate.central", [1, 0, "true"]),
     ("evaluate.levels", [1, "first"]),
     ("assignment", ["b", "", "fix\n", 1, "Fix"]),
@@ -69,6 +69,7 @@ BAD = [
 def test_a_good_value_is_read_again_as_it_is_written(key, flat, value):
     settings = from_flat({key: flat})
     group, _, name = key.replace("-", "_").rpartition(".")
+    name = {"min_nodes": "min_available_nodes"}.get(name, name)
     read = getattr(getattr(settings, group) if group else settings, name)
     assert (read, type(read)) == (value, type(value))
     written = to_flat(settings)

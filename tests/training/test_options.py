@@ -16,10 +16,10 @@ def test_the_defaults_are_the_papers():
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("learning_rate", 0.0, "a number over 0"),
-        ("epochs", 0, "1 or more"),
-        ("momentum", 1.0, "0 or more, and less than 1"),
-        ("clip", float("nan"), "0 or more"),
+        ("learning_rate", 0.0, "a number above 0"),
+        ("epochs", 0, "an integer of 1 or more"),
+        ("momentum", 1.0, "a number of 0 or more, and less than 1"),
+        ("clip", float("nan"), "a number of 0 or more"),
         ("mask_fill", "inf", "one of zero, -inf, none"),
         ("augment", "mirror", "one of none, crop-flip"),
         ("precision", "float16", "one of float32, bfloat16"),

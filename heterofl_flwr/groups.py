@@ -1,0 +1,104 @@
+"""Groups of options: dataclasses in which an option's name, type, default, bounds and meaning stand once.
+
+Strategies, clients and the settings of a run share them. An option's key in a run config is its name in kebab-case, or
+its alias; one with ``exclude`` is no setting. Types are strict, so that no text is taken for a number.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
+
+from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+
+from heterofl_flwr.errors import DECAY, ConfigError
+
+Kind = TypeVar("Kind")
+
+KEYS = ConfigDict(
+    extra="forbid",
+    allow_inf_nan=False,
+    populate_by_name=True,
+    alias_generator=lambda name: name.replace("_", "-"),
+    json_schema_extra=lambda schema: schema.pop("required", None),  # what is left out has its default
+)
+"""How groups are read: by keys in kebab-case, of which none is unknown."""
+
+
+def check(test: Callable[[Any], object]) -> AfterValidator:
+    """Reject values that fail a test; what the test raises says more than that the value is not expected."""
+
+    def validate(value: Any) -> Any:
+        if not test(value):
+            raise ValueError
+        return value
+
+    return AfterValidator(validate)
+
+
+Flag = Annotated[bool, Strict()]
+Natural = Annotated[int, Strict(), Field(ge=0)]
+Count = Annotated[int, Strict(), Field(ge=1)]
+NotNegative = Annotated[float, Strict(), Field(ge=0)]
+Positive = Annotated[float, Strict(), Field(gt=0)]
+Share = Annotated[float, Strict(), Field(gt=0, le=1)]
+ShareOrNone = Annotated[float, Strict(), Field(ge=0, le=1)]
+Decay = Annotated[float, Strict(), Field(ge=0, lt=1), f"a number of {DECAY}"]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def group(kind: type[Kind]) -> type[Kind]:
+    """Make a class a group of options, which are given by name alone; a ``ConfigError`` names all that do not fit."""
+    made: Any = dataclass(frozen=True, slots=True, kw_only=True, config=KEYS)(kind)
+    construct = made.__init__
+
+    @wraps(construct)
+    def checked(self: object, **options: object) -> None:
+        try:
+            construct(self, **options)
+        except ValidationError as error:
+            raise _explain(made, error) from error
+
+    made.__init__ = checked
+    found: type[Kind] = made
+    return found
+
+
+def specs(kind: Any) -> dict[str, FieldInfo]:
+    """Return the options of a group by name, as pydantic describes them."""
+    return {own.name: kind.__pydantic_fields__[own.name] for own in fields(kind)}
+
+
+def _explain(kind: Any, error: ValidationError) -> Exception:
+    """Return the error that says of each option what was found and what is expected."""
+    known = specs(kind)
+    faults: dict[str, str] = {}
+    for one in error.errors(include_url=False):
+        name, cause = str(next(iter(one["loc"]), "")), one.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):
+            faults[name] = str(cause)
+        elif one["type"] in ("missing", "unexpected_keyword_argument"):
+            return TypeError(f"{kind.__name__}: {one['msg'].lower()}, {name}; it has {', '.join(known)}")
+        else:
+            faults.setdefault(name, f"{name} is {one['input']!r}, expected {expected(known[name])}")
+    return ConfigError(f"{kind.__name__}: {'; '.join(faults.values())}")
+
+
+_BOUNDS = {"ge": "of {:g} or more", "gt": "above {:g}", "le": "up to {:g}", "lt": "less than {:g}"}
+
+
+def expected(field: FieldInfo) -> str:
+    """Return what an option can be, in words that follow "expected"."""
+    words = next((own for own in field.metadata if isinstance(own, str)), None)
+    if words is not None:
+        return words
+    if get_origin(field.annotation) is Literal:
+        return f"one of {', '.join(option or repr(option) for option in get_args(field.annotation))}"
+    if field.annotation is bool:
+        return "true or false"
+    bounds = {name: getattr(own, name) for own in field.metadata for name in _BOUNDS if hasattr(own, name)}
+    if field.annotation is int:
+        return "an integer " + ("from {ge} to {le:,}" if "le" in bounds else "of {ge} or more").format(**bounds)
+    return "a number " + " and ".join(_BOUNDS[name].format(value) for name, value in bounds.items())
