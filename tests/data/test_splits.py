@@ -6,7 +6,6 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
-from flwr_datasets.partitioner import NaturalIdPartitioner
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,6 +129,8 @@ def owned(train_owners, test_owners):
 
 def test_natural_gives_the_partitions_of_flwr_datasets():
     """Owner 4 is in the train split alone, owner 9 in the test split alone."""
+    from flwr_datasets.partitioner import NaturalIdPartitioner  # here, as it loads what draws figures
+
     train, test = [7, 4, 7, 2, 4, 7], [9, 7, 2, 7]
     partitioner = NaturalIdPartitioner("who")
     partitioner.dataset = datasets.Dataset.from_dict({"who": train, "row": range(6)})

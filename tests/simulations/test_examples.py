@@ -3,7 +3,6 @@
 import pytest
 from flwr.app import Context, RecordDict
 
-from simulations.examples import text_app, torchvision_app
 from tests.federation.tiny import Watched
 
 
@@ -22,6 +21,8 @@ def lines(capsys):
 
 @pytest.mark.slow
 def test_a_model_of_torchvision_trains_at_five_levels(monkeypatch, capsys):
+    from simulations.examples import torchvision_app  # here, as both take seconds to load
+
     load = torchvision_app.load
     monkeypatch.setattr(torchvision_app, "load", lambda context, part="train": load(context, part).select(range(8)))
     grid = run(torchvision_app, nodes=5, rounds=2)
@@ -33,6 +34,8 @@ def test_a_model_of_torchvision_trains_at_five_levels(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_an_lstm_learns_what_texts_are_about(capsys):
+    from simulations.examples import text_app
+
     grid = run(text_app, nodes=5, rounds=2)
     last = lines(capsys)[-1]
     assert float(last["local"].removesuffix("%")) > 50  # of three kinds of texts
