@@ -8,6 +8,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -115,6 +116,7 @@ for name, call in {
 """
 
 
+@pytest.mark.slow
 def test_without_extras_a_client_trains_and_parts_name_theirs(tmp_path):
     (tmp_path / "own_data.py").write_text(OWN_DATA)
     lines = run_thin(TRAIN + PARTS, tmp_path).splitlines()

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 FLOWER = {"flwr", "flwr_datasets", "ray"}
 HYDRA = {"hydra", "omegaconf"}
@@ -42,6 +44,7 @@ edge_client.main({folder!r}, "e")
 """
 
 
+@pytest.mark.slow
 def test_each_part_loads_nothing_that_it_does_not_need(tmp_path):
     """In a deployment each message starts a process, so each of these would be paid for with each message."""
     modules = [f"heterofl_flwr.core.{path.stem}" for path in (ROOT / "heterofl_flwr" / "core").glob("*.py")]

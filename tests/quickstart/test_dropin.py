@@ -71,6 +71,7 @@ def test_the_diff_is_of_ten_lines_at_most():
 
 def test_the_app_as_it_was_runs(app, monkeypatch):
     server, client = app(converted=False)
+    monkeypatch.setitem(CONFIG, "num-server-rounds", 2)
     result, _, _ = run(server, client, monkeypatch)
     losses = series(result.train_metrics_clientapp, "train_loss")
     assert losses[-1] < losses[0]
@@ -101,6 +102,7 @@ def test_the_converted_app_repeats_itself_and_leaves_its_model(app, monkeypatch)
     assert not any("running" in name for name in saved)
 
 
+@pytest.mark.slow
 def test_one_more_line_lifts_the_smallest_level():
     plain, distilled = (gain.accuracies(6, 0, distilled=own) for own in (False, True))
     assert distilled["e"] > plain["e"] + 10

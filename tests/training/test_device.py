@@ -112,6 +112,7 @@ def in_use():
     return [int(number) for number in numbers]
 
 
+@pytest.mark.slow
 def test_gaps_between_blocks_in_use_go_back():
     code = """
 keep_freed_memory()
