@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict
 
-from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
+from heterofl_flwr.errors import ReplyError, check_fields
 from heterofl_flwr.federation.evaluation import SHARES, is_share
 from heterofl_flwr.federation.level_table import Levels
 from heterofl_flwr.groups import Count
@@ -20,17 +20,6 @@ MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["au
 
 REPLIES = "a whole number of 1 or more, or a share between 0 and 1"
 """What is expected beside ``auto``."""
-
-
-def reply_floor(name: str, value: object) -> MinReplies:
-    """Return an option's value; refuse what is neither a number of replies nor a share nor ``auto``."""
-    if value == "auto":
-        return "auto"
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    if isinstance(value, float) and 0 < value < 1:
-        return value
-    raise ConfigError(f"{name} is {value!r}; expected 'auto', {REPLIES}")
 
 
 def least_replies(least: MinReplies, needed: int) -> int:

@@ -9,7 +9,8 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.compat import make_message
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.limits import MinReplies, least_replies, reply_floor
+from heterofl_flwr.federation.limits import MinReplies, least_replies
+from heterofl_flwr.federation.options import Sampling
 from heterofl_flwr.grids.devices import Devices, Turn
 from heterofl_flwr.grids.relay import Relay
 from heterofl_flwr.messages import (
@@ -61,7 +62,7 @@ class SimulatedDevices(Relay):
     def __init__(self, grid: Grid, devices: Devices, *, min_replies: MinReplies = "auto") -> None:
         super().__init__(grid)
         self._devices = devices
-        self._min_replies = reply_floor("min_replies", min_replies)
+        self._min_replies = Sampling(min_replies=min_replies).min_replies
         self._exchanges: list[_Exchange] = []  # of the last round
 
     @property

@@ -196,8 +196,6 @@ class DistillSettings(DistillOptions):
     """How clients learn from one another (FedH2L), and exits and inner widths from a client's own model."""
 
     models: types.Architectures = Field(default=(), description="the architectures, assigned to clients in turn")
-    seed_size: Count = Field(default=1000, description="examples of the seed set, which every client has")
-    seed_batch: Count = Field(default=100, description="how many of them a round uses, drawn anew")
     label_share: ShareOrNone = Field(
         default=0.0,
         description="share of the labels in what inner widths (train.distill) learn from; the rest is the posterior",

@@ -5,7 +5,7 @@ The server relays posteriors; it has neither the seed set nor what clients compu
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import signature
 from reprlib import repr as shown
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn, stack, zeros
 from heterofl_flwr import messages, packing
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.errors import ReplyError, check_fields
+from heterofl_flwr.errors import ReplyError, check_count
 from heterofl_flwr.exchange import Budget, read_each
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.limits import Limits, MinReplies
@@ -27,30 +27,10 @@ from heterofl_flwr.strategies.arguments import MetricsFn, explain_unknown
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
 from heterofl_flwr.strategies.read_replies import read_metrics
-from heterofl_flwr.training.distill import check_posteriors
+from heterofl_flwr.training.distill import DistillOptions, check_posteriors
 
 PUBLISH_SHARE = 0.8
 """Of the time for training, for the first exchange: clients train in it, and take a few steps in the second."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeedSet:
-    """The seed set, which every client has, and what clients publish of it, as ``FedH2L`` explains."""
-
-    classes: int
-    seed_size: int
-    seed_batch: int
-    temperature: float
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            (
-                ("classes", self.classes >= 2, "2 or more"),
-                ("seed_batch", 1 <= self.seed_batch <= self.seed_size, f"1 up to seed_size, {self.seed_size}"),
-                ("temperature", 0 < self.temperature < math.inf, "a number above 0"),
-            ),
-        )
 
 
 class FedH2L(HeteroFL):
@@ -108,7 +88,8 @@ class FedH2L(HeteroFL):
         configrecord_key: str = messages.CONFIG,
         callbacks: Sequence[RoundCallback] = (),
     ) -> None:
-        self._seed_set = SeedSet(classes=classes, seed_size=seed_size, seed_batch=seed_batch, temperature=temperature)
+        check_count("classes", classes, 2)
+        self._seeds = DistillOptions(seed_size=seed_size, seed_batch=seed_batch, temperature=temperature)
         super().__init__(
             lambda rate: nn.Identity(),  # the server holds a model without parameters
             mix,
@@ -132,9 +113,9 @@ class FedH2L(HeteroFL):
             configrecord_key=configrecord_key,
             callbacks=callbacks,
         )
-        self._shape = (self._seed_set.seed_batch, classes)
+        self._shape = (self._seeds.seed_batch, classes)
         self._first: dict[int, Mapping[str, float]] = {}
-        self._seeds: Mapping[str, object] = {}
+        self._asked: Mapping[str, object] = {}
         self._config: Mapping[str, object] = {}
 
     def largest_reply(self, message: Message) -> int:
@@ -144,21 +125,21 @@ class FedH2L(HeteroFL):
     def seed_rows(self, server_round: int) -> list[int]:
         """Return which examples of the seed set a round uses, ascending."""
         draw = generator(self.federation.seed, "seed-batch", server_round)
-        return sorted(draw.sample(range(self._seed_set.seed_size), self._seed_set.seed_batch))
+        return sorted(draw.sample(range(self._seeds.seed_size), self._seeds.seed_batch))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return the messages of the first exchange, in which clients train and publish."""
-        self._seeds = {
+        self._asked = {
             messages.SEED_ROWS: self.seed_rows(server_round),
-            messages.TEMPERATURE: self._seed_set.temperature,
+            messages.TEMPERATURE: self._seeds.temperature,
         }
         self._config = dict(config)
         return super().configure_train(server_round, arrays, config, grid)
 
     def _train_config(self, server_round: int, node_id: int, rate: float) -> dict[str, object]:
-        return {**super()._train_config(server_round, node_id, rate), **self._seeds}
+        return {**super()._train_config(server_round, node_id, rate), **self._asked}
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
         """Send the messages of ``configure_train``, then those of ``relay``, and return the replies to these."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError, ReplyError
-from heterofl_flwr.groups import Flag, Natural, NotNegative, Positive, group
+from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, Positive, group
 from heterofl_flwr.nn.loss import masked_cross_entropy
 from heterofl_flwr.training.batches import training_batches
 from heterofl_flwr.training.device import autocast, evaluating, seeded
@@ -66,6 +66,8 @@ TOLERANCE = 1e-3
 class DistillOptions:
     """How a client learns from its peers."""
 
+    seed_size: Count = Field(default=1000, description="examples of the seed set, which every client has")
+    seed_batch: Count = Field(default=100, description="how many of them a round uses, drawn anew")
     steps: Natural = Field(default=10, description="seed steps of a client in a round, each with a batch of its own")
     temperature: Positive = Field(
         default=1.0, description="divides the logits before softmax, also those of exits and inner widths"
@@ -86,6 +88,10 @@ class DistillOptions:
         "without its component against the other (pcgrad), or replaced by the nearest step that conflicts with neither "
         "(gem)",
     )
+
+    def __post_init__(self) -> None:
+        if self.seed_batch > self.seed_size:
+            raise ConfigError(f"seed_batch is {self.seed_batch}, expected 1 up to seed_size, {self.seed_size}")
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from heterofl_flwr.app.launch.request import CLUSTER, Share
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.federation.options import Sampling
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.runs.files import to_json, write_atomic
@@ -95,7 +94,7 @@ def check_task(task: Task, clients: int) -> None:
 def _say_size(task: Task, clients: int) -> None:
     """Print how many clients a round asks, and how far each trains."""
     train, parts = task.settings.train, task.partitions(clients).train
-    asked = Sampling(fraction_train=task.settings.sample.fraction_train).number(clients, "train")
+    asked = task.settings.sample.number(clients, "train")
     steps = f", about {max(train.epochs * sum(map(len, parts)) / clients / train.batch_size, 1):.0f} steps each"
     text = task.dataset.train.reading is not None  # whose rows are long
     print(f"{asked} of {clients} clients train in each round{'' if text else steps}")
