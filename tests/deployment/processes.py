@@ -134,31 +134,6 @@ def _end_with_parent() -> None:
     _C.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def superlink_words(keys: str, database: str, host: str, port: int) -> list[str]:
-    """Return the options of a SuperLink with TLS that takes known nodes alone and outlives its own end."""
-    return [
-        f"--ssl-ca-certfile={keys}/ca.crt",
-        f"--ssl-certfile={keys}/server.crt",
-        f"--ssl-keyfile={keys}/server.key",
-        "--enable-supernode-auth",
-        "--disable-runtime-dependency-installation",
-        f"--database={database}",
-        f"--host={host}",
-        f"--port={port}",
-    ]
-
-
-def node_words(superlink: str, port: int, config: str, keys: str, name: str) -> list[str]:
-    """Return the options of a SuperNode."""
-    return [
-        f"--superlink={superlink}",
-        f"--port={port}",
-        f"--node-config={config}",
-        f"--root-certificates={keys}/ca.crt",
-        f"--auth-supernode-private-key={keys}/{name}",
-    ]
-
-
 def kill(process: subprocess.Popen[bytes]) -> None:
     """End a process at once, as a power cut does."""
     process.kill()

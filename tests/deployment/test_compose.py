@@ -1,4 +1,4 @@
-"""The compose file starts what the tests start, and its parts fit together."""
+"""The parts of the compose file fit together, speak TLS and know one another."""
 
 import re
 from pathlib import Path
@@ -6,26 +6,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deployment.processes import node_words, superlink_words
-
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "deployment"
 SERVICES = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))["services"]
 NODES = {"node-a": ("a", 0), "node-b": ("b", 1), "node-c": ("c", 2), "node-e": ("e", 3)}
 
 
-def test_the_superlink_is_started_as_in_the_tests():
-    expected = superlink_words("/keys", "/state/superlink.db", "0.0.0.0", 8000)
-    assert SERVICES["superlink"]["command"] == ["flower-superlink", *expected]
+def test_the_superlink_takes_known_nodes_alone_and_speaks_tls():
+    own = {"--ssl-certfile=/keys/server.crt", "--ssl-keyfile=/keys/server.key", "--enable-supernode-auth"}
+    assert own <= set(SERVICES["superlink"]["command"])
+    assert set(SERVICES) == {"superlink", "proxy", *NODES}
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_nodes_are_started_as_in_the_tests(name):
+def test_a_node_has_its_level_its_part_and_its_key(name):
     level, number = NODES[name]
-    config = f'level="{level}" partition-id={number} num-partitions={len(NODES)}'
-    expected = node_words("proxy:8443", 9094, config, "/keys", name)
-    assert SERVICES[name]["command"] == ["flower-supernode", *expected]
-    assert set(SERVICES) == {"superlink", "proxy", *NODES}
+    own = {f'--node-config=level="{level}" partition-id={number} num-partitions={len(NODES)}'}
+    own |= {"--superlink=proxy:8443", "--root-certificates=/keys/ca.crt", f"--auth-supernode-private-key=/keys/{name}"}
+    assert own <= set(SERVICES[name]["command"])
 
 
 def test_all_reach_the_superlink_through_the_proxy_alone():
