@@ -16,7 +16,7 @@ from typing import cast
 from weakref import WeakSet
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
@@ -231,6 +231,8 @@ def reply(
         The client's context, where the strategy shares only some parameters: it keeps the others of the trained model,
         for ``submodel``.
     """
+    if model is None and message.metadata.message_type == MessageType.TRAIN:
+        raise ConfigError("an answer to training has no model: give reply what submodel returned, trained")
     config: dict[str, object] = {}
     if labels is not None:
         config[messages.LABELS] = sorted({int(label) for label in labels})
@@ -337,6 +339,12 @@ def _pack_trained(
     outgoing = Outgoing(
         tensors={name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
     )
+    sent = set(messages.array_records(message.content).get(messages.ARRAYS) or ())
+    if other := sorted(outgoing.tensors.keys() - sent) or sorted(sent - outgoing.tensors.keys()):
+        raise ConfigError(
+            f"the model given to reply has other parameters than the message's ({', '.join(other[:3])}): give reply "
+            f"what submodel returned, and not what DataParallel, torch.compile or Opacus made of it"
+        )
     context = ClientContext(received=lambda: _read_state(message), seed=seed_of(message), kept=kept)
     for stage in client_stages(config):
         outgoing = stage.on_client(outgoing, context)

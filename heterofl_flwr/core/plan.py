@@ -153,7 +153,8 @@ class Plan:
         for name, axes in self.axes.items():
             expected = tuple(axis.full for axis in axes)
             if name not in global_state:
-                raise ShapeError(f"the global state has no parameter {name}; it has {_some(global_state)}")
+                remedy = "ArrayRecord(build(rate).state_dict()) has the names that are expected"
+                raise ShapeError(f"the global state has no parameter {name}; it has {_some(global_state)}: {remedy}")
             if tuple(global_state[name].shape) != expected:
                 found = tuple(global_state[name].shape)
                 raise ShapeError(f"parameter {name} of the global state is {found}, the plan was made for {expected}")

@@ -208,8 +208,9 @@ def _outputs(
     except Exception as error:  # whatever the model's own code raises
         raise UnsupportedLayerError(
             f"{skeleton.place} cannot be traced: {first_line(error)}. A trace runs the model on the "
-            f"example inputs without their values, so nothing may depend on values. Give inputs that the model takes, "
-            f"or say by torch's own operators how the axes of the layer's output depend on its inputs and parameters: "
+            f"example inputs without their values, so nothing may depend on values, as packed sequences do. Give "
+            f"inputs that the model takes, or say by torch's own operators how the axes of the layer's output depend "
+            f"on its inputs and parameters: "
             f"@heterofl_flwr.elastic_models.stand_in({type(skeleton.at_work[1]).__name__}), a function of the layer "
             f"and its inputs"
         ) from error

@@ -26,7 +26,7 @@ from heterofl_flwr.federation.limits import least_replies, name_faults
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment, Options
 from heterofl_flwr.nn.buffers import find_channel_tables
-from heterofl_flwr.nn.build import check_build
+from heterofl_flwr.nn.build import called_with_rate, check_build
 from heterofl_flwr.nn.static_norm import batch_norms
 from heterofl_flwr.stages.stage import RoundContext, label
 
@@ -78,7 +78,8 @@ class Federation:
             )
         self.options.limits.levels.check(self.mix, self.assignment)
         check_build(self.build)
-        self.build = kept_random_state()(self.build)  # the user may draw from the global generators too
+        # The user may draw from the global generators too.
+        self.build = kept_random_state()(called_with_rate(self.build))
         self.nodes: Nodes
         self.reset()
         # Nodes say what they can hold, so the rates that are kept are counted.

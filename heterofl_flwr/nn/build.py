@@ -1,6 +1,7 @@
 """What ``build`` gives: a new model for each message, and the plan of a rate, which is worked out once."""
 
 import inspect
+from functools import wraps
 from weakref import WeakKeyDictionary
 
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import kept_random_state
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, first_line
 from heterofl_flwr.nn.models import Build
 
 Plans = dict[tuple[float, float], Plan]
@@ -33,6 +34,22 @@ def check_build(build: Build) -> None:
     except TypeError as error:
         name = getattr(build, "__name__", "build")
         raise ConfigError(f"{name}{signature} cannot be called with a rate alone ({error}); {expected}") from None
+
+
+def called_with_rate(build: Build) -> Build:
+    """Return the function with an error that says what its argument is, where it takes that for another thing."""
+
+    @wraps(build)
+    def called(rate: float) -> nn.Module:
+        try:
+            return build(rate)
+        except TypeError as error:
+            raise ConfigError(
+                f"build({rate:g}) fails ({first_line(error)}): its argument is a rate, of which widths follow, as in "
+                f"heterofl_flwr.core.width(64, rate)"
+            ) from error
+
+    return called
 
 
 def new_model(build: Build, rate: float) -> nn.Module:

@@ -210,6 +210,11 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> dict[int, tu
         try:
             output = call(model, inputs)
             found, reason = _shape(output), ""
+        except IndexError as error:
+            raise ShapeError(
+                f"the model does not work without block {dropped[0]} ({first_line(error)}): let its code go over its "
+                f"blocks, as in 'for block in self.blocks', and not by number"
+            ) from error
         except Exception as error:  # whatever the model's code raises
             found, reason = None, f" ({first_line(error)})"
         if found != expected:

@@ -172,20 +172,33 @@ class TestReply:
     def test_metrics_that_are_no_numbers_are_named(self, value):
         said = re.escape(f"metrics['loss'] is {shown(value)}; expected a number, or a list of numbers")
         with pytest.raises(ConfigError, match=said):
-            reply(instruction(), num_examples=3, metrics={"accuracy": np.float32(0.5), "loss": value})
+            reply(instruction(kind="evaluate"), num_examples=3, metrics={"accuracy": np.float32(0.5), "loss": value})
 
     @pytest.mark.parametrize("number", [1.5, "200", None, [3]])
     def test_a_number_of_examples_is_a_whole_one(self, number):
         with pytest.raises(ConfigError, match=re.escape(f"num_examples is {number!r}; expected a whole number")):
-            reply(instruction(), num_examples=number)
+            reply(instruction(kind="evaluate"), num_examples=number)
 
     @pytest.mark.parametrize("number", [3, np.int64(3), torch.tensor(3)])
     def test_a_number_of_examples_may_be_of_any_library(self, number):
-        assert reply(instruction(), num_examples=number).content["metrics"]["num-examples"] == 3
+        assert reply(instruction(kind="evaluate"), num_examples=number).content["metrics"]["num-examples"] == 3
+
+    def test_a_wrapped_model_is_refused_with_the_remedy(self):
+        message = instruction()
+        model = nn.DataParallel(submodel(message, build))
+        said = (
+            r"\(module.classifier.bias, .*give reply what submodel returned, and not what DataParallel, torch.compile"
+        )
+        with pytest.raises(ConfigError, match=said):
+            reply(message, model, num_examples=1)
+
+    def test_an_answer_to_training_has_a_model(self):
+        with pytest.raises(ConfigError, match="has no model: give reply what submodel returned"):
+            reply(instruction(), num_examples=1)
 
     def test_no_labels_and_no_classes_are_not_the_same(self):
-        assert "labels" not in reply(instruction(), num_examples=1).content["config"]
-        assert reply(instruction(), num_examples=1, labels=[]).content["config"]["labels"] == []
+        assert "labels" not in reply(instruction(kind="evaluate"), num_examples=1).content["config"]
+        assert reply(instruction(kind="evaluate"), num_examples=1, labels=[]).content["config"]["labels"] == []
 
 
 class TestQueries:

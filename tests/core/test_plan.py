@@ -118,7 +118,7 @@ def test_gradients_go_through_the_parts_of_a_state_back_to_it(slice_function):
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        ({"v": (4,)}, "the global state has no parameter w; it has v"),
+        ({"v": (4,)}, "the global state has no parameter w; it has v: ArrayRecord"),
         ({"w": (4, 1)}, r"parameter w of the global state is \(4, 1\), the plan was made for \(4,\)"),
     ],
 )

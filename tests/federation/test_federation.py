@@ -134,3 +134,9 @@ def test_a_model_whose_widths_ignore_the_rate_is_warned_of(caplog):
 def test_what_builds_no_model_of_a_rate_is_refused(wrong, said):
     with pytest.raises(ConfigError, match=said):
         HeteroFL(wrong, "b1-c1").summary()
+
+
+def test_a_build_that_takes_a_width_is_told_what_its_argument_is():
+    strategy = HeteroFL(lambda hidden: nn.Linear(hidden, 4), "a1-b1")
+    with pytest.raises(ConfigError, match=r"build\(.*\) fails \(TypeError: .*: its argument is a rate"):
+        strategy.summary()
