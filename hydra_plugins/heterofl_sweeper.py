@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from heterofl_flwr.app.launch.running import RunError
 from heterofl_flwr.errors import ConfigError
 from simulations.sweep.cost import list_jobs
-from simulations.sweep.job import DONE, Job, build_job, check_jobs, flat
+from simulations.sweep.job import DIVERGED, DONE, ENDED, Job, build_job, check_jobs, flat
 
 LONGEST_CAUSE = 300  # characters in the list at the end
 
@@ -47,12 +47,12 @@ class BlockSweeper(BasicSweeper):
         if self.config["dry"]:
             print(list_jobs(jobs))
             return []
-        left = [job for job in jobs if job.stage != DONE]
+        left = [job for job in jobs if job.stage not in ENDED]
         check_jobs(left)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        print(f"{len(jobs)} jobs in {folder}, {len(jobs) - len(left)} done before", flush=True)
+        print(f"{len(jobs)} jobs in {folder}, {sum(job.stage == DONE for job in jobs)} done before", flush=True)
         results: list[JobReturn] = []
         for batch in self.split_overrides_to_chunks(rows, self.max_batch_size):
             try:
@@ -60,7 +60,9 @@ class BlockSweeper(BasicSweeper):
             except Exception as error:
                 again = "the same command goes on with what is left"
                 raise RunError(f"the launcher ended: {type(error).__name__}: {error}; {again}") from error
-        print(f"{sum(job.stage == DONE for job in jobs)} of {len(jobs)} jobs done")
+        stages = [job.stage for job in jobs]
+        diverged = f", {stages.count(DIVERGED)} diverged" if DIVERGED in stages else ""
+        print(f"{stages.count(DONE)} of {len(jobs)} jobs done{diverged}")
         _raise_failures(jobs, results)
         return results
 

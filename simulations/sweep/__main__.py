@@ -33,7 +33,7 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings import from_flat
 from simulations.sweep.cost import describe_changes
-from simulations.sweep.job import DONE, build_job, check_jobs, flat, read_metric, run_once
+from simulations.sweep.job import DIVERGED, ENDED, build_job, check_jobs, flat, read_metric, run_once
 
 CONF = Path(__file__).parents[2] / "conf"
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -49,11 +49,12 @@ def run(config: DictConfig) -> float | None:
     checked = own.mode is RunMode.MULTIRUN and "blocks" in own.sweeper  # our sweeper has done it
     if config.dry:
         raise ConfigError("dry: found true, but this sweeper chooses jobs one after the other; expected false")
-    check_jobs([job] if not checked and job.stage != DONE else [])
+    check_jobs([job] if not checked and job.stage not in ENDED else [])
     print("; ".join(filter(None, [f"job {path.name}", describe_changes(job)])), flush=True)
     try:
         if not run_once(job):
-            print("done before", flush=True)
+            again = "; remove its folder to run it again" if job.stage == DIVERGED else ""
+            print(f"{job.stage} before{again}", flush=True)
     except Timeout:
         print(f"not done here: {path.name} runs in another process", flush=True)
         return None

@@ -27,7 +27,7 @@ from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.settings import Settings, from_flat, short_name, to_flat
 from heterofl_flwr.settings.groups import DataSettings
 from heterofl_flwr.training import TrainOptions, evaluate, resolve_device, train
-from simulations.sweep.job import BEGUN, DONE, Job
+from simulations.sweep.job import BEGUN, DONE, ENDED, Job
 
 PIECE = 64
 """Words of a text that go through the model together; a piece is to a text what an image is to other data."""
@@ -202,7 +202,7 @@ def list_jobs(jobs: Sequence[Job]) -> str:
         if seconds is not None and expected:
             seconds *= math.fsum(took[n] for n in alike) / expected
         seconds = took.get(number, seconds)
-        left += [] if number in took else [seconds]
+        left += [] if stages[number] in ENDED else [seconds]
         begun = f"round {len(records[number])} of {job.settings.num_rounds}"
         state = begun if stages[number] == BEGUN else stages[number]
         time = "?" if seconds is None else duration(seconds)

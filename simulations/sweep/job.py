@@ -38,8 +38,12 @@ from heterofl_flwr.settings import (
 )
 from heterofl_flwr.settings.flat import Setting, read_specs, validate
 from heterofl_flwr.settings.types import Group, matching, setting
+from heterofl_flwr.training.engines.plain import DivergedError
 
-NEW, BEGUN, DONE, BLOCKED = "new", "begun", "done", "blocked"
+NEW, BEGUN, DONE, DIVERGED, BLOCKED = "new", "begun", "done", "diverged", "blocked"
+ENDED = (DONE, DIVERGED)
+"""Of which nothing is left to run; a job that diverged would do so again."""
+
 LOCKS = ".locks"
 
 _Auto = Literal["auto"]
@@ -138,9 +142,12 @@ class Job:
 
     @property
     def stage(self) -> str:
-        """``new``, ``begun``, ``done`` or, where its folder cannot be used, ``blocked``."""
+        """``new``, ``begun``, ``done``, ``diverged`` or, where its folder cannot be used, ``blocked``."""
         try:
-            return DONE if is_done(self) else BEGUN if RunFolder(self.path).started else NEW
+            if is_done(self):
+                return DONE
+            folder = RunFolder(self.path)
+            return NEW if not folder.started else DIVERGED if folder.about().get(DIVERGED) else BEGUN
         except HeteroFLError:  # running the job will say why
             return BLOCKED
 
@@ -218,7 +225,7 @@ def run_once(job: Job) -> bool:
         If it ended before its end, or its folder holds another run.
     """
     with FileLock(job.path.parent / LOCKS / job.path.name, blocking=False):  # the system unlocks it with the process
-        if is_done(job):
+        if is_done(job) or job.stage == DIVERGED:
             return False
         folder, config = RunFolder(job.path), job.config
         if folder.started:
@@ -227,7 +234,12 @@ def run_once(job: Job) -> bool:
         LaunchNote(job.clients, config).write(job.path)
         options = job.engine
         request = Request(config=config, out=job.path, clients=job.clients, share=options.share, grid=options.grid)
-        run_request(with_gpus(request) if options.gpus == AUTO else request)
+        try:
+            run_request(with_gpus(request) if options.gpus == AUTO else request)
+        except HeteroFLError as error:
+            if DivergedError.__name__ in str(error):  # by name, as clients answer with text
+                folder.note(**{DIVERGED: True})
+            raise
     return True
 
 

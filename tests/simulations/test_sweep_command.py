@@ -63,6 +63,10 @@ def test_jobs_that_fail_stop_no_other_and_are_listed(command, tmp_path):
     assert f"simulations.sweep: 1 of 2 jobs failed:\n  {bad}: round 1: 0 of 20 clients gave" in err
     assert "Traceback" not in err
     assert histories(tmp_path / "runs" / "jobs")[good] == [1, 2]
+    assert "1 of 2 jobs done, 1 diverged\n" in out
+    status, out, _ = command("train.lr=1e30,0.05", *SHRUNKEN)
+    assert status == 0
+    assert "diverged before; remove its folder to run it again\n" in out
 
 
 def test_what_another_process_runs_is_left_to_it(command, tmp_path):
