@@ -131,7 +131,7 @@ class ServerSettings(Group):
     stages: types.StagesText = setting(
         "",
         "further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi "
-        "and FedAdagrad, feddyn or moving-average; with their arguments",
+        "and FedAdagrad, nesterov, feddyn or moving-average; with their arguments",
     )
     robust: Literal["none", RobustMean] = setting(
         "none",

@@ -10,6 +10,7 @@ from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress
 from heterofl_flwr.stages.feddyn import FedDyn
 from heterofl_flwr.stages.moving_average import MovingAverage
+from heterofl_flwr.stages.nesterov import Nesterov
 from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, Yogi
 from heterofl_flwr.stages.stage import Stage
 
@@ -19,6 +20,7 @@ STAGES: Mapping[str, tuple[type[Stage], str]] = MappingProxyType(
         "adam": (Adam, "eta"),
         "yogi": (Yogi, "eta"),
         "adagrad": (Adagrad, "eta"),
+        "nesterov": (Nesterov, "momentum"),
         "moving-average": (MovingAverage, "decay"),
         "feddyn": (FedDyn, "alpha"),
     }

@@ -105,7 +105,10 @@ def test_one_text_names_the_server_optimizer(text, optimizer):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("sgd", "'sgd' is no stage; expected some of momentum, adam, yogi, adagrad, moving-average, feddyn, with"),
+        (
+            "sgd",
+            "'sgd' is no stage; expected some of momentum, adam, yogi, adagrad, nesterov, moving-average, feddyn",
+        ),
         ("adam(lr=0.1)", "adam(lr=0.1): 'lr=0.1' is no argument; expected eta, beta_1, beta_2, tau, each once"),
         ("adam(eta=fast)", "adam(eta=fast): eta is 'fast'; expected a number"),
         ("adam(tau=nan)", "tau is nan, expected a number over 0"),
@@ -129,6 +132,8 @@ def test_all_faults_are_reported_at_once():
 
 def test_an_unknown_key_is_rejected_with_the_nearest():
     assert "did you mean train.batch-size?" in complaint({"train.batchsize": 1})
+    assert "did you mean train.lr?" in complaint({"train.learning-rate": 1})
+    assert "simulations.sweep method=NAME" in complaint({"method": "fedavg"})
     assert "'heterofl settings' lists them all" in complaint({"zzz": 1})
 
 
