@@ -129,14 +129,32 @@ def is_decay(value: float) -> bool:
     return 0 <= value < 1
 
 
+USUAL_NAMES = {
+    "learning-rate": "train.lr",
+    "num-server-rounds": "num-rounds",
+    "rounds": "num-rounds",
+    "local-epochs": "train.epochs",
+    "fraction-train": "sample.fraction",
+    "fraction-fit": "sample.fraction",
+    "dataset": "data.name",
+    "proximal-mu": "train.proximal",
+    "model": "model.name",
+    "split": "data.split",
+    "data": "data.name",
+}
+"""Settings by the last part of what they are called elsewhere: in Flower's apps, and as groups of sweeps."""
+
+
 def unknown_settings(keys: Iterable[str], known: Collection[str]) -> list[str]:
     """Return what is wrong with keys of settings that do not exist, each with those that may be meant."""
     faults = []
     for key in (own for own in keys if own not in known):
         # A key without its group, or with a wrong one, need not be near in letters.
         near = [own for own in known if own.rpartition(".")[2] == key.rpartition(".")[2]]
+        near = near or [own for own in known if own == USUAL_NAMES.get(key.rpartition(".")[2].replace("_", "-"))]
         near = near or get_close_matches(key, known, n=1)
         hint = f"did you mean {' or '.join(near)}?" if near else "'heterofl settings' lists them all"
+        hint = "a checkout has methods by name: python -m simulations.sweep method=NAME" if key == "method" else hint
         faults.append(f"{key}: no setting has this name; {hint}")
     return faults
 

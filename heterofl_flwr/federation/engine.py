@@ -140,8 +140,8 @@ class Engine:
             )
         if clients < len(mix.parts):
             logger.warning(
-                "%d clients share the %d parts of the mix %s; for 20 virtual clients: flwr run . --federation-config "
-                "'num-supernodes=20 client-resources-num-cpus=1'",
+                "%d clients share the %d parts of the mix %s, so some level has none; start more nodes (simulated: "
+                "flwr run . --federation-config 'num-supernodes=20 client-resources-num-cpus=1')",
                 clients,
                 len(mix.parts),
                 mix,

@@ -98,6 +98,8 @@ def _say_size(task: Task, clients: int) -> None:
     steps = f", about {max(train.epochs * sum(map(len, parts)) / clients / train.batch_size, 1):.0f} steps each"
     text = task.dataset.train.reading is not None  # whose rows are long
     print(f"{asked} of {clients} clients train in each round{'' if text else steps}")
+    if task.settings.assignment == "fix" and clients < len(task.mix.parts):
+        print(f"{clients} clients share the {len(task.mix.parts)} parts of the mix {task.mix}, so some level has none")
 
 
 def _check_fit(task: Task, name: str, build: Build) -> None:
