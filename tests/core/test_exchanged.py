@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.exchanged import copy_exchanged, exchanged_parameters, exclude_parameters
+from heterofl_flwr.core.exchanged import copy_exchanged, exchanged_parameters, exclude_parameters, fingerprint
 from heterofl_flwr.core.randomness import initial_state
 
 
@@ -33,6 +33,17 @@ def test_a_copy_shares_what_is_never_exchanged():
     assert twin[0][0].weight is model[0].weight
     assert twin[0][0].bias is not model[0].bias
     assert twin[1] is twin[0][1]
+
+
+def test_a_fingerprint_is_of_what_is_never_exchanged_alone():
+    model = excluding(1.0)
+    found = fingerprint(model)
+    assert fingerprint(build(1.0)) == ""
+    assert fingerprint(copy.deepcopy(model).bfloat16()) == found
+    nn.init.zeros_(model[1].weight)
+    assert fingerprint(model) == found
+    nn.init.zeros_(model[0].weight)
+    assert fingerprint(model) != found
 
 
 @pytest.mark.parametrize("wrap", [copy.deepcopy, lambda model: nn.ModuleDict({"one": model})])

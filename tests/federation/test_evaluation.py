@@ -83,6 +83,14 @@ def test_by_default_a_node_that_names_its_level_evaluates_that():
     assert strategy.log.evaluate_by_level["b"]["local-accuracy"] == pytest.approx((2 / 2 + 4 / 4) / (2 + 4))
 
 
+def test_the_log_says_of_which_share_of_the_clients_a_metric_is(caplog):
+    caplog.set_level("INFO", "flwr")
+    capable()
+    assert "local-accuracy 1 (of 25% of the clients), worst-accuracy 1 (of 25% of the clients)" in caplog.text
+    assert re.search(r"coverage 0.25, .*level b: output \S+ local-accuracy 0.3333", caplog.text)
+    assert "clients" not in judged({0, 1, 2, 3, 4}).metrics_line()
+
+
 def test_where_no_node_is_capable_the_run_goes_on(caplog):
     strategy, asked = capable({0: "d", 1: "e"})
     assert asked == {}
