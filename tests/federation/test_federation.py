@@ -11,6 +11,7 @@ from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
 from heterofl_flwr.core.exchanged import exclude_parameters
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation import federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.stages.server_optimizer import Momentum
@@ -113,6 +114,14 @@ def test_a_rate_without_a_model_is_the_clients_fault(caplog):
     assert re.search(r"1 of 3 new nodes .* smallest, 0.25: node \d+: .* not usable: no model of 0.3", caplog.text)
     dynamic = play(make_app(build=some), "a1-c1", 3, build=some, node_config=node_config, assignment="dynamic")
     assert dynamic.log.rates[0] == 0.25
+
+
+def test_nodes_that_name_ever_new_rates_do_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(federation, "KEPT_RATES", 4)
+    own = HeteroFL(build, "a1").federation
+    for number in range(1, 21):
+        own.plan(number / 20)
+    assert own.plan.cache_info().currsize == 4
 
 
 def test_a_model_whose_widths_ignore_the_rate_is_warned_of(caplog):

@@ -10,9 +10,10 @@ from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Privacy, me
 from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsilon
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import norm_between
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.nn.static_norm import collect_moments
+from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import restore
 from heterofl_flwr.stages.privacy import Spent, clip_moments, noise_moments
 from tests.federation.tiny import (
@@ -139,6 +140,12 @@ def test_releases_add_up_over_runs():
     quiet.keep_in(Kept("training-releases"))
     quiet.add("training-releases")
     assert quiet.facts() == {}
+
+
+@pytest.mark.parametrize("value", ["much", -1.0, math.inf, math.nan])
+def test_a_bound_that_means_nothing_is_refused_by_the_client(value):
+    with pytest.raises(ReplyError, match="as clip, expected a number of 0 or more"):
+        Clip.from_instruction({"clip": value})
 
 
 def test_a_strategy_that_runs_twice_counts_both_runs():

@@ -1,6 +1,8 @@
 """Rounds on simulated devices: who takes part, what is refused, and time and energy beside a slow twin."""
 
 import math
+import weakref
+from collections import deque
 
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -10,6 +12,7 @@ from heterofl_flwr.client import share_of_work
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.exchange import outcomes
 from heterofl_flwr.grids.devices import Turn
+from heterofl_flwr.grids.relay import Relay
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
 from heterofl_flwr.messages import SimulatedFault
 from heterofl_flwr.strategies.fedh2l import FedH2L
@@ -146,6 +149,41 @@ def deadline_of(seconds, **options):
     """Return devices on which partition p trains for p + 1 seconds, and sends in no time."""
     own = DeviceProfile(macs_per_second=1e6, download=1e12, upload=1e12, compute_watts=1.0)
     return Devices({"a": own}, work, deadline=seconds)
+
+
+def crash(message, context):
+    raise RuntimeError("the worker is gone")
+
+
+def test_clients_that_fail_have_their_own_fault_and_no_time(caplog):
+    app = make_app(odd={5: crash})
+    (record,), _, _ = on_tiny(deadline_of(3.5), mix="a1", nodes=6, app=app)
+    assert {partition: record.failures[partition] for partition in (3, 4)} == {3: late(3.5), 4: late(3.5)}
+    assert "the worker is gone" in record.failures[5]
+    assert record.joules == pytest.approx(1 + 2 + 3 + 4 + 5, rel=1e-6)
+    assert late(3.5) not in caplog.text  # what is meant to happen is no warning
+
+
+class Streaming(Relay):
+    """A grid that hands its replies over one by one, and counts how many of them are alive at once."""
+
+    most = 0
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies, traces = deque(super().send_and_receive(messages, timeout=timeout)), []
+        while replies:
+            traces.append(weakref.ref(replies[0]))
+            yield replies.popleft()
+            if "arrays" in messages[0].content:
+                self.most = max(self.most, sum(trace() is not None for trace in traces))
+
+
+@pytest.mark.parametrize(("deadline", "least", "held"), [(100.0, 1, 1), (0.5, 3, 3)])
+def test_no_more_replies_are_held_than_may_be_needed(deadline, least, held):
+    with LocalGrid(make_app(), 8) as grid:
+        streaming = Streaming(grid)
+        run(streaming, deadline_of(deadline), mix="a1", min_replies=least)
+    assert streaming.most == held
 
 
 @pytest.mark.parametrize(("deadline", "least"), [(40.0, 6), (0.5, 1), (0.5, 3)])
