@@ -220,7 +220,12 @@ def _reply_or_fault(reply: Message) -> Message | Fault:
 
 def explained(fault: str) -> str:
     """Return why a client failed, with the cause where torch's words say that a model has another size."""
-    return f"{fault}; {messages.NOT_CONVERTED}" if any(words in fault for words in _OTHER_SIZE) else fault
+    if not any(words in fault for words in _OTHER_SIZE):
+        return fault
+    return (
+        f"{fault}; {messages.NOT_CONVERTED}; if it is, layers that it keeps by itself have the size of another level: "
+        f"leave them out of HeteroFL(shared=...)"
+    )
 
 
 def lacks_handler(error: Error) -> bool:

@@ -110,3 +110,4 @@ def test_a_client_that_is_not_converted_is_refused(train, fault):
     failure = play(make_app(odd={1: train}), "a1-c1", 2).log.failures[1]
     assert fault in failure
     assert "its ClientApp is not converted: let it call answer_queries once" in failure
+    assert ("leave them out of HeteroFL(shared=...)" in failure) == (train is load_whole)
