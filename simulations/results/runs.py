@@ -31,6 +31,7 @@ FREE = (
     "evaluate.every",
     "evaluate.levels",
     "evaluate.metric",
+    "evaluate.nodes",  # virtual clients have the levels of the mix, so all of them evaluate the full model
     "run.",
     "sample.min-nodes",
     "sample.min-replies",
