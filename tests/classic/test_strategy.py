@@ -13,9 +13,6 @@ import heterofl_flwr
 from heterofl_flwr import multi_step
 from heterofl_flwr.classic import HeteroFL
 from heterofl_flwr.core import width
-from heterofl_flwr.errors import RoundError
-from heterofl_flwr.stages.server_optimizer import Momentum
-from heterofl_flwr.stages.stage import Stage
 from tests.classic.fakes import Fake, broken, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.tiny import build
 
@@ -36,18 +33,6 @@ def begin(fakes, mix="a1-c1", server_round=1, **options):
 
 def gain(before, after):
     return [new - old for old, new in zip(parameters_to_ndarrays(before), parameters_to_ndarrays(after), strict=True)]
-
-
-def test_a_strategy_that_runs_again_begins_anew():
-    strategy, found = HeteroFL(build, "a1-c1", wait=1.0, stages=[Momentum(server_momentum=0.9)]), []
-    for run in range(2):
-        manager = manager_of(*(Fake(f"{run}{number}", says={"partition": number}) for number in range(2)))
-        parameters = strategy.initialize_parameters(client_manager=manager)
-        instructions = strategy.configure_fit(1, parameters, manager)
-        found.append((strategy.aggregate_fit(1, fit_all(instructions), [])[0], strategy.log.rates))
-    (first, rates), (second, again) = found
-    assert rates == again
-    assert all(not own.any() for own in gain(first, second))
 
 
 @pytest.mark.parametrize("with_buffers", [False, True])
@@ -171,11 +156,6 @@ def test_results_of_clients_that_were_not_asked_do_not_count():
     assert strategy.log.failures == {}
 
 
-def test_aggregating_what_was_not_configured_is_refused():
-    with pytest.raises(RoundError, match="was not configured"):
-        HeteroFL(build).aggregate_fit(1, [], [])
-
-
 class TestEvaluation:
     def evaluate(self, fakes, answer=evaluate_all, failures=(), **options):
         strategy, manager, parameters, instructions = begin(fakes, **options)
@@ -208,15 +188,6 @@ class TestEvaluation:
         parameters = strategy.initialize_parameters(SimpleClientManager())
         assert strategy.evaluate(3, parameters=parameters) == (3.0, {"arrays": 4, "config": 0})
         assert HeteroFL(build).evaluate(3, parameters=parameters) is None
-
-    def test_the_server_evaluates_what_a_stage_makes_of_the_model(self):
-        class Zeros(Stage):
-            def evaluated(self, state):
-                return {name: own.new_zeros(own.shape) for name, own in state.items()}
-
-        strategy = HeteroFL(build, stages=[Zeros()], evaluate_fn=lambda _, arrays, __: (sum(map(np.sum, arrays)), {}))
-        parameters = strategy.initialize_parameters(SimpleClientManager())
-        assert strategy.evaluate(1, parameters=parameters) == (0.0, {})
 
 
 class TestArrivals:
