@@ -13,8 +13,11 @@ from simulations.model_zoo.models import draw_weights
 from simulations.model_zoo.twin import Twin, difference
 from tests.elastic_models.architectures import CASES
 
+LONG = {"resnext", "densenet", "efficientnet", "regnet", "shufflenet"}  # what they are made of is in shorter ones too
+PARAMS = [pytest.param(own, marks=[pytest.mark.slow] if own in LONG else []) for own in CASES]
 
-@pytest.fixture(params=CASES, scope="module")
+
+@pytest.fixture(params=PARAMS, scope="module")
 def case(request):
     """Return a model with drawn weights, its inputs and its ``build``."""
     torch.manual_seed(0)
