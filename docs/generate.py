@@ -114,7 +114,7 @@ def _describe(module: ModuleType, name: str) -> str:
     parts = _sections(value)
     lines = [f"## `{name}`", "", _plain(parts.pop("")), ""]
     lines += [
-        f"- `{option}`: {field.description[:1].upper()}{field.description[1:]}."
+        f"- `{option}`: {' '.join((field.description or '').split())}"
         for option, field in getattr(value, "__pydantic_fields__", {}).items()
     ]
     for title, text in parts.items():

@@ -1,7 +1,8 @@
 """Groups of options: dataclasses in which an option's name, type, default, bounds and meaning stand once.
 
 Strategies, clients and the settings of a run share them. An option's key in a run config is its name in kebab-case, or
-its alias; one with ``exclude`` is no setting. Types are strict, so that no text is taken for a number.
+its alias; one with ``exclude`` is no setting. What an option means is the text below it. Types are strict, so that no
+text is taken for a number.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ KEYS = ConfigDict(
     allow_inf_nan=False,
     populate_by_name=True,
     alias_generator=lambda name: name.replace("_", "-"),
-    json_schema_extra=lambda schema: schema.pop("required", None),  # what is left out has its default
+    use_attribute_docstrings=True,
 )
 """How groups are read: by keys in kebab-case, of which none is unknown."""
 
@@ -53,6 +54,9 @@ def group(kind: type[Kind]) -> type[Kind]:
     """Make a class a group of options, which are given by name alone; a ``ConfigError`` names all that do not fit."""
     made: Any = dataclass(frozen=True, slots=True, kw_only=True, config=KEYS)(kind)
     construct = made.__init__
+    for name, option in made.__pydantic_fields__.items():  # pydantic reads the texts of the class alone
+        inherited = (getattr(base, "__pydantic_fields__", {}).get(name) for base in kind.__mro__[1:])
+        option.description = option.description or next((own.description for own in inherited if own), None)
 
     @wraps(construct)
     def checked(self: object, **options: object) -> None:
@@ -73,17 +77,17 @@ def specs(kind: Any) -> dict[str, FieldInfo]:
 
 def _explain(kind: Any, error: ValidationError) -> Exception:
     """Return the error that says of each option what was found and what is expected."""
-    known = specs(kind)
+    known = {key: own for name, own in specs(kind).items() for key in (name, str(own.alias))}
     faults: dict[str, str] = {}
     for one in error.errors(include_url=False):
         name, cause = str(next(iter(one["loc"]), "")), one.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):
             faults[name] = str(cause)
         elif one["type"] in ("missing", "unexpected_keyword_argument"):
-            return TypeError(f"{kind.__name__}: {one['msg'].lower()}, {name}; it has {', '.join(known)}")
+            return TypeError(f"{kind.__name__}: {one['msg'].lower()}, {name}; it has {', '.join(specs(kind))}")
         else:
             faults.setdefault(name, f"{name} is {one['input']!r}, expected {expected(known[name])}")
-    return ConfigError(f"{kind.__name__}: {'; '.join(faults.values())}")
+    return ConfigError(f"{kind.__name__}: {'; '.join(faults[name] for name in (*known, '') if name in faults)}")
 
 
 _BOUNDS = {"ge": "of {:g} or more", "gt": "above {:g}", "le": "up to {:g}", "lt": "less than {:g}"}

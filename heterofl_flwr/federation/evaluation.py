@@ -27,28 +27,21 @@ SHARES = ("global-accuracy", LOCAL_ACCURACY, WORST_ACCURACY)
 class Evaluation:
     """How the clients evaluate."""
 
-    every: Natural = Field(
-        default=1, description="rounds from one evaluation to the next; the last round has one; 0 for none"
-    )
-    nodes: Literal["capable", "all"] = Field(
-        default="capable",
-        description="capable: a client that says what it can hold, or of which the table of levels says it, gets the "
-        "largest of the mix's models that it can hold, and its metrics are those of that level, while all others get "
-        "the full model; all: every client gets the full model (paper)",
-    )
-    levels: Annotated[Flag | Literal["last"], "true, false or 'last'"] = Field(
-        default=False, description="evaluate each level's own model too: each time, never, or after the last round"
-    )
-    static_norm: Flag = Field(
-        default=True,
-        exclude=True,
-        description="before an evaluation, ask the clients for static batch norm moments if the model has batch norm",
-    )
-    moments_merge: MomentsMerge = Field(
-        default="auto",
-        description="how moments of clients are joined: mean (as in the paper) or robust (outliers are clipped to the "
-        "median); auto: robust where answers come from other machines and have no noise, mean in simulations",
-    )
+    every: Natural = 1
+    """rounds from one evaluation to the next; the last round has one; 0 for none"""
+    nodes: Literal["capable", "all"] = "capable"
+    """capable: a client that says what it can hold, or of which the table of levels says it, gets the largest of the
+    mix's models that it can hold, and its metrics are those of that level, while all others get the full model; all:
+    every client gets the full model (paper)
+    """
+    levels: Annotated[Flag | Literal["last"], "true, false or 'last'"] = False
+    """evaluate each level's own model too: each time, never, or after the last round"""
+    static_norm: Flag = Field(default=True, exclude=True)
+    """before an evaluation, ask the clients for static batch norm moments if the model has batch norm"""
+    moments_merge: MomentsMerge = "auto"
+    """how moments of clients are joined: mean (as in the paper) or robust (outliers are clipped to the median); auto:
+    robust where answers come from other machines and have no noise, mean in simulations
+    """
 
     def due(self, server_round: int, num_rounds: int) -> bool:
         """Whether this round ends with an evaluation."""

@@ -54,31 +54,23 @@ _Fewest = Annotated[Natural | None, "an integer of 0 or more"]
 class Sampling:
     """Which clients take part in a round, and how long a round waits for them."""
 
-    fraction_train: Share = Field(
-        default=1.0, alias="fraction", description="share of the clients that train in a round, rounded up"
-    )
+    fraction_train: Share = Field(default=1.0, alias="fraction")
+    """share of the clients that train in a round, rounded up"""
     fraction_evaluate: ShareOrNone = Field(default=1.0, exclude=True)
     min_train_nodes: _Fewest = Field(default=None, exclude=True)
     min_evaluate_nodes: _Fewest = Field(default=None, exclude=True)
-    min_available_nodes: Natural = Field(
-        default=2,
-        alias="min-nodes",
-        description="nodes that each round waits for, sample.wait seconds at most; 'heterofl run' waits for all",
-    )
-    spare: NotNegative = Field(
-        default=0.0,
-        description="share of clients that are asked to train beyond those that are needed; a round ends as soon as "
-        "enough have answered, so which of them count is no longer the same in each run, and engine.window does not "
-        "hold",
-    )
-    min_replies: Annotated[MinReplies, f"'auto', {REPLIES}"] = Field(
-        default="auto",
-        description="good replies below which a round, and with it the run, fails: a number, a share of the clients "
-        "that it needs, or half of them (auto)",
-    )
-    wait: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=True)] = Field(
-        default=60.0, description="seconds to wait for sample.min-nodes before the run fails"
-    )
+    min_available_nodes: Natural = Field(default=2, alias="min-nodes")
+    """nodes that each round waits for, sample.wait seconds at most; 'heterofl run' waits for all"""
+    spare: NotNegative = 0.0
+    """share of clients that are asked to train beyond those that are needed; a round ends as soon as enough have
+    answered, so which of them count is no longer the same in each run, and engine.window does not hold
+    """
+    min_replies: Annotated[MinReplies, f"'auto', {REPLIES}"] = "auto"
+    """good replies below which a round, and with it the run, fails: a number, a share of the clients that it needs, or
+    half of them (auto)
+    """
+    wait: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=True)] = 60.0
+    """seconds to wait for sample.min-nodes before the run fails"""
 
     @property
     def available(self) -> int:
@@ -172,6 +164,9 @@ class Options:
     evaluation: Evaluation = Evaluation()
 
     def __post_init__(self) -> None:
+        for own, kind in ((self.limits, Limits), (self.privacy, Privacy), (self.evaluation, Evaluation)):
+            if not isinstance(own, kind):
+                raise ConfigError(f"{kind.__name__.lower()} is {own!r}; expected {kind.__name__}(...), or leave it out")
         if self.averaging.robust and not self.transfer.shared:
             raise ConfigError("robust: clients share no parameters, so none are averaged; expected robust=None")
         if self.privacy.clip and self.limits.norm_bound:

@@ -10,7 +10,6 @@ from heterofl_flwr.settings.flat import (
     from_flat,
     from_stored,
     to_flat,
-    to_json_schema,
     to_toml,
 )
 from heterofl_flwr.settings.groups import Settings
@@ -34,6 +33,5 @@ __all__ = [
     "preset",
     "short_name",
     "to_flat",
-    "to_json_schema",
     "to_toml",
 ]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from heterofl_flwr.core.formatting import markdown
-from heterofl_flwr.core.levels import level_name, rate_of
+from heterofl_flwr.core.levels import Mix, level_name, rate_of
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.errors import ConfigError, not_usable, unknown_settings
@@ -54,8 +54,11 @@ def read_specs(group: Any, prefix: str = "") -> dict[str, Setting]:
             specs |= read_specs(field.annotation, f"{field.alias}.")
             continue
         key, default = f"{prefix}{field.alias}", field.default
-        default = AUTO if key in AUTOS else ",".join(default) if isinstance(default, tuple) else default
-        specs[key] = Setting(default, expected(field), field.description or "")
+        default = (
+            ",".join(default) if isinstance(default, tuple) else str(default) if isinstance(default, Mix) else default
+        )
+        meaning = " ".join((field.description or "").split())
+        specs[key] = Setting(AUTO if key in AUTOS else default, expected(field), meaning)
     return specs
 
 
@@ -242,23 +245,6 @@ def _fedh2l_rules(settings: Settings) -> Iterable[Contradiction]:
 def to_toml(values: Mapping[str, Flat] = DEFAULTS) -> str:
     """Return a run config as TOML with dotted keys."""
     return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
-
-
-def to_json_schema() -> str:
-    """Return the JSON schema of a run config with nested tables."""
-    schema = Settings.model_json_schema(mode="serialization")
-    for name, own in schema["properties"].items():
-        group = schema["$defs"].get(own.get("$ref", "").rpartition("/")[2])
-        for key, one in group["properties"].items() if group else [(None, own)]:
-            _allow_default(one, SPECS[f"{name}.{key}" if key else name].default)
-    return json.dumps(schema, indent=2, ensure_ascii=False)
-
-
-def _allow_default(schema: dict[str, Any], default: Flat) -> None:
-    schema["default"] = default
-    if default == AUTO or default not in schema.get("enum", [default]):
-        own = {key: schema.pop(key) for key in set(schema) - {"title", "description", "default"}}
-        schema["anyOf"] = [{"const": default}, own]
 
 
 def describe() -> str:

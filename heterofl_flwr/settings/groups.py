@@ -13,6 +13,8 @@ from pydantic import Field
 from heterofl_flwr.adapters.averaging import ProductAggregator, ZeroPaddedAggregator
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Variant
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustMean
 from heterofl_flwr.core.slice_rules import SliceRule
@@ -25,7 +27,7 @@ from heterofl_flwr.federation.options import Sampling
 from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, Positive, ShareOrNone, group
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.settings import types
-from heterofl_flwr.settings.types import AUTO, Group, setting
+from heterofl_flwr.settings.types import Group
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.training.distill import DistillOptions
@@ -45,132 +47,112 @@ AGGREGATORS: Mapping[str, type[Aggregator]] = MappingProxyType(
 class DataSettings(Group):
     """What the clients learn from."""
 
-    name: types.DataName = setting(
-        "digits",
-        f"data set: {', '.join(SOURCES)}, 'user/set' of the Hugging Face hub, a folder, or 'module:function'",
+    name: types.DataName = Field(
+        default="digits",
+        description=f"data set: {', '.join(SOURCES)}, 'user/set' of the Hugging Face hub, folder or 'module:function'",
     )
-    root: types.PathText = setting("", "folder with data sets laid out as on the Hugging Face hub; '' asks the hub")
-    label: types.ColumnName = setting(
-        "", "column of a table with the classes, such as coarse_label of cifar100; '' finds it"
-    )
-    split: types.SplitName = setting(
-        "iid", "how the data are dealt to the clients; natural: client number i has the examples of the i-th owner"
-    )
-    test_share: Annotated[float, Field(gt=0, lt=1)] = setting(
-        TEST_SHARE,
-        "where there is no test split, share of each owner's (natural) or each class's examples held out for testing",
-    )
+    root: types.PathText = ""
+    """folder with data sets laid out as on the Hugging Face hub; '' asks the hub"""
+    label: types.ColumnName = ""
+    """column of a table with the classes, such as coarse_label of cifar100; '' finds it"""
+    split: types.SplitName = "iid"
+    """how the data are dealt to the clients; natural: client number i has the examples of the i-th owner"""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = TEST_SHARE
+    """where there is no test split, share of each owner's (natural) or each class's examples held out for testing"""
 
 
 class ModelSettings(Group):
     """The global model, of which clients train parts."""
 
-    name: types.ModelName = setting(
-        AUTO, "cnn, preresnet18, preresnet18-later, preresnet50, transformer, or 'module:function' (rate to model)"
-    )
-    hidden: types.Widths = setting(AUTO, "widths of an image model's stages at rate 1")
-    norm: Literal["sbn", "in", "gn", "ln", "none"] = setting(
-        AUTO, "norm of an image model: static batch, instance, group (4), layer, none"
-    )
-    scaler: bool = setting(True, "divide activations of smaller models by their rate while they train")
-    shrink: types.Shrink = setting(
-        "width",
-        "what smaller models lack: channels (width), their last stages or Transformer layers (depth), or both; an "
-        "image model of unequal depth has an exit after each stage",
-    )
-    ensemble: bool = setting(False, "evaluate the mean of all exits' logits (DepthFL) instead of the deepest exit")
+    name: types.ModelName
+    """cnn, preresnet18, preresnet18-later, preresnet50, transformer, or 'module:function' (rate to model)"""
+    hidden: types.Widths
+    """widths of an image model's stages at rate 1"""
+    norm: Literal["sbn", "in", "gn", "ln", "none"]
+    """norm of an image model: static batch, instance, group (4), layer, none"""
+    scaler: bool = True
+    """divide activations of smaller models by their rate while they train"""
+    shrink: types.Shrink = "width"
+    """what smaller models lack: channels (width), their last stages or Transformer layers (depth), or both; an image
+    model of unequal depth has an exit after each stage
+    """
+    ensemble: bool = False
+    """evaluate the mean of all exits' logits (DepthFL) instead of the deepest exit"""
 
 
 @group
 class TrainSettings(TrainOptions):
     """What a client does in a round."""
 
-    milestones: types.Rounds = Field(
-        default=(), description="rounds after each of which the learning rate is divided by 10"
-    )
-    distill: InnerWidths = Field(
-        default="none",
-        description="widths inside its model that a step of a client trains too, on the posterior of its own width: "
-        "all, the smallest and one drawn (sandwich), one drawn (drawn: FjORD); or, in place of its own, one drawn on "
-        "labels (ordered: FjORD without distillation)",
-    )
-    exits: TrainedExits = Field(
-        default="last",
-        description="exits of its model that a client trains: the deepest alone (last), all with distillation among "
-        "them (mutual: DepthFL), or all with distillation from the deepest (deepest: ScaleFL)",
-    )
-    upload: Upload = Field(
-        default="float32",
-        description="what clients send: parameters (float32), or their changes in two bytes (float16) or in one (int8)",
-    )
-    labels: LabelRule = Field(
-        default="sent",
-        description="classifier rows that count: of classes that a client names (sent), of those trained (inferred), "
-        "all (none)",
-    )
+    milestones: types.Rounds = ()
+    """rounds after each of which the learning rate is divided by 10"""
+    distill: InnerWidths = "none"
+    """widths inside its model that a step of a client trains too, on the posterior of its own width: all, the smallest
+    and one drawn (sandwich), one drawn (drawn: FjORD); or, in place of its own, one drawn on labels (ordered: FjORD
+    without distillation)
+    """
+    exits: TrainedExits = "last"
+    """exits of its model that a client trains: the deepest alone (last), all with distillation among them (mutual:
+    DepthFL), or all with distillation from the deepest (deepest: ScaleFL)
+    """
+    upload: Upload = "float32"
+    """what clients send: parameters (float32), or their changes in two bytes (float16) or in one (int8)"""
+    labels: LabelRule = "sent"
+    """classifier rows that count: of classes that a client names (sent), of those trained (inferred), all (none)"""
 
 
 class ServerSettings(Group):
     """What the server sends, and what it does beyond averaging."""
 
-    strategy: Literal["heterofl", "fedh2l"] = setting(
-        "heterofl",
-        "what clients exchange: parameters (heterofl, with the settings below also FedAvg and others), or posteriors "
-        "(fedh2l)",
-    )
-    choose: SliceRule = setting(
-        "prefix",
-        "which slices clients get: prefix (HeteroFL), rolling (FedRolex: moves on each round), "
-        "random-level or random-client (drawn each round for each rate, or for each client)",
-    )
-    roll_by: Count = setting(1, "by how many entries rolling slices move on each round")
-    shared: types.Patterns = setting(
-        "*", "what travels and is averaged; all else stays with its client, which then has a model of its own"
-    )
-    weights: Weights = setting("equal", "what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)")
-    stages: types.StagesText = setting(
-        "",
-        "further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi "
-        "and FedAdagrad, nesterov, feddyn or moving-average; with their arguments",
-    )
-    robust: Literal["none", RobustMean] = setting(
-        "none",
-        "what replaces the mean of an entry's holders, so that a hostile minority cannot move it far: trimmed (a "
-        "trimmed mean) or median; goes with server.weights=equal, and not with privacy.noise",
-    )
-    robust_trim: Annotated[float, Field(ge=0, le=0.49)] = setting(
-        Robust().trim, "share of an entry's holders that trimmed drops at each end; at least one"
-    )
-    robust_few: Few = setting(Robust().few, "entries of one or two clients: their plain mean, or keep the old value")
-    aggregator: Literal["counting-mean", "product", "zero-padding"] = setting(
-        "counting-mean",
-        "what combines replies: the counting mean; or, for LoRA adapters of unequal rank, product (FlexLoRA) or "
-        "zero-padding",
-    )
-    norm_bound: NotNegative = setting(
-        0.0,
-        "a reply that changes its slice by more (L2 norm) is rejected; 0: no bound in simulations, and ten times the "
-        "norm of the model in a deployment",
-    )
-    max_examples: Annotated[int, Field(ge=1, le=1_000_000_000)] = setting(
-        Limits().examples,
-        "a reply that counts more examples is rejected; with server.weights=examples, set it near the largest client's",
-    )
-    max_examples_ratio: NotNegative = setting(
-        AUTO,
-        "in means of metrics a client counts at most this many times the examples of the median client; 0 for no "
-        "bound; auto: 10, or 0 where data.split deals parts of unequal size: dirichlet, natural, and by class "
-        "(non-iid, pathological) but for digits, mnist, cifar10 and cifar100, whose classes are equally large",
-    )
-    max_refusals: Natural = setting(0, "rejected replies in a row after which a client is not drawn again; 0: never")
-    levels: types.NodeLevels = setting(
-        "", "levels of nodes by registered name or node id, such as 'phone=c,camera=a', whatever the nodes say"
-    )
-    largest_level: types.Level = setting("a", "the largest level of nodes not in server.levels, whatever they say")
-
-    partitions: types.NodePartitions = setting(
-        "", "partitions of nodes by registered name or node id, such as 'phone=0,camera=1', whatever any node says"
-    )
+    strategy: Literal["heterofl", "fedh2l"] = "heterofl"
+    """what clients exchange: parameters (heterofl, with the settings below also FedAvg and others), or posteriors
+    (fedh2l)
+    """
+    choose: SliceRule = "prefix"
+    """which slices clients get: prefix (HeteroFL), rolling (FedRolex: moves on each round), random-level or
+    random-client (drawn each round for each rate, or for each client)
+    """
+    roll_by: Count = 1
+    """by how many entries rolling slices move on each round"""
+    shared: types.Patterns = ALL
+    """what travels and is averaged; all else stays with its client, which then has a model of its own"""
+    weights: Weights = "equal"
+    """what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)"""
+    stages: types.StagesText = ""
+    """further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi and
+    FedAdagrad, nesterov, feddyn or moving-average; with their arguments
+    """
+    robust: Literal["none", RobustMean] = "none"
+    """what replaces the mean of an entry's holders, so that a hostile minority cannot move it far: trimmed (a trimmed
+    mean) or median; goes with server.weights=equal, and not with privacy.noise
+    """
+    robust_trim: Annotated[float, Field(ge=0, le=0.49)] = Robust().trim
+    """share of an entry's holders that trimmed drops at each end; at least one"""
+    robust_few: Few = Robust().few
+    """entries of one or two clients: their plain mean, or keep the old value"""
+    aggregator: Literal["counting-mean", "product", "zero-padding"] = "counting-mean"
+    """what combines replies: the counting mean; or, for LoRA adapters of unequal rank, product (FlexLoRA) or
+    zero-padding
+    """
+    norm_bound: NotNegative = 0.0
+    """a reply that changes its slice by more (L2 norm) is rejected; 0: no bound in simulations, and ten times the norm
+    of the model in a deployment
+    """
+    max_examples: Annotated[int, Field(ge=1, le=1_000_000_000)] = Limits().examples
+    """a reply that counts more examples is rejected; with server.weights=examples, set it near the largest client's"""
+    max_examples_ratio: NotNegative
+    """in means of metrics a client counts at most this many times the examples of the median client; 0 for no bound;
+    auto: 10, or 0 where data.split deals parts of unequal size: dirichlet, natural, and by class (non-iid,
+    pathological) but for digits, mnist, cifar10 and cifar100, whose classes are equally large
+    """
+    max_refusals: Natural = 0
+    """rejected replies in a row after which a client is not drawn again; 0: never"""
+    levels: types.NodeLevels = ()
+    """levels of nodes by registered name or node id, such as 'phone=c,camera=a', whatever the nodes say"""
+    largest_level: types.Level = "a"
+    """the largest level of nodes not in server.levels, whatever they say"""
+    partitions: types.NodePartitions = ()
+    """partitions of nodes by registered name or node id, such as 'phone=0,camera=1', whatever any node says"""
 
     def build_robust_mean(self) -> Robust | None:
         """Return what replaces the counting mean; None for nothing."""
@@ -195,92 +177,90 @@ class ServerSettings(Group):
 class DistillSettings(DistillOptions):
     """How clients learn from one another (FedH2L), and exits and inner widths from a client's own model."""
 
-    models: types.Architectures = Field(default=(), description="the architectures, assigned to clients in turn")
-    label_share: ShareOrNone = Field(
-        default=0.0,
-        description="share of the labels in what inner widths (train.distill) learn from; the rest is the posterior",
-    )
-    ramp: ShareOrNone = Field(
-        default=0.0,
-        description="share of the rounds over which the weight between exits grows (mutual), or before which it is 0 "
-        "(deepest)",
-    )
+    models: types.Architectures = ()
+    """the architectures, assigned to clients in turn"""
+    label_share: ShareOrNone = 0.0
+    """share of the labels in what inner widths (train.distill) learn from; the rest is the posterior"""
+    ramp: ShareOrNone = 0.0
+    """share of the rounds over which the weight between exits grows (mutual), or before which it is 0 (deepest)"""
 
 
 @group
 class EvaluateSettings(Evaluation):
     """How the model is evaluated."""
 
-    central: Flag = Field(
-        default=True, description="the server evaluates the global model on the whole test set of data.name"
-    )
-    moments_batch_size: Natural = Field(
-        default=0,
-        description="samples in a batch whose moments are measured for static batch norm; 0: as train.batch-size, "
-        "which the paper's code uses, or 100 with fidelity=fixed",
-    )
-    metric: types.Reference = Field(default="", description="a further metric of your own, 'module:function'")
+    central: Flag = True
+    """the server evaluates the global model on the whole test set of data.name"""
+    moments_batch_size: Natural = 0
+    """samples in a batch whose moments are measured for static batch norm; 0: as train.batch-size, which the paper's
+    code uses, or 100 with fidelity=fixed
+    """
+    metric: types.Reference = ""
+    """a further metric of your own, 'module:function'"""
 
 
 class EngineSettings(Group):
     """What runs the clients."""
 
-    name: Literal["auto", "plain", "compile", "cohort"] = setting(
-        AUTO,
-        "how clients train: plain (one by one, the same bit for bit on any grid), compile (plain with torch.compile), "
-        "cohort (clients of one rate together); auto: plain or cohort, whichever is likely faster",
-    )
-    cohort: Natural = setting(0, "clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU")
-    device: types.DeviceName = setting(AUTO, "auto: a GPU where a client has one")
-    window: Natural = setting(
-        0, "messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then uses 64)"
-    )
-    timeout: Positive = setting(
-        3600.0, "seconds that clients have in a round, evaluation included; later answers are ignored"
-    )
+    name: Literal["auto", "plain", "compile", "cohort"] = "auto"
+    """how clients train: plain (one by one, the same bit for bit on any grid), compile (plain with torch.compile),
+    cohort (clients of one rate together); auto: plain or cohort, whichever is likely faster
+    """
+    cohort: Natural = 0
+    """clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU"""
+    device: types.DeviceName = "auto"
+    """auto: a GPU where a client has one"""
+    window: Natural = 0
+    """messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then uses 64)"""
+    timeout: Positive = 3600.0
+    """seconds that clients have in a round, evaluation included; later answers are ignored"""
 
 
 class DevicesSettings(Group):
     """What the clients' devices can do, to simulate time, energy and what goes wrong."""
 
-    profile: types.Profile = setting(
-        "",
-        "the profile of each level: edge (bundled; its numbers are assumptions), or 'module:function', which "
-        "returns a mapping from levels to DeviceProfile",
-    )
-    deadline: NotNegative = setting(0.0, "simulated seconds that a round waits for replies; 0 for no limit")
+    profile: types.Profile = ""
+    """the profile of each level: edge (bundled; its numbers are assumptions), or 'module:function', which returns a
+    mapping from levels to DeviceProfile
+    """
+    deadline: NotNegative = 0.0
+    """simulated seconds that a round waits for replies; 0 for no limit"""
 
 
 class RunSettings(Group):
     """What a run leaves behind."""
 
-    dir: types.PathText = setting("", "folder for settings, history, checkpoints and models; 'heterofl run' makes one")
-    resume: bool = setting(False, "go on from the last checkpoint in run.dir")
-    checkpoint_every: Count = setting(1, "rounds from one checkpoint to the next; the last round has one")
-    metric: types.MetricName = setting("", "the metric by which the best round is chosen")
-    patience: Natural = setting(0, "evaluations in a row without a new best after which the run stops; 0: never")
-    callbacks: types.Callbacks = setting("tensorboard", "what is called with the record of each round")
+    dir: types.PathText = ""
+    """folder for settings, history, checkpoints and models; 'heterofl run' makes one"""
+    resume: bool = False
+    """go on from the last checkpoint in run.dir"""
+    checkpoint_every: Count = 1
+    """rounds from one checkpoint to the next; the last round has one"""
+    metric: types.MetricName = ""
+    """the metric by which the best round is chosen"""
+    patience: Natural = 0
+    """evaluations in a row without a new best after which the run stops; 0: never"""
+    callbacks: types.Callbacks = ("tensorboard",)
+    """what is called with the record of each round"""
 
 
 class Settings(Group):
     """All settings of a run, read and checked; every value is concrete."""
 
-    mix: types.MixText = setting(
-        "a1-b1-c1-d1-e1", "which levels the clients have, and in which proportions; x3: three parts take no part"
-    )
-    global_rate: types.OptionalLevel = setting(
-        "",
-        "level or rate of the global model; '' for the largest of the mix. One that is larger than every client "
-        "(FedRolex) needs slices that move (server.choose)",
-    )
-    assignment: Literal["fix", "dynamic"] = setting(
-        "fix", "levels stay with their clients or are drawn anew each round"
-    )
-    num_rounds: Count = setting(AUTO, "rounds of the run")
-    seed: Natural = setting(0, "what every random draw depends on")
-    fidelity: Variant = setting(
-        "paper", "what produced the published numbers (paper), or what is right where the authors' code is not (fixed)"
-    )
+    mix: types.MixText = Mix.parse("a1-b1-c1-d1-e1")
+    """which levels the clients have, and in which proportions; x3: three parts take no part"""
+    global_rate: types.OptionalLevel = ""
+    """level or rate of the global model; '' for the largest of the mix. One that is larger than every client (FedRolex)
+    needs slices that move (server.choose)
+    """
+    assignment: Literal["fix", "dynamic"] = "fix"
+    """levels stay with their clients or are drawn anew each round"""
+    num_rounds: Count
+    """rounds of the run"""
+    seed: Natural = 0
+    """what every random draw depends on"""
+    fidelity: Variant = "paper"
+    """what produced the published numbers (paper), or what is right where the authors' code is not (fixed)"""
     data: DataSettings
     model: ModelSettings
     train: TrainSettings

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
-from pydantic import WithJsonSchema as JsonSchema
 
 from heterofl_flwr.core.levels import Mix, rate_of
 from heterofl_flwr.data import check_kind
@@ -25,11 +24,6 @@ class Group(BaseModel):
     """A group of settings. A key is in kebab-case, and a value has the very type of its setting."""
 
     model_config = ConfigDict(strict=True, frozen=True, **KEYS)
-
-
-def setting(default: Flat, help_: str) -> Any:
-    """Declare a setting: its default, written as in a run config, and what it means."""
-    return Field(default=default, description=help_)
 
 
 def matching(pattern: str) -> Any:
@@ -94,9 +88,7 @@ Profile = Annotated[
     matching(f"(?:{'|'.join(BUNDLED)}|{_REFERENCE})?"),
     f"one of {', '.join(BUNDLED)}, 'module:function', or '' for none",
 ]
-Integers = Annotated[
-    tuple[Count, ...], BeforeValidator(_split_integers), _join, JsonSchema({"type": ["string", "integer"]})
-]
+Integers = Annotated[tuple[Count, ...], BeforeValidator(_split_integers), _join]
 Widths = Annotated[Integers, "widths such as '64,128,256,512', or '' for the model's own"]
 Rounds = Annotated[
     Integers,
@@ -143,13 +135,11 @@ StagesText = Annotated[
 Level = Annotated[
     str,
     BeforeValidator(_read_level),
-    JsonSchema({"type": ["string", "number"]}),
     "a level such as 'c' or a rate such as '0.3'",
 ]
 OptionalLevel = Annotated[
     str,
     BeforeValidator(lambda value: value if value == "" else _read_level(value)),
-    JsonSchema({"type": ["string", "number"]}),
     "a level such as 'a', a rate such as '0.5', or ''",
 ]
 _Pairs = Annotated[

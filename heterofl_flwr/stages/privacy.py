@@ -27,20 +27,16 @@ _OnGridOrZero = Annotated[
 class Privacy:
     """How the clients' data are protected from those who see the model; the server itself is trusted."""
 
-    clip: _OnGridOrZero = Field(
-        default=0.0, description="L2 norm to which a client's change of its slice is shortened; 0 for no clipping"
-    )
-    noise: _OnGridOrZero = Field(
-        default=0.0, description="standard deviation of the noise on the clients' sum, in multiples of clip; 0 for none"
-    )
-    delta: Annotated[float, Strict(), Field(gt=0, lt=1)] = Field(
-        default=1e-5, description="delta at which epsilon is stated; below one over the number of clients"
-    )
-    moments_clip: _OnGrid = Field(
-        default=10.0,
-        description="L2 norm to which a client's static batch norm moments are shortened, means and second moments of "
-        "all layers together; they get noise in multiples of it",
-    )
+    clip: _OnGridOrZero = 0.0
+    """L2 norm to which a client's change of its slice is shortened; 0 for no clipping"""
+    noise: _OnGridOrZero = 0.0
+    """standard deviation of the noise on the clients' sum, in multiples of clip; 0 for none"""
+    delta: Annotated[float, Strict(), Field(gt=0, lt=1)] = 1e-5
+    """delta at which epsilon is stated; below one over the number of clients"""
+    moments_clip: _OnGrid = 10.0
+    """L2 norm to which a client's static batch norm moments are shortened, means and second moments of all layers
+    together; they get noise in multiples of it
+    """
 
     def __post_init__(self) -> None:
         if self.noise and not self.clip:

@@ -66,28 +66,24 @@ TOLERANCE = 1e-3
 class DistillOptions:
     """How a client learns from its peers."""
 
-    seed_size: Count = Field(default=1000, description="examples of the seed set, which every client has")
-    seed_batch: Count = Field(default=100, description="how many of them a round uses, drawn anew")
-    steps: Natural = Field(default=10, description="seed steps of a client in a round, each with a batch of its own")
-    temperature: Positive = Field(
-        default=1.0, description="divides the logits before softmax, also those of exits and inner widths"
-    )
-    direction: Direction = Field(
-        default="forward",
-        exclude=True,
-        description="divergence to learn from: KL(peer, own) or, in reverse, KL(own, peer)",
-    )
-    weight: NotNegative = Field(
-        default=1.0, description="weight of the mean divergence, also of that between exits, and of inner widths"
-    )
-    labels: Flag = Field(default=True, description="the labels of the seed set count too")
-    projection: Projection = Field(
-        default="gem",
-        exclude=True,
-        description="what happens to gradients of own and of seed data that conflict: they are added (none), each "
-        "without its component against the other (pcgrad), or replaced by the nearest step that conflicts with neither "
-        "(gem)",
-    )
+    seed_size: Count = 1000
+    """examples of the seed set, which every client has"""
+    seed_batch: Count = 100
+    """how many of them a round uses, drawn anew"""
+    steps: Natural = 10
+    """seed steps of a client in a round, each with a batch of its own"""
+    temperature: Positive = 1.0
+    """divides the logits before softmax, also those of exits and inner widths"""
+    direction: Direction = Field(default="forward", exclude=True)
+    """divergence to learn from: KL(peer, own) or, in reverse, KL(own, peer)"""
+    weight: NotNegative = 1.0
+    """weight of the mean divergence, also of that between exits, and of inner widths"""
+    labels: Flag = True
+    """the labels of the seed set count too"""
+    projection: Projection = Field(default="gem", exclude=True)
+    """what happens to gradients of own and of seed data that conflict: they are added (none), each without its
+    component against the other (pcgrad), or replaced by the nearest step that conflicts with neither (gem)
+    """
 
     def __post_init__(self) -> None:
         if self.seed_batch > self.seed_size:

@@ -32,24 +32,24 @@ class TrainOptions:
     """One client's training in one round; the defaults are the paper's."""
 
     learning_rate: Annotated[Positive, Field(alias="lr", description="learning rate of SGD, in the first round")]
-    epochs: Count = Field(default=5, description="passes over a client's data in a round")
-    batch_size: Count = Field(default=10, description="samples in a step; rows of text for a Transformer")
-    momentum: Decay = Field(default=0.9, description="momentum of SGD, which begins anew each round")
-    weight_decay: NotNegative = Field(default=5e-4, description="weight decay on all parameters")
-    clip: Annotated[NotNegative | None, "a number of 0 or more"] = Field(
-        default=1.0, description="largest norm of a step's gradient, of all parameters together; 0 for no limit"
-    )
-    proximal: NotNegative = Field(
-        default=0.0, description="weight of FedProx's pull towards the parameters that were received"
-    )
-    mask_fill: Fill = Field(
-        default="zero",
-        description="logits of classes that a client lacks, in its loss; auto: zero, or -inf with fidelity=fixed",
-    )
-    augment: str = Field(default="none", exclude=True, description="how images are varied: a name in AUGMENTS")
-    precision: Precision = Field(
-        default="float32", description="bits of a step's products; parameters and their averages stay in float32"
-    )
+    epochs: Count = 5
+    """passes over a client's data in a round"""
+    batch_size: Count = 10
+    """samples in a step; rows of text for a Transformer"""
+    momentum: Decay = 0.9
+    """momentum of SGD, which begins anew each round"""
+    weight_decay: NotNegative = 5e-4
+    """weight decay on all parameters"""
+    clip: Annotated[NotNegative | None, "a number of 0 or more"] = 1.0
+    """largest norm of a step's gradient, of all parameters together; 0 for no limit"""
+    proximal: NotNegative = 0.0
+    """weight of FedProx's pull towards the parameters that were received"""
+    mask_fill: Fill = "zero"
+    """logits of classes that a client lacks, in its loss; auto: zero, or -inf with fidelity=fixed"""
+    augment: str = Field(default="none", exclude=True)
+    """how images are varied: a name in AUGMENTS"""
+    precision: Precision = "float32"
+    """bits of a step's products; parameters and their averages stay in float32"""
 
     def __post_init__(self) -> None:
         check_augment(self.augment)

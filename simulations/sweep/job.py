@@ -37,7 +37,7 @@ from heterofl_flwr.settings import (
     to_flat,
 )
 from heterofl_flwr.settings.flat import Setting, read_specs, validate
-from heterofl_flwr.settings.types import Group, matching, setting
+from heterofl_flwr.settings.types import Group, matching
 from heterofl_flwr.training.engines.plain import DivergedError
 
 NEW, BEGUN, DONE, DIVERGED, BLOCKED = "new", "begun", "done", "diverged", "blocked"
@@ -55,13 +55,16 @@ _CountOrAuto = Annotated[Count | _Auto, "an integer of 1 or more"]
 class EngineOptions(Group):
     """What runs a job's clients."""
 
-    grid: Literal["local", "ray"] = setting("local", "the process of the job, or Ray's")
-    clients: _CountOrAuto = setting(AUTO, "virtual clients")
-    cpus: Count = setting(1, "cores for each client")
-    gpus: Annotated[_Fraction | _WholeNumber | _Auto, "a share such as 0.25, or a whole number"] = setting(
-        AUTO, "share of a GPU for each client"
-    )
-    parallel: _CountOrAuto = setting(AUTO, "clients at once")
+    grid: Literal["local", "ray"] = "local"
+    """the process of the job, or Ray's"""
+    clients: _CountOrAuto = "auto"
+    """virtual clients"""
+    cpus: Count = 1
+    """cores for each client"""
+    gpus: Annotated[_Fraction | _WholeNumber | _Auto, "a share such as 0.25, or a whole number"] = "auto"
+    """share of a GPU for each client"""
+    parallel: _CountOrAuto = "auto"
+    """clients at once"""
 
     @property
     def share(self) -> Share:
@@ -73,8 +76,10 @@ class EngineOptions(Group):
 class LaunchOptions(Group):
     """What a configuration says beside a run's settings: how it is started."""
 
-    folder: Annotated[str, matching(r"[^\x00]+"), "a path"] = setting("", "the folder of all runs")
-    dry: bool = setting(False, "whether the jobs are only listed")
+    folder: Annotated[str, matching(r"[^\x00]+"), "a path"] = ""
+    """the folder of all runs"""
+    dry: bool = False
+    """whether the jobs are only listed"""
     engine: EngineOptions
 
 

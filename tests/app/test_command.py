@@ -9,7 +9,7 @@ import pytest
 from heterofl_flwr.app.cli.main import MISUSED, main, status_of
 from heterofl_flwr.app.cli.settings import read_assignments, read_config
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings import describe, to_json_schema, to_toml
+from heterofl_flwr.settings import describe, to_toml
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,6 @@ def test_what_the_system_refuses_is_no_traceback(monkeypatch, capsys):
         ([], "num-rounds = 5   (from 'auto')\n    rounds of the run [an integer of 1 or more]\n"),
         (["--format", "toml"], to_toml()),
         (["--format", "markdown"], describe()),
-        (["--format", "json-schema"], to_json_schema()),
         (["--set", "data.name=cifar10", "--set", "data.split=non-iid-2", "--format", "toml"], "num-rounds = 800\n"),
     ],
 )

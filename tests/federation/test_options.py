@@ -43,6 +43,7 @@ STRATEGY = [
     *(({"privacy": own, "limits": Limits(norm_bound=1)}, r"expected limits\.norm_bound=0") for own in (CLIP, NOISE)),
     ({"privacy": NOISE, "evaluation": ROBUST_MOMENTS}, r"expected evaluation\.moments_merge='auto'"),
     ({"robust": Robust(), "shared": ()}, "share no parameters"),
+    ({"privacy": None}, r"privacy is None; expected Privacy\(\.\.\.\), or leave it out"),
     ({"mix": "a1-x1", "assignment": "dynamic"}, "some clients take no part, always the same ones"),
     ({"mix": "b1-c1", "global_rate": 1.0}, "with slice_rule='prefix' nobody trains the rest; expected rolling"),
     ({"mix": "b1-c1", "global_rate": "c", "slice_rule": "rolling"}, r"largest of the mix b1-c1: expected 0\.5 or more"),

@@ -1,6 +1,5 @@
 """The one parser of run configs, and what is printed of the settings."""
 
-import json
 import tomllib
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from heterofl_flwr.settings import (
     from_flat,
     from_stored,
     to_flat,
-    to_json_schema,
     to_toml,
 )
 from heterofl_flwr.settings.presets import OTHER
@@ -190,19 +188,6 @@ def test_toml_carries_any_text_and_flower_reads_it_as_we_do():
     values = to_flat(from_flat({})) | {"run.dir": 'a "b" \\ é\n\t\u2028'}
     table = tomllib.loads(to_toml(values))
     assert flatten_dict(table) == flatten(table) == values
-
-
-def test_the_json_schema_accepts_what_the_parser_accepts():
-    jsonschema = pytest.importorskip("jsonschema")  # Ray brings it
-    schema = json.loads(to_json_schema())
-    validator = jsonschema.Draft202012Validator(schema)
-    for values in (DEFAULTS, to_flat(from_flat({"model.hidden": 8, "sample.min-replies": 0.5}))):
-        assert list(validator.iter_errors(tomllib.loads(to_toml(values)))) == []
-    assert validator.is_valid({"train": {"lr": 0.1}, "model": {"hidden": 64}, "server": {"largest-level": 0.5}})
-    wrong = [{"train": {"lr": -1}}, {"train": {"lr": "fast"}}, {"train": {"rate": 1}}, {"seed": "1"}, {"mix": 1}]
-    assert not any(validator.is_valid(one) for one in wrong)
-    lr = schema["$defs"]["TrainSettings"]["properties"]["lr"]
-    assert (lr["default"], lr["description"]) == (AUTO, SPECS["train.lr"].help)
 
 
 def test_the_reference_has_every_setting_once():

@@ -216,11 +216,8 @@ def _add_settings(subparsers: Subparsers) -> None:
     summary = "every setting, its value and what it means"
     this = _add_command(subparsers, "settings", "settings:run", summary, SETTINGS, SETTINGS_EXAMPLES)
     this.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
-    formats = (
-        "toml: the defaults, or with --set all values, as in pyproject.toml; markdown: the reference; "
-        "json-schema: for editors and other programs"
-    )
-    this.add_argument("--format", choices=("text", "toml", "markdown", "json-schema"), default="text", help=formats)
+    formats = "toml: the defaults, or with --set all values, as in pyproject.toml; markdown: the reference"
+    this.add_argument("--format", choices=("text", "toml", "markdown"), default="text", help=formats)
 
 
 PROFILE = """

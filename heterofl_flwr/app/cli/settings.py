@@ -16,7 +16,6 @@ from heterofl_flwr.settings import (
     flatten,
     from_flat,
     to_flat,
-    to_json_schema,
     to_toml,
 )
 
@@ -29,7 +28,6 @@ def run(args: argparse.Namespace) -> int:
         "text": lambda: "".join(_explain(key, value, given.get(key, DEFAULTS[key])) for key, value in values.items()),
         "toml": lambda: to_toml(values if given else DEFAULTS),
         "markdown": describe,
-        "json-schema": to_json_schema,
     }
     print(texts[args.format]().rstrip("\n"))
     return 0
