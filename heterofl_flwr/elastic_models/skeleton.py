@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 import torch
@@ -123,7 +122,9 @@ class Skeleton:
             if torch.backends.opt_einsum.enabled:  # then the order follows from the widths
                 stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
             if self.says_tracing:
-                stack.enter_context(mock.patch.object(torch.jit, "is_tracing", return_value=True))
+                held = vars(torch.jit)  # from where code reads it
+                stack.callback(held.__setitem__, "is_tracing", held["is_tracing"])
+                held["is_tracing"] = lambda: True
             for one in (Contiguous(), LoneDraws(), *watching):
                 stack.enter_context(one)
             return call(self.model, given)

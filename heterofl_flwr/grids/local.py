@@ -2,14 +2,13 @@
 
 import threading
 import time
-from collections.abc import Sequence
-from typing import Unpack
+from collections.abc import Callable, Mapping, Sequence
 
-from flwr.app import Context
+from flwr.app import Context, Message, UserConfigValue
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.grids.apps import answer, load
-from heterofl_flwr.grids.queued import GridKeywords, Group, QueuedGrid, Runner
+from heterofl_flwr.grids.queued import Group, QueuedGrid, Runner
 
 
 class LocalGrid(QueuedGrid):
@@ -30,7 +29,7 @@ class LocalGrid(QueuedGrid):
     num_nodes : int
         How many nodes there are. Node ``i`` has ``partition-id`` i; its id depends on ``seed`` and i alone.
     cohort : int or callable
-        How many clients may train together, 1 by default, or a function from a message to it, if the ClientApp has an
+        How many clients may train together, or a function from a message to it, if the ClientApp has an
         attribute ``train_cohort(messages, contexts) -> replies``. It gets the ``train`` messages of one push to
         different nodes at an equal ``rate``, which their config record names, in the order sent and in even groups. Any
         other message goes to the ClientApp itself, and so does each message of a group for which ``train_cohort``
@@ -43,7 +42,7 @@ class LocalGrid(QueuedGrid):
         From a message to how long its client may take, in any unit. Of the messages that were pushed together, the
         actors of a ``RayGrid`` begin with the longest; a group takes as long as its members in a row.
     seed : int
-        What the ids of the run and of its nodes are drawn from, 0 by default.
+        What the ids of the run and of its nodes are drawn from.
 
     Examples
     --------
@@ -51,8 +50,18 @@ class LocalGrid(QueuedGrid):
     ...     result = FedAvg().start(grid, initial_arrays, num_rounds=3)
     """
 
-    def __init__(self, client_app: ClientApp | str, num_nodes: int, **options: Unpack[GridKeywords]) -> None:
-        super().__init__(num_nodes, **options)
+    def __init__(
+        self,
+        client_app: ClientApp | str,
+        num_nodes: int,
+        *,
+        cohort: int | Callable[[Message], int] = 1,
+        node_config: Callable[[int], Mapping[str, UserConfigValue]] | None = None,
+        run_config: Mapping[str, UserConfigValue] | None = None,
+        cost: Callable[[Message], float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_nodes, cohort=cohort, node_config=node_config, run_config=run_config, cost=cost, seed=seed)
         self._open(Inline(load(client_app), self._contexts))
 
 

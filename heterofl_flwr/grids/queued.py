@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Self, TypedDict
+from typing import Self
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, UserConfigValue
 from flwr.serverapp import Grid
@@ -126,18 +126,11 @@ class Runner(ABC):
             self._done[id_] = reply
 
 
-class GridKeywords(TypedDict, total=False):
-    """The keyword arguments that ``LocalGrid`` and ``RayGrid`` share; these explain them."""
-
-    cohort: int | Callable[[Message], int]
-    node_config: Callable[[int], Mapping[str, UserConfigValue]] | None
-    run_config: Mapping[str, UserConfigValue] | None
-    cost: Callable[[Message], float] | None
-    seed: int
-
-
 class QueuedGrid(Grid):
-    """What the grids that run clients themselves have in common: nodes, messages, groups and their order."""
+    """What the grids that run clients themselves have in common: nodes, messages, groups and their order.
+
+    ``LocalGrid`` explains the arguments.
+    """
 
     def __init__(
         self,

@@ -2,14 +2,15 @@
 
 import atexit
 import math
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Unpack
 
+from flwr.app import Message, UserConfigValue
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.errors import ConfigError, check_count, extra
 from heterofl_flwr.grids.apps import reference
-from heterofl_flwr.grids.queued import GridKeywords, QueuedGrid
+from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.ray_runner import ActorRunner
 
 
@@ -38,8 +39,8 @@ class RayGrid(QueuedGrid):
         Share of a GPU for each actor, or a number of whole ones; 0 hides them from it.
     at_once : int, optional
         The most actors; None for as many as the machines have room for.
-    **options
-        ``cohort``, ``node_config``, ``run_config``, ``cost`` and ``seed``, as for ``LocalGrid``.
+    cohort, node_config, run_config, cost, seed
+        As for ``LocalGrid``.
 
     Examples
     --------
@@ -55,7 +56,11 @@ class RayGrid(QueuedGrid):
         num_cpus: float = 1,
         num_gpus: float = 0.0,
         at_once: int | None = None,
-        **options: Unpack[GridKeywords],
+        cohort: int | Callable[[Message], int] = 1,
+        node_config: Callable[[int], Mapping[str, UserConfigValue]] | None = None,
+        run_config: Mapping[str, UserConfigValue] | None = None,
+        cost: Callable[[Message], float] | None = None,
+        seed: int = 0,
     ) -> None:
         if at_once is not None:
             check_count("at_once", at_once, 1)
@@ -65,7 +70,7 @@ class RayGrid(QueuedGrid):
         if num_gpus > 1 and num_gpus % 1:
             raise ConfigError(f"num_gpus is {num_gpus!r}; expected a share of one GPU, or a number of whole ones")
         path = reference(client_app)
-        super().__init__(num_nodes, **options)
+        super().__init__(num_nodes, cohort=cohort, node_config=node_config, run_config=run_config, cost=cost, seed=seed)
         with extra("simulation", "use LocalGrid, which is --grid local"):  # here, as Ray loads slowly
             from heterofl_flwr.grids.ray_actors import Actor, ActorOptions
             from heterofl_flwr.grids.ray_session import Session, check_alive

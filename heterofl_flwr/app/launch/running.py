@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
@@ -22,7 +23,7 @@ from heterofl_flwr.compat import load_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.exchange import lacks_handler
 from heterofl_flwr.grids import LocalGrid, RayGrid
-from heterofl_flwr.grids.queued import GridKeywords, QueuedGrid
+from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.relay import Relay
 from heterofl_flwr.packing import count_bytes
 from heterofl_flwr.runs import RunFolder
@@ -153,18 +154,18 @@ def _describe(error: Exception) -> str:
 def open_grid(request: Request, app: App) -> QueuedGrid:
     """Return the grid on which an app's clients run; it is the caller's to close."""
     states = {} if request.app is not None else {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
-    options: GridKeywords = {
-        "cohort": cohort_limit(request),
-        "run_config": app.config,
-        "cost": cost,
-        "node_config": lambda partition: states,
-    }
-    share = request.share
+    kind: Callable[..., QueuedGrid] = LocalGrid
     if request.grid == "ray":
-        return RayGrid(
-            app.client, request.clients, num_cpus=share.cpus, num_gpus=share.gpus, at_once=share.at_once, **options
-        )
-    return LocalGrid(app.client, request.clients, **options)
+        share = request.share
+        kind = partial(RayGrid, num_cpus=share.cpus, num_gpus=share.gpus, at_once=share.at_once)
+    return kind(
+        app.client,
+        request.clients,
+        cohort=cohort_limit(request),
+        run_config=app.config,
+        cost=cost,
+        node_config=lambda partition: states,
+    )
 
 
 def cohort_limit(request: Request) -> Callable[[Message], int]:
