@@ -21,6 +21,7 @@ Kind = TypeVar("Kind")
 KEYS = ConfigDict(
     extra="forbid",
     allow_inf_nan=False,
+    arbitrary_types_allowed=True,
     populate_by_name=True,
     alias_generator=lambda name: name.replace("_", "-"),
     use_attribute_docstrings=True,

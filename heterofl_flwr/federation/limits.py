@@ -3,17 +3,16 @@
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from fractions import Fraction
 from reprlib import repr as shown
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict
 
-from heterofl_flwr.errors import ReplyError, check_fields
+from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.federation.evaluation import SHARES, is_share
 from heterofl_flwr.federation.level_table import Levels
-from heterofl_flwr.groups import Count
+from heterofl_flwr.groups import Count, Natural, NotNegative, group
 
 MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["auto"]
 """How many good replies a round needs: a number, a share of the clients that are needed, or half of them."""
@@ -40,43 +39,24 @@ SHOWN_FAULTS = 3
 """Different faults that an error names, each once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@group
 class Limits:
-    """What a client may have and answer at most.
+    """What a client may have and answer at most."""
 
-    Attributes
-    ----------
-    norm_bound
-        L2 norm of what a reply changes of the slice that its client was sent; a reply of a larger one is refused, not
-        clipped. 0 for none, but where replies cross a SuperLink: there it is ten times the norm of the global model.
-    examples
-        Number of examples that a client may count. With ``weights="examples"``, set it near the largest client's.
-    examples_ratio
-        In means of metrics a client counts at most so many times the examples of the median client; 0 for no bound.
-        Parameters count in full with ``weights="examples"``, as in FedAvg: for them there is ``examples``.
-    refusals
-        A client of which so many replies in a row were refused is not drawn any more; 0 for never.
-    levels
-        Which clients may have which levels, whatever they say of themselves.
+    norm_bound: NotNegative = 0.0
+    """L2 norm of what a reply changes of the slice that its client was sent; a reply of a larger one is refused, not
+    clipped. 0 for none, but where replies cross a SuperLink: there it is ten times the norm of the global model.
     """
-
-    norm_bound: float = 0.0
-    examples: int = 10_000_000
-    examples_ratio: float = 10.0
-    refusals: int = 0
-    levels: Levels = field(default_factory=Levels)
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            (
-                ("norm_bound", 0 <= self.norm_bound < math.inf, "a number of 0 or more"),
-                ("examples", 1 <= self.examples <= 1_000_000_000, "1 to 1,000,000,000"),
-                ("examples_ratio", 0 <= self.examples_ratio < math.inf, "a number of 0 or more"),
-                ("refusals", self.refusals >= 0, "0 or more"),
-            ),
-            "limits: ",
-        )
+    examples: Annotated[int, Strict(), Field(ge=1, le=1_000_000_000)] = 10_000_000
+    """Number of examples that a client may count. With weights="examples", set it near the largest client's."""
+    examples_ratio: NotNegative = 10.0
+    """In means of metrics a client counts at most so many times the examples of the median client; 0 for no bound.
+    Parameters count in full with weights="examples", as in FedAvg: for them there is examples.
+    """
+    refusals: Natural = 0
+    """A client of which so many replies in a row were refused is not drawn any more; 0 for never."""
+    levels: Annotated[Levels, "Levels(...)"] = Levels()
+    """Which clients may have which levels, whatever they say of themselves."""
 
 
 def read_number(value: object, most: int, sender: str, key: str = "num-examples") -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
@@ -18,10 +18,10 @@ from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.reply_checks import LARGEST_ENTRY, LabelRule
 from heterofl_flwr.core.robust import Robust, RobustAggregator
 from heterofl_flwr.core.slice_rules import SliceRule
-from heterofl_flwr.errors import ConfigError, check_fields
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.limits import REPLIES, Limits, MinReplies
-from heterofl_flwr.groups import Natural, NotNegative, Share, ShareOrNone, group
+from heterofl_flwr.groups import Count, Natural, NotNegative, Share, ShareOrNone, group
 from heterofl_flwr.stages.chain import Chain, Link, OpenMean
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress, Upload
@@ -40,11 +40,6 @@ Schedule = Callable[[int], float]
 def multi_step(learning_rate: float, milestones: Sequence[int] = (), factor: float = 0.1) -> Schedule:
     """Return a schedule that multiplies the learning rate by ``factor`` after each milestone (Table 6)."""
     return lambda server_round: learning_rate * factor ** sum(milestone < server_round for milestone in milestones)
-
-
-def one_of(literal: object) -> str:
-    """Return the values of a ``Literal`` as text for an error."""
-    return f"one of {', '.join(get_args(literal))}"
 
 
 _Fewest = Annotated[Natural | None, "an integer of 0 or more"]
@@ -91,54 +86,35 @@ class Sampling:
         return number + math.ceil(Fraction(str(self.spare)) * number)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@group
 class Transfer:
     """What travels between the server and the clients."""
 
     slice_rule: SliceRule = "prefix"
-    roll_by: int = 1
-    shared: Sequence[str] = ALL
+    roll_by: Count = 1
+    shared: Annotated[Sequence[str], "patterns of parameters, as ['hidden.*']"] = ALL
     upload: Upload = "float32"
-    learning_rate: Schedule | None = None
-    proximal_mu: float | None = None
+    learning_rate: Annotated[Schedule | None, "a function from the round to a number"] = None
+    proximal_mu: Annotated[NotNegative | None, "a number of 0 or more"] = None
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            (
-                ("slice_rule", self.slice_rule in get_args(SliceRule), one_of(SliceRule)),
-                ("roll_by", isinstance(self.roll_by, int) and self.roll_by >= 1, "an integer of 1 or more"),
-                ("roll_by", self.roll_by == 1 or self.slice_rule == "rolling", "slice_rule='rolling' beside it"),
-                ("upload", self.upload in get_args(Upload), one_of(Upload)),
-                ("proximal_mu", 0 <= (self.proximal_mu or 0) < math.inf, "a number of 0 or more"),
-            ),
-        )
+        if self.roll_by > 1 and self.slice_rule != "rolling":
+            raise ConfigError(f"roll_by is {self.roll_by}, expected slice_rule='rolling' beside it")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@group
 class Averaging:
     """What the server makes of the replies."""
 
     weights: Weights = "equal"
-    label_rows: Sequence[str] | None = None
+    label_rows: Annotated[Sequence[str] | None, "names of parameters"] = None
     labels: LabelRule = "sent"
-    fidelity: Fidelity = Fidelity()
-    robust: Robust | None = None
-    aggregator: OpenMean = Aggregator
-    stages: Sequence[Stage] = ()
+    fidelity: Annotated[Fidelity, "Fidelity(...)"] = Fidelity()
+    robust: Annotated[Robust | None, "Robust(...)"] = None
+    aggregator: Annotated[OpenMean, "Aggregator, a subclass of it, or what opens one"] = Aggregator
+    stages: Annotated[Sequence[Stage], "a list of stages"] = ()
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            (
-                ("weights", self.weights in get_args(Weights), one_of(Weights)),
-                ("labels", self.labels in get_args(LabelRule), one_of(LabelRule)),
-            ),
-        )
-        if not callable(self.aggregator):
-            raise ConfigError(
-                f"aggregator is {self.aggregator!r}; expected Aggregator, a subclass of it, or what opens one"
-            )
         if self.robust and self.aggregator is not Aggregator:
             raise ConfigError("robust and aggregator both replace the counting mean; expected one of them")
 

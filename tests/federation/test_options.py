@@ -16,7 +16,7 @@ DECAY = "expected 0 or more, and less than 1"
 INVALID = [
     (Evaluation, {"every": -1}, "Evaluation: every is -1, expected an integer of 0 or more"),
     (Evaluation, {"moments_merge": "median"}, "moments_merge is 'median', expected one of auto, mean, robust"),
-    (Limits, {"examples": 0, "refusals": -1}, "limits: examples is 0, .*; refusals is -1"),
+    (Limits, {"examples": 0, "refusals": -1}, "Limits: examples is 0, .*; refusals is -1"),
     (Privacy, {"noise": 1.0}, "Privacy: clip is 0.0, expected a number above 0 where there is noise"),
     (Privacy, {"delta": 0, "moments_clip": 0}, "Privacy: delta is 0, .*; moments_clip is 0"),
     (Momentum, {"server_momentum": 1.0}, f"server_momentum is 1.0, {DECAY}"),
@@ -43,6 +43,8 @@ STRATEGY = [
     *(({"privacy": own, "limits": Limits(norm_bound=1)}, r"expected limits\.norm_bound=0") for own in (CLIP, NOISE)),
     ({"privacy": NOISE, "evaluation": ROBUST_MOMENTS}, r"expected evaluation\.moments_merge='auto'"),
     ({"robust": Robust(), "shared": ()}, "share no parameters"),
+    ({"shared": "hidden.*"}, r"shared is 'hidden\.\*', expected patterns of parameters"),
+    ({"stages": [3]}, "expected a list of stages"),
     ({"privacy": None}, r"privacy is None; expected Privacy\(\.\.\.\), or leave it out"),
     ({"mix": "a1-x1", "assignment": "dynamic"}, "some clients take no part, always the same ones"),
     ({"mix": "b1-c1", "global_rate": 1.0}, "with slice_rule='prefix' nobody trains the rest; expected rolling"),

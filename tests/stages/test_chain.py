@@ -99,7 +99,7 @@ class Grid(Stage):
         ({"stages": [Momentum(), Momentum()]}, "ServerOptimizer: two stages have this name"),
         ({"stages": [Grid()], "weights": "examples"}, "Grid fits a mean in which each client counts once"),
         ({"stages": [Grid()], "robust": Robust()}, r"Grid fits the counting mean; expected robust=None"),
-        ({"aggregator": "product"}, "aggregator is 'product'; expected Aggregator, a subclass"),
+        ({"aggregator": "product"}, "aggregator is 'product', expected Aggregator, a subclass"),
         ({"robust": Robust(), "aggregator": ProductAggregator}, "robust and aggregator both replace the counting mean"),
         ({"stages": [Grid()], "aggregator": ProductAggregator}, "expected aggregator=Aggregator"),
         ({"stages": [Momentum()], "aggregator": ProductAggregator}, "ServerOptimizer steps along what the mean"),
