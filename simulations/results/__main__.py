@@ -148,6 +148,7 @@ def _tables(own: Sequence[Configuration], printed: tables.Printed, targets: Sequ
     metrics = metrics_of(own)
     yield tables.reached_table(own, printed)
     yield tables.levels_table(tables.reached_by_level(own), metrics)
+    yield tables.alone_table(own)
     yield tables.spent_table(own)
     yield from (tables.target_table(own, metric, target) for metric in metrics[:1] for target in targets)
 

@@ -4,9 +4,10 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from heterofl_flwr.core import formatting
-from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.runs.costs import LevelCost
 from simulations.results.configurations import Configuration, Places, Reached, metrics_of, possible, reached, shown
 from simulations.results.formats import Table, show_interval, show_summary, to_csv
@@ -19,6 +20,11 @@ LEVELS_NOTE = (
     "Multiplications are those of a forward pass of one example; bytes those of the parameters in a message, one way. "
     "After the last round: mean ± standard deviation over the seeds that evaluated it, and the interval as above."
 )
+ALONE_NOTE = (
+    "Global accuracy after the last round, in points, paired by seed: above 0 the level gains by taking part. A mix "
+    "such as c3-x1 is level c trained by the clients that can hold it; x counts the others."
+)
+ACCURACY = "global-accuracy"
 Printed = Mapping[Key, Sequence[Cell]]
 
 
@@ -92,6 +98,27 @@ def levels_table(found: Sequence[LevelReached], metrics: Sequence[str]) -> Table
     header = ("configuration", "level", "seeds", "parameters", "multiplications", "bytes")
     names = (metric.replace("-", " ") for metric in metrics)
     return Table("tab:levels", "Each level's own model", (*header, *names), tuple(rows), LEVELS_NOTE)
+
+
+def alone_table(configurations: Sequence[Configuration]) -> Table:
+    """Return how far each level's own model is above that level alone; without rows where no level was run alone."""
+    rates = {id(one): one.runs[0].settings.mix.rates for one in configurations}
+    alone = [one for one in configurations if len(rates[id(one)]) == 1]
+    rows = []
+    for one, other in product((one for one in configurations if len(rates[id(one)]) > 1), alone):
+        level = level_name(rates[id(other)][0])
+        ends = [_final_by_seed(own, level) for own in (one, other)]
+        if seeds := sorted(ends[0].keys() & ends[1].keys()):
+            apart = summarise([ends[0][seed] - ends[1][seed] for seed in seeds])
+            rows.append((one.label, level, other.label, ", ".join(map(str, seeds)), show_summary(apart)))
+    header = ("configuration", "level", "alone", "seeds", "difference")
+    return Table("tab:alone", "Each level's own model beside that level alone", header, tuple(rows), ALONE_NOTE)
+
+
+def _final_by_seed(one: Configuration, level: str) -> dict[int, float]:
+    """Return the global accuracy of a level's own model after the last round, in percent, of the runs that have it."""
+    found = {run.seed: run.records[-1].evaluate_by_level.get(level, {}) for run in one.runs}
+    return {seed: shown(ACCURACY, own[ACCURACY]) for seed, own in found.items() if ACCURACY in own}
 
 
 def spent_table(configurations: Sequence[Configuration]) -> Table:

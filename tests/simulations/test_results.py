@@ -1,5 +1,6 @@
 """Results of sweeps, from run folders whose numbers one can check by hand."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from simulations.results import __main__ as command
 from simulations.results.configurations import configurations
 from simulations.results.runs import Score, method_of, read_run, read_runs
 from simulations.results.spent import bytes_sent, curve, multiplications, spent_until
+from simulations.results.tables import alone_table
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
 MLP = 784 * 512 + 512 * 256 + 256 * 256 + 256 * 128 + 128 * 10
@@ -75,6 +77,27 @@ def test_the_seed_set_is_charged_once_to_each_client(make_run, tmp_path):
     (run,) = runs_in(tmp_path)
     # Ten clients, the same in both rounds, get 50 images of 784 bytes with labels; messages have 200 bytes a round.
     assert bytes_sent(run) == [10 * 50 * 785 + 200, 10 * 50 * 785 + 400]
+
+
+def test_levels_stand_beside_themselves_alone_paired_by_seed(make_run, tmp_path):
+    for seed, (own, alone) in enumerate([(0.75, 0.5), (0.5, 0.375), (0.625, 0.5)]):
+        folder = make_run(f"mix{seed}", points((2, 0.9)), num_rounds=2, mix="a1-e1", assignment="fix", seed=seed)
+        _set_levels(folder, {"a": 0.9, "e": own})
+        _set_levels(make_run(f"e{seed}", points((2, alone)), num_rounds=2, assignment="fix", seed=seed), {"e": alone})
+    (found,) = configurations(runs_in(tmp_path)).values()
+    # Differences of 25, 12.5 and 12.5 points: their mean, their standard deviation, and 4.3027 / sqrt(3) times this.
+    assert alone_table(found).rows == (
+        ("HeteroFL a-e, cnn", "e", "HeteroFL e, cnn", "0, 1, 2", "16.67 ± 7.22 [-1.26, 34.59]"),
+    )
+
+
+def _set_levels(folder, accuracies):
+    """Write what each level's own model reached into the last record of a run."""
+    path = folder.path / "history.jsonl"
+    *before, last = path.read_text(encoding="utf-8").splitlines()
+    record = json.loads(last)
+    record["evaluate_by_level"] = {level: {"global-accuracy": own} for level, own in accuracies.items()}
+    path.write_text("\n".join([*before, json.dumps(record)]) + "\n", encoding="utf-8")
 
 
 def keywords(settings):
