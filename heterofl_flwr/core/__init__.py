@@ -1,11 +1,19 @@
 """Pure maths on torch tensors: levels, widths, plans and the counting mean. Imports no flwr."""
 
-from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate
 from heterofl_flwr.core.axes import Axes, Axis, axes_between
 from heterofl_flwr.core.counting_mean import Aggregator
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import register
-from heterofl_flwr.core.levels import LEVELS, Mix, level_name, rate_of, rates_of_ratio, width
+from heterofl_flwr.core.levels import (
+    LEVELS,
+    Mix,
+    dynamic_rate,
+    fixed_rate,
+    level_name,
+    rate_of,
+    rates_of_ratio,
+    width,
+)
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.robust import Robust, RobustAggregator
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix

@@ -1,16 +1,17 @@
 """The counting mean: a streaming mean of each entry over the clients that held it (section 3.1)."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise, starmap
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy
 import torch
 from torch import Tensor
 
 from heterofl_flwr.core.axes import Axes
-from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.regions import Chain, Region, build_chain
+from heterofl_flwr.core.plan import Place, Plan, Region, is_prefix
 from heterofl_flwr.core.reply_checks import LabelRows, check_reply
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
@@ -34,33 +35,86 @@ def empty_sum(parameter: Tensor) -> Tensor:
     return torch.from_numpy(numpy.empty(parameter.shape, numpy.float64 if dtype == torch.float64 else numpy.float32))
 
 
+class Nested(NamedTuple):
+    """Slices of which each lies within the one before."""
+
+    slices: tuple[Axes, ...]  # from the largest on
+    cut: frozenset[int]  # the numbers of the axes that some slice cuts
+    opened: tuple[int, ...]  # the tensor's shape with parts as dimensions of their own
+    places: tuple[tuple[Place, ...], ...]
+
+    def shells(self, tensor: Tensor) -> Iterator[list[Tensor]]:
+        """Yield what lies outside of all slices, what the first has more than the second, ..., and the last slice.
+
+        Each is given as views that do not overlap. In two dimensions a shell is an L: what stands below the inner
+        slice, and what stands beside it.
+        """
+        view = tensor if len(self.opened) == tensor.dim() else tensor.view(self.opened)
+        for places in self.places:
+            yield [view[place] for place in places]
+
+
+def nest(slices: tuple[Axes, ...]) -> Nested | None:
+    """Return the slices from the largest on, or None if they are not nested prefixes."""
+    return _nest_prefixes(slices) if all(map(is_prefix, slices)) else None
+
+
+@lru_cache(maxsize=4096)
+def _nest_prefixes(slices: tuple[Axes, ...]) -> Nested | None:
+    ordered = sorted(slices, key=lambda axes: [axis.kept for axis in axes], reverse=True)
+    parts: list[int] = []
+    bounds: list[tuple[int, ...]] = []
+    for column in zip(*ordered, strict=True):
+        kept = [axis.kept for axis in column]
+        divided = {axis.parts for axis in column if axis.kept < axis.full} or {1}
+        if kept != sorted(kept, reverse=True) or len(divided) > 1:
+            return None
+        parts += divided
+    # How far the whole tensor and each slice reach on each dimension.
+    for lengths in ([axis.full for axis in ordered[0]], *([axis.kept for axis in axes] for axes in ordered)):
+        pairs = zip(lengths, parts, strict=True)
+        bounds.append(tuple(bound for own, n in pairs for bound in ([n, own // n] if n > 1 else [own])))
+    cut = frozenset(number for axes in ordered for number, axis in enumerate(axes) if axis.kept < axis.full)
+    core = tuple(map(slice, bounds[-1]))
+    return Nested(tuple(ordered), cut, bounds[0], (*starmap(_find_shell, pairwise(bounds)), (core,)))
+
+
+def _find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
+    """Return places that together are the outer box without the inner one."""
+    return tuple(
+        (*map(slice, inner[:number]), slice(inner[number], outer[number]), *map(slice, outer[number + 1 :]))
+        for number in range(len(outer))
+        if inner[number] < outer[number]
+    )
+
+
 def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count], divisors: Divisors) -> None:
     """Divide a sum by its counts, in place; entries that nobody held take the old value."""
     by_row = any(isinstance(count, Tensor) for count in counts.values())
-    chain = build_chain(tuple(counts))
+    nested = nest(tuple(counts))
     # Where some slices are counted by row and others cut the rows, a shell would cut a count.
-    if chain is None or (by_row and 0 in chain.cut):
+    if nested is None or (by_row and 0 in nested.cut):
         held = held_by(total, counts)
         total.div_(held.where(held > 0, 1.0))
         torch.where(held > 0, total, old.to(total.dtype), out=total)
         return
     # Most parameters are cut along one axis only, and one pass over memory divides them.
-    divisor = None if by_row or len(chain.cut) != 1 else _divisor(total, chain, counts, divisors)
+    divisor = None if by_row or len(nested.cut) != 1 else _divisor(total, nested, counts, divisors)
     if divisor is not None:
         total.div_(divisor)
         return
     # Otherwise shell by shell, from what nobody held to the smallest slice.
     count: Count = 0.0
-    for axes, totals, olds in zip((*chain.slices, None), chain.shells(total), chain.shells(old), strict=True):
+    for axes, totals, olds in zip((*nested.slices, None), nested.shells(total), nested.shells(old), strict=True):
         for part, before in zip(totals, olds, strict=True):
             _divide(part, before, count)
         if axes is not None:
             count = count + counts[axes]
 
 
-def _divisor(total: Tensor, chain: Chain, counts: Mapping[Axes, Count], divisors: Divisors) -> Tensor | None:
+def _divisor(total: Tensor, nested: Nested, counts: Mapping[Axes, Count], divisors: Divisors) -> Tensor | None:
     """Return how many held each entry along the only axis that is cut, in a shape that broadcasts to the sum."""
-    (number,) = chain.cut
+    (number,) = nested.cut
     along: dict[Axes, Count] = {(axes[number],): count for axes, count in counts.items()}
     key = (total.dtype, total.device, *along.items())
     if key not in divisors:

@@ -1,21 +1,28 @@
-"""Plans: which entries of each parameter a client holds, and which parameters are shared."""
+"""Plans: which entries of each parameter a client holds, and which parameters are shared; regions: read or add to them.
+
+A slice whose axes all keep a prefix is a plain view, so HeteroFL's own slices need no index tensors. An axis of several
+parts appears as two, (parts, entries of a part), in everything of a region that is not in the client's shape.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
 from heterofl_flwr.core.layer_rules import find_module_axes
-from heterofl_flwr.core.regions import Region, is_prefix
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 from heterofl_flwr.errors import ConfigError, ShapeError
 
 Heads = Mapping[str, tuple[int, int]]
 """From a pattern of parameter names to (number of equal parts, axis)."""
+
+Place = tuple[slice, ...]
+"""A box in a tensor."""
 
 
 @dataclass(frozen=True)
@@ -203,3 +210,84 @@ def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
         return plan
     _check_patterns("shared", patterns, plan.axes)
     return Plan({name: axes for name, axes in plan.axes.items() if is_shared(name, patterns)})
+
+
+class Region:
+    """The entries of one tensor that one slice holds."""
+
+    __slots__ = ("_index", "_local_shape", "_shape", "view", "whole")
+
+    def __init__(self, tensor: Tensor, axes: Axes) -> None:
+        opened, place, prefix, self._shape, self._local_shape, self.whole = _find_geometry(
+            tuple((axis.full, axis.kept, axis.parts, axis.index is None) for axis in axes)
+        )
+        view = tensor if len(opened) == tensor.dim() else tensor.view(opened)
+        self.view = view if self.whole else view[place]
+        self._index = None if prefix else _build_index(axes, tensor.device)
+
+    def part(self) -> Tensor:
+        """Return the region in the client's shape; where it can be, a view of the tensor."""
+        return (self.view if self._index is None else self.view[self._index]).reshape(self._local_shape)
+
+    def read(self) -> Tensor:
+        """Return a copy of the region, contiguous, in the client's shape."""
+        found = self.view if self._index is None else self.view[self._index]
+        return found.clone(memory_format=torch.contiguous_format).view(self._local_shape)
+
+    def write(self, local: Tensor) -> None:
+        """Put a client's tensor into the region."""
+        self.view[... if self._index is None else self._index] = local.view(self._shape)
+
+    def add(self, local: Tensor, weight: float) -> None:
+        """Add ``weight`` times a client's tensor to the region."""
+        if self._index is None:
+            self.view.add_(local.view(self._shape) if self._shape != self._local_shape else local, alpha=weight)
+        else:
+            # Positions are distinct, so reading, adding and writing back counts each entry once.
+            self.view[self._index] = self.view[self._index].add_(local.reshape(self._shape), alpha=weight)
+
+    def add_rows(self, local: Tensor, rows: Tensor, weight: float) -> None:
+        """Add ``weight`` times some rows of a client's tensor; the first axis must be held whole."""
+        found = local.reshape(self._shape)[rows].to(self.view.dtype)
+        if self._index is None:
+            self.view.index_add_(0, rows, found, alpha=weight)
+        else:
+            place = (rows.view(-1, *[1] * (found.dim() - 1)), *self._index[1:])
+            self.view[place] = self.view[place].add_(found, alpha=weight)
+
+
+def is_prefix(axes: Axes) -> bool:
+    """Whether every axis keeps a prefix, whole or by parts, so that the region is a plain view."""
+    return all(axis.index is None for axis in axes)
+
+
+# A model has few distinct shapes, and every round asks about the same ones. Positions are no part of the key: random
+# slices have others in each round, which would all be kept.
+@lru_cache(maxsize=4096)
+def _find_geometry(
+    axes: tuple[tuple[int, int, int, bool], ...],
+) -> tuple[tuple[int, ...], Place, bool, tuple[int, ...], tuple[int, ...], bool]:
+    """Return the tensor's shape with parts as dimensions, the region in it, and whether that is a prefix.
+
+    Then the region's shape, the client's, and whether the region is all of the tensor. An axis is given by its full
+    and its kept length, its parts, and whether it keeps a prefix.
+    """
+    dimensions: list[tuple[int, slice, int]] = []
+    for full, kept, parts, first in axes:
+        if parts > 1:
+            dimensions.append((parts, slice(None), parts))
+        dimensions.append((full // parts, slice(kept // parts) if first else slice(None), kept // parts))
+    opened, place, shape = zip(*dimensions, strict=True) if dimensions else ((), (), ())
+    local = tuple(kept for _, kept, *_ in axes)
+    return opened, place, all(first for *_, first in axes), shape, local, local == tuple(full for full, *_ in axes)
+
+
+def _build_index(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
+    """Return index tensors that broadcast to the region, one for each of its dimensions."""
+    lists: list[Tensor] = []
+    for axis in axes:
+        if axis.parts > 1:
+            lists.append(torch.arange(axis.parts, device=device))
+        kept = range(axis.part[1]) if axis.index is None else axis.index
+        lists.append(torch.tensor(kept, dtype=torch.long, device=device))
+    return tuple(positions.view(-1, *[1] * (len(lists) - 1 - number)) for number, positions in enumerate(lists))

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.core.counting_mean import Aggregator
-from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.regions import Region
+from heterofl_flwr.core.plan import Plan, Region
 from heterofl_flwr.errors import ConfigError, check_fields
 
 RobustMean = Literal["trimmed", "median"]

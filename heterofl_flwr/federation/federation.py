@@ -11,12 +11,11 @@ from functools import cached_property, lru_cache, partial
 
 from torch import Tensor, nn
 
-from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, joining_rates
 from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import first_names, untied
-from heterofl_flwr.core.levels import Mix, exact_rate
+from heterofl_flwr.core.levels import Mix, dynamic_rate, exact_rate, fixed_rate, joining_rates
 from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.reply_checks import find_label_rows

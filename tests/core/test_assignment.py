@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Mix
-from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, joining_rates
+from heterofl_flwr.core.levels import Mix, dynamic_rate, fixed_rate, joining_rates
 from heterofl_flwr.errors import ConfigError
 
 

@@ -4,9 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import regions
+from heterofl_flwr.core import counting_mean, plan
 from heterofl_flwr.core.axes import Axis
-from heterofl_flwr.core.regions import Region, build_chain
+from heterofl_flwr.core.counting_mean import nest
+from heterofl_flwr.core.plan import Region
 from tests.core import strategies, twin
 
 
@@ -60,7 +61,7 @@ def test_shells_part_a_tensor_by_the_smallest_slice(data, dims):
         columns.append([Axis(parts * size, parts * own, parts if own < size else 1) for own in kept])
     slices = list(dict.fromkeys(zip(*columns, strict=True))) if dims else [()]
     shape = [column[0].full for column in columns]
-    chain = build_chain(tuple(data.draw(st.permutations(slices))))
+    chain = nest(tuple(data.draw(st.permutations(slices))))
     found = torch.full(shape, -1)
     seen = torch.zeros(shape)
     for depth, views in enumerate(chain.shells(found)):
@@ -78,17 +79,17 @@ def test_shells_part_a_tensor_by_the_smallest_slice(data, dims):
 
 
 def test_positions_that_clients_keep_are_not_kept_after_them():
-    caches = regions._find_geometry, regions._chain_prefixes
+    caches = plan._find_geometry, counting_mean._nest_prefixes
     sizes = set()
     for start in range(1, 20):
         axes = (Axis(30, 2, 1, (start, start + 1)),)
         Region(torch.zeros(30), axes)
-        build_chain((axes,))
+        nest((axes,))
         sizes.add(tuple(cache.cache_info().currsize for cache in caches))
     assert len(sizes) == 1
 
 
 def test_slices_that_cross_or_choose_positions_are_no_chain():
-    assert build_chain(((Axis(2, 1), Axis(2, 2)), (Axis(2, 2), Axis(2, 1)))) is None
-    assert build_chain(((Axis(4, 2, 1, (1, 3)),),)) is None
-    assert build_chain(((Axis(4, 2, 2),), (Axis(4, 2),))) is None
+    assert nest(((Axis(2, 1), Axis(2, 2)), (Axis(2, 2), Axis(2, 1)))) is None
+    assert nest(((Axis(4, 2, 1, (1, 3)),),)) is None
+    assert nest(((Axis(4, 2, 2),), (Axis(4, 2),))) is None
