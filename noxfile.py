@@ -2,7 +2,7 @@
 
 ``nox -s matrix`` makes an environment for each Python and each torch, in a folder beside the project: some gigabytes
 for each, and what each version of Flower requires on top of it. It writes its result into
-``docs/reference/versions.md``.
+``docs/install.md``.
 ``make flower`` tries versions of Flower alone, with the packages of ``.venv``.
 """
 

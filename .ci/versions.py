@@ -1,11 +1,12 @@
 """Add what the tests found with one Python, torch and Flower to the table of versions: ``versions.py JUNIT.xml``.
 
-The versions are those of the environment that this runs in. The table is ``docs/reference/versions.md``, made from
+The versions are those of the environment that this runs in. The table is in ``docs/install.md``, made from
 ``results/versions.json``; without an argument it is only written again.
 """
 
 import json
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,15 +16,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
-DATA, PAGE = ROOT / "results" / "versions.json", ROOT / "docs" / "reference" / "versions.md"
+DATA, PAGE = ROOT / "results" / "versions.json", ROOT / "docs" / "install.md"
 
-HEAD = """# Tested versions
-
-This table shows with which versions of Python, PyTorch and Flower this plugin for federated learning was tested.
-`nox -s matrix` runs a short selection of tests (`TESTS` in `noxfile.py`) on each combination, on Linux, and writes this
-page. Installed is what the package requires, without its extras; Flower 1.42 is laid over it without what it requires
-itself.
-"""
+REGION = re.compile(r"(?<=<!-- versions -->\n\n).*?(?=\n<!-- end of versions -->)", re.DOTALL)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         found = read_cell(Path(arguments[0]))
         cells = sorted([*(cell for cell in cells if place(cell) != place(found)), found], key=place)
         DATA.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(cells), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), cells), encoding="utf-8")
     return 0
 
 
@@ -62,8 +57,13 @@ def place(cell: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(map(int, cell[name].split(".")[:2])) for name in ("python", "torch", "flwr"))
 
 
-def page(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Return the page."""
+def filled(page: str, cells: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page with the table that these cells make."""
+    return REGION.sub(lambda _: table(cells), page)
+
+
+def table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table, with the machine."""
     flowers = [".".join(map(str, own)) for own in sorted({place(cell)[2] for cell in cells})]
     rows: dict[tuple[object, ...], dict[str, Mapping[str, Any]]] = {}
     for cell in cells:
@@ -79,7 +79,7 @@ def page(cells: Sequence[Mapping[str, Any]]) -> str:
         own = [last["python"], last["torch"].partition("+")[0], *counts, last["date"], commits]
         lines.append(f"| {' | '.join(own)} |")
     machines = ", ".join(sorted({cell["machine"] for cell in cells}))
-    return "\n".join([HEAD, *lines, "", f"Machine: {machines}.", ""])
+    return "\n".join([*lines, "", f"Machine: {machines}.", ""])
 
 
 def describe(cell: Mapping[str, Any]) -> str:

@@ -52,14 +52,11 @@ CHANGES = HERE.parent / "CHANGELOG.md"
 
 
 def _on_read(app: "Sphinx", docname: str, source: list[str]) -> None:
-    """Make tables of contents from a page's own lists; put in the changelog."""
+    """Make tables of contents from the first page; put in the changelog."""
     if docname == "index":
         source[0] += _contents(source[0])
     elif docname == "changelog":
         source[0] = _from_here(CHANGES.read_text(encoding="utf-8"))
-    elif docname == "reference/api":
-        pages = sorted(path.stem for path in (HERE / "reference" / "api").glob("*.md"))
-        source[0] += _toctree("API", [f"api/{name}" for name in pages])
 
 
 def _from_here(page: str) -> str:

@@ -24,7 +24,6 @@ from heterofl_flwr.settings import describe
 
 DOCS = Path(__file__).parent
 TABLES = DOCS.parent / "results" / "tables"
-AUTO = "### What `auto` stands for\n\n"
 
 _REGION = re.compile(
     r"(<!-- generated: (?P<name>[\w.]+)(?: of (?P<homes>[\w, .]+))? -->\n)"
@@ -41,12 +40,7 @@ _ENTRY = re.compile(
 
 def settings() -> str:
     """Return the reference of all settings, its headings one level up."""
-    return re.sub(r"^###", "##", describe().partition(AUTO)[0], flags=re.MULTILINE)
-
-
-def presets() -> str:
-    """Return the values that ``auto`` stands for, by data set."""
-    return describe().partition(AUTO)[2]
+    return re.sub(r"^###", "##", describe(), flags=re.MULTILINE)
 
 
 def fidelity() -> str:
@@ -110,9 +104,9 @@ def _public(module: ModuleType) -> list[str]:
 def _describe(module: ModuleType, name: str) -> str:
     value = getattr(module, name)
     if not (inspect.isclass(value) or inspect.isroutine(value)):
-        return f"## `{name}`\n\n{_plain(_attribute_doc(module, name))}"
+        return f"### `{name}`\n\n{_plain(_attribute_doc(module, name))}"
     parts = _sections(value)
-    lines = [f"## `{name}`", "", _plain(parts.pop("")), ""]
+    lines = [f"### `{name}`", "", _plain(parts.pop("")), ""]
     lines += [
         f"- `{option}`: {' '.join((field.description or '').split())}"
         for option, field in getattr(value, "__pydantic_fields__", {}).items()
@@ -211,7 +205,6 @@ def authors() -> str:
 
 TEXTS: Mapping[str, Callable[[], str]] = {
     "settings": settings,
-    "presets": presets,
     "fidelity": fidelity,
     "commands": commands,
     "dropin": dropin,

@@ -1,4 +1,4 @@
-"""Slice models of torchvision, timm and transformers, check all that must hold, and write the pages of which work.
+"""Slice models of torchvision, timm and transformers, check all that must hold, and write the page of those that fail.
 
 Each model is built with random weights and sliced at several rates; nothing is downloaded. What was found is kept, one
 line for each model, so that a run that was interrupted goes on where it was. Without names, all models are checked; it
@@ -13,12 +13,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 
 import torch
 
-from heterofl_flwr.core.formatting import markdown
+from heterofl_flwr.core.formatting import markdown, render
 from heterofl_flwr.runs.files import append_line, write_atomic
 from simulations.bench.measure import describe_machine
 from simulations.model_zoo import models
@@ -28,10 +27,11 @@ from simulations.model_zoo.sources import SOURCES, version_of
 from simulations.program import chosen, parser_of, status_of
 
 VERDICTS = ("exact", "unproven", "refused", "wrong", "not built")
-_INTRODUCTION = """# Models that are known to work
+_PAGE = """# Models that work, and models that fail
 
-Which models work for federated learning with clients of unequal size: those of torchvision, timm and transformers, by
-a rule for each package, sliced by `elastic`, with random weights. A command writes these pages; do not edit them:
+Which models work for federated learning with clients of unequal size. Checked were those of torchvision, timm
+and transformers that a rule picks, with random weights, sliced by `elastic`; [models.csv](models.csv) lists every one.
+A command writes this page and the list; do not edit them:
 
 ```bash
 python -m simulations.model_zoo --out docs/reference
@@ -44,46 +44,53 @@ python -m simulations.model_zoo --out docs/reference
 - *wrong*: `elastic` accepts the model, and then something does not hold.
 - *not built*: the rule makes no model that runs by itself, or only larger ones. These were not checked.
 
-What holds of an exact model at the rates {rates}:
+## What fails
 
-1. the slice is built, and trains; what it sends is averaged, and the mean is loaded again;
-2. its weights are exactly those that its `Plan` names; at rate 1 weights and output are the model's own, bit for bit;
-3. nothing of the model given is changed;
-4. it computes what the full model computes without all that the slice lacks. For this the full model is run beside it
-   with zeros there, and a mask beside every tensor that says which entries the slice has. What counts entries (a mean,
-   a norm, a softmax, a width in the temperature of attention) counts those of the mask.
+*Large* is an exact model whose slice is more than 1.5 times as large as it might be. All other slices of rate 0.5 have
+about a quarter of the parameters, and more where inputs, outputs or embeddings have a large part: the last column of
+`models.csv`.
+
+{failing}
+Not built:
+
+{missing}
+## What was checked
+
+These hold of an exact model at the rates {rates}:
+
+1. The slice is built, and trains. What it sends is averaged, and the mean is loaded again.
+2. Its weights are exactly those that its `Plan` names. At rate 1, weights and output are the model's own, bit for bit.
+3. Nothing of the model given is changed.
+4. The slice computes what the full model computes without all that the slice lacks. For this, the full model runs
+   beside it with zeros there, and with a mask beside every tensor that says which entries the slice has. An operation
+   that counts entries (a mean, a norm, a softmax, a width in the temperature of attention) counts those of the mask.
 
 The largest difference in 4, as a part of the difference that two inputs make, is {exact:.0e} in double precision. In
-single precision it may be {single:.0e}; so are models checked that have more than {many} million parameters (but for
-EfficientNets and VGGs, in which at small rates little of the input arrives) or that do not run in double precision.
-`elastic` itself took {seconds:.0f} seconds for the slowest model.
+single precision it may be {single:.0e}. Single precision is used for models that have more than {many} million
+parameters (except EfficientNets and VGGs, in which little of the input arrives at small rates) or that do not run in
+double precision. `elastic` itself took {seconds:.0f} seconds for the slowest model.
 
 The rules:
 
 {rules}
-timm and transformers are needed for this command alone: `pip install timm transformers`.
+This command alone needs timm and transformers: `pip install timm transformers`.
 
 Made with seed {seed} on: {made}.
 """
-_PAGE = """# Models of {source}
-
-Which models of {source} {version} work for federated learning with clients of unequal size, one by one;
-[Models that are known to work](models.md) says what was checked. The share is that of the parameters which a slice of
-rate 0.5 has: about a quarter, and more where inputs, outputs or embeddings have a large part.
-"""
 
 
-def pages(findings: Sequence[Finding], sources: Sequence[str], seed: int) -> dict[str, str]:
-    """Return the pages by their file names; findings come in the order of the tables."""
+def page(findings: Sequence[Finding], sources: Sequence[str], seed: int) -> str:
+    """Return the page; findings come in the order of its tables."""
     counts = Counter((one.source, one.verdict) for one in findings)
     exact = [one for one in findings if one.verdict == "exact"]
     rows = []
     for source in sources:
         families = {one.family for one in exact if one.source == source}
-        numbers = [*(counts[source, verdict] for verdict in VERDICTS), len(families)]
-        rows.append([f"[{source}](models-{source}.md)", *map(str, numbers)])
-    introduction = _INTRODUCTION.format(
+        rows.append([source, *(str(counts[source, verdict]) for verdict in VERDICTS), str(len(families))])
+    return _PAGE.format(
         counts=_table(["package", *VERDICTS, "families of exact ones"], rows),
+        failing=_failing(findings),
+        missing="".join(f"- {source}: {names}\n" for source in sources if (names := _missing(findings, source))),
         rates=", ".join(f"{rate:g}" for rate in RATES),
         exact=max((one.difference for one in exact if one.double), default=0),
         single=max(MOST_DIFFERENT.values()),
@@ -93,29 +100,35 @@ def pages(findings: Sequence[Finding], sources: Sequence[str], seed: int) -> dic
         seed=seed,
         made=_made(findings),
     )
-    named = {f"models-{one}.md": _page(one, [own for own in findings if own.source == one]) for one in sources}
-    return {"models.md": introduction, **named}
 
 
-def _page(source: str, findings: Sequence[Finding]) -> str:
-    """Return the page of one package: two models in a row, and reasons one by one."""
-    parts = [_PAGE.format(source=source, version=version_of(source))]
-    for verdict in VERDICTS:
-        own = [one for one in findings if one.verdict == verdict]
-        if own and verdict in ("exact", "unproven"):
-            cells = [[f"`{one.name}`", one.family, f"{one.half:.0%}{' *' if one.large else ''}"] for one in own]
-            pairs = [list(chain(*cells[start : start + 2])) for start in range(0, len(cells), 2)]
-            parts.append(f"## {len(own)} {verdict}\n\n" + _table(["model", "family", "share"] * 2, pairs))
-        elif own and verdict == "not built":
-            parts.append(f"## {len(own)} {verdict}\n\n" + ", ".join(f"`{one.name}`" for one in own) + "\n")
-        elif own:
-            reasons = [[f"`{one.name}`", one.family, _cell(one.reason)] for one in own]
-            parts.append(f"## {len(own)} {verdict}\n\n" + _table(["model", "family", "layer and reason"], reasons))
-    notes = [[f"`{one.name}`", _cell(one.large or one.unproven)] for one in findings if one.large or one.unproven]
-    if notes:
-        parts.append("## Notes\n\n*: the slice is more than 1.5 times as large as it might be.\n\n")
-        parts[-1] += _table(["model", "why"], notes)
-    return "\n".join(parts)
+def _failing(findings: Sequence[Finding]) -> str:
+    """Return the table of the models that were checked and do not work, or not as well as they might."""
+    rows = []
+    for one in findings:
+        why = one.large or one.unproven or one.reason
+        if why and one.verdict != "not built":
+            rows.append([one.source, f"`{one.name}`", "large" if one.large else one.verdict, _cell(why)])
+    return _table(["package", "model", "verdict", "layer and reason"], rows)
+
+
+def _missing(findings: Sequence[Finding], source: str) -> str:
+    return ", ".join(f"`{one.name}`" for one in findings if one.source == source and one.verdict == "not built")
+
+
+def listed(findings: Sequence[Finding]) -> str:
+    """Return every model with its verdict, and the percent of its parameters that a slice of rate 0.5 has, as CSV."""
+    rows = [
+        [
+            one.source,
+            one.name,
+            one.family,
+            one.verdict,
+            f"{100 * one.half:.0f}" if one.verdict in ("exact", "unproven") else "",
+        ]
+        for one in findings
+    ]
+    return render(["package", "model", "family", "verdict", "percent at rate 0.5"], rows, "csv") + "\n"
 
 
 def _cell(text: str, most: int = 200) -> str:
@@ -134,7 +147,7 @@ def _made(findings: Sequence[Finding]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return markdown(heads, ([*row, *[""] * (len(heads) - len(row))] for row in rows)) + "\n"
+    return markdown(heads, rows) + "\n"
 
 
 def line(finding: Finding) -> str:
@@ -153,7 +166,9 @@ def main(arguments: list[str] | None = None) -> int:
     own = parser_of(PROGRAM, __doc__)
     own.add_argument("names", nargs="*", help="models to check, as package:model; without any, all of them")
     own.add_argument("--source", action="append", choices=SOURCES, help="a package to take; without any, all of them")
-    own.add_argument("--out", type=Path, help="write the pages to this folder; give no names, for whole ones")
+    own.add_argument(
+        "--out", type=Path, help="write the page and the list to this folder; give no names, for whole ones"
+    )
     findings = "where to keep what was found, and to read what is there already (%(default)s)"
     own.add_argument("--findings", type=Path, default=Path("runs/zoo/findings.jsonl"), help=findings)
     own.add_argument("--seed", type=int, default=0, help="of the weights and the images (%(default)s)")
@@ -179,9 +194,10 @@ def run(options: argparse.Namespace) -> int:
     found = [kept[key] for key in keys]
     counts = Counter(finding.verdict for finding in found)
     print(", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS))
-    for name, page in pages(found, sources, options.seed).items() if options.out else ():
-        write_atomic(options.out / name, page.encode())
-        print(f"wrote {options.out / name}")
+    if options.out:
+        for name, text in (("models.md", page(found, sources, options.seed)), ("models.csv", listed(found))):
+            write_atomic(options.out / name, text.encode())
+            print(f"wrote {options.out / name}")
     return int(counts["wrong"] > 0 or (bool(options.names) and counts["exact"] < len(found)))
 
 

@@ -77,18 +77,20 @@ def small(monkeypatch):
     monkeypatch.setattr(zoo, "SOURCES", {"torch": source})
 
 
-def test_the_command_goes_on_where_it_was_and_writes_the_pages(tmp_path, capsys, monkeypatch, small):
+def test_the_command_goes_on_where_it_was_and_writes_the_page(tmp_path, capsys, monkeypatch, small):
     findings = tmp_path / "new" / "findings.jsonl"
     given = ["--findings", str(findings), "--out", str(tmp_path)]
     assert zoo.main(given) == 0
     said = capsys.readouterr().out
     assert "2 exact, 0 unproven, 1 refused, 0 wrong, 1 not built" in said
     assert [json.loads(one)["name"] for one in findings.read_text().splitlines()] == ["huge", "odd", "plain", "thin"]
-    page = (tmp_path / "models-torch.md").read_text()
-    assert all(f"`{name}`" in page for name in ("huge", "odd", "plain", "thin"))
+    page = (tmp_path / "models.md").read_text()
+    assert [name for name in ("huge", "odd", "plain", "thin") if f"`{name}`" in page] == ["huge", "odd"]
+    models_listed = [line.split(",")[1:4:2] for line in (tmp_path / "models.csv").read_text().splitlines()[1:]]
+    assert models_listed == [["huge", "not built"], ["odd", "refused"], ["plain", "exact"], ["thin", "exact"]]
     monkeypatch.setattr(models, "find", lambda *_: pytest.fail("made again"))
     assert zoo.main(given) == 0
-    assert (tmp_path / "models-torch.md").read_text() == page
+    assert (tmp_path / "models.md").read_text() == page
     assert zoo.main(["torch:odd", "--findings", str(findings)]) == 1
 
 
