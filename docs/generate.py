@@ -6,12 +6,14 @@
 
 import inspect
 import io
+import json
 import os
 import pkgutil
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -20,7 +22,9 @@ from sphinx.pycode import ModuleAnalyzer
 
 from heterofl_flwr.app.cli.main import COMMANDS, parser
 from heterofl_flwr.core import Fidelity
-from heterofl_flwr.settings import describe
+from heterofl_flwr.core.formatting import markdown
+from heterofl_flwr.settings import PRESETS, SPECS, Settings
+from heterofl_flwr.settings.presets import NOT_IID, OTHER
 
 DOCS = Path(__file__).parent
 TABLES = DOCS.parent / "results" / "tables"
@@ -39,8 +43,41 @@ _ENTRY = re.compile(
 
 
 def settings() -> str:
-    """Return the reference of all settings, its headings one level up."""
-    return re.sub(r"^###", "##", describe(), flags=re.MULTILINE)
+    """Return the reference of all settings, a section for each group."""
+    sections = []
+    for name, keys in groupby(SPECS, lambda key: key.rpartition(".")[0]):
+        title = "The run"
+        if name:
+            group = Settings.model_fields[name].annotation
+            text = (group.__doc__ or "").partition("\n")[0].rstrip(".")
+            title = f"`{name}`: {text[:1].lower()}{text[1:]}"
+        rows = [
+            (f"`{key}`", _value(own.default), own.expected, own.help)
+            for key, own in ((key, SPECS[key]) for key in keys)
+        ]
+        table = markdown(("setting", "default", "expected", "meaning"), rows)
+        sections.append(f"## {title}\n\n{table}")
+    return "\n\n".join([*sections, f"## What `auto` stands for\n\n{_presets()}"])
+
+
+def _presets() -> str:
+    """Return the values that ``auto`` stands for, by data set."""
+    rows = []
+    for key in OTHER:
+        pairs = [
+            [own[key] for own in (PRESETS[name], NOT_IID.get(name, {})) if key in own]
+            for name in PRESETS
+        ]
+        cells = [", ".join(map(_value, values)) for values in [*pairs, [OTHER[key]]]]
+        rows.append((f"`{key}`", *cells))
+    intro = (
+        "Where two values are given, the second is for data that are not split `iid`."
+    )
+    return f"{intro}\n\n{markdown(('setting', *PRESETS, 'other data'), rows)}\n"
+
+
+def _value(value: object) -> str:
+    return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 
 def fidelity() -> str:

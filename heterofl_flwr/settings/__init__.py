@@ -1,11 +1,10 @@
-"""Every setting of a run: ``from_flat`` reads a run config, ``to_flat`` writes one, ``describe`` explains them all."""
+"""Every setting of a run: ``from_flat`` reads a run config, ``to_flat`` writes one."""
 
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.settings.flat import (
     DEFAULTS,
     SPECS,
     accepts,
-    describe,
     flatten,
     from_flat,
     from_stored,
@@ -25,7 +24,6 @@ __all__ = [
     "Flat",
     "Settings",
     "accepts",
-    "describe",
     "flatten",
     "from_flat",
     "from_stored",

@@ -3,14 +3,13 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from heterofl_flwr.core.formatting import markdown
 from heterofl_flwr.core.levels import Mix, level_name, rate_of
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.data.known import short_name
@@ -21,7 +20,7 @@ from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.presets import BALANCED, NOT_IID, OTHER, PRESETS, model_has, preset
+from heterofl_flwr.settings.presets import BALANCED, OTHER, model_has, preset
 from heterofl_flwr.settings.types import AUTO, Flat, Group
 
 GroupType = TypeVar("GroupType", bound=Group)
@@ -244,28 +243,4 @@ def _fedh2l_rules(settings: Settings) -> Iterable[Contradiction]:
 
 def to_toml(values: Mapping[str, Flat] = DEFAULTS) -> str:
     """Return a run config as TOML with dotted keys."""
-    return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
-
-
-def describe() -> str:
-    """Return the reference of all settings, in Markdown."""
-    sections = []
-    for name, keys in groupby(SPECS, lambda key: key.rpartition(".")[0]):
-        title = "The run"
-        if name:
-            text = (Settings.model_fields[name].annotation.__doc__ or "").partition("\n")[0].rstrip(".")
-            title = f"`{name}`: {text[:1].lower()}{text[1:]}"
-        rows = [(f"`{key}`", f"`{_toml(SPECS[key].default)}`", SPECS[key].expected, SPECS[key].help) for key in keys]
-        sections.append(f"### {title}\n\n{markdown(('setting', 'default', 'expected', 'meaning'), rows)}")
-    intro = "Where two values are given, the second is for data that are not split `iid`."
-    autos = []
-    for key in OTHER:
-        pairs = [[own[key] for own in (PRESETS[name], NOT_IID.get(name, {})) if key in own] for name in PRESETS]
-        cells = [", ".join(f"`{_toml(value)}`" for value in values) for values in [*pairs, [OTHER[key]]]]
-        autos.append((f"`{key}`", *cells))
-    table = markdown(("setting", *PRESETS, "other data"), autos)
-    return "\n\n".join([*sections, f"### What `auto` stands for\n\n{intro}\n\n{table}"]) + "\n"
-
-
-def _toml(value: Flat) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())

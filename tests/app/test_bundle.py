@@ -6,14 +6,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
-from heterofl_flwr import __version__
-from heterofl_flwr.app.cli.app import write_app
-from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings import DEFAULTS, from_flat, to_flat
+from heterofl_flwr.compat import NEWEST_TESTED
+from heterofl_flwr.settings import DEFAULTS, to_toml
+from tests.docs.pages import APP, blocks
 from tests.flower_internals import build_fab_from_disk, check_files_to_publish, flatten_dict, load_and_validate
 
 ROOT = Path(__file__).parents[2]
@@ -55,27 +52,17 @@ def test_the_bundle_has_all_of_the_package_and_nothing_else(clone):
 
 
 def test_the_installed_package_is_an_app_for_flower_hub(tmp_path):
-    values = to_flat(from_flat({"data.name": "mnist"})) | {"run.dir": '/a "b" c'}
-    folder = tmp_path / "heterofl-app"
-    write_app(folder, values)
+    folder = tmp_path / "digits-app"
+    folder.mkdir()
+    project = blocks(APP, "toml")[-1].code + to_toml()
+    (folder / "pyproject.toml").write_text(project, encoding="utf-8")
+    for name in ("README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
     config, warnings = load_and_validate(folder / "pyproject.toml")
     assert warnings == []
-    assert flatten_dict(config["tool"]["flwr"]["app"]["config"]) == values
+    app = config["tool"]["flwr"]["app"]
+    assert flatten_dict(app["config"]) == DEFAULTS
+    assert app["components"] == {"serverapp": SERVER_APP, "clientapp": CLIENT_APP}
+    assert app["flwr-version-target"] == ".".join(map(str, NEWEST_TESTED))
     assert contents(build_fab_from_disk(folder)).keys() == {"pyproject.toml", "README.md", "LICENSE", ".info/CONTENT"}
-    assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     check_files_to_publish(folder)
-    with pytest.raises(ConfigError, match="choose another folder"):
-        write_app(folder, values)
-
-
-def test_the_command_writes_an_app_for_an_account_of_flower_hub(tmp_path):
-    folder = tmp_path / "my-app"
-    assert main(["app", str(folder), "--name", "mine", "--publisher", "me", "--set", "mix=a1-e9"]) == 0
-    config, _ = load_and_validate(folder / "pyproject.toml")
-    assert (config["project"]["name"], config["tool"]["flwr"]["app"]["publisher"]) == ("mine", "me")
-    assert flatten_dict(config["tool"]["flwr"]["app"]["config"]) == {**DEFAULTS, "mix": "a1-e9"}
-    needs = {own.name: own for own in map(Requirement, config["project"]["dependencies"])}
-    assert needs["heterofl-flwr"].specifier.contains(__version__)
-    for wrong in (["--name", "my_app"], ["--publisher", ""], ["--set", "a=1"]):
-        assert main(["app", str(tmp_path / "other"), *wrong]) == 2
-    assert not (tmp_path / "other").exists()

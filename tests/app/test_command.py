@@ -9,7 +9,7 @@ import pytest
 from heterofl_flwr.app.cli.main import MISUSED, main, status_of
 from heterofl_flwr.app.cli.settings import read_assignments, read_config
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings import describe, to_toml
+from heterofl_flwr.settings import to_toml
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,19 +26,6 @@ def test_the_commands_help_loads_nothing_heavy():
     assert printed("-m", "heterofl_flwr", "--version").startswith("heterofl-flwr ")
 
 
-def test_a_setting_that_does_not_exist_is_refused_before_torch_is_loaded():
-    code = (
-        "import sys; from heterofl_flwr.app.cli.main import main; "
-        "print(*map(main, (['run', 'lr=1', '--set', 'mixx=a'], ['settings', '--set', 'mixx=a']))); print(*sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    codes, loaded = done.stdout.splitlines()
-    assert codes == "2 2"
-    assert {"torch", "pydantic", "flwr"}.isdisjoint(loaded.split())
-    assert "2 settings are not usable:\n  mixx: no setting has this name; did you mean mix?\n  lr: no" in done.stderr
-    assert "did you mean train.lr?" in done.stderr
-
-
 def test_what_the_system_refuses_is_no_traceback(monkeypatch, capsys):
     assert status_of("mine", lambda: int(Path("/no/such").read_text())) == MISUSED
     assert capsys.readouterr().err == "mine: [Errno 2] No such file or directory: '/no/such'\n"
@@ -51,7 +38,6 @@ def test_what_the_system_refuses_is_no_traceback(monkeypatch, capsys):
     [
         ([], "num-rounds = 5   (from 'auto')\n    rounds of the run [an integer of 1 or more]\n"),
         (["--format", "toml"], to_toml()),
-        (["--format", "markdown"], describe()),
         (["--set", "data.name=cifar10", "--set", "data.split=non-iid-2", "--format", "toml"], "num-rounds = 800\n"),
     ],
 )

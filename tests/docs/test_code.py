@@ -68,7 +68,7 @@ def test_python_blocks_run(page, folder, monkeypatch):
 
 @pytest.mark.slow
 def test_the_tutorials_app_runs_by_its_command(folder):
-    (project,) = (block.code for block in blocks(APP, "toml"))
+    project = blocks(APP, "toml")[0].code
     (folder / "pyproject.toml").write_text(project, encoding="utf-8")
     heterofl = str(Path(sys.executable).parent / "heterofl")
     command = [heterofl, "run", "--app", ".", "--clients", "5", "--grid", "local", "--set", "num-rounds=1"]

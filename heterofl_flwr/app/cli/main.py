@@ -13,10 +13,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from heterofl_flwr import __version__
-from heterofl_flwr.errors import HeteroFLError, not_usable, unknown_settings
-
-SETTINGS_FILE = Path(__file__).with_name("settings.toml")
-"""What ``heterofl settings --format toml`` prints; a test compares them."""
+from heterofl_flwr.errors import HeteroFLError
 
 FAILED = 1
 MISUSED = 2
@@ -73,17 +70,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         top.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
     if words:
         args.set = [*args.set, *words]
-    if getattr(args, "set", None) and not getattr(args, "app", None):  # the settings of another app are its own
-        _check_names(args.set)
     return args
-
-
-def _check_names(words: Sequence[str]) -> None:
-    """Refuse settings that do not exist now, and not when torch is loaded, which takes seconds."""
-    known = [line.partition(" = ")[0] for line in SETTINGS_FILE.read_text(encoding="utf-8").splitlines()]
-    given = [key for key, equals, _ in (word.partition("=") for word in words) if key.strip() and equals]
-    if faults := unknown_settings(map(str.strip, given), known):
-        raise not_usable(faults)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -208,7 +195,7 @@ SETTINGS_EXAMPLES = """
 examples:
   heterofl settings
   heterofl settings --set data.name=cifar10 --set data.split=non-iid-2
-  heterofl settings --format markdown
+  heterofl settings --format toml
 """
 
 
@@ -216,8 +203,8 @@ def _add_settings(subparsers: Subparsers) -> None:
     summary = "every setting, its value and what it means"
     this = _add_command(subparsers, "settings", "settings:run", summary, SETTINGS, SETTINGS_EXAMPLES)
     this.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
-    formats = "toml: the defaults, or with --set all values, as in pyproject.toml; markdown: the reference"
-    this.add_argument("--format", choices=("text", "toml", "markdown"), default="text", help=formats)
+    formats = "toml: the defaults, or with --set all values, as in pyproject.toml"
+    this.add_argument("--format", choices=("text", "toml"), default="text", help=formats)
 
 
 PROFILE = """
@@ -294,18 +281,6 @@ def _add_keys(subparsers: Subparsers) -> None:
     this.add_argument("--node", action="append", default=[], metavar="NAME", help="a node's name; repeatable")
 
 
-APP = "Write a folder that 'flwr run' and Flower Hub take as an app: this package's own, with every setting."
-
-
-def _add_app(subparsers: Subparsers) -> None:
-    summary = "write a Flower app of this package's own parts"
-    this = _add_command(subparsers, "app", "app:run", summary, APP)
-    this.add_argument("folder", type=_path, help="where to; Flower wants letters, digits and hyphens in its name")
-    this.add_argument("--name", default="heterofl", help="the app's name (%(default)s)")
-    this.add_argument("--publisher", default="heterofl", metavar="NAME", help="your Flower account (%(default)s)")
-    this.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
-
-
 COMMANDS = {
     "run": _add_run,
     "report": _add_report,
@@ -313,6 +288,5 @@ COMMANDS = {
     "settings": _add_settings,
     "profile": _add_profile,
     "keys": _add_keys,
-    "app": _add_app,
 }
 """The subcommands, and what adds each to the parser."""

@@ -7,35 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings import (
-    DEFAULTS,
-    SPECS,
-    Flat,
-    accepts,
-    describe,
-    flatten,
-    from_flat,
-    to_flat,
-    to_toml,
-)
+from heterofl_flwr.settings import DEFAULTS, SPECS, Flat, accepts, flatten, from_flat, to_flat, to_toml
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the settings."""
     given = read_assignments(args.set)
     values = to_flat(from_flat(given))
-    texts = {
-        "text": lambda: "".join(_explain(key, value, given.get(key, DEFAULTS[key])) for key, value in values.items()),
-        "toml": lambda: to_toml(values if given else DEFAULTS),
-        "markdown": describe,
-    }
-    print(texts[args.format]().rstrip("\n"))
+    if args.format == "toml":
+        print(to_toml(values if given else DEFAULTS), end="")
+    else:
+        print("\n".join(_explain(key, value, given.get(key, DEFAULTS[key])) for key, value in values.items()))
     return 0
 
 
 def _explain(key: str, value: Flat, written: Flat) -> str:
     stands_for = "" if written == value else f"   (from {written!r})"
-    return f"{to_toml({key: value}).rstrip()}{stands_for}\n    {SPECS[key].help} [{SPECS[key].expected}]\n"
+    return f"{to_toml({key: value}).rstrip()}{stands_for}\n    {SPECS[key].help} [{SPECS[key].expected}]"
 
 
 def read_config(path: Path) -> dict[str, Any]:
