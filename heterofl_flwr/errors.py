@@ -13,15 +13,17 @@ Every error raised on purpose derives from ``HeteroFLError``, so a caller can ca
     └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "ConfigError",
     "DataError",
+    "Fault",
     "HeteroFLError",
     "MissingExtraError",
     "OutOfMemoryError",
@@ -66,6 +68,46 @@ class MissingExtraError(HeteroFLError, ImportError):
 
 class UnsupportedLayerError(HeteroFLError, TypeError):
     """No rule says how to slice a layer."""
+
+
+FaultKind = Literal["failed", "rejected", "silent", "no handler", "simulated"]
+"""The client failed; its reply is rejected; none came in time; its app has no function for what was asked; a simulated
+device was lost, which is nobody's fault."""
+
+SILENT = "no reply in time"
+"""The fault of a client that gave no reply."""
+
+LONGEST_FAULT = 1000
+SHOWN_FAULTS = 3
+"""Different faults that an error names, each once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a client's reply is not used."""
+
+    reason: str
+    kind: FaultKind = "failed"
+
+
+def short(fault: str) -> str:
+    """Return what a client failed with as text that is safe to log and to keep: no control characters, its two ends."""
+    if len(fault) > LONGEST_FAULT:
+        fault = f"{fault[: LONGEST_FAULT // 2]} ... {fault[-LONGEST_FAULT // 2 :]}"
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in fault
+    )
+
+
+def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str:
+    """Return what clients failed with: each error once, with the first that had it and the number of the others."""
+    whose: dict[str, list[object]] = {}
+    for who, fault in faults.items():
+        whose.setdefault(fault, []).append(who)
+    others = {fault: f" and {len(all_) - 1} more" if len(all_) > 1 else "" for fault, all_ in whose.items()}
+    named = [f"{what} {all_[0]}{others[fault]}: {fault}" for fault, all_ in whose.items()]
+    more = [f"{len(named) - SHOWN_FAULTS} other errors"] if len(named) > SHOWN_FAULTS else []
+    return "; ".join([*named[:SHOWN_FAULTS], *more])
 
 
 @contextmanager

@@ -1,21 +1,19 @@
-"""The one loop that sends messages over any grid of Flower, and the replies in the order of their messages."""
+"""What is asked of a grid: one loop that sends messages over any, and the replies in the order of their messages."""
 
 import logging
 import math
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from heterofl_flwr import messages
-from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
-from heterofl_flwr.errors import HeteroFLError, ReplyError
-from heterofl_flwr.federation.limits import short
-from heterofl_flwr.federation.round import SILENT, Fault
+from heterofl_flwr import compat, messages
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, Run
+from heterofl_flwr.errors import SILENT, Fault, HeteroFLError, ReplyError, short
 
 LONGEST_PAUSE = 1.0
 """Seconds between two looks for replies on a grid that cannot wait for them."""
@@ -42,6 +40,68 @@ class Cancels(Protocol):
 
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Drop messages, begun or not, and their replies."""
+
+
+@runtime_checkable
+class Costs(Protocol):
+    """A grid that knows what a round has cost its devices."""
+
+    @property
+    def costs(self) -> Mapping[str, float]:
+        """The costs of the last round, by the names that ``RoundRecord`` has for them."""
+
+
+class Relay(Grid):
+    """A grid that is another one, in all that a subclass does not change; the other stays the caller's to close."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    @property
+    def run(self) -> Run:
+        """The run, as the grid has it."""
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Begin another run."""
+        self._grid.set_run(run)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of the nodes that are there."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[compat.NodeInfo]:
+        """Return what is known of each node."""
+        return compat.get_nodes(self._grid)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages and return their ids."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to these messages that are there."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and return the replies."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Drop messages and their replies, if the grid can."""
+        cancel(self._grid, list(message_ids))
+
+
+def crosses_superlink(grid: object) -> bool:
+    """Whether a grid's replies come from other machines, through a SuperLink."""
+    while isinstance(grid, Relay):
+        grid = grid._grid
+    return compat.has_runtime_client(grid)
 
 
 def exchange(

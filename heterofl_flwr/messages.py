@@ -8,14 +8,14 @@ misunderstand one another say so instead. A sender is by default the server, as 
 from collections.abc import Mapping, Sequence
 from operator import index
 from reprlib import repr as shown
-from typing import Literal, TypeVar, cast, get_args
+from typing import TypeVar, cast, get_args
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.slice_rules import SliceRule
-from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.errors import ConfigError, FaultKind, ReplyError
 from heterofl_flwr.stages import clip, compress, feddyn
 from heterofl_flwr.stages.compress import Upload
 
@@ -107,7 +107,7 @@ SIMULATED = "simulated: "
 class LocalFault(Error):
     """Why there is no reply, as this process knows. No client can claim it: a type of error does not travel."""
 
-    def __init__(self, reason: str, kind: Literal["failed", "rejected", "no handler", "simulated"] = "failed") -> None:
+    def __init__(self, reason: str, kind: FaultKind = "failed") -> None:
         super().__init__(ErrorCode.NODE_UNAVAILABLE, reason)
         self.kind = kind
 

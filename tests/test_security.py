@@ -16,7 +16,7 @@ READERS = [
     for room in (
         *("core", "nn", "adapters", "elastic_models", "stages", "training", "federation", "strategies", "classic"),
         *("client.py", "capability.py", "local_model.py", "messages.py", "packing.py", "exchange.py"),
-        *("grids/guarded.py", "grids/windowed.py", "grids/relay.py"),
+        *("superlink.py", "grids/windowed.py"),
     )
     if path.is_relative_to(ROOT / "heterofl_flwr" / room) and path.name != "compile.py"
 ]

@@ -14,8 +14,8 @@ from heterofl_flwr import messages
 from heterofl_flwr.classic.translation import Reply, moment_names, record_parameters, to_reply, to_scalars
 from heterofl_flwr.compat import set_metadata
 from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.exchange import crosses_superlink
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.grids.guarded import crosses_superlink
 from heterofl_flwr.messages import LocalFault
 
 _THREADS = 16

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from heterofl_flwr import messages
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.errors import ConfigError, ReplyError, short
 from heterofl_flwr.exchange import explained
-from heterofl_flwr.federation.limits import short
 from heterofl_flwr.messages import SERVER, LocalFault
 from heterofl_flwr.packing import read_npy, reading_arrays
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.errors import ReplyError, RoundError
+from heterofl_flwr.errors import Fault, ReplyError, RoundError
 from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.evaluation import (
     LOCAL_ACCURACY,
@@ -18,7 +18,6 @@ from heterofl_flwr.federation.evaluation import (
     weighted_means,
 )
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.round import Fault
 from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
 from heterofl_flwr.nn.static_norm import batch_norms
 from heterofl_flwr.stages.privacy import MOMENTS, clip_moments, noise_moments

@@ -20,8 +20,8 @@ from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.reply_checks import find_label_rows
 from heterofl_flwr.core.slice_rules import SliceFunction, SliceRule, make_slice_function, window_number
-from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
-from heterofl_flwr.federation.limits import least_replies, name_faults
+from heterofl_flwr.errors import ConfigError, ReplyError, RoundError, name_faults
+from heterofl_flwr.federation.limits import least_replies
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment, Options
 from heterofl_flwr.nn.buffers import find_channel_tables

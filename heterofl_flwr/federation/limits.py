@@ -2,10 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from fractions import Fraction
 from reprlib import repr as shown
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
@@ -34,9 +34,6 @@ logger = logging.getLogger(__name__)
 LARGEST_METRIC = 1e30
 MOST_METRICS = 100
 LONGEST_NAME = 100
-LONGEST_FAULT = 1000
-SHOWN_FAULTS = 3
-"""Different faults that an error names, each once."""
 
 
 @group
@@ -98,23 +95,3 @@ def read_numbers(metrics: Iterable[tuple[str, object]], sender: str) -> dict[str
             LARGEST_METRIC,
         )
     return {name: math.nan if name in unusable else float(value) for name, value in found.items()}
-
-
-def short(fault: str) -> str:
-    """Return what a client failed with as text that is safe to log and to keep: no control characters, its two ends."""
-    if len(fault) > LONGEST_FAULT:
-        fault = f"{fault[: LONGEST_FAULT // 2]} ... {fault[-LONGEST_FAULT // 2 :]}"
-    return "".join(
-        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in fault
-    )
-
-
-def name_faults(what: str, faults: Mapping[Any, str]) -> str:
-    """Return what clients failed with: each error once, with the first that had it and the number of the others."""
-    whose: dict[str, list[object]] = {}
-    for who, fault in faults.items():
-        whose.setdefault(fault, []).append(who)
-    others = {fault: f" and {len(all_) - 1} more" if len(all_) > 1 else "" for fault, all_ in whose.items()}
-    named = [f"{what} {all_[0]}{others[fault]}: {fault}" for fault, all_ in whose.items()]
-    more = [f"{len(named) - SHOWN_FAULTS} other errors"] if len(named) > SHOWN_FAULTS else []
-    return "; ".join([*named[:SHOWN_FAULTS], *more])

@@ -138,6 +138,10 @@ class RoundRecord:
         self.bytes_down += num_bytes
         self.bytes_by_level[level] = self.bytes_by_level.get(level, 0) + num_bytes
 
+    def note_costs(self, costs: Mapping[str, float]) -> None:
+        """Note what the round has cost simulated devices."""
+        self.simulated_seconds, self.joules = costs["simulated_seconds"], costs["joules"]
+
     def line(self) -> str:
         """Return the levels, the bytes and the number of failures in one short line; few clients are named."""
         by_level: dict[str, list[int]] = {}  # from the largest level on

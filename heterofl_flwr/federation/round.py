@@ -3,22 +3,18 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import ReplyError, RoundError
+from heterofl_flwr.errors import SILENT, Fault, ReplyError, RoundError, name_faults
 from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.evaluation import Answer
 from heterofl_flwr.federation.federation import State
-from heterofl_flwr.federation.limits import least_replies, name_faults
+from heterofl_flwr.federation.limits import least_replies
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.stages.stage import AS_THEY_ARE, Update
-
-SILENT = "no reply in time"
-"""The fault of a client that gave no reply."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +31,6 @@ class TrainReply:
     num_bytes: int
     form: str = AS_THEY_ARE
     scales: Tensor | None = None
-
-
-FaultKind = Literal["failed", "rejected", "silent", "no handler", "simulated"]
-"""The client failed; its reply is rejected; none came in time; its app has no function for what was asked; a simulated
-device was lost, which is nobody's fault."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Why a client's reply is not used."""
-
-    reason: str
-    kind: FaultKind = "failed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from heterofl_flwr.errors import check_count
-from heterofl_flwr.exchange import exchange
-from heterofl_flwr.grids.relay import Relay
+from heterofl_flwr.exchange import Relay, exchange
 
 
 class Windowed(Relay):

@@ -17,8 +17,8 @@ from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Robust
 from heterofl_flwr.core.slice_rules import SliceRule, window_number
-from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count
-from heterofl_flwr.exchange import Budget, exchange, read_each
+from heterofl_flwr.errors import ConfigError, Fault, HeteroFLError, check_count
+from heterofl_flwr.exchange import Budget, crosses_superlink, exchange, read_each
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
@@ -26,8 +26,7 @@ from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.limits import Limits, MinReplies
 from heterofl_flwr.federation.options import Assignment, Averaging, Options, Sampling, Schedule, Transfer
 from heterofl_flwr.federation.records import RoundCallback, host_log
-from heterofl_flwr.federation.round import Fault, Round, TrainReply, check_open
-from heterofl_flwr.grids.guarded import crosses_superlink, guard
+from heterofl_flwr.federation.round import Round, TrainReply, check_open
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.compress import Upload
@@ -43,6 +42,7 @@ from heterofl_flwr.strategies.read_replies import (
     read_train_reply,
 )
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
+from heterofl_flwr.superlink import guard
 
 BESIDE_BYTES = 1 << 20
 """Of a reply, for everything that is not parameters: metrics, labels, moments."""

@@ -9,12 +9,11 @@ from flwr.serverapp import Grid
 from heterofl_flwr import messages, packing
 from heterofl_flwr.compat import get_nodes
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import HeteroFLError, ReplyError
+from heterofl_flwr.errors import Fault, HeteroFLError, ReplyError
 from heterofl_flwr.exchange import read_each
 from heterofl_flwr.federation.engine import QUERY_SECONDS, Engine
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.round import Fault
 from heterofl_flwr.strategies.read_replies import read_capability
 
 

@@ -9,9 +9,9 @@ from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import messages, packing
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import ReplyError, RoundError
+from heterofl_flwr.errors import ReplyError, RoundError, short
 from heterofl_flwr.federation.evaluation_round import Norms
-from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, short
+from heterofl_flwr.federation.limits import Limits, read_number, read_numbers
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import TrainReply
 from heterofl_flwr.nn.moments import Moments

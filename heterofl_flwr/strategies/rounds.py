@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr.exchange import Budget
+from heterofl_flwr.exchange import Budget, Costs
 from heterofl_flwr.federation.records import Progress, host_log
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class Rounds:
                 self._evaluate(server_round)
             record = strategy.log
             record.seconds = time.monotonic() - started
-            for name, cost in getattr(self.grid, "costs", {}).items():  # which a grid with simulated devices has
-                setattr(record, name, cost)
+            if isinstance(self.grid, Costs):
+                record.note_costs(self.grid.costs)
             if (metrics := record.metrics_line()) and not strategy.prints_rounds:
                 host_log.info("[ROUND %d/%d] %s", server_round, self.num_rounds, metrics)
             if self._call_back():

@@ -6,9 +6,8 @@ import pytest
 from flwr.app import Error, Message, RecordDict
 
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
+from heterofl_flwr.errors import Fault, short
 from heterofl_flwr.exchange import outcomes
-from heterofl_flwr.federation.limits import short
-from heterofl_flwr.federation.round import Fault
 
 pytestmark = pytest.mark.usefixtures("identity")
 

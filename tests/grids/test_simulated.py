@@ -10,9 +10,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices, Windowed
 from heterofl_flwr.client import share_of_work
 from heterofl_flwr.errors import ConfigError, ReplyError
-from heterofl_flwr.exchange import outcomes
+from heterofl_flwr.exchange import Relay, outcomes
 from heterofl_flwr.grids.devices import Turn
-from heterofl_flwr.grids.relay import Relay
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
 from heterofl_flwr.messages import SimulatedFault
 from heterofl_flwr.strategies.fedh2l import FedH2L

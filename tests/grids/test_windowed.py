@@ -10,8 +10,8 @@ from flwr.app import Error, Message, Metadata, RecordDict
 from heterofl_flwr import exchange
 from heterofl_flwr.compat import make_message
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.exchange import Relay
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.grids.relay import Relay
 
 
 class Recorder:

@@ -21,10 +21,9 @@ from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.compat import load_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
-from heterofl_flwr.exchange import lacks_handler
+from heterofl_flwr.exchange import Relay, lacks_handler
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.queued import QueuedGrid
-from heterofl_flwr.grids.relay import Relay
 from heterofl_flwr.packing import count_bytes
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.training.engines import MOST_ON_CPU

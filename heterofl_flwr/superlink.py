@@ -23,8 +23,7 @@ from heterofl_flwr import compat
 from heterofl_flwr.compat import ErrorCode, make_message
 from heterofl_flwr.compat import get_object_head_values_from_object_content as head_of
 from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.exchange import exchange
-from heterofl_flwr.grids.relay import Relay
+from heterofl_flwr.exchange import Relay, crosses_superlink, exchange
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +51,6 @@ def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
         own._grid = inner
         return own
     return Guarded(grid, largest_reply) if crosses_superlink(grid) else grid
-
-
-def crosses_superlink(grid: object) -> bool:
-    """Whether a grid's replies come from other machines, through a SuperLink."""
-    while isinstance(grid, Relay):
-        grid = grid._grid
-    return compat.has_runtime_client(grid)
 
 
 @dataclass(slots=True)

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from heterofl_flwr import exchange
+from heterofl_flwr import superlink as guarding
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.grids import guarded as guarding
-from heterofl_flwr.grids.guarded import Guarded, guard
+from heterofl_flwr.superlink import Guarded, guard
 from tests.hostile import changes as to
 from tests.hostile import superlink
 from tests.hostile.uploads import (
