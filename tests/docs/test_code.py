@@ -23,7 +23,7 @@ EXTRAS = ("peft", "transformers")
 
 
 SLOW = [DOCS / "howto" / f"{name}.md" for name in ("export", "simulate", "any-model", "runs")]
-SLOW += [DOCS / "explain" / "determinism.md"]  # the same run several times
+SLOW += [DOCS / "explain" / "guarantees.md"]  # the same run several times
 
 
 def page_param(page: Path):
