@@ -228,10 +228,9 @@ def _attribute_doc(module: ModuleType, name: str) -> str:
 
 
 def claims() -> str:
-    """Return what the runs that are kept say of the paper's claims."""
+    """Return the summary of what the runs that are kept say of the paper's claims."""
     text = (TABLES / "claims.md").read_text(encoding="utf-8")
-    _, heading, rest = text.partition("## ")
-    return heading + rest
+    return text.partition("## Summary\n\n")[2].partition("\n## ")[0]
 
 
 def authors() -> str:

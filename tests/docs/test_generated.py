@@ -51,8 +51,8 @@ def test_generated_regions_are_current(page, generate):
     assert generate.fill(text) == text, "write the page anew: python docs/generate.py"
 
 
-def test_fidelity_page_has_every_variant():
-    page = (DOCS / "explain" / "fidelity.md").read_text(encoding="utf-8")
+def test_page_on_the_paper_has_every_variant():
+    page = (DOCS / "explain" / "paper.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE))
     assert rows.keys() == {field.name for field in fields(Fidelity)}
     assert all("(paper)" in text and "(fixed)" in text for text in rows.values())
