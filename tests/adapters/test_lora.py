@@ -97,12 +97,6 @@ def test_ranks_are_rounded_up_to_a_multiple():
     assert ranks == {"words": 4, "conv": 4, "hidden": 3}
 
 
-def test_the_scaling_and_the_config_are_those_of_the_full_rank():
-    config = lora(adapted(r=8, lora_alpha=16))(0.3).peft_config["default"]
-    assert (config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern) == (3, 6, {}, {})
-    assert type(config.lora_alpha) is int
-
-
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

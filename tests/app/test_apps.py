@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 
 import pytest
@@ -14,7 +13,7 @@ from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.grids import LocalGrid
-from heterofl_flwr.report import Recorder, RunFolder, load_model
+from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.runs.origin import COMMAND, device_name
 from heterofl_flwr.settings import DEFAULTS, from_flat
 from heterofl_flwr.stages import noise
@@ -73,20 +72,6 @@ def test_a_run_folder_tells_all_about_its_run(tmp_path):
     assert RunFolder(folder).about()["device"] == device_name(load_task(SMALL).device) != "auto"
 
 
-def test_a_run_that_stops_early_evaluates_all_levels(tmp_path):
-    stopped = {"mix": "a1-e1", "num_rounds": 9, "run__patience": 1, "train__lr": 1e-12, "run__dir": str(tmp_path)}
-    done = len(run(clients=2, evaluate__levels="last", run__checkpoint_every=50, **stopped))
-    folder = RunFolder(tmp_path)
-    assert [set(record.evaluate_by_level) for record in folder.history()] == [*[{"a"}] * (done - 1), {"a", "e"}]
-    checkpoint = folder.load_checkpoint()
-    assert checkpoint.server_round == done < 9
-    assert run(clients=2, evaluate__levels="last", run__checkpoint_every=50, **stopped, run__resume=True) == []
-    assert {name.partition("/")[0] for name in checkpoint.moments} == {"1.0", "0.0625"}
-    facts = json.loads((folder.models / "e.json").read_text())
-    assert facts["metrics"] == folder.history()[-1].evaluate_by_level["e"]
-    load_model(folder, "e", load_task({**SMALL, "mix": "a1-e1"}).build)
-
-
 def test_a_resume_that_cannot_go_on_changes_nothing(tmp_path, caplog):
     settings = {"clients": 2, "run__dir": str(tmp_path)}
     run(**settings, num_rounds=2)
@@ -105,22 +90,6 @@ def test_a_resume_that_cannot_go_on_changes_nothing(tmp_path, caplog):
     assert rounds_of(run(**settings, num_rounds=3, run__resume=True)) == [3]
 
 
-def test_a_ramp_over_the_rounds_binds_a_resume_to_their_number(tmp_path):
-    settings = {"clients": 2, "run__dir": str(tmp_path), "model__hidden": "4,6", "mix": "a1-b1"}
-    settings |= {"model__shrink": "depth", "train__exits": "mutual", "distill__ramp": 0.5}
-    run(**settings, num_rounds=2)
-    with pytest.raises(ConfigError, match=r"num-rounds: found 4, but the run in .* was to have 2, and distill\.ramp"):
-        run(**settings, num_rounds=4, run__resume=True)
-
-
-def test_a_run_whose_checkpoints_are_gone_is_done_again(tmp_path, caplog):
-    settings = {"clients": 2, "num_rounds": 2, "run__dir": str(tmp_path)}
-    run(**settings)
-    shutil.rmtree(tmp_path / "checkpoint")
-    assert rounds_of(run(**settings, run__resume=True)) == [1, 2]
-    assert "has no checkpoint: its 2 rounds are done again" in caplog.text
-
-
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path, monkeypatch):
     settings = {"clients": 2, "num_rounds": 2, "run__checkpoint_every": 2, "run__dir": str(tmp_path / "run")}
 
@@ -131,20 +100,6 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path, monke
     interrupted(monkeypatch, Recorder, "on_round_end", die, **settings)
     assert rounds_of(run(**settings, run__resume=True)) == [1, 2]
     assert len(RunFolder(tmp_path / "run").history()) == 2
-
-
-def test_a_run_that_died_at_its_end_still_writes_its_models(tmp_path, monkeypatch):
-    settings = {"clients": 2, "num_rounds": 2, "run__dir": str(tmp_path / "run")}
-
-    def die(self, state):
-        raise KeyboardInterrupt
-
-    interrupted(monkeypatch, Recorder, "on_end", die, **settings)
-    assert not (tmp_path / "run" / "models").exists()
-    assert run(**settings, run__resume=True) == []
-    run(clients=2, num_rounds=2, run__dir=str(tmp_path / "whole"))
-    for path in (tmp_path / "whole" / "models").iterdir():
-        assert (tmp_path / "run" / "models" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_releases_of_rounds_that_are_repeated_count_as_well(tmp_path, monkeypatch):
@@ -237,15 +192,3 @@ def test_a_node_that_does_not_know_its_data_is_told_how():
         run(num_rounds=1, node_config=lambda partition: {"num-partitions": "many"})
     with pytest.raises(ConfigError, match="partition-id is 9; expected 0 to 7"):
         Task(from_flat({})).part(9, 8)
-
-
-def test_the_server_does_not_evaluate_what_nobody_has_trained(monkeypatch):
-    rounds, evaluate = [], Task.evaluate_centrally
-
-    def noted(task, model, test, server_round):
-        rounds.append(server_round)
-        return evaluate(task, model, test, server_round)
-
-    monkeypatch.setattr(Task, "evaluate_centrally", noted)
-    run(num_rounds=2)
-    assert rounds == [1, 2]

@@ -1,14 +1,10 @@
 """Simulated devices in our own app: the settings that name them, and what clients do of their work."""
 
-from dataclasses import replace
-
 import pytest
-import torch
 
 from heterofl_flwr import DeviceProfile
 from heterofl_flwr.app.server_app import build_devices
 from heterofl_flwr.app.task import Task, load_task
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.devices import EDGE
 from heterofl_flwr.settings import from_flat
 from tests.app.test_apps import SMALL, run
@@ -21,10 +17,6 @@ def own():
     return OWN
 
 
-def lazy():
-    return {"a": replace(OWN["a"], least_work=0.2)}
-
-
 def task(**settings):
     return Task(from_flat({**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}))
 
@@ -34,22 +26,6 @@ def test_settings_name_bundled_devices_or_ones_own():
     found = build_devices(task(devices__profile="tests.app.test_devices:own", devices__deadline=5))
     assert (found.profile(0.25), found.deadline) == (OWN["a"], 5)
     assert build_devices(task()) is None
-
-
-@pytest.mark.parametrize(
-    ("settings", "fault"),
-    [
-        ({"devices__profile": "moon"}, r"devices\.profile: found 'moon' \(str\), expected one of edge, 'module"),
-        ({"devices__deadline": 5}, r"devices\.deadline: found 5, expected devices\.profile to name the devices"),
-        (
-            {"devices__profile": "edge", "sample__spare": 0.5},
-            r"sample\.spare: found 0\.5, but with devices\.profile=edge",
-        ),
-    ],
-)
-def test_settings_of_devices_that_do_not_fit_raise(settings, fault):
-    with pytest.raises(ConfigError, match=fault):
-        task(**settings)
 
 
 def test_the_work_is_that_of_the_epochs_and_of_what_they_train():
@@ -66,16 +42,6 @@ def test_a_run_on_devices_tells_of_them():
     assert "simulated: later than the deadline of 0.001 s" in record.failures.values()
     assert record.simulated_seconds >= 0.001
     assert record.joules > 0
-
-
-def test_clients_take_their_share_together_as_alone():
-    config = {"mix": "c1", "num_rounds": 1, "evaluate__every": 0, "clients": 4}
-    all_of_it = run(**config)[-1].state
-    config |= {"devices__profile": "tests.app.test_devices:lazy"}
-    plain, cohort = (run(engine__name=name, **config)[-1].state for name in ("plain", "cohort"))
-    for name, tensor in plain.items():
-        torch.testing.assert_close(cohort[name], tensor, rtol=1e-3, atol=1e-4)
-        assert not torch.allclose(all_of_it[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_the_work_of_fedh2l_is_that_of_each_architecture():

@@ -1,7 +1,6 @@
 """What is wrong with a run is told in one line before anything starts, and leaves no folder."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -105,20 +104,3 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, started, monkeypatch):
     run_request.ends = running.RunError("told so")
     assert main(["run", "--resume", str(out), "--grid=local", "--parallel=1"]) == 1
     assert requests[1] == requests[0]
-
-
-def test_a_finished_run_says_so_and_a_refused_resume_leaves_it(tmp_path, capsys):
-    local = ["--grid", "local", "--parallel", "1"]
-    assert main(["run", "--out", "mine", "--rounds", "2", *local, *SMALL]) == 0
-    about = RunFolder("mine").about()
-    files = {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
-    capsys.readouterr()
-    assert main(["run", "--resume", "mine", *local]) == 0
-    assert "mine is finished: 2 rounds; to go on, ask for more" in capsys.readouterr().out
-    for wrong in (["--rounds", "1"], ["--set", "train.lr=3", "--clients", "3"], ["--rounds", "3", "--clients", "5000"]):
-        assert main(["run", "--resume", "mine", *local, *wrong]) == 2
-        assert capsys.readouterr().err.count("\n") == 1
-    assert files == {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
-    assert main(["run", "--resume", "mine", "--rounds", "3", *local]) == 0
-    assert len(RunFolder("mine").history()) == 3
-    assert len(RunFolder("mine").about()["starts"]) == len(about["starts"]) + 1

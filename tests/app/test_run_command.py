@@ -68,13 +68,6 @@ def test_paths_are_made_absolute(asked, tmp_path, monkeypatch):
     assert (config["data.root"], config["data.name"]) == (str(tmp_path / "elsewhere"), "digits")
 
 
-def test_a_home_may_be_written_as_shells_do(asked, tmp_path):
-    assert asked("--out", "~nobody-here/a b")[0].out == tmp_path / "~nobody-here" / "a b"
-    first, _ = asked("--out=~/a")
-    again, _ = asked("--resume=~/a")
-    assert first.out == again.out == tmp_path / "home" / "a"
-
-
 def test_it_waits_for_all_clients_unless_told(asked):
     assert asked("--clients", "7")[0].config["sample.min-nodes"] == 7
     given = ("--set", "sample.min-nodes=3", "--set", "engine.window=0")

@@ -147,16 +147,3 @@ def test_a_client_that_lacks_memory_ends_the_attempt(tmp_path, monkeypatch, caps
     with pytest.raises(RunError, match=r"MemoryError.*no room.*, and one client alone is too large"):
         run_request(sample(tmp_path, grid, fault="memory"))
     assert capsys.readouterr().err.count("going on with 1 at once") == (grid == "ray")
-
-
-def test_our_own_app_runs_here_and_goes_on(tmp_path, capsys):
-    config = to_flat(from_flat({"num-rounds": 1, "train.epochs": 1, "model.hidden": "4,8", "run.callbacks": ""}))
-    config |= {"run.dir": str(tmp_path)}
-    request = Request(config=config, out=tmp_path, clients=3, share=Share(at_once=1))
-    run_request(request)
-    with pytest.raises(RunError, match="resume it") as caught:
-        run_request(request)
-    assert "File" not in str(caught.value)  # our own errors say all that is to be said
-    run_request(replace(request, config={**config, "num-rounds": 2, "run.resume": True}))
-    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
-    assert capsys.readouterr().out.count("global=") == 2

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from flwr.common import Code, Context, FitRes, Status, parameters_to_ndarrays
+from flwr.common import Context, parameters_to_ndarrays
 
 from heterofl_flwr import Evaluation
 from heterofl_flwr.classic import HeteroFL, answer_moments, parameters_of, properties_of, submodel
 from heterofl_flwr.errors import ReplyError
-from tests.classic.fakes import OK, Fake, evaluate_all, fit_all, fit_res, manager_of
+from tests.classic.fakes import Fake, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.tiny import build, build_normed, inputs
 
 
@@ -82,27 +82,6 @@ def test_a_client_that_is_back_may_answer_for_moments():
     first.says = says
     strategy.configure_evaluate(2, parameters, manager_of(first, *others))
     assert first.asked == ["properties", "properties", "moments"]
-
-
-def crash(ins):
-    raise ValueError("no data")
-
-
-BAD = {
-    "raises": (crash, "no data"),
-    "fails": (lambda ins: FitRes(Status(Code.FIT_NOT_IMPLEMENTED, "not here"), ins.parameters, 0, {}), "not here"),
-    "trains": (lambda ins: FitRes(OK, ins.parameters, 1, {}), "6 arrays, expected 3"),
-    "many batches": (said(2, 8), "norm count 2 batches, expected up to 1"),
-    "other width": (said(1, 3), "norm has 3 channels, expected 8"),
-}
-
-
-@pytest.mark.parametrize(("bad", "named"), BAD.values(), ids=BAD)
-def test_moments_that_cannot_be_used_are_left_out_and_named(caplog, bad, named):
-    fakes = [Normed("0", moments=bad), Normed("1"), Normed("2")]
-    strategy, *_ = evaluated(fakes, "a1")
-    assert strategy.moments[1.0].layers["norm"].count == 2  # batches, of the two others
-    assert named in caplog.text
 
 
 @pytest.mark.parametrize(

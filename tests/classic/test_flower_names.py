@@ -5,7 +5,6 @@ import pytest
 from flwr.app import Context, RecordDict
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
-from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
 from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow, SecAggWorkflow
@@ -114,15 +113,3 @@ def test_secure_aggregation_of_one_size_is_the_mean():
         found.append(context.state.array_records["parameters"].to_numpy_ndarrays())
     for plain, masked in zip(*found, strict=True):
         np.testing.assert_allclose(masked, plain, atol=2e-3)  # SecAgg+ rounds weights to thousandths
-
-
-def test_a_client_that_is_not_converted_is_refused():
-    strategy = HeteroFL(build, "a1-c1", wait=0.0)
-    manager = manager_of(*(Fake(str(cid), 1.0 + cid) for cid in range(2)))
-    parameters = strategy.initialize_parameters(client_manager=manager)
-    results = fit_all(strategy.configure_fit(1, parameters, manager))
-    whole = [np.asarray(tensor) for tensor in build(1.0).state_dict().values()]
-    results[1] = (results[1][0], FitRes(Status(Code.OK, ""), ndarrays_to_parameters(whole), 1, {}))
-    strategy.aggregate_fit(1, results, [])
-    assert "its ClientApp is not converted" in strategy.log.failures[1]
-    assert "in a NumPyClient properties_of, submodel and parameters_of" in strategy.log.failures[1]

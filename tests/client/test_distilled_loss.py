@@ -10,7 +10,7 @@ from heterofl_flwr.classic import client as classic
 from heterofl_flwr.client import distilled_loss, submodel
 from heterofl_flwr.core import Plan
 from heterofl_flwr.errors import ConfigError
-from tests.federation.tiny import Tiny, build
+from tests.federation.tiny import build
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -81,19 +81,6 @@ def test_inputs_may_be_named_or_several():
 def test_a_wrapped_model_is_refused():
     with pytest.raises(ConfigError, match="knows no smaller models inside this Sequential: give it what submodel"):
         distilled_loss(torch.nn.Sequential(by_message(1.0)), batch(), F.cross_entropy)
-
-
-def test_outputs_that_are_no_logits_are_refused():
-    def build_odd(rate):
-        model = Tiny(rate)
-        model.forward = lambda x: {"logits": x}
-        return model
-
-    config = {"rate": 1.0, "seed": 0, "server-round": 1, "partition": 0, "rates": RATES}
-    arrays = ArrayRecord(build(1.0).state_dict())
-    message = Message(RecordDict({"arrays": arrays, "config": messages.new_config(config)}), 7, "train")
-    with pytest.raises(ConfigError, match=r"the output of Tiny is a dict; expected logits, \(examples, classes\)"):
-        distilled_loss(submodel(message, build_odd), batch(), F.cross_entropy)
 
 
 def test_instructions_name_the_rates_inside_unless_slices_move():

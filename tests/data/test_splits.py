@@ -168,17 +168,6 @@ def test_a_split_is_a_function_of_its_seed(kind):
         assert list(classes) == data.train.targets[rows].unique().tolist()
 
 
-def test_no_global_random_state_is_read_or_written():
-    data = dataset(uneven(500), uneven(100, seed=1))
-    splits = []
-    for state in (0, 1):
-        torch.manual_seed(state)
-        before = torch.get_rng_state()
-        splits.append([split_dataset(data, kind, 5, 3) for kind in ("iid", "non-iid-2", "dirichlet-1")])
-        assert torch.equal(before, torch.get_rng_state())
-    assert all(same(a.train, b.train) for a, b in zip(*splits, strict=True))
-
-
 def test_unknown_kinds_raise_an_error():
     for kind in ("", "IID", "non-iid-0", "non-iid-x", "dirichlet-0.0", "rotated-x", "natural-"):
         with pytest.raises(ConfigError, match="expected iid, non-iid-<classes per client>, pathological-"):

@@ -2,10 +2,8 @@
 
 import copy
 import pickle
-import random
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -250,35 +248,6 @@ def test_whatever_leaves_the_finer_choice_of_widths(groups, shape, left):
     layer = elastic(_grouped(groups), images())(0.3)[1]
     assert (tuple(layer.weight.shape), layer.groups) == (shape, left)
     assert (layer.in_channels, layer.out_channels) == (shape[1] * left, shape[0])
-
-
-def _dropped(draw):
-    """Return a model that leaves each of four layers out by chance, as the wav2vec 2.0 of transformers does."""
-
-    def forward(self, x):
-        x = self.first(x)
-        for layer in self.layers:
-            if not self.training or draw() >= 0.5:
-                x = x + torch.relu(layer(x))
-        return self.last(x)
-
-    layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
-    return Then(forward, first=nn.Linear(3, 8), layers=layers, last=nn.Linear(8, 2))
-
-
-@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1, device="cpu").item()])
-def test_layers_left_out_by_chance_are_the_same_in_each_check(draw):
-    draw()
-
-    def states():
-        return random.getstate(), np.random.get_state()[1:3], torch.get_rng_state()  # noqa: NPY002
-
-    before = states()
-    for _ in range(3):
-        build = elastic(_dropped(draw), torch.zeros(1, 3))
-        for rate in (0.5, 0.25):
-            assert build(rate).first.out_features == 8 * rate
-    assert repr(states()) == repr(before)
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -113,17 +113,6 @@ def test_mods_that_read_the_round_of_any_message_work():
     assert strategy.log.evaluate_failures == {}
 
 
-@pytest.mark.parametrize(
-    ("said", "named"), [({"capacity": 7.0}, "a rate of 7.0 is not"), ({"heterofl_schema": 9}, "schema 9, expected")]
-)
-def test_an_answer_that_means_nothing_counts_as_none(said, named):
-    def capability(message, context):
-        return bare_reply(message, config=config(**said))
-
-    with pytest.raises(RoundError, match=rf"{named}.* known of 0 of 2 nodes"):
-        run(make_app(capability=capability), 2)
-
-
 def no_partition(message, context):
     return bare_reply(message, config=config())
 
@@ -163,10 +152,3 @@ class TestNodes:
         assert {node: nodes.partition(node) for node in partitions} == partitions
         assert [node for node in first if node in nodes] == [node for node in first if node in present]
         assert "says partition" not in caplog.text
-
-    def test_a_node_that_comes_back_is_asked_again(self):
-        nodes = Nodes()
-        nodes.register({7: Capability(partition=0), 5: Capability(partition=1)})
-        nodes.register({9: Capability(partition=0)}, present=[5, 9])
-        nodes.register({7: Capability(partition=0)}, present=[5, 7, 9])  # now 9 has it
-        assert sorted(nodes.partition(node_id) for node_id in (5, 7, 9)) == [0, 1, 2]

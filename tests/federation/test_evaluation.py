@@ -7,7 +7,6 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.client import reply
-from heterofl_flwr.federation.evaluation import split_metric
 from heterofl_flwr.federation.records import RoundCallback
 from tests.federation.tiny import Watched, bare_reply, build, config, crash, make_app, play
 
@@ -81,14 +80,6 @@ def test_by_default_a_node_that_names_its_level_evaluates_that():
     assert asked == {0: [1.0], 1: [0.5], 3: [0.5]}
     assert (strategy.log.evaluate["coverage"], strategy.log.evaluate["local-accuracy"]) == (0.25, 1.0)
     assert strategy.log.evaluate_by_level["b"]["local-accuracy"] == pytest.approx((2 / 2 + 4 / 4) / (2 + 4))
-
-
-def test_the_log_says_of_which_share_of_the_clients_a_metric_is(caplog):
-    caplog.set_level("INFO", "flwr")
-    capable()
-    assert "local-accuracy 1 (of 25% of the clients), worst-accuracy 1 (of 25% of the clients)" in caplog.text
-    assert re.search(r"coverage 0.25, .*level b: output \S+ local-accuracy 0.3333", caplog.text)
-    assert "clients" not in judged({0, 1, 2, 3, 4}).metrics_line()
 
 
 def test_where_no_node_is_capable_the_run_goes_on(caplog):
@@ -166,13 +157,6 @@ def test_a_users_own_names_of_metrics_may_hold_slashes():
     del metrics["accuracy/0.25"]  # which these clients were asked for
     assert strategy.log.evaluate == {"coverage": 1.0, **metrics}
     assert strategy.log.evaluate_by_level == {"c": {"accuracy": 0.5}}
-
-
-def test_keys_of_metrics_are_split_at_the_rate_of_a_level():
-    for rate in (1.0, 0.5, 0.0625, 0.3, 1e-05):
-        assert split_metric(f"a/b/{rate}") == ("a/b", rate)
-    for key in ("loss", "a/b", "top/5", "top/1", "x/nan", "x/inf", "/0.5", "x/0.50", "x/-0.5", "x/2.0", ""):
-        assert split_metric(key) == (key, None)
 
 
 def test_lists_are_in_no_mean(caplog):

@@ -186,19 +186,6 @@ def test_a_client_counts_no_more_than_it_says_or_may(said, most):
             MomentsSum(federation, robust=False).add(7, {1.0: own})
 
 
-def test_a_weight_that_is_no_number_bounds_no_moments():
-    def moments(message, context):
-        return answer_moments(message, build_normed, lambda: inputs(2).split(2))  # four batches
-
-    def train(message, context):
-        model = submodel(message, build_normed)
-        return reply(message, model, num_examples=9, metrics={"weight": 1.0})
-
-    app, options = make_app(train, build=build_normed, moments=moments), {"weighted_by_key": "weight"}
-    strategy = play(app, nodes=2, build=build_normed, evaluation=Evaluation(), **options).strategy
-    assert strategy.moments[1.0].layers["norm"].count == 8
-
-
 class Remote(Watched):
     """A grid that looks like the one of a SuperLink."""
 

@@ -6,7 +6,6 @@ import pytest
 from flwr.app import ArrayRecord
 
 from heterofl_flwr import Evaluation, RoundCallback, multi_step
-from heterofl_flwr.core.formatting import size
 from heterofl_flwr.report import Console
 from tests.federation.tiny import build, build_normed, crash, equal, make_app, play
 
@@ -93,17 +92,6 @@ def lines(caplog):
 
 def run_four(**options):
     return play(make_app(odd={2: crash}), "a1-c1", 4, 2, evaluation=Evaluation(every=2), **options)
-
-
-def test_levels_with_their_clients_and_bytes_and_who_failed(lines):
-    log = run_four().log
-    sizes = {level: log.bytes_by_level[level] // 2 for level in ("a", "c")}
-    assert sum(log.bytes_by_level.values()) == log.bytes_down
-    assert sizes["a"] > sizes["c"]
-    found = [line for line in lines() if line.startswith("round ")]
-    sent = f"a 2x{size(sizes['a'])} (clients 0-1), c 2x{size(sizes['c'])} (clients 2-3)"
-    up = size(2 * sizes["a"] + sizes["c"])
-    assert found == [f"round {number}: {sent}; up {up}, 1 failed" for number in (1, 2)]
 
 
 def test_a_callback_that_prints_rounds_does_it_instead(lines, capsys):

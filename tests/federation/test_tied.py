@@ -4,20 +4,17 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord
-from flwr.common import parameters_to_ndarrays
 from safetensors.torch import load_file
 from torch import nn
 
-from heterofl_flwr import classic as legacy
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import Plan, width
 from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, save_models
-from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.core.twin import Reply, counting_mean, held
 from tests.federation import tiny
-from tests.federation.tiny import NEVER, make_app
+from tests.federation.tiny import make_app
 
 NAMES = ["embedding.weight", "hidden.weight", "hidden.bias", "decoder.bias"]
 ROWS = {"label_rows": ["decoder.weight", "decoder.bias"]}
@@ -82,20 +79,6 @@ def test_the_mean_is_the_slow_twins_under_either_name(rows):
     means, _ = counting_mean(before, replies, strategy.federation.rows, classes=7)
     for name, tensor in state.items():
         np.testing.assert_allclose(tensor.numpy(), means[name], atol=1e-6)
-
-
-def test_the_classic_api_sends_them_once_in_the_models_order():
-    fakes = [Fake("0", 1.0, metrics={"labels": "0,3"}), Fake("1", 2.0, metrics={"labels": "1,3"})]
-    strategy = legacy.HeteroFL(Words, "a1-c1", wait=1.0, evaluation=NEVER)
-    manager = manager_of(*fakes)
-    instructions = strategy.configure_fit(1, strategy.initialize_parameters(manager), manager)
-    for _, ins in instructions:
-        model = legacy.submodel(parameters_to_ndarrays(ins.parameters), ins.config, Words)
-        assert model.decoder.weight is model.embedding.weight
-        assert [array.shape for array in legacy.parameters_of(model)] == [own.shape for own in model.parameters()]
-    arrays = parameters_to_ndarrays(strategy.aggregate_fit(1, fit_all(instructions), [])[0])
-    for array, tensor in zip(arrays, play()[2].values(), strict=True):
-        np.testing.assert_array_equal(array, tensor.numpy())
 
 
 def test_of_both_names_in_a_state_the_last_value_counts():

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
 
 from heterofl_flwr.core import Plan
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn import Exits, build_model, collect_moments, shallow, with_exits, with_static_norm
+from heterofl_flwr.nn import build_model, collect_moments, shallow, with_exits, with_static_norm
 
 HIDDEN = (4, 6, 6, 8)
 MODELS = {"cnn": 1, "preresnet18": 3, "preresnet50": 3}
@@ -60,11 +59,6 @@ def test_earlier_heads_are_untrained_with_the_deepest_only():
     without = {name for name, own in model.named_parameters() if own.grad is None}
     assert without == {f"exits.{number}.head.linear.{own}" for number in range(3) for own in ("weight", "bias")}
     assert with_exits(build_model("cnn", hidden=HIDDEN))(1.0).untrained == ()
-
-
-def test_a_head_without_a_linear_layer_has_no_rows_by_class():
-    head = nn.Sequential(nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert Exits([(nn.Sequential(nn.Linear(8, 8), nn.Conv2d(1, 4, 1)), head)]).label_rows == ()
 
 
 def test_a_model_without_a_rule_is_refused():

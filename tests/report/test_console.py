@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.console import Console as RichConsole
 
-from heterofl_flwr.report import Console, console
+from heterofl_flwr.report import Console
 
 
 def shown(fake, first=1, last=10, **options) -> str:
@@ -47,29 +47,6 @@ def test_time_left_is_that_of_the_rounds_to_come(fake):
     for number, seconds in ((3, 300.0), (4, 20.0), (5, 40.0)):  # the first one has to start everything
         console.on_round_end(fake.progress(number, 7, seconds=seconds))
     assert re.findall(r"left=(\S+)", stream.getvalue()) == ["1min0s", "1min0s"]
-
-
-def test_a_long_round_says_how_far_it_is(fake, monkeypatch):
-    now, stream = [100.0], io.StringIO()
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    shown = Console(RichConsole(file=stream))
-    shown.on_start(1, 20, {})
-    for what in ("trained", "evaluated"):
-        for done in range(1, 11):
-            now[0] += 20
-            shown.on_reply(what, done, 10)
-    shown.on_round_end(fake.progress(1, 20))
-    now[0] += 31
-    shown.on_reply("trained", 1, 2)
-    lines = [line for line in stream.getvalue().splitlines() if " have " in line]
-    assert lines[0] == (
-        "round 1/20: 2 of 10 clients have trained, 2 min 40 s to go; training of all 20 rounds takes about 1 h 6 min"
-    )
-    assert lines[5:7] == [
-        "round 1/20: 2 of 10 clients have evaluated, 2 min 40 s to go",
-        "round 1/20: 4 of 10 clients have evaluated, 2 min 0 s to go",
-    ]
-    assert lines[-1] == "round 2/20: 1 of 2 clients have trained, 31 s to go"
 
 
 @pytest.mark.slow

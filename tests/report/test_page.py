@@ -1,5 +1,4 @@
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -105,15 +104,3 @@ def test_a_run_without_rounds_has_a_report(folder, tmp_path):
     with pytest.raises(ConfigError, match="is no folder of a run"):
         write_report(RunFolder(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
-
-
-def test_the_page_marks_metrics_of_few_clients(few, folder):
-    folder.start({})
-    folder.note(num_rounds=9, finished=None)
-    for record in few[:3]:
-        folder.append(replace(record, simulated_seconds=90.0, joules=1500.0))
-    page = write_report(folder).read_text(encoding="utf-8")
-    assert "3 of 9 rounds · not finished" in page
-    assert "100.0 % *" in page
-    assert "in rounds 3: never the best" in page
-    assert "<b>4.50 kJ</b>" in page

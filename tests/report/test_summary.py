@@ -8,7 +8,7 @@ from rich.console import Console
 
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import seconds_to, summary_table
-from heterofl_flwr.report.summary import OnDevices, failure_rows, level_cells, on_devices, score_cells, shells
+from heterofl_flwr.report.summary import OnDevices, failure_rows, level_cells, on_devices, shells
 from heterofl_flwr.runs import LevelCost, ModelCosts
 from heterofl_flwr.runs.costs import full_bytes, savings
 
@@ -95,22 +95,3 @@ def test_time_and_energy_of_a_run_are_the_sums_over_its_rounds(records, simulate
     number, _ = best_of(simulated, "global-accuracy")
     assert on_devices(simulated) == OnDevices(40 * 90.0, 40 * 1500.0, "global-accuracy", 90.0 * number)
     assert on_devices([replace(record, evaluate={}) for record in simulated]) == OnDevices(3600.0, 60e3, "", 0.0)
-
-
-def test_a_row_of_the_table_of_metrics_is_of_one_statistic():
-    evaluate = [{"loss": 1.0, "local-accuracy": 0.2, "tries": 3.0}, {"loss": 2.0, "local-accuracy": 0.4, "tries": 3.0}]
-    medians = [{"loss": 0.5, "local-accuracy": 0.6}, {"loss": 0.4, "local-accuracy": 0.1}]
-    records = [
-        make(number, [1.0], evaluate=own, evaluate_medians=median)
-        for number, own, median in zip((1, 2), evaluate, medians, strict=True)
-    ]
-    assert score_cells(records) == (
-        ("metric", "of clients", "final", "best", "round"),
-        [
-            ("loss", "mean", "2", "-", "-"),
-            ("loss", "median", "0.4", "0.4", "2"),
-            ("local-accuracy", "mean", "40.0 %", "40.0 %", "2"),
-            ("local-accuracy", "median", "10.0 %", "-", "-"),
-            ("tries", "", "3", "3", "1"),
-        ],
-    )

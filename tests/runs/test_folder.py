@@ -1,7 +1,4 @@
-import errno
-import fcntl
 import json
-import logging
 import math
 from dataclasses import replace
 
@@ -67,16 +64,6 @@ def test_there_must_be_a_run_to_resume_and_to_read(folder):
         folder.settings()
 
 
-def test_a_run_without_a_checkpoint_begins_anew(folder, record):
-    folder.start(SETTINGS)
-    folder.append(record(1))
-    with pytest.raises(ConfigError, match="already: resume it, or choose another"):
-        folder.start(SETTINGS)
-    folder.start(SETTINGS, resume=True)
-    assert folder.history() == []
-    assert len(folder.about()["starts"]) == 2
-
-
 def test_a_folder_is_locked_once_and_unlocked(folder):
     with folder.lock():
         with pytest.raises(ConfigError, match=f"another process runs in {folder.path}"), RunFolder(folder.path).lock():
@@ -91,16 +78,6 @@ def test_a_folder_is_locked_once_and_unlocked(folder):
         RunFolder(below).lock(),
     ):
         pass
-
-
-def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(folder, monkeypatch, caplog):
-    def refuse(descriptor, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with caplog.at_level(logging.WARNING), folder.lock():
-        pass
-    assert "cannot be locked" in caplog.text
 
 
 def test_rewinding_removes_nothing_that_a_clients_link_leads_to(used, tmp_path):

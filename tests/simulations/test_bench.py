@@ -39,17 +39,6 @@ def test_a_benchmark_ends_with_its_verdict(monkeypatch, capsys, line):
     assert capsys.readouterr().out.splitlines()[-1].startswith("FAIL" if code else "PASS")
 
 
-@pytest.mark.parametrize("model", ["mnist", "cifar10"])
-def test_layouts_are_compared_on_real_data(shared, monkeypatch, capsys, model):
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
-    line = f"layout --model {model} --levels e --rounds 1 --noise 0.1 --root {shared / 'data'}"
-    bench.main(line.split())
-    _, contiguous, last, gain = capsys.readouterr().out.splitlines()[4].split()
-    assert 0 < float(contiguous) < 1e-4
-    assert 0 < float(last) < 1e-2
-    assert float(gain) > 0
-
-
 def test_calls_take_turns_and_the_first_turn_warms_up():
     seen = []
     calls = {name: lambda name=name: seen.append(name) or len(seen) for name in "ab"}

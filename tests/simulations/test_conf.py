@@ -1,12 +1,11 @@
 """conf/: every file composes, every job of every experiment can be run, and the paper's jobs are all there, once."""
 
 from collections.abc import Mapping
-from itertools import combinations, groupby, zip_longest
+from itertools import groupby, zip_longest
 from operator import itemgetter
 
 import pytest
 
-from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings import DEFAULTS, PRESETS, Settings, from_flat
 from simulations.results.paper import DATA, Job, job_of, read_cells
@@ -73,15 +72,6 @@ def test_all_has_each_job_of_the_paper_once_and_no_other():
     every = [name for name in EXPERIMENTS if name not in (*OURS, "all")]
     assert set().union(*(planned(f"experiment={name}") for name in every)) == planned("experiment=all").keys()
     assert len(published("experiment=all")) == len(planned("experiment=all"))
-
-
-def test_the_tables_have_all_mixes_of_equal_shares():
-    mixes = {"-".join(some) for size in range(1, 6) for some in combinations(LEVELS, size)}
-    for number, data in ((7, "mnist"), (8, "cifar10"), (9, "wikitext2")):
-        for split in ("iid",) if data == "wikitext2" else ("iid", "noniid"):
-            found = {job for job in published(f"experiment=table{number}") if job.split == split}
-            assert {job.mix for job in found} == mixes
-            assert {(job.data, job.assignment) for job in found if "-" in job.mix} == {(data, "dynamic")}
 
 
 def test_each_number_that_the_paper_prints_has_a_job(shared):

@@ -1,7 +1,6 @@
 """Results of sweeps, from run folders whose numbers one can check by hand."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -132,31 +131,6 @@ def test_the_best_round_is_that_of_the_global_metric(make_run):
     assert run.score("local-accuracy") == Score(0.95, 0.8, 200)
 
 
-def test_the_best_perplexity_is_the_median_clients_lowest(make_run):
-    evaluated = {50: {"global-perplexity": float("nan")}, 100: {"global-perplexity": 30.0}}
-    run = read_run(make_run(evaluated={**evaluated, 200: {"global-perplexity": 20.0}}).path)
-    assert run.score("global-perplexity") == Score(20.0, 20.0, 200)
-    medians = {100: 9.0, 200: 12.0}
-    records = [
-        replace(own, evaluate_medians={"global-perplexity": medians.get(own.server_round, 99.0)}) for own in run.records
-    ]
-    assert replace(run, records=records).score("global-perplexity") == Score(20.0, 30.0, 100)
-
-
-def test_what_too_few_clients_gave_counts_for_nothing(make_run, tmp_path):
-    make_run("run", points((1, 0.9), (2, 0.5), (3, 0.7)), num_rounds=3)
-    (run,) = runs_in(tmp_path)
-
-    def with_few(*rounds):
-        few = dict.fromkeys(rounds, ("global-accuracy",))
-        return replace(run, records=[replace(one, partial=few.get(one.server_round, ())) for one in run.records])
-
-    assert spent_until(with_few(1), "global-accuracy", 0.6, "rounds") == 3
-    assert spent_until(with_few(1, 2, 3), "global-accuracy", 0.6, "rounds") is None
-    scores = [with_few(*rounds).score("global-accuracy") for rounds in ((1,), (3,), (1, 2, 3))]
-    assert scores == [Score(0.7, 0.7, 3), Score(0.5, 0.9, 1), None]
-
-
 def test_a_run_that_lacks_a_round_is_unfinished(make_run):
     folder = make_run()
     lines = (folder.path / "history.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -191,10 +165,3 @@ def test_tables_have_final_and_best_beside_the_paper(out):
     row = "| global accuracy | 0, 1, 2 | 200 | 98.50 ± 0.10 [98.25, 98.75] | 98.60 ± 0.10 [98.35, 98.85] | 2 "
     assert f"{row}| [98.10, 99.10] | 98.66 (Table 7), 98.7 (Table 4) | -0.06, -0.10 | agrees |" in text
     assert "| again | a later run has its settings and seed |" in text
-
-
-@pytest.mark.parametrize("words", [["nowhere"], ["collect", "nowhere", "--into", "results"]])
-def test_an_error_is_one_line(words, capsys):
-    assert command.main(words) == 2
-    error = capsys.readouterr().err
-    assert error == "simulations.results: nowhere is no folder; name the folders that hold runs, such as runs/\n"

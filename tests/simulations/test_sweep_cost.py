@@ -15,14 +15,3 @@ def test_work_counted_by_hand():
     assert cost.at_once == 10
     macs = {rate: profile_at(own.settings, rate).macs for rate in (1.0, 0.0625)}
     assert compute_macs(own, cost) == sum(macs[rate] * (3 * cost.trained[rate] + cost.evaluated[rate]) for rate in macs)
-
-
-def test_what_is_left_of_a_job_that_was_begun():
-    begun = job("data=mnist", "mix=a-e")
-    left = compute_cost(begun, 195)
-    assert left.trained == {1.0: 5 * 10 * 600 * 5 / 2, 0.0625: 5 * 10 * 600 * 5 / 2}
-    assert left.evaluated == {1.0: 70_000 + 10_000, 0.0625: 70_000}  # only the last evaluation, though that is of both
-    assert compute_cost(begun, 9).evaluated == {1.0: 20 * 70_000 + 20 * 10_000, 0.0625: 70_000}
-    assert compute_cost(begun, 10).evaluated == {1.0: 19 * 70_000 + 19 * 10_000, 0.0625: 70_000}
-    odd = job("data=mnist", "mix=a", "evaluate.every=150")  # in rounds 150 and 200
-    assert [compute_cost(odd, done).evaluated[1.0] for done in (149, 150, 199)] == [2 * 80_000, 80_000, 80_000]

@@ -58,11 +58,6 @@ def test_the_run_config_is_that_of_heterofl_run(monkeypatch, tmp_path):
     assert job("data=digits").config["sample.min-nodes"] == 20
 
 
-def test_without_a_gpu_a_job_computes_on_none():
-    asked = (), ("engine.gpus=0",), ("engine.gpus=0.5",), ("engine.gpus=0", "engine.device=mps")
-    assert [job(*own).config["engine.device"] for own in asked] == ["auto", "cpu", "auto", "mps"]
-
-
 @pytest.fixture
 def tiny(tmp_path) -> Job:
     return job(*SHRUNKEN, "num-rounds=3", path=tmp_path / "jobs" / "tiny")

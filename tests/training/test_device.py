@@ -2,7 +2,6 @@
 
 import ctypes
 from contextlib import suppress
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -20,7 +19,6 @@ from heterofl_flwr.training import (
     train,
 )
 from heterofl_flwr.training.device import give_back_gaps
-from tests.training.conftest import run_python
 
 
 @pytest.fixture
@@ -92,40 +90,6 @@ def test_thin_1x1_convolutions_stay_as_they_are_on_avx2(monkeypatch):
     for processor, expected in (("AVX2", False), ("AVX512", True)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda processor=processor: processor)
         assert [bears_channels_last(thin), bears_channels_last(wide)] == [expected, True]
-
-
-def run_with_glibc(code: str) -> list[int]:
-    """Run code in a process of its own; return the numbers that it prints after whether glibc did what it was told."""
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("needs Linux")
-    head = """
-from pathlib import Path
-from heterofl_flwr.training import give_back_freed_memory, keep_freed_memory
-from heterofl_flwr.training.device import give_back_gaps
-
-def in_use():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-"""
-    changed, *numbers = run_python(head + code)
-    if changed == "False":
-        pytest.skip("needs glibc")
-    return [int(number) for number in numbers]
-
-
-@pytest.mark.slow
-def test_gaps_between_blocks_in_use_go_back():
-    code = """
-keep_freed_memory()
-before = in_use()
-blocks = [(bytearray(4 << 20), bytearray(1 << 10)) for _ in range(8)]
-small = [one for _, one in blocks]
-del blocks
-kept = in_use() - before
-print(give_back_gaps(), kept, in_use() - before)
-"""
-    kept, left = run_with_glibc(code)
-    assert kept > 24 << 20
-    assert left < 4 << 20
 
 
 def test_without_the_switch_nothing_is_changed(monkeypatch):
