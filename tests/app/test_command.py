@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app.cli.main import MISUSED, main, status_of
+from heterofl_flwr.app.cli.main import MISUSED, status_of
 from heterofl_flwr.app.cli.settings import read_assignments, read_config
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings import to_toml
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,19 +30,6 @@ def test_what_the_system_refuses_is_no_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "mine: [Errno 2] No such file or directory: '/no/such'\n"
     monkeypatch.setattr(sys, "stdout", None)
     assert status_of("mine", lambda: 0) == 0
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ([], "num-rounds = 5   (from 'auto')\n    rounds of the run [an integer of 1 or more]\n"),
-        (["--format", "toml"], to_toml()),
-        (["--set", "data.name=cifar10", "--set", "data.split=non-iid-2", "--format", "toml"], "num-rounds = 800\n"),
-    ],
-)
-def test_settings_are_printed(capsys, options, text):
-    assert main(["settings", *options]) == 0
-    assert text in capsys.readouterr().out
 
 
 VALUES = {

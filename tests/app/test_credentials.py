@@ -95,20 +95,6 @@ def test_openssl_verifies_the_chain_as_strictly_as_it_can(folder):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("damage", "complaint"),
-    [
-        (lambda folder: (folder / "ca.key").unlink(), "has no ca.key beside it"),
-        (lambda folder: (folder / "ca.key").write_text("no key"), "ca.key is no key that can be read"),
-        (lambda folder: (folder / "server.crt").replace(folder / "ca.crt"), "ca.crt is not of ca.key"),
-    ],
-)
-def test_a_damaged_authority_is_named(folder, damage, complaint):
-    damage(folder)
-    with pytest.raises(ConfigError, match=complaint):
-        write_certificates(folder, HOSTS, 30)
-
-
 def test_names_of_nodes_and_hosts_are_plain(tmp_path):
     for name in ("", "../phone", "a/b", "-x", "server.key", "ca.crt", "phone.pub"):  # the last ones are other files
         with pytest.raises(ConfigError, match="expected a name of letters, digits"):

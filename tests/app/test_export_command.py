@@ -70,17 +70,6 @@ def test_a_level_may_be_a_rate_and_go_elsewhere(run, tmp_path):
     assert not (run / "exports").exists()
 
 
-def test_what_is_not_there_is_an_error(run, tmp_path, capsys):
-    assert "--level b: the run has no such model; expected all, or some of a (1), c (0.25)" in rejected(
-        capsys, run, "--level", "b"
-    )
-    assert "formats are tflite; expected some of safetensors, pt2, onnx" in rejected(capsys, run, "--formats", "tflite")
-    assert "is no folder of a run" in rejected(capsys, tmp_path / "nothing")
-    (tmp_path / "file").touch()
-    assert "is a file; expected a folder" in rejected(capsys, run, "--out", tmp_path / "file")
-    assert not (run / "exports").exists()
-
-
 def rewritten(run, **changes):
     path = run / "settings.json"
     content = json.loads(path.read_text())

@@ -23,7 +23,7 @@ from tests.deployment.processes import MARK, Processes, free_port, marked
 pytestmark = [pytest.mark.simulation, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-SAMPLE, CLASSIC = (Path(__file__).parent / name for name in ("sample_app", "classic_app"))
+SAMPLE = Path(__file__).parent / "sample_app"
 LONGEST = 600.0
 CLIENTS = 4
 SETTINGS = {
@@ -38,7 +38,6 @@ OWN = ["--clients", str(CLIENTS), *(word for key, value in SETTINGS.items() for 
 RUNS = {
     "local": [*OWN, "--grid", "local"],
     "killed": [*OWN, "--grid", "ray", "--parallel", "1"],
-    "classic": ["--app", str(CLASSIC), "--clients", "5"],
     "hangs": ["--app", str(SAMPLE), "--set", "fault=hangs", "--grid", "ray"],
 }
 CONNECTION = '[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "127.0.0.1:{}"\ninsecure = true\n'
@@ -75,7 +74,6 @@ def ended(home):
 
     try:
         begin("local")
-        begin("classic")
         begin("killed")
         wait_for(home / "killed" / "history.jsonl", "\n", started["killed"])
         started["killed"].kill()
@@ -154,13 +152,6 @@ def test_a_run_killed_on_ray_goes_on_in_one_process_to_its_bits(ended):
     assert ended["killed"].code == -signal.SIGKILL
     assert ended["resumed"].code == 0, ended["resumed"].err
     assert same(RunFolder(ended["killed"].folder).load_checkpoint().state, ended["local"].state)
-
-
-def test_the_classic_api_trains_mixed_levels_with_a_numpyclient(ended):
-    run = ended["classic"]
-    assert run.code == 0, run.err
-    assert run.log.count("rates [0.0625, 0.125, 0.25, 0.5, 1.0]") >= 3
-    assert len(re.findall(r"classic round \d: accuracy 0\.\d+", run.log)) == 3
 
 
 def test_an_interrupt_ends_the_run_at_once(ended):

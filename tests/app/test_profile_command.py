@@ -38,21 +38,3 @@ def test_a_model_is_profiled_as_it_is_asked_for(capsys):
     )
     assert int(row["parameters"]) == (3 * 9 + 1) * 4 + (4 * 9 + 1) * 8 + 9 * 2
     assert int(row["MACs"]) == 64 * 9 * 3 * 4 + 16 * 9 * 4 * 8 + 8 * 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["foo"], "'foo' is neither a data set (mnist, cifar10, wikitext2, digits) nor a model (cnn,"),
-        (["wikitext2", "--norm", "gn"], "unexpected keyword argument 'norm'"),
-        (["cnn", "--shape", "3x1x1", "--mix", "a"], "cnn of rate 1 with inputs of (3, 1, 1): Given input size"),
-        (["mnist", "--shape", "64"], "--shape 64: cnn takes inputs like 1x28x28"),
-    ],
-)
-def test_what_cannot_be_is_one_line_on_standard_error(capsys, arguments, text):
-    assert main(["profile", *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert text in err
-    assert err.startswith("heterofl: ")
-    assert err.count("\n") == 1

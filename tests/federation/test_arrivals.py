@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from heterofl_flwr import Evaluation, Levels, Limits, LocalGrid
+from heterofl_flwr import Levels, Limits, LocalGrid
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability, Nodes
-from tests.federation.tiny import Watched, bare_reply, build_normed, config, make_app, play
+from tests.federation.tiny import Watched, bare_reply, config, make_app, play
 
 
 class Arriving(Watched):
@@ -99,18 +99,6 @@ def test_at_one_size_there_is_nothing_to_say():
 def test_whom_the_table_of_levels_names_need_not_say_anything():
     ids = dict.fromkeys(map(str, LocalGrid(make_app(), 3).get_node_ids()), "a")
     assert set(run(make_app(capability=None), limits=Limits(levels=Levels(table=ids))).log.rates.values()) == {1.0}
-
-
-def test_mods_that_read_the_round_of_any_message_work():
-    def mod(message, context, call_next):
-        assert message.content["config"]["server-round"] == 1
-        return call_next(message, context)
-
-    app = make_app(build=build_normed)
-    app._mods.append(mod)
-    strategy = run(app, build=build_normed, evaluation=Evaluation())
-    assert strategy.log.rates == {0: 1.0, 1: 0.25, 2: 0.25}
-    assert strategy.log.evaluate_failures == {}
 
 
 def no_partition(message, context):

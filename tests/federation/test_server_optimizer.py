@@ -1,4 +1,4 @@
-"""Server optimisers, and runs that go on where they stopped."""
+"""Server optimisers, and runs with each stage that go on where they stopped."""
 
 from dataclasses import replace
 from functools import partial
@@ -11,6 +11,8 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 
 from heterofl_flwr import Adagrad, Adam, Evaluation, HeteroFL, LocalGrid, Momentum, Yogi, multi_step
+from heterofl_flwr.stages.moving_average import MovingAverage
+from heterofl_flwr.stages.nesterov import Nesterov
 from tests.federation.tiny import Keep, bare_reply, build, build_normed, config, equal, make_app
 
 NODES = 6
@@ -118,13 +120,20 @@ def test_options_are_flowers_and_so_are_their_defaults():
             assert own.default == expected[name].default
 
 
-@pytest.mark.parametrize(("optimizer", "stop"), [*zip([None, *OPTIMIZERS], (3, 1, 3, 5, 3), strict=True)], ids=repr)
-def test_a_run_that_goes_on_equals_one_that_never_stopped(optimizer, stop):
+def _kind(given):
+    return type(given).__name__
+
+
+STAGES = (None, *OPTIMIZERS, Nesterov(0.9), MovingAverage(0.8))
+
+
+@pytest.mark.parametrize(("stage", "stop"), [*zip(STAGES, (3, 1, 3, 5, 3, 1, 3), strict=True)], ids=_kind)
+def test_a_run_that_goes_on_equals_one_that_never_stopped(stage, stop):
     options = {"build": build_normed, "evaluation": Evaluation(every=2, levels=True), "seed": 4}
-    whole, state, progress = run(6, optimizer, **options)
-    _, half, begun = run(stop, optimizer, **options)
-    options |= {"first_round": stop + 1, "arrays": ArrayRecord(half), "kept": begun[-1].stages}
-    resumed, rest_state, rest = run(6, optimizer, **options)
+    whole, state, progress = run(6, stage, **options)
+    _, _, begun = run(stop, stage, **options)
+    options |= {"first_round": stop + 1, "arrays": ArrayRecord(dict(begun[-1].state)), "kept": begun[-1].stages}
+    resumed, rest_state, rest = run(6, stage, **options)
     assert equal(state, rest_state)
     assert equal(whole.engine.chain.state(), resumed.engine.chain.state())
     for one, two in zip(progress[stop:], rest, strict=True):

@@ -9,7 +9,6 @@ from torch import nn
 
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import Plan, width
-from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, save_models
 from tests.core.twin import Reply, counting_mean, held
@@ -99,15 +98,3 @@ def test_final_models_have_them_once(tmp_path):
     model = load_model(folder, "b", Words)
     assert model.decoder.weight is model.embedding.weight
     torch.testing.assert_close(model.decoder.weight.detach(), state["decoder.weight"][:, :4])
-
-
-def test_inner_widths_train_tied_too():
-    model, words = Words(1.0), torch.arange(7)
-    smaller = Words(0.5)
-    ordered = Nested(model, [smaller], "ordered")
-    whole, part = model(words), Words(0.5)
-    part.load_state_dict(Plan.of(model, part).extract(dict(model.named_parameters())), strict=False)
-    torch.manual_seed(0)
-    found = [ordered.all_logits(words)[0] for _ in range(10)]
-    assert {torch.equal(logits, whole) for logits in found} == {True, False}
-    assert all(torch.equal(logits, whole) or torch.allclose(logits, part(words), atol=1e-6) for logits in found)

@@ -1,13 +1,10 @@
 """Replies in fewer bits: who asks, who answers how, what is refused, and that all else stays as it is."""
 
-import weakref
-
 import pytest
 import torch
 
-from heterofl_flwr import Windowed
 from heterofl_flwr.client import reply, submodel
-from tests.federation.tiny import build, equal, inputs, make_app, play
+from tests.federation.tiny import build, inputs, make_app, play
 
 FORMS = ("float16", "int8")
 
@@ -52,18 +49,3 @@ def test_bytes_are_those_that_travelled(upload):
 
     strategy, _ = state_after(upload, train)
     assert strategy.log.bytes_up == sum(sizes)
-
-
-@pytest.mark.parametrize("upload", ["float32", *FORMS])
-def test_in_a_window_replies_are_freed_one_by_one(upload):
-    alive, most = weakref.WeakSet(), []
-
-    def train(message, context):
-        most.append(len(alive))
-        answer = descend(message, context)
-        alive.add(answer)
-        return answer
-
-    windowed = state_after(upload, train, wrap=lambda grid: Windowed(grid, 2))[1]
-    assert max(most) <= 3  # two in the window, and the one that the strategy has in hand
-    assert equal(windowed, state_after(upload, train)[1])

@@ -87,19 +87,6 @@ def test_a_turn_always_meets_the_same_fate(seed, server_round, partition, rate):
         assert all(one != two for one, two in zip(mine, fate(*other), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("profiles", "options", "match"),
-    [
-        ({}, {}, r"device profiles are \{\}; expected a mapping from levels to DeviceProfile"),
-        ({"a": 3}, {}, "the profile of level a is 3; expected a DeviceProfile"),
-        ({"a": FAST}, {"deadline": math.nan}, "deadline is nan; expected a number of seconds over 0"),
-    ],
-)
-def test_invalid_devices_raise(profiles, options, match):
-    with pytest.raises(ConfigError, match=match):
-        Devices(profiles, nothing, **options)
-
-
 def test_all_invalid_fields_of_a_profile_are_named_at_once():
     with pytest.raises(ConfigError, match=r"macs_per_second is 0, .*available is 0, .*drop_out is 1, .*jitter is -1"):
         DeviceProfile(macs_per_second=0, download=1, upload=1, available=0, drop_out=1, jitter=-1)

@@ -1,8 +1,6 @@
 """Rounds on simulated devices: who takes part, what is refused, and time and energy beside a slow twin."""
 
 import math
-import weakref
-from collections import deque
 
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -10,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices, Windowed
 from heterofl_flwr.client import share_of_work
 from heterofl_flwr.errors import ConfigError, ReplyError
-from heterofl_flwr.exchange import Relay, outcomes
+from heterofl_flwr.exchange import outcomes
 from heterofl_flwr.grids.devices import Turn
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
 from heterofl_flwr.messages import SimulatedFault
@@ -161,28 +159,6 @@ def test_clients_that_fail_have_their_own_fault_and_no_time(caplog):
     assert "the worker is gone" in record.failures[5]
     assert record.joules == pytest.approx(1 + 2 + 3 + 4 + 5, rel=1e-6)
     assert late(3.5) not in caplog.text  # what is meant to happen is no warning
-
-
-class Streaming(Relay):
-    """A grid that hands its replies over one by one, and counts how many of them are alive at once."""
-
-    most = 0
-
-    def send_and_receive(self, messages, *, timeout=None):
-        replies, traces = deque(super().send_and_receive(messages, timeout=timeout)), []
-        while replies:
-            traces.append(weakref.ref(replies[0]))
-            yield replies.popleft()
-            if "arrays" in messages[0].content:
-                self.most = max(self.most, sum(trace() is not None for trace in traces))
-
-
-@pytest.mark.parametrize(("deadline", "least", "held"), [(100.0, 1, 1), (0.5, 3, 3)])
-def test_no_more_replies_are_held_than_may_be_needed(deadline, least, held):
-    with LocalGrid(make_app(), 8) as grid:
-        streaming = Streaming(grid)
-        run(streaming, deadline_of(deadline), mix="a1", min_replies=least)
-    assert streaming.most == held
 
 
 @pytest.mark.parametrize(("deadline", "least"), [(40.0, 6), (0.5, 1), (0.5, 3)])

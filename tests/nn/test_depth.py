@@ -138,21 +138,3 @@ def test_what_a_shallow_model_does_not_use_does_not_count():
     assert build(1.0).untrained == ()
     assert build(0.5).untrained == tuple(f"norms.{n}.{own}" for n in (2, 3) for own in ("weight", "bias"))
     assert not hasattr(shallow(stack(), "1.*", X)(0.5), "untrained")
-
-
-class ByNumber(nn.Module):
-    """A stack whose blocks the code names by number."""
-
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
-
-    def forward(self, x):
-        for number in range(3):
-            x = self.blocks[number](x)
-        return x
-
-
-def test_code_that_goes_by_number_is_told_how_to_go_over_blocks():
-    with pytest.raises(ShapeError, match=r"without block blocks\.2 .*: let its code go over its blocks"):
-        shallow(ByNumber(), "blocks.*", torch.zeros(1, 3))

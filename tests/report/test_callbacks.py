@@ -22,19 +22,6 @@ def test_tensorboard_gets_every_round_once_also_of_a_resumed_run(folder, fake):
     assert "train/a/loss" in events.Tags()["scalars"]
 
 
-def test_tensorboard_gets_the_last_evaluation(folder, fake):
-    tracker, progress = TensorBoard(folder), fake.progress(2, 6)
-    levels, progress.record.evaluate_by_level = progress.record.evaluate_by_level, {}
-    tracker.on_start(1, 6, {})
-    tracker.on_round_end(progress)
-    progress.record.evaluate_by_level = levels
-    tracker.on_last_evaluation(progress)
-    tracker.on_end({})
-    events = EventAccumulator(str(folder.events))
-    events.Reload()
-    assert [event.step for event in events.Scalars("evaluate/b/global-accuracy")] == [2]
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """Install modules that note every call, and return the notes."""

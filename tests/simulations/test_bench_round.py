@@ -1,12 +1,9 @@
 """The sides of the benchmark of rounds, on a data set of 400 images laid out like MNIST."""
 
-from collections import Counter
-
 import pytest
 
-from heterofl_flwr.core import LEVELS
 from simulations.bench import __main__ as bench
-from simulations.reference.rounds import Experiment, Parts, balanced_seed, members
+from simulations.reference.rounds import Experiment, Parts
 from tests.simulations.tiny_data import write_tiny
 
 CLIENTS = 20
@@ -22,13 +19,6 @@ def experiment(tmp_path_factory) -> Experiment:
 @pytest.fixture(scope="module")
 def command(experiment) -> list[str]:
     return ["round", "--root", experiment.root, "--clients", str(CLIENTS)]
-
-
-def test_ten_clients_train_two_of_each_level():
-    rates = members(100, balanced_seed(100))
-    assert Counter(rates.values()) == dict.fromkeys(LEVELS.values(), 2)
-    assert len(rates) == 10
-    assert all(rate == [*LEVELS.values()][partition // 20] for partition, rate in rates.items())
 
 
 @pytest.mark.slow

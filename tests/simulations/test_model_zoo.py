@@ -9,7 +9,7 @@ from torch import nn
 from simulations.model_zoo import __main__ as zoo
 from simulations.model_zoo import models
 from simulations.model_zoo.check import check
-from simulations.model_zoo.sources import SOURCES, Case, NotBuiltError, Source
+from simulations.model_zoo.sources import Case, NotBuiltError, Source
 from tests.elastic_models.families import Then
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -92,14 +92,3 @@ def test_the_command_goes_on_where_it_was_and_writes_the_page(tmp_path, capsys, 
     assert zoo.main(given) == 0
     assert (tmp_path / "models.md").read_text() == page
     assert zoo.main(["torch:odd", "--findings", str(findings)]) == 1
-
-
-@pytest.mark.parametrize("name", ["squeezenet1_1", "BertLMHeadModel"])
-def test_models_of_packages_are_made_without_a_download(name):
-    source = "torchvision" if name.islower() else "transformers"
-    pytest.importorskip(source)
-    assert name in SOURCES[source].names()
-    case = SOURCES[source].make(name)
-    assert SOURCES[source].family(name) in ("squeezenet", "bert")
-    with torch.no_grad():
-        assert case.model.eval()(case.inputs).shape[0] == 2

@@ -5,10 +5,8 @@ import pytest
 from heterofl_flwr.settings import from_flat
 from simulations.results.claims import CLAIMS, claims_page
 from simulations.results.configurations import configurations, published
-from simulations.results.figures import draw_panel, panels
 from simulations.results.paper import Job, by_job, departures, differences, job_of, read_cells
 from simulations.results.runs import read_run, read_runs
-from tests.simulations.conftest import PARAMETERS
 
 
 def test_a_job_is_read_from_settings():
@@ -100,25 +98,3 @@ def test_a_claim_holds_only_where_the_whole_interval_does(page, dynamic, fix, ve
     (row,) = found["Dynamic is better than Fix"]
     assert row.split(" | ")[1] == "b-e (dynamic) against b-e (fix)"
     assert row.split(" | ")[4] == verdict
-
-
-def drawn(folder):
-    """Return the axes of the panels that have points."""
-    found = {panel.name: draw_panel(panel, reached_in(folder)) for panel in panels()}
-    return {name: figure.axes[0] for name, figure in found.items() if figure}
-
-
-def test_a_point_is_at_the_mean_parameters_final_and_best(make_run, tmp_path):
-    for mix in ("a1-e9", "a5-e5", "a1"):
-        evaluated = {100: {"global-accuracy": 0.98}, 200: {"global-accuracy": 0.9}}
-        make_run(mix, evaluated, mix=mix, assignment="fix")
-    make_run("dynamic", mix="a1-e1")
-    (axes,) = (own for name, own in drawn(tmp_path / "runs").items() if name == "3a")
-    shares = [0.1, 0.5, 1.0]
-    sizes = [share * PARAMETERS["a"] + (1 - share) * PARAMETERS["e"] for share in shares]
-    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    found = {own.get_label(): own.lines[0].get_xydata().tolist() for own in axes.containers}
-    assert {*lines, *found} >= {"a-e, final", "a-e, best"}
-    assert found["a-e, final"] == [[pytest.approx(size), 90.0] for size in sizes]
-    assert found["a-e, best"] == [[pytest.approx(size), 98.0] for size in sizes]
-    assert "a-b, final" not in found  # it has nothing but the end that all curves share

@@ -1,4 +1,4 @@
-"""Nesterov's momentum on the server: against torch, where nobody holds an entry, and after a break."""
+"""Nesterov's momentum on the server: against torch, where nobody holds an entry."""
 
 import pytest
 import torch
@@ -41,17 +41,6 @@ def test_a_round_without_holders_is_as_if_it_had_not_been():
     *_, without = rounds(Nesterov(), start, [first, last], [all_, all_])
     assert torch.equal(with_it[1], without[1])
     assert not torch.equal(with_it[0], without[0])
-
-
-def test_a_run_that_goes_on_has_the_same_velocity():
-    start, changes = made(4)
-    all_ = [torch.full((3, 4), 5)] * 4
-    *_, whole = rounds(Nesterov(), start, changes, all_)
-    stage, other = Nesterov(), Nesterov()
-    *_, half = rounds(stage, start, changes[:2], all_[:2])
-    other.load(stage.state())
-    *_, rest = rounds(other, half, changes[2:], all_[2:], first=3)
-    assert torch.equal(rest, whole)
 
 
 @pytest.mark.parametrize("arguments", [(1.0,), (-0.1,), (float("nan"),), (0.9, 0.0), (0.9, float("inf"))])

@@ -1,1 +1,0 @@
-"""A classic Flower app, as the tests of the launcher run it."""
