@@ -1,0 +1,188 @@
+"""Federations in memory: both sides of secure aggregation without Flower, and a slow twin in plain integers."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from heterofl_flwr.core import Aggregator, Plan
+from heterofl_flwr.core.slice_rules import make_slice_function
+from heterofl_flwr.secure.client import ClientRound, make_keys
+from heterofl_flwr.secure.fixed_point import largest_steps
+from heterofl_flwr.secure.roster import Roster, compact
+from heterofl_flwr.secure.server import ServerRound
+from heterofl_flwr.secure.slices import COUNTS
+
+WIDTH, CLASSES, INPUTS = 8, 3, 2
+SHAPES = {
+    "hidden.weight": (WIDTH, INPUTS),
+    "hidden.bias": (WIDTH,),
+    "last.weight": (CLASSES, WIDTH),
+    "last.bias": (CLASSES,),
+}
+ROWS = ("last.weight", "last.bias")
+PHASES = ("keys", "shares", "train", "reveal")
+
+
+def plan_of(width, rule="prefix", server_round=1, partition=0):
+    """Return the plan of a client whose hidden layer has so many units."""
+    local = {
+        "hidden.weight": (width, INPUTS),
+        "hidden.bias": (width,),
+        "last.weight": (CLASSES, width),
+        "last.bias": (CLASSES,),
+    }
+    function = make_slice_function(rule, seed=0, server_round=server_round, rate=width / WIDTH, partition=partition)
+    return Plan.between(SHAPES, local).sliced(function)
+
+
+@dataclass
+class Federation:
+    """Clients' plans, their changes in steps, their classes (None for all), and in which phase each is lost."""
+
+    plans: list
+    steps: list
+    labels: list
+    lost: dict = field(default_factory=dict)
+    least: int = 3
+
+    def roster(self, keys, server_round=1):
+        """Return the roster of the clients whose keys came."""
+        axes, plans, numbers = compact({number: self.plans[number].axes for number in keys})
+        return Roster(
+            server_round=server_round, least=self.least, bound=1.0, rows=ROWS, extra_rows=True, grid=(), axes=axes, plans=plans,
+            clients=[(numbers[number], *(key.hex() for key in own)) for number, own in keys.items()],
+        )  # fmt: skip
+
+    def left(self, phase):
+        """Return the clients that have answered a phase and all before."""
+        after = PHASES[PHASES.index(phase) + 1 :]
+        return [number for number in range(len(self.plans)) if self.lost.get(number, "") in ("", *after)]
+
+    def fill(self, number):
+        """Return what gives a client's vector: its steps, and 1 for each row that counts."""
+
+        def vector(roster, own, clients):
+            parts = []
+            for name, axes in own.items():
+                counted = CLASSES if self.labels[number] is None else self.labels[number]
+                row = np.array([counted == CLASSES or one in counted for one in range(CLASSES)]) if CLASSES else None
+                shape = tuple(map(len, axes))
+                by_row = row.reshape(-1, *[1] * (len(shape) - 1))
+                if name.startswith(COUNTS):
+                    parts.append(np.broadcast_to(by_row, shape).astype(np.int32).ravel())
+                    continue
+                own_steps = np.asarray(self.steps[number][name], np.int64)
+                parts.append((own_steps * by_row if name in ROWS else own_steps).astype(np.int32).ravel())
+            return np.concatenate(parts).view(np.uint32)
+
+        return vector
+
+
+def play(federation, *, spy=None):
+    """Return the sums and counts of a federation as its server finds them, through all phases."""
+    answers = {number: make_keys() for number in federation.left("keys")}
+    roster = federation.roster({number: keys for number, (keys, _) in answers.items()})
+    places = dict(zip(answers, range(len(answers)), strict=True))
+    clients = {places[number]: ClientRound(kept, roster) for number, (_, kept) in answers.items()}
+    numbers = {place: number for number, place in places.items()}
+    shares = {}
+    for number in federation.left("shares"):
+        own = places[number]
+        shares[own], kept = clients[own].share_keys()
+        clients[own] = ClientRound(kept, Roster.from_bytes(kept.roster))
+    server = ServerRound(roster, SHAPES, shares)
+    for number in federation.left("train"):
+        own = places[number]
+        masked, kept = clients[own].mask(server.members, server.shares_for(own), federation.fill(numbers[own]))
+        clients[own] = ClientRound(kept, roster)
+        server.add(own, masked.vector, masked.shares, masked.hashes)
+    revealed = {}
+    for number in federation.left("reveal"):
+        own = places[number]
+        revealed[own] = clients[own].reveal(server.survivors, server.seeds_for(own))
+    if spy is not None:
+        spy.update(server=server, clients=clients, revealed=revealed, roster=roster, places=places)
+    server.unmask(revealed)
+    return server.sums()
+
+
+def holds(plan, name, index):
+    """Whether a plan holds an entry."""
+    return all(
+        at in (axis.index if axis.index is not None else range(axis.kept))
+        for at, axis in zip(index, plan.axes[name], strict=True)
+    )
+
+
+def twin(federation):
+    """Return sums and counts entry by entry, in Python's integers: the protocol's promise, without any masks."""
+    members, survivors = federation.left("shares"), federation.left("train")
+    found = {}
+    for name, shape in SHAPES.items():
+        total, count = np.zeros(shape, object), np.zeros(shape, object)
+        for index in np.ndindex(*shape):
+            before = [number for number in members if holds(federation.plans[number], name, index)]
+            ring = len(before)
+            # The ring is everything that equally many held before; each entry of it must have enough who are left.
+            if ring < federation.least or ring in _closed(federation, members, survivors):
+                continue
+            for number in set(before) & set(survivors):
+                labels = federation.labels[number]
+                if name in ROWS and labels is not None and index[0] not in labels:
+                    continue
+                local = tuple(
+                    at if axis.index is None else axis.index.index(at)
+                    for at, axis in zip(index, federation.plans[number].axes[name], strict=True)
+                )
+                total[index] += int(federation.steps[number][name][local])
+                count[index] += 1
+        found[name] = total, count
+    return found
+
+
+def _closed(federation, members, survivors):
+    """Return the rings with an entry that fewer than the least number still hold."""
+    closed = set()
+    for name, shape in SHAPES.items():
+        for index in np.ndindex(*shape):
+            before = {number for number in members if holds(federation.plans[number], name, index)}
+            if len(before & set(survivors)) < federation.least:
+                closed.add(len(before))
+    return closed
+
+
+def counting_mean(federation, counts):
+    """Return the counting mean of the clients that are in the sum, of the same steps, by ``Aggregator``."""
+    state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    aggregator = Aggregator(state, ROWS)
+    for number in federation.left("train"):
+        steps = {name: torch.from_numpy(np.asarray(own, np.float64)) for name, own in federation.steps[number].items()}
+        aggregator.add(federation.plans[number], steps, labels=federation.labels[number])
+    return aggregator.result()
+
+
+@st.composite
+def federations(draw, most=9):
+    """Draw a federation: slices by any rule or by several, changes up to the bound, classes, who is lost and when."""
+    clients = draw(st.integers(3, most))
+    rule = draw(st.sampled_from(["prefix", "rolling", "random-level", "random-client"]))
+    server_round = draw(st.integers(1, 20))
+    widths = draw(st.lists(st.sampled_from([1, 2, 4, 8]), min_size=clients, max_size=clients))
+    plans = [plan_of(width, rule, server_round, number) for number, width in enumerate(widths)]
+    most_steps = largest_steps(clients)
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    steps = []
+    for plan in plans:
+        own = {name: generator.integers(-most_steps, most_steps + 1, shape) for name, shape in plan.shapes.items()}
+        if draw(st.booleans()):  # everything at the bound
+            own = {name: np.full_like(one, most_steps) for name, one in own.items()}
+        steps.append(own)
+    labels = [draw(st.none() | st.lists(st.integers(0, CLASSES - 1), unique=True)) for _ in range(clients)]
+    lost = draw(st.dictionaries(st.integers(0, clients - 1), st.sampled_from(PHASES), max_size=clients))
+    return Federation(plans, steps, labels, lost, draw(st.integers(2, 4)))
+
+
+def without_losses(federation):
+    return replace(federation, lost={})
