@@ -12,6 +12,9 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 from typing import cast
 from weakref import WeakSet
 
@@ -20,7 +23,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, R
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from heterofl_flwr import messages, packing
+from heterofl_flwr import compat, messages, packing
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
@@ -35,15 +38,15 @@ from heterofl_flwr.local_model import for_evaluation, model_at, parameters_of
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import collect_moments
-from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.registry import client_stages
-from heterofl_flwr.stages.stage import ClientContext, Outgoing, Pull
+from heterofl_flwr.stages.stage import AS_THEY_ARE, ClientContext, Outgoing, Pull
 from heterofl_flwr.training.distilled_loss import distilled_loss, note_inner_widths
 
 __all__ = [
     "answer_capability",
     "answer_moments",
     "answer_queries",
+    "answer_stages",
     "distilled_loss",
     "models_to_evaluate",
     "own_part",
@@ -59,6 +62,12 @@ _KEPT = "heterofl-own"
 
 _STAGES = "stages/"
 """What the names of the latter begin with."""
+
+_NOTES = "heterofl-round"
+"""The record of a node's context with what stages keep during a round, which never leaves the node's memory."""
+
+_CONTEXT: ContextVar[Context | None] = ContextVar("context", default=None)
+"""The context of the node whose message is being answered."""
 
 _PULLED: WeakSet[nn.Module] = WeakSet()
 """The models that were trained with the pull of their instruction."""
@@ -234,15 +243,14 @@ def reply(
     if model is None and message.metadata.message_type == MessageType.TRAIN:
         raise ConfigError("an answer to training has no model: give reply what submodel returned, trained")
     config: dict[str, object] = {}
-    if labels is not None:
-        config[messages.LABELS] = sorted({int(label) for label in labels})
+    known: Sequence[int] | None = None if labels is None else sorted({int(label) for label in labels})
     if capacity is not None:
         config[messages.CAPACITY] = rate_of(capacity)
     records: Mapping[str, ArrayRecord] = {}
     if model is not None:
-        upload = messages.read_upload(messages.read_config(message))
+        given = Outgoing(tensors={}, labels=known, num_examples=num_examples, metrics=metrics or {})
         kept = _kept_by_stages(context)
-        records = _pack_trained(message, model, upload, kept)
+        outgoing = _run_stages(message, model, given, kept, context)
         if kept and (context is None or model not in _PULLED):
             raise ConfigError(
                 f"{', '.join(sorted({name.partition('/')[0] for name in kept}))}: the strategy pulls clients, "
@@ -251,8 +259,13 @@ def reply(
         own = own_part(message, model) | {f"{_STAGES}{name}": tensor for name, tensor in kept.items()}
         if context is not None and own:
             keep_part(context, own)
-        if upload != "float32":
-            config[messages.UPLOAD] = upload
+        records = packing.pack_trained(outgoing.tensors, outgoing.scales, outgoing.form)
+        known, num_examples, metrics = outgoing.labels, outgoing.num_examples, outgoing.metrics
+        config |= outgoing.said
+        if outgoing.form != AS_THEY_ARE:
+            config[messages.UPLOAD] = outgoing.form
+    if known is not None:
+        config[messages.LABELS] = list(known)
     reported = messages.new_metrics(metrics or {}, num_examples)
     content = RecordDict({messages.CONFIG: messages.new_config(config), messages.METRICS: reported, **records})
     return Message(content, reply_to=message)
@@ -265,7 +278,7 @@ def answer_queries(
     *,
     build_from: Callable[[Context], Build] | None = None,
 ) -> None:
-    """Let a ClientApp answer the server's two questions.
+    """Let a ClientApp answer the server's questions, and ``reply`` find what stages keep during a round.
 
     Parameters
     ----------
@@ -291,12 +304,49 @@ def answer_queries(
     def capability(message: Message, context: Context) -> Message:
         return answer_capability(message, context)
 
+    @app.query("stages")  # type: ignore[untyped-decorator, unused-ignore]
+    def stages(message: Message, context: Context) -> Message:
+        return answer_stages(message, context)
+
+    compat.wrap_calls(app, answering)
     if data is None:
         return
 
     @app.query("moments")  # type: ignore[untyped-decorator, unused-ignore]
     def moments(message: Message, context: Context) -> Message:
         return answer_moments(message, build_of(context), lambda: data(context))
+
+
+def answer_stages(message: Message, context: Context) -> Message:
+    """Return what this node says to what the strategy's stages ask beside training."""
+    said: dict[str, object] = {}
+    given = ClientContext(received=dict, seed=0, notes=_notes(context))
+    for stage in client_stages(messages.read_config(message)):
+        said |= stage.answer(given)
+    _keep_notes(context, given.notes)
+    return Message(RecordDict({messages.CONFIG: messages.new_config(said)}), reply_to=message)
+
+
+@contextmanager
+def answering(context: Context) -> Iterator[None]:
+    """Let ``reply`` know whose context it is, without being given it."""
+    token = _CONTEXT.set(context)
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)
+
+
+def _notes(context: Context | None) -> dict[str, bytes] | None:
+    if context is None:
+        return None
+    record = context.state.get(_NOTES)
+    return cast("dict[str, bytes]", dict(record)) if isinstance(record, ConfigRecord) else {}
+
+
+def _keep_notes(context: Context | None, notes: Mapping[str, bytes] | None) -> None:
+    if context is not None:
+        context.state[_NOTES] = ConfigRecord(dict(notes or {}))
 
 
 def answer_moments(
@@ -330,14 +380,14 @@ def _read_state(message: Message) -> dict[str, Tensor]:
     return packing.read_tensors(records[messages.ARRAYS])
 
 
-def _pack_trained(
-    message: Message, model: nn.Module, upload: Upload, kept: dict[str, Tensor]
-) -> dict[str, ArrayRecord]:
-    """Return what is sent of a model's parameters, after the stages that the instruction names."""
+def _run_stages(
+    message: Message, model: nn.Module, given: Outgoing, kept: dict[str, Tensor], context: Context | None
+) -> Outgoing:
+    """Return what is sent of a model's parameters and beside, after the stages that the instruction names."""
     config = messages.read_config(message)
     shared = messages.read_shared(config)
-    outgoing = Outgoing(
-        tensors={name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
+    outgoing = replace(
+        given, tensors={name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
     )
     sent = set(messages.array_records(message.content).get(messages.ARRAYS) or ())
     if other := sorted(outgoing.tensors.keys() - sent) or sorted(sent - outgoing.tensors.keys()):
@@ -345,10 +395,14 @@ def _pack_trained(
             f"the model given to reply has other parameters than the message's ({', '.join(other[:3])}): give reply "
             f"what submodel returned, and not what DataParallel, torch.compile or Opacus made of it"
         )
-    context = ClientContext(received=lambda: _read_state(message), seed=seed_of(message), kept=kept)
+    node = _CONTEXT.get() or context
+    notes = _notes(node)
+    told = ClientContext(received=lambda: _read_state(message), seed=seed_of(message), kept=kept, notes=notes)
     for stage in client_stages(config):
-        outgoing = stage.on_client(outgoing, context)
-    return packing.pack_trained(outgoing.tensors, outgoing.scales, upload)
+        outgoing = stage.on_client(outgoing, told)
+    if notes:
+        _keep_notes(node, notes)
+    return outgoing
 
 
 def _build_models(

@@ -5,13 +5,14 @@ Flower has no promise for these names. Where no version stands beside a name, 1.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flwr
-from flwr.app import Message
+from flwr.app import Context, Message
 from flwr.app.message import make_message
+from flwr.clientapp import ClientApp
 from flwr.common.config import get_project_config
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
@@ -47,6 +48,7 @@ __all__ = [
     "set_metadata",
     "some_identity",
     "warn_if_untested",
+    "wrap_calls",
 ]
 
 FLOWER = tuple(int(part) for part in flwr.__version__.split(".")[:2])
@@ -109,6 +111,19 @@ def some_identity() -> Iterator[None]:
 def set_metadata(message: Message, **values: object) -> None:
     """Change metadata of a message: Flower's own grids write them like this, because the properties have no setters."""
     message.metadata.__dict__.update({f"_{name}": value for name, value in values.items()})
+
+
+def wrap_calls(app: ClientApp, around: Callable[[Context], AbstractContextManager[None]]) -> None:
+    """Let each call of a ClientApp run within a context manager, inside of the lifespan that it has."""
+    own: Any = app  # typed as if its lifespan could not change
+    inner = own._lifespan
+
+    @contextmanager
+    def lifespan(context: Context) -> Iterator[None]:
+        with inner(context), around(context):
+            yield
+
+    own._lifespan = lifespan
 
 
 def get_nodes(grid: Any) -> Iterable[NodeInfo]:

@@ -6,7 +6,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from heterofl_flwr import compat, messages
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, Run
 from heterofl_flwr.errors import SILENT, Fault, HeteroFLError, ReplyError, short
+from heterofl_flwr.stages.stage import Said, Talk
 
 LONGEST_PAUSE = 1.0
 """Seconds between two looks for replies on a grid that cannot wait for them."""
@@ -22,6 +23,8 @@ _OTHER_SIZE = ("Error(s) in loading state_dict", "size mismatch")
 """How torch says that a slice is not the model into which a client loads it."""
 
 _NO_HANDLER = re.compile(r"No (?:evaluate|query) function registered with name")
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -291,6 +294,17 @@ def explained(fault: str) -> str:
 def lacks_handler(error: Error) -> bool:
     """Whether a ClientApp has no function for what it was asked: to Flower it is one of the errors that apps raise."""
     return error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION and bool(_NO_HANDLER.search(error.reason or ""))
+
+
+def converse(talk: Talk[Result], ask: Callable[[Mapping[int, Said]], Mapping[int, Said]]) -> Result:
+    """Ask clients what stages want to know, turn by turn; return what comes of it."""
+    try:
+        asked = next(talk)
+        while True:
+            asked = talk.send(ask(asked))
+    except StopIteration as end:
+        found: Result = end.value
+        return found
 
 
 def read_each(

@@ -16,7 +16,7 @@ from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, FaultKind, ReplyError
-from heterofl_flwr.stages import clip, compress, feddyn
+from heterofl_flwr.stages import clip, compress, feddyn, secure_sum
 from heterofl_flwr.stages.compress import Upload
 
 SCHEMA = 1
@@ -26,11 +26,12 @@ SCHEMA = 1
 ARRAYS = "arrays"
 CHANGES = "changes"
 SCALES = "scales"
+MASKED = secure_sum.FORM
 CONFIG = "config"
 METRICS = "metrics"
 MOMENTS = "moments"
 POSTERIORS = "posteriors"
-RECORDS = frozenset({ARRAYS, CHANGES, SCALES, CONFIG, METRICS, MOMENTS, POSTERIORS})
+RECORDS = frozenset({ARRAYS, CHANGES, SCALES, MASKED, CONFIG, METRICS, MOMENTS, POSTERIORS})
 
 # Keys of configs.
 SCHEMA_KEY = "heterofl-schema"
@@ -49,7 +50,9 @@ RATES = "rates"
 SLICE_RULE = "slice-rule"
 WINDOW = "window"
 MOMENTS_KIND = "moments-kind"
-UPLOAD, CLIP, FEDDYN = compress.KEY, clip.KEY, feddyn.KEY
+UPLOAD, CLIP, FEDDYN, SECURE_SUM = compress.KEY, clip.KEY, feddyn.KEY, secure_sum.KEY
+SECURE_ROSTER, SECURE_CLIENTS = secure_sum.ROSTER, secure_sum.CLIENTS
+SECURE_KEYS, SECURE_SEEDS, SECURE_HASHES = secure_sum.KEYS, secure_sum.SEEDS, secure_sum.HASHES
 SHARED = "shared"
 TRAINED = "has-trained"
 BASE = "frozen-base"
@@ -60,7 +63,7 @@ RUN_KEY = "run-key"
 
 RESERVED = frozenset(
     {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIP, SHARED, WORK}
-) | {TRAINED, BASE, FEDDYN}
+) | {TRAINED, BASE, FEDDYN, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
 """Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
 
 # Keys of metrics.
@@ -75,6 +78,7 @@ TASK_MOMENTS = "moments"
 # Queries, as Flower's message types name them.
 QUERY_CAPABILITY = "query.capability"
 QUERY_MOMENTS = "query.moments"
+QUERY_STAGES = "query.stages"
 
 # Keys of a node's own config (``--node-config``).
 NODE_LEVEL = "level"
@@ -209,12 +213,12 @@ def read_rates(config: Mapping[str, object], default: list[float]) -> list[float
     return list(value)
 
 
-def read_upload(config: Mapping[str, object], sender: str = SERVER) -> Upload:
-    """Return the form of a reply that an instruction asks for, or that a reply has; by default float32."""
-    value = config.get(UPLOAD, "float32")
-    if value not in get_args(Upload):
-        raise unexpected(value, UPLOAD, f"one of {', '.join(get_args(Upload))}", sender)
-    return cast("Upload", value)
+def read_form(config: Mapping[str, object], sender: str) -> str:
+    """Return the form that a reply has; by default float32."""
+    value, forms = config.get(UPLOAD, "float32"), (*get_args(Upload), MASKED)
+    if value not in forms:
+        raise unexpected(value, UPLOAD, f"one of {', '.join(forms)}", sender)
+    return str(value)
 
 
 def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:

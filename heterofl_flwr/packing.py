@@ -16,14 +16,14 @@ from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import check_names
 from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.messages import ARRAYS, CHANGES, SCALES, SERVER
+from heterofl_flwr.messages import ARRAYS, CHANGES, MASKED, SCALES, SERVER
 from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.stages.compress import Upload
 
-UPLOAD_RECORDS: Mapping[Upload, tuple[str, ...]] = {
+UPLOAD_RECORDS: Mapping[str, tuple[str, ...]] = {
     "float32": (ARRAYS,),
     "float16": (CHANGES,),
     "int8": (CHANGES, SCALES),
+    MASKED: (MASKED,),
 }
 """The records that carry parameters in each form of a reply."""
 
@@ -102,25 +102,29 @@ def read_npy(data: bytes) -> np.ndarray:
     return np.ndarray(shape, dtype, data, file.tell(), order="F" if by_columns else "C")
 
 
-def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, upload: Upload) -> dict[str, ArrayRecord]:
+def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, form: str) -> dict[str, ArrayRecord]:
     """Return what a client sends of its parameters as records, by their names."""
-    records = {UPLOAD_RECORDS[upload][0]: ArrayRecord(dict(tensors))}
+    records = {UPLOAD_RECORDS[form][0]: ArrayRecord(dict(tensors))}
     return records if scales is None else {**records, SCALES: ArrayRecord({SCALES: scales})}
 
 
 def unpack_trained(
-    records: Mapping[str, ArrayRecord], upload: Upload, plan: Plan, sender: str
+    records: Mapping[str, ArrayRecord], form: str, plan: Plan, sender: str
 ) -> tuple[Mapping[str, Tensor], Tensor | None]:
     """Return the tensors of a reply: parameters, or what they changed by and the scales of these.
 
     Before anything is read, other records than those of its form are rejected, other names, and far more bytes than
     those of its plan.
     """
-    expected = UPLOAD_RECORDS[upload]
+    expected = UPLOAD_RECORDS[form]
     if set(records) != set(expected):
         raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {' and '.join(expected)} alone")
-    check_names(plan, records[expected[0]])
-    check_sizes(records[expected[0]], {name: math.prod(shape) for name, shape in plan.shapes.items()}, sender)
+    sizes = {name: math.prod(shape) for name, shape in plan.shapes.items()}
+    if form == MASKED:  # one vector, of which a stage knows what it is made of
+        sizes = {MASKED: plan.parameters}
+    else:
+        check_names(plan, records[expected[0]])
+    check_sizes(records[expected[0]], sizes, sender)
     tensors = read_tensors(records[expected[0]], sender)
     if SCALES not in expected:
         return tensors, None

@@ -12,7 +12,7 @@ from torch import nn
 from heterofl_flwr import messages, packing
 from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.capability import answer_capability
-from heterofl_flwr.client import answer_moments, models_to_evaluate, reply
+from heterofl_flwr.client import answer_moments, answer_stages, answering, models_to_evaluate, reply
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError
@@ -36,6 +36,12 @@ app = CohortApp()
 def capability_query(message: Message, context: Context) -> Message:
     """Say what this node can hold and which part of the data it has."""
     return answer_capability(message, context)
+
+
+@app.query("stages")
+def stages_query(message: Message, context: Context) -> Message:
+    """Say what stages of the strategy want to know beside training."""
+    return answer_stages(message, context)
 
 
 @app.query("moments")
@@ -63,8 +69,8 @@ def _answer(cohort: Sequence[Instruction]) -> list[Message]:
     """Train clients of one rate, and return their replies."""
     replies = []
     for instruction, (model, result) in zip(cohort, _train(cohort), strict=True):
-        replies.append(
-            reply(
+        with answering(instruction.context):
+            answer = reply(
                 instruction.message,
                 model,
                 num_examples=result.examples,
@@ -72,7 +78,7 @@ def _answer(cohort: Sequence[Instruction]) -> list[Message]:
                 metrics={"loss": result.loss, "accuracy": result.accuracy},
                 context=instruction.own_context if instruction.task.keeps else None,
             )
-        )
+        replies.append(answer)
         instruction.keep()
     return replies
 

@@ -189,6 +189,11 @@ class HeteroFL(EngineView, Strategy):
                 f"{kept[0]} keeps something with each client, for which the classic API has no place: use "
                 f"heterofl_flwr.HeteroFL"
             )
+        if asking := [label(stage) for stage in stages if type(stage).before is not Stage.before]:
+            raise ConfigError(
+                f"{asking[0]} asks clients more than to train and to evaluate, for which the classic API has no place: "
+                f"use heterofl_flwr.HeteroFL"
+            )
         self.engine = self._inner.engine
         self.engine.num_rounds = num_rounds
         self._evaluate_fn = evaluate_fn

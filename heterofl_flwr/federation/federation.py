@@ -178,6 +178,9 @@ class Federation:
             rows=self.rows,
             untrained=self.untrained,
             holders=partial(self._count_holders, server_round, state),
+            by_label=self.options.averaging.labels != "none",
+            extra_rows=self.fidelity.extra_rows == "fixed",
+            grid=(self.options.privacy.clip, self.options.privacy.step) if self.options.privacy.noise else None,
         )
 
     def _count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from heterofl_flwr.federation.evaluation import Answer
 from heterofl_flwr.federation.federation import State
 from heterofl_flwr.federation.limits import least_replies
 from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.stages.stage import AS_THEY_ARE, Update
+from heterofl_flwr.stages.stage import AS_THEY_ARE, Said, Talk, Update
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class TrainReply:
     num_bytes: int
     form: str = AS_THEY_ARE
     scales: Tensor | None = None
+    said: Said = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,15 @@ class Round:
                 f"or sample.min-replies): let more take part, or ask for fewer replies"
             )
 
+    def before(self) -> Talk[Mapping[int, Said]]:
+        """Ask clients what stages want to know before they train; return who may train, and what each is told."""
+        clients = {node_id: Update(plan=own.plan, tensors={}, rate=own.rate) for node_id, own in self.slices.items()}
+        return self._chain.before(clients)
+
+    def after(self) -> Talk[None]:
+        """Ask clients what stages want to know when all replies were added."""
+        return self._chain.after()
+
     def add(self, node_id: int, reply: TrainReply) -> None:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
         own, nodes = self.slices[node_id], self._federation.nodes
@@ -101,6 +111,8 @@ class Round:
                 weight=1.0 if self._options.averaging.weights == "equal" else float(reply.num_examples),
                 form=reply.form,
                 scales=reply.scales,
+                client=node_id,
+                said=reply.said,
             )
         )
         self.answers[node_id] = float(reply.num_examples), reply.metrics

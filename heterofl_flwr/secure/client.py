@@ -140,7 +140,7 @@ class ClientRound:
         return Masked(vector, self._share_seeds(list(seeds.values()), view, others), hashes), secrets
 
     def _add_pairs(self, vector: Words, own: Slice, view: bytes, others: Sequence[int]) -> None:
-        """Add the masks shared with neighbours where both hold an entry: of a pair, one adds what the other subtracts."""
+        """Add the masks shared with neighbours, where both hold an entry: one of them adds, the other subtracts."""
         private, by_slice = bytes.fromhex(self.secrets.mask), dict[int, list[int]]()
         for other in others:
             by_slice.setdefault(self.roster.clients[other][0], []).append(other)
@@ -215,8 +215,8 @@ def member_rings(roster: Roster, members: Sequence[int], client: int) -> list[in
 
 def allowed_rings(roster: Roster, members: Sequence[int], survivors: Sequence[int]) -> set[int]:
     """Return the rings that may be unmasked: enough holders are left, and their masks hang together."""
-    numbers = (roster.by_slice(some) for some in (members, survivors))
-    return open_rings(roster.small, *numbers, roster.least) - roster.divided(survivors, members)
+    before, after = roster.by_slice(members), roster.by_slice(survivors)
+    return open_rings(roster.small, before, after, roster.least) - roster.divided(survivors, members)
 
 
 def add_private(vector: Words, rings: Counts, ring: int, seeds: Sequence[bytes], sign: int = 1) -> None:

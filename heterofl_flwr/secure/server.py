@@ -162,7 +162,7 @@ class ServerRound:
         return secret
 
     def sums(self) -> dict[str, tuple[NDArray[np.int32], Counts]]:
-        """Return for each parameter the sum of changes in steps, and how many clients count in it: 0 in closed rings."""
+        """Return for each parameter the sum of changes in steps, and how many clients count: 0 in closed rings."""
         before, after = (self.roster.by_slice(some) for some in (self.members, self.survivors))
         rings = count_holders(self._whole, self.roster.slices, before)
         counts = count_holders(self._whole, self.roster.slices, after)

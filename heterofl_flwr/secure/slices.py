@@ -7,7 +7,7 @@ the stream of two clients is that of the n-th entry of it. As a vector, a slice 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from heterofl_flwr.core.axes import Axes, positions
 
 Positions = NDArray[np.int64]
 Slice = Mapping[str, Sequence[Positions]]
+Vector = NDArray[Any]
+
 Counts = NDArray[np.uint16]
 """How many clients hold each entry of a slice."""
 
@@ -61,8 +63,8 @@ def whole(shapes: Mapping[str, Sequence[int]]) -> dict[str, list[Positions]]:
 class _Place(NamedTuple):
     start: int  # in the vector of the larger slice
     shape: tuple[int, ...]
-    index: tuple[slice, ...] | tuple[Positions, ...]
-    found: tuple[int, ...]  # the shape of what is at the index
+    at: tuple[Any, ...]  # slices or positions
+    found: tuple[int, ...]  # the shape of what is there
 
 
 class Places:
@@ -79,24 +81,24 @@ class Places:
                 self._places.append(_place(start, shape, local))
             start += math.prod(shape)
 
-    def add(self, vector: NDArray[np.generic], values: NDArray[np.generic]) -> None:
+    def add(self, vector: Vector, values: Vector) -> None:
         """Add a vector of the small slice to one of the large slice, in place."""
         for view, index, own in self._pairs(vector, values):
             view[index] += own
 
-    def add_number(self, vector: NDArray[np.generic], number: int) -> None:
+    def add_number(self, vector: Vector, number: int) -> None:
         """Add a number to each of these entries, in place."""
         for start, shape, index, _ in self._places:
             vector[start : start + math.prod(shape)].reshape(shape)[index] += vector.dtype.type(number)
 
-    def read(self, vector: NDArray[np.generic]) -> NDArray[np.generic]:
+    def read(self, vector: Vector) -> Vector:
         """Return the entries of the small slice from a vector of the large one."""
         values = np.empty(self.size, vector.dtype)
         for view, index, own in self._pairs(vector, values):
             own[...] = view[index]
         return values
 
-    def _pairs(self, vector: NDArray[np.generic], values: NDArray[np.generic]) -> Iterator[tuple]:
+    def _pairs(self, vector: Vector, values: Vector) -> Iterator[tuple[Vector, tuple[Any, ...], Vector]]:
         done = 0
         for start, shape, index, found in self._places:
             end = done + math.prod(found)
@@ -152,7 +154,7 @@ def reduced(slices: Sequence[Slice], names: Sequence[str], *, rows: bool = False
     return small
 
 
-def with_counts(slices: Sequence[Slice], rows: Sequence[str]) -> list[dict[str, list[Positions]]]:
+def with_counts(slices: Sequence[Slice], rows: Sequence[str]) -> list[Slice]:
     """Return the slices with entries for how many clients count in each row of parameters whose rows belong to classes.
 
     Who counts in a row is the same wherever the same clients hold it, so each class of columns has one number a row.

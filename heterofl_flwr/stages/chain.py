@@ -11,7 +11,7 @@ from torch import Tensor
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.stages.registry import CLIENT_STAGES
-from heterofl_flwr.stages.stage import RoundContext, Stage, State, Update, label
+from heterofl_flwr.stages.stage import RoundContext, Said, Stage, State, Talk, Update, label
 
 OpenMean = Callable[..., Aggregator]
 """Opens the mean of a round, with the arguments of ``Aggregator``."""
@@ -67,6 +67,7 @@ class Chain:
         ]
         for stage in self.stages:
             faults += self._faults(stage)
+        faults += self._faults_of_sum()
         if self.link.kind == "robust" and self.link.weights != "equal":
             faults.append("robust: a client that says its own weight outvotes others; expected weights='equal'")
         if faults:
@@ -94,6 +95,33 @@ class Chain:
                 f"that their entries have no direction; expected no {name}"
             )
 
+    def _faults_of_sum(self) -> Iterator[str]:
+        """Yield what a stage that sums replies itself, so that nobody sees them, makes impossible for others."""
+        summing = self._summing
+        if summing is None:
+            return
+        for stage in self.stages:
+            if stage is not summing and stage.reads_replies and type(stage).on_reply is not Stage.on_reply:
+                yield (
+                    f"{label(stage)} works on single replies, of which {label(summing)} lets nobody see any; expected "
+                    f"one of them alone"
+                )
+        if self._limits["norm_bound"]:
+            yield (
+                f"norm_bound is a bound on single replies, of which {label(summing)} lets nobody see any; expected "
+                f"norm_bound=0 (server.norm-bound)"
+            )
+
+    @property
+    def _summing(self) -> Stage | None:
+        """The stage that sums replies itself."""
+        return next((stage for stage in self.stages if type(stage).mean is not Stage.mean), None)
+
+    @property
+    def asks(self) -> bool:
+        """Whether stages ask clients after they have trained."""
+        return any(type(stage).after is not Stage.after for stage in self.stages)
+
     @property
     def sums_changes(self) -> bool:
         """Whether the mean is one of changes."""
@@ -106,17 +134,32 @@ class Chain:
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
         """Begin a round; ``remote`` says whether clients are on other machines, and so maybe not ours."""
         state, limits = context.state, dict(self._limits)
-        if remote and not limits["norm_bound"] and not self.sums_changes:
+        if remote and not limits["norm_bound"] and not self.sums_changes and not self._summing:
             limits["norm_bound"] = REMOTE_CHANGE * max(1.0, math.hypot(*(own.norm().item() for own in state.values())))
         if self.sums_changes:  # the zeros that they start from take no memory
             state = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
         self._context = context
-        self._mean = self.link.open(state, context.rows, **limits)
+        brought = self._summing.mean(state, context.rows) if self._summing else None
+        self._mean = self.link.open(state, context.rows, **limits) if brought is None else brought
+
+    def before(self, clients: Mapping[int, Update]) -> Talk[Mapping[int, Said]]:
+        """Ask clients before they train; return those that may train, with what their instructions say beside."""
+        context, told = self._opened()[1], {client: dict[str, object]() for client in clients}
+        for stage in self.stages:
+            said = yield from stage.before({client: clients[client] for client in told}, context)
+            told = {client: {**told[client], **own} for client, own in said.items()}
+        return told
+
+    def after(self) -> Talk[None]:
+        """Ask clients when all replies were added."""
+        for stage in self.stages:
+            yield from stage.after(self._opened()[1])
 
     def add(self, update: Update) -> None:
         """Add a client's update to the mean; ``ReplyError`` if it does not fit, and then nothing has changed."""
         mean, context = self._opened()
-        for stage in reversed(self.stages):
+        # Where one sums replies itself, the others have nothing to see.
+        for stage in [self._summing] if self._summing else reversed(self.stages):
             update = stage.on_reply(update, context)
         mean.add(update.plan, update.tensors, labels=update.labels, weight=update.weight)
 

@@ -17,6 +17,8 @@ KEY = "clip"
 class Clip(Stage):
     """Shorten a client's change of its slice to an L2 norm, on the client and again on the server."""
 
+    reads_replies = False
+
     def __init__(self, clip: float) -> None:
         self.clip = clip
 
@@ -34,7 +36,7 @@ class Clip(Stage):
 
     def on_client(self, outgoing: Outgoing, context: ClientContext) -> Outgoing:
         """Shorten the change before it is sent."""
-        return Outgoing(tensors=clipped(context.received(), outgoing.tensors, self.clip))
+        return replace(outgoing, tensors=clipped(context.received(), outgoing.tensors, self.clip))
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
         """Shorten the change, for a client may not have done so."""

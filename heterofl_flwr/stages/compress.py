@@ -38,6 +38,7 @@ class Compress(Stage):
 
     def __init__(self, upload: Upload) -> None:
         self.upload = upload
+        self.reads_replies = upload != AS_THEY_ARE
 
     def instruction(self) -> Mapping[str, float | str]:
         """Tell clients the form."""
@@ -56,7 +57,7 @@ class Compress(Stage):
         if self.upload == AS_THEY_ARE:
             return outgoing
         tensors, scales = compress(context.received(), outgoing.tensors, self.upload, seed=context.seed)
-        return Outgoing(tensors=tensors, form=self.upload, scales=scales)
+        return replace(outgoing, tensors=tensors, form=self.upload, scales=scales)
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
         """Return the parameters that changes are of; a client may send another form than it was asked for."""

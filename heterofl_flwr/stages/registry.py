@@ -11,6 +11,7 @@ from heterofl_flwr.stages.compress import Compress
 from heterofl_flwr.stages.feddyn import FedDyn
 from heterofl_flwr.stages.moving_average import MovingAverage
 from heterofl_flwr.stages.nesterov import Nesterov
+from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, Yogi
 from heterofl_flwr.stages.stage import Stage
 
@@ -23,6 +24,7 @@ STAGES: Mapping[str, tuple[type[Stage], str]] = MappingProxyType(
         "nesterov": (Nesterov, "momentum"),
         "moving-average": (MovingAverage, "decay"),
         "feddyn": (FedDyn, "alpha"),
+        "secure-sum": (SecureSum, "bound"),
     }
 )
 """The stages that ``server.stages`` can name, each with the argument that a number without a name is."""

@@ -1,11 +1,13 @@
 """A stage: what happens to a client's update on its way to the mean, and to the mean on its way to the new model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.core.counting_mean import Aggregator
 from heterofl_flwr.core.plan import Plan
 
 State = dict[str, Tensor]
@@ -16,6 +18,14 @@ AS_THEY_ARE = "float32"
 
 Held = Callable[[str], Tensor]
 """From a parameter's name to how many clients held each of its entries in this round."""
+
+Said = Mapping[str, object]
+"""What goes with a message or a reply beside parameters, by key: numbers, text, bytes, and lists of these."""
+
+Result = TypeVar("Result")
+
+Talk = Generator[Mapping[int, Said], Mapping[int, Said], Result]
+"""Asks clients, in several turns: yields what each is asked, and gets what those say that answer (``Stage.answer``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +48,10 @@ class Update:
         How the tensors are written: as they are (``float32``), or in the form of a stage, which turns them back.
     scales
         What belongs to that form: how large a step of tensors in few bits is.
+    client
+        The client, as long as the round lasts.
+    said
+        What the reply says beside.
     """
 
     plan: Plan
@@ -47,15 +61,21 @@ class Update:
     weight: float = 1.0
     form: str = AS_THEY_ARE
     scales: Tensor | None = None
+    client: int = 0
+    said: Said = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
-    """What a client sends of its parameters; ``tensors``, ``form`` and ``scales`` are those of ``Update``."""
+    """What a client sends; ``tensors``, ``form``, ``scales``, ``labels`` and ``said`` are those of ``Update``."""
 
     tensors: Mapping[str, Tensor]
     form: str = AS_THEY_ARE
     scales: Tensor | None = None
+    labels: Sequence[int] | None = None
+    num_examples: int = 1
+    metrics: Mapping[str, float | Sequence[float]] = field(default_factory=dict)
+    said: Said = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +96,12 @@ class RoundContext:
         From a rate to the parameters that its clients hold and do not train.
     holders
         From a parameter's name to how many clients hold each of its entries, whether they are drawn or not.
+    by_label
+        Whether rows count for the classes that clients name.
+    extra_rows
+        Whether rows beyond the classes count for every holder (``Fidelity.extra_rows``).
+    grid
+        Where noise is added: the L2 norm of the longest change, and the step of the grid on which changes are summed.
     """
 
     server_round: int
@@ -84,6 +110,9 @@ class RoundContext:
     rows: Sequence[str] = ()
     untrained: Callable[[float], frozenset[str]] = lambda rate: frozenset()
     holders: Held = lambda name: torch.ones(())
+    by_label: bool = True
+    extra_rows: bool = False
+    grid: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +127,15 @@ class ClientContext:
         A function of the run's seed, the round and the client.
     kept
         What the client's stages keep from task to task, by names that begin with the stage's own; write into it.
+    notes
+        What they keep from message to message of a round, in the node's memory and never on its disk; None where the
+        client's app does not say what its context is.
     """
 
     received: Callable[[], Mapping[str, Tensor]]
     seed: int
     kept: State = field(default_factory=dict)
+    notes: dict[str, bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +184,9 @@ class Stage:
 
     needs = Needs()
 
+    reads_replies = True
+    """Whether what ``on_reply`` does needs each reply; not if clients or ``on_mean`` do as much."""
+
     def instruction(self) -> Mapping[str, float | str]:
         """Return what the instruction to clients says of this stage, by key."""
         return {}
@@ -170,6 +206,30 @@ class Stage:
         """Return what the client sends in place of its parameters: clipped, compressed, masked."""
         del context
         return outgoing
+
+    def before(self, clients: Mapping[int, Update], context: RoundContext) -> Talk[Mapping[int, Said]]:
+        """Ask clients before they train; return those that may train, with what their instructions say beside.
+
+        ``clients`` have no tensors yet.
+        """
+        del context
+        yield from ()
+        return {client: {} for client in clients}
+
+    def answer(self, context: ClientContext) -> Said:
+        """Return what the client says to a question of the stage, which ``from_instruction`` was given."""
+        del context
+        return {}
+
+    def mean(self, state: Mapping[str, Tensor], rows: Iterable[str]) -> Aggregator | None:
+        """Return the mean that the stage brings in place of the counting mean, having summed replies itself."""
+        del state, rows
+        return None
+
+    def after(self, context: RoundContext) -> Talk[None]:
+        """Ask clients when all replies were added, before the mean is taken."""
+        del context
+        yield from ()
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
         """Return what the mean gets of a reply; raise ``ReplyError`` to refuse it. Never change its tensors."""

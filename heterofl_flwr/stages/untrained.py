@@ -9,6 +9,8 @@ from heterofl_flwr.stages.stage import RoundContext, Stage, Update
 class Untrained(Stage):
     """Count a client in the parameters that it trains alone: its copies of the others would hold back those who do."""
 
+    reads_replies = False
+
     def on_reply(self, update: Update, context: RoundContext) -> Update:
         """Drop the parameters that clients of this rate do not train."""
         untrained = context.untrained(update.rate)

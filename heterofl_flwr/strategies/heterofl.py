@@ -1,6 +1,7 @@
 """HeteroFL as a strategy of Flower's Message API."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -17,9 +18,9 @@ from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Robust
 from heterofl_flwr.core.slice_rules import SliceRule, window_number
-from heterofl_flwr.errors import ConfigError, Fault, HeteroFLError, check_count
-from heterofl_flwr.exchange import Budget, crosses_superlink, exchange, read_each
-from heterofl_flwr.federation.engine import Engine, EngineView
+from heterofl_flwr.errors import SILENT, ConfigError, Fault, HeteroFLError, RoundError, check_count, name_faults
+from heterofl_flwr.exchange import Budget, converse, crosses_superlink, exchange, read_each
+from heterofl_flwr.federation.engine import QUERY_SECONDS, Engine, EngineView
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
@@ -31,7 +32,7 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
-from heterofl_flwr.stages.stage import Stage
+from heterofl_flwr.stages.stage import Said, Stage
 from heterofl_flwr.strategies.arguments import MetricsFn, RecordOptions, explain_unknown
 from heterofl_flwr.strategies.instructions import Slices, available_nodes, client_config, instruction
 from heterofl_flwr.strategies.read_replies import (
@@ -249,6 +250,7 @@ class HeteroFL(EngineView, Strategy):
         self._round: Round | None = None
         self._evaluation: EvaluationRound | None = None
         self._sent: list[Message] = []
+        self._grid: Grid  # of the round
         self._replied: dict[int, RecordDict] = {}
         self._heard: set[str] = set()  # the messages to which the grid brought replies
         self.budget: Budget | None = None  # of the round, while ``start`` runs
@@ -340,11 +342,21 @@ class HeteroFL(EngineView, Strategy):
         slices = Slices(self.federation, arrays)
         nodes = available_nodes(grid, self.engine, server_round, self._timeout)
         self._round = current = Round(self.engine, server_round, nodes, slices.state, remote=self._is_remote(grid))
-        self._sent, self._replied = [], {}
+        self._sent, self._replied, self._grid = [], {}, grid
+        faults: dict[int, Fault] = {}
+        seconds = min(QUERY_SECONDS, self._timeout)
+        try:
+            told = converse(current.before(), lambda asked: self._ask_stages(asked, faults, seconds))
+        except RoundError as error:
+            named = {node_id: fault.reason for node_id, fault in faults.items()}
+            raise RoundError(f"{error}; {name_faults('node', named)}" if named else str(error)) from error
         for node_id, own in current.slices.items():
+            if node_id not in told:
+                current.refuse(node_id, faults.get(node_id, Fault(f"{SILENT} to what was asked before training")))
+                continue
             record = slices.record(own.plan)
             self.log.note_sent(own.rate, packing.count_bytes(record))
-            full = {**config, **self._train_config(server_round, node_id, own.rate)}
+            full = {**config, **self._train_config(server_round, node_id, own.rate), **told[node_id]}
             self._sent.append(instruction(self._train_kind, node_id, record, full))
         self.records.rename_records(self._sent)
         # Flower may go through what it gets more than once, so this is a list, and not the one kept here.
@@ -354,6 +366,28 @@ class HeteroFL(EngineView, Strategy):
         """Return what a client needs to know to train."""
         inside = {messages.RATES: self.federation.rates_inside(rate)}
         return {**client_config(self.engine, server_round, node_id, rate), **inside, **self.engine.chain.instruction()}
+
+    def _ask_stages(self, asked: Mapping[int, Said], faults: dict[int, Fault], seconds: float) -> dict[int, Said]:
+        """Ask clients what stages want to know; return what they say, and note why others do not."""
+        answers: dict[int, Said] = {}
+        beside = {**self.engine.chain.instruction(), messages.SERVER_ROUND: check_open(self._round).server_round}
+        sent = [
+            Message(
+                RecordDict({messages.CONFIG: messages.new_config({**beside, **said})}), node_id, messages.QUERY_STAGES
+            )
+            for node_id, said in asked.items()
+        ]
+
+        def read(node_id: int, reply: Message) -> None:
+            answers[node_id] = messages.read_config(reply, f"node {node_id}")
+
+        def note(node_id: int, fault: Fault) -> None:
+            cause = f"; {messages.NOT_CONVERTED}" if fault.kind == "no handler" else ""
+            faults[node_id] = replace(fault, reason=f"{fault.reason}{cause}")
+
+        replies = self._grid.send_and_receive(sent, timeout=seconds) if sent else []
+        read_each(sent, replies, read, note, HeteroFLError)
+        return answers
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
         """Send the messages of ``configure_train`` and return the replies; with ``spare``, as soon as enough came."""
@@ -375,6 +409,7 @@ class HeteroFL(EngineView, Strategy):
 
         read_each(self._sent, replies, read, self._refusal(current))
         self._sent = []
+        converse(current.after(), lambda asked: self._ask_stages(asked, {}, self._seconds_left(MOMENTS_SHARE)))
         new = current.close()
         self._round = None
         if not self.prints_rounds:

@@ -48,7 +48,7 @@ def read_train_reply(
     check_converted(reply, plan, sender)
     config = messages.read_config(reply, sender)
     records = messages.array_records(reply.content)
-    form = messages.read_upload(config, sender)
+    form = messages.read_form(config, sender)
     tensors, scales = packing.unpack_trained(records, form, plan, sender)
     num_examples, metrics = read_metrics(reply, limits, sender, weight_key)
     labels = config.get(messages.LABELS)  # the aggregator checks each
@@ -62,6 +62,7 @@ def read_train_reply(
         labels=cast("list[int] | None", labels),
         capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
         metrics=metrics,
+        said=config,
         num_bytes=sum(map(packing.count_bytes, records.values())),
     )
 

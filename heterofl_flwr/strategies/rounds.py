@@ -68,7 +68,8 @@ class Rounds:
         sent = list(strategy.configure_train(server_round, result.arrays, self.configs[0], self.grid))
         strategy.open_exchange(sent)
         strategy.budget = Budget(self.timeout)
-        asks_more = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
+        evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
+        asks_more = evaluates or strategy.engine.chain.asks
         seconds = self.timeout * (TRAIN_SHARE if asks_more else 1)
         replies = strategy.hear(strategy.exchange(self.grid, sent, seconds), "trained", len(sent))
         arrays, metrics = strategy.aggregate_train(server_round, replies)
