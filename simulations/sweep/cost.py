@@ -149,7 +149,8 @@ def estimate_seconds(job: Job, cost: JobCost) -> float:
     total = cost.total(lambda rate: each[rate][0], lambda rate: each[rate][1])
     if job.engine.grid == "local" or resolve_device(device).type != "cpu":  # a GPU is no faster with two clients
         return total
-    return total / min(job.engine.share.clients(machine.cores(), 0), cost.at_once)
+    share = job.engine.share
+    return total / min(max(machine.cores() // share.cpus, 1), share.at_once or math.inf, cost.at_once)
 
 
 @lru_cache(maxsize=1024)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from heterofl_flwr.app.cli.run import WINDOW, absolute_paths
 from heterofl_flwr.app.launch.machine import with_gpus
-from heterofl_flwr.app.launch.preflight import LaunchNote, check_share, check_task
+from heterofl_flwr.app.launch.preflight import check_task, note_clients
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import run_request
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
@@ -213,9 +213,8 @@ def check_jobs(jobs: Iterable[Job]) -> None:
     kinds: dict[tuple[object, ...], Job] = {}
     for job in jobs:
         own = {**to_flat(job.settings), "mix": "", "assignment": "", "seed": 0, "num-rounds": 0}
-        kinds[*own.values(), job.clients, job.engine.share] = job
+        kinds[*own.values(), job.clients] = job
     for job in kinds.values():
-        check_share(job.engine.share)
         check_task(load_task(job.config), job.clients)
 
 
@@ -236,7 +235,7 @@ def run_once(job: Job) -> bool:
         if folder.started:
             stored = cast("dict[str, Flat]", folder.settings())
             config |= {"run.resume": True, **{key: stored[key] for key in KEPT if key in stored}}
-        LaunchNote(job.clients, config).write(job.path)
+        note_clients(job.path, job.clients)
         options = job.engine
         request = Request(config=config, out=job.path, clients=job.clients, share=options.share, grid=options.grid)
         try:

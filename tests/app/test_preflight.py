@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from heterofl_flwr.app.cli.main import main
-from heterofl_flwr.app.launch import machine, preflight, running
+from heterofl_flwr.app.launch import machine, running
 from heterofl_flwr.app.launch.preflight import check_task
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.report import RunFolder
@@ -42,19 +42,15 @@ def started(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--out", "file/below"], "/file is a file; expected a folder, or none"),
+        (["--out", "file/below"], "/file/below cannot be made: Not a directory"),
         (["--out", "x" * 300], "File name too long"),
-        (["--resume", "file"], "--resume file: file is a file; expected a folder"),
-        (["--gpus=2"], "gpus is 2, and this machine has none: ask for 0"),
-        (["--cpus", "99"], "cpus is 99, and this machine has 2 cores: ask for 2 or fewer"),
+        (["--resume", "file"], "file is no folder of a run"),
         (["--data", "digitz"], "no data set 'digitz'; did you mean digits?"),
         (["--set", "model.name=transformer"], "the model transformer cannot read the data set digits, whose inputs"),
         (["--set", "evaluate.metric=nowhere:metric"], "evaluate.metric is 'nowhere:metric', which cannot be loaded"),
         (["--set", "server.strategy=fedh2l", "--mix=a", "--set=distill.seed-size=5000"], "a seed set of 5000 examples"),
         (["--set", "data.split=non-iid-50"], "non-iid-50 does not fit 20 clients and 10 classes"),
         (["--clients", "5000"], "1442 examples are too few for 5000 clients: use fewer clients"),
-        (["--clients", "0"], "--clients is 0; expected an integer of 1 or more"),
-        (["--gpus=-1"], "--gpus is '-1'; expected auto, a share such as 0.25, or a whole number"),
         (["--resume", "nowhere"], "is no folder of a run"),
     ],
 )
@@ -68,13 +64,10 @@ def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, started, 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_that_is_locked_or_read_only_is_refused(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_is_locked_is_refused(tmp_path, capsys):
     with RunFolder(tmp_path / "run").lock():
         assert main(["run", "--out", "run"]) == 2
     assert "another process runs in " in capsys.readouterr().err
-    monkeypatch.setattr(preflight.os, "access", lambda path, mode: False)
-    assert main(["run", "--out", "new"]) == 2
-    assert f"--out {tmp_path / 'new'}: {tmp_path} cannot be written to" in capsys.readouterr().err
 
 
 def test_what_a_users_own_function_raises_is_left_to_the_run(tmp_path, monkeypatch):
@@ -98,9 +91,10 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, started, monkeypatch):
     run_request.ends = KeyboardInterrupt()
     out = tmp_path / "my run"
     assert main(["run", "--out", str(out), "--seed", "5", "--grid", "local", "--parallel", "1", *SMALL]) == 130
+    assert capsys.readouterr().err == "heterofl: interrupted\n"
+    RunFolder(out).start(requests[0].config)
+    assert main(["run", "--resume", str(out), "--grid=local", "--parallel=1"]) == 130
     assert capsys.readouterr().err == (
         f"heterofl: interrupted; go on with: heterofl run --resume '{out}' --grid=local --parallel=1\n"
     )
-    run_request.ends = running.RunError("told so")
-    assert main(["run", "--resume", str(out), "--grid=local", "--parallel=1"]) == 1
-    assert requests[1] == requests[0]
+    assert requests[1].config == {**requests[0].config, "run.resume": True}

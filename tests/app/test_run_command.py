@@ -102,12 +102,6 @@ def test_a_run_without_a_note_goes_on_with_clients_named(asked, tmp_path, capsys
     assert asked("--resume", "mine", "--clients", "9")[0].clients == 9
 
 
-def test_a_run_that_has_not_begun_may_get_other_clients(asked):
-    asked("--out", "mine", "--clients", "9")
-    again, _ = asked("--resume", "mine", "--clients", "5")
-    assert (again.clients, again.config["sample.min-nodes"]) == (5, 5)
-
-
 def test_a_folder_with_a_run_is_not_written_over(capsys, tmp_path, asked):
     (tmp_path / "my run").mkdir()
     (tmp_path / "my run" / "history.jsonl").write_text("")

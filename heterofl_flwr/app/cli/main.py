@@ -102,7 +102,7 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-HOW = MappingProxyType({"grid": None, "gpus": "auto", "cpus": 1, "parallel": None})
+HOW = MappingProxyType({"grid": None, "gpus": None, "cpus": 1, "parallel": None})
 """What the options of how to run are by default."""
 
 RUN = """
@@ -134,18 +134,21 @@ def _add_run(subparsers: Subparsers) -> None:
         "--config", type=_path, metavar="FILE", help="settings in a TOML file; the options above override it"
     )
     what.add_argument(
-        "--clients", type=int, metavar="N", help="virtual clients; by default 20 for digits, else 100; 2 with --app"
+        "--clients", type=_count, metavar="N", help="virtual clients; by default 20 for digits, else 100; 2 with --app"
     )
-    what.add_argument("--out", type=_path, metavar="DIR", help="the run's folder; by default runs/<data>-<time>")
-    what.add_argument("--resume", type=_path, metavar="DIR", help="go on with the run in this folder")
+    folder = what.add_mutually_exclusive_group()
+    folder.add_argument("--out", type=_path, metavar="DIR", help="the run's folder; by default runs/<data>-<time>")
+    folder.add_argument("--resume", type=_path, metavar="DIR", help="go on with the run in this folder")
     what.add_argument("--app", type=_path, metavar="DIR", help="another Flower app, in place of this package's own")
     this.set_defaults(**HOW)
     how = this.add_argument_group("how")
     where = "local: this process; ray: processes of Ray, by default with RAY_ADDRESS, --gpus, --cpus or --parallel"
     how.add_argument("--grid", choices=("local", "ray"), help=where)
-    how.add_argument("--gpus", metavar="SHARE", help="of a GPU for each client, on Ray; auto: one; 0: none")
-    how.add_argument("--cpus", type=int, metavar="N", help="cores for each client, on Ray; by default 1")
-    how.add_argument("--parallel", type=int, metavar="N", help="at most this many clients at once, on Ray")
+    how.add_argument(
+        "--gpus", type=float, metavar="SHARE", help="of a GPU for each client, on Ray; by default one; 0: none"
+    )
+    how.add_argument("--cpus", type=_count, metavar="N", help="cores for each client, on Ray; by default 1")
+    how.add_argument("--parallel", type=_count, metavar="N", help="at most this many clients at once, on Ray")
     how.add_argument("--log", action="store_true", help="show Flower's log instead of a line for each round")
 
 
@@ -232,7 +235,7 @@ def _add_profile(subparsers: Subparsers) -> None:
     this.add_argument("name", help="a data set (mnist, cifar10, wikitext2, digits), or a model")
     this.add_argument("--mix", action="append", metavar="MIX", help="such as a-e, a1-b9 or 1.0x1-0.3x9; repeatable")
     this.add_argument("--shape", type=_integers("x", "3x32x32"), help="shape of one input, such as 3x32x32")
-    this.add_argument("--classes", type=_integers(None, "10"), help="number of classes")
+    this.add_argument("--classes", type=_count, help="number of classes")
     widths = "64,128,256,512"
     this.add_argument(
         "--hidden", type=_integers(",", widths), metavar="WIDTHS", help=f"widths at rate 1, such as {widths}"
@@ -241,11 +244,18 @@ def _add_profile(subparsers: Subparsers) -> None:
     this.add_argument("--format", choices=("table", "csv", "markdown"), default="table")
 
 
-def _integers(separator: str | None, example: str) -> Callable[[str], tuple[int, ...]]:
+def _count(text: str) -> int:
+    """Read an integer of 1 or more."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of 1 or more")
+    return int(text)
+
+
+def _integers(separator: str, example: str) -> Callable[[str], tuple[int, ...]]:
     """Return a reader of positive integers, with an error that shows an example."""
 
     def read(text: str) -> tuple[int, ...]:
-        parts = [text] if separator is None else text.split(separator)
+        parts = text.split(separator)
         if not all(part.isdecimal() and int(part) > 0 for part in parts):
             raise argparse.ArgumentTypeError(f"found {text!r}, expected positive integers such as {example}")
         return tuple(map(int, parts))

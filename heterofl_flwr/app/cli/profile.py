@@ -19,7 +19,7 @@ HEADER = ("mix", "ratio", "parameters", "FLOPs (paper)", "MACs", "MB")
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
-    given = {"classes": args.classes and args.classes[0], "hidden": args.hidden, "norm": args.norm}
+    given = {"classes": args.classes, "hidden": args.hidden, "norm": args.norm}
     setup = build_setup(args.name, args.shape, {name: value for name, value in given.items() if value is not None})
     rows = []
     for name, cost in mix_costs(setup, args.mix or all_mixes("abcde")).items():

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import shlex
 import sys
 from datetime import datetime
@@ -14,7 +13,6 @@ from rich.console import Console
 from heterofl_flwr.app.cli.main import HOW
 from heterofl_flwr.app.cli.settings import read_assignments, read_config
 from heterofl_flwr.app.launch import machine, preflight, running
-from heterofl_flwr.app.launch.preflight import LaunchNote, check_folder, check_share
 from heterofl_flwr.app.launch.request import CLUSTER, Request, Share
 from heterofl_flwr.app.server_app import find_start
 from heterofl_flwr.app.task import load_task
@@ -38,16 +36,18 @@ def run(args: argparse.Namespace) -> int:
         if finished:
             print(finished)
             return 0
-        LaunchNote(request.clients, request.config).write(request.out)
+        preflight.note_clients(request.out, request.clients)
     where = "on Ray" if request.grid == "ray" else "in this process (on all cores: --grid ray)"
     print(f"{request.clients} clients {where}; folder {request.out}", flush=True)
     try:
         command()  # the processes of the run then know it
         running.run_request(request, log=args.log or bool(args.app))
     except KeyboardInterrupt:
+        if args.app or not RunFolder(request.out).started:
+            raise
         how = [f"--{name}={value}" for name, usual in HOW.items() if (value := getattr(args, name)) != usual]
         again = shlex.join(["heterofl", "run", "--resume", str(request.out), *how])
-        raise KeyboardInterrupt(*([] if args.app else [f"go on with: {again}"])) from None
+        raise KeyboardInterrupt(f"go on with: {again}") from None
     except running.RunError as error:
         print(f"heterofl: the run failed: {error}\n  the whole log: {request.out / running.LOG}", file=sys.stderr)
         return 1
@@ -72,9 +72,11 @@ def _show_results(path: Path, page: Path) -> None:
 
 def build_request(args: argparse.Namespace) -> Request:
     """Return what the arguments ask for, where this machine can give it; nothing is started or written."""
-    _check_options(args)
-    share = Share(cpus=args.cpus, gpus=0.0 if args.gpus == "auto" else float(args.gpus), at_once=args.parallel)
-    check_share(share)
+    if args.resume and args.app:
+        raise ConfigError("--resume is for this package's own app; another app has its own way to go on")
+    if args.grid == "local" and (args.cpus, args.parallel or 1) != (1, 1):
+        raise ConfigError("--cpus and --parallel are for --grid ray; --grid local runs the clients in this process")
+    share = Share(cpus=args.cpus, gpus=args.gpus or 0.0, at_once=args.parallel)
     grid = args.grid or ("ray" if CLUSTER in os.environ or share not in (Share(), Share(at_once=1)) else "local")
     now = _read_given(args)
     if args.app:
@@ -85,12 +87,12 @@ def build_request(args: argparse.Namespace) -> Request:
     for key, option in (("run.dir", "--out"), ("run.resume", "--resume")):
         if now.get(key):
             raise ConfigError(f"{key} is {now[key]!r}: here {option} FOLDER says it; leave the setting out")
-    begun, before = _read_resumed(args.resume) if args.resume else (False, {})
-    given = {**before, **now}
+    begun = args.resume is not None
+    given = {**(_read_resumed(args.resume) if begun else {}), **now}
     settings = from_flat(given)
     data = short_name(settings.data.name)
     out = _choose_folder(args, Path(data).name.replace(":", "-"))
-    if not args.resume and (out / HISTORY).exists():
+    if not begun and (out / HISTORY).exists():
         own = shlex.quote(str(out))
         raise ConfigError(f"{out} holds a run already: go on with it (--resume {own}), or choose another folder")
     clients = _count_clients(args.clients, out, begun, CLIENTS.get(data, 100))
@@ -100,26 +102,10 @@ def build_request(args: argparse.Namespace) -> Request:
         config["sample.min-nodes"] = clients  # Flower starts the server before the nodes
     if "engine.window" not in given:
         config["engine.window"] = WINDOW
-    if args.gpus != "auto" and "engine.device" not in now:
+    if args.gpus is not None and "engine.device" not in now:
         config["engine.device"] = "auto" if share.gpus else "cpu"
     request = Request(config=config, out=out, clients=clients, share=share, grid=grid)
-    return machine.with_gpus(request) if args.gpus == "auto" else request
-
-
-def _check_options(args: argparse.Namespace) -> None:
-    if args.out and args.resume:
-        raise ConfigError("--out and --resume both name the run's folder; name it once")
-    if args.resume and args.app:
-        raise ConfigError("--resume is for this package's own app; another app has its own way to go on")
-    if args.resume:
-        check_folder(args.resume, "--resume")
-    for name in ("clients", "cpus", "parallel"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ConfigError(f"--{name} is {value}; expected an integer of 1 or more")
-    if args.grid == "local" and (args.cpus, args.parallel or 1) != (1, 1):
-        raise ConfigError("--cpus and --parallel are for --grid ray; --grid local runs the clients in this process")
-    if args.gpus != "auto" and not re.fullmatch(r"0?\.\d+|\d+(\.0*)?", args.gpus):
-        raise ConfigError(f"--gpus is {args.gpus!r}; expected auto, a share such as 0.25, or a whole number")
+    return machine.with_gpus(request) if args.gpus is None else request
 
 
 def _read_given(args: argparse.Namespace) -> dict[str, Any]:
@@ -134,30 +120,26 @@ def _read_given(args: argparse.Namespace) -> dict[str, Any]:
 
 def _count_clients(asked: int | None, out: Path, begun: bool, usual: int) -> int:
     """Return how many clients take part: in a run that has begun, as many as it has."""
-    note = LaunchNote.read(out)
-    if begun and not note and not asked:
+    if not begun:
+        return asked or usual
+    has = preflight.noted_clients(out) or asked
+    if has is None:
         raise ConfigError(f"the run in {out} does not tell how many clients it has: name as many with --clients")
-    clients = asked or (note.clients if note else usual)
-    if begun and note and clients != note.clients:
-        raise ConfigError(f"--clients is {clients}, but the run in {out} has {note.clients}; expected as many, or none")
-    return clients
+    if asked not in (has, None):
+        raise ConfigError(f"--clients is {asked}, but the run in {out} has {has}; expected as many, or none")
+    return has
 
 
 def _choose_folder(args: argparse.Namespace, name: str) -> Path:
-    """Return the run's folder; one that cannot be written to raises ``ConfigError``."""
     chosen: Path = args.resume or args.out or Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
-    out = chosen.resolve()
-    check_folder(out, "--out")
-    return out
+    return chosen.resolve()
 
 
-def _read_resumed(path: Path) -> tuple[bool, dict[str, Any]]:
-    """Return whether the run to resume has begun, and its settings; before it began, they are in its note."""
-    folder = RunFolder(path)
-    note = None if folder.started else LaunchNote.read(path)
-    before = dict(note.config if note and note.config else folder.settings())
+def _read_resumed(path: Path) -> dict[str, Any]:
+    """Return the settings of the run to resume, all of which this version has."""
+    before = RunFolder(path).settings()
     from_stored(before)
-    return folder.started, before
+    return before
 
 
 def absolute_paths(name: str, root: str) -> dict[str, Flat]:
@@ -177,12 +159,10 @@ def _check_run(request: Request) -> str:
     """Raise what is wrong with a run of this package's own app; say so where it has come to its end already."""
     if (here := str(Path.cwd())) not in sys.path:  # functions that settings name may lie there
         sys.path.append(here)  # last, as it may be a stranger's folder with a module such as json.py
-    task = load_task(request.config)
-    folder = RunFolder(request.out)
-    if request.out.exists():
-        with folder.lock():
-            pass  # no other process runs there
+    task, folder = load_task(request.config), RunFolder(request.out)
     start = find_start(folder, task.settings)
     if not start.finished:
         preflight.check_task(task, request.clients)
+        with folder.lock():
+            pass  # the folder can be written to, and no other process runs there
     return start.finished

@@ -1,11 +1,12 @@
 """What this machine has, and how Ray's actors share its GPUs where nobody says it."""
 
+import math
 import os
 from dataclasses import replace
 
 import torch
 
-from heterofl_flwr.app.launch.request import Request, gpu_share
+from heterofl_flwr.app.launch.request import Request
 
 
 def cores() -> int:
@@ -23,4 +24,5 @@ def with_gpus(request: Request) -> Request:
     share, number = request.share, devices()
     if request.grid != "ray" or request.config["engine.device"] == "cpu" or not number:
         return request
-    return replace(request, share=replace(share, gpus=gpu_share(number, share.at_once or number)))
+    on_each = math.ceil((share.at_once or number) / number)
+    return replace(request, share=replace(share, gpus=math.floor(1e4 / on_each) / 1e4))

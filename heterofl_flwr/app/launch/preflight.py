@@ -1,71 +1,29 @@
-"""What is checked before a run starts, and the note with which one that ended at once can be resumed."""
+"""What is checked before a run starts, and the note of what no setting tells: how many clients it has."""
 
 import json
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
 
-from heterofl_flwr.app.launch import machine
-from heterofl_flwr.app.launch.request import CLUSTER, Share
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
-from heterofl_flwr.runs.files import to_json, write_atomic
+from heterofl_flwr.runs.files import reading, to_json, write_atomic
 from heterofl_flwr.settings.presets import architectures
 
 FILE = Path("logs", "launch.json")
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchNote:
-    """The number of virtual clients, and the run config."""
-
-    clients: int
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, out: Path) -> Self | None:
-        """Return the note in a run's folder, if there is one."""
-        try:
-            found = json.loads((out / FILE).read_text(encoding="utf-8"))
-            return cls(int(found["clients"]), dict(found.get("config", {})))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def write(self, out: Path) -> None:
-        """Write the note; the folder is made with it."""
-        write_atomic(out / FILE, to_json({"clients": self.clients, "config": dict(self.config)}).encode())
+def note_clients(out: Path, clients: int) -> None:
+    """Note the number of virtual clients in a run's folder."""
+    write_atomic(out / FILE, to_json({"clients": clients}).encode())
 
 
-def check_folder(out: Path, option: str) -> None:
-    """Raise ``ConfigError`` if a folder is not there and cannot be made."""
-    try:
-        there = next(path for path in (out, *out.parents) if path.exists())
-    except OSError as error:  # such as a name that is too long
-        raise ConfigError(f"{option} {out}: {error.strerror}; name another folder") from error
-    if not there.is_dir():
-        raise ConfigError(f"{option} {out}: {there} is a file; expected a folder, or none")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{option} {out}: {there} cannot be written to; name another folder")
-
-
-def check_share(share: Share) -> None:
-    """Raise ``ConfigError`` if this machine lacks what a single client is to get."""
-    if CLUSTER in os.environ:
-        return
-    cores, devices = machine.cores(), machine.devices()
-    faults = []
-    if share.cpus > cores:
-        faults.append(f"cpus is {share.cpus}, and this machine has {cores} cores: ask for {cores} or fewer")
-    if share.gpus > devices:
-        remedy = f"ask for {devices} or fewer" if devices else "ask for 0, or for auto"
-        faults.append(f"gpus is {share.gpus:g}, and this machine has {devices or 'none'}: {remedy}")
-    if faults:
-        raise ConfigError("; ".join(faults))
+def noted_clients(out: Path) -> int | None:
+    """Return the number of virtual clients that was noted in a run's folder, if one was."""
+    path = out / FILE
+    with reading(path, "remove it, and name as many clients as the run has with --clients"):
+        return int(json.loads(path.read_bytes())["clients"]) if path.exists() else None
 
 
 def check_task(task: Task, clients: int) -> None:

@@ -1,8 +1,7 @@
 """What is to be run, and with how much of the machine."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,28 +22,6 @@ class Share:
     cpus: int = 1  # processor cores
     gpus: float = 0.0  # a share of a GPU, or a number of whole ones; 0 for none
     at_once: int | None = None  # how many clients may run at once; None for as many as the cores and GPUs allow
-
-    def fewer(self, now: int, devices: int) -> "Share":
-        """Return a share that lets half as many clients run at once as now; raise ConfigError if that is one."""
-        if now <= 1:
-            raise ConfigError("one client alone is too large for this machine: use a smaller model or batch")
-        half = max(now // 2, 1)
-        return replace(self, at_once=half, gpus=gpu_share(devices, half) if self.gpus else 0.0)
-
-    def clients(self, cores: int, devices: int) -> int:
-        """Return how many clients run at once."""
-        limits = [max(cores // self.cpus, 1)]
-        if self.gpus >= 1:
-            limits.append(int(devices // self.gpus))
-        elif self.gpus:
-            limits.append(devices * math.floor(1 / self.gpus + 1e-9))
-        return min([*limits, *filter(None, [self.at_once])])
-
-
-def gpu_share(devices: int, clients: int) -> float:
-    """Return the share of a GPU that lets so many clients run at once on so many GPUs."""
-    each = math.ceil(clients / devices)
-    return math.floor(1e4 / each) / 1e4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,22 +1,19 @@
-"""A run in this process, from its start to its end; where memory is short, it goes on with fewer clients at once."""
+"""A run in this process, from its start to its end."""
 
 import logging
 import math
-import os
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
-from heterofl_flwr.app.launch import machine
-from heterofl_flwr.app.launch.request import CLUSTER, App, Request, read_app
+from heterofl_flwr.app.launch.request import App, Request, read_app
 from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.compat import load_app
@@ -54,15 +51,12 @@ def run_request(request: Request, *, log: bool = False) -> None:
     Flower's log is in the run's folder, and with ``log`` it is shown too. If there is no such app, or it has no such
     settings, nothing is started, and ``ConfigError`` is raised.
     """
-    while True:
-        app = read_app(request)
-        try:
-            with _flower_log(request.out / LOG, shown=log):
-                return _serve(request, app)
-        except OutOfMemoryError as error:
-            request = _with_fewer(request, error)
-        except Exception as error:  # whatever an app raises is how its run ended
-            raise RunError(_describe(error)) from error
+    app = read_app(request)
+    try:
+        with _flower_log(request.out / LOG, shown=log):
+            _serve(request, app)
+    except Exception as error:  # whatever an app raises is how its run ended
+        raise RunError(_describe(error)) from error
 
 
 def _serve(request: Request, app: App) -> None:
@@ -78,7 +72,7 @@ def _serve(request: Request, app: App) -> None:
 
 
 class Checked(Relay):
-    """A grid that checks replies: one that reports a lack of memory ends the run, to go on with fewer clients.
+    """A grid that checks replies: one that reports a lack of memory ends the run, which can go on with fewer at once.
 
     Flower's own strategies pass over a round in which all clients failed, so those rounds are noted.
     """
@@ -119,27 +113,14 @@ class Checked(Relay):
             return reply
         reason = reply.error.reason or "no reason given"
         if any(sign in reason for sign in SHORT_OF_MEMORY):
-            raise OutOfMemoryError(f"a client ran out of memory: {reason}")
+            raise OutOfMemoryError(
+                f"a client ran out of memory: {reason}; resume the run with fewer clients at once (--parallel), or "
+                f"use a smaller model or batch"
+            )
         # Answers to queries, and functions that an app does not have, are what a strategy may do without.
         if not call[1].startswith(MessageType.QUERY) and not lacks_handler(reply.error):
             self._bad.setdefault(call, []).append(reason)
         return reply
-
-
-def _with_fewer(request: Request, error: OutOfMemoryError) -> Request:
-    """Return the request with half as many clients at once; our own app goes on where it was."""
-    on_ray = request.grid == "ray"
-    if on_ray and CLUSTER in os.environ:
-        raise RunError(f"{error}; how many clients a cluster runs at once is not known here: raise --gpus or --cpus")
-    now = request.share.clients(machine.cores(), machine.devices()) if on_ray else 1
-    try:
-        share = request.share.fewer(now, machine.devices())
-    except ConfigError as too_large:
-        raise RunError(f"{error}, and {too_large}") from error
-    print(f"heterofl: {error}; going on with {share.at_once} at once", file=sys.stderr, flush=True)
-    if request.app is not None:
-        return replace(request, share=share)
-    return replace(request, share=share, config={**request.config, "run.resume": RunFolder(request.out).started})
 
 
 def _describe(error: Exception) -> str:
