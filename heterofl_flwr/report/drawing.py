@@ -1,4 +1,4 @@
-"""The look of figures, and their files: PNG, and SVG that follows the reader's light or dark mode."""
+"""The look of figures, and their files: PNG and SVG."""
 
 import io
 
@@ -7,17 +7,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = {
-    "ink": ("#1c2330", "#e8ebf0"),
-    "muted": ("#5b6675", "#a2acba"),
-    "grid": ("#dde2e9", "#333a45"),
-    "blue": ("#3d5bd9", "#8ea2ff"),
-    "teal": ("#0b8794", "#4cc7d3"),
-    "green": ("#3f8f3a", "#7fcf76"),
-    "amber": ("#b97a00", "#e6b04d"),
-    "red": ("#c8444f", "#f08a8f"),
-    "violet": ("#8a4fbf", "#c39af0"),
+    "ink": "#1c2330",
+    "muted": "#5b6675",
+    "grid": "#dde2e9",
+    "blue": "#3d5bd9",
+    "teal": "#0b8794",
+    "green": "#3f8f3a",
+    "amber": "#b97a00",
+    "red": "#c8444f",
+    "violet": "#8a4fbf",
 }
-"""Each colour on light and on dark ground."""
 
 SERIES = ("blue", "teal", "green", "amber", "red", "violet")
 DASHES = ("-", "--", ":")
@@ -28,7 +27,7 @@ LINE, MARK = 60, 5  # characters of that size in a line of a legend, and the roo
 
 def light(name: str) -> str:
     """Return a colour as figures use it."""
-    return COLOURS[name][0]
+    return COLOURS[name]
 
 
 def series(number: int) -> tuple[str, str]:
@@ -77,20 +76,9 @@ def to_png(figure: Figure, title: str) -> bytes:
     return buffer.getvalue()
 
 
-def to_svg_file(figure: Figure, name: str, *, transparent: bool = False) -> bytes:
-    """Return the figure as an SVG file of its own, the same for the same points."""
+def to_svg(figure: Figure, name: str, *, transparent: bool = False) -> bytes:
+    """Return the figure as SVG, the same for the same points."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=transparent)
     return buffer.getvalue()
-
-
-def to_svg(figure: Figure, name: str) -> str:
-    """Return the figure as SVG whose colours follow the reader's light or dark mode; the same for the same points."""
-    svg = to_svg_file(figure, name, transparent=True).decode()
-    used = {colour: pair for colour, pair in COLOURS.items() if pair[0] in svg}
-    bright, dark = (" ".join(f"--{colour}: {pair[mode]};" for colour, pair in used.items()) for mode in (0, 1))
-    for colour, pair in used.items():
-        svg = svg.replace(pair[0], f"var(--{colour})")
-    rules = f":root {{ {bright} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
-    return svg.replace("</style>", f" {rules}</style>", 1)

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import summary
-from heterofl_flwr.report.drawing import SMALL, add_legend, light, new_axes, series
+from heterofl_flwr.report.drawing import add_legend, new_axes, series
 from heterofl_flwr.runs import ModelCosts
 from heterofl_flwr.runs.costs import bytes_sent, full_bytes, savings
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind, pick_metric, points
@@ -38,11 +38,6 @@ TEXTS = {
     "for-bytes": ("{kind} for bytes", "The metric over all that was sent by then."),
     "for-time": ("{kind} over simulated time", "Of training on the simulated devices; evaluation takes no time."),
     "for-energy": ("{kind} for energy, an estimate", "Of training on the simulated devices, wasted work included."),
-    "trained": (
-        "How often each share of the parameters was trained",
-        "Smaller models are nested in larger ones. Each bar is a part of the global model: who holds it, how large it "
-        "is, and the mean share of a round's clients that trained it.",
-    ),
 }
 """For each figure, in the order of the page: its title, and a sentence that says how to read it."""
 
@@ -56,11 +51,8 @@ class Drawing(NamedTuple):
     figure: Figure
 
 
-def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, *, nested: bool = True) -> list[Drawing]:
-    """Return every figure for which the records hold something.
-
-    Slices that move are not ``nested``: of which parameters were trained how often, nothing is drawn then.
-    """
+def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[Drawing]:
+    """Return every figure for which the records hold something."""
     kind = headline_kind(records)
     rounds = [record.server_round for record in records]
     sent = list(accumulate(bytes_sent(records)))
@@ -77,7 +69,6 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, *, nested
         "for-bytes": draw_curves(_scopes(records, kind, sent), kind, "sent in total", formatting.size),
         "for-time": draw_curves(_scopes(records, kind, times), kind, f"simulated {unit_name}"),
         "for-energy": draw_curves(_scopes(records, kind, joules), kind, "estimated energy", formatting.energy),
-        "trained": _draw_shells(records, costs) if nested else None,
     }
     return [
         Drawing(name, TEXTS[name][0].format(kind=kind.capitalize()), TEXTS[name][1], figure)
@@ -151,22 +142,4 @@ def _draw_bytes(records: Sequence[RoundRecord], costs: ModelCosts | None, sent: 
         axes = figure.axes[0]
         axes.set_ylim(0, 1.05 * max(max(own) for _, own in curves.values()) or 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(formatting.size(value))))
-    return figure
-
-
-def _draw_shells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Figure | None:
-    shells = summary.shells(records, costs)
-    if not shells:
-        return None
-    figure, axes = new_axes("share of a round's clients that trained it", "")
-    bars = axes.barh(range(len(shells)), [shell.held for shell in shells], height=0.62, color=light("blue"))
-    labels = [formatting.percent(shell.held, 0) for shell in shells]
-    axes.bar_label(bars, labels, padding=3, fontsize=SMALL, color=light("ink"))
-    ticks = [f"{shell.holders}: {formatting.percent(shell.share)}" for shell in shells]
-    axes.set_yticks(range(len(shells)), ticks, color=light("ink"))
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.14)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    axes.grid(visible=False, axis="y")
     return figure

@@ -109,7 +109,7 @@ def open_ours(experiment: Experiment) -> Iterator[Ours]:
         request = build_our_request(experiment, Path(folder), *options, settings={"assignment": "fix"})
         with open_grid(request, App("", APP, request.config)) as grid:
             ready: set[object] = set()
-            while len(ready) < request.share.clients(cores(), 0):  # the first actors answer before the others are there
+            while len(ready) < cores():  # the first actors answer before the others are there
                 replies = grid.send_and_receive([Message(RecordDict(), node, READY) for node in grid.get_node_ids()])
                 if failed := [reply.error.reason for reply in replies if reply.has_error()]:
                     raise DataError(f"clients cannot read their data: {failed[0]}")

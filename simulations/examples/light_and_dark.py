@@ -5,8 +5,31 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from heterofl_flwr.report.drawing import to_svg
+from heterofl_flwr.report.drawing import COLOURS, to_svg
 from simulations.program import parser_of, status_of
+
+DARK = {
+    "ink": "#e8ebf0",
+    "muted": "#a2acba",
+    "grid": "#333a45",
+    "blue": "#8ea2ff",
+    "teal": "#4cc7d3",
+    "green": "#7fcf76",
+    "amber": "#e6b04d",
+    "red": "#f08a8f",
+    "violet": "#c39af0",
+}
+"""What each colour becomes on dark ground."""
+
+
+def with_modes(svg: str) -> str:
+    """Return a picture whose colours follow the reader's light or dark mode."""
+    used = {name: colour for name, colour in COLOURS.items() if colour in svg}
+    bright, dark = (" ".join(f"--{name}: {own[name]};" for name in used) for own in (COLOURS, DARK))
+    for name, colour in used.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    rules = f":root {{ {bright} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
+    return svg.replace("</style>", f" {rules}</style>", 1)
 
 
 def write_picture(program: str, description: str | None, draw: Callable[[], Figure]) -> int:
@@ -16,6 +39,6 @@ def write_picture(program: str, description: str | None, draw: Callable[[], Figu
         parser = parser_of(f"simulations.examples.{program}", description)
         parser.add_argument("file", type=Path, metavar="FILE", help="the SVG file to write")
         file: Path = parser.parse_args().file
-        file.write_text(to_svg(draw(), "heterofl-flwr"), encoding="utf-8")
+        file.write_text(with_modes(to_svg(draw(), "heterofl-flwr", transparent=True).decode()), encoding="utf-8")
 
     return status_of(program, work)

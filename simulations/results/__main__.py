@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from heterofl_flwr.core.formatting import FORMATS, render
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report.drawing import to_svg_file
+from heterofl_flwr.report.drawing import to_svg
 from simulations.program import parser_of, status_of, write_files
 from simulations.results import figures, tables
 from simulations.results.authors import authors_table
@@ -126,7 +126,7 @@ def write(found: Found, options: argparse.Namespace) -> str:
     if found.left_out:
         parts.append(to_markdown(Table("", "Left out", ("folder", "why"), tuple(found.left_out))))
     files |= {"tables.md": "\n".join(parts), "tables.tex": "\n".join(map(to_latex, latex))}
-    images = {name: to_svg_file(figure, name) for name, figure in drawn.items()}
+    images = {name: to_svg(figure, name) for name, figure in drawn.items()}
     write_files(options.out, {name: text.encode() for name, text in files.items()} | images, "figures/*")
     number = sum(len(own) for own in places.values())
     return f"{number} configurations on {len(places)} splits: {len(files) + len(images)} files in {options.out}"

@@ -8,7 +8,7 @@ from PIL import Image
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import draw_run
 
-NAMES = ["learning-curves", "levels", "loss", "bytes", "for-bytes", "trained"]
+NAMES = ["learning-curves", "levels", "loss", "bytes", "for-bytes"]
 
 
 def figures(records, costs=None):
@@ -37,4 +37,4 @@ def test_a_run_that_diverged_and_one_of_a_single_round_are_drawn(record, costs):
         for number, value in enumerate(values, 1)
     ]
     assert to_png(figures(records, costs)["learning-curves"], "title")
-    assert figures([record(2)], costs).keys() >= {"learning-curves", "bytes", "trained"}
+    assert figures([record(2)], costs).keys() >= {"learning-curves", "bytes"}
