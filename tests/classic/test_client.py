@@ -78,9 +78,11 @@ def test_a_client_that_is_back_may_answer_for_moments():
     parameters = strategy.initialize_parameters(manager_of())
     first.says = RuntimeError("busy")
     strategy.configure_fit(1, parameters, manager_of(first, *others))
+    strategy.configure_evaluate(1, parameters, manager_of(first, *others))  # it is found not to answer
     strategy.configure_fit(2, parameters, manager_of(Normed("9"), *others))
     first.says = says
-    strategy.configure_evaluate(2, parameters, manager_of(first, *others))
+    for server_round in (2, 3):
+        strategy.configure_evaluate(server_round, parameters, manager_of(first, *others))
     assert first.asked == ["properties", "properties", "moments"]
 
 

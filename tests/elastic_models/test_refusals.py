@@ -111,6 +111,7 @@ def _reach(function, **layers):
         (lambda self, x: torch.stack(x.unbind(1), 1), 8),
         (lambda self, x: x.select(1, 1)[:, None] + x, 5),
         (lambda self, x: x[:, torch.arange(8)], 8),
+        (lambda self, x: x.T[:, None, None][:, torch.zeros(2).long(), :, torch.arange(2)].flatten(1), 4),
         (lambda self, x: x.unfold(1, 2, 2).flatten(1), 8),
         (lambda self, x: torch.as_strided(x, (2, 8), (8, 1)), 8),
         (lambda self, x: nn.functional.pad(nn.functional.pad(x, (-1, 0)), (1, 0)), 8),

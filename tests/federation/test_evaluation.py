@@ -192,6 +192,18 @@ def test_the_server_evaluates_the_initial_and_each_new_model():
     assert "by-class" not in strategy.log.evaluate
 
 
+def test_a_run_that_goes_on_does_not_evaluate_its_start_again():
+    central = []
+    start = {"initial_arrays": ArrayRecord(build(1.0).state_dict()), "first_round": 2}
+    play(
+        nodes=2,
+        num_rounds=2,
+        evaluation=Evaluation(),
+        start={**start, "evaluate_fn": lambda number, _: central.append(number)},
+    )
+    assert central == [2]
+
+
 class Stop(RoundCallback):
     """Stops a run after a round, and keeps what its last evaluation found."""
 

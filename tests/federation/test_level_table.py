@@ -142,6 +142,12 @@ def test_a_table_that_cannot_be_is_one_error_at_the_start(mix, levels, named):
         HeteroFL(build, mix, assignment="dynamic", limits=Limits(levels=Levels(**levels)))
 
 
+def test_a_partition_beyond_its_number_has_the_last_ones_level():
+    federation = federation_of("a1-e1")
+    federation.register({7: Capability(partition=9, num_partitions=4)})
+    assert federation.rate(1, 7) == 0.0625
+
+
 def test_a_partition_belongs_to_the_registered_name(caplog):
     federation = federation_of("a1-b1", levels=Levels(partitions={"carol": 0, "dave": 1}))
     said = {7: Capability(partition=0), 8: Capability(), 9: Capability(partition=5)}

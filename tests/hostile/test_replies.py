@@ -130,6 +130,9 @@ KNOWN = {
 HARMLESS = {
     "a good reply": lambda envelope: None,
     "more values than were asked for": partial(to.put, "config", {"a": "b", "c": 1}),
+    "an array that is stored by columns": partial(
+        to.put_array, 0, lambda array: Array(np.asfortranarray(array.numpy()))
+    ),
     "lies beside an array": partial(to.put_array, 0, to.labelled),
 }
 
