@@ -138,7 +138,7 @@ def test_words_that_are_no_settings_raise(words, capsys):
     assert ("a setting is one word, such as train.lr=0.05" in error) == (words[0] == "run")
 
 
-def test_a_module_in_the_folder_does_not_replace_an_installed_one(asked, tmp_path):
+def test_a_module_in_the_folder_replaces_no_installed_one(asked, tmp_path):
     (tmp_path / "colorsys.py").write_text("raise SystemExit('a stranger was here')")
     sys.modules.pop("colorsys", None)
     asked()

@@ -177,7 +177,7 @@ def test_a_good_reply_ends_the_row_and_failing_is_no_refusal():
     assert strategy.tally.in_a_row == {1: 1}
 
 
-def test_a_sole_holder_on_another_machine_moves_the_model_by_a_bounded_length(monkeypatch):
+def test_a_sole_holder_elsewhere_moves_the_model_a_bounded_way(monkeypatch):
     """Unless a bound is given: any of its own, or a large one for none."""
     far = changed(entry(np.full(8, 1e4, np.float32)))
     assert play(make_app(far), nodes=2).log.failures == {}

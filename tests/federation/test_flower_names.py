@@ -159,7 +159,7 @@ def test_the_signature_shows_every_argument_with_its_default(kind):
         assert defaults.keys() - {"sampling", "transfer", "averaging"} <= shown.keys()
 
 
-def test_clients_are_sent_the_weight_of_fedprox_as_flower_sends_it():
+def test_clients_are_sent_fedproxs_weight_as_flower_sends_it():
     def prox(strategy):
         with Watched(make_app(plain_train, plain_evaluate), 2) as grid:
             strategy.start(grid, ArrayRecord(build(1.0).state_dict()), num_rounds=1)

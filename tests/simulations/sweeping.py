@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -88,20 +87,6 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 PLACE = "HETEROFL_TEST_FOLDER"
-
-
-class Meet(RoundCallback):
-    """A callback that waits until a second process has begun a run too."""
-
-    def on_start(self, *told: object) -> None:
-        folder = Path(os.environ[PLACE], ".met")
-        folder.mkdir(exist_ok=True)
-        (folder / str(os.getpid())).touch()
-        deadline = time.monotonic() + LONGEST / 3
-        while len(list(folder.iterdir())) < 2:
-            if time.monotonic() > deadline:
-                raise TimeoutError("no other job was begun meanwhile")
-            time.sleep(0.05)
 
 
 class Die(RoundCallback):
