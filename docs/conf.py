@@ -48,21 +48,11 @@ html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
 
-CHANGES = HERE.parent / "CHANGELOG.md"
-
 
 def _on_read(app: "Sphinx", docname: str, source: list[str]) -> None:
-    """Make tables of contents from the first page; put in the changelog."""
+    """Make tables of contents from the lists of the first page."""
     if docname == "index":
         source[0] += _contents(source[0])
-    elif docname == "changelog":
-        source[0] = _from_here(CHANGES.read_text(encoding="utf-8"))
-
-
-def _from_here(page: str) -> str:
-    """Return a page of the project's root with links to pages of the site alone."""
-    inside = re.sub(r"\[([^]]+)\]\((?!docs/|https?:|#)[^)]+\)", r"\1", page)
-    return inside.replace("](docs/", "](")
 
 
 def _contents(page: str) -> str:
