@@ -1,13 +1,11 @@
-"""A ClientApp: finding it by name, finding its name, and handing it messages as Flower's own backends do."""
+"""A ClientApp: finding it by name, and handing it messages as Flower's own backends do."""
 
 import importlib
 import logging
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy, deepcopy
 from operator import attrgetter
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
@@ -68,30 +66,6 @@ def load(client_app: ClientApp | str) -> ClientApp:
     if not isinstance(found, ClientApp):
         raise ConfigError(f"client_app {client_app!r} is a {type(found).__name__}; expected a ClientApp")
     return found
-
-
-def reference(client_app: ClientApp | str) -> str:
-    """Return a ``"module:attribute"`` by which another process can import the ClientApp."""
-    if isinstance(client_app, str):
-        return client_app
-    load(client_app)  # raises if it is something else: under some name, a module holds almost any value
-    main = sys.modules["__main__"]
-    file = getattr(main, "__file__", None)
-    # Of the script, or of the module that was started with ``python -m``; a notebook has no name.
-    name_of_main = main.__spec__.name if main.__spec__ is not None else Path(file).stem if file else ""
-    places = [
-        f"{importable}:{attribute}"
-        for name, module in list(sys.modules.items())
-        if (importable := name_of_main if module is main else name)
-        for attribute, value in list(getattr(module, "__dict__", {}).items())
-        if value is client_app
-    ]
-    if not places:
-        raise ConfigError(
-            f"client_app is {client_app!r}, which no module holds under a name, so other processes cannot import it; "
-            "expected a ClientApp at the top level of a module or its 'module:attribute'; a LocalGrid takes any"
-        )
-    return places[-1]
 
 
 def answer(

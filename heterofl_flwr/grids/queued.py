@@ -35,6 +35,7 @@ class Group:
     number: int
     messages: Sequence[Message] = field(compare=False)
     deaths: int = field(default=0, compare=False)  # how many actors have died of it
+    stored: Mapping[int, object] = field(default_factory=dict, compare=False)  # by identity, records that Ray has
 
     @property
     def ids(self) -> list[str]:

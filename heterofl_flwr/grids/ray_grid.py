@@ -3,15 +3,12 @@
 import atexit
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from flwr.app import Message, UserConfigValue
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.errors import ConfigError, check_count, extra
-from heterofl_flwr.grids.apps import reference
 from heterofl_flwr.grids.queued import QueuedGrid
-from heterofl_flwr.grids.ray_runner import ActorRunner
 
 
 class RayGrid(QueuedGrid):
@@ -30,7 +27,8 @@ class RayGrid(QueuedGrid):
     Parameters
     ----------
     client_app : ClientApp or str
-        The ClientApp, or where to import it: ``"module:attribute"``. It has to be importable.
+        The ClientApp, or where actors import it: ``"module:attribute"``. Of an app that is given, what a module holds
+        is imported there too, and what this script or notebook holds is sent.
     num_nodes : int
         How many nodes there are. Node ``i`` has ``partition-id`` i; its id depends on ``seed`` and i alone.
     num_cpus : float
@@ -69,19 +67,16 @@ class RayGrid(QueuedGrid):
                 raise ConfigError(f"{name} is {share!r}; expected a number of 0 or more")
         if num_gpus > 1 and num_gpus % 1:
             raise ConfigError(f"num_gpus is {num_gpus!r}; expected a share of one GPU, or a number of whole ones")
-        path = reference(client_app)
         super().__init__(num_nodes, cohort=cohort, node_config=node_config, run_config=run_config, cost=cost, seed=seed)
         with extra("simulation", "use LocalGrid, which is --grid local"):  # here, as Ray loads slowly
-            from heterofl_flwr.grids.ray_actors import Actor, ActorOptions
-            from heterofl_flwr.grids.ray_session import Session, check_alive
-        environment = Session.enter()
-        same = ActorOptions(path, num_cpus, num_gpus, environment)
+            from heterofl_flwr.grids.ray_runner import ActorOptions, ActorRunner
+            from heterofl_flwr.grids.ray_session import Session
+        options = ActorOptions(client_app, num_cpus, num_gpus, Session.enter())
         try:
-            number = min(at_once or num_nodes, num_nodes, same.room())
+            number = min(at_once or num_nodes, num_nodes, options.room())
             if number == 0:
-                raise ConfigError(f"no machine has room for an actor: {same.lack()}")
-            start = partial(Actor, same)
-            self._open(ActorRunner(start, number, self._contexts, same.lack, check_alive), Session.leave)
+                raise ConfigError(f"no machine has room for an actor: {options.lack()}")
+            self._open(ActorRunner(options, number, self._contexts), Session.leave)
         except BaseException:
             Session.leave()
             raise

@@ -1,24 +1,26 @@
 """What lets Ray actors run a grid's clients: who gets which messages, and what happens when one dies."""
 
-import heapq
 import logging
 import math
+import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
-from typing import NamedTuple, Protocol
-from weakref import WeakValueDictionary
+from pathlib import Path
+from typing import Any, cast
 
+import ray
 from flwr.app import ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
 
 from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids.apps import Envelope, failure
 from heterofl_flwr.grids.queued import Group, Runner
+from heterofl_flwr.grids.ray_actors import Clients, pack, unpack
+from heterofl_flwr.grids.ray_session import check_alive
 from heterofl_flwr.packing import count_bytes
 
 logger = logging.getLogger(__name__)
@@ -27,269 +29,253 @@ RETRIES = 2
 """How often a message is given to another actor."""
 
 STARTS = 3
-"""How often an actor is started that dies before it has loaded the ClientApp."""
+"""How many actors in a row may die before they have loaded the ClientApp, until no more are started."""
 
 PATIENCE = 60.0
 """Seconds until a warning says that no actor has started, and what the cluster has."""
 
-GRACE = 5.0
-"""Seconds that the thread has to end."""
+TURN = 1.0
+"""Seconds after which one that waits looks whether Ray is still alive."""
 
 LARGE = 1 << 16
 """Bytes from which Ray stores a record once, instead of each message that carries it."""
 
+Actor = Any
+"""Ray's handle of an actor."""
 
-class ActorDeathError(HeteroFLError):
-    """An actor has died; the text says how, after "the process that ran node 1"."""
-
-
-class Ready(NamedTuple):
-    """What an actor says first: why it cannot load the ClientApp, and whether that answers messages together."""
-
-    trouble: str
-    takes_groups: bool
+Reference = Any
+"""What Ray returns at once for what will be there."""
 
 
-@dataclass(slots=True, weakref_slot=True)
-class StoredRecord:
-    """A record that messages carry, such as the slice of a level, and where Ray has stored it."""
+@dataclass(frozen=True, slots=True)
+class ActorOptions:
+    """What all actors of a grid run, what Ray reserves for each, and what is added to its environment."""
 
-    record: ArrayRecord
-    reference: object = None
+    client_app: ClientApp | str
+    num_cpus: float
+    num_gpus: float
+    environment: Mapping[str, str]
 
+    def start(self) -> Actor:
+        """Start an actor."""
+        options = {
+            "num_cpus": self.num_cpus,
+            "num_gpus": self.num_gpus,
+            "scheduling_strategy": "SPREAD",
+            "runtime_env": {"env_vars": dict(self.environment)} if self.environment else None,
+        }
+        return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
 
-class Worker(Protocol):
-    """An actor, as the runner sees it. It does one thing at a time, and reports what came of it."""
+    def room(self) -> int:
+        """Return how many actors the cluster's machines have room for, if nobody else uses them."""
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return sum(self.fit(own.get("CPU", 0.0), own.get("GPU", 0.0)) for own in machines)
 
-    def ask(self) -> None:
-        """Let it say that it is ready."""
+    def fit(self, cpus: float, gpus: float) -> int:
+        """Return how many actors fit on a machine; a share of a GPU is of one GPU."""
+        most: int = math.floor(cpus / (self.num_cpus or 1) + 1e-9)
+        if self.num_gpus >= 1:
+            return min(most, math.floor(gpus / self.num_gpus))
+        if self.num_gpus:
+            return min(most, math.floor(gpus) * math.floor(1 / self.num_gpus + 1e-9))
+        return most
 
-    def answer(self, envelopes: Sequence[Envelope], stored: Sequence[StoredRecord]) -> None:
-        """Let it answer messages."""
-
-    def kill(self) -> None:
-        """End it at once."""
-
-
-Outcome = Callable[[], Ready | list[Envelope]]
-Report = Callable[[Worker, Outcome], object]
-"""Called from any thread. The function that it is given returns what an actor says, or raises ``ActorDeathError``."""
+    def lack(self) -> str:
+        """Say what an actor needs, and what the cluster has."""
+        has, free = ray.cluster_resources(), ray.available_resources()
+        return (
+            f"it needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}; the cluster has "
+            f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, of which {free.get('CPU', 0):g} and "
+            f"{free.get('GPU', 0):g} are free"
+        )
 
 
 class ActorRunner(Runner):
     """Runs clients in actors, in each one group at a time; one that dies is replaced, and another gets its messages.
 
-    One thread does that. A node's messages are answered in the order in which they were sent, so its context is never
-    in two places.
-
-    Parameters
-    ----------
-    start : callable
-        Starts an actor, which reports to the function that it is given.
-    number : int
-        How many actors there are.
-    contexts : dict
-        The nodes' contexts.
-    lack : callable
-        Says what actors need, and what there is, for when none starts.
-    check : callable
-        Raises an error if no actor will be heard of any more; called often.
+    This happens when messages are pushed, waited for or looked for. A node's messages are answered in the order in
+    which they were sent, so its context is never in two places.
     """
 
-    def __init__(
-        self,
-        start: Callable[[Report], Worker],
-        number: int,
-        contexts: dict[int, Context],
-        lack: Callable[[], str],
-        check: Callable[[], object],
-    ) -> None:
+    def __init__(self, options: ActorOptions, number: int, contexts: dict[int, Context]) -> None:
         super().__init__(contexts)
-        self._start, self._lack, self._check = start, lack, check
-        self._lines: dict[int, deque[Group]] = {}  # by node; a group that is first in all its lines is running or ready
-        self._ready: list[Group] = []  # a heap
-        self._stored: WeakValueDictionary[int, StoredRecord] = WeakValueDictionary()  # by the record's identity
-        self._needed: dict[int, list[StoredRecord]] = {}  # what groups need of it, by their number
-        self._starts: dict[Worker, int] = {}  # all actors; how often each was started, 0 when it has been ready
-        self._idle: list[Worker] = []
-        self._running: dict[Worker, Group] = {}
-        self._changed = threading.Condition()  # guards all of these
-        self._events: SimpleQueue[tuple[Worker, Outcome] | None] = SimpleQueue()
-        self._closed = self._is_loaded = False  # whether any actor has loaded the ClientApp
-        self._trouble: HeteroFLError | None = None  # why nobody will be answered any more
+        self._options = options
+        self._waiting: list[Group] = []  # in order
+        self._idle: list[Actor] = []
+        self._running: dict[Reference, tuple[Actor, Group | None]] = {}  # None: it says when it is ready
+        self._logs: dict[Actor, Path] = {}  # where the stderr of actors goes
+        self._is_loaded, self._failed_starts = False, 0  # whether any actor has been ready; in a row
         self._warn_at = time.monotonic() + PATIENCE
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+        self._lock = threading.RLock()  # Flower's classic server asks from several threads
         try:
-            with self._changed:
-                for _ in range(number):
-                    self._add(1)
-                self._changed.wait_for(lambda: self._idle or self._trouble)
-                if self._trouble:
-                    raise self._trouble
+            for _ in range(number):
+                self._ask(options.start())
+            while not self._idle:
+                self._step(TURN)
         except BaseException:
             self.close()
             raise
 
     def submit(self, groups: Sequence[Group]) -> None:
         """Queue groups; idle actors begin at once."""
-        with self._changed:
+        with self._lock:
+            stored: dict[int, Reference] = {}
+            urgency: dict[int, float] = {}
             for group in groups:
-                self._needed[group.number] = self._find_stored(group.messages)
                 self._groups.update(dict.fromkeys(group.ids, group))
-                for node_id in group.nodes:
-                    self._lines.setdefault(node_id, deque()).append(group)
-                self._queue_if_first(group)
-        self._events.put(None)
+                # No message is more urgent than one that was sent to its node before.
+                group.urgency = max([group.urgency, *(urgency.get(node_id, -math.inf) for node_id in group.nodes)])
+                urgency.update(dict.fromkeys(group.nodes, group.urgency))
+                for record in _records(group):
+                    if id(record) not in stored and count_bytes(record) >= LARGE:
+                        stored[id(record)] = ray.put(record)
+                group.stored = stored
+            self._waiting = sorted([*self._waiting, *groups])
+            self._step(0.0)
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
         """Wait for these replies, while there is a message among these that somebody waits for."""
-        with self._changed:
-            seconds = None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-            self._changed.wait_for(lambda: self._trouble or self._groups.keys().isdisjoint(ids), seconds)
-            if self._trouble:
-                raise self._trouble
-            return [id_ for id_ in ids if id_ in self._done]
+        left = math.inf
+        while left > 0 and not self._groups.keys().isdisjoint(ids):
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            with self._lock:
+                self._step(min(max(left, 0.0), TURN))
+        return [id_ for id_ in ids if id_ in self._done]
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Drop these messages; actors that are at work for nobody else are ended."""
-        with self._changed:
+        with self._lock:
             super().cancel(ids)
-            self._changed.notify_all()
-        self._events.put(None)
+            self._waiting = [group for group in self._waiting if self._is_awaited(group)]
+            for reference, (actor, group) in list(self._running.items()):
+                if group is not None and not self._is_awaited(group):
+                    del self._running[reference]
+                    self._replace(actor)
 
     def close(self) -> None:
-        """End the thread and the actors."""
-        with self._changed:
-            self._closed = True
+        """End the actors."""
+        with self._lock:
             super().close()
-            self._changed.notify_all()
-        self._events.put(None)
-        if threading.current_thread() is not self._thread:  # there, it was the garbage collector that found the grid
-            self._thread.join(GRACE)
-        for worker in self._starts:
-            worker.kill()
+            for actor in (*self._idle, *(actor for actor, _ in self._running.values())):
+                _kill(actor)
+            self._waiting, self._idle, self._running = [], [], {}
 
-    def _serve(self) -> None:
-        """Let what is reported and queued have its effects, until the grid is closed."""
-        while not self._closed:
-            event = None
-            with suppress(Empty):
-                event = self._events.get(timeout=1.0)
-            with self._changed:
-                try:
-                    self._check()
-                    self._warn_if_none_starts()
-                    self._handle(event)
-                except Exception as error:  # else callers would wait for ever
-                    self._trouble = HeteroFLError(f"Ray cannot go on: {error}")
-                self._changed.notify_all()
-            del event  # and with it the replies
-
-    def _handle(self, event: tuple[Worker, Outcome] | None) -> None:
-        if self._closed:
-            return
-        if event is not None and event[0] in self._starts:  # the others were ended
-            self._accept(*event)
-        for worker, group in list(self._running.items()):
-            if not self._is_awaited(group):
-                del self._running[worker]
-                self._leave_lines(group)
-                self._replace(worker)
+    def _step(self, seconds: float) -> None:
+        """Give idle actors what waits, and accept what the others have to say, for which it waits so long."""
+        self._hand_out()
+        running = list(self._running)
+        if running:
+            ray.wait(running, timeout=seconds)
+            for reference in ray.wait(running, num_returns=len(running), timeout=0)[0]:
+                self._accept(reference, *self._running.pop(reference))
+        try:
+            check_alive()
+        except HeteroFLError:
+            self._running.clear()  # else those who wait no more would end them, which hangs
+            raise
+        self._warn_if_none_starts()
         self._hand_out()
 
-    def _accept(self, worker: Worker, outcome: Outcome) -> None:
-        """Accept what an actor says, or its death."""
-        group = self._running.pop(worker, None)
-        try:
-            said = outcome()
-        except ActorDeathError as death:
-            if group is None:
-                self._accept_failed_start(worker, f"it {death} while it loaded the ClientApp")
-            else:
-                self._accept_death(worker, group, death)
-            return
-        except Exception as error:  # such as a reply that cannot be unpickled
-            said = [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages] if group else []
-        if isinstance(said, Ready):
-            if said.trouble:
-                self._accept_failed_start(worker, said.trouble)
-                return
-            self.takes_groups, self._is_loaded, self._starts[worker] = said.takes_groups, True, 0
-            self._warn_at = time.monotonic() + PATIENCE
-        elif group is not None:
-            self._finish(group, said)
-        self._idle.append(worker)
+    def _hand_out(self) -> None:
+        """Give idle actors the most urgent groups that somebody waits for."""
+        while self._idle and (group := self._take_next()) is not None:
+            actor = self._idle.pop()
+            try:
+                self._running[self._send(actor, group)] = actor, group
+            except Exception as error:  # such as a message that cannot be pickled
+                self._idle.append(actor)
+                self._keep(group, [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages])
 
-    def _accept_failed_start(self, worker: Worker, trouble: str) -> None:
-        """Start an actor again that is not ready; in the beginning, and where that has failed too often, give it up.
+    def _take_next(self) -> Group | None:
+        """Return the first group of which no node is busy, or has an earlier message."""
+        busy = {node_id for _, group in self._running.values() if group is not None for node_id in group.nodes}
+        for place, group in enumerate(self._waiting):
+            if busy.isdisjoint(group.nodes):
+                return self._waiting.pop(place)
+            busy.update(group.nodes)
+        return None
+
+    def _send(self, actor: Actor, group: Group) -> Reference:
+        """Let an actor answer a group's messages; what Ray has stored, it fetches."""
+        references = {id_: group.stored[id_] for id_ in map(id, _records(group)) if id_ in group.stored}
+        numbers = {id_: number for number, id_ in enumerate(references)}
+        pairs = zip(group.messages, group.nodes, strict=True)
+        pickled = [pack(Envelope(message, self._contexts[node_id]), numbers) for message, node_id in pairs]
+        return actor.answer.remote(pickled, *references.values())
+
+    def _accept(self, reference: Reference, actor: Actor, group: Group | None) -> None:
+        """Accept what an actor says, or its death."""
+        try:
+            said = ray.get(reference)
+            answers = [] if group is None else list(map(unpack, said))
+        except Exception as error:  # the actor's end, or such as a reply that cannot be unpickled
+            dead = isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
+            if dead or group is None:
+                self._accept_death(actor, group, error)
+                return
+            answers = [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages]
+        if group is None:
+            self._accept_start(actor, *said)
+        else:
+            self._keep(group, answers)
+            self._idle.append(actor)
+
+    def _accept_start(self, actor: Actor, trouble: str, takes_groups: bool, log: str) -> None:
+        """Accept that an actor is ready, or why it is not."""
+        if trouble:
+            self._accept_failed_start(actor, trouble)
+            return
+        self.takes_groups, self._is_loaded, self._failed_starts = takes_groups, True, 0
+        self._warn_at = time.monotonic() + PATIENCE
+        self._logs[actor] = Path(log)
+        self._idle.append(actor)
+
+    def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
+        """Start another actor for one that is not ready; in the beginning, and where that has failed too often, none.
 
         A single try is not enough: what is started may die with a machine whose end is not known yet.
         """
-        starts = self._starts[worker]
-        if starts < STARTS and self._is_loaded:
+        self._failed_starts += 1
+        if self._is_loaded and self._failed_starts <= STARTS:
             logger.warning("An idle actor is replaced: %s.", trouble)
-            self._replace(worker, starts + 1)
-            return
-        del self._starts[worker]
-        if not self._starts or not self._is_loaded:
-            self._trouble = ConfigError(f"in an actor: {trouble}")
+            self._replace(actor)
+        elif not self._is_loaded or not (self._idle or self._running):
+            raise ConfigError(f"in an actor: {trouble}")
 
-    def _accept_death(self, worker: Worker, group: Group, death: ActorDeathError) -> None:
+    def _accept_death(self, actor: Actor, group: Group | None, error: Exception) -> None:
         """Replace an actor, and give its group to another, if it may; the nodes' contexts are as they were."""
-        self._replace(worker)
-        if not self._is_awaited(group):
-            self._leave_lines(group)
+        death = self._describe_end(actor, error)
+        if group is None:
+            self._accept_failed_start(actor, f"it {death} while it loaded the ClientApp")
             return
+        self._replace(actor)
         for other in self._idle:  # it may have died as well, of the same cause
-            other.ask()
+            self._ask(other)
         self._idle.clear()
         self.deaths.append(self._describe(group.messages[0], group, death))
         if group.deaths < RETRIES:
             group.deaths += 1
             logger.warning("%s Another one is given its messages.", self.deaths[-1])
-            heapq.heappush(self._ready, group)
+            self._waiting = sorted([group, *self._waiting])
         else:
             code = ErrorCode.CLIENT_APP_CRASHED
-            self._finish(group, [failure(one, code, self._describe(one, group, death)) for one in group.messages])
+            self._keep(group, [failure(one, code, self._describe(one, group, death)) for one in group.messages])
 
-    def _hand_out(self) -> None:
-        """Give idle actors the most urgent groups that somebody waits for."""
-        while self._idle and self._ready:
-            group = heapq.heappop(self._ready)
-            if not self._is_awaited(group):
-                self._leave_lines(group)
-                continue
-            worker = self._idle.pop()
-            try:
-                pairs = zip(group.messages, group.nodes, strict=True)
-                envelopes = [Envelope(message, self._contexts[node_id]) for message, node_id in pairs]
-                worker.answer(envelopes, self._needed[group.number])
-            except Exception as error:  # such as a message that cannot be pickled
-                self._idle.append(worker)
-                self._finish(group, [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages])
-            else:
-                self._running[worker] = group
+    def _ask(self, actor: Actor) -> None:
+        """Let an actor say that it is ready; any answer is a sign of life."""
+        self._running[actor.ready.remote()] = actor, None
 
-    def _add(self, starts: int) -> None:
-        """Start an actor, which was started so often, this one included."""
-        self._starts[self._start(lambda worker, outcome: self._events.put((worker, outcome)))] = starts
-
-    def _replace(self, worker: Worker, starts: int = 1) -> None:
+    def _replace(self, actor: Actor) -> None:
         """End an actor, and start another one."""
-        worker.kill()
-        del self._starts[worker]
-        self._add(starts)
-
-    def _finish(self, group: Group, answers: Sequence[Envelope]) -> None:
-        self._keep(group, answers)
-        self._leave_lines(group)
+        _kill(actor)
+        self._logs.pop(actor, None)
+        self._ask(self._options.start())
 
     def _is_awaited(self, group: Group) -> bool:
         """Return whether somebody waits for a reply; then all are answered, so that those who wait get the same."""
         return any(id_ in self._groups for id_ in group.ids)
 
-    def _describe(self, message: Message, group: Group, death: ActorDeathError) -> str:
+    def _describe(self, message: Message, group: Group, death: str) -> str:
         """Name the node that an actor ran, maybe among others, and say how it died."""
         node_id, others = message.metadata.dst_node_id, len(group.messages) - 1
         partition = self._contexts[node_id].node_config.get("partition-id")
@@ -297,28 +283,15 @@ class ActorRunner(Runner):
         before = f" {group.deaths} before it died as well." if group.deaths else ""
         return f"The process that ran node {node_id} (partition {partition}){among} {death}.{before}"
 
-    def _leave_lines(self, group: Group) -> None:
-        """Remove a group from its nodes' lines; the next ones there may get ready."""
-        del self._needed[group.number]
-        for node_id in group.nodes:
-            line = self._lines[node_id]
-            line.popleft()
-            if line:
-                self._queue_if_first(line[0])
-            else:
-                del self._lines[node_id]
-
-    def _queue_if_first(self, group: Group) -> None:
-        """Let a group be handed out if it is first in all its lines."""
-        if all(self._lines[node_id][0] is group for node_id in group.nodes):
-            heapq.heappush(self._ready, group)
-
-    def _find_stored(self, messages: Sequence[Message]) -> list[StoredRecord]:
-        """Return the large records of messages, each once; those that other messages carry too are the same."""
-        contents = [message.content for message in messages if message.has_content()]
-        records = {id(own): own for content in contents for own in content.array_records.values()}
-        large = [record for record in records.values() if count_bytes(record) >= LARGE]
-        return [self._stored.setdefault(id(record), StoredRecord(record)) for record in large]
+    def _describe_end(self, actor: Actor, error: Exception) -> str:
+        """Say how an actor ended, in Ray's words without its guesses why, and its last lines if they are here."""
+        text = " ".join(line.strip() for line in str(error).splitlines() if not line.startswith("\t"))
+        text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
+        log = self._logs.get(actor, Path())
+        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+        last = [line.strip() for line in lines if line.strip() and not line.startswith(":")]  # Ray's begin with a colon
+        said = f" (it said last: {' | '.join(last[-5:])})" if last else ""
+        return f"died: {text.strip().rstrip('.')}{said}"
 
     def _warn_if_none_starts(self) -> None:
         """Say what actors need where none is ready for long: others may use the cluster.
@@ -326,6 +299,19 @@ class ActorRunner(Runner):
         Nothing tells an actor without room from one that imports torch on a slow machine, so no time limit ends the
         wait.
         """
-        if time.monotonic() > self._warn_at and all(self._starts.values()):
-            logger.warning("no actor has started in %g s; waiting: %s", PATIENCE, self._lack())
+        none_is_ready = not self._idle and all(group is None for _, group in self._running.values())
+        if time.monotonic() > self._warn_at and none_is_ready:
+            logger.warning("no actor has started in %g s; waiting: %s", PATIENCE, self._options.lack())
             self._warn_at = math.inf
+
+
+def _records(group: Group) -> list[ArrayRecord]:
+    """Return the arrays in a group's messages."""
+    contents = [message.content for message in group.messages if message.has_content()]
+    return [record for content in contents for record in content.array_records.values()]
+
+
+def _kill(actor: Actor) -> None:
+    """End an actor at once."""
+    with suppress(Exception):  # it is gone already, or Ray is
+        ray.kill(actor)

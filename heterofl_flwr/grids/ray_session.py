@@ -151,7 +151,9 @@ def check_alive() -> None:
     for name in ("gcs_server", "raylet"):
         for own in node.all_processes.get(name, ()) if node else ():
             if (code := own.process.poll()) is not None:
-                raise HeteroFLError(f"its process {name} has ended (exit code {code}), maybe for lack of memory")
+                raise HeteroFLError(
+                    f"Ray cannot go on: its process {name} has ended (exit code {code}), maybe for lack of memory"
+                )
 
 
 def _init(**options: Any) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import load_task
@@ -19,7 +20,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from tests.federation.tiny import Keep, equal
 
-ray_actors = pytest.importorskip("heterofl_flwr.grids.ray_actors", exc_type=ImportError)
+ray_runner = pytest.importorskip("heterofl_flwr.grids.ray_runner", exc_type=ImportError)
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -126,17 +127,24 @@ def test_an_actor_that_always_dies_tells_its_last_words(actors, ask, caplog):
 def test_a_slice_is_put_into_the_object_store_once_and_freed(machine, actors, monkeypatch):
     puts = []
     put = machine.put
-    monkeypatch.setattr(machine, "put", lambda value: puts.append(len(value)) or put(value))
+
+    def noted(value):
+        reference = put(value)
+        puts.append((len(value), reference.hex()))
+        return reference
+
+    monkeypatch.setattr(machine, "put", noted)
     slices = [ArrayRecord({"w": Array(np.full(50_000, value)), "v": Array(np.zeros(50_000))}) for value in (1, 2)]
     pairs = zip(actors.get_node_ids(), slices * 2, strict=True)
     messages = [Message(RecordDict({"arrays": slice_}), node_id, "evaluate") for node_id, slice_ in pairs]
     replies = list(actors.send_and_receive(messages))
     assert [reply.content["metrics"]["mean"] for reply in replies] == [1.0, 2.0] * 2
-    assert puts == [2, 2]
+    assert [length for length, _ in puts] == [2, 2]
     slices[0]["w"] = Array(np.full(50_000, 5.0))
     (reply,) = actors.send_and_receive([messages[0]])
     assert reply.content["metrics"]["mean"] == 5.0
-    assert not actors._runner._stored
+    held = machine._private.worker.global_worker.core_worker.get_all_reference_counts()
+    assert held.keys().isdisjoint(own for _, own in puts)
 
 
 MORTAL = """
@@ -189,6 +197,19 @@ def test_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_path, m
 
 
 @pytest.mark.slow
+def test_an_app_that_no_module_holds_is_sent(machine):
+    app, where = ClientApp(), os.getpid()
+
+    @app.query()
+    def query(message, context):
+        return Message(RecordDict({"config": ConfigRecord({"other": os.getpid() != where})}), reply_to=message)
+
+    with RayGrid(app, 2, at_once=1) as grid:
+        messages = [Message(RecordDict(), node_id, "query") for node_id in grid.get_node_ids()]
+        assert [reply.content["config"]["other"] for reply in grid.send_and_receive(messages)] == [True, True]
+
+
+@pytest.mark.slow
 def test_actors_share_gpus_as_asked(actors, ask):
     assert {one["CUDA_VISIBLE_DEVICES"] for one in processes_of(actors, ask)} == {""}
     with RayGrid("gpu_clients:app", 8, num_gpus=0.5) as grid:
@@ -210,7 +231,7 @@ def test_actors_share_gpus_as_asked(actors, ask):
     ],
 )
 def test_so_many_actors_fit_on_a_machine(cpus, gpus, has, expected):
-    assert ray_actors.ActorOptions("a:b", cpus, gpus, {}).fit(*has) == expected
+    assert ray_runner.ActorOptions("a:b", cpus, gpus, {}).fit(*has) == expected
 
 
 @pytest.mark.parametrize(
