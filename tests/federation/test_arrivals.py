@@ -137,6 +137,8 @@ class TestNodes:
         nodes = Nodes()
         for new, there in ((first, list(first)), (then, present)):
             nodes.register({node: Capability(partition=own) for node, own in new.items()}, present=there)
+            nodes.trained.update(new)
         assert {node: nodes.partition(node) for node in partitions} == partitions
         assert [node for node in first if node in nodes] == [node for node in first if node in present]
+        assert nodes.trained == {*first, *then} & {*present}
         assert "says partition" not in caplog.text

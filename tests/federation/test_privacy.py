@@ -133,6 +133,8 @@ def test_releases_add_up_over_runs():
     spent.add("training-releases")
     spent.add("moments-releases", 2)
     assert ledger.known == {"training-releases": 4, "moments-releases": 2}
+    spent.keep_in(ledger)  # as a strategy does that starts again in this process
+    assert spent.releases == ledger.known
     again = Spent(Privacy(clip=1, noise=1))
     again.keep_in(ledger)
     assert again.facts() == spent.facts()
