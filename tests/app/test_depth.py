@@ -49,6 +49,12 @@ def test_settings_say_which_exits_are_trained_and_evaluated():
     assert weights == pytest.approx([2 * math.exp(-5), 2 * math.exp(-5 / 4), 2])
 
 
+def test_inner_widths_are_those_below_a_clients_own():
+    own = task(train__distill="all")
+    nested = own.with_inner_widths(own.build(0.5), 0.5, own.build)
+    assert len(nested.all_logits(torch.zeros(2, 1, 8, 8))) == 2
+
+
 def test_a_transformer_has_fewer_layers_and_one_head():
     own = Task(from_flat({"data.name": "wikitext2", "model.shrink": "depth"}))
     own.__dict__["facts"] = Facts((64,), 20)  # so that no data are read
