@@ -103,7 +103,7 @@ def _help_section(name: str) -> str:
         redirect_stdout(printed),
     ):
         parser().parse_args([name, "--help"])
-    return f"## `heterofl {name}`\n\n```text\n{printed.getvalue().rstrip()}\n```"
+    return f"### `heterofl {name}`\n\n```text\n{printed.getvalue().rstrip()}\n```"
 
 
 def dropin() -> str:
