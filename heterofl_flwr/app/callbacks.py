@@ -36,16 +36,15 @@ class CentralEvaluation:
 def build_callbacks(task: Task, folder: RunFolder | None) -> list[RoundCallback]:
     """Return the recorder of the run folder, and what ``run.callbacks`` names."""
     run = task.settings.run
-    metric = run.metric or None  # without one, the recorder and early stopping follow the same
     found: list[RoundCallback] = []
     if folder is not None:
         # The models of FedH2L have no levels, and travel nowhere.
         costs = None if task.settings.server.strategy == "fedh2l" else Costs(task.build, task.mix, task.example())
-        found.append(Recorder(folder, run.checkpoint_every, metric=metric, costs=costs, models=not task.personal))
+        found.append(Recorder(folder, run.checkpoint_every, costs=costs, models=not task.personal))
     if run.patience:
         # A run that is resumed must stop in the round in which it would have stopped without a break.
         history = folder.history() if folder is not None and run.resume else ()
-        found.append(EarlyStopping(metric, run.patience, history=history))
+        found.append(EarlyStopping(run.metric, run.patience, history=history))
     # Without a folder the default, tensorboard, has nowhere to write.
     names = [name for name in run.callbacks if folder is not None or name != "tensorboard"]
     return found + [_build_callback(name, task, folder) for name in names]
@@ -60,7 +59,7 @@ def _build_callback(name: str, task: Task, folder: RunFolder | None) -> RoundCal
     settings = to_flat(task.settings)
     own_name = folder.path.resolve().name if folder else None
     if name == "wandb":
-        return WandB(PROJECT, settings=settings, folder=folder, options={"name": own_name})
+        return WandB(PROJECT, settings=settings, folder=folder, name=own_name)
     if name == "mlflow":
-        return MLflow(PROJECT, settings=settings, folder=folder, options={"run_name": own_name})
+        return MLflow(PROJECT, settings=settings, folder=folder, run_name=own_name)
     raise ConfigError(f"run.callbacks names {name!r}; expected tensorboard, wandb, mlflow or 'module:name'")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 from heterofl_flwr.errors import extra
 from heterofl_flwr.federation.records import Progress, RoundCallback, State
@@ -56,7 +56,35 @@ class TensorBoard(_Tracker):
         self._log, self._close = log_scalars, writer.close
 
 
-class WandB(_Tracker):
+class _Service(_Tracker):
+    """A tracker at a service, whose package is installed on demand."""
+
+    _name: ClassVar[str]
+
+    def __init__(
+        self,
+        project: str,
+        *,
+        settings: Mapping[str, object] | None = None,
+        folder: RunFolder | None = None,
+        **options: object,
+    ) -> None:
+        with extra(self._name):
+            self._module: Any = import_module(self._name)
+        self._project, self._settings, self._folder = project, flatten(settings or {}), folder
+        self._options = options
+
+    @property
+    def _known(self) -> str | None:
+        """The id that the run has there, if it has been there before."""
+        return self._folder.about().get(self._name) if self._folder else None
+
+    def _keep(self, run_id: str) -> None:
+        if self._folder:
+            self._folder.note(**{self._name: run_id})
+
+
+class WandB(_Service):
     """Sends every number of every round to Weights & Biases.
 
     Parameters
@@ -67,79 +95,42 @@ class WandB(_Tracker):
         The run's settings, to be shown there.
     folder : RunFolder | None
         The run's folder, which keeps the id there, so that a run that goes on does so there as well.
-    options : Mapping[str, object] | None
+    options : object
         More arguments of ``wandb.init``.
     """
 
-    def __init__(
-        self,
-        project: str,
-        *,
-        settings: Mapping[str, object] | None = None,
-        folder: RunFolder | None = None,
-        options: Mapping[str, object] | None = None,
-    ) -> None:
-        self._module, self._folder = _load("wandb"), folder
-        self._arguments = {"project": project, "config": flatten(settings or {}), **(options or {})}
+    _name = "wandb"
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Open the run there."""
-        known = _known_id("wandb", self._folder)
-        run = self._module.init(**self._arguments, **({"id": known, "resume": "allow"} if known else {}))
-        if self._folder:
-            self._folder.note(wandb=run.id)
+        known = self._known
+        goes_on = {"id": known, "resume": "allow"} if known else {}
+        run = self._module.init(project=self._project, config=self._settings, **self._options, **goes_on)
+        self._keep(run.id)
         self._log, self._close = run.log, run.finish
 
 
-class MLflow(_Tracker):
-    """Sends every number of every round to MLflow.
+class MLflow(_Service):
+    """Sends every number of every round to MLflow, to the server or folder that ``MLFLOW_TRACKING_URI`` names.
 
     Parameters
     ----------
-    experiment : str
+    project : str
         The experiment.
-    tracking_uri : str | None
-        The server or folder; by default MLflow's own choice.
-    settings : Mapping[str, object] | None
-        The run's settings, to be shown there.
-    folder : RunFolder | None
+    settings, folder
         As for ``WandB``.
-    options : Mapping[str, object] | None
+    options : object
         More arguments of ``mlflow.start_run``, such as a ``run_name``.
     """
 
-    def __init__(
-        self,
-        experiment: str,
-        *,
-        tracking_uri: str | None = None,
-        settings: Mapping[str, object] | None = None,
-        folder: RunFolder | None = None,
-        options: Mapping[str, object] | None = None,
-    ) -> None:
-        self._module, self._folder = _load("mlflow"), folder
-        self._experiment, self._tracking_uri = experiment, tracking_uri
-        self._settings, self._options = flatten(settings or {}), dict(options or {})
+    _name = "mlflow"
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Open the run there."""
-        if self._tracking_uri:
-            self._module.set_tracking_uri(self._tracking_uri)
-        self._module.set_experiment(self._experiment)
-        known = _known_id("mlflow", self._folder)
+        self._module.set_experiment(self._project)
+        known = self._known
         run = self._module.start_run(**self._options, **({"run_id": known} if known else {}))
-        if self._folder:
-            self._folder.note(mlflow=run.info.run_id)
+        self._keep(run.info.run_id)
         if not known:  # a run that goes on has its parameters, and MLflow lets no one change them
             self._module.log_params(self._settings)
         self._log, self._close = self._module.log_metrics, self._module.end_run
-
-
-def _known_id(service: str, folder: RunFolder | None) -> str | None:
-    """Return the id that a run has at a service, if it has been there before."""
-    return folder.about().get(service) if folder else None
-
-
-def _load(name: str) -> Any:
-    with extra(name):
-        return import_module(name)

@@ -24,17 +24,7 @@ log = logging.getLogger(__name__)
 KEPT = 2
 FORMAT = 2
 PATTERN = "round-*.json"
-_PARTS = ("state", "moments", "stages", "best")  # momentum was once the only server optimiser
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Best:
-    """The best state so far, by one metric of evaluation."""
-
-    metric: str
-    value: float
-    server_round: int
-    state: State
+_PARTS = ("state", "moments", "stages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,27 +37,21 @@ class Checkpoint:
         The last round that is in it.
     state, moments, stages
         As in ``Progress``.
-    best
-        The best state so far, if any round was evaluated.
     """
 
     server_round: int
     state: State
     moments: State = field(default_factory=dict)
     stages: State = field(default_factory=dict)
-    best: Best | None = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, then remove all but the last two; on failure those before it stay."""
-    best = checkpoint.best
-    states = (checkpoint.state, checkpoint.moments, checkpoint.stages, best.state if best else {})
-    named = zip(_PARTS, states, strict=True)
-    tensors = pack({f"{part}/{name}": tensor for part, state in named for name, tensor in state.items()})
+    states = {part: getattr(checkpoint, part) for part in _PARTS}
+    tensors = pack({f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()})
     content = {
         "format": FORMAT,
         "server_round": checkpoint.server_round,
-        "best": [best.metric, best.value, best.server_round] if best else None,
         "tensors": sha256(tensors).hexdigest(),
     }
     signed = {"content": content, "sha256": sha256(to_json(content).encode()).hexdigest()}
@@ -120,15 +104,8 @@ def _read(path: Path) -> Checkpoint:
     data = path.with_suffix(".safetensors").read_bytes()
     if sha256(data).hexdigest() != content["tensors"]:
         raise ValueError("the checksum of its tensors is wrong")
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+    parts: dict[str, dict[str, Tensor]] = {}  # an older version has the state of the best round too
     for key, value in load(data).items():
         part, _, name = key.partition("/")
-        parts[part][name] = value
-    best = content["best"]
-    return Checkpoint(
-        server_round=content["server_round"],
-        state=parts["state"],
-        moments=parts["moments"],
-        stages=parts["stages"],
-        best=Best(str(best[0]), float(best[1]), int(best[2]), parts["best"]) if best else None,
-    )
+        parts.setdefault(part, {})[name] = value
+    return Checkpoint(server_round=content["server_round"], **{part: parts.get(part, {}) for part in _PARTS})

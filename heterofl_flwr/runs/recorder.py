@@ -1,18 +1,14 @@
 """The callback that writes a run to disk: history, checkpoints, costs and final models."""
 
-import logging
 from datetime import datetime
 from pathlib import Path
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, check_count
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
-from heterofl_flwr.runs.checkpoint import Best, Checkpoint
+from heterofl_flwr.runs.checkpoint import Checkpoint
 from heterofl_flwr.runs.costs import Costs
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import headline, is_better, mode_of
 from heterofl_flwr.runs.models import moments_by_rate, save_models
-
-log = logging.getLogger(__name__)
 
 
 class Recorder(RoundCallback):
@@ -27,9 +23,6 @@ class Recorder(RoundCallback):
         Where to write; a folder that was not started yet is started without settings.
     every : int
         Rounds between checkpoints. The last round of a run always has one.
-    metric : str | None
-        The metric of evaluation by which the best state is chosen; by default the global model's accuracy, or what
-        the run has in its place.
     costs : Costs | None
         Measures what the models cost. With it the report can say what was saved, and each level's final model is
         written.
@@ -42,15 +35,12 @@ class Recorder(RoundCallback):
         folder: RunFolder | str | Path,
         every: int = 1,
         *,
-        metric: str | None = None,
         costs: Costs | None = None,
         models: bool = True,
     ) -> None:
-        if every < 1:
-            raise ConfigError(f"a checkpoint every {every} rounds is not possible: expected 1 or more")
+        check_count("every", every, 1)
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
-        self.best: Best | None = None
-        self._every, self._metric, self._costs, self._models = every, metric or None, costs, models
+        self._every, self._costs, self._models = every, costs, models
         self._last: Progress | None = None
         self._moments: State = {}
         self._evaluated: RoundRecord | None = None
@@ -81,7 +71,7 @@ class Recorder(RoundCallback):
                 f"so the run goes on with the next one, not with round {first_round}"
             )
         self.folder.rewind(self._saved_round)
-        self.best, self._moments = checkpoint.best, checkpoint.moments
+        self._moments = checkpoint.moments
         for record in self.folder.history():
             self._note_evaluation(record)
 
@@ -96,10 +86,6 @@ class Recorder(RoundCallback):
         record, self._last = progress.record, progress
         if self._note_evaluation(record):
             self._moments = progress.moments
-        name = self._metric or (self.best.metric if self.best else headline(record))
-        value = record.comparable.get(name) if name else None
-        if name and value is not None and is_better(value, self.best.value if self.best else None, mode_of(name)):
-            self.best = Best(name, value, record.server_round, dict(progress.evaluated))
         if self._costs and self._costs.add(tuple(record.rates.values())):
             self.folder.write_costs(self._costs.model())
         if record.server_round % self._every == 0:
@@ -121,8 +107,6 @@ class Recorder(RoundCallback):
             if record and self._last:
                 slices = {rate: self._last.evaluated_slice(record.server_round, rate) for rate in rates}
             save_models(self.folder, self._costs.build, rates, state, moments=moments, slices=slices, record=record)
-        if self._metric and not self.best:
-            log.warning("no evaluation gave %s, so there is no best state", self._metric)
         self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))
 
     def _note_evaluation(self, record: RoundRecord) -> bool:
@@ -139,6 +123,5 @@ class Recorder(RoundCallback):
                 state=progress.state,
                 moments=self._moments,
                 stages=progress.stages,
-                best=self.best,
             )
         )

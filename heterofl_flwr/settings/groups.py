@@ -237,7 +237,7 @@ class RunSettings(Group):
     checkpoint_every: Count = 1
     """rounds from one checkpoint to the next; the last round has one"""
     metric: types.MetricName = ""
-    """the metric by which the best round is chosen"""
+    """the metric that run.patience waits for, and a sweeper that searches goes by"""
     patience: Natural = 0
     """evaluations in a row without a new best after which the run stops; 0: never"""
     callbacks: types.Callbacks = ("tensorboard",)

@@ -3,7 +3,7 @@ import torch
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs import checkpoint as module
-from heterofl_flwr.runs.checkpoint import Best, Checkpoint, load_checkpoint, save_checkpoint
+from heterofl_flwr.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
 def make(number: int) -> Checkpoint:
@@ -13,24 +13,15 @@ def make(number: int) -> Checkpoint:
         state=state,
         moments={"fixed.bn.count": torch.tensor(number)},
         stages={"layer.weight": torch.ones(3, 2).t()},
-        best=Best("global-accuracy", 0.1 * number, number - 1, {name: value + 1 for name, value in state.items()}),
     )
 
 
 def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
     assert found.server_round == expected.server_round
     pairs = [(getattr(found, part), getattr(expected, part)) for part in ("state", "moments", "stages")]
-    assert (found.best is None) == (expected.best is None)
-    if found.best and expected.best:
-        assert what_of(found.best) == what_of(expected.best)
-        pairs.append((found.best.state, expected.best.state))
     for one, two in pairs:
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) and one[name].dtype == two[name].dtype for name in one)
-
-
-def what_of(best: Best) -> tuple[str, float, int]:
-    return best.metric, best.value, best.server_round
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import load_file
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.records import Progress
 from heterofl_flwr.report import EarlyStopping
 from heterofl_flwr.runs import Recorder, RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts
@@ -45,7 +44,7 @@ def test_a_resumed_run_leaves_the_files_of_one_without_a_break(whole, folder, fa
 
 def test_a_run_that_stops_early_has_a_last_checkpoint(folder, fake):
     folder.start(SETTINGS)
-    last = fake.run([Recorder(folder, every=5), EarlyStopping(target=0.2)], 1, LAST)
+    last = fake.run([Recorder(folder, every=5), EarlyStopping(patience=1)], 1, LAST)
     assert last % 5
     assert folder.load_checkpoint().server_round == last
     assert folder.about()["finished"]
@@ -63,19 +62,6 @@ def test_moments_outlive_rounds_without_evaluation(folder, fake):
     assert found.server_round == 2
     assert kept
     assert all(torch.equal(found.moments[name], value) for name, value in kept.items())
-
-
-@pytest.mark.parametrize(("metric", "expected"), [(None, 0.7), ("loss", 0.2), ("global-accuracy", 0.7)])
-def test_the_best_state_is_that_of_the_best_round(folder, fake, metric, expected):
-    recorder = Recorder(folder, metric=metric)
-    recorder.on_start(1, 4, fake.state(0))
-    for number, (accuracy, loss) in enumerate([(0.5, 0.4), (0.7, 0.3), (float("nan"), 0.2), (0.6, 0.9)], 1):
-        recorder.on_round_end(fake.progress(number, 4, evaluate={"global-accuracy": accuracy, "loss": loss}))
-    best = folder.load_checkpoint().best
-    assert best is not None
-    assert best.value == expected
-    assert best.server_round == (3 if metric == "loss" else 2)
-    assert all(torch.equal(best.state[name], value) for name, value in fake.state(best.server_round).items())
 
 
 def test_each_level_has_its_final_model_and_moments(whole, fake, build):
@@ -108,12 +94,3 @@ def test_models_of_an_earlier_end_are_dropped(whole, fake, build):
     fake.run([Recorder(whole)], LAST + 1, LAST + 2)
     with pytest.raises(ConfigError, match=r"has no model 'a'; expected one of none: .* Recorder\(folder, costs=...\)"):
         load_model(whole, "a", build)
-
-
-def test_metrics_of_few_clients_are_never_the_best(few, folder):
-    recorder = Recorder(folder)
-    recorder.on_start(1, 5, {})
-    for record in few:
-        recorder.on_round_end(Progress(record, {}, {}, {}, {}, 5))
-    assert recorder.best.metric == "global-accuracy"
-    assert recorder.best.server_round != 3
