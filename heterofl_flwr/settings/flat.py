@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from heterofl_flwr.core.levels import Mix, level_name, rate_of
-from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.errors import ConfigError, not_usable, unknown_settings
 from heterofl_flwr.federation.limits import Limits
@@ -176,8 +175,6 @@ def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Co
     rates = dict.fromkeys((rate_of(settings.global_rate or settings.mix.rates[0]), *settings.mix.rates))
     unnamed = [level_name(rate) for rate in rates if levels and rate not in levels]
     return (
-        ("model.name", ":" not in model and model not in MODELS,
-         f"expected one of {', '.join(MODELS)}, 'module:function' or '{AUTO}'"),
         *((f"model.{option}", value not in (AUTO, "", "none") and model in MODELS and not model_has(model, option),
            f"but the model {model} has no such option; expected '{AUTO}'") for option, value in options.items()),
         ("model.shrink", levels is not None and model not in BLOCKS,
@@ -197,14 +194,7 @@ def _server_rules(settings: Settings) -> Iterable[Contradiction]:
     server, devices, sample = settings.server, settings.devices, settings.sample
     largest, whole = settings.mix.rates[0], rate_of(settings.global_rate or settings.mix.rates[0])
     return (
-        ("mix", settings.mix.idle and settings.assignment == "dynamic",
-         "in which always the same clients take no part, but assignment is dynamic; expected fix"),
         ("global-rate", whole < largest, f"expected {largest:g} or more, as the mix is {settings.mix}"),
-        ("global-rate", whole > largest and server.choose == "prefix",
-         "but with server.choose=prefix nobody trains more than the mix's largest level; expected rolling slices, "
-         "random-level or random-client"),
-        ("server.roll-by", server.roll_by > 1 and server.choose != "rolling",
-         f"but server.choose is {server.choose}; expected 1"),
         ("devices.deadline", devices.deadline and not devices.profile,
          "expected devices.profile to name the devices too"),
         ("sample.spare", sample.spare and devices.profile,
@@ -213,32 +203,24 @@ def _server_rules(settings: Settings) -> Iterable[Contradiction]:
          f"but with server.strategy={server.strategy} clients learn from all others; expected 0"),
         ("run.resume", settings.run.resume and not settings.run.dir,
          "expected run.dir to name the folder of the run to go on with"),
-        ("run.patience", settings.run.patience and not settings.evaluate.every,
-         "but evaluate.every is 0, so there is no evaluation to wait for; expected 0"),
     )  # fmt: skip
 
 
-def _fedh2l_rules(settings: Settings) -> Iterable[Contradiction]:
-    """Return the rules for what is about parameters that travel, which FedH2L has none of.
+TRAVELS = (
+    *("assignment", "train.upload", "train.proximal", "server.choose", "server.shared", "server.stages"),
+    *("server.robust", "server.aggregator", "server.norm-bound", "privacy.clip"),
+)
+"""Settings of parameters that travel, which FedH2L has none of.
 
-    ``server.weights`` is not among it: conf/method/fedh2l.yaml has that of FedAvg, on which it builds.
-    """
-    server = settings.server
-    values: Mapping[str, tuple[object, object]] = {
-        "assignment": (settings.assignment if len(settings.mix.rates) > 1 else "fix", "fix"),
-        "train.upload": (settings.train.upload, "float32"),
-        "train.proximal": (settings.train.proximal, 0.0),
-        "server.choose": (server.choose, "prefix"),
-        "server.shared": (",".join(server.shared), ",".join(ALL)),
-        "server.stages": (server.stages, ""),
-        "server.robust": (server.robust, "none"),
-        "server.aggregator": (server.aggregator, "counting-mean"),
-        "server.norm-bound": (server.norm_bound, 0.0),
-        "privacy.clip": (settings.privacy.clip, 0.0),
-    }
-    for key, (found, usual) in values.items():
-        wrong = server.strategy == "fedh2l" and found != usual
-        yield key, wrong, f"but with server.strategy=fedh2l no parameters travel; expected {usual!r}"
+``server.weights`` is not among them: conf/method/fedh2l.yaml has that of FedAvg, on which it builds.
+"""
+
+
+def _fedh2l_rules(settings: Settings) -> Iterable[Contradiction]:
+    flat = to_flat(settings) if settings.server.strategy == "fedh2l" else DEFAULTS
+    for key in TRAVELS:
+        usual = DEFAULTS[key]
+        yield key, flat[key] != usual, f"but with server.strategy=fedh2l no parameters travel; expected {usual!r}"
 
 
 def to_toml(values: Mapping[str, Flat] = DEFAULTS) -> str:

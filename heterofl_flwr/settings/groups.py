@@ -47,13 +47,13 @@ AGGREGATORS: Mapping[str, type[Aggregator]] = MappingProxyType(
 class DataSettings(Group):
     """What the clients learn from."""
 
-    name: types.DataName = Field(
+    name: types.Text = Field(
         default="digits",
         description=f"data set: {', '.join(SOURCES)}, 'user/set' of the Hugging Face hub, folder or 'module:function'",
     )
-    root: types.PathText = ""
+    root: types.Text = ""
     """folder with data sets laid out as on the Hugging Face hub; '' asks the hub"""
-    label: types.ColumnName = ""
+    label: types.Text = ""
     """column of a table with the classes, such as coarse_label of cifar100; '' finds it"""
     split: types.SplitName = "iid"
     """how the data are dealt to the clients; natural: client number i has the examples of the i-th owner"""
@@ -64,7 +64,7 @@ class DataSettings(Group):
 class ModelSettings(Group):
     """The global model, of which clients train parts."""
 
-    name: types.ModelName
+    name: types.Text
     """cnn, preresnet18, preresnet18-later, preresnet50, transformer, or 'module:function' (rate to model)"""
     hidden: types.Widths
     """widths of an image model's stages at rate 1"""
@@ -195,7 +195,7 @@ class EvaluateSettings(Evaluation):
     """samples in a batch whose moments are measured for static batch norm; 0: as train.batch-size, which the paper's
     code uses, or 100 with fidelity=fixed
     """
-    metric: types.Reference = ""
+    metric: types.Text = ""
     """a further metric of your own, 'module:function'"""
 
 
@@ -208,8 +208,8 @@ class EngineSettings(Group):
     """
     cohort: Natural = 0
     """clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU"""
-    device: types.DeviceName = "auto"
-    """auto: a GPU where a client has one"""
+    device: types.Text = "auto"
+    """cpu, mps, cuda or cuda:1; auto: a GPU where a client has one"""
     window: Natural = 0
     """messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then uses 64)"""
     timeout: Positive = 3600.0
@@ -219,7 +219,7 @@ class EngineSettings(Group):
 class DevicesSettings(Group):
     """What the clients' devices can do, to simulate time, energy and what goes wrong."""
 
-    profile: types.Profile = ""
+    profile: types.Text = ""
     """the profile of each level: edge (bundled; its numbers are assumptions), or 'module:function', which returns a
     mapping from levels to DeviceProfile
     """
@@ -230,14 +230,16 @@ class DevicesSettings(Group):
 class RunSettings(Group):
     """What a run leaves behind."""
 
-    dir: types.PathText = ""
+    dir: types.Text = ""
     """folder for settings, history, checkpoints and models; 'heterofl run' makes one"""
     resume: bool = False
     """go on from the last checkpoint in run.dir"""
     checkpoint_every: Count = 1
     """rounds from one checkpoint to the next; the last round has one"""
-    metric: types.MetricName = ""
-    """the metric that run.patience waits for, and a sweeper that searches goes by"""
+    metric: types.Text = ""
+    """the metric, such as local-accuracy, that run.patience waits for, and a sweeper that searches goes by; '': the
+    global model's
+    """
     patience: Natural = 0
     """evaluations in a row without a new best after which the run stops; 0: never"""
     callbacks: types.Callbacks = ("tensorboard",)

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator
 
 from heterofl_flwr.core.levels import Mix, rate_of
 from heterofl_flwr.data import check_kind
-from heterofl_flwr.grids.devices import BUNDLED
 from heterofl_flwr.groups import KEYS, Count, check
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.stages.registry import parse_stages
@@ -26,18 +25,16 @@ class Group(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, **KEYS)
 
 
-def matching(pattern: str) -> Any:
-    """Declare text of which a pattern matches the whole."""
-    return Field(pattern=f"^(?:{pattern})$")
-
-
 def _split(value: object) -> tuple[str, ...]:
     """Read a list, which a run config, having none, holds as text with commas."""
     if isinstance(value, tuple):  # which was read before
         return value
     if not isinstance(value, str):
         raise ValueError
-    return tuple(part.strip() for part in value.split(",")) if value.strip() else ()
+    parts = tuple(part.strip() for part in value.split(",")) if value.strip() else ()
+    if not all(parts):
+        raise ValueError
+    return parts
 
 
 def _split_integers(value: object) -> tuple[int, ...]:
@@ -72,22 +69,8 @@ def _read_level(value: object) -> str:
 
 _join = PlainSerializer(lambda values: ",".join(map(str, values)), return_type=str)
 _different = check(lambda values: len(set(values)) == len(values))
-_REFERENCE = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 
-PathText = Annotated[str, matching(r"[^\x00]*"), "a path, or '' for none"]
-Reference = Annotated[str, matching(f"(?:{_REFERENCE})?"), "'module:name', or '' for none"]
-DataName = Annotated[str, matching(r"\S(?:.*\S)?"), "a name, a folder or 'module:function'"]
-ColumnName = Annotated[str, matching(r"(?:\S(?:.*\S)?)?"), "a column's name, or '' for none"]
-ModelName = Annotated[str, matching(r"[\w-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*"), "a model's name or 'module:function'"]
-DeviceName = Annotated[str, matching(r"auto|cpu|mps|cuda(?::\d+)?"), "'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'"]
-MetricName = Annotated[
-    str, matching(r"[\w/-]*"), "a metric of evaluation such as 'local-accuracy', or '' for the global model's"
-]
-Profile = Annotated[
-    str,
-    matching(f"(?:{'|'.join(BUNDLED)}|{_REFERENCE})?"),
-    f"one of {', '.join(BUNDLED)}, 'module:function', or '' for none",
-]
+Text = Annotated[str, "a text"]
 Integers = Annotated[tuple[Count, ...], BeforeValidator(_split_integers), _join]
 Widths = Annotated[Integers, "widths such as '64,128,256,512', or '' for the model's own"]
 Rounds = Annotated[
@@ -95,21 +78,14 @@ Rounds = Annotated[
     check(lambda values: sorted(set(values)) == list(values)),
     "ascending rounds such as '150,250', or '' for none",
 ]
-Names = Annotated[
-    tuple[Annotated[str, matching(r"[\w.-]+(?::[\w.]+)?")], ...], BeforeValidator(_split), _different, _join
-]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_split), _different, _join]
 Architectures = Annotated[
-    Names, "different names such as 'cnn,mlp', each one of ours or 'module:name'; '' for model.name"
+    Texts, "different names such as 'cnn,mlp', each one of ours or 'module:name'; '' for model.name"
 ]
 Callbacks = Annotated[
-    Names, "different names such as 'tensorboard,wandb', each one of ours or 'module:name'; '' for none"
+    Texts, "different names such as 'tensorboard,wandb', each one of ours or 'module:name'; '' for none"
 ]
-Patterns = Annotated[
-    tuple[Annotated[str, matching(r"[\w.*?\[\]!-]+")], ...],
-    BeforeValidator(_split),
-    _join,
-    "patterns of parameters such as 'hidden.*,output.bias', or '' for none",
-]
+Patterns = Annotated[Texts, "patterns of parameters such as 'hidden.*,output.bias', or '' for none"]
 MixText = Annotated[
     Mix,
     PlainValidator(_read_mix),

@@ -37,7 +37,7 @@ from heterofl_flwr.settings import (
     to_flat,
 )
 from heterofl_flwr.settings.flat import Setting, read_specs, validate
-from heterofl_flwr.settings.types import Group, matching
+from heterofl_flwr.settings.types import Group, Text
 from heterofl_flwr.training.engines.plain import DivergedError
 
 NEW, BEGUN, DONE, DIVERGED, BLOCKED = "new", "begun", "done", "diverged", "blocked"
@@ -76,7 +76,7 @@ class EngineOptions(Group):
 class LaunchOptions(Group):
     """What a configuration says beside a run's settings: how it is started."""
 
-    folder: Annotated[str, matching(r"[^\x00]+"), "a path"] = ""
+    folder: Text = ""
     """the folder of all runs"""
     dry: bool = False
     """whether the jobs are only listed"""
