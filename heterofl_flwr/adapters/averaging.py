@@ -1,25 +1,22 @@
-"""Averages of LoRA adapters of unequal rank: product and zero-padding, beside the counting mean.
+"""The average of LoRA adapters of unequal rank by their products, beside the counting mean.
 
 An adapter adds ``scaling * B @ A`` to what a layer computes, with ``A`` (rank, inputs) and ``B`` (outputs, rank). A
 client of a smaller rank holds the first rows of ``A`` and the first columns of ``B``, and its scaling is the same. The
 counting mean averages the entries of ``A`` and of ``B``, but mean(B) @ mean(A) is not the mean of the products B @ A.
 
-- ``ProductAggregator`` averages the products and cuts the mean to the server's rank (FlexLoRA, Bai et al., 2024).
-- ``ZeroPaddedAggregator`` counts what a client lacks as zeros: what that paper compares with.
+``ProductAggregator`` averages the products and cuts the mean to the server's rank (FlexLoRA, Bai et al., 2024).
 
 Names are those of peft. What else is shared, such as biases, goes by the counting mean.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from heterofl_flwr.core.axes import Axes, Axis
-from heterofl_flwr.core.counting_mean import Aggregator, Count
+from heterofl_flwr.core.counting_mean import Aggregator
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
 
@@ -47,40 +44,7 @@ def find_adapters(names: Iterable[str]) -> list[Adapter]:
     return found
 
 
-class _AdapterAggregator(Aggregator):
-    """An ``Aggregator`` that knows the adapters among the parameters, of which there must be some."""
-
-    def __init__(self, global_state: Mapping[str, Tensor], label_rows: Sequence[str] = (), **checks: Any) -> None:
-        super().__init__(global_state, label_rows, **checks)
-        self._adapters = find_adapters(self._state)
-        if not self._adapters:
-            raise ConfigError(
-                f"{type(self).__name__} averages LoRA adapters, and none is shared: found {len(self._state)} "
-                f"parameters, expected names such as 'layer.lora_A.default.weight' and 'layer.lora_B.default.weight'"
-            )
-
-
-class ZeroPaddedAggregator(_AdapterAggregator):
-    """An ``Aggregator`` for which a client holds zeros in the ranks that it lacks, as in FlexLoRA's comparison."""
-
-    @cached_property
-    def _rank_axes(self) -> dict[str, int]:
-        """The axis of the ranks, by the names of the factors."""
-        return {own.a: 0 for own in self._adapters} | {own.b: 1 for own in self._adapters}
-
-    def _counts(self, name: str) -> dict[Axes, Count]:
-        counts, number = super()._counts(name), self._rank_axes.get(name)
-        if number is None:
-            return counts
-        padded: dict[Axes, Count] = {}
-        for axes, count in counts.items():
-            whole = Axis(axes[number].full, axes[number].full)
-            every = (*axes[:number], whole, *axes[number + 1 :])
-            padded[every] = padded.get(every, 0.0) + count
-        return padded
-
-
-class ProductAggregator(_AdapterAggregator):
+class ProductAggregator(Aggregator):
     """An ``Aggregator`` that averages the products B @ A of adapters and cuts the mean to the server's rank.
 
     The directions come in the order of their singular values, so that the prefix that a level gets is the best
@@ -92,7 +56,13 @@ class ProductAggregator(_AdapterAggregator):
 
     def __init__(self, global_state: Mapping[str, Tensor], label_rows: Sequence[str] = (), **checks: Any) -> None:
         super().__init__(global_state, label_rows, **checks)
-        self._factors: dict[Adapter, list[tuple[Tensor, Tensor, Tensor]]] = {own: [] for own in self._adapters}
+        self._factors: dict[Adapter, list[tuple[Tensor, Tensor, Tensor]]]
+        self._factors = {own: [] for own in find_adapters(self._state)}
+        if not self._factors:
+            raise ConfigError(
+                f"{type(self).__name__} averages LoRA adapters, and none is shared: found {len(self._state)} "
+                f"parameters, expected names such as 'layer.lora_A.default.weight' and 'layer.lora_B.default.weight'"
+            )
         self._others: dict[Plan, Plan] = {}
 
     def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:

@@ -17,21 +17,10 @@ from heterofl_flwr.errors import UnsupportedLayerError
 
 # Operators that lack the tag that says so. A softmax over channels is one over those that are kept.
 _ENTRYWISE = (
-    *(
-        "copy",
-        "fill",
-        "zero",
-        "normal",
-        "uniform",
-        "bernoulli",
-        "exponential",
-        "native_dropout",
-        "detach",
-        "alias",
-        "lift_fresh",
-    ),
-    *("_to_copy", "_softmax", "_safe_softmax", "_log_softmax", "cumsum", "hardswish", "hardtanh", "relu6"),
-    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "_prelu_kernel", "polar"),
+    *("copy", "fill", "zero", "normal", "uniform", "bernoulli", "exponential"),
+    *("native_dropout", "detach", "alias", "lift_fresh", "_to_copy", "_softmax", "_safe_softmax", "_log_softmax"),
+    *("cumsum", "hardswish", "hardtanh", "relu6", "_prelu_kernel", "polar"),
+    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
 )
 _SUMS = (
     *("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "any", "all"),

@@ -150,14 +150,22 @@ def adjust_layers(full: nn.Module, model: nn.Module) -> None:
             rule(layer)
 
 
-@adjust(nn.Linear)
-def _linear(layer: nn.Linear) -> None:
-    layer.out_features, layer.in_features = layer.weight.shape
+_LENGTHS: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
+    nn.Linear: {"out_features": ("weight", 0), "in_features": ("weight", 1)},
+    nn.Bilinear: {"out_features": ("weight", 0), "in1_features": ("weight", 1), "in2_features": ("weight", 2)},
+    nn.Embedding: {"embedding_dim": ("weight", 1)},
+    nn.EmbeddingBag: {"embedding_dim": ("weight", 1)},
+    nn.GroupNorm: {"num_channels": ("weight", 0)},
+    nn.RNNCellBase: {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)},
+}
+"""By layer type, which axis of which of its parameters each number is the length of."""
 
 
-@adjust(nn.Bilinear)
-def _bilinear(layer: nn.Bilinear) -> None:
-    layer.out_features, layer.in1_features, layer.in2_features = layer.weight.shape
+@adjust(*_LENGTHS)
+def _lengths(layer: nn.Module) -> None:
+    lengths = next(own for kind, own in _LENGTHS.items() if isinstance(layer, kind))
+    for number, (name, axis) in lengths.items():
+        setattr(layer, number, getattr(layer, name).shape[axis])
 
 
 @adjust(_ConvNd)
@@ -176,28 +184,12 @@ def _channels(layer: _NormBase) -> None:
         layer.num_features = len(held)
 
 
-@adjust(nn.GroupNorm)
-def _group_norm(layer: nn.GroupNorm) -> None:
-    if layer.weight is not None:
-        layer.num_channels = len(layer.weight)
-
-
-@adjust(nn.Embedding, nn.EmbeddingBag)
-def _embedding(layer: nn.Embedding | nn.EmbeddingBag) -> None:
-    layer.embedding_dim = layer.weight.shape[1]
-
-
 @adjust(nn.RNNBase)
 def _recurrent(layer: nn.RNNBase) -> None:
     shapes = {name: parameter.shape for name, parameter in layer.named_parameters()}
     rows, layer.input_size = shapes["weight_ih_l0"]
     layer.hidden_size = rows // {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
     layer.proj_size = shapes["weight_hr_l0"][0] if layer.proj_size else 0
-
-
-@adjust(nn.RNNCellBase)
-def _cell(layer: nn.RNNCellBase) -> None:
-    layer.input_size, layer.hidden_size = layer.weight_ih.shape[1], layer.weight_hh.shape[1]
 
 
 @adjust(nn.MultiheadAttention)

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,8 +11,8 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -36,15 +37,6 @@ _SETTINGS = {
     "RAY_process_group_cleanup_enabled": "1",  # what a client has started ends with its actor
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # until Ray's processes end by themselves, if this one is killed
 }
-# Reads until the process that holds the pipe closes it or dies, then removes Ray's folder, into which Ray's processes
-# may write until they have ended.
-_SWEEP = """
-import os, shutil, sys, time
-sys.stdin.read()
-while os.path.exists(sys.argv[1]):
-    shutil.rmtree(sys.argv[1], ignore_errors=True)
-    time.sleep(0.2)
-"""
 
 
 class Session:
@@ -106,12 +98,10 @@ def _probe(address: str) -> None:
 
 
 def _start(environment: Mapping[str, str], started: ExitStack) -> None:
-    """Start Ray here, and the process that removes its folder when this one has ended in any way."""
+    """Start Ray here, in a folder that is removed at the end."""
     own, short = tempfile.gettempdir(), Path("/tmp")  # noqa: S108  # on purpose
     folder = tempfile.mkdtemp(prefix="ray-", dir=short if len(own) >= LONGEST and short.is_dir() else own)
-    words = [sys.executable, "-I", "-S", "-c", _SWEEP, folder]
-    sweeper = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # our own text
-    started.callback(sweeper.communicate)
+    started.callback(shutil.rmtree, folder, ignore_errors=True)
     # Ray listens on all interfaces, so it has to ask for a token. It lets everybody write into its folder, so that lies
     # in one that nobody else can enter.
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -160,22 +150,11 @@ def _init(**options: Any) -> None:
     """Let Ray say nothing, and leave this process's signals alone."""
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
-    with warnings.catch_warnings(), _deaths_unprinted():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of what later versions do when num_gpus is 0
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     if is_main:
         signal.signal(signal.SIGTERM, handler)  # Ray sets its own
-
-
-@contextmanager
-def _deaths_unprinted() -> Iterator[None]:
-    """Let Ray's thread that prints each actor's death, for which there is no option, end as it begins."""
-    worker: Any = ray._private.worker
-    own, worker.listen_error_messages = worker.listen_error_messages, lambda *_: None
-    try:
-        yield
-    finally:
-        worker.listen_error_messages = own
 
 
 def _environment() -> dict[str, str]:

@@ -189,18 +189,11 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
 
 @kept_random_state()
 def _check_depths(model: nn.Module, blocks: str, inputs: object) -> dict[int, tuple[str, ...]]:
-    """Run a model at every depth that a rate gives; name the block without which it does not work.
+    """Run a model at every depth that a rate gives; name the blocks without which it does not work.
 
     The model loses its blocks. By how many it has lost, what it then holds without use is returned.
     """
-    shapes: dict[str, tuple[object, object]] = {}  # of each block's input and output in the full model
     stacks = find_stacks(model, blocks)
-    for name in (_join(parent, own) for parent, names in stacks.items() for own in names):
-
-        def note(_: nn.Module, args: object, named: object, out: object, name: str = name) -> None:
-            shapes.setdefault(name, (_shape((args, named)), _shape(out)))
-
-        model.get_submodule(name).register_forward_hook(note, with_kwargs=True)
     output = call(model, inputs)
     expected, unused, idle, gone = _shape(output), set(_unused(model, output)), {}, 0
     depth_rates = {Fraction(kept, len(names)) for names in stacks.values() for kept in range(1, len(names))}
@@ -209,22 +202,15 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> dict[int, tu
         gone += len(dropped)
         try:
             output = call(model, inputs)
-            found, reason = _shape(output), ""
-        except IndexError as error:
-            raise ShapeError(
-                f"the model does not work without block {dropped[0]} ({first_line(error)}): let its code go over its "
-                f"blocks, as in 'for block in self.blocks', and not by number"
-            ) from error
+            fault = "" if _shape(output) == expected else f"it returns {_shape(output)}, not {expected}"
         except Exception as error:  # whatever the model's code raises
-            found, reason = None, f" ({first_line(error)})"
-        if found != expected:
-            unequal = [name for name in dropped if name in shapes and shapes[name][0] != shapes[name][1]]
-            block = (unequal or dropped)[0]
-            before, after = shapes.get(block, (None, None))
+            fault = first_line(error)
+        if fault:
             raise ShapeError(
-                f"the model does not work without block {block}{reason}: its input is {before}, its output {after}. "
-                f"Only a block whose input and output have the same shape can be dropped: name others, or give each "
-                f"depth a head of its own (heterofl_flwr.nn.with_exits)"
+                f"the model does not work without {', '.join(dropped)} ({fault}): only a block whose input and output "
+                f"have the same shape can be dropped, and its code must go over its blocks as in 'for block in "
+                f"self.blocks', not by number. Name other blocks, or give each depth a head of its own "
+                f"(heterofl_flwr.nn.with_exits)"
             )
         if own := tuple(name for name in _unused(model, output) if name not in unused):
             idle[gone] = own

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from heterofl_flwr.adapters.averaging import ProductAggregator, ZeroPaddedAggregator
+from heterofl_flwr.adapters.averaging import ProductAggregator
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import Mix
@@ -38,7 +38,6 @@ AGGREGATORS: Mapping[str, type[Aggregator]] = MappingProxyType(
     {
         "counting-mean": Aggregator,
         "product": ProductAggregator,
-        "zero-padding": ZeroPaddedAggregator,
     }
 )
 """By ``server.aggregator``."""
@@ -130,10 +129,8 @@ class ServerSettings(Group):
     """share of an entry's holders that trimmed drops at each end; at least one"""
     robust_few: Few = Robust().few
     """entries of one or two clients: their plain mean, or keep the old value"""
-    aggregator: Literal["counting-mean", "product", "zero-padding"] = "counting-mean"
-    """what combines replies: the counting mean; or, for LoRA adapters of unequal rank, product (FlexLoRA) or
-    zero-padding
-    """
+    aggregator: Literal["counting-mean", "product"] = "counting-mean"
+    """what combines replies: the counting mean; or, for LoRA adapters of unequal rank, product (FlexLoRA)"""
     norm_bound: NotNegative = 0.0
     """a reply that changes its slice by more (L2 norm) is rejected; 0: no bound in simulations, and ten times the norm
     of the model in a deployment

@@ -119,9 +119,8 @@ class HeteroFL(EngineView, Strategy):
         or a median. It goes with ``weights="equal"``, and not with noise. None for the counting mean.
     aggregator : Callable[..., Aggregator]
         What combines the replies of a round: ``Aggregator``, the counting mean; for LoRA adapters of unequal rank
-        ``ProductAggregator`` or ``ZeroPaddedAggregator`` of ``heterofl_flwr.adapters``; or your own subclass of
-        ``Aggregator``. It is called as ``Aggregator`` is, once a round. Another than ``Aggregator`` goes neither with
-        ``robust`` nor with noise.
+        ``ProductAggregator`` of ``heterofl_flwr.adapters``; or your own subclass of ``Aggregator``. It is called as
+        ``Aggregator`` is, once a round. Another than ``Aggregator`` goes neither with ``robust`` nor with noise.
     stages : Sequence[Stage]
         Further stages of the chain, in their order: a server optimiser, ``Momentum``, ``Adam``, ``Yogi`` or
         ``Adagrad``; ``MovingAverage``; or your own ``Stage``. One serves one strategy, as it keeps what it needs from

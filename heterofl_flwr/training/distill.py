@@ -1,11 +1,8 @@
 """Distillation among peers (FedH2L): posteriors, their divergence, seed steps, and the projection of gradients."""
 
-from collections.abc import Callable
 from itertools import chain, count
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,16 +17,8 @@ from heterofl_flwr.training.engines.plain import DivergedError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
-Projection = Literal["none", "pcgrad", "gem"]
 
-
-def _drop_opposed(gradient: Tensor, other: Tensor) -> Tensor:
-    """Return a gradient without its component against another."""
-    product, square = gradient.dot(other), other.dot(other)
-    return gradient - product / square * other if product < 0 else gradient
-
-
-def _project_gem(private: Tensor, shared: Tensor) -> Tensor:
+def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
     """Return the gradient that is nearest to the sum of two and opposes neither.
 
     At most one of the two opposes their sum. Without its component against that one, the sum does not oppose the other
@@ -44,19 +33,6 @@ def _project_gem(private: Tensor, shared: Tensor) -> Tensor:
             return nearest.to(gradient.dtype)
     return gradient
 
-
-JOIN: dict[Projection, Callable[[Tensor, Tensor], Tensor]] = {
-    "none": torch.add,
-    "pcgrad": lambda private, shared: _drop_opposed(private, shared) + _drop_opposed(shared, private),
-    "gem": _project_gem,
-}
-"""From the gradients of a client's own data and of the shared seed set to that of a step.
-
-``none`` adds them; ``pcgrad`` adds each without its component against the other; ``gem`` is the gradient nearest to
-their sum that opposes neither.
-"""
-
-Direction = Literal["forward", "reverse"]
 
 TOLERANCE = 1e-3
 """By how much the sum of a posterior may miss 1."""
@@ -74,16 +50,10 @@ class DistillOptions:
     """seed steps of a client in a round, each with a batch of its own"""
     temperature: Positive = 1.0
     """divides the logits before softmax, also those of exits and inner widths"""
-    direction: Direction = Field(default="forward", exclude=True)
-    """divergence to learn from: KL(peer, own) or, in reverse, KL(own, peer)"""
     weight: NotNegative = 1.0
     """weight of the mean divergence, also of that between exits, and of inner widths"""
     labels: Flag = True
     """the labels of the seed set count too"""
-    projection: Projection = Field(default="gem", exclude=True)
-    """what happens to gradients of own and of seed data that conflict: they are added (none), each without its
-    component against the other (pcgrad), or replaced by the nearest step that conflicts with neither (gem)
-    """
 
     def __post_init__(self) -> None:
         if self.seed_batch > self.seed_size:
@@ -114,8 +84,8 @@ def check_posteriors(found: object, shape: tuple[int, int], sender: str) -> Tens
     return found
 
 
-def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0, direction: Direction = "forward") -> Tensor:
-    """Return the mean over peers and examples of the Kullback-Leibler divergence.
+def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the mean over peers and examples of the Kullback-Leibler divergence, KL(peer, own).
 
     Parameters
     ----------
@@ -123,13 +93,11 @@ def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0, directio
         This client's, (examples, classes).
     peers : Tensor
         Posteriors of its peers at the same temperature, (peers, examples, classes).
-    temperature, direction
-        See ``DistillOptions``.
+    temperature : float
+        Divides the logits before softmax.
     """
     own = (logits / temperature).log_softmax(1).expand_as(peers)
-    if direction == "forward":
-        return F.kl_div(own, peers, reduction="none").sum(2).mean()
-    return (own.exp() * (own - peers.clamp(min=torch.finfo(peers.dtype).tiny).log())).sum(2).mean()
+    return F.kl_div(own, peers, reduction="none").sum(2).mean()
 
 
 def learn_from_peers(
@@ -142,7 +110,7 @@ def learn_from_peers(
     """Run a client's seed steps, in place; return the mean divergence from the peers before them.
 
     Each step follows two gradients, that of the client's own data and that of the seed batch (its labels, if they
-    count, and the peers' posteriors), joined by ``distill.projection``; then it is clipped and applied as in training.
+    count, and the peers' posteriors), joined by ``join_gradients``; then it is clipped and applied as in training.
 
     Parameters
     ----------
@@ -179,7 +147,7 @@ def learn_from_peers(
                     f"learning rate {options.learning_rate:g}: lower it, or the weight of the divergence"
                 )
             first = float(apart.detach()) if number == 0 else first
-            parts = JOIN[distill.projection](own, theirs).split([parameter.numel() for parameter in sgd.parameters])
+            parts = join_gradients(own, theirs).split([parameter.numel() for parameter in sgd.parameters])
             sgd.step([part.view(value.shape) for part, value in zip(parts, sgd.parameters, strict=True)])
     return first
 
@@ -188,7 +156,7 @@ def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOp
     """Return the loss on the seed batch, and the divergence from the peers, which is 0 where there are none."""
     apart = 0 * logits.sum()
     if len(peers):
-        apart = divergence(logits, peers, distill.temperature, distill.direction)
+        apart = divergence(logits, peers, distill.temperature)
     loss = distill.weight * distill.temperature**2 * apart
     if distill.labels:
         loss = loss + masked_cross_entropy(logits, labels)

@@ -6,13 +6,13 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from heterofl_flwr.adapters.averaging import ProductAggregator, ZeroPaddedAggregator, find_adapters
+from heterofl_flwr.adapters.averaging import ProductAggregator, find_adapters
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.errors import ConfigError
 from tests.adapters.ranked import A, Adapted, B, replies, state_of
 from tests.federation.tiny import make_app, play
 
-ALL = (Aggregator, ZeroPaddedAggregator, ProductAggregator)
+ALL = (Aggregator, ProductAggregator)
 
 
 def product(state):
@@ -31,18 +31,6 @@ def test_each_prefix_of_the_product_is_the_closest_to_the_mean(drawn):
     for rank in range(1, len(new[A]) + 1):
         level = product({A: new[A][:rank], B: new[B][:, :rank]})
         assert_close(np.linalg.norm(mean - level), np.linalg.norm(values[rank:]))
-
-
-@given(drawn=replies())
-def test_zero_padding_counts_for_all_what_a_client_lacks_as_zero(drawn):
-    new, total = drawn.result(ZeroPaddedAggregator), sum(drawn.weights)
-    for name, rank_axis in ((A, 0), (B, 1)):
-        expected = np.zeros(drawn.state[name].shape)
-        for sub, weight in zip(drawn.subs, drawn.weights, strict=True):
-            missing = drawn.state[name].shape[rank_axis] - sub[name].shape[rank_axis]
-            pad = [(0, missing) if axis == rank_axis else (0, 0) for axis in (0, 1)]
-            expected += weight * np.pad(sub[name].numpy(), pad)
-        assert_close(new[name].numpy(), expected / total if total else drawn.state[name].numpy())
 
 
 @given(drawn=replies(), data=st.data())
@@ -119,7 +107,7 @@ def test_adapters_are_found_by_both_factors():
     ("aggregate", "state", "sub", "text"),
     [
         (ProductAggregator, {"w": (2,)}, {}, "averages LoRA adapters, and none is shared"),
-        (ZeroPaddedAggregator, {A: (2, 3)}, {}, "averages LoRA adapters, and none is shared"),
+        (ProductAggregator, {A: (2, 3)}, {}, "averages LoRA adapters, and none is shared"),
         (ProductAggregator, {A: (2, 3), B: (4, 2)}, {A: (1, 3), B: (2, 1)}, "lora_B.*cut along the rank alone"),
         (ProductAggregator, {A: (2, 3), B: (4, 2)}, {A: (1, 3)}, "needs both factors"),
     ],

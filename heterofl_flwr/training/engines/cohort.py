@@ -29,28 +29,6 @@ _LAYER_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_bac
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-class CohortDivergedError(DivergedError):
-    """Some clients of a cohort diverged; the others are trained.
-
-    Attributes
-    ----------
-    outcomes
-        For each client, in order, its result or its error.
-    """
-
-    def __init__(self, outcomes: Sequence[TrainResult | DivergedError]) -> None:
-        super().__init__(outcomes)
-        self.outcomes = tuple(outcomes)
-
-    def __str__(self) -> str:
-        """Return the message of each error, with the client's place."""
-        return "; ".join(
-            f"client {place} of {len(self.outcomes)}: {outcome}"
-            for place, outcome in enumerate(self.outcomes, 1)
-            if isinstance(outcome, DivergedError)
-        )
-
-
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients together; equal to ``plain`` up to rounding.
 
@@ -62,33 +40,19 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
 
     Raises
     ------
-    CohortDivergedError
-        If a loss is NaN or infinite. The other clients are trained.
+    DivergedError
+        If a loss is NaN or infinite; all models are then as they were received.
     """
-    if len(jobs) < 2:
-        return train_plain(jobs, options)
-    outcomes: list[TrainResult | DivergedError] = []
-    for job, result in zip(jobs, _train_together(jobs, options), strict=True):
-        try:
-            outcomes.append(result or train_plain([job], options)[0])
-        except DivergedError as error:
-            outcomes.append(error)
-    results = [outcome for outcome in outcomes if isinstance(outcome, TrainResult)]
-    if len(results) < len(outcomes):
-        raise CohortDivergedError(outcomes)
-    return results
-
-
-def _train_together(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult | None]:
-    """Train clients side by side where that is possible; None for those that are left as they were."""
     device, kind = device_of(jobs[0].model), type(jobs[0].model).__name__
-    if device.type in DEVICES:
+    if len(jobs) > 1 and device.type in DEVICES:
         try:
             with seeded(0, device):
                 return Cohort(jobs, options).train()
+        except DivergedError:
+            raise
         except Exception as error:  # alone the clients either meet it too, and plain reports it, or they do not
             log_once(logging.INFO, f"clients with a {kind} cannot train together: {type(error).__name__}: {error}")
-    return [None] * len(jobs)
+    return train_plain(jobs, options)
 
 
 def find_obstacle(model: nn.Module) -> str | None:
@@ -119,7 +83,6 @@ class _Client:
         self.losses: list[Tensor] = []
         self.right: list[Tensor] = []
         self.sizes: list[int] = []
-        self.diverged = False
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         batch = self.ahead.pop()
@@ -149,8 +112,8 @@ class Cohort:
         self._joints: dict[int, Joint] = {}
         self._present: Tensor | None = None
 
-    def train(self) -> list[TrainResult | None]:
-        """Train the clients and write their models; None for one that diverged, whose model stays as it was."""
+    def train(self) -> list[TrainResult]:
+        """Train the clients and write their models."""
         while together := self._next():
             self._run_steps(together)
         seconds = (perf_counter() - self._started) / sum(len(client.sizes) for client in self._clients)
@@ -168,7 +131,7 @@ class Cohort:
         return [number for number, shape in shapes.items() if shape == first]
 
     def _run_steps(self, together: list[int]) -> None:
-        """Run steps as long as these clients go together, at most an epoch; then see which of them has diverged."""
+        """Run steps as long as these clients go together, at most an epoch; then see whether any has diverged."""
         rows = torch.tensor(together, device=self._sgd.values[0].device)
         all_of_them = len(together) == len(self._clients)
         sgd = self._sgd if all_of_them else self._sgd.select(rows)
@@ -180,14 +143,15 @@ class Cohort:
         if not all_of_them:
             self._sgd.write(rows, sgd)
         losses, right = (torch.stack(parts) for parts in zip(*steps, strict=True))  # (steps, clients)
-        finite = losses.isfinite().all(0).tolist()
+        bad = [number for number, own in zip(together, losses.T, strict=True) if not own.isfinite().all()]
+        if bad:
+            raise DivergedError(
+                f"the loss is no longer finite for {len(bad)} of {len(self._clients)} clients that train together, the "
+                f"first of them number {bad[0] + 1}, at learning rate {self._options.learning_rate:g}"
+            )
         for place, number in enumerate(together):
-            client = self._clients[number]
-            client.losses.append(losses[:, place])
-            client.right.append(right[:, place].sum())
-            if not finite[place]:
-                client.diverged = True
-                client.ahead.clear()
+            self._clients[number].losses.append(losses[:, place])
+            self._clients[number].right.append(right[:, place].sum())
 
     def _prepare(self, together: list[int], values: Sequence[Tensor]) -> Joint:
         """Return what computes these clients, verified when it is new."""
@@ -219,17 +183,9 @@ class Cohort:
         return mask_logits(logits.flatten(1), present.flatten(), self._options.mask_fill).view_as(logits)
 
     @torch.no_grad()
-    def _finish(self, number: int, seconds: float) -> TrainResult | None:
-        """Write a client's model and return its result; ``seconds`` are those of one step of one client.
-
-        None for one that diverged, and for one with values that are not finite once another has: some kernels multiply
-        others' values by zero, which lets through NaN, and NaN alone, of one that diverged.
-        """
+    def _finish(self, number: int, seconds: float) -> TrainResult:
+        """Write a client's model and return its result; ``seconds`` are those of one step of one client."""
         client = self._clients[number]
-        if any(one.diverged for one in self._clients):
-            finite = all(bool(rows[number].isfinite().all()) for rows in self._sgd.values)
-            if client.diverged or not finite:
-                return None
         parameters = dict(client.job.model.named_parameters())
         for layout, rows in zip(self._layouts, self._sgd.values, strict=True):
             if layout.trained:
