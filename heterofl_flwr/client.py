@@ -94,7 +94,7 @@ def submodel(
         The instruction.
     build : Callable[[float], nn.Module]
         From a rate to the model, the same function as the server's. The global random generators are afterwards as
-        they were before, whatever it draws.
+        they were before, also if it draws.
     own : Mapping[str, Tensor] | None
         Where the strategy shares only some parameters (``HeteroFL(shared=...)``), those that this client kept by
         itself, as ``own_part`` returned them when it last trained, in place of ``context``.

@@ -6,7 +6,7 @@ Every error raised on purpose derives from ``HeteroFLError``, so a caller can ca
     ├── ConfigError            (ValueError)  a setting, a mix, a rate or a level is not usable
     ├── ShapeError             (ValueError)  two models or states do not fit one another
     ├── DataError              (ValueError)  a data set or a batch is not usable
-    ├── ReplyError             (ValueError)  a client's reply is refused, whole
+    ├── ReplyError             (ValueError)  a client's reply is rejected as a whole
     ├── RoundError                          too few clients are there, or too few answered
     ├── OutOfMemoryError       (MemoryError) a client's model and batch take more memory than there is
     ├── MissingExtraError      (ImportError) a package is missing that an extra of this package installs
@@ -51,7 +51,7 @@ class DataError(HeteroFLError, ValueError):
 
 
 class ReplyError(HeteroFLError, ValueError):
-    """A client's reply is refused; nothing of it was used."""
+    """A client's reply is rejected; no part of it was used."""
 
 
 class RoundError(HeteroFLError):

@@ -29,7 +29,7 @@ class LoraLevels:
     rank_axes : Mapping[str, int]
         By the name of each adapter parameter, which of its axes is the rank.
     frozen : tuple[str, ...]
-        The parameters that all levels share and nobody exchanges.
+        The parameters that all levels share and that are not exchanged.
     """
 
     model: "PeftModel"

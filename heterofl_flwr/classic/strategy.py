@@ -98,7 +98,7 @@ class HeteroFL(EngineView, Strategy):
     fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : MetricsAggregationFn | None
         As in ``FedAvg``: from a list of (number of examples, metrics) to metrics; None: the means by examples.
     num_rounds : int
-        The last round, after which clients evaluate whatever ``evaluation.every`` says; the classic API does not tell
+        The last round, after which clients evaluate with any ``evaluation.every``; the classic API does not tell
         its strategies.
     """
 

@@ -154,7 +154,7 @@ class Aggregator:
     Parameters
     ----------
     global_state : Mapping[str, Tensor]
-        The state that the replies started from. It is read, never changed; entries that nobody held keep its value.
+        The state that the replies started from. It is read, never changed; entries that no client held keep its value.
     label_rows : Sequence[str]
         Parameters whose rows belong to classes, such as ``["linear.weight", "linear.bias"]``. A client's rows count
         for the classes that it names in ``labels``.
@@ -162,12 +162,12 @@ class Aggregator:
         Number of classes. Default: the fewest rows among ``label_rows``.
     extra_rows : bool
         Whether rows beyond the classes, such as the embedding of [MASK], count for every holder; otherwise they count
-        for nobody who names labels (``Fidelity.extra_rows``).
+        for no client that names labels (``Fidelity.extra_rows``).
     largest : float
-        A reply with an entry of a larger magnitude is refused; by default only one that is not finite. Beyond it, the
+        A reply with an entry of a larger magnitude is rejected; by default only one that is not finite. Beyond it, the
         sum of several replies could overflow.
     norm_bound : float
-        A reply that is further from the global state than this, in the L2 norm over its entries, is refused; 0 for no
+        A reply that is further from the global state than this, in the L2 norm over its entries, is rejected; 0 for no
         bound.
 
     Attributes
@@ -232,7 +232,7 @@ class Aggregator:
         Raises
         ------
         ReplyError
-            If anything about the reply is wrong. It is refused whole, and the sum is as it was.
+            If anything about the reply is wrong. It is rejected as a whole, and the sum is as it was.
         """
         self._check_open()
         if plan not in self._holders:

@@ -113,7 +113,7 @@ class Dataset:
     columns
         The names of the columns of a table, in the order in which models see them.
     owners
-        The number of each example's owner, for the train and for the test split; None where nobody asked.
+        The number of each example's owner, for the train and for the test split; None if not asked for.
     """
 
     name: str

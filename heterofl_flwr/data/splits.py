@@ -83,7 +83,7 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
     dataset : Dataset
         What is dealt.
     kind : str
-        ``iid``; ``non-iid-2``, or another number of classes for each client at most; ``pathological-2``, of so many
+        ``iid``; ``non-iid-2``, or another number of classes for each client at most; ``pathological-2``, of this many
         exactly; ``dirichlet-0.3``, or another concentration; ``rotated-15``: as ``iid``, and client number i sees its
         images turned by i times 15 degrees, or another angle; ``natural``: client number i has the examples of the
         i-th owner. ``owner_column`` says what may follow that.

@@ -129,7 +129,7 @@ def elastic(
         Layers or parameters that stay whole at every rate: patterns (``fnmatch``) of their names.
     outputs : Sequence[str]
         The names, in the mapping or the object that the model returns, of those outputs that are read. All keep their
-        width; without names, every tensor that comes out does, also hidden states that nobody reads.
+        width; without names, every tensor that comes out does, also hidden states that no code reads.
     multiple_of : int
         The width of each group of channels is rounded up to such a multiple, so none becomes narrower than this, or
         than it is. Heads are cut by their own width; of a convolution's groups that are dropped whole, each counts as

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Levels:
-    """Which levels clients may have, whatever they say of themselves.
+    """Which levels clients may have; comes before what they report.
 
     Attributes
     ----------

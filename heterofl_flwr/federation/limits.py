@@ -41,19 +41,19 @@ class Limits:
     """What a client may have and answer at most."""
 
     norm_bound: NotNegative = 0.0
-    """L2 norm of what a reply changes of the slice that its client was sent; a reply of a larger one is refused, not
+    """L2 norm of what a reply changes of the slice that its client was sent; a reply of a larger one is rejected, not
     clipped. 0 for none, but where replies cross a SuperLink: there it is ten times the norm of the global model.
     """
     examples: Annotated[int, Strict(), Field(ge=1, le=1_000_000_000)] = 10_000_000
     """Number of examples that a client may count. With weights="examples", set it near the largest client's."""
     examples_ratio: NotNegative = 10.0
-    """In means of metrics a client counts at most so many times the examples of the median client; 0 for no bound.
+    """In means of metrics a client counts at most this many times the examples of the median client; 0 for no bound.
     Parameters count in full with weights="examples", as in FedAvg: for them there is examples.
     """
     refusals: Natural = 0
-    """A client of which so many replies in a row were refused is not drawn any more; 0 for never."""
+    """A client is not drawn any more after this many rejected replies in a row; 0 for never."""
     levels: Annotated[Levels, "Levels(...)"] = Levels()
-    """Which clients may have which levels, whatever they say of themselves."""
+    """Which clients may have which levels; comes before what they report."""
 
 
 def read_number(value: object, most: int, sender: str, key: str = "num-examples") -> int:

@@ -225,7 +225,7 @@ class RoundCallback:
         """Run before the first round; ``first_round`` is above 1 where a run goes on."""
 
     def on_reply(self, what: str, done: int, asked: int) -> None:
-        """Run after each reply of a round: so many of those that were asked have ``trained`` or ``evaluated``."""
+        """Run after each reply of a round: ``done`` of ``asked`` clients have ``trained`` or ``evaluated``."""
 
     def on_round_end(self, progress: Progress) -> bool:
         """Run after each round; return True to stop the run after it."""

@@ -15,7 +15,7 @@ class RayGrid(QueuedGrid):
     """Run any ClientApp in Ray actors, behind the interface that every Flower strategy uses.
 
     Clients train the bits that they train on a ``LocalGrid``, and replies come in the order in which the messages were
-    sent, however many actors there are. Actors last until ``close``, so what a module caches is kept. They get
+    sent, with any number of actors. Actors last until ``close``, so what a module caches is kept. They get
     fractions of GPUs, may be on other machines, and are replaced: what an actor had that died (killed, out of memory,
     gone with its machine) is given to another, at most twice, before the reply is an error. ``deaths`` names them.
 
@@ -32,7 +32,7 @@ class RayGrid(QueuedGrid):
     num_nodes : int
         How many nodes there are. Node ``i`` has ``partition-id`` i; its id depends on ``seed`` and i alone.
     num_cpus : float
-        Processor cores that Ray reserves for each actor. Whatever it is, a client uses one thread.
+        Processor cores that Ray reserves for each actor. A client always uses one thread.
     num_gpus : float
         Share of a GPU for each actor, or a number of whole ones; 0 hides them from it.
     at_once : int, optional

@@ -51,7 +51,7 @@ class SimulatedDevices(Relay):
     devices : Devices
         What the devices can do, and the deadline.
     min_replies : int | float | "auto"
-        How many clients stay in a round whatever is drawn, and whoever is late: give a number or a share here, too, if
+        How many clients stay in a round after all draws and late replies: give a number or a share here, too, if
         the strategy has one. ``auto`` leaves one, as the strategy then does not ask for what devices lose.
 
     Examples

@@ -171,7 +171,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "preresnet50": partial(BottleneckPreResNet, blocks=(3, 4, 6, 3)),
     "transformer": Transformer,
 }
-"""Models by name: whatever takes ``rate=`` and its own options. ``preresnet18`` is the paper's; ``mlp`` and ``lenet``
+"""Models by name, each with ``rate=`` and its own options. ``preresnet18`` is the paper's; ``mlp`` and ``lenet``
 are those of the baselines that it quotes."""
 
 

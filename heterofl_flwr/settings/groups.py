@@ -114,7 +114,7 @@ class ServerSettings(Group):
     roll_by: Count = 1
     """by how many entries rolling slices move on each round"""
     shared: types.Patterns = ALL
-    """what travels and is averaged; all else stays with its client, which then has a model of its own"""
+    """what travels and is averaged; all other parameters stay with their client, which then has a model of its own"""
     weights: Weights = "equal"
     """what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)"""
     stages: types.StagesText = ""
@@ -145,11 +145,11 @@ class ServerSettings(Group):
     max_refusals: Natural = 0
     """rejected replies in a row after which a client is not drawn again; 0: never"""
     levels: types.NodeLevels = ()
-    """levels of nodes by registered name or node id, such as 'phone=c,camera=a', whatever the nodes say"""
+    """levels of nodes by registered name or node id, such as 'phone=c,camera=a'; comes before what nodes report"""
     largest_level: types.Level = "a"
-    """the largest level of nodes not in server.levels, whatever they say"""
+    """the largest level of nodes not in server.levels"""
     partitions: types.NodePartitions = ()
-    """partitions of nodes by registered name or node id, such as 'phone=0,camera=1', whatever any node says"""
+    """partitions of nodes by registered name or node id, such as 'phone=0,camera=1'; comes before what nodes report"""
 
     def build_robust_mean(self) -> Robust | None:
         """Return what replaces the counting mean; None for nothing."""

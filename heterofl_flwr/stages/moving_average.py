@@ -13,7 +13,7 @@ class MovingAverage(Stage):
     """Average the models of all rounds, later ones more: ``average = decay * average + (1 - decay) * model``.
 
     Clients train the last model as without this stage; what is evaluated, kept and exported is the average. It begins
-    with the model after the first round. Entries that nobody held in a round keep still in it.
+    with the model after the first round. Entries that no client held in a round do not move in it.
     """
 
     def __init__(self, decay: float = 0.9) -> None:

@@ -237,7 +237,7 @@ class Stage:
         return update
 
     def on_mean(self, new: State, held: Held, context: RoundContext) -> State:
-        """Return the new model from that of the mean, or of the stage before; entries that nobody held keep still."""
+        """Return the new model from that of the mean, or of the stage before; entries that no client held stay."""
         del held, context
         return new
 

@@ -34,7 +34,7 @@ PUBLISH_SHARE = 0.8
 
 
 class FedH2L(HeteroFL):
-    """Train a model on each client, of whatever architecture, with the help of its peers.
+    """Train a model on each client, of any architecture, with the help of its peers.
 
     Clients answer ``train.publish`` and ``train.learn``; see ``heterofl_flwr.training.distill`` for what they do.
 

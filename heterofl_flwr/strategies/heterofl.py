@@ -76,9 +76,9 @@ class HeteroFL(EngineView, Strategy):
         nor for what an evaluation needs.
     min_train_nodes, min_evaluate_nodes : int | None
         Where given, ``max(int(fraction * clients), min_train_nodes)`` take part, as in ``FedAvg``, and a round waits
-        for at least so many nodes.
+        for at least this many nodes.
     min_available_nodes : int
-        A round waits for so many nodes.
+        A round waits for this many nodes.
     spare : float
         So many more clients, as a share of those, are asked to train; the round waits only until enough have answered.
     min_replies : int | float | "auto"

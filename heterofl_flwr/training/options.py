@@ -149,5 +149,5 @@ class TrainingJob:
             raise ConfigError(f"step_share is {self.step_share!r}; expected a number over 0 and up to 1")
 
     def limit_steps(self, steps: int) -> int:
-        """Return the number of steps the client runs, of so many."""
+        """Return how many of the given steps the client runs."""
         return math.ceil(Fraction(str(self.step_share)) * steps)

@@ -52,7 +52,7 @@ def train(
 ) -> TrainResult:
     """Train a model in place on one client's data.
 
-    With ``engine="plain"`` and one thread the result is the same bit for bit, whatever else was drawn before: all
+    With ``engine="plain"`` and one thread the result is the same bit for bit, also after other draws: all
     draws come from ``seed``, and torch's global generators are left as they were. The model stays in training mode.
 
     A last batch of a single example is joined to the batch before it, because batch norm cannot normalise one value.
