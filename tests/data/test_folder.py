@@ -156,19 +156,11 @@ def test_images_that_do_not_fit_are_named(tmp_path, content, message):
 
 
 def test_hidden_files_and_folders_are_not_read(tmp_path):
-    images, tables = image_folder(tmp_path / ".mine" / "images"), tmp_path / "tables"
+    images = image_folder(tmp_path / ".mine" / "images")
     write(images / "train" / ".ipynb_checkpoints" / "0.png", png(0))
     write(images / "train" / "cat" / "._0.png", "no image")
     data = load_dataset(str(images))
     assert (data.names, len(data.train)) == (("cat", "dog"), 4)
-    for name in ("visits.csv", ".ipynb_checkpoints/visits.csv"):
-        write(tables / name, "a,label\n" + "1,0\n2,1\n" * 10)
-    data = load_dataset(str(tables))
-    assert len(data.train) + len(data.test) == 20
-    for number in range(10):
-        write(tmp_path / "alone" / "train" / "cat" / f"{number}.png", png(number))
-    (tmp_path / "alone" / ".git").mkdir()
-    assert load_dataset(str(tmp_path / "alone")).test.targets.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["data.csv", "train.csv"])
