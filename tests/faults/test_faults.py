@@ -23,7 +23,7 @@ def without(tmp_path_factory):
     return cache(lambda missing=frozenset(): play(tmp_path_factory.mktemp("run"), missing=missing))
 
 
-def check(folder, found, expected, failures=()):
+def check_run(folder, found, expected, failures=()):
     """Check that a run ended with the models that it should, and that its history has all rounds and failures."""
     assert equal(found, expected)
     history = RunFolder(folder).history()
@@ -39,7 +39,7 @@ def fail():
 def test_a_client_that_raises_costs_its_reply_alone(tmp_path, without, place):
     fault = Fault(place, act=fail, partition=HIT)
     lost = {(HIT, STRUCK)}
-    check(tmp_path, play(tmp_path, fault), without(frozenset(lost)), lost)
+    check_run(tmp_path, play(tmp_path, fault), without(frozenset(lost)), lost)
     assert "made to fail" in RunFolder(tmp_path).history()[STRUCK - 1].failures[HIT]
 
 
@@ -84,14 +84,14 @@ NODES = {
 
 @pytest.mark.parametrize(("how", "lost", "failures"), NODES.values(), ids=NODES)
 def test_nodes_that_come_and_go_cost_their_replies_alone(tmp_path, without, how, lost, failures):
-    check(tmp_path, play(tmp_path, **how), without(frozenset(lost)), failures)
+    check_run(tmp_path, play(tmp_path, **how), without(frozenset(lost)), failures)
 
 
 def test_a_round_with_too_few_replies_is_trained_again(tmp_path, without):
     fault, least = Fault("steps", act=fail, partition=HIT), {"sample.min-replies": CLIENTS}
     with pytest.raises(RoundError, match="3 of 4 clients gave a usable reply, expected at least 4"):
         play(tmp_path, fault, **least)
-    check(tmp_path, play(tmp_path, fault, resume=True, **least), without())
+    check_run(tmp_path, play(tmp_path, fault, resume=True, **least), without())
     assert fault.rounds_lost == 1
 
 
@@ -103,7 +103,7 @@ def test_a_server_that_ends_loses_one_round_at_most(tmp_path, without, place, nu
     fault = Fault(place, number)
     with pytest.raises(Killed):
         play(tmp_path, fault)
-    check(tmp_path, play(tmp_path, fault, resume=True), without())
+    check_run(tmp_path, play(tmp_path, fault, resume=True), without())
     assert fault.rounds_lost == lost
 
 
@@ -138,7 +138,7 @@ def test_a_damaged_file_costs_one_round(tmp_path, without, caplog, damage, says)
     with pytest.raises(Killed):
         play(tmp_path, fault)
     damage(tmp_path)
-    check(tmp_path, play(tmp_path, fault, resume=True), without())
+    check_run(tmp_path, play(tmp_path, fault, resume=True), without())
     assert fault.rounds_lost == 1
     assert re.search(says, caplog.text)
 
@@ -169,4 +169,4 @@ def test_a_server_process_that_ends_goes_on_bit_for_bit(tmp_path, without, name)
     assert RunFolder(tmp_path / "run").load_checkpoint().server_round == STRUCK - 1
     found, text = serve(tmp_path / "run", "none", place, "--resume")
     assert found == 0, text
-    check(tmp_path / "run", models_of(tmp_path / "run"), without())
+    check_run(tmp_path / "run", models_of(tmp_path / "run"), without())

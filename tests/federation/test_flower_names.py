@@ -126,14 +126,10 @@ def test_a_users_config_cannot_have_keys_of_ours(which, key):
     [
         (HeteroFL, "fraction_fit", "use fraction_train"),
         (HeteroFL, "noise", r"use privacy=Privacy\(noise=...\)"),
-        (HeteroFL, "server_momentum", r"use stages=\[Momentum"),
         (HeteroFL, "proximal", r"did you mean proximal_mu\?"),
-        (HeteroFL, "spares", r"did you mean spare\?"),
         (HeteroFL, "zebra", "it has build, mix, assignment, global_rate"),
         (FedH2L, "privacy", "it exchanges posteriors, and no parameters"),
-        (FedH2L, "spare", "clients learn from all others"),
         (classic.HeteroFL, "fraction_train", "use fraction_fit"),
-        (classic.HeteroFL, "min_fit_client", r"did you mean min_fit_clients\?"),
         (classic.HeteroFL, "upload", r"use heterofl_flwr\.HeteroFL"),
     ],
 )
