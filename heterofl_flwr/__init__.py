@@ -4,7 +4,7 @@ The names below are loaded when they are first used, so ``import heterofl_flwr``
 ``import heterofl_flwr.core`` loads no Flower.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     """Load a public name on first use (PEP 562)."""
     if name == "__version__":
+        from importlib import metadata  # not before __main__ has moved the current folder
+
         try:
             value: object = metadata.version("heterofl-flwr")
         except metadata.PackageNotFoundError:  # run from its source, never installed

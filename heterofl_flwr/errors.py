@@ -94,9 +94,12 @@ def short(fault: str) -> str:
     """Return what a client failed with as text that is safe to log and to keep: no control characters, its two ends."""
     if len(fault) > LONGEST_FAULT:
         fault = f"{fault[: LONGEST_FAULT // 2]} ... {fault[-LONGEST_FAULT // 2 :]}"
-    return "".join(
-        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in fault
-    )
+    return printable(fault)
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal shows and does not obey: without control characters but for line breaks."""
+    return "".join(own if own.isprintable() or own == "\n" else "\N{REPLACEMENT CHARACTER}" for own in text)
 
 
 def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str:

@@ -99,7 +99,7 @@ class Task:
             last = train.exits == "last" and train.distill == "none"
             build = with_exits(build, ensemble=model.ensemble, deepest_only=last)
         held: dict[str | float, Rates] = {rate: own for rate, own in levels.items() if rate <= self.mix.global_rate}
-        return shallow(build, BLOCKS[model.name], levels=held)
+        return shallow(build, BLOCKS[model.name], None, levels=held)
 
     @cached_property
     def builds(self) -> tuple[Build, ...]:

@@ -57,7 +57,7 @@ class Shallow:
 def shallow(
     model: nn.Module | Build,
     blocks: str,
-    example_inputs: object = None,
+    example_inputs: object,
     *,
     levels: Mapping[str | float, Rates] | None = None,
 ) -> Shallow:
@@ -79,7 +79,8 @@ def shallow(
         What the model is called with: a tensor, a tuple of arguments, or a mapping of named ones. With it, every depth
         is run once; a block whose output has another shape than its input, so that the model does not work without
         it, raises ``ShapeError``. Parameters that a shallower model holds and does not use, such as a norm for each
-        block in a list of its own, are a warning, and do not count where clients of this depth hold them.
+        block in a list of its own, are a warning, and do not count where clients of this depth hold them. ``None``
+        leaves all this out, for a model of which it is known.
     levels : Mapping[str | float, tuple[float, float]] | None
         From a level or rate to its width rate and its depth rate, as ``{"a": (1, 1), "b": (0.7, 0.75)}``. By default a
         model has its full width, and its rate is the depth rate.

@@ -35,7 +35,7 @@ class Exit(nn.Module):
 class Exits(nn.Module):
     """A model with early exits: a stage with a head, then the next stage with the next head, and so on.
 
-    A shallower model has the first exits of a deeper one; ``shallow(build, "exits.*")`` builds both.
+    A shallower model has the first exits of a deeper one; ``shallow(build, "exits.*", images)`` builds both.
 
     Parameters
     ----------

@@ -249,7 +249,7 @@ class RunFolder:
             )
         self._write_history(records)
         later = list(files_by_round(self._checkpoints, checkpoints.PATTERN).items())
-        for folder, *_ in os.walk(self.clients):  # not where links lead to, which is not of this run
+        for folder, *_ in os.walk(self.clients):
             later += files_by_round(Path(folder), CLIENT_STATES).items()
         for path in [path for server_round, path in later if server_round > last_round]:
             remove(path)
@@ -284,7 +284,7 @@ class RunFolder:
 
     def _refuse_links(self) -> None:
         """Raise ``ConfigError`` for links in the folder: files of others would be written and removed through them."""
-        if links := [path.name for path in self.path.glob("*") if path.is_symlink()]:
+        if links := [str(path.relative_to(self.path)) for path in self.path.rglob("*") if path.is_symlink()]:
             raise ConfigError(f"{self.path} has links ({', '.join(links)}): expected files and folders of its own")
 
     def _read(self) -> dict[str, Any]:

@@ -32,6 +32,14 @@ def test_what_the_system_refuses_is_no_traceback(monkeypatch, capsys):
     assert status_of("mine", lambda: 0) == 0
 
 
+def test_an_error_sends_the_terminal_no_commands(capsys):
+    def fail():
+        raise ConfigError("no setting \x1b[2Jx")
+
+    assert status_of("mine", fail) == MISUSED
+    assert capsys.readouterr().err == "mine: no setting \N{REPLACEMENT CHARACTER}[2Jx\n"
+
+
 VALUES = {
     **{"train.lr=0.5": 0.5, "train.lr=fast": "fast", "num-rounds=7": 7, "seed=1.5": 1.5, " seed =1": 1},
     **{"model.scaler=false": False, "data.name=mnist": "mnist", 'data.name="mnist"': "mnist", "run.dir=[1]": "[1]"},

@@ -1,5 +1,7 @@
 """What ``heterofl run`` makes of its arguments."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -144,3 +146,11 @@ def test_a_module_in_the_folder_replaces_no_installed_one(asked, tmp_path):
     asked()
     assert sys.path[-1] == str(tmp_path)
     assert "hls_to_rgb" in dir(__import__("colorsys"))
+
+
+def test_as_a_module_it_looks_into_the_folder_last(tmp_path):
+    for name in ("argparse", "pathlib"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger was here')")
+    words = [sys.executable, "-m", "heterofl_flwr", "--version"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout

@@ -58,7 +58,7 @@ def test_what_nobody_has_stays_to_the_bit():
 
 def test_heads_that_a_client_does_not_train_do_not_count():
     exits = with_exits(build_model("cnn", classes=4, hidden=(4, 4), norm="gn"), deepest_only=True)
-    with_depth = shallow(exits, "exits.*")
+    with_depth = shallow(exits, "exits.*", None)
     federation = HeteroFL(with_depth, "a1-b1").federation
     assert federation.untrained(1.0) == {"exits.0.head.linear.weight", "exits.0.head.linear.bias"}
     assert federation.untrained(0.5) == set()
@@ -71,7 +71,7 @@ def test_heads_that_a_client_does_not_train_do_not_count():
 def test_untrained_heads_say_nothing_of_classes():
     """Weight decay shrinks all rows of the deepest head; the earlier one is as it was sent."""
     exits = with_exits(build_model("cnn", classes=4, hidden=(4, 4), norm="none"), deepest_only=True)
-    engine = HeteroFL(shallow(exits, "exits.*"), "a1", labels="inferred").engine
+    engine = HeteroFL(shallow(exits, "exits.*", None), "a1", labels="inferred").engine
     engine.federation.register({7: Capability()})
     state = engine.federation.initial_state()
     sub = {name: own if name.startswith("exits.0.head") else own * 0.95 for name, own in state.items()}

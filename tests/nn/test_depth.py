@@ -41,7 +41,7 @@ class TwoStacks(nn.Module):
 @given(blocks=st.integers(1, 6), rates=st.lists(st.integers(1, 1000), min_size=1, max_size=4))
 def test_shallower_models_are_nested_in_deeper_ones(blocks, rates):
     model = stack(blocks)
-    build = shallow(model, "1.*")
+    build = shallow(model, "1.*", X)
     plans = []
     for rate in sorted({*rates, 1000}):
         smaller = build(rate / 1000)
@@ -82,7 +82,7 @@ def test_levels_may_differ_in_width_and_depth():
 
 def test_a_block_that_changes_the_shape_is_named():
     with pytest.raises(ConfigError, match=r"'layers\.\*' names no blocks of Sequential; it has \*, 1\.\*, 1\.0\.\*"):
-        shallow(stack(1), "layers.*")
+        shallow(stack(1), "layers.*", X)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 5), nn.Linear(5, 2))
     with pytest.raises(ShapeError, match=r"without 3 \(it returns \(2, 5\), not \(2, 2\)\): only a block"):
         shallow(model, "*", X)
@@ -101,7 +101,7 @@ def test_a_block_that_changes_the_shape_is_named():
 )
 def test_wrong_levels_are_refused_before_a_model_is_built(levels, text):
     with pytest.raises(ConfigError, match=text):
-        shallow(stack(), "1.*", levels=levels)
+        shallow(stack(), "1.*", X, levels=levels)
 
 
 def test_levels_are_read_from_text():
@@ -136,3 +136,5 @@ def test_what_a_shallow_model_does_not_use_does_not_count():
     assert build(1.0).untrained == ()
     assert build(0.5).untrained == tuple(f"norms.{n}.{own}" for n in (2, 3) for own in ("weight", "bias"))
     assert not hasattr(shallow(stack(), "1.*", X)(0.5), "untrained")
+    with pytest.raises(TypeError, match="example_inputs"):  # nobody leaves it out by mistake
+        shallow(NormsBeside(), "blocks.*")

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from heterofl_flwr import __version__
-from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.errors import HeteroFLError, printable
 
 FAILED = 1
 MISUSED = 2
@@ -35,7 +35,7 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
             if sys.stdout:  # None where it is closed
                 sys.stdout.flush()  # here a reader that has had enough, such as head, is noticed
     except HeteroFLError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(printable(f"{program}: {error}"), file=sys.stderr)  # names in it may be a stranger's
         return MISUSED
     except KeyboardInterrupt as interrupt:
         print("; ".join([f"{program}: interrupted", *map(str, interrupt.args)]), file=sys.stderr)

@@ -18,7 +18,7 @@ from heterofl_flwr.app.server_app import find_start
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.data.load import ROOT_VARIABLE
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, printable
 from heterofl_flwr.report import RunFolder, summary_table
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings import CLIENTS, Flat, from_flat, from_stored, short_name, to_flat
@@ -49,7 +49,10 @@ def run(args: argparse.Namespace) -> int:
         again = shlex.join(["heterofl", "run", "--resume", str(request.out), *how])
         raise KeyboardInterrupt(f"go on with: {again}") from None
     except running.RunError as error:
-        print(f"heterofl: the run failed: {error}\n  the whole log: {request.out / running.LOG}", file=sys.stderr)
+        print(
+            printable(f"heterofl: the run failed: {error}\n  the whole log: {request.out / running.LOG}"),
+            file=sys.stderr,
+        )
         return 1
     if args.app is None:
         _show_results(request.out, request.out / "report.html")
