@@ -81,17 +81,6 @@ def viewed_by_size() -> Case:
 
 
 @family
-def residual() -> Case:
-    def forward(self: Then, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = x + self.second(torch.relu(self.norm(self.first(x))))
-        return self.head((torch.relu(self.down(x)) + self.short(x)).mean((2, 3)))
-
-    layers = {"stem": conv(3, 8), "first": conv(8, 6), "norm": nn.BatchNorm2d(6), "second": conv(6, 8)}
-    return Then(forward, **layers, down=conv(8, 10), short=conv(8, 10, 1), head=nn.Linear(10, 4)), images()
-
-
-@family
 def concatenated() -> Case:
     def forward(self: Then, x: Tensor) -> Tensor:
         one, two = self.one(x), self.two(x)
@@ -107,17 +96,6 @@ def concatenation_added_to_one() -> Case:
         return self.head((torch.cat([self.one(x), self.two(x)], 1) + self.whole(x)).amax((2, 3)))
 
     return Then(forward, one=conv(3, 6), two=conv(3, 10), whole=conv(3, 16), head=nn.Linear(16, 4)), images()
-
-
-@family
-def depthwise_with_squeeze() -> Case:
-    def forward(self: Then, x: Tensor) -> Tensor:
-        x = F.silu(self.depth(self.wide(x)))
-        x = x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
-        return self.head(self.narrow(x).flatten(2).mean(2))
-
-    layers = {"wide": conv(3, 12, 1), "depth": conv(12, 24, groups=12), "down": conv(24, 4, 1), "up": conv(4, 24, 1)}
-    return Then(forward, **layers, narrow=conv(24, 8, 1), head=nn.Linear(8, 4)), images()
 
 
 @family

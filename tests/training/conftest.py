@@ -1,9 +1,6 @@
 """What the tests of training share: small data, small models, and the slow twin of training."""
 
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,13 +15,6 @@ from heterofl_flwr.training.engines.plain import train_plain
 
 OPTIONS = TrainOptions(learning_rate=0.05, epochs=2, batch_size=5)
 SIZES = (23, 15, 11, 10)  # last batches of 3, none, 6 and none
-
-
-def run_python(code: str) -> list[str]:
-    """Run code in a process of its own; return the words that it prints."""
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    return done.stdout.split()
 
 
 def images(number: int, seed: int = 0, channels: int = 3) -> Split:
