@@ -8,95 +8,72 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from heterofl_flwr.adapters.lora import lora
-    from heterofl_flwr.core.counting_mean import Aggregator
-    from heterofl_flwr.core.fidelity import Fidelity
-    from heterofl_flwr.core.levels import Mix
-    from heterofl_flwr.core.plan import Plan
-    from heterofl_flwr.core.robust import Robust
-    from heterofl_flwr.elastic_models.elastic_model import elastic
-    from heterofl_flwr.errors import HeteroFLError
-    from heterofl_flwr.federation.evaluation import Evaluation
-    from heterofl_flwr.federation.level_table import Levels
-    from heterofl_flwr.federation.limits import Limits
-    from heterofl_flwr.federation.options import multi_step
-    from heterofl_flwr.federation.records import RoundCallback
-    from heterofl_flwr.grids.devices import DeviceProfile, Devices
-    from heterofl_flwr.grids.local import LocalGrid
-    from heterofl_flwr.grids.ray_grid import RayGrid
-    from heterofl_flwr.grids.simulated import SimulatedDevices
-    from heterofl_flwr.grids.windowed import Windowed
-    from heterofl_flwr.nn.depth import shallow
-    from heterofl_flwr.stages.moving_average import MovingAverage
-    from heterofl_flwr.stages.privacy import Privacy
-    from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, Yogi
-    from heterofl_flwr.stages.stage import Stage
-    from heterofl_flwr.strategies.fedh2l import FedH2L
-    from heterofl_flwr.strategies.heterofl import HeteroFL
+    from heterofl_flwr.adapters.lora import lora as lora
+    from heterofl_flwr.core.counting_mean import Aggregator as Aggregator
+    from heterofl_flwr.core.fidelity import Fidelity as Fidelity
+    from heterofl_flwr.core.levels import Mix as Mix
+    from heterofl_flwr.core.plan import Plan as Plan
+    from heterofl_flwr.core.robust import Robust as Robust
+    from heterofl_flwr.elastic_models.elastic_model import elastic as elastic
+    from heterofl_flwr.errors import HeteroFLError as HeteroFLError
+    from heterofl_flwr.federation.admission import Levels as Levels
+    from heterofl_flwr.federation.evaluation import Evaluation as Evaluation
+    from heterofl_flwr.federation.options import Limits as Limits
+    from heterofl_flwr.federation.options import multi_step as multi_step
+    from heterofl_flwr.federation.records import RoundCallback as RoundCallback
+    from heterofl_flwr.grids.devices import DeviceProfile as DeviceProfile
+    from heterofl_flwr.grids.devices import Devices as Devices
+    from heterofl_flwr.grids.local import LocalGrid as LocalGrid
+    from heterofl_flwr.grids.ray_grid import RayGrid as RayGrid
+    from heterofl_flwr.grids.simulated import SimulatedDevices as SimulatedDevices
+    from heterofl_flwr.grids.windowed import Windowed as Windowed
+    from heterofl_flwr.nn.depth import shallow as shallow
+    from heterofl_flwr.stages.moving_average import MovingAverage as MovingAverage
+    from heterofl_flwr.stages.privacy import Privacy as Privacy
+    from heterofl_flwr.stages.server_optimizer import Adagrad as Adagrad
+    from heterofl_flwr.stages.server_optimizer import Adam as Adam
+    from heterofl_flwr.stages.server_optimizer import Momentum as Momentum
+    from heterofl_flwr.stages.server_optimizer import Yogi as Yogi
+    from heterofl_flwr.stages.stage import Stage as Stage
+    from heterofl_flwr.strategies.fedh2l import FedH2L as FedH2L
+    from heterofl_flwr.strategies.heterofl import HeteroFL as HeteroFL
 
     __version__: str
 
-__all__ = [
-    "Adagrad",
-    "Adam",
-    "Aggregator",
-    "DeviceProfile",
-    "Devices",
-    "Evaluation",
-    "FedH2L",
-    "Fidelity",
-    "HeteroFL",
-    "HeteroFLError",
-    "Levels",
-    "Limits",
-    "LocalGrid",
-    "Mix",
-    "Momentum",
-    "MovingAverage",
-    "Plan",
-    "Privacy",
-    "RayGrid",
-    "Robust",
-    "RoundCallback",
-    "SimulatedDevices",
-    "Stage",
-    "Windowed",
-    "Yogi",
-    "__version__",
-    "elastic",
-    "lora",
-    "multi_step",
-    "shallow",
-]
-
-# Where each public name lies. A new one is added here, to __all__ and to the imports for type checkers.
+# Where each public name lies. A new one is added here and to the imports for type checkers.
 _HOMES = {
-    "adapters.lora": ("lora",),
-    "core.counting_mean": ("Aggregator",),
-    "core.fidelity": ("Fidelity",),
-    "core.levels": ("Mix",),
-    "core.plan": ("Plan",),
-    "core.robust": ("Robust",),
-    "elastic_models.elastic_model": ("elastic",),
-    "errors": ("HeteroFLError",),
-    "federation.evaluation": ("Evaluation",),
-    "federation.level_table": ("Levels",),
-    "federation.limits": ("Limits",),
-    "federation.options": ("multi_step",),
-    "stages.moving_average": ("MovingAverage",),
-    "stages.privacy": ("Privacy",),
-    "federation.records": ("RoundCallback",),
-    "stages.server_optimizer": ("Adagrad", "Adam", "Momentum", "Yogi"),
-    "stages.stage": ("Stage",),
-    "grids.devices": ("DeviceProfile", "Devices"),
-    "grids.local": ("LocalGrid",),
-    "grids.ray_grid": ("RayGrid",),
-    "grids.simulated": ("SimulatedDevices",),
-    "grids.windowed": ("Windowed",),
-    "nn.depth": ("shallow",),
-    "strategies.fedh2l": ("FedH2L",),
-    "strategies.heterofl": ("HeteroFL",),
+    "Adagrad": "stages.server_optimizer",
+    "Adam": "stages.server_optimizer",
+    "Aggregator": "core.counting_mean",
+    "DeviceProfile": "grids.devices",
+    "Devices": "grids.devices",
+    "Evaluation": "federation.evaluation",
+    "FedH2L": "strategies.fedh2l",
+    "Fidelity": "core.fidelity",
+    "HeteroFL": "strategies.heterofl",
+    "HeteroFLError": "errors",
+    "Levels": "federation.admission",
+    "Limits": "federation.options",
+    "LocalGrid": "grids.local",
+    "Mix": "core.levels",
+    "Momentum": "stages.server_optimizer",
+    "MovingAverage": "stages.moving_average",
+    "Plan": "core.plan",
+    "Privacy": "stages.privacy",
+    "RayGrid": "grids.ray_grid",
+    "Robust": "core.robust",
+    "RoundCallback": "federation.records",
+    "SimulatedDevices": "grids.simulated",
+    "Stage": "stages.stage",
+    "Windowed": "grids.windowed",
+    "Yogi": "stages.server_optimizer",
+    "elastic": "elastic_models.elastic_model",
+    "lora": "adapters.lora",
+    "multi_step": "federation.options",
+    "shallow": "nn.depth",
 }
+
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> object:
@@ -108,8 +85,8 @@ def __getattr__(name: str) -> object:
             value: object = metadata.version("heterofl-flwr")
         except metadata.PackageNotFoundError:  # run from its source, never installed
             value = "0+unknown"
-    elif module := next((module for module, names in _HOMES.items() if name in names), None):
-        value = getattr(import_module(f"{__name__}.{module}"), name)
+    elif name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -1,21 +1,28 @@
-"""Tensors in the records of messages: parameters, their changes, and moments."""
+"""What records of messages hold: packed, and read again with checks, which say what Flower would not."""
 
 import io
+import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from reprlib import repr as shown
+from typing import cast
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
+from heterofl_flwr import messages
 from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import check_names
-from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.errors import ReplyError, short
+from heterofl_flwr.federation.evaluation import SHARES, is_share
+from heterofl_flwr.federation.evaluation_round import Norms
+from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.federation.round import TrainReply
 from heterofl_flwr.messages import ARRAYS, CHANGES, MASKED, SCALES, SERVER
 from heterofl_flwr.nn.moments import Moments
 
@@ -26,6 +33,12 @@ UPLOAD_RECORDS: Mapping[str, tuple[str, ...]] = {
     MASKED: (MASKED,),
 }
 """The records that carry parameters in each form of a reply."""
+
+LARGEST_METRIC = 1e30
+MOST_METRICS = 100
+LONGEST_NAME = 100
+
+logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 1024
 """More than the header of any array that a client of ours sends."""
@@ -144,6 +157,15 @@ def moment_tensors(moments: Mapping[float, Moments]) -> dict[str, Tensor]:
     return {f"{rate}/{name}": tensor for rate, own in moments.items() for name, tensor in own.to_tensors().items()}
 
 
+def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
+    """Return the moments that ``moment_tensors`` made tensors of."""
+    found: dict[float, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        rate, _, own = name.partition("/")
+        found.setdefault(float(rate), {})[own] = tensor
+    return {rate: Moments.from_tensors(own) for rate, own in found.items()}
+
+
 def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Moments:
     """Return the moments of one rate that a record holds; reject a record that lacks them."""
     prefix = f"{rate}/"
@@ -155,3 +177,129 @@ def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Mo
         return Moments.from_tensors(own)
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise ReplyError(f"{sender} sent moments of rate {rate} that cannot be used: {error}") from error
+
+
+def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> None:
+    """Reject the reply of an app that is not converted: with the whole model for a slice."""
+    whole = {name: tuple(axis.full for axis in axes) for name, axes in plan.axes.items()}
+    for record in records:
+        shapes = {name: tuple(array.shape) for name, array in record.items() if name in whole}
+        if shapes == whole != plan.shapes:
+            raise ReplyError(
+                f"{sender} sent the whole model, expected the slice that it was sent: {messages.NOT_CONVERTED}"
+            )
+
+
+def read_train_reply(
+    reply: Message, plan: Plan, most: int, sender: str, weight_key: str = messages.NUM_EXAMPLES
+) -> TrainReply:
+    """Return what a reply to an instruction to train holds; refuse it if anything is missing or of another type."""
+    records = messages.array_records(reply.content)
+    check_converted(records.values(), plan, sender)
+    config = messages.read_config(reply, sender)
+    form = messages.read_form(config, sender)
+    tensors, scales = unpack_trained(records, form, plan, sender)
+    num_examples, metrics = read_metrics(reply, most, sender, weight_key)
+    labels = config.get(messages.LABELS)  # the aggregator checks each
+    if labels is not None and not isinstance(labels, list):
+        raise messages.unexpected(labels, messages.LABELS, "a list of whole numbers", sender)
+    return TrainReply(
+        tensors=tensors,
+        form=form,
+        scales=scales,
+        num_examples=num_examples,
+        labels=cast("list[int] | None", labels),
+        capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
+        metrics=metrics,
+        said=config,
+        num_bytes=sum(map(count_bytes, records.values())),
+    )
+
+
+def read_metrics(
+    reply: Message, most: int, sender: str, weight_key: str = messages.NUM_EXAMPLES
+) -> tuple[int, dict[str, float]]:
+    """Return the number of examples, ``most`` at most, or what else is under its key, and the other metrics.
+
+    Lists are left out.
+    """
+    record = messages.find_record(reply.content, messages.METRICS, MetricRecord)
+    if record is None:
+        raise ReplyError(f"{sender} sent no {messages.METRICS} record")
+    number = record.get(weight_key)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)  # ``reply`` sends the user's own metrics as floats
+    num_examples = read_number(number, most, sender, weight_key)
+    return num_examples, read_numbers(((key, own) for key, own in record.items() if key != weight_key), sender)
+
+
+def list_metrics(reply: Message) -> set[str]:
+    """Return the names of a reply's metrics that are lists."""
+    records = (own for own in reply.content.values() if isinstance(own, MetricRecord))
+    return {short(name) for record in records for name, value in record.items() if isinstance(value, list)}
+
+
+def read_capability(reply: Message, sender: str) -> Capability:
+    """Return what a node says of itself."""
+    config = messages.read_config(reply, sender)
+    return Capability(
+        capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
+        partition=messages.read_optional(config, messages.PARTITION, int, sender),
+        num_partitions=messages.read_optional(config, messages.NUM_PARTITIONS, int, sender),
+        num_examples=messages.read_optional(config, messages.NUM_EXAMPLES, int, sender) or 0,
+    )
+
+
+def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Moments]:
+    """Return a reply's moments by rate; refuse what is far larger than those of these layers' channels."""
+    messages.read_config(reply, sender)
+    record = messages.array_records(reply.content).get(messages.MOMENTS)
+    if record is None:
+        raise ReplyError(f"{sender} sent no {messages.MOMENTS} record")
+    most = 3 * sum(map(len, norms.values()))
+    if len(record) > most:
+        raise ReplyError(f"{sender} sent {len(record)} arrays of moments, expected {most}")
+    widest = max((channels for own in norms.values() for channels in own.values()), default=0)
+    check_sizes(record, dict.fromkeys(record, widest), sender)
+    return {rate: unpack_moments(record, rate, sender) for rate in norms}
+
+
+def read_number(value: object, most: int, sender: str, key: str = "num-examples") -> int:
+    """Return a number of examples; refuse anything else, or more of them."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ReplyError(
+            f"{sender} sent {shown(value)} as {key}, expected a whole number from 0 up to {most:,} "
+            f"(Limits(examples=...), server.max-examples)"
+        )
+    return value
+
+
+def read_numbers(metrics: Iterable[tuple[str, object]], sender: str) -> dict[str, float]:
+    """Return the numbers among metrics; one that is out of its bounds becomes NaN, which no mean counts.
+
+    Raises
+    ------
+    ReplyError
+        If there are too many, or if a name is no short line of text: the record of a run keeps each.
+    """
+    found = {name: value for name, value in metrics if isinstance(value, int | float) and not isinstance(value, bool)}
+    wrong = [name for name in found if len(name) > LONGEST_NAME or not name.isprintable()]
+    if len(found) > MOST_METRICS or wrong:
+        what = f"{len(found)} metrics" if not wrong else f"a metric named {shown(wrong[0])}"
+        raise ReplyError(
+            f"{sender} sent {what}, expected up to {MOST_METRICS} with names of up to {LONGEST_NAME} printable letters"
+        )
+    unusable = {
+        name: value
+        for name, value in found.items()
+        if not (0 <= value <= 1 if is_share(name) else abs(value) <= LARGEST_METRIC)
+    }
+    if unusable:
+        logger.warning(
+            "%s sent %s, which counts in no mean: expected 0 to 1 of %s, and finite numbers up to %g of others",
+            sender,
+            shown(unusable),
+            ", ".join(SHARES),
+            LARGEST_METRIC,
+        )
+    return {name: math.nan if name in unusable else float(value) for name, value in found.items()}

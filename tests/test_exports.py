@@ -8,7 +8,7 @@ from pathlib import Path
 import heterofl_flwr
 from heterofl_flwr import _HOMES
 
-HOMES = {name: f"heterofl_flwr.{module}" for module, names in _HOMES.items() for name in names}
+HOMES = {name: f"heterofl_flwr.{module}" for name, module in _HOMES.items()}
 
 
 def test_public_names_are_the_objects_of_their_homes():

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr import messages
@@ -19,7 +18,7 @@ from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.errors import ConfigError, extra, load_function
 from heterofl_flwr.federation.options import multi_step
-from heterofl_flwr.federation.records import RoundCallback, Tally
+from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Training
 from heterofl_flwr.grids.simulated import SimulatedDevices
@@ -83,17 +82,15 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
             from heterofl_flwr.report.page import write_page
 
         _start_folder(folder, task, start, strategy)
-    strategy.engine.chain.load(start.stages)
     # So that nodes do not take what an earlier run left with them for this run's.
     told = {} if start.run_key is None or not task.keeps else {messages.RUN_KEY: start.run_key}
     strategy.start(
         SimulatedDevices(windowed, devices, min_replies=settings.sample.min_replies) if devices else windowed,
-        initial_arrays=start.arrays,
         num_rounds=settings.num_rounds,
         timeout=settings.engine.timeout,
         # Where clients have models of their own, there is none for the server to evaluate.
         evaluate_fn=CentralEvaluation(strategy, task) if settings.evaluate.central and not task.personal else None,
-        first_round=start.first_round,
+        resume=start.state,
         train_config=ConfigRecord(dict(told)),
         evaluate_config=ConfigRecord(dict(told)),
     )
@@ -191,9 +188,7 @@ def _exchange_cost(task: Task) -> Callable[[str, int, float, int], float]:
 class Start:
     """Where a run begins, or that it has come to its end."""
 
-    first_round: int = 1
-    arrays: ArrayRecord | None = None
-    stages: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    state: RunState | None = None
     # Another in each run; None in one that an older version began.
     run_key: int | None = field(default_factory=partial(secrets.randbits, 63))
     finished: str = ""
@@ -228,7 +223,7 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
             f"distill.ramp is a share of them, so its rounds so far would have been others; expected as many"
         )
     run_key = about.get(messages.RUN_KEY)
-    return Start(done + 1, ArrayRecord(dict(checkpoint.state)), checkpoint.stages, run_key)
+    return Start(checkpoint, run_key)
 
 
 def _start_folder(folder: RunFolder, task: Task, start: Start, strategy: HeteroFL) -> None:
@@ -241,5 +236,3 @@ def _start_folder(folder: RunFolder, task: Task, start: Start, strategy: HeteroF
     }
     folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)
     strategy.spent.keep_in(folder)
-    if start.first_round > 1:
-        strategy.engine.tally = Tally(one for one in folder.history() if one.server_round < start.first_round)

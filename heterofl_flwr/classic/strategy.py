@@ -43,12 +43,13 @@ from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Robust
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, check_count
-from heterofl_flwr.federation.engine import EngineView
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.limits import Limits, MinReplies
-from heterofl_flwr.federation.options import Assignment, Schedule
-from heterofl_flwr.federation.round import check_open
+from heterofl_flwr.federation.evaluation_round import EvaluationRound
+from heterofl_flwr.federation.nodes import MinReplies
+from heterofl_flwr.federation.options import Assignment, Limits, Schedule
+from heterofl_flwr.federation.records import RoundRecord, host_log
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.packing import read_tensors
 from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.privacy import Privacy
@@ -71,7 +72,7 @@ class _Strategy(heterofl.HeteroFL):
         return cast("Clients", grid).are_remote
 
 
-class HeteroFL(EngineView, Strategy):
+class HeteroFL(Strategy):
     """Train one global model over clients of unequal size, through Flower's classic API.
 
     Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments. It has no
@@ -194,8 +195,8 @@ class HeteroFL(EngineView, Strategy):
                 f"{asking[0]} asks clients more than to train and to evaluate, for which the classic API has no place: "
                 f"use heterofl_flwr.HeteroFL"
             )
-        self.engine = self._inner.engine
-        self.engine.num_rounds = num_rounds
+        self.federation = self._inner.federation
+        self._inner.num_rounds = num_rounds
         self._evaluate_fn = evaluate_fn
         self._fit_config_fn, self._evaluate_config_fn = on_fit_config_fn, on_evaluate_config_fn
         self._accept_failures = accept_failures
@@ -204,14 +205,23 @@ class HeteroFL(EngineView, Strategy):
         self._clients = Clients(self.federation)
         self._sent: dict[int, Message] = {}
 
+    @property
+    def log(self) -> RoundRecord:
+        """The record of the current round."""
+        return self._inner.log
+
+    @property
+    def moments(self) -> dict[float, Moments]:
+        """The static batch norm moments of the last evaluation, by rate."""
+        return self._inner.moments
+
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
         """Return the parameters of the global model to start from."""
         del client_manager
         if self._clients.manager is not None:  # it ran before
-            self.engine.reset()
-            self.engine.chain.load({})
+            self._inner.reset()
             self._clients = Clients(self.federation)
-        self.summary()
+        self._inner.summary()
         if self._initial_parameters is None:
             return to_parameters(self.federation.initial_state())
         arrays, whole = read_parameters(self._initial_parameters), list(self.federation.model.state_dict())
@@ -243,9 +253,10 @@ class HeteroFL(EngineView, Strategy):
         if failures and not self._accept_failures:
             logger.warning("round %d changes nothing: %d clients failed", server_round, len(failures))
             return None, {}
-        current = check_open(self._inner._round)
+        current = self._inner.open_round()
         answers = self._answers([*results, *failures])
         arrays, _ = self._inner.aggregate_train(server_round, self._replies(answers, failures))
+        host_log.info("%s", self.log.line())
         counted = [answers[number] for number in current.answers]
         metrics = self._aggregated(self._fit_metrics_fn, counted, self.log.train)
         return record_parameters(arrays or ArrayRecord()), metrics
@@ -255,7 +266,8 @@ class HeteroFL(EngineView, Strategy):
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Return an instruction for each client that evaluates, with the model and its static batch norm moments."""
         asked, grid = _asked(self._evaluate_config_fn, server_round), self._grid(client_manager)
-        self.engine.no_moments -= self._clients.promised  # one that was away may answer for moments now
+        # One that was away may answer for moments now.
+        self.federation.nodes.lacking["moments"] -= self._clients.promised
         with some_identity():
             sent = self._inner.configure_evaluate(server_round, self._record(parameters), asked, grid)
         return self._instructions(sent, messages.TASK_EVALUATE, EvaluateIns)
@@ -267,8 +279,8 @@ class HeteroFL(EngineView, Strategy):
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Return the mean loss over the clients, weighted by examples, and their mean metrics."""
-        current = self._inner._evaluation
-        if current is None or (failures and not self._accept_failures):
+        current = self._inner.current
+        if not isinstance(current, EvaluationRound) or (failures and not self._accept_failures):
             return None, {}
         answers = self._answers([*results, *failures])
         means = self._inner.aggregate_evaluate(server_round, self._replies(answers, failures))
@@ -288,7 +300,7 @@ class HeteroFL(EngineView, Strategy):
 
     @property
     def _names(self) -> list[str]:
-        return list(self.federation.plan(self.federation.mix.global_rate).axes)
+        return list(self.federation.whole.axes)
 
     def _record(self, parameters: Parameters) -> ArrayRecord:
         return name_arrays(self._names, read_parameters(parameters))

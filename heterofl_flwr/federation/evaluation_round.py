@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import Fault, ReplyError, RoundError
-from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.evaluation import (
     LOCAL_ACCURACY,
     WORST_ACCURACY,
@@ -18,9 +17,10 @@ from heterofl_flwr.federation.evaluation import (
     weighted_means,
 )
 from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
 from heterofl_flwr.nn.static_norm import batch_norms
-from heterofl_flwr.stages.privacy import MOMENTS, clip_moments, noise_moments
+from heterofl_flwr.stages.privacy import MOMENTS, Spent, clip_moments, noise_moments
 
 logger = logging.getLogger(__name__)
 
@@ -78,18 +78,29 @@ class MomentsSum:
 class EvaluationRound:
     """An evaluation by clients: opened for those that are there; moments first, if needed; then answers; then closed.
 
-    Those that did not answer in time when they were to train, or for moments, are busy or gone, and are not asked
-    again. ``rates`` are those that each client evaluates, from the largest on.
+    Those that did not answer in time when they were to train (``silent``), or for moments, are busy or gone, and are
+    not asked again. ``rates`` are those that each client evaluates, from the largest on. What is found is noted in
+    the round's record, ``log``.
     """
 
-    def __init__(self, engine: Engine, server_round: int, node_ids: Sequence[int]) -> None:
-        self._engine, self._federation, self._log = engine, engine.federation, engine.log
-        self._server_round, self._present = server_round, node_ids
-        eligible = [node_id for node_id in engine.eligible_nodes(node_ids) if node_id not in engine.no_evaluate]
-        drawn = engine.sample(server_round, eligible, "evaluate") if eligible else []
-        held = {node_id: own for node_id in drawn if (own := self._pick_rates(node_id))}
+    def __init__(
+        self,
+        federation: Federation,
+        log: RoundRecord,
+        server_round: int,
+        node_ids: Sequence[int],
+        *,
+        num_rounds: int = 0,
+        silent: Collection[int] = (),
+    ) -> None:
+        self._federation, self._options, self._log = federation, federation.options, log
+        self._server_round, self._present, self._lacking = server_round, node_ids, federation.nodes.lacking
+        able = [own for own in federation.eligible_nodes(node_ids) if own not in self._lacking["evaluate"]]
+        drawn = federation.sample(server_round, able, "evaluate") if able else []
+        levels = self._options.evaluation.levels_due(server_round, num_rounds)
+        held = {node_id: own for node_id in drawn if (own := self._pick_rates(node_id, levels=levels))}
         self._whole = {node_id: self._is_whole(own) for node_id, own in held.items()}
-        self.rates = {node_id: own for node_id, own in held.items() if node_id not in engine.silent}
+        self.rates = {node_id: own for node_id, own in held.items() if node_id not in silent}
         self.answers: dict[int, Answer] = {}
         self._sum: MomentsSum  # of the moments, once they are opened
         self._asked_moments: dict[int, Norms] = {}
@@ -100,14 +111,14 @@ class EvaluationRound:
         if drawn and not self.rates:
             logger.warning("round %d: none of %d clients can hold a model to evaluate", server_round, len(drawn))
 
-    def _pick_rates(self, node_id: int) -> Rates:
-        """Return the rates that a client is to evaluate."""
-        evaluation, known = self._engine.options.evaluation, self._federation.mix.all_rates
+    def _pick_rates(self, node_id: int, *, levels: bool) -> Rates:
+        """Return the rates that a client is to evaluate: the largest that it can, or those of all levels."""
+        known = self._federation.mix.all_rates
         if self._federation.personal:
             return (self._federation.rate(self._server_round, node_id),)
-        held = None if evaluation.nodes == "all" else self._federation.nodes[node_id].holds
+        held = None if self._options.evaluation.nodes == "all" else self._federation.nodes[node_id].holds
         rates = tuple(rate for rate in known if held is None or rate <= held)
-        return rates if evaluation.levels_due(self._server_round, self._engine.num_rounds) else rates[:1]
+        return rates if levels else rates[:1]
 
     def _is_whole(self, rates: Sequence[float]) -> bool:
         """Whether a client with these rates evaluates the global model, or its own where each has one."""
@@ -118,17 +129,16 @@ class EvaluationRound:
 
         ``remote`` says whether moments come from other machines.
         """
-        evaluation, noise = self._engine.options.evaluation, self._engine.options.privacy.noise
+        evaluation, noise = self._options.evaluation, self._options.privacy.noise
         federation, merge = self._federation, evaluation.moments_merge
         robust = merge == "robust" or (merge == "auto" and remote and not noise)
         self._sum = MomentsSum(federation, robust=robust)
-        self._engine.moments = {}
         # A model of a client's own is measured by that client.
         if evaluation.static_norm and not federation.personal and batch_norms(federation.model):
             self._asked_moments = {
                 node_id: {rate: federation.norms(rate) for rate in rates}
                 for node_id, rates in self.rates.items()
-                if node_id not in self._engine.no_moments
+                if node_id not in self._lacking["moments"]
             }
         return self._asked_moments
 
@@ -146,32 +156,34 @@ class EvaluationRound:
                 del self.rates[node_id]
             self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
 
-    def close_moments(self) -> None:
-        """Join the moments, with noise where there is any, and drop the rates of which nobody gave any."""
+    def close_moments(self, spent: Spent, *, needed: bool) -> dict[float, Moments]:
+        """Return all clients' moments, with noise where there is any, and drop the rates of which nobody gave any.
+
+        If they are ``needed``, as there were none so far, and nobody whose app has a handler gave any, fail.
+        """
         asked, faults = self._asked_moments, self._moment_faults
         none = len(faults) + len(self._no_handler) == len(asked)
-        if faults and none and not self._engine.has_had_moments:
+        if faults and none and needed:
             raise RoundError(
                 f"none of {len(asked)} nodes gave usable static batch norm moments: let clients answer for them "
                 f"(answer_queries(app, build, data=...); asks_for_moments in fit of a NumPyClient), or evaluate "
                 f"without (Evaluation(static_norm=False)); {'; '.join(faults[:3])}"
             )
-        self._note_no_handler(self._engine.no_moments, asked, ADD_MOMENTS)
-        moments, privacy = self._sum.result(), self._engine.options.privacy
+        self._note_no_handler("moments", asked, ADD_MOMENTS)
+        moments, privacy = self._sum.result(), self._options.privacy
         if moments and privacy.noise:
-            self._engine.spent.add(MOMENTS, len(moments))
-            self._log.privacy = self._engine.spent.facts()
+            spent.add(MOMENTS, len(moments))
+            self._log.privacy = spent.facts()
             moments = noise_moments(moments, privacy)
-        self._engine.moments = moments
-        self._engine.has_had_moments |= bool(moments)
         if faults or moments:
-            self._restrict_rates()
+            self._restrict_rates(moments)
+        return moments
 
-    def _restrict_rates(self) -> None:
+    def _restrict_rates(self, moments: Collection[float]) -> None:
         """Evaluate only those rates of whose models there are moments."""
         left = {}
         for node_id, rates in self.rates.items():
-            if own_rates := tuple(rate for rate in rates if rate in self._engine.moments):
+            if own_rates := tuple(rate for rate in rates if rate in moments):
                 left[node_id] = own_rates
         if left != self.rates:
             rates_left = sorted({rate for own_rates in left.values() for rate in own_rates}, reverse=True)
@@ -190,19 +202,19 @@ class EvaluationRound:
         """Go on without a client of which the strategy's user wants nothing in this round, which is nobody's fault."""
         del self.rates[node_id], self._whole[node_id]
 
-    def _note_no_handler(self, known: set[int], asked: Collection[int], advice: str) -> None:
+    def _note_no_handler(self, what: str, asked: Collection[int], advice: str) -> None:
         """Remember whose app has no handler for what was asked; warn of the first ones.
 
         Where all that were asked lack it, so does every client that is there: they run one app.
         """
-        lacking, self._no_handler = self._no_handler, set()
+        known, lacking, self._no_handler = self._lacking[what], self._no_handler, set()
         if lacking and not known:
             logger.warning("%d of %d clients have no handler for it: %s", len(lacking), len(asked), advice)
         known.update(self._present if lacking and len(lacking) == len(asked) else lacking)
 
     def close(self) -> dict[str, float]:
         """Note and return the metrics of the global model."""
-        self._note_no_handler(self._engine.no_evaluate, self.rates, ADD_EVALUATE)
+        self._note_no_handler("evaluate", self.rates, ADD_EVALUATE)
         log, answers = self._log, self._split_answers()
         scores = self._scores(answers, None, means_and_worst)
         rates = dict.fromkeys(rate for number, own in answers.values() if number for rate in own if rate is not None)
@@ -234,7 +246,7 @@ class EvaluationRound:
     def _note_coverage(self) -> bool:
         """Note how many clients were asked and answered; return whether those are fewer than half."""
         log = self._log
-        asked = {node_id: whole for node_id, whole in self._whole.items() if node_id not in self._engine.no_evaluate}
+        asked = {node_id: whole for node_id, whole in self._whole.items() if node_id not in self._lacking["evaluate"]}
         if not asked:
             if self._whole:  # an app without evaluation covers nothing
                 log.evaluate.pop("coverage", None)
@@ -250,7 +262,9 @@ class EvaluationRound:
     def _split_answers(self) -> SplitAnswers:
         """Return the answers with their metrics by rate."""
         found = {}
-        for node_id, (number, metrics) in self._engine.cap_examples(self._server_round, self.answers).items():
+        ratio = self._options.limits.examples_ratio
+        capped = self._federation.nodes.cap_examples(self._server_round, self.answers, ratio)
+        for node_id, (number, metrics) in capped.items():
             rates = self.rates[node_id]
             found[node_id] = number, split_metrics(metrics, rates, None if self._is_whole(rates) else rates[0])
         return found

@@ -3,33 +3,30 @@
 Nothing here knows Flower. The strategies of both of its APIs translate between it and this package.
 """
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
 from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
-from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.core.layer_rules import first_names, untied
+from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.core.levels import Mix, dynamic_rate, exact_rate, fixed_rate, joining_rates
 from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.reply_checks import find_label_rows
 from heterofl_flwr.core.slice_rules import SliceFunction, SliceRule, make_slice_function, window_number
-from heterofl_flwr.errors import ConfigError, ReplyError, RoundError, name_faults
-from heterofl_flwr.federation.limits import least_replies
-from heterofl_flwr.federation.nodes import Capability, Nodes
+from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
+from heterofl_flwr.federation.admission import Answers, admit, check_faults
+from heterofl_flwr.federation.nodes import Capability, Nodes, Purpose
 from heterofl_flwr.federation.options import Assignment, Options
 from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import called_with_rate, check_build
 from heterofl_flwr.nn.static_norm import batch_norms
 from heterofl_flwr.stages.stage import RoundContext, label
-
-logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
@@ -51,6 +48,31 @@ class Federation:
     options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
+        self.shared = tuple(self.options.transfer.shared)  # patterns of the parameters that travel
+        self.personal = self.shared != ALL  # whether clients keep parameters of their own
+        self.fidelity = self.options.averaging.fidelity
+        self._check_options()
+        check_build(self.build)
+        # The user may draw from the global generators too.
+        self.build = kept_random_state()(called_with_rate(self.build))
+        # Nodes say what they can hold, so the rates that are kept are counted.
+        self.plan = lru_cache(maxsize=KEPT_RATES)(self._build_plan)
+        self.norms = lru_cache(maxsize=KEPT_RATES)(self._read_norms)
+        self.untrained = lru_cache(maxsize=KEPT_RATES)(self._find_untrained)
+        self.base = lru_cache(maxsize=KEPT_RATES)(lambda rate: fingerprint(self.build(rate)))
+        self._round_plans: tuple[int, dict[float, Plan]] = (0, {})
+        self.nodes: Nodes
+        self.reset()
+        self.model = self._build_model()  # the global model's architecture; its weights are only a start
+        self.whole = self.plan(self.mix.global_rate)
+        exchanged, self._first_names = exchanged_parameters(self.model), MappingProxyType(first_names(self.model))
+        self.types = {name: exchanged_dtype(self.model.get_parameter(name)) for name in self.whole.axes}
+        self.rows = self._find_rows(exchanged)
+        # Whether no rows that belong to classes travel, because not all parameters do.
+        self.keeps_rows = not self.rows and (self.personal or len(exchanged) < len(list(self.model.parameters())))
+
+    def _check_options(self) -> None:
+        """Refuse what does not go together in a federation."""
         if self.assignment not in ("fix", "dynamic"):
             raise ConfigError(f"assignment is {self.assignment!r}; expected fix or dynamic")
         if not -(2**63) <= self.seed < 2**63:
@@ -76,27 +98,13 @@ class Federation:
                 f"slice_rule='prefix', found {self.assignment!r} and {slice_rule!r}"
             )
         self.options.limits.levels.check(self.mix, self.assignment)
-        check_build(self.build)
-        # The user may draw from the global generators too.
-        self.build = kept_random_state()(called_with_rate(self.build))
-        self.nodes: Nodes
-        self.reset()
-        # Nodes say what they can hold, so the rates that are kept are counted.
-        self.plan = lru_cache(maxsize=KEPT_RATES)(self._build_plan)
-        self.norms = lru_cache(maxsize=KEPT_RATES)(self._read_norms)
-        self.untrained = lru_cache(maxsize=KEPT_RATES)(self._find_untrained)
-        self.base = lru_cache(maxsize=KEPT_RATES)(lambda rate: fingerprint(self.build(rate)))
-        self._round_plans: tuple[int, dict[float, Plan]] = (0, {})
 
     def reset(self) -> None:
-        """Forget the clients and what the server optimiser keeps, so that a run can begin anew."""
+        """Forget the clients, so that a run can begin anew."""
         self.nodes = Nodes(self.options.limits.levels.partitions.values())
-        self.absent = set(self.options.limits.levels.table)
-        self._own_rates: dict[int, float] = {}
 
-    @cached_property
-    def model(self) -> nn.Module:
-        """The global model's architecture; its weights are only a start."""
+    def _build_model(self) -> nn.Module:
+        """Return the global model."""
         model, smallest = self.build(self.mix.global_rate), self.mix.rates[-1]
         if not isinstance(model, nn.Module):
             raise ConfigError(
@@ -106,35 +114,12 @@ class Federation:
             self._check_tables(model, self.build(smallest), smallest)  # now, as Dynamic may draw that rate late
         return model
 
-    @property
-    def fidelity(self) -> Fidelity:
-        """Which of the paper's quirks are kept."""
-        return self.options.averaging.fidelity
-
-    @property
-    def shared(self) -> tuple[str, ...]:
-        """Patterns of the parameters that travel."""
-        return tuple(self.options.transfer.shared)
-
-    @property
-    def personal(self) -> bool:
-        """Whether clients keep parameters of their own."""
-        return self.shared != ALL
-
-    @cached_property
-    def rows(self) -> list[str]:
-        """The shared parameters whose rows belong to classes."""
+    def _find_rows(self, exchanged: Collection[str]) -> list[str]:
+        """Return the shared parameters whose rows belong to classes."""
         given = self.options.averaging.label_rows
         found = find_label_rows(self.build, self.mix) if given is None else given
-        first, exchanged = first_names(self.model), exchanged_parameters(self.model)
-        rows = [name for name in dict.fromkeys(first.get(name, name) for name in found) if is_shared(name, self.shared)]
-        return [name for name in rows if given or name in exchanged]
-
-    @cached_property
-    def keeps_rows(self) -> bool:
-        """Whether no rows that belong to classes travel, because not all parameters do."""
-        exchanged = exchanged_parameters(self.model)
-        return not self.rows and (self.personal or len(exchanged) < len(list(self.model.parameters())))
+        rows = dict.fromkeys(self._first_names.get(name, name) for name in found)
+        return [name for name in rows if is_shared(name, self.shared) and (given or name in exchanged)]
 
     def _build_plan(self, rate: float) -> Plan:
         """Return the prefix of a rate, of what is shared; ``plan`` caches it."""
@@ -159,14 +144,23 @@ class Federation:
         """Return the batch norm layers of a rate, each with its channels; ``norms`` caches them."""
         return {name: layer.num_features for name, layer in batch_norms(self.build(rate)).items()}
 
+    @property
+    def all_is_trained(self) -> bool:
+        """Whether clients train all that they hold."""
+        return not (hasattr(self.model, "untrained") or self._frozen)
+
+    @property
+    def _frozen(self) -> set[str]:
+        """What no client trains: without noise, the mean of what nobody changed is what it was."""
+        named = self.model.named_parameters() if self.options.privacy.noise else ()
+        return {name for name, own in named if not own.requires_grad}
+
     def _find_untrained(self, rate: float) -> frozenset[str]:
         """Return what clients of a rate hold and do not train, as their model says; ``untrained`` caches it."""
-        patterns: tuple[str, ...] = (
-            getattr(self.build(rate), "untrained", ()) if hasattr(self.model, "untrained") else ()
-        )
-        frozen: set[str] = set()
-        if self.options.privacy.noise:  # without it, the mean of what nobody changed is what it was
-            frozen = {name for name, own in self.model.named_parameters() if not own.requires_grad}
+        if self.all_is_trained:
+            return frozenset()
+        patterns: tuple[str, ...] = getattr(self.build(rate), "untrained", ())
+        frozen = self._frozen
         return frozenset(name for name in self.plan(rate).axes if name in frozen or is_shared(name, patterns))
 
     def context(self, server_round: int, state: Mapping[str, Tensor]) -> RoundContext:
@@ -228,59 +222,27 @@ class Federation:
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
         """Return the parameters of the model in a state, as they travel; running statistics, say, are not kept."""
-        plan, own = self.plan(self.mix.global_rate), untied(self.model, state)
-        plan.check_state(own)
-        return {name: own[name].to(exchanged_dtype(self.model.get_parameter(name))) for name in plan.axes}
+        # A ``state_dict`` has tied parameters under each of their names; as when a model loads it, the last one counts.
+        own = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
+        self.whole.check_state(own)
+        return {name: own[name].to(dtype) for name, dtype in self.types.items()}
 
     def register(
-        self,
-        answers: Mapping[int, Capability | ReplyError],
-        names: Mapping[int, str] | None = None,
-        present: Iterable[int] | None = None,
+        self, answers: Answers, names: Mapping[int, str] | None = None, present: Iterable[int] | None = None
     ) -> None:
         """Register new clients, with what they say of themselves or why that is not usable.
 
-        Those of which nothing is usable get the mix's smallest rate, unless they are too many: then ``RoundError`` is
-        raised, as the run would look well and train small models alone.
+        Those of which nothing is usable get the mix's smallest rate, unless they are too many.
         """
-        silent, names, levels = Capability(capacity=self.mix.rates[-1]), names or {}, self.options.limits.levels
-        admitted, faults = {}, {}
-        for node_id, answer in answers.items():
-            name, own_id = names.get(node_id, ""), str(node_id)
-            try:
-                if isinstance(answer, ReplyError):
-                    raise answer
-                admitted[node_id] = levels.applied(answer, name, own_id)
-                self.check_capacity(admitted[node_id].holds)
-            except ReplyError as error:
-                if not {name, own_id} & levels.table.keys():  # of those it is known
-                    faults[name or own_id] = str(error)
-                admitted[node_id] = levels.applied(silent, name, own_id)
-            self.absent -= {name, own_id}
-        self._check_faults(faults, len(answers), len({*self.nodes, *answers} if present is None else set(present)))
+        names, silent = names or {}, Capability(capacity=self.mix.rates[-1])
+        admitted, faults = admit(
+            answers, names, self.options.limits.levels, silent, lambda own: self.check_capacity(own.holds)
+        )
+        there = len({*self.nodes, *answers} if present is None else set(present))
+        wanted = self.options.sampling.min_replies
+        check_faults(faults, new=len(answers), present=there, wanted=wanted, mix=self.mix)
         self.nodes.register(admitted, names, present)
         self._assign_seat_rates()
-
-    def _check_faults(self, faults: Mapping[str, str], new: int, present: int) -> None:
-        """Warn of new clients that do not say what they can hold; fail if fewer do than a round needs replies."""
-        known = present - len(faults)
-        wanted, smallest = self.options.sampling.min_replies, self.mix.rates[-1]
-        least = min(least_replies(wanted, present), present)
-        if known < least and smallest < self.mix.global_rate:
-            raise RoundError(
-                f"{name_faults('node', faults)}; so it is known of {known} of {present} nodes what they can hold, "
-                f"expected at least {least} (min_replies or sample.min-replies, which is {wanted}): mend what they "
-                f"fail with, as all others would train at the smallest rate, {smallest:g}"
-            )
-        if faults:
-            logger.warning(
-                "%d of %d new nodes gave no usable answer as to what they can hold; without one the rate is the "
-                "smallest, %g: %s",
-                len(faults),
-                new,
-                smallest,
-                name_faults("node", faults),
-            )
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
         """Raise ``ReplyError`` unless a client can train at the rate it reports; under *Dynamic* it draws the mix's."""
@@ -303,7 +265,7 @@ class Federation:
     def rate(self, server_round: int, node_id: int) -> float:
         """Return the rate at which a client trains in a round; one with parameters of its own keeps its first one."""
         found = self._find_rate(server_round, node_id)
-        return self._own_rates.setdefault(node_id, found) if self.personal else found
+        return self.nodes.own_rates.setdefault(node_id, found) if self.personal else found
 
     def _find_rate(self, server_round: int, node_id: int) -> float:
         """Return the rate by the mix, and by what is known of a client now."""
@@ -336,3 +298,27 @@ class Federation:
             return not self.mix.idle or self._find_rate(0, node_id) > 0
         held = self.nodes[node_id].holds
         return held is None or held >= self.mix.rates[-1]
+
+    def eligible_nodes(self, node_ids: Sequence[int]) -> list[int]:
+        """Return the clients without those that are suspended: too many replies in a row were refused."""
+        suspended = self.nodes.tally.suspended(self.options.limits.refusals)
+        return [node_id for node_id in node_ids if self.nodes.partition(node_id) not in suspended]
+
+    def trainable_nodes(self, node_ids: Sequence[int]) -> list[int]:
+        """Return the clients that can be drawn to train; fail if none can."""
+        eligible = self.eligible_nodes(node_ids)
+        trainable = [node_id for node_id in eligible if self.can_train(node_id)]
+        if not trainable:
+            raise RoundError(
+                f"none of {len(node_ids)} clients can train: {len(node_ids) - len(eligible)} had "
+                f"{self.options.limits.refusals} replies refused in a row, and {len(eligible)} can hold no rate of the "
+                f"mix {self.mix}: add a smaller rate to it, or find out what the others send"
+            )
+        return trainable
+
+    def sample(self, server_round: int, node_ids: Sequence[int], purpose: Purpose) -> list[int]:
+        """Return the clients that take part in a round, drawn without replacement; to train, with spare ones."""
+        number = self.options.sampling.number(len(node_ids), purpose)
+        if purpose == "train":
+            number = self.options.sampling.with_spare(number)
+        return self.nodes.sample(node_ids, number, purpose, server_round, seed=self.seed)

@@ -1,15 +1,82 @@
-"""What the server knows of its clients: partition, capacity, classes."""
+"""The clients: what the server knows of each, which levels they may have, and which of them take part in a round."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import count
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict
 
 from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.evaluation import Answers, example_bound
+from heterofl_flwr.groups import Count, Natural, NotNegative, Share, ShareOrNone, group
 
 logger = logging.getLogger(__name__)
+
+Purpose = Literal["train", "evaluate"]
+
+MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["auto"]
+"""How many good replies a round needs: a number, a share of the clients that are needed, or half of them."""
+
+REPLIES = "a whole number of 1 or more, or a share between 0 and 1"
+"""What is expected beside ``auto``."""
+
+_Fewest = Annotated[Natural | None, "an integer of 0 or more"]
+
+
+@group
+class Sampling:
+    """Which clients take part in a round, and how long a round waits for them."""
+
+    fraction_train: Share = Field(default=1.0, alias="fraction")
+    """share of the clients that train in a round, rounded up"""
+    fraction_evaluate: ShareOrNone = Field(default=1.0, exclude=True)
+    min_train_nodes: _Fewest = Field(default=None, exclude=True)
+    min_evaluate_nodes: _Fewest = Field(default=None, exclude=True)
+    min_available_nodes: Natural = Field(default=2, alias="min-nodes")
+    """nodes that each round waits for, sample.wait seconds at most; 'heterofl run' waits for all"""
+    spare: NotNegative = 0.0
+    """share of clients that are asked to train beyond those that are needed; a round ends as soon as enough have
+    answered, so which of them count is no longer the same in each run, and engine.window does not hold
+    """
+    min_replies: Annotated[MinReplies, f"'auto', {REPLIES}"] = "auto"
+    """good replies below which a round, and with it the run, fails: a number, a share of the clients that it needs, or
+    half of them (auto)
+    """
+    wait: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=True)] = 60.0
+    """seconds to wait for sample.min-nodes before the run fails"""
+
+    @property
+    def available(self) -> int:
+        """How many nodes a round waits for."""
+        return max(self.min_available_nodes, self.min_train_nodes or 0, self.min_evaluate_nodes or 0, 1)
+
+    def number(self, clients: int, purpose: Purpose) -> int:
+        """Return how many of some clients take part, rounded up; with a least number rounded down, as in ``FedAvg``."""
+        share, least = self.fraction_train, self.min_train_nodes
+        if purpose == "evaluate":
+            share, least = self.fraction_evaluate, self.min_evaluate_nodes
+        if least is not None:
+            return max(int(clients * share), least, 1)
+        return max(math.ceil(Fraction(str(share)) * clients), 1)
+
+    def with_spare(self, number: int) -> int:
+        """Return how many clients are asked to train where this many are needed."""
+        return number + math.ceil(Fraction(str(self.spare)) * number)
+
+
+def least_replies(least: MinReplies, needed: int) -> int:
+    """Return how many good replies a round needs, of which this many would be all."""
+    if isinstance(least, int):
+        return least
+    share = Fraction(1, 2) if least == "auto" else Fraction(str(least))
+    return max(math.ceil(share * needed), 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +107,25 @@ class Capability:
         return self.limit if self.capacity is None else min(self.capacity, self.limit)
 
 
+class Tally:
+    """Counts rejected replies to instructions to train, by partition. Clients that fail or are late do not count."""
+
+    def __init__(self) -> None:
+        self.refused: Counter[int] = Counter()  # in the run
+        self.in_a_row: Counter[int] = Counter()  # since the last good reply
+
+    def note(self, refused: Iterable[int], accepted: Iterable[int]) -> None:
+        """Count the replies of a round that were rejected, and note those that were good."""
+        self.refused.update(refused)
+        self.in_a_row.update(refused)
+        for partition in accepted:
+            del self.in_a_row[partition]
+
+    def suspended(self, limit: int) -> set[int]:
+        """Return the clients that are not drawn any more, as they reached the limit; with 0 there are none."""
+        return {partition for partition, number in self.in_a_row.items() if 0 < limit <= number}
+
+
 class Nodes:
     """The clients by node id, with two numbers that each keeps for a run.
 
@@ -55,6 +141,10 @@ class Nodes:
         self._seats: dict[int, int] = {}
         self.seat_rates: dict[int, float] = {}
         self.trained: set[int] = set()  # those of which a reply was added
+        self.own_rates: dict[int, float] = {}  # of those with parameters of their own, which keep their first rate
+        self.lacking: dict[str, set[int]] = {"evaluate": set(), "moments": set()}  # those whose app has no handler
+        self.tally = Tally()
+        self.capped: set[int] = set()  # those that were found to count far more examples than others
 
     def __contains__(self, node_id: int) -> bool:
         return node_id in self._known
@@ -129,6 +219,30 @@ class Nodes:
         """Return of how many parts the clients have one each, as all of them say; 0 if they do not."""
         said = {known.num_partitions or 0 for known in self._known.values()}
         return said.pop() if len(said) == 1 else 0
+
+    def note_refusals(self, refused: Sequence[int], answered: Iterable[int], limit: int) -> None:
+        """Note whose replies were rejected, by partition, and who gave a good one; warn of whom this suspends."""
+        self.tally.note(refused, map(self.partition, answered))
+        for partition in self.tally.suspended(limit).intersection(refused):
+            logger.warning("partition %s is not drawn any more: %d replies refused in a row", partition, limit)
+
+    def cap_examples(self, server_round: int, answers: Answers, ratio: float) -> Answers:
+        """Return answers with examples up to ``ratio`` times the median's; warn once of a client that exceeds them."""
+        bound = example_bound([number for number, _ in answers.values()], ratio)
+        for node_id, (number, _) in answers.items():
+            if number > bound and node_id not in self.capped:
+                self.capped.add(node_id)
+                logger.warning(
+                    "round %d: node %s, partition %d, counts %s examples, more than %g times the median client: in "
+                    "means of metrics it weighs %s (Limits(examples_ratio=...), server.max-examples-ratio)",
+                    server_round,
+                    node_id,
+                    self.partition(node_id),
+                    f"{number:,.0f}",
+                    ratio,
+                    f"{bound:,.0f}",
+                )
+        return {node_id: (min(number, bound), metrics) for node_id, (number, metrics) in answers.items()}
 
     def sample(self, node_ids: Iterable[int], number: int, *purpose: int | str, seed: int) -> list[int]:
         """Return that many of the clients, drawn by partition so that the draw can be repeated, in its order."""

@@ -1,12 +1,10 @@
-"""The server's options in groups, each checked in one place.
+"""The server's options in groups, each checked in one place, and the chain of stages that they describe.
 
-``Evaluation``, ``Limits`` and ``Privacy`` are groups too; they lie beside the code that uses them.
+``Sampling``, ``Evaluation`` and ``Privacy`` are groups too; they lie beside the code that uses them.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from typing import Annotated, Literal
 
@@ -19,16 +17,17 @@ from heterofl_flwr.core.reply_checks import LARGEST_ENTRY, LabelRule
 from heterofl_flwr.core.robust import Robust, RobustAggregator
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.admission import Levels
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.limits import REPLIES, Limits, MinReplies
-from heterofl_flwr.groups import Count, Natural, NotNegative, Share, ShareOrNone, group
+from heterofl_flwr.federation.nodes import Sampling
+from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, group
 from heterofl_flwr.stages.chain import Chain, Link, OpenMean
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress, Upload
 from heterofl_flwr.stages.labels import AllRows, TrainedRows
 from heterofl_flwr.stages.noise import Noise
 from heterofl_flwr.stages.privacy import Privacy, Spent
-from heterofl_flwr.stages.stage import Stage
+from heterofl_flwr.stages.stage import AS_THEY_ARE, Stage
 from heterofl_flwr.stages.untrained import Untrained
 
 Assignment = Literal["fix", "dynamic"]
@@ -42,48 +41,24 @@ def multi_step(learning_rate: float, milestones: Sequence[int] = (), factor: flo
     return lambda server_round: learning_rate * factor ** sum(milestone < server_round for milestone in milestones)
 
 
-_Fewest = Annotated[Natural | None, "an integer of 0 or more"]
-
-
 @group
-class Sampling:
-    """Which clients take part in a round, and how long a round waits for them."""
+class Limits:
+    """What a client may have and answer at most."""
 
-    fraction_train: Share = Field(default=1.0, alias="fraction")
-    """share of the clients that train in a round, rounded up"""
-    fraction_evaluate: ShareOrNone = Field(default=1.0, exclude=True)
-    min_train_nodes: _Fewest = Field(default=None, exclude=True)
-    min_evaluate_nodes: _Fewest = Field(default=None, exclude=True)
-    min_available_nodes: Natural = Field(default=2, alias="min-nodes")
-    """nodes that each round waits for, sample.wait seconds at most; 'heterofl run' waits for all"""
-    spare: NotNegative = 0.0
-    """share of clients that are asked to train beyond those that are needed; a round ends as soon as enough have
-    answered, so which of them count is no longer the same in each run, and engine.window does not hold
+    norm_bound: NotNegative = 0.0
+    """L2 norm of what a reply changes of the slice that its client was sent; a reply of a larger one is rejected, not
+    clipped. 0 for none, but where replies cross a SuperLink: there it is ten times the norm of the global model.
     """
-    min_replies: Annotated[MinReplies, f"'auto', {REPLIES}"] = "auto"
-    """good replies below which a round, and with it the run, fails: a number, a share of the clients that it needs, or
-    half of them (auto)
+    examples: Annotated[int, Strict(), Field(ge=1, le=1_000_000_000)] = 10_000_000
+    """Number of examples that a client may count. With weights="examples", set it near the largest client's."""
+    examples_ratio: NotNegative = 10.0
+    """In means of metrics a client counts at most this many times the examples of the median client; 0 for no bound.
+    Parameters count in full with weights="examples", as in FedAvg: for them there is examples.
     """
-    wait: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=True)] = 60.0
-    """seconds to wait for sample.min-nodes before the run fails"""
-
-    @property
-    def available(self) -> int:
-        """How many nodes a round waits for."""
-        return max(self.min_available_nodes, self.min_train_nodes or 0, self.min_evaluate_nodes or 0, 1)
-
-    def number(self, clients: int, purpose: Literal["train", "evaluate"]) -> int:
-        """Return how many of some clients take part, rounded up; with a least number rounded down, as in ``FedAvg``."""
-        share, least = self.fraction_train, self.min_train_nodes
-        if purpose == "evaluate":
-            share, least = self.fraction_evaluate, self.min_evaluate_nodes
-        if least is not None:
-            return max(int(clients * share), least, 1)
-        return max(math.ceil(Fraction(str(share)) * clients), 1)
-
-    def with_spare(self, number: int) -> int:
-        """Return how many clients are asked to train where this many are needed."""
-        return number + math.ceil(Fraction(str(self.spare)) * number)
+    refusals: Natural = 0
+    """A client is not drawn any more after this many rejected replies in a row; 0 for never."""
+    levels: Annotated[Levels, "Levels(...)"] = Levels()
+    """Which clients may have which levels; comes before what they report."""
 
 
 @group
@@ -113,6 +88,8 @@ class Averaging:
     robust: Annotated[Robust | None, "Robust(...)"] = None
     aggregator: Annotated[OpenMean, "Aggregator, a subclass of it, or what opens one"] = Aggregator
     stages: Annotated[Sequence[Stage], "a list of stages"] = ()
+    counts_examples: Flag = True
+    """whether clients say numbers of examples, and not another metric"""
 
     def __post_init__(self) -> None:
         if self.robust and self.aggregator is not Aggregator:
@@ -157,15 +134,15 @@ class Options:
             )
 
 
-def build_chain(options: Options, spent: Spent) -> Chain:
-    """Return the chain of a run: the stages that the options name, in their order, around the mean."""
-    privacy, rule = options.privacy, options.averaging.labels
+def build_chain(options: Options, spent: Spent, *, all_is_trained: bool) -> Chain:
+    """Return the chain of a run: the stages that have something to do in it, in their order, around the mean."""
+    privacy, rule, upload = options.privacy, options.averaging.labels, options.transfer.upload
     stages = (
-        Untrained(),
+        None if all_is_trained else Untrained(),
         Noise(privacy, spent) if privacy.noise else Clip(privacy.clip) if privacy.clip else None,
         {"sent": None, "inferred": TrainedRows(), "none": AllRows()}[rule],
         *options.averaging.stages,
-        Compress(options.transfer.upload),  # the last one: nearest to the wire
+        None if upload == AS_THEY_ARE else Compress(upload),  # the last one: nearest to the wire
     )
     return Chain(
         [stage for stage in stages if stage is not None],

@@ -1,7 +1,6 @@
-"""The record of a round, the callbacks that get it, and the count of rejected replies."""
+"""The record of a round, the state of a run after it, and the callbacks that get both."""
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
@@ -12,6 +11,7 @@ from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share, weighted_means
+from heterofl_flwr.federation.nodes import Tally
 
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
@@ -124,17 +124,16 @@ class RoundRecord:
         """Return the record as JSON can hold it."""
         return asdict(self)
 
-    def note_training(self, answers: Sequence[tuple[float, float, Mapping[str, float]]]) -> None:
-        """Note the clients' training metrics: for each client its rate, its number of examples and its metrics."""
+    def note_training(self, levels: Iterable[str], answers: Sequence[tuple[str, float, Mapping[str, float]]]) -> None:
+        """Note the clients' training metrics, for each its level, its number of examples and its metrics."""
         self.train = weighted_means([(number, metrics) for _, number, metrics in answers])
         self.train_by_level = {
-            level_name(rate): weighted_means([(number, metrics) for own, number, metrics in answers if own == rate])
-            for rate in sorted({rate for rate, _, _ in answers}, reverse=True)
+            level: weighted_means([(number, metrics) for own, number, metrics in answers if own == level])
+            for level in levels
         }
 
-    def note_sent(self, rate: float, num_bytes: int) -> None:
-        """Note the bytes sent to a client of a rate."""
-        level = level_name(rate)
+    def note_sent(self, level: str, num_bytes: int) -> None:
+        """Note the bytes sent to a client of a level."""
         self.bytes_down += num_bytes
         self.bytes_by_level[level] = self.bytes_by_level.get(level, 0) + num_bytes
 
@@ -184,23 +183,42 @@ class RoundRecord:
         return numbers
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands after a round: enough to go on from here.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RunState:
+    """What a run carries from a round to the next: all that it needs to go on from here.
+
+    Attributes
+    ----------
+    server_round
+        The last round that is in it.
+    state
+        The global model's parameters after the round, from which training goes on.
+    stages
+        What the stages of the chain keep, by the stage's name and its own.
+    moments
+        The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
+        with the rate and a slash before each name.
+    tally
+        How many replies of each client were rejected.
+    """
+
+    server_round: int
+    state: State
+    stages: State = field(default_factory=dict)
+    moments: State = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Progress(RunState):
+    """Where a run stands after a round: its state, and what callbacks want to know beside it.
 
     Attributes
     ----------
     record
         The round's record.
-    state
-        The global model's parameters after the round, from which training goes on.
     evaluated
-        The parameters that are evaluated and kept: the same, but with stages such as ``MovingAverage``.
-    moments
-        The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
-        with the rate and a slash before each name.
-    stages
-        What the stages of the chain keep from round to round, by the stage's name and its own.
+        The parameters that are evaluated and kept: those of ``state``, but with stages such as ``MovingAverage``.
     num_rounds
         The last round of the run.
     evaluated_slice
@@ -208,10 +226,7 @@ class Progress:
     """
 
     record: RoundRecord
-    state: State
     evaluated: State
-    moments: State
-    stages: State
     num_rounds: int
     evaluated_slice: Callable[[int, float], SliceFunction] = lambda *_: prefix
 
@@ -240,29 +255,3 @@ class RoundCallback:
 
     def on_end(self, state: State) -> None:
         """Run after the last round, also when it was stopped early."""
-
-
-class Tally:
-    """Counts rejected replies to instructions to train, by partition. Clients that fail or are late do not count."""
-
-    def __init__(self, records: Iterable[RoundRecord] = ()) -> None:
-        self.refused: Counter[int] = Counter()  # in the run
-        self.in_a_row: Counter[int] = Counter()  # since the last good reply
-        for record in records:  # of rounds that are over, so that a run can go on from them
-            for partition in record.refused:
-                self.refuse(partition)
-            for partition in record.rates.keys() - record.failures.keys():
-                self.accept(partition)
-
-    def refuse(self, partition: int) -> None:
-        """Count a rejected reply."""
-        self.refused[partition] += 1
-        self.in_a_row[partition] += 1
-
-    def accept(self, partition: int) -> None:
-        """Note a good reply."""
-        del self.in_a_row[partition]
-
-    def suspended(self, limit: int) -> set[int]:
-        """Return the clients that are not drawn any more, as they reached the limit; with 0 there are none."""
-        return {partition for partition, number in self.in_a_row.items() if 0 < limit <= number}

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import SILENT, Fault, ReplyError, RoundError, name_faults
-from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.evaluation import Answer
-from heterofl_flwr.federation.federation import State
-from heterofl_flwr.federation.limits import least_replies
+from heterofl_flwr.federation.federation import Federation, State
+from heterofl_flwr.federation.nodes import least_replies
 from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.stage import AS_THEY_ARE, Said, Talk, Update
 
 logger = logging.getLogger(__name__)
@@ -36,9 +37,10 @@ class TrainReply:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a client trains: its rate, and its slice of the global state."""
+    """What a client trains: its rate, the rate's level, and its slice of the global state."""
 
     rate: float
+    level: str
     plan: Plan
 
 
@@ -47,36 +49,32 @@ class Round:
 
     def __init__(
         self,
-        engine: Engine,
+        federation: Federation,
+        chain: Chain,
         server_round: int,
         node_ids: Sequence[int],
         state: Mapping[str, Tensor],
         *,
         remote: bool = False,
     ) -> None:
-        self._engine, self._federation, self._options = engine, engine.federation, engine.options
-        self.server_round = server_round
-        engine.warn_of_mix(server_round, node_ids)
-        engine.silent = set()
-        trainable = engine.trainable_nodes(node_ids)
+        self._federation, self._chain, self._options = federation, chain, federation.options
+        self.server_round, self._state = server_round, state
+        trainable = federation.trainable_nodes(node_ids)
         self.needed = self._options.sampling.number(len(trainable), "train")  # good replies
-        self._state = self._federation.check_state(state)
-        self._chain = engine.chain
-        self._chain.open(self._federation.context(server_round, self._state), remote=remote)
+        self._classes = max((len(state[name]) for name in federation.rows), default=0)
+        chain.open(federation.context(server_round, state), remote=remote)
         self.slices: dict[int, Sampled] = {}  # of each sampled client, in the order in which replies are added
         self.answers: dict[int, Answer] = {}  # of each client whose reply was added
+        self.silent: set[int] = set()  # those that did not answer in time
         self._lost = 0
-        self._unheard: list[int] = []
         schedule = self._options.transfer.learning_rate
         learning_rate = schedule(server_round) if schedule else 0.0
-        self.log = engine.log = RoundRecord(
-            server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={}
-        )
-        for node_id in engine.sample(server_round, trainable, "train"):
-            rate = self._federation.rate(server_round, node_id)
-            plan = self._federation.train_plan(server_round, node_id, rate)
-            self.slices[node_id] = Sampled(rate, plan)
-            self.log.rates[self._federation.nodes.partition(node_id)] = rate
+        self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
+        for node_id in federation.sample(server_round, trainable, "train"):
+            rate = federation.rate(server_round, node_id)
+            plan = federation.train_plan(server_round, node_id, rate)
+            self.slices[node_id] = Sampled(rate, level_name(rate), plan)
+            self.log.rates[federation.nodes.partition(node_id)] = rate
         self._check_drawn()
 
     def _check_drawn(self) -> None:
@@ -100,7 +98,8 @@ class Round:
     def add(self, node_id: int, reply: TrainReply) -> None:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
         own, nodes = self.slices[node_id], self._federation.nodes
-        self._federation.check_capacity(reply.capacity, nodes[node_id].limit)
+        if reply.capacity is not None:
+            self._federation.check_capacity(reply.capacity, nodes[node_id].limit)
         self._check_labels(reply.labels)
         self._chain.add(
             Update(
@@ -117,9 +116,8 @@ class Round:
         )
         self.answers[node_id] = float(reply.num_examples), reply.metrics
         self.log.bytes_up += reply.num_bytes
-        self._engine.tally.accept(nodes.partition(node_id))
         nodes.trained.add(node_id)
-        if self._engine.counts_examples:
+        if self._options.averaging.counts_examples:
             nodes.set_examples(node_id, reply.num_examples)
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
             logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)
@@ -132,16 +130,14 @@ class Round:
 
     def _check_labels(self, labels: Sequence[int] | None) -> None:
         """Refuse more labels than there are classes, before they take memory again."""
-        classes = max((len(self._state[name]) for name in self._federation.rows), default=0)
-        if labels is not None and classes and len(labels) > classes:
-            raise ReplyError(f"{len(labels)} labels, expected up to {classes}: each class once")
+        if labels is not None and self._classes and len(labels) > self._classes:
+            raise ReplyError(f"{len(labels)} labels, expected up to {self._classes}: each class once")
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note why a client's reply is not used, and warn of it; with ``spare``, not of one that nobody waited for."""
         if fault.kind == "silent":
-            self._engine.silent.add(node_id)
+            self.silent.add(node_id)
             if self._options.sampling.spare:  # whether it was waited for shows when all replies are read
-                self._unheard.append(node_id)
                 return
         self._note_fault(node_id, fault)
 
@@ -156,25 +152,25 @@ class Round:
         if fault.kind == "simulated":
             self._lost += 1
             return
-        rate, limit = self.slices[node_id].rate, self._options.limits.refusals
+        rate = self.slices[node_id].rate
         logger.warning("round %d: node %s at rate %g: %s", self.server_round, node_id, rate, fault.reason)
         if fault.kind == "rejected":
             self.log.refused = (*self.log.refused, partition)
-            self._engine.tally.refuse(partition)
-            if partition in self._engine.tally.suspended(limit):
-                logger.warning("node %s is not drawn any more: %d replies refused in a row", node_id, limit)
 
     def close(self) -> State:
         """Return the new global state; fail if too few clients gave a usable reply."""
-        if len(self.answers) < self.needed:
-            for node_id in self._unheard:
+        nodes, limits = self._federation.nodes, self._options.limits
+        if self._options.sampling.spare and len(self.answers) < self.needed:
+            for node_id in (own for own in self.slices if own in self.silent):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         self._check_replies()
-        self._engine.warn_of_absent()
         new = self._chain.close()
         self.log.privacy = self._chain.facts()
-        answers = self._engine.cap_examples(self.server_round, self.answers)
-        self.log.note_training([(self.slices[node_id].rate, *answer) for node_id, answer in answers.items()])
+        nodes.note_refusals(self.log.refused, self.answers, limits.refusals)
+        answers = nodes.cap_examples(self.server_round, self.answers, limits.examples_ratio)
+        ordered = sorted(answers, key=lambda node_id: -self.slices[node_id].rate)
+        levels = dict.fromkeys(self.slices[node_id].level for node_id in ordered)
+        self.log.note_training(levels, [(self.slices[node_id].level, *own) for node_id, own in answers.items()])
         return new
 
     def _check_replies(self) -> None:
@@ -199,10 +195,3 @@ class Round:
                 f"weights='examples' none of them counts: let reply have the number of examples that a client trained "
                 f"on, or choose weights='equal'"
             )
-
-
-def check_open(current: Round | None) -> Round:
-    """Return the round that is open; fail if none was configured."""
-    if current is None:
-        raise RoundError("the round was not configured: call configure_train (configure_fit) before aggregating")
-    return current

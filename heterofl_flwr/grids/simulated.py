@@ -10,8 +10,7 @@ from flwr.serverapp import Grid
 from heterofl_flwr.compat import make_message
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.exchange import Relay
-from heterofl_flwr.federation.limits import MinReplies, least_replies
-from heterofl_flwr.federation.options import Sampling
+from heterofl_flwr.federation.nodes import MinReplies, Sampling, least_replies
 from heterofl_flwr.grids.devices import Devices, Turn
 from heterofl_flwr.messages import (
     METRICS,

@@ -10,7 +10,6 @@ from heterofl_flwr.report.callbacks import MLflow, TensorBoard, WandB
 from heterofl_flwr.report.console import Console
 from heterofl_flwr.report.summary import summary_table
 from heterofl_flwr.runs import (
-    Checkpoint,
     Costs,
     EarlyStopping,
     LevelCost,
@@ -23,7 +22,6 @@ from heterofl_flwr.runs import (
 )
 
 __all__ = [
-    "Checkpoint",
     "Console",
     "Costs",
     "EarlyStopping",

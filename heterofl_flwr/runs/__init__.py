@@ -1,6 +1,5 @@
 """The folder of a run: settings, history, checkpoints, models, and where they come from."""
 
-from heterofl_flwr.runs.checkpoint import Checkpoint
 from heterofl_flwr.runs.costs import Costs, LevelCost, ModelCosts
 from heterofl_flwr.runs.early_stopping import EarlyStopping
 from heterofl_flwr.runs.folder import RunFolder
@@ -9,7 +8,6 @@ from heterofl_flwr.runs.models import load_model, save_models
 from heterofl_flwr.runs.recorder import Recorder
 
 __all__ = [
-    "Checkpoint",
     "Costs",
     "EarlyStopping",
     "LevelCost",

@@ -7,7 +7,6 @@ found when it is read.
 import json
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.records import State
+from heterofl_flwr.federation.nodes import Tally
+from heterofl_flwr.federation.records import RunState, State
 from heterofl_flwr.runs.files import DAMAGED, files_by_round, to_json, write_atomic
 
 log = logging.getLogger(__name__)
@@ -27,35 +27,18 @@ PATTERN = "round-*.json"
 _PARTS = ("state", "moments", "stages")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Checkpoint:
-    """All that a run needs to go on after a round.
-
-    Attributes
-    ----------
-    server_round
-        The last round that is in it.
-    state, moments, stages
-        As in ``Progress``.
-    """
-
-    server_round: int
-    state: State
-    moments: State = field(default_factory=dict)
-    stages: State = field(default_factory=dict)
-
-
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(folder: Path, state: RunState) -> None:
     """Write a checkpoint, then remove all but the last two; on failure those before it stay."""
-    states = {part: getattr(checkpoint, part) for part in _PARTS}
-    tensors = pack({f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()})
+    parts = {part: getattr(state, part) for part in _PARTS}
+    tensors = pack({f"{part}/{name}": tensor for part, own in parts.items() for name, tensor in own.items()})
     content = {
         "format": FORMAT,
-        "server_round": checkpoint.server_round,
+        "server_round": state.server_round,
+        "tally": [state.tally.refused, state.tally.in_a_row],
         "tensors": sha256(tensors).hexdigest(),
     }
     signed = {"content": content, "sha256": sha256(to_json(content).encode()).hexdigest()}
-    path = folder / f"round-{checkpoint.server_round:06d}.json"
+    path = folder / f"round-{state.server_round:06d}.json"
     write_atomic(path.with_suffix(".safetensors"), tensors)
     write_atomic(path, to_json(signed, indent=1).encode())
     with suppress(OSError):  # what cannot be removed now is tried again after the next checkpoint
@@ -67,7 +50,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
                 old.unlink()
 
 
-def load_checkpoint(folder: Path, last_round: int | None = None) -> Checkpoint:
+def load_checkpoint(folder: Path, last_round: int | None = None) -> RunState:
     """Return the newest checkpoint that is whole; a damaged one is skipped with a warning.
 
     So is one of a round after ``last_round``: a run that goes on from there would lack the records of rounds.
@@ -94,7 +77,7 @@ def pack(tensors: State) -> bytes:
     return bytes(save(copies))
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path) -> RunState:
     outer = json.loads(path.read_text(encoding="utf-8"))
     content = outer["content"]
     if sha256(to_json(content).encode()).hexdigest() != outer["sha256"]:
@@ -108,4 +91,8 @@ def _read(path: Path) -> Checkpoint:
     for key, value in load(data).items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
-    return Checkpoint(server_round=content["server_round"], **{part: parts.get(part, {}) for part in _PARTS})
+    tally = Tally()
+    for own, known in zip((tally.refused, tally.in_a_row), content.get("tally", ({}, {})), strict=True):
+        own.update({int(partition): number for partition, number in known.items()})
+    kept = {part: parts.get(part, {}) for part in _PARTS}
+    return RunState(server_round=content["server_round"], tally=tally, **kept)

@@ -17,9 +17,8 @@ from pydantic import TypeAdapter
 
 from heterofl_flwr import __version__
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.runs import checkpoint as checkpoints
-from heterofl_flwr.runs.checkpoint import Checkpoint
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.files import (
     CLIENT_STATES,
@@ -273,11 +272,11 @@ class RunFolder:
         """Write how often something was released with noise; ``rewind`` does not forget it."""
         write_atomic(self._privacy, f"{to_json(releases, indent=2)}\n".encode())
 
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def save_checkpoint(self, checkpoint: RunState) -> None:
         """Write a checkpoint whole or not at all; the last two are kept."""
         checkpoints.save_checkpoint(self._checkpoints, checkpoint)
 
-    def load_checkpoint(self) -> Checkpoint:
+    def load_checkpoint(self) -> RunState:
         """Return the last checkpoint; if it, or the record of its round, is damaged, the one before, with a warning."""
         records = self.history()
         return checkpoints.load_checkpoint(self._checkpoints, records[-1].server_round if records else None)

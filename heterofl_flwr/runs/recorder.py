@@ -5,7 +5,6 @@ from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError, check_count
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
-from heterofl_flwr.runs.checkpoint import Checkpoint
 from heterofl_flwr.runs.costs import Costs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import moments_by_rate, save_models
@@ -117,11 +116,4 @@ class Recorder(RoundCallback):
 
     def _save(self, progress: Progress) -> None:
         self._saved_round = progress.record.server_round
-        self.folder.save_checkpoint(
-            Checkpoint(
-                server_round=self._saved_round,
-                state=progress.state,
-                moments=self._moments,
-                stages=progress.stages,
-            )
-        )
+        self.folder.save_checkpoint(replace(progress, moments=self._moments))

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from heterofl_flwr.core.levels import Mix, level_name, rate_of
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.errors import ConfigError, not_usable, unknown_settings
-from heterofl_flwr.federation.limits import Limits
+from heterofl_flwr.federation.options import Limits
 from heterofl_flwr.groups import expected
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.exits import BLOCKS

@@ -20,10 +20,10 @@ from heterofl_flwr.core.robust import Few, Robust, RobustMean
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.data.convert import TEST_SHARE
 from heterofl_flwr.data.known import SOURCES
+from heterofl_flwr.federation.admission import Levels
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.level_table import Levels
-from heterofl_flwr.federation.limits import Limits
-from heterofl_flwr.federation.options import Sampling
+from heterofl_flwr.federation.nodes import Sampling
+from heterofl_flwr.federation.options import Limits
 from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, Positive, ShareOrNone, group
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.settings import types

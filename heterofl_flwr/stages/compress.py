@@ -38,24 +38,23 @@ class Compress(Stage):
 
     def __init__(self, upload: Upload) -> None:
         self.upload = upload
-        self.reads_replies = upload != AS_THEY_ARE
 
     def instruction(self) -> Mapping[str, float | str]:
         """Tell clients the form."""
-        return {} if self.upload == AS_THEY_ARE else {KEY: self.upload}
+        return {KEY: self.upload}
 
     @classmethod
     def from_instruction(cls, config: Mapping[str, object]) -> Stage | None:
         """Return the stage with the form that an instruction names."""
-        upload = config.get(KEY, "float32")
+        upload = config.get(KEY, AS_THEY_ARE)
+        if upload == AS_THEY_ARE:
+            return None
         if upload not in get_args(Upload):
             raise ReplyError(f"the server sent {shown(upload)} as {KEY}, expected one of {', '.join(get_args(Upload))}")
         return Compress(cast("Upload", upload))
 
     def on_client(self, outgoing: Outgoing, context: ClientContext) -> Outgoing:
         """Turn the parameters into changes in few bits."""
-        if self.upload == AS_THEY_ARE:
-            return outgoing
         tensors, scales = compress(context.received(), outgoing.tensors, self.upload, seed=context.seed)
         return replace(outgoing, tensors=tensors, form=self.upload, scales=scales)
 

@@ -1,18 +1,18 @@
 """Flower's own arguments about records and metrics, and what is said of an argument that a strategy does not have."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
 from typing import ParamSpec
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import MetricRecord, RecordDict
 
 from heterofl_flwr import messages
 from heterofl_flwr.errors import check_fields
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.limits import Limits
+from heterofl_flwr.federation.options import Limits
 from heterofl_flwr.stages.privacy import Privacy
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
@@ -53,13 +53,6 @@ class RecordOptions:
                 ("configrecord_key", config != arrays, "another name than arrayrecord_key"),
             ),
         )
-
-    def rename_records(self, sent: Iterable[Message]) -> None:
-        """Rename the records of messages; clients know them by their kind."""
-        for message in sent:
-            for own, new in ((messages.ARRAYS, self.arrayrecord_key), (messages.CONFIG, self.configrecord_key)):
-                if own != new:
-                    message.content[new] = message.content.pop(own)
 
 
 def explain_unknown(

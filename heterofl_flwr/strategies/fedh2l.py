@@ -19,14 +19,13 @@ from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ReplyError, check_count
 from heterofl_flwr.exchange import Budget, read_each
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.limits import Limits, MinReplies
-from heterofl_flwr.federation.options import Schedule
+from heterofl_flwr.federation.nodes import MinReplies
+from heterofl_flwr.federation.options import Limits, Schedule
 from heterofl_flwr.federation.records import RoundCallback
-from heterofl_flwr.federation.round import Round, TrainReply, check_open
+from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.strategies.arguments import MetricsFn, explain_unknown
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
-from heterofl_flwr.strategies.read_replies import read_metrics
 from heterofl_flwr.training.distill import DistillOptions, check_posteriors
 
 PUBLISH_SHARE = 0.8
@@ -54,7 +53,7 @@ class FedH2L(HeteroFL):
         As all others, that of ``HeteroFL``.
     """
 
-    _train_kind = messages.TRAIN_PUBLISH
+    train_kind = messages.TRAIN_PUBLISH
 
     @explain_unknown(
         {
@@ -152,14 +151,14 @@ class FedH2L(HeteroFL):
 
         One that sends invalid posteriors is refused, with an error that names it, and left out of the round.
         """
-        current = check_open(self._round)
+        current = self.open_round()
         published: dict[int, Tensor] = {}
         self._first = {}
 
         def read(node_id: int, reply: Message) -> None:
-            sender, limits = f"node {node_id}", self.options.limits
+            sender, key = f"node {node_id}", self.records.weighted_by_key
             found, size = _read_posteriors(reply, self._shape, sender)
-            _, self._first[node_id] = read_metrics(reply, limits, sender, self.records.weighted_by_key)
+            _, self._first[node_id] = packing.read_metrics(reply, self.options.limits.examples, sender, key)
             published[node_id] = found
             self.log.bytes_up += size
 
@@ -168,12 +167,11 @@ class FedH2L(HeteroFL):
         for node_id in published:
             peers = [own for other, own in published.items() if other != node_id]
             record = ArrayRecord({messages.POSTERIORS: stack(peers) if peers else zeros(0, *self._shape)})
-            self.log.note_sent(current.slices[node_id].rate, packing.count_bytes(record))
+            self.log.note_sent(current.slices[node_id].level, packing.count_bytes(record))
             own = self._train_config(current.server_round, node_id, current.slices[node_id].rate)
-            message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), {**self._config, **own})
+            message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), {**self._config, **own}, self._keys)
             message.content[messages.POSTERIORS] = record
             self._sent.append(message)
-        self.records.rename_records(self._sent)
         return list(self._sent)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:

@@ -1,7 +1,9 @@
 """The messages that the server sends: queries for the clients' capabilities, and instructions with slices."""
 
+import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -9,12 +11,19 @@ from flwr.serverapp import Grid
 from heterofl_flwr import messages, packing
 from heterofl_flwr.compat import get_nodes
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import Fault, HeteroFLError, ReplyError
-from heterofl_flwr.exchange import read_each
-from heterofl_flwr.federation.engine import QUERY_SECONDS, Engine
+from heterofl_flwr.errors import Fault, HeteroFLError, ReplyError, RoundError, name_faults
+from heterofl_flwr.exchange import converse, read_each
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.strategies.read_replies import read_capability
+from heterofl_flwr.federation.summary import warn_of_absent, warn_of_mix, warn_of_small
+from heterofl_flwr.stages.stage import Said, Talk
+
+QUERY_SECONDS = 120.0
+"""How long a new client may take to say what it can hold: a busy machine may first have to start its clients."""
+
+POLL_SECONDS = 0.5
+
+Result = TypeVar("Result")
 
 
 class Slices:
@@ -24,27 +33,32 @@ class Slices:
     """
 
     def __init__(self, federation: Federation, arrays: ArrayRecord) -> None:
-        self._arrays, self._whole = arrays, federation.plan(federation.mix.global_rate)
-        self._records: dict[Plan, ArrayRecord] = {}
         self.state = federation.check_state(packing.read_tensors(arrays))
+        # A user's state may hold running statistics too.
+        is_whole = list(arrays) == list(federation.whole.axes)
+        self._records = {federation.whole: arrays} if is_whole else {}
 
     def record(self, plan: Plan) -> ArrayRecord:
         """Return the record of a slice."""
         if plan not in self._records:
-            # A user's state may hold running statistics too.
-            is_whole = list(self._arrays) == list(plan.axes) and plan == self._whole
-            self._records[plan] = self._arrays if is_whole else ArrayRecord(plan.extract(self.state))
+            self._records[plan] = ArrayRecord(plan.extract(self.state))
         return self._records[plan]
 
 
-def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
-    """Return a message with a config of its own."""
-    return Message(RecordDict({messages.ARRAYS: arrays, messages.CONFIG: messages.new_config(config)}), node_id, kind)
+def instruction(
+    kind: str,
+    node_id: int,
+    arrays: ArrayRecord,
+    config: Mapping[str, object],
+    keys: tuple[str, str] = (messages.ARRAYS, messages.CONFIG),
+) -> Message:
+    """Return a message with a config of its own; ``keys`` are the names of its two records."""
+    return Message(RecordDict({keys[0]: arrays, keys[1]: messages.new_config(config)}), node_id, kind)
 
 
-def client_config(engine: Engine, server_round: int, node_id: int, rate: float) -> dict[str, object]:
+def client_config(federation: Federation, server_round: int, node_id: int, rate: float) -> dict[str, object]:
     """Return what every client needs to know of its task."""
-    federation, transfer = engine.federation, engine.options.transfer
+    transfer = federation.options.transfer
     config: dict[str, object] = {
         messages.RATE: rate,
         messages.GLOBAL_RATE: federation.mix.global_rate,
@@ -64,25 +78,86 @@ def client_config(engine: Engine, server_round: int, node_id: int, rate: float) 
     return config
 
 
-def available_nodes(grid: Grid, engine: Engine, server_round: int, timeout: float = QUERY_SECONDS) -> list[int]:
-    """Return the ids of the nodes that are there, as soon as there are enough, having registered the new ones."""
-    register = partial(register_nodes, grid, engine.federation, server_round, min(QUERY_SECONDS, timeout))
-    return list(engine.wait_for_nodes(lambda: sorted(grid.get_node_ids()), register))
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Asks clients what stages want to know beside training; ``faults`` says why some do not tell."""
+
+    grid: Grid
+    server_round: int
+    beside: Mapping[str, object]  # what instructions say of the stages
+    seconds: float
+    faults: dict[int, Fault] = field(default_factory=dict)
+
+    def converse(self, talk: Talk[Result]) -> Result:
+        """Return what comes of a talk of the stages; an error that ends the round names the faults."""
+        try:
+            return converse(talk, self.ask)
+        except RoundError as error:
+            named = {node_id: fault.reason for node_id, fault in self.faults.items()}
+            raise RoundError(f"{error}; {name_faults('node', named)}" if named else str(error)) from error
+
+    def ask(self, asked: Mapping[int, Said]) -> dict[int, Said]:
+        """Return what clients say."""
+        answers: dict[int, Said] = {}
+        beside = {**self.beside, messages.SERVER_ROUND: self.server_round}
+        configs = {node_id: messages.new_config({**beside, **said}) for node_id, said in asked.items()}
+        sent = [
+            Message(RecordDict({messages.CONFIG: config}), node_id, messages.QUERY_STAGES)
+            for node_id, config in configs.items()
+        ]
+
+        def read(node_id: int, reply: Message) -> None:
+            answers[node_id] = messages.read_config(reply, f"node {node_id}")
+
+        def note(node_id: int, fault: Fault) -> None:
+            cause = f"; {messages.NOT_CONVERTED}" if fault.kind == "no handler" else ""
+            self.faults[node_id] = replace(fault, reason=f"{fault.reason}{cause}")
+
+        replies = self.grid.send_and_receive(sent, timeout=self.seconds) if sent else []
+        read_each(sent, replies, read, note, HeteroFLError)
+        return answers
+
+
+def available_nodes(grid: Grid, federation: Federation, server_round: int, timeout: float = QUERY_SECONDS) -> list[int]:
+    """Return the ids of the nodes that are there, as soon as there are enough, having registered the new ones.
+
+    While new ones come and say that there are more, this waits too: otherwise a first round could begin with any part
+    of a simulation's clients.
+    """
+    sampling, begins = federation.options.sampling, not list(federation.nodes)
+    deadline, names = time.monotonic() + sampling.wait, set[str]()
+    while True:
+        node_ids = sorted(grid.get_node_ids())
+        enough = len(node_ids) >= sampling.available
+        new = [node_id for node_id in node_ids if node_id not in federation.nodes] if enough else []
+        if new:
+            names |= register_nodes(grid, federation, server_round, min(QUERY_SECONDS, timeout), new, node_ids)
+        waits_for_more = not enough or (new and federation.nodes.most_said() > len(node_ids))
+        if not waits_for_more or time.monotonic() >= deadline:
+            break
+        time.sleep(min(POLL_SECONDS, sampling.wait))
+    if not enough:
+        raise RoundError(
+            f"{len(node_ids)} nodes are there after {sampling.wait:g} s, expected at least {sampling.available}: start "
+            f"more SuperNodes (flower-supernode), simulate more (flwr run . --federation-config 'num-supernodes=20'), "
+            f"or ask for fewer (min_available_nodes)"
+        )
+    if begins:
+        warn_of_mix(federation, server_round, node_ids)
+        warn_of_absent(federation, names | set(map(str, node_ids)))
+    return node_ids
 
 
 def register_nodes(
-    grid: Grid, federation: Federation, server_round: int, timeout: float, node_ids: Sequence[int]
-) -> bool:
-    """Ask new nodes what they can hold, and return whether there are any."""
-    unseen = [node_id for node_id in node_ids if node_id not in federation.nodes]
-    if not unseen:
-        return False
+    grid: Grid, federation: Federation, server_round: int, timeout: float, new: Sequence[int], present: Sequence[int]
+) -> set[str]:
+    """Ask new nodes what they can hold, and register them; return their names, where they have some."""
     config = messages.new_config({messages.SERVER_ROUND: server_round})  # which mods of apps read in any message
-    sent = [Message(RecordDict({messages.CONFIG: config}), node_id, messages.QUERY_CAPABILITY) for node_id in unseen]
+    sent = [Message(RecordDict({messages.CONFIG: config}), node_id, messages.QUERY_CAPABILITY) for node_id in new]
     answers: dict[int, Capability | ReplyError] = {}
 
     def read(node_id: int, reply: Message) -> None:
-        answers[node_id] = read_capability(reply, f"node {node_id}")
+        answers[node_id] = packing.read_capability(reply, f"node {node_id}")
 
     def refuse(node_id: int, fault: Fault) -> None:
         cause = f"; {messages.NOT_CONVERTED}" if fault.kind == "no handler" else ""
@@ -91,5 +166,6 @@ def register_nodes(
     read_each(sent, grid.send_and_receive(sent, timeout=timeout), read, refuse, HeteroFLError)
     # Whatever the answers say, so that no node decides by what the others are ordered.
     names = {node.node_id: getattr(node, "name", "") for node in get_nodes(grid) if node.node_id in answers}
-    federation.register({node_id: answers[node_id] for node_id in unseen}, names, node_ids)
-    return True
+    federation.register({node_id: answers[node_id] for node_id in new}, names, present)
+    warn_of_small(federation, new)
+    return set(names.values())

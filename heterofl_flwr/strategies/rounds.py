@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr.exchange import Budget, Costs
-from heterofl_flwr.federation.records import Progress, host_log
+from heterofl_flwr.federation.records import host_log
 
 if TYPE_CHECKING:
     from heterofl_flwr.strategies.heterofl import HeteroFL
@@ -30,7 +30,6 @@ class Rounds:
     result: Result
     first_round: int
     num_rounds: int
-    timeout: float
     configs: tuple[ConfigRecord, ConfigRecord]  # what goes with each message to train, and to evaluate
     evaluate_fn: EvaluateFn | None
 
@@ -38,6 +37,7 @@ class Rounds:
         """Run the rounds; callbacks may end them early."""
         strategy, result = self.strategy, self.result
         evaluation = strategy.options.evaluation
+        shown = any(callback.prints_rounds for callback in strategy.callbacks)  # by one of them
         for callback in strategy.callbacks:
             callback.on_start(self.first_round, self.num_rounds, result.arrays.to_torch_state_dict())
         if self.first_round == 1 and evaluation.due(0, self.num_rounds):
@@ -45,13 +45,15 @@ class Rounds:
         for server_round in range(self.first_round, self.num_rounds + 1):
             started = time.monotonic()
             self._train(server_round)
+            if not shown:
+                host_log.info("%s", strategy.log.line())
             if self._is_due(server_round):
                 self._evaluate(server_round)
             record = strategy.log
             record.seconds = time.monotonic() - started
             if isinstance(self.grid, Costs):
                 record.note_costs(self.grid.costs)
-            if (metrics := record.metrics_line()) and not strategy.prints_rounds:
+            if (metrics := record.metrics_line()) and not shown:
                 host_log.info("[ROUND %d/%d] %s", server_round, self.num_rounds, metrics)
             if self._call_back():
                 self._evaluate_as_last(server_round)
@@ -67,10 +69,10 @@ class Rounds:
         strategy, result = self.strategy, self.result
         sent = list(strategy.configure_train(server_round, result.arrays, self.configs[0], self.grid))
         strategy.open_exchange(sent)
-        strategy.budget = Budget(self.timeout)
+        strategy.budget = Budget(strategy.timeout)
         evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
-        asks_more = evaluates or strategy.engine.chain.asks
-        seconds = self.timeout * (TRAIN_SHARE if asks_more else 1)
+        asks_more = evaluates or strategy.chain.asks
+        seconds = strategy.timeout * (TRAIN_SHARE if asks_more else 1)
         replies = strategy.hear(strategy.exchange(self.grid, sent, seconds), "trained", len(sent))
         arrays, metrics = strategy.aggregate_train(server_round, replies)
         if arrays is not None:
@@ -80,7 +82,7 @@ class Rounds:
 
     def _evaluate(self, server_round: int) -> None:
         strategy, result = self.strategy, self.result
-        budget = strategy.budget = strategy.budget or Budget(self.timeout)
+        budget = strategy.budget = strategy.budget or Budget(strategy.timeout)
         sent = list(strategy.configure_evaluate(server_round, result.arrays, self.configs[1], self.grid))
         strategy.open_exchange(sent)
         replies = strategy.hear(self.grid.send_and_receive(sent, timeout=budget.left()), "evaluated", len(sent))
@@ -100,25 +102,13 @@ class Rounds:
 
     def _call_back(self) -> bool:
         """Call the callbacks with a round, and keep no state of it; return whether one ends the run."""
-        if not self.strategy.callbacks:
+        strategy = self.strategy
+        if not strategy.callbacks:
             return False
-        progress = self._progress()
+        progress = strategy.progress(self.result.arrays.to_torch_state_dict())
         # Every callback sees every round, so all are called before any of them may end the run.
-        stops = [callback.on_round_end(progress) for callback in self.strategy.callbacks]
+        stops = [callback.on_round_end(progress) for callback in strategy.callbacks]
         return any(stops)
-
-    def _progress(self) -> Progress:
-        """Return where the run stands."""
-        state = self.result.arrays.to_torch_state_dict()
-        return Progress(
-            record=self.strategy.log,
-            state=state,
-            evaluated=self.strategy.engine.chain.evaluated(state),
-            moments=self.strategy.moment_tensors(),
-            stages=self.strategy.engine.chain.state(),
-            num_rounds=self.num_rounds,
-            evaluated_slice=self.strategy.federation.evaluated_slice,
-        )
 
     def _evaluate_as_last(self, server_round: int) -> None:
         """Evaluate a round again that callbacks have made the last one, where it would have been evaluated for more."""
@@ -132,10 +122,10 @@ class Rounds:
         if done == due or not evaluation.every:
             return
         started = time.monotonic()
-        strategy.engine.num_rounds, strategy.budget = server_round, None
+        strategy.num_rounds, strategy.budget = server_round, None
         record.evaluate, record.evaluate_failures, record.partial = {}, {}, ()
         self._evaluate(server_round)
         record.seconds += time.monotonic() - started
-        progress = self._progress()
+        progress = strategy.progress(self.result.arrays.to_torch_state_dict())
         for callback in strategy.callbacks:
             callback.on_last_evaluation(progress)

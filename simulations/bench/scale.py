@@ -22,11 +22,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr import messages, packing
+from heterofl_flwr import messages
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
+from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, RunState
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.strategies.heterofl import HeteroFL
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     many, nodes = options.actors, options.nodes
     with RayGrid(APP, nodes, at_once=many) if many else LocalGrid(APP, nodes) as grid:
         start = time.perf_counter()
-        available_nodes(grid, strategy.engine, 1)
+        available_nodes(grid, strategy.federation, 1)
         seconds = time.perf_counter() - start
         print(f"registration: {seconds:.1f} s, {seconds * 1e3 / options.nodes:.2f} ms a client\n")
         windowed = Windowed(grid, options.window)
@@ -100,8 +100,8 @@ def measure_run(strategy: HeteroFL, grid: Grid, size: int, first_round: int, *, 
 
     def play() -> None:
         # From round 2 on it does not ask the clients anew.
-        last, initial = first_round + ROUNDS - 1, strategy.federation.initial_state
-        results.append(strategy.start(grid, packing.move_to_record(initial()), last, first_round=first_round))
+        before = RunState(server_round=first_round - 1, state=strategy.federation.initial_state())
+        results.append(strategy.start(grid, num_rounds=first_round + ROUNDS - 1, resume=before))
 
     peak = peak_of(play)
     for record in records:

@@ -8,10 +8,9 @@ from dataclasses import astuple, dataclass
 
 from heterofl_flwr.core import Mix
 from heterofl_flwr.data import Dataset, load_dataset
-from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.options import Options, Sampling
+from heterofl_flwr.federation.nodes import Capability, Sampling
+from heterofl_flwr.federation.options import Options
 from heterofl_flwr.nn import PAPER
 
 MIX = "a1-b1-c1-d1-e1"
@@ -67,9 +66,8 @@ def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> M
     """Return the clients that train in a round of ours under *Fix*, by partition, with their rates."""
     options = Options(sampling=Sampling(fraction_train=TRAINED / clients))
     federation = Federation(build=PAPER["mnist"].build(), mix=Mix.parse(mix), seed=seed, options=options)
-    engine = Engine(federation)
     federation.register({number: Capability(partition=number, num_partitions=clients) for number in range(clients)})
-    drawn = engine.sample(server_round, range(clients), "train")
+    drawn = federation.sample(server_round, range(clients), "train")
     return {partition: federation.rate(server_round, partition) for partition in drawn}
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from flwr.app import ArrayRecord
 
 from heterofl_flwr import HeteroFL, Mix, lora
 from heterofl_flwr.client import reply, submodel
@@ -90,6 +89,5 @@ def test_a_run_goes_on_from_a_checkpoint_of_adapters_alone(tmp_path):
     assert checkpoint.state.keys() == exchanged_parameters(build(1.0)).keys()
     with Watched(make_app(add_one), NODES) as grid:
         strategy = HeteroFL(build, MIX, fraction_evaluate=0.0)
-        arrays = ArrayRecord(dict(checkpoint.state))
-        resumed = strategy.start(grid, arrays, num_rounds=2, first_round=2).arrays.to_torch_state_dict()
+        resumed = strategy.start(grid, num_rounds=2, resume=checkpoint).arrays.to_torch_state_dict()
     assert equal(resumed, run(2).state)

@@ -71,12 +71,12 @@ def test_heads_that_a_client_does_not_train_do_not_count():
 def test_untrained_heads_say_nothing_of_classes():
     """Weight decay shrinks all rows of the deepest head; the earlier one is as it was sent."""
     exits = with_exits(build_model("cnn", classes=4, hidden=(4, 4), norm="none"), deepest_only=True)
-    engine = HeteroFL(shallow(exits, "exits.*", None), "a1", labels="inferred").engine
-    engine.federation.register({7: Capability()})
-    state = engine.federation.initial_state()
+    strategy = HeteroFL(shallow(exits, "exits.*", None), "a1", labels="inferred")
+    strategy.federation.register({7: Capability()})
+    state = strategy.federation.initial_state()
     sub = {name: own if name.startswith("exits.0.head") else own * 0.95 for name, own in state.items()}
     sub["exits.1.head.linear.weight"][2] += torch.arange(4.0)
-    current = Round(engine, 1, [7], state)
+    current = Round(strategy.federation, strategy.chain, 1, [7], state)
     current.add(7, TrainReply(sub, num_examples=1, labels=None, capacity=None, metrics={}, num_bytes=0))
     changed = (current.close()["exits.1.head.linear.weight"] != state["exits.1.head.linear.weight"]).any(1)
     assert changed.tolist() == [False, False, True, False]

@@ -58,10 +58,10 @@ def test_parameters_of_odd_shapes_travel_and_count():
 
 def one_reply(change=lambda state: state, build=build, **options):
     """Return the model before and after a round of one client, whose labels are [1]."""
-    engine = HeteroFL(build, "a1", **options).engine
-    engine.federation.register({7: Capability()})
-    state = engine.federation.initial_state()
-    current = Round(engine, 1, [7], state)
+    strategy = HeteroFL(build, "a1", **options)
+    strategy.federation.register({7: Capability()})
+    state = strategy.federation.initial_state()
+    current = Round(strategy.federation, strategy.chain, 1, [7], state)
     current.add(7, TrainReply(change(state), num_examples=1, labels=[1], capacity=None, metrics={}, num_bytes=0))
     return state, current.close()
 
@@ -85,7 +85,7 @@ def test_a_classifier_that_stays_has_no_rows_that_count():
         exclude_parameters(model, ["classifier.weight", "classifier.bias"])
         return model
 
-    assert HeteroFL(frozen, "a1").engine.federation.rows == []
+    assert HeteroFL(frozen, "a1").federation.rows == []
     assert equal(*one_reply(build=frozen))
 
 
@@ -142,10 +142,9 @@ def test_a_model_whose_widths_ignore_the_rate_is_warned_of(caplog):
 )
 def test_what_builds_no_model_of_a_rate_is_refused(wrong, said):
     with pytest.raises(ConfigError, match=said):
-        HeteroFL(wrong, "b1-c1").summary()
+        HeteroFL(wrong, "b1-c1")
 
 
 def test_a_build_that_takes_a_width_is_told_what_its_argument_is():
-    strategy = HeteroFL(lambda hidden: nn.Linear(hidden, 4), "a1-b1")
     with pytest.raises(ConfigError, match=r"build\(.*\) fails \(TypeError: .*: its argument is a rate"):
-        strategy.summary()
+        HeteroFL(lambda hidden: nn.Linear(hidden, 4), "a1-b1")

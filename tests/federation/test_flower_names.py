@@ -152,7 +152,7 @@ def test_the_signature_shows_every_argument_with_its_default(kind):
         name: defaults[name] for name in defaults.keys() & shown
     }
     if kind is HeteroFL:
-        assert defaults.keys() - {"sampling", "transfer", "averaging"} <= shown.keys()
+        assert defaults.keys() - {"sampling", "transfer", "averaging", "counts_examples"} <= shown.keys()
 
 
 def test_clients_are_sent_fedproxs_weight_as_flower_sends_it():

@@ -11,8 +11,8 @@ from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Windowed, p
 from heterofl_flwr.client import answer_moments, reply, submodel
 from heterofl_flwr.errors import DataError, RoundError
 from heterofl_flwr.federation.evaluation_round import MomentsSum
-from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.federation.options import Limits
 from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
@@ -170,7 +170,7 @@ def test_data_that_shuffles_gives_equal_moments_in_equal_runs():
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)  # another state of torch's generator, as in another process
-        found.append(run(3, moments=moments, levels=True).strategy.moment_tensors())
+        found.append(packing.moment_tensors(run(3, moments=moments, levels=True).strategy.moments))
     assert equal(*found)
 
 

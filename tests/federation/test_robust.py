@@ -64,4 +64,4 @@ def test_old_values_stay_whatever_a_server_optimizer_has(optimizer):
     one, two = (play(app, "a1", 6, num_rounds, **options) for num_rounds in (1, 2))
     assert list(two.log.failures) == [1, 2, 3, 4, 5]
     assert equal(one.state, two.state)
-    assert equal(*(run.strategy.engine.chain.state() for run in (one, two)))
+    assert equal(*(run.strategy.chain.state() for run in (one, two)))

@@ -19,13 +19,12 @@ NODES = 6
 OPTIMIZERS = (Momentum(server_momentum=0.9), Adam(), Yogi(), Adagrad())
 
 
-def run(num_rounds, optimizer, *, first_round=1, arrays=None, kept=None, build=build, **options):
+def run(num_rounds, optimizer, *, resume=None, build=build, **options):
     keep = Keep()
     options = {"fraction_train": 0.3, "assignment": "dynamic", "evaluation": Evaluation(every=0)} | options
     strategy = HeteroFL(build, "a1-b1-c1", stages=[optimizer] if optimizer else [], callbacks=[keep], **options)
-    strategy.engine.chain.load(kept or {})
     with LocalGrid(make_app(build=build), NODES) as grid:
-        result = strategy.start(grid, arrays, num_rounds, first_round=first_round)
+        result = strategy.start(grid, num_rounds=num_rounds, resume=resume)
     return strategy, result.arrays.to_torch_state_dict(), keep.progress
 
 
@@ -66,7 +65,7 @@ def test_momentum_is_that_of_a_slow_twin(momentum):
     strategy, state, progress = run(5, Momentum(server_momentum=momentum))
     assert min(max(one.record.rates.values()) for one in progress) < 1  # in some rounds nobody held the full model
     expected, velocity = twin(strategy, progress, momentum)
-    close, kept = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5), strategy.engine.chain.state()
+    close, kept = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5), strategy.chain.state()
     for name, tensor in expected.items():
         close(state[name], tensor)
         if momentum:
@@ -131,11 +130,10 @@ STAGES = (None, *OPTIMIZERS, Nesterov(0.9), MovingAverage(0.8))
 def test_a_run_that_goes_on_equals_one_that_never_stopped(stage, stop):
     options = {"build": build_normed, "evaluation": Evaluation(every=2, levels=True), "seed": 4}
     whole, state, progress = run(6, stage, **options)
-    _, _, begun = run(stop, stage, **options)
-    options |= {"first_round": stop + 1, "arrays": ArrayRecord(dict(begun[-1].state)), "kept": begun[-1].stages}
-    resumed, rest_state, rest = run(6, stage, **options)
+    *_, begun = run(stop, stage, **options)
+    resumed, rest_state, rest = run(6, stage, resume=begun[-1], **options)
     assert equal(state, rest_state)
-    assert equal(whole.engine.chain.state(), resumed.engine.chain.state())
+    assert equal(whole.chain.state(), resumed.chain.state())
     for one, two in zip(progress[stop:], rest, strict=True):
         assert replace(one.record, seconds=0.0) == replace(two.record, seconds=0.0)
         assert equal(one.state, two.state)

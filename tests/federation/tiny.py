@@ -169,9 +169,9 @@ def play(app=None, mix="a1", nodes=3, num_rounds=1, *, build=build, grid=Watched
         strategy = HeteroFL(build, mix, **{"evaluation": NEVER, "callbacks": [keep], **options})
         result = strategy.start(wrap(own) if wrap else own, num_rounds=num_rounds, **(start or {}))
     state = result.arrays.to_torch_state_dict()
-    return SimpleNamespace(
-        strategy=strategy, log=strategy.log, state=state, result=result, records=keep.records, grid=own
-    )
+    found = SimpleNamespace(strategy=strategy, log=strategy.log, state=state, result=result, grid=own)
+    found.progress, found.records = keep.progress, keep.records
+    return found
 
 
 def untimed(strategy):

@@ -9,6 +9,7 @@ from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGri
 from heterofl_flwr.client import share_of_work
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.exchange import outcomes
+from heterofl_flwr.federation.records import RunState
 from heterofl_flwr.grids.devices import Turn
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
 from heterofl_flwr.messages import SimulatedFault
@@ -33,11 +34,11 @@ def on(grid, devices, min_replies="auto"):
     return grid if devices is None else SimulatedDevices(grid, devices, min_replies=min_replies)
 
 
-def run(grid, devices, num_rounds=1, *, arrays=None, first_round=1, mix="a1-c1", min_replies="auto", **options):
+def run(grid, devices, num_rounds=1, *, resume=None, mix="a1-c1", min_replies="auto", **options):
     keep = Keep()
     options = {"evaluation": NEVER, "callbacks": [keep], "min_replies": min_replies} | options
     strategy = HeteroFL(build, mix, **options)
-    result = strategy.start(on(grid, devices, min_replies), arrays, num_rounds, first_round=first_round)
+    result = strategy.start(on(grid, devices, min_replies), num_rounds=num_rounds, resume=resume)
     return keep.records, result.arrays.to_torch_state_dict(), strategy
 
 
@@ -210,7 +211,7 @@ def test_a_run_that_goes_on_is_one_that_never_stopped():
     with LocalGrid(make_app(), 6) as grid:
         whole, expected, _ = run(grid, devices, 6, **options)
         first, state, _ = run(Windowed(grid, 2), devices, 3, **options)
-        second, found, _ = run(grid, devices, 6, arrays=ArrayRecord(state), first_round=4, **options)
+        second, found, _ = run(grid, devices, 6, resume=RunState(server_round=3, state=state), **options)
     assert equal(found, expected)
     assert without_seconds([*first, *second]) == without_seconds(whole)
 

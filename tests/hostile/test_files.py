@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from heterofl_flwr import Mix
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.report import Checkpoint, RunFolder
+from heterofl_flwr.federation.records import RoundRecord, RunState
+from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import DEFAULTS, from_flat, to_flat
 from tests.hostile import changes as to
 
@@ -51,7 +51,7 @@ def run(tmp_path_factory):
     run.start({"seed": 0})
     for number in (1, 2):
         run.append(RoundRecord(server_round=number, seconds=1.0, learning_rate=0.1, rates={0: 1.0}))
-        run.save_checkpoint(Checkpoint(server_round=number, state={"w": torch.full((2, 2), float(number))}))
+        run.save_checkpoint(RunState(server_round=number, state={"w": torch.full((2, 2), float(number))}))
     return run
 
 

@@ -110,6 +110,11 @@ def folder(tmp_path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
+def progress_of(record: RoundRecord, num_rounds: int) -> Progress:
+    """Return the end of a round without any parameters."""
+    return Progress(server_round=record.server_round, state={}, record=record, evaluated={}, num_rounds=num_rounds)
+
+
 class Fake:
     """A run without learning: its state after a round is a function of the round."""
 
@@ -132,12 +137,13 @@ class Fake:
             )
         }
         return Progress(
-            record,
-            self.state(number),
-            self.state(number),
-            moments,
-            {"velocity": torch.tensor(float(number))},
-            num_rounds,
+            server_round=number,
+            record=record,
+            state=self.state(number),
+            evaluated=self.state(number),
+            moments=moments,
+            stages={"velocity": torch.tensor(float(number))},
+            num_rounds=num_rounds,
         )
 
     def run(self, callbacks: list[RoundCallback], first: int, last: int, *, dies_after: int | None = None) -> int:

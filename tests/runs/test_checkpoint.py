@@ -2,13 +2,14 @@ import pytest
 import torch
 
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.records import RunState
 from heterofl_flwr.runs import checkpoint as module
-from heterofl_flwr.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from heterofl_flwr.runs.checkpoint import load_checkpoint, save_checkpoint
 
 
-def make(number: int) -> Checkpoint:
+def make(number: int) -> RunState:
     state = {"layer.weight": torch.full((3, 2), float(number)), "scale": torch.tensor(number, dtype=torch.bfloat16)}
-    return Checkpoint(
+    return RunState(
         server_round=number,
         state=state,
         moments={"fixed.bn.count": torch.tensor(number)},
@@ -16,7 +17,7 @@ def make(number: int) -> Checkpoint:
     )
 
 
-def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
+def assert_same(found: RunState, expected: RunState) -> None:
     assert found.server_round == expected.server_round
     pairs = [(getattr(found, part), getattr(expected, part)) for part in ("state", "moments", "stages")]
     for one, two in pairs:
@@ -41,8 +42,8 @@ def test_everything_is_read_back_and_the_last_two_are_kept(three):
 
 def test_a_state_alone_is_enough_and_its_tied_weights_are_copied(tmp_path):
     tied = torch.arange(4.0)
-    save_checkpoint(tmp_path, Checkpoint(server_round=1, state={"a": tied, "b": tied[:2]}))
-    expected = Checkpoint(server_round=1, state={"a": torch.arange(4.0), "b": torch.arange(2.0)})
+    save_checkpoint(tmp_path, RunState(server_round=1, state={"a": tied, "b": tied[:2]}))
+    expected = RunState(server_round=1, state={"a": torch.arange(4.0), "b": torch.arange(2.0)})
     assert_same(load_checkpoint(tmp_path), expected)
     assert torch.equal(tied, torch.arange(4.0))
 

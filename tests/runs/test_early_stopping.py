@@ -2,8 +2,8 @@
 
 import pytest
 
-from heterofl_flwr.federation.records import Progress
 from heterofl_flwr.runs import EarlyStopping
+from tests.runs.conftest import progress_of
 
 NAN = float("nan")
 
@@ -53,4 +53,4 @@ def test_metrics_of_few_clients_neither_stop_a_run_nor_help(few, fake):
     stopping = EarlyStopping("global-accuracy", 2)
     stopping.on_start(1, 9, {})
     for record in (few[0], few[2], few[2], few[2]):
-        assert not stopping.on_round_end(Progress(record, {}, {}, {}, {}, 9))
+        assert not stopping.on_round_end(progress_of(record, 9))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.runs import Checkpoint, RunFolder
+from heterofl_flwr.federation.records import RunState
+from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.folder import parse_record
 from heterofl_flwr.runs.origin import commit, machine
 
@@ -18,7 +19,7 @@ SETTINGS = {"model": "cnn", "optim": {"lr": 0.1, "milestones": (60, 80)}, "round
 def used(folder, record):
     folder.start(SETTINGS)
     folder.append(record(1))
-    folder.save_checkpoint(Checkpoint(server_round=1, state={"w": torch.ones(1)}))
+    folder.save_checkpoint(RunState(server_round=1, state={"w": torch.ones(1)}))
     return folder
 
 
@@ -134,7 +135,7 @@ def test_a_broken_line_before_the_last_is_an_error(folder, record):
 @pytest.mark.parametrize("run", ["", "00000000000000ff"])  # older versions wrote all in one folder
 def test_rewinding_drops_what_is_of_later_rounds(used, records, run):
     used.append(records[1])
-    used.save_checkpoint(Checkpoint(server_round=2, state={"w": torch.ones(1)}))
+    used.save_checkpoint(RunState(server_round=2, state={"w": torch.ones(1)}))
     states = used.clients / run / "00001"
     states.mkdir(parents=True)
     for name in ("000001.safetensors", "000002.safetensors", "copy-000002.safetensors"):

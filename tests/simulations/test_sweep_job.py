@@ -7,9 +7,8 @@ import torch
 
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.runs import RunFolder
-from heterofl_flwr.runs.checkpoint import Checkpoint
 from heterofl_flwr.settings import from_flat, to_flat
 from simulations.sweep import job as module
 from simulations.sweep.job import Job, is_done, read_metric, run_once
@@ -83,7 +82,7 @@ def ran(own: Job, rounds: int, *, finished: bool = False, **changed) -> RunFolde
     for number in range(1, rounds + 1):
         record = {"server_round": number, "seconds": 2.0, "learning_rate": 0.1, "rates": {0: 1.0}}
         folder.append(RoundRecord(**record, evaluate={"global-accuracy": number / 10, "local-accuracy": 0.9}))
-        folder.save_checkpoint(Checkpoint(server_round=number, state={"weight": torch.zeros(1)}))
+        folder.save_checkpoint(RunState(server_round=number, state={"weight": torch.zeros(1)}))
     folder.note(finished="now" if finished else None)
     return folder
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp.exception import AggregationError
 
@@ -51,7 +50,6 @@ def play(mix, *, app=None, **start):
     strategy = HeteroFL(
         build, mix, stages=[FedDyn(ALPHA)], fraction_train=0.5, evaluation=NEVER, callbacks=[keep := Keep()]
     )
-    strategy.engine.chain.load(start.pop("stages", {}))
     grid = start.pop("grid", None) or Watched(app or make_app(), NODES)
     result = strategy.start(grid, **({"num_rounds": 6} | start))
     return result.arrays.to_torch_state_dict(), grid, keep.progress
@@ -107,14 +105,7 @@ def test_a_run_that_goes_on_has_the_same_model():
         whole, _, progress = play("a1-b1-c1", grid=grid)
     with Watched(make_app(), NODES) as grid:
         play("a1-b1-c1", grid=grid, num_rounds=3)
-        at = progress[2]
-        rest, *_ = play(
-            "a1-b1-c1",
-            grid=grid,
-            initial_arrays=ArrayRecord(dict(at.state)),
-            first_round=4,
-            stages=at.stages,
-        )
+        rest, *_ = play("a1-b1-c1", grid=grid, resume=progress[2])
     assert all(torch.equal(rest[name], whole[name]) for name in whole)
 
 

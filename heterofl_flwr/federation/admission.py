@@ -1,14 +1,17 @@
-"""The server's table of levels: which ones clients may have, whatever they say of themselves."""
+"""Who is let in at which level: the server's table of levels, and nodes that say nothing usable of themselves."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from heterofl_flwr.core.levels import Mix, level_name, rate_of
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.errors import ConfigError, ReplyError, RoundError, name_faults
+from heterofl_flwr.federation.nodes import Capability, MinReplies, least_replies
 
 logger = logging.getLogger(__name__)
+
+Answers = Mapping[int, Capability | ReplyError]
+"""What new clients say of themselves, by node, or why that is not usable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,3 +76,49 @@ class Levels:
                 said.capacity,
             )
         return changed
+
+
+def admit(
+    answers: Answers, names: Mapping[int, str], levels: Levels, silent: Capability, check: Callable[[Capability], None]
+) -> tuple[dict[int, Capability], dict[str, str]]:
+    """Return what new clients may hold, by node, and what is wrong with their answers, by name or id.
+
+    One of which nothing is usable may hold what a ``silent`` one does; ``check`` raises for what it reports.
+    """
+    admitted, faults = {}, {}
+    for node_id, answer in answers.items():
+        name, own_id = names.get(node_id, ""), str(node_id)
+        try:
+            if isinstance(answer, ReplyError):
+                raise answer
+            admitted[node_id] = levels.applied(answer, name, own_id)
+            check(admitted[node_id])
+        except ReplyError as error:
+            if not {name, own_id} & levels.table.keys():  # of those it is known
+                faults[name or own_id] = str(error)
+            admitted[node_id] = levels.applied(silent, name, own_id)
+    return admitted, faults
+
+
+def check_faults(faults: Mapping[str, str], *, new: int, present: int, wanted: MinReplies, mix: Mix) -> None:
+    """Warn of new clients that do not say what they can hold; fail if fewer do than a round needs replies.
+
+    The run would look well then, and train small models alone.
+    """
+    known, smallest = present - len(faults), mix.rates[-1]
+    least = min(least_replies(wanted, present), present)
+    if known < least and smallest < mix.global_rate:
+        raise RoundError(
+            f"{name_faults('node', faults)}; so it is known of {known} of {present} nodes what they can hold, "
+            f"expected at least {least} (min_replies or sample.min-replies, which is {wanted}): mend what they "
+            f"fail with, as all others would train at the smallest rate, {smallest:g}"
+        )
+    if faults:
+        logger.warning(
+            "%d of %d new nodes gave no usable answer as to what they can hold; without one the rate is the "
+            "smallest, %g: %s",
+            len(faults),
+            new,
+            smallest,
+            name_faults("node", faults),
+        )

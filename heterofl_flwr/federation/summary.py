@@ -1,0 +1,100 @@
+"""What is said once of a federation: a summary of it, and warnings of clients that do not fit it."""
+
+import logging
+from collections.abc import Collection, Sequence
+
+from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.federation.federation import Federation
+
+logger = logging.getLogger(__name__)
+
+
+def log_summary(federation: Federation) -> None:
+    """Log what the federation will do."""
+    options, mix = federation.options, federation.mix
+    logger.info("\t├──> Mix: %s, %s", mix, federation.assignment)
+    for rate in mix.all_rates:
+        parameters = federation.plan(rate).parameters
+        logger.info("\t│\t├── Level %s: rate %g, %s parameters", level_name(rate), rate, f"{parameters:,}")
+    smallest, largest = mix.rates[-1], mix.global_rate
+    is_cut = federation.plan(smallest) != federation.whole
+    if smallest < largest and not is_cut and not federation.personal:  # of which all sizes may share the same part
+        logger.warning(
+            "build(%g) has the shapes of build(%g), so all clients train the whole model: is its first argument "
+            "the rate, and do its widths follow from it?",
+            smallest,
+            largest,
+        )
+    logger.info("\t├──> Rows by label: %s", ", ".join(federation.rows) or "none")
+    if options.privacy.noise and federation.rows and options.averaging.labels != "none":
+        logger.warning(
+            "epsilon does not cover which classes a client has: with labels=%r they decide which rows count; "
+            "choose labels='none' (train.labels=none)",
+            options.averaging.labels,
+        )
+    logger.info("\t├──> Slices: %s", options.transfer.slice_rule)
+    if federation.personal:
+        logger.info("\t├──> Shared: %s", ", ".join(federation.shared) or "nothing")
+    logger.info("\t├──> Replies: %s", options.transfer.upload)
+    fractions = options.sampling.fraction_train, options.sampling.fraction_evaluate
+    logger.info("\t└──> Sampling: %g to train, %g to evaluate", *fractions)
+
+
+def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
+    """Warn where the clients that are there, when a run begins, are too few or too small for the mix."""
+    mix, clients, privacy = federation.mix, len(node_ids), federation.options.privacy
+    largest = max((federation.largest_rate(server_round, node_id) for node_id in node_ids), default=0.0)
+    if 0 < largest < mix.rates[0] and federation.options.transfer.slice_rule == "prefix":
+        whole, part = federation.whole.parameters, federation.plan(largest).parameters
+        logger.warning(
+            "no client that is there can train more than rate %g, and the mix %s has a model of rate %g: %d of its "
+            "%d parameters are never trained; let larger clients take part, or begin the mix with that rate",
+            largest,
+            mix,
+            mix.rates[0],
+            whole - part,
+            whole,
+        )
+    if privacy.noise and privacy.delta * clients >= 1:
+        logger.warning(
+            "delta is %g and there are %d clients: epsilon at a delta of 1 / %d or more promises nothing; choose a "
+            "smaller one",
+            privacy.delta,
+            clients,
+            clients,
+        )
+    if clients < len(mix.parts):
+        logger.warning(
+            "%d clients share the %d parts of the mix %s, so some level has none; start more nodes (simulated: "
+            "flwr run . --federation-config 'num-supernodes=20 client-resources-num-cpus=1')",
+            clients,
+            len(mix.parts),
+            mix,
+        )
+
+
+def warn_of_absent(federation: Federation, there: Collection[str]) -> None:
+    """Warn of clients in the table of levels that are not there, by name or id, when a run begins."""
+    if absent := federation.options.limits.levels.table.keys() - there:
+        logger.warning(
+            "levels name %s, but no node there has this registered name or node id (flwr supernode list): it may "
+            "come later, or the name is a mistake",
+            ", ".join(sorted(absent)),
+        )
+
+
+def warn_of_small(federation: Federation, node_ids: Collection[int]) -> None:
+    """Warn of new clients that are never drawn, as they are smaller than all rates of the mix."""
+    held = {own: federation.nodes[own].holds or 0.0 for own in node_ids if not federation.can_train(own)}
+    if federation.assignment == "dynamic" and held:
+        smallest, mix = min(held, key=held.__getitem__), federation.mix
+        logger.warning(
+            "%d nodes are not drawn: node %s can hold rate %g, but the smallest rate of the mix %s is %g; add "
+            "that rate to the mix (-%gx1)",
+            len(held),
+            smallest,
+            held[smallest],
+            mix,
+            mix.rates[-1],
+            held[smallest],
+        )
