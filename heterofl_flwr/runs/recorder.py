@@ -1,5 +1,6 @@
 """The callback that writes a run to disk: history, checkpoints, costs and final models."""
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
