@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
@@ -20,6 +20,7 @@ from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import MinReplies, Sampling
 from heterofl_flwr.federation.options import Assignment, Averaging, Limits, Options, Schedule, Transfer
 from heterofl_flwr.federation.records import RoundCallback, RunState
+from heterofl_flwr.federation.round import Round
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.compress import Upload
@@ -29,6 +30,12 @@ from heterofl_flwr.strategies.arguments import MetricsFn, RecordOptions, explain
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
 from heterofl_flwr.strategies.strategy import FederationStrategy
 from heterofl_flwr.superlink import guard
+
+BESIDE_BYTES = 1 << 20
+"""Of a reply, for everything that is not parameters: metrics, labels, moments."""
+
+NAME_BYTES = 2048
+"""Of a reply, for each parameter: its name, its shape, how Flower packs it."""
 
 
 class HeteroFL(FederationStrategy):
@@ -270,3 +277,12 @@ class HeteroFL(FederationStrategy):
         Rounds(self, guard(grid, self.largest_reply), result, first_round, num_rounds, configs, evaluate_fn).run()
         self.budget = None
         return result
+
+    def largest_reply(self, message: Message) -> int:
+        """Return how many bytes the reply to a message may have."""
+        plan = self.federation.whole
+        if message.metadata.message_type.startswith(MessageType.TRAIN) and isinstance(self.current, Round):
+            own = self.current.slices.get(message.metadata.dst_node_id)
+            plan = own.plan if own else plan
+        entry = max((own.itemsize for own in self.federation.types.values()), default=0)
+        return plan.parameters * entry + len(plan.axes) * NAME_BYTES + BESIDE_BYTES

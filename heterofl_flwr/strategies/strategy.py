@@ -38,12 +38,6 @@ from heterofl_flwr.strategies.instructions import (
 
 logger = logging.getLogger(__name__)
 
-BESIDE_BYTES = 1 << 20
-"""Of a reply, for everything that is not parameters: metrics, labels, moments."""
-
-NAME_BYTES = 2048
-"""Of a reply, for each parameter: its name, its shape, how Flower packs it."""
-
 MOMENTS_SHARE = 0.5
 """Of the time that is left of a round, for moments; the rest is for the evaluation."""
 
@@ -75,8 +69,6 @@ class FederationStrategy(Strategy):
         self.records, self.callbacks = records, tuple(callbacks)
         self.spent = Spent(self.options.privacy)  # of all runs: what was given away stays so
         self.chain = build_chain(self.options, self.spent, all_is_trained=federation.all_is_trained)
-        # The largest reply has these bytes for each entry of its slice.
-        self._entry_bytes = max((own.itemsize for own in federation.types.values()), default=0)
         self._keys = records.arrayrecord_key, records.configrecord_key
         self.num_rounds = 0  # the last round of the run; 0 if it is not known
         self.timeout = 3600.0
@@ -133,14 +125,6 @@ class FederationStrategy(Strategy):
         state = packing.read_tensors(arrays)
         found = self.chain.evaluated(state)
         return arrays if found is state else ArrayRecord(found)
-
-    def largest_reply(self, message: Message) -> int:
-        """Return how many bytes the reply to a message may have."""
-        plan = self.federation.whole
-        if message.metadata.message_type.startswith(MessageType.TRAIN) and isinstance(self.current, Round):
-            own = self.current.slices.get(message.metadata.dst_node_id)
-            plan = own.plan if own else plan
-        return plan.parameters * self._entry_bytes + len(plan.axes) * NAME_BYTES + BESIDE_BYTES
 
     @as_flower_error()
     def configure_train(

@@ -119,4 +119,4 @@ def test_a_text_names_several_stages_in_their_order():
 
 
 def test_a_client_clips_once():
-    assert [type(stage).__name__ for stage in client_stages({"clip": 1.0})] == ["Clip", "Compress"]
+    assert [type(stage).__name__ for stage in client_stages({"clip": 1.0})] == ["Clip"]
