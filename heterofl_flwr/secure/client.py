@@ -175,10 +175,10 @@ class ClientRound:
             raise ReplyError("the server asked for shares of other clients than those that took part")
         if self.number not in there or len(there) < least:
             raise ReplyError(f"the server asked to unmask a sum of {len(there)} neighbours, expected at least {least}")
-        allowed = allowed_rings(self.roster, members, survivors)
+        allowed, by_slice = allowed_rings(self.roster, members, survivors), rings_by_slice(self.roster, members)
         seeds = []
         for other, text in zip(there, sealed, strict=True):
-            rings = member_rings(self.roster, members, other)
+            rings = by_slice[self.roster.clients[other][0]]
             plain = unseal(self._box(other, self.number, about, "seeds"), text) or b""
             found = [plain[start : start + shamir.SHARE_BYTES] for start in range(0, len(plain), shamir.SHARE_BYTES)]
             fits = len(found) == len(rings)
@@ -207,10 +207,10 @@ def rings_of(rings: Counts, least: int) -> list[int]:
     return [ring for ring in np.unique(rings).tolist() if ring >= least]
 
 
-def member_rings(roster: Roster, members: Sequence[int], client: int) -> list[int]:
-    """Return the rings that a client has a seed for, in order."""
-    own = roster.small[roster.clients[client][0]]
-    return rings_of(count_holders(own, roster.small, roster.by_slice(members)), roster.least)
+def rings_by_slice(roster: Roster, members: Sequence[int]) -> list[list[int]]:
+    """Return for each slice the rings that its clients have seeds for, in order."""
+    numbers = roster.by_slice(members)
+    return [rings_of(count_holders(own, roster.small, numbers), roster.least) for own in roster.small]
 
 
 def allowed_rings(roster: Roster, members: Sequence[int], survivors: Sequence[int]) -> set[int]:

@@ -5,7 +5,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 
@@ -62,7 +62,7 @@ class Roster:
 
     def to_bytes(self) -> bytes:
         """Return the roster as it travels."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps({own.name: getattr(self, own.name) for own in fields(self)}).encode()
 
     @classmethod
     def from_bytes(cls, text: object) -> "Roster":

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from heterofl_flwr.errors import ReplyError, RoundError
 from heterofl_flwr.secure import shamir
-from heterofl_flwr.secure.client import add_private, allowed_rings, member_rings, pair_key, view_of
+from heterofl_flwr.secure.client import add_private, allowed_rings, pair_key, rings_by_slice, view_of
 from heterofl_flwr.secure.keys import TAG_BYTES, Words, add_stream, digest, public_of
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.slices import (
@@ -40,7 +40,7 @@ class ServerRound:
         self, roster: Roster, shapes: Mapping[str, Sequence[int]], shares: Mapping[int, Sequence[bytes]]
     ) -> None:
         self.roster, self.members = roster, sorted(shares)
-        self._shares = shares
+        self._shares, self._rings = shares, rings_by_slice(roster, self.members)
         counts = union(roster.slices)
         self._whole: Slice = {**whole(shapes), **{name: own for name, own in counts.items() if name.startswith(COUNTS)}}
         self._total = np.zeros(size(self._whole), np.uint32)
@@ -75,7 +75,7 @@ class ServerRound:
     def add(self, client: int, vector: Words, sealed: Sequence[bytes], hashes: Sequence[bytes]) -> None:
         """Add a member's masked vector; ``ReplyError`` if it does not fit, and then nothing has changed."""
         number = self.roster.clients[client][0]
-        own, rings = self.roster.slices[number], len(member_rings(self.roster, self.members, client))
+        own, rings = self.roster.slices[number], len(self._rings[number])
         lengths = {len(text) for text in sealed} | {rings * shamir.SHARE_BYTES + TAG_BYTES}
         if vector.dtype != np.uint32 or vector.shape != (size(own),):
             raise ReplyError(
@@ -125,7 +125,7 @@ class ServerRound:
         for helper, (own_seeds, own_keys) in revealed.items():
             there, others = self._others(helper, survivors), self._others(helper, self.members)
             for client, text in zip(there, own_seeds, strict=False):
-                allowed = [ring for ring in member_rings(self.roster, self.members, client) if ring in self._open]
+                allowed = [ring for ring in self._rings[self.roster.clients[client][0]] if ring in self._open]
                 if len(text) == len(allowed) * shamir.SHARE_BYTES:
                     for place, ring in enumerate(allowed):
                         share = text[place * shamir.SHARE_BYTES :][: shamir.SHARE_BYTES]
@@ -139,7 +139,7 @@ class ServerRound:
         return seeds, {client: self._secret(client, 0, shares, self.roster.public(client, 1)) for client in lost}
 
     def _seeds(self, client: int, shares: Mapping[tuple[int, int], Mapping[int, bytes]]) -> dict[int, bytes]:
-        rings = member_rings(self.roster, self.members, client)
+        rings = self._rings[self.roster.clients[client][0]]
         return {
             ring: self._secret(client, ring, shares, expected)
             for ring, expected in zip(rings, self._hashes[client], strict=True)

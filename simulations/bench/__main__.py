@@ -8,11 +8,11 @@ import argparse
 import sys
 
 from heterofl_flwr.errors import ConfigError
-from simulations.bench import adapters, aggregate, layout, noise, round, scale, step
+from simulations.bench import adapters, aggregate, layout, noise, round, scale, secure, step
 from simulations.bench.measure import describe_machine, print_verdict
 from simulations.program import formatter, parser_of, status_of
 
-MODULES = (aggregate, step, layout, round, scale, noise, adapters)
+MODULES = (aggregate, step, layout, round, scale, noise, secure, adapters)
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 PROGRAM = "simulations.bench"
 

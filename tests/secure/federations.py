@@ -1,6 +1,6 @@
 """Federations in memory: both sides of secure aggregation without Flower, and a slow twin in plain integers."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -51,9 +51,16 @@ class Federation:
         """Return the roster of the clients whose keys came."""
         axes, plans, numbers = compact({number: self.plans[number].axes for number in keys})
         return Roster(
-            server_round=server_round, least=self.least, bound=1.0, rows=ROWS, extra_rows=True, grid=(), axes=axes, plans=plans,
+            server_round=server_round,
+            least=self.least,
+            bound=1.0,
+            rows=ROWS,
+            extra_rows=True,
+            grid=(),
+            axes=axes,
+            plans=plans,
             clients=[(numbers[number], *(key.hex() for key in own)) for number, own in keys.items()],
-        )  # fmt: skip
+        )
 
     def left(self, phase):
         """Return the clients that have answered a phase and all before."""
@@ -153,7 +160,7 @@ def _closed(federation, members, survivors):
     return closed
 
 
-def counting_mean(federation, counts):
+def counting_mean(federation):
     """Return the counting mean of the clients that are in the sum, of the same steps, by ``Aggregator``."""
     state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
     aggregator = Aggregator(state, ROWS)
@@ -184,5 +191,6 @@ def federations(draw, most=9):
     return Federation(plans, steps, labels, lost, draw(st.integers(2, 4)))
 
 
-def without_losses(federation):
-    return replace(federation, lost={})
+def threshold(federation):
+    """Return how many clients must answer to the end."""
+    return 2 * len(federation.left("keys")) // 3 + 1

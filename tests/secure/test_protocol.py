@@ -1,0 +1,352 @@
+"""Both sides of secure aggregation: sums are exact, what is masked is even, and nothing is revealed twice."""
+
+import itertools
+from contextlib import suppress
+from dataclasses import replace
+from secrets import token_bytes
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from heterofl_flwr.errors import ReplyError, RoundError
+from heterofl_flwr.secure import roster as rosters
+from heterofl_flwr.secure import shamir
+from heterofl_flwr.secure.client import ClientRound, add_private, allowed_rings, make_keys, pair_key, view_of
+from heterofl_flwr.secure.fixed_point import largest_steps
+from heterofl_flwr.secure.keys import add_stream
+from heterofl_flwr.secure.roster import Roster
+from heterofl_flwr.secure.server import ServerRound
+from heterofl_flwr.secure.slices import Places, count_holders, meet, size
+from tests.secure.federations import (
+    PHASES,
+    SHAPES,
+    Federation,
+    counting_mean,
+    federations,
+    plan_of,
+    play,
+    threshold,
+    twin,
+)
+
+WIDTHS = [8, 8, 8, 4, 4, 4, 2, 2, 1, 1]
+
+
+def example(widths=WIDTHS, lost=None, least=3, labels=None, value=None):
+    """Return a federation of these widths whose clients change everything by a number of their own."""
+    plans = [plan_of(width) for width in widths]
+    steps = [
+        {name: np.full(shape, number + 1 if value is None else value) for name, shape in plan.shapes.items()}
+        for number, plan in enumerate(plans)
+    ]
+    return Federation(plans, steps, labels or [None] * len(widths), lost or {}, least)
+
+
+def check_exact(federation):
+    """Compare what the server finds with the slow twin and, where rings are open, with the counting mean."""
+    found, mean = play(federation), counting_mean(federation)
+    for name, (total, count) in twin(federation).items():
+        own, counts = found[name]
+        assert counts.tolist() == count.tolist(), name
+        assert np.where(counts > 0, own, 0).tolist() == total.tolist(), name
+        there = torch.from_numpy(counts > 0)
+        ours = torch.from_numpy(own).double() / torch.from_numpy(counts.astype(float)).clamp(min=1)
+        assert torch.equal(ours[there], mean[name][there]), name
+
+
+@given(federations())
+def test_the_sum_is_exact_whoever_is_lost(federation):
+    if len(federation.left("reveal")) >= threshold(federation):
+        check_exact(federation)
+        return
+    # Where nothing is unmasked, an empty sum is all that is left.
+    with suppress(RoundError, ReplyError):
+        assert all((counts == 0).all() for _, counts in play(federation).values())
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_one_lost_in_a_phase_costs_its_change_alone(phase):
+    federation = example(lost={3: phase})
+    check_exact(federation)
+    total, counts = play(federation)["last.bias"]
+    late = phase == "reveal"  # its change is in the sum
+    assert (total[0], counts[0]) == ((55, 10) if late else (51, 9))
+
+
+@pytest.mark.parametrize("labels", [[[0], [0, 1], [2]], [[], [], []], [None, [1], None]])
+def test_rows_count_for_the_classes_that_clients_have(labels):
+    check_exact(example([8, 8, 8], labels=labels))
+
+
+def test_sums_at_the_bound_do_not_wrap():
+    for sign in (1, -1):
+        most = sign * largest_steps(10)
+        total, counts = play(example(value=most))["last.bias"]
+        assert total.tolist() == [10 * most] * 3
+        assert counts.tolist() == [10] * 3
+
+
+def sparse(monkeypatch):
+    """Let few clients be enough for graphs in which not all are neighbours."""
+    monkeypatch.setattr(rosters, "COMPLETE", 4)
+    monkeypatch.setattr(rosters, "_FAILS", 0.3)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_it_is_exact_where_not_all_are_neighbours(monkeypatch, phase):
+    sparse(monkeypatch)
+    federation = example([8] * 12 + [4] * 12, lost={5: phase})
+    spy = {}
+    play(federation, spy=spy)
+    assert max(map(len, spy["roster"].neighbours)) < 24
+    check_exact(federation)
+
+
+def test_each_ring_hangs_together_and_neighbours_are_mutual():
+    keys = {number: make_keys()[0] for number in range(200)}
+    plans = [plan_of(width) for width in (8, 4, 2, 1)]
+    federation = Federation([plans[number % 4] for number in range(200)], [], [])
+    roster = federation.roster(keys)
+    assert all(
+        (one in roster.neighbours[two]) == (two in roster.neighbours[one])
+        for one, two in itertools.combinations(range(200), 2)
+    )
+    assert roster.divided(range(200), range(200)) == set()
+    degrees = [len(own) - 1 for own in roster.neighbours]
+    assert 30 < min(degrees) < max(degrees) < 150
+    # Whoever is lost around a client takes it out of its ring, which is then closed.
+    alone = roster.neighbours[0] - {0}
+    left = [number for number in range(200) if number not in alone]
+    assert 50 in roster.divided(left, range(200))
+    assert 50 not in allowed_rings(roster, range(200), left)
+
+
+# What the server sees
+
+
+def masked_of(federation, server_round=1):
+    """Return the roster and, for each client, its round and its masked change."""
+    answers = [make_keys() for _ in federation.plans]
+    roster = federation.roster({number: keys for number, (keys, _) in enumerate(answers)}, server_round)
+    clients = [ClientRound(kept, roster) for _, kept in answers]
+    shares = {}
+    for number, client in enumerate(clients):
+        shares[number], kept = client.share_keys()
+        clients[number] = ClientRound(kept, roster)
+    server = ServerRound(roster, SHAPES, shares)
+    masked = []
+    for number, client in enumerate(clients):
+        own, kept = client.mask(server.members, server.shares_for(number), federation.fill(number))
+        clients[number] = ClientRound(kept, roster)
+        masked.append(own)
+        server.add(number, own.vector, own.shares, own.hashes)
+    return server, clients, masked
+
+
+def left_masked(server, clients, masked, one, two, seeds):
+    """Return what two clients hold of the first one's masked change, without all masks but those of the two.
+
+    Of all others the server knows the private keys; of the first one the seeds, as after unmasking, or none.
+    """
+    roster, members = server.roster, server.members
+    own, vector = roster.slices[clients[one].slice_number], masked[one].vector.copy()
+    for other in set(members) - {one, two}:
+        both = meet(own, roster.slices[clients[other].slice_number])
+        total = np.zeros(size(both), np.uint32)
+        private = bytes.fromhex(clients[other].secrets.mask)
+        add_stream(total, pair_key(private, roster, view_of(roster, members), other, one), -1 if one < other else 1)
+        Places(own, both).add(vector, total)
+    rings = count_holders(own, roster.slices, roster.by_slice(members))
+    for ring, seed in seeds.items():
+        add_private(vector, rings, ring, [seed], -1)
+    return Places(own, meet(own, roster.slices[clients[two].slice_number])).read(vector)
+
+
+def chi_squared(values, number=16):
+    """Return the statistic of values that should be even from 0 to below a number."""
+    found, expected = np.bincount(values, minlength=number), len(values) / number
+    return ((found - expected) ** 2 / expected).sum()
+
+
+UNLIKELY = 80  # with 15 degrees of freedom: once in a hundred billion
+
+
+def test_masked_changes_are_even_with_any_two_unknown_clients(monkeypatch):
+    federation, seeds = example([8, 8, 4, 4], least=2, value=1), []
+    monkeypatch.setattr("heterofl_flwr.secure.client.token_bytes", lambda n: seeds.append(token_bytes(n)) or seeds[-1])
+    drawn = {(*pair, known): [] for pair in itertools.combinations(range(4), 2) for known in (False, True)}
+    while any(sum(map(len, words)) < 10_000 for words in drawn.values()):
+        seeds.clear()
+        found = masked_of(federation)
+        by_ring = [dict(zip(rings, [seeds.pop(0) for _ in rings], strict=True)) for rings in ([2, 4], [2, 4], [4], [4])]
+        for (one, two, known), words in drawn.items():
+            words.append(left_masked(*found, one, two, by_ring[one] if known else {}))
+    for words in map(np.concatenate, drawn.values()):
+        assert chi_squared(words & 15) < UNLIKELY
+        assert chi_squared(words >> 28) < UNLIKELY
+    # Of one client alone the server then knows all masks: those of the others were all taken off.
+    alone = left_masked(*found, 0, 0, by_ring[0])
+    assert set(alone.tolist()) == {1}
+    assert chi_squared(alone) > UNLIKELY
+
+
+@pytest.mark.parametrize("lost", [{0: "train"}, {0: "train", 1: "train"}, {0: "shares", 1: "train"}, {0: "keys"}])
+def test_a_ring_with_too_few_holders_keeps_its_secret(lost):
+    # Three clients hold the outer ring, of which three are needed.
+    federation = example([8, 8, 8, *[4] * 7], lost=lost)
+    spy = {}
+    counts = play(federation, spy=spy)["hidden.bias"][1]
+    assert counts[4:].tolist() == [0] * 4
+    assert counts[:4].min() > 3
+    server, left = spy["server"], spy["places"][2]
+    rings = server._rings[server.roster.clients[left][0]]
+    texts = {len(seeds[sorted(server.survivors).index(left)]) for seeds, _ in spy["revealed"].values()}
+    assert texts == {shamir.SHARE_BYTES}  # of the inner ring alone
+    assert len(rings) == (2 if list(lost.values()) == ["train"] * len(lost) else 1)
+
+
+def test_no_two_claims_of_who_is_lost_give_both_secrets():
+    federation = example([8] * 9)
+    for told in range(10):
+        server, clients, _ = masked_of(federation)
+        seeds = keys = 0
+        for number, client in enumerate(clients):
+            survivors = [own for own in server.members if own != 0 or number < told]
+            if number == 0 and told == 0:
+                continue
+            there = sorted(survivors)
+            sealed = [server._sealed[other][number] for other in there]
+            found, lost = client.reveal(survivors, sealed)
+            seeds += 0 in there and len(found[0]) > 0
+            keys += len(lost)
+        assert min(seeds, keys) < server.roster.threshold(0)
+
+
+# What a client refuses
+
+
+@pytest.fixture
+def after_masking():
+    return masked_of(example([8, 8, 8, 4]))
+
+
+def test_nothing_is_answered_twice(after_masking):
+    server, clients, _ = after_masking
+    first = clients[0]
+    with pytest.raises(ReplyError, match="a second time for shares"):
+        first.share_keys()
+    with pytest.raises(ReplyError, match="a second time for a change under the same masks"):
+        first.mask(server.members, server.shares_for(0), lambda *_: None)
+    with pytest.raises(ReplyError, match="shares of other clients than those that took part"):
+        first.reveal([0, 1, 2, 9], server.seeds_for(0))
+
+
+def test_a_repeated_round_has_fresh_keys_and_forgets_the_old():
+    (one, _), (two, kept) = make_keys(), make_keys()
+    assert not set(one) & set(two)
+    with pytest.raises(ReplyError, match="without this client's keys: it is that of another round"):
+        ClientRound(kept, example([8, 8]).roster({0: one, 1: make_keys()[0]}))
+
+
+def test_replayed_and_changed_shares_are_left_out(after_masking):
+    server, clients, _ = after_masking
+    other = masked_of(example([8, 8, 8, 4]))[0]
+    sealed = server.seeds_for(0)
+    replayed = [sealed[0], other.seeds_for(0)[1], sealed[2][:-1] + bytes([sealed[2][-1] ^ 1]), sealed[1]]
+    seeds, _ = clients[0].reveal(server.members, replayed)
+    assert [bool(own) for own in seeds] == [True, False, False, False]
+
+
+def test_clients_told_of_other_members_reveal_nothing():
+    federation = example([8] * 9)
+    server, clients, _ = masked_of(federation)
+    # Client 8 is told of a smaller circle: what it seals then opens for nobody who was told of all.
+    kept = clients[8].secrets
+    fresh = ClientRound(replace(kept, next="train"), server.roster)
+    some = list(range(2, 9))
+    told, _ = fresh.mask(some, [server.shares_for(8)[number] for number in some], federation.fill(8))
+    server._sealed[8] = [b"", b"", *told.shares]
+    assert clients[3].reveal(server.members, server.seeds_for(3))[0][8] == b""
+
+
+@pytest.mark.parametrize(
+    ("members", "cause"),
+    [
+        ([0, 1, 2, 3, 4], "members that are not in its roster"),
+        ([-1, 0, 1, 2], "members that are not in its roster"),
+        ([0, 0, 0], "1 clients are left that share secrets"),
+        ([1, 2, 3], "3 clients are left that share secrets"),
+    ],
+)
+def test_members_must_be_of_the_roster_and_enough(members, cause):
+    answers = [make_keys() for _ in range(4)]
+    federation = example([8, 8, 8, 4])
+    roster = federation.roster({number: keys for number, (keys, _) in enumerate(answers)})
+    _, kept = ClientRound(answers[0][1], roster).share_keys()
+    with pytest.raises(ReplyError, match=cause):
+        ClientRound(kept, roster).mask(members, [b""] * len(members), federation.fill(0))
+
+
+@pytest.mark.parametrize(
+    ("survivors", "cause"),
+    [
+        ([0, 1], "a sum of 2 neighbours, expected at least 3"),
+        ([1, 2, 3], "a sum of 3 neighbours"),
+        ([0, 1, 1, 1], "a sum of 2 neighbours, expected at least 3"),
+    ],
+)
+def test_too_few_survivors_are_not_unmasked(after_masking, survivors, cause):
+    clients = after_masking[1]
+    with pytest.raises(ReplyError, match=cause):
+        clients[0].reveal(survivors, [b""] * len(set(survivors)))
+
+
+@pytest.mark.parametrize("text", [None, b"", b"{}", b"[]", b'{"server_round": 1}'])
+def test_what_is_no_roster_is_rejected(text):
+    with pytest.raises(ReplyError, match="a roster that cannot be read"):
+        Roster.from_bytes(text)
+
+
+def test_a_roster_with_a_key_twice_is_rejected():
+    keys = make_keys()[0]
+    roster = example([8, 8]).roster({0: keys, 1: keys})
+    with pytest.raises(ReplyError, match="keys that come twice"):
+        Roster.from_bytes(roster.to_bytes())
+
+
+# What the server refuses
+
+
+def test_false_shares_end_the_round_and_not_the_model(after_masking):
+    server, clients, _ = after_masking
+    revealed = {
+        number: client.reveal(server.members, server.seeds_for(number)) for number, client in enumerate(clients)
+    }
+    revealed[1][0][0] = bytes(len(revealed[1][0][0]))
+    with pytest.raises(RoundError, match="4 shares of a secret of client 0 of the roster came, which are false"):
+        server.unmask(revealed)
+
+
+def test_a_masked_change_that_does_not_fit_changes_nothing(after_masking):
+    server, _, masked = after_masking
+    before = server._total.copy()
+    own = masked[0]
+    for vector, shares, hashes in [
+        (own.vector[:-1], own.shares, own.hashes),
+        (own.vector.astype(np.int64), own.shares, own.hashes),
+        (own.vector, own.shares[:-1], own.hashes),
+        (own.vector, own.shares, own.hashes[:-1]),
+    ]:
+        with pytest.raises(ReplyError, match="reply refused"):
+            server.add(0, vector, shares, hashes)
+    assert (server._total == before).all()
+
+
+def test_an_impossible_number_of_clients_in_a_row_is_noticed():
+    federation = example([8, 8, 8])
+    fill = federation.fill
+    federation.fill = lambda number: lambda *told: fill(number)(*told) + np.uint32(5 * (number == 0))
+    with pytest.raises(RoundError, match=r"that count in the rows of last\.\w+ is impossible"):
+        play(federation)
