@@ -1,0 +1,237 @@
+"""SecureSum in whole rounds: the model is that of the same fixed-point changes in clear, whoever is lost and when."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp.exception import AggregationError
+
+from heterofl_flwr import HeteroFL, Limits, Momentum, Privacy, RayGrid, Robust, classic, messages
+from heterofl_flwr.adapters import ProductAggregator
+from heterofl_flwr.core import Aggregator
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.packing import read_tensors
+from heterofl_flwr.secure.fixed_point import largest_steps, to_steps
+from heterofl_flwr.stages.registry import parse_stages
+from heterofl_flwr.stages.secure_sum import KEY, SecureSum
+from tests.federation.tiny import Tiny, Watched, equal, make_app, play
+from tests.secure.app import app, classes_of
+
+BOUND, NODES = 0.25, 9  # some changes are longer, and are cut off
+ROWS = ["classifier.weight", "classifier.bias"]
+PHASES = ("keys", "shares", "train", "reveal")
+
+
+class Lossy(Watched):
+    """A grid that loses clients, by partition: from a phase of secure aggregation on; it keeps what others answer."""
+
+    lost: ClassVar[dict] = {}
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.heard = []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = list(super().send_and_receive([own for own in messages if not self._loses(own)], timeout=timeout))
+        self.heard += replies
+        return replies
+
+    def _loses(self, message):
+        phase = message.content["config"].get(KEY)
+        since = self.lost.get(self.partition_of(message))
+        return phase is not None and since is not None and PHASES.index(phase) >= PHASES.index(since)
+
+
+def run(*, lost=None, stages=(), mix="a1-b1-c1", nodes=NODES, **options):
+    grid = type("Losing", (Lossy,), {"lost": lost or {}})
+    return play(app, mix=mix, nodes=nodes, grid=grid, stages=stages, min_replies=1, **options)
+
+
+def secure(**options):
+    return run(stages=[SecureSum(BOUND, holders=options.pop("holders", 3))], **options)
+
+
+def in_clear(found, lost):
+    """Return the counting mean of the fixed-point changes that clients in clear replied, and which entries count."""
+    federation = found.strategy.federation
+    before = federation.initial_state()
+    members = [number for number in range(len(found.log.rates)) if lost.get(number) not in ("keys", "shares")]
+    aggregator = Aggregator(
+        {name: torch.zeros_like(own).double() for name, own in before.items()}, ROWS, extra_rows=False
+    )
+    replies = {message.metadata.src_node_id: message for message in found.grid.heard}
+    for number, message in enumerate(found.grid.of("train")):
+        if number not in members or lost.get(number) == "train":
+            continue
+        node_id, config = message.metadata.dst_node_id, message.content["config"]
+        plan = federation.train_plan(1, node_id, config["rate"])
+        sent = plan.extract(before)
+        changes = {
+            name: own.double() - sent[name] for name, own in read_tensors(replies[node_id].content["arrays"]).items()
+        }
+        seed = derive(config["seed"], "client", 1, config["partition"])
+        steps = to_steps(changes, BOUND, len(members), torch.Generator().manual_seed(derive(seed, KEY)))
+        aggregator.add(plan, {name: own.double() for name, own in steps.items()}, labels=classes_of(number))
+    held = {name: aggregator.held(name) for name in before}
+    step = BOUND / largest_steps(len(members))
+    moved = {name: (before[name].double() + own * step).float() for name, own in aggregator.result().items()}
+    return {name: torch.where(held[name] > 0, moved[name], before[name]) for name in before}
+
+
+@pytest.mark.parametrize("rule", ["prefix", "rolling", "random-level", "random-client"])
+@pytest.mark.parametrize("mix", ["a1-b1-c1", "a1"])
+def test_the_model_is_that_of_the_same_changes_in_clear(mix, rule):
+    plain, found = (one(mix=mix, slice_rule=rule) for one in (run, lambda **more: secure(holders=2, **more)))
+    assert found.log.failures == {}
+    counted = found.strategy.engine.chain.facts()
+    assert counted == {"summed-clients": NODES}
+    expected = in_clear(plain, {})
+    closed = {
+        name: own == before
+        for (name, own), before in zip(
+            found.state.items(), plain.strategy.federation.initial_state().values(), strict=True
+        )
+    }
+    for name, own in found.state.items():
+        assert torch.equal(own[~closed[name]], expected[name][~closed[name]])
+    if rule != "random-client":  # of which some entries have a single holder
+        assert equal(found.state, expected)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_clients_may_be_lost_in_each_phase(phase):
+    lost = {1: phase, 8: phase}
+    plain, found = run(), secure(lost=lost, holders=2)
+    assert equal(found.state, in_clear(plain, lost))
+    assert found.log.failures.keys() == ({} if phase == "reveal" else lost).keys()
+
+
+def test_clients_may_be_lost_in_different_phases():
+    lost = {0: "reveal", 4: "train"}
+    assert equal(secure(lost=lost, holders=2).state, in_clear(run(), lost))
+
+
+def test_a_ring_with_too_few_holders_keeps_still():
+    for lost in ({0: "keys"}, {0: "train"}):
+        found, before = secure(lost=lost), run().strategy.federation.initial_state()
+        # Of three clients at rate 1, which alone hold the second half of the hidden units, two are left.
+        moved = found.state["hidden.weight"] != before["hidden.weight"]
+        assert not moved[4:].any()
+        assert moved[:4].all()
+
+
+def test_too_few_clients_end_the_run():
+    for phase in PHASES:
+        lost = dict.fromkeys(range(4), phase)
+        if phase == "keys":
+            lost = dict.fromkeys(range(7), phase)
+        with pytest.raises(AggregationError, match=r"clients sent keys|usable reply|cannot be taken away"):
+            secure(lost=lost)
+
+
+def test_a_reply_says_nothing_in_clear():
+    found = secure(num_rounds=2)
+    replies = [own for own in found.grid.heard if own.metadata.message_type == "train"]
+    assert len(replies) == 2 * NODES
+    for own in replies:
+        config, metrics = own.content["config"], own.content["metrics"]
+        assert set(config) == {messages.SCHEMA_KEY, messages.UPLOAD, messages.SECURE_SEEDS, messages.SECURE_HASHES}
+        assert dict(metrics) == {messages.NUM_EXAMPLES: 1}
+        assert list(own.content["masked"]) == ["masked"]
+    assert found.log.train == {}
+    one, two = (read_tensors(replies[place].content["masked"])["masked"].numpy() for place in (0, NODES))
+    assert (one != two).mean() > 0.99
+
+
+def test_replies_are_no_larger_than_in_clear():
+    plain, found = (
+        play(app, mix="a1-b1", nodes=4, grid=Watched, build=Tiny, stages=stages).log.bytes_up
+        for stages in ((), [SecureSum(holders=2)])
+    )
+    assert found < plain  # one header in place of four; the numbers for rows are few
+
+
+def test_secrets_of_a_round_are_gone_when_it_is_over():
+    found = secure()
+    for context in found.grid._contexts.values():
+        assert dict(context.state["heterofl-round"]) == {}
+
+
+def test_a_round_that_is_repeated_has_other_masks():
+    first, again = secure(), secure()
+    one, two = (
+        next(own for own in found.grid.heard if own.metadata.message_type == "train")
+        .content["masked"]["masked"]
+        .numpy()
+        for found in (first, again)
+    )
+    assert equal(first.state, again.state)
+    assert (one != two).mean() > 0.99
+
+
+def test_other_stages_go_on_from_the_mean():
+    plain, found = (
+        run(stages=[*own, Momentum(server_momentum=0.5)], num_rounds=3) for own in ((), [SecureSum(8, holders=2)])
+    )
+    for name, own in found.state.items():
+        torch.testing.assert_close(own, plain.state[name], atol=1e-5, rtol=0)
+
+
+def test_noise_is_added_to_the_sum_of_the_same_changes(monkeypatch):
+    none = lambda stream, shape: torch.zeros(shape, dtype=torch.float64)  # noqa: E731
+    monkeypatch.setattr("heterofl_flwr.core.differential_privacy.draw", none)
+    plain, found = (run(stages=own, privacy=Privacy(clip=0.5, noise=1.0)) for own in ((), [SecureSum(holders=2)]))
+    assert equal(found.state, plain.state)
+    assert found.log.privacy["training-releases"] == 1
+    with pytest.raises(AggregationError, match="does not fit into 32 bits; expected noise of at least"):
+        run(stages=[SecureSum(holders=2)], privacy=Privacy(clip=0.5, noise=0.001))
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        ({"robust": Robust()}, "SecureSum fits the counting mean; expected robust=None"),
+        ({"aggregator": ProductAggregator}, "SecureSum fits the counting mean; expected aggregator=Aggregator"),
+        ({"weights": "examples"}, "SecureSum fits a mean in which each client counts once"),
+        ({"labels": "inferred"}, "TrainedRows works on single replies, of which SecureSum lets nobody see any"),
+        ({"upload": "int8"}, "Compress works on single replies, of which SecureSum lets nobody see any"),
+        ({"limits": Limits(norm_bound=1.0)}, "norm_bound is a bound on single replies"),
+    ],
+)
+def test_what_needs_single_replies_is_refused(options, cause):
+    with pytest.raises(ConfigError, match=cause):
+        HeteroFL(Tiny, "a1-b1", stages=[SecureSum()], **options)
+
+
+def test_the_classic_api_has_no_place_for_it():
+    with pytest.raises(ConfigError, match="SecureSum asks clients more than to train and to evaluate"):
+        classic.HeteroFL(Tiny, "a1-b1", stages=[SecureSum()])
+
+
+@pytest.mark.parametrize(
+    ("argument", "cause"), [("0", "bound is 0.0"), ("holders=1", "holders is 1.0"), ("holders=2.5", "whole")]
+)
+def test_a_text_names_it_with_its_arguments(argument, cause):
+    (stage,) = parse_stages("secure-sum(2, holders=5)")
+    assert (stage.bound, stage.holders) == (2.0, 5)
+    with pytest.raises(ConfigError, match=cause):
+        parse_stages(f"secure-sum({argument})")
+
+
+def test_an_app_that_answers_no_stages_is_named():
+    with pytest.raises(AggregationError, match=r"0 clients sent keys for SecureSum.*its ClientApp is not converted"):
+        play(make_app(), mix="a1", stages=[SecureSum()])
+
+
+@pytest.mark.simulation
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")
+@pytest.mark.parametrize("mix", ["a1-b1-c1", "a1"])
+def test_actors_give_the_same_model(mix):
+    strategy = HeteroFL(Tiny, mix, stages=[SecureSum(BOUND)])
+    with RayGrid("tests.secure.app:app", NODES, actors=2) as grid:
+        found = strategy.start(grid, num_rounds=2).arrays
+    assert isinstance(found, ArrayRecord)
+    assert equal(found.to_torch_state_dict(), secure(mix=mix, num_rounds=2).state)
