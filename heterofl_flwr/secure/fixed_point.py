@@ -19,20 +19,15 @@ def largest_steps(clients: int) -> int:
 def to_steps(
     changes: Mapping[str, Tensor], bound: float, clients: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return changes in steps of ``bound / largest_steps(clients)``, each cut to the bound, in int32.
+    """Return changes in steps of ``bound / largest_steps(clients)``, each cut to the bound.
 
     Each becomes one of the two whole numbers beside it, drawn so that it is right on average. The nearest would lose
     what all clients change by less than half a step, round after round.
     """
-    most = largest_steps(clients)
-    steps = {}
+    most, steps = largest_steps(clients), {}
     for name, change in changes.items():
         if not change.isfinite().all():
-            raise ReplyError(
-                f"parameter {name} changed to what is no finite number, which secure-sum cannot add up: train with a "
-                f"lower learning rate"
-            )
+            raise ReplyError(f"parameter {name} changed to what is no finite number: train with a lower learning rate")
         draws = torch.rand(change.shape, generator=generator, dtype=torch.float64)
-        scaled = change.to("cpu", torch.float64) * (most / bound)
-        steps[name] = scaled.add_(draws).floor_().clamp_(-most, most).to(torch.int32)
+        steps[name] = (change.to("cpu", torch.float64) * (most / bound)).add_(draws).floor_().clamp_(-most, most)
     return steps

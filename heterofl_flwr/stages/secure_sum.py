@@ -4,16 +4,13 @@ Where slices are of unequal size, clients mask each entry together with those wh
 than its slice. ``heterofl_flwr/secure`` has the protocol, docs/explain/secure-aggregation.md who is trusted with what.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from reprlib import repr as shown
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from heterofl_flwr.core.counting_mean import Aggregator
@@ -22,22 +19,13 @@ from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.reply_checks import LabelRows
 from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
-from heterofl_flwr.secure.client import ClientRound, Secrets, make_keys
+from heterofl_flwr.secure.client import ClientRound, make_keys
+from heterofl_flwr.secure.crypto import Words
 from heterofl_flwr.secure.fixed_point import LARGEST_SUM, largest_steps, to_steps
-from heterofl_flwr.secure.keys import Words
-from heterofl_flwr.secure.roster import Roster, compact
+from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
-from heterofl_flwr.secure.slices import COUNTS, Counts, Slice
-from heterofl_flwr.stages.stage import (
-    ClientContext,
-    Needs,
-    Outgoing,
-    RoundContext,
-    Said,
-    Stage,
-    Talk,
-    Update,
-)
+from heterofl_flwr.secure.slices import COUNTS, Slice, shapes_of
+from heterofl_flwr.stages.stage import ClientContext, Needs, Outgoing, RoundContext, Said, Stage, State, Talk, Update
 
 KEY = "secure-sum"
 """What messages call what a client is to do: ``keys``, ``shares``, ``train`` or ``reveal``.
@@ -95,124 +83,108 @@ class SecureSum(Stage):
         self._round = None
         answers = yield {client: {KEY: "keys"} for client in clients}
         keys = {client: own for client, said in answers.items() if len(own := _texts(said, KEYS)) == 2}
-        roster = self._roster({client: clients[client] for client in keys}, keys, context)
         self._nodes = list(keys)
+        roster = self._roster([clients[client] for client in keys], list(keys.values()), context)
         text = roster.to_bytes()
         answers = yield {client: {KEY: "shares", ROSTER: text} for client in keys}
         shares = {self._nodes.index(client): _texts(said, KEYS) for client, said in answers.items()}
-        fits = {number: own for number, own in shares.items() if len(own) == len(roster.neighbours[number])}
-        shapes = {name: tuple(own.shape) for name, own in context.state.items()}
-        self._round = current = ServerRound(roster, shapes, fits)
-        return {
-            self._nodes[number]: {CLIENTS: current.members, KEYS: current.shares_for(number)}
-            for number in current.members
-        }
+        fits = {number: own for number, own in shares.items() if len(own) == len(keys)}
+        self._round = current = ServerRound(roster, fits)
+        return {self._nodes[one]: {CLIENTS: current.members, KEYS: current.keys_for(one)} for one in current.members}
 
-    def _roster(
-        self, clients: Mapping[int, Update], keys: Mapping[int, Sequence[bytes]], context: RoundContext
-    ) -> Roster:
+    def _roster(self, clients: Sequence[Update], keys: Sequence[Sequence[bytes]], context: RoundContext) -> Roster:
         if len(clients) < self.holders:
             raise RoundError(
                 f"round {context.server_round}: {len(clients)} clients sent keys for SecureSum, expected at least "
                 f"{self.holders} (holders): let more take part"
             )
-        if context.grid and len(clients) * context.grid[0] / context.grid[1] > LARGEST_SUM:
-            clip, step = context.grid
+        sum_ = len(clients) * context.grid[0] / context.grid[1] if context.grid else 0
+        if sum_ > LARGEST_SUM:
             raise RoundError(
-                f"round {context.server_round}: the sum of {len(clients)} changes of up to {clip / step:.4g} steps of "
-                f"the noise's grid does not fit into 32 bits; expected noise of at least "
-                f"{len(clients) * clip / step / LARGEST_SUM:.3g} times what it is, or fewer clients"
+                f"round {context.server_round}: the sum of the changes of {len(clients)} clients does not fit into 32 "
+                f"bits on the grid of the noise; expected {sum_ / LARGEST_SUM:.3g} times the noise, or fewer clients"
             )
-        plans = {client: _trained(own, context).axes for client, own in clients.items()}
-        axes, slices, numbers = compact(plans)
-        return Roster(
+        untrained = (context.untrained(own.rate) for own in clients)
+        trained = (
+            {name: axes for name, axes in own.plan.axes.items() if name not in without}
+            for own, without in zip(clients, untrained, strict=True)
+        )
+        return Roster.of(
+            list(trained),
+            keys,
             server_round=context.server_round,
             least=self.holders,
             bound=self.bound,
             rows=list(context.rows) if context.by_label else [],
             extra_rows=context.extra_rows,
             grid=list(context.grid or ()),
-            axes=axes,
-            plans=slices,
-            clients=[(numbers[client], own[0].hex(), own[1].hex()) for client, own in keys.items()],
         )
 
     def answer(self, context: ClientContext) -> Said:
         """Return keys, shares of keys, or shares of what unmasks the sum."""
-        notes = _notes(context)
-        if self._asked[KEY] == "keys":
-            keys, secrets = make_keys()
-            notes[KEY] = secrets.to_bytes()
-            return {KEYS: keys}
-        secrets = _read_secrets(notes)
-        if self._asked[KEY] == "shares":
-            shares, secrets = ClientRound(secrets, Roster.from_bytes(self._asked.get(ROSTER))).share_keys()
-            notes[KEY] = secrets.to_bytes()
-            return {KEYS: shares}
-        if self._asked[KEY] != "reveal":
-            raise ReplyError(f"the server asked for {shown(self._asked[KEY])}, expected keys, shares or reveal")
-        own = ClientRound(secrets, Roster.from_bytes(secrets.roster))
-        seeds, lost = own.reveal(_numbers(self._asked), _texts(self._asked, SEEDS))
-        del notes[KEY]  # nobody gets more of this round
-        return {SEEDS: seeds, KEYS: lost}
+        notes, asked = _notes(context), self._asked[KEY]
+        if asked == "keys":
+            keys, kept = make_keys()
+        elif asked == "shares":
+            keys, kept = _client(notes, Roster.from_bytes(self._asked.get(ROSTER))).share_keys()
+        elif asked == "reveal":
+            seeds, lost = _client(notes).reveal(_numbers(self._asked), _texts(self._asked, SEEDS))
+            del notes[KEY]  # nobody gets more of this round
+            return {SEEDS: seeds, KEYS: lost}
+        else:
+            raise ReplyError(f"the server asked for {shown(asked)}, expected keys, shares or reveal")
+        notes[KEY] = kept
+        return {KEYS: keys}
 
     def on_client(self, outgoing: Outgoing, context: ClientContext) -> Outgoing:
         """Mask the change; leave out which classes the client has, its number of examples and its metrics."""
-        notes = _notes(context)
-        secrets = _read_secrets(notes)
-        own = ClientRound(secrets, Roster.from_bytes(secrets.roster))
 
         def fill(roster: Roster, held: Slice, clients: int) -> Words:
-            before = context.received()
-            changes = {
-                name: own.double() - before[name].to(own.device)
-                for name, own in outgoing.tensors.items()
-                if name in held
-            }
+            received = context.received()
+            changes = {name: own.double() - received[name] for name, own in outgoing.tensors.items() if name in held}
             if roster.grid:
-                steps = in_steps(changes, float(roster.grid[0]), float(roster.grid[1]))
+                steps = in_steps(changes, *roster.grid)
             else:
                 generator = torch.Generator().manual_seed(derive(context.seed, KEY))
                 steps = to_steps(changes, roster.bound, clients, generator)
             return vector_of(roster, held, steps, outgoing.labels)
 
-        masked, secrets = own.mask(_numbers(self._asked), _texts(self._asked, KEYS), fill)
-        notes[KEY] = secrets.to_bytes()
-        return Outgoing(
-            tensors={FORM: torch.from_numpy(masked.vector)},
-            form=FORM,
-            said={**outgoing.said, SEEDS: masked.shares, HASHES: masked.hashes},
-        )
+        notes = _notes(context)
+        masked, notes[KEY] = _client(notes).mask(_numbers(self._asked), _texts(self._asked, KEYS), fill)
+        vector, seeds, hashes = masked
+        said = {**outgoing.said, SEEDS: seeds, HASHES: hashes}
+        return Outgoing(tensors={FORM: torch.from_numpy(vector)}, form=FORM, said=said)
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
         """Add a masked change to the sum."""
-        current = self._current()
         if update.form != FORM or update.client not in self._nodes:
             raise ReplyError(
                 f"reply refused: its change is in the form {update.form}, expected {FORM}: install the same version of "
                 f"heterofl-flwr on the server and on every node"
             )
-        vector = update.tensors[FORM].numpy()
-        current.add(self._nodes.index(update.client), vector, _texts(update.said, SEEDS), _texts(update.said, HASHES))
+        vector, client = update.tensors[FORM].numpy(), self._nodes.index(update.client)
+        self._current().add(client, vector, _texts(update.said, SEEDS), _texts(update.said, HASHES))
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
     def after(self, context: RoundContext) -> Talk[None]:
         """Collect shares of the seeds of those who are in the sum, and of the keys of those who are not; unmask."""
         current = self._current()
-        if not current.survivors:  # the round fails for want of replies
-            return
-        answers = yield {
-            self._nodes[number]: {KEY: "reveal", CLIENTS: current.survivors, SEEDS: current.seeds_for(number)}
-            for number in current.survivors
-        }
-        revealed = {
-            self._nodes.index(client): (_texts(said, SEEDS), _texts(said, KEYS)) for client, said in answers.items()
-        }
-        current.unmask(revealed)
+        survivors = current.survivors
+        if survivors:  # else the round fails for want of replies
+            answers = yield {
+                self._nodes[one]: {KEY: "reveal", CLIENTS: survivors, SEEDS: current.seeds_for(one)}
+                for one in survivors
+            }
+            revealed = {client: (_texts(said, SEEDS), _texts(said, KEYS)) for client, said in answers.items()}
+            current.unmask({self._nodes.index(client): own for client, own in revealed.items()})
+            self._mean.found = current.sums()
+            on_grid = bool(current.roster.grid)
+            self._mean.step = 1.0 if on_grid else self.bound / largest_steps(len(current.members))
 
     def mean(self, state: Mapping[str, Tensor], rows: Iterable[str]) -> Aggregator:
         """Return the mean of the sum."""
-        return MeanOfSum(state, self._current)
+        self._mean = MeanOfSum(state)
+        return self._mean
 
     def facts(self) -> Mapping[str, float]:
         """Return how many clients' changes are in the sum."""
@@ -227,9 +199,8 @@ class SecureSum(Stage):
 class MeanOfSum(Aggregator):
     """The counting mean of a sum that was unmasked: replies themselves are no part of it."""
 
-    def __init__(self, state: Mapping[str, Tensor], current: Callable[[], ServerRound]) -> None:
-        super().__init__(state)
-        self._current = current
+    found: Mapping[str, tuple[Tensor, Tensor]] = {}  # of each parameter the sum in steps, and who counts
+    step = 1.0
 
     def add(
         self, plan: Plan, sub: Mapping[str, Tensor], *, labels: Sequence[int] | None = None, weight: float = 1.0
@@ -239,61 +210,33 @@ class MeanOfSum(Aggregator):
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
-        """Return the state, moved by the mean change; in steps where changes are on a grid."""
-        roster, members = self._current().roster, len(self._current().members)
-        step = 1.0 if roster.grid else roster.bound / largest_steps(members)
-        new = {}
-        for name, (total, counts) in self._found.items():
-            old, number = self._state[name], torch.from_numpy(counts.astype(np.float64))
-            mean = torch.from_numpy(total).double() / number.clamp(min=1) * step
-            new[name] = torch.where(number > 0, old.double() + mean, old.double()).to(old.dtype)
+        """Return the state, moved by the mean change."""
+        new = State()
+        for name, old in self._state.items():
+            total, counts = self.found.get(name, (torch.zeros(()), torch.zeros(())))
+            moved = old.double() + total.double() / counts.double().clamp(min=1) * self.step
+            new[name] = torch.where(counts > 0, moved, old.double()).to(old.dtype)
         return new
 
     def held(self, name: str) -> Tensor:
         """Return how many clients count in each entry."""
-        return torch.from_numpy(self._found[name][1].astype(np.float64))
-
-    @cached_property
-    def _found(self) -> dict[str, tuple[NDArray[np.int32], Counts]]:
-        return self._current().sums()
+        return self.found[name][1] if name in self.found else torch.zeros(self._state[name].shape)
 
 
 def vector_of(roster: Roster, held: Slice, steps: Mapping[str, Tensor], labels: Sequence[int] | None) -> Words:
     """Return a client's change as a vector: 0 in rows of classes that it lacks; then which rows count, as 0 and 1."""
-    rows, parts = _counted_rows(roster, held, labels), []
-    for name, axes in held.items():
-        shape = tuple(map(len, axes))
-        if name.startswith(COUNTS):
-            own = np.broadcast_to(_by_row(rows[name.removeprefix(COUNTS)], shape), shape)
-        else:
-            own = steps[name].numpy()
-            if own.shape != shape:
-                raise ReplyError(f"the server sent a roster in which {name} is {shape}, expected {own.shape}")
-            own = own * _by_row(rows[name], shape) if name in rows else own
-        parts.append(own.astype(np.int32).reshape(-1))
-    return np.concatenate(parts).view(np.uint32)
-
-
-def _counted_rows(roster: Roster, held: Slice, labels: Sequence[int] | None) -> dict[str, NDArray[np.bool_]]:
-    """Return which rows of parameters whose rows belong to classes count for a client."""
-    sizes = {name: len(held[name][0]) for name in roster.rows if name in held}
-    counted = {name: np.ones(size, bool) for name, size in sizes.items()}
-    if labels is not None and sizes:
-        like = {name: torch.empty(size, 0) for name, size in sizes.items()}
-        known = LabelRows(like, list(sizes), classes=None, extra_rows=roster.extra_rows).held(Plan({}), labels)
-        for name, size in sizes.items():
-            counted[name] = np.isin(np.arange(size), [] if known is None else known.tolist())
-    return counted
-
-
-def _by_row(counted: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
-    return counted.reshape(-1, *[1] * (len(shape) - 1))
-
-
-def _trained(update: Update, context: RoundContext) -> Plan:
-    """Return the part of a client's slice that it trains."""
-    untrained = context.untrained(update.rate)
-    return Plan({name: axes for name, axes in update.plan.axes.items() if name not in untrained})
+    rows = [name for name in roster.rows if name in held]
+    like = {name: torch.empty(held[name][0].kept) for name in rows}
+    known = LabelRows(like, rows, classes=None, extra_rows=roster.extra_rows).held(Plan({}), labels if rows else None)
+    parts = []
+    for name, shape in shapes_of(held).items():
+        own = torch.ones(shape) if name.startswith(COUNTS) else steps[name]
+        if own.shape != shape:
+            raise ReplyError(f"the server sent a roster in which {name} is {shape}, expected {tuple(own.shape)}")
+        if known is not None and name.removeprefix(COUNTS) in rows:
+            own = own * torch.isin(torch.arange(shape[0]), known).view(-1, *[1] * (len(shape) - 1))
+        parts.append(own.reshape(-1).to(torch.int32))
+    return torch.cat(parts).numpy().view(np.uint32)
 
 
 def _notes(context: ClientContext) -> dict[str, bytes]:
@@ -305,21 +248,19 @@ def _notes(context: ClientContext) -> dict[str, bytes]:
     return context.notes
 
 
-def _read_secrets(notes: Mapping[str, bytes]) -> Secrets:
+def _client(notes: Mapping[str, bytes], roster: Roster | None = None) -> ClientRound:
     if KEY not in notes:
         raise ReplyError("this node has no keys of this round: it was restarted meanwhile, or has revealed its shares")
-    return Secrets(**json.loads(notes[KEY]))
+    return ClientRound(notes[KEY], roster)
 
 
 def _texts(said: Said, key: str) -> list[bytes]:
-    """Return a list of bytes; none if there is something else."""
+    """Return a list of bytes; an empty one if there is something else."""
     found = said.get(key)
     return found if isinstance(found, list) and all(isinstance(own, bytes) for own in found) else []
 
 
 def _numbers(said: Said) -> list[int]:
-    """Return the numbers of clients that the server names."""
+    """Return the clients that the server names; none if it names something else."""
     found = said.get(CLIENTS)
-    if not isinstance(found, list) or not all(type(own) is int for own in found):
-        raise ReplyError(f"the server sent {shown(found)} as {CLIENTS}, expected a list of whole numbers")
-    return found
+    return found if isinstance(found, list) and all(type(own) is int for own in found) else []

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from heterofl_flwr.core import LEVELS, Aggregator, Plan
 from heterofl_flwr.nn import PAPER
-from heterofl_flwr.secure.client import ClientRound, Masked, make_keys, view_of
+from heterofl_flwr.secure.client import ClientRound, Masked, add_pairs, make_keys
+from heterofl_flwr.secure.crypto import Words
 from heterofl_flwr.secure.fixed_point import to_steps
-from heterofl_flwr.secure.keys import Words
-from heterofl_flwr.secure.roster import Roster, compact
+from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
-from heterofl_flwr.secure.slices import Slice, meet, size
+from heterofl_flwr.secure.slices import Overlap, Slice, size
 from heterofl_flwr.stages.secure_sum import vector_of
 from simulations.bench.measure import Goal
 
@@ -91,15 +91,14 @@ class Federation:
     def measure(self) -> list[Goal]:
         roster = self.collect_keys()
         shares = {client: self.share(client) for client in self.clients}
-        shapes = {name: tuple(own.shape) for name, own in self.state.items()}
-        opening, server = timed(ServerRound, roster, shapes, shares)
+        opening, server = timed(ServerRound, roster, shares)
         survivors = [client for client in self.clients if client >= self.number // 10]
         adding, sizes, beside = 0.0, dict[str, int](), 0
         for client in survivors:
             masked = self.mask(client, server)
-            adding += timed(server.add, client, masked.vector, masked.shares, masked.hashes)[0]
-            sizes[self.level(client)] = masked.vector.nbytes
-            beside = max(beside, len(roster.to_bytes()) + 2 * sum(map(len, [*shares[client], *masked.shares])))
+            adding += timed(server.add, client, *masked)[0]
+            sizes[self.level(client)] = masked[0].nbytes
+            beside = max(beside, len(roster.to_bytes()) + 2 * sum(map(len, [*shares[client], *masked[1]])))
         revealed = {
             client: self.spend(
                 "reveal", client, self.clients[client].reveal, server.survivors, server.seeds_for(client)
@@ -124,17 +123,15 @@ class Federation:
 
     def collect_keys(self) -> Roster:
         answers = {client: self.spend("keys", client, make_keys) for client in range(self.number)}
-        axes, slices, numbers = compact({client: self.plans[self.level(client)].axes for client in answers})
-        roster = Roster(
+        roster = Roster.of(
+            [self.plans[self.level(client)].axes for client in answers],
+            [keys for keys, _ in answers.values()],
             server_round=1,
             least=LEAST,
             bound=BOUND,
             rows=self.rows,
             extra_rows=True,
             grid=(),
-            axes=axes,
-            plans=slices,
-            clients=[(numbers[client], keys[0].hex(), keys[1].hex()) for client, (keys, _) in answers.items()],
         )
         self.clients = {client: ClientRound(kept, roster) for client, (_, kept) in answers.items()}
         return roster
@@ -142,7 +139,7 @@ class Federation:
     def share(self, client: int) -> list[bytes]:
         shares, kept = self.spend("shares", client, self.clients[client].share_keys)
         # As in a deployment, where each message is answered by a process of its own, which reads the roster again.
-        self.clients[client] = ClientRound(kept, Roster.from_bytes(kept.roster))
+        self.clients[client] = ClientRound(kept)
         return shares
 
     def mask(self, client: int, server: ServerRound) -> Masked:
@@ -153,7 +150,7 @@ class Federation:
         def fill(roster: Roster, held: Slice, members: int) -> Words:
             return vector_of(roster, held, to_steps(changes, BOUND, members, generator), LABELS)
 
-        arguments = server.members, server.shares_for(client), fill
+        arguments = server.members, server.keys_for(client), fill
         masked, kept = self.spend("mask", client, self.clients[client].mask, *arguments)
         self.clients[client] = ClientRound(kept, self.clients[client].roster)
         return masked
@@ -168,11 +165,12 @@ class Federation:
 
     def pair_milliseconds(self, server: ServerRound) -> float:
         """Return what the masks with all others take at level a, for each million entries of each of them."""
-        client = self.clients[0]
-        own, others = client.roster.slices[client.slice_number], list(range(self.number))
-        entries = sum(size(meet(own, client.roster.slices[client.roster.clients[other][0]])) for other in others[1:])
-        vector, view = np.zeros(size(own), np.uint32), view_of(client.roster, server.members)
-        return timed(client._add_pairs, vector, own, view, others)[0] * 1e9 / entries
+        client, roster = self.clients[0], self.clients[0].roster
+        slices = [roster.slices[number] for number, *_ in roster.clients]
+        entries = sum(Overlap(slices[0], other).size for other in slices[1:])
+        own, view = {0: client.private("mask")}, roster.view(server.members)
+        vector = np.zeros(size(slices[0]), np.uint32)
+        return timed(add_pairs, vector, roster, view, 0, own, range(self.number))[0] * 1e9 / entries
 
 
 def print_flower(state: State, number: int) -> None:
@@ -181,7 +179,7 @@ def print_flower(state: State, number: int) -> None:
     shapes = [own.shape for own in arrays]
     seeds = [bytes([client]) * 32 for client in range(number)]
 
-    def mask() -> list[np.ndarray]:  # type: ignore[type-arg]
+    def mask() -> list[np.ndarray]:
         own = quantize(arrays, BOUND, 2**22)
         for seed in seeds:  # its private mask, and one for each neighbour
             own = parameters_addition(own, pseudo_rand_gen(seed, 2**32, shapes))

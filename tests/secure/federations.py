@@ -10,9 +10,9 @@ from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.core.slice_rules import make_slice_function
 from heterofl_flwr.secure.client import ClientRound, make_keys
 from heterofl_flwr.secure.fixed_point import largest_steps
-from heterofl_flwr.secure.roster import Roster, compact
+from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
-from heterofl_flwr.secure.slices import COUNTS
+from heterofl_flwr.secure.slices import COUNTS, shapes_of
 
 WIDTH, CLASSES, INPUTS = 8, 3, 2
 SHAPES = {
@@ -49,17 +49,15 @@ class Federation:
 
     def roster(self, keys, server_round=1):
         """Return the roster of the clients whose keys came."""
-        axes, plans, numbers = compact({number: self.plans[number].axes for number in keys})
-        return Roster(
+        return Roster.of(
+            [self.plans[number].axes for number in keys],
+            list(keys.values()),
             server_round=server_round,
             least=self.least,
             bound=1.0,
             rows=ROWS,
             extra_rows=True,
             grid=(),
-            axes=axes,
-            plans=plans,
-            clients=[(numbers[number], *(key.hex() for key in own)) for number, own in keys.items()],
         )
 
     def left(self, phase):
@@ -72,10 +70,9 @@ class Federation:
 
         def vector(roster, own, clients):
             parts = []
-            for name, axes in own.items():
+            for name, shape in shapes_of(own).items():
                 counted = CLASSES if self.labels[number] is None else self.labels[number]
                 row = np.array([counted == CLASSES or one in counted for one in range(CLASSES)]) if CLASSES else None
-                shape = tuple(map(len, axes))
                 by_row = row.reshape(-1, *[1] * (len(shape) - 1))
                 if name.startswith(COUNTS):
                     parts.append(np.broadcast_to(by_row, shape).astype(np.int32).ravel())
@@ -98,13 +95,13 @@ def play(federation, *, spy=None):
     for number in federation.left("shares"):
         own = places[number]
         shares[own], kept = clients[own].share_keys()
-        clients[own] = ClientRound(kept, Roster.from_bytes(kept.roster))
-    server = ServerRound(roster, SHAPES, shares)
+        clients[own] = ClientRound(kept)  # which has kept the roster
+    server = ServerRound(roster, shares)
     for number in federation.left("train"):
         own = places[number]
-        masked, kept = clients[own].mask(server.members, server.shares_for(own), federation.fill(numbers[own]))
+        masked, kept = clients[own].mask(server.members, server.keys_for(own), federation.fill(numbers[own]))
         clients[own] = ClientRound(kept, roster)
-        server.add(own, masked.vector, masked.shares, masked.hashes)
+        server.add(own, *masked)
     revealed = {}
     for number in federation.left("reveal"):
         own = places[number]
@@ -112,7 +109,7 @@ def play(federation, *, spy=None):
     if spy is not None:
         spy.update(server=server, clients=clients, revealed=revealed, roster=roster, places=places)
     server.unmask(revealed)
-    return server.sums()
+    return {name: (total.numpy(), counts.numpy()) for name, (total, counts) in server.sums().items()}
 
 
 def holds(plan, name, index):

@@ -185,7 +185,7 @@ def test_noise_is_added_to_the_sum_of_the_same_changes(monkeypatch):
     plain, found = (run(stages=own, privacy=Privacy(clip=0.5, noise=1.0)) for own in ((), [SecureSum(holders=2)]))
     assert equal(found.state, plain.state)
     assert found.log.privacy["training-releases"] == 1
-    with pytest.raises(AggregationError, match="does not fit into 32 bits; expected noise of at least"):
+    with pytest.raises(AggregationError, match="does not fit into 32 bits on the grid of the noise"):
         run(stages=[SecureSum(holders=2)], privacy=Privacy(clip=0.5, noise=0.001))
 
 

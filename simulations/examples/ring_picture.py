@@ -1,0 +1,80 @@
+"""Draw the rings of secure aggregation: ``python -m simulations.examples.ring_picture docs/figures/rings.svg``."""
+
+import sys
+
+import numpy as np
+from matplotlib.axes import Axes as Place
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from heterofl_flwr.core import LEVELS, Plan
+from heterofl_flwr.nn import PAPER
+from heterofl_flwr.nn.build import new_model
+from heterofl_flwr.report.drawing import SMALL, light
+from heterofl_flwr.secure.slices import as_state, count_holders, whole
+from simulations.examples.light_and_dark import write_picture
+
+WEIGHT = "features.conv4.weight"
+EACH, LEAST = 2, 3  # clients of each level; a ring needs so many
+SHOWN = "ace"
+_PALE, _DEEP, _CLOSED = "#dfe6fb", "#2b43ab", "#d9822b"
+
+
+def draw() -> Figure:
+    """Return the rings of a weight for ten clients, and with how many others each of three clients masks each entry."""
+    build = PAPER["mnist"].build()
+    full = new_model(build, 1.0)
+    slices = [{WEIGHT: Plan.of(full, new_model(build, rate)).axes[WEIGHT]} for rate in LEVELS.values()]
+    clients = [EACH] * len(slices)
+    colours = ListedColormap(
+        LinearSegmentedColormap.from_list("holders", [_PALE, _DEEP])(np.linspace(0, 1, EACH * len(slices)))
+    )
+    figure = Figure(figsize=(9.6, 3.9), layout="constrained")
+    grid = figure.add_gridspec(1, 4, width_ratios=(1.5, 1, 1, 1))
+    rings = _counts(whole(slices), slices, clients)
+    closed = np.ma.masked_where(rings >= LEAST, np.ones_like(rings))
+    place = figure.add_subplot(grid[0, 0])
+    image = place.imshow(rings, colours, interpolation="nearest", aspect="auto", vmin=0.5, vmax=rings.max() + 0.5)
+    place.imshow(closed, ListedColormap([_CLOSED]), interpolation="nearest", aspect="auto")
+    _label(
+        place, "rings: how many clients hold each entry", f"orange: under {LEAST}, so nobody unmasks it", rings.shape
+    )
+    for level in SHOWN:
+        own = slices[list(LEVELS).index(level)]
+        inside = _counts(own, slices, clients)
+        masks = np.full(rings.shape, np.nan)
+        masks[: inside.shape[0], : inside.shape[1]] = inside - 1
+        place = figure.add_subplot(grid[0, 1 + SHOWN.index(level)])
+        place.imshow(masks, colours, interpolation="nearest", aspect="auto", vmin=0.5, vmax=rings.max() + 0.5)
+        _label(place, f"a client of level {level}", f"sends {inside.shape[0]} x {inside.shape[1]}", rings.shape)
+    bar = figure.colorbar(image, ax=figure.axes, ticks=range(1, EACH * len(slices) + 1), fraction=0.03, pad=0.01)
+    bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=light("ink"))
+    bar.outline.set_visible(False)
+    title = f"{WEIGHT}, {EACH} clients of each level: the rings, and with how many others a client masks each entry"
+    figure.suptitle(title, fontsize=11, color=light("ink"))
+    return figure
+
+
+def _counts(own: dict, slices: list, clients: list[int]) -> NDArray[np.float32]:  # type: ignore[type-arg]
+    """Return how many clients hold each entry of a slice, by row and column: kernels are never cut."""
+    return as_state(count_holders(own, slices, clients), own)[WEIGHT][:, :, 0, 0].numpy()
+
+
+def _label(place: Place, title: str, below: str, shape: tuple[int, ...]) -> None:
+    """Write a title and a note below, without ticks, over the whole weight."""
+    place.set_title(title, fontsize=9.5, color=light("ink"))
+    place.set_xlabel(below, fontsize=SMALL, color=light("muted"))
+    place.set_xlim(-0.5, shape[1] - 0.5)
+    place.set_ylim(shape[0] - 0.5, -0.5)
+    place.set_xticks([])
+    place.set_yticks([])
+    place.spines[:].set_color(light("grid"))
+
+
+def main() -> int:
+    return write_picture("ring_picture", __doc__, draw)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
