@@ -71,16 +71,17 @@ class ServerRound:
         keys = {client: self._secret(client, 0, shares, roster.public(client, 1)) for client in lost}
         for number, own in enumerate(roster.slices):
             clients = [client for client in survivors if roster.clients[client][0] == number]
-            rings = count_holders(own, roster.slices, roster.by_slice(self.members)) if clients else np.empty(0)
+            if not clients:
+                continue
+            rings = count_holders(own, roster.slices, roster.by_slice(self.members))
             masks = np.zeros(len(rings), np.uint32)
-            for place, ring in enumerate(self._rings[number] if clients else ()):
+            for place, ring in enumerate(self._rings[number]):
                 if ring in self._open:
                     seeds = [self._secret(one, ring, shares, self._hashes[one][place]) for one in clients]
                     add_private(masks, rings, ring, seeds, -1)
             for client in clients:
                 add_pairs(masks, roster, roster.view(self.members), client, keys, lost, -1)
-            if clients:
-                self._add(number, masks)
+            self._add(number, masks)
 
     def _collect(self, revealed: Revealed) -> Mapping[tuple[int, int], dict[int, bytes]]:
         """Return the shares of each client's secrets by ring, those of its key as ring 0, from whom they came."""
