@@ -1,7 +1,6 @@
 """What an instruction of the server means on a node of our own app: data, model, training, and what the node keeps."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -49,19 +48,12 @@ OPENS_ROUND = ("train", messages.TRAIN_PUBLISH)
 Value = TypeVar("Value", int, float, str)
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose own parameters a node keeps: a client's in a run, which stays the same when the run is resumed."""
-
-    partition: int
-    run_key: int | None = None  # an older server sends none
-
-    def folder(self, context: Context) -> Path | None:
-        """Return where they are, if the node has a folder: of another run they would fit too, and mean nothing."""
-        if not (folder := context.node_config.get(NODE_STATES)):
-            return None
-        run = "" if self.run_key is None else f"{self.run_key:016x}"
-        return Path(str(folder)) / run / f"{self.partition:05d}"
+def states_folder(context: Context, partition: int, run_key: int | None = None) -> Path | None:
+    """Return where a client's states are, if the node has a folder: of another run they would fit, and mean nothing."""
+    if not (folder := context.node_config.get(NODE_STATES)):
+        return None
+    run = "" if run_key is None else f"{run_key:016x}"  # an older server sends none
+    return Path(str(folder)) / run / f"{partition:05d}"
 
 
 def read_own_state(folder: Path, before: int) -> State | None:
@@ -115,10 +107,10 @@ class Instruction:
         return seed_of(self.message)
 
     @property
-    def owner(self) -> Owner:
-        """Whose own parameters this node keeps."""
+    def states(self) -> Path | None:
+        """Where this client keeps what it does from round to round; the same where the run is resumed."""
         run_key = messages.read_optional(self.config, messages.RUN_KEY, int)
-        return Owner(self.value(messages.PARTITION, int), run_key)
+        return states_folder(self.context, self.value(messages.PARTITION, int), run_key)
 
     @property
     def options(self) -> TrainOptions:
@@ -163,7 +155,7 @@ class Instruction:
     @cached_property
     def own_context(self) -> Context:
         """The context with what this client keeps: the node's, or where it has a folder for that, one of its own."""
-        context, folder = self.context, self.owner.folder(self.context)
+        context, folder = self.context, self.states
         if folder is None:
             return context
         own = Context(context.run_id, context.node_id, context.node_config, RecordDict(), context.run_config)
@@ -178,7 +170,7 @@ class Instruction:
             return
         if model is not None:
             keep_part(self.own_context, own_part(self.message, model))
-        if folder := self.owner.folder(self.context):
+        if folder := self.states:
             state, every = kept_part(self.own_context) or {}, self.task.settings.run.checkpoint_every
             keep_own_state(folder, self.value(messages.SERVER_ROUND, int), state, every)
 
@@ -219,5 +211,5 @@ class Instruction:
 
 @lru_cache(maxsize=2)
 def _load_own_data(path: str, device: torch.device, data: DataSettings) -> tuple[Split, Split, tuple[int, ...]]:
-    dataset = load_dataset(path, label=data.label, test_share=data.test_share)
+    dataset = load_dataset(path, label=data.label)
     return dataset.train.to(device), dataset.test.to(device), tuple(dataset.train.targets.unique().tolist())

@@ -3,7 +3,7 @@
 import logging
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +20,8 @@ from heterofl_flwr.errors import ConfigError, extra, load_function
 from heterofl_flwr.federation.options import multi_step
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Training
+from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, Training
 from heterofl_flwr.grids.simulated import SimulatedDevices
-from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings import Settings, from_stored, to_flat
@@ -157,31 +156,12 @@ def build_devices(task: Task) -> Devices | None:
     if not name:
         return None
     profiles: Profiles = BUNDLED[name] if name in BUNDLED else load_function(name, "devices.profile")()
-    cost = _exchange_cost(task) if settings.server.strategy == "fedh2l" else _training_cost(task, task.build)
-    return Devices(profiles, cost, deadline=settings.devices.deadline or math.inf)
-
-
-def _training_cost(task: Task, build: Build) -> Training:
-    """Return what it costs to train a model on a client's own examples."""
-    train, settings = task.dataset.train, task.settings.train
-    pieces = 1.0 if train.reading is None else train.inputs.shape[1] / train.reading.length
-    return Training(
-        build, task.example(), epochs=settings.epochs, inputs=pieces, widths=settings.distill, rates=task.mix.rates
+    examples, train = task.dataset.train, settings.train
+    pieces = 1.0 if examples.reading is None else examples.inputs.shape[1] / examples.reading.length
+    cost = Training(
+        task.build, task.example(), epochs=train.epochs, inputs=pieces, widths=train.distill, rates=task.mix.rates
     )
-
-
-def _exchange_cost(task: Task) -> Callable[[str, int, float, int], float]:
-    """Return what two exchanges cost: training and publishing, then the seed steps; each architecture has its own."""
-    distill, batch_size = task.settings.distill, task.settings.train.batch_size
-    training = {build: _training_cost(task, build) for build in task.builds}
-
-    def cost(kind: str, partition: int, rate: float, examples: int) -> float:
-        own = training[task.client_build(partition)]
-        if kind == messages.TRAIN_PUBLISH:
-            return own(kind, partition, rate, examples) + distill.seed_batch * own.forward(rate)
-        return PASSES * distill.steps * (min(batch_size, examples) + distill.seed_batch) * own.forward(rate)
-
-    return cost
+    return Devices(profiles, cost, deadline=settings.devices.deadline or math.inf)
 
 
 @dataclass(frozen=True, slots=True)

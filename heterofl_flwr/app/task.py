@@ -237,7 +237,7 @@ class Task:
 def load_data(data: DataSettings) -> Dataset:
     """Return the data set of a run."""
     owner = owner_column(data.split)
-    return load_dataset(data.name, data.root or None, label=data.label, owner=owner, test_share=data.test_share)
+    return load_dataset(data.name, data.root or None, label=data.label, owner=owner)
 
 
 def load_task(run_config: Mapping[str, Any]) -> Task:

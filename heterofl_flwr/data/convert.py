@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -10,8 +9,8 @@ from torch import Tensor
 from heterofl_flwr.data.dataset import Dataset, Normal, Split
 from heterofl_flwr.errors import DataError
 
-TEST_SHARE = 0.2
-"""The share of the examples that is held out for testing where a data set has no test split."""
+HELD_OUT = 5
+"""One of so many examples is held out for testing where a data set has no test split."""
 
 Values = Sequence[int | str]
 """One for each example: its class, or its owner."""
@@ -29,15 +28,7 @@ class Raw:
     owners: Values | None = None
 
 
-def to_dataset(
-    name: str,
-    train: Raw,
-    test: Raw | None,
-    normal: Normal | None = None,
-    augment: str = "none",
-    *,
-    test_share: float = TEST_SHARE,
-) -> Dataset:
+def to_dataset(name: str, train: Raw, test: Raw | None, normal: Normal | None = None, augment: str = "none") -> Dataset:
     """Return a data set from its splits as read; without a test split, a part of the train split is held out.
 
     Without ``normal``, inputs are normalised by the train split's own mean and deviation, for each channel of images
@@ -52,7 +43,7 @@ def to_dataset(
     targets, classes, names = _number_labels(raws)
     inputs, owners = [raw.inputs for raw in raws], number_owners(*(raw.owners for raw in raws))
     if test is None:
-        held = hold_out(train.place, (owners or targets)[0], test_share)
+        held = hold_out(train.place, (owners or targets)[0])
         inputs, targets, owners = (
             [own[part] for own in values for part in (~held, held)] for values in (inputs, targets, owners)
         )
@@ -117,21 +108,21 @@ def number_owners(*splits: Values | None) -> list[Tensor]:
     return [torch.tensor([numbers[name] for name in values]) for values in owners]
 
 
-def hold_out(place: str, groups: Tensor, share: float) -> Tensor:
-    """Return which examples are for testing: this share of each group, spread evenly over it in the order of the data.
+def hold_out(place: str, groups: Tensor) -> Tensor:
+    """Return which examples are for testing: every fifth of each group, in the order of the data.
 
     Raises
     ------
     DataError
         If the groups are too small for it.
     """
-    part, sizes = Fraction(str(share)).limit_denominator(1_000_000), groups.unique(return_counts=True)[1]
+    sizes = groups.unique(return_counts=True)[1].tolist()
     rank = torch.empty_like(groups)
-    rank[groups.argsort(stable=True)] = torch.cat([torch.arange(size) for size in sizes.tolist()])
-    held = (rank + 1) * part.numerator // part.denominator > rank * part.numerator // part.denominator
+    rank[groups.argsort(stable=True)] = torch.cat([torch.arange(size) for size in sizes])
+    held = rank % HELD_OUT == HELD_OUT - 1
     if not held.any():
         raise DataError(
-            f"{place} has no test split, and a share of {share:g} of the {len(groups)} examples in {len(sizes)} groups "
-            "(owners or classes) is none: raise data.test-share, or add a test split"
+            f"{place} has no test split, and none of its {len(sizes)} groups (owners or classes) has {HELD_OUT} "
+            f"examples, of which one could be held out: add a test split"
         )
     return held

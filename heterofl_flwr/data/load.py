@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heterofl_flwr.data.convert import TEST_SHARE, Raw, to_dataset
+from heterofl_flwr.data.convert import Raw, to_dataset
 from heterofl_flwr.data.dataset import Dataset, Split
 from heterofl_flwr.data.known import SOURCES, UNKNOWN, Columns, Source, short_name
 from heterofl_flwr.data.text import Texts, to_text
@@ -29,12 +29,7 @@ _lock = threading.RLock()  # a user's function may load another data set
 
 
 def load_dataset(
-    name: str,
-    root: str | os.PathLike[str] | None = None,
-    *,
-    label: str = "",
-    owner: str | None = None,
-    test_share: float = TEST_SHARE,
+    name: str, root: str | os.PathLike[str] | None = None, *, label: str = "", owner: str | None = None
 ) -> Dataset:
     """Return a data set; the second call in a process returns the same object.
 
@@ -53,8 +48,6 @@ def load_dataset(
     owner : str | None
         The column that tells whose each example is, or ``""`` for the usual one of a data set that has a short name.
         None reads no owners.
-    test_share : float
-        Where there is no test split, the share of each owner's, or else of each class's, examples that is held out.
 
     Raises
     ------
@@ -67,15 +60,15 @@ def load_dataset(
     if name.startswith((".", "~")) or (short_name(name) not in SOURCES and not below_root and Path(name).is_dir()):
         name = str(Path(name).expanduser().absolute())
     with _lock:  # threads that ask at once must not read twice
-        return _load(name, key, Columns(label, owner), test_share)
+        return _load(name, key, Columns(label, owner))
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, root: str | None, columns: Columns, test_share: float) -> Dataset:
+def _load(name: str, root: str | None, columns: Columns) -> Dataset:
     if columns.label and (name == "digits" or (":" in name and "/" not in name)):
         raise DataError(f"{name} has no columns to choose from: found data.label={columns.label!r}, expected ''")
     if name == "digits":
-        return to_dataset(name, _digits(), None, test_share=test_share)
+        return to_dataset(name, _digits(), None)
     if ":" in name and "/" not in name:
         return _from_function(name)
     source = SOURCES.get(short_name(name), Source(name))
@@ -90,17 +83,15 @@ def _load(name: str, root: str | None, columns: Columns, test_share: float) -> D
         from heterofl_flwr.data.folder import read_folder, read_hub
     folder, columns = _find_folder(root, source.path), source.fill(columns)
     raws = read_folder(folder, columns) if folder else read_hub(source.path, columns)
-    return build_dataset(name, *raws, source, test_share)
+    return build_dataset(name, *raws, source)
 
 
-def build_dataset(
-    name: str, train: Raw | Texts, test: Raw | Texts | None, source: Source = UNKNOWN, test_share: float = TEST_SHARE
-) -> Dataset:
+def build_dataset(name: str, train: Raw | Texts, test: Raw | Texts | None, source: Source = UNKNOWN) -> Dataset:
     """Return a data set from its splits as read."""
     if isinstance(train, Texts) and not isinstance(test, Raw):
-        return to_text(name, train, test, source.rows, test_share=test_share)
+        return to_text(name, train, test, source.rows)
     if isinstance(train, Raw) and not isinstance(test, Texts):
-        return to_dataset(name, train, test, source.normal, source.augment, test_share=test_share)
+        return to_dataset(name, train, test, source.normal, source.augment)
     raise DataError(
         f"{name}: one of train and test is a text, the other has classes; expected the same columns in both"
     )

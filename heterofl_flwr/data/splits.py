@@ -260,7 +260,7 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
     rows = train.argsort(stable=True).split(sizes.tolist())[:clients]
     tested = tuple(torch.nonzero(test == name).flatten() for name in names[:clients])
     if not any(map(len, tested)):
-        raise DataError(f"none of the {clients} clients has test examples: use more clients, or raise data.test-share")
+        raise DataError(f"none of the {clients} clients has test examples: use more clients, or data with a test split")
     return rows, tested
 
 

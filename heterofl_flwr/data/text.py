@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heterofl_flwr.data.convert import TEST_SHARE, Values, hold_out, number_owners
+from heterofl_flwr.data.convert import Values, hold_out, number_owners
 from heterofl_flwr.data.dataset import Dataset, Reading, Split
 from heterofl_flwr.errors import DataError
 
@@ -41,14 +41,7 @@ def join_windows(windows: Iterable[str], following: Iterable[str], owners: Value
     return ["".join(pieces) for pieces in texts.values()], list(texts)
 
 
-def to_text(
-    name: str,
-    train: Texts,
-    test: Texts | None,
-    rows: Mapping[str, int] | None = None,
-    *,
-    test_share: float = TEST_SHARE,
-) -> Dataset:
+def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int] | None = None) -> Dataset:
     """Return a data set of rows of tokens; without a test split, a share of each owner's rows is held out.
 
     The vocabulary has the two special tokens and the train split's tokens in the order in which they come first.
@@ -61,7 +54,7 @@ def to_text(
     counts = {} if named or rows is None else rows
     parts = [_cut(train, whose[0], lambda token: numbers.setdefault(token, len(numbers)), counts.get("train", 0))]
     if test is None:
-        (tokens, owners), held = parts[0], hold_out(train.place, parts[0][1], test_share)
+        (tokens, owners), held = parts[0], hold_out(train.place, parts[0][1])
         parts = [(tokens[part], owners[part]) for part in (~held, held)]
     else:
         parts.append(_cut(test, whose[1], lambda token: numbers.get(token, 0), counts.get("test", 0)))

@@ -63,7 +63,7 @@ def export_model(
         If the model cannot be exported, or a file says something else than it does.
     """
     chosen = formats_named(formats)
-    given = read_inputs(inputs, dynamic)
+    given = read_inputs(inputs)
     own = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     _check_statistics(own)
     expected = _compute(lambda found: call(own, found), given)
@@ -101,23 +101,17 @@ def _replace(target: Path, new: Path) -> None:
         path.rename(target / path.name)
 
 
-def read_inputs(given: object, axes: Axes) -> Inputs:
+def read_inputs(given: object) -> Inputs:
     """Return a tensor, a tuple of tensors or a mapping of named ones as inputs on the CPU."""
     found = dict(given) if isinstance(given, Mapping) else (given,) if isinstance(given, Tensor) else given
-    leaves = list(found.values()) if isinstance(found, dict) else list(found) if isinstance(found, tuple) else []
+    leaves = list(found.values()) if isinstance(found, dict) else found if isinstance(found, tuple) else ()
     if not leaves or not all(isinstance(one, Tensor) and one.dim() and one.numel() for one in leaves):
-        kinds = ", ".join(
-            f"Tensor{tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__ for one in leaves
-        )
         raise DataError(
-            f"the inputs are {kinds or type(given).__name__}; expected what the model is called with: a "
-            f"tensor of some examples, a tuple of such tensors, or a mapping of named ones"
+            f"the inputs are {type(given).__name__}; expected what the model is called with: a tensor of some "
+            f"examples, a tuple of such tensors, or a mapping of named ones"
         )
-    most = max(one.dim() for one in leaves)
-    if wrong := [axis for axis in axes if not 0 <= axis < most]:
-        raise ConfigError(f"dynamic has axis {wrong[0]}; expected 0 to {most - 1}, the axes of the inputs")
-    own = [one.detach().cpu() for one in leaves]
-    return dict(zip(map(str, found), own, strict=True)) if isinstance(found, dict) else tuple(own)
+    inputs: Inputs = tree_map(lambda one: one.detach().cpu(), found)
+    return inputs
 
 
 def _check_statistics(model: nn.Module) -> None:
@@ -128,6 +122,13 @@ def _check_statistics(model: nn.Module) -> None:
             f"of an example would depend on the others beside it: measure them with "
             f"heterofl_flwr.nn.collect_moments and export heterofl_flwr.nn.with_static_norm(model, moments)"
         )
+
+
+_REMEDY = (
+    "What a model computes may not depend on its inputs' values; it takes lengths from their shapes (dynamic={} fixes "
+    "all lengths to those of the inputs given), and returns tensors alone (for a language model of transformers, set "
+    "config.use_cache = False)"
+)
 
 
 def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
@@ -146,24 +147,12 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
         program = torch.export.export(model, args, named, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch's own, and whatever the model's code raises
         raise HeteroFLError(
-            f"torch.export cannot make a program of {type(model).__name__}: {first_line(error)}. {_remedy(error, axes)}"
+            f"torch.export cannot make a program of {type(model).__name__}: {first_line(error)}. {_REMEDY}"
         ) from error
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)
     return program
-
-
-def _remedy(error: Exception, axes: Axes) -> str:
-    if "in output, which is not a known type" in str(error):
-        return "A model may return tensors alone; for a language model of transformers, set config.use_cache = False"
-    if "Constraints violated" in str(error):
-        lengths = ", ".join(f"{axis} ({name})" for axis, name in axes.items())
-        return (
-            f"The model's code fixes the length of an axis that may have any: of {lengths}. Leave it out of dynamic "
-            f"(dynamic={{}} fixes all lengths to those of the inputs given), or take lengths from the input's shape"
-        )
-    return "What a model computes may not depend on its inputs' values; rewrite what does with torch's own operators"
 
 
 def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected: Sequence[Tensor]) -> None:

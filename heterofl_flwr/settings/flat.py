@@ -90,7 +90,12 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
     return settings.model_copy(update={"mix": settings.mix.with_global_rate(settings.global_rate)})
 
 
-REMOVED: Mapping[str, Flat] = {"train.factor": 0.1, "distill.direction": "forward", "distill.projection": "gem"}
+REMOVED: Mapping[str, Flat] = {
+    "train.factor": 0.1,
+    "distill.direction": "forward",
+    "distill.projection": "gem",
+    "data.test-share": 0.2,
+}
 """Settings that earlier versions had, each with the value that it has for good."""
 
 
@@ -195,6 +200,8 @@ def _server_rules(settings: Settings) -> Iterable[Contradiction]:
     largest, whole = settings.mix.rates[0], rate_of(settings.global_rate or settings.mix.rates[0])
     return (
         ("global-rate", whole < largest, f"expected {largest:g} or more, as the mix is {settings.mix}"),
+        ("devices.profile", devices.profile and server.strategy == "fedh2l",
+         "but with server.strategy=fedh2l the exchange of posteriors is not simulated; expected ''"),
         ("devices.deadline", devices.deadline and not devices.profile,
          "expected devices.profile to name the devices too"),
         ("sample.spare", sample.spare and devices.profile,

@@ -18,7 +18,6 @@ from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustMean
 from heterofl_flwr.core.slice_rules import SliceRule
-from heterofl_flwr.data.convert import TEST_SHARE
 from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.admission import Levels
 from heterofl_flwr.federation.evaluation import Evaluation
@@ -56,8 +55,6 @@ class DataSettings(Group):
     """column of a table with the classes, such as coarse_label of cifar100; '' finds it"""
     split: types.SplitName = "iid"
     """how the data are dealt to the clients; natural: client number i has the examples of the i-th owner"""
-    test_share: Annotated[float, Field(gt=0, lt=1)] = TEST_SHARE
-    """where there is no test split, share of each owner's (natural) or each class's examples held out for testing"""
 
 
 class ModelSettings(Group):

@@ -4,11 +4,10 @@ import pytest
 
 from heterofl_flwr import DeviceProfile
 from heterofl_flwr.app.server_app import build_devices
-from heterofl_flwr.app.task import Task, load_task
+from heterofl_flwr.app.task import Task
 from heterofl_flwr.grids.devices import EDGE
 from heterofl_flwr.settings import from_flat
 from tests.app.test_apps import SMALL, run
-from tests.app.test_fedh2l import H2L, HERE
 
 OWN = {"a": DeviceProfile(macs_per_second=1e9, download=1e6, upload=1e6)}
 
@@ -42,13 +41,3 @@ def test_a_run_on_devices_tells_of_them():
     assert "simulated: later than the deadline of 0.001 s" in record.failures.values()
     assert record.simulated_seconds >= 0.001
     assert record.joules > 0
-
-
-def test_the_work_of_fedh2l_is_that_of_each_architecture():
-    config = {**H2L, "devices.profile": "edge", "distill.models": f"mlp,{HERE}:small_cnn", "distill.steps": 2}
-    work = build_devices(load_task(config)).work
-    one, other = (work("train.publish", partition, 1.0, 0) for partition in (0, 1))
-    assert one != other
-    forward = one / config["distill.seed-batch"]  # of each seed example that is published about
-    assert work("train.publish", 2, 1.0, 30) == (3 * 30 + 50) * forward
-    assert work("train.learn", 0, 1.0, 30) == 3 * 2 * (10 + 50) * forward

@@ -56,7 +56,7 @@ def test_the_page_says_how_to_prepare_inputs(run):
     page = (run / "exports" / "README.md").read_text()
     assert page.endswith("Classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9.\n")
     # Raw digits, prepared as the page says, are what the run evaluated.
-    mean, deviation = (float(re.search(rf"{word} ([\d.]+\d)", page)[1]) for word in (": mean", "; deviation"))
+    mean, deviation = (float(re.search(rf"{word} ([\d.]+\d)", page)[1]) for word in ("its mean", "its deviation"))
     from sklearn.datasets import load_digits
 
     prepared = (torch.from_numpy(load_digits().images).float()[None] / 16 - mean) / deviation
@@ -64,10 +64,11 @@ def test_the_page_says_how_to_prepare_inputs(run):
     assert apart.min(1).values.max() < 1e-5
 
 
-def test_a_level_may_be_a_rate_and_go_elsewhere(run, tmp_path):
-    assert main(["export", str(run), "--level", "1/4", "--out", str(tmp_path / "out"), *QUICK]) == 0
+def test_a_level_alone_may_go_elsewhere(run, tmp_path, capsys):
+    assert main(["export", str(run), "--level", "c", "--out", str(tmp_path / "out"), *QUICK]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"c", "README.md"}
     assert not (run / "exports").exists()
+    assert "--level b: the run has no such model; expected some of a, c" in rejected(capsys, run, "--level", "b")
 
 
 def rewritten(run, **changes):
@@ -79,8 +80,7 @@ def rewritten(run, **changes):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"server.shared": "linear.*"}, "keep parameters of their own"),
-        ({}, "has no models yet: it has done 1 of 1 rounds"),
+        ({}, "has no models: it writes them at its end"),
         ({"lr": 0.1}, "by another app or version, whose settings lr are not known"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
-from heterofl_flwr.app.node import NODE_STATES, Owner, keep_own_state, read_own_state
+from heterofl_flwr.app.node import NODE_STATES, keep_own_state, read_own_state, states_folder
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.settings import DEFAULTS
 from tests.app.runs import history_of, run_app
@@ -26,7 +26,7 @@ SMALL = {
 
 
 def folder_of(folder, partition=3):
-    return Owner(partition).folder(Context(1, 2, {NODE_STATES: str(folder)}, RecordDict(), {}))
+    return states_folder(Context(1, 2, {NODE_STATES: str(folder)}, RecordDict(), {}), partition)
 
 
 def keep(folder, number, every=1):

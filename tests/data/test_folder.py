@@ -1,5 +1,7 @@
 """Folders of CSV, of parquet and of images, made here and tiny."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -167,20 +169,21 @@ def test_hidden_files_and_folders_are_not_read(tmp_path):
 def test_of_a_single_file_a_part_of_each_class_is_held_out(tmp_path, name):
     rows = [(value, "ab"[value % 2], value // 10 % 3) for value in range(40)]
     write(tmp_path / name, "\n".join(["value,kind,who", *(f"{a},{b},{c}" for a, b, c in rows)]))
-    data = load_dataset(str(tmp_path), label="kind", test_share=0.25)
+    data = load_dataset(str(tmp_path), label="kind")
     assert data.columns == ("value", "who")
-    assert data.test.targets.bincount().tolist() == [5, 5]
-    data = load_dataset(str(tmp_path), label="kind", owner="who", test_share=0.5)
+    assert data.test.targets.bincount().tolist() == [4, 4]
+    data = load_dataset(str(tmp_path), label="kind", owner="who")
     assert data.columns == ("value",)
-    assert [own.bincount().tolist() for own in data.owners] == [[10, 5, 5]] * 2
+    assert [own.bincount().tolist() for own in data.owners] == [[16, 8, 8], [4, 2, 2]]
 
 
 def test_without_a_test_folder_images_are_held_out(tmp_path):
     for number in range(10):
         write(tmp_path / "train" / "cat" / f"{number}.png", png(number))
-    assert load_dataset(str(tmp_path)).test.targets.tolist() == [0, 0]
     write(tmp_path / "val" / "cat" / "0.png", png(1))
     with pytest.raises(DataError, match="has no test split, only train, validation"):
-        load_dataset(str(tmp_path), test_share=0.5)
+        load_dataset(str(tmp_path))
+    shutil.rmtree(tmp_path / "val")
+    assert load_dataset(str(tmp_path)).test.targets.tolist() == [0, 0]
     with pytest.raises(DataError, match=r"holds images by class: found data\.label='kind', expected ''"):
         load_dataset(str(tmp_path), label="kind")

@@ -61,13 +61,13 @@ def test_windows_of_shakespeare_become_the_texts_again(tmp_path, owner):
     folder.mkdir(parents=True)
     table = pa.table([list(column) for column in zip(*cut, strict=True)], ["character_id", "x", "y"])
     csv.write_csv(table, folder / "shakespeare.csv")
-    data = load_dataset("shakespeare", tmp_path, owner=owner, test_share=0.4)
+    data = load_dataset("shakespeare", tmp_path, owner=owner)
     rows = torch.cat([data.train.inputs, data.test.inputs]).tolist()
     texts = ["".join(spoken.values())] if owner is None else spoken.values()
     expected = [text[at : at + 64] for text in texts for at in range(0, len(text) - 63, 64)]
     assert sorted("".join(data.names[token] for token in row) for row in rows) == sorted(expected)
     assert set(data.names[2:]) == set("".join(spoken.values()))
-    assert owner is None or [own.tolist() for own in data.owners] == [[0, 0, 1, 1, 1], [1, 1]]
+    assert owner is None or [own.tolist() for own in data.owners] == [[0, 0, 1, 1, 1, 1], [1]]
 
 
 def test_every_row_goes_to_one_client(corpus):

@@ -42,7 +42,6 @@ BAD = [
     ("evaluate.levels", [1, "first"]),
     ("assignment", ["b", "", "fix\n", 1, "Fix"]),
     ("data.split", ["", "non-iid-0", "dirichlet-0", "IID", 2]),
-    ("data.test-share", [0, 1.0]),
     ("data.root", [3]),
     ("model.hidden", ["64,", "0", "-1", "1.5", "a", 0, -3, 1.5, True]),
     ("train.milestones", ["2,1", "3,3"]),

@@ -3,7 +3,7 @@
 import argparse
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.core import formatting
-from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Split
 from heterofl_flwr.errors import ConfigError
@@ -42,8 +41,9 @@ def run(args: argparse.Namespace) -> int:
     """Export the models, and print the table."""
     formats = list(formats_named([name.strip() for name in args.formats.split(",")]))  # before anything is loaded
     folder = RunFolder(args.folder)
-    settings, known = _read_settings(folder), _read_models(folder)
-    names = models_of(known, args.level or ["all"])
+    settings = folder.settings()
+    from_stored(settings)  # names those that this version does not have
+    models = models_of(folder, args.level)
     out = args.out or args.folder / "exports"
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; expected a folder, or none")
@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     test = task.whole_test(folder.about().get("clients") or 0)
     inputs, axes = inputs_of(test, task.settings.seed), {**BATCH, 1: "sequence"} if test.reading else BATCH
     kind, rows = "perplexity" if test.reading else "accuracy", []
-    for name in names:
-        facts = known[name]
+    for name, facts in models.items():
         model = load_model(folder, name, task.build)
         sizes = export_model(model, inputs, out / name, formats=formats, dynamic=axes)
         print(f"{out / name}: compared", flush=True)
@@ -68,50 +67,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def models_of(known: Mapping[str, Mapping[str, Any]], levels: Sequence[str]) -> list[str]:
-    """Return the levels that are meant, by their names or rates; ``all`` is every one."""
-    found: list[str] = []
-    for level in levels:
-        if not (own := [name for name, facts in known.items() if _means(level, facts)]):
-            expected = ", ".join(f"{name} ({facts['rate']:g})" for name, facts in known.items())
-            raise ConfigError(f"--level {level}: the run has no such model; expected all, or some of {expected}")
-        found += own
-    return [name for name in known if name in found]
-
-
-def _means(level: str, facts: Mapping[str, Any]) -> bool:
-    """Return whether what is asked for is this model; a rate may be written in any way, as 1, 1.0 or 2/2."""
-    try:
-        return bool(float(exact_rate(level)) == facts["rate"])
-    except ConfigError:
-        return level in ("all", facts["level"])
-
-
-def _read_settings(folder: RunFolder) -> Mapping[str, Any]:
-    settings = folder.settings()
-    if not settings:
+def models_of(folder: RunFolder, levels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return what is known of the final models, or of those of some levels."""
+    known = model_facts(folder)
+    if not known:
         raise ConfigError(
-            f"the run in {folder.path} has no settings, so it is of another app, whose models are not known here: load "
-            f"them with heterofl_flwr.report.load_model, and call heterofl_flwr.export.export_model"
+            f"the run in {folder.path} has no models: it writes them at its end (heterofl run --resume "
+            f"{shlex.quote(str(folder.path))}), and none where clients keep parameters of their own (server.shared)"
         )
-    from_stored(settings)  # names those that this version does not have
-    return settings
-
-
-def _read_models(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    if found := model_facts(folder):
-        return found
-    settings = folder.settings()
-    strategy, shared = settings.get("server.strategy"), settings.get("server.shared")
-    if strategy == "fedh2l" or shared not in (None, "*"):
-        raise ConfigError(
-            f"the clients of the run in {folder.path} keep parameters of their own (server.strategy={strategy}, "
-            f"server.shared={shared}), so no level has one model to export: they are in clients/"
-        )
-    raise ConfigError(
-        f"the run in {folder.path} has no models yet: it has done {len(folder.history())} of {settings['num-rounds']} "
-        f"rounds, and writes them at its end. Go on with it: heterofl run --resume {shlex.quote(str(folder.path))}"
-    )
+    if unknown := [level for level in levels if level not in known]:
+        raise ConfigError(f"--level {unknown[0]}: the run has no such model; expected some of {', '.join(known)}")
+    return {name: facts for name, facts in known.items() if not levels or name in levels}
 
 
 def inputs_of(test: Split, seed: int) -> Tensor:
@@ -130,13 +96,8 @@ def preparation(dataset: Dataset) -> str:
     names = ", ".join(dataset.names) if dataset.names else f"0 to {dataset.classes - 1}"
     if dataset.normal is None:
         return f"Inputs are as {dataset.name} gives them. Classes: {names}."
-    table = dataset.test.inputs.dim() == 2
-    says = "(value - mean) / deviation" if table else "pixels scaled to 0 to 1, then (pixel - mean) / deviation"
-    columns = f" ({', '.join(dataset.columns)})" if dataset.columns else ""
-    means, deviations = (
+    what = f"columns {', '.join(dataset.columns)}" if dataset.columns else "channels of pixels, scaled to 0 to 1"
+    mean, deviation = (
         ", ".join(f"{one:.9g}" for one in own) for own in (dataset.normal.mean, dataset.normal.deviation)
     )
-    return (
-        f"Inputs are {says}, for each {'column' if table else 'channel'}{columns}: mean {means}; deviation "
-        f"{deviations}. Classes: {names}."
-    )
+    return f"Inputs are {what}; of each less its mean {mean}, divided by its deviation {deviation}. Classes: {names}."

@@ -175,7 +175,7 @@ EXPORT_EXAMPLES = """
 examples:
   heterofl export runs/mine
   heterofl export runs/mine --level c --formats onnx
-  heterofl export runs/mine --level b --level 0.0625 --out models
+  heterofl export runs/mine --level b --level e --out models
 """
 
 
@@ -183,8 +183,8 @@ def _add_export(subparsers: Subparsers) -> None:
     summary = "write a run's models as safetensors, torch.export and ONNX"
     this = _add_command(subparsers, "export", "export:run", summary, EXPORT, EXPORT_EXAMPLES)
     this.add_argument("folder", type=_path, metavar="RUN", help="the run's folder")
-    level = "such as c, or a rate; repeatable; by default all"
-    this.add_argument("--level", action="append", metavar="LEVEL", help=level)
+    level = "such as c; repeatable; by default all"
+    this.add_argument("--level", action="append", default=[], metavar="LEVEL", help=level)
     formats = "some of safetensors, pt2 and onnx, with commas; by default all three"
     this.add_argument("--formats", default="safetensors,pt2,onnx", metavar="NAMES", help=formats)
     this.add_argument("--out", type=_path, metavar="DIR", help="where to; by default RUN/exports")
