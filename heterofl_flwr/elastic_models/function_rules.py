@@ -171,13 +171,6 @@ def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: 
     return run()
 
 
-@function(Tensor.unbind, torch.unbind)
-def unbind(trace: Trace, run: Run, input: Tensor, dim: int = 0) -> object:
-    """Keep the axis whole: code counts on the number of what comes out."""
-    trace.pin(trace.rows(input)[dim])
-    return run()
-
-
 @function(Tensor.size, Tensor.shape.__get__)  # type: ignore[attr-defined]  # a property of C
 def size(trace: Trace, run: Run, tensor: Tensor, dim: int | None = None) -> object:
     """Return the shape, or one length of it, as lengths that remember their axes."""

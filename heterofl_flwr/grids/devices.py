@@ -15,7 +15,8 @@ from torch import nn
 
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.errors import ConfigError, check_fields
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.groups import Decay, NotNegative, Positive, Share, group
 from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
 
@@ -23,50 +24,28 @@ Workload = Callable[[str, int, float, int], float]
 """From the type of a message, a partition, its rate and its number of examples to the multiplications of the work."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@group
 class DeviceProfile:
-    """What the devices of one level can do.
+    """What the devices of one level can do."""
 
-    Attributes
-    ----------
-    macs_per_second
-        Multiplications (with addition) in a second, as training reaches them.
-    download, upload
-        Bytes in a second.
-    available
-        The share of the rounds in which a device is there.
-    drop_out
-        The probability that a device of a round drops out before its end.
-    least_work
-        The smallest share of its steps that a client runs; the share is drawn uniformly from there to 1.
-    jitter
-        The spread of the speed from round to round: the standard deviation of its logarithm.
-    compute_watts, radio_watts
-        What computing and what sending or receiving draws, beyond what the device draws anyway.
-    """
-
-    macs_per_second: float
-    download: float
-    upload: float
-    available: float = 1.0
-    drop_out: float = 0.0
-    least_work: float = 1.0
-    jitter: float = 0.0
-    compute_watts: float = 0.0
-    radio_watts: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Validate the fields, all at once."""
-        speeds = ("macs_per_second", "download", "upload")
-        others = ("jitter", "compute_watts", "radio_watts")
-        rules = [
-            *((name, 0 < getattr(self, name) < math.inf, "a number over 0") for name in speeds),
-            ("available", 0 < self.available <= 1, "a number over 0 and up to 1"),
-            ("drop_out", 0 <= self.drop_out < 1, "0 up to, not including, 1"),
-            ("least_work", 0 < self.least_work <= 1, "a number over 0 and up to 1"),
-            *((name, 0 <= getattr(self, name) < math.inf, "0 or more") for name in others),
-        ]
-        check_fields(self, rules, "a device profile cannot be used: ")
+    macs_per_second: Positive
+    """multiplications (with addition) in a second, as training reaches them"""
+    download: Positive
+    """bytes in a second"""
+    upload: Positive
+    """bytes in a second"""
+    available: Share = 1.0
+    """share of the rounds in which a device is there"""
+    drop_out: Decay = 0.0
+    """probability that a device of a round drops out before its end"""
+    least_work: Share = 1.0
+    """smallest share of its steps that a client runs; the share is drawn uniformly from there to 1"""
+    jitter: NotNegative = 0.0
+    """spread of the speed from round to round: the standard deviation of its logarithm"""
+    compute_watts: NotNegative = 0.0
+    """what computing draws, beyond what the device draws anyway"""
+    radio_watts: NotNegative = 0.0
+    """what sending or receiving draws"""
 
 
 Profiles = Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.layers import Scaler
-from heterofl_flwr.training import TrainingJob, train
+from heterofl_flwr.training import train
 from heterofl_flwr.training.engines import compile
-from tests.training.conftest import OPTIONS, assert_as_plain, images, make_jobs, small
+from tests.training.conftest import OPTIONS, assert_as_plain, make_jobs, small
 
 # Torch takes this warning of its own back, which does not help where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -94,10 +93,3 @@ def test_what_is_compiled_holds_no_model(compiled, split):
     gc.collect()
     assert gone() is None
     assert compiled
-
-
-def test_without_a_cpp_compiler_the_remedy_is_named(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    job = TrainingJob(model=small()(), split=images(5), seed=1)
-    with pytest.raises(ConfigError, match=r"no C\+\+ compiler 'no-such-compiler', .*: install one .* or use engine"):
-        compile.train_compiled([job], OPTIONS)

@@ -1,7 +1,5 @@
 """The engine ``compile``: the engine ``plain``, whose forward and backward passes ``torch.compile`` has compiled."""
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
@@ -9,8 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.training.engines.plain import train_one
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 
@@ -21,17 +17,14 @@ def train_compiled(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[T
     Parameters are inputs of what is compiled, so it serves all clients and rounds of a process whose models differ in
     their values alone; before each step torch compares everything else that it has read of a model. Batches of another
     size than the full one run as in ``plain``. So does what would be compiled beyond torch's own limit, eight kinds of
-    model and shapes of batch in a process (``torch._dynamo.config.recompile_limit``).
+    model and shapes of batch in a process (``torch._dynamo.config.recompile_limit``). On a CPU torch needs a C++
+    compiler.
 
     Raises
     ------
-    ConfigError
-        If the models are on a CPU and this machine has no C++ compiler.
     DivergedError
         If a loss is NaN or infinite.
     """
-    if any(device_of(job.model).type == "cpu" for job in jobs):
-        _check_compiler()
     return [train_one(job, options, partial(_forward, job.model, options.batch_size)) for job in jobs]
 
 
@@ -54,12 +47,3 @@ def _compiler() -> Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]:
 def _call(model: nn.Module, trained: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     logits: Tensor = functional_call(model, dict(trained), (inputs,))
     return logits
-
-
-def _check_compiler() -> None:
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise ConfigError(
-            f"engine is compile, and there is no C++ compiler {compiler!r}, which torch.compile needs on a CPU: "
-            "install one (apt install g++), name yours in the environment variable CXX, or use engine auto or plain"
-        )
