@@ -23,8 +23,9 @@ from sphinx.pycode import ModuleAnalyzer
 from heterofl_flwr.app.cli.main import COMMANDS, parser
 from heterofl_flwr.core import Fidelity
 from heterofl_flwr.core.formatting import markdown
-from heterofl_flwr.settings import PRESETS, SPECS, Settings
-from heterofl_flwr.settings.presets import NOT_IID, OTHER
+from heterofl_flwr.settings.flat import SPECS
+from heterofl_flwr.settings.groups import Settings
+from heterofl_flwr.settings.presets import NOT_IID, OTHER, PRESETS
 
 DOCS = Path(__file__).parent
 TABLES = DOCS.parent / "results" / "tables"

@@ -10,7 +10,7 @@ from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.local_model import for_evaluation, model_at
 from heterofl_flwr.report import Costs, EarlyStopping, MLflow, Recorder, RunFolder, TensorBoard, WandB
-from heterofl_flwr.settings import to_flat
+from heterofl_flwr.settings.flat import to_flat
 from heterofl_flwr.strategies.heterofl import HeteroFL
 
 PROJECT = "heterofl-flwr"

@@ -9,17 +9,12 @@ from heterofl_flwr.errors import extra
 from heterofl_flwr.report.callbacks import MLflow, TensorBoard, WandB
 from heterofl_flwr.report.console import Console
 from heterofl_flwr.report.summary import summary_table
-from heterofl_flwr.runs import (
-    Costs,
-    EarlyStopping,
-    LevelCost,
-    ModelCosts,
-    Recorder,
-    RunFolder,
-    load_model,
-    save_models,
-    seconds_to,
-)
+from heterofl_flwr.runs.costs import Costs, LevelCost, ModelCosts
+from heterofl_flwr.runs.early_stopping import EarlyStopping
+from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.runs.metrics import seconds_to
+from heterofl_flwr.runs.models import load_model, save_models
+from heterofl_flwr.runs.recorder import Recorder
 
 __all__ = [
     "Console",

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from heterofl_flwr.errors import extra
 from heterofl_flwr.federation.records import Progress, RoundCallback, State
-from heterofl_flwr.runs import RunFolder
+from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import scalars
-from heterofl_flwr.settings import flatten
+from heterofl_flwr.settings.flat import flatten
 
 
 class _Tracker(RoundCallback):

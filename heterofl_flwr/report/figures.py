@@ -14,8 +14,7 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import summary
 from heterofl_flwr.report.drawing import add_legend, new_axes, series
-from heterofl_flwr.runs import ModelCosts
-from heterofl_flwr.runs.costs import bytes_sent, full_bytes, savings
+from heterofl_flwr.runs.costs import ModelCosts, bytes_sent, full_bytes, savings
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind, pick_metric, points
 
 Points = tuple[Sequence[float], Sequence[float]]

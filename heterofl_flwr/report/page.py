@@ -11,9 +11,10 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import summary
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import draw_run
-from heterofl_flwr.runs import ModelCosts, RunFolder
+from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.files import to_json, write_atomic
-from heterofl_flwr.settings import flatten
+from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.settings.flat import flatten
 
 # The page may load nothing at all, from anywhere: everything it shows is in it. The template is here, and no file of
 # its own, because Flower's bundles have no HTML.

@@ -14,9 +14,8 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.runs import ModelCosts, seconds_to
-from heterofl_flwr.runs.costs import savings
-from heterofl_flwr.runs.metrics import headline, headline_kind, pick_metric, points, scores
+from heterofl_flwr.runs.costs import ModelCosts, savings
+from heterofl_flwr.runs.metrics import headline, headline_kind, pick_metric, points, scores, seconds_to
 
 LONGEST = 100  # characters of a reason of failures
 

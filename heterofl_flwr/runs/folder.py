@@ -31,7 +31,7 @@ from heterofl_flwr.runs.files import (
     write_atomic,
 )
 from heterofl_flwr.runs.origin import command, commit, machine
-from heterofl_flwr.settings import flatten
+from heterofl_flwr.settings.flat import flatten
 from heterofl_flwr.stages.privacy import KINDS
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.files import to_json, write_atomic
-from heterofl_flwr.settings import to_flat
+from heterofl_flwr.settings.flat import to_flat
 from simulations.results import authors
 from simulations.results.paper import name_of
 from simulations.results.runs import Run, file_name, one_line, portable, read_run, run_folders

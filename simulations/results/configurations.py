@@ -6,8 +6,9 @@ from itertools import chain
 
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind
-from heterofl_flwr.settings import Flat, to_flat
+from heterofl_flwr.settings.flat import to_flat
 from heterofl_flwr.settings.presets import architectures
+from heterofl_flwr.settings.types import Flat
 from simulations.results.paper import Job, Key, departures, job_of
 from simulations.results.runs import FREE, Run, Score, method_of, short_mix
 from simulations.results.statistics import ANYTHING, PERCENT, PERPLEXITY, Interval, Summary, summarise

@@ -11,7 +11,7 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.nested import mean_passes
 from heterofl_flwr.runs.metrics import mode_of
-from heterofl_flwr.settings import Settings
+from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.presets import client_settings
 from simulations.results.configurations import Configuration, possible, shown
 from simulations.results.runs import Run

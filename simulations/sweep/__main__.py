@@ -31,7 +31,7 @@ from heterofl_flwr.app.cli.main import FAILED, status_of
 from heterofl_flwr.app.launch.running import LOG, RunError
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.runs.origin import command
-from heterofl_flwr.settings import from_flat
+from heterofl_flwr.settings.flat import from_flat
 from simulations.sweep.cost import describe_changes
 from simulations.sweep.job import DIVERGED, ENDED, build_job, check_jobs, flat, read_metric, run_once
 

@@ -16,16 +16,16 @@ from heterofl_flwr.app.task import Task, load_data
 from heterofl_flwr.core.formatting import duration, render
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data import Reading, Split
-from heterofl_flwr.data.known import Facts
+from heterofl_flwr.data.known import Facts, short_name
 from heterofl_flwr.data.splits import by_owner, owner_column
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.nested import mean_passes
 from heterofl_flwr.nn.profile import Profile, profile
-from heterofl_flwr.runs import RunFolder
-from heterofl_flwr.settings import Settings, from_flat, short_name, to_flat
-from heterofl_flwr.settings.groups import DataSettings
+from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.settings.flat import from_flat, to_flat
+from heterofl_flwr.settings.groups import DataSettings, Settings
 from heterofl_flwr.training import TrainOptions, evaluate, resolve_device, train
 from simulations.sweep.job import BEGUN, DONE, ENDED, Job
 

@@ -19,25 +19,16 @@ from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import run_request
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
 from heterofl_flwr.app.task import load_task
+from heterofl_flwr.data.known import short_name
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.groups import Count
-from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.files import to_json
+from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline
-from heterofl_flwr.settings import (
-    AUTO,
-    CLIENTS,
-    DEFAULTS,
-    Flat,
-    Settings,
-    flatten,
-    from_flat,
-    preset,
-    short_name,
-    to_flat,
-)
-from heterofl_flwr.settings.flat import Setting, read_specs, validate
-from heterofl_flwr.settings.types import Group, Text
+from heterofl_flwr.settings.flat import DEFAULTS, Setting, flatten, from_flat, read_specs, to_flat, validate
+from heterofl_flwr.settings.groups import Settings
+from heterofl_flwr.settings.presets import CLIENTS, preset
+from heterofl_flwr.settings.types import AUTO, Flat, Group, Text
 from heterofl_flwr.training.engines.plain import DivergedError
 
 NEW, BEGUN, DONE, DIVERGED, BLOCKED = "new", "begun", "done", "diverged", "blocked"

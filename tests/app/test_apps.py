@@ -15,7 +15,7 @@ from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.runs.origin import COMMAND, device_name
-from heterofl_flwr.settings import DEFAULTS, from_flat
+from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from heterofl_flwr.stages import noise
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from tests.app.runs import CLIENT_APP, history_of, node_context, run_rounds

@@ -11,7 +11,7 @@ from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.settings import DEFAULTS, from_flat
+from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from tests.app.runs import node_context, run_rounds
 
 SMALL = {**DEFAULTS, "mix": "a1-e1", "assignment": "dynamic", "model.hidden": "8,16", "train.epochs": 1}

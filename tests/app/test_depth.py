@@ -8,7 +8,7 @@ import torch
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.nn.layers import Scaler
-from heterofl_flwr.settings import from_flat
+from heterofl_flwr.settings.flat import from_flat
 
 DEEP = {"data.name": "digits", "model.hidden": "4,4,6,6", "mix": "a1-b1-c1"}
 

@@ -6,7 +6,7 @@ from heterofl_flwr import DeviceProfile
 from heterofl_flwr.app.server_app import build_devices
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.grids.devices import EDGE
-from heterofl_flwr.settings import from_flat
+from heterofl_flwr.settings.flat import from_flat
 from tests.app.test_apps import SMALL, run
 
 OWN = {"a": DeviceProfile(macs_per_second=1e9, download=1e6, upload=1e6)}

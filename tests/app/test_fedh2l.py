@@ -13,7 +13,7 @@ from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings import DEFAULTS, from_flat
+from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from heterofl_flwr.strategies.instructions import instruction
 from tests.app.runs import history_of, node_context, run_app
 

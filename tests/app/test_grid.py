@@ -9,7 +9,7 @@ from heterofl_flwr.app.launch import machine
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import cohort_limit
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.settings import from_flat, to_flat
+from heterofl_flwr.settings.flat import from_flat, to_flat
 
 pytestmark = pytest.mark.usefixtures("identity")
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from heterofl_flwr.app.node import NODE_STATES, keep_own_state, read_own_state, states_folder
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.settings import DEFAULTS
+from heterofl_flwr.settings.flat import DEFAULTS
 from tests.app.runs import history_of, run_app
 from tests.federation.tiny import equal
 

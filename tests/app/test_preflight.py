@@ -9,7 +9,7 @@ from heterofl_flwr.app.launch import machine, running
 from heterofl_flwr.app.launch.preflight import check_task
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings import from_flat
+from heterofl_flwr.settings.flat import from_flat
 
 SMALL = ["--clients", "2", "--set", "model.hidden=4,8", "--set", "train.epochs=1", "--set", "run.callbacks="]
 

@@ -11,7 +11,7 @@ from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.launch import machine, preflight, running
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings import from_flat, to_flat
+from heterofl_flwr.settings.flat import from_flat, to_flat
 
 SAMPLE = Path(__file__).parent / "sample_app"
 

@@ -16,7 +16,7 @@ import typer
 
 from heterofl_flwr.app.cli.main import parse
 from heterofl_flwr.app.cli.settings import read_assignments
-from heterofl_flwr.settings import from_flat
+from heterofl_flwr.settings.flat import from_flat
 from tests.docs.pages import PAGES, ROOT, commands, name_of
 from tests.flower_internals import get_flwr_command
 

@@ -13,7 +13,10 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.models import MODELS, build_model
 from heterofl_flwr.nn.static_norm import collect_moments
-from heterofl_flwr.runs import Costs, Recorder, RunFolder, load_model
+from heterofl_flwr.runs.costs import Costs
+from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.runs.models import load_model
+from heterofl_flwr.runs.recorder import Recorder
 from tests.federation.tiny import build_normed, equal, inputs, make_app, play, twin
 
 RULES = ("rolling", "random-level", "random-client")

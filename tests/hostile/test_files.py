@@ -12,7 +12,7 @@ from heterofl_flwr import Mix
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings import DEFAULTS, from_flat, to_flat
+from heterofl_flwr.settings.flat import DEFAULTS, from_flat, to_flat
 from tests.hostile import changes as to
 
 WORDS = [

@@ -5,7 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from heterofl_flwr.report import MLflow, TensorBoard, WandB
-from heterofl_flwr.runs import RunFolder
+from heterofl_flwr.runs.folder import RunFolder
 
 SETTINGS = {"optim": {"lr": 0.1}}
 

@@ -9,8 +9,7 @@ from rich.console import Console
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import seconds_to, summary_table
 from heterofl_flwr.report.summary import failure_cells, summary_lines
-from heterofl_flwr.runs import LevelCost, ModelCosts
-from heterofl_flwr.runs.costs import full_bytes, savings
+from heterofl_flwr.runs.costs import LevelCost, ModelCosts, full_bytes, savings
 
 COSTS = ModelCosts(
     1.0,

@@ -12,7 +12,8 @@ from torch import nn
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
 from heterofl_flwr.nn.models import build_model
-from heterofl_flwr.runs import Costs, RunFolder
+from heterofl_flwr.runs.costs import Costs
+from heterofl_flwr.runs.folder import RunFolder
 
 MIX = Mix.parse("a1-b1-c1-d1-e1")
 LETTERS = dict(zip(MIX.rates, "abcde", strict=True))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from heterofl_flwr.runs import EarlyStopping
+from heterofl_flwr.runs.early_stopping import EarlyStopping
 from tests.runs.conftest import progress_of
 
 NAN = float("nan")

@@ -8,8 +8,7 @@ import torch
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import RunState
-from heterofl_flwr.runs import RunFolder
-from heterofl_flwr.runs.folder import parse_record
+from heterofl_flwr.runs.folder import RunFolder, parse_record
 from heterofl_flwr.runs.origin import commit, machine
 
 SETTINGS = {"model": "cnn", "optim": {"lr": 0.1, "milestones": (60, 80)}, "rounds": 10}

@@ -7,8 +7,9 @@ from safetensors.torch import load_file
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import EarlyStopping
-from heterofl_flwr.runs import Recorder, RunFolder
+from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts
+from heterofl_flwr.runs.recorder import Recorder
 
 SETTINGS = {"seed": 0}
 LAST = 16

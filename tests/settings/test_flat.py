@@ -9,17 +9,9 @@ from hypothesis import strategies as st
 
 from heterofl_flwr import Adagrad, Momentum, Yogi
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings import (
-    AUTO,
-    DEFAULTS,
-    SPECS,
-    flatten,
-    from_flat,
-    from_stored,
-    to_flat,
-    to_toml,
-)
+from heterofl_flwr.settings.flat import DEFAULTS, SPECS, flatten, from_flat, from_stored, to_flat, to_toml
 from heterofl_flwr.settings.presets import OTHER
+from heterofl_flwr.settings.types import AUTO
 from heterofl_flwr.stages.registry import parse_stages
 from tests.flower_internals import flatten_dict
 

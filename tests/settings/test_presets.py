@@ -3,8 +3,9 @@
 import pytest
 
 from heterofl_flwr.nn.models import build_model
-from heterofl_flwr.settings import AUTO, DEFAULTS, PRESETS, from_flat, model_options
-from heterofl_flwr.settings.presets import CLIENTS, NOT_IID, OTHER, with_architecture
+from heterofl_flwr.settings.flat import DEFAULTS, from_flat
+from heterofl_flwr.settings.presets import CLIENTS, NOT_IID, OTHER, PRESETS, model_options, with_architecture
+from heterofl_flwr.settings.types import AUTO
 
 
 def test_every_preset_has_a_value_for_every_auto_alone():

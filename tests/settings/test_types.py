@@ -7,8 +7,9 @@ import pytest
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings import AUTO, accepts, from_flat, to_flat
+from heterofl_flwr.settings.flat import accepts, from_flat, to_flat
 from heterofl_flwr.settings.groups import EngineSettings
+from heterofl_flwr.settings.types import AUTO
 from heterofl_flwr.training import ENGINES
 
 GOOD = [

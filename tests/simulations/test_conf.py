@@ -7,7 +7,9 @@ from operator import itemgetter
 import pytest
 
 from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.settings import DEFAULTS, PRESETS, Settings, from_flat
+from heterofl_flwr.settings.flat import DEFAULTS, from_flat
+from heterofl_flwr.settings.groups import Settings
+from heterofl_flwr.settings.presets import PRESETS
 from simulations.results.paper import DATA, Job, job_of, read_cells
 from simulations.sweep.__main__ import CONF
 from simulations.sweep.job import LAUNCH

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.settings import DEFAULTS, flatten
+from heterofl_flwr.settings.flat import DEFAULTS, flatten
 from simulations.sweep.__main__ import CONF
 
 CLIENTS = 10

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from heterofl_flwr.settings import from_flat
+from heterofl_flwr.settings.flat import from_flat
 from simulations.results import __main__ as command
 from simulations.results.configurations import configurations
 from simulations.results.runs import Score, method_of, read_run, read_runs

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.runs import RunFolder
+from heterofl_flwr.runs.folder import RunFolder
 from simulations.results.collect import collect
 from simulations.results.runs import read_run
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from heterofl_flwr.runs import RunFolder
+from heterofl_flwr.runs.folder import RunFolder
 from simulations.sweep import __main__ as sweep
 from simulations.sweep import cost
 from simulations.sweep.job import LOCKS

@@ -8,8 +8,8 @@ import torch
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import RoundRecord, RunState
-from heterofl_flwr.runs import RunFolder
-from heterofl_flwr.settings import from_flat, to_flat
+from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.settings.flat import from_flat, to_flat
 from simulations.sweep import job as module
 from simulations.sweep.job import Job, is_done, read_metric, run_once
 from tests.simulations.sweeping import SHRUNKEN, job

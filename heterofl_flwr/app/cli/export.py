@@ -17,10 +17,10 @@ from heterofl_flwr.data import Dataset, Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.export.export import BATCH, export_model
 from heterofl_flwr.export.formats import formats_named
-from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.files import write_atomic
+from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts
-from heterofl_flwr.settings import from_stored
+from heterofl_flwr.settings.flat import from_stored
 from heterofl_flwr.training.batches import read_tokens
 
 PAGE = "README.md"

@@ -11,7 +11,7 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS, PAPER, Setup
 from heterofl_flwr.nn.profile import MixProfile, mean_profile, profile
-from heterofl_flwr.settings import from_flat
+from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.settings.presets import options_of
 
 HEADER = ("mix", "ratio", "parameters", "FLOPs (paper)", "MACs", "MB")

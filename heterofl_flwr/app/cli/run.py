@@ -16,12 +16,14 @@ from heterofl_flwr.app.launch import machine, preflight, running
 from heterofl_flwr.app.launch.request import CLUSTER, Request, Share
 from heterofl_flwr.app.server_app import find_start
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.data.known import SOURCES
+from heterofl_flwr.data.known import SOURCES, short_name
 from heterofl_flwr.data.load import ROOT_VARIABLE
 from heterofl_flwr.errors import ConfigError, printable
 from heterofl_flwr.report import RunFolder, summary_table
 from heterofl_flwr.runs.origin import command
-from heterofl_flwr.settings import CLIENTS, Flat, from_flat, from_stored, short_name, to_flat
+from heterofl_flwr.settings.flat import from_flat, from_stored, to_flat
+from heterofl_flwr.settings.presets import CLIENTS
+from heterofl_flwr.settings.types import Flat
 
 HISTORY = "history.jsonl"
 WINDOW = 64

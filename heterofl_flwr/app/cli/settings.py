@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings import DEFAULTS, SPECS, Flat, accepts, flatten, from_flat, to_flat, to_toml
+from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, flatten, from_flat, to_flat, to_toml
+from heterofl_flwr.settings.types import Flat
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from heterofl_flwr.exchange import Relay, lacks_handler
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.packing import count_bytes
-from heterofl_flwr.runs import RunFolder
+from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.training.engines import MOST_ON_CPU
 
 LOG = Path("logs", "flower.log")
