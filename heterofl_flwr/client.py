@@ -12,30 +12,33 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import cast
 from weakref import WeakSet
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from heterofl_flwr import compat, messages, packing
-from heterofl_flwr.capability import answer_capability
+from heterofl_flwr.client_context import (
+    CONTEXT,
+    STAGES,
+    answer_capability,
+    answering,
+    keep_notes,
+    keep_part,
+    kept_by_stages,
+    kept_part,
+    read_notes,
+)
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
-from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.core.plan import ALL, is_shared
-from heterofl_flwr.core.randomness import derive, initial_state
-from heterofl_flwr.core.reply_checks import name_misfits
-from heterofl_flwr.core.slice_rules import make_slice_function
-from heterofl_flwr.errors import ConfigError, DataError, ReplyError
-from heterofl_flwr.local_model import for_evaluation, model_at, parameters_of
-from heterofl_flwr.nn.build import new_model, plan_between
+from heterofl_flwr.core.plan import is_shared
+from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.local_model import build_models, parameters_of, read_state, seed_of
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.stages.registry import client_stages
@@ -56,18 +59,6 @@ __all__ = [
     "share_of_work",
     "submodel",
 ]
-
-_KEPT = "heterofl-own"
-"""The record of a client's context with the parameters that stay with it, and with what stages keep."""
-
-_STAGES = "stages/"
-"""What the names of the latter begin with."""
-
-_NOTES = "heterofl-round"
-"""The record of a node's context with what stages keep during a round, which never leaves the node's memory."""
-
-_CONTEXT: ContextVar[Context | None] = ContextVar("context", default=None)
-"""The context of the node whose message is being answered."""
 
 _PULLED: WeakSet[nn.Module] = WeakSet()
 """The models that were trained with the pull of their instruction."""
@@ -108,7 +99,7 @@ def submodel(
     """
     config = messages.read_config(message)
     rate = messages.read_value(config, messages.RATE, float)
-    model = next(model for _, model in _build_models(message, build, [rate], own or kept_part(context), seed_torch))
+    model = next(model for _, model in build_models(message, build, [rate], own or kept_part(context), seed_torch))
     note_inner_widths(model, build, [smaller for smaller in _read_rates(message) if smaller < rate])
     return model
 
@@ -120,26 +111,10 @@ def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in parameters_of(model).items() if not is_shared(name, shared)}
 
 
-def kept_part(context: Context | None) -> dict[str, Tensor] | None:
-    """Return what ``reply`` kept in a client's context; None if there is none, or nothing in it."""
-    record = None if context is None else context.state.get(_KEPT)
-    return packing.read_tensors(record, "this client's context") if isinstance(record, ArrayRecord) else None
-
-
-def keep_part(context: Context, state: Mapping[str, Tensor]) -> None:
-    """Keep a client's own parameters in its context, which Flower keeps as long as the node lives."""
-    context.state[_KEPT] = ArrayRecord(dict(state))
-
-
-def _kept_by_stages(context: Context | None) -> dict[str, Tensor]:
-    kept = kept_part(context) or {}
-    return {name.removeprefix(_STAGES): own for name, own in kept.items() if name.startswith(_STAGES)}
-
-
 def pull_of(message: Message, context: Context | None) -> Pull | None:
     """Return what the strategy has a client's training pulled to, by FedProx or a stage; None for nothing."""
-    config, kept = messages.read_config(message), _kept_by_stages(context)
-    given = ClientContext(received=lambda: _read_state(message), seed=seed_of(message), kept=kept)
+    config, kept = messages.read_config(message), kept_by_stages(context)
+    given = ClientContext(received=lambda: read_state(message), seed=seed_of(message), kept=kept)
     pulls = [pull for stage in client_stages(config) if (pull := stage.pull(given)) is not None]
     if strength := messages.read_optional(config, messages.PROXIMAL_MU, float):
         pulls.append(Pull(strength, given.received))
@@ -175,13 +150,6 @@ def regularizer(message: Message, context: Context) -> Callable[[nn.Module], Ten
     return term
 
 
-def seed_of(message: Message) -> int:
-    """Return a seed that is a function of the run's seed, the round and the client."""
-    config, keys = messages.read_config(message), (messages.SEED, messages.SERVER_ROUND, messages.PARTITION)
-    seed, server_round, partition = (messages.read_value(config, key, int) for key in keys)
-    return derive(seed, "client", server_round, partition)
-
-
 def share_of_work(message: Message) -> float:
     """Return after which share of its steps a client is to stop: 1, but where devices are simulated."""
     return messages.read_work(messages.read_config(message))
@@ -200,7 +168,7 @@ def models_to_evaluate(
     The models are as ``submodel`` returns them; ``own``, ``context`` and ``seed_torch`` are those of ``submodel``, the
     seed before each. Where clients train other slices than prefixes, a smaller rate's is that of the round.
     """
-    yield from _build_models(message, build, _read_rates(message), own or kept_part(context), seed_torch)
+    yield from build_models(message, build, _read_rates(message), own or kept_part(context), seed_torch)
 
 
 def _read_rates(message: Message) -> Sequence[float]:
@@ -249,14 +217,14 @@ def reply(
     records: Mapping[str, ArrayRecord] = {}
     if model is not None:
         given = Outgoing(tensors={}, labels=known, num_examples=num_examples, metrics=metrics or {})
-        kept = _kept_by_stages(context)
+        kept = kept_by_stages(context)
         outgoing = _run_stages(message, model, given, kept, context)
         if kept and (context is None or model not in _PULLED):
             raise ConfigError(
                 f"{', '.join(sorted({name.partition('/')[0] for name in kept}))}: the strategy pulls clients, "
                 f"so add regularizer(message, context)(model) to the loss, and call reply(..., context=context)"
             )
-        own = own_part(message, model) | {f"{_STAGES}{name}": tensor for name, tensor in kept.items()}
+        own = own_part(message, model) | {f"{STAGES}{name}": tensor for name, tensor in kept.items()}
         if context is not None and own:
             keep_part(context, own)
         records = packing.pack_trained(outgoing.tensors, outgoing.scales, outgoing.form)
@@ -320,33 +288,11 @@ def answer_queries(
 def answer_stages(message: Message, context: Context) -> Message:
     """Return what this node says to what the strategy's stages ask beside training."""
     said: dict[str, object] = {}
-    given = ClientContext(received=dict, seed=0, notes=_notes(context))
+    given = ClientContext(received=dict, seed=0, notes=read_notes(context))
     for stage in client_stages(messages.read_config(message)):
         said |= stage.answer(given)
-    _keep_notes(context, given.notes)
+    keep_notes(context, given.notes)
     return Message(RecordDict({messages.CONFIG: messages.new_config(said)}), reply_to=message)
-
-
-@contextmanager
-def answering(context: Context) -> Iterator[None]:
-    """Let ``reply`` know whose context it is, without being given it."""
-    token = _CONTEXT.set(context)
-    try:
-        yield
-    finally:
-        _CONTEXT.reset(token)
-
-
-def _notes(context: Context | None) -> dict[str, bytes] | None:
-    if context is None:
-        return None
-    record = context.state.get(_NOTES)
-    return cast("dict[str, bytes]", dict(record)) if isinstance(record, ConfigRecord) else {}
-
-
-def _keep_notes(context: Context | None, notes: Mapping[str, bytes] | None) -> None:
-    if context is not None:
-        context.state[_NOTES] = ConfigRecord(dict(notes or {}))
 
 
 def answer_moments(
@@ -367,17 +313,10 @@ def answer_moments(
         rate: collect_moments(
             model.to(device), map(first_tensor, batches()), kind=cast("Variant", kind), together=together
         )
-        for rate, model in _build_models(message, build, _read_rates(message), None, seed_torch)
+        for rate, model in build_models(message, build, _read_rates(message), None, seed_torch)
     }
     content = RecordDict({messages.MOMENTS: packing.pack_moments(moments), messages.CONFIG: messages.new_config({})})
     return Message(content, reply_to=message)
-
-
-def _read_state(message: Message) -> dict[str, Tensor]:
-    records = messages.array_records(message.content)
-    if messages.ARRAYS not in records:
-        raise ReplyError(f"{messages.SERVER} sent no {messages.ARRAYS} record")
-    return packing.read_tensors(records[messages.ARRAYS])
 
 
 def _run_stages(
@@ -395,72 +334,14 @@ def _run_stages(
             f"the model given to reply has other parameters than the message's ({', '.join(other[:3])}): give reply "
             f"what submodel returned, and not what DataParallel, torch.compile or Opacus made of it"
         )
-    node = _CONTEXT.get() or context
-    notes = _notes(node)
-    told = ClientContext(received=lambda: _read_state(message), seed=seed_of(message), kept=kept, notes=notes)
+    node = CONTEXT.get() or context
+    notes = read_notes(node)
+    told = ClientContext(received=lambda: read_state(message), seed=seed_of(message), kept=kept, notes=notes)
     for stage in client_stages(config):
         outgoing = stage.on_client(outgoing, told)
     if notes:
-        _keep_notes(node, notes)
+        keep_notes(node, notes)
     return outgoing
-
-
-def _build_models(
-    message: Message,
-    build: Build,
-    rates: Iterable[float],
-    own: Mapping[str, Tensor] | None,
-    seed_torch: bool,
-) -> Iterator[tuple[float, nn.Module]]:
-    """Yield each rate and its model, of the slice that is asked for."""
-    config = messages.read_config(message)
-    top = messages.read_value(config, messages.RATE, float)
-    state: Mapping[str, Tensor] = _read_state(message)
-    if (shared := messages.read_shared(config)) != ALL:
-        state = {**_personal_part(config, build, top, shared, own), **state}
-    moments = messages.array_records(message.content).get(messages.MOMENTS)
-    seed, (rule, window) = seed_of(message), messages.read_slice(config)
-
-    def build_one(rate: float) -> nn.Module:
-        run_seed = messages.read_value(config, messages.SEED, int)
-        function = make_slice_function(rule, seed=run_seed, server_round=window, rate=rate, partition=0)
-        model = model_at(build, state, top, rate, function, config.get(messages.BASE))
-        if message.metadata.message_type.startswith("evaluate"):
-            known = None if moments is None else packing.unpack_moments(moments, rate)
-            model = for_evaluation(model, known)
-        if seed_torch:
-            torch.manual_seed(seed)
-        return model
-
-    for rate in rates:
-        yield rate, build_one(rate)  # held by the caller alone
-
-
-def _personal_part(
-    config: ConfigRecord, build: Build, rate: float, shared: Sequence[str], own: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """Return a client's own parameters at a rate: what it kept, or that slice of the model that the run began with."""
-    if own is None and config.get(messages.TRAINED):
-        raise ReplyError(
-            "this client has trained in this run, and the layers that stay with it (shared) are not given: let it call "
-            "submodel(message, build, context=context) and reply(..., context=context), in training and in evaluation; "
-            "or keep them by own_part, and give them to submodel as own"
-        )
-    if own is None:
-        top = messages.read_value(config, messages.GLOBAL_RATE, float)
-        seed = messages.read_value(config, messages.SEED, int)
-        own = plan_between(build, top, rate).extract(initial_state(build, top, seed))
-    model = new_model(build, rate)
-    own = {name: tensor for name, tensor in own.items() if not name.startswith(_STAGES)}
-    kept = {name: tensor for name, tensor in untied(model, own).items() if not is_shared(name, shared)}
-    expected = {name: one for name, one in exchanged_parameters(model).items() if not is_shared(name, shared)}
-    if wrong := name_misfits(kept, expected):
-        raise ReplyError(
-            f"the parameters that this client kept do not fit its model at rate {rate:g} ({wrong}): a client keeps its "
-            f"rate where not all parameters are shared, so the run's mix, seed or shared has changed, or they are "
-            f"another client's; remove what it kept, or go back to the run that it is of"
-        )
-    return kept
 
 
 def first_tensor(batch: object) -> Tensor:

@@ -1,14 +1,19 @@
-"""The model of a client: cut from a larger one, loaded, put to evaluation, and read again."""
+"""The model of a client: built from a message, cut from a larger one, put to evaluation, and read again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
+from flwr.app import ConfigRecord, Message
 from torch import Tensor, nn
 
-from heterofl_flwr import messages
+from heterofl_flwr import messages, packing
+from heterofl_flwr.client_context import STAGES
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
+from heterofl_flwr.core.layer_rules import untied
+from heterofl_flwr.core.plan import ALL, is_shared
+from heterofl_flwr.core.randomness import derive, initial_state
 from heterofl_flwr.core.reply_checks import name_misfits
-from heterofl_flwr.core.slice_rules import SliceFunction, prefix
+from heterofl_flwr.core.slice_rules import SliceFunction, make_slice_function, prefix
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.build import new_model, plan_between
@@ -66,3 +71,76 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's parameters as they travel."""
     return {name: own.detach().to("cpu", exchanged_dtype(own)) for name, own in exchanged_parameters(model).items()}
+
+
+def seed_of(message: Message) -> int:
+    """Return a seed that is a function of the run's seed, the round and the client."""
+    config, keys = messages.read_config(message), (messages.SEED, messages.SERVER_ROUND, messages.PARTITION)
+    seed, server_round, partition = (messages.read_value(config, key, int) for key in keys)
+    return derive(seed, "client", server_round, partition)
+
+
+def read_state(message: Message) -> dict[str, Tensor]:
+    """Return the parameters that a message brings."""
+    records = messages.array_records(message.content)
+    if messages.ARRAYS not in records:
+        raise ReplyError(f"{messages.SERVER} sent no {messages.ARRAYS} record")
+    return packing.read_tensors(records[messages.ARRAYS])
+
+
+def build_models(
+    message: Message,
+    build: Build,
+    rates: Iterable[float],
+    own: Mapping[str, Tensor] | None,
+    seed_torch: bool,
+) -> Iterator[tuple[float, nn.Module]]:
+    """Yield each rate and its model, of the slice that is asked for."""
+    config = messages.read_config(message)
+    top = messages.read_value(config, messages.RATE, float)
+    state: Mapping[str, Tensor] = read_state(message)
+    if (shared := messages.read_shared(config)) != ALL:
+        state = {**_personal_part(config, build, top, shared, own), **state}
+    moments = messages.array_records(message.content).get(messages.MOMENTS)
+    seed, (rule, window) = seed_of(message), messages.read_slice(config)
+
+    def build_one(rate: float) -> nn.Module:
+        run_seed = messages.read_value(config, messages.SEED, int)
+        function = make_slice_function(rule, seed=run_seed, server_round=window, rate=rate, partition=0)
+        model = model_at(build, state, top, rate, function, config.get(messages.BASE))
+        if message.metadata.message_type.startswith("evaluate"):
+            known = None if moments is None else packing.unpack_moments(moments, rate)
+            model = for_evaluation(model, known)
+        if seed_torch:
+            torch.manual_seed(seed)
+        return model
+
+    for rate in rates:
+        yield rate, build_one(rate)  # held by the caller alone
+
+
+def _personal_part(
+    config: ConfigRecord, build: Build, rate: float, shared: Sequence[str], own: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Return a client's own parameters at a rate: what it kept, or that slice of the model that the run began with."""
+    if own is None and config.get(messages.TRAINED):
+        raise ReplyError(
+            "this client has trained in this run, and the layers that stay with it (shared) are not given: let it call "
+            "submodel(message, build, context=context) and reply(..., context=context), in training and in evaluation; "
+            "or keep them by own_part, and give them to submodel as own"
+        )
+    if own is None:
+        top = messages.read_value(config, messages.GLOBAL_RATE, float)
+        seed = messages.read_value(config, messages.SEED, int)
+        own = plan_between(build, top, rate).extract(initial_state(build, top, seed))
+    model = new_model(build, rate)
+    own = {name: tensor for name, tensor in own.items() if not name.startswith(STAGES)}
+    kept = {name: tensor for name, tensor in untied(model, own).items() if not is_shared(name, shared)}
+    expected = {name: one for name, one in exchanged_parameters(model).items() if not is_shared(name, shared)}
+    if wrong := name_misfits(kept, expected):
+        raise ReplyError(
+            f"the parameters that this client kept do not fit its model at rate {rate:g} ({wrong}): a client keeps its "
+            f"rate where not all parameters are shared, so the run's mix, seed or shared has changed, or they are "
+            f"another client's; remove what it kept, or go back to the run that it is of"
+        )
+    return kept

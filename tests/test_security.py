@@ -15,7 +15,7 @@ READERS = [
     for path in SOURCES
     for room in (
         *("core", "nn", "adapters", "elastic_models", "stages", "training", "federation", "strategies", "classic"),
-        *("client.py", "capability.py", "local_model.py", "messages.py", "packing.py", "exchange.py"),
+        *("client.py", "client_context.py", "local_model.py", "messages.py", "packing.py", "exchange.py"),
         *("superlink.py", "grids/windowed.py"),
     )
     if path.is_relative_to(ROOT / "heterofl_flwr" / room) and path.name != "compile.py"

@@ -9,8 +9,8 @@ from flwr.common import Context, NDArrays, Scalar, parameters_to_ndarrays
 from torch import nn
 
 from heterofl_flwr import client, messages
-from heterofl_flwr.capability import read_capability
 from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
+from heterofl_flwr.client_context import read_capability
 from heterofl_flwr.compat import some_identity
 from heterofl_flwr.core.plan import is_shared
 from heterofl_flwr.local_model import parameters_of as named_parameters

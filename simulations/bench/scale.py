@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr import messages
-from heterofl_flwr.capability import answer_capability
+from heterofl_flwr.client_context import answer_capability
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, RunState

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from heterofl_flwr import Levels, Limits, LocalGrid
-from heterofl_flwr.capability import answer_capability
+from heterofl_flwr.client_context import answer_capability
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from tests.federation.tiny import Watched, bare_reply, config, make_app, play
