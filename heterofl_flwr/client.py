@@ -52,7 +52,6 @@ __all__ = [
     "answer_stages",
     "distilled_loss",
     "models_to_evaluate",
-    "own_part",
     "regularizer",
     "reply",
     "seed_of",
@@ -66,14 +65,7 @@ _PULLED: WeakSet[nn.Module] = WeakSet()
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
 
 
-def submodel(
-    message: Message,
-    build: Build,
-    own: Mapping[str, Tensor] | None = None,
-    *,
-    context: Context | None = None,
-    seed_torch: bool = False,
-) -> nn.Module:
+def submodel(message: Message, build: Build, *, context: Context | None = None, seed_torch: bool = False) -> nn.Module:
     """Return the model at the message's rate with the parameters it brings.
 
     In an instruction to evaluate, batch norm gets the static moments that the message brings, or normalises by batch
@@ -86,12 +78,10 @@ def submodel(
     build : Callable[[float], nn.Module]
         From a rate to the model, the same function as the server's. The global random generators are afterwards as
         they were before, also if it draws.
-    own : Mapping[str, Tensor] | None
-        Where the strategy shares only some parameters (``HeteroFL(shared=...)``), those that this client kept by
-        itself, as ``own_part`` returned them when it last trained, in place of ``context``.
     context : Context | None
-        The client's context, in which ``reply(..., context=context)`` kept them; in evaluation too. A client that has
-        not trained yet begins with those of a model of the run's seed.
+        The client's context, where the strategy shares only some parameters (``HeteroFL(shared=...)``): in it
+        ``reply(..., context=context)`` kept the others; in evaluation too. A client that has not trained yet begins
+        with those of a model of the run's seed.
     seed_torch : bool
         Whether torch's global generators are seeded with ``seed_of(message)``, so that equal runs are equal. Never with
         code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,
@@ -99,13 +89,13 @@ def submodel(
     """
     config = messages.read_config(message)
     rate = messages.read_value(config, messages.RATE, float)
-    model = next(model for _, model in build_models(message, build, [rate], own or kept_part(context), seed_torch))
+    model = next(model for _, model in build_models(message, build, [rate], kept_part(context), seed_torch))
     note_inner_widths(model, build, [smaller for smaller in _read_rates(message) if smaller < rate])
     return model
 
 
 def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
-    """Return a trained model's parameters that stay with this client; keep them until the next ``submodel``."""
+    """Return a trained model's parameters that stay with this client."""
     shared = messages.read_shared(messages.read_config(message))
     # Copies, as the caller may go on training the model.
     return {name: tensor.clone() for name, tensor in parameters_of(model).items() if not is_shared(name, shared)}
@@ -156,19 +146,14 @@ def share_of_work(message: Message) -> float:
 
 
 def models_to_evaluate(
-    message: Message,
-    build: Build,
-    own: Mapping[str, Tensor] | None = None,
-    *,
-    context: Context | None = None,
-    seed_torch: bool = False,
+    message: Message, build: Build, *, context: Context | None = None, seed_torch: bool = False
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield each rate that the message asks about and its model, cut from the parameters it brings.
 
-    The models are as ``submodel`` returns them; ``own``, ``context`` and ``seed_torch`` are those of ``submodel``, the
-    seed before each. Where clients train other slices than prefixes, a smaller rate's is that of the round.
+    The models are as ``submodel`` returns them; ``context`` and ``seed_torch`` are those of ``submodel``, the seed
+    before each. Where clients train other slices than prefixes, a smaller rate's is that of the round.
     """
-    yield from build_models(message, build, _read_rates(message), own or kept_part(context), seed_torch)
+    yield from build_models(message, build, _read_rates(message), kept_part(context), seed_torch)
 
 
 def _read_rates(message: Message) -> Sequence[float]:

@@ -126,8 +126,7 @@ def _personal_part(
     if own is None and config.get(messages.TRAINED):
         raise ReplyError(
             "this client has trained in this run, and the layers that stay with it (shared) are not given: let it call "
-            "submodel(message, build, context=context) and reply(..., context=context), in training and in evaluation; "
-            "or keep them by own_part, and give them to submodel as own"
+            "submodel(message, build, context=context) and reply(..., context=context), in training and in evaluation"
         )
     if own is None:
         top = messages.read_value(config, messages.GLOBAL_RATE, float)

@@ -13,7 +13,7 @@ from torch import nn
 
 from heterofl_flwr import messages, packing
 from heterofl_flwr.client import answer_moments, answer_queries, models_to_evaluate, own_part, reply, submodel
-from heterofl_flwr.client_context import read_capability
+from heterofl_flwr.client_context import keep_part, read_capability
 from heterofl_flwr.core import Plan
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.static_norm import collect_moments
@@ -137,7 +137,8 @@ class TestModelsToEvaluate:
         state = {name: own for name, own in state_of(1.0).items() if name.startswith("hidden")}
         own = {name: one for name, one in state_of(1.0, fill=5.0).items() if name not in state}
         message = instruction(kind="evaluate", rates=list(self.RATES), state=state, **shared)
-        found = dict(models_to_evaluate(message, build, own))
+        keep_part(context := Context(1, 7, {}, RecordDict(), {}), own)
+        found = dict(models_to_evaluate(message, build, context=context))
         assert [found[rate].classifier.weight.unique().tolist() for rate in self.RATES] == [[5.0]] * 3
         assert torch.equal(found[1.0].hidden.weight, state["hidden.weight"])
 

@@ -4,10 +4,9 @@ import re
 
 import pytest
 import torch
-from flwr.app import ArrayRecord
 
 from heterofl_flwr import Evaluation, HeteroFL
-from heterofl_flwr.client import kept_part, own_part, reply, submodel
+from heterofl_flwr.client import kept_part, reply, submodel
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability
@@ -101,14 +100,6 @@ def test_each_client_evaluates_its_own_model():
     assert grid.of("query.moments") == []
 
 
-def by_hand(message, context):
-    """Keep the own parameters in a place of the app's."""
-    kept = context.state.get("kept")
-    model = submodel(message, build, kept.to_torch_state_dict() if kept else None)
-    context.state["kept"] = ArrayRecord(own_part(message, model))
-    return reply(message, model, num_examples=1)
-
-
 def keeps_nothing(message, context):
     return reply(message, submodel(message, build, context=context), num_examples=1)
 
@@ -118,10 +109,6 @@ def loads_nothing(message, context):
 
 
 NOT_GIVEN = "has trained in this run, and the layers that stay with it .* are not given: .*context=context"
-
-
-def test_an_app_may_keep_them_by_itself():
-    assert tiny.play(make_app(by_hand), num_rounds=2, shared=BODY).log.failures == {}
 
 
 @pytest.mark.parametrize("forgets", [keeps_nothing, loads_nothing])
