@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from heterofl_flwr import messages
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.client import (
-    keep_part,
-    kept_part,
     note_pulled,
     own_part,
     pull_of,
@@ -24,7 +22,7 @@ from heterofl_flwr.client import (
     share_of_work,
     submodel,
 )
-from heterofl_flwr.client_context import read_capability
+from heterofl_flwr.client_context import keep_part, kept_part, read_capability
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import State

@@ -10,7 +10,7 @@ from torch import nn
 
 from heterofl_flwr import client, messages
 from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
-from heterofl_flwr.client_context import read_capability
+from heterofl_flwr.client_context import keep_part, read_capability
 from heterofl_flwr.compat import some_identity
 from heterofl_flwr.core.plan import is_shared
 from heterofl_flwr.local_model import parameters_of as named_parameters
@@ -81,7 +81,7 @@ def parameters_of(
     shared = messages.read_shared(from_scalars(config) if config else {})
     tensors = named_parameters(model)
     if context is not None and (own := {name: tensors[name] for name in tensors if not is_shared(name, shared)}):
-        client.keep_part(context, own)
+        keep_part(context, own)
     return [tensor.numpy() for name, tensor in tensors.items() if is_shared(name, shared)]
 
 

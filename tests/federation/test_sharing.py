@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from heterofl_flwr import Evaluation, HeteroFL
-from heterofl_flwr.client import kept_part, reply, submodel
+from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.client_context import keep_part, kept_part
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability
@@ -137,7 +138,8 @@ def test_what_a_client_kept_for_another_model_is_told_apart():
     kept, found = initial_state(build, 0.5, 0), r"classifier\.weight: \(4, 4\), expected \(4, 8\)"
 
     def keeps(message, context):
-        return reply(message, submodel(message, build, kept), num_examples=1)
+        keep_part(context, kept)
+        return reply(message, submodel(message, build, context=context), num_examples=1, context=context)
 
     expected = rf"parameters that this client kept do not fit its model at rate 1 \({found}\): a client keeps its rate"
     with pytest.raises(RoundError, match=expected):
