@@ -71,7 +71,8 @@ def test_what_is_spent_adds_up_until_a_target_is_reached(make_run, tmp_path):
 
 
 def test_the_seed_set_is_charged_once_to_each_client(make_run, tmp_path):
-    own = {"server__strategy": "fedh2l", "distill__models": "mlp", "distill__seed_size": 50, "distill__seed_batch": 50}
+    own = {"server__strategy": "fedh2l", "assignment": "fix", "distill__models": "mlp"}
+    own |= {"distill__seed_size": 50, "distill__seed_batch": 50}
     make_run("run", points((2, 0.5)), num_rounds=2, **own)
     (run,) = runs_in(tmp_path)
     # Ten clients, the same in both rounds, get 50 images of 784 bytes with labels; messages have 200 bytes a round.
