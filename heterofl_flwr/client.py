@@ -13,7 +13,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import get_args
 from weakref import WeakSet
 
 import torch
@@ -158,7 +158,7 @@ def models_to_evaluate(
 
 def _read_rates(message: Message) -> Sequence[float]:
     config = messages.read_config(message)
-    return messages.read_rates(config, [cast("float", config.get(messages.RATE))])
+    return messages.read_rates(config, [messages.read_value(config, messages.RATE, float)])
 
 
 def reply(
@@ -247,11 +247,13 @@ def answer_queries(
         In place of ``build`` where the model depends on the context, on its ``run_config`` say: from the context to
         ``build``.
     """
-    if (build is None) == (build_from is None):
+    if build is not None and build_from is None:
+        build_from = _always(build)
+    elif build is not None or build_from is None:
         raise ConfigError(
             "answer_queries takes either build, from a rate to the model, or build_from, from the context"
         )
-    build_of = build_from or (lambda context: cast("Build", build))
+    build_of = build_from
 
     @app.query("capability")  # type: ignore[untyped-decorator, unused-ignore]
     def capability(message: Message, context: Context) -> Message:
@@ -268,6 +270,10 @@ def answer_queries(
     @app.query("moments")  # type: ignore[untyped-decorator, unused-ignore]
     def moments(message: Message, context: Context) -> Message:
         return answer_moments(message, build_of(context), lambda: data(context))
+
+
+def _always(build: Build) -> Callable[[Context], Build]:
+    return lambda context: build
 
 
 def answer_stages(message: Message, context: Context) -> Message:
@@ -293,11 +299,10 @@ def answer_moments(
 
     ``together`` is that of ``heterofl_flwr.nn.collect_moments``, ``seed_torch`` that of ``submodel``.
     """
-    kind = messages.read_value(messages.read_config(message), messages.MOMENTS_KIND, str)
+    variants: tuple[Variant, ...] = get_args(Variant)
+    kind = messages.read_choice(messages.read_config(message), messages.MOMENTS_KIND, variants)
     moments = {
-        rate: collect_moments(
-            model.to(device), map(first_tensor, batches()), kind=cast("Variant", kind), together=together
-        )
+        rate: collect_moments(model.to(device), map(first_tensor, batches()), kind=kind, together=together)
         for rate, model in build_models(message, build, _read_rates(message), None, seed_torch)
     }
     content = RecordDict({messages.MOMENTS: packing.pack_moments(moments), messages.CONFIG: messages.new_config({})})

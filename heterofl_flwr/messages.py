@@ -8,7 +8,7 @@ misunderstand one another say so instead. A sender is by default the server, as 
 from collections.abc import Mapping, Sequence
 from operator import index
 from reprlib import repr as shown
-from typing import TypeVar, cast, get_args
+from typing import TypeVar, get_args
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
@@ -237,14 +237,22 @@ def read_work(config: Mapping[str, object]) -> float:
     return value
 
 
+def read_choice(config: Mapping[str, object], key: str, choices: Sequence[Value], default: str = "") -> Value:
+    """Return one of some choices; by default the one that is named."""
+    value = config.get(key, default)
+    found = next((own for own in choices if own == value), None)
+    if found is None:
+        raise unexpected(value, key, f"one of {', '.join(map(str, choices))}")
+    return found
+
+
 def read_slice(config: Mapping[str, object]) -> tuple[SliceRule, int]:
     """Return the rule of the slices that an instruction asks to evaluate, and their round; by default prefixes."""
-    rule, window = config.get(SLICE_RULE, "prefix"), config.get(WINDOW, 1)
-    if rule not in get_args(SliceRule):
-        raise unexpected(rule, SLICE_RULE, f"one of {', '.join(get_args(SliceRule))}")
+    rules: tuple[SliceRule, ...] = get_args(SliceRule)
+    rule, window = read_choice(config, SLICE_RULE, rules, "prefix"), config.get(WINDOW, 1)
     if not isinstance(window, int) or window < 1:
         raise unexpected(window, WINDOW, "an integer of 1 or more")
-    return cast("SliceRule", rule), window
+    return rule, window
 
 
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:

@@ -1,17 +1,19 @@
-"""The clients of a ``ClientManager`` as a grid, on which the strategy asks what they can hold, and for moments."""
+"""The clients of a ``ClientManager`` as a grid, on which the strategy asks; and what they answered to Flower."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import TypeVar
 
 from flwr.app import Message
-from flwr.common import FitIns, GetPropertiesIns
+from flwr.common import EvaluateRes, FitIns, FitRes, GetPropertiesIns
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 
 from heterofl_flwr import messages
-from heterofl_flwr.classic.translation import Reply, moment_names, record_parameters, to_reply, to_scalars
+from heterofl_flwr.classic.translation import Reply, fail, moment_names, record_parameters, to_reply, to_scalars
 from heterofl_flwr.compat import set_metadata
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.exchange import crosses_superlink
@@ -19,6 +21,10 @@ from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.messages import LocalFault
 
 _THREADS = 16
+
+Answer = TypeVar("Answer", FitRes, EvaluateRes)
+
+logger = logging.getLogger(__name__)
 
 
 def node_of(proxy: ClientProxy) -> int:
@@ -82,3 +88,31 @@ class Clients:
         except Exception as error:  # each of Flower's runtimes raises errors of its own
             answer = error
         return to_reply(message, answer, names)
+
+
+def collect_answers(
+    sent: Mapping[int, Message], answered: Sequence[tuple[ClientProxy, Answer] | BaseException]
+) -> dict[int, Answer]:
+    """Return the answers by client; a second one of the same client, or one of a stranger, is dropped."""
+    found: dict[int, Answer] = {}
+    for proxy, answer in (own for own in answered if not isinstance(own, BaseException)):
+        if (number := node_of(proxy)) in sent and number not in found:
+            found[number] = answer
+        else:
+            logger.warning("a result of client %s is dropped: it is not known, or has answered already", proxy.cid)
+    return found
+
+
+def to_replies(
+    sent: Mapping[int, Message],
+    answers: Mapping[int, Answer],
+    failures: Sequence[tuple[ClientProxy, Answer] | BaseException],
+) -> Iterator[Message]:
+    """Yield a reply for each message; where Flower names no client, every silent one has failed with all errors."""
+    unnamed = [own for own in failures if isinstance(own, BaseException)]
+    errors: list[str] = sorted({f"{type(own).__name__}: {own}"[:300] for own in unnamed})
+    for number, message in sent.items():
+        if number in answers:
+            yield to_reply(message, answers[number])
+        else:
+            yield fail(message, "; ".join(["no result", *errors[:3]]))

@@ -1,7 +1,7 @@
 """HeteroFL as a strategy of Flower's classic API: the one of the Message API, translated."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -23,15 +23,13 @@ from flwr.server.strategy import Strategy
 from flwr.serverapp import Grid
 
 from heterofl_flwr import messages
-from heterofl_flwr.classic.clients import Clients, node_of
+from heterofl_flwr.classic.clients import Clients, collect_answers, to_replies
 from heterofl_flwr.classic.translation import (
     RESERVED,
-    fail,
     name_arrays,
     read_parameters,
     record_parameters,
     to_parameters,
-    to_reply,
     to_scalars,
 )
 from heterofl_flwr.compat import set_metadata, some_identity
@@ -61,15 +59,17 @@ logger = logging.getLogger(__name__)
 
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 ConfigFn = Callable[[int], dict[str, Scalar]]
-Answer = TypeVar("Answer", FitRes, EvaluateRes)
 Instruction = TypeVar("Instruction", FitIns, EvaluateIns)
 
 
 class _Strategy(heterofl.HeteroFL):
     """The strategy of the Message API, whose grid is ``Clients``."""
 
+    clients: Clients
+
     def _is_remote(self, grid: Grid) -> bool:
-        return cast("Clients", grid).are_remote
+        del grid
+        return self.clients.are_remote
 
 
 class HeteroFL(Strategy):
@@ -202,7 +202,7 @@ class HeteroFL(Strategy):
         self._accept_failures = accept_failures
         self._initial_parameters = initial_parameters
         self._fit_metrics_fn, self._evaluate_metrics_fn = fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn
-        self._clients = Clients(self.federation)
+        self._inner.clients = Clients(self.federation)
         self._sent: dict[int, Message] = {}
 
     @property
@@ -218,9 +218,9 @@ class HeteroFL(Strategy):
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
         """Return the parameters of the global model to start from."""
         del client_manager
-        if self._clients.manager is not None:  # it ran before
+        if self._inner.clients.manager is not None:  # it ran before
             self._inner.reset()
-            self._clients = Clients(self.federation)
+            self._inner.clients = Clients(self.federation)
         self._inner.summary()
         if self._initial_parameters is None:
             return to_parameters(self.federation.initial_state())
@@ -254,8 +254,8 @@ class HeteroFL(Strategy):
             logger.warning("round %d changes nothing: %d clients failed", server_round, len(failures))
             return None, {}
         current = self._inner.open_round()
-        answers = self._answers([*results, *failures])
-        arrays, _ = self._inner.aggregate_train(server_round, self._replies(answers, failures))
+        answers = collect_answers(self._sent, [*results, *failures])
+        arrays, _ = self._inner.aggregate_train(server_round, to_replies(self._sent, answers, failures))
         host_log.info("%s", self.log.line())
         counted = [answers[number] for number in current.answers]
         metrics = self._aggregated(self._fit_metrics_fn, counted, self.log.train)
@@ -267,7 +267,7 @@ class HeteroFL(Strategy):
         """Return an instruction for each client that evaluates, with the model and its static batch norm moments."""
         asked, grid = _asked(self._evaluate_config_fn, server_round), self._grid(client_manager)
         # One that was away may answer for moments now.
-        self.federation.nodes.lacking["moments"] -= self._clients.promised
+        self.federation.nodes.lacking["moments"] -= self._inner.clients.promised
         with some_identity():
             sent = self._inner.configure_evaluate(server_round, self._record(parameters), asked, grid)
         return self._instructions(sent, messages.TASK_EVALUATE, EvaluateIns)
@@ -282,8 +282,8 @@ class HeteroFL(Strategy):
         current = self._inner.current
         if not isinstance(current, EvaluationRound) or (failures and not self._accept_failures):
             return None, {}
-        answers = self._answers([*results, *failures])
-        means = self._inner.aggregate_evaluate(server_round, self._replies(answers, failures))
+        answers = collect_answers(self._sent, [*results, *failures])
+        means = self._inner.aggregate_evaluate(server_round, to_replies(self._sent, answers, failures))
         if means is None:
             return None, {}
         loss = self.log.evaluate.get("loss")
@@ -306,8 +306,8 @@ class HeteroFL(Strategy):
         return name_arrays(self._names, read_parameters(parameters))
 
     def _grid(self, client_manager: ClientManager) -> Grid:
-        self._clients.manager = client_manager
-        return cast("Grid", self._clients)
+        self._inner.clients.manager = client_manager
+        return cast("Grid", self._inner.clients)
 
     def _instructions(
         self, sent: Sequence[Message], task: str, kind: Callable[[Parameters, dict[str, Scalar]], Instruction]
@@ -321,30 +321,8 @@ class HeteroFL(Strategy):
             records = messages.array_records(message.content).values()
             packet = packets.setdefault(tuple(map(id, records)), record_parameters(*records))
             config = to_scalars(message, task, self.federation.fidelity.moments)
-            instructions.append((self._clients.proxies[number], kind(packet, config)))
+            instructions.append((self._inner.clients.proxies[number], kind(packet, config)))
         return instructions
-
-    def _answers(self, answered: Sequence[tuple[ClientProxy, Answer] | BaseException]) -> dict[int, Answer]:
-        """Return the answers by client; a second one of the same client, or one of a stranger, is dropped."""
-        found: dict[int, Answer] = {}
-        for proxy, answer in (own for own in answered if not isinstance(own, BaseException)):
-            if (number := node_of(proxy)) in self._sent and number not in found:
-                found[number] = answer
-            else:
-                logger.warning("a result of client %s is dropped: it is not known, or has answered already", proxy.cid)
-        return found
-
-    def _replies(
-        self, answers: dict[int, Answer], failures: Sequence[tuple[ClientProxy, Answer] | BaseException]
-    ) -> Iterator[Message]:
-        """Yield a reply for each message; where Flower names no client, every silent one has failed with all errors."""
-        unnamed = [own for own in failures if isinstance(own, BaseException)]
-        errors: list[str] = sorted({f"{type(own).__name__}: {own}"[:300] for own in unnamed})
-        for number, message in self._sent.items():
-            if number in answers:
-                yield to_reply(message, answers[number])
-            else:
-                yield fail(message, "; ".join(["no result", *errors[:3]]))
 
     def _aggregated(
         self,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as shown
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -46,12 +46,11 @@ class Compress(Stage):
     @classmethod
     def from_instruction(cls, config: Mapping[str, object]) -> Stage | None:
         """Return the stage with the form that an instruction names."""
-        upload = config.get(KEY, AS_THEY_ARE)
-        if upload == AS_THEY_ARE:
-            return None
-        if upload not in get_args(Upload):
-            raise ReplyError(f"the server sent {shown(upload)} as {KEY}, expected one of {', '.join(get_args(Upload))}")
-        return Compress(cast("Upload", upload))
+        said, known = config.get(KEY, AS_THEY_ARE), get_args(Upload)
+        upload: Upload | None = next((own for own in known if own == said), None)
+        if upload is None:
+            raise ReplyError(f"the server sent {shown(said)} as {KEY}, expected one of {', '.join(known)}")
+        return None if upload == AS_THEY_ARE else Compress(upload)
 
     def on_client(self, outgoing: Outgoing, context: ClientContext) -> Outgoing:
         """Turn the parameters into changes in few bits."""
