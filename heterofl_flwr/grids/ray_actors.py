@@ -1,15 +1,17 @@
-"""What Ray runs as an actor, and what travels to it and back."""
+"""Ray's actors: what each gets of a cluster, what it runs, and what travels to it and back."""
 
 import io
+import math
 import os
 import pickle
 import socket
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pickle import PickleBuffer
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import ray
 import torch
@@ -19,6 +21,52 @@ from flwr.clientapp import ClientApp
 from heterofl_flwr.compat import ErrorCode, set_identity
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.apps import Envelope, answer, failure, load
+
+Actor = Any
+"""Ray's handle of an actor."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActorOptions:
+    """What all actors of a grid run, what Ray reserves for each, and what is added to its environment."""
+
+    client_app: ClientApp | str
+    num_cpus: float
+    num_gpus: float
+    environment: Mapping[str, str]
+
+    def start(self) -> Actor:
+        """Start an actor."""
+        options = {
+            "num_cpus": self.num_cpus,
+            "num_gpus": self.num_gpus,
+            "scheduling_strategy": "SPREAD",
+            "runtime_env": {"env_vars": dict(self.environment)} if self.environment else None,
+        }
+        return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
+
+    def room(self) -> int:
+        """Return how many actors the cluster's machines have room for, if nobody else uses them."""
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return sum(self.fit(own.get("CPU", 0.0), own.get("GPU", 0.0)) for own in machines)
+
+    def fit(self, cpus: float, gpus: float) -> int:
+        """Return how many actors fit on a machine; a share of a GPU is of one GPU."""
+        most: int = math.floor(cpus / (self.num_cpus or 1) + 1e-9)
+        if self.num_gpus >= 1:
+            return min(most, math.floor(gpus / self.num_gpus))
+        if self.num_gpus:
+            return min(most, math.floor(gpus) * math.floor(1 / self.num_gpus + 1e-9))
+        return most
+
+    def lack(self) -> str:
+        """Say what an actor needs, and what the cluster has."""
+        has, free = ray.cluster_resources(), ray.available_resources()
+        return (
+            f"it needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}; the cluster has "
+            f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, of which {free.get('CPU', 0):g} and "
+            f"{free.get('GPU', 0):g} are free"
+        )
 
 
 class Clients:

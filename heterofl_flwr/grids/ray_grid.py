@@ -69,7 +69,8 @@ class RayGrid(QueuedGrid):
             raise ConfigError(f"num_gpus is {num_gpus!r}; expected a share of one GPU, or a number of whole ones")
         super().__init__(num_nodes, cohort=cohort, node_config=node_config, run_config=run_config, cost=cost, seed=seed)
         with extra("simulation", "use LocalGrid, which is --grid local"):  # here, as Ray loads slowly
-            from heterofl_flwr.grids.ray_runner import ActorOptions, ActorRunner
+            from heterofl_flwr.grids.ray_actors import ActorOptions
+            from heterofl_flwr.grids.ray_runner import ActorRunner
             from heterofl_flwr.grids.ray_session import Session
         options = ActorOptions(client_app, num_cpus, num_gpus, Session.enter())
         try:

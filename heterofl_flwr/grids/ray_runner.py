@@ -2,24 +2,21 @@
 
 import logging
 import math
-import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 from flwr.app import ArrayRecord, Context, Message
-from flwr.clientapp import ClientApp
 
 from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids.apps import Envelope, failure
 from heterofl_flwr.grids.queued import Group, Runner
-from heterofl_flwr.grids.ray_actors import Clients, pack, unpack
+from heterofl_flwr.grids.ray_actors import Actor, ActorOptions, pack, unpack
 from heterofl_flwr.grids.ray_session import check_alive
 from heterofl_flwr.packing import count_bytes
 
@@ -40,54 +37,8 @@ TURN = 1.0
 LARGE = 1 << 16
 """Bytes from which Ray stores a record once, instead of each message that carries it."""
 
-Actor = Any
-"""Ray's handle of an actor."""
-
 Reference = Any
 """What Ray returns at once for what will be there."""
-
-
-@dataclass(frozen=True, slots=True)
-class ActorOptions:
-    """What all actors of a grid run, what Ray reserves for each, and what is added to its environment."""
-
-    client_app: ClientApp | str
-    num_cpus: float
-    num_gpus: float
-    environment: Mapping[str, str]
-
-    def start(self) -> Actor:
-        """Start an actor."""
-        options = {
-            "num_cpus": self.num_cpus,
-            "num_gpus": self.num_gpus,
-            "scheduling_strategy": "SPREAD",
-            "runtime_env": {"env_vars": dict(self.environment)} if self.environment else None,
-        }
-        return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
-
-    def room(self) -> int:
-        """Return how many actors the cluster's machines have room for, if nobody else uses them."""
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return sum(self.fit(own.get("CPU", 0.0), own.get("GPU", 0.0)) for own in machines)
-
-    def fit(self, cpus: float, gpus: float) -> int:
-        """Return how many actors fit on a machine; a share of a GPU is of one GPU."""
-        most: int = math.floor(cpus / (self.num_cpus or 1) + 1e-9)
-        if self.num_gpus >= 1:
-            return min(most, math.floor(gpus / self.num_gpus))
-        if self.num_gpus:
-            return min(most, math.floor(gpus) * math.floor(1 / self.num_gpus + 1e-9))
-        return most
-
-    def lack(self) -> str:
-        """Say what an actor needs, and what the cluster has."""
-        has, free = ray.cluster_resources(), ray.available_resources()
-        return (
-            f"it needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}; the cluster has "
-            f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, of which {free.get('CPU', 0):g} and "
-            f"{free.get('GPU', 0):g} are free"
-        )
 
 
 class ActorRunner(Runner):

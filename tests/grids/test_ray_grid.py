@@ -20,7 +20,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from tests.federation.tiny import Keep, equal
 
-ray_runner = pytest.importorskip("heterofl_flwr.grids.ray_runner", exc_type=ImportError)
+ray_actors = pytest.importorskip("heterofl_flwr.grids.ray_actors", exc_type=ImportError)
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -231,7 +231,7 @@ def test_actors_share_gpus_as_asked(actors, ask):
     ],
 )
 def test_so_many_actors_fit_on_a_machine(cpus, gpus, has, expected):
-    assert ray_runner.ActorOptions("a:b", cpus, gpus, {}).fit(*has) == expected
+    assert ray_actors.ActorOptions("a:b", cpus, gpus, {}).fit(*has) == expected
 
 
 @pytest.mark.parametrize(
