@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from heterofl_flwr.data.convert import Raw, Values
 from heterofl_flwr.data.known import ANY, Columns
-from heterofl_flwr.data.text import Texts, join_windows
+from heterofl_flwr.data.text import Texts
 from heterofl_flwr.errors import DataError
 
 Splits = tuple[Raw | Texts, Raw | Texts | None]
@@ -173,7 +173,7 @@ def _check_named(table: pa.Table, columns: Columns, place: str) -> None:
         raise DataError(f"{place}: there are no examples")
     if columns.owner == "":
         raise _columns_error(table, place, "no known column of owners", "its name, as natural-<column> in data.split")
-    for name in (columns.label, columns.owner, columns.text, columns.following):
+    for name in (columns.label, columns.owner, columns.text):
         if name and name not in table.column_names:
             found = ", ".join(table.column_names)
             raise DataError(f"{place}: found the columns {found}; expected one named {name}: name one of those found")
@@ -201,14 +201,10 @@ def _is_text(table: pa.Table, names: Sequence[str]) -> bool:
 
 
 def _read_texts(table: pa.Table, columns: Columns, place: str) -> Texts:
-    """Return the texts of a table, row by row; windows are joined, owner by owner."""
-    names, owners = [columns.text or "text", *filter(None, [columns.following])], _read_owners(table, columns, place)
-    _check_filled(table, names, place)
-    texts = [table.column(name).cast(pa.string()).to_pylist() for name in names]
-    if not columns.following:
-        return Texts(texts[0], place, owners)
-    joined, whose = join_windows(texts[0], texts[1], owners or [0] * table.num_rows)
-    return Texts(joined, place, whose if owners else None, characters=True)
+    """Return the texts of a table, row by row."""
+    name = columns.text or "text"
+    _check_filled(table, [name], place)
+    return Texts(table.column(name).cast(pa.string()).to_pylist(), place, _read_owners(table, columns, place))
 
 
 def _find_label(table: pa.Table, names: Sequence[str], stated: Sequence[str], place: str, *, tabular: bool) -> str:

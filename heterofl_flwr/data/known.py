@@ -11,15 +11,11 @@ from heterofl_flwr.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns of a table are read; ``read_table`` finds the others.
-
-    Texts that are windows of longer ones have the character after each in ``following``, and characters as tokens.
-    """
+    """Which columns of a table are read; the types tell the others."""
 
     label: str = ""
     owner: str | None = None  # whose each example is; None where nobody asks
     text: str = ""
-    following: str = ""
 
 
 ANY = Columns()
@@ -71,7 +67,6 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         "wikitext2": Source(  # with the paper's hundred clients, each has one row (section 6)
             "Salesforce/wikitext/wikitext-2-v1", columns=Columns(text="text"), rows={"train": 100, "test": 10}
         ),
-        "shakespeare": Source("flwrlabs/shakespeare", columns=Columns("", "character_id", "x", "y")),
     }
 )
 """By our own names."""

@@ -36,7 +36,7 @@ def load_dataset(
     Parameters
     ----------
     name : str
-        ``digits``, ``mnist``, ``cifar10``, ``cifar100``, ``femnist``, ``wikitext2`` or ``shakespeare``; any
+        ``digits``, ``mnist``, ``cifar10``, ``cifar100``, ``femnist`` or ``wikitext2``; any
         ``user/set`` of the hub with an image and a label column, or a column ``text``; a folder with
         ``train/<class>/*.png``, ``train.csv`` or ``train*.parquet``, and ``test`` alike; or ``module:function``, which
         returns a ``Dataset`` or ``((x, y), (x, y))``, train and test. See ``docs/howto/data.md``.

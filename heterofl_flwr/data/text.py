@@ -1,7 +1,7 @@
 """Texts as rows of tokens, of all owners together or of each one, for language models."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,25 +20,11 @@ LENGTH = Reading(hides_as=0).length
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Texts:
-    """One split as read. Tokens are words, or characters."""
+    """One split as read. Tokens are words."""
 
     texts: Sequence[str]
     place: str  # where it was read, for messages
     owners: Values | None = None
-    characters: bool = False
-
-
-def join_windows(windows: Iterable[str], following: Iterable[str], owners: Values) -> tuple[list[str], list[int | str]]:
-    """Return each owner's text, and the owners, from windows that move on by one character and what follows each.
-
-    A window that does not continue the one before it begins anew.
-    """
-    texts: dict[int | str, list[str]] = defaultdict(list)
-    expected: dict[int | str, str] = {}
-    for window, after, owner in zip(windows, following, owners, strict=True):
-        texts[owner] += [after] if expected.get(owner) == window else [window, after]
-        expected[owner] = window[1:] + after
-    return ["".join(pieces) for pieces in texts.values()], list(texts)
 
 
 def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int] | None = None) -> Dataset:
@@ -68,7 +54,7 @@ def _cut(raw: Texts, owners: Sequence[int], lookup: Callable[[str], int], rows: 
     """Return rows of tokens, each of one owner's, and the owner of each."""
     streams: dict[int, list[int]] = defaultdict(list)
     for text, owner in zip(raw.texts, owners, strict=True):
-        streams[owner] += map(lookup, (*(text if raw.characters else text.split()), END))
+        streams[owner] += map(lookup, (*text.split(), END))
     cut, whose = [], []
     for owner, stream in sorted(streams.items()):
         number, length = (rows, len(stream) // rows) if rows else (len(stream) // LENGTH, LENGTH)

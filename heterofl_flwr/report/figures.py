@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
@@ -23,7 +21,6 @@ Label = Callable[[float], str]
 
 TIMES = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 FEW = 30  # with fewer points than this, each is marked
-ALIKE = 0.02  # of the axis: curves that are nowhere further apart look like one
 CLIMB = 4  # the first of so many parts of a curve may leave the axis, which follows the others
 
 TEXTS = {
@@ -99,7 +96,7 @@ def _losses(records: Sequence[RoundRecord]) -> Curves:
 def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", label: Label | None = None) -> Figure | None:
     """Draw values over rounds, or over what was spent, of which ``label`` writes the ticks; None without values.
 
-    Curves that coincide are one. The vertical axis follows the data once they have left their first climb or fall.
+    The vertical axis follows the data once they have left their first climb or fall.
     """
     finite = {
         name: (places, [value if math.isfinite(value) else math.nan for value in values])
@@ -111,14 +108,10 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", label: Label
     settled = [value for _, own in finite.values() for value in own[len(own) // CLIMB :] if not math.isnan(value)]
     low, high = min(settled, default=0.0), max(settled, default=1.0)
     figure, axes = new_axes(xlabel, ylabel)
-    while finite:
-        places, values = next(iter(finite.values()))
-        near = partial(np.allclose, values, rtol=0, atol=ALIKE * (high - low), equal_nan=True)
-        names = [name for name, (where, own) in finite.items() if where == places and near(own)]
-        colour, dash = series(len(axes.lines))
+    for number, (name, (places, values)) in enumerate(finite.items()):
+        colour, dash = series(number)
         mark = "o" if len(places) < FEW else ""
-        axes.plot(places, values, dash, color=colour, label=", ".join(names), marker=mark, markersize=3)
-        finite = {name: own for name, own in finite.items() if name not in names}
+        axes.plot(places, values, dash, color=colour, label=name, marker=mark, markersize=3)
     room = 0.06 * (high - low) or 0.02 * abs(high) or 1
     axes.set_ylim(low - room, high + room)
     if ylabel.endswith("accuracy"):

@@ -12,7 +12,7 @@ from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.nested import mean_passes
 from heterofl_flwr.runs.metrics import mode_of
 from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.presets import client_settings
+from heterofl_flwr.settings.presets import architectures, with_architecture
 from simulations.results.configurations import Configuration, possible, shown
 from simulations.results.runs import Run
 from simulations.results.statistics import Summary, summarise
@@ -52,7 +52,8 @@ def multiplications(run: Run) -> list[float]:
 def _of_round(run: Run, record: RoundRecord) -> float:
     train, _ = sizes_of(run.settings.data, run.clients)
     examples = train / run.clients
-    clients = (_of_client(client_settings(run.settings, who), rate, examples) for who, rate in record.rates.items())
+    models = [with_architecture(run.settings, name) for name in architectures(run.settings)] or [run.settings]
+    clients = (_of_client(models[who % len(models)], rate, examples) for who, rate in record.rates.items())
     return math.fsum(clients)
 
 

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 import torch
-from pyarrow import csv, parquet
+from pyarrow import parquet
 
 from heterofl_flwr.data import Reading, load_dataset, split_dataset
 from heterofl_flwr.data.known import SOURCES, Columns
@@ -50,24 +50,6 @@ def test_each_owner_has_its_own_rows():
     parts = split_dataset(data, "natural", 2, seed=0)
     assert [rows.tolist() for rows in parts.train] == [list(range(8)), [8]]
     assert [rows.tolist() for rows in parts.test] == [[0, 1], []]
-
-
-@pytest.mark.parametrize("owner", [None, ""])
-def test_windows_of_shakespeare_become_the_texts_again(tmp_path, owner):
-    """As on the hub: one CSV file that names no split, windows of 80 characters and the one after each."""
-    spoken = {"H_HAMLET": 'To be, or "not" to be?\n' * 8, "H_OPHELIA": "Good my lord, how does your honour? " * 9}
-    cut = [(who, text[at : at + 80], text[at + 80]) for who, text in spoken.items() for at in range(len(text) - 80)]
-    folder = tmp_path / "flwrlabs" / "shakespeare"
-    folder.mkdir(parents=True)
-    table = pa.table([list(column) for column in zip(*cut, strict=True)], ["character_id", "x", "y"])
-    csv.write_csv(table, folder / "shakespeare.csv")
-    data = load_dataset("shakespeare", tmp_path, owner=owner)
-    rows = torch.cat([data.train.inputs, data.test.inputs]).tolist()
-    texts = ["".join(spoken.values())] if owner is None else spoken.values()
-    expected = [text[at : at + 64] for text in texts for at in range(0, len(text) - 63, 64)]
-    assert sorted("".join(data.names[token] for token in row) for row in rows) == sorted(expected)
-    assert set(data.names[2:]) == set("".join(spoken.values()))
-    assert owner is None or [own.tolist() for own in data.owners] == [[0, 0, 1, 1, 1, 1], [1]]
 
 
 def test_every_row_goes_to_one_client(corpus):

@@ -53,13 +53,12 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
     ``hosts`` are the names and addresses by which nodes reach the SuperLink; those of its own machine are added.
     """
     ca_key, ca_certificate = folder / "ca.key", folder / "ca.crt"
-    new = not ca_key.exists()
-    if new and ca_certificate.exists():
-        raise ConfigError(f"{ca_certificate} has no {ca_key.name} beside it: put it back, or remove both")
-    authority_key = generate_private_key(_CURVE) if new else _read_authority_key(ca_key)
-    authority = _sign_authority(authority_key) if new else _read_authority(ca_certificate)
-    if authority.public_key() != authority_key.public_key():
-        raise ConfigError(f"{ca_certificate} is not of {ca_key.name}: put back the one that is, or remove both")
+    new = not ca_key.exists() and not ca_certificate.exists()
+    if new:
+        authority_key = generate_private_key(_CURVE)
+        authority = _sign_authority(authority_key)
+    else:
+        authority_key, authority = _read_authority(ca_key, ca_certificate)
     key = generate_private_key(_CURVE)
     certificate = _sign_server(key, hosts, days, authority, authority_key)
     contents = {}
@@ -150,21 +149,16 @@ def _private(key: EllipticCurvePrivateKey, form: serialization.PrivateFormat) ->
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
-def _read_authority_key(path: Path) -> EllipticCurvePrivateKey:
+def _read_authority(key: Path, certificate: Path) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
+    """Return the authority's key and certificate."""
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        own = serialization.load_pem_private_key(key.read_bytes(), password=None)
+        authority = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no key that can be read: {error}") from error
-    if not isinstance(key, EllipticCurvePrivateKey):
-        raise ConfigError(f"{path} is a {type(key).__name__}; expected the key of an elliptic curve")
-    return key
-
-
-def _read_authority(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no certificate that can be read: {error}") from error
+        raise ConfigError(f"{key} and {certificate} cannot be read: {error}; put them back, or remove both") from error
+    if not isinstance(own, EllipticCurvePrivateKey) or authority.public_key() != own.public_key():
+        raise ConfigError(f"{certificate} is not of {key.name}: put back the one that is, or remove both")
+    return own, authority
 
 
 def _write(path: Path, data: bytes, *, secret: bool = False) -> None:
