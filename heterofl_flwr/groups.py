@@ -32,7 +32,7 @@ KEYS = ConfigDict(
 def check(test: Callable[[Any], object]) -> AfterValidator:
     """Reject values that fail a test; what the test raises says more than that the value is not expected."""
 
-    def validate(value: Any) -> Any:
+    def validate(value: Kind) -> Kind:
         if not test(value):
             raise ValueError
         return value

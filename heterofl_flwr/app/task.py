@@ -6,7 +6,6 @@ A task is made once in each process and kept, so data and models survive the rou
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -240,11 +239,11 @@ def load_data(data: DataSettings) -> Dataset:
     return load_dataset(data.name, data.root or None, label=data.label, owner=owner)
 
 
-def load_task(run_config: Mapping[str, Any]) -> Task:
+def load_task(run_config: Mapping[str, object]) -> Task:
     """Return the task of a run; the same one for equal settings."""
     return _load_task(tuple(sorted(run_config.items())))
 
 
 @lru_cache(maxsize=4)
-def _load_task(items: tuple[tuple[str, Any], ...]) -> Task:
+def _load_task(items: tuple[tuple[str, object], ...]) -> Task:
     return Task(from_flat(dict(items)))

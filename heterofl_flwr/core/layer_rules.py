@@ -18,7 +18,7 @@ from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
 LayerRule = Callable[[Any, Any], Mapping[str, Axes]]
 """From the full layer and the local layer to the axes of each parameter, by its name within the layer."""
 
-_Rule = TypeVar("_Rule", bound=Callable[..., Any])
+_Rule = TypeVar("_Rule", bound=Callable[..., object])
 
 
 def is_layer_type(one: object) -> bool:

@@ -24,7 +24,9 @@ _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 
 
 @function(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
-def layer_norm(trace: Trace, run: Run, input: Tensor, normalized_shape: Sequence[int], *_: Any, **__: Any) -> object:
+def layer_norm(
+    trace: Trace, run: Run, input: Tensor, normalized_shape: Sequence[int], *_: object, **__: object
+) -> object:
     """Let the last axes of the input be as long as the code says."""
     output = run()
     for wanted, row in zip(normalized_shape, trace.rows(output)[-len(normalized_shape) :], strict=True):
@@ -33,7 +35,7 @@ def layer_norm(trace: Trace, run: Run, input: Tensor, normalized_shape: Sequence
 
 
 @function(F.group_norm, torch.group_norm)
-def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: Any, **__: Any) -> object:
+def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: object, **__: object) -> object:
     """Let the number of groups shrink with the channels, or stay."""
     output = run()
     channels = trace.rows(output)[1]

@@ -50,7 +50,9 @@ class Products(TorchFunctionMode):
         self._known = {id(parameter): (Product(name, ()), parameter) for name, parameter in parameters.items()}
         self._replace = replace
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_function__(
+        self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         """Call the function."""
         result = func(*args, **(kwargs or {}))
         leaves = tree_leaves((args, kwargs))

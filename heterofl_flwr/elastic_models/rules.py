@@ -18,7 +18,7 @@ from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.errors import UnsupportedLayerError
 
 aten = torch.ops.aten
-_Rule = TypeVar("_Rule", bound=Callable[..., Any])
+_Rule = TypeVar("_Rule", bound=Callable[..., object])
 _PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
@@ -106,7 +106,7 @@ def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
     return ADJUSTMENTS.add(*layer_types)
 
 
-def _find_operator(called: OpOverload[..., Any]) -> OperatorRule | None:
+def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
     """Return the rule of an operator; those that work entry by entry share one."""
     packet = called.overloadpacket
     if packet in OPERATORS:
@@ -139,7 +139,9 @@ class Operators(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._listener = listener
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         """Call the operator."""
         given = dict(kwargs or {})
         replacement = STAND_INS.get(func) or STAND_INS.get(func.overloadpacket)
@@ -159,7 +161,9 @@ class Functions(TorchFunctionMode):
         self._trace = trace
         trace.listening = True
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_function__(
+        self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         """Call the function, by its rule if it has one. What torch's own code compares does not count."""
         rule, run = FUNCTIONS.get(func), partial(func, *args, **(kwargs or {}))
         self._trace.listening = False
@@ -172,7 +176,9 @@ class Functions(TorchFunctionMode):
 class Contiguous(TorchFunctionMode):
     """Lets products have inputs without gaps, because torch chooses operators for them by strides, and so by widths."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_function__(
+        self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         """Call the function."""
         if func in _PRODUCTS:
             args = [one.contiguous() if isinstance(one, Tensor) else one for one in args]
@@ -182,7 +188,9 @@ class Contiguous(TorchFunctionMode):
 class LoneDraws(TorchFunctionMode):
     """Lets a number that code draws alone be 1, so that a layer that is left out by chance is not left out."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_function__(
+        self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         """Call the function."""
         if func is torch.rand and (kwargs or {}).get("size", args[0] if args else None) in ((), []):
             return torch.ones((), device="cpu")
