@@ -90,6 +90,7 @@ class Runner(ABC):
         self._contexts = contexts
         self._groups: dict[str, Group] = {}  # by the id of each message that somebody waits for
         self._done: dict[str, Message] = {}
+        self._logged: set[str] = set()  # the traces of what clients raised
 
     @abstractmethod
     def submit(self, groups: Sequence[Group]) -> None:
@@ -120,7 +121,8 @@ class Runner(ABC):
             node_id, id_ = message.metadata.dst_node_id, message.metadata.message_id
             if self._groups.pop(id_, None) is None:
                 continue
-            if trouble:
+            if trouble and trouble not in self._logged:  # what many clients raise, once: each reply has its error
+                self._logged.add(trouble)
                 logger.error("node %d failed to answer %r:\n%s", node_id, message.metadata.message_type, trouble)
             if context is not None:
                 self._contexts[node_id] = context

@@ -131,6 +131,14 @@ def test_ray_runs_what_one_process_cannot(asked, monkeypatch):
     assert asked("--grid", "local", "--out", "c")[0].grid == "local"
 
 
+def test_a_missing_ray_is_said_before_anything_starts(asked, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["run", "--grid", "ray"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "pip install 'heterofl-flwr[simulation]', or use --grid local" in said.err
+
+
 @pytest.mark.parametrize("words", [("run", "train.lr", "0.5"), ("run", "--sat=3"), ("profile", "mnist", "mix=a")])
 def test_words_that_are_no_settings_raise(words, capsys):
     with pytest.raises(SystemExit):

@@ -75,6 +75,13 @@ def test_an_exception_is_an_error_reply_as_flower_words_it(grid, ask, caplog):
     assert "odd_clients.py" in caplog.text  # the traceback
 
 
+def test_the_same_trace_of_many_clients_is_logged_once(grid, ask, caplog):
+    for _ in range(2):
+        replies = list(grid.send_and_receive([ask(node_id, "fail") for node_id in grid.get_node_ids()]))
+        assert [reply.has_error() for reply in replies] == [True] * 4
+    assert caplog.text.count("Traceback") == 1
+
+
 def test_an_interrupt_ends_the_call_and_leaves_nothing_behind(ask):
     app = ClientApp()
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from heterofl_flwr.app.server_app import find_start
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.data.known import SOURCES, short_name
 from heterofl_flwr.data.load import ROOT_VARIABLE
-from heterofl_flwr.errors import ConfigError, printable
+from heterofl_flwr.errors import ConfigError, extra, printable
 from heterofl_flwr.report import RunFolder, summary_table
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.flat import from_flat, from_stored, to_flat
@@ -33,6 +34,9 @@ WINDOW = 64
 def run(args: argparse.Namespace) -> int:
     """Run it; return 0 only if it did all that it was to do."""
     request = build_request(args)
+    if request.grid == "ray":
+        with extra("simulation", "use --grid local"):  # not after the folder is there
+            import_module("ray")
     if args.app is None:
         finished = _check_run(request)
         if finished:

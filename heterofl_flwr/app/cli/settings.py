@@ -1,6 +1,8 @@
 """``heterofl settings``; and how settings are read from a file and from the command line."""
 
 import argparse
+import shutil
+import textwrap
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +26,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _explain(key: str, value: Flat, written: Flat) -> str:
     stands_for = "" if written == value else f"   (from {written!r})"
-    return f"{to_toml({key: value}).rstrip()}{stands_for}\n    {SPECS[key].help} [{SPECS[key].expected}]"
+    text = f"{SPECS[key].help} [{SPECS[key].expected}]"
+    indent, columns = " " * 4, shutil.get_terminal_size().columns
+    lines = textwrap.fill(text, columns, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+    return f"{to_toml({key: value}).rstrip()}{stands_for}\n{lines}"
 
 
 def read_config(path: Path) -> dict[str, Any]:
