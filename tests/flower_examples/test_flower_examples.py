@@ -1,4 +1,4 @@
-"""Flower's own examples, in a checkout of its repository, converted by the diffs beside this file."""
+"""Flower's own examples and a baseline, in a checkout of its repository, converted by the diffs beside this file."""
 
 import os
 import shutil
@@ -16,7 +16,8 @@ EXAMPLES = sorted(path.stem for path in HERE.glob("*.diff"))
 def test_a_diff_applies_to_the_example(name, tmp_path):
     if "HETEROFL_FLOWER" not in os.environ:
         pytest.skip("needs Flower's examples: set HETEROFL_FLOWER to a checkout of its repository at fdef7af")
-    source = Path(os.environ["HETEROFL_FLOWER"], "examples", name).resolve()
+    room = "baselines" if name == "fedrep" else "examples"
+    source = Path(os.environ["HETEROFL_FLOWER"], room, name).resolve()
     source = source / "my-awesome-app" if (source / "my-awesome-app").is_dir() else source
     folder = shutil.copytree(source, tmp_path / name)
     done = subprocess.run(["git", "apply", str(HERE / f"{name}.diff")], cwd=folder, check=False)
