@@ -316,9 +316,20 @@ class Federation:
             )
         return trainable
 
+    @property
+    def _least_largest(self) -> int:
+        """How many clients of the largest rate take part in each round, if they are there, for a stage."""
+        return max((stage.needs.holders for stage in self.options.averaging.stages), default=0)
+
     def sample(self, server_round: int, node_ids: Sequence[int], purpose: Purpose) -> list[int]:
         """Return the clients that take part in a round, drawn without replacement; to train, with spare ones."""
         number = self.options.sampling.number(len(node_ids), purpose)
         if purpose == "train":
             number = self.options.sampling.with_spare(number)
-        return self.nodes.sample(node_ids, number, purpose, server_round, seed=self.seed)
+        first: list[int] = []
+        if purpose == "train" and (least := min(self._least_largest, number)):
+            rates = {node_id: self.rate(server_round, node_id) for node_id in node_ids}
+            largest = [node_id for node_id in node_ids if rates[node_id] == max(rates.values())]
+            first = self.nodes.sample(largest, least, "largest", server_round, seed=self.seed)
+        rest = [node_id for node_id in node_ids if node_id not in first]
+        return first + self.nodes.sample(rest, number - len(first), purpose, server_round, seed=self.seed)

@@ -117,7 +117,7 @@ class Round:
         self.answers[node_id] = float(reply.num_examples), reply.metrics
         self.log.bytes_up += reply.num_bytes
         nodes.trained.add(node_id)
-        if self._options.averaging.counts_examples:
+        if self._options.averaging.counts_examples and self._chain.summing is None:
             nodes.set_examples(node_id, reply.num_examples)
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
             logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)

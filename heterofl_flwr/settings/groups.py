@@ -116,7 +116,8 @@ class ServerSettings(Group):
     """what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)"""
     stages: types.StagesText = ""
     """further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi and
-    FedAdagrad, nesterov, feddyn or moving-average; with their arguments
+    FedAdagrad, nesterov, feddyn, moving-average, or secure-sum, by which the server learns sums of changes alone; with
+    their arguments
     """
     robust: Literal["none", RobustMean] = "none"
     """what replaces the mean of an entry's holders, so that a hostile minority cannot move it far: trimmed (a trimmed

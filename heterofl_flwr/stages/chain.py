@@ -97,7 +97,7 @@ class Chain:
 
     def _faults_of_sum(self) -> Iterator[str]:
         """Yield what a stage that sums replies itself, so that nobody sees them, makes impossible for others."""
-        summing = self._summing
+        summing = self.summing
         if summing is None:
             return
         for stage in self.stages:
@@ -113,8 +113,8 @@ class Chain:
             )
 
     @property
-    def _summing(self) -> Stage | None:
-        """The stage that sums replies itself."""
+    def summing(self) -> Stage | None:
+        """The stage that sums replies itself, so that nobody sees one; None for none."""
         return next((stage for stage in self.stages if type(stage).mean is not Stage.mean), None)
 
     @property
@@ -134,12 +134,12 @@ class Chain:
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
         """Begin a round; ``remote`` says whether clients are on other machines, and so maybe not ours."""
         state, limits = context.state, dict(self._limits)
-        if remote and not limits["norm_bound"] and not self.sums_changes and not self._summing:
+        if remote and not limits["norm_bound"] and not self.sums_changes and not self.summing:
             limits["norm_bound"] = REMOTE_CHANGE * max(1.0, math.hypot(*(own.norm().item() for own in state.values())))
         if self.sums_changes:  # the zeros that they start from take no memory
             state = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
         self._context = context
-        brought = self._summing.mean(state, context.rows) if self._summing else None
+        brought = self.summing.mean(state, context.rows) if self.summing else None
         self._mean = self.link.open(state, context.rows, **limits) if brought is None else brought
 
     def before(self, clients: Mapping[int, Update]) -> Talk[Mapping[int, Said]]:
@@ -159,7 +159,7 @@ class Chain:
         """Add a client's update to the mean; ``ReplyError`` if it does not fit, and then nothing has changed."""
         mean, context = self._opened()
         # Where one sums replies itself, the others have nothing to see.
-        for stage in [self._summing] if self._summing else reversed(self.stages):
+        for stage in [self.summing] if self.summing else reversed(self.stages):
             update = stage.on_reply(update, context)
         mean.add(update.plan, update.tensors, labels=update.labels, weight=update.weight)
 

@@ -53,7 +53,6 @@ class SecureSum(Stage):
     """
 
     name = "SecureSum"
-    needs = Needs(counting_mean=True, equal_weights=True)
 
     def __init__(self, bound: float = 4.0, holders: float = 3) -> None:
         if not 0 < bound < math.inf:
@@ -61,6 +60,7 @@ class SecureSum(Stage):
         if holders != int(holders) or holders < 2:
             raise ConfigError(f"SecureSum: holders is {holders!r}, expected a whole number from 2 up")
         self.bound, self.holders = float(bound), int(holders)
+        self.needs = Needs(counting_mean=True, equal_weights=True, holders=self.holders)
         self._asked: Said = {}
         self._nodes: Sequence[int] = ()
         self._round: ServerRound | None = None

@@ -162,6 +162,8 @@ class Needs:
         Each entry of the mean comes from that entry of the updates, so that the stage can step along it.
     fixed_slices
         A client's slice is the same in every round.
+    holders
+        So many clients of the largest rate take part in each round, if they are there: they hold every entry.
     """
 
     changes: bool = False
@@ -169,6 +171,7 @@ class Needs:
     equal_weights: bool = False
     steps: bool = False
     fixed_slices: bool = False
+    holders: int = 0
 
 
 class Stage:

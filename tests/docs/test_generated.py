@@ -11,12 +11,12 @@ import pytest
 
 from heterofl_flwr import messages
 from heterofl_flwr.core import Fidelity
-from simulations.examples import part_picture, plan_picture
+from simulations.examples import part_picture, plan_picture, ring_picture
 from simulations.model_zoo.__main__ import VERDICTS
 from simulations.model_zoo.sources import SOURCES
 from tests.docs.pages import DOCS, ROOT, name_of
 
-PICTURES = {"plans": plan_picture, "parts": part_picture}
+PICTURES = {"plans": plan_picture, "parts": part_picture, "rings": ring_picture}
 PUBLIC = (
     "",
     ".adapters",

@@ -85,7 +85,7 @@ def in_clear(found, lost):
 def test_the_model_is_that_of_the_same_changes_in_clear(mix, rule):
     plain, found = (one(mix=mix, slice_rule=rule) for one in (run, lambda **more: secure(holders=2, **more)))
     assert found.log.failures == {}
-    counted = found.strategy.engine.chain.facts()
+    counted = found.log.privacy
     assert counted == {"summed-clients": NODES}
     expected = in_clear(plain, {})
     closed = {
@@ -141,6 +141,8 @@ def test_a_reply_says_nothing_in_clear():
         assert dict(metrics) == {messages.NUM_EXAMPLES: 1}
         assert list(own.content["masked"]) == ["masked"]
     assert found.log.train == {}
+    nodes = found.strategy.federation.nodes
+    assert {nodes[node_id].num_examples for node_id in found.grid.get_node_ids()} == {0}
     one, two = (read_tensors(replies[place].content["masked"])["masked"].numpy() for place in (0, NODES))
     assert (one != two).mean() > 0.99
 
@@ -235,3 +237,18 @@ def test_actors_give_the_same_model(mix):
         found = strategy.start(grid, num_rounds=2).arrays
     assert isinstance(found, ArrayRecord)
     assert equal(found.to_torch_state_dict(), secure(mix=mix, num_rounds=2).state)
+
+
+def test_enough_clients_of_the_largest_level_are_drawn():
+    rates = []
+    for _ in range(2):
+        found = play(
+            app, mix="a1-b1-c1-d1-e1", nodes=20, stages=[SecureSum(holders=3)], fraction_train=0.5, num_rounds=4
+        )
+        rates.append([list(record.rates.values()) for record in found.records])
+        # So each entry moves in each round, but in rows of classes that nobody has.
+        assert all(own.count(1.0) >= 3 for own in rates[-1])
+        assert all(len(own) == 10 for own in rates[-1])
+    assert rates[0] == rates[1]
+    free = play(app, mix="a1-b1-c1-d1-e1", nodes=20, fraction_train=0.5, num_rounds=4).records
+    assert min(list(record.rates.values()).count(1.0) for record in free) < 3
