@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -12,6 +13,11 @@ from typing import Any
 from heterofl_flwr.app.cli.main import status_of as status_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.files import remove, write_atomic
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def parser_of(program: str, description: str | None, examples: str = "") -> argparse.ArgumentParser:

@@ -16,13 +16,13 @@ from heterofl_flwr.app import client_app
 from heterofl_flwr.app.callbacks import CentralEvaluation
 from heterofl_flwr.app.cli.main import parser
 from heterofl_flwr.app.cli.run import build_request
-from heterofl_flwr.app.launch.machine import cores
 from heterofl_flwr.app.launch.request import App, Request
 from heterofl_flwr.app.launch.running import open_grid
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import DataError, HeteroFLError
 from heterofl_flwr.grids import Windowed
+from simulations.program import cores
 from simulations.reference.rounds import Experiment, Parts, balanced_seed, is_balanced
 
 APP = "simulations.bench.ours:app"

@@ -26,7 +26,6 @@ from unittest import mock
 from flwr.app import ArrayRecord, ConfigRecord
 
 from heterofl_flwr.app import client_app
-from heterofl_flwr.app.launch.machine import cores
 from heterofl_flwr.app.launch.request import CLIENT_APP, Request
 from heterofl_flwr.app.launch.running import cohort_limit
 from heterofl_flwr.app.server_app import make_strategy
@@ -38,6 +37,7 @@ from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.training import TrainResult, train_together
 from simulations.bench.measure import Goal
 from simulations.bench.ours import Ours, build_our_request, open_ours
+from simulations.program import cores
 from simulations.reference.authors import Authors
 from simulations.reference.rounds import MIX, TRAINED, Experiment, Parts, median, members
 

@@ -11,7 +11,6 @@ from timeit import Timer
 import torch
 
 from heterofl_flwr.app.cli.profile import printed
-from heterofl_flwr.app.launch import machine
 from heterofl_flwr.app.task import Task, load_data
 from heterofl_flwr.core.formatting import duration, render
 from heterofl_flwr.core.levels import Mix
@@ -27,6 +26,7 @@ from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.settings.flat import from_flat, to_flat
 from heterofl_flwr.settings.groups import DataSettings, Settings
 from heterofl_flwr.training import TrainOptions, evaluate, resolve_device, train
+from simulations.program import cores
 from simulations.sweep.job import BEGUN, DONE, ENDED, Job
 
 PIECE = 64
@@ -150,7 +150,7 @@ def estimate_seconds(job: Job, cost: JobCost) -> float:
     if job.engine.grid == "local" or resolve_device(device).type != "cpu":  # a GPU is no faster with two clients
         return total
     share = job.engine.share
-    return total / min(max(machine.cores() // share.cpus, 1), share.at_once or math.inf, cost.at_once)
+    return total / min(max(cores() // share.cpus, 1), share.at_once or math.inf, cost.at_once)
 
 
 @lru_cache(maxsize=1024)

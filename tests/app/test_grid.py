@@ -5,7 +5,6 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from heterofl_flwr.app.launch import machine
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import cohort_limit
 from heterofl_flwr.app.task import load_task
@@ -16,8 +15,7 @@ pytestmark = pytest.mark.usefixtures("identity")
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
-    """Return a function that makes a request for settings and a device, on a machine of eight cores."""
-    monkeypatch.setattr(machine, "cores", lambda: 8)
+    """Return a function that makes a request for settings and a device."""
 
     def ask(settings, device):
         config = to_flat(from_flat(settings))

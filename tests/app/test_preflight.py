@@ -16,11 +16,10 @@ SMALL = ["--clients", "2", "--set", "model.hidden=4,8", "--set", "train.epochs=1
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch, tmp_path):
-    """Run in an empty folder, on a machine of two cores without a GPU."""
+    """Run in an empty folder, on a machine without a GPU."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(machine, "devices", lambda: 0)
-    monkeypatch.setattr(machine, "cores", lambda: 2)
     for name in ("HETEROFL_DATA", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 

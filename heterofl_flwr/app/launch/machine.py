@@ -1,17 +1,11 @@
-"""What this machine has, and how Ray's actors share its GPUs where nobody says it."""
+"""How Ray's actors share this machine's GPUs where nobody says it."""
 
 import math
-import os
 from dataclasses import replace
 
 import torch
 
 from heterofl_flwr.app.launch.request import Request
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def devices() -> int:
