@@ -8,7 +8,7 @@ from rich.console import Console
 
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import seconds_to, summary_table
-from heterofl_flwr.report.summary import failure_cells, summary_lines
+from heterofl_flwr.report.summary import failure_cells, level_cells, summary_lines
 from heterofl_flwr.runs.costs import LevelCost, ModelCosts, full_bytes, savings
 
 COSTS = ModelCosts(
@@ -39,6 +39,11 @@ def test_savings_are_against_the_full_model_on_the_same_clients():
     assert savings(RECORDS, COSTS) == (880, 3600, pytest.approx(880 / 3600), pytest.approx(1600 / 5000))
     assert savings([make(1, [1.0, 1.0], bytes_down=800, bytes_up=800)], COSTS)[2:] == (1, 1)
     assert savings(RECORDS, None) is savings([make(1, [0.3])], COSTS) is savings([], COSTS) is None
+
+
+def test_a_level_has_its_share_of_clients_and_bytes_both_ways():
+    (level, *_, share, _, size) = level_cells(RECORDS, COSTS)[1][-1]
+    assert (level, share, size) == ("d", "60.0 %", "80 B")
 
 
 def test_failures_are_grouped_by_reason():

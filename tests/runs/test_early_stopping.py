@@ -24,6 +24,7 @@ def stops_at(stopping: EarlyStopping, fake, values, metric="global-accuracy", fi
         ({"patience": 2}, [0.5, 0.4, 0.6, 0.5, 0.5], 5),
         ({"patience": 2}, [0.5, None, None, None, 0.4, None, 0.4], 7),
         ({"patience": 2}, [NAN, 0.5, 0.6, 0.7], None),
+        ({"patience": 2}, [0.5, 0.5, 0.5], 3),
         ({"patience": 2, "metric": "global-loss"}, [0.5, 0.4, 0.45, 0.42], 4),
     ],
 )
