@@ -233,7 +233,7 @@ def test_an_app_that_answers_no_stages_is_named():
 @pytest.mark.parametrize("mix", ["a1-b1-c1", "a1"])
 def test_actors_give_the_same_model(mix):
     strategy = HeteroFL(Tiny, mix, stages=[SecureSum(BOUND)])
-    with RayGrid("tests.secure.app:app", NODES, actors=2) as grid:
+    with RayGrid("tests.secure.app:app", NODES, at_once=2) as grid:
         found = strategy.start(grid, num_rounds=2).arrays
     assert isinstance(found, ArrayRecord)
     assert equal(found.to_torch_state_dict(), secure(mix=mix, num_rounds=2).state)
