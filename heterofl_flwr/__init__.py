@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.federation.options import Limits as Limits
     from heterofl_flwr.federation.options import multi_step as multi_step
     from heterofl_flwr.federation.records import RoundCallback as RoundCallback
+    from heterofl_flwr.grids.arrivals import SimulatedArrivals as SimulatedArrivals
     from heterofl_flwr.grids.devices import DeviceProfile as DeviceProfile
     from heterofl_flwr.grids.devices import Devices as Devices
     from heterofl_flwr.grids.local import LocalGrid as LocalGrid
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.grids.simulated import SimulatedDevices as SimulatedDevices
     from heterofl_flwr.grids.windowed import Windowed as Windowed
     from heterofl_flwr.nn.depth import shallow as shallow
+    from heterofl_flwr.stages.asynchronous import Buffered as Buffered
     from heterofl_flwr.stages.moving_average import MovingAverage as MovingAverage
     from heterofl_flwr.stages.privacy import Privacy as Privacy
     from heterofl_flwr.stages.server_optimizer import Adagrad as Adagrad
@@ -45,6 +47,7 @@ _HOMES = {
     "Adagrad": "stages.server_optimizer",
     "Adam": "stages.server_optimizer",
     "Aggregator": "core.counting_mean",
+    "Buffered": "stages.asynchronous",
     "DeviceProfile": "grids.devices",
     "Devices": "grids.devices",
     "Evaluation": "federation.evaluation",
@@ -63,6 +66,7 @@ _HOMES = {
     "RayGrid": "grids.ray_grid",
     "Robust": "core.robust",
     "RoundCallback": "federation.records",
+    "SimulatedArrivals": "grids.arrivals",
     "SimulatedDevices": "grids.simulated",
     "Stage": "stages.stage",
     "Windowed": "grids.windowed",

@@ -5,7 +5,7 @@ import math
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 from flwr.app import Error, Message, RecordDict
@@ -49,9 +49,8 @@ class Cancels(Protocol):
 class Costs(Protocol):
     """A grid that knows what a round has cost its devices."""
 
-    @property
-    def costs(self) -> Mapping[str, float]:
-        """The costs of the last round, by the names that ``RoundRecord`` has for them."""
+    def take_costs(self) -> Mapping[str, float]:
+        """Return what was spent since the last call, by the names that ``RoundRecord`` has for it."""
 
 
 class Relay(Grid):
@@ -217,6 +216,17 @@ class _Flight:
         return [id_ for id_ in self._out if id_ not in self._here]
 
 
+def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> list[Message]:
+    """Wait until one of these messages is answered at least, or so many seconds; return the replies that are there."""
+    began = now = time.monotonic()
+    while True:
+        found = [own for own in grid.pull_messages(message_ids) if own.metadata.reply_to_message_id in message_ids]
+        if found or now - began >= seconds:
+            return found
+        time.sleep(min(LONGEST_PAUSE, 0.001 + 0.05 * (now - began), seconds))
+        now = time.monotonic()
+
+
 class Budget:
     """The seconds of a round, which all of its exchanges share, so that nobody can hold it up in each of them."""
 
@@ -258,10 +268,10 @@ def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
         early[node_id] = reply
         del reply  # the consumer alone decides how long a reply lives
         while position < len(order) and order[position] in early:
-            yield order[position], _reply_or_fault(early.pop(order[position]))
+            yield order[position], reply_or_fault(early.pop(order[position]))
             position += 1
     for node_id in order[position:]:
-        yield node_id, _reply_or_fault(early.pop(node_id)) if node_id in early else Fault(SILENT, "silent")
+        yield node_id, reply_or_fault(early.pop(node_id)) if node_id in early else Fault(SILENT, "silent")
 
 
 def _answers(reply: Message, asked: Message) -> bool:
@@ -270,7 +280,7 @@ def _answers(reply: Message, asked: Message) -> bool:
     return not id_ or reply.metadata.reply_to_message_id == id_
 
 
-def _reply_or_fault(reply: Message) -> Message | Fault:
+def reply_or_fault(reply: Message) -> Message | Fault:
     """Return the reply, or why its node gave no usable one."""
     if not reply.has_error():
         return reply

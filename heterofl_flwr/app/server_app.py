@@ -20,6 +20,7 @@ from heterofl_flwr.errors import ConfigError, extra, load_function
 from heterofl_flwr.federation.options import multi_step
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.grids import Windowed
+from heterofl_flwr.grids.arrivals import SimulatedArrivals
 from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, Training
 from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.report import Console, RunFolder
@@ -74,7 +75,6 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         logger.info(start.finished)
         return make_strategy(task, extra_callbacks)
     strategy = make_strategy(task, (Console(), *build_callbacks(task, folder), *extra_callbacks))
-    windowed = Windowed(grid, settings.engine.window) if settings.engine.window else grid
     devices = build_devices(task)
     if folder is not None:  # only now, when everything has been checked
         with extra("report"):  # not after hours that what draws is missing
@@ -84,7 +84,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     # So that nodes do not take what an earlier run left with them for this run's.
     told = {} if start.run_key is None or not task.keeps else {messages.RUN_KEY: start.run_key}
     strategy.start(
-        SimulatedDevices(windowed, devices, min_replies=settings.sample.min_replies) if devices else windowed,
+        _build_grid(grid, settings, devices),
         num_rounds=settings.num_rounds,
         timeout=settings.engine.timeout,
         # Where clients have models of their own, there is none for the server to evaluate.
@@ -145,8 +145,17 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         aggregator=AGGREGATORS[server.aggregator],
         stages=parse_stages(server.stages),
         privacy=settings.privacy,
+        asynchronous=settings.asynchronous,
         **options,
     )
+
+
+def _build_grid(grid: Grid, settings: Settings, devices: Devices | None) -> Grid:
+    """Return the grid with a window on its messages, and with simulated devices."""
+    if devices is not None and (settings.asynchronous.size or settings.sample.spare):
+        return SimulatedArrivals(grid, devices)
+    own = Windowed(grid, settings.engine.window) if settings.engine.window else grid
+    return own if devices is None else SimulatedDevices(own, devices, min_replies=settings.sample.min_replies)
 
 
 def build_devices(task: Task) -> Devices | None:

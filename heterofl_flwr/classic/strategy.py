@@ -67,7 +67,7 @@ class _Strategy(heterofl.HeteroFL):
 
     clients: Clients
 
-    def _is_remote(self, grid: Grid) -> bool:
+    def is_remote(self, grid: Grid) -> bool:
         del grid
         return self.clients.are_remote
 

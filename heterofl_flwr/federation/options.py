@@ -21,6 +21,7 @@ from heterofl_flwr.federation.admission import Levels
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.nodes import Sampling
 from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, group
+from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
 from heterofl_flwr.stages.chain import Chain, Link, OpenMean
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress, Upload
@@ -115,11 +116,19 @@ class Options:
     limits: Limits = Limits()
     privacy: Privacy = Privacy()
     evaluation: Evaluation = Evaluation()
+    asynchronous: Buffered = Buffered()
 
     def __post_init__(self) -> None:
-        for own, kind in ((self.limits, Limits), (self.privacy, Privacy), (self.evaluation, Evaluation)):
-            if not isinstance(own, kind):
-                raise ConfigError(f"{kind.__name__.lower()} is {own!r}; expected {kind.__name__}(...), or leave it out")
+        kinds = {"limits": Limits, "privacy": Privacy, "evaluation": Evaluation, "asynchronous": Buffered}
+        for name, kind in kinds.items():
+            if not isinstance(own := getattr(self, name), kind):
+                raise ConfigError(f"{name} is {own!r}; expected {kind.__name__}(...), or leave it out")
+        needs_round = self.averaging.link.kind != "counting" or self.transfer.slice_rule != "prefix"
+        if self.asynchronous.size and (needs_round or self.sampling.spare):
+            raise ConfigError(
+                "asynchronous: robust means, other aggregators, slices that move and spare clients need rounds that "
+                "wait; expected robust=None, aggregator=Aggregator, slice_rule='prefix' and spare=0"
+            )
         if self.averaging.robust and not self.transfer.shared:
             raise ConfigError("robust: clients share no parameters, so none are averaged; expected robust=None")
         if self.privacy.clip and self.limits.norm_bound:
@@ -134,10 +143,16 @@ class Options:
             )
 
 
-def build_chain(options: Options, spent: Spent, *, all_is_trained: bool) -> Chain:
+def build_chain(
+    options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None = None
+) -> Chain:
     """Return the chain of a run: the stages that have something to do in it, in their order, around the mean."""
     privacy, rule, upload = options.privacy, options.averaging.labels, options.transfer.upload
+    link = options.averaging.link
+    if asynchronous is not None:
+        link = Link(open=asynchronous.open, kind="asynchronous", weights=link.weights)
     stages = (
+        asynchronous,
         None if all_is_trained else Untrained(),
         Noise(privacy, spent) if privacy.noise else Clip(privacy.clip) if privacy.clip else None,
         {"sent": None, "inferred": TrainedRows(), "none": AllRows()}[rule],
@@ -146,7 +161,7 @@ def build_chain(options: Options, spent: Spent, *, all_is_trained: bool) -> Chai
     )
     return Chain(
         [stage for stage in stages if stage is not None],
-        options.averaging.link,
+        link,
         extra_rows=options.averaging.fidelity.extra_rows == "fixed",
         largest=LARGEST_ENTRY,
         norm_bound=options.limits.norm_bound,

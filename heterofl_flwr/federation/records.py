@@ -48,7 +48,8 @@ class RoundRecord:
     refused
         Those of them whose reply was refused: it came, and could not be used.
     train
-        Means of the clients' training metrics, weighted by examples.
+        Means of the clients' training metrics, weighted by examples; where rounds do not wait also of ``staleness``,
+        how many steps ago a client had been sent its slice.
     train_by_level
         The same for each level.
     evaluate

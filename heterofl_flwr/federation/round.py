@@ -9,6 +9,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.staleness import Version
 from heterofl_flwr.errors import SILENT, Fault, ReplyError, RoundError, name_faults
 from heterofl_flwr.federation.evaluation import Answer
 from heterofl_flwr.federation.federation import Federation, State
@@ -37,11 +38,15 @@ class TrainReply:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a client trains: its rate, the rate's level, and its slice of the global state."""
+    """What a client trains: its rate, the rate's level, and its slice of the global state.
+
+    ``sent`` is that state, where it may be another than the round's.
+    """
 
     rate: float
     level: str
     plan: Plan
+    sent: Version | None = None
 
 
 class Round:
@@ -56,10 +61,11 @@ class Round:
         state: Mapping[str, Tensor],
         *,
         remote: bool = False,
+        drawn: Sequence[int] | None = None,
     ) -> None:
         self._federation, self._chain, self._options = federation, chain, federation.options
         self.server_round, self._state = server_round, state
-        trainable = federation.trainable_nodes(node_ids)
+        self.trainable = trainable = federation.trainable_nodes(node_ids)
         self.needed = self._options.sampling.number(len(trainable), "train")  # good replies
         self._classes = max((len(state[name]) for name in federation.rows), default=0)
         chain.open(federation.context(server_round, state), remote=remote)
@@ -70,12 +76,18 @@ class Round:
         schedule = self._options.transfer.learning_rate
         learning_rate = schedule(server_round) if schedule else 0.0
         self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
-        for node_id in federation.sample(server_round, trainable, "train"):
-            rate = federation.rate(server_round, node_id)
-            plan = federation.train_plan(server_round, node_id, rate)
-            self.slices[node_id] = Sampled(rate, level_name(rate), plan)
-            self.log.rates[federation.nodes.partition(node_id)] = rate
+        for node_id in federation.sample(server_round, trainable, "train") if drawn is None else drawn:
+            self.begin(node_id)
         self._check_drawn()
+
+    def begin(self, node_id: int, own: Sampled | None = None, *, sent: Version | None = None) -> None:
+        """Let a client train in this round: what it has begun already, or the slice of its rate."""
+        if own is None:
+            rate = self._federation.rate(self.server_round, node_id)
+            plan = self._federation.train_plan(self.server_round, node_id, rate)
+            own = Sampled(rate, level_name(rate), plan, sent)
+        self.slices[node_id] = own
+        self.log.rates[self._federation.nodes.partition(node_id)] = own.rate
 
     def _check_drawn(self) -> None:
         """Fail before anybody trains in vain, if there cannot be enough replies."""
@@ -112,9 +124,11 @@ class Round:
                 scales=reply.scales,
                 client=node_id,
                 said=reply.said,
+                sent=own.sent,
             )
         )
-        self.answers[node_id] = float(reply.num_examples), reply.metrics
+        stale = {} if own.sent is None else {"staleness": float(self.server_round - 1 - own.sent.number)}
+        self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **stale}
         self.log.bytes_up += reply.num_bytes
         nodes.trained.add(node_id)
         if self._options.averaging.counts_examples and self._chain.summing is None:

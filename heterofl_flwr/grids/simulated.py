@@ -37,7 +37,7 @@ class SimulatedDevices(Relay):
     """Let clients train on simulated devices: some are not available, drop out or are late, and all take time.
 
     An error stands for the reply of a client that is away, drops out or is late; no message reaches one that is not
-    available or drops out. The others get their share of the work. The cost of a round is in ``costs``, and in its
+    available or drops out. The others get their share of the work. The cost of a round is in its
     ``RoundRecord``. Messages other than those to train pass as they are.
 
     HeteroFL's messages say what it has to know of a client: seed, round, partition and rate. It has to see all messages
@@ -64,29 +64,29 @@ class SimulatedDevices(Relay):
         self._min_replies = Sampling(min_replies=min_replies).min_replies
         self._exchanges: list[_Exchange] = []  # of the last round
 
-    @property
-    def costs(self) -> dict[str, float]:
-        """The seconds and joules of the last round on its devices, those of lost work included."""
+    def take_costs(self) -> dict[str, float]:
+        """Return the seconds and joules of the last round on its devices, those of lost work included; only once."""
+        exchanges, self._exchanges = self._exchanges, []
         return {
-            "simulated_seconds": sum(exchange.seconds for exchange in self._exchanges),
-            "joules": math.fsum(chain.from_iterable(exchange.joules for exchange in self._exchanges)),
+            "simulated_seconds": sum(exchange.seconds for exchange in exchanges),
+            "joules": math.fsum(chain.from_iterable(exchange.joules for exchange in exchanges)),
         }
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages other than those to train."""
         messages = list(messages)
-        if any(map(_is_training, messages)):
+        if any(map(is_training, messages)):
             raise ConfigError(
                 "simulated devices have to see all messages of a round at once, and these were pushed: put Windowed "
-                "inside, as in SimulatedDevices(Windowed(grid, 64), devices), leave spare at 0, and use "
-                "heterofl_flwr.HeteroFL rather than the classic API"
+                "inside, as in SimulatedDevices(Windowed(grid, 64), devices), take SimulatedArrivals where a server "
+                "does not wait for all (spare, asynchronous), and heterofl_flwr.HeteroFL rather than the classic API"
             )
         return super().push_messages(messages)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages; return the replies in the grid's order, behind the faults of those that get no message."""
         messages = list(messages)
-        if not messages or not _is_training(messages[0]):
+        if not messages or not is_training(messages[0]):
             return super().send_and_receive(messages, timeout=timeout)
         before = self._exchanges if messages[0].metadata.message_type == TRAIN_LEARN else []
         least = 1 if self._min_replies == "auto" else least_replies(self._min_replies, len(messages))
@@ -99,8 +99,7 @@ class SimulatedDevices(Relay):
             if fault := lost.get(node):
                 faults.append(Message(SimulatedFault(fault), reply_to=message))
                 continue
-            if (share := self._devices.step_share(exchange.turns[node])) < 1:
-                read_config(message)[WORK] = share
+            set_work(message, self._devices.step_share(exchange.turns[node]))
             sent.append(message)
         return chain(faults, exchange.replies(super().send_and_receive(sent, timeout=timeout)))
 
@@ -117,11 +116,8 @@ class _Exchange:
         self._kind = messages[0].metadata.message_type
         self.turns: dict[int, Turn] = {}  # by node
         for message in messages:
-            config = read_config(message)
-            seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))
-            turn = Turn(seed, server_round, partition, read_value(config, RATE, float))
-            self.turns[message.metadata.dst_node_id] = turn
-        self._down = {message.metadata.dst_node_id: _array_bytes(message) for message in messages}
+            self.turns[message.metadata.dst_node_id] = read_turn(message)
+        self._down = {message.metadata.dst_node_id: array_bytes(message) for message in messages}
         self._dropped: list[int] = []
         self._examples: list[int] = []
         self._joules: list[float] = []
@@ -161,7 +157,7 @@ class _Exchange:
             waiting.append(reply)
             del reply  # the consumer alone decides how long a reply lives
             if rejected:
-                fault = SimulatedFault(f"{SIMULATED}later than the deadline of {self._devices.deadline:g} s")
+                fault = SimulatedFault(late(self._devices))
                 waiting = [
                     make_message(own.metadata, error=fault) if own.metadata.src_node_id in rejected else own
                     for own in waiting
@@ -174,10 +170,10 @@ class _Exchange:
 
     def _note(self, reply: Message) -> set[int]:
         """Note what a reply took; return the nodes whose late replies are now known not to be needed."""
-        node, examples = reply.metadata.src_node_id, _examples_of(reply)
+        node, examples = reply.metadata.src_node_id, examples_of(reply)
         if examples is None or node not in self.turns:  # the strategy says what is wrong with it
             return set()
-        seconds, joules = self._costs(node, examples, _array_bytes(reply))
+        seconds, joules = self._costs(node, examples, array_bytes(reply))
         self._examples.append(examples)
         self._joules.append(joules)
         if seconds > self._devices.deadline:
@@ -196,15 +192,35 @@ class _Exchange:
         return self._devices.costs(turn, macs * self._devices.step_share(turn) * done, self._down[node], up)
 
 
-def _is_training(message: Message) -> bool:
+def late(devices: Devices) -> str:
+    """Return the fault of a reply that comes after the deadline."""
+    return f"{SIMULATED}later than the deadline of {devices.deadline:g} s"
+
+
+def read_turn(message: Message) -> Turn:
+    """Return which part in which round an instruction is about."""
+    config = read_config(message)
+    seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))
+    return Turn(seed, server_round, partition, read_value(config, RATE, float))
+
+
+def set_work(message: Message, share: float) -> None:
+    """Say in an instruction which share of its steps the client is to run."""
+    if share < 1:
+        read_config(message)[WORK] = share
+
+
+def is_training(message: Message) -> bool:
+    """Whether a message is an instruction to train."""
     return message.metadata.message_type.startswith(MessageType.TRAIN)
 
 
-def _array_bytes(message: Message) -> int:
+def array_bytes(message: Message) -> int:
+    """Return the bytes of a message's parameters."""
     return sum(map(count_bytes, array_records(message.content).values()))
 
 
-def _examples_of(reply: Message) -> int | None:
+def examples_of(reply: Message) -> int | None:
     """Return the number of examples in a reply; None where it is no answer to an instruction to train."""
     metrics = None if reply.has_error() else reply.content.get(METRICS)
     examples = metrics.get(NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None

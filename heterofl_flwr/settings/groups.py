@@ -27,6 +27,7 @@ from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, Positive, Sh
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.settings import types
 from heterofl_flwr.settings.types import Group
+from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.training.distill import DistillOptions
@@ -263,6 +264,7 @@ class Settings(Group):
     train: TrainSettings
     sample: Sampling
     server: ServerSettings
+    asynchronous: Buffered
     privacy: Privacy
     distill: DistillSettings
     evaluate: EvaluateSettings

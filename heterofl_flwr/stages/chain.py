@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -26,13 +26,13 @@ class Link:
     open
         ``Aggregator``, a subclass of it, or what opens one.
     kind
-        ``counting``, ``robust`` or ``other``.
+        ``counting``, ``robust``, ``asynchronous`` or ``other``.
     weights
         What clients count.
     """
 
     open: OpenMean = Aggregator
-    kind: Literal["counting", "robust", "other"] = "counting"
+    kind: Literal["counting", "robust", "asynchronous", "other"] = "counting"
     weights: Weights = "equal"
 
 
@@ -84,9 +84,12 @@ class Chain:
         if needs.counting_mean and kind != "counting":
             remedy = {
                 "robust": "robust=None (server.robust=none)",
+                "asynchronous": "rounds that wait (asynchronous.size=0)",
                 "other": "aggregator=Aggregator (server.aggregator=counting-mean)",
             }[kind]
             yield f"{name} fits the counting mean; expected {remedy}"
+        if kind == "asynchronous" and (type(stage).before, type(stage).after) != (Stage.before, Stage.after):
+            yield f"{name} asks the clients of a round together; expected rounds that wait (asynchronous.size=0)"
         if needs.equal_weights and self.link.weights != "equal":
             yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
         if needs.steps and not getattr(self.link.open, "by_entry", True):
@@ -158,10 +161,13 @@ class Chain:
     def add(self, update: Update) -> None:
         """Add a client's update to the mean; ``ReplyError`` if it does not fit, and then nothing has changed."""
         mean, context = self._opened()
+        if update.sent is not None:
+            context = replace(context, state=update.sent.state)
         # Where one sums replies itself, the others have nothing to see.
         for stage in [self.summing] if self.summing else reversed(self.stages):
             update = stage.on_reply(update, context)
-        mean.add(update.plan, update.tensors, labels=update.labels, weight=update.weight)
+        more = {} if update.sent is None else {"sent": update.sent}
+        mean.add(update.plan, update.tensors, labels=update.labels, weight=update.weight, **more)
 
     @property
     def replies(self) -> int:

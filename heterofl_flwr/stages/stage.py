@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.core.counting_mean import Aggregator
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.staleness import Version
 
 State = dict[str, Tensor]
 """Parameters by name."""
@@ -52,6 +53,8 @@ class Update:
         The client, as long as the round lasts.
     said
         What the reply says beside.
+    sent
+        The model that the client was sent; None where it is the one that the round began with.
     """
 
     plan: Plan
@@ -63,6 +66,7 @@ class Update:
     scales: Tensor | None = None
     client: int = 0
     said: Said = field(default_factory=dict)
+    sent: Version | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +91,8 @@ class RoundContext:
     server_round
         The round, from 1.
     state
-        The global model that the round began with; never to be changed.
+        The global model that the round began with, and for ``on_reply`` the one that the client was sent; never to be
+        changed.
     model
         The architecture of the global model; its values mean nothing.
     rows

@@ -22,11 +22,13 @@ from heterofl_flwr.federation.options import Assignment, Averaging, Limits, Opti
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.stages.stage import Stage
 from heterofl_flwr.strategies.arguments import MetricsFn, RecordOptions, explain_unknown
+from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
 from heterofl_flwr.strategies.strategy import FederationStrategy
 from heterofl_flwr.superlink import guard
@@ -110,6 +112,9 @@ class HeteroFL(FederationStrategy):
         round to round.
     limits, privacy, evaluation : Limits, Privacy, Evaluation
         Groups of further options.
+    asynchronous : Buffered
+        With a ``size``, rounds do not wait: the model takes a step whenever so many clients have answered, and a client
+        that has answered is replaced by another at once. A round is then such a step.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None
         As in ``FedAvg``: from what clients replied, and ``weighted_by_key``, to metrics. Records of parameters are left
         out, for they are dropped as soon as they are added up, and so are replies of clients that evaluate a smaller
@@ -176,6 +181,7 @@ class HeteroFL(FederationStrategy):
         limits: Limits = Limits(),
         privacy: Privacy = Privacy(),
         evaluation: Evaluation = Evaluation(),
+        asynchronous: Buffered = Buffered(),
         train_metrics_aggr_fn: MetricsFn | None = None,
         evaluate_metrics_aggr_fn: MetricsFn | None = None,
         weighted_by_key: str = messages.NUM_EXAMPLES,
@@ -222,6 +228,7 @@ class HeteroFL(FederationStrategy):
             limits=limits,
             privacy=privacy,
             evaluation=evaluation,
+            asynchronous=asynchronous,
         )
         whole = Mix.parse(mix).with_global_rate(global_rate)
         federation = Federation(build=build, mix=whole, assignment=assignment, seed=seed, options=options)
@@ -274,7 +281,11 @@ class HeteroFL(FederationStrategy):
             initial_arrays = packing.move_to_record(self.federation.initial_state())
         result = Result(arrays=initial_arrays)
         del initial_arrays, resume  # else this frame would keep them to the end of the run
-        Rounds(self, guard(grid, self.largest_reply), result, first_round, num_rounds, configs, evaluate_fn).run()
+        guarded, kept = guard(grid, self.largest_reply), self.asynchronous
+        steps = None if kept is None else Steps(self, kept, guarded, configs[0])
+        Rounds(self, guarded, result, first_round, num_rounds, configs, evaluate_fn, steps).run()
+        if steps is not None:
+            steps.close()
         self.budget = None
         return result
 

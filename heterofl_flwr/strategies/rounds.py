@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Result
 
 from heterofl_flwr.exchange import Budget, Costs
 from heterofl_flwr.federation.records import host_log
+from heterofl_flwr.strategies.asynchronous import Steps
 
 if TYPE_CHECKING:
     from heterofl_flwr.strategies.heterofl import HeteroFL
@@ -32,6 +33,7 @@ class Rounds:
     num_rounds: int
     configs: tuple[ConfigRecord, ConfigRecord]  # what goes with each message to train, and to evaluate
     evaluate_fn: EvaluateFn | None
+    steps: Steps | None = None  # where rounds do not wait
 
     def run(self) -> None:
         """Run the rounds; callbacks may end them early."""
@@ -52,7 +54,7 @@ class Rounds:
             record = strategy.log
             record.seconds = time.monotonic() - started
             if isinstance(self.grid, Costs):
-                record.note_costs(self.grid.costs)
+                record.note_costs(self.grid.take_costs())
             if (metrics := record.metrics_line()) and not shown:
                 host_log.info("[ROUND %d/%d] %s", server_round, self.num_rounds, metrics)
             if self._call_back():
@@ -67,18 +69,24 @@ class Rounds:
 
     def _train(self, server_round: int) -> None:
         strategy, result = self.strategy, self.result
-        sent = list(strategy.configure_train(server_round, result.arrays, self.configs[0], self.grid))
-        strategy.open_exchange(sent)
-        strategy.budget = Budget(strategy.timeout)
-        evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
-        asks_more = evaluates or strategy.chain.asks
-        seconds = strategy.timeout * (TRAIN_SHARE if asks_more else 1)
-        replies = strategy.hear(strategy.exchange(self.grid, sent, seconds), "trained", len(sent))
-        arrays, metrics = strategy.aggregate_train(server_round, replies)
+        if self.steps is not None:
+            arrays, metrics = self.steps.run(server_round, result.arrays, self._train_seconds(server_round))
+        else:
+            sent = list(strategy.configure_train(server_round, result.arrays, self.configs[0], self.grid))
+            strategy.open_exchange(sent)
+            replies = strategy.exchange(self.grid, sent, self._train_seconds(server_round))
+            arrays, metrics = strategy.aggregate_train(server_round, strategy.hear(replies, "trained", len(sent)))
         if arrays is not None:
             result.arrays = arrays
         if metrics is not None:
             result.train_metrics_clientapp[server_round] = metrics
+
+    def _train_seconds(self, server_round: int) -> float:
+        """Begin the time of a round, and return how much of it is for training."""
+        strategy = self.strategy
+        strategy.budget = Budget(strategy.timeout)
+        evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
+        return strategy.timeout * (TRAIN_SHARE if evaluates or strategy.chain.asks else 1)
 
     def _evaluate(self, server_round: int) -> None:
         strategy, result = self.strategy, self.result

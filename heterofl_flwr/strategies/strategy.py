@@ -24,8 +24,9 @@ from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecor
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.federation.summary import log_summary
 from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.privacy import Spent
-from heterofl_flwr.stages.stage import State
+from heterofl_flwr.stages.stage import Said, State
 from heterofl_flwr.strategies.arguments import MetricsFn, RecordOptions
 from heterofl_flwr.strategies.instructions import (
     QUERY_SECONDS,
@@ -68,7 +69,11 @@ class FederationStrategy(Strategy):
         self.federation, self.options = federation, federation.options
         self.records, self.callbacks = records, tuple(callbacks)
         self.spent = Spent(self.options.privacy)  # of all runs: what was given away stays so
-        self.chain = build_chain(self.options, self.spent, all_is_trained=federation.all_is_trained)
+        steps = self.options.asynchronous
+        self.asynchronous = Asynchronous(steps) if steps.size else None  # what lasts from step to step
+        self.chain = build_chain(
+            self.options, self.spent, all_is_trained=federation.all_is_trained, asynchronous=self.asynchronous
+        )
         self._keys = records.arrayrecord_key, records.configrecord_key
         self.num_rounds = 0  # the last round of the run; 0 if it is not known
         self.timeout = 3600.0
@@ -132,10 +137,10 @@ class FederationStrategy(Strategy):
     ) -> list[Message]:
         """Return a message for each client of the round, with its slice and its rate."""
         messages.check_own_keys(config)
-        slices, remote = Slices(self.federation, arrays), self._is_remote(grid)
+        slices, remote = Slices(self.federation, arrays), self.is_remote(grid)
         nodes = available_nodes(grid, self.federation, server_round, self.timeout)
         current = Round(self.federation, self.chain, server_round, nodes, slices.state, remote=remote)
-        self.current, self.log, self._silent, self._sent, self._replied = current, current.log, current.silent, [], {}
+        self.open(current)
         asking = Asking(grid, server_round, self.chain.instruction(), min(QUERY_SECONDS, self.timeout))
         told = asking.converse(current.before())
         for node_id, own in current.slices.items():
@@ -144,12 +149,21 @@ class FederationStrategy(Strategy):
                     node_id, asking.faults.get(node_id, Fault(f"{SILENT} to what was asked before training"))
                 )
                 continue
-            record = slices.record(own.plan)
-            self.log.note_sent(own.level, packing.count_bytes(record))
-            full = {**config, **self._train_config(server_round, node_id, own.rate), **told[node_id]}
-            self._sent.append(instruction(self.train_kind, node_id, record, full, self._keys))
+            self.log.note_sent(own.level, packing.count_bytes(slices.record(own.plan)))
+            self._sent.append(self.train_message(node_id, slices, config, told[node_id]))
         # Flower may go through what it gets more than once, so this is a list, and not the one kept here.
         return list(self._sent)
+
+    def open(self, current: Round) -> None:
+        """Begin a round, or a step where rounds do not wait."""
+        self.current, self.log, self._silent, self._sent, self._replied = current, current.log, current.silent, [], {}
+
+    def train_message(self, node_id: int, slices: Slices, config: ConfigRecord, told: Said) -> Message:
+        """Return the instruction to a client of the open round; ``told`` is what stages say beside."""
+        current = self.open_round()
+        own = current.slices[node_id]
+        full = {**config, **self._train_config(current.server_round, node_id, own.rate), **told}
+        return instruction(self.train_kind, node_id, slices.record(own.plan), full, self._keys)
 
     def _train_config(self, server_round: int, node_id: int, rate: float) -> dict[str, object]:
         """Return what a client needs to know to train."""
@@ -167,16 +181,22 @@ class FederationStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the replies one by one, in the order of the messages, and return the new global model."""
-        current, function = self.open_round(), self.records.train_metrics_aggr_fn
-
-        def read(node_id: int, reply: Message) -> None:
-            current.add(node_id, self._read_train_reply(node_id, reply, current))
-            self._keep_records(function, node_id, reply)
-
-        self._read_each(current, replies, read)
+        current = self.open_round()
+        self._read_each(current, replies, self.add_reply)
         if self.chain.asks and self._grid[0] is not None:
             seconds = self._seconds_left(MOMENTS_SHARE)
             Asking(self._grid[0], server_round, self.chain.instruction(), seconds).converse(current.after())
+        return self.close_round()
+
+    def add_reply(self, node_id: int, reply: Message) -> None:
+        """Add what a client has trained to the open round."""
+        current = self.open_round()
+        current.add(node_id, self._read_train_reply(node_id, reply, current))
+        self._keep_records(self.records.train_metrics_aggr_fn, node_id, reply)
+
+    def close_round(self) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the new global model, and the metrics of those who trained it."""
+        current, function = self.open_round(), self.records.train_metrics_aggr_fn
         new = current.close()
         self.current = None
         return packing.move_to_record(new), self._aggregated(function, current.answers, self.log.train)
@@ -230,7 +250,7 @@ class FederationStrategy(Strategy):
             self._sent.append(message)
         return list(self._sent)
 
-    def _is_remote(self, grid: Grid) -> bool:
+    def is_remote(self, grid: Grid) -> bool:
         """Whether clients are on other machines; each grid is looked at once."""
         if self._grid[0] is not grid:
             self._grid = grid, crosses_superlink(grid)
@@ -240,7 +260,7 @@ class FederationStrategy(Strategy):
         self, current: EvaluationRound, grid: Grid, ask: Callable[[str, int, Mapping[str, object]], Message]
     ) -> None:
         """Query for static batch norm moments those clients whose app may have a handler for it, if any are needed."""
-        self.moments, norms = {}, current.open_moments(remote=self._is_remote(grid))
+        self.moments, norms = {}, current.open_moments(remote=self.is_remote(grid))
         if not norms:
             return
         kind = {messages.MOMENTS_KIND: self.federation.fidelity.moments}

@@ -41,3 +41,24 @@ def test_a_run_on_devices_tells_of_them():
     assert "simulated: later than the deadline of 0.001 s" in record.failures.values()
     assert record.simulated_seconds >= 0.001
     assert record.joules > 0
+
+
+STEPS = {"asynchronous__size": 2, "asynchronous__concurrency": 3, "devices__profile": "edge"}
+
+
+def test_rounds_that_do_not_wait_go_on_from_a_checkpoint(tmp_path):
+    folder = str(tmp_path / "run")
+    begun = run(num_rounds=2, run__dir=folder, **STEPS)
+    rest = run(num_rounds=4, run__dir=folder, run__resume=True, **STEPS)
+    assert [one.server_round for one in rest] == [3, 4]
+    out = begun[-1].stages["Asynchronous/training"].tolist()
+    assert begun[-1].stages["Asynchronous/version"] == 2
+    assert 0 < len(out) <= 3
+    assert all(one.record.simulated_seconds > 0 for one in begun)
+    assert all("staleness" in one.record.train for one in (*begun, *rest))
+
+
+def test_spare_clients_are_those_whose_devices_are_last():
+    (one,) = run(num_rounds=1, sample__fraction=0.5, sample__spare=0.5, devices__profile="tests.app.test_devices:own")
+    assert one.record.simulated_seconds > 0
+    assert not one.record.failures

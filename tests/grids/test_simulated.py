@@ -187,9 +187,9 @@ def test_replies_come_in_order_though_the_first_is_decided_last():
 
 def test_a_grid_that_sees_no_whole_round_raises():
     with LocalGrid(make_app(), 4) as grid:
-        with pytest.raises(ConfigError, match=r"put Windowed inside.*leave spare at 0"):
+        with pytest.raises(ConfigError, match=r"put Windowed inside.*take SimulatedArrivals"):
             run(Windowed(SimulatedDevices(grid, deadline_of(1.0)), 2), None)
-        with pytest.raises(ConfigError, match=r"put Windowed inside.*leave spare at 0"):
+        with pytest.raises(ConfigError, match=r"put Windowed inside.*take SimulatedArrivals"):
             run(grid, deadline_of(1.0), fraction_train=0.5, spare=0.5)
         messages = [Message(RecordDict(), next(iter(grid.get_node_ids())), "train")]
         with pytest.raises(ReplyError, match="the server's strategy is not HeteroFL"):

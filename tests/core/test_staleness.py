@@ -1,0 +1,170 @@
+"""Asynchronous aggregation against a slow twin, entry by entry, and the properties that it promises."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heterofl_flwr.core import Aggregator, Plan
+from heterofl_flwr.core.axes import Axis
+from heterofl_flwr.core.staleness import Clocks, StaleMean, Version
+from heterofl_flwr.errors import ConfigError, ReplyError
+from tests.core import twin
+
+SHAPES = {"body": (6, 4), "linear.weight": (3, 6), "linear.bias": (3,)}
+ROWS = ["linear.weight", "linear.bias"]
+SIZES = {1.0: (6, 4), 0.5: (4, 4), 0.25: (2, 2)}
+
+
+def plan_of(rate, *, parts=1):
+    out, into = SIZES[rate]
+    body = (Axis(6, out, parts if out < 6 else 1), Axis(4, into))
+    return Plan({"body": body, "linear.weight": (Axis(3, 3), Axis(6, out)), "linear.bias": (Axis(3, 3),)})
+
+
+def random_state(seed, shapes=SHAPES):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+REPLIES = st.tuples(
+    st.sampled_from(sorted(SIZES)),
+    st.integers(0, 9),  # how many steps before this one its slice was sent
+    st.one_of(st.none(), st.lists(st.integers(0, 2), max_size=3)),
+    st.sampled_from([1.0, 1.0, 0.5, 7]),
+)
+STEPS = st.lists(st.lists(REPLIES, max_size=4), min_size=1, max_size=5)
+
+
+def run(steps, *, parts=1, **options):
+    """Return the models after each step, what each reply was, and the clocks."""
+    clocks, models, told = Clocks(), [random_state(0)], []
+    for number, replies in enumerate(steps):
+        mean, own = StaleMean(models[-1], ROWS, clocks=clocks, **options), []
+        for place, (rate, age, labels, weight) in enumerate(replies):
+            plan, sent = plan_of(rate, parts=parts), max(number - age, 0)
+            sub = random_state(100 * number + place, plan.shapes)
+            mean.add(plan, sub, labels=labels, weight=weight, sent=Version(sent, models[sent]))
+            own.append((plan, sub, labels, weight, sent))
+        told.append(own)
+        models.append(mean.result())
+    return models, told, clocks
+
+
+def slow_run(told, *, exponent=0.0, one_clock=False):
+    """Return the same models, with a clock for each single entry, and all clocks."""
+    model = {name: own.double().numpy() for name, own in random_state(0).items()}
+    models, clocks = [model], [{name: np.zeros(shape) for name, shape in SHAPES.items()}]
+    for replies in told:
+        moves = {}
+        for plan, sub, labels, weight, sent in replies:
+            for name, axes in plan.axes.items():
+                for local, entry in twin.entries(twin.held(axes)):
+                    staleness = clocks[-1][name][entry] - clocks[sent][name][entry]
+                    if labels is None or name not in ROWS or entry[0] in labels:
+                        change = sub[name][local].item() - models[sent][name][entry]
+                        moves.setdefault((name, entry), []).append((weight * (1 + staleness) ** -exponent, change))
+        new = {name: own.copy() for name, own in models[-1].items()}
+        for (name, entry), own in moves.items():
+            new[name][entry] += sum(w * change for w, change in own) / sum(w for w, _ in own)
+        ticks = {name: own.copy() for name, own in clocks[-1].items()}
+        for name in ticks:
+            touched = {
+                entry
+                for plan, *_ in replies
+                if name in plan.axes
+                for _, entry in twin.entries(twin.held(plan.axes[name]))
+            }
+            for entry in np.ndindex(*SHAPES[name]):
+                ticks[name][entry] += one_clock or entry in touched
+        models.append(new)
+        clocks.append(ticks)
+    return models, clocks
+
+
+@given(steps=STEPS, exponent=st.sampled_from([0.0, 0.5, 1.0]), parts=st.sampled_from([1, 2]))
+def test_models_are_the_slow_twins(steps, exponent, parts):
+    models, told, _ = run(steps, parts=parts, exponent=exponent)
+    for found, expected in zip(models, slow_run(told, exponent=exponent)[0], strict=True):
+        for name, own in found.items():
+            np.testing.assert_allclose(own.numpy(), expected[name], atol=2e-5, err_msg=name)
+
+
+@given(steps=STEPS)
+def test_one_clock_for_the_model_is_the_slow_twins(steps):
+    models, told, _ = run(steps, exponent=0.5, one_clock=True)
+    expected = slow_run(told, exponent=0.5, one_clock=True)[0]
+    for name, own in models[-1].items():
+        np.testing.assert_allclose(own.numpy(), expected[-1][name], atol=2e-5, err_msg=name)
+
+
+@given(steps=STEPS, rate=st.sampled_from(sorted(SIZES)), sent=st.integers(0, 9))
+def test_clocks_are_the_slow_twins(steps, rate, sent):
+    _, told, clocks = run(steps)
+    ticks, plan, sent = slow_run(told)[1], plan_of(rate), min(sent, len(steps))
+    least = []
+    for name, axes in plan.axes.items():
+        expected = twin.cut(torch.from_numpy(ticks[-1][name] - ticks[sent][name]), twin.held(axes))
+        assert torch.equal(clocks.staleness(name, axes, sent).expand(expected.shape).double(), expected)
+        least.append(expected.min().item())
+    assert clocks.least_staleness(plan, sent) == min(least)
+
+
+@given(replies=st.lists(REPLIES, min_size=1, max_size=5), exponent=st.sampled_from([0.0, 0.5]))
+def test_without_staleness_it_is_the_counting_mean(replies, exponent):
+    state = random_state(0)
+    mean, expected = StaleMean(state, ROWS, clocks=Clocks(7), exponent=exponent), Aggregator(state, ROWS)
+    for place, (rate, _, labels, weight) in enumerate(replies):
+        sub = random_state(place + 1, plan_of(rate).shapes)
+        mean.add(plan_of(rate), sub, labels=labels, weight=weight)
+        expected.add(plan_of(rate), sub, labels=labels, weight=weight)
+    assert all(torch.equal(mean.held(name), expected.held(name)) for name in state)
+    found, wanted = mean.result(), expected.result()
+    assert all(torch.equal(found[name], wanted[name]) for name in state)
+
+
+@given(steps=STEPS)
+def test_a_region_that_nobody_touched_does_not_move(steps):
+    small = [[reply for reply in replies if reply[0] < 1] for replies in steps]
+    models, _, clocks = run(small, exponent=0.5)
+    assert torch.equal(models[-1]["body"][4:], models[0]["body"][4:])
+    assert torch.equal(models[-1]["linear.weight"][:, 4:], models[0]["linear.weight"][:, 4:])
+    assert not clocks.staleness("body", plan_of(1.0).axes["body"], 0).expand(6, 4)[4:].any()
+
+
+def test_an_outer_ring_is_not_stale_where_only_inner_steps_were():
+    steps = [[(1.0, 0, None, 1.0)], *[[(0.25, 0, None, 1.0)]] * 3]
+    _, _, clocks = run(steps)
+    found = clocks.staleness("body", plan_of(1.0).axes["body"], 1)
+    assert found[:2, :2].eq(3).all()
+    assert found.sum() == 3 * 4
+
+
+def test_arguments_are_not_changed():
+    state, sub = random_state(0), random_state(1)
+    before = {name: own.clone() for name, own in {**state, **{f"sub/{name}": own for name, own in sub.items()}}.items()}
+    clocks = Clocks()
+    clocks.step([plan_of(0.5)])
+    mean = StaleMean(state, ROWS, clocks=clocks, exponent=0.5)
+    mean.add(plan_of(1.0), sub, sent=Version(0, random_state(2)))
+    mean.result()
+    assert all(torch.equal(own, before[name]) for name, own in state.items())
+    assert all(torch.equal(own, before[f"sub/{name}"]) for name, own in sub.items())
+
+
+def test_the_bound_on_changes_is_about_what_was_sent():
+    present, sent = random_state(0), random_state(1)
+    clocks = Clocks()
+    clocks.step([plan_of(1.0)])
+    mean = StaleMean(present, ROWS, clocks=clocks, norm_bound=0.1)
+    with pytest.raises(ReplyError, match="its change has an L2 norm"):
+        mean.add(plan_of(1.0), present, sent=Version(0, sent))
+    mean.add(plan_of(1.0), sent, sent=Version(0, sent))
+    assert mean.replies == 1
+
+
+def test_slices_of_which_none_is_inside_the_other_are_refused():
+    tall, wide = Plan({"body": (Axis(6, 6), Axis(4, 2))}), Plan({"body": (Axis(6, 3), Axis(4, 4))})
+    with pytest.raises(ConfigError, match="levels hold other parts of body"):
+        Clocks().step([tall, wide])

@@ -1,0 +1,355 @@
+"""Rounds that do not wait: beside rounds that do, beside a slow twin, after a break, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.serverapp.exception import AggregationError
+
+from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, Momentum, RoundCallback, exchange
+from heterofl_flwr.core.counting_mean import Aggregator
+from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.core.robust import Robust
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids.arrivals import SimulatedArrivals
+from heterofl_flwr.stages.asynchronous import Buffered
+from heterofl_flwr.stages.feddyn import FedDyn
+from heterofl_flwr.stages.privacy import Privacy
+from heterofl_flwr.stages.secure_sum import SecureSum
+from tests.core import twin
+from tests.federation import test_sharing
+from tests.federation.tiny import Keep, Watched, add_one, build, crash, equal, make_app, play
+
+FAST = DeviceProfile(macs_per_second=1.0, download=1e300, upload=1e300)
+MIX = "a1-b1-c1"
+NODES = 9
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(exchange, "LONGEST_PAUSE", 0.01)
+
+
+def on(work, **options):
+    """Return what puts simulated devices on a grid; partitions take as long as ``work`` says."""
+    devices = Devices({"a": FAST}, lambda kind, partition, rate, examples: work(partition), **options)
+    return lambda grid: SimulatedArrivals(grid, devices)
+
+
+def run(asynchronous, work=lambda partition: 1.0 + partition, num_rounds=6, *, mix=MIX, nodes=NODES, **options):
+    options = {"wrap": on(work), **options}
+    return play(mix=mix, nodes=nodes, num_rounds=num_rounds, asynchronous=asynchronous, **options)
+
+
+def sent_by(grid):
+    """Return the instructions to train in the order sent: the step, the partition, the rate."""
+    configs = [message.content["config"] for message in grid.of("train")]
+    return [(config["server-round"], config["partition"], config["rate"]) for config in configs]
+
+
+@pytest.mark.parametrize("wrap", [None, on(lambda partition: 1.0)], ids=["local", "simulated"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weights": "examples"},
+        {"upload": "int8"},
+        {"labels": "inferred", "fidelity": Fidelity.of("fixed")},
+        {"assignment": "dynamic", "evaluation": Evaluation()},
+        {"stages": [Momentum(server_momentum=0.5)]},
+        {"shared": ("hidden.*",)},
+    ],
+    ids=str,
+)
+def test_equal_devices_that_all_count_train_the_synchronous_model(wrap, options):
+    def labelled(message, context):
+        return add_one(message, context, labels=[context.node_config["partition-id"] % 4])
+
+    app = make_app(test_sharing.train, test_sharing.judge) if "shared" in options else make_app(labelled)
+    waiting = play(app, MIX, NODES, 4, fraction_train=0.5, **options)
+    options = {**options, "stages": [Momentum(server_momentum=0.5)] if "stages" in options else []}
+    found = run(Buffered(size=5, concurrency=5), num_rounds=4, app=app, wrap=wrap, **options)
+    assert equal(found.state, waiting.state)
+    assert [own.rates for own in found.records] == [own.rates for own in waiting.records]
+    assert [own.train for own in found.records] == [{**own.train, "staleness": 0.0} for own in waiting.records]
+    assert [own.evaluate for own in found.records] == [own.evaluate for own in waiting.records]
+    assert [own.bytes_by_level for own in found.records] == [own.bytes_by_level for own in waiting.records]
+
+
+def slow_run(federation, sent, steps, work, num_rounds):
+    """Return the model, the ages by step, and the seconds of each, one event and one entry at a time."""
+    model = {name: own.double().numpy() for name, own in federation.initial_state().items()}
+    models, clocks = [model], [{name: np.zeros_like(own) for name, own in model.items()}]
+    now, training, order, ages, seconds = 0.0, [], list(sent), [], []
+    for step in range(1, num_rounds + 1):
+        buffer, began = [], now
+        while len(buffer) < steps.size:
+            while len(training) < steps.concurrency and order and order[0][0] == step:
+                training.append((now + work(order[0][1]), len(sent) - len(order), *order.pop(0)))
+            now = max(now, min(training)[0])
+            arrived = sorted(own for own in training if own[0] <= now)[: steps.size - len(buffer)]
+            buffer += arrived
+            training = [own for own in training if own not in arrived]
+        slow_step(federation, [own[2:] for own in buffer], steps, models, clocks)
+        ages.append(sorted(step - version for _, _, version, *_ in buffer))
+        seconds.append(now - began)
+    return models[-1], ages, seconds
+
+
+def slow_step(federation, buffer, steps, models, clocks):
+    """Add the model and the clocks after a step with these replies: when each was sent, its partition and rate."""
+    moves = {}
+    for version, partition, rate in buffer:
+        for name, axes in federation.plan(rate).axes.items():
+            for _, entry in twin.entries(twin.held(axes)):
+                stale = clocks[-1][name][entry] - clocks[version - 1][name][entry]
+                moves.setdefault((name, entry), []).append(((1 + stale) ** -steps.staleness, 1 + partition))
+    new, ticks = ({name: own.copy() for name, own in last.items()} for last in (models[-1], clocks[-1]))
+    for (name, entry), own in moves.items():
+        new[name][entry] += sum(w * change for w, change in own) / sum(w for w, _ in own)
+    for name, own in ticks.items():
+        for entry in np.ndindex(*own.shape):
+            own[entry] += steps.clocks == "model" or (name, entry) in moves
+    models.append(new)
+    clocks.append(ticks)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        Buffered(size=2, concurrency=5),
+        Buffered(size=3, concurrency=7, staleness=1.0),
+        Buffered(size=2, concurrency=6, clocks="model"),
+        Buffered(size=1, concurrency=4),
+    ],
+    ids=str,
+)
+def test_models_clocks_and_times_are_the_slow_twins(steps):
+    def work(partition):
+        return (1.0, 0.25, 7.0, 2.5)[partition % 4]
+
+    found = run(steps, work, num_rounds=12)
+    federation = found.strategy.federation
+    model, ages, seconds = slow_run(federation, sent_by(found.grid), steps, work, 12)
+    for name, own in model.items():
+        np.testing.assert_allclose(found.state[name].numpy(), own, atol=1e-4, err_msg=name)
+    assert [record.simulated_seconds for record in found.records] == pytest.approx(seconds)
+    assert max(map(max, ages)) > 1
+    for record, own in zip(found.records, ages, strict=True):
+        assert len(record.rates) == steps.size
+        if len(set(own)) == 1:
+            assert record.train["staleness"] == own[0]
+
+
+def test_a_run_can_be_repeated_bit_for_bit():
+    steps = Buffered(size=2, concurrency=5)
+    one, two = run(steps), run(steps)
+    assert equal(one.state, two.state)
+    assert [(own.rates, own.train, own.simulated_seconds) for own in one.records] == [
+        (own.rates, own.train, own.simulated_seconds) for own in two.records
+    ]
+
+
+def test_as_many_train_as_are_to_and_nobody_twice_from_one_model():
+    found = run(Buffered(size=2, concurrency=5), num_rounds=8)
+    sent = [(step, partition) for step, partition, _ in sent_by(found.grid)]
+    assert len(sent) == len(set(sent))
+    assert len(sent) in (8 * 2 + 3, 8 * 2 + 4)  # each reply is replaced, but the last ones, which came together or not
+    assert len([step for step, _ in sent if step == 1]) == 6  # one is there before the first step
+
+
+def test_a_region_that_nobody_touched_keeps_still():
+    found = run(
+        Buffered(size=1, concurrency=6), lambda partition: 1.0 if partition > 3 else 1000.0, mix="a1-c1", nodes=8
+    )
+    small = all(rate == 0.25 for record in found.records for rate in record.rates.values())
+    assert small
+    begun = found.strategy.federation.initial_state()
+    assert torch.equal(found.state["hidden.weight"][2:], begun["hidden.weight"][2:])
+    assert not torch.equal(found.state["hidden.weight"][:2], begun["hidden.weight"][:2])
+
+
+class Killed(Exception):
+    """What stands for the end of the process."""
+
+
+class Kill(RoundCallback):
+    """Ends a run at a moment of its fourth step."""
+
+    def __init__(self, moment):
+        self.moment, self.rounds, self.saved = moment, 0, []
+
+    def on_reply(self, what, done, asked):
+        if self.moment == "within" and self.rounds == 3 and done == 1:
+            raise Killed
+
+    def on_round_end(self, progress):
+        self.rounds += 1
+        if self.rounds == 4 and self.moment == "after":  # the step is done, and not saved
+            raise Killed
+        self.saved.append(progress)
+        if self.rounds == 3 and self.moment == "before":
+            raise Killed
+        return False
+
+
+@pytest.mark.parametrize("moment", ["before", "within", "after"])
+def test_a_run_killed_at_any_moment_goes_on_with_nothing_lost_or_twice(moment):
+    steps, kill = Buffered(size=2, concurrency=5), Kill(moment)
+    whole = run(steps)
+    with pytest.raises(Killed):
+        run(steps, callbacks=[kill])
+    state = kill.saved[-1]
+    assert state.server_round == 3
+    assert equal(state.state, dict(keep_of(whole)[2].state))
+    out = state.stages["Asynchronous/training"].tolist()
+    assert len(out) == 3  # as the two that answered are not replaced yet
+    keep = Keep()
+    again = run(steps, num_rounds=6, callbacks=[keep], start={"resume": state})
+    sent = [(step, partition) for step, partition, _ in sent_by(again.grid)]
+    assert sent[:3] == [(4, partition) for partition in out]  # who was out is asked again
+    assert [record.server_round for record in keep.records] == [4, 5, 6]
+    assert all(len(record.rates) == 2 for record in keep.records)
+    assert len(sent) == len(set(sent))
+    assert len(sent) in (3 * 2 + 3, 3 * 2 + 4)
+    expected, *_ = slow_run_from(state, again, steps)
+    for name, own in expected.items():
+        np.testing.assert_allclose(again.state[name].numpy(), own, atol=1e-4, err_msg=name)
+
+
+def keep_of(found):
+    return found.strategy.callbacks[0].progress
+
+
+def slow_run_from(state, found, steps):
+    """Return what the twin makes of a run that goes on: it counts each reply of the steps that are left once."""
+
+    class Begun:
+        initial_state = staticmethod(lambda: state.state)
+        plan = found.strategy.federation.plan
+
+    sent = [(step - state.server_round, *rest) for step, *rest in sent_by(found.grid)]
+    return slow_run(Begun, sent, steps, lambda partition: 1.0 + partition, 3)
+
+
+class TestWhoIsLost:
+    def test_a_client_that_fails_is_replaced_at_once(self):
+        app = make_app(odd={0: crash, 4: crash})
+        found = run(Buffered(size=3, concurrency=3), num_rounds=3, app=app)
+        assert all(len(record.rates.keys() - record.failures.keys()) == 3 for record in found.records)
+        assert sum(len(record.failures) for record in found.records) > 0
+
+    def test_one_that_never_answers_is_given_up_and_named(self):
+        class Silent(Watched):
+            def pull_messages(self, message_ids):
+                there = [own.metadata.message_id for own in self.sent if self.partition_of(own) != 1]
+                return super().pull_messages([id_ for id_ in message_ids if id_ in there])
+
+        found = run(
+            Buffered(size=2, concurrency=2),
+            num_rounds=2,
+            mix="a1",
+            nodes=2,
+            grid=Silent,
+            wrap=None,
+            start={"timeout": 0.5},
+        )
+        assert found.records[1].failures == {1: "no reply in time"}
+        assert [len(record.rates.keys() - record.failures.keys()) for record in found.records] == [1, 1]
+
+    def test_a_message_that_cannot_be_sent_is_a_failure(self):
+        class Full(Watched):
+            def push_messages(self, messages):
+                messages = list(messages)
+                train = messages[0].metadata.message_type == "train"
+                refused = [train and self.partition_of(message) == 2 for message in messages]
+                ids = iter(super().push_messages([own for own, no in zip(messages, refused, strict=True) if not no]))
+                return ["" if no else next(ids) for no in refused]
+
+        found = run(Buffered(size=3, concurrency=3), num_rounds=1, mix="a1", nodes=4, grid=Full, wrap=None)
+        assert found.log.failures.get(2, "the message could not be sent") == "the message could not be sent"
+        assert len(found.log.rates.keys() - found.log.failures.keys()) == 3
+
+    def test_with_too_few_replies_a_step_fails(self):
+        with pytest.raises(AggregationError, match=r"round 1: 0 of 4 clients gave a usable reply, expected at least 2"):
+            run(Buffered(size=3, concurrency=3), app=make_app(crash), nodes=4, wrap=None)
+
+    def test_of_a_node_that_is_gone_nothing_is_waited_for(self):
+        class Leaving(Watched):
+            gone = False
+
+            def get_node_ids(self):
+                ids = list(super().get_node_ids())
+                return ids[1:] if self.gone else ids[:-1]
+
+            def pull_messages(self, message_ids):
+                first = next(iter(super().get_node_ids()))
+                ours = {own.metadata.message_id for own in self.sent if own.metadata.dst_node_id != first}
+                return super().pull_messages([id_ for id_ in message_ids if id_ in ours])
+
+        class Leave(RoundCallback):
+            def on_round_end(self, progress):
+                Leaving.gone = True
+                return False
+
+        found = run(
+            Buffered(size=2, concurrency=4),
+            num_rounds=3,
+            mix="a1",
+            nodes=5,
+            grid=Leaving,
+            wrap=None,
+            callbacks=[Leave()],
+        )
+        assert found.log.server_round == 3
+        assert 0 not in found.strategy.federation.nodes.trained
+
+
+def test_more_replies_than_seats_wait_for_the_next_step():
+    found = run(Buffered(size=2, concurrency=6), lambda partition: 1.0, num_rounds=3)
+    assert [record.simulated_seconds for record in found.records] == pytest.approx([1.0, 0.0, 0.0])
+    assert [len(record.rates) for record in found.records] == [2, 2, 2]
+    assert [record.train["staleness"] for record in found.records] == [0, 1, 2]
+
+
+def test_a_reply_beyond_the_bound_is_dropped_and_counted():
+    found = run(
+        Buffered(size=1, concurrency=3, bound=2),
+        lambda partition: 20.0 if partition == 0 else 1.0,
+        50,
+        mix="a1",
+        nodes=4,
+    )
+    dropped = [record.failures for record in found.records if record.failures]
+    assert dropped[0] == {0: "38 steps stale, expected up to 2 (asynchronous.bound)"}
+    assert all(0 not in record.rates or 0 in record.failures for record in found.records)
+
+
+def test_slow_levels_keep_their_seats():
+    def work(partition):
+        return 9.0 if partition < 3 else 1.0  # of nine clients, three have level a
+
+    free, kept = (run(Buffered(size=3, concurrency=9, quota=quota), work, 6).records for quota in (0, 1))
+    assert any(1.0 not in record.rates.values() for record in free)
+    assert all(set(record.rates.values()) == {1.0, 0.5, 0.25} for record in kept)
+
+
+class Other(Aggregator):
+    """A mean of one's own."""
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        *(
+            ({name: own}, "robust means, other aggregators, slices that move and spare clients need rounds that wait")
+            for name, own in (("robust", Robust()), ("slice_rule", "rolling"), ("spare", 0.5), ("aggregator", Other))
+        ),
+        ({"stages": [SecureSum()]}, "SecureSum"),
+        ({"stages": [FedDyn()]}, r"FedDyn fits the counting mean; expected rounds that wait \(asynchronous.size=0\)"),
+        ({"privacy": Privacy(clip=1.0, noise=1.0)}, "Noise fits the counting mean"),
+        ({"asynchronous": 5}, r"asynchronous is 5; expected Buffered\(...\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, cause):
+    with pytest.raises(ConfigError, match=cause):
+        HeteroFL(build, MIX, **{"asynchronous": Buffered(size=2, concurrency=2), **options})
