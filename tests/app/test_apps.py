@@ -61,6 +61,18 @@ def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path):
 
 
 @pytest.mark.usefixtures("page")
+def test_the_server_does_not_evaluate_what_nobody_has_trained(monkeypatch):
+    rounds, evaluate = [], Task.evaluate_centrally
+
+    def noted(task, model, test, server_round):
+        rounds.append(server_round)
+        return evaluate(task, model, test, server_round)
+
+    monkeypatch.setattr(Task, "evaluate_centrally", noted)
+    run(num_rounds=2)
+    assert rounds == [1, 2]
+
+
 def test_a_run_folder_tells_all_about_its_run(tmp_path):
     folder = tmp_path / "run"
     run(num_rounds=1, run__dir=str(folder), run__callbacks="tensorboard")

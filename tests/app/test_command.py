@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app.cli.main import MISUSED, main, status_of
+from heterofl_flwr.app.cli.main import MISUSED, SETTINGS_FILE, main, status_of
 from heterofl_flwr.app.cli.settings import read_assignments, read_config
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.settings.flat import DEFAULTS, to_toml
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +24,15 @@ def test_the_commands_help_loads_nothing_heavy():
     text = printed("-m", "heterofl_flwr", "--help")
     assert all(name in text for name in ("run", "report", "export", "settings", "profile", "keys"))
     assert printed("-m", "heterofl_flwr", "--version").startswith("heterofl-flwr ")
+
+
+def test_an_unknown_setting_is_refused_before_torch_is_loaded():
+    code = "import sys; from heterofl_flwr.app.cli.main import main; print(main(['run', 'lr=1']), *sys.modules)"
+    status, *loaded = printed("-c", code).split()
+    assert status == "2"
+    assert {"torch", "pydantic", "flwr"}.isdisjoint(loaded)
+    kept = SETTINGS_FILE.read_text(encoding="utf-8")
+    assert kept == to_toml(DEFAULTS), f"run: heterofl settings --format toml > {SETTINGS_FILE}"
 
 
 def test_what_the_system_refuses_is_no_traceback(monkeypatch, capsys):

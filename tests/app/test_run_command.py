@@ -139,6 +139,12 @@ def test_a_missing_ray_is_said_before_anything_starts(asked, monkeypatch, capsys
     assert "pip install 'heterofl-flwr[simulation]', or use --grid local" in said.err
 
 
+def test_settings_are_words_as_people_know_them_from_hydra(asked):
+    request, _ = asked("train.lr=0.5", "--data", "mnist", "mix=a1-e9", "--set", "seed=7", "num-rounds=3")
+    settings = from_flat(request.config)
+    assert (settings.train.learning_rate, str(settings.mix), settings.num_rounds, settings.seed) == (0.5, "a1-e9", 3, 7)
+
+
 @pytest.mark.parametrize("words", [("run", "train.lr", "0.5"), ("run", "--sat=3"), ("profile", "mnist", "mix=a")])
 def test_words_that_are_no_settings_raise(words, capsys):
     with pytest.raises(SystemExit):

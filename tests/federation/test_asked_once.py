@@ -32,6 +32,12 @@ def run(app, build=build, nodes=3, evaluate_fn=None, **options):
     return Counter((m.metadata.message_type, m.content["config"]["server-round"]) for m in sent), found.records
 
 
+def test_every_message_says_its_round_for_mods_that_read_it():
+    sent = play(make_app(build=build_normed), build=build_normed, evaluation=Evaluation()).grid.sent
+    assert {message.metadata.message_type for message in sent} >= {"query.capability", "query.moments", "train"}
+    assert all(message.content["config"]["server-round"] == 1 for message in sent)
+
+
 def test_with_a_fraction_of_none_the_server_evaluates_alone():
     options = {"evaluate_fn": lambda number, arrays: MetricRecord({"global-accuracy": number / 10})}
     sent, records = run(make_app(build=build_normed), build_normed, fraction_evaluate=0.0, **options)

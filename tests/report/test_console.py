@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.console import Console as RichConsole
 
-from heterofl_flwr.report import Console
+from heterofl_flwr.report import Console, console
 
 
 def shown(fake, first=1, last=10, **options) -> str:
@@ -47,6 +47,20 @@ def test_time_left_is_that_of_the_rounds_to_come(fake):
     for number, seconds in ((3, 300.0), (4, 20.0), (5, 40.0)):  # the first one has to start everything
         console.on_round_end(fake.progress(number, 7, seconds=seconds))
     assert re.findall(r"left=(\S+)", stream.getvalue()) == ["1min0s", "1min0s"]
+
+
+def test_a_long_round_says_how_far_it_is(monkeypatch):
+    now, stream = [100.0], io.StringIO()
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    shown = Console(RichConsole(file=stream))
+    shown.on_start(1, 20, {})
+    for done in (1, 2, 3):
+        now[0] += 20
+        shown.on_reply("trained", done, 10)
+    (line,) = stream.getvalue().splitlines()[1:]
+    assert line.startswith(
+        "round 1/20: 2 of 10 clients have trained, 2 min 40 s to go; training of all 20 rounds takes"
+    )
 
 
 @pytest.mark.slow

@@ -13,7 +13,10 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from heterofl_flwr import __version__
-from heterofl_flwr.errors import HeteroFLError, printable
+from heterofl_flwr.errors import HeteroFLError, not_usable, printable, unknown_settings
+
+SETTINGS_FILE = Path(__file__).with_name("settings.toml")
+"""What ``heterofl settings --format toml`` prints; a test compares them."""
 
 FAILED = 1
 MISUSED = 2
@@ -70,7 +73,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         top.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
     if words:
         args.set = [*args.set, *words]
+    if getattr(args, "set", None) and not getattr(args, "app", None):  # the settings of another app are its own
+        _check_names(args.set)
     return args
+
+
+def _check_names(words: Sequence[str]) -> None:
+    """Refuse settings that do not exist now, and not when torch is loaded, which takes seconds."""
+    known = [line.partition(" = ")[0] for line in SETTINGS_FILE.read_text(encoding="utf-8").splitlines()]
+    given = [key.strip() for key, equals, _ in (word.partition("=") for word in words) if key.strip() and equals]
+    if faults := unknown_settings(given, known):
+        raise not_usable(faults)
 
 
 def parser() -> argparse.ArgumentParser:
