@@ -133,10 +133,12 @@ def unpack_trained(
     if set(records) != set(expected):
         raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {' and '.join(expected)} alone")
     sizes = {name: math.prod(shape) for name, shape in plan.shapes.items()}
-    if form == MASKED:  # one vector, of which a stage knows what it is made of
-        sizes = {MASKED: plan.parameters}
-    else:
+    if form != MASKED:
         check_names(plan, records[expected[0]])
+    elif list(records[MASKED]) != [MASKED]:  # one vector, of which a stage knows what it is made of
+        raise ReplyError(f"{sender} sent {shown(list(records[MASKED]))} in record {MASKED}, expected {MASKED} alone")
+    else:
+        sizes = {MASKED: plan.parameters}
     check_sizes(records[expected[0]], sizes, sender)
     tensors = read_tensors(records[expected[0]], sender)
     if SCALES not in expected:

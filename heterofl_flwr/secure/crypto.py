@@ -56,6 +56,16 @@ def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=repr(("heterofl secure-sum 1", *purpose)).encode()).derive(secret)
 
 
+def are_usable(keys: Sequence[bytes]) -> bool:
+    """Whether these are the two public keys of a client, with which each other one has a secret of its own."""
+    try:
+        for key in keys:
+            agree(new_pair()[0], key)
+    except ReplyError:
+        return False
+    return len(set(keys)) == len(keys) == 2
+
+
 def seal(key: bytes, plain: bytes) -> bytes:
     """Return a text encrypted and authenticated with a key that seals nothing else, so that its nonce can be zero."""
     return ChaCha20Poly1305(key).encrypt(bytes(12), plain, None)

@@ -20,7 +20,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.reply_checks import LabelRows
 from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.secure.client import ClientRound, make_keys
-from heterofl_flwr.secure.crypto import Words
+from heterofl_flwr.secure.crypto import Words, are_usable
 from heterofl_flwr.secure.fixed_point import LARGEST_SUM, largest_steps, to_steps
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
@@ -82,7 +82,11 @@ class SecureSum(Stage):
         """Collect fresh keys, send the roster and collect shares of the keys; return what each member is told."""
         self._round = None
         answers = yield {client: {KEY: "keys"} for client in clients}
-        keys = {client: own for client, said in answers.items() if len(own := _texts(said, KEYS)) == 2}
+        keys: dict[int, list[bytes]] = {}
+        for client, said in answers.items():
+            own, known = _texts(said, KEYS), {key for pair in keys.values() for key in pair}
+            if are_usable(own) and not known.intersection(own):
+                keys[client] = own
         self._nodes = list(keys)
         roster = self._roster([clients[client] for client in keys], list(keys.values()), context)
         text = roster.to_bytes()

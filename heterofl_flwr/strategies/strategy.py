@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 
 from heterofl_flwr import messages, packing
 from heterofl_flwr.core.slice_rules import window_number
-from heterofl_flwr.errors import SILENT, Fault, HeteroFLError, RoundError
+from heterofl_flwr.errors import Fault, HeteroFLError, RoundError
 from heterofl_flwr.exchange import Budget, crosses_superlink, exchange, read_each
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
@@ -145,9 +145,8 @@ class FederationStrategy(Strategy):
         told = asking.converse(current.before())
         for node_id, own in current.slices.items():
             if node_id not in told:
-                current.refuse(
-                    node_id, asking.faults.get(node_id, Fault(f"{SILENT} to what was asked before training"))
-                )
+                unusable = Fault("its answer to what was asked before training is not usable", "rejected")
+                current.refuse(node_id, asking.faults.get(node_id, unusable))
                 continue
             self.log.note_sent(own.level, packing.count_bytes(slices.record(own.plan)))
             self._sent.append(self.train_message(node_id, slices, config, told[node_id]))

@@ -44,6 +44,19 @@ class Lossy(Watched):
         return phase is not None and since is not None and PHASES.index(phase) >= PHASES.index(since)
 
 
+class Tampered(Lossy):
+    """A grid on which the client of partition 4 sends something else."""
+
+    tamper: ClassVar = None
+
+    def send_and_receive(self, messages, *, timeout=None):
+        fourth = list(self.get_node_ids())[4]
+        for reply in super().send_and_receive(messages, timeout=timeout):
+            if reply.metadata.src_node_id == fourth and not reply.has_error():
+                type(self).tamper(reply.content)
+            yield reply
+
+
 def run(*, lost=None, stages=(), mix="a1-b1-c1", nodes=NODES, **options):
     grid = type("Losing", (Lossy,), {"lost": lost or {}})
     return play(app, mix=mix, nodes=nodes, grid=grid, stages=stages, min_replies=1, **options)
@@ -120,6 +133,65 @@ def test_a_ring_with_too_few_holders_keeps_still():
         moved = found.state["hidden.weight"] != before["hidden.weight"]
         assert not moved[4:].any()
         assert moved[:4].all()
+
+
+KEYS_OF = {
+    "the same key twice": lambda keys: [keys[0]] * 2,
+    "no points": lambda keys: [bytes(32), keys[1]],
+    "one": lambda keys: keys[:1],
+}
+
+
+@pytest.mark.parametrize("odd", KEYS_OF)
+def test_a_client_with_unusable_keys_takes_no_part(odd):
+    def tamper(content):
+        keys = content["config"].get(messages.SECURE_KEYS)
+        if keys and len(keys) == 2:
+            content["config"][messages.SECURE_KEYS] = KEYS_OF[odd](keys)
+
+    grid = type("Odd", (Tampered,), {"tamper": staticmethod(tamper)})
+    found = play(app, "a1-b1-c1", NODES, grid=grid, stages=[SecureSum(BOUND, holders=2)])
+    assert found.log.failures == {4: "its answer to what was asked before training is not usable"}
+    assert equal(found.state, in_clear(run(), {4: "keys"}))
+
+
+def in_words(content):
+    content["masked"]["other"] = content["masked"].pop("masked")
+
+
+def in_bytes(content):
+    content["masked"] = ArrayRecord({"masked": torch.zeros(3)})
+
+
+def without_seeds(content):
+    del content["config"][messages.SECURE_SEEDS]
+
+
+def unmasked(content):
+    del content["masked"]
+    del content["config"][messages.UPLOAD]
+    content["arrays"] = ArrayRecord({name: torch.zeros(own.shape) for name, own in Tiny(0.5).named_parameters()})
+
+
+@pytest.mark.parametrize(
+    ("tamper", "cause"),
+    [
+        (in_words, "sent ['other'] in record masked, expected masked alone"),
+        (in_bytes, "its masked change is float32 of shape (3,), expected uint32"),
+        (without_seeds, "not one sealed share of its seeds for each client"),
+        (unmasked, "its change is in the form float32, expected masked"),
+    ],
+)
+def test_a_reply_of_another_form_is_refused(tamper, cause):
+    def once(content):
+        if "masked" in content:
+            tamper(content)
+
+    grid = type("Odd", (Tampered,), {"tamper": staticmethod(once)})
+    found = play(app, "a1-b1-c1", NODES, grid=grid, stages=[SecureSum(BOUND, holders=2)])
+    assert list(found.log.failures) == [4]
+    assert cause in found.log.failures[4]
+    assert equal(found.state, in_clear(run(), {4: "train"}))
 
 
 def test_too_few_clients_end_the_run():
