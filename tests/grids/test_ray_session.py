@@ -3,10 +3,11 @@
 import logging
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 ray_session = pytest.importorskip("heterofl_flwr.grids.ray_session", exc_type=ImportError)
 
@@ -38,3 +39,11 @@ def test_a_cluster_without_a_token_is_warned_of(place, monkeypatch, caplog, mode
     with caplog.at_level(logging.WARNING):
         ray_session._connect({})
     assert ("asks for no token" in caplog.text) == warned
+
+
+def test_a_process_of_rays_own_that_has_ended_is_named(monkeypatch):
+    process = SimpleNamespace(process=SimpleNamespace(poll=lambda: -9))
+    node = SimpleNamespace(all_processes={"gcs_server": [], "raylet": [process]})
+    monkeypatch.setattr(ray_session.ray._private.worker, "_global_node", node)
+    with pytest.raises(HeteroFLError, match=r"its process raylet has ended \(exit code -9\)"):
+        ray_session.check_alive()
