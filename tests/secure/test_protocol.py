@@ -170,6 +170,20 @@ def test_a_ring_with_too_few_holders_keeps_its_secret(lost):
     assert len(rings) == (2 if list(lost.values()) == ["train"] * len(lost) else 1)
 
 
+def test_nothing_is_sent_of_entries_that_nobody_else_holds():
+    server, _, masked = masked_of(example([8, 4, 4, 4], value=7))
+    state = as_state(masked[0][0].view(np.int32), server.roster.slices[server.roster.clients[0][0]])
+    assert state["hidden.bias"][4:].tolist() == [0] * 4  # which nothing masks
+    assert set(state["hidden.bias"][:4].tolist()).isdisjoint([0, 7])
+
+
+def test_a_ring_is_closed_where_any_of_its_entries_lost_too_many():
+    federation = example([4] * 6, lost={0: "train"})
+    federation.plans = [plan_of(4, "rolling", first) for first in (1, 5) * 3]  # three hold each half of the units
+    check_exact(federation)
+    assert play(federation)["hidden.bias"][1].tolist() == [0] * 8
+
+
 def test_no_two_claims_of_who_is_lost_give_both_secrets():
     federation = example([8] * 9)
     for told in range(10):
@@ -272,10 +286,11 @@ def test_what_is_no_roster_is_rejected(text):
         Roster.from_bytes(text)
 
 
-def test_a_roster_with_a_key_twice_is_rejected():
+@pytest.mark.parametrize(("least", "alike"), [(3, True), (1, False)])
+def test_a_roster_with_a_key_twice_or_rings_of_one_is_rejected(least, alike):
     keys = make_keys()[0]
-    roster = example([8, 8]).roster({0: keys, 1: keys})
-    with pytest.raises(ReplyError, match="keys that come twice"):
+    roster = example([8, 8], least=least).roster({0: keys, 1: keys if alike else make_keys()[0]})
+    with pytest.raises(ReplyError, match="keys that come twice, or rings of a single client"):
         Roster.from_bytes(roster.to_bytes())
 
 
