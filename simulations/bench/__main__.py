@@ -23,6 +23,7 @@ examples:
   python -m simulations.bench step --engines plain cohort compile --device cuda
   python -m simulations.bench round --root data                      our rounds alone
   python -m simulations.bench round --root data --authors HeteroFL   beside a checkout of the authors' repository
+  python -m simulations.bench secure --clients 10 50 100
   python -m simulations.bench adapters                               needs peft and transformers
 """
 

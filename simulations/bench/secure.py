@@ -21,6 +21,7 @@ from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 from torch import Tensor
 
 from heterofl_flwr.core import LEVELS, Aggregator, Plan
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.secure.client import ClientRound, Masked, add_pairs, make_keys
 from heterofl_flwr.secure.crypto import Words
@@ -46,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
+    if min(options.clients) < len(LEVELS):
+        raise ConfigError(f"--clients is {min(options.clients)}; expected at least {len(LEVELS)}, one of each level")
     torch.set_num_threads(1)
     build = PAPER[options.model].build()
     with torch.random.fork_rng(devices=[]):

@@ -47,6 +47,15 @@ def test_clients_learn_together_what_each_learns_alone(sizes):
     assert alone.record.train_by_level == together.record.train_by_level
 
 
+def test_clients_of_a_cohort_mask_each_its_own_change(sizes):
+    same = {"mix": "a1", "assignment": "fix", "engine.name": "plain"}
+    plain, masked = (last_round(3, **same, **{"server.stages": own}) for own in ("", "secure-sum(holders=2)"))
+    assert set(sizes) == {3}
+    assert masked.record.privacy == {"summed-clients": CLIENTS}
+    for name, own in plain.state.items():
+        torch.testing.assert_close(masked.state[name], own, atol=1e-5, rtol=0)
+
+
 def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), **changes):
     """Return messages to train, and their nodes' contexts."""
     settings = {**SMALL, **changes}
