@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.client import reply
-from heterofl_flwr.federation.records import RoundCallback
+from heterofl_flwr.federation.records import RoundCallback, RunState
 from tests.federation.tiny import Watched, bare_reply, build, config, crash, make_app, play
 
 
@@ -194,7 +194,8 @@ def test_the_server_evaluates_the_initial_and_each_new_model():
 
 def test_a_run_that_goes_on_does_not_evaluate_its_start_again():
     central = []
-    start = {"initial_arrays": ArrayRecord(build(1.0).state_dict()), "first_round": 2}
+    state = {name: own.detach() for name, own in build(1.0).named_parameters()}
+    start = {"resume": RunState(server_round=1, state=state)}
     play(
         nodes=2,
         num_rounds=2,
