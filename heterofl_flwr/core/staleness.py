@@ -59,7 +59,7 @@ class Clocks:
         if not inside:
             return torch.tensor(float(everywhere))
         counts = held_by(torch.empty([axis.full for axis in axes]), inside)
-        return Region(counts, axes).read() + everywhere
+        return Region(counts, axes).read().add_(everywhere)
 
     def _split(self, name: str, axes: Axes, version: int) -> tuple[int, dict[Axes, float]]:
         """Return how many steps since a version moved all of a slice, and of others how many moved which part of it."""
@@ -137,7 +137,8 @@ class StaleMean(Aggregator):
         for name, axes in plan.axes.items():
             size = self._rows.sizes.get(name)
             own = None if rows is None or size is None else rows[rows < size]
-            share = (1 + self._clocks.staleness(name, axes, sent.number).to(sub[name].device)) ** -self._exponent
+            staleness = self._clocks.staleness(name, axes, sent.number).to(sub[name].device)
+            share = staleness.add_(1).pow_(-self._exponent)  # in place, as new memory costs more than arithmetic
             local = self._on_present(name, axes, sub[name], sent)
             _add(Region(self._sum(self._sums, name), axes), local * share, own, float(weight))
             _add(Region(self._sum(self._weights, name), axes), share.expand(local.shape), own, float(weight))
@@ -148,8 +149,7 @@ class StaleMean(Aggregator):
         """Return what the client changed, on top of the present model; where that did not move, what it sent."""
         if sent.number == self._clocks.version:
             return local
-        moved = Region(self._state[name], axes).read() - Region(sent.state[name].detach(), axes).read()
-        return local + moved
+        return Region(self._state[name], axes).read().sub_(Region(sent.state[name], axes).part()).add_(local)
 
     def _sum(self, sums: dict[str, Tensor], name: str) -> Tensor:
         if name not in sums:

@@ -121,6 +121,7 @@ def compute_cost(job: Job, done: int = 0) -> JobCost:
     settings, mix, every = job.settings, job.settings.mix, job.settings.evaluate.every
     train, test = sizes_of(settings.data, job.clients)
     sampled = max(math.ceil(Fraction(str(settings.sample.fraction_train)) * int(mix.taking_part * job.clients)), 1)
+    sampled = settings.asynchronous.size or sampled
     in_all = (settings.num_rounds - done) * sampled * settings.train.epochs * (train // job.clients)
     trained: Counter[float] = Counter()
     for rate, share in zip(mix.rates, mix.shares, strict=True):

@@ -15,3 +15,8 @@ def test_work_counted_by_hand():
     assert cost.at_once == 10
     macs = {rate: profile_at(own.settings, rate).macs for rate in (1.0, 0.0625)}
     assert compute_macs(own, cost) == sum(macs[rate] * (3 * cost.trained[rate] + cost.evaluated[rate]) for rate in macs)
+
+
+def test_a_step_costs_what_its_replies_do():
+    found = compute_cost(job("data=mnist", "mix=a-e", "asynchronous=buffered"))  # five replies a step
+    assert found.trained == {1.0: 200 * 5 * 600 * 5 / 2, 0.0625: 200 * 5 * 600 * 5 / 2}
