@@ -90,9 +90,9 @@ class ServerRound:
         for helper, (seeds, keys) in revealed.items():
             for client, text in zip(self.survivors, seeds, strict=False):
                 rings = [ring for ring in self._rings[self.roster.clients[client][0]] if ring in self._open]
-                if len(text) == len(rings) * crypto.SHARE_BYTES:
-                    for ring, share in zip(rings, crypto.cut(text), strict=True):
-                        shares[client, ring][helper] = share
+                fits = len(text) == len(rings) * crypto.SHARE_BYTES
+                for ring, share in zip(rings, crypto.cut(text) if fits else (), strict=fits):
+                    shares[client, ring][helper] = share
             for client, share in zip(lost, keys, strict=False):
                 if len(share) == crypto.SHARE_BYTES:
                     shares[client, 0][helper] = share
