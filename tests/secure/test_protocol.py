@@ -16,7 +16,7 @@ from heterofl_flwr.secure.crypto import SHARE_BYTES
 from heterofl_flwr.secure.fixed_point import largest_steps
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
-from heterofl_flwr.secure.slices import Overlap, as_state, count_holders
+from heterofl_flwr.secure.slices import Overlap, as_state, count_holders, size
 from tests.secure.federations import (
     PHASES,
     Federation,
@@ -209,7 +209,7 @@ def after_masking():
     return masked_of(example([8, 8, 8, 4]))
 
 
-def test_nothing_is_answered_twice(after_masking):
+def test_nothing_is_answered_twice_or_out_of_turn(after_masking):
     server, clients, _ = after_masking
     first = clients[0]
     with pytest.raises(ReplyError, match="to shares out of turn, or a second time"):
@@ -218,6 +218,8 @@ def test_nothing_is_answered_twice(after_masking):
         first.mask(server.members, server.keys_for(0), lambda *_: None)
     with pytest.raises(ReplyError, match="other clients than those that take part"):
         first.reveal([0, 1, 2, 9], server.seeds_for(0))
+    with pytest.raises(ReplyError, match="to reveal out of turn"):
+        ClientRound(make_keys()[1], server.roster).reveal(server.members, server.seeds_for(0))
 
 
 def test_a_repeated_round_has_fresh_keys_and_forgets_the_old():
@@ -234,6 +236,15 @@ def test_replayed_and_changed_shares_are_left_out(after_masking):
     replayed = [sealed[0], other.seeds_for(0)[1], sealed[2][:-1] + bytes([sealed[2][-1] ^ 1]), sealed[1]]
     seeds, _ = clients[0].reveal(server.members, replayed)
     assert [bool(own) for own in seeds] == [True, False, False, False]
+
+
+def test_masks_are_others_where_other_members_are_told(after_masking):
+    server, clients, _ = after_masking
+    streams = []
+    for members in ([0, 1, 2, 3], [0, 1, 2]):
+        streams.append(np.zeros(size(server.roster.slices[0]), np.uint32))
+        add_pairs(streams[-1], server.roster, server.roster.view(members), 0, {0: clients[0].private("mask")}, [1])
+    assert (streams[0] != streams[1]).all()
 
 
 def test_clients_told_of_other_members_reveal_nothing():
@@ -305,6 +316,14 @@ def test_false_shares_end_the_round_and_not_the_model(after_masking):
     revealed[1][0][0] = bytes(len(revealed[1][0][0]))
     with pytest.raises(RoundError, match="4 shares of a secret of client 0 of the roster came, which are false"):
         server.unmask(revealed)
+
+
+def test_false_shares_of_a_lost_clients_key_are_noticed():
+    spy = {}
+    play(example(lost={9: "train"}), spy=spy)
+    false = {one: (seeds, [bytes(len(share)) for share in keys]) for one, (seeds, keys) in spy["revealed"].items()}
+    with pytest.raises(RoundError, match="9 shares of a secret of client 9 of the roster came, which are false"):
+        spy["server"].unmask(false)
 
 
 def test_a_masked_change_that_does_not_fit_changes_nothing(after_masking):
