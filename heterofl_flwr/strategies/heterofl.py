@@ -1,6 +1,7 @@
 """HeteroFL as a strategy of Flower's Message API: its arguments, and its rounds."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
@@ -275,7 +276,7 @@ class HeteroFL(FederationStrategy):
         if resume is None:
             self.reset()
         else:
-            self.load(resume)
+            self._load(resume)
             initial_arrays, first_round = ArrayRecord(dict(resume.state)), resume.server_round + 1
         if initial_arrays is None:
             initial_arrays = packing.move_to_record(self.federation.initial_state())
@@ -297,3 +298,10 @@ class HeteroFL(FederationStrategy):
             plan = own.plan if own else plan
         entry = max((own.itemsize for own in self.federation.types.values()), default=0)
         return plan.parameters * entry + len(plan.axes) * NAME_BYTES + BESIDE_BYTES
+
+    def _load(self, state: RunState) -> None:
+        """Go on from a state; clients that are not known are asked what they can hold."""
+        self.chain.load(state.stages)
+        self.moments = packing.moments_by_rate(state.moments)
+        self._had_moments = bool(self.moments)
+        self.federation.nodes.tally = deepcopy(state.tally)

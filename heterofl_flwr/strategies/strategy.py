@@ -20,7 +20,7 @@ from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Tally
 from heterofl_flwr.federation.options import build_chain
-from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, RunState
+from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.federation.summary import log_summary
 from heterofl_flwr.nn.moments import Moments
@@ -60,7 +60,7 @@ class FederationStrategy(Strategy):
     """A strategy over a federation; a subclass says by its arguments which.
 
     It owns what a run carries from round to round: the clients (``federation.nodes``), what the stages of the chain
-    keep, the moments of the last evaluation. ``progress`` returns all that is saved of it, and ``load`` takes it back.
+    keep, the moments of the last evaluation. ``progress`` returns all that is saved of it, and ``start`` goes on from it.
     """
 
     train_kind: ClassVar[str] = MessageType.TRAIN
@@ -108,13 +108,6 @@ class FederationStrategy(Strategy):
             num_rounds=self.num_rounds,
             evaluated_slice=self.federation.evaluated_slice,
         )
-
-    def load(self, state: RunState) -> None:
-        """Go on from a state; clients that are not known are asked what they can hold."""
-        self.chain.load(state.stages)
-        self.moments = packing.moments_by_rate(state.moments)
-        self._had_moments = bool(self.moments)
-        self.federation.nodes.tally = deepcopy(state.tally)
 
     @property
     def tally(self) -> Tally:
