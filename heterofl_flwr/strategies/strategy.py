@@ -60,7 +60,7 @@ class FederationStrategy(Strategy):
     """A strategy over a federation; a subclass says by its arguments which.
 
     It owns what a run carries from round to round: the clients (``federation.nodes``), what the stages of the chain
-    keep, the moments of the last evaluation. ``progress`` returns all that is saved of it, and ``start`` goes on from it.
+    keep, the moments of the last evaluation. ``progress`` returns what is saved of it, and ``start`` goes on from it.
     """
 
     train_kind: ClassVar[str] = MessageType.TRAIN
