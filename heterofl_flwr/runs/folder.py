@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 _RECORD = TypeAdapter(RoundRecord)
 
-Complete = Callable[[Mapping[str, Any]], Mapping[str, object]]
+Complete = Callable[[Mapping[str, object]], Mapping[str, object]]
 
 
 class RunFolder:
@@ -123,7 +123,7 @@ class RunFolder:
             Settings (dotted keys) that a resumed run may change, such as the number of rounds.
         about : Mapping[str, object] | None
             More facts for the report: a ``title``, the ``device``.
-        complete : Callable[[Mapping[str, Any]], Mapping[str, object]]
+        complete : Callable[[Mapping[str, object]], Mapping[str, object]]
             Returns the settings of the run that is there with those that its version did not know yet.
 
         Raises
