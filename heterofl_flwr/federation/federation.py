@@ -175,7 +175,13 @@ class Federation:
             by_label=self.options.averaging.labels != "none",
             extra_rows=self.fidelity.extra_rows == "fixed",
             grid=(self.options.privacy.clip, self.options.privacy.step) if self.options.privacy.noise else None,
+            learning_rate=self.learning_rate(server_round),
         )
+
+    def learning_rate(self, server_round: int) -> float:
+        """Return with what clients train in a round; 0 where the server sends them none."""
+        schedule = self.options.transfer.learning_rate
+        return schedule(server_round) if schedule else 0.0
 
     def _count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:
         """Return how many clients hold each entry of a parameter, of all that can be drawn."""

@@ -73,8 +73,7 @@ class Round:
         self.answers: dict[int, Answer] = {}  # of each client whose reply was added
         self.silent: set[int] = set()  # those that did not answer in time
         self._lost = 0
-        schedule = self._options.transfer.learning_rate
-        learning_rate = schedule(server_round) if schedule else 0.0
+        learning_rate = federation.learning_rate(server_round)
         self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
         for node_id in federation.sample(server_round, trainable, "train") if drawn is None else drawn:
             self.begin(node_id)

@@ -23,6 +23,9 @@ class FedDyn(Stage):
     and its model is the mean of the holders plus d. Here m is the number of clients that hold an entry, in the round or
     not; with models of one size that is all of them, as in the paper. An entry that nobody held keeps still, and so
     does its drift.
+
+    Where the server lowers the learning rate, clients move by less in a round, and could not come back from a drift
+    that was summed up before: it is lowered by as much. (The paper's clients go to their minimum, at any rate.)
     """
 
     name = "FedDyn"
@@ -33,6 +36,7 @@ class FedDyn(Stage):
             raise ConfigError(f"FedDyn: alpha is {alpha!r}, expected a number over 0")
         self.alpha = float(alpha)
         self._drift: State = {}
+        self._learning_rate = 0.0  # that the drift belongs to
 
     def instruction(self) -> Mapping[str, float | str]:
         """Tell clients alpha."""
@@ -68,21 +72,25 @@ class FedDyn(Stage):
     @torch.no_grad()
     def on_mean(self, new: State, held: Held, context: RoundContext) -> State:
         """Add the drift to the mean."""
+        shrunk = context.learning_rate / self._learning_rate if self._learning_rate else 1.0
+        self._learning_rate = context.learning_rate
         for name, mean in new.items():
             old, number = context.state[name], held(name)
-            before = self._drift.get(name, torch.zeros_like(old))
+            before = shrunk * self._drift.get(name, torch.zeros_like(old))
             share = number / context.holders(name).clamp(min=1)
             self._drift[name] = torch.where(number > 0, before + share * (mean - old), before).to(old.dtype)
             new[name] = torch.where(number > 0, mean + self._drift[name], old)
         return new
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return the drift."""
-        return self._drift
+        """Return the drift, and the learning rate that it belongs to."""
+        rate = torch.tensor(self._learning_rate, dtype=torch.float64)
+        return {**{f"drift/{name}": own for name, own in self._drift.items()}, "learning-rate": rate}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a drift."""
-        self._drift = dict(state)
+        self._drift = {name.removeprefix("drift/"): own for name, own in state.items() if name.startswith("drift/")}
+        self._learning_rate = float(state["learning-rate"]) if state else 0.0
 
 
 def _gradient(context: ClientContext, name: str, like: Tensor) -> Tensor:

@@ -107,6 +107,8 @@ class RoundContext:
         Whether rows beyond the classes count for every holder (``Fidelity.extra_rows``).
     grid
         Where noise is added: the L2 norm of the longest change, and the step of the grid on which changes are summed.
+    learning_rate
+        With what clients train in this round; 0 where the server sends them none.
     """
 
     server_round: int
@@ -118,6 +120,7 @@ class RoundContext:
     by_label: bool = True
     extra_rows: bool = False
     grid: tuple[float, float] | None = None
+    learning_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
