@@ -46,9 +46,15 @@ def make_app(*, pulls=True, keeps=True):
     return app
 
 
-def play(mix, *, app=None, **start):
+def play(mix, *, app=None, learning_rate=None, **start):
     strategy = HeteroFL(
-        build, mix, stages=[FedDyn(ALPHA)], fraction_train=0.5, evaluation=NEVER, callbacks=[keep := Keep()]
+        build,
+        mix,
+        stages=[FedDyn(ALPHA)],
+        fraction_train=0.5,
+        evaluation=NEVER,
+        learning_rate=learning_rate,
+        callbacks=[keep := Keep()],
     )
     grid = start.pop("grid", None) or Watched(app or make_app(), NODES)
     result = strategy.start(grid, **({"num_rounds": 6} | start))
@@ -70,10 +76,15 @@ def holders(mix_rates, index, shape, name):
     return [client for client, rate in enumerate(mix_rates) if place is None or index[place] < SIZES[rate]]
 
 
-@pytest.mark.parametrize("mix", ["a1-b1-c1", "a1"])
-def test_it_equals_a_slow_twin_and_the_paper_at_one_size(mix):
+def falling(server_round):
+    """Return a learning rate that falls to a fifth in round 3, and rises to a half in round 5."""
+    return {1: 1.0, 2: 1.0, 3: 0.2, 4: 0.2}.get(server_round, 0.5)
+
+
+@pytest.mark.parametrize(("mix", "learning_rate"), [("a1-b1-c1", None), ("a1", None), ("a1-b1-c1", falling)])
+def test_it_equals_a_slow_twin_and_the_paper_at_one_size(mix, learning_rate):
     with Watched(make_app(), NODES) as grid:
-        found, grid, _ = play(mix, grid=grid)
+        found, grid, _ = play(mix, grid=grid, learning_rate=learning_rate)
     rates = {"a1": [1.0] * 6, "a1-b1-c1": [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]}[mix]
     model = {name: own.detach().numpy().copy() for name, own in HeteroFL(build, mix).federation.initial_state().items()}
     for name, theta in model.items():
@@ -81,7 +92,9 @@ def test_it_equals_a_slow_twin_and_the_paper_at_one_size(mix):
         for index in np.ndindex(*theta.shape):
             holding = holders(rates, index, theta.shape, name)
             gradient, h, value = dict.fromkeys(holding, 0.0), 0.0, theta[index]
-            for drawn in rounds_of(grid):
+            for server_round, drawn in enumerate(rounds_of(grid), 1):
+                if learning_rate and server_round > 1:  # ours: the drift falls with the learning rate
+                    h *= learning_rate(server_round) / learning_rate(server_round - 1)
                 ends = {}
                 for client, _ in drawn:
                     if client not in holding:
@@ -102,10 +115,10 @@ def test_it_equals_a_slow_twin_and_the_paper_at_one_size(mix):
 
 def test_a_run_that_goes_on_has_the_same_model():
     with Watched(make_app(), NODES) as grid:
-        whole, _, progress = play("a1-b1-c1", grid=grid)
+        whole, _, progress = play("a1-b1-c1", grid=grid, learning_rate=falling)
     with Watched(make_app(), NODES) as grid:
-        play("a1-b1-c1", grid=grid, num_rounds=3)
-        rest, *_ = play("a1-b1-c1", grid=grid, resume=progress[2])
+        play("a1-b1-c1", grid=grid, learning_rate=falling, num_rounds=4)
+        rest, *_ = play("a1-b1-c1", grid=grid, learning_rate=falling, resume=progress[3])
     assert all(torch.equal(rest[name], whole[name]) for name in whole)
 
 
