@@ -194,6 +194,21 @@ def test_a_reply_of_another_form_is_refused(tamper, cause):
     assert equal(found.state, in_clear(run(), {4: "train"}))
 
 
+class Partly(Tiny):
+    """Its smaller models hold a layer that they do not train."""
+
+    def __init__(self, rate):
+        super().__init__(rate)
+        self.untrained = () if rate == 1 else ("hidden.*",)
+
+
+def test_what_a_level_does_not_train_is_in_no_sum():
+    options = {"mix": "a1-c1", "build": Partly}
+    plain, found = run(**options), run(stages=[SecureSum(100.0)], **options)
+    for name in ("hidden.weight", "hidden.bias"):
+        torch.testing.assert_close(found.state[name], plain.state[name], rtol=0, atol=1e-5)
+
+
 def test_too_few_clients_end_the_run():
     for phase in PHASES:
         lost = dict.fromkeys(range(4), phase)
