@@ -60,7 +60,7 @@ def sent_by(grid):
     ],
     ids=str,
 )
-def test_equal_devices_that_all_count_train_the_synchronous_model(wrap, options):
+def test_equal_devices_that_all_count_train_as_in_rounds(wrap, options):
     def labelled(message, context):
         return add_one(message, context, labels=[context.node_config["partition-id"] % 4])
 
@@ -193,7 +193,7 @@ class Kill(RoundCallback):
 
 
 @pytest.mark.parametrize("moment", ["before", "within", "after"])
-def test_a_run_killed_at_any_moment_goes_on_with_nothing_lost_or_twice(moment):
+def test_a_killed_run_goes_on_with_nothing_lost_or_twice(moment):
     steps, kill = Buffered(size=2, concurrency=5), Kill(moment)
     whole = run(steps)
     with pytest.raises(Killed):

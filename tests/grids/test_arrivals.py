@@ -39,7 +39,7 @@ def on(devices, number, *, app=None, mix="a1"):
     return [(when, [(nodes.index(node), error) for node, error in own]) for when, own in found], grid
 
 
-def test_replies_arrive_when_their_devices_send_them_and_ties_together():
+def test_replies_arrive_when_devices_send_them_ties_together():
     found, grid = on(Devices({"a": PACE}, takes(3, 1, 3, 2)), 4)
     assert [(round(when, 6), own) for when, own in found] == [
         (1, [(1, False)]),
@@ -106,7 +106,7 @@ def test_rounds_that_wait_are_those_of_simulated_devices():
         assert record.joules == pytest.approx(other.joules, rel=1e-6)
 
 
-def test_with_spare_clients_a_round_ends_with_the_last_that_it_needs():
+def test_with_spare_clients_a_round_ends_with_the_last_it_needs():
     devices = Devices({"a": PACE}, takes(3, 1, 4, 2))
     _, records = run(lambda grid: SimulatedArrivals(grid, devices), spare=1.0)
     assert [round(record.simulated_seconds, 6) for record in records] == [2, 2, 2]

@@ -21,7 +21,7 @@ def take(seats, rate, training):
 
 
 @given(arrivals=ARRIVALS, quota=st.integers(0, 2), extra=st.integers(0, 4))
-def test_a_reply_waits_only_where_its_seat_is_kept_for_another_level(arrivals, quota, extra):
+def test_a_reply_waits_only_where_another_level_has_its_seat(arrivals, quota, extra):
     size = quota + extra
     seats, taken, left = Seats(size, quota), Counter(), deque(arrivals)
     while left:

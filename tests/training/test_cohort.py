@@ -216,7 +216,7 @@ def spoil(job: TrainingJob, at: int) -> TrainingJob:
     return job
 
 
-def test_a_client_that_diverges_is_an_error_and_leaves_all_as_they_were():
+def test_one_that_diverges_is_an_error_and_leaves_all_as_it_was():
     clients = make_jobs(exact(small()))
     received = [state(job.model) for job in clients]
     spoil(clients[1], 2)
