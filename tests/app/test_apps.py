@@ -73,6 +73,7 @@ def test_the_server_does_not_evaluate_what_nobody_has_trained(monkeypatch):
     assert rounds == [1, 2]
 
 
+@pytest.mark.usefixtures("page")
 def test_a_run_folder_tells_all_about_its_run(tmp_path):
     folder = tmp_path / "run"
     run(num_rounds=1, run__dir=str(folder), run__callbacks="tensorboard")
