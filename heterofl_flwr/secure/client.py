@@ -6,19 +6,21 @@ other keys is rejected, and a new round begins with fresh keys.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from secrets import token_bytes
 
 import numpy as np
 from numpy.typing import NDArray
 
+from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.roster import Roster
-from heterofl_flwr.secure.slices import Overlap, Slice, count_holders
+from heterofl_flwr.secure.slices import add_part, overlap
 
-Fill = Callable[[Roster, Slice, int], crypto.Words]
+Fill = Callable[[Roster, Plan, int], crypto.Words]
 """Gives the vector of a slice: the client's steps, where so many clients are added up."""
 
 Masked = tuple[crypto.Words, list[bytes], list[bytes]]
@@ -55,8 +57,7 @@ class ClientRound:
         """Return a sealed share of the private key for masks for each client of the roster, and what to keep."""
         self._turn("shares")
         shares = crypto.split(self.private("mask"), self.roster.threshold, len(self.roster.clients))
-        about = self.roster.digest
-        sealed = [crypto.seal(self._box(self.number, other, about), share) for other, share in enumerate(shares)]
+        sealed = [self._seal(other, self.roster.digest, share) for other, share in enumerate(shares)]
         return sealed, self._keep(next="train", roster=self.roster.to_bytes().decode())
 
     def mask(self, members: Sequence[int], sealed: Sequence[bytes], fill: Fill) -> tuple[Masked, bytes]:
@@ -65,23 +66,20 @@ class ClientRound:
         roster, view = self.roster, self.roster.view(members)
         self._check(members, range(len(roster.clients)), sealed)
         own = roster.slices[roster.clients[self.number][0]]
-        rings = count_holders(own, roster.slices, roster.by_slice(members))
+        rings = roster.count(own, members)
         vector = fill(roster, own, len(members))
         vector[rings < roster.least] = 0  # of so few, nothing is added up
-        add_pairs(vector, roster, view, self.number, {self.number: self.private("mask")}, members)
+        add_pairs(vector, roster, view, self.number, self.private("mask"), set(members) - {self.number})
         seeds = {ring: token_bytes(crypto.KEY_BYTES) for ring in roster.shared_rings(rings)}
         for ring, seed in seeds.items():
-            add_private(vector, rings, ring, [seed])
+            add_private(vector, rings == ring, [seed])
         shares = [crypto.split(seed, roster.threshold, len(roster.clients)) for seed in seeds.values()]
-        to_send = [
-            crypto.seal(self._box(self.number, other, view), b"".join(own[other] for own in shares))
-            for other in members
-        ]
+        to_send = [self._seal(other, view, b"".join(own[other] for own in shares)) for other in members]
         kept = self._keep(next="reveal", members=list(members), sealed=[text.hex() for text in sealed])
         return (vector, to_send, [crypto.digest(seed) for seed in seeds.values()]), kept
 
-    def reveal(self, survivors: Sequence[int], sealed: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
-        """Return shares: of the seeds of those whose change is in the sum, and of the keys of those who were lost.
+    def reveal(self, survivors: Sequence[int], sealed: Sequence[bytes]) -> list[bytes]:
+        """Return for each member shares of its seeds, if its change is in the sum; of its key, if it was lost.
 
         It is asked this once in a round, so nobody gets both of one client from it. Of seeds it gives those of rings
         that may be unmasked. A share that was sealed for another round, sender or set of members is left out.
@@ -90,14 +88,16 @@ class ClientRound:
         roster, members = self.roster, self._kept["members"]
         self._check(survivors, members, sealed)
         allowed, view = roster.open_rings(members, survivors), roster.view(members)
-        rings, seeds = roster.rings_by_slice(members), []
-        for other, text in zip(survivors, sealed, strict=True):
-            plain, own = crypto.unseal(self._box(other, self.number, view), text), rings[roster.clients[other][0]]
-            found = crypto.cut(plain)
-            seeds.append(b"".join(share for share, ring in zip(found, own, strict=False) if ring in allowed))
-        kept = dict(zip(members, map(bytes.fromhex, self._kept["sealed"]), strict=True))
-        lost = [other for other in members if other not in survivors]
-        return seeds, [crypto.unseal(self._box(other, self.number, roster.digest), kept[other]) for other in lost]
+        rings, found = roster.rings_by_slice(members), []
+        seeds = dict(zip(survivors, sealed, strict=True))
+        for other, key in zip(members, self._kept["sealed"], strict=True):
+            if other in seeds:
+                shares = crypto.cut(self._unseal(other, view, seeds[other]))
+                own = zip(shares, rings[roster.clients[other][0]], strict=False)
+                found.append(b"".join(share for share, ring in own if ring in allowed))
+            else:
+                found.append(self._unseal(other, roster.digest, bytes.fromhex(key)))
+        return found
 
     def _turn(self, asked: str) -> None:
         if self._kept["next"] != asked:
@@ -109,10 +109,14 @@ class ClientRound:
     def _keep(self, **more: object) -> bytes:
         return json.dumps({**self._kept, **more}).encode()
 
-    def _box(self, sender: int, receiver: int, about: bytes) -> bytes:
-        """Return the key that seals what one client, this or another, sends to the other about the roster or a view."""
-        other = receiver if sender == self.number else sender
-        return crypto.agree(self.private("box"), self.roster.public(other, 2), about, "share", sender, receiver)
+    def _seal(self, receiver: int, about: bytes, plain: bytes) -> bytes:
+        """Return what only another client can read, about the roster or a view."""
+        key = crypto.agree(self.private("box"), self.roster.public(receiver, 2), about, "share", self.number, receiver)
+        return crypto.seal(key, plain)
+
+    def _unseal(self, sender: int, about: bytes, sealed: bytes) -> bytes:
+        key = crypto.agree(self.private("box"), self.roster.public(sender, 2), about, "share", sender, self.number)
+        return crypto.unseal(key, sealed)
 
     def _check(self, clients: Sequence[int], of: Collection[int], sealed: Sequence[bytes]) -> None:
         """Reject clients that are not among some others, each once and in order; and too few, or without this one."""
@@ -126,38 +130,26 @@ class ClientRound:
             )
 
 
-def add_pairs(
-    vector: crypto.Words,
-    roster: Roster,
-    view: bytes,
-    client: int,
-    private: Mapping[int, bytes],
-    others: Collection[int],
-    sign: int = 1,
-) -> None:
-    """Add the masks that a client shares with others, where both hold an entry, or take them off again, in place.
+def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, private: bytes, others: set[int]) -> None:
+    """Add the masks that a client shares with others, where both hold an entry, in place.
 
-    Of a pair the first adds what the second subtracts. The private key of one of them is enough.
+    Of a pair the first adds what the second subtracts.
     """
-    own, by_slice = roster.slices[roster.clients[client][0]], dict[int, list[int]]()
+    own, by_slice = roster.slices[roster.clients[client][0]], defaultdict[int, list[int]](list)
     for other in others:
-        by_slice.setdefault(roster.clients[other][0], []).append(other)
+        by_slice[roster.clients[other][0]].append(other)
     for number, some in by_slice.items():
-        both = Overlap(own, roster.slices[number])
-        total = np.zeros(both.size, np.uint32)
-        for other in set(some) - {client}:
-            known, unknown = (client, other) if client in private else (other, client)
+        both = overlap(own, roster.slices[number])
+        total = np.zeros(both.parameters, np.uint32)
+        for other in some:
             pair = min(client, other), max(client, other)
-            key = crypto.agree(private[known], roster.public(unknown, 1), view, "mask", *pair)
-            crypto.add_stream(total, key, sign if client < other else -sign)
-        both.add(vector, total)
+            key = crypto.agree(private, roster.public(other, 1), view, "mask", *pair)
+            crypto.add_stream(total, key, 1 if client < other else -1)
+        add_part(vector, own, both, total)
 
 
-def add_private(
-    vector: crypto.Words, rings: NDArray[np.float32], ring: int, seeds: Sequence[bytes], sign: int = 1
-) -> None:
-    """Add the streams of seeds to the entries of a ring, or subtract them, in place."""
-    where = rings == ring
+def add_private(vector: crypto.Words, where: NDArray[np.bool_], seeds: Sequence[bytes], sign: int = 1) -> None:
+    """Add the streams of seeds to some entries, or subtract them, in place."""
     total = np.zeros(np.count_nonzero(where), np.uint32)
     for seed in seeds:
         crypto.add_stream(total, seed, sign)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heterofl_flwr.core.axes import Axes, Axis, positions
+from heterofl_flwr.core.axes import Axis, positions
+from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.secure.crypto import KEY_BYTES, digest
-from heterofl_flwr.secure.slices import Slice, count_holders, reduced, whole, with_counts
+from heterofl_flwr.secure.slices import classes_of, count_holders, reduced, whole, with_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,9 @@ class Roster:
     clients: Sequence[Sequence[Any]]
 
     @classmethod
-    def of(cls, plans: Sequence[Mapping[str, Axes]], keys: Sequence[Sequence[bytes]], **told: Any) -> "Roster":
+    def of(cls, plans: Sequence[Plan], keys: Sequence[Sequence[bytes]], **told: Any) -> "Roster":
         """Return the roster of clients with these slices and public keys; ``told`` is all else that it says."""
-        written = [{name: [_write(axis) for axis in axes] for name, axes in plan.items()} for plan in plans]
+        written = [{name: [_write(axis) for axis in axes] for name, axes in plan.axes.items()} for plan in plans]
         different = [own for place, own in enumerate(written) if own not in written[:place]]
         named = zip(map(different.index, written), keys, strict=True)
         return cls(plans=different, clients=[(number, *(key.hex() for key in own)) for number, own in named], **told)
@@ -67,11 +68,13 @@ class Roster:
             own = cls(**json.loads(text))  # type: ignore[arg-type]
             keys = [bytes.fromhex(key) for _, *pair in own.clients for key in pair]
             fits = {len(key) for key in keys} == {KEY_BYTES} and len(set(keys)) == len(keys) and own.least > 1
-            own.by_slice(range(len(own.clients)))
+            fits &= {number for number, *_ in own.clients} <= set(range(len(own.slices)))
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise ReplyError(f"the server sent a roster that cannot be read: {error}") from error
         if not fits:
-            raise ReplyError("the server sent a roster with keys that come twice, or rings of a single client")
+            raise ReplyError(
+                "the server sent a roster with keys that come twice, rings of one client, or slices it lacks"
+            )
         return own
 
     @cached_property
@@ -80,15 +83,15 @@ class Roster:
         return digest(self.to_bytes())
 
     @cached_property
-    def slices(self) -> Sequence[Slice]:
+    def slices(self) -> Sequence[Plan]:
         """The different slices, with entries for the numbers of clients that count in rows."""
-        plans = [{name: tuple(_read(*axis) for axis in own) for name, own in plan.items()} for plan in self.plans]
-        return with_counts(plans, self.rows)
+        plans = ({name: tuple(_read(*axis) for axis in own) for name, own in plan.items()} for plan in self.plans)
+        return with_counts(list(map(Plan, plans)), self.rows)
 
     @cached_property
-    def small(self) -> Sequence[Slice]:
+    def small(self) -> Sequence[Plan]:
         """The slices with classes of positions in place of positions, which have the same rings."""
-        return reduced(self.slices, list(whole(self.slices)))
+        return reduced(self.slices, {name: classes_of(self.slices, name) for name in whole(self.slices).axes})
 
     @property
     def threshold(self) -> int:
@@ -99,10 +102,10 @@ class Roster:
         """Return a client's public key: 1 for masks, 2 for shares."""
         return bytes.fromhex(str(self.clients[client][use]))
 
-    def by_slice(self, clients: Collection[int]) -> list[int]:
-        """Return how many of some clients have each slice."""
+    def count(self, own: Plan, clients: Collection[int], slices: Sequence[Plan] = ()) -> NDArray[np.int32]:
+        """Return how many of some clients hold each entry of a slice; of a small one, ``slices`` are the small ones."""
         numbers = Counter(self.clients[client][0] for client in set(clients))
-        return [numbers[number] for number in range(len(self.slices))]
+        return count_holders(own, slices or self.slices, [numbers[number] for number in range(len(self.slices))])
 
     def open_rings(self, members: Collection[int], survivors: Collection[int]) -> set[int]:
         """Return the rings that may be unmasked where some clients masked, and some of them are left.
@@ -110,19 +113,16 @@ class Roster:
         A ring is the entries that equally many members hold. It may be unmasked if each of them still has the least
         number of holders.
         """
-        counts, left = (
-            count_holders(whole(self.small), self.small, self.by_slice(some)) for some in (members, survivors)
-        )
+        counts, left = (self.count(whole(self.small), some, self.small) for some in (members, survivors))
         return {ring for ring in self.shared_rings(counts) if left[counts == ring].min() >= self.least}
 
-    def shared_rings(self, counts: NDArray[np.float32]) -> list[int]:
+    def shared_rings(self, counts: NDArray[np.int32]) -> list[int]:
         """Return the rings that enough clients hold, in order, from how many hold each entry."""
         return [int(ring) for ring in np.unique(counts) if ring >= self.least]
 
     def rings_by_slice(self, members: Collection[int]) -> list[list[int]]:
         """Return for each slice the rings that its clients have seeds for, in order."""
-        numbers = self.by_slice(members)
-        return [self.shared_rings(count_holders(own, self.small, numbers)) for own in self.small]
+        return [self.shared_rings(self.count(own, members, self.small)) for own in self.small]
 
     def view(self, members: Collection[int]) -> bytes:
         """Return the digest of the roster and of who is left of it, on which masks and shares of seeds depend."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as shown
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,9 @@ from heterofl_flwr.secure.crypto import Words, are_usable
 from heterofl_flwr.secure.fixed_point import LARGEST_SUM, largest_steps, to_steps
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
-from heterofl_flwr.secure.slices import COUNTS, Slice, shapes_of
+from heterofl_flwr.secure.slices import COUNTS
 from heterofl_flwr.stages.stage import ClientContext, Needs, Outgoing, RoundContext, Said, Stage, State, Talk, Update
+from heterofl_flwr.stages.untrained import trained_plan
 
 KEY = "secure-sum"
 """What messages call what a client is to do: ``keys``, ``shares``, ``train`` or ``reveal``.
@@ -84,14 +86,14 @@ class SecureSum(Stage):
         answers = yield {client: {KEY: "keys"} for client in clients}
         keys: dict[int, list[bytes]] = {}
         for client, said in answers.items():
-            own, known = _texts(said, KEYS), {key for pair in keys.values() for key in pair}
+            own, known = _list_of(bytes, said, KEYS), {key for pair in keys.values() for key in pair}
             if are_usable(own) and not known.intersection(own):
                 keys[client] = own
         self._nodes = list(keys)
         roster = self._roster([clients[client] for client in keys], list(keys.values()), context)
         text = roster.to_bytes()
         answers = yield {client: {KEY: "shares", ROSTER: text} for client in keys}
-        shares = {self._nodes.index(client): _texts(said, KEYS) for client, said in answers.items()}
+        shares = {self._nodes.index(client): _list_of(bytes, said, KEYS) for client, said in answers.items()}
         fits = {number: own for number, own in shares.items() if len(own) == len(keys)}
         self._round = current = ServerRound(roster, fits)
         return {self._nodes[one]: {CLIENTS: current.members, KEYS: current.keys_for(one)} for one in current.members}
@@ -108,13 +110,8 @@ class SecureSum(Stage):
                 f"round {context.server_round}: the sum of the changes of {len(clients)} clients does not fit into 32 "
                 f"bits on the grid of the noise; expected {sum_ / LARGEST_SUM:.3g} times the noise, or fewer clients"
             )
-        untrained = (context.untrained(own.rate) for own in clients)
-        trained = (
-            {name: axes for name, axes in own.plan.axes.items() if name not in without}
-            for own, without in zip(clients, untrained, strict=True)
-        )
         return Roster.of(
-            list(trained),
+            [trained_plan(own, context) for own in clients],
             keys,
             server_round=context.server_round,
             least=self.holders,
@@ -128,34 +125,31 @@ class SecureSum(Stage):
         """Return keys, shares of keys, or shares of what unmasks the sum."""
         notes, asked = _notes(context), self._asked[KEY]
         if asked == "keys":
-            keys, kept = make_keys()
+            keys, notes[KEY] = make_keys()
         elif asked == "shares":
-            keys, kept = _client(notes, Roster.from_bytes(self._asked.get(ROSTER))).share_keys()
+            keys, notes[KEY] = _client(notes, Roster.from_bytes(self._asked.get(ROSTER))).share_keys()
         elif asked == "reveal":
-            seeds, lost = _client(notes).reveal(_numbers(self._asked), _texts(self._asked, SEEDS))
+            keys = _client(notes).reveal(_list_of(int, self._asked, CLIENTS), _list_of(bytes, self._asked, SEEDS))
             del notes[KEY]  # nobody gets more of this round
-            return {SEEDS: seeds, KEYS: lost}
         else:
             raise ReplyError(f"the server asked for {shown(asked)}, expected keys, shares or reveal")
-        notes[KEY] = kept
         return {KEYS: keys}
 
     def on_client(self, outgoing: Outgoing, context: ClientContext) -> Outgoing:
         """Mask the change; leave out which classes the client has, its number of examples and its metrics."""
 
-        def fill(roster: Roster, held: Slice, clients: int) -> Words:
-            received = context.received()
-            changes = {name: own.double() - received[name] for name, own in outgoing.tensors.items() if name in held}
+        def fill(roster: Roster, held: Plan, clients: int) -> Words:
+            received, trained = context.received(), outgoing.tensors
+            changes = {name: own.double() - received[name] for name, own in trained.items() if name in held.axes}
             if roster.grid:
-                steps = in_steps(changes, *roster.grid)
-            else:
-                generator = torch.Generator().manual_seed(derive(context.seed, KEY))
-                steps = to_steps(changes, roster.bound, clients, generator)
+                return vector_of(roster, held, in_steps(changes, *roster.grid), outgoing.labels)
+            generator = torch.Generator().manual_seed(derive(context.seed, KEY))
+            steps = to_steps(changes, roster.bound, clients, generator)
             return vector_of(roster, held, steps, outgoing.labels)
 
         notes = _notes(context)
-        masked, notes[KEY] = _client(notes).mask(_numbers(self._asked), _texts(self._asked, KEYS), fill)
-        vector, seeds, hashes = masked
+        members, sealed = _list_of(int, self._asked, CLIENTS), _list_of(bytes, self._asked, KEYS)
+        (vector, seeds, hashes), notes[KEY] = _client(notes).mask(members, sealed, fill)
         said = {**outgoing.said, SEEDS: seeds, HASHES: hashes}
         return Outgoing(tensors={FORM: torch.from_numpy(vector)}, form=FORM, said=said)
 
@@ -167,23 +161,18 @@ class SecureSum(Stage):
                 f"heterofl-flwr on the server and on every node"
             )
         vector, client = update.tensors[FORM].numpy(), self._nodes.index(update.client)
-        self._current().add(client, vector, _texts(update.said, SEEDS), _texts(update.said, HASHES))
+        self._current().add(client, vector, _list_of(bytes, update.said, SEEDS), _list_of(bytes, update.said, HASHES))
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
     def after(self, context: RoundContext) -> Talk[None]:
         """Collect shares of the seeds of those who are in the sum, and of the keys of those who are not; unmask."""
         current = self._current()
-        survivors = current.survivors
-        if survivors:  # else the round fails for want of replies
-            answers = yield {
-                self._nodes[one]: {KEY: "reveal", CLIENTS: survivors, SEEDS: current.seeds_for(one)}
-                for one in survivors
-            }
-            revealed = {client: (_texts(said, SEEDS), _texts(said, KEYS)) for client, said in answers.items()}
-            current.unmask({self._nodes.index(client): own for client, own in revealed.items()})
+        asked = {KEY: "reveal", CLIENTS: current.survivors}
+        if current.survivors:  # else the round fails for want of replies
+            answers = yield {self._nodes[one]: {**asked, SEEDS: current.seeds_for(one)} for one in current.survivors}
+            current.unmask({self._nodes.index(one): _list_of(bytes, said, KEYS) for one, said in answers.items()})
             self._mean.found = current.sums()
-            on_grid = bool(current.roster.grid)
-            self._mean.step = 1.0 if on_grid else self.bound / largest_steps(len(current.members))
+            self._mean.step = 1.0 if current.roster.grid else self.bound / largest_steps(len(current.members))
 
     def mean(self, state: Mapping[str, Tensor], rows: Iterable[str]) -> Aggregator:
         """Return the mean of the sum."""
@@ -206,9 +195,7 @@ class MeanOfSum(Aggregator):
     found: Mapping[str, tuple[Tensor, Tensor]] = {}  # of each parameter the sum in steps, and who counts
     step = 1.0
 
-    def add(
-        self, plan: Plan, sub: Mapping[str, Tensor], *, labels: Sequence[int] | None = None, weight: float = 1.0
-    ) -> None:
+    def add(self, *reply: Any, **options: Any) -> None:
         """Count a reply, which is in the sum already."""
         self.replies += 1
 
@@ -227,13 +214,12 @@ class MeanOfSum(Aggregator):
         return self.found[name][1] if name in self.found else torch.zeros(self._state[name].shape)
 
 
-def vector_of(roster: Roster, held: Slice, steps: Mapping[str, Tensor], labels: Sequence[int] | None) -> Words:
+def vector_of(roster: Roster, held: Plan, steps: Mapping[str, Tensor], labels: Sequence[int] | None) -> Words:
     """Return a client's change as a vector: 0 in rows of classes that it lacks; then which rows count, as 0 and 1."""
-    rows = [name for name in roster.rows if name in held]
-    like = {name: torch.empty(held[name][0].kept) for name in rows}
-    known = LabelRows(like, rows, classes=None, extra_rows=roster.extra_rows).held(Plan({}), labels if rows else None)
+    rows = [name for name in roster.rows if name in held.axes]
+    known = LabelRows(steps, rows, classes=None, extra_rows=roster.extra_rows).held(Plan({}), labels if rows else None)
     parts = []
-    for name, shape in shapes_of(held).items():
+    for name, shape in held.shapes.items():
         own = torch.ones(shape) if name.startswith(COUNTS) else steps[name]
         if own.shape != shape:
             raise ReplyError(f"the server sent a roster in which {name} is {shape}, expected {tuple(own.shape)}")
@@ -258,13 +244,7 @@ def _client(notes: Mapping[str, bytes], roster: Roster | None = None) -> ClientR
     return ClientRound(notes[KEY], roster)
 
 
-def _texts(said: Said, key: str) -> list[bytes]:
-    """Return a list of bytes; an empty one if there is something else."""
+def _list_of(kind: type, said: Said, key: str) -> list[Any]:
+    """Return a list of bytes or whole numbers; an empty one if there is something else."""
     found = said.get(key)
-    return found if isinstance(found, list) and all(isinstance(own, bytes) for own in found) else []
-
-
-def _numbers(said: Said) -> list[int]:
-    """Return the clients that the server names; none if it names something else."""
-    found = said.get(CLIENTS)
-    return found if isinstance(found, list) and all(type(own) is int for own in found) else []
+    return found if isinstance(found, list) and all(type(own) is kind for own in found) else []

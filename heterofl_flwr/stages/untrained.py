@@ -6,6 +6,12 @@ from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.stages.stage import RoundContext, Stage, Update
 
 
+def trained_plan(update: Update, context: RoundContext) -> Plan:
+    """Return the part of a client's plan that clients of its rate train."""
+    untrained = context.untrained(update.rate)
+    return Plan({name: axes for name, axes in update.plan.axes.items() if name not in untrained})
+
+
 class Untrained(Stage):
     """Count a client in the parameters that it trains alone: its copies of the others would hold back those who do."""
 
@@ -13,8 +19,7 @@ class Untrained(Stage):
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
         """Drop the parameters that clients of this rate do not train."""
-        untrained = context.untrained(update.rate)
-        if not untrained:
+        if not context.untrained(update.rate):
             return update
-        axes = {name: own for name, own in update.plan.axes.items() if name not in untrained}
-        return replace(update, plan=Plan(axes), tensors={name: update.tensors[name] for name in axes})
+        plan = trained_plan(update, context)
+        return replace(update, plan=plan, tensors={name: update.tensors[name] for name in plan.axes})

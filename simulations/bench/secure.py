@@ -28,7 +28,7 @@ from heterofl_flwr.secure.crypto import Words
 from heterofl_flwr.secure.fixed_point import to_steps
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
-from heterofl_flwr.secure.slices import Overlap, Slice, size
+from heterofl_flwr.secure.slices import overlap
 from heterofl_flwr.stages.secure_sum import vector_of
 from simulations.bench.measure import Goal
 
@@ -127,7 +127,7 @@ class Federation:
     def collect_keys(self) -> Roster:
         answers = {client: self.spend("keys", client, make_keys) for client in range(self.number)}
         roster = Roster.of(
-            [self.plans[self.level(client)].axes for client in answers],
+            [self.plans[self.level(client)] for client in answers],
             [keys for keys, _ in answers.values()],
             server_round=1,
             least=LEAST,
@@ -150,7 +150,7 @@ class Federation:
         generator = torch.Generator().manual_seed(client)
         changes = {name: torch.randn(shape, generator=generator) / 100 for name, shape in plan.shapes.items()}
 
-        def fill(roster: Roster, held: Slice, members: int) -> Words:
+        def fill(roster: Roster, held: Plan, members: int) -> Words:
             return vector_of(roster, held, to_steps(changes, BOUND, members, generator), LABELS)
 
         arguments = server.members, server.keys_for(client), fill
@@ -170,10 +170,11 @@ class Federation:
         """Return what the masks with all others take at level a, for each million entries of each of them."""
         client, roster = self.clients[0], self.clients[0].roster
         slices = [roster.slices[number] for number, *_ in roster.clients]
-        entries = sum(Overlap(slices[0], other).size for other in slices[1:])
-        own, view = {0: client.private("mask")}, roster.view(server.members)
-        vector = np.zeros(size(slices[0]), np.uint32)
-        return timed(add_pairs, vector, roster, view, 0, own, range(self.number))[0] * 1e9 / entries
+        entries = sum(overlap(slices[0], other).parameters for other in slices[1:])
+        private, view = client.private("mask"), roster.view(server.members)
+        vector = np.zeros(slices[0].parameters, np.uint32)
+        others = set(range(1, self.number))
+        return timed(add_pairs, vector, roster, view, 0, private, others)[0] * 1e9 / entries
 
 
 def print_flower(state: State, number: int) -> None:

@@ -25,7 +25,7 @@ def draw() -> Figure:
     """Return the rings of a weight for ten clients, and with how many others each of three clients masks each entry."""
     build = PAPER["mnist"].build()
     full = new_model(build, 1.0)
-    slices = [{WEIGHT: Plan.of(full, new_model(build, rate)).axes[WEIGHT]} for rate in LEVELS.values()]
+    slices = [Plan({WEIGHT: Plan.of(full, new_model(build, rate)).axes[WEIGHT]}) for rate in LEVELS.values()]
     clients = [EACH] * len(slices)
     colours = ListedColormap(
         LinearSegmentedColormap.from_list("holders", [_PALE, _DEEP])(np.linspace(0, 1, EACH * len(slices)))
@@ -56,7 +56,7 @@ def draw() -> Figure:
     return figure
 
 
-def _counts(own: dict, slices: list, clients: list[int]) -> NDArray[np.float32]:  # type: ignore[type-arg]
+def _counts(own: Plan, slices: list[Plan], clients: list[int]) -> NDArray[np.int32]:
     """Return how many clients hold each entry of a slice, by row and column: kernels are never cut."""
     return as_state(count_holders(own, slices, clients), own)[WEIGHT][:, :, 0, 0].numpy()
 

@@ -12,7 +12,7 @@ from heterofl_flwr.secure.client import ClientRound, make_keys
 from heterofl_flwr.secure.fixed_point import largest_steps
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
-from heterofl_flwr.secure.slices import COUNTS, shapes_of
+from heterofl_flwr.secure.slices import COUNTS
 
 WIDTH, CLASSES, INPUTS = 8, 3, 2
 SHAPES = {
@@ -50,7 +50,7 @@ class Federation:
     def roster(self, keys, server_round=1):
         """Return the roster of the clients whose keys came."""
         return Roster.of(
-            [self.plans[number].axes for number in keys],
+            [self.plans[number] for number in keys],
             list(keys.values()),
             server_round=server_round,
             least=self.least,
@@ -70,7 +70,7 @@ class Federation:
 
         def vector(roster, own, clients):
             parts = []
-            for name, shape in shapes_of(own).items():
+            for name, shape in own.shapes.items():
                 counted = CLASSES if self.labels[number] is None else self.labels[number]
                 row = np.array([counted == CLASSES or one in counted for one in range(CLASSES)]) if CLASSES else None
                 by_row = row.reshape(-1, *[1] * (len(shape) - 1))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.fixed_point import LARGEST_SUM, largest_steps, to_steps
-from heterofl_flwr.secure.slices import Overlap, as_state, count_holders, shapes_of, size
+from heterofl_flwr.secure.slices import add_part, as_state, count_holders, overlap
 from tests.secure.federations import holds, plan_of
 
 
@@ -118,14 +118,14 @@ def test_a_change_that_is_no_number_is_named():
 def test_both_sides_know_the_same_entries_in_the_same_order(rule):
     plans = [plan_of(width, rule, 3, number) for number, width in enumerate((8, 4, 4, 2))]
     for one, two in itertools.product(plans, repeat=2):
-        there, back = Overlap(one.axes, two.axes), Overlap(two.axes, one.axes)
-        assert there.size == back.size
-        words = np.arange(1, there.size + 1, dtype=np.uint32)
+        there, back = overlap(one, two), overlap(two, one)
+        assert there.parameters == back.parameters
+        words = np.arange(1, there.parameters + 1, dtype=np.uint32)
         found = {}
-        for plan, overlap in ((one, there), (two, back)):
-            vector = np.zeros(size(plan.axes), np.uint32)
-            overlap.add(vector, words)
-            for name, own in as_state(vector.view(np.int32), plan.axes).items():
+        for plan, both in ((one, there), (two, back)):
+            vector = np.zeros(plan.parameters, np.uint32)
+            add_part(vector, plan, both, words)
+            for name, own in as_state(vector.view(np.int32), plan).items():
                 for place in np.ndindex(*own.shape):
                     index = tuple(
                         at if axis.index is None else axis.index[at]
@@ -138,8 +138,8 @@ def test_both_sides_know_the_same_entries_in_the_same_order(rule):
 
 def test_holders_are_counted_entry_by_entry():
     plans = [plan_of(width, "random-client", 3, number) for number, width in enumerate((8, 4, 4, 2))]
-    slices, clients = [plan.axes for plan in plans], [1, 2, 3, 4]
-    for name, own in as_state(count_holders(slices[0], slices, clients), slices[0]).items():
-        for index in np.ndindex(*shapes_of(slices[0])[name]):
+    clients = [1, 2, 3, 4]
+    for name, own in as_state(count_holders(plans[0], plans, clients), plans[0]).items():
+        for index in np.ndindex(*own.shape):
             expected = sum(number for plan, number in zip(plans, clients, strict=True) if holds(plan, name, index))
             assert own[index] == expected

@@ -2,6 +2,7 @@
 
 import itertools
 from contextlib import suppress
+from dataclasses import replace
 from secrets import token_bytes
 
 import numpy as np
@@ -16,7 +17,7 @@ from heterofl_flwr.secure.crypto import SHARE_BYTES
 from heterofl_flwr.secure.fixed_point import largest_steps
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
-from heterofl_flwr.secure.slices import Overlap, as_state, count_holders, size
+from heterofl_flwr.secure.slices import as_state, overlap
 from tests.secure.federations import (
     PHASES,
     Federation,
@@ -110,19 +111,21 @@ def masked_of(federation, server_round=1):
 def left_masked(server, clients, masked, one, two, seeds):
     """Return what two clients hold of the first one's masked change, without all masks but those of the two.
 
-    Of all others the server knows the private keys; of the first one the seeds, as after unmasking, or none.
+    Of all others the server knows the private keys, and so their masks; of the first one the seeds, as after
+    unmasking, or none.
     """
     roster, members = server.roster, server.members
     number = roster.clients[one][0]
     own, vector = roster.slices[number], masked[one][0].copy()
-    known = {other: clients[other].private("mask") for other in members if other not in (one, two)}
-    add_pairs(vector, roster, roster.view(members), one, known, known, -1)
-    rings = count_holders(own, roster.slices, roster.by_slice(members))
+    pairs, known = np.zeros_like(vector), set(members) - {one, two}
+    add_pairs(pairs, roster, roster.view(members), one, clients[one].private("mask"), known)
+    vector -= pairs
+    rings = roster.count(own, members)
     for ring, seed in seeds.items():
-        add_private(vector, rings, ring, [seed], -1)
+        add_private(vector, rings == ring, [seed], -1)
     both = roster.slices[roster.clients[two][0]]
-    state, shared = as_state(vector.view(np.int32), own), Overlap(own, both)
-    parts = [Region(state[name], axes).read().flatten() for name, axes in shared._axes.items()]
+    state, shared = as_state(vector.view(np.int32), own), overlap(own, both)
+    parts = [Region(state[name], axes).read().flatten() for name, axes in shared.axes.items()]
     return torch.cat(parts).numpy().view(np.uint32)
 
 
@@ -165,7 +168,7 @@ def test_a_ring_with_too_few_holders_keeps_its_secret(lost):
     assert counts[:4].min() > 3
     server, left = spy["server"], spy["places"][2]
     rings = server._rings[server.roster.clients[left][0]]
-    texts = {len(seeds[sorted(server.survivors).index(left)]) for seeds, _ in spy["revealed"].values()}
+    texts = {len(found[server.members.index(left)]) for found in spy["revealed"].values()}
     assert texts == {SHARE_BYTES}  # of the inner ring alone
     assert len(rings) == (2 if list(lost.values()) == ["train"] * len(lost) else 1)
 
@@ -195,9 +198,9 @@ def test_no_two_claims_of_who_is_lost_give_both_secrets():
                 continue
             there = sorted(survivors)
             sealed = [server._sealed[other][number] for other in there]
-            found, lost = client.reveal(survivors, sealed)
-            seeds += 0 in there and len(found[0]) > 0
-            keys += len(lost)
+            found = client.reveal(survivors, sealed)[0]
+            seeds += 0 in there and len(found) > 0
+            keys += 0 not in there and len(found) > 0
         assert min(seeds, keys) < server.roster.threshold
 
 
@@ -234,7 +237,7 @@ def test_replayed_and_changed_shares_are_left_out(after_masking):
     other = masked_of(example([8, 8, 8, 4]))[0]
     sealed = server.seeds_for(0)
     replayed = [sealed[0], other.seeds_for(0)[1], sealed[2][:-1] + bytes([sealed[2][-1] ^ 1]), sealed[1]]
-    seeds, _ = clients[0].reveal(server.members, replayed)
+    seeds = clients[0].reveal(server.members, replayed)
     assert [bool(own) for own in seeds] == [True, False, False, False]
 
 
@@ -242,8 +245,8 @@ def test_masks_are_others_where_other_members_are_told(after_masking):
     server, clients, _ = after_masking
     streams = []
     for members in ([0, 1, 2, 3], [0, 1, 2]):
-        streams.append(np.zeros(size(server.roster.slices[0]), np.uint32))
-        add_pairs(streams[-1], server.roster, server.roster.view(members), 0, {0: clients[0].private("mask")}, [1])
+        streams.append(np.zeros(server.roster.slices[0].parameters, np.uint32))
+        add_pairs(streams[-1], server.roster, server.roster.view(members), 0, clients[0].private("mask"), {1})
     assert (streams[0] != streams[1]).all()
 
 
@@ -255,7 +258,7 @@ def test_clients_told_of_other_members_reveal_nothing():
     some = list(range(2, 9))
     (_, shares, _), _ = fresh.mask(some, [server.keys_for(8)[number] for number in some], federation.fill(8))
     server._sealed[8] = [b"", b"", *shares]
-    assert clients[3].reveal(server.members, server.seeds_for(3))[0][8] == b""
+    assert clients[3].reveal(server.members, server.seeds_for(3))[8] == b""
 
 
 @pytest.mark.parametrize(
@@ -301,8 +304,16 @@ def test_what_is_no_roster_is_rejected(text):
 def test_a_roster_with_a_key_twice_or_rings_of_one_is_rejected(least, alike):
     keys = make_keys()[0]
     roster = example([8, 8], least=least).roster({0: keys, 1: keys if alike else make_keys()[0]})
-    with pytest.raises(ReplyError, match="keys that come twice, or rings of a single client"):
+    with pytest.raises(ReplyError, match="keys that come twice, rings of one client, or slices it lacks"):
         Roster.from_bytes(roster.to_bytes())
+
+
+@pytest.mark.parametrize("number", [-1, 1])
+def test_a_roster_with_a_client_of_no_slice_is_rejected(number):
+    roster = example([8, 8]).roster({0: make_keys()[0], 1: make_keys()[0]})
+    (_, *keys), other = roster.clients
+    with pytest.raises(ReplyError, match="slices it lacks"):
+        Roster.from_bytes(replace(roster, clients=[(number, *keys), other]).to_bytes())
 
 
 # What the server refuses
@@ -313,7 +324,7 @@ def test_false_shares_end_the_round_and_not_the_model(after_masking):
     revealed = {
         number: client.reveal(server.members, server.seeds_for(number)) for number, client in enumerate(clients)
     }
-    revealed[1][0][0] = bytes(len(revealed[1][0][0]))
+    revealed[1][0] = bytes(len(revealed[1][0]))
     with pytest.raises(RoundError, match="4 shares of a secret of client 0 of the roster came, which are false"):
         server.unmask(revealed)
 
@@ -321,7 +332,7 @@ def test_false_shares_end_the_round_and_not_the_model(after_masking):
 def test_false_shares_of_a_lost_clients_key_are_noticed():
     spy = {}
     play(example(lost={9: "train"}), spy=spy)
-    false = {one: (seeds, [bytes(len(share)) for share in keys]) for one, (seeds, keys) in spy["revealed"].items()}
+    false = {one: [*found[:9], bytes(len(found[9]))] for one, found in spy["revealed"].items()}
     with pytest.raises(RoundError, match="9 shares of a secret of client 9 of the roster came, which are false"):
         spy["server"].unmask(false)
 
