@@ -1,7 +1,7 @@
 """Secure aggregation through a SuperLink with TLS and known nodes, of which one is killed in each round.
 
-The SuperLink takes minutes to notice that a node is gone, so by default there is one round, in which a node dies when it
-is to train. ``HETEROFL_PHASES=keys,shares,train,reveal`` kills one in each phase, in four rounds and ten minutes.
+The SuperLink takes a minute or more to notice that a node is gone, so by default there is one round, in which a node
+dies when it is to train. ``HETEROFL_PHASES=keys,shares,train,reveal`` kills one in each phase, in four rounds.
 """
 
 import os
