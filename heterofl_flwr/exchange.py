@@ -184,47 +184,56 @@ class _Flight:
 
     def _await(self, *, in_order: bool) -> list[str]:
         """Wait for the first reply in the order of the messages, or for any; return the ids of those to yield now."""
-        began = now = time.monotonic()
-        # In order one is looked for alone at first: a grid that runs clients when asked then runs only this one.
-        first = next(iter(self._out))
-        wanted, pause = ([first] if in_order else self._missing()), 0.0
-        while not (ready := self._ready(first if in_order else None)) and now < self._deadline:
+        now = time.monotonic()
+        if not in_order:
+            if now < self._deadline:
+                self._keep(first_replies(self._grid, self._missing(), self._deadline - now))
+            return [id_ for id_ in self._out if id_ in self._here]
+        # One is looked for alone at first: a grid that runs clients when asked then runs only this one.
+        began, first = now, next(iter(self._out))
+        wanted, pause = [first], 0.0
+        while first not in self._here and now < self._deadline:
             if pause:
                 time.sleep(min(self._deadline - now, pause))
-            self._pull(wanted, self._deadline - now if in_order else 0.0)
-            if in_order and isinstance(self._grid, Waits):
-                return self._ready(first)
+            self._pull(wanted, self._deadline - now)
+            if isinstance(self._grid, Waits):
+                break
             now = time.monotonic()
-            wanted, pause = self._missing(), min(LONGEST_PAUSE, 0.001 + 0.05 * (now - began))
-        return ready
-
-    def _ready(self, first: str | None) -> list[str]:
-        """Return the ids of replies that are here: of all, or of the first message alone."""
-        return [id_ for id_ in (self._out if first is None else [first]) if id_ in self._here]
+            wanted, pause = self._missing(), pause_after(now - began)
+        return [first] if first in self._here else []
 
     def _pull(self, ids: list[str], seconds: float) -> None:
         """Keep the replies that are there, having waited for them where the grid can."""
         if seconds and isinstance(self._grid, Waits):
             ids = self._grid.wait_for_replies(ids, None if seconds == math.inf else seconds)
-        for reply in self._grid.pull_messages(ids):
-            # An error reply of the SuperLink names its message by this id alone.
-            if (id_ := reply.metadata.reply_to_message_id) in ids:
-                self._here[id_] = reply
-                self._good += not reply.has_error()
+        self._keep(pulled(self._grid, ids))
+
+    def _keep(self, replies: Iterable[Message]) -> None:
+        for reply in replies:
+            self._here[reply.metadata.reply_to_message_id] = reply
+            self._good += not reply.has_error()
 
     def _missing(self) -> list[str]:
         return [id_ for id_ in self._out if id_ not in self._here]
 
 
+def pause_after(seconds: float) -> float:
+    """Return how long to wait until the next look for replies, where nobody has answered for so many seconds."""
+    return min(LONGEST_PAUSE, 0.001 + 0.05 * seconds)
+
+
+def pulled(grid: Grid, message_ids: Collection[str]) -> list[Message]:
+    """Return the replies to these messages that are there."""
+    # An error reply of the SuperLink names its message by this id alone.
+    return [own for own in grid.pull_messages(message_ids) if own.metadata.reply_to_message_id in message_ids]
+
+
 def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> list[Message]:
     """Wait until one of these messages is answered at least, or so many seconds; return the replies that are there."""
-    began = now = time.monotonic()
-    while True:
-        found = [own for own in grid.pull_messages(message_ids) if own.metadata.reply_to_message_id in message_ids]
-        if found or now - began >= seconds:
-            return found
-        time.sleep(min(LONGEST_PAUSE, 0.001 + 0.05 * (now - began), seconds))
-        now = time.monotonic()
+    began = time.monotonic()
+    while not (found := pulled(grid, message_ids)) and (spent := time.monotonic() - began) < seconds:
+        time.sleep(min(pause_after(spent), seconds - spent))
+    return found
 
 
 class Budget:
