@@ -1,6 +1,5 @@
 """How Sphinx builds the site from plain Markdown; ``make docs`` runs it."""
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,15 +11,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 
-# The notebook runs while the site is built: as quiet and as repeatable as the tests.
-for variable, value in {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "OMP_NUM_THREADS": "1",
-}.items():
-    os.environ.setdefault(variable, value)
-
 project = "heterofl-flwr"
 author = "the heterofl-flwr authors"
 version = release = __version__
@@ -31,11 +21,8 @@ templates_path: list[str] = []
 myst_heading_anchors = 4
 smartquotes = False  # '' is the value of some settings
 
-# A notebook is stored without outputs and run when it has changed; the rest is kept.
-nb_execution_mode = "cache"
-nb_execution_cache_path = str(HERE.parent / "site" / "notebooks")
-nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+# The notebook is stored with its outputs; a test runs it.
+nb_execution_mode = "off"
 nb_merge_streams = True
 
 html_theme = "furo"

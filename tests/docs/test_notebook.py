@@ -1,7 +1,9 @@
-"""The notebook: stored without outputs, and it runs."""
+"""The notebook: stored with its outputs, which it still makes."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -22,22 +24,27 @@ nbformat.write(notebook, sys.argv[3])
 """
 
 
-def test_notebook_has_no_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def read_outputs(path: Path) -> list[tuple[list[str], str]]:
+    """Return the kinds of data and the printed text of each cell, without accuracies, which differ between machines."""
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert cell.outputs == []
-            assert cell.execution_count is None
+    shown = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return [
+        (
+            [kind for output in outputs for kind in output.get("data", {})],
+            re.sub(r"[\d.]+%", "", "".join(output.get("text", "") for output in outputs)),
+        )
+        for outputs in shown
+    ]
 
 
 @pytest.mark.slow
-def test_notebook_runs_and_draws(tmp_path):
+def test_notebook_shows_what_it_makes(tmp_path):
     done = tmp_path / "done.ipynb"
     command = [sys.executable, "-c", RUN, str(NOTEBOOK), str(tmp_path), str(done)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert finished.returncode == 0, finished.stderr
-    outputs = [out for cell in nbformat.read(done, as_version=4).cells for out in cell.get("outputs", [])]
-    pictures = [out for out in outputs if "image/png" in out.get("data", {})]
-    assert len(pictures) == 2
-    assert any("round 3" in out.get("text", "") for out in outputs)
+    stored = read_outputs(NOTEBOOK)
+    assert stored == read_outputs(done)
+    assert sum("image/png" in kinds for kinds, _ in stored) == 2
+    assert any("round 3" in text for _, text in stored)

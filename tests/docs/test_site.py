@@ -15,9 +15,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """Build the site as ``make docs`` does, but for the notebook, which has a test of its own."""
+    """Build the site as ``make docs`` does."""
     out = tmp_path_factory.mktemp("site") / "html"
-    options = ["-W", "--keep-going", "-q", "-E", "-d", str(out.parent / "doctrees"), "-D", "nb_execution_mode=off"]
+    options = ["-W", "--keep-going", "-q", "-E", "-d", str(out.parent / "doctrees")]
     command = [sys.executable, "-m", "sphinx", *options, str(DOCS), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stderr
