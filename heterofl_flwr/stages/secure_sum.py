@@ -1,7 +1,7 @@
 """SecureSum: the server learns the sum of what clients changed, and no single change (secure aggregation).
 
 Where slices are of unequal size, clients mask each entry together with those who hold it too, so that nobody sends more
-than its slice. ``heterofl_flwr/secure`` has the protocol, docs/explain/secure-aggregation.md who is trusted with what.
+than its slice. ``heterofl_flwr/secure`` has the protocol, docs/howto/privacy.md who is trusted with what.
 """
 
 import math

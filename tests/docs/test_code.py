@@ -22,7 +22,7 @@ SHOWN = {"diff", "text"}
 EXTRAS = ("peft", "transformers")
 
 
-SLOW = [DOCS / "howto" / f"{name}.md" for name in ("export", "simulate", "any-model", "runs")]
+SLOW = [DOCS / "howto" / f"{name}.md" for name in ("export", "simulate", "model", "runs")]
 SLOW += [DOCS / "explain" / "guarantees.md"]  # the same run several times
 
 
