@@ -1,4 +1,4 @@
-"""Write into pages what the code knows: settings, commands, the API.
+"""Write what the code knows into pages (settings, commands, the API) and two lists.
 
 ``python docs/generate.py`` fills the regions of pages that begin with a comment
 ``generated: name`` and end with a comment ``end``. A test checks that they are current.
@@ -21,14 +21,17 @@ from unittest.mock import patch
 from sphinx.pycode import ModuleAnalyzer
 
 from heterofl_flwr.app.cli.main import COMMANDS, parser
+from heterofl_flwr.app.cli.settings import read_settings
 from heterofl_flwr.core import Fidelity
 from heterofl_flwr.core.formatting import markdown
-from heterofl_flwr.settings.flat import SPECS
+from heterofl_flwr.settings.flat import DEFAULTS, SPECS
 from heterofl_flwr.settings.groups import Settings
+from heterofl_flwr.settings.kept import FILE, to_toml
 from heterofl_flwr.settings.presets import NOT_IID, OTHER, PRESETS
 
 DOCS = Path(__file__).parent
 TABLES = DOCS.parent / "results" / "tables"
+PROJECT = DOCS.parent / "pyproject.toml"
 
 _REGION = re.compile(
     r"(<!-- generated: (?P<name>[\w.]+)(?: of (?P<homes>[\w, .]+))? -->\n)"
@@ -262,13 +265,29 @@ def fill(text: str) -> str:
     return _REGION.sub(written, text)
 
 
+def kept() -> str:
+    """Return every setting as ``heterofl_flwr.settings.kept`` reads it."""
+    rows = [json.dumps(row, ensure_ascii=False) for row in read_settings([])]
+    return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
+def described(project: str) -> str:
+    """Return a ``pyproject.toml`` with all settings, as Flower accepts no others."""
+    before, header, after = project.partition("[tool.flwr.app.config]\n")
+    return before + header + to_toml(DEFAULTS) + "\n" + after.partition("\n\n")[2]
+
+
 def main() -> None:
-    """Write every page that has regions."""
-    for page in sorted(DOCS.rglob("*.md")):
-        text = page.read_text(encoding="utf-8")
-        if (filled := fill(text)) != text:
-            page.write_text(filled, encoding="utf-8")
-            print(f"wrote {page.relative_to(DOCS)}")
+    """Write every page that has regions, and the two lists of settings."""
+    texts = {
+        page: fill(page.read_text(encoding="utf-8"))
+        for page in sorted(DOCS.rglob("*.md"))
+    }
+    texts |= {FILE: kept(), PROJECT: described(PROJECT.read_text(encoding="utf-8"))}
+    for path, text in texts.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path.name}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Between ``Settings`` and the flat, kebab-case mapping of a run config: one strict parser for every door."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -226,8 +225,3 @@ def _fedh2l_rules(settings: Settings) -> Iterable[Contradiction]:
     for key in TRAVELS:
         usual = DEFAULTS[key]
         yield key, flat[key] != usual, f"but with server.strategy=fedh2l no parameters travel; expected {usual!r}"
-
-
-def to_toml(values: Mapping[str, Flat] = DEFAULTS) -> str:
-    """Return a run config as TOML with dotted keys."""
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())

@@ -9,7 +9,8 @@ import pytest
 
 from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
 from heterofl_flwr.compat import NEWEST_TESTED
-from heterofl_flwr.settings.flat import DEFAULTS, to_toml
+from heterofl_flwr.settings.flat import DEFAULTS
+from heterofl_flwr.settings.kept import to_toml
 from tests.docs.pages import APP, blocks
 from tests.flower_internals import build_fab_from_disk, check_files_to_publish, flatten_dict, load_and_validate
 
@@ -54,7 +55,7 @@ def test_the_bundle_has_all_of_the_package_and_nothing_else(clone):
 def test_the_installed_package_is_an_app_for_flower_hub(tmp_path):
     folder = tmp_path / "digits-app"
     folder.mkdir()
-    project = blocks(APP, "toml")[-1].code + to_toml()
+    project = blocks(APP, "toml")[-1].code + to_toml(DEFAULTS)
     (folder / "pyproject.toml").write_text(project, encoding="utf-8")
     for name in ("README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)

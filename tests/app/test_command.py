@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app.cli.main import MISUSED, SETTINGS_FILE, main, status_of
-from heterofl_flwr.app.cli.settings import read_assignments, read_config
+from heterofl_flwr.app.cli.assignments import read_assignments, read_config
+from heterofl_flwr.app.cli.main import MISUSED, main, status_of
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings.flat import DEFAULTS, to_toml
+from heterofl_flwr.settings.flat import DEFAULTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,8 +31,15 @@ def test_an_unknown_setting_is_refused_before_torch_is_loaded():
     status, *loaded = printed("-c", code).split()
     assert status == "2"
     assert {"torch", "pydantic", "flwr"}.isdisjoint(loaded)
-    kept = SETTINGS_FILE.read_text(encoding="utf-8")
-    assert kept == to_toml(DEFAULTS), f"run: heterofl settings --format toml > {SETTINGS_FILE}"
+
+
+@pytest.mark.parametrize("words", [["settings"], ["settings", "--format", "toml"]])
+def test_settings_are_printed_before_torch_is_loaded(words):
+    code = f"import sys; from heterofl_flwr.app.cli.main import main; print(main({words}), *sys.modules)"
+    *said, last = printed("-c", code).splitlines()
+    status, *loaded = last.split()
+    assert (status, len(said) >= len(DEFAULTS)) == ("0", True)
+    assert {"torch", "pydantic", "flwr"}.isdisjoint(loaded)
 
 
 def test_what_the_system_refuses_is_no_traceback(monkeypatch, capsys):

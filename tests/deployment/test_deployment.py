@@ -28,7 +28,8 @@ from heterofl_flwr.app.cli.keys import write_node_key
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings.flat import flatten, from_flat, to_toml
+from heterofl_flwr.settings.flat import flatten, from_flat
+from heterofl_flwr.settings.kept import to_toml
 from heterofl_flwr.settings.types import Flat
 from tests.deployment.howto import ADDRESS, NGINX, HowTo
 from tests.deployment.processes import Processes, free_port, kill

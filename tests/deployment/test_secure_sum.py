@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings.flat import to_toml
+from heterofl_flwr.settings.kept import to_toml
 from tests.deployment.processes import Processes, free_port, kill
 from tests.docs.pages import ROOT
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from heterofl_flwr.app.cli.assignments import read_assignments
 from heterofl_flwr.app.cli.main import parse
-from heterofl_flwr.app.cli.settings import read_assignments
 from heterofl_flwr.settings.flat import from_flat
 from tests.docs.pages import PAGES, ROOT, commands, name_of
 from tests.flower_internals import get_flwr_command

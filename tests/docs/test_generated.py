@@ -11,6 +11,7 @@ import pytest
 
 from heterofl_flwr import messages
 from heterofl_flwr.core import Fidelity
+from heterofl_flwr.settings.kept import FILE
 from simulations.examples import part_picture, plan_picture, ring_picture
 from simulations.model_zoo.__main__ import VERDICTS
 from simulations.model_zoo.sources import SOURCES
@@ -49,6 +50,12 @@ def generate(monkeypatch):
 def test_generated_regions_are_current(page, generate):
     text = page.read_text(encoding="utf-8")
     assert generate.fill(text) == text, "write the page anew: python docs/generate.py"
+
+
+def test_settings_are_kept_for_commands_and_for_flower(generate):
+    assert FILE.read_text(encoding="utf-8") == generate.kept(), "write it anew: python docs/generate.py"
+    project = generate.PROJECT.read_text(encoding="utf-8")
+    assert generate.described(project) == project, "write it anew: python docs/generate.py"
 
 
 def test_page_on_the_paper_has_every_variant():

@@ -1,7 +1,6 @@
 """The one parser of run configs, and what is printed of the settings."""
 
 import tomllib
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,13 +8,13 @@ from hypothesis import strategies as st
 
 from heterofl_flwr import Adagrad, Momentum, Yogi
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings.flat import DEFAULTS, SPECS, flatten, from_flat, from_stored, to_flat, to_toml
+from heterofl_flwr.settings.flat import DEFAULTS, SPECS, flatten, from_flat, from_stored, to_flat
+from heterofl_flwr.settings.kept import to_toml
 from heterofl_flwr.settings.presets import OTHER
 from heterofl_flwr.settings.types import AUTO
 from heterofl_flwr.stages.registry import parse_stages
 from tests.flower_internals import flatten_dict
 
-PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 EXAMPLES = st.fixed_dictionaries(
     {},
     optional={
@@ -161,11 +160,6 @@ def test_settings_of_parameters_that_travel_need_some_that_do():
     lines = complaint({"server.strategy": "fedh2l", **AVERAGING}).splitlines()[1:]
     assert [line.strip().partition(":")[0] for line in lines] == list(AVERAGING)
     assert all("but with server.strategy=fedh2l no parameters travel; expected " in line for line in lines)
-
-
-def test_pyproject_has_the_defaults():
-    table = PYPROJECT.read_text(encoding="utf-8").partition("[tool.flwr.app.config]\n")[2].partition("\n\n")[0]
-    assert f"{table}\n" == to_toml(), "run: heterofl settings --format toml, and paste it under [tool.flwr.app.config]"
 
 
 def test_toml_carries_any_text_and_flower_reads_it_as_we_do():

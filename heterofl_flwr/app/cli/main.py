@@ -14,9 +14,7 @@ from typing import TypeAlias
 
 from heterofl_flwr import __version__
 from heterofl_flwr.errors import HeteroFLError, not_usable, printable, unknown_settings
-
-SETTINGS_FILE = Path(__file__).with_name("settings.toml")
-"""What ``heterofl settings --format toml`` prints; a test compares them."""
+from heterofl_flwr.settings.kept import kept_settings
 
 FAILED = 1
 MISUSED = 2
@@ -80,7 +78,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _check_names(words: Sequence[str]) -> None:
     """Refuse settings that do not exist now, and not when torch is loaded, which takes seconds."""
-    known = [line.partition(" = ")[0] for line in SETTINGS_FILE.read_text(encoding="utf-8").splitlines()]
+    known = [setting.key for setting in kept_settings()]
     given = [key.strip() for key, equals, _ in (word.partition("=") for word in words) if key.strip() and equals]
     if faults := unknown_settings(given, known):
         raise not_usable(faults)

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from heterofl_flwr.app.cli.assignments import read_assignments, read_config
 from heterofl_flwr.app.cli.main import HOW
-from heterofl_flwr.app.cli.settings import read_assignments, read_config
 from heterofl_flwr.app.launch import machine, preflight, running
 from heterofl_flwr.app.launch.request import CLUSTER, Request, Share
 from heterofl_flwr.app.server_app import find_start
