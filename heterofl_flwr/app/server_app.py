@@ -22,6 +22,7 @@ from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.arrivals import SimulatedArrivals
 from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, Training
+from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import device_name
@@ -74,7 +75,9 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     if start.finished:
         logger.info(start.finished)
         return make_strategy(task, extra_callbacks)
-    strategy = make_strategy(task, (Console(), *build_callbacks(task, folder), *extra_callbacks))
+    # Where clients are of this run, their data are those of its settings.
+    steps = task.steps_each(len(list(grid.get_node_ids()))) if isinstance(grid, QueuedGrid) else None
+    strategy = make_strategy(task, (Console(steps=steps), *build_callbacks(task, folder), *extra_callbacks))
     devices = build_devices(task)
     if folder is not None:  # only now, when everything has been checked
         with extra("report"):  # not after hours that what draws is missing

@@ -154,6 +154,13 @@ class Task:
             )
         return self._partitions[number]
 
+    def steps_each(self, number: int) -> float | None:
+        """Return how many steps each of ``number`` clients trains in a round, on average; None for text."""
+        if self.dataset.train.reading is not None:
+            return None
+        train = self.settings.train
+        return max(train.epochs * sum(map(len, self.partitions(number).train)) / number / train.batch_size, 1)
+
     def part(self, partition: int, num_partitions: int) -> tuple[Split, Split, tuple[int, ...]]:
         """Return a client's training and test examples, on the device, and its classes."""
         parts = self.partitions(num_partitions)

@@ -20,12 +20,14 @@ class Console(RoundCallback):
     ----------
     console : rich.console.Console | None
         Where to print; by default standard output.
+    steps : float | None
+        How many steps a client trains in a round, on average; a long round then says how many are done in a second.
     """
 
     prints_rounds = True
 
-    def __init__(self, console: rich_console.Console | None = None) -> None:
-        self._console = console or rich_console.Console(highlight=False)
+    def __init__(self, console: rich_console.Console | None = None, steps: float | None = None) -> None:
+        self._console, self._steps = console or rich_console.Console(highlight=False), steps
         self._seconds: list[float] = []  # of each round so far
         self._round = self._num_rounds = 0  # the one that runs, and the last one
         self._began = self._last_reply = self._last_line = 0.0
@@ -47,6 +49,8 @@ class Console(RoundCallback):
             return
         each = (now - self._began) / done
         line = f"round {self._round}/{self._num_rounds}: {done} of {asked} clients have {what}"
+        if what == "trained" and self._steps:
+            line += f", {formatting.number(self._steps / each)} steps/s"
         line += f", {formatting.duration(each * (asked - done))} to go"
         if what == "trained" and not self._seconds:
             rounds = self._num_rounds - self._round + 1

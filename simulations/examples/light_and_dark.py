@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib.axes import Axes as Place
 from matplotlib.figure import Figure
 
-from heterofl_flwr.report.drawing import COLOURS, to_svg
+from heterofl_flwr.report.drawing import COLOURS, SMALL, light, to_svg
 from simulations.program import parser_of, status_of
 
 DARK = {
@@ -30,6 +31,15 @@ def with_modes(svg: str) -> str:
         svg = svg.replace(colour, f"var(--{name})")
     rules = f":root {{ {bright} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
     return svg.replace("</style>", f" {rules}</style>", 1)
+
+
+def label(place: Place, title: str, below: str) -> None:
+    """Write a title and a note below, without ticks."""
+    place.set_title(title, fontsize=9.5, color=light("ink"))
+    place.set_xlabel(below, fontsize=SMALL, color=light("muted"))
+    place.set_xticks([])
+    place.set_yticks([])
+    place.spines[:].set_color(light("grid"))
 
 
 def write_picture(program: str, description: str | None, draw: Callable[[], Figure]) -> int:

@@ -3,7 +3,6 @@
 import sys
 
 import numpy as np
-from matplotlib.axes import Axes as Place
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -12,7 +11,7 @@ from heterofl_flwr.core import LEVELS, Plan
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report.drawing import SMALL, light
-from simulations.examples.light_and_dark import write_picture
+from simulations.examples.light_and_dark import label, write_picture
 
 WEIGHT = "features.conv4.weight"
 _SLICE = ListedColormap(["#f1f3f6", "#7d92e6"])
@@ -35,7 +34,8 @@ def draw() -> Figure:
         held = np.zeros_like(counts)
         held[:height, :width] = 1
         place.imshow(held, _SLICE, aspect="auto", interpolation="nearest", vmin=0, vmax=1)
-        _label(place, f"{level}: 1 client", f"{height} x {width}")
+        place.set_box_aspect(1)
+        label(place, f"{level}: 1 client", f"{height} x {width}")
         counts += held
     place = figure.add_subplot(halves[0, 1])
     colours = LinearSegmentedColormap.from_list("holders", [_PALE, _DEEP])(np.linspace(0, 1, len(kept)))
@@ -49,20 +49,11 @@ def draw() -> Figure:
         at = (width - 0.5 - 0.012 * columns, height - 0.5 - 0.012 * rows)
         colour = "white" if holders - 1 >= len(kept) / 2 else _DEEP  # legible on the shades in dark mode too
         place.text(*at, str(holders), ha="right", va="bottom", fontsize=SMALL, color=colour)
-    _label(place, "the global model", "how many clients hold each entry")
+    place.set_box_aspect(1)
+    label(place, "the global model", "how many clients hold each entry")
     title = f"{WEIGHT}: {rows} x {columns}, cut by the plans of {len(kept)} clients"
     figure.suptitle(title, fontsize=11, color=light("ink"))
     return figure
-
-
-def _label(place: Place, title: str, below: str) -> None:
-    """Write a title and a note below, without ticks."""
-    place.set_title(title, fontsize=9.5, color=light("ink"))
-    place.set_xlabel(below, fontsize=SMALL, color=light("muted"))
-    place.set_box_aspect(1)
-    place.set_xticks([])
-    place.set_yticks([])
-    place.spines[:].set_color(light("grid"))
 
 
 def main() -> int:

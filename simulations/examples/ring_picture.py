@@ -13,7 +13,7 @@ from heterofl_flwr.nn import PAPER
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report.drawing import SMALL, light
 from heterofl_flwr.secure.slices import as_state, count_holders, whole
-from simulations.examples.light_and_dark import write_picture
+from simulations.examples.light_and_dark import label, write_picture
 
 WEIGHT = "features.conv4.weight"
 EACH, LEAST = 2, 3  # clients of each level; a ring needs so many
@@ -62,14 +62,10 @@ def _counts(own: Plan, slices: list[Plan], clients: list[int]) -> NDArray[np.int
 
 
 def _label(place: Place, title: str, below: str, shape: tuple[int, ...]) -> None:
-    """Write a title and a note below, without ticks, over the whole weight."""
-    place.set_title(title, fontsize=9.5, color=light("ink"))
-    place.set_xlabel(below, fontsize=SMALL, color=light("muted"))
+    """Write a title and a note below; what is drawn is as large as the whole weight."""
     place.set_xlim(-0.5, shape[1] - 0.5)
     place.set_ylim(shape[0] - 0.5, -0.5)
-    place.set_xticks([])
-    place.set_yticks([])
-    place.spines[:].set_color(light("grid"))
+    label(place, title, below)
 
 
 def main() -> int:

@@ -51,11 +51,9 @@ def check_task(task: Task, clients: int) -> None:
 
 def _say_size(task: Task, clients: int) -> None:
     """Print how many clients a round asks, and how far each trains."""
-    train, parts = task.settings.train, task.partitions(clients).train
     asked = task.settings.asynchronous.size or task.settings.sample.number(clients, "train")
-    steps = f", about {max(train.epochs * sum(map(len, parts)) / clients / train.batch_size, 1):.0f} steps each"
-    text = task.dataset.train.reading is not None  # whose rows are long
-    print(f"{asked} of {clients} clients train in each round{'' if text else steps}")
+    steps = task.steps_each(clients)
+    print(f"{asked} of {clients} clients train in each round{f', about {steps:.0f} steps each' if steps else ''}")
     if task.settings.assignment == "fix" and clients < len(task.mix.parts):
         print(f"{clients} clients share the {len(task.mix.parts)} parts of the mix {task.mix}, so some level has none")
 
