@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app.message.typeddict import TypedDict
-from flwr.cli.app_cmd.publish import _collect_file_paths, _validate_files
+from flwr.cli.app_cmd.publish import _collect_file_paths, _validate_app_name, _validate_files
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import flatten_dict
@@ -28,6 +28,7 @@ __all__ = [
     "PullObjectResponse",
     "TypedDict",
     "build_fab_from_disk",
+    "check_app_to_publish",
     "check_files_to_publish",
     "flatten_dict",
     "get_all_nested_objects",
@@ -48,6 +49,15 @@ def get_flwr_command() -> Any:
     return app
 
 
-def check_files_to_publish(app: Path) -> None:
-    """Raise if ``flwr app publish`` would refuse the files of an app."""
-    _validate_files(_collect_file_paths(app))
+def check_files_to_publish(app: Path) -> list[Path]:
+    """Return the files that ``flwr app publish`` would upload; raise if it would refuse them."""
+    files = _collect_file_paths(app)
+    _validate_files(files)
+    return files
+
+
+def check_app_to_publish(app: Path) -> dict[str, Any]:
+    """Return what an app says of itself; raise if ``flwr app publish`` would refuse it or the name of its folder."""
+    _validate_app_name(app.name, "Flower App directory name")
+    config, _ = load_and_validate(app / "pyproject.toml", check_module=False)
+    return dict(config)

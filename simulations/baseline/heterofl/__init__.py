@@ -1,0 +1,1 @@
+"""heterofl: A Flower Baseline."""

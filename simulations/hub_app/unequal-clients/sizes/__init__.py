@@ -1,0 +1,1 @@
+"""One image classifier over clients of unequal size."""
