@@ -1,6 +1,7 @@
 """The wheel and the source archive: what is in them, and that the wheel works away from the repository."""
 
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -66,9 +67,11 @@ def test_wheel_holds_the_package_and_nothing_else(archives):
         names = set(wheel.namelist())
     info = f"heterofl_flwr-{VERSION}.dist-info"
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "heterofl_flwr").rglob("*.py")}
-    assert sources <= names
+    configurations = {f"heterofl_flwr/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
+    assert sources | configurations | {"hydra_plugins/heterofl_sweeper.py"} <= names
     assert {"heterofl_flwr/py.typed", f"{info}/licenses/LICENSE"} <= names
-    assert {name.split("/")[0] for name in names} == {"heterofl_flwr", info}
+    assert {name.split("/")[0] for name in names} == {"heterofl_flwr", "hydra_plugins", info}
+    assert "hydra_plugins/__init__.py" not in names  # other packages have plug-ins there too
     assert not [name for name in names if "__pycache__" in name or "/test" in name]
 
 
@@ -79,6 +82,32 @@ def test_source_archive_holds_tests_and_licence_and_no_leftovers(archives):
     tracked = run("git", "-C", str(ROOT), "ls-files").split()
     assert set(tracked) - names <= {".gitignore", ".pre-commit-config.yaml"}
     assert not [name for name in names if name.startswith((".venv", ".git/", "runs/")) or "__pycache__" in name]
+
+
+def test_a_sweep_is_planned_from_the_installed_wheel(installed, tmp_path):
+    command = (sys.executable, "-m", "heterofl_flwr", "sweep", "experiment=table4", "mix=a-e", "dry=true")
+    printed = run(*command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)})
+    assert "\n16 jobs, 0 of them done" in printed
+    shown = run(*command[:4], "--info", "searchpath", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)})
+    assert str(installed / "heterofl_flwr" / "conf") in shown
+
+
+LINKS = "![plan](docs/plan.svg)[Flower](https://flower.ai) [a page](docs/page.md) [below](#below)"
+
+
+@pytest.mark.parametrize(
+    ("repository", "expected"),
+    [
+        (None, "[Flower](https://flower.ai) a page [below](#below)"),
+        (
+            "https://host/x",
+            "![plan](https://host/x/raw/HEAD/docs/plan.svg)[Flower](https://flower.ai) "
+            "[a page](https://host/x/blob/HEAD/docs/page.md) [below](#below)",
+        ),
+    ],
+)
+def test_the_readme_on_pypi_has_no_relative_links(repository, expected):
+    assert runpy.run_path(str(ROOT / "hatch_build.py"))["with_absolute_links"](LINKS, repository) == expected
 
 
 def test_maths_alone_runs_from_the_installed_wheel(installed, tmp_path):
