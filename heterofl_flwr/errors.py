@@ -199,7 +199,7 @@ def unknown_settings(keys: Iterable[str], known: Collection[str]) -> list[str]:
         near = near or [own for own in known if own == USUAL_NAMES.get(key.rpartition(".")[2].replace("_", "-"))]
         near = near or get_close_matches(key, known, n=1)
         hint = f"did you mean {' or '.join(near)}?" if near else "'heterofl settings' lists them all"
-        hint = "a checkout has methods by name: python -m simulations.sweep method=NAME" if key == "method" else hint
+        hint = "sweeps have methods by name: heterofl sweep method=NAME" if key == "method" else hint
         faults.append(f"{key}: no setting has this name; {hint}")
     return faults
 

@@ -1,78 +1,115 @@
 """The sweeper of ``conf/``: Hydra finds it because plug-ins lie in folders of this name.
 
 It is Hydra's basic one with three additions: blocks, for experiments whose rows are no single product of values; jobs
-are checked before the first one starts, or only listed; and a job that fails stops no other.
+are checked before the first one starts, or only listed; and a job that fails stops no other. Every Hydra program of an
+environment loads this module, so what takes long to load is loaded where it is used.
 """
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from textwrap import shorten
+from typing import TYPE_CHECKING
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
-from heterofl_flwr.app.launch.running import RunError
 from heterofl_flwr.errors import ConfigError
-from simulations.sweep.cost import list_jobs
-from simulations.sweep.job import DIVERGED, DONE, ENDED, Job, build_job, check_jobs, flat
+
+if TYPE_CHECKING:
+    from heterofl_flwr.app.sweep.job import Job
+
+logger = logging.getLogger("sweep")
 
 LONGEST_CAUSE = 300  # characters in the list at the end
 
 
-class BlockSweeper(BasicSweeper):
+class BlockSweeper(Sweeper):
     """Sweeps over blocks of values one after the other: over all combinations within a block, each row once.
 
-    A value of the command line that occurs in a block picks the rows that have it. Any other takes the place of the
-    blocks' own, or is added to every row.
+    A value of the command line that occurs in a block picks the rows that have it. Any other, and those of ``params``,
+    take the place of the blocks' own, or are added to every row.
     """
 
-    def __init__(self, max_batch_size: int | None, params: dict[str, str], blocks: Mapping[str, object]) -> None:
-        super().__init__(max_batch_size, params)
-        parse = OverridesParser.create().parse_overrides
-        self._blocks = [parse([f"{key}={value}" for key, value in own.items()]) for own in _leaves(blocks)]
+    def __init__(self, params: Mapping[str, object], blocks: Mapping[str, object]) -> None:
+        self._params, self._blocks = params, list(_leaves(blocks)) or [{}]
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Prepare the launcher that the configuration names."""
+        self._master, self._loader = config, hydra_context.config_loader
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Check all jobs, run them, and raise ``RunError`` if some failed; with ``dry``, only list them."""
-        assert self.hydra_context is not None
-        assert self.config is not None
-        assert self.launcher is not None
-        parser = OverridesParser.create(self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        jobs, rows = self._build_jobs(self.rows(overrides))
-        if self.config["dry"]:
+        from heterofl_flwr.app.launch.running import RunError
+        from heterofl_flwr.app.sweep.cost import list_jobs
+        from heterofl_flwr.app.sweep.job import DIVERGED, DONE, ENDED, check_jobs
+
+        jobs, rows = self._build_jobs(self.rows(OverridesParser.create(self._loader), arguments))
+        if self._master.dry:
             print(list_jobs(jobs))
             return []
-        left = [job for job in jobs if job.stage not in ENDED]
-        check_jobs(left)
-        folder = Path(self.config.hydra.sweep.dir)
+        check_jobs(job for job in jobs if job.stage not in ENDED)
+        folder = Path(self._master.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        OmegaConf.save(self._master, folder / "multirun.yaml")
         print(f"{len(jobs)} jobs in {folder}, {sum(job.stage == DONE for job in jobs)} done before", flush=True)
-        results: list[JobReturn] = []
-        for batch in self.split_overrides_to_chunks(rows, self.max_batch_size):
-            try:
-                results += self.launcher.launch(batch, initial_job_idx=len(results))
-            except Exception as error:
-                again = "the same command goes on with what is left"
-                raise RunError(f"the launcher ended: {type(error).__name__}: {error}; {again}") from error
+        try:
+            results: list[JobReturn] = list(self._launcher.launch(rows, initial_job_idx=0))
+        except Exception as error:
+            again = "the same command goes on with what is left"
+            raise RunError(f"the launcher ended: {type(error).__name__}: {error}; {again}") from error
         stages = [job.stage for job in jobs]
         diverged = f", {stages.count(DIVERGED)} diverged" if DIVERGED in stages else ""
         print(f"{stages.count(DONE)} of {len(jobs)} jobs done{diverged}")
-        _raise_failures(jobs, results)
+        failed = {
+            job.path.name: shorten(str(result._return_value), LONGEST_CAUSE, placeholder=" ...")
+            for job, result in zip(jobs, results, strict=True)
+            if result.status is JobStatus.FAILED  # whose return_value would print the job's overrides
+        }
+        if failed:
+            causes = (f"  {name}: {cause}" for name, cause in failed.items())
+            raise RunError("\n".join([f"{len(failed)} of {len(jobs)} jobs failed:", *causes]))
         return results
 
-    def _build_jobs(self, rows: list[list[str]]) -> tuple[list[Job], list[list[str]]]:
+    def rows(self, parser: OverridesParser, arguments: Iterable[str]) -> list[list[str]]:
+        """Return the values of each job."""
+        blocks = [_values(parser, block) for block in self._blocks]
+        known = {text for block in blocks for texts in block.values() for text in texts}
+        others, picked = _values(parser, self._params), []
+        for key, texts in _choices(parser.parse_overrides(list(arguments))).items():
+            values = set(texts)
+            if not values & known:
+                others[key] = texts
+            elif values <= known:
+                picked.append(values)
+            else:
+                inside, outside = min(values & known), min(values - known)
+                raise ConfigError(f"{inside} is in the experiment and {outside} is not: give values of one kind")
+        rows = (row for block in blocks for row in product(*(block | others).values()))
+        found = dict.fromkeys(row for row in rows if all(values & set(row) for values in picked))
+        if not found:
+            wanted = " and ".join(text for values in picked for text in sorted(values))
+            raise ConfigError(f"no row of the experiment has {wanted}; dry=true lists the rows that there are")
+        return list(map(list, found))
+
+    def _build_jobs(self, rows: list[list[str]]) -> tuple[list["Job"], list[list[str]]]:
         """Return the jobs and their rows; of rows with equal jobs in one folder, the first one."""
-        assert self.hydra_context is not None
-        assert self.config is not None
+        from heterofl_flwr.app.sweep.job import build_job, flat
+
         found: dict[Path, tuple[Job, list[str]]] = {}
         for row in rows:
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, row)
+            config = self._loader.load_sweep_config(self._master, row)
             job, config.hydra.job.num = build_job(flat(config)), len(found)
             path = Path(os.path.abspath(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)))
             first, _ = found.setdefault(path, (replace(job, path=path), row))
@@ -84,46 +121,31 @@ class BlockSweeper(BasicSweeper):
                 )
         return [job for job, _ in found.values()], [row for _, row in found.values()]
 
-    def rows(self, overrides: list[Override]) -> list[list[str]]:
-        """Return the values of each job."""
-        known = {text for block in self._blocks for row in _product(block) for text in row}
-        picked, others = [], []
-        for override in overrides:
-            values = {text for (text,) in _product([override])}
-            if not values & known:
-                others.append(override)
-            elif values <= known:
-                picked.append(values)
-            else:
-                inside, outside = min(values & known), min(values - known)
-                raise ConfigError(f"{inside} is in the experiment and {outside} is not: give values of one kind")
-        rows = (tuple(row) for block in self._blocks or [[]] for row in _product([*block, *others]))
-        found = dict.fromkeys(row for row in rows if all(values & set(row) for values in picked))
-        if not found:
-            wanted = " and ".join(text for values in picked for text in sorted(values))
-            raise ConfigError(f"no row of the experiment has {wanted}; dry=true lists the rows that there are")
-        return list(map(list, found))
+
+def _values(parser: OverridesParser, values: Mapping[str, object]) -> dict[str, list[str]]:
+    """Return the choices of a block."""
+    return _choices(parser.parse_overrides([f"{key}={value}" for key, value in values.items()]))
 
 
-def _raise_failures(jobs: list[Job], results: list[JobReturn]) -> None:
-    """Raise one error for all jobs that failed, wherever their launcher ran them."""
-    failed = {
-        job.path.name: str(result._return_value)  # return_value would print the job's overrides
-        for job, result in zip(jobs, results, strict=True)
-        if result.status is JobStatus.FAILED
-    }
-    if failed:
-        causes = (f"  {name}: {shorten(cause, LONGEST_CAUSE, placeholder=' ...')}" for name, cause in failed.items())
-        raise RunError("\n".join([f"{len(failed)} of {len(jobs)} jobs failed:", *causes]))
-
-
-def _product(overrides: list[Override]) -> list[list[str]]:
-    """Return all combinations of the values of some overrides."""
-    return BasicSweeper.split_arguments(overrides, None)[0]
+def _choices(overrides: Iterable[Override]) -> dict[str, list[str]]:
+    """Return the values of each key, as overrides of a job."""
+    found = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values: Iterable[object] = [override.get_value_element_as_str()]
+        elif override.key_or_group == "experiment":  # which says what the rows are
+            raise ConfigError(f"{override.input_line}: expected a list, such as experiment=[table7,table8]")
+        elif override.is_discrete_sweep():
+            values = override.sweep_string_iterator()
+        else:
+            raise ConfigError(f"{override.input_line}: a search over an interval needs hparams_search=optuna")
+        found[key] = [f"{key}={value}" for value in values]
+    return found
 
 
 def _leaves(blocks: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
-    """Yield the blocks; an experiment that is part of another has its own within one of that."""
+    """Yield the blocks; an experiment has its own within one, and so has one that is part of another."""
     if values := {key: own for key, own in blocks.items() if not isinstance(own, Mapping)}:
         yield values
     for own in blocks.values():

@@ -1,38 +1,4 @@
-"""MNIST at 14 x 14 and with 10,000 training images, for experiments of a minute.
+"""The name by which kept runs know their data; new ones name the module of the package."""
 
-Recipes are tuned with ``load``, in which no image of MNIST's test set is; what is reported is of ``with_test_images``,
-which has the same training images and nothing else of MNIST's training set.
-"""
-
-import torch
-from torch.nn import functional as F
-
-from heterofl_flwr.data import Dataset, Split, load_dataset
-
-TRAIN, HELD_OUT = 10_000, 5_000
-
-
-def load() -> Dataset:
-    """Return 10,000 training images, and 5,000 others of the training images to evaluate on."""
-    mnist = load_dataset("mnist").train
-    drawn = _drawn(mnist)
-    return _dataset("small-mnist", _part(mnist, drawn[:TRAIN]), _part(mnist, drawn[TRAIN : TRAIN + HELD_OUT]))
-
-
-def with_test_images() -> Dataset:
-    """Return the same 10,000 training images, and all test images to evaluate on."""
-    mnist = load_dataset("mnist")
-    train = _part(mnist.train, _drawn(mnist.train)[:TRAIN])
-    return _dataset("small-mnist-tested", train, _part(mnist.test, torch.arange(len(mnist.test))))
-
-
-def _drawn(split: Split) -> torch.Tensor:
-    return torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-
-
-def _part(split: Split, rows: torch.Tensor) -> Split:
-    return Split(F.avg_pool2d(split.inputs[rows], 2), split.targets[rows])
-
-
-def _dataset(name: str, train: Split, test: Split) -> Dataset:
-    return Dataset(name, train, test, classes=10)
+from heterofl_flwr.experiments.small_mnist import load as load
+from heterofl_flwr.experiments.small_mnist import with_test_images as with_test_images

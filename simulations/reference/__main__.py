@@ -79,7 +79,7 @@ def check(run: Run) -> None:
     if found := departures(run):
         raise ConfigError(
             f"{run.path} is not as published ({'; '.join(found)}); expected a run with the paper's settings, "
-            "as python -m simulations.sweep -m experiment=table7 makes them"
+            "as heterofl sweep -m experiment=table7 makes them"
         )
 
 

@@ -1,6 +1,6 @@
 """Make tables, values and figures of what runs reached, beside the paper's numbers where a run is one of its jobs.
 
-Runs are the folders that ``heterofl run`` and ``simulations.sweep`` leave, at any depth below the named folders. Those
+Runs are the folders that ``heterofl run`` and ``heterofl sweep`` leave, at any depth below the named folders. Those
 that differ in nothing but the seed are one configuration. Runs of one data set and split are set side by side.
 """
 
@@ -54,7 +54,7 @@ NO_PAPER = (
 )
 EXAMPLES = """
 examples:
-  python -m simulations.sweep -m data=digits mix=a-e train.lr=0.02,0.05 seed=0,1,2
+  heterofl sweep -m data=digits mix=a-e train.lr=0.02,0.05 seed=0,1,2
   python -m simulations.results runs/jobs                              print a table
   python -m simulations.results runs/jobs --format csv
   python -m simulations.results runs/jobs --out runs/results --curves  write tables, values, claims and figures

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from heterofl_flwr.app.sweep.job import INCIDENTAL
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind
 from heterofl_flwr.settings.flat import to_flat
@@ -12,7 +13,6 @@ from heterofl_flwr.settings.types import Flat
 from simulations.results.paper import Job, Key, departures, job_of
 from simulations.results.runs import FREE, Run, Score, method_of, short_mix
 from simulations.results.statistics import ANYTHING, PERCENT, PERPLEXITY, Interval, Summary, summarise
-from simulations.sweep.job import INCIDENTAL
 
 Identity = tuple[tuple[str, Flat], ...]
 """The settings that the runs of one configuration have in common."""

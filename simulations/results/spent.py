@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+from heterofl_flwr.app.sweep.cost import profile_at, sizes_of, values_of
 from heterofl_flwr.core import formatting
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.records import RoundRecord
@@ -16,7 +17,6 @@ from heterofl_flwr.settings.presets import architectures, with_architecture
 from simulations.results.configurations import Configuration, possible, shown
 from simulations.results.runs import Run
 from simulations.results.statistics import Summary, summarise
-from simulations.sweep.cost import profile_at, sizes_of, values_of
 
 UNCERTAIN = ("multiplications", "simulated-seconds", "joules")  # the last two are of simulated devices
 

@@ -120,7 +120,7 @@ def test_all_faults_are_reported_at_once():
 def test_an_unknown_key_is_rejected_with_the_nearest():
     assert "did you mean train.batch-size?" in complaint({"train.batchsize": 1})
     assert "did you mean train.lr?" in complaint({"train.learning-rate": 1})
-    assert "simulations.sweep method=NAME" in complaint({"method": "fedavg"})
+    assert "heterofl sweep method=NAME" in complaint({"method": "fedavg"})
     assert "'heterofl settings' lists them all" in complaint({"zzz": 1})
 
 

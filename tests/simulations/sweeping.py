@@ -16,8 +16,8 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 
 from heterofl_flwr import RoundCallback
-from simulations.sweep.__main__ import CONF, translate
-from simulations.sweep.job import Job, build_job, flat
+from heterofl_flwr.app.sweep.command import CONF
+from heterofl_flwr.app.sweep.job import Job, build_job, flat
 
 SHRUNKEN = (
     "num-rounds=2",
@@ -27,6 +27,7 @@ SHRUNKEN = (
     "engine.name=plain",
     "engine.parallel=1",
     "report=lean",
+    "logger=none",
 )
 """For digits: two rounds of a second in this process."""
 
@@ -58,16 +59,16 @@ def planned(*overrides: str) -> dict[str, Job]:
     """Return the jobs of a command by name: an experiment says which rows there are, and nothing else."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        master = loader.load_configuration("config", translate(overrides), RunMode.MULTIRUN)
+        master = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
         sweeper = Plugins.instance()._instantiate(master.hydra.sweeper)
-        texts = [f"{key}={value}" for key, value in sweeper.params.items()] + list(master.hydra.overrides.task)
-        rows = sweeper.rows(OverridesParser.create(loader).parse_overrides(texts))
-    return {own.name: own for own in (job(*row) for row in rows)}
+        rows = sweeper.rows(OverridesParser.create(loader), master.hydra.overrides.task)
+    jobs = (job(*(text for text in row if not text.startswith(("experiment=", "debug=")))) for row in rows)
+    return {own.name: own for own in jobs}
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start the command in a session of its own, so that nothing but it is killed."""
-    command = [sys.executable, "-m", "simulations.sweep", "-m", f"folder={folder}", *arguments]
+    command = [sys.executable, "-m", "heterofl_flwr", "sweep", "-m", f"folder={folder}", *arguments]
     environment = {**os.environ, PLACE: str(folder)}
     return subprocess.Popen(
         command,
@@ -84,6 +85,12 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Return the exit status of a command, and all that it has printed."""
     out, _ = process.communicate(timeout=LONGEST)
     return process.returncode, out
+
+
+def stamps(path: Path) -> dict[Path, int]:
+    """Return when each file of runs was written, without what is written each time that jobs are asked for."""
+    files = (file for file in path.rglob("*") if not {".hydra", ".locks"} & {*file.parts} and file.is_file())
+    return {file: file.stat().st_mtime_ns for file in files if file.name not in ("sweep.log", "multirun.yaml")}
 
 
 PLACE = "HETEROFL_TEST_FOLDER"

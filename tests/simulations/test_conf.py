@@ -6,16 +6,17 @@ from operator import itemgetter
 
 import pytest
 
+from heterofl_flwr.app.sweep.command import CONF
+from heterofl_flwr.app.sweep.job import LAUNCH
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.presets import PRESETS
 from simulations.results.paper import DATA, Job, job_of, read_cells
-from simulations.sweep.__main__ import CONF
-from simulations.sweep.job import LAUNCH
 from tests.simulations.sweeping import EXPERIMENTS, composed, planned
 
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "experiment"))
+OF_SWEEPS = {"debug", "experiment", "hparams_search", "hydra"}  # which change no setting of a job by themselves
+GROUPS = sorted({path.name for path in CONF.iterdir() if path.is_dir()} - OF_SWEEPS)
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 PAIRS = 10 * 9 + 4  # ten pairs of levels from 10 to 90 %, and the larger ones alone
 
@@ -46,6 +47,12 @@ def test_each_option_composes_to_usable_settings(row):
     from_flat({key: value for key, value in found.items() if key not in LAUNCH})
 
 
+def test_debug_shortens_each_job_of_an_experiment():
+    jobs = planned("experiment=family", "debug=default", "seed=0").values()
+    assert len(jobs) == NUMBERS["family"]
+    assert {(own.settings.num_rounds, own.settings.train.epochs, own.clients) for own in jobs} == {(2, 1, 10)}
+
+
 def test_each_data_set_and_each_model_has_an_option():
     options = {group: {name for own, name in OPTIONS if own == group} for group in GROUPS}
     assert options["data"] == PRESETS.keys()
@@ -67,7 +74,7 @@ COMPARE = pytest.param("compare", marks=pytest.mark.slow)  # which has more choi
 def test_each_experiment_has_so_many_jobs_that_can_be_run(experiment):
     jobs = planned(f"experiment={experiment}").values()
     assert len(jobs) == NUMBERS[experiment]
-    ours = {"digits", "simulations.lora:load", "simulations.small_mnist:load"}
+    ours = {"digits", *(f"heterofl_flwr.experiments.{name}:load" for name in ("lora", "small_mnist"))}
     assert {own.settings.data.name for own in jobs} <= {*DATA, *ours}
 
 

@@ -6,9 +6,9 @@ from omegaconf import OmegaConf
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
+from heterofl_flwr.app.sweep.command import CONF
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.settings.flat import DEFAULTS, flatten
-from simulations.sweep.__main__ import CONF
 
 CLIENTS = 10
 TRAIN = ("train.epochs=2", "train.batch-size=16", "train.lr=0.1")

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.report import RunFolder
-from simulations.sweep import __main__ as sweep
 from tests.simulations.tiny_data import FOLDERS, write_tiny
 
 # All methods learn the images of test_methods_learn.py; here are some that see colours, layers or heads otherwise.
@@ -29,8 +29,8 @@ def test_two_rounds(data, method, tmp_path, monkeypatch, capsys, request):
     monkeypatch.chdir(tmp_path)
     line = ["mix=a-e", "num-rounds=2", "train.epochs=1", f"engine.clients={CLIENTS}", "engine.parallel=1"]
     line += [f"data={data}", f"method={method}", f"data.root={tmp_path / 'data'}", "sample.fraction=0.2"]
-    monkeypatch.setattr("sys.argv", ["sweep.py", *line, *OPTIONS[data]])
-    assert sweep.main() in (0, None), capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["heterofl"])
+    assert main(["sweep", *line, *OPTIONS[data]]) == 0, capsys.readouterr().err
     (path,) = (tmp_path / "runs" / "jobs").glob("*-s0-*")
     folder = RunFolder(path)
     first, last = folder.history()

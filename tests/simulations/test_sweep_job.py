@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from heterofl_flwr.app.launch.request import Request
+from heterofl_flwr.app.sweep import job as module
+from heterofl_flwr.app.sweep.job import Job, is_done, read_metric, run_once
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.settings.flat import from_flat, to_flat
-from simulations.sweep import job as module
-from simulations.sweep.job import Job, is_done, read_metric, run_once
 from tests.simulations.sweeping import SHRUNKEN, job
 
 

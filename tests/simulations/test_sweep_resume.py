@@ -6,21 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.report import RunFolder
-from simulations.sweep import __main__ as sweep
-from tests.simulations.sweeping import PLACE, SHRUNKEN, finish, planned, start
+from tests.simulations.sweeping import PLACE, SHRUNKEN, finish, planned, stamps, start
 
 SWEEP = ("mix=a-e", "assignment=fix,dynamic", "sample.fraction=0.3", *SHRUNKEN, "run.checkpoint-every=1")
 
 
 def run(monkeypatch, folder: Path, *arguments: str) -> None:
     """Run the command in this process, which is quicker than to start one."""
-    monkeypatch.setattr(sys, "argv", ["sweep.py", "-m", f"folder={folder}", *arguments])
-    assert sweep.main() == 0
-
-
-def stamps(path: Path) -> dict[Path, int]:
-    return {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
+    monkeypatch.setattr(sys, "argv", ["heterofl"])
+    assert main(["sweep", f"folder={folder}", *arguments]) == 0
 
 
 def results(path: Path) -> dict[str, object]:
@@ -47,7 +43,7 @@ def test_goes_on_where_it_was(tmp_path, monkeypatch, capsys, without_reports):
     out = capsys.readouterr().out
     assert "2 jobs in" in out
     assert "1 done before" in out
-    assert out.count("\ndone before\n") == 1
+    assert out.count(" - done before\n") == 1
     assert stamps(first.path) == before
     assert [len(own.about()["starts"]) for own in (first, second)] == [1, 2]
 

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         args = parse(arguments)
         module, _, function = args.function.partition(":")
-        code: int = getattr(import_module(f"heterofl_flwr.app.cli.{module}"), function)(args)
+        code: int = getattr(import_module(f"heterofl_flwr.app.{module}"), function)(args)
         return code
 
     return status_of("heterofl", work)
@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read arguments; where settings can be given, words such as ``train.lr=0.05`` are some, as in Hydra."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["sweep"]:  # the others are Hydra's, and --help too
+        return argparse.Namespace(function="sweep.command:run", arguments=arguments[1:])
     top = parser()
     args, words = top.parse_known_args(arguments)
     if wrong := [word for word in words if word.startswith("-") or "=" not in word or "set" not in args]:
@@ -132,7 +135,7 @@ examples:
 
 def _add_run(subparsers: Subparsers) -> None:
     summary = "train, and leave a folder with everything about it"
-    this = _add_command(subparsers, "run", "run:run", summary, RUN, RUN_EXAMPLES)
+    this = _add_command(subparsers, "run", "cli.run:run", summary, RUN, RUN_EXAMPLES)
     what = this.add_argument_group("what")
     what.add_argument("--data", metavar="NAME", help="short for --set data.name=NAME")
     what.add_argument("--mix", metavar="MIX", help="short for --set mix=MIX, such as a1-b1-c1-d1-e1 or a1-e9")
@@ -163,12 +166,31 @@ def _add_run(subparsers: Subparsers) -> None:
     how.add_argument("--log", action="store_true", help="show Flower's log instead of a line for each round")
 
 
+SWEEP = """
+Run the jobs of a sweep with Hydra: each combination of the values given, or the rows of an experiment, such as a table
+of the paper. All arguments are Hydra's: group=option, key=value, key=value,value. 'heterofl sweep --help' lists groups
+and all values, 'heterofl settings' says what each setting means. The same command again skips finished jobs and resumes
+those that were cut off.
+"""
+SWEEP_EXAMPLES = """
+examples:
+  heterofl sweep -m mix=a1-e1,a5-e5 seed=0,1                   four jobs on scikit-learn's digits
+  heterofl sweep -m experiment=table7 seed=0,1,2 dry=true      only list the jobs, with what they cost
+  heterofl sweep -m data=mnist method=fedavg,heterofl hydra/launcher=joblib
+"""
+
+
+def _add_sweep(subparsers: Subparsers) -> None:
+    summary = "run a sweep: several mixes, seeds, a table of the paper"
+    _add_command(subparsers, "sweep", "sweep.command:run", summary, SWEEP, SWEEP_EXAMPLES)
+
+
 REPORT = "Make a run's report.html and figures anew from its folder, and print its tables."
 
 
 def _add_report(subparsers: Subparsers) -> None:
     summary = "make the report of a run, and print its tables"
-    this = _add_command(subparsers, "report", "run:report", summary, REPORT)
+    this = _add_command(subparsers, "report", "cli.run:report", summary, REPORT)
     this.add_argument("folder", type=_path, metavar="RUN", help="the run's folder")
 
 
@@ -192,7 +214,7 @@ examples:
 
 def _add_export(subparsers: Subparsers) -> None:
     summary = "write a run's models as safetensors, torch.export and ONNX"
-    this = _add_command(subparsers, "export", "export:run", summary, EXPORT, EXPORT_EXAMPLES)
+    this = _add_command(subparsers, "export", "cli.export:run", summary, EXPORT, EXPORT_EXAMPLES)
     this.add_argument("folder", type=_path, metavar="RUN", help="the run's folder")
     level = "such as c; repeatable; by default all"
     this.add_argument("--level", action="append", default=[], metavar="LEVEL", help=level)
@@ -215,7 +237,7 @@ examples:
 
 def _add_settings(subparsers: Subparsers) -> None:
     summary = "every setting, its value and what it means"
-    this = _add_command(subparsers, "settings", "settings:run", summary, SETTINGS, SETTINGS_EXAMPLES)
+    this = _add_command(subparsers, "settings", "cli.settings:run", summary, SETTINGS, SETTINGS_EXAMPLES)
     this.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
     formats = "toml: the defaults, or with --set all values, as in pyproject.toml"
     this.add_argument("--format", choices=("text", "toml"), default="text", help=formats)
@@ -242,7 +264,7 @@ examples:
 
 def _add_profile(subparsers: Subparsers) -> None:
     summary = "what the models of a mix cost, as in the paper's Tables 7 to 9"
-    this = _add_command(subparsers, "profile", "profile:run", summary, PROFILE, PROFILE_EXAMPLES)
+    this = _add_command(subparsers, "profile", "cli.profile:run", summary, PROFILE, PROFILE_EXAMPLES)
     this.add_argument("name", help="a data set (mnist, cifar10, wikitext2, digits), or a model")
     this.add_argument("--mix", action="append", metavar="MIX", help="such as a-e, a1-b9 or 1.0x1-0.3x9; repeatable")
     this.add_argument("--shape", type=_integers("x", "3x32x32"), help="shape of one input, such as 3x32x32")
@@ -294,7 +316,7 @@ examples:
 
 def _add_keys(subparsers: Subparsers) -> None:
     summary = "make certificates and keys for a deployment with TLS and known nodes"
-    this = _add_command(subparsers, "keys", "keys:run", summary, KEYS, KEYS_EXAMPLES)
+    this = _add_command(subparsers, "keys", "cli.keys:run", summary, KEYS, KEYS_EXAMPLES)
     this.add_argument("folder", type=_path, help="where to")
     host = "name or address by which the SuperLink is reached; repeatable"
     this.add_argument("--host", action="append", default=[], metavar="NAME", help=host)
@@ -304,6 +326,7 @@ def _add_keys(subparsers: Subparsers) -> None:
 
 COMMANDS = {
     "run": _add_run,
+    "sweep": _add_sweep,
     "report": _add_report,
     "export": _add_export,
     "settings": _add_settings,

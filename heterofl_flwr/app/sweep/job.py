@@ -119,6 +119,10 @@ class Job:
         usual |= {"model.name": preset(data, split)["model.name"], "engine.clients": CLIENTS.get(data, 100)}
         return {key: own for key, own in flat.items() if key not in (*IN_NAME, *INCIDENTAL) and own != usual[key]}
 
+    def describe_changes(self) -> str:
+        """Return in a line what differs from the published settings."""
+        return " ".join(f"{key}={value}" for key, value in self.changes.items())
+
     @property
     def clients(self) -> int:
         """The number of virtual clients."""

@@ -1,0 +1,99 @@
+"""``heterofl sweep``: run what ``conf/`` describes with Hydra: a job, several seeds, a table or a figure of the paper.
+
+What it adds to Hydra: a job's folder is named by its settings, so what is done is not repeated, whichever sweep it was
+done for, and the same command again resumes what was cut off. Jobs are checked before the first one starts.
+"""
+
+import argparse
+import logging
+import os
+import re
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+import hydra
+from filelock import Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from heterofl_flwr.app.cli.main import FAILED
+from heterofl_flwr.app.launch.running import LOG, RunError
+from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, build_job, check_jobs, flat, read_metric, run_once
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.runs.origin import command
+from heterofl_flwr.settings.flat import from_flat
+
+logger = logging.getLogger("sweep")  # not below the package, whose own log a run keeps to its folder
+
+PACKAGE = Path(__file__).parents[2]
+CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
+"""The configurations: in the package where it was installed, beside it in a checkout."""
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+def run_job(config: DictConfig) -> float | None:
+    """Run one job; return its metric, for sweepers that optimise it, or None if another process runs it."""
+    own = HydraConfig.get()
+    job = replace(build_job(flat(config)), path=Path(own.runtime.output_dir))
+    if own.mode is RunMode.RUN or "blocks" not in own.sweeper:  # else our sweeper has done this
+        if config.dry:
+            raise ConfigError("dry: found true, but here jobs are known one after the other; expected false")
+        check_jobs([job] if job.stage not in ENDED else [])
+    logger.info("%s", "; ".join(filter(None, [f"job {job.path.name}", job.describe_changes()])))
+    try:
+        if not run_once(job):
+            again = "; remove its folder to run it again" if job.stage == DIVERGED else ""
+            logger.info("%s before%s", job.stage, again)
+    except Timeout:
+        logger.warning("not done here: %s runs in another process", job.path.name)
+        return None
+    except Exception as error:
+        cause = str(error) if isinstance(error, HeteroFLError) else f"{type(error).__name__}: {error}"
+        logger.error("failed: %s", cause)
+        raise RunError(cause) from error
+    return read_metric(job)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what the arguments say; return the exit status."""
+    command()  # as it was typed; the jobs know it
+    sys.argv = [f"{Path(sys.argv[0]).name} sweep", *args.arguments]  # Hydra reads its arguments nowhere else
+    shown = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"  # else Hydra itself prints what is wrong, in many lines, and ends the process
+    try:
+        run_job()
+    except RunError as error:
+        print(f"heterofl: {error}\nthe whole log of a job: {LOG} in its folder", file=sys.stderr)
+        return FAILED
+    except (HydraException, OmegaConfBaseException, OSError) as error:  # Hydra itself makes the folders of jobs
+        if shown:
+            traceback.print_exc()
+            return FAILED
+        raise ConfigError(_describe_misuse(error)) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on") from None
+    return 0
+
+
+def _describe_misuse(error: Exception) -> str:
+    """Return in a line what is wrong with the command, where Hydra says it in many."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: this is no override such as key=value; {str(error).partition(chr(10))[0]}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        plugins = "; the extra sweep-plugins has more" if group.startswith("hydra/") else ""
+        return f"{group}: found {name!r}, expected one of {', '.join(error.options)}{plugins}"
+    if match := re.match("Could not override '([^']+)'", str(error)):
+        try:
+            from_flat({match[1]: ""})
+        except ConfigError as unknown:
+            return str(unknown)
+    lines = re.sub(r"^\w+ raised while resolving interpolation: |\s+full_key: (?s:.*)", "", str(error))
+    return " ".join(lines.split())

@@ -1,0 +1,8 @@
+"""``python -m simulations.sweep`` is ``heterofl sweep``."""
+
+import sys
+
+from heterofl_flwr.app.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["sweep", *sys.argv[1:]]))
