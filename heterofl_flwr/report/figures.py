@@ -22,6 +22,7 @@ Label = Callable[[float], str]
 TIMES = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 FEW = 30  # with fewer points than this, each is marked
 CLIMB = 4  # the first of so many parts of a curve may leave the axis, which follows the others
+ALIKE = 0.02  # curves nowhere further apart than this share of the axis are one line
 
 TEXTS = {
     "learning-curves": (
@@ -62,7 +63,10 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
         "levels": draw_curves(levels, kind),
         "loss": draw_curves(_losses(records), "loss"),
         "bytes": _draw_bytes(records, costs, sent),
-        "for-bytes": draw_curves(_scopes(records, kind, sent), kind, "sent in total", formatting.size),
+        # Where all rounds send alike, these are the learning curves once more.
+        "for-bytes": None
+        if _is_steady(sent)
+        else draw_curves(_scopes(records, kind, sent), kind, "sent in total", formatting.size),
         "for-time": draw_curves(_scopes(records, kind, times), kind, f"simulated {unit_name}"),
         "for-energy": draw_curves(_scopes(records, kind, joules), kind, "estimated energy", formatting.energy),
     }
@@ -71,6 +75,12 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
         for name, figure in found.items()
         if figure
     ]
+
+
+def _is_steady(total: Sequence[float]) -> bool:
+    """Whether a total grows by nearly as much in each round."""
+    step = total[-1] / len(total) if total else 0.0
+    return all(abs(own - number * step) <= ALIKE * total[-1] for number, own in enumerate(total, 1))
 
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:
@@ -108,7 +118,7 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", label: Label
     settled = [value for _, own in finite.values() for value in own[len(own) // CLIMB :] if not math.isnan(value)]
     low, high = min(settled, default=0.0), max(settled, default=1.0)
     figure, axes = new_axes(xlabel, ylabel)
-    for number, (name, (places, values)) in enumerate(finite.items()):
+    for number, (name, (places, values)) in enumerate(_join_alike(finite, ALIKE * (high - low)).items()):
         colour, dash = series(number)
         mark = "o" if len(places) < FEW else ""
         axes.plot(places, values, dash, color=colour, label=name, marker=mark, markersize=3)
@@ -123,6 +133,19 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", label: Label
     axes.margins(x=0.02)
     add_legend(axes)
     return figure
+
+
+def _join_alike(curves: Curves, apart: float) -> Curves:
+    """Return the curves, of which those that coincide are one, with all of their names."""
+
+    def coincide(one: Points, other: Points) -> bool:
+        return one[0] == other[0] and all(abs(a - b) <= apart for a, b in zip(one[1], other[1], strict=True))
+
+    names: dict[str, list[str]] = {}
+    for name, own in curves.items():
+        twin = next((other for other in names if coincide(curves[other], own)), name)
+        names.setdefault(twin, []).append(name)
+    return {" and ".join(own): curves[first] for first, own in names.items()}
 
 
 def _draw_bytes(records: Sequence[RoundRecord], costs: ModelCosts | None, sent: Sequence[int]) -> Figure | None:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from heterofl_flwr.report.drawing import to_png
-from heterofl_flwr.report.figures import draw_run
+from heterofl_flwr.report.figures import draw_curves, draw_run
 
 NAMES = ["learning-curves", "levels", "loss", "bytes", "for-bytes"]
 
@@ -28,6 +28,19 @@ def test_bytes_lie_below_those_of_fedavg(records, costs):
     assert full.get_label() == "full-size FedAvg"
     assert sent.get_ydata()[-1] == sum(record.bytes_down + record.bytes_up for record in records)
     assert (full.get_ydata() > 0).all()
+
+
+def test_curves_that_coincide_are_drawn_once():
+    near, far = [0.2, 0.9, 0.95], [0.1, 0.5, 0.6]
+    curves = {"global": ([1, 2, 3], near), "local": ([1, 2, 3], [0.2, 0.901, 0.951]), "worst": ([1, 2, 3], far)}
+    figure = draw_curves(curves, "accuracy")
+    assert [line.get_label() for line in figure.axes[0].lines] == ["global and local", "worst"]
+
+
+def test_bytes_are_an_axis_only_where_rounds_differ_in_them(records):
+    steady = [replace(record, bytes_up=1000, bytes_down=1000) for record in records]
+    assert "for-bytes" in figures(records)
+    assert "for-bytes" not in figures(steady)
 
 
 def test_a_run_that_diverged_and_one_of_a_single_round_are_drawn(record, costs):
