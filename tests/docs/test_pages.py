@@ -11,8 +11,10 @@ import pytest
 from tests.docs.pages import DOCS, PAGES, ROOT, fences, name_of
 
 README = ROOT / "README.md"
+LINKED = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "results/README.md"))]
 TROUBLES = DOCS / "troubleshooting.md"
 _LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
+_FILE = re.compile(r"`((?:conf|docs|heterofl_flwr|hydra_plugins|results|simulations|tests)/[\w/.-]+)`")
 _PLACE = re.compile(r"%[sdg]|\{\}")
 
 
@@ -30,7 +32,7 @@ def test_page_needs_no_building(page):
     assert re.findall(r"\{(?:eval-rst|include|ref|doc|py:\w+)\}", prose(page)) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", LINKED, ids=name_of)
 def test_links_lead_somewhere(page):
     assert [link for link in links(page) if not leads_somewhere(page, link)] == []
 
@@ -50,6 +52,11 @@ def anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name_of)
+def test_files_that_a_page_names_exist(page):
+    assert [path for path in _FILE.findall(prose(page)) if not (ROOT / path).exists()] == []
 
 
 def test_every_page_is_in_the_contents():
