@@ -48,16 +48,18 @@ edge_client.main({folder!r}, "e")
 def test_each_part_loads_nothing_that_it_does_not_need(tmp_path):
     """In a deployment each message starts a process, so each of these would be paid for with each message."""
     modules = [f"heterofl_flwr.core.{path.stem}" for path in (ROOT / "heterofl_flwr" / "core").glob("*.py")]
-    core, training, client, images = loaded_after(
+    core, training, client, report, images = loaded_after(
         f"from heterofl_flwr import Aggregator, Mix, Plan\nimport torch, {', '.join(modules)}",
         TRAIN,
         "import heterofl_flwr.client, heterofl_flwr.app.client_app",
+        "import heterofl_flwr.report",
         EDGE.format(folder=str(tmp_path)),
     )
     assert core.isdisjoint(FLOWER | HYDRA | {"torchvision"})
     # ``torch.optim.SGD`` would load the compiler: two seconds and 150 MB in every process.
     assert training.isdisjoint(FLOWER | {"torch._dynamo", "datasets", "torchvision"})
     assert client.isdisjoint({"pyarrow", "PIL"})
+    assert report.isdisjoint({"matplotlib.pyplot", "tensorboard", "wandb", "mlflow"})
     assert {"torch", "flwr", "PIL"} <= images
     # ``datasets`` reads them, and loads pandas and scipy.
     assert images.isdisjoint(HYDRA | {"ray", "torchvision", "flwr_datasets", "matplotlib"})

@@ -64,30 +64,31 @@ class Clients:
     def send_and_receive(self, sent: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Ask all clients at the same time; return their replies in the order of the messages."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(lambda message: self._ask(message, timeout), sent))
+            asked = [(message, pool.submit(self._ask, message, timeout)) for message in sent]
+        # Not in the threads: numpy parses an array's header, in which Python 3.11.7 fails where two do it at once.
+        return [to_reply(message, *answer.result()) for message, answer in asked]
 
-    def _ask(self, message: Message, timeout: float | None) -> Message:
+    def _ask(self, message: Message, timeout: float | None) -> tuple[Reply | Exception | LocalFault, list[str]]:
+        """Return a client's answer, and the names of its arrays where they are not those of the message."""
         number, names = message.metadata.dst_node_id, list[str]()
         set_metadata(message, message_id=str(number))  # as replies name it
-        answer: Reply | Exception
         try:
             if message.metadata.message_type == messages.QUERY_CAPABILITY:
-                answer = self.proxies[number].get_properties(GetPropertiesIns({}), timeout=timeout, group_id=0)
-                promises = answer.properties.get(messages.MOMENTS) is True
+                said = self.proxies[number].get_properties(GetPropertiesIns({}), timeout=timeout, group_id=0)
+                promises = said.properties.get(messages.MOMENTS) is True
                 (self.promised.add if promises else self.promised.discard)(number)
-            elif number not in self.promised:
-                return Message(LocalFault("it promises no moments", "no handler"), reply_to=message)
-            else:
-                config = messages.read_config(message)
-                kind = str(config[messages.MOMENTS_KIND])
-                layers = {rate: self.federation.norms(rate) for rate in messages.read_rates(config, [])}
-                names = moment_names(kind, layers)
-                parameters = record_parameters(*messages.array_records(message.content).values())
-                asked = FitIns(parameters, to_scalars(message, messages.TASK_MOMENTS, kind))
-                answer = self.proxies[number].fit(asked, timeout=timeout, group_id=0)
+                return said, names
+            if number not in self.promised:
+                return LocalFault("it promises no moments", "no handler"), names
+            config = messages.read_config(message)
+            kind = str(config[messages.MOMENTS_KIND])
+            layers = {rate: self.federation.norms(rate) for rate in messages.read_rates(config, [])}
+            names = moment_names(kind, layers)
+            parameters = record_parameters(*messages.array_records(message.content).values())
+            asked = FitIns(parameters, to_scalars(message, messages.TASK_MOMENTS, kind))
+            return self.proxies[number].fit(asked, timeout=timeout, group_id=0), names
         except Exception as error:  # each of Flower's runtimes raises errors of its own
-            answer = error
-        return to_reply(message, answer, names)
+            return error, names
 
 
 def collect_answers(

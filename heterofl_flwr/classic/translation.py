@@ -98,8 +98,10 @@ def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], mom
     return Message(content, 0, kinds.get(str(config.get(messages.TASK)), "train"))
 
 
-def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:
+def to_reply(message: Message, answer: Reply | Exception | LocalFault, names: Sequence[str] = ()) -> Message:
     """Return the reply that a client's answer is; arrays have these names, or those of the message's parameters."""
+    if isinstance(answer, LocalFault):
+        return Message(answer, reply_to=message)
     if isinstance(answer, Exception):
         return fail(message, f"{type(answer).__name__}: {answer}")
     code = answer.status.code

@@ -86,12 +86,10 @@ def test_a_client_that_is_back_may_answer_for_moments():
     assert first.asked == ["properties", "properties", "moments"]
 
 
-@pytest.mark.parametrize(
-    ("remote", "merge", "mean"), [(True, "auto", 1.2), (False, "auto", 11), (False, "robust", 1.2), (True, "mean", 11)]
-)
-def test_moments_of_other_machines_are_merged_robustly(remote, merge, mean):
+@pytest.mark.parametrize(("remote", "mean"), [(True, 1.2), (False, 11)])
+def test_moments_of_other_machines_are_merged_robustly(remote, mean):
     fakes = [Normed(str(cid), said(1, 8, value)) for cid, value in enumerate([1.0, 1.1, 30.9])]
     if remote:
         fakes[0].bridge = None  # as clients of ``start_server`` have
-    strategy, *_ = evaluated(fakes, "a1", moments_merge=merge)
+    strategy, *_ = evaluated(fakes, "a1")
     assert strategy.moments[1.0].statistics("norm")[0].tolist() == pytest.approx([mean] * 8, abs=0.04)

@@ -106,19 +106,11 @@ def test_labels_travel_as_text():
 
 def test_failures_are_listed_by_client_where_flower_names_one():
     strategy, _, _, instructions = begin(clients(4), "a1", min_replies=1)
-    results = fit_all(instructions)[:1]
-    failures = [
-        (instructions[1][0], FitRes(FAILED, broken(), 0, {})),
-        (instructions[2][0], FitRes(Status(Code.FIT_NOT_IMPLEMENTED, ""), broken(), 0, {})),
-        ValueError("gone"),
-    ]
-    strategy.aggregate_fit(1, results, failures)
-    said = strategy.log.failures.values()
-    assert list(said) == [
-        "fit is not there",
-        "FIT_NOT_IMPLEMENTED",
-        "no result; ValueError: gone",
-    ]
+    failed = [FitRes(status, broken(), 0, {}) for status in (FAILED, Status(Code.FIT_NOT_IMPLEMENTED, ""))]
+    pairs = zip([proxy for proxy, _ in instructions[1:3]], failed, strict=True)
+    strategy.aggregate_fit(1, fit_all(instructions)[:1], [*pairs, ValueError("gone")])
+    said = ["fit is not there", "FIT_NOT_IMPLEMENTED", "no result; ValueError: gone"]
+    assert list(strategy.log.failures.values()) == said
 
 
 def test_results_of_clients_that_were_not_asked_do_not_count():
@@ -163,15 +155,14 @@ class TestEvaluation:
         assert HeteroFL(build).evaluate(3, parameters=parameters) is None
 
 
-class TestArrivals:
-    def test_clients_are_seen_at_once_under_a_server_app(self):
-        """Its ``wait_for`` alone would look for new nodes only every five seconds."""
+def test_clients_are_seen_at_once_under_a_server_app():
+    """Its ``wait_for`` alone would look for new nodes only every five seconds."""
 
-        class Lazy(SimpleClientManager):
-            def num_available(self):
-                for client in clients(2):
-                    self.register(client)
-                return super().num_available()
+    class Lazy(SimpleClientManager):
+        def num_available(self):
+            for client in clients(2):
+                self.register(client)
+            return super().num_available()
 
-        strategy = HeteroFL(build, wait=0.2)
-        assert len(strategy.configure_fit(1, strategy.initialize_parameters(SimpleClientManager()), Lazy())) == 2
+    strategy = HeteroFL(build, wait=0.2)
+    assert len(strategy.configure_fit(1, strategy.initialize_parameters(SimpleClientManager()), Lazy())) == 2

@@ -1,4 +1,4 @@
-"""Axes and coupled axes."""
+"""Axes, coupled axes, and regions of tensors."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Axis, axes_between
+from heterofl_flwr.core import Axis, axes_between, counting_mean, plan
 from heterofl_flwr.core.axes import build_channel_axis, positions
+from heterofl_flwr.core.counting_mean import nest
+from heterofl_flwr.core.plan import Region
 from heterofl_flwr.core.slice_rules import prefix
 from heterofl_flwr.errors import ShapeError
 from tests.core import strategies, twin
@@ -24,20 +26,14 @@ def test_an_axis_contains_another_that_keeps_no_more_positions(data, one):
     assert not Axis(one.full + 1, one.full + 1).contains(one)
 
 
-INVALID = {
-    "an axis of 4 entries cannot keep": [(4, 5), (4, -1)],
-    "of 8 entries does not divide into .* parts": [(8, 4, 3), (8, 3, 2), (8, 4, 0), (8, 4, -2)],
-    "expected 2 ascending positions below 8": [(8, 2, 1, own) for own in ((1,), (2, 1), (2, 2), (-1, 2), (6, 8))],
-    "expected 1 ascending positions below 4 of each part, got 1: 4": [(8, 2, 2, (4,))],
-    "expected 0 ascending positions": [(8, 0, 1, (0,))],
-}
+INVALID = [(4, 5), (4, -1), (8, 4, 3), (8, 3, 2), (8, 4, 0), (8, 4, -2), (8, 2, 2, (4,)), (8, 0, 1, (0,))]
+INVALID += [(8, 2, 1, own) for own in ((1,), (2, 1), (2, 2), (-1, 2), (6, 8))]
 
 
-@pytest.mark.parametrize(("reason", "cases"), INVALID.items(), ids=INVALID)
-def test_lengths_and_positions_that_do_not_fit_raise(reason, cases):
-    for axis in cases:
-        with pytest.raises(ShapeError, match=reason):
-            Axis(*axis)
+@pytest.mark.parametrize("axis", INVALID)
+def test_lengths_and_positions_that_do_not_fit_raise(axis):
+    with pytest.raises(ShapeError, match=r"cannot keep|does not divide into .* parts|ascending positions below"):
+        Axis(*axis)
 
 
 @pytest.mark.parametrize("as_sequence", [tuple, list, np.array, torch.tensor])
@@ -108,3 +104,32 @@ def test_a_choice_of_another_number_of_entries_is_refused():
     axis = build_channel_axis([(0, 0), (0, 0), (0, 1)], [(2, 1)])
     with pytest.raises(ValueError, match="expected 2 ascending positions"):
         axis.sliced(twin.rolling(1))
+
+
+@given(axes=strategies.axes(), transposed=st.booleans())
+def test_a_region_reads_what_the_twin_cuts(axes, transposed):
+    tensor = torch.randn([axis.full for axis in axes], generator=torch.Generator().manual_seed(0))
+    if transposed:  # the same values in another memory order
+        backwards = list(range(tensor.dim()))[::-1]
+        tensor = tensor.permute(backwards).contiguous().permute(backwards)
+    local = Region(tensor, axes).read()
+    assert torch.equal(local, twin.cut(tensor, twin.held(axes)))
+    assert local.is_contiguous()
+    assert not local.numel() or local.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
+
+
+def test_positions_that_clients_keep_are_not_kept_after_them():
+    caches = plan._find_geometry, counting_mean._nest_prefixes
+    sizes = set()
+    for start in range(1, 20):
+        axes = (Axis(30, 2, 1, (start, start + 1)),)
+        Region(torch.zeros(30), axes)
+        nest((axes,))
+        sizes.add(tuple(cache.cache_info().currsize for cache in caches))
+    assert len(sizes) == 1
+
+
+def test_slices_that_cross_or_choose_positions_are_no_chain():
+    assert nest(((Axis(2, 1), Axis(2, 2)), (Axis(2, 2), Axis(2, 1)))) is None
+    assert nest(((Axis(4, 2, 1, (1, 3)),),)) is None
+    assert nest(((Axis(4, 2, 2),), (Axis(4, 2),))) is None

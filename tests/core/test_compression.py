@@ -114,17 +114,11 @@ def test_a_change_in_half_precision_is_worked_out_in_single(form, size):
     torch.testing.assert_close(back, after["w"], atol=size / 250, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("form", "value", "said"),
-    [
-        ("float16", 70_000.0, r"parameter b changed by up to 70000, which float16 cannot carry: .*upload='float32'"),
-        ("int8", 1e300, r"parameter b changed by up to 1e\+300"),
-    ],
-)
-def test_a_change_that_a_form_cannot_carry_is_refused_by_name(form, value, said):
+@pytest.mark.parametrize(("form", "value"), [("float16", 70_000.0), ("int8", 1e300)])
+def test_a_change_that_a_form_cannot_carry_is_refused_by_name(form, value):
     before = {"a": torch.zeros(2), "b": torch.zeros(3, dtype=torch.float64)}
     after = {"a": torch.ones(2), "b": torch.tensor([1.0, value, 0.0], dtype=torch.float64)}
-    with pytest.raises(ReplyError, match=said):
+    with pytest.raises(ReplyError, match=rf"parameter b changed by up to .*, which {form} cannot carry"):
         compress(before, after, form, seed=0)
 
 

@@ -10,18 +10,7 @@ import torch
 
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.core import differential_privacy as gaussian
-from heterofl_flwr.core.differential_privacy import (
-    DEVIATION,
-    ORDERS,
-    Keystream,
-    clipped,
-    divergences,
-    draw,
-    epsilon,
-    in_steps,
-    noised,
-    released,
-)
+from heterofl_flwr.core.differential_privacy import DEVIATION, Keystream, draw
 from heterofl_flwr.core.reply_checks import norm_between
 
 STATE = {"w": torch.zeros(4, 4), "rows.weight": torch.zeros(3, 4)}
@@ -54,7 +43,7 @@ def test_the_aggregator_counts_who_held_each_entry_and_row():
 def test_noise_on_an_entry_is_that_on_the_sum_over_its_holders():
     mean, held = summed(value=1000.0)
     step, stream = 0.6 / DEVIATION, Keystream(KEY)
-    found = [released(STATE, mean, held, step, stream) for _ in range(3000)]
+    found = [gaussian.released(STATE, mean, held, step, stream) for _ in range(3000)]
     for name in STATE:
         draws = torch.stack([own[name] for own in found]) - 1000.0 * step * (held(name) > 0)
         for clients in (10, 8, 3, 1):
@@ -72,10 +61,12 @@ def test_sums_and_noise_lie_on_the_grid():
     mean, held = summed(value=3.0)
     old = {name: own.double() for name, own in STATE.items()}
     step = 2.0**-30
-    for name, own in released(old, mean, held, step, Keystream(KEY)).items():
+    for name, own in gaussian.released(old, mean, held, step, Keystream(KEY)).items():
         total = (own * held(name)) / step
         torch.testing.assert_close(total, total.round(), rtol=1e-15, atol=0)
-        assert torch.equal(noised((mean[name] * held(name)).round(), 1.0, Keystream(KEY)) % 1, torch.zeros_like(own))
+        assert torch.equal(
+            gaussian.noised((mean[name] * held(name)).round(), 1.0, Keystream(KEY)) % 1, torch.zeros_like(own)
+        )
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.999, 1.0, 1.001, 1e15])
@@ -85,7 +76,7 @@ def test_rounding_never_makes_a_vector_longer_than_the_bound(scale):
     generator = torch.Generator().manual_seed(0)
     vector = {"w": torch.randn(100_000, generator=generator).double(), "b": torch.full((9,), 0.75 * step).double()}
     length = math.hypot(*(own.norm().item() for own in vector.values()))
-    short = in_steps({name: own * scale / length for name, own in vector.items()}, 1.0, step)
+    short = gaussian.in_steps({name: own * scale / length for name, own in vector.items()}, 1.0, step)
     assert all(torch.equal(own, own.round()) for own in short.values())
     assert sum((own.long() ** 2).sum().item() for own in short.values()) <= round(step**-2)  # in whole numbers
 
@@ -94,11 +85,11 @@ def test_a_longer_change_is_shortened_and_a_shorter_one_left():
     before = {"w": torch.zeros(2), "b": torch.ones(1)}
     after = {"w": torch.tensor([3.0, 0.0]), "b": torch.tensor([5.0])}
     assert norm_between(after, before) == 5
-    short = clipped(before, after, 2.5)
+    short = gaussian.clipped(before, after, 2.5)
     assert norm_between(short, before) == pytest.approx(2.5, rel=1e-5)
     assert norm_between(short, before) <= 2.5
     torch.testing.assert_close(short["w"], torch.tensor([1.5, 0.0]))
-    assert clipped(before, after, 5.0) == after
+    assert gaussian.clipped(before, after, 5.0) == after
 
 
 KEY = bytes(range(32))
@@ -201,10 +192,10 @@ CASES = [(0.3, 1), (1.5, 100), (4.0, 2250)]
 @pytest.mark.parametrize("delta", [1e-3, 1e-8])
 def test_an_accepted_library_finds_the_same_at_the_same_orders(noise, releases, delta):
     rdp = pytest.importorskip("opacus.accountants.analysis.rdp")
-    spent = rdp.compute_rdp(q=1.0, noise_multiplier=noise, steps=releases, orders=ORDERS)
-    assert divergences(noise, releases) == pytest.approx(spent.tolist(), rel=1e-12)
-    expected, _ = rdp.get_privacy_spent(orders=ORDERS, rdp=spent, delta=delta)
-    assert epsilon(divergences(noise, releases), delta) == pytest.approx(expected, rel=1e-12)
+    spent = rdp.compute_rdp(q=1.0, noise_multiplier=noise, steps=releases, orders=gaussian.ORDERS)
+    assert gaussian.divergences(noise, releases) == pytest.approx(spent.tolist(), rel=1e-12)
+    expected, _ = rdp.get_privacy_spent(orders=gaussian.ORDERS, rdp=spent, delta=delta)
+    assert gaussian.epsilon(gaussian.divergences(noise, releases), delta) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("deviation", "order", "shift"), [(0.7, 1.1, 1), (0.7, 7.3, 3), (2.0, 2.5, 1), (2.0, 7.3, 3)])
@@ -216,5 +207,5 @@ def test_a_divergence_bounds_that_of_the_discrete_gaussian(deviation, order, shi
     total = math.fsum(math.exp(logs[value]) for value in values)
     terms = [math.exp(order * logs[value - shift] + (1 - order) * logs[value]) for value in values]
     found = math.log(math.fsum(terms) / total) / (order - 1)
-    (bound,) = divergences(deviation / shift, 1, [order])
+    (bound,) = gaussian.divergences(deviation / shift, 1, [order])
     assert found <= bound * (1 + 1e-9)

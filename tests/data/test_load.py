@@ -1,4 +1,4 @@
-"""Bundled digits, a user's function, the hub, and the real data sets where they are at hand."""
+"""Bundled digits, a user's function, the hub, and the real data sets where they are at hand; what is held out."""
 
 import sys
 import types
@@ -9,8 +9,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from heterofl_flwr.data import load_dataset, split_dataset
+from heterofl_flwr.data.convert import hold_out, number_owners
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.data.load import _load
 from heterofl_flwr.errors import DataError
@@ -168,3 +171,23 @@ def test_real_images(shared, tmp_path, name, hub_name, config, shape, first):
     assert data.train.inputs.std((0, 2, 3)).sub(1).abs().max() < 0.35  # the published deviations of CIFAR10 are low
     parts = split_dataset(data, "non-iid-2", 100, 0)
     assert {len(classes) for classes in parts.classes} == {1, 2}
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60))
+def test_every_fifth_of_each_group_is_held_out(groups):
+    """The slow twin counts through the groups one by one."""
+    seen, expected = dict.fromkeys(groups, 0), []
+    for group in groups:
+        seen[group] += 1
+        expected.append(seen[group] % 5 == 0)
+    if any(expected):
+        assert hold_out("here", torch.tensor(groups)).tolist() == expected
+    else:
+        with pytest.raises(DataError, match=f"here has no test split, and none of its {len(seen)} groups"):
+            hold_out("here", torch.tensor(groups))
+
+
+def test_owners_are_numbered_in_the_order_of_their_names():
+    assert [own.tolist() for own in number_owners(["b", "d", "b"], ["c", "d"])] == [[0, 2, 0], [1, 2]]
+    assert [own.tolist() for own in number_owners([10, 9, 10])] == [[1, 0, 1]]
+    assert number_owners(None, None) == []

@@ -1,16 +1,21 @@
-"""Waiting for clients, and asking the new ones what they can hold."""
+"""Waiting for clients, asking the new ones what they can hold, and asking nothing, or once, who does not evaluate."""
 
 import re
 import time
-from types import SimpleNamespace
+from collections import Counter
+from functools import partial
 
 import pytest
+from flwr.app import MetricRecord
+from flwr.clientapp import ClientApp
 
-from heterofl_flwr import Levels, Limits, LocalGrid
+from heterofl_flwr import Evaluation, Levels, Limits, LocalGrid
+from heterofl_flwr.client import answer_queries
 from heterofl_flwr.client_context import answer_capability
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability, Nodes
-from tests.federation.tiny import Watched, bare_reply, config, make_app, play
+from tests.federation import tiny
+from tests.federation.tiny import Watched, build, build_normed, config, judge, make_app, play
 
 
 class Arriving(Watched):
@@ -102,22 +107,14 @@ def test_whom_the_table_of_levels_names_need_not_say_anything():
 
 
 def no_partition(message, context):
-    return bare_reply(message, config=config())
+    return tiny.bare_reply(message, config=config())
 
 
-class Named(LocalGrid):
-    """A grid whose nodes are registered under names, in the opposite order."""
-
-    def get_nodes(self):
-        ids = list(self.get_node_ids())
-        return [SimpleNamespace(node_id=node_id, name=f"n{9 - rank}") for rank, node_id in enumerate(ids)]
-
-
-@pytest.mark.parametrize(("grid", "warnings"), [(Named, 0), (Watched, 1)])
+@pytest.mark.parametrize(("grid", "warnings"), [(partial(tiny.Named, names="dcba"), 0), (Watched, 1)])
 def test_without_partitions_names_or_ids_order_the_nodes(grid, warnings, caplog):
     found = play(make_app(capability=no_partition), "a1-c1", 4, grid=grid)
     ids = list(found.grid.get_node_ids())
-    ordered = ids[::-1] if grid is Named else sorted(ids)
+    ordered = sorted(ids) if warnings else ids[::-1]
     assert [found.strategy.federation.nodes.partition(node_id) for node_id in ordered] == [0, 1, 2, 3]
     said = "4 nodes name no partition-id of their node config and have no registered name"
     assert caplog.text.count(said) == warnings
@@ -142,3 +139,63 @@ class TestNodes:
         assert [node for node in first if node in nodes] == [node for node in first if node in present]
         assert nodes.trained == {*first, *then} & {*present}
         assert "says partition" not in caplog.text
+
+
+def _data(context):
+    return [tiny.inputs(context.node_config["partition-id"])]
+
+
+def bare_app(*, evaluates=False, moments=False):
+    """Return an app with a handler to train, and with no other but these."""
+    app = ClientApp()
+    answer_queries(app, build_normed, _data if moments else None)
+    app.train()(lambda message, context: tiny.add_one(message, context, build=build_normed))
+    if evaluates:
+        app.evaluate()(lambda message, context: judge(message, context, build=build_normed))
+    return app
+
+
+def run_three(app, build=build, nodes=3, evaluate_fn=None, **options):
+    """Return how often each kind of message was sent in each round, and the records."""
+    options = {"evaluation": Evaluation(), "start": {"evaluate_fn": evaluate_fn}, **options}
+    found = play(app, nodes=nodes, num_rounds=3, build=build, **options)
+    sent = [message for message in found.grid.sent if message.metadata.message_type != "query.capability"]
+    return Counter((m.metadata.message_type, m.content["config"]["server-round"]) for m in sent), found.records
+
+
+def test_with_a_fraction_of_none_the_server_evaluates_alone():
+    options = {"evaluate_fn": lambda number, arrays: MetricRecord({"global-accuracy": number / 10})}
+    sent, records = run_three(make_app(build=build_normed), build_normed, fraction_evaluate=0.0, **options)
+    assert {kind for kind, _ in sent} == {"train"}
+    assert [record.evaluate for record in records] == [{"global-accuracy": number / 10} for number in (1, 2, 3)]
+    assert all(not record.evaluate_failures and not record.partial for record in records)
+
+
+def test_an_app_without_evaluate_is_asked_once(caplog):
+    sent, records = run_three(bare_app(), build_normed, evaluation=Evaluation(static_norm=False))
+    assert sent["evaluate", 1] == 3
+    assert ("evaluate", 2) not in sent
+    assert caplog.text.count("fraction_evaluate=0.0") == 1
+    assert "3 of 3 clients have no handler" in caplog.text
+    assert all(record.evaluate == {} and not record.evaluate_failures for record in records)
+    assert all(record.evaluate_asked == 0 for record in records)
+
+
+def test_an_app_without_moments_is_asked_once_and_evaluates(caplog):
+    sent, records = run_three(bare_app(evaluates=True), build_normed)
+    assert (sent["query.moments", 1], sent["query.moments", 2]) == (3, 0)
+    assert [sent["evaluate", number] for number in (1, 2, 3)] == [3, 3, 3]
+    assert caplog.text.count("Evaluation(static_norm=False)") == 1
+    assert records[-1].evaluate["coverage"] == 1.0
+
+
+def test_a_client_that_lacks_a_handler_costs_the_others_nothing():
+    def lacks(message, context):
+        if context.node_config["partition-id"] == 1:
+            raise ValueError("No evaluate function registered with name 'default'")
+        return judge(message, context)
+
+    sent, records = run_three(make_app(evaluate=lacks))
+    assert [sent["evaluate", number] for number in (1, 2, 3)] == [3, 2, 2]
+    assert [record.evaluate["coverage"] for record in records] == [2 / 3] * 3
+    assert not any(record.partial for record in records)

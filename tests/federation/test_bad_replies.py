@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
@@ -91,13 +90,6 @@ def test_a_round_where_all_fail_names_the_causes(kind):
     with pytest.raises(RoundError, match=rf"(?s)round 1: 0 of 2 .* partition 0.*: .*{cause}") as info:
         play(make_app(train), nodes=2)
     assert isinstance(info.value, AggregationError)  # Flower's own error, and ours
-
-
-def test_a_client_without_examples_counts_as_one_client():
-    run = play(make_app(odd={1: with_numbers(**{"num-examples": 0})}), nodes=2)
-    strategy, state = run.strategy, run.state
-    assert strategy.log.failures == {}
-    torch.testing.assert_close(state["hidden.bias"], strategy.federation.initial_state()["hidden.bias"] + 0.5)
 
 
 def test_a_floor_above_the_clients_fails_before_they_train():

@@ -5,15 +5,15 @@ import re
 import pytest
 from flwr.app import ArrayRecord, MetricRecord
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
+from heterofl_flwr import Evaluation
 from heterofl_flwr.client import reply
 from heterofl_flwr.federation.records import RoundCallback, RunState
-from tests.federation.tiny import Watched, bare_reply, build, config, crash, make_app, play
+from tests.federation.tiny import bare_reply, build, config, crash, make_app, play
 
 
-def run(grid, mix="a1-c1", num_rounds=1, evaluate_fn=None, **evaluation):
-    strategy = HeteroFL(build, mix, evaluation=Evaluation(**evaluation))
-    return strategy, strategy.start(grid, num_rounds=num_rounds, evaluate_fn=evaluate_fn)
+def run(app=None, nodes=2, num_rounds=1, evaluate_fn=None, **evaluation):
+    options = {"evaluation": Evaluation(**evaluation), "start": {"evaluate_fn": evaluate_fn}}
+    return play(app, "a1-c1", nodes, num_rounds, **options)
 
 
 @pytest.mark.parametrize(
@@ -21,48 +21,46 @@ def run(grid, mix="a1-c1", num_rounds=1, evaluate_fn=None, **evaluation):
 )
 def test_every_k_rounds_and_after_the_last(every, num_rounds, rounds):
     central = []
-    with LocalGrid(make_app(), 2) as grid:
-        _, result = run(grid, num_rounds=num_rounds, every=every, evaluate_fn=lambda number, _: central.append(number))
-    assert list(result.evaluate_metrics_clientapp) == rounds
+    found = run(num_rounds=num_rounds, every=every, evaluate_fn=lambda number, _: central.append(number))
+    assert list(found.result.evaluate_metrics_clientapp) == rounds
     assert central == ([0, *rounds] if every else [])
 
 
 def test_all_nodes_evaluate_the_global_model():
-    with Watched(make_app(), 4) as grid:
-        strategy, result = run(grid)
-        sent = grid.of("evaluate")
+    found = run(nodes=4)
+    sent = found.grid.of("evaluate")
     assert [message.content["config"]["rate"] for message in sent] == [1.0] * 4
     assert [list(message.content["config"]["rates"]) for message in sent] == [[1.0]] * 4
     assert len({id(message.content["arrays"]) for message in sent}) == 1
     # Partitions 0 to 3 have an accuracy of one over their number plus one, and as many examples: the mean is 4 / 10.
-    metrics = result.evaluate_metrics_clientapp[1]
+    metrics = found.result.evaluate_metrics_clientapp[1]
     assert metrics["local-accuracy"] == pytest.approx(0.4)
     assert metrics["worst-accuracy"] == pytest.approx(0.25)
     assert metrics["coverage"] == 1.0
-    assert strategy.log.evaluate == dict(metrics)
+    assert found.log.evaluate == dict(metrics)
 
 
 LEVELS = {0: "a", 1: "b", 2: "e", 3: "b"}
 
 
-def capable(nodes=LEVELS, fraction=1.0, mix="a1-b1-c1", metrics=None, **options):
+def capable(nodes=LEVELS, metrics=None, **options):
     node_config = {number: {"level": level} for number, level in nodes.items()}.__getitem__
-    with Watched(make_app(), len(nodes), node_config=node_config) as grid:
-        evaluation = Evaluation(**options)
-        more = {"evaluation": evaluation, "evaluate_metrics_aggr_fn": metrics}
-        strategy = HeteroFL(build, mix, fraction_evaluate=fraction, **more)
-        strategy.start(grid, num_rounds=1)
-        asked = {grid.partition_of(m): list(m.content["config"]["rates"]) for m in grid.of("evaluate")}
-    return strategy, asked
+    more = {"evaluation": Evaluation(**options), "evaluate_metrics_aggr_fn": metrics}
+    found = play(None, "a1-b1-c1", len(nodes), node_config=node_config, **more)
+    asked = {found.grid.partition_of(m): list(m.content["config"]["rates"]) for m in found.grid.of("evaluate")}
+    return found.strategy, asked
 
 
-def test_capable_nodes_evaluate_the_levels_that_they_can_hold():
-    strategy, asked = capable(levels=True)
-    assert asked == {0: [1.0, 0.5, 0.25], 1: [0.5, 0.25], 3: [0.5, 0.25]}
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [(True, {0: [1.0, 0.5, 0.25], 1: [0.5, 0.25], 3: [0.5, 0.25]}), (False, {0: [1.0], 1: [0.5], 3: [0.5]})],
+)
+def test_capable_nodes_evaluate_the_levels_that_they_can_hold(levels, expected):
+    strategy, asked = capable(levels=levels)
+    assert asked == expected
     assert strategy.log.evaluate["coverage"] == 0.25
     assert strategy.log.evaluate["local-accuracy"] == 1.0  # of partition 0, which alone held the global model
     assert strategy.log.evaluate_by_level["b"]["local-accuracy"] == pytest.approx((2 / 2 + 4 / 4) / (2 + 4))
-    assert set(strategy.log.evaluate_by_level["a"]) == {"output"}
 
 
 def test_a_metrics_function_sees_the_global_model_alone():
@@ -73,13 +71,6 @@ def test_a_metrics_function_sees_the_global_model_alone():
     assert len(asked) == 3
     assert (strategy.log.evaluate["clients"], strategy.log.evaluate["local-accuracy"]) == (1, 1.0)
     assert "clients" not in capable({0: "b", 1: "c"}, levels=True, metrics=count)[0].log.evaluate
-
-
-def test_by_default_a_node_that_names_its_level_evaluates_that():
-    strategy, asked = capable()
-    assert asked == {0: [1.0], 1: [0.5], 3: [0.5]}
-    assert (strategy.log.evaluate["coverage"], strategy.log.evaluate["local-accuracy"]) == (0.25, 1.0)
-    assert strategy.log.evaluate_by_level["b"]["local-accuracy"] == pytest.approx((2 / 2 + 4 / 4) / (2 + 4))
 
 
 def test_where_no_node_is_capable_the_run_goes_on(caplog):
@@ -109,10 +100,9 @@ def test_evaluations_that_cannot_be_used_are_left_out_and_named():
             return BAD[partition][0](message, context)
         return reply(message, num_examples=2, metrics={"local-accuracy": 0.5})
 
-    with LocalGrid(make_app(evaluate=sometimes), len(BAD) + 1) as grid:
-        strategy, result = run(grid)
-    assert result.evaluate_metrics_clientapp[1]["local-accuracy"] == 0.5
-    for (_, named), (_, found) in zip(BAD, sorted(strategy.log.evaluate_failures.items()), strict=True):
+    log = run(make_app(evaluate=sometimes), len(BAD) + 1).log
+    assert log.evaluate["local-accuracy"] == 0.5
+    for (_, named), (_, found) in zip(BAD, sorted(log.evaluate_failures.items()), strict=True):
         assert re.search(named, found)
 
 
@@ -183,13 +173,12 @@ def test_the_server_evaluates_the_initial_and_each_new_model():
         seen[server_round] = arrays.to_torch_state_dict()["hidden.bias"]
         return MetricRecord({"global-accuracy": server_round, "by-class": [0.1, 0.2]}) if server_round != 1 else None
 
-    with LocalGrid(make_app(), 2) as grid:
-        strategy, result = run(grid, num_rounds=2, evaluate_fn=central)
+    found = run(num_rounds=2, evaluate_fn=central)
     assert list(seen) == [0, 1, 2]
     assert not seen[0].equal(seen[1])
-    assert list(result.evaluate_metrics_serverapp) == [0, 2]
-    assert strategy.log.evaluate["global-accuracy"] == 2.0
-    assert "by-class" not in strategy.log.evaluate
+    assert list(found.result.evaluate_metrics_serverapp) == [0, 2]
+    assert found.log.evaluate["global-accuracy"] == 2.0
+    assert "by-class" not in found.log.evaluate
 
 
 def test_a_run_that_goes_on_does_not_evaluate_its_start_again():

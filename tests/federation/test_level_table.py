@@ -1,20 +1,20 @@
 """Levels: what a node says changes no other's, and what the server's table and bound say of them."""
 
 import re
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr import HeteroFL, Levels, Limits, LocalGrid, Mix
+from heterofl_flwr import HeteroFL, Levels, Limits, Mix
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.options import Options
-from tests.federation.tiny import build, make_app, play
+from tests.federation.tiny import Named, build, make_app, play
 
 MIXES = ["a1-b1-c1-d1-e1", "a1-e1", "a1-e9", "b2-c3"]
 NEVER = Evaluation(every=0)
@@ -82,20 +82,16 @@ def test_a_model_that_nobody_can_hold_is_warned_of(caplog, assignment, level, un
     assert said == ([str(untrained)] if untrained else [])
 
 
-class Named(LocalGrid):
-    """A grid whose nodes are registered as alice, bob and carol."""
-
-    def get_nodes(self):
-        names = ["alice", "bob", "carol"]
-        return [SimpleNamespace(node_id=own, name=name) for own, name in zip(self.get_node_ids(), names, strict=True)]
-
-
 def rates(levels, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_rounds=1, **options):
     def train(message, context):
         return reply(message, submodel(message, build), num_examples=1, capacity=capacity)
 
     node_config = [{"level": level} if level else {} for level in said].__getitem__
-    options |= {"limits": Limits(levels=levels), "grid": Named, "node_config": node_config}
+    options |= {
+        "limits": Limits(levels=levels),
+        "grid": partial(Named, names=("alice", "bob", "carol")),
+        "node_config": node_config,
+    }
     return list(play(make_app(train), mix, 3, num_rounds, **options).log.rates.values())
 
 

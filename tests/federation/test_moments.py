@@ -8,14 +8,14 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Windowed, packing
-from heterofl_flwr.client import answer_moments, reply, submodel
+from heterofl_flwr.client import answer_moments
 from heterofl_flwr.errors import DataError, RoundError
 from heterofl_flwr.federation.evaluation_round import MomentsSum
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.options import Limits
 from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.moments import LayerMoments, Moments
-from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
+from heterofl_flwr.nn.static_norm import collect_moments
 from tests.federation import tiny
 from tests.federation.tiny import Keep, Watched, bare_reply, build_normed, config, equal, inputs, judge, make_app, play
 
@@ -40,26 +40,6 @@ def test_merged_moments_are_those_of_all_data_in_one_place(moments, wrap):
         central = collect_moments(model, [inputs(partition) for partition in range(4)], kind=moments)
         for one, two in zip(merged.statistics("norm"), central.statistics("norm"), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("static_norm", [True, False])
-def test_clients_evaluate_with_merged_moments_or_by_batch(static_norm):
-    outputs = {}
-
-    def evaluate(message, context):
-        partition = context.node_config["partition-id"]
-        outputs[partition] = submodel(message, build_normed)(inputs(partition)).detach()
-        return reply(message, num_examples=1)
-
-    found = run(3, evaluate=evaluate, static_norm=static_norm)
-    model = build_normed(1.0).train()
-    load_parameters(model, found.state)
-    if static_norm:
-        model = with_static_norm(model, found.strategy.moments[1.0])
-    else:
-        assert found.grid.of("query.moments") == []
-    for partition, output in outputs.items():
-        torch.testing.assert_close(output, model(inputs(partition)).detach())
 
 
 def test_moments_stay_until_the_next_evaluation_and_a_new_run():

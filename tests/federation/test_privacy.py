@@ -16,18 +16,8 @@ from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import restore
 from heterofl_flwr.stages.privacy import Spent, clip_moments, noise_moments
-from tests.federation.tiny import (
-    Watched,
-    add_one,
-    bare_reply,
-    build,
-    build_normed,
-    config,
-    equal,
-    inputs,
-    make_app,
-    play,
-)
+from tests.federation import tiny
+from tests.federation.tiny import add_one, build, build_normed, config, make_app, play
 
 
 def run(privacy, build=build, num_rounds=1, nodes=3, train=add_one, **options):
@@ -54,7 +44,7 @@ def test_a_client_shortens_its_change_before_it_sends_it(upload, rounding):
     assert lengths == [pytest.approx(0.5, rel=rounding + 1e-5)] * 3
     assert max(lengths) <= 0.5 * (1 + rounding)
     if upload == "float32":  # what the server alone shortens has the same bits
-        assert equal(run(Privacy(clip=0.5), train=deaf)[1], clipped_twice)
+        assert tiny.equal(run(Privacy(clip=0.5), train=deaf)[1], clipped_twice)
 
 
 def deaf(message, context):
@@ -71,7 +61,7 @@ def test_noise_differs_and_is_only_on_what_somebody_held():
         torch.manual_seed(0)
         states.append(run(Privacy(clip=1, noise=1), **options)[1])
     strategy, _, _ = run(Privacy(), **options)
-    assert not equal(*states)
+    assert not tiny.equal(*states)
     (rate,) = strategy.log.rates.values()
     for name, own in strategy.federation.plan(rate).axes.items():
         held = torch.zeros_like(before[name], dtype=torch.bool)
@@ -118,7 +108,7 @@ class Kept:
 )
 def test_a_release_is_counted_on_disk_before_anybody_gets_it(full_at, sent):
     """What a run gave away right before it died counted for nothing: five models were sent, and two accounted for."""
-    with Watched(make_app(build=build_normed), 3) as grid:
+    with tiny.Watched(make_app(build=build_normed), 3) as grid:
         strategy = HeteroFL(build_normed, "a1", privacy=Privacy(clip=1, noise=1))
         strategy.spent.keep_in(Kept(full_at))
         with pytest.raises(HeteroFLError, match="disk full"):
@@ -192,10 +182,12 @@ def test_noisy_statistics_are_those_of_shortened_moments(moments, nodes):
     found = []
 
     def answer(message, context):
-        own = collect_moments(build_normed(1.0), [inputs(context.node_config["partition-id"])], moments).layers["norm"]
+        own = collect_moments(build_normed(1.0), [tiny.inputs(context.node_config["partition-id"])], moments).layers[
+            "norm"
+        ]
         found.append((own.first / own.count, own.second / own.count))
         record = packing.pack_moments({1.0: Moments(moments, {"norm": own})})
-        return bare_reply(message, moments=record, config=config())
+        return tiny.bare_reply(message, moments=record, config=config())
 
     app, fidelity = make_app(build=build_normed, moments=answer), Fidelity.of("paper", moments=moments)
     options = {"privacy": Privacy(clip=1, noise=1e-6, moments_clip=100), "min_available_nodes": 1}

@@ -5,7 +5,7 @@ import torch
 
 from heterofl_flwr import Adam, Momentum, Robust
 from heterofl_flwr.client import reply, submodel
-from tests.federation.tiny import build, crash, equal, make_app, play
+from tests.federation.tiny import build, make_app, play
 
 MEANS = ["trimmed", "median"]
 
@@ -48,20 +48,3 @@ def test_the_only_holder_turns_an_entry_round_unless_few_keep(options):
 @pytest.mark.parametrize("optimizer", [Momentum(server_momentum=0.5), Adam()])
 def test_a_server_optimizer_steps_along_what_is_robust(mean, optimizer):
     assert gains(Robust(mean=mean, few="keep"), stages=[optimizer] if optimizer else [], num_rounds=2).min() >= 0
-
-
-@pytest.mark.parametrize("optimizer", [Momentum(server_momentum=0.5), Adam()])
-def test_old_values_stay_whatever_a_server_optimizer_has(optimizer):
-    """All six train in the first round, and one alone in the second."""
-
-    def once(message, context):
-        if message.content["config"]["server-round"] == 1:
-            return train(message, context)
-        return crash(message, context)
-
-    options = {"robust": Robust(few="keep"), "stages": [optimizer], "min_replies": 1}
-    app = make_app(train, odd=dict.fromkeys(range(1, 6), once))
-    one, two = (play(app, "a1", 6, num_rounds, **options) for num_rounds in (1, 2))
-    assert list(two.log.failures) == [1, 2, 3, 4, 5]
-    assert equal(one.state, two.state)
-    assert equal(*(run.strategy.chain.state() for run in (one, two)))

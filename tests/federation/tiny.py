@@ -136,6 +136,18 @@ class Watched(LocalGrid):
         return list(self.get_node_ids()).index(message.metadata.dst_node_id)
 
 
+class Named(LocalGrid):
+    """A grid whose nodes are registered under names."""
+
+    def __init__(self, *args, names: Iterable[str], **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._names = names
+
+    def get_nodes(self) -> Iterable[SimpleNamespace]:
+        pairs = zip(self.get_node_ids(), self._names, strict=True)
+        return [SimpleNamespace(node_id=node_id, name=name) for node_id, name in pairs]
+
+
 class Shuffled(LocalGrid):
     """A grid whose replies come in another order each time, and some twice."""
 

@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from heterofl_flwr import DeviceProfile, Devices, HeteroFL, LocalGrid, SimulatedDevices
 from heterofl_flwr.grids.arrivals import SimulatedArrivals
 from heterofl_flwr.grids.devices import Turn
-from tests.federation.tiny import NEVER, Keep, build, crash, equal, make_app
+from tests.federation.tiny import NEVER, build, crash, equal, make_app, play
 
 LINKS = {"download": 1e12, "upload": 1e12, "compute_watts": 2.0}
 PACE = DeviceProfile(macs_per_second=1.0, **LINKS)
@@ -87,28 +87,24 @@ def test_time_goes_on_from_message_to_message():
             assert grid.seconds == pytest.approx(server_round, rel=1e-6)
 
 
-def run(wrap, *, spare=0.0, number=4):
-    keep = Keep()
-    options = {"evaluation": NEVER, "callbacks": [keep], "spare": spare, "fraction_train": 0.5}
-    strategy = HeteroFL(build, "a1-c1", **options)
-    with LocalGrid(make_app(), number) as grid:
-        result = strategy.start(wrap(grid), num_rounds=3)
-    return result.arrays.to_torch_state_dict(), keep.records
+def run(wrap, **options):
+    return play(None, "a1-c1", 4, 3, wrap=wrap, fraction_train=0.5, **options)
 
 
 def test_rounds_that_wait_are_those_of_simulated_devices():
     devices = Devices({"a": PACE}, takes(3, 1, 4, 2))
-    found, records = run(lambda grid: SimulatedArrivals(grid, devices))
-    expected, others = run(lambda grid: SimulatedDevices(grid, devices))
-    assert equal(found, expected)
-    for record, other in zip(records, others, strict=True):
+    found, expected = (
+        run(lambda grid, kind=kind: kind(grid, devices)) for kind in (SimulatedArrivals, SimulatedDevices)
+    )
+    assert equal(found.state, expected.state)
+    for record, other in zip(found.records, expected.records, strict=True):
         assert record.simulated_seconds == pytest.approx(other.simulated_seconds, rel=1e-6)
         assert record.joules == pytest.approx(other.joules, rel=1e-6)
 
 
 def test_with_spare_clients_a_round_ends_with_the_last_it_needs():
     devices = Devices({"a": PACE}, takes(3, 1, 4, 2))
-    _, records = run(lambda grid: SimulatedArrivals(grid, devices), spare=1.0)
+    records = run(lambda grid: SimulatedArrivals(grid, devices), spare=1.0).records
     assert [round(record.simulated_seconds, 6) for record in records] == [2, 2, 2]
     mean = (1 * 2 + 3 * 4) / (2 + 4)  # of the fast clients 1 and 3: their losses, weighted by their examples
     assert [record.train["loss"] for record in records] == pytest.approx([mean] * 3)

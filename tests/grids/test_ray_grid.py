@@ -1,12 +1,14 @@
-"""``RayGrid``: what ``LocalGrid`` does, in Ray actors, which are replaced when they die."""
+"""``RayGrid``: what ``LocalGrid`` does, in Ray actors, which are replaced when they die; and how it joins a cluster."""
 
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from flwr.clientapp import ClientApp
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.compat import ErrorCode
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from tests.federation.tiny import Keep, equal
 
@@ -299,3 +301,43 @@ def test_nothing_is_left_of_a_ray_that_a_closed_grid_has_started(apps, gone):
         assert script.stdout.readline() == "closed\n"
         assert gone(map(int, pids))
         assert not Path(folder).parent.exists()
+
+
+ray_session = pytest.importorskip("heterofl_flwr.grids.ray_session", exc_type=ImportError)
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """Name an address of this machine as the cluster's, at which nobody listens yet."""
+    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{place.getsockname()[1]}")
+        yield place
+
+
+def test_an_address_at_which_nobody_listens_raises_soon(place):
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"no Ray answers at RAY_ADDRESS='127\.0\.0\.1:.*refused"):
+        ray_session._connect({})
+    assert time.monotonic() - began < ray_session.SECONDS_TO_CONNECT
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(None, True), ("disabled", True), ("token", False)])
+def test_a_cluster_without_a_token_is_warned_of(place, monkeypatch, caplog, mode, warned):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setattr(ray_session, "_init", lambda: None)
+    place.listen()
+    with caplog.at_level(logging.WARNING):
+        ray_session._connect({})
+    assert ("asks for no token" in caplog.text) == warned
+
+
+def test_a_process_of_rays_own_that_has_ended_is_named(monkeypatch):
+    process = SimpleNamespace(process=SimpleNamespace(poll=lambda: -9))
+    node = SimpleNamespace(all_processes={"gcs_server": [], "raylet": [process]})
+    monkeypatch.setattr(ray_session.ray._private.worker, "_global_node", node)
+    with pytest.raises(HeteroFLError, match=r"its process raylet has ended \(exit code -9\)"):
+        ray_session.check_alive()

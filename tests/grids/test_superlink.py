@@ -14,19 +14,8 @@ from heterofl_flwr import superlink as guarding
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.superlink import Guarded, guard
 from tests.hostile import changes as to
-from tests.hostile import superlink
-from tests.hostile.uploads import (
-    FORGERIES,
-    announced_flat,
-    announced_with_a_gap,
-    as_it_is,
-    many_empty_objects,
-    many_small_objects,
-    outgoing,
-    repeated_chunk,
-    replaced,
-    withheld,
-)
+from tests.hostile import superlink, uploads
+from tests.hostile.uploads import FORGERIES, as_it_is
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -53,7 +42,7 @@ def connected(forge):
 
     def answer(asked):
         good = honest(asked.message_id, asked.dst_node_id)
-        return [outgoing(good, lambda reply: forge(asked.dst_node_id, reply))]
+        return [uploads.outgoing(good, lambda reply: forge(asked.dst_node_id, reply))]
 
     return superlink.connected(answer)[0]
 
@@ -105,7 +94,7 @@ def spoiled(kept, number, edits, reply):
     if kept is not None:
         return replace(whole, objects={**whole.objects, **dict.fromkeys(names[kept::2])})
     old = names[number % len(names)]
-    return replaced(whole, old, to.damage(edits, whole.objects[old].partition(b"\x00")[2]))
+    return uploads.replaced(whole, old, to.damage(edits, whole.objects[old].partition(b"\x00")[2]))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the identity, which stays as it is
@@ -120,7 +109,7 @@ def test_any_bytes_are_an_error_of_their_node_alone(kept, number, edits):
     assert {11, 13} <= {node_id for node_id, reply in found.items() if not reply.has_error()}
 
 
-@pytest.mark.parametrize("announce", [announced_flat, announced_with_a_gap])
+@pytest.mark.parametrize("announce", [uploads.announced_flat, uploads.announced_with_a_gap])
 def test_what_a_node_announces_binds_no_other(announce):
     grid = connected(hostile_node(11, announce))  # the first, so that the SuperLink keeps what it says
     found = replies_of(guard(grid, lambda message: LARGEST))
@@ -129,12 +118,12 @@ def test_what_a_node_announces_binds_no_other(announce):
 
 
 def test_no_more_of_a_reply_is_fetched_than_it_may_have():
-    grid = connected(hostile_node(12, many_empty_objects))
+    grid = connected(hostile_node(12, uploads.many_empty_objects))
     replies_of(guard(grid, lambda message: LARGEST), nodes=[12])
     assert grid._client.pulls <= 2  # the message, and the record dict that names too many
 
 
-@pytest.mark.parametrize("forge", [withheld, many_small_objects(5000)])
+@pytest.mark.parametrize("forge", [uploads.withheld, uploads.many_small_objects(5000)])
 def test_stalling_nodes_hold_up_neither_others_nor_the_deadline(forge, monkeypatch):
     stalling, honest_nodes = range(10), range(10, 20)
     grid = connected(lambda node_id, reply: (forge if node_id in stalling else as_it_is)(reply))
@@ -151,7 +140,7 @@ def test_objects_that_come_late_are_taken():
 
     def slow(reply):
         late.update(as_it_is(reply).objects)
-        return withheld(reply)
+        return uploads.withheld(reply)
 
     grid = connected(hostile_node(12, slow))
     guarded = guard(grid, lambda message: LARGEST)
@@ -165,7 +154,7 @@ def test_objects_that_come_late_are_taken():
 
 
 def test_a_window_over_a_superlink_is_guarded_too():
-    grid = connected(hostile_node(12, repeated_chunk))
+    grid = connected(hostile_node(12, uploads.repeated_chunk))
     found = replies_of(guard(Windowed(grid, 2), lambda message: LARGEST))
     assert {node_id: reply.has_error() for node_id, reply in found.items()} == {11: False, 12: True, 13: False}
 

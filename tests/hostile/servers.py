@@ -105,6 +105,9 @@ class Client(Fake):
 
     change = None
 
+    def __init__(self, cid):
+        super().__init__(cid, moments=self._moments)
+
     def get_properties(self, ins, timeout, group_id):
         own = Envelope(config={"partition": int(self.cid), "num-partitions": CLIENTS, "moments": True})
         if self.change is not None:
@@ -112,7 +115,7 @@ class Client(Fake):
         self.says = own.config
         return super().get_properties(ins, timeout, group_id)
 
-    def fit(self, ins, timeout, group_id):
+    def _moments(self, ins):
         arrays = parameters_to_ndarrays(ins.parameters)
         own = Envelope.of_fit(
             *classic.answer_moments(arrays, ins.config, build_normed, lambda: [inputs(int(self.cid))])

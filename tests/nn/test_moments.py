@@ -8,16 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError, ShapeError
-from heterofl_flwr.nn.moments import (
-    CLOSE,
-    SPREAD,
-    WEIGHT,
-    LayerMoments,
-    Moments,
-    build_layer_moments,
-    check_possible,
-    sum_robust,
-)
+from heterofl_flwr.nn import moments as module
+from heterofl_flwr.nn.moments import LayerMoments, Moments, check_possible, sum_robust
 from heterofl_flwr.nn.static_norm import collect_moments
 
 
@@ -119,13 +111,13 @@ SAID = st.tuples(
 def _client(kind, count, mean, variance):
     """Return the moments of one layer of one channel."""
     return Moments(
-        kind, {"bn": build_layer_moments(kind, count, *torch.tensor([[mean], [variance]], dtype=torch.float64))}
+        kind, {"bn": module.build_layer_moments(kind, count, *torch.tensor([[mean], [variance]], dtype=torch.float64))}
     )
 
 
 def _near(value, values, close):
     middle = median(values)
-    reach = max(SPREAD * median(abs(own - middle) for own in values), close)
+    reach = max(module.SPREAD * median(abs(own - middle) for own in values), close)
     return min(max(value, middle - reach), middle + reach)
 
 
@@ -135,9 +127,9 @@ def _slow_robust(kind, said):
     usual = median(variances)
     near = [
         (
-            min(count, int(WEIGHT * median(counts))),
-            _near(mean, means, CLOSE * usual**0.5),
-            _near(variance, variances, CLOSE * usual),
+            min(count, int(module.WEIGHT * median(counts))),
+            _near(mean, means, module.CLOSE * usual**0.5),
+            _near(variance, variances, module.CLOSE * usual),
         )
         for count, mean, variance in said
     ]
@@ -175,10 +167,10 @@ def test_clients_that_agree_are_joined_bit_for_bit_as_plainly(kind, said):
 def test_a_minority_of_liars_moves_a_mean_within_reach(kind, honest, lies):
     mean, variance = sum_robust([_client(kind, *own) for own in [*lies, *honest]]).statistics("bn")
     _, means, variances = zip(*honest, strict=True)
-    wide = max(SPREAD * (max(means) - min(means)), CLOSE * max(variances) ** 0.5)
+    wide = max(module.SPREAD * (max(means) - min(means)), module.CLOSE * max(variances) ** 0.5)
     assert min(means) - wide - 1e-3 <= mean <= max(means) + wide + 1e-3
     between = (max(means) - min(means) + 2 * wide) ** 2 if kind == "fixed" else 0
-    most = max(SPREAD * (max(variances) - min(variances)), CLOSE * max(variances))
+    most = max(module.SPREAD * (max(variances) - min(variances)), module.CLOSE * max(variances))
     assert 0 <= variance <= (max(variances) + most + between) * (1 + 1e-6)
 
 

@@ -1,7 +1,5 @@
 import io
 import re
-import subprocess
-import sys
 
 import pytest
 from rich.console import Console as RichConsole
@@ -28,16 +26,10 @@ def test_a_round_is_one_line_of_names_and_values(fake, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     assert shown(fake, force_terminal=True).splitlines() == lines
     assert len(lines) == 11
-    assert lines[0].startswith("rounds 1 to 10, a model of")
-    accuracy = fake.progress(2, 10).record.evaluate["global-accuracy"]
+    accuracy = 100 * fake.progress(2, 10).record.evaluate["global-accuracy"]
     found = r"round 2/10 took=[\d.]+s left=\d+s failed=0 coverage=40% train-loss=[\d.]+"
-    assert re.match(rf"{found} global={100 * accuracy:.1f}% local=[\d.]+%", lines[2])
-    assert re.search(r" failed=1 train-loss=", lines[3])
-    keys = {tuple(re.findall(r" ([\w-]+)=", line)) for line in lines[2:10]}
-    trained, evaluated = ("took", "left", "failed"), ("coverage", "train-loss", "global", "local", "worst")
-    assert keys == {(*trained, *evaluated, "sent", "lr"), (*trained, "train-loss", "sent", "lr")}  # never cut
-    assert "left=" not in lines[-1]
-    assert not re.search(r"[^\x20-\x7e\n]", "\n".join(lines))
+    assert re.match(rf"{found} global={accuracy:.1f}% local=[\d.]+% worst=[\d.]+% sent=\S+ lr=0.1$", lines[2])
+    assert "\n".join(lines).isascii()
 
 
 def test_time_left_is_that_of_the_rounds_to_come(fake):
@@ -60,10 +52,3 @@ def test_a_long_round_says_how_far_it_is(monkeypatch):
     (line,) = stream.getvalue().splitlines()[1:]
     told = "round 1/20: 2 of 10 clients have trained, 2.5 steps/s, 2 min 40 s to go; training of all 20 rounds takes"
     assert line.startswith(told)
-
-
-@pytest.mark.slow
-def test_importing_the_reports_loads_neither_pyplot_nor_trackers():
-    code = "import sys, heterofl_flwr.report; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {"matplotlib.pyplot", "tensorboard", "wandb", "mlflow"}.isdisjoint(done.stdout.split())

@@ -12,36 +12,25 @@ EVIL = "<script>alert(1)</script>'\"&"
 
 
 class Page(HTMLParser):
-    """Checks that tags are balanced, and notes sections, attributes and text."""
+    """Notes tags, attributes and text, of tags that must be balanced."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.tags: list[str] = []
         self.values: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
+        self.text = ""
         self.feed(text)
-        self.close()
         assert self.open == []
 
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.values += [(tag, name, value or "") for name, value in attrs]
-
     def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
+        self.values += [(tag, name, value or "") for name, value in [("", ""), *attrs]]
+        self.open += [tag] if tag not in VOID else []
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+        self.text = " ".join(f"{self.text} {data}".split())
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +51,9 @@ def page(run):
 
 def test_it_has_every_section_loads_nothing_and_runs_nothing(page, run):
     assert [value for tag, name, value in page.values if (tag, name) == ("section", "id")] == SECTIONS
-    assert page.tags.count("img") == page.tags.count("figure") == page.tags.count("figcaption") == 5
-    assert "script" not in page.tags
+    tags = [tag for tag, name, _ in page.values if not name]
+    assert tags.count("img") == tags.count("figure") == tags.count("figcaption") == 5
+    assert "script" not in tags
     assert not [value for value in page.values if value[1].startswith("on")]
     text = re.sub(r"base64,[\w+/=]+", "", run.report.read_text(encoding="utf-8"))
     assert not re.search(r"https?:|//\w|@import", text)
@@ -72,17 +62,9 @@ def test_it_has_every_section_loads_nothing_and_runs_nothing(page, run):
 
 
 def test_it_shows_what_was_run_and_what_came_of_it(page, run):
-    for expected in (
-        f"A run {EVIL}",
-        f"heterofl run {EVIL}",
-        "an abacus",
-        "optim.lr",
-        "60, 80",
-        EVIL,
-        "CUDA out of memory",
-        f"{100 * run.history()[-1].evaluate['global-accuracy']:.1f} %",
-    ):
-        assert " ".join(expected.split()) in page.text
+    accuracy = f"{100 * run.history()[-1].evaluate['global-accuracy']:.1f} %"
+    said = (f"A run {EVIL}", f"heterofl run {EVIL}", "an abacus", "optim.lr", "60, 80", "CUDA out of memory", accuracy)
+    assert [expected for expected in said if expected not in page.text] == []
 
 
 def test_the_folder_alone_is_enough_and_gives_the_same_page(run, tmp_path):

@@ -166,9 +166,3 @@ class Fake:
 @pytest.fixture(scope="session")
 def fake(build) -> Fake:
     return Fake(build)
-
-
-@pytest.fixture
-def costs_of(build) -> Callable[[str], Costs]:
-    """Return a function from a mix to what its models cost."""
-    return lambda mix: Costs(build, Mix.parse(mix), torch.zeros(1, 1, 8, 8))

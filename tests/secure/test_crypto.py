@@ -1,4 +1,4 @@
-"""The parts of secure aggregation: shares, keys, streams, fixed point, and slices that overlap."""
+"""The parts of secure aggregation: shares, keys, streams, fixed point."""
 
 import itertools
 
@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.fixed_point import LARGEST_SUM, largest_steps, to_steps
-from heterofl_flwr.secure.slices import add_part, as_state, count_holders, overlap
-from tests.secure.federations import holds, plan_of
 
 
 @given(st.binary(min_size=32, max_size=32), st.integers(1, 12), st.data())
@@ -112,34 +110,3 @@ def test_steps_are_right_on_average_and_never_overflow(clients):
 def test_a_change_that_is_no_number_is_named():
     with pytest.raises(ReplyError, match="parameter w changed to what is no finite number"):
         to_steps({"w": torch.tensor([float("nan")])}, 1.0, 3, torch.Generator())
-
-
-@pytest.mark.parametrize("rule", ["prefix", "rolling", "random-client"])
-def test_both_sides_know_the_same_entries_in_the_same_order(rule):
-    plans = [plan_of(width, rule, 3, number) for number, width in enumerate((8, 4, 4, 2))]
-    for one, two in itertools.product(plans, repeat=2):
-        there, back = overlap(one, two), overlap(two, one)
-        assert there.parameters == back.parameters
-        words = np.arange(1, there.parameters + 1, dtype=np.uint32)
-        found = {}
-        for plan, both in ((one, there), (two, back)):
-            vector = np.zeros(plan.parameters, np.uint32)
-            add_part(vector, plan, both, words)
-            for name, own in as_state(vector.view(np.int32), plan).items():
-                for place in np.ndindex(*own.shape):
-                    index = tuple(
-                        at if axis.index is None else axis.index[at]
-                        for at, axis in zip(place, plan.axes[name], strict=True)
-                    )
-                    if number := own[place].item():
-                        assert found.setdefault(number, (name, index)) == (name, index)
-        assert sorted(found) == words.tolist()
-
-
-def test_holders_are_counted_entry_by_entry():
-    plans = [plan_of(width, "random-client", 3, number) for number, width in enumerate((8, 4, 4, 2))]
-    clients = [1, 2, 3, 4]
-    for name, own in as_state(count_holders(plans[0], plans, clients), plans[0]).items():
-        for index in np.ndindex(*own.shape):
-            expected = sum(number for plan, number in zip(plans, clients, strict=True) if holds(plan, name, index))
-            assert own[index] == expected

@@ -1,16 +1,18 @@
 """FedDyn: against a slow twin entry by entry, against the published form, after a break, and where it is misused."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import HeteroFL, LocalGrid
+from heterofl_flwr import HeteroFL
 from heterofl_flwr.client import answer_queries, regularizer, reply, submodel
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.stages.feddyn import FedDyn
-from tests.federation.tiny import NEVER, Keep, Tiny, Watched
+from tests.federation.tiny import Tiny, Watched, equal, play
 
 ALPHA, RATE, STEPS, NODES = 0.3, 0.2, 3, 6
 SIZES = {1.0: 8, 0.5: 4, 0.25: 2}
@@ -46,19 +48,10 @@ def make_app(*, pulls=True, keeps=True):
     return app
 
 
-def play(mix, *, app=None, learning_rate=None, **start):
-    strategy = HeteroFL(
-        build,
-        mix,
-        stages=[FedDyn(ALPHA)],
-        fraction_train=0.5,
-        evaluation=NEVER,
-        learning_rate=learning_rate,
-        callbacks=[keep := Keep()],
+def run(mix="a1-b1-c1", app=None, num_rounds=6, **options):
+    return play(
+        app or make_app(), mix, NODES, num_rounds, build=build, stages=[FedDyn(ALPHA)], fraction_train=0.5, **options
     )
-    grid = start.pop("grid", None) or Watched(app or make_app(), NODES)
-    result = strategy.start(grid, **({"num_rounds": 6} | start))
-    return result.arrays.to_torch_state_dict(), grid, keep.progress
 
 
 def rounds_of(grid):
@@ -83,8 +76,7 @@ def falling(server_round):
 
 @pytest.mark.parametrize(("mix", "learning_rate"), [("a1-b1-c1", None), ("a1", None), ("a1-b1-c1", falling)])
 def test_it_equals_a_slow_twin_and_the_paper_at_one_size(mix, learning_rate):
-    with Watched(make_app(), NODES) as grid:
-        found, grid, _ = play(mix, grid=grid, learning_rate=learning_rate)
+    found = run(mix, learning_rate=learning_rate)
     rates = {"a1": [1.0] * 6, "a1-b1-c1": [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]}[mix]
     model = {name: own.detach().numpy().copy() for name, own in HeteroFL(build, mix).federation.initial_state().items()}
     for name, theta in model.items():
@@ -92,7 +84,7 @@ def test_it_equals_a_slow_twin_and_the_paper_at_one_size(mix, learning_rate):
         for index in np.ndindex(*theta.shape):
             holding = holders(rates, index, theta.shape, name)
             gradient, h, value = dict.fromkeys(holding, 0.0), 0.0, theta[index]
-            for server_round, drawn in enumerate(rounds_of(grid), 1):
+            for server_round, drawn in enumerate(rounds_of(found.grid), 1):
                 if learning_rate and server_round > 1:  # ours: the drift falls with the learning rate
                     h *= learning_rate(server_round) / learning_rate(server_round - 1)
                 ends = {}
@@ -110,32 +102,29 @@ def test_it_equals_a_slow_twin_and_the_paper_at_one_size(mix, learning_rate):
                 for client, w in ends.items():
                     gradient[client] -= ALPHA * (w - value)
                 value = sum(ends.values()) / len(ends) - h / ALPHA
-            assert float(found[name][index]) == pytest.approx(value, abs=1e-9), (name, index)
+            assert float(found.state[name][index]) == pytest.approx(value, abs=1e-9), (name, index)
 
 
 def test_a_run_that_goes_on_has_the_same_model():
-    with Watched(make_app(), NODES) as grid:
-        whole, _, progress = play("a1-b1-c1", grid=grid, learning_rate=falling)
-    with Watched(make_app(), NODES) as grid:
-        play("a1-b1-c1", grid=grid, learning_rate=falling, num_rounds=4)
-        rest, *_ = play("a1-b1-c1", grid=grid, learning_rate=falling, resume=progress[3])
-    assert all(torch.equal(rest[name], whole[name]) for name in whole)
+    whole = run(learning_rate=falling)
+    with Watched(make_app(), NODES) as grid:  # whose clients keep their state
+        options = {"grid": lambda *_, **__: nullcontext(grid), "learning_rate": falling}
+        run(num_rounds=4, **options)
+        rest = run(start={"resume": whole.progress[3]}, **options)
+    assert equal(rest.state, whole.state)
 
 
 @pytest.mark.parametrize("misuse", [{"pulls": False}, {"keeps": False}])
 def test_a_loop_without_the_pull_is_refused(misuse):
     with pytest.raises(AggregationError, match=r"feddyn: the strategy pulls clients, so add regularizer\(message"):
-        play("a1-b1-c1", grid=LocalGrid(make_app(**misuse), NODES))
+        run(app=make_app(**misuse))
 
 
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        (
-            {"assignment": "dynamic"},
-            "what FedDyn keeps stays with a client, so it keeps its slice",
-        ),
-        ({"shared": ("hidden.*",)}, "what FedDyn keeps stays with a client for all parameters: expected all of them"),
+        ({"assignment": "dynamic"}, "what FedDyn keeps stays with a client, so it keeps its slice"),
+        ({"shared": ("hidden.*",)}, "what FedDyn keeps stays with a client for all parameters"),
         ({"weights": "examples"}, "FedDyn fits a mean in which each client counts once"),
     ],
 )
@@ -143,7 +132,5 @@ def test_what_does_not_fit_is_refused(options, cause):
     with pytest.raises(ConfigError, match=cause):
         HeteroFL(build, "a1-b1", stages=[FedDyn()], **options)
 
-
-def test_alpha_is_over_0():
     with pytest.raises(ConfigError, match="FedDyn: alpha is 0, expected a number over 0"):
         FedDyn(0)

@@ -8,16 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from heterofl_flwr import training
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import bears_channels_last, channels_last
-from heterofl_flwr.training import (
-    TrainOptions,
-    give_back_freed_memory,
-    keep_freed_memory,
-    resolve_device,
-    train,
-)
+from heterofl_flwr.training import resolve_device
 from heterofl_flwr.training.device import give_back_gaps
 
 
@@ -42,18 +37,14 @@ def test_auto_is_the_fastest_device_and_others_are_named(machine):
 
 
 @pytest.mark.parametrize(
-    ("cuda", "names", "message"),
-    [
-        (0, ("cuda", "cuda:0", "mps"), "device is '{}', but torch .* finds none here: use auto or cpu"),
-        (2, ("cuda:2",), "device is '{}', but there are 2, counted from 0"),
-        (2, ("gpu", "", "cpu:0", "cuda:x", "cuda:-1"), "'{}'; expected one of auto, cpu, cuda, mps, or cuda:<number>"),
-    ],
-    ids=["missing", "beyond", "unknown"],
+    ("cuda", "names"), [(0, ("cuda", "cuda:0", "mps")), (2, ("cuda:2", "gpu", "", "cpu:0", "cuda:x", "cuda:-1"))]
 )
-def test_other_devices_raise_an_error(machine, cuda, names, message):
+def test_other_devices_raise_an_error(machine, cuda, names):
     machine(cuda)
     for name in names:
-        with pytest.raises(ConfigError, match=message.format(name)):
+        with pytest.raises(
+            ConfigError, match=rf"'{name}'(, but torch .* finds none|, but there are 2|; expected one of)"
+        ):
             resolve_device(name)
 
 
@@ -80,7 +71,7 @@ def test_small_models_are_trained_in_their_own_layout(channels, expected):
     found = []
     model[1].register_forward_hook(lambda layer, given, output: found.append(layer.weight.stride()[1] == 1))
     split = Split(torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))
-    train(model, split, TrainOptions(learning_rate=0.1, epochs=1, batch_size=4), seed=0)
+    training.train(model, split, training.TrainOptions(learning_rate=0.1, epochs=1, batch_size=4), seed=0)
     assert found == [expected]
 
 
@@ -96,4 +87,8 @@ def test_without_the_switch_nothing_is_changed(monkeypatch):
     refuses = Mock(mallopt=lambda *_: 0, malloc_trim=lambda _: 0)
     for library in ({"return_value": object()}, {"side_effect": OSError}, {"return_value": refuses}):
         monkeypatch.setattr(ctypes, "CDLL", Mock(**library))
-        assert (keep_freed_memory(), give_back_freed_memory(), give_back_gaps()) == (False, False, False)
+        assert (training.keep_freed_memory(), training.give_back_freed_memory(), give_back_gaps()) == (
+            False,
+            False,
+            False,
+        )

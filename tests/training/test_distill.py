@@ -14,15 +14,8 @@ from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.training import TrainingJob, TrainOptions
-from heterofl_flwr.training.distill import (
-    DistillOptions,
-    check_posteriors,
-    divergence,
-    join_gradients,
-    learn_from_peers,
-    posteriors,
-    seed_set,
-)
+from heterofl_flwr.training import distill as module
+from heterofl_flwr.training.distill import DistillOptions, divergence, join_gradients, learn_from_peers
 from heterofl_flwr.training.engines.plain import DivergedError
 
 CLASSES = 4
@@ -45,11 +38,11 @@ def job(model):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 def test_posteriors_are_distributions_and_change_nothing(temperature):
     model = build_model("cnn", classes=CLASSES, hidden=(4,))(1.0).train()
-    found = posteriors(model, SEEDS[0], temperature)
+    found = module.posteriors(model, SEEDS[0], temperature)
     assert found.shape == (8, CLASSES)
     torch.testing.assert_close(found.sum(1), torch.ones(8))
     assert all(module.training for module in model.modules())
-    assert check_posteriors(found, (8, CLASSES), "node 1") is found
+    assert module.check_posteriors(found, (8, CLASSES), "node 1") is found
     logits = model.eval()(SEEDS[0])
     torch.testing.assert_close(found, (logits / temperature).softmax(1))
 
@@ -64,7 +57,7 @@ def test_posteriors_are_distributions_and_change_nothing(temperature):
 )
 def test_what_is_no_distribution_names_the_sender(said, fault):
     with pytest.raises(ReplyError, match=f"node 7 sent .*{fault}"):
-        check_posteriors(said, (8, CLASSES), "node 7")
+        module.check_posteriors(said, (8, CLASSES), "node 7")
 
 
 def test_divergence_is_finite_where_a_peer_excludes_a_class():
@@ -129,12 +122,12 @@ def test_a_loss_that_is_not_finite_raises_an_error():
 
 def test_a_seed_set_has_all_classes_alike():
     targets = torch.tensor([0] * 50 + [1] * 30 + [2] * 5)
-    rows = seed_set(Split(torch.zeros(85, 1), targets), 21, 3, seed=0)
+    rows = module.seed_set(Split(torch.zeros(85, 1), targets), 21, 3, seed=0)
     assert rows.tolist() == sorted(set(rows.tolist()))
     assert targets[rows].bincount().tolist() == [8, 8, 5]
-    assert not torch.equal(rows, seed_set(Split(torch.zeros(85, 1), targets), 21, 3, seed=1))
+    assert not torch.equal(rows, module.seed_set(Split(torch.zeros(85, 1), targets), 21, 3, seed=1))
     with pytest.raises(ConfigError, match="a seed set of 86 examples is not possible: expected 1 to 85"):
-        seed_set(Split(torch.zeros(85, 1), targets), 86, 3, seed=0)
+        module.seed_set(Split(torch.zeros(85, 1), targets), 86, 3, seed=0)
 
 
 SIZE = 6

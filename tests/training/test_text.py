@@ -11,7 +11,6 @@ from heterofl_flwr.data import Reading, Split
 from heterofl_flwr.nn import Transformer
 from heterofl_flwr.nn.transformer import TransformerShape
 from heterofl_flwr.training import evaluate, evaluate_both
-from heterofl_flwr.training.batches import read_tokens
 
 WORDS = 11
 
@@ -26,16 +25,6 @@ def text():
 def model():
     torch.manual_seed(0)
     return Transformer(WORDS, TransformerShape(embedding=8, heads=2, hidden=8, layers=1, sequence=8, dropout=0.0))
-
-
-def test_pieces_come_in_order_and_some_words_are_hidden(text):
-    pieces = list(read_tokens(text.inputs, text.reading, torch.Generator().manual_seed(0)))
-    assert [targets.shape[1] for _, targets in pieces] == [8, 8, 5]
-    assert torch.equal(torch.cat([targets for _, targets in pieces], 1), text.inputs)
-    inputs = torch.cat([inputs for inputs, _ in pieces], 1)
-    hidden = inputs == WORDS
-    assert torch.equal(inputs[~hidden], text.inputs[~hidden])
-    assert 0 < hidden.sum() < hidden.numel()
 
 
 @pytest.mark.parametrize("kind", ["paper", "fixed"])

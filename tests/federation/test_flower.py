@@ -1,19 +1,24 @@
-"""The arguments of Flower's FedAvg do here what they do there."""
+"""The arguments of Flower's FedAvg do here what they do there; Flower's own loop, wrappers and mods."""
 
 from dataclasses import fields
+from functools import partial
 from inspect import signature
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
-from flwr.serverapp.strategy import FedAvg, FedProx
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
+from flwr.serverapp import strategy as flowers
 from pydantic.fields import FieldInfo
 
-from heterofl_flwr import Evaluation, FedH2L, HeteroFL, classic
+from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid, classic
+from heterofl_flwr.client import answer_queries
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.options import Averaging, Options, Sampling, Transfer
+from heterofl_flwr.stages.server_optimizer import Momentum
 from tests.federation import tiny
-from tests.federation.tiny import Watched, add_one, bare_reply, build, build_normed, config, equal, make_app, play
+from tests.federation.tiny import Watched, bare_reply, build, build_normed, config, make_app, play
 
 
 def plain_train(message, context):
@@ -35,7 +40,7 @@ def said(partition):
 def both(nodes=5, num_rounds=2, ours=None, **options):
     """Return what Flower's FedAvg and ours of one full-size level give with the same arguments."""
     results = []
-    for strategy in (FedAvg(**options), HeteroFL(build, "a1", weights="examples", **options, **(ours or {}))):
+    for strategy in (flowers.FedAvg(**options), HeteroFL(build, "a1", weights="examples", **options, **(ours or {}))):
         arrays = ArrayRecord(HeteroFL(build, "a1").federation.initial_state())
         with Watched(make_app(plain_train, plain_evaluate), nodes) as grid:
             result = strategy.start(grid, arrays, num_rounds=num_rounds)
@@ -89,7 +94,7 @@ def test_records_under_other_names_give_the_same_model(static):
         sent = [*found.grid.of("train"), *found.grid.of("evaluate")]
         evaluated.append(found.log.evaluate)
         assert found.log.failures == found.log.evaluate_failures == {}
-    assert equal(*states)
+    assert tiny.equal(*states)
     assert evaluated[0] == evaluated[1]
     for message in sent:
         assert isinstance(message.content["model"], ArrayRecord)
@@ -99,7 +104,7 @@ def test_records_under_other_names_give_the_same_model(static):
 
 def test_replies_are_read_under_any_name_of_their_records():
     def train(message, context):
-        answer = add_one(message, context)
+        answer = tiny.add_one(message, context)
         answer.content["model"] = answer.content.pop("arrays")
         answer.content["settings"] = answer.content.pop("config")
         return rename(answer)
@@ -141,16 +146,9 @@ def test_an_unknown_argument_raises_an_error_with_the_right_one(strategy, name, 
 @pytest.mark.parametrize("kind", [HeteroFL, FedH2L, classic.HeteroFL])
 def test_the_signature_shows_every_argument_with_its_default(kind):
     shown = {name: own.default for name, own in signature(kind).parameters.items() if own.kind is own.KEYWORD_ONLY}
-    groups = (Sampling, Transfer, Averaging, Options)
-    defaults = {
-        own.name: own.default.default if isinstance(own.default, FieldInfo) else own.default
-        for group in groups
-        for own in fields(group)
-    }
-    assert not {own for own in signature(kind).parameters.values() if own.kind in (own.VAR_KEYWORD, own.VAR_POSITIONAL)}
-    assert {name: shown[name] for name in defaults.keys() & shown} == {
-        name: defaults[name] for name in defaults.keys() & shown
-    }
+    options = {own.name: own.default for group in (Sampling, Transfer, Averaging, Options) for own in fields(group)}
+    defaults = {name: own.default if isinstance(own, FieldInfo) else own for name, own in options.items()}
+    assert [name for name in defaults.keys() & shown if shown[name] != defaults[name]] == []
     if kind is HeteroFL:
         assert defaults.keys() - {"sampling", "transfer", "averaging", "counts_examples"} <= shown.keys()
 
@@ -161,5 +159,88 @@ def test_clients_are_sent_fedproxs_weight_as_flower_sends_it():
             strategy.start(grid, ArrayRecord(build(1.0).state_dict()), num_rounds=1)
         return [message.content["config"].get("proximal-mu") for message in grid.of("train")]
 
-    assert prox(HeteroFL(build, "a1", proximal_mu=0.25)) == prox(FedProx(proximal_mu=0.25)) == [0.25, 0.25]
+    assert prox(HeteroFL(build, "a1", proximal_mu=0.25)) == prox(flowers.FedProx(proximal_mu=0.25)) == [0.25, 0.25]
     assert prox(HeteroFL(build, "a1")) == [None, None]
+
+
+def app_with(mod, build=build):
+    """Return an app whose mod works on training alone; queries carry no parameters to clip."""
+    app = ClientApp()
+    app.train(mods=[mod])(lambda message, context: tiny.add_one(message, context, build=build))
+    app.evaluate()(lambda message, context: tiny.judge(message, context, build=build))
+    answer_queries(app, build, data=lambda context: [tiny.inputs(context.node_config["partition-id"])])
+    return app
+
+
+def initial(strategy):
+    return ArrayRecord(strategy.federation.initial_state())
+
+
+def test_flowers_own_loop_gives_the_same_model():
+    states = []
+    for start in (HeteroFL.start, flowers.Strategy.start):
+        with LocalGrid(make_app(build=build_normed), 5) as grid:
+            strategy = HeteroFL(build_normed, "a1-b1-c1", stages=[Momentum(server_momentum=0.5)])
+            result = start(strategy, grid, initial(strategy), 3)
+            states.append((result.arrays.to_torch_state_dict(), result.evaluate_metrics_clientapp))
+    assert tiny.equal(states[0][0], states[1][0])
+    assert states[0][1] == states[1][1]
+
+
+def test_fixed_clipping_on_clients_bounds_their_changes():
+    """The noise is switched off here: its scale assumes that all clients hold every entry, which is not so."""
+    with Watched(app_with(fixedclipping_mod, build_normed), 4) as grid:
+        inner = HeteroFL(build_normed, "a1-c1", learning_rate=lambda server_round: 0.1)
+        strategy = flowers.DifferentialPrivacyClientSideFixedClipping(
+            inner, noise_multiplier=0.0, clipping_norm=0.25, num_sampled_clients=4
+        )
+        first = initial(inner)
+        result = strategy.start(grid, first, num_rounds=2)
+        configs = [message.content["config"] for message in grid.of("train")]
+    assert {(config["rate"], config["clipping_norm"]) for config in configs} == {(1.0, 0.25), (0.25, 0.25)}
+    old, new = first.to_torch_state_dict(), result.arrays.to_torch_state_dict()
+    change = torch.cat([(new[name] - old[name]).flatten() for name in new])
+    # In each round two regions, held by four and by two clients, each move by a mean of changes of at most 0.25.
+    assert 0.01 < change.norm() <= 2 * 0.25 * 2**0.5 + 1e-5
+    assert list(result.evaluate_metrics_clientapp) == [1, 2]
+
+
+def test_noise_on_the_clients_runs_with_slices():
+    mod = LocalDpMod(clipping_norm=1.0, sensitivity=1.0, epsilon=10.0, delta=1e-5)
+    found = play(app_with(mod), "a1-c1", 4)
+    assert found.log.failures == {}
+    assert all(tensor.isfinite().all() for tensor in found.state.values())
+
+
+SERVER_SIDE = (
+    partial(flowers.DifferentialPrivacyServerSideFixedClipping, noise_multiplier=0.0, clipping_norm=1.0),
+    partial(flowers.DifferentialPrivacyServerSideAdaptiveClipping, noise_multiplier=0.0),
+)
+
+
+@pytest.mark.parametrize("wrapper", SERVER_SIDE)
+def test_clipping_on_the_server_runs_with_whole_models(wrapper):
+    with LocalGrid(make_app(), 4) as grid:
+        inner = HeteroFL(build, "a1", evaluation=Evaluation(every=0))
+        state = wrapper(inner, num_sampled_clients=4).start(grid, initial(inner), num_rounds=1).arrays
+    assert not tiny.equal(state.to_torch_state_dict(), initial(inner).to_torch_state_dict())
+
+
+def whole_model(message, context, **records):
+    """Answer as an app of Flower's own does that trains a model of its own size."""
+    arrays = ArrayRecord(build(1.0).state_dict())
+    return bare_reply(message, arrays=arrays, metrics=MetricRecord({"num-examples": 1}), **records)
+
+
+def load_whole(message, context):
+    build(1.0).load_state_dict(message.content["arrays"].to_torch_state_dict())
+
+
+@pytest.mark.parametrize(
+    ("train", "fault"), [(whole_model, "sent the whole model, expected the slice"), (load_whole, "size mismatch")]
+)
+def test_a_client_that_is_not_converted_is_refused(train, fault):
+    failure = play(make_app(odd={1: train}), "a1-c1", 2).log.failures[1]
+    assert fault in failure
+    assert "its ClientApp is not converted: let it call answer_queries once" in failure
+    assert ("leave them out of HeteroFL(shared=...)" in failure) == (train is load_whole)

@@ -1,0 +1,127 @@
+"""What travels: the slice and little else; replies in fewer bits; models that are themselves in fewer bits."""
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
+from heterofl_flwr.client import answer_queries, own_part, reply, submodel
+from heterofl_flwr.nn import build_model
+from tests.federation.tiny import Tiny, build, inputs, make_app, play
+from tests.flower_internals import get_all_nested_objects
+
+FORMS = ("float16", "int8")
+
+
+def descend(message, context, **said):
+    """Train: one step on the node's own data, so that no two entries change alike."""
+    model = submodel(message, build)
+    model(inputs(context.node_config["partition-id"])).square().sum().backward()
+    torch.optim.SGD(model.parameters(), 0.01).step()
+    return reply(message, model, num_examples=1, **said)
+
+
+def play_with(upload, train=descend, **options):
+    return play(make_app(train), "a1-c1", 4, upload=upload, **options)
+
+
+@pytest.mark.parametrize("upload", FORMS)
+def test_the_model_is_nearly_that_of_whole_replies(upload):
+    exact, found = play_with("float32", num_rounds=3).state, play_with(upload, num_rounds=3)
+    assert found.log.failures == {}
+    start = found.strategy.federation.initial_state()
+    for name, tensor in exact.items():
+        change = tensor - start[name]
+        assert 0 < (found.state[name] - tensor).norm() < change.norm() * {"float16": 1e-3, "int8": 3e-2}[upload], name
+
+
+@pytest.mark.parametrize("upload", ["float32", *FORMS])
+def test_bytes_are_those_that_travelled(upload):
+    sizes = []
+
+    def train(message, context):
+        answer = descend(message, context)
+        records = answer.content.array_records.values()
+        sizes.append(sum(len(array.data) for record in records for array in record.values()))
+        return answer
+
+    assert play_with(upload, train).log.bytes_up == sum(sizes)
+
+
+SHARED = {"shared": ["hidden.*", "norm.*"]}
+
+
+def in_bfloat16(rate: float) -> nn.Module:
+    """Return a model in bfloat16, but for one layer; numpy does not know this type."""
+    model = Tiny(rate, norm=True).bfloat16()
+    model.hidden.float()
+    model.hidden.register_forward_hook(lambda layer, args, output: output.bfloat16())
+    return model
+
+
+def set_all(message, context):
+    """Train: set every parameter to a number that bfloat16 holds, another for each partition."""
+    partition, model = context.node_config["partition-id"], submodel(message, in_bfloat16, context=context)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_((1 + partition) / 8)
+    assert {own.dtype for own in own_part(message, model).values()} <= {torch.float32}
+    return reply(message, model, num_examples=1, context=context)
+
+
+@pytest.mark.parametrize("options", [{"upload": "float32"}, {"upload": "float16"}, {"upload": "int8"}, SHARED], ids=str)
+def test_bfloat16_is_exchanged_in_float32(options):
+    app, options = make_app(set_all, build=in_bfloat16), {"evaluation": Evaluation(levels=True), **options}
+    found = play(app, "a1-c1", 4, 2, build=in_bfloat16, **options)
+    assert found.log.failures == found.log.evaluate_failures == {}
+    assert {tensor.dtype for tensor in found.state.values()} == {torch.float32}
+    # Partitions 0 and 1 hold the whole, which 2 and 3 train a quarter of.
+    rounding = 1e-2 if "upload" in options else 0.0
+    torch.testing.assert_close(found.state["hidden.bias"][:2], torch.full((2,), 2.5 / 8), rtol=0, atol=rounding)
+    torch.testing.assert_close(found.state["norm.bias"][2:], torch.full((6,), 1.5 / 8), rtol=0, atol=rounding)
+
+
+LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)
+
+
+cnn = build_model("cnn", channels=1, classes=10)
+preresnet = build_model("preresnet18", channels=3, classes=10)
+
+
+def bytes_of(message: Message) -> int:
+    """Return the bytes of a message's objects as Flower deflates them, each once."""
+    return sum(len(own.deflate()) for own in get_all_nested_objects(message).values())
+
+
+def instructions(build, upload="float32") -> dict[float, Message]:
+    """Return one instruction to train for each level."""
+    app = ClientApp()
+    answer_queries(app, build)
+    with LocalGrid(app, 5) as grid:
+        strategy = HeteroFL(build, "a1-b1-c1-d1-e1", learning_rate=lambda server_round: 0.1, upload=upload)
+        state = ArrayRecord(strategy.federation.initial_state())
+        sent = strategy.configure_train(1, state, ConfigRecord({"epochs": 5}), grid)
+    return {message.content["config"]["rate"]: message for message in sent}
+
+
+@pytest.mark.parametrize(("upload", "width"), [("float32", 4), ("float16", 2), ("int8", 1)])
+@pytest.mark.parametrize("build", [cnn, preresnet], ids=["cnn", "preresnet18"])
+def test_messages_carry_only_the_slice(build, upload, width):
+    sent = instructions(build, upload)
+    assert sorted(sent, reverse=True) == list(LEVELS)
+    with LocalGrid(ClientApp(), 1):
+        for rate, message in sent.items():
+            model = submodel(message, build)
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter)
+            tensors = list(model.parameters())
+            entries = sum(tensor.numel() for tensor in tensors)
+            scales = 4 * sum(len(tensor) if tensor.dim() > 1 else 1 for tensor in tensors) if upload == "int8" else 0
+            more = 512 * len(tensors) + 2048
+            # Flower sends equal arrays, such as all norms of one width at the start, once: so almost, not above.
+            assert 0.99 * 4 * entries < bytes_of(message) <= 4.2 * entries + more, rate
+            said = {"num_examples": 600, "metrics": {"train-loss": 1.25}, "capacity": "a"}
+            size = bytes_of(reply(message, model, **said))
+            assert width * entries + scales < size <= width * 1.05 * entries + scales + more, rate
