@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
+from heterofl_flwr import HeteroFL
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
 from heterofl_flwr.core.exchanged import exclude_parameters
@@ -45,15 +45,13 @@ def add_one(message, context):
 
 
 def test_parameters_of_odd_shapes_travel_and_count():
-    with LocalGrid(make_app(add_one), 3) as grid:
-        strategy = HeteroFL(Odd, "a1-c1", stages=[Momentum(server_momentum=0.5)], evaluation=Evaluation(every=0))
-        state = strategy.start(grid, num_rounds=2).arrays.to_torch_state_dict()
-    before = strategy.federation.initial_state()
-    assert strategy.log.failures == {}
-    assert list(state) == list(before)
-    for name, tensor in state.items():
+    found = play(make_app(add_one), "a1-c1", 3, 2, build=Odd, stages=[Momentum(server_momentum=0.5)])
+    before = found.strategy.federation.initial_state()
+    assert found.log.failures == {}
+    assert list(found.state) == list(before)
+    for name, tensor in found.state.items():
         torch.testing.assert_close(tensor, before[name] + 2.5)
-    assert "again.weight" not in state  # it is one.weight
+    assert "again.weight" not in before  # it is one.weight
 
 
 def one_reply(change=lambda state: state, build=build, **options):

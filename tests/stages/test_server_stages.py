@@ -11,12 +11,12 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.stages.moving_average import MovingAverage
 from heterofl_flwr.stages.nesterov import Nesterov
 from heterofl_flwr.stages.stage import RoundContext
-from tests.federation.tiny import Keep, equal, play
+from tests.federation.tiny import equal, play
 
 
 def average(num_rounds=5, *stages, **start):
     """Return a run of few clients a round, so that in some rounds nobody holds the outer entries."""
-    keep, seen = Keep(), {}
+    seen = {}
 
     def evaluate(server_round, arrays):
         seen[server_round] = arrays.to_torch_state_dict()
@@ -24,8 +24,8 @@ def average(num_rounds=5, *stages, **start):
 
     options = {"mix": "a1-b1-c1", "nodes": 6, "fraction_train": 0.3, "seed": 0, "evaluation": Evaluation()}
     start = {"evaluate_fn": evaluate, **start}
-    found = play(num_rounds=num_rounds, callbacks=[keep], stages=stages, start=start, **options)
-    return found, keep.progress, seen
+    found = play(num_rounds=num_rounds, stages=stages, start=start, **options)
+    return found, found.progress, seen
 
 
 def test_it_averages_the_models_of_all_rounds_entry_by_entry():
