@@ -1,5 +1,6 @@
 """What is wrong with a run is told in one line before anything starts, and leaves no folder."""
 
+import re
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from heterofl_flwr.app.launch.preflight import check_task
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import from_flat
+from heterofl_flwr.training.batches import steps_per_epoch
 
 SMALL = ["--clients", "2", "--set", "model.hidden=4,8", "--set", "train.epochs=1", "--set", "run.callbacks="]
 
@@ -73,6 +75,16 @@ def test_what_a_users_own_function_raises_is_left_to_the_run(tmp_path, monkeypat
     (tmp_path / "own_data.py").write_text("def data():\n    raise KeyError('own')\n")
     monkeypatch.syspath_prepend(tmp_path)
     check_task(Task(from_flat({"data.name": "own_data:data"})), 2)
+
+
+def test_the_size_of_a_round_is_said_before_the_first(capsys):
+    task = Task(from_flat({"sample.fraction": 0.5, "train.epochs": 3, "train.batch-size": 16}))
+    check_task(task, 4)
+    first, second = capsys.readouterr().out.splitlines()
+    (steps,) = re.findall(r"^2 of 4 clients train in each round, about (\d+) steps each$", first)
+    parts = (task.part(client, 4)[0] for client in range(4))
+    assert float(steps) == pytest.approx(sum(3 * steps_per_epoch(part, 16) for part in parts) / 4, abs=3)
+    assert second == "4 clients share the 5 parts of the mix a1-b1-c1-d1-e1, so some level has none"
 
 
 def test_without_a_gpu_nothing_computes_on_one(started):

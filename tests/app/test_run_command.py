@@ -136,7 +136,7 @@ def test_a_missing_ray_is_said_before_anything_starts(asked, monkeypatch, capsys
     assert main(["run", "--grid", "ray"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert "pip install 'heterofl-flwr[simulation]', or use --grid local" in said.err
+    assert "pip install 'heterofl-flwr[simulation]' (in a checkout '.[simulation]'), or use --grid local" in said.err
 
 
 def test_settings_are_words_as_people_know_them_from_hydra(asked):
