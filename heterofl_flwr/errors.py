@@ -129,7 +129,8 @@ def extra(name: str, otherwise: str = "") -> Iterator[None]:
     except MissingExtraError:  # of a module of ours that was imported here
         raise
     except ImportError as error:
-        remedy = f"pip install 'heterofl-flwr[{name}]' (in a checkout '.[{name}]')" + (f", or {otherwise}" if otherwise else "")
+        remedy = f"pip install 'heterofl-flwr[{name}]' (in a checkout '.[{name}]')"
+        remedy += f", or {otherwise}" if otherwise else ""
         raise MissingExtraError(f"{error}: {remedy}") from error
 
 
