@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from heterofl_flwr.federation.options import Limits as Limits
     from heterofl_flwr.federation.options import multi_step as multi_step
     from heterofl_flwr.federation.records import RoundCallback as RoundCallback
-    from heterofl_flwr.grids.arrivals import SimulatedArrivals as SimulatedArrivals
     from heterofl_flwr.grids.devices import DeviceProfile as DeviceProfile
     from heterofl_flwr.grids.devices import Devices as Devices
     from heterofl_flwr.grids.local import LocalGrid as LocalGrid
@@ -66,7 +65,6 @@ _HOMES = {
     "RayGrid": "grids.ray_grid",
     "Robust": "core.robust",
     "RoundCallback": "federation.records",
-    "SimulatedArrivals": "grids.arrivals",
     "SimulatedDevices": "grids.simulated",
     "Stage": "stages.stage",
     "Windowed": "grids.windowed",

@@ -19,7 +19,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord
 from torch import Tensor
 
-from heterofl_flwr import Buffered, DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedArrivals
+from heterofl_flwr import Buffered, DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.core.levels import level_name
@@ -110,7 +110,7 @@ def run_cell(cell: Cell, rounds: int = ROUNDS) -> list[dict[str, float]]:
     found: list[dict[str, float]] = []
     devices = Devices(PACES[cell.pace], Training(task.build, task.example(), epochs=task.settings.train.epochs))
     with LocalGrid(client_app.app, CLIENTS, run_config=config, cohort=task.cohort) as inner:
-        grid = SimulatedArrivals(inner, devices)
+        grid = SimulatedDevices(inner, devices)
 
         def note(server_round: int, arrays: ArrayRecord) -> None:
             if server_round:

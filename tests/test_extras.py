@@ -99,7 +99,6 @@ for name, call in {
     "hub": lambda: load_dataset("user/set"),
     "dirichlet": lambda: splits.by_partitioner(images.targets, "dirichlet-0.5", 1, 0),
     "lora": lambda: heterofl_flwr.lora(None),
-    "rotated": lambda: splits.rotated(images, 15.0),
     "ray": lambda: RayGrid("own_data:app", 2),
     "onnx": lambda: formats_named(["onnx"]),
     "page": lambda: heterofl_flwr.report.write_report("run"),
@@ -125,7 +124,7 @@ def test_without_extras_a_client_trains_and_parts_name_theirs(tmp_path):
     assert fails == {"data.folder", "report.drawing", "report.figures", "report.page"} | ray
     needs = dict(re.findall(r"^needs: (\w+) .*pip install 'heterofl-flwr\[(\w+)\]'", "\n".join(lines), re.MULTILINE))
     assert needs == {
-        **dict.fromkeys(("digits", "folder", "hub", "dirichlet", "rotated"), "data"),
+        **dict.fromkeys(("digits", "folder", "hub", "dirichlet"), "data"),
         **dict.fromkeys(("page", "tensorboard"), "report"),
         "ray": "simulation",
         "onnx": "export",

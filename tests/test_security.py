@@ -18,9 +18,9 @@ READERS = [
         *("client.py", "client_context.py", "local_model.py", "messages.py", "packing.py", "exchange.py"),
         *("superlink.py", "grids/windowed.py"),
     )
-    if path.is_relative_to(ROOT / "heterofl_flwr" / room) and path.name != "compile.py"
+    if path.is_relative_to(ROOT / "heterofl_flwr" / room)
 ]
-"""The modules between a SuperLink and the new model. ``compile.py`` looks for a compiler."""
+"""The modules between a SuperLink and the new model."""
 
 FILES = {"os", "pathlib", "shutil", "tempfile", "glob", "subprocess", "socket", "urllib", "http", "fileinput"}
 OPENS = {"fromfile", "tofile", "memmap", "loadtxt", "savetxt", "read_bytes", "write_bytes", "read_text"}

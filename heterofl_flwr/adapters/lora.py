@@ -1,7 +1,6 @@
 """Levels of a model with LoRA adapters: the same frozen model at every rate, with adapters of a lower rank."""
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,7 +11,6 @@ from torch import nn
 from heterofl_flwr.adapters import peft_layers as layers
 from heterofl_flwr.core.exchanged import exclude_parameters
 from heterofl_flwr.core.levels import exact_rate, width
-from heterofl_flwr.errors import ConfigError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,7 +33,6 @@ class LoraLevels:
     model: "PeftModel"
     rank_axes: Mapping[str, int]
     frozen: tuple[str, ...]
-    multiple_of: int  # ranks are rounded up to such a multiple
     label_rows: tuple[str, ...]  # the parameters whose rows belong to classes
     device: torch.device  # of the frozen parameters when the adapters were made
 
@@ -46,7 +43,7 @@ class LoraLevels:
         memo: dict[int, object] = {id(own): own for own in map(self.model.get_parameter, self.frozen)}
         for name, axis in self.rank_axes.items():
             own = self.model.get_parameter(name)
-            kept = own.detach().narrow(axis, 0, self.rank(own.shape[axis], rate))
+            kept = own.detach().narrow(axis, 0, width(own.shape[axis], rate))
             memo[id(own)] = nn.Parameter(kept.clone(memory_format=torch.contiguous_format), own.requires_grad)
         model = copy.deepcopy(self.model, memo)
         layers.set_ranks(self.model, model)
@@ -55,17 +52,13 @@ class LoraLevels:
         place = _find_device(self.model, self.frozen)
         return model if place == self.device else model.to(place)
 
-    def rank(self, full: int, rate: float) -> int:
-        """Return the rank at a rate of adapters that have this rank in full."""
-        return min(math.ceil(width(full, rate) / self.multiple_of) * self.multiple_of, full)
-
 
 def _find_device(model: nn.Module, frozen: Sequence[str]) -> torch.device:
     """Return the device of the frozen parameters."""
     return next((model.get_parameter(name).device for name in frozen), torch.device("cpu"))
 
 
-def lora(peft_model: "PeftModel", *, multiple_of: int = 1) -> LoraLevels:
+def lora(peft_model: "PeftModel") -> LoraLevels:
     """Return ``build``, the function from a rate to a model whose adapters have that share of their rank.
 
     All models that it builds share the frozen parameters with the given one: they are in memory once, and are not
@@ -79,8 +72,6 @@ def lora(peft_model: "PeftModel", *, multiple_of: int = 1) -> LoraLevels:
     peft_model : peft.PeftModel
         A model with one LoRA adapter, as ``peft.get_peft_model`` returns it, at the largest rank. Ranks and alphas may
         differ by layer; rsLoRA and DoRA are allowed.
-    multiple_of : int
-        Ranks are rounded up to such a multiple.
 
     Raises
     ------
@@ -104,8 +95,6 @@ def lora(peft_model: "PeftModel", *, multiple_of: int = 1) -> LoraLevels:
         build = lora(get_peft_model(model, LoraConfig(r=16, lora_alpha=32)))
         strategy = HeteroFL(build, mix="a1-b1-c1-d1")  # ranks 16, 8, 4, 2
     """
-    if not isinstance(multiple_of, int) or multiple_of < 1:
-        raise ConfigError(f"multiple_of is {multiple_of!r}; expected a whole number from 1")
     layers.check_model(peft_model)
     layers.register_layers(peft_model)
     adapted = [(f"{layers.BASE}.{name}", layer) for name, layer in layers.lora_layers(peft_model)]
@@ -116,7 +105,6 @@ def lora(peft_model: "PeftModel", *, multiple_of: int = 1) -> LoraLevels:
         model=peft_model,
         rank_axes={f"{name}.{own}": axis for name, layer in adapted for own, axis in layers.rank_axes(layer).items()},
         frozen=frozen,
-        multiple_of=multiple_of,
         label_rows=layers.find_label_rows(peft_model),
         device=_find_device(peft_model, frozen),
     )

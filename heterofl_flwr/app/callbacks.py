@@ -9,7 +9,7 @@ from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.local_model import for_evaluation, model_at
-from heterofl_flwr.report import Costs, EarlyStopping, MLflow, Recorder, RunFolder, TensorBoard, WandB
+from heterofl_flwr.report import Costs, MLflow, Recorder, RunFolder, TensorBoard, WandB
 from heterofl_flwr.settings.flat import to_flat
 from heterofl_flwr.strategies.heterofl import HeteroFL
 
@@ -41,10 +41,6 @@ def build_callbacks(task: Task, folder: RunFolder | None) -> list[RoundCallback]
         # The models of FedH2L have no levels, and travel nowhere.
         costs = None if task.settings.server.strategy == "fedh2l" else Costs(task.build, task.mix, task.example())
         found.append(Recorder(folder, run.checkpoint_every, costs=costs, models=not task.personal))
-    if run.patience:
-        # A run that is resumed must stop in the round in which it would have stopped without a break.
-        history = folder.history() if folder is not None and run.resume else ()
-        found.append(EarlyStopping(run.metric, run.patience, history=history))
     # Without a folder the default, tensorboard, has nowhere to write.
     names = [name for name in run.callbacks if folder is not None or name != "tensorboard"]
     return found + [_build_callback(name, task, folder) for name in names]

@@ -199,7 +199,7 @@ def learn_message(message: Message, context: Context) -> Message:
 
 def _load_seed_examples(instruction: Instruction) -> tuple[torch.Tensor, torch.Tensor]:
     """Return inputs and labels of the round's seed examples."""
-    rows, seeds = instruction.config.get(messages.SEED_ROWS), instruction.task.seeds(instruction.clients)
+    rows, seeds = instruction.config.get(messages.SEED_ROWS), instruction.task.seeds
     size = len(seeds)
     if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < size for row in rows):
         raise ReplyError(

@@ -204,7 +204,7 @@ class Instruction:
         own = task.moments_batches(self.data[0], self.seed)
         if task.settings.server.strategy != "fedh2l":
             return own
-        return chain(own, task.moments_batches(task.seeds(self.clients), self.seed))
+        return chain(own, task.moments_batches(task.seeds, self.seed))
 
 
 @lru_cache(maxsize=2)

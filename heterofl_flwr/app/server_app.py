@@ -20,7 +20,6 @@ from heterofl_flwr.errors import ConfigError, extra, load_function
 from heterofl_flwr.federation.options import multi_step
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.grids.arrivals import SimulatedArrivals
 from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, Training
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.simulated import SimulatedDevices
@@ -155,10 +154,8 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
 
 def _build_grid(grid: Grid, settings: Settings, devices: Devices | None) -> Grid:
     """Return the grid with a window on its messages, and with simulated devices."""
-    if devices is not None and (settings.asynchronous.size or settings.sample.spare):
-        return SimulatedArrivals(grid, devices)
     own = Windowed(grid, settings.engine.window) if settings.engine.window else grid
-    return own if devices is None else SimulatedDevices(own, devices, min_replies=settings.sample.min_replies)
+    return own if devices is None else SimulatedDevices(own, devices)
 
 
 def build_devices(task: Task) -> Devices | None:

@@ -42,7 +42,6 @@ class Task:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.mix = settings, settings.mix
         self._partitions: dict[int, Partitions] = {}
-        self._seeds: dict[int, Split] = {}
         self._tests: dict[int, Split] = {}
 
     @cached_property
@@ -168,24 +167,20 @@ class Task:
             raise ConfigError(f"partition-id is {partition}; expected 0 to {num_partitions - 1}, num-partitions less 1")
         return *parts.client_splits(partition, self.train, self.test), parts.classes[partition]
 
-    def seeds(self, number: int) -> Split:
-        """Return the seed set that ``number`` clients share, on the device, as the owner of each example sees it."""
-        if number not in self._seeds:
-            settings, train = self.settings, self.dataset.train
-            rows = seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed)
-            parts = self.partitions(number) if number else None
-            own = parts.owner_view(train, rows, parts.train) if parts else train.select(rows)
-            self._seeds[number] = own.to(self.device)
-        return self._seeds[number]
+    @cached_property
+    def seeds(self) -> Split:
+        """The seed set that clients share, on the device."""
+        settings, train = self.settings, self.dataset.train
+        rows = seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed)
+        return train.select(rows).to(self.device)
 
     def whole_test(self, number: int) -> Split:
-        """Return the test examples of all of ``number`` clients, on the device, as they see them."""
+        """Return the test examples of all of ``number`` clients, on the device."""
         parts = self.partitions(number) if number else None
-        if parts is None or not (parts.degrees or parts.partial):
+        if parts is None or not parts.partial:
             return self.test
         if number not in self._tests:
-            rows = torch.cat(parts.test).sort().values
-            self._tests[number] = parts.owner_view(self.dataset.test, rows, parts.test).to(self.device)
+            self._tests[number] = self.dataset.test.select(torch.cat(parts.test).sort().values).to(self.device)
         return self._tests[number]
 
     def example(self) -> torch.Tensor:

@@ -7,7 +7,7 @@ milliseconds and no image is copied.
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ LEAST = 2
 
 _KIND = re.compile(
     r"iid|non-iid-(?P<classes>[1-9]\d*)|pathological-(?P<exactly>[1-9]\d*)|dirichlet-(?P<alpha>\d+(\.\d+)?)"
-    r"|rotated-(?P<degrees>\d+(\.\d+)?)|natural(-(?P<owner>\w[\w.-]*))?"
+    r"|natural(-(?P<owner>\w[\w.-]*))?"
 )
 
 Deal = tuple[tuple[int, ...], ...]
@@ -36,8 +36,6 @@ class Partitions:
     train: tuple[Tensor, ...]
     test: tuple[Tensor, ...]
     classes: tuple[tuple[int, ...], ...]
-    degrees: float = 0.0
-    """By how much more each client's images are turned than those of the client before."""
     partial: bool = False
     """Whether other examples belong to nobody here, so that the global model is not tested on them."""
 
@@ -47,32 +45,7 @@ class Partitions:
 
     def client_splits(self, client: int, train: Split, test: Split) -> tuple[Split, Split]:
         """Return a client's examples of the two splits that were dealt."""
-        own = train.select(self.train[client]), test.select(self.test[client])
-        return (rotated(own[0], client * self.degrees), rotated(own[1], client * self.degrees)) if self.degrees else own
-
-    def owner_view(self, split: Split, rows: Tensor, dealt: Sequence[Tensor]) -> Split:
-        """Return some examples of a split, each as the client to which it was dealt sees it.
-
-        Parameters
-        ----------
-        split : Split
-            One of the two that were dealt.
-        rows : Tensor
-            Which examples of it.
-        dealt : Sequence[Tensor]
-            ``train`` or ``test``. What was dealt to nobody stays as it is.
-        """
-        own = split.select(rows)
-        if not self.degrees:
-            return own
-        owner = torch.zeros(len(split), dtype=torch.int64)
-        for client, mine in enumerate(dealt):
-            owner[mine] = client
-        inputs = own.inputs.clone()
-        for client in owner[rows].unique().tolist():
-            places = (owner[rows] == client).nonzero().flatten().to(inputs.device)
-            inputs[places] = rotated(own.select(places), client * self.degrees).inputs
-        return replace(own, inputs=inputs)
+        return train.select(self.train[client]), test.select(self.test[client])
 
 
 def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity: Variant = "paper") -> Partitions:
@@ -84,9 +57,8 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
         What is dealt.
     kind : str
         ``iid``; ``non-iid-2``, or another number of classes for each client at most; ``pathological-2``, of this many
-        exactly; ``dirichlet-0.3``, or another concentration; ``rotated-15``: as ``iid``, and client number i sees its
-        images turned by i times 15 degrees, or another angle; ``natural``: client number i has the examples of the
-        i-th owner. ``owner_column`` says what may follow that.
+        exactly; ``dirichlet-0.3``, or another concentration; ``natural``: client number i has the examples of the i-th
+        owner. ``owner_column`` says what may follow that.
     clients : int
         How many clients there are.
     seed : int
@@ -117,7 +89,7 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
     else:
         mine, tested = iid(train, clients, seed), iid(test, clients, seed)
     classes = tuple(tuple(train[rows].unique().tolist()) for rows in mine)
-    return Partitions(mine, tested, classes, float(match["degrees"] or 0), natural)
+    return Partitions(mine, tested, classes, natural)
 
 
 def check_kind(kind: str) -> re.Match[str]:
@@ -126,7 +98,7 @@ def check_kind(kind: str) -> re.Match[str]:
     if match is None or float(match["alpha"] or 1) == 0:
         raise ConfigError(
             f"split is {kind!r}; expected iid, non-iid-<classes per client>, pathological-<classes per client>, "
-            "dirichlet-<alpha over 0>, rotated-<degrees>, natural or natural-<column of owners>"
+            "dirichlet-<alpha over 0>, natural or natural-<column of owners>"
         )
     return match
 
@@ -277,22 +249,6 @@ def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tenso
         for mine, part in zip(parts, tested.tensor_split(ends[:-1]), strict=True):
             mine.append(part)
     return tuple(torch.cat(mine) for mine in parts)
-
-
-def rotated(split: Split, degrees: float) -> Split:
-    """Return a split whose images are turned counter-clockwise about their centre; the corners become black."""
-    if split.inputs.dim() != 4:
-        raise DataError(
-            f"a rotated split needs images of shape (number, channels, height, width), got inputs of shape "
-            f"{tuple(split.inputs.shape)}: use another split"
-        )
-    if degrees % 360 == 0:
-        return split
-    with extra("data"):  # here, as it takes a second to load
-        from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
-
-    fill = [0.0] * split.inputs.shape[1] if split.black is None else split.black.tolist()
-    return replace(split, inputs=functional.rotate(split.inputs, degrees, InterpolationMode.BILINEAR, fill=fill))
 
 
 def _check_clients(clients: int) -> None:

@@ -1,18 +1,16 @@
 """A ClientApp: finding it by name, and handing it messages as Flower's own backends do."""
 
-import importlib
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy, deepcopy
-from operator import attrgetter
 from typing import ClassVar, NamedTuple
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, get_identity, set_identity, set_metadata
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.nn.execution import torch_threads
 
 logger = logging.getLogger(__name__)
@@ -49,22 +47,12 @@ class Identity:
 
 def load(client_app: ClientApp | str) -> ClientApp:
     """Return the ClientApp, imported where a ``"module:attribute"`` names it."""
-    if isinstance(client_app, ClientApp):
-        return client_app
-    if not isinstance(client_app, str) or not all(client_app.partition(":")):
-        raise ConfigError(
-            f"client_app is {client_app!r}; expected a ClientApp or 'module:attribute', such as 'my_app.client:app'"
-        )
-    module, _, path = client_app.partition(":")
-    try:
-        found: object = attrgetter(path)(importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"client_app {client_app!r} cannot be loaded: {error}. Expected 'module:attribute' "
-            "with a module that is installed or on PYTHONPATH"
-        ) from error
+    found: object = load_function(client_app, "client_app") if isinstance(client_app, str) else client_app
     if not isinstance(found, ClientApp):
-        raise ConfigError(f"client_app {client_app!r} is a {type(found).__name__}; expected a ClientApp")
+        raise ConfigError(
+            f"client_app is {client_app!r}, a {type(found).__name__}; expected a ClientApp or where one is, such as "
+            f"'my_app.client:app'"
+        )
     return found
 
 

@@ -99,22 +99,13 @@ class Devices:
         """Return the profile of a rate."""
         return self._profiles[min((own for own in self._profiles if own >= rate), default=max(self._profiles))]
 
-    def present(self, turns: Mapping[int, Turn], least: int) -> list[int]:
-        """Return the clients, by node, that are available; where fewer than ``least`` are, the nearest to it are added.
+    def is_away(self, turn: Turn) -> bool:
+        """Return whether a client's device is not available."""
+        return turn.draws("away").random() >= self.profile(turn.rate).available
 
-        Nearest is who missed by the smallest factor, so that no unlucky draw ends a run.
-        """
-        far = {node: turn.draws("away").random() / self.profile(turn.rate).available for node, turn in turns.items()}
-        nearest = sorted(turns, key=lambda node: (far[node], turns[node].partition))
-        return nearest[: max(least, sum(value < 1 for value in far.values()))]
-
-    def drop_outs(self, turns: Mapping[int, Turn], least: int) -> list[int]:
-        """Return which of a round's clients, by node, drop out; at least ``least`` of them, the luckiest, stay."""
-        chances = {node: self.profile(turn.rate).drop_out for node, turn in turns.items()}
-        luck = {node: turns[node].draws("drop-out").random() / chance for node, chance in chances.items() if chance}
-        unlucky = [node for node, value in luck.items() if value < 1]
-        unlucky.sort(key=lambda node: (luck[node], turns[node].partition))
-        return unlucky[: max(len(turns) - least, 0)]
+    def drops_out(self, turn: Turn) -> bool:
+        """Return whether a client's device drops out before the end of the round."""
+        return turn.draws("drop-out").random() < self.profile(turn.rate).drop_out
 
     def step_share(self, turn: Turn) -> float:
         """Return the share of its steps that a client runs."""

@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
-from flwr.app import Context, Message, UserConfigValue
+from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.grids.apps import answer, load
@@ -50,19 +50,8 @@ class LocalGrid(QueuedGrid):
     ...     result = FedAvg().start(grid, initial_arrays, num_rounds=3)
     """
 
-    def __init__(
-        self,
-        client_app: ClientApp | str,
-        num_nodes: int,
-        *,
-        cohort: int | Callable[[Message], int] = 1,
-        node_config: Callable[[int], Mapping[str, UserConfigValue]] | None = None,
-        run_config: Mapping[str, UserConfigValue] | None = None,
-        cost: Callable[[Message], float] | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(num_nodes, cohort=cohort, node_config=node_config, run_config=run_config, cost=cost, seed=seed)
-        self._open(Inline(load(client_app), self._contexts))
+    def _open(self, client_app: ClientApp | str) -> None:
+        self._run_clients(Inline(load(client_app), self._contexts))
 
 
 class Inline(Runner):

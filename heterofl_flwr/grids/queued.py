@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, UserConfigValue
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, Run, set_identity, set_metadata
@@ -137,6 +138,7 @@ class QueuedGrid(Grid):
 
     def __init__(
         self,
+        client_app: ClientApp | str,
         num_nodes: int,
         *,
         cohort: int | Callable[[Message], int] = 1,
@@ -154,16 +156,21 @@ class QueuedGrid(Grid):
             derive(seed, "node", partition): {
                 "partition-id": partition,
                 "num-partitions": num_nodes,
-                **_checked(node_config(partition) if node_config else {}, f"node_config({partition})"),
+                **(node_config(partition) if node_config else {}),
             }
             for partition in range(num_nodes)
         }
-        self._run_config = _checked(run_config or {}, "run_config")
+        self._run_config = run_config or {}
         self._numbers = itertools.count(1)  # of messages, groups and pushes
         self._contexts: dict[int, Context] = {}
         self._renew(Run.create_empty(derive(seed, "run")))
+        self._open(client_app)
 
-    def _open(self, runner: Runner, *afterwards: Callable[[], object]) -> None:
+    @abstractmethod
+    def _open(self, client_app: ClientApp | str) -> None:
+        """Start what runs the clients."""
+
+    def _run_clients(self, runner: Runner, *afterwards: Callable[[], object]) -> None:
         """Let clients run; the runner ends with the grid, and these are called afterwards."""
         self._runner = runner
         ending = ExitStack()
@@ -276,11 +283,3 @@ class QueuedGrid(Grid):
         id_ = str(next(self._numbers))
         set_metadata(message, message_id=id_, run_id=self._run.run_id, src_node_id=SUPERLINK_NODE_ID)
         return id_
-
-
-def _checked(config: Mapping[str, UserConfigValue], name: str) -> dict[str, UserConfigValue]:
-    """Return a copy of a configuration, of whose values Flower knows four types."""
-    for key, value in config.items():
-        if not isinstance(value, bool | int | float | str):
-            raise ConfigError(f"{name}[{key!r}] is {value!r}; expected a bool, an int, a float or a str")
-    return dict(config)

@@ -1,7 +1,6 @@
 """Ray's actors: what each gets of a cluster, what it runs, and what travels to it and back."""
 
 import io
-import math
 import os
 import pickle
 import socket
@@ -46,18 +45,9 @@ class ActorOptions:
         return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
 
     def room(self) -> int:
-        """Return how many actors the cluster's machines have room for, if nobody else uses them."""
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return sum(self.fit(own.get("CPU", 0.0), own.get("GPU", 0.0)) for own in machines)
-
-    def fit(self, cpus: float, gpus: float) -> int:
-        """Return how many actors fit on a machine; a share of a GPU is of one GPU."""
-        most: int = math.floor(cpus / (self.num_cpus or 1) + 1e-9)
-        if self.num_gpus >= 1:
-            return min(most, math.floor(gpus / self.num_gpus))
-        if self.num_gpus:
-            return min(most, math.floor(gpus) * math.floor(1 / self.num_gpus + 1e-9))
-        return most
+        """Return how many actors the cluster has room for; one that then does not fit on a machine waits."""
+        has, needs = ray.cluster_resources(), {"CPU": self.num_cpus or 1, "GPU": self.num_gpus}
+        return min(int(has.get(kind, 0) / own + 1e-9) for kind, own in needs.items() if own)
 
     def lack(self) -> str:
         """Say what an actor needs, and what the cluster has."""

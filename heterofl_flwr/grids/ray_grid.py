@@ -67,17 +67,22 @@ class RayGrid(QueuedGrid):
                 raise ConfigError(f"{name} is {share!r}; expected a number of 0 or more")
         if num_gpus > 1 and num_gpus % 1:
             raise ConfigError(f"num_gpus is {num_gpus!r}; expected a share of one GPU, or a number of whole ones")
-        super().__init__(num_nodes, cohort=cohort, node_config=node_config, run_config=run_config, cost=cost, seed=seed)
+        self._num_cpus, self._num_gpus, self._most = num_cpus, num_gpus, min(at_once or num_nodes, num_nodes)
+        super().__init__(
+            client_app, num_nodes, cohort=cohort, node_config=node_config, run_config=run_config, cost=cost, seed=seed
+        )
+
+    def _open(self, client_app: ClientApp | str) -> None:
         with extra("simulation", "use LocalGrid, which is --grid local"):  # here, as Ray loads slowly
             from heterofl_flwr.grids.ray_actors import ActorOptions
             from heterofl_flwr.grids.ray_runner import ActorRunner
             from heterofl_flwr.grids.ray_session import Session
-        options = ActorOptions(client_app, num_cpus, num_gpus, Session.enter())
+        options = ActorOptions(client_app, self._num_cpus, self._num_gpus, Session.enter())
         try:
-            number = min(at_once or num_nodes, num_nodes, options.room())
+            number = min(self._most, options.room())
             if number == 0:
                 raise ConfigError(f"no machine has room for an actor: {options.lack()}")
-            self._open(ActorRunner(options, number, self._contexts), Session.leave)
+            self._run_clients(ActorRunner(options, number, self._contexts), Session.leave)
         except BaseException:
             Session.leave()
             raise

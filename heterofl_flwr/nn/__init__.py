@@ -3,11 +3,11 @@
 from heterofl_flwr.nn.depth import shallow
 from heterofl_flwr.nn.exits import Exits, with_exits
 from heterofl_flwr.nn.layers import NORMS, Scaler, make_norm
-from heterofl_flwr.nn.loss import class_mask, fill_of, mask_logits, masked_cross_entropy, perplexity
+from heterofl_flwr.nn.loss import class_mask, mask_logits, masked_cross_entropy, perplexity
 from heterofl_flwr.nn.models import CNN, MODELS, PAPER, build_model
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.preresnet import PreResNet
-from heterofl_flwr.nn.profile import Profile, profile, profile_mix
+from heterofl_flwr.nn.profile import Profile, profile
 from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
 from heterofl_flwr.nn.transformer import Transformer
 
@@ -25,13 +25,11 @@ __all__ = [
     "build_model",
     "class_mask",
     "collect_moments",
-    "fill_of",
     "make_norm",
     "mask_logits",
     "masked_cross_entropy",
     "perplexity",
     "profile",
-    "profile_mix",
     "shallow",
     "with_exits",
     "with_static_norm",

@@ -13,11 +13,6 @@ Fill = Literal["zero", "-inf", "none"]
 """What becomes of the logits of absent classes."""
 
 
-def fill_of(fidelity: Fidelity) -> Fill:
-    """Return the fill that a fidelity asks for: 0 in the paper's code, -inf where that is fixed."""
-    return "zero" if fidelity.mask_fill == "paper" else "-inf"
-
-
 def class_mask(classes: torch.Tensor, number: int) -> torch.Tensor:
     """Return a boolean mask of ``number`` classes, true for those given; check them.
 

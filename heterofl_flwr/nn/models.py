@@ -80,7 +80,9 @@ class CNN(nn.Module):
 class MLP(nn.Module):
     """Linear layers with ReLU between them (Liang et al., 2020); on MNIST, at its own widths, 633,226 parameters.
 
-    ``inputs`` is the shape of one input, ``hidden`` the layers' widths at rate 1; see ``CNN`` for the others.
+    With ``convolutions``, as in LeNet, the first layers are such, 5x5 with ReLU and pooling; on CIFAR10, at its own
+    widths, 64,102 parameters. ``inputs`` is the shape of one input, ``hidden`` the layers' widths at rate 1; see
+    ``CNN`` for the others.
     """
 
     label_rows: tuple[str, ...] = ("output.weight", "output.bias")
@@ -91,72 +93,36 @@ class MLP(nn.Module):
         classes: int = 10,
         hidden: Sequence[int] = (512, 256, 256, 128),
         *,
+        convolutions: int = 0,
         rate: float = 1.0,
         global_rate: float = 1.0,
         scaler: bool = True,
     ) -> None:
         super().__init__()
-        widths = [width(full, rate) for full in hidden]
-        scale = partial(make_scaler, rate, global_rate, scaler)
-        self.hidden = nn.Sequential(_linears(prod(inputs), widths, scale))
-        self.output = nn.Linear(widths[-1] if widths else prod(inputs), classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits, (batch, classes)."""
-        logits: torch.Tensor = self.output(self.hidden(x.flatten(1)))
-        return logits
-
-
-class LeNet(nn.Module):
-    """Two 5x5 convolutions with ReLU and pooling, then linear layers; on CIFAR10, at its own widths, 64,102 parameters.
-
-    ``inputs`` is the shape of one image (channels, height, width), ``hidden`` the widths of the two convolutions and
-    of the linear layers at rate 1; see ``CNN`` for the others.
-    """
-
-    label_rows: tuple[str, ...] = ("output.weight", "output.bias")
-
-    def __init__(
-        self,
-        inputs: Sequence[int] = (3, 32, 32),
-        classes: int = 10,
-        hidden: Sequence[int] = (6, 16, 120, 100),
-        *,
-        rate: float = 1.0,
-        global_rate: float = 1.0,
-        scaler: bool = True,
-    ) -> None:
-        super().__init__()
-        widths = [width(full, rate) for full in hidden]
-        scale = partial(make_scaler, rate, global_rate, scaler)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        seen, height, breadth = inputs
-        for number, kept in enumerate(widths[:2], 1):
-            layers[f"conv{number}"] = nn.Conv2d(seen, kept, 5)
-            layers |= {f"scaler{number}": scale(), f"relu{number}": nn.ReLU(inplace=True)}
-            layers[f"pool{number}"] = nn.MaxPool2d(2)
-            seen, height, breadth = kept, (height - 4) // 2, (breadth - 4) // 2
-        # The first linear layer sees whole maps, one after the other, so a prefix of it is whole maps too.
-        layers["flatten"] = nn.Flatten()
-        self.hidden = nn.Sequential(layers | _linears(seen * height * breadth, widths[2:], scale, first=3))
-        self.output = nn.Linear(widths[-1], classes)
+        shape = tuple(inputs)
+        for number, full in enumerate(hidden, 1):
+            kept = width(full, rate)
+            if number <= convolutions:
+                layers[f"conv{number}"] = nn.Conv2d(shape[0], kept, 5)
+                shape = kept, *((side - 4) // 2 for side in shape[1:])
+            else:
+                # The first of them sees whole maps, one after the other, so a prefix of it is whole maps too.
+                layers.setdefault("flatten", nn.Flatten())
+                layers[f"linear{number}"] = nn.Linear(prod(shape), kept)
+                shape = (kept,)
+            layers[f"scaler{number}"] = make_scaler(rate, global_rate, scaler)
+            layers[f"relu{number}"] = nn.ReLU(inplace=True)
+            if number <= convolutions:
+                layers[f"pool{number}"] = nn.MaxPool2d(2)
+        layers.setdefault("flatten", nn.Flatten())
+        self.hidden = nn.Sequential(layers)
+        self.output = nn.Linear(prod(shape), classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits, (batch, classes)."""
         logits: torch.Tensor = self.output(self.hidden(x))
         return logits
-
-
-def _linears(
-    seen: int, widths: Sequence[int], scale: Callable[[], nn.Module], first: int = 1
-) -> OrderedDict[str, nn.Module]:
-    """Return linear layers of these widths, each with its Scaler and a ReLU, named by number."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for number, kept in enumerate(widths, first):
-        layers[f"linear{number}"] = nn.Linear(seen, kept)
-        layers |= {f"scaler{number}": scale(), f"relu{number}": nn.ReLU(inplace=True)}
-        seen = kept
-    return layers
 
 
 Build = Callable[[float], nn.Module]
@@ -165,7 +131,7 @@ Build = Callable[[float], nn.Module]
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": CNN,
     "mlp": MLP,
-    "lenet": LeNet,
+    "lenet": partial(MLP, inputs=(3, 32, 32), hidden=(6, 16, 120, 100), convolutions=2),
     "preresnet18": partial(PreResNet, blocks=(1, 1, 1, 2)),
     "preresnet18-later": partial(PreResNet, blocks=(2, 2, 2, 2)),
     "preresnet50": partial(BottleneckPreResNet, blocks=(3, 4, 6, 3)),

@@ -1,15 +1,13 @@
 """What a model costs: parameters, multiplications, and what the paper prints as FLOPs and space."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from heterofl_flwr.core.exchanged import copy_exchanged
@@ -18,8 +16,6 @@ from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.execution import call, device_of
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import batch_norms
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,50 +53,12 @@ class MixProfile:
     ratio: float
 
 
-_UNKNOWN_TO_TORCH: Mapping[object, Callable[..., int]] = {
-    aten.mv: lambda matrix, *_, **__: 2 * matrix.numel(),
-    aten.dot: lambda vector, *_, **__: 2 * vector.numel(),
-    aten.addmv: lambda _, matrix, *__, **___: 2 * matrix.numel(),
-    # One layer of an LSTM on a CPU, in one direction; x is (time, batch, features).
-    aten.mkldnn_rnn_layer: lambda x, of_x, of_hidden, *_, **__: (
-        2 * math.prod(x.shape[:-1]) * (of_x.numel() + of_hidden.numel())
-    ),
-    # A mixture of experts: each row of x is multiplied by the matrix of one expert.
-    aten._grouped_mm: lambda x, *_, out_val, **__: 2 * out_val.numel() * x.shape[-1],
-    # nn.Bilinear: for each output, (outputs, first, second), the first input times a matrix, and that times the second.
-    aten._trilinear: lambda x, weight, y, *_, **__: 2 * len(x) * (weight.numel() + len(weight) * y.shape[-1]),
-}
-"""The floating point operations of operators of which torch's registry says nothing."""
+def _lstm_flops(x: Sequence[int], of_x: Sequence[int], of_hidden: Sequence[int], *_: object, **__: object) -> int:
+    """Return the floating point operations of a layer of an LSTM on a CPU, from shapes; x is (time, batch, features).
 
-
-class _Counter(TorchDispatchMode):
-    """Counts floating point operations as torch's ``FlopCounterMode`` does, which loads a compiler for seconds."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        from torch.utils.flop_counter import flop_registry  # brings triton, which no client needs to start
-
-        self.flops = 0
-        self._registry = {**_UNKNOWN_TO_TORCH, **flop_registry}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Leave ``__torch_dispatch__`` as it is; torch would load the compiler to keep it out."""
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, object] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        count = self._registry.get(func._overloadpacket)
-        if count is None:
-            with self:  # what it is made of may be known
-                made = func.decompose(*args, **kwargs)
-            if made is not NotImplemented:
-                return made
-        out = func(*args, **kwargs)
-        self.flops += count(*args, **kwargs, out_val=out) if count else 0
-        return out
+    Torch's counter does not know this operator, which has one direction.
+    """
+    return 2 * math.prod(x[:-1]) * (math.prod(of_x) + math.prod(of_hidden))
 
 
 def profile(model: nn.Module, example_input: object) -> Profile:
@@ -108,6 +66,8 @@ def profile(model: nn.Module, example_input: object) -> Profile:
 
     The pass runs on the model's device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton and a compiler, which no client needs
+
     device = device_of(model)
     probe = copy_exchanged(model).eval()
     for norm in batch_norms(probe).values():
@@ -123,10 +83,11 @@ def profile(model: nn.Module, example_input: object) -> Profile:
 
     for layer in probe.modules():
         layer.register_forward_hook(record)
-    with _plain_attention(), _Counter() as counter:
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops})
+    with _plain_attention(), counter:
         call(probe, tree_map_only(torch.Tensor, lambda one: one.to(device), example_input))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Profile(parameters, counter.flops // 2, sum(printed.values()), parameters * 4 / 1024**2)
+    return Profile(parameters, counter.get_total_flops() // 2, sum(printed.values()), parameters * 4 / 1024**2)
 
 
 @contextmanager
@@ -149,16 +110,6 @@ def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) ->
     with kept_random_state():
         model = build(rate)
         return model, profile(model, example_input)
-
-
-def profile_mix(build: Build, mix: Mix, example_input: torch.Tensor, *, device: str = "meta") -> MixProfile:
-    """Return the mean cost of the models of a mix, each of which is built on ``device`` and profiled."""
-    profiles = {}
-    for rate in mix.all_rates:
-        with kept_random_state(), torch.device(device):
-            model = build(rate)
-        profiles[rate] = profile(model, example_input)
-    return mean_profile(profiles, mix)
 
 
 def mean_profile(profiles: Mapping[float, Profile], mix: Mix) -> MixProfile:

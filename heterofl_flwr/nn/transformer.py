@@ -1,10 +1,8 @@
 """The paper's Transformer encoder for masked language modelling (WikiText2)."""
 
 import copy
-import logging
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import nn
@@ -68,9 +66,6 @@ def _attention_axes(full: MultiHeadAttention, local: MultiHeadAttention) -> dict
     return axes_by_name(full, local, parts.__getitem__)
 
 
-_log = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerShape:
     """The size of a Transformer at rate 1; the defaults are the paper's. ``sequence`` is the longest input."""
@@ -86,7 +81,7 @@ class TransformerShape:
 class Transformer(nn.Module):
     """Token and position embedding, post-norm encoder layers with GELU, and a decoder to all words.
 
-    At a rate whose embedding does not divide in the heads, each head's width is rounded up; a warning says so once.
+    At a rate whose embedding does not divide in the heads, each head's width is rounded up.
 
     Parameters
     ----------
@@ -116,7 +111,7 @@ class Transformer(nn.Module):
         Fidelity(encoder_init=encoder_init)
         shape = shape or TransformerShape()
         scale = make_scaler(rate, global_rate, scaler)
-        embedding = _embedding_width(shape.embedding, rate, shape.heads)
+        embedding = width(shape.embedding, rate, shape.heads)
         self.mask_token = vocabulary
         self.embedding = _Embedding(vocabulary + 1, shape.sequence, embedding, shape.dropout, scaler=scale)
 
@@ -138,16 +133,6 @@ class Transformer(nn.Module):
         """Return logits (batch, vocabulary, sequence) of token numbers (batch, sequence)."""
         logits: torch.Tensor = self.decoder(self.encoder(self.embedding(tokens)))
         return logits.transpose(1, 2)
-
-
-@cache
-def _embedding_width(full: int, rate: float, heads: int) -> int:
-    """Return the embedding's width at a rate; cached, so that the warning comes once."""
-    kept, plain = width(full, rate, heads), width(full, rate)
-    if kept != plain:
-        fault = f"cuts an embedding of {full} to {plain}, which does not fit {heads} heads; using {kept}"
-        _log.warning("rate %s %s", rate, fault)
-    return kept
 
 
 class _Embedding(nn.Module):

@@ -10,7 +10,6 @@ from heterofl_flwr.report.callbacks import MLflow, TensorBoard, WandB
 from heterofl_flwr.report.console import Console
 from heterofl_flwr.report.summary import summary_table
 from heterofl_flwr.runs.costs import Costs, LevelCost, ModelCosts
-from heterofl_flwr.runs.early_stopping import EarlyStopping
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import seconds_to
 from heterofl_flwr.runs.models import load_model, save_models
@@ -19,7 +18,6 @@ from heterofl_flwr.runs.recorder import Recorder
 __all__ = [
     "Console",
     "Costs",
-    "EarlyStopping",
     "LevelCost",
     "MLflow",
     "ModelCosts",

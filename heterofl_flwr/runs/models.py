@@ -33,7 +33,7 @@ def save_models(
     rates: Sequence[float],
     state: State,
     *,
-    moments: Mapping[float, State] | None = None,
+    moments: Mapping[float, Moments] | None = None,
     slices: Mapping[float, SliceFunction] | None = None,
     record: RoundRecord | None = None,
 ) -> None:
@@ -52,7 +52,7 @@ def save_models(
         The rates; the largest is the global model's.
     state : State
         The global model's parameters.
-    moments : Mapping[float, State] | None
+    moments : Mapping[float, Moments] | None
         Static batch norm moments by the rate of the model that they were measured on. A smaller model sees other
         activations than the same channels of the global one, so its moments cannot be cut from the global model's.
     slices : Mapping[float, SliceFunction] | None
@@ -84,8 +84,8 @@ def save_models(
             "shapes": {key: list(value.shape) for key, value in own.items()},
         }
         write_atomic(folder.models / f"{level}.safetensors", pack(own))
-        if moments and moments.get(rate):
-            write_atomic(folder.models / f"{level}.moments.safetensors", pack(moments[rate]))
+        if moments and rate in moments:
+            write_atomic(folder.models / f"{level}.moments.safetensors", pack(moments[rate].to_tensors()))
         write_atomic(folder.models / f"{level}.json", f"{to_json(facts, indent=2)}\n".encode())
 
 
@@ -155,15 +155,3 @@ def load_model(folder: RunFolder, name: str, build: Build) -> nn.Module:
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     with reading(path, _REMEDY):
         return dict(load(path.read_bytes()))
-
-
-def moments_by_rate(moments: State, global_rate: float) -> dict[float, State]:
-    """Return a round's moments by the rate of the model that they were measured on.
-
-    Strategies put the rate and a slash before each name; moments without a rate are the global model's.
-    """
-    found: dict[float, dict[str, Tensor]] = {}
-    for name, value in moments.items():
-        rate, slash, rest = name.partition("/")
-        found.setdefault(float(rate) if slash else global_rate, {})[rest if slash else name] = value
-    return dict(found)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError, check_count
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
+from heterofl_flwr.packing import moments_by_rate
 from heterofl_flwr.runs.costs import Costs
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.models import moments_by_rate, save_models
+from heterofl_flwr.runs.models import save_models
 
 
 class Recorder(RoundCallback):
@@ -102,7 +103,7 @@ class Recorder(RoundCallback):
             self._save(self._last)
         if self._costs and self._models:
             rates = self._costs.mix.all_rates
-            moments, record = moments_by_rate(self._moments, max(rates)), self._evaluated
+            moments, record = moments_by_rate(self._moments), self._evaluated
             slices = {}
             if record and self._last:
                 slices = {rate: self._last.evaluated_slice(record.server_round, rate) for rate in rates}

@@ -94,6 +94,7 @@ REMOVED: Mapping[str, Flat] = {
     "distill.direction": "forward",
     "distill.projection": "gem",
     "data.test-share": 0.2,
+    "run.patience": 0,
 }
 """Settings that earlier versions had, each with the value that it has for good."""
 
@@ -150,7 +151,7 @@ def _resolve(given: Mapping[str, object]) -> dict[str, object]:
     autos = preset(str(given["data.name"]), str(given["data.split"]), str(given["model.name"]))
     values = {key: autos.get(key, value) if value == AUTO else value for key, value in given.items()}
     by_class = ("non-iid", "pathological") if short_name(str(values["data.name"])) in BALANCED else ()
-    equal = str(values["data.split"]).startswith(("iid", "rotated", *by_class))
+    equal = str(values["data.split"]).startswith(("iid", *by_class))
     follow: dict[str, object] = {
         "train.mask-fill": "-inf" if values["fidelity"] == "fixed" else "zero",
         "server.max-examples-ratio": Limits().examples_ratio if equal else 0.0,

@@ -198,9 +198,9 @@ class EvaluateSettings(Evaluation):
 class EngineSettings(Group):
     """What runs the clients."""
 
-    name: Literal["auto", "plain", "compile", "cohort"] = "auto"
-    """how clients train: plain (one by one, the same bit for bit on any grid), compile (plain with torch.compile),
-    cohort (clients of one rate together); auto: plain or cohort, whichever is likely faster
+    name: Literal["auto", "plain", "cohort"] = "auto"
+    """how clients train: plain (one by one, the same bit for bit on any grid), or cohort (clients of one rate
+    together); auto: whichever is likely faster
     """
     cohort: Natural = 0
     """clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU"""
@@ -233,11 +233,7 @@ class RunSettings(Group):
     checkpoint_every: Count = 1
     """rounds from one checkpoint to the next; the last round has one"""
     metric: types.Text = ""
-    """the metric, such as local-accuracy, that run.patience waits for, and a sweeper that searches goes by; '': the
-    global model's
-    """
-    patience: Natural = 0
-    """evaluations in a row without a new best after which the run stops; 0: never"""
+    """the metric, such as local-accuracy, that a sweeper that searches goes by; '': the global model's"""
     callbacks: types.Callbacks = ("tensorboard",)
     """what is called with the record of each round"""
 

@@ -70,7 +70,7 @@ class HeteroFL(FederationStrategy):
     min_replies : int | float | "auto"
         With fewer good replies than this a round fails: a number of them, a share below 1 of the clients that the round
         needs (all that are asked but the spare ones), or ``auto`` for half of these. What simulated devices lose is not
-        asked for by ``auto``; give ``SimulatedDevices`` a number or a share, too.
+        asked for by ``auto``.
     wait : float
         For how many seconds a round waits for nodes before it fails.
     slice_rule : SliceRule

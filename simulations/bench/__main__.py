@@ -8,11 +8,11 @@ import argparse
 import sys
 
 from heterofl_flwr.errors import ConfigError
-from simulations.bench import adapters, aggregate, layout, noise, round, scale, secure, step
+from simulations.bench import aggregate, round, scale, secure, step
 from simulations.bench.measure import describe_machine, print_verdict
 from simulations.program import formatter, parser_of, status_of
 
-MODULES = (aggregate, step, layout, round, scale, noise, secure, adapters)
+MODULES = (aggregate, step, round, scale, secure)
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 PROGRAM = "simulations.bench"
 
@@ -20,11 +20,10 @@ EXAMPLES = """
 examples:
   python -m simulations.bench aggregate --threads 2
   python -m simulations.bench step --cohort 10
-  python -m simulations.bench step --engines plain cohort compile --device cuda
+  python -m simulations.bench step --engines plain cohort --device cuda
   python -m simulations.bench round --root data                      our rounds alone
   python -m simulations.bench round --root data --authors HeteroFL   beside a checkout of the authors' repository
   python -m simulations.bench secure --clients 10 50 100
-  python -m simulations.bench adapters                               needs peft and transformers
 """
 
 

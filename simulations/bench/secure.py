@@ -1,7 +1,6 @@
 """Secure aggregation of a paper model over clients of five levels: seconds and bytes, beside the plain round.
 
-Beside it is a client of Flower's SecAgg+, which needs clients of one size, all of level a: its shares, its masks with
-all others. Seconds are those of the processor, so other programs count for less.
+Seconds are those of the processor, so other programs count for less.
 """
 
 import argparse
@@ -14,10 +13,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from flwr.common.secure_aggregation.crypto.shamir import create_shares
-from flwr.common.secure_aggregation.ndarrays_arithmetic import parameters_addition, parameters_mod
-from flwr.common.secure_aggregation.quantization import quantize
-from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 from torch import Tensor
 
 from heterofl_flwr.core import LEVELS, Aggregator, Plan
@@ -61,7 +56,6 @@ def run(options: argparse.Namespace) -> list[Goal]:
     for number in options.clients:
         federation = Federation(state, list(full.label_rows), plans, number)  # type: ignore[arg-type]
         goals += federation.measure()
-        print_flower(state, number)
     return goals
 
 
@@ -175,21 +169,3 @@ class Federation:
         vector = np.zeros(slices[0].parameters, np.uint32)
         others = set(range(1, self.number))
         return timed(add_pairs, vector, roster, view, 0, private, others)[0] * 1e9 / entries
-
-
-def print_flower(state: State, number: int) -> None:
-    """Print what a client of Flower's SecAgg+ takes, whose neighbours are all others and have its shapes."""
-    arrays = [own.numpy().astype(np.float64) for own in state.values()]
-    shapes = [own.shape for own in arrays]
-    seeds = [bytes([client]) * 32 for client in range(number)]
-
-    def mask() -> list[np.ndarray]:
-        own = quantize(arrays, BOUND, 2**22)
-        for seed in seeds:  # its private mask, and one for each neighbour
-            own = parameters_addition(own, pseudo_rand_gen(seed, 2**32, shapes))
-        return parameters_mod(own, 2**32)
-
-    sharing, _ = timed(lambda: [create_shares(seeds[0], 2 * number // 3 + 1, number) for _ in range(2)])
-    masking, masked = timed(mask)
-    bytes_ = sum(own.nbytes for own in masked)
-    print(f"  Flower's SecAgg+, level a: shares {sharing:.2f} s, mask {masking:.2f} s; {bytes_:,} bytes\n", flush=True)

@@ -78,7 +78,6 @@ class Measured(NamedTuple):
 
     step: float  # milliseconds of a step
     ratio: float  # how many times as fast as the plain loop
-    first: float  # seconds of the first step, in which models are compiled
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +100,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     cases = {level: Case(LEVELS[level], options.steps, options.cohort, device=device) for level in options.levels}
     for case in cases.values():
         check_equal(case)
-    print(f"{'level':<5}" + "".join(f"{side + ' ms':>14}{'ratio':>7}{'first s':>9}" for side in sides))
+    print(f"{'level':<5}" + "".join(f"{side + ' ms':>14}{'ratio':>7}" for side in sides))
     best = {}
     with ExitStack() as stack:
         # Spawned, because a fork of a process that has used torch may hang.
@@ -112,10 +111,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
         for level, case in cases.items():
             measured = measure(workers, case, options.rounds)
             best[level] = max(measured[engine].ratio for engine in options.engines)
-            print(
-                f"{level:<5}"
-                + "".join(f"{own.step:>14.2f}{own.ratio:>7.2f}{own.first:>9.2f}" for own in measured.values())
-            )
+            print(f"{level:<5}" + "".join(f"{own.step:>14.2f}{own.ratio:>7.2f}" for own in measured.values()))
     return [
         Goal(f"level {level} with the fastest engine, in times the plain loop's speed", best[level], least=least)
         for level, least in (("a", 1.3), ("e", 2.0))
@@ -125,16 +121,12 @@ def run(options: argparse.Namespace) -> list[Goal]:
 
 def measure(workers: Mapping[str, Executor], case: Case, rounds: int) -> dict[str, Measured]:
     """Return what each side takes, each with its own worker."""
-    first = {
-        side: worker.submit(milliseconds, side, replace(case, steps=1)).result() for side, worker in workers.items()
-    }
     calls = {side: partial(_wait, worker, side, case) for side, worker in workers.items()}
     times = in_turns(calls, rounds)
     return {
         side: Measured(
             step=statistics.median(own),
             ratio=statistics.median(theirs / mine for theirs, mine in zip(times[PLAIN_LOOP], own, strict=True)),
-            first=first[side] / 1e3,
         )
         for side, own in times.items()
     }

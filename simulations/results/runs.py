@@ -161,7 +161,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds were done, or fewer because nothing improved any more (``run.patience``)."""
+        """Whether all rounds were done, or fewer because a callback ended the run."""
         return bool(self.records) and (self.complete or bool(self.about.get("finished")))
 
     @property

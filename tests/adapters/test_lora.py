@@ -91,12 +91,6 @@ def test_only_adapters_and_what_else_is_trained_are_exchanged():
     assert find_label_rows(lora(adapted()), Mix.parse("a1-e1")) == ()  # the last layer is not trained
 
 
-def test_ranks_are_rounded_up_to_a_multiple():
-    build = lora(adapted(rank_pattern={"hidden": 3}), multiple_of=4)
-    ranks = {name.rpartition(".")[2]: rank for name, rank in ranks_of(build(0.125)).items()}
-    assert ranks == {"words": 4, "conv": 4, "hidden": 3}
-
-
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -138,7 +138,7 @@ def test_a_constant_channel_stays_finite(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (png(1, size=(9, 9)), r"image 1 has .* \(9, 9, 1\), the first one \(4, 5, 1\); .* scale them"),
+        (png(1, size=(9, 9)), r"image 1 has .* \(9, 9\), the first one \(4, 5\); .* scale them"),
         (png(1, "I;16"), r"found I;16.* pixels, expected 8 bits"),
         (png(1).replace(b"IDAT", b"\x00\x00\x00I"), "image 1: this is no image that Pillow can read"),
     ],

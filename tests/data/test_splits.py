@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.data import Dataset, Split, check_kind, iid, load_dataset, matching_test, noniid, split_dataset
-from heterofl_flwr.data.splits import by_partitioner, matching_shares, rotated
+from heterofl_flwr.data import Dataset, Split, check_kind, iid, matching_test, noniid, split_dataset
+from heterofl_flwr.data.splits import by_partitioner, matching_shares
 from heterofl_flwr.errors import ConfigError, DataError
 
 PAPER = torch.arange(50_000) % 10
@@ -169,7 +169,7 @@ def test_a_split_is_a_function_of_its_seed(kind):
 
 
 def test_unknown_kinds_raise_an_error():
-    for kind in ("", "IID", "non-iid-0", "non-iid-x", "dirichlet-0.0", "rotated-x", "natural-"):
+    for kind in ("", "IID", "non-iid-0", "non-iid-x", "dirichlet-0.0", "rotated-15", "natural-"):
         with pytest.raises(ConfigError, match="expected iid, non-iid-<classes per client>, pathological-"):
             check_kind(kind)
 
@@ -179,38 +179,3 @@ def test_too_many_clients_raise_an_error():
         iid(torch.zeros(5), 6, 0)
     with pytest.raises(DataError, match="clients have no examples, the first is client"):
         noniid(torch.tensor([0, 0, 1]), 6, 1, 0)
-
-
-@pytest.fixture
-def turnable():
-    inputs = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    return Split(inputs, torch.arange(6), black=torch.tensor([-1.0, -2.0]))
-
-
-def test_quarter_turns_move_pixels_and_full_turns_change_nothing(turnable):
-    for quarters in (1, 2, 3):
-        turned = rotated(turnable, 90.0 * quarters)
-        torch.testing.assert_close(turned.inputs, turnable.inputs.rot90(quarters, (2, 3)), atol=1e-4, rtol=0)
-        assert turned.targets is turnable.targets
-    assert all(rotated(turnable, degrees) is turnable for degrees in (0.0, 360.0, -720.0))
-
-
-def test_corners_become_black(turnable):
-    turned = rotated(turnable, 45.0).inputs
-    assert turned[:, 0, 0, 0].tolist() == [-1.0] * 6
-    assert turned[:, 1, 0, 0].tolist() == [-2.0] * 6
-
-
-def test_each_client_turns_its_own_images_by_one_step_more():
-    data = load_dataset("digits")
-    parts = split_dataset(data, "rotated-90", 4, seed=1)
-    still = split_dataset(data, "iid", 4, seed=1)
-    for client in range(4):
-        for mine, other in zip(
-            parts.client_splits(client, data.train, data.test),
-            still.client_splits(client, data.train, data.test),
-            strict=True,
-        ):
-            expected = other.inputs.rot90(client, (2, 3))
-            torch.testing.assert_close(mine.inputs, expected, atol=1e-4, rtol=0)
-            assert torch.equal(mine.targets, other.targets)

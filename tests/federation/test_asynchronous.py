@@ -10,7 +10,7 @@ from heterofl_flwr.core.counting_mean import Aggregator
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.robust import Robust
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.arrivals import SimulatedArrivals
+from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.feddyn import FedDyn
 from heterofl_flwr.stages.privacy import Privacy
@@ -32,7 +32,7 @@ def quick(monkeypatch):
 def on(work, **options):
     """Return what puts simulated devices on a grid; partitions take as long as ``work`` says."""
     devices = Devices({"a": FAST}, lambda kind, partition, rate, examples: work(partition), **options)
-    return lambda grid: SimulatedArrivals(grid, devices)
+    return lambda grid: SimulatedDevices(grid, devices)
 
 
 def run(asynchronous, work=lambda partition: 1.0 + partition, num_rounds=6, *, mix=MIX, nodes=NODES, **options):

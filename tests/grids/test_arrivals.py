@@ -4,9 +4,8 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord
 
 from heterofl_flwr import DeviceProfile, Devices, HeteroFL, LocalGrid, SimulatedDevices
-from heterofl_flwr.grids.arrivals import SimulatedArrivals
 from heterofl_flwr.grids.devices import Turn
-from tests.federation.tiny import NEVER, build, crash, equal, make_app, play
+from tests.federation.tiny import NEVER, build, crash, make_app, play
 
 LINKS = {"download": 1e12, "upload": 1e12, "compute_watts": 2.0}
 PACE = DeviceProfile(macs_per_second=1.0, **LINKS)
@@ -33,7 +32,7 @@ def on(devices, number, *, app=None, mix="a1"):
         strategy = HeteroFL(build, mix, evaluation=NEVER)
         arrays = ArrayRecord(strategy.federation.initial_state())
         messages = strategy.configure_train(1, arrays, ConfigRecord(), inner)
-        grid = SimulatedArrivals(inner, devices)
+        grid = SimulatedDevices(inner, devices)
         nodes = list(inner.get_node_ids())
         found = pull_all(grid, grid.push_messages(messages))
     return [(when, [(nodes.index(node), error) for node, error in own]) for when, own in found], grid
@@ -80,31 +79,17 @@ def test_time_goes_on_from_message_to_message():
     with LocalGrid(make_app(), 2) as inner:
         strategy = HeteroFL(build, "a1", evaluation=NEVER)
         arrays = ArrayRecord(strategy.federation.initial_state())
-        grid = SimulatedArrivals(inner, devices)
+        grid = SimulatedDevices(inner, devices)
         for server_round in (1, 2):
             messages = strategy.configure_train(server_round, arrays, ConfigRecord(), inner)
             assert len(list(grid.send_and_receive(messages))) == 2
             assert grid.seconds == pytest.approx(server_round, rel=1e-6)
 
 
-def run(wrap, **options):
-    return play(None, "a1-c1", 4, 3, wrap=wrap, fraction_train=0.5, **options)
-
-
-def test_rounds_that_wait_are_those_of_simulated_devices():
-    devices = Devices({"a": PACE}, takes(3, 1, 4, 2))
-    found, expected = (
-        run(lambda grid, kind=kind: kind(grid, devices)) for kind in (SimulatedArrivals, SimulatedDevices)
-    )
-    assert equal(found.state, expected.state)
-    for record, other in zip(found.records, expected.records, strict=True):
-        assert record.simulated_seconds == pytest.approx(other.simulated_seconds, rel=1e-6)
-        assert record.joules == pytest.approx(other.joules, rel=1e-6)
-
-
 def test_with_spare_clients_a_round_ends_with_the_last_it_needs():
     devices = Devices({"a": PACE}, takes(3, 1, 4, 2))
-    records = run(lambda grid: SimulatedArrivals(grid, devices), spare=1.0).records
+    options = {"wrap": lambda grid: SimulatedDevices(grid, devices), "fraction_train": 0.5, "spare": 1.0}
+    records = play(None, "a1-c1", 4, 3, **options).records
     assert [round(record.simulated_seconds, 6) for record in records] == [2, 2, 2]
     mean = (1 * 2 + 3 * 4) / (2 + 4)  # of the fast clients 1 and 3: their losses, weighted by their examples
     assert [record.train["loss"] for record in records] == pytest.approx([mean] * 3)

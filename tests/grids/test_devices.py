@@ -39,27 +39,11 @@ def test_time_and_energy_are_those_worked_out_by_hand():
     assert costs == (2 + 10 / 5 + 6 / 3, 2 * 10 + 4 * 1)
 
 
-def test_who_is_there_is_a_share_of_the_rounds():
-    found = devices(available=0.7)
-    assert len(found.present(MANY, 1)) / len(MANY) == pytest.approx(0.7, abs=0.03)
-    assert found.present(MANY, 1) == found.present(dict(reversed(MANY.items())), 1)
-    assert sorted(devices().present(MANY, 1)) == sorted(MANY)
-
-
-def test_where_too_few_are_there_the_nearest_are_waited_for():
-    found, turns = devices(available=1e-9), dict(list(MANY.items())[:50])
-    draws = {partition: turn.draws("away").random() for partition, turn in turns.items()}
-    assert found.present(turns, 3) == sorted(turns, key=draws.get)[:3]
-
-
-def test_drop_outs_are_a_share_of_the_clients_and_never_all():
-    assert len(devices(drop_out=0.2).drop_outs(MANY, 1)) / len(MANY) == pytest.approx(0.2, abs=0.03)
-    assert devices().drop_outs(MANY, 1) == []
-    turns = dict(list(MANY.items())[:50])
-    luck = {partition: turn.draws("drop-out").random() for partition, turn in turns.items()}
-    gone = devices(drop_out=0.999_999).drop_outs(turns, 4)
-    assert gone == sorted(turns, key=luck.get)[:46]
-    assert devices(drop_out=0.9).drop_outs(dict(list(turns.items())[:2]), 3) == []
+def test_who_is_away_or_drops_out_is_a_share_of_the_clients():
+    found = devices(available=0.7, drop_out=0.2)
+    assert sum(map(found.is_away, MANY.values())) / len(MANY) == pytest.approx(0.3, abs=0.03)
+    assert sum(map(found.drops_out, MANY.values())) / len(MANY) == pytest.approx(0.2, abs=0.03)
+    assert not any(devices().is_away(turn) or devices().drops_out(turn) for turn in MANY.values())
 
 
 def test_shares_of_the_work_are_even_and_the_pace_is_lognormal():

@@ -227,13 +227,14 @@ def test_actors_share_gpus_as_asked(actors, ask):
         (3, 0, (8, 0), 2),
         (0.1, 0, (1, 0), 10),
         (0, 0, (8, 0), 8),
-        (1, 0.4, (8, 2), 4),
+        (1, 0.4, (8, 2), 5),
         (1, 2, (8, 3), 1),
         (1, 0.5, (8, 0), 0),
     ],
 )
-def test_so_many_actors_fit_on_a_machine(cpus, gpus, has, expected):
-    assert ray_actors.ActorOptions("a:b", cpus, gpus, {}).fit(*has) == expected
+def test_so_many_actors_fit_on_a_cluster(monkeypatch, cpus, gpus, has, expected):
+    monkeypatch.setattr(ray_actors.ray, "cluster_resources", lambda: dict(zip(("CPU", "GPU"), has, strict=True)))
+    assert ray_actors.ActorOptions("a:b", cpus, gpus, {}).room() == expected
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ def test_so_many_actors_fit_on_a_machine(cpus, gpus, has, expected):
     [
         ("odd_clients:app", 3, "needs num_cpus=1 and num_gpus=3; the cluster has 8 CPUs and 2 GPUs"),
         ("odd_clients:app", 1, "in an actor: Ray counts a GPU on .*, and torch .* finds none there"),
-        ("no_such_module:app", 0, "in an actor: client_app 'no_such_module:app' cannot be loaded"),
+        ("no_such_module:app", 0, "in an actor: client_app is 'no_such_module:app', which cannot be loaded"),
         pytest.param(
             "dies_on_import:app", 0, "in an actor: it died: .* while it loaded the ClientApp", marks=pytest.mark.slow
         ),

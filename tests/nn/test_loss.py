@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.errors import ConfigError, DataError
-from heterofl_flwr.nn.loss import fill_of, mask_logits, masked_cross_entropy, perplexity
+from heterofl_flwr.nn.loss import mask_logits, masked_cross_entropy, perplexity
 
 
 @pytest.mark.parametrize(("fill", "value"), [("zero", 0.0), ("-inf", -math.inf)])
@@ -46,9 +45,7 @@ def test_infinitely_low_classes_leave_the_softmax():
     torch.testing.assert_close(loss, F.cross_entropy(logits[:, :2], targets))
 
 
-def test_the_fill_follows_the_fidelity():
-    assert fill_of(Fidelity.of("paper")) == "zero"
-    assert fill_of(Fidelity.of("fixed")) == "-inf"
+def test_an_unknown_fill_raises():
     with pytest.raises(ConfigError, match="'inf' is no fill for logits; expected one of zero, -inf, none"):
         mask_logits(torch.zeros(1, 2), None, "inf")
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report import EarlyStopping
+from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts
 from heterofl_flwr.runs.recorder import Recorder
@@ -45,9 +45,10 @@ def test_a_resumed_run_leaves_the_files_of_one_without_a_break(whole, folder, fa
 
 def test_a_run_that_stops_early_has_a_last_checkpoint(folder, fake):
     folder.start(SETTINGS)
-    last = fake.run([Recorder(folder, every=5), EarlyStopping(patience=1)], 1, LAST)
-    assert last % 5
-    assert folder.load_checkpoint().server_round == last
+    stop = RoundCallback()
+    stop.on_round_end = lambda progress: progress.server_round == 7
+    assert fake.run([Recorder(folder, every=5), stop], 1, LAST) == 7
+    assert folder.load_checkpoint().server_round == 7
     assert folder.about()["finished"]
 
 

@@ -27,7 +27,6 @@ def test_exit_status_is_the_verdict(monkeypatch, capsys, value, code):
     [
         "step --rounds 1 --steps 2 --cohort 2",
         "scale --nodes 40 --sizes 4 8 --model mnist --rounds 1 --actors 0",
-        "noise --model mnist --rounds 1",
         "secure --model mnist --clients 5",
     ],
 )

@@ -32,7 +32,7 @@ sample.wait=99 sample.min-nodes=10
 """
 OTHER = """
 seed=1 mix=d split=non-iid-2 num-rounds=3 model=preresnet18 model.norm=gn model.scaler=false method=heterofl-fixed
-train.clip=0 engine.name=plain engine.clients=50 evaluate=each-round run.patience=3
+train.clip=0 engine.name=plain engine.clients=50 evaluate=each-round
 sample.min-replies=8
 """
 

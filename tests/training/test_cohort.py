@@ -30,7 +30,7 @@ MODELS = {
     **{norm: small(norm=norm, rate=0.5) for norm in ("none", "in", "gn", "ln", "sbn")},
     "preresnet": lambda: PreResNet(3, 5, hidden=(4, 4, 8, 8)),
     "bottleneck": lambda: BottleneckPreResNet(3, 5, blocks=(1, 1), hidden=(4, 8), norm="gn"),
-    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 5)),
+    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.GroupNorm(2, 8), nn.GELU(), nn.Linear(8, 5)),
 }
 
 
@@ -186,7 +186,7 @@ class OwnFreeze(Net):
         (Cut, "together, logits have another shape"),
         (Tied, "layers share parameters"),
         (Looks, "training changes the buffer seen"),
-        (Noise, "the forward pass draws random numbers"),
+        (Noise, "together, logits have other values"),
         (OwnBuffer, "the clients' models differ"),
         (OwnFreeze, "the clients' models differ"),
     ],

@@ -27,7 +27,7 @@ STEPS_BETWEEN_GAPS = 50
 CHANNELS_LAST = range(10_000, 1_000_000)
 """Numbers of parameters with which a CPU takes steps faster if convolutions are held channels last.
 
-By 10 to 30 percent with the paper's models between; beyond, it gains nothing (``python -m simulations.bench layout``).
+By 10 to 30 percent with the paper's models between; beyond, it gains nothing.
 Where inputs of max pooling are equal, as on a plain background, another of them may get the gradient.
 """
 
@@ -41,10 +41,8 @@ def train_plain(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
     return [train_one(job, options) for job in jobs]
 
 
-def train_one(
-    job: TrainingJob, options: TrainOptions, forward: Callable[[Tensor], Tensor] | None = None
-) -> TrainResult:
-    """Train one client; ``forward`` computes the model's logits of a batch, by default the model itself."""
+def train_one(job: TrainingJob, options: TrainOptions) -> TrainResult:
+    """Train one client."""
     started, device = perf_counter(), job.split.targets.device
     model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -53,7 +51,7 @@ def train_one(
         sgd = ParameterSGD(model.parameters(), options, job.towards)
 
         def step(inputs: Tensor, targets: Tensor) -> Tensor:
-            loss, right = compute_loss(forward or model, inputs, targets, masking, options.precision, job.joint_loss)
+            loss, right = compute_loss(model, inputs, targets, masking, options.precision, job.joint_loss)
             sgd.minimise(loss)
             correct.add_(right.sum())
             return loss.detach()
