@@ -5,7 +5,7 @@ import math
 import pytest
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 
-from heterofl_flwr import DeviceProfile, Devices, HeteroFL, LocalGrid, SimulatedDevices, Windowed
+from heterofl_flwr import DeviceProfile, Devices, LocalGrid, SimulatedDevices
 from heterofl_flwr.client import share_of_work
 from heterofl_flwr.errors import ReplyError, RoundError
 from heterofl_flwr.exchange import outcomes
@@ -15,7 +15,7 @@ from heterofl_flwr.messages import SimulatedFault
 from heterofl_flwr.packing import count_bytes
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from tests.federation import test_fedh2l
-from tests.federation.tiny import NEVER, Watched, add_one, build, crash, make_app, play
+from tests.federation.tiny import NEVER, add_one, crash, make_app, play
 
 LINKS = {"download": 1000.0, "upload": 500.0, "compute_watts": 5.0, "radio_watts": 2.0}
 PLAIN = DeviceProfile(macs_per_second=1e6, **LINKS)
@@ -127,13 +127,13 @@ def test_a_round_lasts_until_the_deadline_where_any_is_late():
     found = run(deadline_of(3.5), nodes=6)
     assert sorted(found.log.failures) == [3, 4, 5]
     assert found.log.simulated_seconds == 3.5
-    assert [2.0] * 8 == gain(found)
+    assert gain(found) == [2.0] * 8
     assert found.log.bytes_up == found.log.bytes_down / 2
 
 
 def test_a_round_that_loses_all_leaves_the_model_as_it_is():
     found = run(deadline_of(0.5), num_rounds=2)
-    assert [0.0] * 8 == gain(found)
+    assert gain(found) == [0.0] * 8
     for record in found.records:
         assert record.failures == dict.fromkeys(range(4), late(0.5))
         assert record.simulated_seconds == 0.5
