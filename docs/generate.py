@@ -87,10 +87,15 @@ def _value(value: object) -> str:
 def fidelity() -> str:
     """Return the table of variants, as ``Fidelity`` describes them."""
     rows = [
-        f"| `{name}` | {text[:1].upper()}{text[1:].rstrip('.')} |"
-        for name, _, text in _entries(_sections(Fidelity)["Attributes"])
+        f"| `{name}` | {_capital(field.description)} |"
+        for name, field in Fidelity.__pydantic_fields__.items()
     ]
     return "\n".join(["| argument of `Fidelity` | what differs |", "|---|---|", *rows])
+
+
+def _capital(text: str | None) -> str:
+    words = " ".join(str(text).split())
+    return f"{words[:1].upper()}{words[1:]}"
 
 
 def commands() -> str:

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.robust import Robust as Robust
     from heterofl_flwr.elastic_models.elastic_model import elastic as elastic
     from heterofl_flwr.errors import HeteroFLError as HeteroFLError
-    from heterofl_flwr.federation.admission import Levels as Levels
+    from heterofl_flwr.federation.admission import Limits as Limits
     from heterofl_flwr.federation.evaluation import Evaluation as Evaluation
-    from heterofl_flwr.federation.options import Limits as Limits
     from heterofl_flwr.federation.options import multi_step as multi_step
     from heterofl_flwr.federation.records import RoundCallback as RoundCallback
     from heterofl_flwr.grids.devices import DeviceProfile as DeviceProfile
@@ -54,8 +53,7 @@ _HOMES = {
     "Fidelity": "core.fidelity",
     "HeteroFL": "strategies.heterofl",
     "HeteroFLError": "errors",
-    "Levels": "federation.admission",
-    "Limits": "federation.options",
+    "Limits": "federation.admission",
     "LocalGrid": "grids.local",
     "Mix": "core.levels",
     "Momentum": "stages.server_optimizer",

@@ -89,8 +89,8 @@ def submodel(message: Message, build: Build, *, context: Context | None = None, 
     """
     config = messages.read_config(message)
     rate = messages.read_value(config, messages.RATE, float)
-    model = next(model for _, model in build_models(message, build, [rate], kept_part(context), seed_torch))
-    note_inner_widths(model, build, [smaller for smaller in _read_rates(message) if smaller < rate])
+    model = next(model for _, model in build_models(message, build, kept_part(context), seed_torch, [rate]))
+    note_inner_widths(model, build, [smaller for smaller in messages.read_rates(config) if smaller < rate])
     return model
 
 
@@ -142,7 +142,7 @@ def regularizer(message: Message, context: Context) -> Callable[[nn.Module], Ten
 
 def share_of_work(message: Message) -> float:
     """Return after which share of its steps a client is to stop: 1, but where devices are simulated."""
-    return messages.read_work(messages.read_config(message))
+    return messages.read_optional(messages.read_config(message), messages.WORK, float) or 1.0
 
 
 def models_to_evaluate(
@@ -153,12 +153,7 @@ def models_to_evaluate(
     The models are as ``submodel`` returns them; ``context`` and ``seed_torch`` are those of ``submodel``, the seed
     before each. Where clients train other slices than prefixes, a smaller rate's is that of the round.
     """
-    yield from build_models(message, build, _read_rates(message), kept_part(context), seed_torch)
-
-
-def _read_rates(message: Message) -> Sequence[float]:
-    config = messages.read_config(message)
-    return messages.read_rates(config, [messages.read_value(config, messages.RATE, float)])
+    yield from build_models(message, build, kept_part(context), seed_torch)
 
 
 def reply(
@@ -303,7 +298,7 @@ def answer_moments(
     kind = messages.read_choice(messages.read_config(message), messages.MOMENTS_KIND, variants)
     moments = {
         rate: collect_moments(model.to(device), map(first_tensor, batches()), kind=kind, together=together)
-        for rate, model in build_models(message, build, _read_rates(message), None, seed_torch)
+        for rate, model in build_models(message, build, None, seed_torch)
     }
     content = RecordDict({messages.MOMENTS: packing.pack_moments(moments), messages.CONFIG: messages.new_config({})})
     return Message(content, reply_to=message)

@@ -11,45 +11,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import flwr
 from flwr.app import Context, Message
-from flwr.app.message import make_message
+from flwr.app.message import make_message as make_message
 from flwr.clientapp import ClientApp
-from flwr.common.config import get_project_config
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
-from flwr.proto.node_pb2 import NodeInfo
-from flwr.supercore.constant import HEAD_BODY_DIVIDER, SYSTEM_MESSAGE_TYPE
-from flwr.supercore.inflatable.inflatable_object import get_object_head_values_from_object_content
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.object_ref import load_app
-from flwr.supercore.run import Run
-
-__all__ = [
-    "FLOWER",
-    "HEAD_BODY_DIVIDER",
-    "SUPERLINK_NODE_ID",
-    "SYSTEM_MESSAGE_TYPE",
-    "ConfirmMessageReceivedRequest",
-    "ErrorCode",
-    "NodeInfo",
-    "PullAppMessagesRequest",
-    "PullObjectRequest",
-    "Run",
-    "connect_length_check",
-    "get_identity",
-    "get_nodes",
-    "get_object_head_values_from_object_content",
-    "get_project_config",
-    "has_runtime_client",
-    "inflate_object_from_contents",
-    "load_app",
-    "make_message",
-    "runtime_client",
-    "set_identity",
-    "set_metadata",
-    "some_identity",
-    "warn_if_untested",
-    "wrap_calls",
-]
+from flwr.common.config import get_project_config as get_project_config
+from flwr.common.constant import SUPERLINK_NODE_ID as SUPERLINK_NODE_ID
+from flwr.common.constant import ErrorCode as ErrorCode
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest as ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import PullObjectRequest as PullObjectRequest
+from flwr.proto.node_pb2 import NodeInfo as NodeInfo
+from flwr.supercore.constant import HEAD_BODY_DIVIDER as HEAD_BODY_DIVIDER
+from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE as SYSTEM_MESSAGE_TYPE
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_head_values_from_object_content as get_object_head_values_from_object_content,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents as inflate_object_from_contents
+from flwr.supercore.object_ref import load_app as load_app
+from flwr.supercore.run import Run as Run
 
 FLOWER = tuple(int(part) for part in flwr.__version__.split(".")[:2])
 """The version of Flower that is installed: the first two numbers."""
@@ -58,7 +35,7 @@ NEWEST_TESTED = (1, 42)
 
 # mypy reads the names of the newest version alone; the modules of older ones are not there for it to find.
 if TYPE_CHECKING or FLOWER >= (1, 34):
-    from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+    from flwr.proto.runtime_pb2 import PullAppMessagesRequest as PullAppMessagesRequest
 else:
     PullAppMessagesRequest = import_module("flwr.proto.appio_pb2").PullAppMessagesRequest
 

@@ -153,42 +153,10 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
-def check_fields(of: object, rules: Iterable[tuple[str, bool, str]], what: str = "") -> None:
-    """Raise one ``ConfigError`` for all fields that break their rules: (name, whether it is good, what is expected)."""
-    faults = [f"{name} is {getattr(of, name)!r}, expected {expected}" for name, good, expected in rules if not good]
-    if faults:
-        raise ConfigError(what + "; ".join(faults))
-
-
 def check_count(name: str, value: object, least: int) -> None:
     """Raise if a value is not an integer, or too small."""
     if not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} is {value!r}; expected an integer of {least} or more")
-
-
-DECAY = "0 or more, and less than 1"
-"""What is expected of a decay factor, such as momentum or one of Adam's betas."""
-
-
-def is_decay(value: float) -> bool:
-    """Whether a number can be a decay factor; with 1 or more, nothing would ever be forgotten."""
-    return 0 <= value < 1
-
-
-USUAL_NAMES = {
-    "learning-rate": "train.lr",
-    "num-server-rounds": "num-rounds",
-    "rounds": "num-rounds",
-    "local-epochs": "train.epochs",
-    "fraction-train": "sample.fraction",
-    "fraction-fit": "sample.fraction",
-    "dataset": "data.name",
-    "proximal-mu": "train.proximal",
-    "model": "model.name",
-    "split": "data.split",
-    "data": "data.name",
-}
-"""Settings by the last part of what they are called elsewhere: in Flower's apps, and as groups of sweeps."""
 
 
 def unknown_settings(keys: Iterable[str], known: Collection[str]) -> list[str]:
@@ -197,7 +165,6 @@ def unknown_settings(keys: Iterable[str], known: Collection[str]) -> list[str]:
     for key in (own for own in keys if own not in known):
         # A key without its group, or with a wrong one, need not be near in letters.
         near = [own for own in known if own.rpartition(".")[2] == key.rpartition(".")[2]]
-        near = near or [own for own in known if own == USUAL_NAMES.get(key.rpartition(".")[2].replace("_", "-"))]
         near = near or get_close_matches(key, known, n=1)
         hint = f"did you mean {' or '.join(near)}?" if near else "'heterofl settings' lists them all"
         hint = "sweeps have methods by name: heterofl sweep method=NAME" if key == "method" else hint

@@ -14,7 +14,6 @@ from flwr.serverapp import Grid
 from heterofl_flwr import compat, messages
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, Run
 from heterofl_flwr.errors import SILENT, Fault, HeteroFLError, ReplyError, short
-from heterofl_flwr.stages.stage import Said, Talk
 
 LONGEST_PAUSE = 1.0
 """Seconds between two looks for replies on a grid that cannot wait for them."""
@@ -315,30 +314,20 @@ def lacks_handler(error: Error) -> bool:
     return error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION and bool(_NO_HANDLER.search(error.reason or ""))
 
 
-def converse(talk: Talk[Result], ask: Callable[[Mapping[int, Said]], Mapping[int, Said]]) -> Result:
-    """Ask clients what stages want to know, turn by turn; return what comes of it."""
-    try:
-        asked = next(talk)
-        while True:
-            asked = talk.send(ask(asked))
-    except StopIteration as end:
-        found: Result = end.value
-        return found
-
-
 def read_each(
     sent: Sequence[Message],
     replies: Iterable[Message],
-    read: Callable[[int, Message], None],
-    refuse: Callable[[int, Fault], None],
+    read: Callable[[int, Message], Result],
     unusable: type[HeteroFLError] = ReplyError,
-) -> None:
-    """Read the replies in the order of the messages; ``refuse`` those that failed or for which ``read`` raises."""
+) -> Iterator[tuple[int, Result | Fault]]:
+    """Yield what ``read`` makes of the replies, in the order of the messages, or why there is nothing to use."""
     for node_id, found in outcomes(sent, replies):
         if isinstance(found, Fault):
-            refuse(node_id, found)
+            yield node_id, found
             continue
         try:
-            read(node_id, found)
+            result: Result | Fault = read(node_id, found)
         except unusable as error:
-            refuse(node_id, Fault(short(str(error)), "rejected"))
+            result = Fault(short(str(error)), "rejected")
+        del found  # before the next one is waited for
+        yield node_id, result

@@ -5,7 +5,7 @@ its alias; one with ``exclude`` is no setting. What an option means is the text 
 text is taken for a number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from heterofl_flwr.errors import DECAY, ConfigError
+from heterofl_flwr.errors import ConfigError
 
 Kind = TypeVar("Kind")
 
@@ -47,33 +47,53 @@ NotNegative = Annotated[float, Strict(), Field(ge=0)]
 Positive = Annotated[float, Strict(), Field(gt=0)]
 Share = Annotated[float, Strict(), Field(gt=0, le=1)]
 ShareOrNone = Annotated[float, Strict(), Field(ge=0, le=1)]
-Decay = Annotated[float, Strict(), Field(ge=0, lt=1), f"a number of {DECAY}"]
+Decay = Annotated[float, Strict(), Field(ge=0, lt=1), "a number of 0 or more, and less than 1"]
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def group(kind: type[Kind]) -> type[Kind]:
     """Make a class a group of options, which are given by name alone; a ``ConfigError`` names all that do not fit."""
-    made: Any = dataclass(frozen=True, slots=True, kw_only=True, config=KEYS)(kind)
-    construct = made.__init__
-    for name, option in made.__pydantic_fields__.items():  # pydantic reads the texts of the class alone
+    return _checked(dataclass(frozen=True, slots=True, kw_only=True, config=KEYS)(kind))
+
+
+@dataclass_transform()
+def with_options(kind: type[Kind]) -> type[Kind]:
+    """Give a class options in the same way, in whose order they may be given; it may keep and change other things."""
+    return _checked(dataclass(config=KEYS)(kind))
+
+
+def _checked(kind: Any) -> type[Any]:
+    """Let the constructor of a pydantic dataclass raise our error; give its options the texts that they inherit."""
+    construct = kind.__init__
+    for name, option in kind.__pydantic_fields__.items():  # pydantic reads the texts of the class alone
         inherited = (getattr(base, "__pydantic_fields__", {}).get(name) for base in kind.__mro__[1:])
         option.description = option.description or next((own.description for own in inherited if own), None)
 
     @wraps(construct)
-    def checked(self: object, **options: object) -> None:
+    def checked(self: object, *values: object, **options: object) -> None:
         try:
-            construct(self, **options)
+            construct(self, **dict(zip(specs(kind), values, strict=False)), **options)
         except ValidationError as error:
-            raise _explain(made, error) from error
+            raise _explain(kind, error) from error
 
-    made.__init__ = checked
-    found: type[Kind] = made
-    return found
+    kind.__init__ = checked
+    made: type[Any] = kind
+    return made
 
 
 def specs(kind: Any) -> dict[str, FieldInfo]:
     """Return the options of a group by name, as pydantic describes them."""
     return {own.name: kind.__pydantic_fields__[own.name] for own in fields(kind)}
+
+
+def values(of: Any) -> dict[str, Any]:
+    """Return the values of a group's options by name."""
+    return {name: getattr(of, name) for name in specs(of)}
+
+
+def pick(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
+    """Return a group with those of the values given that are its options, such as the arguments of a function."""
+    return kind(**{name: given[name] for name in specs(kind) if name in given})
 
 
 def _explain(kind: Any, error: ValidationError) -> Exception:

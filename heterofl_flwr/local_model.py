@@ -1,6 +1,7 @@
 """The model of a client: built from a message, cut from a larger one, put to evaluation, and read again."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import get_args
 
 import torch
 from flwr.app import ConfigRecord, Message
@@ -13,7 +14,7 @@ from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.plan import ALL, is_shared
 from heterofl_flwr.core.randomness import derive, initial_state
 from heterofl_flwr.core.reply_checks import name_misfits
-from heterofl_flwr.core.slice_rules import SliceFunction, make_slice_function, prefix
+from heterofl_flwr.core.slice_rules import SliceFunction, SliceRule, make_slice_function, prefix
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.build import new_model, plan_between
@@ -91,18 +92,20 @@ def read_state(message: Message) -> dict[str, Tensor]:
 def build_models(
     message: Message,
     build: Build,
-    rates: Iterable[float],
     own: Mapping[str, Tensor] | None,
     seed_torch: bool,
+    rates: Iterable[float] | None = None,
 ) -> Iterator[tuple[float, nn.Module]]:
-    """Yield each rate and its model, of the slice that is asked for."""
+    """Yield each rate that the message asks about, or of some others, and its model, of the slice that is asked for."""
     config = messages.read_config(message)
     top = messages.read_value(config, messages.RATE, float)
     state: Mapping[str, Tensor] = read_state(message)
     if (shared := messages.read_shared(config)) != ALL:
         state = {**_personal_part(config, build, top, shared, own), **state}
     moments = messages.array_records(message.content).get(messages.MOMENTS)
-    seed, (rule, window) = seed_of(message), messages.read_slice(config)
+    rules: tuple[SliceRule, ...] = get_args(SliceRule)
+    seed, rule = seed_of(message), messages.read_choice(config, messages.SLICE_RULE, rules, "prefix")
+    window = messages.read_optional(config, messages.WINDOW, int) or 1
 
     def build_one(rate: float) -> nn.Module:
         run_seed = messages.read_value(config, messages.SEED, int)
@@ -115,7 +118,7 @@ def build_models(
             torch.manual_seed(seed)
         return model
 
-    for rate in rates:
+    for rate in messages.read_rates(config) if rates is None else rates:
         yield rate, build_one(rate)  # held by the caller alone
 
 

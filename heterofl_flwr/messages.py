@@ -8,16 +8,14 @@ misunderstand one another say so instead. A sender is by default the server, as 
 from collections.abc import Mapping, Sequence
 from operator import index
 from reprlib import repr as shown
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.core.plan import ALL
-from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, FaultKind, ReplyError
 from heterofl_flwr.stages import clip, compress, feddyn, secure_sum
-from heterofl_flwr.stages.compress import Upload
 
 SCHEMA = 1
 """Raise when a message changes its meaning."""
@@ -205,54 +203,33 @@ def unexpected(value: object, key: str, expected: str, sender: str = SERVER) -> 
     return ReplyError(f"{sender} sent {shown(value)} as {key}, expected {expected}")
 
 
-def read_rates(config: Mapping[str, object], default: list[float]) -> list[float]:
-    """Return the rates that an instruction names."""
-    value = config.get(RATES, default)
-    if not isinstance(value, list) or not value or not all(isinstance(rate, float) for rate in value):
-        raise unexpected(value, RATES, "a list of numbers")
+def read_list(config: Mapping[str, object], key: str, kind: type[Value], default: list[Value]) -> list[Value]:
+    """Return a list of values of one type; by default another."""
+    value = config.get(key, default)
+    if not isinstance(value, list) or not all(isinstance(own, kind) for own in value):
+        raise unexpected(value, key, f"a list of {kind.__name__}")
     return list(value)
 
 
-def read_form(config: Mapping[str, object], sender: str) -> str:
-    """Return the form that a reply has; by default float32."""
-    value, forms = config.get(UPLOAD, "float32"), (*get_args(Upload), MASKED)
-    if value not in forms:
-        raise unexpected(value, UPLOAD, f"one of {', '.join(forms)}", sender)
-    return str(value)
+def read_rates(config: Mapping[str, object]) -> list[float]:
+    """Return the rates that an instruction names; by default that of its slice."""
+    return read_list(config, RATES, float, [read_value(config, RATE, float)])
 
 
 def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:
     """Return the patterns of the parameters that an instruction brings and wants back; by default all."""
-    value = config.get(SHARED, list(ALL))
-    if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
-        raise unexpected(value, SHARED, "a list of patterns")
-    return tuple(pattern for pattern in value if pattern)
+    return tuple(pattern for pattern in read_list(config, SHARED, str, list(ALL)) if pattern)
 
 
-def read_work(config: Mapping[str, object]) -> float:
-    """Return the share of its steps that an instruction asks of a client; by default all."""
-    value = config.get(WORK, 1.0)
-    if not isinstance(value, float) or not 0 < value <= 1:
-        raise unexpected(value, WORK, "a number over 0 and up to 1")
-    return value
-
-
-def read_choice(config: Mapping[str, object], key: str, choices: Sequence[Value], default: str = "") -> Value:
+def read_choice(
+    config: Mapping[str, object], key: str, choices: Sequence[Value], default: str = "", sender: str = SERVER
+) -> Value:
     """Return one of some choices; by default the one that is named."""
     value = config.get(key, default)
     found = next((own for own in choices if own == value), None)
     if found is None:
-        raise unexpected(value, key, f"one of {', '.join(map(str, choices))}")
+        raise unexpected(value, key, f"one of {', '.join(map(str, choices))}", sender)
     return found
-
-
-def read_slice(config: Mapping[str, object]) -> tuple[SliceRule, int]:
-    """Return the rule of the slices that an instruction asks to evaluate, and their round; by default prefixes."""
-    rules: tuple[SliceRule, ...] = get_args(SliceRule)
-    rule, window = read_choice(config, SLICE_RULE, rules, "prefix"), config.get(WINDOW, 1)
-    if not isinstance(window, int) or window < 1:
-        raise unexpected(window, WINDOW, "an integer of 1 or more")
-    return rule, window
 
 
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:

@@ -18,16 +18,17 @@ from heterofl_flwr import messages
 from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import check_names
-from heterofl_flwr.errors import ReplyError, short
+from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.federation.evaluation import SHARES, is_share
 from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import TrainReply
 from heterofl_flwr.messages import ARRAYS, CHANGES, MASKED, SCALES, SERVER
 from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.stages.stage import AS_THEY_ARE
 
 UPLOAD_RECORDS: Mapping[str, tuple[str, ...]] = {
-    "float32": (ARRAYS,),
+    AS_THEY_ARE: (ARRAYS,),
     "float16": (CHANGES,),
     "int8": (CHANGES, SCALES),
     MASKED: (MASKED,),
@@ -199,7 +200,7 @@ def read_train_reply(
     records = messages.array_records(reply.content)
     check_converted(records.values(), plan, sender)
     config = messages.read_config(reply, sender)
-    form = messages.read_form(config, sender)
+    form = messages.read_choice(config, messages.UPLOAD, list(UPLOAD_RECORDS), AS_THEY_ARE, sender)
     tensors, scales = unpack_trained(records, form, plan, sender)
     num_examples, metrics = read_metrics(reply, most, sender, weight_key)
     labels = config.get(messages.LABELS)  # the aggregator checks each
@@ -235,12 +236,6 @@ def read_metrics(
     return num_examples, read_numbers(((key, own) for key, own in record.items() if key != weight_key), sender)
 
 
-def list_metrics(reply: Message) -> set[str]:
-    """Return the names of a reply's metrics that are lists."""
-    records = (own for own in reply.content.values() if isinstance(own, MetricRecord))
-    return {short(name) for record in records for name, value in record.items() if isinstance(value, list)}
-
-
 def read_capability(reply: Message, sender: str) -> Capability:
     """Return what a node says of itself."""
     config = messages.read_config(reply, sender)
@@ -248,7 +243,6 @@ def read_capability(reply: Message, sender: str) -> Capability:
         capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
         partition=messages.read_optional(config, messages.PARTITION, int, sender),
         num_partitions=messages.read_optional(config, messages.NUM_PARTITIONS, int, sender),
-        num_examples=messages.read_optional(config, messages.NUM_EXAMPLES, int, sender) or 0,
     )
 
 

@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from heterofl_flwr.client import seed_of
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Split, load_dataset
+from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.nn import collect_moments, with_static_norm
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.runs.files import append_line, write_atomic
@@ -128,16 +129,29 @@ def run_cell(cell: Cell) -> dict[str, float]:
     config = cell.config()
     task = load_task(config)
     prepare(task, cell)
-    strategy = server_app.make_strategy(task, ())
+    refusals = Refusals()
+    strategy = server_app.make_strategy(task, (refusals,))
     with LocalGrid(HostileApp(cell), CLIENTS, run_config=config, cohort=CLIENTS) as grid:
         state = strategy.start(grid, num_rounds=task.settings.num_rounds).arrays.to_torch_state_dict()
     found = {
         end: accuracy(task, strategy.federation.plan(rate).extract(state), rate)
         for end, rate in (("largest", task.mix.rates[0]), ("smallest", task.mix.rates[-1]))
     }
-    refused = strategy.tally.refused
+    refused = refusals.counted
     honest = sum(number for partition, number in refused.items() if partition >= cell.attackers)
     return {**found, "refused": sum(refused.values()), "honest_refused": honest}
+
+
+class Refusals(RoundCallback):
+    """Counts rejected replies, by partition."""
+
+    def __init__(self) -> None:
+        self.counted: Counter[int] = Counter()
+
+    def on_round_end(self, progress: Progress) -> bool:
+        """Count those of a round."""
+        self.counted.update(progress.record.refused)
+        return False
 
 
 def prepare(task: Task, cell: Cell) -> None:

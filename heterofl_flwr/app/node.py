@@ -1,6 +1,7 @@
 """What an instruction of the server means on a node of our own app: data, model, training, and what the node keeps."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -113,7 +114,12 @@ class Instruction:
     @property
     def options(self) -> TrainOptions:
         """How the message asks its client to train."""
-        return self.task.options(self.value(messages.LEARNING_RATE, float), self.pull.strength if self.pull else 0.0)
+        return replace(
+            self.task.settings.train,
+            learning_rate=self.value(messages.LEARNING_RATE, float),
+            proximal=self.pull.strength if self.pull else 0.0,
+            augment=self.task.facts.augment,
+        )
 
     @cached_property
     def pull(self) -> Pull | None:

@@ -23,6 +23,7 @@ from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, Training
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.simulated import SimulatedDevices
+from heterofl_flwr.groups import values
 from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.flat import from_stored, to_flat
@@ -104,15 +105,12 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
 def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     """Return the strategy that the settings describe."""
     settings = task.settings
-    train, server, distill, sample = settings.train, settings.server, settings.distill, settings.sample
-    options: dict[str, Any] = {
+    train, server, distill = settings.train, settings.server, settings.distill
+    options = {
+        **values(settings.sample),
         "seed": settings.seed,
-        "fraction_train": sample.fraction_train,
-        "min_available_nodes": sample.min_available_nodes,
-        "min_replies": sample.min_replies,
-        "wait": sample.wait,
         "learning_rate": multi_step(train.learning_rate, train.milestones),
-        "limits": server.build_limits(),
+        "limits": server,
         "evaluation": settings.evaluate,
         "callbacks": callbacks,
     }
@@ -122,20 +120,14 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
                 f"server.strategy=fedh2l exchanges what models say of the classes of examples, and the data set "
                 f"{settings.data.name} is text: choose one with classes"
             )
-        return FedH2L(
-            task.dataset.classes,
-            settings.mix,
-            seed_size=distill.seed_size,
-            seed_batch=distill.seed_batch,
-            temperature=distill.temperature,
-            **options,
-        )
+        del options["spare"]
+        sizes = {name: getattr(distill, name) for name in ("seed_size", "seed_batch", "temperature")}
+        return FedH2L(task.dataset.classes, settings.mix, **sizes, **options)
     return HeteroFL(
         task.build,
         settings.mix,
         assignment=settings.assignment,
-        spare=sample.spare,
-        slice_rule=server.choose,
+        slice_rule=server.slice_rule,
         roll_by=server.roll_by,
         shared=server.shared,
         upload=train.upload,

@@ -4,7 +4,6 @@ A task is made once in each process and kept, so data and models survive the rou
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 
 import torch
@@ -24,7 +23,7 @@ from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.settings.groups import DataSettings, Settings
 from heterofl_flwr.settings.presets import architectures, model_options, options_of, with_architecture
 from heterofl_flwr.stages.registry import parse_stages
-from heterofl_flwr.training import EvaluateResult, TrainOptions, evaluate, input_batches, resolve_device
+from heterofl_flwr.training import EvaluateResult, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.distill import seed_set
 from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_up
 from heterofl_flwr.training.options import JointLoss
@@ -139,10 +138,6 @@ class Task:
         """How many clients may train together."""
         engine = self.settings.engine
         return (engine.cohort or COHORTS.get(self.device.type, 1)) if engine.name in ("auto", "cohort") else 1
-
-    def options(self, learning_rate: float, proximal: float) -> TrainOptions:
-        """Return how a client trains in a round."""
-        return replace(self.settings.train, learning_rate=learning_rate, proximal=proximal, augment=self.facts.augment)
 
     def partitions(self, number: int) -> Partitions:
         """Return the split of the data among ``number`` clients."""

@@ -105,7 +105,7 @@ def _instruction(parameters: NDArrays, told: Mapping[str, Scalar], build: Build)
     names = [name for name in plan_between(build, rate, rate).axes if is_shared(name, shared)]
     moments: list[str] = []
     if config.get(messages.TASK) == messages.TASK_EVALUATE and messages.MOMENTS_KIND in config:
-        layers = {own: batch_norms(new_model(build, own)) for own in messages.read_rates(config, [rate])}
+        layers = {own: batch_norms(new_model(build, own)) for own in messages.read_rates(config)}
         moments = moment_names(str(config[messages.MOMENTS_KIND]), layers)
     with some_identity():
         return to_message(config, parameters, names, moments)

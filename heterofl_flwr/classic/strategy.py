@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -41,10 +42,11 @@ from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Robust
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, check_count
+from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.nodes import MinReplies
-from heterofl_flwr.federation.options import Assignment, Limits, Schedule
+from heterofl_flwr.federation.options import Assignment, Schedule
 from heterofl_flwr.federation.records import RoundRecord, host_log
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
@@ -53,7 +55,7 @@ from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.stages.stage import Stage, label
 from heterofl_flwr.strategies import heterofl
-from heterofl_flwr.strategies.arguments import explain_unknown
+from heterofl_flwr.strategies.arguments import CLASSIC, explain_unknown
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +107,7 @@ class HeteroFL(Strategy):
 
     @explain_unknown(
         {
-            "fraction_train": "use fraction_fit",
-            "min_train_nodes": "use min_fit_clients",
-            "min_evaluate_nodes": "use min_evaluate_clients",
-            "min_available_nodes": "use min_available_clients",
-            "train_metrics_aggr_fn": "use fit_metrics_aggregation_fn",
-            "evaluate_metrics_aggr_fn": "use evaluate_metrics_aggregation_fn",
+            **{own: f"use {name}" for name, own in CLASSIC.items()},
             "weighted_by_key": "it weights by num_examples",
             "inplace": "replies are always summed in place",
             **dict.fromkeys(("callbacks", "upload", "spare"), "use heterofl_flwr.HeteroFL"),
@@ -155,45 +152,17 @@ class HeteroFL(Strategy):
         evaluate_metrics_aggregation_fn: MetricsAggregationFn | None = None,
         num_rounds: int = 0,
     ) -> None:
+        given = locals()
         check_count("num_rounds", num_rounds, 0)
+        named = {CLASSIC.get(name, name): own for name, own in given.items() if not name.endswith("_aggregation_fn")}
         self._inner = _Strategy(
-            build,
-            mix,
-            assignment=assignment,
-            global_rate=global_rate,
-            seed=seed,
-            fraction_train=fraction_fit,
-            fraction_evaluate=fraction_evaluate,
-            min_train_nodes=min_fit_clients,
-            min_evaluate_nodes=min_evaluate_clients,
-            min_available_nodes=min_available_clients,
-            min_replies=min_replies,
-            wait=wait,
-            slice_rule=slice_rule,
-            roll_by=roll_by,
-            shared=shared,
-            learning_rate=learning_rate,
-            proximal_mu=proximal_mu,
-            weights=weights,
-            label_rows=label_rows,
-            labels=labels,
-            fidelity=fidelity,
-            robust=robust,
-            aggregator=aggregator,
-            stages=stages,
-            limits=limits,
-            privacy=privacy,
-            evaluation=evaluation,
+            **{name: named[name] for name in signature(heterofl.HeteroFL).parameters if name in named}
         )
-        if kept := [label(stage) for stage in stages if stage.needs.fixed_slices]:
+        more = [own for own in stages if own.needs.fixed_slices or type(own).before is not Stage.before]
+        if more:
             raise ConfigError(
-                f"{kept[0]} keeps something with each client, for which the classic API has no place: use "
-                f"heterofl_flwr.HeteroFL"
-            )
-        if asking := [label(stage) for stage in stages if type(stage).before is not Stage.before]:
-            raise ConfigError(
-                f"{asking[0]} asks clients more than to train and to evaluate, for which the classic API has no place: "
-                f"use heterofl_flwr.HeteroFL"
+                f"{label(more[0])} keeps something with clients, or asks them more than to train and to evaluate: "
+                f"the classic API has no place for it; use heterofl_flwr.HeteroFL"
             )
         self.federation = self._inner.federation
         self._inner.num_rounds = num_rounds

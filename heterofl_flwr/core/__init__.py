@@ -11,7 +11,6 @@ from heterofl_flwr.core.levels import (
     fixed_rate,
     level_name,
     rate_of,
-    rates_of_ratio,
     width,
 )
 from heterofl_flwr.core.plan import Plan
@@ -35,7 +34,6 @@ __all__ = [
     "level_name",
     "prefix",
     "rate_of",
-    "rates_of_ratio",
     "register",
     "width",
 ]

@@ -158,8 +158,6 @@ class Aggregator:
     label_rows : Sequence[str]
         Parameters whose rows belong to classes, such as ``["linear.weight", "linear.bias"]``. A client's rows count
         for the classes that it names in ``labels``.
-    classes : int | None
-        Number of classes. Default: the fewest rows among ``label_rows``.
     extra_rows : bool
         Whether rows beyond the classes, such as the embedding of [MASK], count for every holder; otherwise they count
         for no client that names labels (``Fidelity.extra_rows``).
@@ -196,13 +194,12 @@ class Aggregator:
         global_state: Mapping[str, Tensor],
         label_rows: Sequence[str] = (),
         *,
-        classes: int | None = None,
         extra_rows: bool = True,
         largest: float = math.inf,
         norm_bound: float = 0.0,
     ) -> None:
         self._state = {name: tensor.detach() for name, tensor in global_state.items()}
-        self._rows = LabelRows(self._state, label_rows, classes=classes, extra_rows=extra_rows)
+        self._rows = LabelRows(self._state, label_rows, extra_rows=extra_rows)
         self._limits = {"largest": largest, "norm_bound": norm_bound}
         self._sums: dict[str, Tensor] = {}
         self._new: set[str] = set()  # sums that nothing was written to

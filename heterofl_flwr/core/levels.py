@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
-from string import ascii_lowercase
 from types import MappingProxyType
 
 from heterofl_flwr.core.randomness import generator
@@ -35,36 +34,26 @@ def exact_rate(rate: float | str | Fraction) -> Fraction:
     return exact
 
 
-def rates_of_ratio(ratio: float, number: int) -> Mapping[str, float]:
-    """Return levels ``a, b, c, ...`` whose rates are ``ratio ** (p - 1)`` for p = 1 to ``number`` (section 3.1)."""
-    if not 1 <= number <= len(ascii_lowercase):
-        raise ConfigError(f"{number} levels are not usable: expected 1 to {len(ascii_lowercase)}")
-    if number > 1 and exact_rate(ratio) == 1:
-        raise ConfigError(f"a ratio of 1 makes {number} equal levels: expected a ratio below 1")
-    step = exact_rate(ratio)
-    return MappingProxyType({ascii_lowercase[p]: float(step**p) for p in range(number)})
+LEVELS: Mapping[str, float] = MappingProxyType({"a": 1.0, "b": 0.5, "c": 0.25, "d": 0.125, "e": 0.0625})
+"""The paper's levels, each of half the rate of the one before (section 3.1)."""
 
 
-LEVELS: Mapping[str, float] = rates_of_ratio(0.5, 5)
-"""The paper's levels: a = 1, b = 1/2, c = 1/4, d = 1/8, e = 1/16."""
-
-
-def rate_of(level: str | float, levels: Mapping[str, float] = LEVELS) -> float:
+def rate_of(level: str | float) -> float:
     """Return the rate of a level's letter; a number, or text that is one, is a rate already."""
-    if isinstance(level, str) and level in levels:
-        return levels[level]
+    if isinstance(level, str) and level in LEVELS:
+        return LEVELS[level]
     try:
         return float(exact_rate(level))
     except ConfigError as error:
-        known = ", ".join(f"{letter} ({rate:g})" for letter, rate in levels.items())
+        known = ", ".join(f"{letter} ({rate:g})" for letter, rate in LEVELS.items())
         raise ConfigError(
             f"{reprlib.repr(level)} is no level: expected one of {known} or a rate above 0 and up to 1"
         ) from error
 
 
-def level_name(rate: float, levels: Mapping[str, float] = LEVELS) -> str:
+def level_name(rate: float) -> str:
     """Return the letter of a rate, or the rate itself as text where it has none."""
-    return next((letter for letter, known in levels.items() if known == rate), format(Decimal(str(rate)), "f"))
+    return next((letter for letter, known in LEVELS.items() if known == rate), format(Decimal(str(rate)), "f"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +84,14 @@ class Mix:
             )
 
     @classmethod
-    def parse(cls, text: "str | Mix", levels: Mapping[str, float] = LEVELS) -> "Mix":
+    def parse(cls, text: "str | Mix") -> "Mix":
         """Read a mix such as ``a1-b1-c1``, ``a1-e9``, ``a-e`` (one part each), ``1.0x1-0.3x9`` or ``a1-x3``."""
         if isinstance(text, Mix):
             return text
         if not isinstance(text, str):
             raise ConfigError(f"the mix is {text!r}, which is no text; {_EXAMPLES}")
         parts = [part.strip() for part in text.split("-")]
-        idle = [] if "x" in levels else [match for match in map(_IDLE.fullmatch, parts) if match]
+        idle = [match for match in map(_IDLE.fullmatch, parts) if match]
         parts = [part for part in parts if part not in {match[0] for match in idle}]
         if not parts:
             raise ConfigError(f"mix {text!r}: nobody takes part; {_EXAMPLES}")
@@ -113,7 +102,7 @@ class Mix:
         counts: dict[float, int] = {}
         for match in filter(None, matches):
             try:
-                rate = rate_of(match["level"] or match["rate"], levels)
+                rate = rate_of(match["level"] or match["rate"])
             except ConfigError as error:
                 raise ConfigError(f"mix {text!r}: {error}; {_EXAMPLES}") from error
             count = int(match["count"] or match["times"] or 1)
@@ -157,7 +146,7 @@ class Mix:
         return math.fsum(share * values[rate] for rate, share in zip(self.rates, self.shares, strict=True))
 
     def __str__(self) -> str:
-        """Return the canonical text, which ``parse`` reads back for the paper's levels."""
+        """Return the canonical text, which ``parse`` reads back."""
         named = zip(map(level_name, self.rates), self.counts, strict=True)
         text = "-".join(f"{name}{'' if name in LEVELS else 'x'}{count}" for name, count in named)
         return f"{text}-x{self.idle}" if self.idle else text

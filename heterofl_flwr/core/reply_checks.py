@@ -109,18 +109,13 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 class LabelRows:
     """The parameters whose rows belong to classes, each with its number of rows; and which rows count for a client."""
 
-    def __init__(
-        self, state: Mapping[str, Tensor], names: Sequence[str], *, classes: int | None, extra_rows: bool
-    ) -> None:
+    def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
         missing = [name for name in names if name not in state or state[name].dim() == 0]
         if missing:
             raise ConfigError(f"label_rows names {', '.join(missing)}, which the model lacks or which has no rows")
         self.sizes = {name: state[name].shape[0] for name in names}
         self.most = max(self.sizes.values(), default=0)
-        fewest = min(self.sizes.values(), default=0)
-        if classes is not None and not 0 < classes <= fewest:
-            raise ConfigError(f"{classes} classes do not fit label_rows {self.sizes}: expected 1 to {fewest}")
-        self._classes = fewest if classes is None else classes
+        self._classes = min(self.sizes.values(), default=0)
         self._extra_rows = extra_rows
 
     def held(self, plan: Plan, labels: Sequence[int] | None) -> Tensor | None:
@@ -156,38 +151,8 @@ def _read_labels(labels: Sequence[int], classes: int) -> Tensor:
     return distinct
 
 
-LabelRule = Literal["sent", "inferred", "none"]
-"""Which classifier rows of a reply count: those of the classes it names, those that were trained, or all."""
-
-ROUNDING = 1e-5
-"""The relative change of a row, in float32, by rounding over the steps of a round."""
-
-SHARE = 0.02
-"""Share of a change that may be rounding. In int8, rounding alone turns it by about a hundredth."""
-
-
-def trained_rows(before: Mapping[str, Tensor], after: Mapping[str, Tensor], classes: int) -> list[int]:
-    """Return the classes whose rows are not just shrunk copies of the rows that were sent.
-
-    Both states hold the parameters whose rows belong to classes; only the first ``classes`` rows are read.
-    """
-    # A bias has one entry a row, which always points the same way.
-    names = [name for name, own in before.items() if own.dim() > 1] or list(before)
-    old, new = (
-        torch.cat([state[name][:classes].reshape(classes, -1).double() for name in names], 1)  # (classes, entries)
-        for state in (before, after)
-    )
-    shrunk = (new * old).sum(1) / (old * old).sum(1).clamp(min=torch.finfo(old.dtype).tiny)  # (classes,)
-    left = (new - shrunk.unsqueeze(1) * old).norm(dim=1)
-    copied = left <= ROUNDING * old.norm(dim=1) + SHARE * (new - old).norm(dim=1)
-    # A trained row may by chance point to where it came from, but it is not shrunk as all the others. A row of zeros,
-    # as in a head that starts from zero, stays zero unless it is trained, and says nothing of the others.
-    zero = old.norm(dim=1) == 0
-    others = shrunk[copied & ~zero]
-    common = others.median() if len(others) else shrunk.new_ones(())
-    copied &= zero | ((shrunk - common).abs() <= ROUNDING + SHARE * (1 - common).abs())
-    trained: list[int] = (~copied).nonzero().flatten().tolist()
-    return trained
+LabelRule = Literal["sent", "none"]
+"""Which classifier rows of a reply count: those of the classes it names, or all."""
 
 
 def last_linear(model: nn.Module, prefix: str = "") -> list[str]:

@@ -13,16 +13,17 @@ precision, and a few copies of one parameter of all clients while the result is 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, Strict
 from torch import Tensor
 
 from heterofl_flwr.core.counting_mean import Aggregator
 from heterofl_flwr.core.plan import Plan, Region
-from heterofl_flwr.errors import ConfigError, check_fields
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.groups import group
 
 RobustMean = Literal["trimmed", "median"]
 """How three holders or more of an entry are combined."""
@@ -34,35 +35,16 @@ MANY = 3
 """Holders of which one can be outvoted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@group
 class Robust:
-    """How a minority of hostile clients is kept from moving the model far.
-
-    Attributes
-    ----------
-    mean
-        How three holders or more of an entry are combined.
-    trim
-        Share of an entry's holders that ``trimmed`` drops at each end, rounded down, but at least one.
-    few
-        What becomes of entries that one or two hold.
-    """
+    """How a minority of hostile clients is kept from moving the model far."""
 
     mean: RobustMean = "trimmed"
-    trim: float = 0.2
+    """How three holders or more of an entry are combined."""
+    trim: Annotated[float, Strict(), Field(ge=0, lt=0.5)] = 0.2
+    """Share of an entry's holders that trimmed drops at each end, rounded down, but at least one."""
     few: Few = "mean"
-
-    def __post_init__(self) -> None:
-        """Validate the options."""
-        check_fields(
-            self,
-            (
-                ("mean", self.mean in get_args(RobustMean), f"one of {', '.join(get_args(RobustMean))}"),
-                ("trim", 0 <= self.trim < 0.5, "a share from 0 to below 0.5"),
-                ("few", self.few in get_args(Few), f"one of {', '.join(get_args(Few))}"),
-            ),
-            "robust: ",
-        )
+    """What becomes of entries that one or two hold."""
 
     @property
     def fewest(self) -> int:

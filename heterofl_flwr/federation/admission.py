@@ -2,55 +2,65 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, PlainSerializer, Strict
 
 from heterofl_flwr.core.levels import Mix, level_name, rate_of
-from heterofl_flwr.errors import ConfigError, ReplyError, RoundError, name_faults
+from heterofl_flwr.errors import ConfigError, Fault, ReplyError, RoundError, name_faults
 from heterofl_flwr.federation.nodes import Capability, MinReplies, least_replies
+from heterofl_flwr.groups import NotNegative, check, group
 
 logger = logging.getLogger(__name__)
 
-Answers = Mapping[int, Capability | ReplyError]
+Answers = Mapping[int, Capability | Fault]
 """What new clients say of themselves, by node, or why that is not usable."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Levels:
-    """Which levels clients may have; comes before what they report.
+def _read_levels(value: object) -> dict[str, str | float]:
+    """Return levels by name, from a mapping or from the text of a run config."""
+    if isinstance(value, str):
+        pairs = [pair.split("=", 1) for pair in value.split(",")] if value.strip() else []
+        named = {name.strip(): level.strip() for name, level in pairs}  # a part without "=" raises ValueError
+        if len(named) < len(pairs) or "" in named:
+            raise ValueError
+        value = named
+    if not isinstance(value, Mapping):
+        raise ValueError
+    for level in value.values():
+        rate_of(level)
+    return dict(value)
 
-    Attributes
-    ----------
-    table
-        The level, or the rate, of a client by its registered name or by its node id as text. Neither is the client's
-        own word. Such a client has this level; what it reports later can only lower it.
-    others
-        The largest level, or rate, that clients which are not in the table may have.
-    partitions
-        The partition of a client by its name or id in the same way. No other client gets one of these numbers.
+
+@group
+class Limits:
+    """What a client may have and answer at most."""
+
+    norm_bound: NotNegative = 0.0
+    """a reply that changes its slice by more (L2 norm) is rejected, not clipped; 0: no bound in simulations, and ten
+    times the norm of the model where replies cross a SuperLink
     """
+    examples: Annotated[int, Strict(), Field(ge=1, le=1_000_000_000, alias="max-examples")] = 10_000_000
+    """a reply that counts more examples is rejected; with weights=examples, set it near the largest client's"""
+    levels: Annotated[
+        Mapping[str, str | float],
+        BeforeValidator(_read_levels),
+        PlainSerializer(lambda levels: ",".join(f"{name}={own}" for name, own in levels.items()), return_type=str),
+        "different names with a level each, such as 'phone=c,camera=a', or '' for none",
+    ] = Field(default_factory=dict)
+    """levels of nodes by registered name or node id; comes before what nodes report, which can only lower it"""
+    largest_level: Annotated[
+        str | Annotated[float, Strict()], check(rate_of), "a level such as 'c' or a rate such as '0.3'"
+    ] = "a"
+    """the largest level of nodes that levels does not name"""
 
-    table: Mapping[str, str | float] = field(default_factory=dict)
-    others: str | float = 1.0
-    partitions: Mapping[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        faults = []
-        for who, level in (*self.table.items(), ("others", self.others)):
-            try:
-                rate_of(level)
-            except ConfigError as error:
-                faults.append(f"{who}: {error}")
-        if len(set(self.partitions.values())) < len(self.partitions) or min(self.partitions.values(), default=0) < 0:
-            faults.append(f"partitions are {dict(self.partitions)}; expected numbers from 0 up, each once")
-        if faults:
-            raise ConfigError("levels: " + "; ".join(faults))
-
-    def check(self, mix: Mix, assignment: str) -> None:
+    def check_levels(self, mix: Mix, assignment: str) -> None:
         """Refuse levels that a mix has no model for."""
-        wide = [who for who, level in self.table.items() if rate_of(level) > mix.global_rate]
+        wide = [who for who, level in self.levels.items() if rate_of(level) > mix.global_rate]
         faults = [f"{', '.join(wide)} above the mix's largest level, {level_name(mix.global_rate)}"] if wide else []
         if assignment == "dynamic":
-            everyone = (*self.table.items(), ("others", self.others))
+            everyone = (*self.levels.items(), ("largest_level", self.largest_level))
             narrow = [who for who, level in everyone if rate_of(level) < mix.rates[-1]]
             if narrow:
                 faults.append(f"{', '.join(narrow)} below the mix's smallest level, {level_name(mix.rates[-1])}")
@@ -59,15 +69,9 @@ class Levels:
 
     def applied(self, said: Capability, name: str, node_id: str) -> Capability:
         """Return what a client may hold, from what it says of itself, its registered name and its id."""
-        key = name if name in self.table else node_id
-        limit = rate_of(self.table.get(key, self.others))
-        bound = self.partitions.get(name, self.partitions.get(node_id))
-        if bound is None and said.partition in self.partitions.values():
-            logger.warning("node %s says partition %s, which is another node's", name or node_id, said.partition)
-            said = replace(said, partition=None)
-        elif bound is not None:
-            said = replace(said, partition=bound)
-        changed = replace(said, capacity=limit if key in self.table else said.capacity, limit=limit)
+        key = name if name in self.levels else node_id
+        limit = rate_of(self.levels.get(key, self.largest_level))
+        changed = replace(said, capacity=limit if key in self.levels else said.capacity, limit=limit)
         if said.capacity not in (None, changed.holds):
             logger.warning(
                 "node %s gets rate %g by the server's levels, in place of %g",
@@ -79,7 +83,7 @@ class Levels:
 
 
 def admit(
-    answers: Answers, names: Mapping[int, str], levels: Levels, silent: Capability, check: Callable[[Capability], None]
+    answers: Answers, names: Mapping[int, str], limits: Limits, silent: Capability, check: Callable[[Capability], None]
 ) -> tuple[dict[int, Capability], dict[str, str]]:
     """Return what new clients may hold, by node, and what is wrong with their answers, by name or id.
 
@@ -89,14 +93,14 @@ def admit(
     for node_id, answer in answers.items():
         name, own_id = names.get(node_id, ""), str(node_id)
         try:
-            if isinstance(answer, ReplyError):
-                raise answer
-            admitted[node_id] = levels.applied(answer, name, own_id)
+            if isinstance(answer, Fault):
+                raise ReplyError(answer.reason)
+            admitted[node_id] = limits.applied(answer, name, own_id)
             check(admitted[node_id])
         except ReplyError as error:
-            if not {name, own_id} & levels.table.keys():  # of those it is known
+            if not {name, own_id} & limits.levels.keys():  # of those it is known
                 faults[name or own_id] = str(error)
-            admitted[node_id] = levels.applied(silent, name, own_id)
+            admitted[node_id] = limits.applied(silent, name, own_id)
     return admitted, faults
 
 

@@ -1,8 +1,8 @@
 """The options of evaluation, and the means of the clients' metrics."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from statistics import median, median_low
+from collections.abc import Collection, Mapping, Sequence
+from statistics import median
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -11,9 +11,6 @@ from heterofl_flwr.groups import Flag, Natural, group
 
 Answer = tuple[float, Mapping[str, float]]
 """The examples and the metrics of a client."""
-
-Answers = Mapping[int, Answer]
-"""What clients answered, by node."""
 
 MomentsMerge = Literal["auto", "mean", "robust"]
 
@@ -111,13 +108,3 @@ def _by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]
         for key in own if number > 0 else ():
             found.setdefault(key, []).append((number, own[key]))
     return {key: [one for one in pairs if not math.isnan(one[1])] or pairs for key, pairs in found.items()}
-
-
-def example_bound(numbers: Iterable[float], ratio: float) -> float:
-    """Return the largest number of examples that counts in means: ``ratio`` times that of the median client.
-
-    Of an even number of clients it is the lower one in the middle, or one of two would set its own bound. With a ratio
-    of c, one of n clients then has a share of c / (c + n // 2) of a mean at most.
-    """
-    known = [number for number in numbers if number > 0]
-    return ratio * median_low(known) if ratio and known else math.inf

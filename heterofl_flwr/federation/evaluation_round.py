@@ -52,15 +52,14 @@ class MomentsSum:
         self._federation, self._robust = federation, robust
         self._kept: dict[float, list[Moments]] = {}
 
-    def add(self, node_id: int, found: Mapping[float, Moments]) -> None:
+    def add(self, found: Mapping[float, Moments]) -> None:
         """Add a client's moments, by rate; reject them whole if any do not fit."""
-        federation, most = self._federation, self._federation.options.limits.examples
-        examples = min(federation.nodes[node_id].num_examples or most, most)
+        federation = self._federation
         for rate, own in found.items():
             if own.kind != federation.fidelity.moments:
                 raise ReplyError(f"moments of kind {own.kind}, expected {federation.fidelity.moments}")
             check_layers(own, federation.norms(rate))
-            check_possible(own, examples)
+            check_possible(own, federation.options.limits.examples)
         privacy = federation.options.privacy
         for rate, own in found.items():
             counted = clip_moments(own, privacy) if privacy.noise else own
@@ -95,14 +94,14 @@ class EvaluationRound:
     ) -> None:
         self._federation, self._options, self._log = federation, federation.options, log
         self._server_round, self._present, self._lacking = server_round, node_ids, federation.nodes.lacking
-        able = [own for own in federation.eligible_nodes(node_ids) if own not in self._lacking["evaluate"]]
+        able = [own for own in node_ids if own not in self._lacking["evaluate"]]
         drawn = federation.sample(server_round, able, "evaluate") if able else []
         levels = self._options.evaluation.levels_due(server_round, num_rounds)
         held = {node_id: own for node_id in drawn if (own := self._pick_rates(node_id, levels=levels))}
         self._whole = {node_id: self._is_whole(own) for node_id, own in held.items()}
         self.rates = {node_id: own for node_id, own in held.items() if node_id not in silent}
         self.answers: dict[int, Answer] = {}
-        self._sum: MomentsSum  # of the moments, once they are opened
+        self.sum: MomentsSum  # of the moments, once they are opened
         self._asked_moments: dict[int, Norms] = {}
         self._moment_faults: list[str] = []
         self._no_handler: set[int] = set()
@@ -132,7 +131,7 @@ class EvaluationRound:
         evaluation, noise = self._options.evaluation, self._options.privacy.noise
         federation, merge = self._federation, evaluation.moments_merge
         robust = merge == "robust" or (merge == "auto" and remote and not noise)
-        self._sum = MomentsSum(federation, robust=robust)
+        self.sum = MomentsSum(federation, robust=robust)
         # A model of a client's own is measured by that client.
         if evaluation.static_norm and not federation.personal and batch_norms(federation.model):
             self._asked_moments = {
@@ -141,10 +140,6 @@ class EvaluationRound:
                 if node_id not in self._lacking["moments"]
             }
         return self._asked_moments
-
-    def add_moments(self, node_id: int, found: Mapping[float, Moments]) -> None:
-        """Add a client's moments, by rate; refuse them whole if any do not fit."""
-        self._sum.add(node_id, found)
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
         """Note why a client's moments are not used; one whose app has no handler for the query is not asked again."""
@@ -170,7 +165,7 @@ class EvaluationRound:
                 f"without (Evaluation(static_norm=False)); {'; '.join(faults[:3])}"
             )
         self._note_no_handler("moments", asked, ADD_MOMENTS)
-        moments, privacy = self._sum.result(), self._options.privacy
+        moments, privacy = self.sum.result(), self._options.privacy
         if moments and privacy.noise:
             spent.add(MOMENTS, len(moments))
             self._log.privacy = spent.facts()
@@ -262,9 +257,7 @@ class EvaluationRound:
     def _split_answers(self) -> SplitAnswers:
         """Return the answers with their metrics by rate."""
         found = {}
-        ratio = self._options.limits.examples_ratio
-        capped = self._federation.nodes.cap_examples(self._server_round, self.answers, ratio)
-        for node_id, (number, metrics) in capped.items():
+        for node_id, (number, metrics) in self.answers.items():
             rates = self.rates[node_id]
             found[node_id] = number, split_metrics(metrics, rates, None if self._is_whole(rates) else rates[0])
         return found

@@ -97,11 +97,11 @@ class Federation:
                 f"{stays[0]} with a client, so it keeps its slice: expected assignment='fix' and "
                 f"slice_rule='prefix', found {self.assignment!r} and {slice_rule!r}"
             )
-        self.options.limits.levels.check(self.mix, self.assignment)
+        self.options.limits.check_levels(self.mix, self.assignment)
 
     def reset(self) -> None:
         """Forget the clients, so that a run can begin anew."""
-        self.nodes = Nodes(self.options.limits.levels.partitions.values())
+        self.nodes = Nodes()
 
     def _build_model(self) -> nn.Module:
         """Return the global model."""
@@ -242,7 +242,7 @@ class Federation:
         """
         names, silent = names or {}, Capability(capacity=self.mix.rates[-1])
         admitted, faults = admit(
-            answers, names, self.options.limits.levels, silent, lambda own: self.check_capacity(own.holds)
+            answers, names, self.options.limits, silent, lambda own: self.check_capacity(own.holds)
         )
         there = len({*self.nodes, *answers} if present is None else set(present))
         wanted = self.options.sampling.min_replies
@@ -305,20 +305,13 @@ class Federation:
         held = self.nodes[node_id].holds
         return held is None or held >= self.mix.rates[-1]
 
-    def eligible_nodes(self, node_ids: Sequence[int]) -> list[int]:
-        """Return the clients without those that are suspended: too many replies in a row were refused."""
-        suspended = self.nodes.tally.suspended(self.options.limits.refusals)
-        return [node_id for node_id in node_ids if self.nodes.partition(node_id) not in suspended]
-
     def trainable_nodes(self, node_ids: Sequence[int]) -> list[int]:
         """Return the clients that can be drawn to train; fail if none can."""
-        eligible = self.eligible_nodes(node_ids)
-        trainable = [node_id for node_id in eligible if self.can_train(node_id)]
+        trainable = [node_id for node_id in node_ids if self.can_train(node_id)]
         if not trainable:
             raise RoundError(
-                f"none of {len(node_ids)} clients can train: {len(node_ids) - len(eligible)} had "
-                f"{self.options.limits.refusals} replies refused in a row, and {len(eligible)} can hold no rate of the "
-                f"mix {self.mix}: add a smaller rate to it, or find out what the others send"
+                f"none of {len(node_ids)} clients can train, as they can hold no rate of the mix {self.mix}: add a "
+                f"smaller rate to it"
             )
         return trainable
 

@@ -2,9 +2,8 @@
 
 import logging
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from itertools import count
 from typing import Annotated, Literal
@@ -13,9 +12,7 @@ from pydantic import Field, Strict
 
 from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.evaluation import Answers, example_bound
-from heterofl_flwr.groups import Count, Natural, NotNegative, Share, ShareOrNone, group
+from heterofl_flwr.groups import Count, Natural, NotNegative, Share, ShareOrNone, check, group
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +24,7 @@ MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["au
 REPLIES = "a whole number of 1 or more, or a share between 0 and 1"
 """What is expected beside ``auto``."""
 
+_RateOrNone = Annotated[float | None, check(lambda rate: rate is None or exact_rate(rate)), "a rate"]
 _Fewest = Annotated[Natural | None, "an integer of 0 or more"]
 
 
@@ -79,25 +77,14 @@ def least_replies(least: MinReplies, needed: int) -> int:
     return max(math.ceil(share * needed), 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@group
 class Capability:
     """What a client says of itself, or None and 0 where it does not say, and what the server lets it have."""
 
-    capacity: float | None = None  # the largest rate it can hold
+    capacity: _RateOrNone = None  # the largest rate it can hold
     limit: float = 1.0  # the largest rate that the server gives it, whatever it says
-    partition: int | None = None  # which part of the data is its own
-    num_partitions: int | None = None
-    num_examples: int = 0  # for training
-
-    def __post_init__(self) -> None:
-        if self.capacity is not None:
-            exact_rate(self.capacity)
-        if self.partition is not None and self.partition < 0:
-            raise ConfigError(f"partition {self.partition} does not exist: expected a number from 0 up")
-        if self.num_partitions is not None and self.num_partitions < 1:
-            raise ConfigError(f"{self.num_partitions} partitions are not possible: expected a number from 1 up")
-        if self.num_examples < 0:
-            raise ConfigError(f"{self.num_examples} examples are not possible: expected a number from 0 up")
+    partition: Annotated[Natural | None, "an integer of 0 or more"] = None  # which part of the data is its own
+    num_partitions: Annotated[Count | None, "an integer of 1 or more"] = None
 
     @property
     def holds(self) -> float | None:
@@ -105,25 +92,6 @@ class Capability:
         if self.capacity is None and self.limit == 1:
             return None
         return self.limit if self.capacity is None else min(self.capacity, self.limit)
-
-
-class Tally:
-    """Counts rejected replies to instructions to train, by partition. Clients that fail or are late do not count."""
-
-    def __init__(self) -> None:
-        self.refused: Counter[int] = Counter()  # in the run
-        self.in_a_row: Counter[int] = Counter()  # since the last good reply
-
-    def note(self, refused: Iterable[int], accepted: Iterable[int]) -> None:
-        """Count the replies of a round that were rejected, and note those that were good."""
-        self.refused.update(refused)
-        self.in_a_row.update(refused)
-        for partition in accepted:
-            del self.in_a_row[partition]
-
-    def suspended(self, limit: int) -> set[int]:
-        """Return the clients that are not drawn any more, as they reached the limit; with 0 there are none."""
-        return {partition for partition, number in self.in_a_row.items() if 0 < limit <= number}
 
 
 class Nodes:
@@ -134,8 +102,7 @@ class Nodes:
     seat, so that no client can change the level of another; ``seat_rates`` has the rates of the seats.
     """
 
-    def __init__(self, reserved: Iterable[int] = ()) -> None:
-        self._reserved = frozenset(reserved)  # partitions that nobody gets by order
+    def __init__(self) -> None:
         self._known: dict[int, Capability] = {}
         self._partitions: dict[int, int] = {}
         self._seats: dict[int, int] = {}
@@ -143,8 +110,6 @@ class Nodes:
         self.trained: set[int] = set()  # those of which a reply was added
         self.own_rates: dict[int, float] = {}  # of those with parameters of their own, which keep their first rate
         self.lacking: dict[str, set[int]] = {"evaluate": set(), "moments": set()}  # those whose app has no handler
-        self.tally = Tally()
-        self.capped: set[int] = set()  # those that were found to count far more examples than others
 
     def __contains__(self, node_id: int) -> bool:
         return node_id in self._known
@@ -193,15 +158,11 @@ class Nodes:
                 "their random ids, so this run cannot be repeated exactly",
                 unnamed,
             )
-        _number(self._partitions, _by_name(unnumbered, names), self._reserved)
+        _number(self._partitions, _by_name(unnumbered, names))
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
         """Note a capacity that a client reported; it counts from the next round on."""
         self._known[node_id] = replace(self._known[node_id], capacity=capacity)
-
-    def set_examples(self, node_id: int, number: int) -> None:
-        """Note how many examples a client trained on."""
-        self._known[node_id] = replace(self._known[node_id], num_examples=number)
 
     def partition(self, node_id: int) -> int:
         """Return the number that stands for a client in every random draw."""
@@ -220,30 +181,6 @@ class Nodes:
         said = {known.num_partitions or 0 for known in self._known.values()}
         return said.pop() if len(said) == 1 else 0
 
-    def note_refusals(self, refused: Sequence[int], answered: Iterable[int], limit: int) -> None:
-        """Note whose replies were rejected, by partition, and who gave a good one; warn of whom this suspends."""
-        self.tally.note(refused, map(self.partition, answered))
-        for partition in self.tally.suspended(limit).intersection(refused):
-            logger.warning("partition %s is not drawn any more: %d replies refused in a row", partition, limit)
-
-    def cap_examples(self, server_round: int, answers: Answers, ratio: float) -> Answers:
-        """Return answers with examples up to ``ratio`` times the median's; warn once of a client that exceeds them."""
-        bound = example_bound([number for number, _ in answers.values()], ratio)
-        for node_id, (number, _) in answers.items():
-            if number > bound and node_id not in self.capped:
-                self.capped.add(node_id)
-                logger.warning(
-                    "round %d: node %s, partition %d, counts %s examples, more than %g times the median client: in "
-                    "means of metrics it weighs %s (Limits(examples_ratio=...), server.max-examples-ratio)",
-                    server_round,
-                    node_id,
-                    self.partition(node_id),
-                    f"{number:,.0f}",
-                    ratio,
-                    f"{bound:,.0f}",
-                )
-        return {node_id: (min(number, bound), metrics) for node_id, (number, metrics) in answers.items()}
-
     def sample(self, node_ids: Iterable[int], number: int, *purpose: int | str, seed: int) -> list[int]:
         """Return that many of the clients, drawn by partition so that the draw can be repeated, in its order."""
         by_partition = {self._partitions[node_id]: node_id for node_id in node_ids}
@@ -257,8 +194,8 @@ def _by_name(node_ids: Iterable[int], names: Mapping[int, str]) -> list[int]:
     return sorted(node_ids, key=lambda node_id: (names.get(node_id, ""), node_id))
 
 
-def _number(numbers: dict[int, int], node_ids: Iterable[int], reserved: Iterable[int] = ()) -> None:
+def _number(numbers: dict[int, int], node_ids: Iterable[int]) -> None:
     """Give each of some clients the lowest number that is free."""
-    taken = {*numbers.values(), *reserved}
+    taken = set(numbers.values())
     free = (number for number in count() if number not in taken)
     numbers.update(zip(node_ids, free, strict=False))

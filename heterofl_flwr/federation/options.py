@@ -4,11 +4,8 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
-
-from pydantic import Field, Strict
 
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Fidelity
@@ -17,15 +14,15 @@ from heterofl_flwr.core.reply_checks import LARGEST_ENTRY, LabelRule
 from heterofl_flwr.core.robust import Robust, RobustAggregator
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.admission import Levels
+from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.nodes import Sampling
-from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, group
+from heterofl_flwr.groups import Count, NotNegative, group
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
 from heterofl_flwr.stages.chain import Chain, Link, OpenMean
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress, Upload
-from heterofl_flwr.stages.labels import AllRows, TrainedRows
+from heterofl_flwr.stages.labels import AllRows
 from heterofl_flwr.stages.noise import Noise
 from heterofl_flwr.stages.privacy import Privacy, Spent
 from heterofl_flwr.stages.stage import AS_THEY_ARE, Stage
@@ -40,26 +37,6 @@ Schedule = Callable[[int], float]
 def multi_step(learning_rate: float, milestones: Sequence[int] = (), factor: float = 0.1) -> Schedule:
     """Return a schedule that multiplies the learning rate by ``factor`` after each milestone (Table 6)."""
     return lambda server_round: learning_rate * factor ** sum(milestone < server_round for milestone in milestones)
-
-
-@group
-class Limits:
-    """What a client may have and answer at most."""
-
-    norm_bound: NotNegative = 0.0
-    """L2 norm of what a reply changes of the slice that its client was sent; a reply of a larger one is rejected, not
-    clipped. 0 for none, but where replies cross a SuperLink: there it is ten times the norm of the global model.
-    """
-    examples: Annotated[int, Strict(), Field(ge=1, le=1_000_000_000)] = 10_000_000
-    """Number of examples that a client may count. With weights="examples", set it near the largest client's."""
-    examples_ratio: NotNegative = 10.0
-    """In means of metrics a client counts at most this many times the examples of the median client; 0 for no bound.
-    Parameters count in full with weights="examples", as in FedAvg: for them there is examples.
-    """
-    refusals: Natural = 0
-    """A client is not drawn any more after this many rejected replies in a row; 0 for never."""
-    levels: Annotated[Levels, "Levels(...)"] = Levels()
-    """Which clients may have which levels; comes before what they report."""
 
 
 @group
@@ -89,8 +66,6 @@ class Averaging:
     robust: Annotated[Robust | None, "Robust(...)"] = None
     aggregator: Annotated[OpenMean, "Aggregator, a subclass of it, or what opens one"] = Aggregator
     stages: Annotated[Sequence[Stage], "a list of stages"] = ()
-    counts_examples: Flag = True
-    """whether clients say numbers of examples, and not another metric"""
 
     def __post_init__(self) -> None:
         if self.robust and self.aggregator is not Aggregator:
@@ -106,31 +81,25 @@ class Averaging:
         return Link(weights=self.weights)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@group
 class Options:
     """All options of the server; here they are checked against one another."""
 
     sampling: Sampling = Sampling()
     transfer: Transfer = Transfer()
     averaging: Averaging = Averaging()
-    limits: Limits = Limits()
-    privacy: Privacy = Privacy()
-    evaluation: Evaluation = Evaluation()
-    asynchronous: Buffered = Buffered()
+    limits: Annotated[Limits, "Limits(...), or leave it out"] = Limits()
+    privacy: Annotated[Privacy, "Privacy(...), or leave it out"] = Privacy()
+    evaluation: Annotated[Evaluation, "Evaluation(...), or leave it out"] = Evaluation()
+    asynchronous: Annotated[Buffered, "Buffered(...), or leave it out"] = Buffered()
 
     def __post_init__(self) -> None:
-        kinds = {"limits": Limits, "privacy": Privacy, "evaluation": Evaluation, "asynchronous": Buffered}
-        for name, kind in kinds.items():
-            if not isinstance(own := getattr(self, name), kind):
-                raise ConfigError(f"{name} is {own!r}; expected {kind.__name__}(...), or leave it out")
         needs_round = self.averaging.link.kind != "counting" or self.transfer.slice_rule != "prefix"
         if self.asynchronous.size and (needs_round or self.sampling.spare):
             raise ConfigError(
                 "asynchronous: robust means, other aggregators, slices that move and spare clients need rounds that "
                 "wait; expected robust=None, aggregator=Aggregator, slice_rule='prefix' and spare=0"
             )
-        if self.averaging.robust and not self.transfer.shared:
-            raise ConfigError("robust: clients share no parameters, so none are averaged; expected robust=None")
         if self.privacy.clip and self.limits.norm_bound:
             raise ConfigError(
                 "privacy: with clip a longer change is shortened, as a refusal would show who sent it; expected "
@@ -155,7 +124,7 @@ def build_chain(
         asynchronous,
         None if all_is_trained else Untrained(),
         Noise(privacy, spent) if privacy.noise else Clip(privacy.clip) if privacy.clip else None,
-        {"sent": None, "inferred": TrainedRows(), "none": AllRows()}[rule],
+        AllRows() if rule == "none" else None,
         *options.averaging.stages,
         None if upload == AS_THEY_ARE else Compress(upload),  # the last one: nearest to the wire
     )

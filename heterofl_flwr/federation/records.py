@@ -1,6 +1,7 @@
 """The record of a round, the state of a run after it, and the callbacks that get both."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
@@ -10,18 +11,11 @@ from torch import Tensor
 from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix
-from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share, weighted_means
-from heterofl_flwr.federation.nodes import Tally
+from heterofl_flwr.federation.evaluation import is_share, weighted_means
 
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
 
-
-MOST_NAMED = 5
-"""Up to so many clients of a round, its line names them."""
-
-MOST_LEVELS = 5
-"""Levels that it names."""
 
 host_log = logging.getLogger("flwr")
 """Flower's own log, which shows wherever an app runs."""
@@ -143,33 +137,18 @@ class RoundRecord:
         self.simulated_seconds, self.joules = costs["simulated_seconds"], costs["joules"]
 
     def line(self) -> str:
-        """Return the levels, the bytes and the number of failures in one short line; few clients are named."""
-        by_level: dict[str, list[int]] = {}  # from the largest level on
-        for partition, rate in sorted(self.rates.items(), key=lambda item: (-item[1], item[0])):
-            by_level.setdefault(level_name(rate), []).append(partition)
+        """Return the levels, from the largest on, with their clients and bytes, and the failures in one short line."""
         levels = []
-        for level, clients in by_level.items():
-            sent = self.bytes_by_level.get(level)
-            each = "" if sent is None else f"x{text.size(sent / len(clients))}"
-            named = f" (client{'s' if len(clients) > 1 else ''} {text.numbers(clients)})"
-            levels.append(f"{level} {len(clients)}{each}{named if len(self.rates) <= MOST_NAMED else ''}")
-        more = [f"{len(levels) - MOST_LEVELS} more levels"] if len(levels) > MOST_LEVELS else []
+        for rate, clients in sorted(Counter(self.rates.values()).items(), reverse=True):
+            sent = self.bytes_by_level.get(level_name(rate))
+            each = "" if sent is None else f"x{text.size(sent / clients)}"
+            levels.append(f"{level_name(rate)} {clients}{each}")
         failed = f", {len(self.failures)} failed" if self.failures else ""
-        trained = ", ".join([*levels[:MOST_LEVELS], *more])
-        return f"round {self.server_round}: {trained}; up {text.size(self.bytes_up)}{failed}"
+        return f"round {self.server_round}: {', '.join(levels)}; up {text.size(self.bytes_up)}{failed}"
 
     def metrics_line(self) -> str:
-        """Return the metrics as text: beside those of clients which share of them it is, where that is not all."""
-        coverage = self.evaluate.get("coverage", 1.0)
-        clients = {*self.evaluate_medians, WORST_ACCURACY} if coverage < 1 else ()
-        found = {**self.train, **self.evaluate}
-        parts = [
-            f"{name} {value:.4g}" + (f" (of {coverage:.0%} of the clients)" if name in clients else "")
-            for name, value in found.items()
-        ]
-        for level, own in self.evaluate_by_level.items() if clients else ():
-            parts.append(f"level {level}: " + " ".join(f"{name} {value:.4g}" for name, value in own.items()))
-        return ", ".join(parts)
+        """Return the metrics as text."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in {**self.train, **self.evaluate}.items())
 
     def note_central(self, metrics: Mapping[str, object]) -> None:
         """Note the server's own metrics, which replace those of the clients of the same name."""
@@ -199,15 +178,12 @@ class RunState:
     moments
         The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
         with the rate and a slash before each name.
-    tally
-        How many replies of each client were rejected.
     """
 
     server_round: int
     state: State
     stages: State = field(default_factory=dict)
     moments: State = field(default_factory=dict)
-    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -247,12 +223,6 @@ class RoundCallback:
         """Run after each round; return True to stop the run after it."""
         del progress
         return False
-
-    def on_last_evaluation(self, progress: Progress) -> None:
-        """Run after ``on_round_end`` where a callback stopped the run: the round was evaluated once more, as the last.
-
-        So it is where more is evaluated then: each level's own model (``levels="last"``), or anything at all.
-        """
 
     def on_end(self, state: State) -> None:
         """Run after the last round, also when it was stopped early."""

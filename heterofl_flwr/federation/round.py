@@ -10,7 +10,7 @@ from torch import Tensor
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.staleness import Version
-from heterofl_flwr.errors import SILENT, Fault, ReplyError, RoundError, name_faults
+from heterofl_flwr.errors import SILENT, Fault, RoundError, name_faults
 from heterofl_flwr.federation.evaluation import Answer
 from heterofl_flwr.federation.federation import Federation, State
 from heterofl_flwr.federation.nodes import least_replies
@@ -67,7 +67,6 @@ class Round:
         self.server_round, self._state = server_round, state
         self.trainable = trainable = federation.trainable_nodes(node_ids)
         self.needed = self._options.sampling.number(len(trainable), "train")  # good replies
-        self._classes = max((len(state[name]) for name in federation.rows), default=0)
         chain.open(federation.context(server_round, state), remote=remote)
         self.slices: dict[int, Sampled] = {}  # of each sampled client, in the order in which replies are added
         self.answers: dict[int, Answer] = {}  # of each client whose reply was added
@@ -111,7 +110,6 @@ class Round:
         own, nodes = self.slices[node_id], self._federation.nodes
         if reply.capacity is not None:
             self._federation.check_capacity(reply.capacity, nodes[node_id].limit)
-        self._check_labels(reply.labels)
         self._chain.add(
             Update(
                 plan=own.plan,
@@ -130,8 +128,6 @@ class Round:
         self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **stale}
         self.log.bytes_up += reply.num_bytes
         nodes.trained.add(node_id)
-        if self._options.averaging.counts_examples and self._chain.summing is None:
-            nodes.set_examples(node_id, reply.num_examples)
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
             logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)
             nodes.set_capacity(node_id, reply.capacity)
@@ -140,11 +136,6 @@ class Round:
         """Return a tensor in the model's type where it came in double precision, as from Flower's SecAgg+."""
         known = self._state.get(name)
         return own if known is None or own.dtype != torch.float64 else own.to(known.dtype)
-
-    def _check_labels(self, labels: Sequence[int] | None) -> None:
-        """Refuse more labels than there are classes, before they take memory again."""
-        if labels is not None and self._classes and len(labels) > self._classes:
-            raise ReplyError(f"{len(labels)} labels, expected up to {self._classes}: each class once")
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note why a client's reply is not used, and warn of it; with ``spare``, not of one that nobody waited for."""
@@ -172,18 +163,15 @@ class Round:
 
     def close(self) -> State:
         """Return the new global state; fail if too few clients gave a usable reply."""
-        nodes, limits = self._federation.nodes, self._options.limits
         if self._options.sampling.spare and len(self.answers) < self.needed:
             for node_id in (own for own in self.slices if own in self.silent):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         self._check_replies()
         new = self._chain.close()
         self.log.privacy = self._chain.facts()
-        nodes.note_refusals(self.log.refused, self.answers, limits.refusals)
-        answers = nodes.cap_examples(self.server_round, self.answers, limits.examples_ratio)
-        ordered = sorted(answers, key=lambda node_id: -self.slices[node_id].rate)
+        ordered = sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate)
         levels = dict.fromkeys(self.slices[node_id].level for node_id in ordered)
-        self.log.note_training(levels, [(self.slices[node_id].level, *own) for node_id, own in answers.items()])
+        self.log.note_training(levels, [(self.slices[node_id].level, *own) for node_id, own in self.answers.items()])
         return new
 
     def _check_replies(self) -> None:

@@ -1,7 +1,7 @@
 """What is said once of a federation: a summary of it, and warnings of clients that do not fit it."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.federation import Federation
@@ -32,12 +32,7 @@ def log_summary(federation: Federation) -> None:
             "choose labels='none' (train.labels=none)",
             options.averaging.labels,
         )
-    logger.info("\t├──> Slices: %s", options.transfer.slice_rule)
-    if federation.personal:
-        logger.info("\t├──> Shared: %s", ", ".join(federation.shared) or "nothing")
-    logger.info("\t├──> Replies: %s", options.transfer.upload)
-    fractions = options.sampling.fraction_train, options.sampling.fraction_evaluate
-    logger.info("\t└──> Sampling: %g to train, %g to evaluate", *fractions)
+    logger.info("\t└──> Slices: %s; uploads: %s", options.transfer.slice_rule, options.transfer.upload)
 
 
 def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
@@ -70,31 +65,4 @@ def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[in
             clients,
             len(mix.parts),
             mix,
-        )
-
-
-def warn_of_absent(federation: Federation, there: Collection[str]) -> None:
-    """Warn of clients in the table of levels that are not there, by name or id, when a run begins."""
-    if absent := federation.options.limits.levels.table.keys() - there:
-        logger.warning(
-            "levels name %s, but no node there has this registered name or node id (flwr supernode list): it may "
-            "come later, or the name is a mistake",
-            ", ".join(sorted(absent)),
-        )
-
-
-def warn_of_small(federation: Federation, node_ids: Collection[int]) -> None:
-    """Warn of new clients that are never drawn, as they are smaller than all rates of the mix."""
-    held = {own: federation.nodes[own].holds or 0.0 for own in node_ids if not federation.can_train(own)}
-    if federation.assignment == "dynamic" and held:
-        smallest, mix = min(held, key=held.__getitem__), federation.mix
-        logger.warning(
-            "%d nodes are not drawn: node %s can hold rate %g, but the smallest rate of the mix %s is %g; add "
-            "that rate to the mix (-%gx1)",
-            len(held),
-            smallest,
-            held[smallest],
-            mix,
-            mix.rates[-1],
-            held[smallest],
         )

@@ -22,10 +22,6 @@ class _Tracker(RoundCallback):
         self._log(scalars(progress.record), step=progress.record.server_round)
         return False
 
-    def on_last_evaluation(self, progress: Progress) -> None:
-        """Send the last round again, with what it was evaluated for as the last."""
-        self.on_round_end(progress)
-
     def on_end(self, state: State) -> None:
         """Close the run there."""
         if self._close:

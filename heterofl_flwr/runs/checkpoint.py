@@ -15,7 +15,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.nodes import Tally
 from heterofl_flwr.federation.records import RunState, State
 from heterofl_flwr.runs.files import DAMAGED, files_by_round, to_json, write_atomic
 
@@ -34,7 +33,6 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
     content = {
         "format": FORMAT,
         "server_round": state.server_round,
-        "tally": [state.tally.refused, state.tally.in_a_row],
         "tensors": sha256(tensors).hexdigest(),
     }
     signed = {"content": content, "sha256": sha256(to_json(content).encode()).hexdigest()}
@@ -91,8 +89,5 @@ def _read(path: Path) -> RunState:
     for key, value in load(data).items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
-    tally = Tally()
-    for own, known in zip((tally.refused, tally.in_a_row), content.get("tally", ({}, {})), strict=True):
-        own.update({int(partition): number for partition, number in known.items()})
     kept = {part: parts.get(part, {}) for part in _PARTS}
-    return RunState(server_round=content["server_round"], tally=tally, **kept)
+    return RunState(server_round=content["server_round"], **kept)

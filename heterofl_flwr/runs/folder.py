@@ -216,10 +216,6 @@ class RunFolder:
         """Add a round to the history; it is on the disk when this returns."""
         append_line(self._history, to_json(record.to_json()))
 
-    def replace_last(self, record: RoundRecord) -> None:
-        """Write the last round of the history anew."""
-        self._write_history([*self.history()[:-1], record])
-
     def _write_history(self, records: Sequence[RoundRecord]) -> None:
         write_atomic(self._history, "".join(f"{to_json(record.to_json())}\n" for record in records).encode())
 

@@ -80,10 +80,6 @@ class Recorder(RoundCallback):
         """Write the round, and a checkpoint when it is time for one."""
         self.folder.append(progress.record)
         self.folder.drop_models()
-        self._follow(progress)
-        return False
-
-    def _follow(self, progress: Progress) -> None:
         record, self._last = progress.record, progress
         if self._note_evaluation(record):
             self._moments = progress.moments
@@ -91,11 +87,7 @@ class Recorder(RoundCallback):
             self.folder.write_costs(self._costs.model())
         if record.server_round % self._every == 0:
             self._save(progress)
-
-    def on_last_evaluation(self, progress: Progress) -> None:
-        """Write the last round again, with what it was evaluated for as the last."""
-        self.folder.replace_last(progress.record)
-        self._follow(progress)
+        return False
 
     def on_end(self, state: State) -> None:
         """Write the last checkpoint and the final models."""

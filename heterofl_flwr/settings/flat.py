@@ -1,24 +1,24 @@
 """Between ``Settings`` and the flat, kebab-case mapping of a run config: one strict parser for every door."""
 
-from collections.abc import Iterable, Mapping
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from heterofl_flwr.core.levels import Mix, level_name, rate_of
-from heterofl_flwr.data.known import short_name
+from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError, not_usable, unknown_settings
-from heterofl_flwr.federation.options import Limits
 from heterofl_flwr.groups import expected
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.presets import BALANCED, OTHER, model_has, preset
+from heterofl_flwr.settings.presets import OTHER, model_has, preset
 from heterofl_flwr.settings.types import AUTO, Flat, Group
 
 GroupType = TypeVar("GroupType", bound=Group)
@@ -33,7 +33,7 @@ class Setting:
     help: str
 
 
-AUTOS = {*OTHER, "train.mask-fill", "server.max-examples-ratio"}
+AUTOS = {*OTHER, "train.mask-fill"}
 """What follows from other settings unless it is given."""
 
 
@@ -50,10 +50,9 @@ def read_specs(group: Any, prefix: str = "") -> dict[str, Setting]:
         if fields_of(field.annotation):
             specs |= read_specs(field.annotation, f"{field.alias}.")
             continue
-        key, default = f"{prefix}{field.alias}", field.default
-        default = (
-            ",".join(default) if isinstance(default, tuple) else str(default) if isinstance(default, Mix) else default
-        )
+        key, default = f"{prefix}{field.alias}", field.get_default(call_default_factory=True)
+        if isinstance(default, tuple | dict | Mix):
+            default = str(default) if isinstance(default, Mix) else ",".join(default)
         meaning = " ".join((field.description or "").split())
         specs[key] = Setting(AUTO if key in AUTOS else default, expected(field), meaning)
     return specs
@@ -89,19 +88,22 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
     return settings.model_copy(update={"mix": settings.mix.with_global_rate(settings.global_rate)})
 
 
-REMOVED: Mapping[str, Flat] = {
-    "train.factor": 0.1,
-    "distill.direction": "forward",
-    "distill.projection": "gem",
-    "data.test-share": 0.2,
-    "run.patience": 0,
+REMOVED: Mapping[str, tuple[Flat, ...]] = {
+    "train.factor": (0.1,),
+    "distill.direction": ("forward",),
+    "distill.projection": ("gem",),
+    "data.test-share": (0.2,),
+    "server.partitions": ("",),
+    "server.max-refusals": (0,),
+    "server.max-examples-ratio": (0.0, 10.0),  # of means of metrics alone
+    "run.patience": (0,),
 }
-"""Settings that earlier versions had, each with the value that it has for good."""
+"""Settings that earlier versions had, each with the values with which a run is what it is without them."""
 
 
 def from_stored(mapping: Mapping[str, object]) -> Settings:
     """Return the settings that a run's folder holds; one error for all that this version does not have."""
-    mapping = {key: value for key, value in mapping.items() if (key, value) not in REMOVED.items()}
+    mapping = {key: value for key, value in mapping.items() if value not in REMOVED.get(key, ())}
     if unknown := [key for key in mapping if key not in SPECS]:
         raise ConfigError(
             f"the run was made by another app or version, whose settings {', '.join(unknown)} are not known here: use "
@@ -118,6 +120,31 @@ def to_flat(settings: Settings) -> dict[str, Flat]:
 def accepts(key: str, value: object) -> bool:
     """Whether a setting can have this value, whatever the others are."""
     return not validate(Settings, _resolve({**DEFAULTS, key: value}), SPECS)[1]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the settings in a TOML file, with dotted keys."""
+    try:
+        return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
+    """Read ``key=value`` texts. Quotes are not needed: a value is what its setting can be, else text."""
+    given: dict[str, Flat] = {}
+    for text in texts:
+        key, equals, written = text.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(f"--set {text!r}: expected key=value, such as train.lr=0.05")
+        try:
+            (value,) = tomllib.loads(f"value = {written}").values()  # a second line is not left out
+        except ValueError:
+            value = written
+        is_text = key in SPECS and not accepts(key, value) and accepts(key, written)
+        given[key] = value if isinstance(value, bool | int | float | str) and not is_text else written
+    return given
 
 
 def validate(
@@ -148,15 +175,9 @@ def _explain(key: str, cause: object, flat: Mapping[str, object], specs: Mapping
 
 def _resolve(given: Mapping[str, object]) -> dict[str, object]:
     """Return the values, with concrete ones for those that follow from others."""
-    autos = preset(str(given["data.name"]), str(given["data.split"]), str(given["model.name"]))
-    values = {key: autos.get(key, value) if value == AUTO else value for key, value in given.items()}
-    by_class = ("non-iid", "pathological") if short_name(str(values["data.name"])) in BALANCED else ()
-    equal = str(values["data.split"]).startswith(("iid", *by_class))
-    follow: dict[str, object] = {
-        "train.mask-fill": "-inf" if values["fidelity"] == "fixed" else "zero",
-        "server.max-examples-ratio": Limits().examples_ratio if equal else 0.0,
-    }
-    return values | {key: value for key, value in follow.items() if values[key] == AUTO}
+    autos = dict(preset(str(given["data.name"]), str(given["data.split"]), str(given["model.name"])))
+    autos["train.mask-fill"] = "-inf" if given["fidelity"] == "fixed" else "zero"
+    return {key: autos.get(key, value) if value == AUTO else value for key, value in given.items()}
 
 
 _NO_EXITS = "but the model has no exits: expected model.shrink to name depths, and an image model with stages"
@@ -177,15 +198,11 @@ def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Co
     options = {option: given[f"model.{option}"] for option in ("norm", "hidden")}
     train, levels = settings.train, read_levels(settings.model.shrink)
     has_exits = levels is not None and BLOCKS.get(model) == "exits.*"
-    rates = dict.fromkeys((rate_of(settings.global_rate or settings.mix.rates[0]), *settings.mix.rates))
-    unnamed = [level_name(rate) for rate in rates if levels and rate not in levels]
     return (
         *((f"model.{option}", value not in (AUTO, "", "none") and model in MODELS and not model_has(model, option),
            f"but the model {model} has no such option; expected '{AUTO}'") for option, value in options.items()),
         ("model.shrink", levels is not None and model not in BLOCKS,
          f"but model.name is {model}; expected one of {', '.join(BLOCKS)}, or 'width'"),
-        ("model.shrink", unnamed,
-         f"but mix and global-rate also have {', '.join(unnamed)}; add widths and depths for them"),
         ("model.shrink", levels is not None and server.strategy != "heterofl",
          f"but server.strategy is {server.strategy}; expected 'width'"),
         ("model.ensemble", settings.model.ensemble and not has_exits, _NO_EXITS),
@@ -197,9 +214,7 @@ def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Co
 
 def _server_rules(settings: Settings) -> Iterable[Contradiction]:
     server, devices, sample = settings.server, settings.devices, settings.sample
-    largest, whole = settings.mix.rates[0], rate_of(settings.global_rate or settings.mix.rates[0])
     return (
-        ("global-rate", whole < largest, f"expected {largest:g} or more, as the mix is {settings.mix}"),
         ("devices.profile", devices.profile and server.strategy == "fedh2l",
          "but with server.strategy=fedh2l the exchange of posteriors is not simulated; expected ''"),
         ("devices.deadline", devices.deadline and not devices.profile,

@@ -19,10 +19,9 @@ from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustMean
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.data.known import SOURCES
-from heterofl_flwr.federation.admission import Levels
+from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.nodes import Sampling
-from heterofl_flwr.federation.options import Limits
 from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, Positive, ShareOrNone, group
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.settings import types
@@ -95,17 +94,18 @@ class TrainSettings(TrainOptions):
     upload: Upload = "float32"
     """what clients send: parameters (float32), or their changes in two bytes (float16) or in one (int8)"""
     labels: LabelRule = "sent"
-    """classifier rows that count: of classes that a client names (sent), of those trained (inferred), all (none)"""
+    """classifier rows that count: of classes that a client names (sent), or all (none)"""
 
 
-class ServerSettings(Group):
+@group
+class ServerSettings(Limits):
     """What the server sends, and what it does beyond averaging."""
 
     strategy: Literal["heterofl", "fedh2l"] = "heterofl"
     """what clients exchange: parameters (heterofl, with the settings below also FedAvg and others), or posteriors
     (fedh2l)
     """
-    choose: SliceRule = "prefix"
+    slice_rule: SliceRule = Field(default="prefix", alias="choose")
     """which slices clients get: prefix (HeteroFL), rolling (FedRolex: moves on each round), random-level or
     random-client (drawn each round for each rate, or for each client)
     """
@@ -130,43 +130,10 @@ class ServerSettings(Group):
     """entries of one or two clients: their plain mean, or keep the old value"""
     aggregator: Literal["counting-mean", "product"] = "counting-mean"
     """what combines replies: the counting mean; or, for LoRA adapters of unequal rank, product (FlexLoRA)"""
-    norm_bound: NotNegative = 0.0
-    """a reply that changes its slice by more (L2 norm) is rejected; 0: no bound in simulations, and ten times the norm
-    of the model in a deployment
-    """
-    max_examples: Annotated[int, Field(ge=1, le=1_000_000_000)] = Limits().examples
-    """a reply that counts more examples is rejected; with server.weights=examples, set it near the largest client's"""
-    max_examples_ratio: NotNegative
-    """in means of metrics a client counts at most this many times the examples of the median client; 0 for no bound;
-    auto: 10, or 0 where data.split deals parts of unequal size: dirichlet, natural, and by class (non-iid,
-    pathological) but for digits, mnist, cifar10 and cifar100, whose classes are equally large
-    """
-    max_refusals: Natural = 0
-    """rejected replies in a row after which a client is not drawn again; 0: never"""
-    levels: types.NodeLevels = ()
-    """levels of nodes by registered name or node id, such as 'phone=c,camera=a'; comes before what nodes report"""
-    largest_level: types.Level = "a"
-    """the largest level of nodes not in server.levels"""
-    partitions: types.NodePartitions = ()
-    """partitions of nodes by registered name or node id, such as 'phone=0,camera=1'; comes before what nodes report"""
 
     def build_robust_mean(self) -> Robust | None:
         """Return what replaces the counting mean; None for nothing."""
         return None if self.robust == "none" else Robust(mean=self.robust, trim=self.robust_trim, few=self.robust_few)
-
-    def build_limits(self) -> Limits:
-        """Return what a client's answer may be at most."""
-        return Limits(
-            norm_bound=self.norm_bound,
-            examples=self.max_examples,
-            examples_ratio=self.max_examples_ratio,
-            refusals=self.max_refusals,
-            levels=Levels(
-                table=dict(self.levels),
-                others=self.largest_level,
-                partitions={name: int(number) for name, number in self.partitions},
-            ),
-        )
 
 
 @group

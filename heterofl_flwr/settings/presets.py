@@ -43,9 +43,6 @@ NOT_IID: Mapping[str, Mapping[str, Flat]] = MappingProxyType(
 )
 """What changes where the clients' data differ in kind."""
 
-BALANCED = ("digits", "mnist", "cifar10", "cifar100")
-"""Data sets whose classes are equally large, so that parts by class are so too."""
-
 CLIENTS: Mapping[str, int] = MappingProxyType({"digits": 20})
 """How many clients ``heterofl run`` starts for a data set; for all others 100, as in the paper."""
 

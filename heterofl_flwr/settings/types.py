@@ -1,7 +1,5 @@
 """The types of settings: pydantic's, read strictly, with words for what is expected."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator
@@ -43,15 +41,6 @@ def _split_integers(value: object) -> tuple[int, ...]:
     if not all(str(part).isdecimal() for part in parts):
         raise ValueError
     return tuple(map(int, parts))
-
-
-def _split_pairs(value: object, good: Callable[[str], object] = rate_of) -> tuple[tuple[str, str], ...]:
-    """Read levels by name, or what else is good."""
-    pairs = [tuple(part.strip() for part in pair.split("=", 1)) for pair in _split(value)]
-    found = {name: own for name, own in pairs if name and good(own)}  # a part without "=" raises ValueError
-    if len(found) < len(pairs):
-        raise ValueError
-    return tuple(found.items())
 
 
 def _read_mix(value: object) -> Mix:
@@ -108,26 +97,8 @@ StagesText = Annotated[
     check(lambda text: [parse_stages(text)]),  # which raises what is wrong
     "names such as 'momentum(0.9), moving-average' or 'adam(eta=0.1, tau=0.001)', or '' for none",
 ]
-Level = Annotated[
-    str,
-    BeforeValidator(_read_level),
-    "a level such as 'c' or a rate such as '0.3'",
-]
 OptionalLevel = Annotated[
     str,
     BeforeValidator(lambda value: value if value == "" else _read_level(value)),
     "a level such as 'a', a rate such as '0.5', or ''",
-]
-_Pairs = Annotated[
-    tuple[tuple[str, str], ...], PlainSerializer(lambda pairs: ",".join(map("=".join, pairs)), return_type=str)
-]
-NodePartitions = Annotated[
-    _Pairs,
-    BeforeValidator(partial(_split_pairs, good=str.isdecimal)),
-    "different names with a number each, such as 'phone=0,camera=1', or '' for none",
-]
-NodeLevels = Annotated[
-    _Pairs,
-    BeforeValidator(_split_pairs),
-    "different names with a level each, such as 'phone=c,camera=a', or '' for none",
 ]

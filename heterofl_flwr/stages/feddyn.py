@@ -7,13 +7,15 @@ from reprlib import repr as shown
 import torch
 from torch import Tensor
 
-from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.groups import Positive, with_options
 from heterofl_flwr.stages.stage import ClientContext, Held, Needs, Outgoing, Pull, RoundContext, Stage, State
 
 KEY = "feddyn"
 """What the instruction to a client calls alpha, and what stands before the names of what the stage keeps."""
 
 
+@with_options
 class FedDyn(Stage):
     """Dynamic regularisation, entry by entry.
 
@@ -31,10 +33,10 @@ class FedDyn(Stage):
     name = "FedDyn"
     needs = Needs(counting_mean=True, equal_weights=True, fixed_slices=True)
 
-    def __init__(self, alpha: float = 0.1) -> None:
-        if not 0 < alpha < math.inf:
-            raise ConfigError(f"FedDyn: alpha is {alpha!r}, expected a number over 0")
-        self.alpha = float(alpha)
+    alpha: Positive = 0.1
+    """weight of the pull"""
+
+    def __post_init__(self) -> None:
         self._drift: State = {}
         self._learning_rate = 0.0  # that the drift belongs to
 

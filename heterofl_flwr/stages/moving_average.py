@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from heterofl_flwr.errors import DECAY, ConfigError, is_decay
+from heterofl_flwr.groups import Decay, with_options
 from heterofl_flwr.stages.stage import Held, RoundContext, Stage, State
 
 
+@with_options
 class MovingAverage(Stage):
     """Average the models of all rounds, later ones more: ``average = decay * average + (1 - decay) * model``.
 
@@ -16,10 +17,10 @@ class MovingAverage(Stage):
     with the model after the first round. Entries that no client held in a round do not move in it.
     """
 
-    def __init__(self, decay: float = 0.9) -> None:
-        if not is_decay(decay):
-            raise ConfigError(f"MovingAverage: decay is {decay!r}, expected {DECAY}")
-        self.decay = decay
+    decay: Decay = 0.9
+    """how much of the average is kept from round to round"""
+
+    def __post_init__(self) -> None:
         self._average: State = {}
 
     @torch.no_grad()

@@ -4,14 +4,14 @@ Where slices are of unequal size, clients mask each entry together with those wh
 than its slice. ``heterofl_flwr/secure`` has the protocol, docs/howto/privacy.md who is trusted with what.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as shown
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from heterofl_flwr.core.counting_mean import Aggregator
@@ -20,6 +20,7 @@ from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.reply_checks import LabelRows
 from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
+from heterofl_flwr.groups import Positive, with_options
 from heterofl_flwr.secure.client import ClientRound, make_keys
 from heterofl_flwr.secure.crypto import Words, are_usable
 from heterofl_flwr.secure.fixed_point import LARGEST_SUM, largest_steps, to_steps
@@ -42,26 +43,19 @@ FORM = "masked"
 """The form of a masked change: one vector, in uint32."""
 
 
+@with_options
 class SecureSum(Stage):
-    """Let the server add up masked changes, and unmask their sum alone.
-
-    Parameters
-    ----------
-    bound
-        By how much a client may change an entry in a round; more is cut off. The step of the fixed-point numbers is
-        this over 2^31, times the number of clients.
-    holders
-        What fewer clients hold, at the beginning or at the end of a round, is not unmasked, and keeps still.
-    """
+    """Let the server add up masked changes, and unmask their sum alone."""
 
     name = "SecureSum"
+    bound: Positive = 4.0
+    """by how much a client may change an entry in a round; more is cut off. The step of the fixed-point numbers is this
+    over 2^31, times the number of clients.
+    """
+    holders: Annotated[int, Field(ge=2)] = 3
+    """what fewer clients hold, at the beginning or at the end of a round, is not unmasked, and keeps still"""
 
-    def __init__(self, bound: float = 4.0, holders: float = 3) -> None:
-        if not 0 < bound < math.inf:
-            raise ConfigError(f"SecureSum: bound is {bound!r}, expected a number over 0")
-        if holders != int(holders) or holders < 2:
-            raise ConfigError(f"SecureSum: holders is {holders!r}, expected a whole number from 2 up")
-        self.bound, self.holders = float(bound), int(holders)
+    def __post_init__(self) -> None:
         self.needs = Needs(counting_mean=True, equal_weights=True, holders=self.holders)
         self._asked: Said = {}
         self._nodes: Sequence[int] = ()
@@ -217,7 +211,7 @@ class MeanOfSum(Aggregator):
 def vector_of(roster: Roster, held: Plan, steps: Mapping[str, Tensor], labels: Sequence[int] | None) -> Words:
     """Return a client's change as a vector: 0 in rows of classes that it lacks; then which rows count, as 0 and 1."""
     rows = [name for name in roster.rows if name in held.axes]
-    known = LabelRows(steps, rows, classes=None, extra_rows=roster.extra_rows).held(Plan({}), labels if rows else None)
+    known = LabelRows(steps, rows, extra_rows=roster.extra_rows).held(Plan({}), labels if rows else None)
     parts = []
     for name, shape in held.shapes.items():
         own = torch.ones(shape) if name.startswith(COUNTS) else steps[name]

@@ -8,14 +8,13 @@ optimiser keeps of it stays.
 import math
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from heterofl_flwr.errors import DECAY, check_fields, is_decay
+from heterofl_flwr.groups import Decay, Positive, with_options
 from heterofl_flwr.stages.stage import Held, Needs, RoundContext, Stage, State
 
 FIRST, SECOND = "first", "second"
@@ -24,16 +23,15 @@ FIRST, SECOND = "first", "second"
 Kept = Mapping[str, Tensor]
 """The first and second moment of one parameter."""
 
-POSITIVE = "a number over 0"
 
-
-@dataclass(kw_only=True)
 class ServerOptimizer(Stage):
     """A step of the global model along what the mean of a round changes; a subclass says which by ``_step``."""
 
     name = "ServerOptimizer"
     needs = Needs(steps=True)
-    kept: State = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.kept: State = {}
 
     @abstractmethod
     def _step(self, change: Tensor, kept: Kept, server_round: int) -> tuple[Tensor, Kept]:
@@ -63,29 +61,14 @@ class ServerOptimizer(Stage):
         self.kept = dict(state)
 
 
-@dataclass(kw_only=True)
+@with_options
 class Momentum(ServerOptimizer):
-    """Momentum of the global model, as Flower's ``FedAvgM``.
+    """Momentum of the global model, as Flower's ``FedAvgM``."""
 
-    Attributes
-    ----------
-    server_learning_rate
-        What the step is multiplied by.
-    server_momentum
-        How much of the velocity is kept from round to round.
-    """
-
-    server_learning_rate: float = 1.0
-    server_momentum: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            (
-                ("server_learning_rate", 0 < self.server_learning_rate < math.inf, POSITIVE),
-                ("server_momentum", is_decay(self.server_momentum), DECAY),
-            ),
-        )
+    server_learning_rate: Positive = 1.0
+    """what the step is multiplied by"""
+    server_momentum: Decay = 0.0
+    """how much of the velocity is kept from round to round"""
 
     def _step(self, change: Tensor, kept: Kept, _: int) -> tuple[Tensor, Kept]:
         if not self.server_momentum:
@@ -94,51 +77,32 @@ class Momentum(ServerOptimizer):
         return self.server_learning_rate * velocity, {FIRST: velocity}
 
 
-@dataclass(kw_only=True)
+@with_options
 class Adagrad(ServerOptimizer):
-    """Adagrad on the server, as Flower's ``FedAdagrad``.
+    """Adagrad on the server, as Flower's ``FedAdagrad``."""
 
-    Attributes
-    ----------
-    eta
-        Learning rate of the server.
-    tau
-        What is added to the root of the second moment: the larger, the less the steps adapt.
-    """
-
-    eta: float = 1e-1
-    tau: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _check_adaptive(self)
+    eta: Positive = 1e-1
+    """learning rate of the server"""
+    tau: Positive = 1e-3
+    """what is added to the root of the second moment: the larger, the less the steps adapt"""
 
     def _step(self, change: Tensor, kept: Kept, _: int) -> tuple[Tensor, Kept]:
         second = kept[SECOND] + change**2
         return self.eta * change / (second.sqrt() + self.tau), {SECOND: second}
 
 
-@dataclass(kw_only=True)
+@with_options
 class Adam(ServerOptimizer):
-    """Adam on the server, as Flower's ``FedAdam``, whose bias correction counts the run's rounds.
+    """Adam on the server, as Flower's ``FedAdam``, whose bias correction counts the run's rounds."""
 
-    Attributes
-    ----------
-    eta
-        Learning rate of the server.
-    beta_1, beta_2
-        How much of the first and of the second moment is kept from round to round.
-    tau
-        What is added to the root of the second moment: the larger, the less the steps adapt.
-    """
-
-    eta: float = 1e-1
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    tau: float = 1e-3
-
-    def __post_init__(self) -> None:
-        betas = [(name, is_decay(getattr(self, name)), DECAY) for name in ("beta_1", "beta_2")]
-        _check_adaptive(self, betas)
+    eta: Positive = 1e-1
+    """learning rate of the server"""
+    beta_1: Decay = 0.9
+    """how much of the first moment is kept from round to round"""
+    beta_2: Decay = 0.99
+    """how much of the second moment is kept from round to round"""
+    tau: Positive = 1e-3
+    """what is added to the root of the second moment: the larger, the less the steps adapt"""
 
     def _step(self, change: Tensor, kept: Kept, server_round: int) -> tuple[Tensor, Kept]:
         first = self.beta_1 * kept[FIRST] + (1 - self.beta_1) * change
@@ -147,18 +111,14 @@ class Adam(ServerOptimizer):
         return self.eta * correction * first / (second.sqrt() + self.tau), {FIRST: first, SECOND: second}
 
 
-@dataclass(kw_only=True)
+@with_options
 class Yogi(Adam):
     """Yogi on the server, as Flower's ``FedYogi``: the options of ``Adam``, another second moment, no correction."""
 
-    eta: float = 1e-2
+    eta: Positive = 1e-2
 
     def _step(self, change: Tensor, kept: Kept, _: int) -> tuple[Tensor, Kept]:
         square = change**2
         first = self.beta_1 * kept[FIRST] + (1 - self.beta_1) * change
         second = kept[SECOND] - (1 - self.beta_2) * square * torch.sign(kept[SECOND] - square)
         return self.eta * first / (second.sqrt() + self.tau), {FIRST: first, SECOND: second}
-
-
-def _check_adaptive(of: Adagrad | Adam, betas: Iterable[tuple[str, bool, str]] = ()) -> None:
-    check_fields(of, (("eta", 0 < of.eta < math.inf, POSITIVE), *betas, ("tau", 0 < of.tau < math.inf, POSITIVE)))

@@ -1,18 +1,19 @@
 """Flower's own arguments about records and metrics, and what is said of an argument that a strategy does not have."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
-from typing import ParamSpec
+from typing import Annotated, ParamSpec
 
 from flwr.app import MetricRecord, RecordDict
+from pydantic import Field
 
 from heterofl_flwr import messages
-from heterofl_flwr.errors import check_fields
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.options import Limits
+from heterofl_flwr.groups import group, specs
 from heterofl_flwr.stages.privacy import Privacy
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
@@ -20,39 +21,43 @@ MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
 
 Arguments = ParamSpec("Arguments")
 
+CLASSIC: Mapping[str, str] = {
+    "fraction_fit": "fraction_train",
+    "min_fit_clients": "min_train_nodes",
+    "min_evaluate_clients": "min_evaluate_nodes",
+    "min_available_clients": "min_available_nodes",
+    "fit_metrics_aggregation_fn": "train_metrics_aggr_fn",
+    "evaluate_metrics_aggregation_fn": "evaluate_metrics_aggr_fn",
+}
+"""From what Flower's classic API calls an argument to what its Message API does."""
+
 IN_GROUPS: Mapping[str, str] = {
-    **{own.name: f"use limits=Limits({own.name}=...)" for own in fields(Limits)},
-    **{own.name: f"use privacy=Privacy({own.name}=...)" for own in fields(Privacy)},
-    **{own.name: f"use evaluation=Evaluation({own.name}=...)" for own in fields(Evaluation)},
+    **{name: f"use {kind.__name__.lower()}={kind.__name__}({name}=...)"
+       for kind in (Limits, Privacy, Evaluation) for name in specs(kind)},
     **dict.fromkeys(("server_learning_rate", "server_momentum"), "use stages=[Momentum(...)]"),
     **dict.fromkeys(("eta", "tau", "beta_1", "beta_2"), "use stages=[Adam(...)]"),
-}
+}  # fmt: skip
 """From an option that another argument has to that argument."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@group
 class RecordOptions:
     """The records of messages, and who computes metrics from them: Flower's own arguments, as ``HeteroFL`` has them."""
 
     train_metrics_aggr_fn: MetricsFn | None
     evaluate_metrics_aggr_fn: MetricsFn | None
-    weighted_by_key: str
+    weighted_by_key: Annotated[str, Field(min_length=1), "a name"]
     arrayrecord_key: str
     configrecord_key: str
 
     def __post_init__(self) -> None:
-        """Validate the names: other records of our messages must not have them."""
-        arrays, config, others = self.arrayrecord_key, self.configrecord_key, messages.RECORDS | {""}
-        expected = f"a name other than {', '.join(sorted(messages.RECORDS))}"
-        check_fields(
-            self,
-            (
-                ("weighted_by_key", bool(self.weighted_by_key), "a name"),
-                ("arrayrecord_key", arrays == messages.ARRAYS or arrays not in others, expected),
-                ("configrecord_key", config == messages.CONFIG or config not in others, expected),
-                ("configrecord_key", config != arrays, "another name than arrayrecord_key"),
-            ),
-        )
+        taken = messages.RECORDS | {""}  # other records of our messages must not have these names
+        for key, usual in (("arrayrecord_key", messages.ARRAYS), ("configrecord_key", messages.CONFIG)):
+            if (name := getattr(self, key)) in taken - {usual}:
+                raise ConfigError(
+                    f"{key} is {name!r}, expected a name other than {', '.join(sorted(taken - {usual, ''}))}"
+                )
+            taken |= {name}
 
 
 def explain_unknown(

@@ -18,11 +18,13 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ReplyError, check_count
 from heterofl_flwr.exchange import Budget, read_each
+from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.nodes import MinReplies
-from heterofl_flwr.federation.options import Limits, Schedule
+from heterofl_flwr.federation.options import Schedule
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round, TrainReply
+from heterofl_flwr.groups import pick
 from heterofl_flwr.strategies.arguments import MetricsFn, explain_unknown
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
@@ -87,31 +89,12 @@ class FedH2L(HeteroFL):
         configrecord_key: str = messages.CONFIG,
         callbacks: Sequence[RoundCallback] = (),
     ) -> None:
+        given = locals()
         check_count("classes", classes, 2)
-        self._seeds = DistillOptions(seed_size=seed_size, seed_batch=seed_batch, temperature=temperature)
-        super().__init__(
-            lambda rate: nn.Identity(),  # the server holds a model without parameters
-            mix,
-            shared=(),
-            label_rows=(),
-            seed=seed,
-            fraction_train=fraction_train,
-            fraction_evaluate=fraction_evaluate,
-            min_train_nodes=min_train_nodes,
-            min_evaluate_nodes=min_evaluate_nodes,
-            min_available_nodes=min_available_nodes,
-            min_replies=min_replies,
-            wait=wait,
-            learning_rate=learning_rate,
-            limits=limits,
-            evaluation=evaluation,
-            train_metrics_aggr_fn=train_metrics_aggr_fn,
-            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
-            weighted_by_key=weighted_by_key,
-            arrayrecord_key=arrayrecord_key,
-            configrecord_key=configrecord_key,
-            callbacks=callbacks,
-        )
+        self._seeds = pick(DistillOptions, given)
+        ours = {name: given[name] for name in signature(HeteroFL).parameters if name in given}
+        # The server holds a model without parameters.
+        super().__init__(lambda rate: nn.Identity(), shared=(), label_rows=(), **ours)
         self._shape = (self._seeds.seed_batch, classes)
         self._first: dict[int, Mapping[str, float]] = {}
         self._asked: Mapping[str, object] = {}
@@ -162,7 +145,9 @@ class FedH2L(HeteroFL):
             published[node_id] = found
             self.log.bytes_up += size
 
-        read_each(sent, grid.send_and_receive(sent, timeout=timeout), read, current.refuse)
+        for node_id, fault in read_each(sent, grid.send_and_receive(sent, timeout=timeout), read):
+            if fault is not None:
+                current.refuse(node_id, fault)
         self._sent = []
         for node_id in published:
             peers = [own for other, own in published.items() if other != node_id]

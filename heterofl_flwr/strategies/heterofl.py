@@ -1,7 +1,6 @@
 """HeteroFL as a strategy of Flower's Message API: its arguments, and its rounds."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
@@ -16,19 +15,21 @@ from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Robust
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, check_count
+from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import MinReplies, Sampling
-from heterofl_flwr.federation.options import Assignment, Averaging, Limits, Options, Schedule, Transfer
+from heterofl_flwr.federation.options import Assignment, Averaging, Options, Schedule, Transfer
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.federation.round import Round
+from heterofl_flwr.groups import pick
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.stages.stage import Stage
-from heterofl_flwr.strategies.arguments import MetricsFn, RecordOptions, explain_unknown
+from heterofl_flwr.strategies.arguments import CLASSIC, MetricsFn, RecordOptions, explain_unknown
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
 from heterofl_flwr.strategies.strategy import FederationStrategy
@@ -95,9 +96,8 @@ class HeteroFL(FederationStrategy):
         (``examples``).
     label_rows : Sequence[str] | None
         Parameters whose rows belong to classes; None finds the classifier (``find_label_rows``).
-    labels : "sent" | "inferred" | "none"
-        Which of these rows of a reply count: those of the classes that the client names (``sent``), those that it
-        trained (``inferred``), or all (``none``).
+    labels : "sent" | "none"
+        Which of these rows of a reply count: those of the classes that the client names (``sent``), or all (``none``).
     fidelity : Fidelity
         Which of the paper's quirks to keep.
     robust : Robust | None
@@ -137,12 +137,7 @@ class HeteroFL(FederationStrategy):
 
     @explain_unknown(
         {
-            "fraction_fit": "use fraction_train",
-            "min_fit_clients": "use min_train_nodes",
-            "min_evaluate_clients": "use min_evaluate_nodes",
-            "min_available_clients": "use min_available_nodes",
-            "fit_metrics_aggregation_fn": "use train_metrics_aggr_fn",
-            "evaluate_metrics_aggregation_fn": "use evaluate_metrics_aggr_fn",
+            **{name: f"use {own}" for name, own in CLASSIC.items()},
             "accept_failures": "use min_replies",
             "initial_parameters": "use start(initial_arrays=...)",
             "on_fit_config_fn": "use start(train_config=...)",
@@ -190,42 +185,11 @@ class HeteroFL(FederationStrategy):
         configrecord_key: str = messages.CONFIG,
         callbacks: Sequence[RoundCallback] = (),
     ) -> None:
-        records = RecordOptions(
-            train_metrics_aggr_fn=train_metrics_aggr_fn,
-            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
-            weighted_by_key=weighted_by_key,
-            arrayrecord_key=arrayrecord_key,
-            configrecord_key=configrecord_key,
-        )
+        given = locals()
         options = Options(
-            sampling=Sampling(
-                fraction_train=fraction_train,
-                fraction_evaluate=fraction_evaluate,
-                min_train_nodes=min_train_nodes,
-                min_evaluate_nodes=min_evaluate_nodes,
-                min_available_nodes=min_available_nodes,
-                spare=spare,
-                min_replies=min_replies,
-                wait=wait,
-            ),
-            transfer=Transfer(
-                slice_rule=slice_rule,
-                roll_by=roll_by,
-                shared=shared,
-                upload=upload,
-                learning_rate=learning_rate,
-                proximal_mu=proximal_mu,
-            ),
-            averaging=Averaging(
-                weights=weights,
-                label_rows=label_rows,
-                labels=labels,
-                fidelity=fidelity,
-                robust=robust,
-                aggregator=aggregator,
-                stages=stages,
-                counts_examples=weighted_by_key == messages.NUM_EXAMPLES,
-            ),
+            sampling=pick(Sampling, given),
+            transfer=pick(Transfer, given),
+            averaging=pick(Averaging, given),
             limits=limits,
             privacy=privacy,
             evaluation=evaluation,
@@ -233,7 +197,7 @@ class HeteroFL(FederationStrategy):
         )
         whole = Mix.parse(mix).with_global_rate(global_rate)
         federation = Federation(build=build, mix=whole, assignment=assignment, seed=seed, options=options)
-        super().__init__(federation, records, callbacks)
+        super().__init__(federation, pick(RecordOptions, given), callbacks)
 
     def start(
         self,
@@ -304,4 +268,3 @@ class HeteroFL(FederationStrategy):
         self.chain.load(state.stages)
         self.moments = packing.moments_by_rate(state.moments)
         self._had_moments = bool(self.moments)
-        self.federation.nodes.tally = deepcopy(state.tally)

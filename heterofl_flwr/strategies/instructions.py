@@ -1,7 +1,7 @@
 """The messages that the server sends: queries for the clients' capabilities, and instructions with slices."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -11,11 +11,10 @@ from flwr.serverapp import Grid
 from heterofl_flwr import messages, packing
 from heterofl_flwr.compat import get_nodes
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import Fault, HeteroFLError, ReplyError, RoundError, name_faults
-from heterofl_flwr.exchange import converse, read_each
+from heterofl_flwr.errors import Fault, HeteroFLError, RoundError, name_faults
+from heterofl_flwr.exchange import read_each
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.summary import warn_of_absent, warn_of_mix, warn_of_small
+from heterofl_flwr.federation.summary import warn_of_mix
 from heterofl_flwr.stages.stage import Said, Talk
 
 QUERY_SECONDS = 120.0
@@ -78,6 +77,27 @@ def client_config(federation: Federation, server_round: int, node_id: int, rate:
     return config
 
 
+def ask(
+    grid: Grid,
+    kind: str,
+    asked: Mapping[int, Mapping[str, object]],
+    seconds: float,
+    read: Callable[[Message, str], Result],
+) -> dict[int, Result | Fault]:
+    """Ask clients for something, each with a config; return what each answers, or why it does not."""
+    sent = [
+        Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
+        for node_id, config in asked.items()
+    ]
+    replies = grid.send_and_receive(sent, timeout=seconds) if sent else []
+    answers: dict[int, Result | Fault] = {}
+    for node_id, found in read_each(sent, replies, lambda own, reply: read(reply, f"node {own}"), HeteroFLError):
+        answers[node_id] = found
+        if isinstance(found, Fault) and found.kind == "no handler":
+            answers[node_id] = replace(found, reason=f"{found.reason}; {messages.NOT_CONVERTED}")
+    return answers
+
+
 @dataclass(frozen=True, slots=True)
 class Asking:
     """Asks clients what stages want to know beside training; ``faults`` says why some do not tell."""
@@ -89,32 +109,27 @@ class Asking:
     faults: dict[int, Fault] = field(default_factory=dict)
 
     def converse(self, talk: Talk[Result]) -> Result:
-        """Return what comes of a talk of the stages; an error that ends the round names the faults."""
+        """Ask turn by turn; return what comes of it. An error that ends the round names the faults."""
         try:
-            return converse(talk, self.ask)
+            asked = next(talk)
+            while True:
+                asked = talk.send(self._ask(asked))
+        except StopIteration as end:
+            found: Result = end.value
+            return found
         except RoundError as error:
             named = {node_id: fault.reason for node_id, fault in self.faults.items()}
             raise RoundError(f"{error}; {name_faults('node', named)}" if named else str(error)) from error
 
-    def ask(self, asked: Mapping[int, Said]) -> dict[int, Said]:
-        """Return what clients say."""
+    def _ask(self, asked: Mapping[int, Said]) -> dict[int, Said]:
+        full = {own: {**self.beside, messages.SERVER_ROUND: self.server_round, **said} for own, said in asked.items()}
         answers: dict[int, Said] = {}
-        beside = {**self.beside, messages.SERVER_ROUND: self.server_round}
-        configs = {node_id: messages.new_config({**beside, **said}) for node_id, said in asked.items()}
-        sent = [
-            Message(RecordDict({messages.CONFIG: config}), node_id, messages.QUERY_STAGES)
-            for node_id, config in configs.items()
-        ]
-
-        def read(node_id: int, reply: Message) -> None:
-            answers[node_id] = messages.read_config(reply, f"node {node_id}")
-
-        def note(node_id: int, fault: Fault) -> None:
-            cause = f"; {messages.NOT_CONVERTED}" if fault.kind == "no handler" else ""
-            self.faults[node_id] = replace(fault, reason=f"{fault.reason}{cause}")
-
-        replies = self.grid.send_and_receive(sent, timeout=self.seconds) if sent else []
-        read_each(sent, replies, read, note, HeteroFLError)
+        found = ask(self.grid, messages.QUERY_STAGES, full, self.seconds, messages.read_config)
+        for node_id, answer in found.items():
+            if isinstance(answer, Fault):
+                self.faults[node_id] = answer
+            else:
+                answers[node_id] = answer
         return answers
 
 
@@ -125,13 +140,13 @@ def available_nodes(grid: Grid, federation: Federation, server_round: int, timeo
     of a simulation's clients.
     """
     sampling, begins = federation.options.sampling, not list(federation.nodes)
-    deadline, names = time.monotonic() + sampling.wait, set[str]()
+    deadline = time.monotonic() + sampling.wait
     while True:
         node_ids = sorted(grid.get_node_ids())
         enough = len(node_ids) >= sampling.available
         new = [node_id for node_id in node_ids if node_id not in federation.nodes] if enough else []
         if new:
-            names |= register_nodes(grid, federation, server_round, min(QUERY_SECONDS, timeout), new, node_ids)
+            register_nodes(grid, federation, server_round, min(QUERY_SECONDS, timeout), new, node_ids)
         waits_for_more = not enough or (new and federation.nodes.most_said() > len(node_ids))
         if not waits_for_more or time.monotonic() >= deadline:
             break
@@ -144,28 +159,15 @@ def available_nodes(grid: Grid, federation: Federation, server_round: int, timeo
         )
     if begins:
         warn_of_mix(federation, server_round, node_ids)
-        warn_of_absent(federation, names | set(map(str, node_ids)))
     return node_ids
 
 
 def register_nodes(
     grid: Grid, federation: Federation, server_round: int, timeout: float, new: Sequence[int], present: Sequence[int]
-) -> set[str]:
-    """Ask new nodes what they can hold, and register them; return their names, where they have some."""
-    config = messages.new_config({messages.SERVER_ROUND: server_round})  # which mods of apps read in any message
-    sent = [Message(RecordDict({messages.CONFIG: config}), node_id, messages.QUERY_CAPABILITY) for node_id in new]
-    answers: dict[int, Capability | ReplyError] = {}
-
-    def read(node_id: int, reply: Message) -> None:
-        answers[node_id] = packing.read_capability(reply, f"node {node_id}")
-
-    def refuse(node_id: int, fault: Fault) -> None:
-        cause = f"; {messages.NOT_CONVERTED}" if fault.kind == "no handler" else ""
-        answers[node_id] = ReplyError(f"{fault.reason}{cause}")
-
-    read_each(sent, grid.send_and_receive(sent, timeout=timeout), read, refuse, HeteroFLError)
+) -> None:
+    """Ask new nodes what they can hold, and register them."""
+    config = {messages.SERVER_ROUND: server_round}  # which mods of apps read in any message
+    answers = ask(grid, messages.QUERY_CAPABILITY, dict.fromkeys(new, config), timeout, packing.read_capability)
     # Whatever the answers say, so that no node decides by what the others are ordered.
     names = {node.node_id: getattr(node, "name", "") for node in get_nodes(grid) if node.node_id in answers}
-    federation.register({node_id: answers[node_id] for node_id in new}, names, present)
-    warn_of_small(federation, new)
-    return set(names.values())
+    federation.register(answers, names, present)

@@ -58,7 +58,6 @@ class Rounds:
             if (metrics := record.metrics_line()) and not shown:
                 host_log.info("[ROUND %d/%d] %s", server_round, self.num_rounds, metrics)
             if self._call_back():
-                self._evaluate_as_last(server_round)
                 break
         result.arrays = self._evaluated()
         for callback in strategy.callbacks:
@@ -117,23 +116,3 @@ class Rounds:
         # Every callback sees every round, so all are called before any of them may end the run.
         stops = [callback.on_round_end(progress) for callback in strategy.callbacks]
         return any(stops)
-
-    def _evaluate_as_last(self, server_round: int) -> None:
-        """Evaluate a round again that callbacks have made the last one, where it would have been evaluated for more."""
-        strategy, evaluation = self.strategy, self.strategy.options.evaluation
-        federation, record = strategy.federation, strategy.log
-        levels = len(federation.mix.all_rates) > 1 and not federation.personal
-        done, due = (
-            (evaluation.due(server_round, last), levels and evaluation.levels_due(server_round, last))
-            for last in (self.num_rounds, server_round)
-        )
-        if done == due or not evaluation.every:
-            return
-        started = time.monotonic()
-        strategy.num_rounds, strategy.budget = server_round, None
-        record.evaluate, record.evaluate_failures, record.partial = {}, {}, ()
-        self._evaluate(server_round)
-        record.seconds += time.monotonic() - started
-        progress = strategy.progress(self.result.arrays.to_torch_state_dict())
-        for callback in strategy.callbacks:
-            callback.on_last_evaluation(progress)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import cache
 from typing import ClassVar
 
@@ -18,7 +17,6 @@ from heterofl_flwr.errors import Fault, HeteroFLError, RoundError
 from heterofl_flwr.exchange import Budget, crosses_superlink, exchange, read_each
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.nodes import Tally
 from heterofl_flwr.federation.options import build_chain
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
 from heterofl_flwr.federation.round import Round, TrainReply
@@ -78,7 +76,6 @@ class FederationStrategy(Strategy):
         self.num_rounds = 0  # the last round of the run; 0 if it is not known
         self.timeout = 3600.0
         self.budget: Budget | None = None  # of the round, while ``start`` runs
-        self._warned_of_lists = False
         self.reset()
 
     def reset(self) -> None:
@@ -102,17 +99,11 @@ class FederationStrategy(Strategy):
             state=state,
             stages=self.chain.state(),
             moments=packing.moment_tensors(self.moments),
-            tally=deepcopy(self.tally),
             record=self.log,
             evaluated=self.chain.evaluated(state),
             num_rounds=self.num_rounds,
             evaluated_slice=self.federation.evaluated_slice,
         )
-
-    @property
-    def tally(self) -> Tally:
-        """Rejected replies by client."""
-        return self.federation.nodes.tally
 
     def summary(self) -> None:
         """Log what this strategy will do."""
@@ -260,11 +251,13 @@ class FederationStrategy(Strategy):
 
         def read(node_id: int, reply: Message) -> None:
             # All are read before any is added, so an answer that does not fit changes nothing.
-            current.add_moments(node_id, packing.read_moments(reply, norms[node_id], f"node {node_id}"))
+            current.sum.add(packing.read_moments(reply, norms[node_id], f"node {node_id}"))
 
         replies = grid.send_and_receive(sent, timeout=self._seconds_left(MOMENTS_SHARE))
         replies = self.hear(replies, "sent moments", len(sent))
-        read_each(sent, replies, read, current.refuse_moments, HeteroFLError)
+        for node_id, fault in read_each(sent, replies, read, HeteroFLError):
+            if fault is not None:
+                current.refuse_moments(node_id, fault)
         self.moments = current.close_moments(self.spent, needed=not self._had_moments)
         self._had_moments |= bool(self.moments)
 
@@ -314,14 +307,13 @@ class FederationStrategy(Strategy):
     ) -> None:
         """Read the replies and note faults; a client whose reply a subclass dropped has none, and is left out."""
         asked = {message.metadata.dst_node_id: message.metadata for message in self._sent}
-
-        def refuse(node_id: int, fault: Fault) -> None:
+        for node_id, fault in read_each(self._sent, replies, read):
+            if fault is None:
+                continue
             if fault.kind == "silent" and asked[node_id].message_id in self._heard:
                 current.leave_out(node_id)
             else:
                 current.refuse(node_id, fault)
-
-        read_each(self._sent, replies, read, refuse)
         self._sent = []
 
     def _keep_records(self, function: MetricsFn | None, node_id: int, reply: Message) -> None:
@@ -329,13 +321,6 @@ class FederationStrategy(Strategy):
         if function is not None:
             self._replied[node_id] = RecordDict(
                 {name: own for name, own in reply.content.items() if not isinstance(own, ArrayRecord)}
-            )
-        elif not self._warned_of_lists and (names := packing.list_metrics(reply)):
-            self._warned_of_lists = True
-            logger.warning(
-                "there are no means of metrics that are lists (%s): report a number for each entry, or give a function "
-                "that joins them (train_metrics_aggr_fn, evaluate_metrics_aggr_fn)",
-                ", ".join(sorted(names)),
             )
 
     def _aggregated(

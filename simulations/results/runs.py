@@ -97,7 +97,7 @@ def method_of(settings: Settings) -> str:
         return {"mutual": "DepthFL", "deepest": "ScaleFL", "last": "depth"}[settings.train.exits]
     if server.weights == "examples" and len(settings.mix.rates) == 1:
         return "FedAvg"
-    return SLICE_METHODS[server.choose]
+    return SLICE_METHODS[server.slice_rule]
 
 
 Scores = Mapping[int, Mapping[str, float]]

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app.cli.assignments import read_assignments, read_config
 from heterofl_flwr.app.cli.main import MISUSED, main, status_of
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings.flat import DEFAULTS
+from heterofl_flwr.settings.flat import DEFAULTS, read_assignments, read_config
 
 ROOT = Path(__file__).parents[2]
 

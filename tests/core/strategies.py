@@ -44,8 +44,7 @@ class Round:
     def expected(self, mean=twin.counting_mean, *arguments):
         """Return what the twin makes of it."""
         fewest = min((len(self.state[name]) for name in self.options["label_rows"]), default=0)
-        options = {**self.options, "classes": self.options["classes"] or fewest}
-        return mean(self.state, self.replies, *arguments, **options)
+        return mean(self.state, self.replies, *arguments, **self.options, classes=fewest)
 
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -61,7 +60,6 @@ def rounds(draw, most=5, labels=True, functions=SLICE_FUNCTIONS, weights=WEIGHTS
     sizes = {f"p{number}": draw(SIZES) for number in range(draw(st.integers(1, 3)))}
     rows = [name for name, own in sizes.items() if own and labels and draw(st.booleans())]
     fewest = min((sizes[name][0][0] * sizes[name][0][1] for name in rows), default=0)
-    classes = draw(st.one_of(st.none(), st.integers(1, fewest))) if rows else None
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     dtypes = {name: draw(st.sampled_from(DTYPES)) for name in sizes}
 
@@ -82,11 +80,11 @@ def rounds(draw, most=5, labels=True, functions=SLICE_FUNCTIONS, weights=WEIGHTS
             pairs = zip(sizes[name], kept, strict=True)
             held[name] = tuple(Axis(size * parts, few * parts, parts).sliced(function) for (size, parts), few in pairs)
         plans.append(Plan(held))
-        given = draw(st.lists(st.integers(0, (classes or fewest) - 1), max_size=4)) if named else None
+        given = draw(st.lists(st.integers(0, fewest - 1), max_size=4)) if named else None
         values = {name: random(name, shape) for name, shape in plans[-1].shapes.items()}
         places = {name: twin.held(axes) for name, axes in held.items()}
         replies.append(twin.Reply(places, values, given, draw(weights)))
-    return Round(state, {"label_rows": rows, "classes": classes, "extra_rows": draw(st.booleans())}, plans, replies)
+    return Round(state, {"label_rows": rows, "extra_rows": draw(st.booleans())}, plans, replies)
 
 
 def three_replies():

@@ -71,9 +71,9 @@ def test_half_precision_is_summed_in_single(dtype):
 
 
 def test_label_rows_that_do_not_exist_are_refused():
-    for rows, classes in ((["x"], None), (["s"], None), (["w"], 5), (["w"], 0), (["w", "v"], 4), ([], 3)):
-        with pytest.raises(ConfigError, match=r"label_rows names [xs], which|[03-5] classes do not fit"):
-            Aggregator({"w": torch.zeros(4, 2), "v": torch.zeros(3), "s": torch.zeros(())}, rows, classes=classes)
+    for name in ("x", "s"):
+        with pytest.raises(ConfigError, match=f"label_rows names {name}, which"):
+            Aggregator({"w": torch.zeros(4, 2), "s": torch.zeros(())}, ["w", name])
 
 
 @pytest.mark.parametrize("aggregate", [Aggregator, partial(RobustAggregator, robust=Robust())])

@@ -11,9 +11,8 @@ level 2 and three have level 3; every entry that a client holds has that client'
 import pytest
 import torch
 
-from heterofl_flwr.core import Aggregator, Fidelity, Plan, rates_of_ratio, width
+from heterofl_flwr.core import LEVELS, Aggregator, Fidelity, Plan, width
 
-LEVELS = rates_of_ratio(0.5, 3)
 CLIENTS = (("a", 60.0), ("b", 6.0), ("b", 12.0), ("c", 1.0), ("c", 2.0), ("c", 3.0))
 
 

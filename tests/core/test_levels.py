@@ -8,23 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import LEVELS, Mix, level_name, rate_of, rates_of_ratio, width
+from heterofl_flwr.core import LEVELS, Mix, level_name, rate_of, width
 from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.errors import ConfigError
 
 
-def test_levels_are_the_powers_of_a_ratio():
-    assert dict(LEVELS) == {"a": 1.0, "b": 0.5, "c": 0.25, "d": 0.125, "e": 0.0625}
-    assert dict(rates_of_ratio(1, 1)) == {"a": 1.0}
-    # In floats, 0.3 ** 3 is 0.026999999999999996.
-    assert dict(rates_of_ratio(0.3, 4)) == {"a": 1.0, "b": 0.3, "c": 0.09, "d": 0.027}
-    assert dict(rates_of_ratio(Fraction(1, 4), 3)) == {"a": 1.0, "b": 0.25, "c": 0.0625}
-
-
-def test_ratios_and_numbers_that_make_no_levels_raise():
-    for ratio, number in ((0.5, 0), (0.5, 27), (1.0, 3), (0, 3)):
-        with pytest.raises(ConfigError, match=r"levels are not usable|3 equal levels|a number above 0 and up to 1"):
-            rates_of_ratio(ratio, number)
+def test_each_level_has_half_the_rate_of_the_one_before():
+    assert dict(LEVELS) == {level: 0.5**number for number, level in enumerate("abcde")}
 
 
 @pytest.mark.parametrize(

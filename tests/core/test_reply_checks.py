@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from heterofl_flwr.core import Aggregator, Mix, Plan, width
-from heterofl_flwr.core.differential_privacy import clipped
-from heterofl_flwr.core.reply_checks import check_names, find_label_rows, last_linear, norm_between, trained_rows
+from heterofl_flwr.core.reply_checks import check_names, find_label_rows, last_linear
 from heterofl_flwr.errors import ReplyError, ShapeError
-from heterofl_flwr.nn.loss import class_mask, masked_cross_entropy
 from tests.core import strategies
 
 
@@ -115,67 +111,6 @@ def test_labels_of_few_bits_do_not_wrap_at_many_classes():
     aggregator = Aggregator(state, label_rows=["w"])
     aggregator.add(plan, {"w": torch.ones(300)}, labels=torch.tensor([44, 255], dtype=torch.uint8))
     assert aggregator.result()["w"].nonzero().flatten().tolist() == [44, 255]
-
-
-CLASSES = 6
-
-
-def train(own, *, columns=4, steps=10, seed=0, fill="zero", **options):
-    """Return a linear classifier before and after masked steps on examples of some classes."""
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    model = nn.Linear(columns, CLASSES)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = torch.optim.SGD(model.parameters(), **{"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, **options})
-    mask = class_mask(torch.tensor(own), CLASSES)
-    for _ in range(steps):
-        inputs = torch.randn(8, columns, generator=generator)
-        targets = torch.tensor(own)[torch.randint(len(own), (8,), generator=generator)]
-        optimizer.zero_grad()
-        masked_cross_entropy(model(inputs), targets, mask, fill).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return before, {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-@settings(max_examples=40)
-@given(
-    own=st.sets(st.integers(0, CLASSES - 1), min_size=2).map(sorted),
-    columns=st.sampled_from([4, 32]),
-    steps=st.sampled_from([1, 5, 30]),
-    weight_decay=st.sampled_from([0.0, 5e-4, 0.1]),
-    momentum=st.sampled_from([0.0, 0.9]),
-    fill=st.sampled_from(["zero", "-inf"]),
-    seed=st.integers(0, 99),
-)
-def test_the_rows_of_a_masked_loss_are_those_of_its_classes(own, columns, steps, weight_decay, momentum, fill, seed):
-    before, after = train(
-        own, columns=columns, steps=steps, seed=seed, fill=fill, weight_decay=weight_decay, momentum=momentum
-    )
-    assert trained_rows(before, after, CLASSES) == own
-
-
-def test_rows_of_zeros_that_stay_were_not_trained():
-    assert trained_rows({"w": torch.zeros(2, 2)}, {"w": torch.tensor([[0.0, 0.0], [0.0, 1.0]])}, 2) == [1]
-    assert trained_rows({"w": torch.ones(3, 2)}, {"w": torch.tensor([[1.0, 1.0], [1.0, 2.0], [5.0, 1.0]])}, 2) == [1]
-
-
-@pytest.mark.parametrize("zeros", [[0, 2], [1, 2, 3, 5]])  # of rows of which 1 and 4 are trained
-def test_rows_of_zeros_do_not_hide_by_how_much_the_others_shrink(zeros):
-    before, after = train([1, 4], weight_decay=0.1)
-    for name, own in before.items():
-        after[name][zeros] -= own[zeros]
-        own[zeros] = 0
-        after[name][[row for row in zeros if row not in (1, 4)]] = 0
-    assert trained_rows(before, after, CLASSES) == [1, 4]
-
-
-@pytest.mark.parametrize("clip", [0.01, 0.2])
-def test_trained_rows_of_a_shortened_change_are_found(clip):
-    before, after = train([1, 4], weight_decay=0.1)
-    short = clipped(before, after, clip)
-    assert norm_between(short, before) == pytest.approx(clip, rel=1e-4)
-    assert trained_rows(before, short, CLASSES) == [1, 4]
 
 
 class Encoder(nn.Module):

@@ -69,7 +69,7 @@ def test_robust_means_by_hand(options, replies, expected):
 
 def test_each_client_counts_once_and_options_mean_something():
     for fault in ({"mean": "mode"}, {"trim": 0.5}, {"trim": math.nan}, {"few": "all"}):
-        with pytest.raises(ConfigError, match="robust: "):
+        with pytest.raises(ConfigError, match="Robust: "):
             Robust(**fault)
     state = {"w": torch.zeros(2)}
     aggregator = RobustAggregator(state, robust=Robust())

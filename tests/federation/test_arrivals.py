@@ -9,7 +9,7 @@ import pytest
 from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import Evaluation, Levels, Limits, LocalGrid
+from heterofl_flwr import Evaluation, Limits, LocalGrid
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.client_context import answer_capability
 from heterofl_flwr.errors import RoundError
@@ -103,7 +103,7 @@ def test_at_one_size_there_is_nothing_to_say():
 
 def test_whom_the_table_of_levels_names_need_not_say_anything():
     ids = dict.fromkeys(map(str, LocalGrid(make_app(), 3).get_node_ids()), "a")
-    assert set(run(make_app(capability=None), limits=Limits(levels=Levels(table=ids))).log.rates.values()) == {1.0}
+    assert set(run(make_app(capability=None), limits=Limits(levels=ids)).log.rates.values()) == {1.0}
 
 
 def no_partition(message, context):

@@ -53,7 +53,7 @@ def sent_by(grid):
         {},
         {"weights": "examples"},
         {"upload": "int8"},
-        {"labels": "inferred", "fidelity": Fidelity.of("fixed")},
+        {"labels": "none", "fidelity": Fidelity.of("fixed")},
         {"assignment": "dynamic", "evaluation": Evaluation()},
         {"stages": [Momentum(server_momentum=0.5)]},
         {"shared": ("hidden.*",)},

@@ -64,7 +64,7 @@ def one_reply(change=lambda state: state, build=build, **options):
     return state, current.close()
 
 
-@pytest.mark.parametrize(("labels", "counted"), [("sent", [1]), ("inferred", [2]), ("none", [0, 1, 2, 3])])
+@pytest.mark.parametrize(("labels", "counted"), [("sent", [1]), ("none", [0, 1, 2, 3])])
 def test_rows_count_as_the_rule_for_labels_says(labels, counted):
     def change(state):
         sub = {name: own * 0.99 for name, own in state.items()}

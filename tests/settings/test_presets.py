@@ -9,7 +9,7 @@ from heterofl_flwr.settings.types import AUTO
 
 
 def test_every_preset_has_a_value_for_every_auto_alone():
-    followed = {"train.mask-fill", "server.max-examples-ratio"}  # from other settings
+    followed = {"train.mask-fill"}  # from other settings
     later = {"engine.device", "engine.name", "sample.min-replies", "evaluate.moments-merge"}  # decided during the run
     auto = {key for key, value in DEFAULTS.items() if value == AUTO}
     assert auto - followed - later == set(OTHER)
@@ -46,21 +46,6 @@ def test_another_model_has_its_own_widths():
     assert (model.hidden, model.norm) == ((), "sbn")
     assert from_flat({"model.name": "transformer"}).model.norm == "none"
     assert from_flat({"model.name": "cnn"}) == from_flat({})
-
-
-@pytest.mark.parametrize(
-    ("given", "ratio"),
-    [
-        ({}, 10.0),
-        ({"data.split": "pathological-2", "data.name": "ylecun/mnist"}, 10.0),
-        ({"data.split": "non-iid-2", "data.name": "my/set"}, 0.0),  # its classes may be of any size
-        ({"data.split": "pathological-2", "data.name": "femnist"}, 0.0),
-        ({"data.split": "dirichlet-0.3"}, 0.0),
-        ({"data.split": "dirichlet-0.3", "server.max-examples-ratio": 3}, 3.0),
-    ],
-)
-def test_clients_weigh_in_full_where_sizes_differ_by_design(given, ratio):
-    assert from_flat(given).server.build_limits().examples_ratio == ratio
 
 
 @pytest.mark.parametrize("model", ["cnn", "preresnet18", "preresnet50", "transformer"])

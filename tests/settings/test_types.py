@@ -25,10 +25,9 @@ GOOD = [
     ("server.shared", "hidden.*, [ab]?.bias", ("hidden.*", "[ab]?.bias")),
     ("mix", "a1-e9", Mix((1.0, 0.0625), (1, 9))),
     ("sample.min-replies", 0.5, 0.5),
-    ("server.largest-level", 0.3, "0.3"),
-    ("server.levels", "", ()),
-    ("server.partitions", "phone = 0,camera=12", (("phone", "0"), ("camera", "12"))),
-    ("server.levels", " phone = c,camera=0.3", (("phone", "c"), ("camera", "0.3"))),
+    ("server.largest-level", 0.3, 0.3),
+    ("server.levels", "", {}),
+    ("server.levels", " phone = c,camera=0.3", {"phone": "c", "camera": "0.3"}),
 ]
 
 BAD = [
@@ -51,7 +50,6 @@ BAD = [
     ("sample.min-replies", [0, 1.0, 1.5, "half", True]),
     ("mix", ["a1-q1", "", 1]),
     ("server.largest-level", ["", "q", 0, 2.0, True]),
-    ("server.partitions", ["phone", "=0", "phone=-1", "phone=c", "phone=0,phone=1"]),
     ("server.levels", ["phone", "=c", "phone=", "phone=q", "phone=c,", "phone=c,phone=a", 3]),
 ]
 

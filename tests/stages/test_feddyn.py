@@ -132,5 +132,5 @@ def test_what_does_not_fit_is_refused(options, cause):
     with pytest.raises(ConfigError, match=cause):
         HeteroFL(build, "a1-b1", stages=[FedDyn()], **options)
 
-    with pytest.raises(ConfigError, match="FedDyn: alpha is 0, expected a number over 0"):
+    with pytest.raises(ConfigError, match="FedDyn: alpha is 0, expected a number above 0"):
         FedDyn(0)

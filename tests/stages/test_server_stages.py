@@ -52,7 +52,7 @@ def test_clients_evaluate_the_average():
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_a_decay_that_forgets_nothing_or_is_none_is_refused(decay):
-    with pytest.raises(ConfigError, match=r"decay is .*, expected 0 or more, and less than 1"):
+    with pytest.raises(ConfigError, match=r"decay is .*, expected a number of 0 or more, and less than 1"):
         MovingAverage(decay)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from heterofl_flwr.app.cli.assignments import read_assignments, read_config
 from heterofl_flwr.app.cli.main import HOW
 from heterofl_flwr.app.launch import machine, preflight, running
 from heterofl_flwr.app.launch.request import CLUSTER, Request, Share
@@ -22,7 +21,7 @@ from heterofl_flwr.data.load import ROOT_VARIABLE
 from heterofl_flwr.errors import ConfigError, extra, printable
 from heterofl_flwr.report import RunFolder, summary_table
 from heterofl_flwr.runs.origin import command
-from heterofl_flwr.settings.flat import from_flat, from_stored, to_flat
+from heterofl_flwr.settings.flat import from_flat, from_stored, read_assignments, read_config, to_flat
 from heterofl_flwr.settings.presets import CLIENTS
 from heterofl_flwr.settings.types import Flat
 

@@ -20,8 +20,8 @@ def run(args: argparse.Namespace) -> int:
 
 def read_settings(texts: Sequence[str]) -> list[Kept]:
     """Return every setting where some are given as ``key=value``."""
-    from heterofl_flwr.app.cli.assignments import read_assignments  # here, as it loads torch, which takes seconds
-    from heterofl_flwr.settings.flat import DEFAULTS, SPECS, from_flat, to_flat
+    # Here, as it loads torch, which takes seconds.
+    from heterofl_flwr.settings.flat import DEFAULTS, SPECS, from_flat, read_assignments, to_flat
 
     given = read_assignments(texts)
     values = to_flat(from_flat(given)).items()
