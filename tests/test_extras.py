@@ -101,6 +101,7 @@ for name, call in {
     "lora": lambda: heterofl_flwr.lora(None),
     "ray": lambda: RayGrid("own_data:app", 2),
     "onnx": lambda: formats_named(["onnx"]),
+    "sweep": lambda: importlib.import_module("heterofl_flwr.app.sweep.command"),
     "page": lambda: heterofl_flwr.report.write_report("run"),
     "tensorboard": lambda: TensorBoard(RunFolder("run")).on_start(1, 1, {}),
     "wandb": lambda: WandB("project"),
@@ -121,12 +122,13 @@ def test_without_extras_a_client_trains_and_parts_name_theirs(tmp_path):
     lines = run_thin(TRAIN + PARTS, tmp_path).splitlines()
     fails = {line.split()[1].removeprefix("heterofl_flwr.") for line in lines if line.startswith("fails:")}
     ray = {f"grids.ray_{name}" for name in ("actors", "runner", "session")}
-    assert fails == {"data.folder", "report.drawing", "report.figures", "report.page"} | ray
+    assert fails == {"app.sweep", "data.folder", "report.drawing", "report.figures", "report.page"} | ray
     needs = dict(re.findall(r"^needs: (\w+) .*pip install 'heterofl-flwr\[(\w+)\]'", "\n".join(lines), re.MULTILINE))
     assert needs == {
         **dict.fromkeys(("digits", "folder", "hub", "dirichlet"), "data"),
         **dict.fromkeys(("page", "tensorboard"), "report"),
         "ray": "simulation",
+        "sweep": "sweeps",
         "onnx": "export",
         "lora": "lora",
         "wandb": "wandb",

@@ -25,6 +25,12 @@ def test_package_alone_loads_no_torch():
     assert loaded.isdisjoint(FLOWER | HYDRA | {"torch", "torchvision", "numpy"})
 
 
+def test_other_programs_of_hydra_load_the_sweeper_without_torch():
+    (loaded,) = loaded_after("from hydra.core.plugins import Plugins\nPlugins.instance()")
+    assert "hydra_plugins.heterofl_sweeper" in loaded
+    assert loaded.isdisjoint(FLOWER | {"torch", "numpy"})
+
+
 TRAIN = """
 from heterofl_flwr.data import Split
 from heterofl_flwr.training import TrainingJob, TrainOptions, evaluate, train

@@ -87,7 +87,7 @@ def test_what_another_process_runs_is_left_to_it(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "number"),
     [
-        (("-m", "experiment=table5", "data=mnist", "mix=e"), 7),
+        (("-m", "experiment=table5", "data=mnist", "mix=e", "model.norm=sbn"), 2),
         (("experiment=[table3,figure11]", "mix=a5-b5"), 1),
     ],
 )
