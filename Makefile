@@ -14,7 +14,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export VALIDATE_PYPROJECT_NO_NETWORK := 1
 
-# Tests start many processes: with compiled modules beside the sources, each of them is ready a second earlier.
+# Tests start many processes: with compiled modules kept beside the sources, each of them is ready seconds earlier.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 
@@ -83,7 +83,8 @@ clean:  ## remove what builds and tools leave behind; keeps .venv and the result
 # The stamp comes last, so an install that was interrupted is taken up again: a first one from the start, because it may
 # have left half of a package behind; a later one on top of what is there, because there may be no network now.
 # The build tools come first, so that builds need no environment, and no download, of their own. setuptools is for
-# hydra's antlr4, which is published as source only. pip would compile on one core; templates of packages do not compile.
+# hydra's antlr4, which is published as source only. Python compiles a module where it is first loaded; to compile all
+# 24,000 of them here would take five times as long as the demo needs for its own.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "heterofl-flwr needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
@@ -93,6 +94,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV); the first time this takes some minutes and about 6 GB"
 	$(PIP) install --quiet "hatchling>=1.27" "editables>=0.5" "setuptools>=77"
 	$(PIP) install --quiet --no-compile --no-build-isolation --constraint constraints.txt --editable ".[dev]"
-	@$(PY) -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 	@rm -f $(VENV)/.unfinished
 	@touch $(READY)
