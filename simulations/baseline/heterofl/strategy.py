@@ -22,7 +22,6 @@ def make_strategy(config: UserConfig) -> HeteroFL:
         seed=int(config["seed"]),
         fraction_train=float(config["fraction-train"]),
         min_available_nodes=int(config["num-clients"]),
-        wait=600.0,  # seconds until Ray's actors have started
         learning_rate=learning_rate(config),
         evaluation=Evaluation(every=int(config["evaluate-every"])),
         callbacks=[Console()],
