@@ -1,44 +1,53 @@
-"""Compare rounds that wait with steps that do not, in simulated time.
+"""Compare rounds that wait with steps that do not, in simulated time; and how much less stale replies had better count.
 
 A hundred clients of five levels train on 10,000 images of MNIST at 14 x 14, ten at any time. The speed of their devices
 follows their level, or has nothing to do with it. Accuracies are those of each level's own model on every second image
 of MNIST's test set, with batch norm moments of 2,000 training images. Widths, learning rate and epochs are those of
-``experiment=search``, which were chosen on held-out images of the training set. Each run is a line in ``cells.jsonl``
-of the folder, and is not repeated.
+``experiment=search``, which were chosen on held-out images of the training set, and so is the exponent of staleness
+(``--study staleness``). Each run is a line in ``cells.jsonl`` of the folder, and is not repeated; the table and the
+figure beside it are made of these lines.
 """
 
 import argparse
 import itertools
 import json
+import math
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from flwr.app import ArrayRecord
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from heterofl_flwr import Buffered, DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.task import Task, load_task
+from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.grids.devices import EDGE, Training
 from heterofl_flwr.nn import collect_moments, with_static_norm
 from heterofl_flwr.nn.execution import torch_threads
-from heterofl_flwr.runs.files import append_line
+from heterofl_flwr.report.drawing import SIZE, SMALL, series, to_svg
+from heterofl_flwr.runs.files import append_line, write_atomic
 from heterofl_flwr.training import evaluate
 from simulations.bench.measure import describe_machine
 from simulations.program import parser_of, read_lines, status_of, without_logs
+from simulations.results.formats import show_difference
+from simulations.results.statistics import summarise
 
 PROGRAM = "simulations.asynchronous"
-CLIENTS, ROUNDS, SEEDS = 100, 24, (0, 1, 2)
+CLIENTS, ROUNDS = 100, 24
 EVERY = 3  # rounds from one evaluation to the next; a round is worth two steps
 MEASURED = 2000  # training images for moments
 SPLITS = ("dirichlet-0.3", "non-iid-2")
+LEVELS = ("a", "b", "c", "d", "e")
+SMOOTHED = 3  # evaluations, of which an accuracy is the mean where times to it are compared
 
 SETTINGS: Mapping[str, float | str] = {
-    "data.name": "simulations.small_mnist:with_test_images",
     "model.name": "cnn",
     "model.hidden": "16,32,64,128",
     "mix": "a1-b1-c1-d1-e1",
@@ -72,6 +81,34 @@ METHODS: Mapping[str, tuple[float, Buffered]] = {
 }
 """Rounds of ten clients, with a share of spare ones; or steps of five replies while ten clients train."""
 
+EXPONENTS = {f"exponent {own:g}": (0.0, replace(STEPS, staleness=own)) for own in (0.0, 0.5, 1.0)}
+
+
+@dataclass(frozen=True)
+class Study:
+    """Methods, of which the first is what the others are compared with."""
+
+    data: str
+    seeds: Sequence[int]
+    methods: Mapping[str, tuple[float, Buffered]]
+    compared: Sequence[tuple[str, str]] = ()  # over all splits and devices
+
+
+STUDIES: Mapping[str, Study] = {
+    "methods": Study(
+        "simulations.small_mnist:with_test_images",
+        (0, 1, 2),
+        METHODS,
+        (("steps", "steps, one clock"), ("steps, quota", "steps")),
+    ),
+    "staleness": Study(
+        "simulations.small_mnist:load",
+        (10, 11),
+        EXPONENTS,
+        (("exponent 0.5", "exponent 0"), ("exponent 1", "exponent 0.5")),
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -81,19 +118,19 @@ class Cell:
     method: str
 
 
-def cells() -> Iterator[Cell]:
+def cells(study: Study) -> Iterator[Cell]:
     """Yield all cells, those that are compared one after another."""
-    for seed, split, pace, method in itertools.product(SEEDS, SPLITS, PACES, METHODS):
+    for seed, split, pace, method in itertools.product(study.seeds, SPLITS, PACES, study.methods):
         yield Cell(split, pace, seed, method)
 
 
-def run_cell(cell: Cell, rounds: int = ROUNDS) -> list[dict[str, float]]:
+def run_cell(cell: Cell, study: Study, rounds: int = ROUNDS) -> list[dict[str, float]]:
     """Return the simulated seconds, and the accuracy of each level, every few rounds.
 
     Steps take half as many replies again as rounds, as they may need more of them.
     """
-    config = {**SETTINGS, "data.split": cell.split, "seed": cell.seed}
-    task, (spare, steps) = load_task(config), METHODS[cell.method]
+    config = {**SETTINGS, "data.name": study.data, "data.split": cell.split, "seed": cell.seed}
+    task, (spare, steps) = load_task(config), study.methods[cell.method]
     learning_rate = task.settings.train.learning_rate
     strategy = HeteroFL(
         task.build,
@@ -134,25 +171,138 @@ def level_accuracies(task: Task, strategy: HeteroFL, state: Mapping[str, Tensor]
     return found
 
 
+Curve = Sequence[Mapping[str, float]]
+"""The evaluations of a run."""
+
+Curves = Mapping[Cell, Curve]
+
+
 def run(options: argparse.Namespace) -> int:
-    """Run the cells that are not done."""
-    path = options.out / "cells.jsonl"
-    done = {Cell(*(line[one.name] for one in fields(Cell))) for line in read_lines(path)}
-    wanted = list(cells())
+    """Run the cells that are not done, and write the table and the figure."""
+    path, study = options.out / "cells.jsonl", STUDIES[options.study]
+    done, wanted = read(path), list(cells(study))
     for number, cell in enumerate(wanted, 1):
-        if cell not in done:
+        if cell not in done and not options.table:
             started = time.monotonic()
-            found = run_cell(cell)
+            found = run_cell(cell, study)
             about = {"seconds": round(time.monotonic() - started), "about": describe_machine()}
             append_line(path, json.dumps({**asdict(cell), **about, "evaluations": found}))
             print(f"{number}/{len(wanted)}", *asdict(cell).values(), found[-1], flush=True)
+    done = complete(read(path), study)
+    write_atomic(options.out / f"{options.study}.md", page(done, study).encode())
+    write_atomic(options.out / f"{options.study}.svg", to_svg(draw(done, study), PROGRAM))
     return 0
+
+
+def read(path: Path) -> dict[Cell, Curve]:
+    """Return what is done."""
+    return {Cell(*(line[one.name] for one in fields(Cell))): line["evaluations"] for line in read_lines(path)}
+
+
+def complete(found: Curves, study: Study) -> dict[Cell, Curve]:
+    """Return the runs of which all methods are there, as one alone cannot be compared."""
+    return {
+        own: curve
+        for own, curve in found.items()
+        if all(replace(own, method=other) in found for other in study.methods)
+    }
+
+
+def mean_accuracy(own: Mapping[str, float]) -> float:
+    """Return the mean of the levels' accuracies, in per cent."""
+    return 100 * sum(own[level] for level in LEVELS) / len(LEVELS)
+
+
+def smoothed(curve: Curve) -> list[float]:
+    """Return the mean accuracy of each evaluation from the third on, with the two before it."""
+    accuracies = [mean_accuracy(own) for own in curve]
+    return [sum(accuracies[last - SMOOTHED : last]) / SMOOTHED for last in range(SMOOTHED, len(accuracies) + 1)]
+
+
+def seconds_to(curve: Curve, accuracy: float) -> float:
+    """Return the simulated time at which a run first reaches an accuracy; infinite if it does not."""
+    times = (own["simulated"] for own in curve[SMOOTHED - 1 :])
+    return next((at for at, own in zip(times, smoothed(curve), strict=True) if own >= accuracy), math.inf)
+
+
+def at_time(curve: Curve, seconds: float) -> dict[str, float]:
+    """Return the accuracies at a time, in per cent: on the line between the evaluations around it."""
+    times = [own["simulated"] for own in curve]
+    after = min(max(bisect_left(times, seconds), 1), len(times) - 1)
+    share = (seconds - times[after - 1]) / (times[after] - times[after - 1])
+    pairs = {level: (curve[after - 1][level], curve[after][level]) for level in LEVELS}
+    return {level: 100 * (one + share * (two - one)) for level, (one, two) in pairs.items()}
+
+
+def page(found: Curves, study: Study) -> str:
+    """Return the table, and what some methods change over all of it."""
+    first, rows = next(iter(study.methods)), []
+    gains: dict[tuple[str, str], list[float]] = {pair: [] for pair in study.compared}
+    for split, pace in dict.fromkeys((own.split, own.pace) for own in found):
+        seeds = sorted({own.seed for own in found if (own.split, own.pace) == (split, pace)})
+        curves = {way: [found[Cell(split, pace, seed, way)] for seed in seeds] for way in study.methods}
+        ends = [min(own[-1]["simulated"] for own in each) for each in zip(*curves.values(), strict=True)]
+        levels = {way: list(map(at_time, own, ends)) for way, own in curves.items()}
+        means = {way: [sum(one.values()) / len(LEVELS) for one in own] for way, own in levels.items()}
+        for way, own in curves.items():
+            times = [
+                seconds_to(curve, smoothed(waits)[-1]) / waits[-1]["simulated"]
+                for curve, waits in zip(own, curves[first], strict=True)
+            ]
+            reached = [f"{one:.2f}" if math.isfinite(one) else "never" for one in times]
+            changes = [one - two for one, two in zip(means[way], means[first], strict=True)]
+            change = "" if way == first else show_difference(summarise(changes), 1)
+            each = [f"{sum(one[level] for one in levels[way]) / len(seeds):.0f}" for level in LEVELS]
+            mean = f"{sum(means[way]) / len(seeds):.1f}"
+            rows.append([f"{split}, {pace}", way, ", ".join(reached), mean, change, *each])
+        for one, two in gains:
+            gains[one, two] += [own - other for own, other in zip(means[one], means[two], strict=True)]
+    header = ["clients and devices", "method", "time to accuracy", "mean", f"less {first}", *LEVELS]
+    lines = [
+        f"* {one} less {two}: {show_difference(summarise(own), 1)} points, {len(own)} pairs"
+        for (one, two), own in gains.items()
+    ]
+    return "\n".join([HEADER, render(header, rows, "markdown"), "", *lines, ""])
+
+
+HEADER = f"""# Rounds that wait, and steps that do not
+
+"time to accuracy": simulated time until the mean of the levels' accuracies is what the first method has at its end, as
+a share of the time that this takes, for each seed; accuracies here are means of {SMOOTHED} evaluations. "mean": of the
+levels' accuracies, in per cent, when the fastest method has ended; a to e: of each level's own model then. Differences
+are paired by seed, with 95 % intervals.
+"""
+
+
+def draw(found: Curves, study: Study) -> Figure:
+    """Return the mean of the levels' accuracies over simulated time: the mean over seeds, as long as all run."""
+    places = list(dict.fromkeys((own.split, own.pace) for own in found))
+    figure = Figure(figsize=(2 * SIZE[0], 2 * SIZE[1]), layout="constrained")
+    panels = figure.subplots(len(SPLITS), len(PACES), squeeze=False).flat
+    for axes, (split, pace) in zip(panels, places, strict=False):
+        for number, way in enumerate(study.methods):
+            curves = [curve for own, curve in found.items() if (own.split, own.pace, own.method) == (split, pace, way)]
+            colour, dash = series(number)
+            ends = max(own[0]["simulated"] for own in curves), min(own[-1]["simulated"] for own in curves)
+            times = [ends[0] + part * (ends[1] - ends[0]) / 50 for part in range(51)]
+            means = [sum(sum(at_time(own, at).values()) for own in curves) / len(curves) / len(LEVELS) for at in times]
+            axes.plot(times, means, color=colour, linestyle=dash, label=way)
+        axes.set_title(f"{split}, devices {pace}", fontsize=SMALL)
+        axes.set_xlabel("simulated seconds", fontsize=SMALL)
+        axes.tick_params(labelsize=SMALL)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("mean accuracy of the levels, %", fontsize=SMALL)
+    figure.axes[1].legend(fontsize=SMALL, frameon=False)
+    return figure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of(PROGRAM, __doc__)
     out = Path("runs", "asynchronous")
     parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="default: %(default)s")
+    study = next(iter(STUDIES))
+    parser.add_argument("--study", choices=list(STUDIES), default=study, help="default: %(default)s")
+    parser.add_argument("--table", action="store_true", help="run nothing: only make the table and the figure again")
     with without_logs(), torch_threads(1):
         return status_of(PROGRAM, lambda: run(parser.parse_args(arguments)))
 

@@ -76,10 +76,10 @@ def _nest_prefixes(slices: tuple[Axes, ...]) -> Nested | None:
         bounds.append(tuple(bound for own, n in pairs for bound in ([n, own // n] if n > 1 else [own])))
     cut = frozenset(number for axes in ordered for number, axis in enumerate(axes) if axis.kept < axis.full)
     core = tuple(map(slice, bounds[-1]))
-    return Nested(tuple(ordered), cut, bounds[0], (*starmap(_find_shell, pairwise(bounds)), (core,)))
+    return Nested(tuple(ordered), cut, bounds[0], (*starmap(find_shell, pairwise(bounds)), (core,)))
 
 
-def _find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
+def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
     """Return places that together are the outer box without the inner one."""
     return tuple(
         (*map(slice, inner[:number]), slice(inner[number], outer[number]), *map(slice, outer[number + 1 :]))
@@ -199,6 +199,7 @@ class Aggregator:
         norm_bound: float = 0.0,
     ) -> None:
         self._state = {name: tensor.detach() for name, tensor in global_state.items()}
+        self._start: Mapping[str, Tensor] = self._state  # what the next reply started from
         self._rows = LabelRows(self._state, label_rows, extra_rows=extra_rows)
         self._limits = {"largest": largest, "norm_bound": norm_bound}
         self._sums: dict[str, Tensor] = {}
@@ -238,13 +239,17 @@ class Aggregator:
             whole = [f"{name} ({own.dtype})" for name, own in owns.items() if not own.is_floating_point()]
             if whole:
                 raise ConfigError(f"only floating point can be averaged; leave {', '.join(whole[:5])} out of the plan")
-        check_reply(self._state, plan, sub, weight, **self._limits)
+        check_reply(self._start, plan, sub, weight, **self._limits)
         rows = self._rows.held(plan, labels)
         self._collect(plan, sub, rows, float(weight))
-        held = self._holders.setdefault(plan, torch.zeros(self._rows.most + 1, dtype=torch.float64))
-        held[slice(-1) if rows is None else rows] += float(weight)
-        held[-1] += float(weight)
+        self._hold(plan, rows, float(weight))
         self.replies += 1
+
+    def _hold(self, plan: Plan, rows: Tensor | None, weight: float) -> None:
+        """Add to how many clients hold the entries of a plan."""
+        held = self._holders.setdefault(plan, torch.zeros(self._rows.most + 1, dtype=torch.float64))
+        held[slice(-1) if rows is None else rows] += weight
+        held[-1] += weight
 
     def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:
         """Add a reply that was checked to the sums."""

@@ -1,87 +1,102 @@
 """Asynchronous aggregation: how stale a reply is in each entry, and the mean of replies to different versions."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
+from itertools import pairwise, starmap
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from heterofl_flwr.core.axes import Axes, Axis
-from heterofl_flwr.core.counting_mean import Aggregator, held_by
-from heterofl_flwr.core.plan import Plan, Region
-from heterofl_flwr.core.reply_checks import check_reply
+from heterofl_flwr.core.axes import Axes, Axis, positions
+from heterofl_flwr.core.counting_mean import Aggregator, find_shell
+from heterofl_flwr.core.plan import Place, Plan, Region
 from heterofl_flwr.errors import ConfigError
+
+LEAST = 1e-3
+"""The least that a stale change counts, as sums in single precision would lose what counts much less than others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """The global model that a client was sent, and how many steps it had taken by then."""
+    """What a client was sent: its slice of the global model, how many steps that had taken, and what they had moved.
+
+    The slice alone is kept, so that a server holds what it has sent, and not the whole model of each step.
+    """
 
     number: int
-    state: Mapping[str, Tensor]
+    plan: Plan
+    tensors: Mapping[str, Tensor]
+    moved: Mapping[Plan, int]
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """The global model, of which nothing but the slice is known; the rest reads as zeros."""
+        return _Spread(self.plan, self.tensors)
+
+
+class _Spread(Mapping[str, Tensor]):
+    """A slice as a global model, each parameter made when it is asked for."""
+
+    def __init__(self, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+        self._plan, self._tensors = plan, tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        axes, own = self._plan.axes[name], self._tensors[name]
+        whole = own.new_zeros([axis.full for axis in axes])
+        Region(whole, axes).write(own)
+        return whole
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 class Clocks:
-    """Which entries each step of the global model moved.
+    """Which entries the steps of the global model moved.
 
     Entries that the clients of the same levels hold form a region, and the clock of a region counts the steps that
     moved it. A reply's staleness in a region is that clock now, less what it was when the client was sent its slice.
     """
 
-    def __init__(self, first: int = 0) -> None:
-        self._first = first
-        self._steps: list[Mapping[str, Axes]] = []  # of each, the slice of each parameter that it moved
+    def __init__(self, version: int = 0) -> None:
+        self.version = version  # how many steps the model has taken
+        self._moved: dict[Plan, int] = {}  # how many moved the entries of which plan, from the largest on
 
-    @property
-    def version(self) -> int:
-        """How many steps the model has taken."""
-        return self._first + len(self._steps)
+    def snapshot(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Version:
+        """Return the present version of the model, of which a client is sent this slice."""
+        return Version(self.version, plan, tensors, dict(self._moved))
 
     def step(self, plans: Iterable[Plan]) -> None:
         """Note a step that moved the entries of these plans, of which each must lie within the next larger one."""
-        slices: dict[str, set[Axes]] = {}
-        for plan in plans:
-            for name, axes in plan.axes.items():
-                slices.setdefault(name, set()).add(axes)
-        self._steps.append({name: _largest(name, own) for name, own in slices.items()})
+        own = set(plans)
+        ordered = sorted({*own, *self._moved}, key=lambda plan: plan.parameters, reverse=True)
+        if not all(starmap(_contains, pairwise(ordered))):
+            raise ConfigError(
+                "asynchronous: levels hold other parts of the model, of which none is inside the other; expected each "
+                "level to hold a part of what the next larger one holds"
+            )
+        largest = next((plan for plan in ordered if plan in own), None)
+        self._moved = {plan: self._moved.get(plan, 0) + (plan is largest) for plan in ordered}
+        self.version += 1
 
-    def least_staleness(self, plan: Plan, version: int) -> int:
-        """Return how stale a reply to a version is where it is least so."""
-        return min((self._split(name, axes, version)[0] for name, axes in plan.axes.items()), default=0)
-
-    def staleness(self, name: str, axes: Axes, version: int) -> Tensor:
-        """Return how stale a reply to a version is in each entry of a parameter; one number where it is everywhere."""
-        everywhere, inside = self._split(name, axes, version)
-        if not inside:
-            return torch.tensor(float(everywhere))
-        counts = held_by(torch.empty([axis.full for axis in axes]), inside)
-        return Region(counts, axes).read().add_(everywhere)
-
-    def _split(self, name: str, axes: Axes, version: int) -> tuple[int, dict[Axes, float]]:
-        """Return how many steps since a version moved all of a slice, and of others how many moved which part of it."""
-        moved = Counter(step[name] for step in self._steps[version - self._first :] if name in step)
-        everywhere = sum(number for own, number in moved.items() if _contains(own, axes))
-        return everywhere, {own: float(number) for own, number in moved.items() if not _contains(own, axes)}
+    def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
+        """Return how stale a reply to a version is: in its plan, and then in each smaller one in it."""
+        steps = {own: number - sent.moved.get(own, 0) for own, number in self._moved.items()}
+        found = {plan: sum(number for own, number in steps.items() if _contains(own, plan))}
+        for own, number in steps.items():
+            if number and not _contains(own, plan):
+                found[own] = number + found[next(reversed(found))]
+        return found
 
 
 @lru_cache(maxsize=4096)
-def _contains(outer: Axes, inner: Axes) -> bool:
-    return all(large.contains(small) for large, small in zip(outer, inner, strict=True))
-
-
-def _largest(name: str, slices: Iterable[Axes]) -> Axes:
-    """Return the slice that contains the others."""
-    ordered = sorted(slices, key=lambda axes: prod(axis.kept for axis in axes), reverse=True)
-    if not all(_contains(ordered[0], other) for other in ordered):
-        raise ConfigError(
-            f"asynchronous: levels hold other parts of {name}, of which none is inside the other; expected each level "
-            f"to hold a part of what the next larger one holds"
-        )
-    return ordered[0]
+def _contains(outer: Plan, inner: Plan) -> bool:
+    return outer.contains(inner)
 
 
 class StaleMean(Aggregator):
@@ -99,7 +114,7 @@ class StaleMean(Aggregator):
     clocks : Clocks
         Which entries earlier steps moved; ``result`` adds this one.
     exponent : float
-        How much less stale changes count; 0 for not at all.
+        How much less stale changes count; 0 for not at all. None counts less than ``LEAST`` of its weight.
     one_clock : bool
         Whether each step counts as one that moved the whole model, as in FedBuff.
     """
@@ -116,10 +131,9 @@ class StaleMean(Aggregator):
     ) -> None:
         super().__init__(global_state, label_rows, **limits)
         self._clocks, self._exponent, self._one_clock = clocks, exponent, one_clock
-        self._weights: dict[str, Tensor] = {}  # of each entry, the sum of w
-        self._plans: set[Plan] = set()
+        self._sent: Mapping[str, Tensor] = {}  # to the client whose reply is added
+        self._stale: dict[Plan, int] = {}  # of that reply
 
-    @torch.no_grad()
     def add(
         self,
         plan: Plan,
@@ -130,57 +144,96 @@ class StaleMean(Aggregator):
         sent: Version | None = None,
     ) -> None:
         """Add a client's reply to what it was ``sent``, by default the present model; see ``Aggregator.add``."""
-        self._check_open()
-        sent = sent or Version(self._clocks.version, self._state)
-        check_reply(sent.state, plan, sub, weight, **self._limits)
-        rows = self._rows.held(plan, labels)
-        for name, axes in plan.axes.items():
-            size = self._rows.sizes.get(name)
-            own = None if rows is None or size is None else rows[rows < size]
-            staleness = self._clocks.staleness(name, axes, sent.number).to(sub[name].device)
-            share = staleness.add_(1).pow_(-self._exponent)  # in place, as new memory costs more than arithmetic
-            local = self._on_present(name, axes, sub[name], sent)
-            _add(Region(self._sum(self._sums, name), axes), local * share, own, float(weight))
-            _add(Region(self._sum(self._weights, name), axes), share.expand(local.shape), own, float(weight))
-        self._plans.add(plan)
-        self.replies += 1
+        self._sent = sub if sent is None else sent.tensors
+        # What is not looked at is not made.
+        self._start = self._state if sent is None or not self._limits["norm_bound"] else sent.state
+        self._stale = self._clocks.staleness(plan, sent) if sent else {plan: 0}
+        super().add(plan, sub, labels=labels, weight=weight)
 
-    def _on_present(self, name: str, axes: Axes, local: Tensor, sent: Version) -> Tensor:
-        """Return what the client changed, on top of the present model; where that did not move, what it sent."""
-        if sent.number == self._clocks.version:
-            return local
-        return Region(self._state[name], axes).read().sub_(Region(sent.state[name], axes).part()).add_(local)
+    def _share(self, stale: int) -> float:
+        """Return how much of its weight a change counts."""
+        return max(math.pow(1.0 + stale, -self._exponent), LEAST)
 
-    def _sum(self, sums: dict[str, Tensor], name: str) -> Tensor:
-        if name not in sums:
-            old = self._state[name]
-            sums[name] = torch.zeros_like(old, dtype=torch.promote_types(old.dtype, torch.float32))
-        return sums[name]
+    def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:
+        """Add a reply that was checked to the sums."""
+        if not any(self._stale.values()):  # the model has not moved where it could have
+            super()._collect(plan, sub, rows, weight)
+            return
+        shells, shares = _shells(tuple(self._stale)), [self._share(stale) for stale in self._stale.values()]
+        for name, region in self._regions(plan).items():
+            if name in self._new:
+                self._sums[name].zero_()
+                self._new.discard(name)
+            axes, size, device = plan.axes[name], self._rows.sizes.get(name), region.view.device
+            own = None if rows is None or size is None else rows[rows < size].to(device)
+            # What the client changed, on top of the present model; in place, as new memory costs more than arithmetic.
+            local = Region(self._state[name], axes).read().sub_(self._sent[name])
+            local = local.add_(sub[name].to(device))
+            if name in shells:
+                for number, place in shells[name]:
+                    _add(region.view[place], local[place], own, weight * shares[number])
+            else:
+                local = self._weighed(name, axes, local)
+                region.add(local, weight) if own is None else region.add_rows(local, own, weight)
+
+    def _weighed(self, name: str, axes: Axes, local: Tensor) -> Tensor:
+        """Return a client's tensor times what it counts in each entry."""
+        shares = torch.ones(local.shape, dtype=torch.promote_types(local.dtype, torch.float32), device=local.device)
+        for own, stale in self._stale.items():
+            if name in own.axes:
+                inner = _within(axes, own.axes[name])
+                share = shares.new_tensor(self._share(stale)).expand([axis.kept for axis in inner])
+                Region(shares, inner).write(share)
+        return shares.mul_(local)
+
+    def _hold(self, plan: Plan, rows: Tensor | None, weight: float) -> None:
+        """Add what a reply counts: of its plan, and of each smaller one what it counts there beyond that."""
+        around = 0.0
+        for own, stale in self._stale.items():
+            super()._hold(own, rows, weight * (self._share(stale) - around))
+            around = self._share(stale)
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
         """Return the new global state, in new tensors, and end the aggregation; the clocks of what it moved go on."""
-        self._close()
-        new = {}
-        for name, old in self._state.items():
-            total = self._sums.pop(name, None)
-            if total is not None:
-                weights = self._weights[name]
-                torch.where(weights > 0, total.div_(weights), old, out=total)
-            new[name] = old.clone() if total is None else total.to(old.dtype)
+        new = super().result()
         whole = Plan({name: tuple(Axis(size, size) for size in own.shape) for name, own in self._state.items()})
-        self._clocks.step({whole} if self._one_clock else self._plans)
+        self._clocks.step({whole} if self._one_clock else self._holders)
         return new
 
-    @torch.no_grad()
-    def held(self, name: str) -> Tensor:
-        """Return the sum of the weights of those that held each entry."""
-        return self._sum(self._weights, name)
 
-
-def _add(region: Region, local: Tensor, rows: Tensor | None, weight: float) -> None:
-    """Add to a region, or to some rows of it."""
+def _add(target: Tensor, source: Tensor, rows: Tensor | None, weight: float) -> None:
+    """Add to a part of a sum, or to some rows of it."""
     if rows is None:
-        region.add(local.contiguous(), weight)
+        target.add_(source, alpha=weight)
     else:
-        region.add_rows(local.contiguous(), rows, weight)
+        target.index_add_(0, rows, source[rows].to(target.dtype), alpha=weight)
+
+
+@lru_cache(maxsize=4096)
+def _shells(plans: tuple[Plan, ...]) -> Mapping[str, list[tuple[int, Place]]]:
+    """Return where the largest plan has more of a parameter than the next, ..., and where the last is.
+
+    Each place comes with its plan's number. Parameters of which some plan holds other entries than the first are
+    left out.
+    """
+    found: dict[str, list[tuple[int, Place]]] = {}
+    for name in plans[0].axes:
+        slices = [plan.axes[name] for plan in plans if name in plan.axes]
+        if all(axis.index is None and axis.parts == 1 for axes in slices for axis in axes):
+            bounds = [tuple(axis.kept for axis in axes) for axes in slices]
+            found[name] = [(len(bounds) - 1, tuple(map(slice, bounds[-1])))]
+            for number, (outer, inner) in enumerate(pairwise(bounds)):
+                found[name] += [(number, place) for place in find_shell(outer, inner)]
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _within(outer: Axes, inner: Axes) -> Axes:
+    """Return the axes by which a slice of the model is one of a larger slice."""
+    found = []
+    for large, small in zip(outer, inner, strict=True):
+        held, places = positions(small), sorted(positions(large))
+        index = tuple(number for number, place in enumerate(places) if place in held)
+        found.append(Axis(large.kept, small.kept, index=None if index == tuple(range(small.kept)) else index))
+    return tuple(found)

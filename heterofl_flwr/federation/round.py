@@ -40,7 +40,7 @@ class TrainReply:
 class Sampled:
     """What a client trains: its rate, the rate's level, and its slice of the global state.
 
-    ``sent`` is that state, where it may be another than the round's.
+    ``sent`` is that slice, where its state may be another than the round's.
     """
 
     rate: float
@@ -78,12 +78,12 @@ class Round:
             self.begin(node_id)
         self._check_drawn()
 
-    def begin(self, node_id: int, own: Sampled | None = None, *, sent: Version | None = None) -> None:
+    def begin(self, node_id: int, own: Sampled | None = None) -> None:
         """Let a client train in this round: what it has begun already, or the slice of its rate."""
         if own is None:
             rate = self._federation.rate(self.server_round, node_id)
             plan = self._federation.train_plan(self.server_round, node_id, rate)
-            own = Sampled(rate, level_name(rate), plan, sent)
+            own = Sampled(rate, level_name(rate), plan)
         self.slices[node_id] = own
         self.log.rates[self._federation.nodes.partition(node_id)] = own.rate
 

@@ -54,7 +54,7 @@ class Update:
     said
         What the reply says beside.
     sent
-        The model that the client was sent; None where it is the one that the round began with.
+        What the client was sent; None where it is of the model that the round began with.
     """
 
     plan: Plan

@@ -2,14 +2,13 @@
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from heterofl_flwr import packing
-from heterofl_flwr.core.staleness import Version
 from heterofl_flwr.errors import SILENT, Fault, ReplyError, short
 from heterofl_flwr.exchange import cancel, first_replies, reply_or_fault
 from heterofl_flwr.federation.round import Round, Sampled
@@ -33,7 +32,7 @@ class Steps:
 
     A step is a ``Round`` in which clients may train that began before it, or go on after it. One whose turn has ended
     in a step does not train again before the next: it would train from the same model. What each client was sent is
-    kept as long as it trains: one model for each version that somebody trains from.
+    kept as long as it trains: one slice for each version and level that somebody trains from.
     """
 
     def __init__(self, strategy: FederationStrategy, kept: Asynchronous, grid: Grid, config: ConfigRecord) -> None:
@@ -116,15 +115,18 @@ class Steps:
 
     def _too_stale(self, own: Sampled) -> Fault | None:
         """Return the fault of a reply that is older than the bound, even where it is least stale."""
-        bound, version = self._kept.options.bound, own.sent.number if own.sent else 0
-        found = self._kept.clocks.least_staleness(own.plan, version) if bound else 0
+        bound = self._kept.options.bound
+        found = self._kept.clocks.staleness(own.plan, own.sent)[own.plan] if bound and own.sent else 0
         return Fault(f"{found} steps stale, expected up to {bound} (asynchronous.bound)") if found > bound else None
 
     def _send(self, current: Round, slices: Slices, began: float) -> None:
         """Send clients their slices, so that as many train as are to."""
-        drawn, version = self._draw(current), Version(self._kept.clocks.version, slices.state)
+        drawn, clocks = self._draw(current), self._kept.clocks
         for node_id in drawn:
-            current.begin(node_id, sent=version)
+            current.begin(node_id)
+            own = current.slices[node_id]
+            version = clocks.snapshot(own.plan, slices.tensors(own.plan))
+            current.begin(node_id, replace(own, sent=version))
         sent = [self._strategy.train_message(node_id, slices, self._config, {}) for node_id in drawn]
         ids = list(self._grid.push_messages(sent)) if sent else []
         for node_id, id_ in zip_longest(drawn, ids[: len(drawn)]):

@@ -6,6 +6,10 @@ replies. Each measurement is a run of two rounds, for what the first leaves behi
 peak of this process above its level before the run, when it holds no state of the model yet; the clients are other
 processes. The window's share of it is what replies under way may hold: as the window moves along a round's messages,
 the most bytes that 16 in a row have.
+
+With ``--step`` rounds do not wait: so many clients as a round would have train at any time, and the model takes a step
+for every so many replies. All who train are under way then, so the window is as large; a run has three times as many
+replies.
 """
 
 import argparse
@@ -29,6 +33,7 @@ from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, RunState
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
 from heterofl_flwr.nn import PAPER
+from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import available_nodes
 from heterofl_flwr.training import give_back_freed_memory
@@ -38,6 +43,9 @@ APP = "simulations.bench.scale:app"
 MIX = "a1-b1-c1-d1-e1"
 ROUNDS = 2
 """Of each run."""
+
+TURNS = 3
+"""Of each place of those that train at any time, in a run of steps."""
 
 Measured = tuple[float, float, float]
 """Of a run: milliseconds of a round for each of its clients, bytes that the server adds, those of replies under way."""
@@ -58,40 +66,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=["cifar10", "mnist"], default="cifar10", help=model)
     parser.add_argument("--actors", type=int, default=2, help="Ray actors, for the clients; 0: this process")
     parser.add_argument("--window", type=int, default=16, help="messages that may be sent and not answered")
+    parser.add_argument("--step", type=int, default=0, help="replies of a step; 0: rounds that wait")
     parser.add_argument("--rounds", type=int, default=3, help=f"runs of {ROUNDS} rounds of each size, taking turns")
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round
     give_back_freed_memory()
-    strategy = make_strategy(options.model, MIX)
-    model = sum(4 * value.numel() for value in strategy.federation.model.parameters())
+    strategies = {size: make_strategy(options.model, MIX, options.step, size) for size in options.sizes}
+    model = sum(4 * value.numel() for value in strategies[options.sizes[0]].federation.model.parameters())
+    way = f"steps of {options.step} replies" if options.step else f"rounds, a window of {options.window} messages"
     print(
-        f"{options.nodes} clients, {options.actors} actors, a window of {options.window} messages; mix {MIX}, "
-        f"dynamic; seed 0; median of {options.rounds} runs of {ROUNDS} rounds; a model is {model / 1e6:.1f} MB\n"
+        f"{options.nodes} clients, {options.actors} actors; {way}; mix {MIX}, dynamic; seed 0; median of "
+        f"{options.rounds} runs; a model is {model / 1e6:.1f} MB\n"
     )
     found: dict[int, list[Measured]] = {size: [] for size in options.sizes}
     many, nodes = options.actors, options.nodes
     with RayGrid(APP, nodes, at_once=many) if many else LocalGrid(APP, nodes) as grid:
         start = time.perf_counter()
-        available_nodes(grid, strategy.federation, 1)
-        seconds = time.perf_counter() - start
-        print(f"registration: {seconds:.1f} s, {seconds * 1e3 / options.nodes:.2f} ms a client\n")
-        windowed = Windowed(grid, options.window)
-        measure = partial(measure_run, strategy, windowed, nodes=options.nodes, window=options.window)
-        measure(min(options.sizes), 2)  # warms up
+        for strategy in strategies.values():
+            available_nodes(grid, strategy.federation, 1)
+        each = (time.perf_counter() - start) / len(strategies)
+        print(f"registration: {each:.1f} s, {each * 1e3 / options.nodes:.2f} ms a client\n")
+        windowed = grid if options.step else Windowed(grid, options.window)
+        measure = partial(measure_run, grid=windowed, nodes=options.nodes, window=options.window)
+        first = min(options.sizes)
+        measure(strategies[first], size=first, first_round=2)  # warms up
         for number, size in enumerate(options.sizes * options.rounds, 1):
-            found[size].append(measure(size, 2 + ROUNDS * number))
+            found[size].append(measure(strategies[size], size=size, first_round=2 + ROUNDS * number))
     return report(found, model)
 
 
-def make_strategy(model: str, mix: str) -> HeteroFL:
+def make_strategy(model: str, mix: str, step: int = 0, size: int = 0) -> HeteroFL:
     build, never = PAPER[model].build(), Evaluation(every=0)
-    return HeteroFL(build, mix, assignment="dynamic", evaluation=never, callbacks=[Records()])
+    steps = Buffered(size=step, concurrency=size if step else 0)
+    return HeteroFL(build, mix, assignment="dynamic", evaluation=never, callbacks=[Records()], asynchronous=steps)
 
 
-def measure_run(strategy: HeteroFL, grid: Grid, size: int, first_round: int, *, nodes: int, window: int) -> Measured:
-    """Run rounds of so many clients."""
+def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, first_round: int, nodes: int, window: int) -> Measured:
+    """Run rounds of so many clients, or steps while so many train."""
+    step = strategy.options.asynchronous.size
+    rounds, replies = (-(-TURNS * size // step), step) if step else (ROUNDS, size)
     sampling = replace(strategy.options.sampling, fraction_train=size / nodes)
     strategy.federation.options = replace(strategy.options, sampling=sampling)
     results: list[Result] = []
@@ -101,18 +116,20 @@ def measure_run(strategy: HeteroFL, grid: Grid, size: int, first_round: int, *, 
     def play() -> None:
         # From round 2 on it does not ask the clients anew.
         before = RunState(server_round=first_round - 1, state=strategy.federation.initial_state())
-        results.append(strategy.start(grid, num_rounds=first_round + ROUNDS - 1, resume=before))
+        results.append(strategy.start(grid, num_rounds=first_round + rounds - 1, resume=before))
 
     peak = peak_of(play)
     for record in records:
-        if len(record.rates) != size or record.failures:
+        if len(record.rates) != replies or record.failures:
             failed = f"{len(record.failures)} of {len(record.rates)} clients failed"
-            raise HeteroFLError(f"{failed}, expected {size} good ones")
+            raise HeteroFLError(f"{failed}, expected {replies} good ones")
     check_same(results[0].arrays, strategy)
     seconds = statistics.mean(record.seconds for record in records)
     bytes_by_rate = {rate: 4 * strategy.federation.plan(rate).parameters for rate in strategy.federation.mix.rates}
-    replies = ([bytes_by_rate[rate] for rate in record.rates.values()] for record in records)
-    return seconds * 1e3 / size, peak, max(most_in_a_row(sizes, window) for sizes in replies)
+    sent = [[bytes_by_rate[rate] for rate in record.rates.values()] for record in records]
+    # Steps follow one another without a break, and all who train are under way.
+    sent, window = ([[own for one in sent for own in one]], size) if step else (sent, window)
+    return seconds * 1e3 / replies, peak, max(most_in_a_row(sizes, window) for sizes in sent)
 
 
 def most_in_a_row(sizes: Sequence[int], number: int) -> int:

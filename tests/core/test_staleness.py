@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.core.axes import Axis
-from heterofl_flwr.core.staleness import Clocks, StaleMean, Version
+from heterofl_flwr.core.staleness import Clocks, StaleMean
 from heterofl_flwr.errors import ConfigError, ReplyError
 from tests.core import twin
 
@@ -37,19 +37,37 @@ REPLIES = st.tuples(
 STEPS = st.lists(st.lists(REPLIES, max_size=4), min_size=1, max_size=5)
 
 
+def sent_now(clocks, state, parts):
+    """Return what a client of each rate is sent now."""
+    plans = {rate: plan_of(rate, parts=parts) for rate in SIZES}
+    return {rate: clocks.snapshot(plan, plan.extract(state)) for rate, plan in plans.items()}
+
+
 def run(steps, *, parts=1, **options):
-    """Return the models after each step, what each reply was, and the clocks."""
+    """Return the models after each step, what each reply was, the clocks, and what they were after each step."""
     clocks, models, told = Clocks(), [random_state(0)], []
+    versions = [sent_now(clocks, models[0], parts)]
     for number, replies in enumerate(steps):
         mean, own = StaleMean(models[-1], ROWS, clocks=clocks, **options), []
         for place, (rate, age, labels, weight) in enumerate(replies):
             plan, sent = plan_of(rate, parts=parts), max(number - age, 0)
             sub = random_state(100 * number + place, plan.shapes)
-            mean.add(plan, sub, labels=labels, weight=weight, sent=Version(sent, models[sent]))
+            mean.add(plan, sub, labels=labels, weight=weight, sent=versions[sent][rate])
             own.append((plan, sub, labels, weight, sent))
         told.append(own)
         models.append(mean.result())
-    return models, told, clocks
+        versions.append(sent_now(clocks, models[-1], parts))
+    return models, told, clocks, versions
+
+
+def spread(clocks, name, plan, sent):
+    """Return the staleness of each entry of a slice."""
+    axes = plan.axes[name]
+    found = torch.full([axis.full for axis in axes], torch.nan, dtype=torch.float64)
+    for part, steps in clocks.staleness(plan, sent).items():
+        for _, entry in twin.entries(twin.held(part.axes[name])):
+            found[entry] = steps
+    return twin.cut(found, twin.held(axes))
 
 
 def slow_run(told, *, exponent=0.0, one_clock=False):
@@ -85,7 +103,7 @@ def slow_run(told, *, exponent=0.0, one_clock=False):
 
 @given(steps=STEPS, exponent=st.sampled_from([0.0, 0.5, 1.0]), parts=st.sampled_from([1, 2]))
 def test_models_are_the_slow_twins(steps, exponent, parts):
-    models, told, _ = run(steps, parts=parts, exponent=exponent)
+    models, told, *_ = run(steps, parts=parts, exponent=exponent)
     for found, expected in zip(models, slow_run(told, exponent=exponent)[0], strict=True):
         for name, own in found.items():
             np.testing.assert_allclose(own.numpy(), expected[name], atol=2e-5, err_msg=name)
@@ -93,7 +111,7 @@ def test_models_are_the_slow_twins(steps, exponent, parts):
 
 @given(steps=STEPS)
 def test_one_clock_for_the_model_is_the_slow_twins(steps):
-    models, told, _ = run(steps, exponent=0.5, one_clock=True)
+    models, told, *_ = run(steps, exponent=0.5, one_clock=True)
     expected = slow_run(told, exponent=0.5, one_clock=True)[0]
     for name, own in models[-1].items():
         np.testing.assert_allclose(own.numpy(), expected[-1][name], atol=2e-5, err_msg=name)
@@ -101,14 +119,14 @@ def test_one_clock_for_the_model_is_the_slow_twins(steps):
 
 @given(steps=STEPS, rate=st.sampled_from(sorted(SIZES)), sent=st.integers(0, 9))
 def test_clocks_are_the_slow_twins(steps, rate, sent):
-    _, told, clocks = run(steps)
+    _, told, clocks, versions = run(steps)
     ticks, plan, sent = slow_run(told)[1], plan_of(rate), min(sent, len(steps))
     least = []
     for name, axes in plan.axes.items():
         expected = twin.cut(torch.from_numpy(ticks[-1][name] - ticks[sent][name]), twin.held(axes))
-        assert torch.equal(clocks.staleness(name, axes, sent).expand(expected.shape).double(), expected)
+        assert torch.equal(spread(clocks, name, plan, versions[sent][rate]), expected)
         least.append(expected.min().item())
-    assert clocks.least_staleness(plan, sent) == min(least)
+    assert clocks.staleness(plan, versions[sent][rate])[plan] == min(least)
 
 
 @given(replies=st.lists(REPLIES, min_size=1, max_size=5), exponent=st.sampled_from([0.0, 0.5]))
@@ -127,16 +145,16 @@ def test_without_staleness_it_is_the_counting_mean(replies, exponent):
 @given(steps=STEPS)
 def test_a_region_that_nobody_touched_does_not_move(steps):
     small = [[reply for reply in replies if reply[0] < 1] for replies in steps]
-    models, _, clocks = run(small, exponent=0.5)
+    models, _, clocks, versions = run(small, exponent=0.5)
     assert torch.equal(models[-1]["body"][4:], models[0]["body"][4:])
     assert torch.equal(models[-1]["linear.weight"][:, 4:], models[0]["linear.weight"][:, 4:])
-    assert not clocks.staleness("body", plan_of(1.0).axes["body"], 0).expand(6, 4)[4:].any()
+    assert not spread(clocks, "body", plan_of(1.0), versions[0][1.0])[4:].any()
 
 
 def test_an_outer_ring_is_not_stale_where_only_inner_steps_were():
     steps = [[(1.0, 0, None, 1.0)], *[[(0.25, 0, None, 1.0)]] * 3]
-    _, _, clocks = run(steps)
-    found = clocks.staleness("body", plan_of(1.0).axes["body"], 1)
+    *_, clocks, versions = run(steps)
+    found = spread(clocks, "body", plan_of(1.0), versions[1][1.0])
     assert found[:2, :2].eq(3).all()
     assert found.sum() == 3 * 4
 
@@ -145,9 +163,10 @@ def test_arguments_are_not_changed():
     state, sub = random_state(0), random_state(1)
     before = {name: own.clone() for name, own in {**state, **{f"sub/{name}": own for name, own in sub.items()}}.items()}
     clocks = Clocks()
+    sent = clocks.snapshot(plan_of(1.0), random_state(2))
     clocks.step([plan_of(0.5)])
     mean = StaleMean(state, ROWS, clocks=clocks, exponent=0.5)
-    mean.add(plan_of(1.0), sub, sent=Version(0, random_state(2)))
+    mean.add(plan_of(1.0), sub, sent=sent)
     mean.result()
     assert all(torch.equal(own, before[name]) for name, own in state.items())
     assert all(torch.equal(own, before[f"sub/{name}"]) for name, own in sub.items())
@@ -156,15 +175,19 @@ def test_arguments_are_not_changed():
 def test_the_bound_on_changes_is_about_what_was_sent():
     present, sent = random_state(0), random_state(1)
     clocks = Clocks()
+    version = clocks.snapshot(plan_of(1.0), sent)
     clocks.step([plan_of(1.0)])
     mean = StaleMean(present, ROWS, clocks=clocks, norm_bound=0.1)
     with pytest.raises(ReplyError, match="its change has an L2 norm"):
-        mean.add(plan_of(1.0), present, sent=Version(0, sent))
-    mean.add(plan_of(1.0), sent, sent=Version(0, sent))
+        mean.add(plan_of(1.0), present, sent=version)
+    mean.add(plan_of(1.0), sent, sent=version)
     assert mean.replies == 1
 
 
 def test_slices_of_which_none_is_inside_the_other_are_refused():
     tall, wide = Plan({"body": (Axis(6, 6), Axis(4, 2))}), Plan({"body": (Axis(6, 3), Axis(4, 4))})
-    with pytest.raises(ConfigError, match="levels hold other parts of body"):
-        Clocks().step([tall, wide])
+    clocks = Clocks()
+    clocks.step([tall])
+    for steps, own in ((Clocks(), [tall, wide]), (clocks, [wide])):  # in one step, or one after the other
+        with pytest.raises(ConfigError, match="levels hold other parts of the model"):
+            steps.step(own)

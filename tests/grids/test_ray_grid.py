@@ -177,17 +177,22 @@ DIGITS = {
 }
 
 
+STEPS = {**DIGITS, "num-rounds": 5, "asynchronous.size": 2, "asynchronous.concurrency": 4}
+
+
 @pytest.mark.slow
-def test_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_path, monkeypatch):
+@pytest.mark.parametrize("config", [DIGITS, {**STEPS, "devices.profile": "edge"}], ids=["rounds", "simulated steps"])
+def test_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_path, monkeypatch, config):
     def run(make, app="heterofl_flwr.app.client_app:app", **options):
         keep = Keep()
-        with make(app, 5, run_config=DIGITS, **options) as grid:
-            server_app.run(grid, load_task(DIGITS), [keep])
+        with make(app, 5, run_config=config, **options) as grid:
+            server_app.run(grid, load_task(config), [keep])
         rounds = [(record.train, record.evaluate, record.failures) for record in keep.records]
         return rounds, keep.progress[-1].state, grid.deaths
 
     (tmp_path / "mortal_clients.py").write_text(MORTAL)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mortal_clients", raising=False)
     expected, state, _ = run(LocalGrid)
     rounds, found, deaths = run(RayGrid, at_once=2, app="mortal_clients:app")
     assert rounds == expected
@@ -195,6 +200,19 @@ def test_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_path, m
     killed = {mark.name for mark in tmp_path.iterdir()} - {"mortal_clients.py", "__pycache__"}
     assert {"train", "evaluate", "query.moments"} <= killed
     assert len(deaths) == len(killed)
+    assert all("(partition 1) died: " in death for death in deaths)
+
+
+@pytest.mark.slow
+def test_steps_as_replies_come_go_on_when_an_actor_is_killed(machine, tmp_path, monkeypatch):
+    (tmp_path / "mortal_steps.py").write_text(MORTAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    keep = Keep()
+    with RayGrid("mortal_steps:app", 5, at_once=2, run_config=STEPS) as grid:
+        server_app.run(grid, load_task(STEPS), [keep])
+        deaths = grid.deaths
+    assert [(len(record.rates), record.failures) for record in keep.records] == [(2, {})] * 5
+    assert (tmp_path / "train").exists()  # the mark of the client that was killed; another actor trained it
     assert all("(partition 1) died: " in death for death in deaths)
 
 

@@ -1,0 +1,65 @@
+"""A SuperLink with TLS and known nodes, of which tests kill some."""
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from heterofl_flwr.settings.kept import to_toml
+from heterofl_flwr.settings.types import Flat
+from tests.deployment.processes import Processes, free_port, kill
+from tests.docs.pages import ROOT
+
+LONGEST = 3600.0
+
+
+class Lab(Processes):
+    """A SuperLink and nodes with keys of their own."""
+
+    def do(self, *words: str) -> None:
+        done = subprocess.run(words, capture_output=True, text=True, env=self.environment, cwd=self.folder)
+        assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+
+    def prepare(self, nodes: int) -> list[subprocess.Popen[bytes]]:
+        """Start the SuperLink and the nodes; return the nodes."""
+        port, keys = free_port(), self.folder / "keys"
+        names = [f"--node=node-{number}" for number in range(nodes)]
+        self.do("heterofl", "keys", "keys", "--host", "localhost", *names)
+        (self.folder / "app").symlink_to(ROOT)
+        tls = [
+            f"--ssl-{name}={keys / file}"
+            for name, file in (("ca-certfile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key"))
+        ]
+        words = ["flower-superlink", *tls, "--enable-supernode-auth", f"--port={port}", "--host=127.0.0.1"]
+        superlink = self.popen([*words, "--disable-runtime-dependency-installation"], "superlink", self.folder)
+        self.wait_for_superlink(superlink, port, keys / "ca.crt")
+        address = f'[superlink.lab]\naddress = "localhost:{port}"\nroot-certificates = "{keys / "ca.crt"}"\n'
+        (self.home / "config.toml").write_text(address, encoding="utf-8")
+        for number in range(nodes):
+            self.do("flwr", "supernode", "register", f"keys/node-{number}.pub", "lab", "--name", f"node-{number}")
+        return [self._start_node(number, nodes, port, keys) for number in range(nodes)]
+
+    def _start_node(self, number: int, nodes: int, port: int, keys: Path) -> subprocess.Popen[bytes]:
+        words = [
+            "flower-supernode",
+            f"--root-certificates={keys / 'ca.crt'}",
+            f"--auth-supernode-private-key={keys / f'node-{number}'}",
+        ]
+        config = f"partition-id={number} num-partitions={nodes}"
+        return self.popen(
+            [*words, f"--superlink=127.0.0.1:{port}", f"--port={free_port()}", f"--node-config={config}"],
+            f"node-{number}",
+            self.folder,
+            FLWR_HOME=str(self.folder / f"home-{number}"),
+        )
+
+    def start(self, config: Mapping[str, Flat]) -> subprocess.Popen[bytes]:
+        """Start a run, whose folder is ``run``."""
+        path = self.folder / "run.toml"
+        path.write_text(to_toml({**config, "run.dir": str(self.folder / "run")}), encoding="utf-8")
+        return self.popen(["flwr", "run", "app", "lab", "--stream", "--run-config", str(path)], "app", self.folder)
+
+    def kill_when_asked(self, number: int, node: subprocess.Popen[bytes], asked: int) -> None:
+        """Kill a node as soon as it has received so many messages."""
+        received = "Receiving: "
+        self.wait_for(lambda: self.log(f"node-{number}").count(received) >= asked, f"message {asked}", LONGEST)
+        kill(node)
