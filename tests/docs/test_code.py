@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.docs.pages import APP, DOCS, PAGES, TUTORIAL, Block, blocks, fences, name_of
 
-CHECKED = {"python", "bash", "toml"}  # the first two here and in test_commands.py
+CHECKED = {"python", "bash", "toml", "yaml"}  # the first two here and in test_commands.py
 SHOWN = {"diff", "text"}
 EXTRAS = ("peft", "transformers")
 
@@ -81,3 +82,4 @@ def test_blocks_are_in_a_language_that_is_checked(page):
     found = {block.language for block in fences(page)}
     assert {language for language in found if not language.startswith("{")} <= CHECKED | SHOWN
     assert all(tomllib.loads(block.code) for block in blocks(page, "toml"))
+    assert all(OmegaConf.create(block.code) for block in blocks(page, "yaml"))
