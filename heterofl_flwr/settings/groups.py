@@ -165,9 +165,9 @@ class EvaluateSettings(Evaluation):
 class EngineSettings(Group):
     """What runs the clients."""
 
-    name: Literal["auto", "plain", "cohort"] = "auto"
-    """how clients train: plain (one by one, the same bit for bit on any grid), or cohort (clients of one rate
-    together); auto: whichever is likely faster
+    name: Literal["auto", "plain", "compile", "cohort"] = "auto"
+    """how clients train: plain (one by one, the same bit for bit on any grid), compile (plain with torch.compile),
+    cohort (clients of one rate together); auto: plain or cohort, whichever is likely faster
     """
     cohort: Natural = 0
     """clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU"""

@@ -39,6 +39,7 @@ def message_of(number):
         ({"engine.name": "cohort"}, "cpu", 5, 5),
         ({"engine.name": "plain"}, "cpu", 1, 1),
         ({}, "cuda", 50, 50),
+        ({"engine.name": "compile"}, "cuda", 1, 1),
     ],
 )
 def test_clients_train_together_where_that_pays(asked, settings, device, small, large):

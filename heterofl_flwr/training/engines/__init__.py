@@ -10,6 +10,7 @@ from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.training.batches import explained_single
 from heterofl_flwr.training.engines.cohort import DEVICES, find_obstacle, train_cohort
+from heterofl_flwr.training.engines.compile import train_compiled
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 
@@ -25,7 +26,7 @@ Engine = Callable[[Sequence[TrainingJob], TrainOptions], list[TrainResult]]
 """Trains clients whose models are of one kind and rate, each on its split's device; results in the same order."""
 
 AUTO = "auto"
-ENGINES: dict[str, Engine] = {"plain": train_plain, "cohort": train_cohort}
+ENGINES: dict[str, Engine] = {"plain": train_plain, "compile": train_compiled, "cohort": train_cohort}
 """Engines by name."""
 
 

@@ -41,8 +41,10 @@ def train_plain(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
     return [train_one(job, options) for job in jobs]
 
 
-def train_one(job: TrainingJob, options: TrainOptions) -> TrainResult:
-    """Train one client."""
+def train_one(
+    job: TrainingJob, options: TrainOptions, forward: Callable[[Tensor], Tensor] | None = None
+) -> TrainResult:
+    """Train one client; ``forward`` computes the model's logits of a batch, by default the model itself."""
     started, device = perf_counter(), job.split.targets.device
     model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -51,7 +53,7 @@ def train_one(job: TrainingJob, options: TrainOptions) -> TrainResult:
         sgd = ParameterSGD(model.parameters(), options, job.towards)
 
         def step(inputs: Tensor, targets: Tensor) -> Tensor:
-            loss, right = compute_loss(model, inputs, targets, masking, options.precision, job.joint_loss)
+            loss, right = compute_loss(forward or model, inputs, targets, masking, options.precision, job.joint_loss)
             sgd.minimise(loss)
             correct.add_(right.sum())
             return loss.detach()

@@ -1,0 +1,49 @@
+"""The engine ``compile``: the engine ``plain``, whose forward and backward passes ``torch.compile`` has compiled."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from heterofl_flwr.training.engines.plain import train_one
+from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
+
+
+def train_compiled(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
+    """Train clients one after the other with compiled code; equal to ``plain`` up to rounding and draws of dropout.
+
+    Parameters are inputs of what is compiled, so it serves all clients and rounds of a process whose models differ in
+    their values alone; before each step torch compares everything else that it has read of a model. Batches of another
+    size than the full one run as in ``plain``. So does what would be compiled beyond torch's own limit, eight kinds of
+    model and shapes of batch in a process (``torch._dynamo.config.recompile_limit``). On a CPU torch needs a C++
+    compiler.
+
+    Raises
+    ------
+    DivergedError
+        If a loss is NaN or infinite.
+    """
+    return [train_one(job, options, partial(_forward, job.model, options.batch_size)) for job in jobs]
+
+
+def _forward(model: nn.Module, batch_size: int, inputs: Tensor) -> Tensor:
+    if len(inputs) != batch_size:
+        logits: Tensor = model(inputs)
+        return logits
+    torch.compiler.cudagraph_mark_step_begin()
+    # Views, as torch takes a parameter to stay where it is in memory: it would record a CUDA graph for each client.
+    trained = {name: own.view_as(own) for name, own in model.named_parameters() if own.requires_grad}
+    return _compiler()(model, trained, inputs)
+
+
+@cache
+def _compiler() -> Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]:
+    """Return the function that compiles models when they are first called; torch's compiler is loaded here."""
+    return torch.compile(_call, dynamic=False, mode="reduce-overhead")  # on a GPU: by CUDA graphs
+
+
+def _call(model: nn.Module, trained: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    logits: Tensor = functional_call(model, dict(trained), (inputs,))
+    return logits
