@@ -86,6 +86,10 @@ def test_each_promise_names_its_test():
     rows = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("|")][2:]
     assert len(rows) > 10
     assert [own for own in rows if "`tests/" not in own and own != "nothing"] == []
+    bullets = re.findall(r"^- \*\*(?:(?!\n- |\n\n).)*", text, re.MULTILINE | re.DOTALL)
+    promises = [own for own in bullets if not own.startswith("- **Clients are trusted with")]
+    assert len(promises) > 8
+    assert [own for own in promises if "`tests/" not in own] == []
     assert [path for path in re.findall(r"`((?:tests|simulations)/[\w/.]+)`", text) if not (ROOT / path).exists()] == []
 
 
