@@ -9,7 +9,7 @@ from rich.console import Console
 
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import seconds_to, summary_table
-from heterofl_flwr.report.summary import failure_cells, level_cells, summary_lines
+from heterofl_flwr.report.summary import failure_cells, level_cells, score_cells, summary_lines
 from heterofl_flwr.runs.costs import LevelCost, ModelCosts, full_bytes, savings
 
 COSTS = ModelCosts(
@@ -33,6 +33,8 @@ RECORDS = [
     make(1, [1.0, 0.5, 0.125], failures=[0], bytes_down=560, bytes_up=160, evaluate={"global-accuracy": 0.4}),
     make(2, [0.125, 0.125], bytes_down=80, bytes_up=80, evaluate_by_level={"b": {"global-accuracy": 0.3}}),
 ]
+FIRST, SECOND = {"local-accuracy": 0.6, "local-loss": 1.5}, {"local-accuracy": 0.8, "local-loss": 1.0}
+"""Medians beside the means of two rounds."""
 
 
 def test_savings_are_against_the_full_model_on_the_same_clients():
@@ -45,6 +47,19 @@ def test_savings_are_against_the_full_model_on_the_same_clients():
 def test_a_level_has_its_share_of_clients_and_bytes_both_ways():
     (level, *_, share, _, size) = level_cells(RECORDS, COSTS)[1][-1]
     assert (level, share, size) == ("d", "60.0 %", "80 B")
+
+
+def test_a_row_of_the_closing_table_has_one_statistic():
+    records = [
+        make(1, [1.0], evaluate={"local-accuracy": 0.5, "local-loss": 2.0}, evaluate_medians=FIRST),
+        make(2, [1.0], evaluate={"local-accuracy": 0.4, "local-loss": 9.0}, evaluate_medians=SECOND),
+    ]
+    assert score_cells(records)[1] == [
+        ("local-accuracy", "mean", "40.0 %", "50.0 %", "1"),
+        ("local-accuracy", "median", "80.0 %", "-", "-"),
+        ("local-loss", "mean", "9", "-", "-"),
+        ("local-loss", "median", "1", "1", "2"),
+    ]
 
 
 def test_failures_are_grouped_by_reason():
