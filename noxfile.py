@@ -26,7 +26,6 @@ TESTS = [
 """What touches the names of Flower that differ, a strategy and a client of each API, and a grid."""
 
 TOOLS = ["hypothesis", "pytest"]
-AHEAD = {"1.42.0"}  # asks for a newer certifi than some registries have, so its own requirements are not installed
 ROOT = Path(__file__).parent
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
 
@@ -44,7 +43,7 @@ def matrix(session: nox.Session, torch: str) -> None:
     for flower in FLOWERS:
         layer, report = Path(session.virtualenv.location, f"flwr-{flower}"), Path(session.create_tmp(), "junit.xml")
         if not layer.is_dir():
-            session.install("--target", str(layer), *(["--no-deps"] if flower in AHEAD else []), f"flwr=={flower}")
+            session.install("--target", str(layer), f"flwr=={flower}")
         environment = {**QUIET, "PYTHONPATH": f"{layer}:{ROOT}"}
         session.run(
             *("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not simulation"),

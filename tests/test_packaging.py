@@ -85,10 +85,14 @@ def test_source_archive_holds_tests_and_licence_and_no_leftovers(archives):
 
 
 def test_a_sweep_is_planned_from_the_installed_wheel(installed, tmp_path):
-    command = (sys.executable, "-m", "heterofl_flwr", "sweep", "experiment=table4", "mix=a-e", "dry=true")
-    printed = run(*command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)})
-    assert "\n16 jobs, 0 of them done" in printed
-    shown = run(*command[:4], "--info", "searchpath", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)})
+    command, environment = (
+        (sys.executable, "-m", "heterofl_flwr", "sweep"),
+        {**os.environ, "PYTHONPATH": str(installed)},
+    )
+    given = ("experiment=table4", "data=mnist", "mix=a-e", "model.norm=sbn", "dry=true")
+    printed = run(*command, *given, cwd=tmp_path, env=environment)
+    assert "\n2 jobs, 0 of them done" in printed
+    shown = run(*command, "--info", "searchpath", cwd=tmp_path, env=environment)
     assert str(installed / "heterofl_flwr" / "conf") in shown
 
 
