@@ -53,8 +53,7 @@ def test_no_other_module_imports_what_is_not_public_in_flower():
         modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
         if private := {own for own in modules if own.startswith("flwr.") and own.removeprefix("flwr.") not in PUBLIC}:
             found[str(path.relative_to(ROOT))] = private
-    measured = "simulations/bench/secure.py"  # beside what Flower's own secure aggregation takes
-    assert sorted(found) == ["heterofl_flwr/compat.py", measured, "tests/flower_internals.py"]
+    assert sorted(found) == ["heterofl_flwr/compat.py", "tests/flower_internals.py"]
 
 
 def test_versions_up_to_the_newest_tested_pass_without_a_warning():
