@@ -104,7 +104,6 @@ class EvaluationRound:
         self.sum: MomentsSum  # of the moments, once they are opened
         self._asked_moments: dict[int, Norms] = {}
         self._moment_faults: list[str] = []
-        self._no_handler: set[int] = set()
         if drawn:
             self._log.evaluate["coverage"] = 0.0
         if drawn and not self.rates:
@@ -144,7 +143,7 @@ class EvaluationRound:
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
         """Note why a client's moments are not used; one whose app has no handler for the query is not asked again."""
         if fault.kind == "no handler":
-            self._no_handler.add(node_id)
+            self._lacking["moments"].add(node_id)
         else:
             self._moment_faults.append(f"node {node_id}: {fault.reason}")
             if fault.kind == "silent":
@@ -157,7 +156,7 @@ class EvaluationRound:
         If they are ``needed``, as there were none so far, and nobody whose app has a handler gave any, fail.
         """
         asked, faults = self._asked_moments, self._moment_faults
-        none = len(faults) + len(self._no_handler) == len(asked)
+        none = len(faults) + len(self._lacking["moments"].intersection(asked)) == len(asked)
         if faults and none and needed:
             raise RoundError(
                 f"none of {len(asked)} nodes gave usable static batch norm moments: let clients answer for them "
@@ -188,7 +187,7 @@ class EvaluationRound:
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note why a client's evaluation is not used; one whose app has no handler for it is not asked again."""
         if fault.kind == "no handler":
-            self._no_handler.add(node_id)
+            self._lacking["evaluate"].add(node_id)
             return
         self._log.evaluate_failures[self._federation.nodes.partition(node_id)] = fault.reason
         logger.warning("round %d: node %s did not evaluate: %s", self._server_round, node_id, fault.reason)
@@ -198,14 +197,15 @@ class EvaluationRound:
         del self.rates[node_id], self._whole[node_id]
 
     def _note_no_handler(self, what: str, asked: Collection[int], advice: str) -> None:
-        """Remember whose app has no handler for what was asked; warn of the first ones.
+        """Warn of the first clients whose app has no handler for what was asked.
 
         Where all that were asked lack it, so does every client that is there: they run one app.
         """
-        known, lacking, self._no_handler = self._lacking[what], self._no_handler, set()
-        if lacking and not known:
+        lacking = self._lacking[what].intersection(asked)
+        if lacking and len(lacking) == len(self._lacking[what]):
             logger.warning("%d of %d clients have no handler for it: %s", len(lacking), len(asked), advice)
-        known.update(self._present if lacking and len(lacking) == len(asked) else lacking)
+        if lacking and len(lacking) == len(asked):
+            self._lacking[what].update(self._present)
 
     def close(self) -> dict[str, float]:
         """Note and return the metrics of the global model."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, Strict
 
 from heterofl_flwr.core.levels import Mix, rate_of
 from heterofl_flwr.data import check_kind
@@ -43,19 +43,6 @@ def _split_integers(value: object) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _read_mix(value: object) -> Mix:
-    if not isinstance(value, str):
-        raise ValueError
-    return Mix.parse(value)
-
-
-def _read_level(value: object) -> str:
-    if not isinstance(value, str | int | float):
-        raise ValueError
-    rate_of(str(value))
-    return str(value)
-
-
 _join = PlainSerializer(lambda values: ",".join(map(str, values)), return_type=str)
 _different = check(lambda values: len(set(values)) == len(values))
 
@@ -77,7 +64,7 @@ Callbacks = Annotated[
 Patterns = Annotated[Texts, "patterns of parameters such as 'hidden.*,output.bias', or '' for none"]
 MixText = Annotated[
     Mix,
-    PlainValidator(_read_mix),
+    PlainValidator(Mix.parse),
     PlainSerializer(str, return_type=str),
     "a mix such as 'a1-b1-c1-d1-e1', 'a1-e9' or '1.0x1-0.3x9'",
 ]
@@ -98,7 +85,7 @@ StagesText = Annotated[
     "names such as 'momentum(0.9), moving-average' or 'adam(eta=0.1, tau=0.001)', or '' for none",
 ]
 OptionalLevel = Annotated[
-    str,
-    BeforeValidator(lambda value: value if value == "" else _read_level(value)),
+    str | Annotated[float, Strict()],
+    check(lambda level: [level == "" or rate_of(level)]),
     "a level such as 'a', a rate such as '0.5', or ''",
 ]
