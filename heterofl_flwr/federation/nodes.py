@@ -143,9 +143,7 @@ class Nodes:
         claimed = {partition: node for node, partition in self._partitions.items()}
         unnumbered = []
         for node_id in sorted(answers):
-            wanted, number = answers[node_id].partition, answers[node_id].num_partitions
-            if wanted is not None and number is not None and wanted >= number:
-                logger.warning("node %s says partition %d of %d: numbers begin with 0", node_id, wanted, number)
+            wanted = answers[node_id].partition
             if wanted is None or claimed.setdefault(wanted, node_id) != node_id:
                 if wanted is not None:
                     logger.warning("node %s says partition %s, which node %s has", node_id, wanted, claimed[wanted])
