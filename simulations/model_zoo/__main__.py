@@ -8,6 +8,7 @@ those that were named does not work.
 
 import argparse
 import json
+import random
 import sys
 import time
 from collections import Counter
@@ -167,6 +168,9 @@ def main(arguments: list[str] | None = None) -> int:
     own.add_argument("names", nargs="*", help="models to check, as package:model; without any, all of them")
     own.add_argument("--source", action="append", choices=SOURCES, help="a package to take; without any, all of them")
     own.add_argument(
+        "--draw", nargs="+", default=[], help="packages, and how many models of each to draw by the seed: timm:60"
+    )
+    own.add_argument(
         "--out", type=Path, help="write the page and the list to this folder; give no names, for whole ones"
     )
     findings = "where to keep what was found, and to read what is there already (%(default)s)"
@@ -177,9 +181,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    sources = options.source or list(SOURCES)
-    every = [f"{source}:{name}" for source in sources for name in SOURCES[source].names()]
-    keys = chosen("model", options.names, every)
+    draws = dict(one.split(":") for one in options.draw)
+    sources = options.source or list(draws) or list(SOURCES)
+    names = {source: list(SOURCES[source].names()) for source in sources}
+    for source, number in draws.items():
+        names[source] = random.Random(options.seed).sample(names[source], int(number))
+    keys = chosen("model", options.names, [f"{source}:{name}" for source, own in names.items() for name in own])
     kept = models.read(options.findings)
     made = f"{time.strftime('%Y-%m-%d')}, {describe_machine()}"
     torch.set_num_threads(1)  # so that runs are comparable, and repeatable

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ LARGEST = 30_000_000
 """The most parameters of a model of timm or transformers."""
 CLASSES = 10
 
+# The names that architectures of timm have for their depth, and a small one: what a block does, it does in each.
+_DEPTHS: tuple[dict[str, Any], ...] = ({"depths": (1, 1, 1, 1)}, {"layers": (1, 1, 1, 1)}, {"depth": 2}, {})
 # Those of torchvision that do not take 64 x 64: auxiliary heads, windows and patches of a fixed size.
 _SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 56}
 # The auto classes of transformers, and what their models take.
@@ -105,12 +108,16 @@ def _timm_families() -> list[str]:
 
 
 def _timm(family: str) -> Case:
-    """Return the first architecture of a family, by name, that is small enough, on the smallest images it takes."""
+    """Return the first architecture of a family, by name, that is small enough, made shallow, on the smallest images."""
     timm, reason = _package("timm"), f"none has at most {LARGEST:,} parameters"
-    for name in sorted(one for one in timm.list_models() if _prefix(one) == family):
-        create = partial(timm.create_model, name, num_classes=CLASSES)
-        with torch.device("meta"), _OnProcessor():
-            planned = create()
+    names = sorted(one for one in timm.list_models() if _prefix(one) == family)
+    for name, depth in product(names, _DEPTHS):
+        create = partial(timm.create_model, name, num_classes=CLASSES, **depth)
+        try:
+            with torch.device("meta"), _OnProcessor():
+                planned = create()
+        except Exception:  # whatever a model raises that does not take this depth
+            continue
         if sum(parameter.numel() for parameter in planned.parameters()) > LARGEST:
             continue
         own = planned.default_cfg["input_size"][-1]
@@ -205,7 +212,7 @@ SOURCES = {
         lambda family: family,
         _timm,
         f"of each family (names that begin with the same letters) the first architecture by name with at most "
-        f"{LARGEST // 1_000_000} million parameters",
+        f"{LARGEST // 1_000_000} million parameters, with one or two blocks where its constructor takes their number",
     ),
     "transformers": Source(
         lambda: list(_transformers_classes()),
