@@ -220,6 +220,10 @@ def _find_layer_axes(name: str, full: nn.Module, local: nn.Module) -> dict[str, 
     # Each parametrized layer has a class of its own.
     types = type_before_parametrizations(full), type_before_parametrizations(local)
     kind, where, rule = types[0].__name__, name or "(the model itself)", _rules.find(full)
+    slices = [vars(layer).get("plan_rule") for layer in (full, local)]  # those of elastic bring their own rule
+    if slices.count(None) == 1:
+        raise ShapeError(f"layer {where}: either the global or the local model is of elastic: build both with it")
+    rule = slices[0] or rule
     if types[0] is not types[1] or mine.keys() != its.keys():
         raise ShapeError(
             f"layer {where} is {kind} with {list(mine)} in the global model, but {types[1].__name__} with "

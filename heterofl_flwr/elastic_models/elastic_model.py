@@ -14,7 +14,7 @@ from heterofl_flwr.core.slice_rules import prefix
 from heterofl_flwr.elastic_models.channels import kept_positions
 from heterofl_flwr.elastic_models.check_slice import check_slice
 from heterofl_flwr.elastic_models.skeleton import Skeleton, copy_with, without_values
-from heterofl_flwr.elastic_models.sliced_model import Slice, adjust_layers, attach_scaler, sliced_class
+from heterofl_flwr.elastic_models.sliced_model import Slice, adjust_layers, attach_scaler
 from heterofl_flwr.elastic_models.trace_model import Traced, trace_model
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
 from heterofl_flwr.nn.static_norm import batch_norms, drop_statistics
@@ -78,12 +78,15 @@ class Elastic:
                 value = type(old)(value if place == number.place else one for place, one in enumerate(old))
             held[number.name] = value
         adjust_layers(self.model, model)
-        model.__class__, model.__dict__["slice_"] = sliced_class(type(model)), part
+        vars(model)["plan_rule"] = part
         if part.kept not in self.known:
             # torch calls other operators for a width of 1, as einsum does; then only that the model runs is checked
             thin = any(few == 1 < of for few, of in zip(part.kept, self.traced.channels.sizes, strict=True))
             skeleton = Skeleton(model, self.traced.says_tracing)
-            check_slice(None if thin else self.traced.steps, part.kept, skeleton, self.example_inputs, rate)
+            steps = None if thin else self.traced.steps
+            literal = check_slice(steps, part.kept, skeleton, self.example_inputs, rate)
+            if literal:
+                warnings.warn(_LITERAL.format(", ".join(sorted(literal))), stacklevel=3)
             self.known.add(part.kept)
         return model
 
@@ -173,8 +176,6 @@ def elastic(
     traced = trace_model(model, example_inputs, fixed, outputs)
     if traced.unused:
         warnings.warn(_UNUSED.format(", ".join(traced.unused)), stacklevel=2)
-    if traced.literal:
-        warnings.warn(_LITERAL.format(", ".join(traced.literal)), stacklevel=2)
     build = Elastic(
         model=copy_with(model, lambda name, tensor: tensor.clone()),
         traced=traced,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from heterofl_flwr.elastic_models.channels import Row
-from heterofl_flwr.elastic_models.lengths import Length, Trace
+from heterofl_flwr.elastic_models.lengths import Trace, is_length
 from heterofl_flwr.elastic_models.operator_rules import couple_groups, drops_groups
 from heterofl_flwr.elastic_models.rules import function
 
@@ -28,10 +28,7 @@ def layer_norm(
     trace: Trace, run: Run, input: Tensor, normalized_shape: Sequence[int], *_: object, **__: object
 ) -> object:
     """Let the last axes of the input be as long as the code says."""
-    output = run()
-    for wanted, row in zip(normalized_shape, trace.rows(output)[-len(normalized_shape) :], strict=True):
-        trace.use(wanted, row)
-    return output
+    return _use_shape(trace, run(), normalized_shape)
 
 
 @function(F.group_norm, torch.group_norm)
@@ -58,7 +55,7 @@ def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *more: An
 
 def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | None) -> None:
     """Let a layer's number of groups be that of the groups kept; one that is written in the code does not shrink."""
-    if groups is None or isinstance(number, Length):
+    if groups is None or is_length(number):
         trace.use(number, groups)
     else:
         trace.pin(channels)
@@ -133,20 +130,16 @@ def _use_before(trace: Trace, end: int, row: Row) -> None:
 
 def _use_part(trace: Trace, length: int, row: Row, part: slice) -> None:
     trace.use(length, row[part])
-    if not isinstance(length, Length):
+    if not is_length(length):
         trace.sliced.append(row)
 
 
 @function(Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split)
 def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int = 0, **_: object) -> object:
     """Let all chunks keep equally many entries."""
-    row = trace.rows(input)[dim]
-    if row is not None and isinstance(chunks, int) and len(row) % chunks == 0:
-        first, *others = row.reshape(chunks, -1)
-        for other in others:
-            trace.tie(other, first)
-    else:
-        trace.pin(row)
+    if isinstance(chunks, int):
+        return split(trace, run, input, trace.lengths(input)[dim] // chunks, dim=dim)
+    trace.pin(trace.rows(input)[dim])
     return run()
 
 
@@ -178,14 +171,6 @@ def size(trace: Trace, run: Run, tensor: Tensor, dim: int | None = None) -> obje
     """Return the shape, or one length of it, as lengths that remember their axes."""
     lengths = torch.Size(trace.lengths(tensor))
     return lengths if dim is None else lengths[dim]
-
-
-@function(Tensor.div, Tensor.__truediv__, torch.div, Tensor.true_divide, torch.true_divide)
-def divide(trace: Trace, run: Run, input: object, other: object, **_: object) -> object:
-    """Note which sums are divided by a number that stands in the code."""
-    if isinstance(input, Tensor):
-        trace.divide(input, other)
-    return run()
 
 
 @function(Tensor.numel, Tensor.nelement, torch.numel)
@@ -220,11 +205,15 @@ def _run_with_shape(trace: Trace, run: Run, given: object) -> object:
         sizes = sizes[0]  # a shape may be given as one sequence, or its lengths one by one
     if not all(isinstance(size, int) for size in sizes):
         sizes = ()
-    trace.flexible = [size == -1 or isinstance(size, Length) for size in sizes]
+    trace.flexible = [size == -1 or is_length(size) for size in sizes]
     output = run()
     trace.flexible = ()
-    if len(sizes) == output.dim():
-        for wanted, row in zip(sizes, trace.rows(output), strict=True):
-            if wanted != -1:
-                trace.use(wanted, row)
+    return _use_shape(trace, output, sizes)
+
+
+def _use_shape(trace: Trace, output: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Let a tensor's last axes be as long as the code says; it says nothing by -1."""
+    for wanted, row in zip(reversed(sizes), reversed(trace.rows(output)), strict=False):
+        if wanted != -1:
+            trace.use(wanted, row)
     return output

@@ -33,12 +33,18 @@ def _computed(name: str) -> Callable[..., Any]:
     """Return a method of whole numbers whose result remembers the sources of its operands."""
     plain = getattr(int, name)
 
-    def compute(self: "Dependent", *others: object) -> object:
+    def compute(self: "Length", *others: Any) -> object:
         result = plain(self, *others)
         if type(result) is not int:
             return result
-        operands = [one for one in (self, *others) if isinstance(one, Dependent)]
-        return Dependent.of(result, tuple(source for one in operands for source in one.sources + one.divisors))
+        other = others[0] if others else 1
+        sources, divisors = getattr(other, "sources", ()), getattr(other, "divisors", ())
+        exact = self.exact and getattr(other, "exact", True)
+        if exact and name == "__mul__":
+            return Length.of(result, self.sources + sources, self.divisors + divisors)
+        if exact and name == "__floordiv__" and int(self) == result * int(other):
+            return Length.of(result, self.sources + divisors, self.divisors + sources)
+        return Length.of(result, self.sources + self.divisors + sources + divisors, exact=False)
 
     return compute
 
@@ -51,8 +57,8 @@ def _compared(name: str) -> Callable[..., Any]:
     """
     plain = getattr(int, name)
 
-    def compare(self: "Dependent", other: object) -> Any:
-        if name in ("__eq__", "__ne__") and isinstance(other, Dependent) and other.trace is not self.trace:
+    def compare(self: "Length", other: object) -> Any:
+        if name in ("__eq__", "__ne__") and isinstance(other, Length) and other.trace is not self.trace:
             return name == "__ne__"
         if isinstance(other, int | float):
             self.trace.compare(self, other)
@@ -61,23 +67,35 @@ def _compared(name: str) -> Callable[..., Any]:
     return compare
 
 
-class Dependent(int):
-    """A number computed from lengths that is no length itself: their sum, or a part that is not exact."""
+class Length(int):
+    """A number computed from lengths that code has read.
+
+    An exact one is a length itself: the product of some sources' lengths, times or through constants and other sources'
+    lengths. A sum is none, and neither is a part that leaves a remainder.
+    """
 
     sources: tuple[Source, ...]
     divisors: tuple[Source, ...]
+    exact: bool
 
     @classmethod
-    def of(cls, value: int, sources: tuple[Source, ...], divisors: tuple[Source, ...] = ()) -> "Dependent":
+    def of(
+        cls, value: int, sources: tuple[Source, ...], divisors: tuple[Source, ...] = (), *, exact: bool = True
+    ) -> "Length":
         """Return a number with its origin."""
         number = cls(value)
-        number.sources, number.divisors = sources, divisors
+        number.sources, number.divisors, number.exact = sources, divisors, exact
         return number
 
     @property
     def trace(self) -> "Trace":
         """The trace in which it was read."""
         return self.sources[0].trace
+
+    @property
+    def rows(self) -> list[Row]:
+        """All axes that it comes from."""
+        return [source.row for source in self.sources + self.divisors]
 
     __add__ = __radd__ = _computed("__add__")
     __sub__, __rsub__, __neg__ = map(_computed, ("__sub__", "__rsub__", "__neg__"))
@@ -92,29 +110,14 @@ class Dependent(int):
         """Return whether the number is not 0."""
         return bool(self != 0)
 
-    def __deepcopy__(self, memo: object) -> "Dependent":
+    def __deepcopy__(self, memo: object) -> "Length":
         """Return this: a number never changes."""
         return self
 
 
-class Length(Dependent):
-    """A length: the product of some sources' lengths, times or through constants and other sources' lengths."""
-
-    def __mul__(self, other: object) -> Any:
-        """Return a multiple, which is still a length if the factor is a length or stands in the code."""
-        if not isinstance(other, int) or type(other) is Dependent:
-            return super().__mul__(other)
-        sources, divisors = getattr(other, "sources", ()), getattr(other, "divisors", ())
-        return Length.of(int(self) * int(other), self.sources + sources, self.divisors + divisors)
-
-    __rmul__ = __mul__
-
-    def __floordiv__(self, other: object) -> Any:
-        """Return a part; an exact one is still a length."""
-        if not isinstance(other, int) or type(other) is Dependent or int(self) % int(other):
-            return super().__floordiv__(other)
-        sources, divisors = getattr(other, "sources", ()), getattr(other, "divisors", ())
-        return Length.of(int(self) // int(other), self.sources + divisors, self.divisors + sources)
+def is_length(number: object) -> bool:
+    """Whether a number is the length of an axis, by which it may shrink."""
+    return isinstance(number, Length) and number.exact
 
 
 class Trace:
@@ -125,8 +128,8 @@ class Trace:
         self.reasons: Counter[str] = Counter()  # why channels stay whole that might have been cut, and how many
         self.sliced: list[Row] = []  # axes that the code slices at a plain number
         self.sums: dict[int, tuple[Tensor, list[Row]]] = {}  # tensors that are sums, and the axes that were summed over
-        self.divided: list[tuple[Row, str]] = []  # axes by whose length a sum is divided as a plain number, and where
-        self._place, self._lenient = place, lenient  # which layer is at work, and whether such channels are cut
+        self.arguments: object = ()  # what the function of torch that runs was called with
+        self._place, self.lenient = place, lenient  # which layer is at work, and whether such channels are cut
         self.listening = False  # whether it is the model's own code that runs, and not torch's
         self.flexible: Sequence[bool] = ()  # which axes of the view that comes next may shrink, as its code says
         self._rows: dict[int, tuple[Tensor, Rows]] = {}  # the tensors too: a number of one that is gone is given again
@@ -159,7 +162,7 @@ class Trace:
             channels = 0 if row is None else int(np.count_nonzero(self.positions.roots(row)))
             if channels and why:
                 self.reasons[f"{why}, in {self._place()}"] += channels
-            if row is not None and not (why and self._lenient):
+            if row is not None and not (why and self.lenient):
                 self.positions.unite(row, np.zeros(1, np.int64))
 
     def meet(self, *rows: Row | None) -> Row | None:
@@ -188,23 +191,22 @@ class Trace:
 
     def use(self, length: object, row: Row | None) -> None:
         """Take note that code wants an axis of this length; a plain number keeps it whole."""
-        if isinstance(length, Dependent) and any(one.trace is not self for one in length.sources + length.divisors):
+        if isinstance(length, Length) and any(one.trace is not self for one in length.sources + length.divisors):
             raise UnsupportedLayerError(
                 f"the code uses the length {int(length)} that it has kept from an earlier call (functools.lru_cache?), "
                 f"so it cannot be told which axis it is that of: clear what is kept before each trace (cache_clear())"
             )
-        if isinstance(length, Length):
+        if isinstance(length, Length) and length.exact:
             self.tie(row, self._variable(length))
         else:
             self.pin(row, why=f"the code says the length {length!r}")
 
-    def divide(self, tensor: Tensor, number: object) -> None:
-        """Take note where code divides a sum by the number of what was added, and says it as a plain number."""
+    def counted(self, tensor: Tensor, divisor: float | None) -> list[Row]:
+        """Return the axes whose full length a sum over them is divided by."""
         _, summed = self.sums.get(id(tensor), (None, []))
-        if not isinstance(number, Dependent):
-            self.divided += [(row, self._place()) for row in summed if number == len(row) > 1]
+        return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 
-    def compare(self, one: Dependent, two: float) -> None:
+    def compare(self, one: Length, two: float) -> None:
         """Take note that the model's code compares two numbers: what follows must be the same at every rate.
 
         Lengths keep their proportion. What is compared with a number that stands in the code is kept whole, unless that
@@ -212,13 +214,12 @@ class Trace:
         """
         if not self.listening:
             return
-        if isinstance(two, Dependent) and two.trace is not self:
+        if isinstance(two, Length) and two.trace is not self:
             two = int(two)  # the model's code has kept it from an earlier trace
-        if isinstance(one, Length) and isinstance(two, Length):
+        if isinstance(two, Length) and one.exact and two.exact:
             self.tie(self._variable(one), self._variable(two))
-        elif isinstance(two, Dependent) or two >= 1 or not _at_least_one(one):
-            numbers = [number for number in (one, two) if isinstance(number, Dependent)]
-            rows = (source.row for number in numbers for source in number.sources + number.divisors)
+        elif isinstance(two, Length) or two >= 1 or not _at_least_one(one):
+            rows = one.rows + (two.rows if isinstance(two, Length) else [])
             self.pin(*rows, why=f"the code compares a length with {int(two)}")
 
     def lengths(self, tensor: Tensor) -> tuple[int, ...]:
@@ -236,7 +237,7 @@ class Trace:
         return None if variable is None else variable.row
 
 
-def _at_least_one(number: Dependent) -> bool:
+def _at_least_one(number: Length) -> bool:
     """Whether a number is a multiple of lengths, so that it is never 0."""
     multiple = math.prod(len(source.row) for source in number.sources)
-    return isinstance(number, Length) and not number.divisors and int(number) % multiple == 0
+    return number.exact and not number.divisors and int(number) % multiple == 0

@@ -52,13 +52,6 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inn
     return rows
 
 
-@operator("tril", "triu")
-def triangular(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep the last two axes whole: which entries stay depends on their places."""
-    trace.pin(*rows[-2:])
-    return [*rows[:-2], None, None]
-
-
 @operator("empty", "zeros", "ones", "full", "rand", "randn", "new_empty", "new_zeros", "new_ones", "new_full")
 def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Let a tensor of equal or random entries be cut as those that it meets."""
@@ -80,8 +73,7 @@ def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     kept = [None if axis in axes else row for axis, row in enumerate(rows) if keep or axis not in axes]
     trace.mark(kept, *call.outputs)
     if call.name == "sum":
-        summed = [row for axis in axes if (row := rows[axis]) is not None]
-        trace.sums[id(call.outputs[0])] = call.outputs[0], summed
+        trace.sums[id(call.outputs[0])] = call.outputs[0], [row for axis in axes if (row := rows[axis]) is not None]
 
 
 @operator(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)))
@@ -98,7 +90,8 @@ def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     *added, one, two = call.inputs
     left, right = trace.rows(one), trace.rows(two)
     inner = max(len(right) - 2, 0)
-    trace.meet(left[-1], right[inner])
+    summed = trace.meet(left[-1], right[inner])
+    trace.sums[id(call.outputs[0])] = call.outputs[0], [] if summed is None else [summed]
     batch = [trace.meet(left[0], right[0])] if len(left) == 3 else []
     found, output = [*batch, *left[len(batch) : -1], *right[inner + 1 :]], call.outputs[0]
     if not added:
@@ -120,24 +113,6 @@ def grouped_product(
         )
     product = tokens.mm(experts.unbind()[0])
     return product if bias is None else product + bias.unbind()[0]
-
-
-@stand_in(aten._trilinear)
-def bilinear(one: Tensor, two: Tensor, three: Tensor, *axes: list[int], **_: object) -> Tensor:
-    """Multiply three tensors, each with its new axes, and sum over the last axes named: what ``nn.Bilinear`` does."""
-    *added, summed = axes
-    for number, new in enumerate(added):
-        for axis in new:
-            one, two, three = (x.unsqueeze(axis) if place == number else x for place, x in enumerate((one, two, three)))
-    return (one * two * three).sum(summed)
-
-
-@operator("_cdist_forward")
-def distances(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Let the axes meet along which distances are measured: a smaller model's are those of what it keeps."""
-    others = trace.rows(call.inputs[1])
-    trace.meet(rows[-1], others[-1])
-    return [*broadcast(trace, call.inputs, call.outputs[0].shape, inner=2), rows[-2], others[-2]]
 
 
 @operator("linalg_solve_triangular")

@@ -25,6 +25,7 @@ _PRODUCTS = {
     *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
     *(torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum),
     *(Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.addmm, Tensor.__matmul__, Tensor.__rmatmul__),
+    *(torch.mv, Tensor.mv, torch.inner, Tensor.inner, torch.tensordot, F.bilinear, F.embedding_bag),
 }
 
 

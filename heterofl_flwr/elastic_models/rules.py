@@ -14,11 +14,15 @@ from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.core.layer_rules import Registry, is_layer_type
 from heterofl_flwr.elastic_models.channels import Row, Rows
-from heterofl_flwr.elastic_models.lengths import Trace
+from heterofl_flwr.elastic_models.lengths import Length, Trace
 from heterofl_flwr.errors import UnsupportedLayerError
 
 aten = torch.ops.aten
 _Rule = TypeVar("_Rule", bound=Callable[..., object])
+HOLDS_THE_MODEL = (
+    "the model's code {} of the model given, not of its copy, as a hook or a function does that holds the model: let "
+    "it use the layer that it is called with"
+)
 _PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
@@ -37,6 +41,14 @@ class Call:
         arguments = self.function._schema.arguments
         defaults = {one.name: one.default_value for one in arguments if one.has_default_value()}
         return {**defaults, **dict(zip((one.name for one in arguments), self.args, strict=False)), **self.kwargs}
+
+    @property
+    def divisor(self) -> float | None:
+        """The plain number by which a tensor is divided, if it is."""
+        number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else None
+        if not isinstance(number, int | float) or not number:
+            return None
+        return number if self.name.startswith("div") else 1 / number
 
 
 OPERATORS = Registry("operator", "operators of torch.ops.aten", lambda one: isinstance(one, OpOverloadPacket))
@@ -124,12 +136,17 @@ def follow(trace: Trace, call: Call) -> None:
         found = rule(trace, call, list(trace.rows(call.inputs[0])) if call.inputs else [])
         if found is not None:
             trace.mark(found, call.outputs[0])
-    elif any(row is not None for tensor in call.inputs for row in trace.rows(tensor)):
-        name = str(call.function.overloadpacket)
-        raise UnsupportedLayerError(
-            f"torch.ops.{name} is not known. Say by torch's own operators how its output's axes depend on its "
-            f"inputs: @heterofl_flwr.elastic_models.stand_in(torch.ops.{name}), a function of the same arguments"
-        )
+    else:
+        lengths = [one for one in tree_leaves(trace.arguments) if isinstance(one, Length)]
+        name = f"torch.ops.{call.function.overloadpacket}"
+        why = f"{name} is not known (@heterofl_flwr.elastic_models.stand_in({name}) can say what it does)"
+        trace.pin(*(row for one in call.inputs for row in trace.rows(one)), why=why)
+        trace.pin(*(row for one in lengths for row in one.rows), why=why)
+        if trace.lenient:
+            trace.fresh(*call.outputs)
+    if len(call.inputs) == 1 and id(call.inputs[0]) in trace.sums:  # a sum that is moved or scaled is still one
+        for output in call.outputs:
+            trace.sums.setdefault(id(output), (output, trace.sums[id(call.inputs[0])][1]))
 
 
 class Operators(TorchDispatchMode):
@@ -148,6 +165,9 @@ class Operators(TorchDispatchMode):
         if replacement is not None:
             with self:
                 return replacement(*args, **given)
+        if _find_operator(func) is None and func._can_decompose():  # it is made of other operators
+            with self:
+                return func.decompose(*args, **given)
         output = func(*args, **given)
         self._listener(Call(func, args, given, output))
         return output
@@ -166,32 +186,33 @@ class Functions(TorchFunctionMode):
     ) -> object:
         """Call the function, by its rule if it has one. What torch's own code compares does not count."""
         rule, run = FUNCTIONS.get(func), partial(func, *args, **(kwargs or {}))
-        self._trace.listening = False
+        self._trace.listening, self._trace.arguments = False, (args, kwargs)
         try:
             return run() if rule is None else rule(self._trace, run, *args, **(kwargs or {}))
         finally:
             self._trace.listening = True
 
 
-class Contiguous(TorchFunctionMode):
-    """Lets products have inputs without gaps, because torch chooses operators for them by strides, and so by widths."""
+class Alike(TorchFunctionMode):
+    """Lets code call the same operators whatever the widths and the draws, and only on tensors of the copy.
+
+    Products have inputs without gaps, because torch chooses operators for them by strides, and so by widths. A number
+    that code draws alone is 1, so that a layer that is left out by chance is not left out.
+    """
+
+    def __init__(self, given: Mapping[int, str]) -> None:
+        super().__init__()
+        self._given = given  # the tensors of the model that was copied
 
     def __torch_function__(
         self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
         """Call the function."""
+        theirs = [self._given[id(one)] for one in tree_leaves((args, kwargs)) if id(one) in self._given]
+        if theirs:
+            raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"uses {', '.join(theirs)}"))
         if func in _PRODUCTS:
             args = [one.contiguous() if isinstance(one, Tensor) else one for one in args]
-        return func(*args, **(kwargs or {}))
-
-
-class LoneDraws(TorchFunctionMode):
-    """Lets a number that code draws alone be 1, so that a layer that is left out by chance is not left out."""
-
-    def __torch_function__(
-        self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
-    ) -> object:
-        """Call the function."""
         if func is torch.rand and (kwargs or {}).get("size", args[0] if args else None) in ((), []):
             return torch.ones((), device="cpu")
         return func(*args, **(kwargs or {}))

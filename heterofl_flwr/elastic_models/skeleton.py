@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.elastic_models.lengths import Length, Source, Trace
-from heterofl_flwr.elastic_models.rules import STAND_INS, Call, Contiguous, LoneDraws
+from heterofl_flwr.elastic_models.rules import STAND_INS, Alike, Call
 from heterofl_flwr.errors import UnsupportedLayerError, first_line
 from heterofl_flwr.nn.execution import call, named_tensors
 
@@ -30,20 +30,44 @@ class Number(NamedTuple):
     place: int | None
 
 
+def find_containers(model: nn.Module) -> dict[str, dict[Any, Any] | list[Any]]:
+    """Return all dicts and lists in which layers hold what they hold, their own attributes first, by name."""
+    found = {f"{name}.": vars(layer) for name, layer in model.named_modules()}
+    names, seen = list(found), set(map(id, found.values()))
+    for name in names:  # which grows
+        for key, one in entries(found[name]).items():
+            if isinstance(one, dict | list) and id(one) not in seen:
+                seen.add(id(one))
+                names.append(f"{name}{key}.")
+                found[names[-1]] = one
+    return found
+
+
+def entries(container: dict[Any, Any] | list[Any]) -> dict[Any, Any]:
+    """Return what is in a container, by its place."""
+    return container if isinstance(container, dict) else dict(enumerate(container))
+
+
+def other_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return tensors that layers hold beside parameters and buffers, such as those that code has kept from a call."""
+    known = set(map(id, named_tensors(model).values()))
+    held = {f"{name}{key}": one for name, own in find_containers(model).items() for key, one in entries(own).items()}
+    return {name: one for name, one in held.items() if isinstance(one, Tensor) and id(one) not in known}
+
+
 def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """Return a copy of a model with other tensors; those that are one in the model are one in the copy."""
     memo: dict[int, object] = {}
-    for name, tensor in named_tensors(model).items():
+    for name, tensor in (named_tensors(model) | other_tensors(model)).items():
         if id(tensor) not in memo:
             other = new(name, tensor.detach())
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if is_parameter else other
     try:
         return copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError) as error:  # such as a computed tensor of the older weight_norm, or a generator
+    except TypeError as error:
         raise UnsupportedLayerError(
-            f"the model cannot be copied: {first_line(error)}. Give it as it was built, without generators, or tensors "
-            f"that it has computed; for weight_norm, that of torch.nn.utils.parametrizations"
+            f"the model cannot be copied: {first_line(error)}. Give it as it was built, without generators"
         ) from error
 
 
@@ -56,6 +80,7 @@ class Skeleton:
 
     def __init__(self, model: nn.Module, says_tracing: bool) -> None:
         self.says_tracing = says_tracing
+        self._given = {id(tensor): name for name, tensor in named_tensors(model).items()}
         self.model = copy_with(model, lambda name, tensor: torch.empty_like(tensor, device="meta"))
         self._names = {id(tensor): name for name, tensor in reversed(named_tensors(self.model).items())}
         self._path: list[str] = []
@@ -89,6 +114,10 @@ class Skeleton:
     def remember(self, trace: Trace) -> dict[Number, Source]:
         """Give every tensor positions of its own, and every number of every layer a source; return the sources."""
         trace.fresh(*named_tensors(self.model).values())
+        for name, tensor in other_tensors(self.model).items():
+            trace.fresh(tensor)
+            why = f"{name} is a tensor that is no parameter or buffer; if a call has left it there, give a fresh model"
+            trace.pin(*trace.rows(tensor), why=why)
         sources: dict[Number, Source] = {}
 
         def length(value: Any, *place: Any) -> Any:
@@ -125,7 +154,7 @@ class Skeleton:
                 held = vars(torch.jit)  # from where code reads it
                 stack.callback(held.__setitem__, "is_tracing", held["is_tracing"])
                 held["is_tracing"] = lambda: True
-            for one in (Contiguous(), LoneDraws(), *watching):
+            for one in (Alike(self._given), *watching):
                 stack.enter_context(one)
             return call(self.model, given)
 

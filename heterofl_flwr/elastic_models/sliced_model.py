@@ -1,10 +1,9 @@
-"""Models that are slices of another: they know which, so that ``Plan.of`` needs no rule for their layers."""
+"""Models that are slices of another: each holds its own rule for ``Plan.of``."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from heterofl_flwr.core.axes import Axes, Axis, build_channel_axis
-from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.elastic_models.channels import Channels, Places, kept_positions
 from heterofl_flwr.elastic_models.products import HOOKED, LayerProducts, ScaledProducts
 from heterofl_flwr.elastic_models.rules import ADJUSTMENTS, adjust
@@ -40,6 +38,10 @@ class Slice:
                 tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
         return tensor.clone() if tensor is own else tensor
 
+    def __call__(self, full: nn.Module, local: nn.Module) -> dict[str, Axes]:
+        """Return which part of each parameter the local slice holds of the full one, as rules for layers do."""
+        return self.axes(full.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
+
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
         """Return which part of each of this slice's parameters a smaller slice holds."""
         if not self.channels.equal(smaller.channels):
@@ -61,40 +63,6 @@ class Slice:
         return {
             name: tuple(map(axis, tensor.shape, every.get(name) or [None] * tensor.dim())) for name, tensor in named
         }
-
-
-class Sliced(nn.Module):
-    """Marks a model that ``elastic`` built; it is of the user's class too."""
-
-    slice_: Slice
-
-    def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., nn.Module], tuple[type], Mapping[str, Any]]:
-        """Pickle by the user's class, because the one of the slice has no name in any module."""
-        own = next(base for base in type(self).__mro__ if not issubclass(base, Sliced))
-        return _empty, (own,), self.__dict__
-
-
-_classes: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def sliced_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the class of slices of a class of models, always the same: a subclass of the same name."""
-    if kind not in _classes:
-        own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-        _classes[kind] = type(kind.__name__, (Sliced, kind), own)
-    return _classes[kind]
-
-
-def _empty(kind: type[nn.Module]) -> nn.Module:
-    made = sliced_class(kind)
-    return made.__new__(made)
-
-
-@register(Sliced)
-def axes_of_slices(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return which part of each parameter the local slice holds of the full one."""
-    one: Slice = full.__dict__["slice_"]
-    return one.axes(full.named_parameters(remove_duplicate=False), local.__dict__["slice_"])
 
 
 def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction, products: Mapping[str, LayerProducts]) -> None:
@@ -152,11 +120,9 @@ def adjust_layers(full: nn.Module, model: nn.Module) -> None:
 
 _LENGTHS: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
     nn.Linear: {"out_features": ("weight", 0), "in_features": ("weight", 1)},
-    nn.Bilinear: {"out_features": ("weight", 0), "in1_features": ("weight", 1), "in2_features": ("weight", 2)},
     nn.Embedding: {"embedding_dim": ("weight", 1)},
     nn.EmbeddingBag: {"embedding_dim": ("weight", 1)},
     nn.GroupNorm: {"num_channels": ("weight", 0)},
-    nn.RNNCellBase: {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)},
 }
 """By layer type, which axis of which of its parameters each number is the length of."""
 
@@ -182,14 +148,6 @@ def _channels(layer: _NormBase) -> None:
     held = layer.running_mean if layer.weight is None else layer.weight
     if held is not None:
         layer.num_features = len(held)
-
-
-@adjust(nn.RNNBase)
-def _recurrent(layer: nn.RNNBase) -> None:
-    shapes = {name: parameter.shape for name, parameter in layer.named_parameters()}
-    rows, layer.input_size = shapes["weight_ih_l0"]
-    layer.hidden_size = rows // {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
-    layer.proj_size = shapes["weight_hr_l0"][0] if layer.proj_size else 0
 
 
 @adjust(nn.MultiheadAttention)

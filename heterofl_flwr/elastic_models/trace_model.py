@@ -6,12 +6,14 @@ layers. Here the model's own code runs on tensors without values, what it does t
 code of a smaller model is the very same.
 """
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +24,12 @@ from heterofl_flwr.elastic_models.channels import Channels, Grouping, Places, Ro
 from heterofl_flwr.elastic_models.check_slice import MODES, QUIET, Step
 from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.elastic_models.products import HOOKED, LayerProducts, Product, Products
-from heterofl_flwr.elastic_models.rules import Call, Functions, Operators, follow
-from heterofl_flwr.elastic_models.skeleton import Number, Skeleton
+from heterofl_flwr.elastic_models.rules import HOLDS_THE_MODEL, Call, Functions, Operators, follow
+from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, entries, find_containers
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, first_line
 from heterofl_flwr.nn.execution import named_tensors
 
-_NORM = re.compile("norm(?!al)|rsqrt")
+_NORM = re.compile("(?<!weight_)norm(?!al)|rsqrt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,6 @@ class Traced:
     unused: Sequence[str]  # layers, or single parameters, that could be cut but took no part; they are kept whole
     products: Mapping[str, LayerProducts]  # of layers whose own code multiplies by parameters
     reasons: Sequence[str]  # why axes stay whole that might have been cut, that of most channels first
-    literal: Sequence[str]  # layers that divide a sum by a plain number, the full length of axes that are cut
     normalises: bool  # whether it has norms: torch's, or written out with a reciprocal root, as RMS norms are
     says_tracing: bool  # see Skeleton
 
@@ -63,26 +64,25 @@ def trace_model(
                 f"layer {name or '(the model itself)'} is compiled by torch.jit or torch.fx, so its code cannot be "
                 f"followed: give the model from before it was compiled"
             )
-    held = {name: dict(vars(layer)) for name, layer in model.named_modules()}
+    held = [(name, one, copy.copy(one)) for name, one in find_containers(model).items()]
     try:
         return _trace_either(model, example_inputs, fixed, outputs, lenient)
     finally:
-        _restore(model, held)
+        _restore(held)
 
 
-def _restore(model: nn.Module, held: Mapping[str, Mapping[str, object]]) -> None:
+def _restore(held: Sequence[tuple[str, Any, Any]]) -> None:
     """Undo what a trace changed in the model given; raise ``UnsupportedLayerError`` if it did."""
     changed = []
-    for name, layer in model.named_modules():
-        own = vars(layer)
-        changed += [f"{name}.{key}".lstrip(".") for key in own if own[key] is not held[name].get(key)]
-        own.clear()
-        own.update(held[name])
+    for name, one, before in held:
+        old = entries(before)
+        found = [f"{name}{key}".lstrip(".") for key, value in entries(one).items() if value is not old.get(key)]
+        if found or len(one) != len(before):
+            changed += found or [name]
+            one.clear()
+            (one.update if isinstance(one, dict) else one.extend)(before)
     if changed:
-        raise UnsupportedLayerError(
-            f"the model's code sets {', '.join(changed)} in the model given, not in its copy, as a hook or a function "
-            f"does that holds the model: let it use the layer that it is called with"
-        )
+        raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"sets {', '.join(changed)}"))
 
 
 def _trace_either(
@@ -118,7 +118,7 @@ class Tracer:
         for name in _names_fixed(self._skeleton.model, fixed):
             self._trace.pin(*self._trace.rows(self._named[name]))
         self._used: set[str] = set()  # the model's parameters and buffers that went into any operator
-        self._calls: list[tuple[str, list[str], list[tuple[torch.Size, Rows | None]]]] = []
+        self._calls: list[tuple[str, list[str], list[tuple[torch.Size, Rows | None]], float | None, list[Row]]] = []
         self._products: list[tuple[str, Product, list[Row]]] = []  # with the axes that come from the parameter
         self._normalises = False
 
@@ -136,7 +136,8 @@ class Tracer:
         self._used.update(tensors)
         if called.name not in QUIET:
             outputs = [(one.shape, self._trace.known(one)) for one in called.outputs]
-            self._calls.append((called.name, tensors, outputs))
+            counted = self._trace.counted(called.inputs[0], called.divisor) if called.inputs else []
+            self._calls.append((called.name, tensors, outputs, called.divisor, counted))
         if _NORM.search(called.name):
             # Norms of weights leave activations as they are.
             self._normalises |= "parametrizations" not in self._skeleton.at_work[0].split(".")
@@ -163,11 +164,14 @@ class Tracer:
         axes = {name: tuple(map(grouping.places, trace.rows(tensor))) for name, tensor in self._named.items()}
         used = {number: source.row for number, source in self._sources.items() if "row" in vars(source)}
         numbers = {number: grouping.places(trace.open(row)) for number, row in used.items()}
+
+        def cut(row: Row) -> bool:
+            return grouping.places(trace.open(row)) is not None
+
         shrinks: dict[str, dict[Product, bool]] = {}
         for layer, product, rows in self._products:
             own = shrinks.setdefault(layer, {})
-            cut = any(grouping.places(trace.open(row)) is not None for row in rows)
-            own[product] = own.get(product, False) or cut
+            own[product] = own.get(product, False) or any(map(cut, rows))
 
         def lengths(shape: torch.Size, rows: Rows | None) -> list[int | Places | None]:
             if rows is None:
@@ -177,11 +181,15 @@ class Tracer:
         return Traced(
             Channels(tuple(grouping.sizes), axes),
             {number: places for number, places in numbers.items() if places is not None},
-            [Step(name, tensors, [lengths(*output) for output in outputs]) for name, tensors, outputs in self._calls],
+            [
+                Step(
+                    name, tensors, [lengths(*output) for output in outputs], divisor if any(map(cut, counted)) else None
+                )
+                for name, tensors, outputs, divisor, counted in self._calls
+            ],
             unused,
             {layer: _layer_products(own) for layer, own in shrinks.items() if any(own.values())},
             [reason for reason, _ in trace.reasons.most_common()],
-            sorted({place for row, place in trace.divided if grouping.places(trace.open(row)) is not None}),
             self._normalises,
             self._skeleton.says_tracing,
         )

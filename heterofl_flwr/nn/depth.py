@@ -3,13 +3,14 @@
 import copy
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.core.levels import exact_rate, level_name, rate_of, width
@@ -195,15 +196,22 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> dict[int, tu
     The model loses its blocks. By how many it has lost, what it then holds without use is returned.
     """
     stacks = find_stacks(model, blocks)
-    output = call(model, inputs)
-    expected, unused, idle, gone = _shape(output), set(_unused(model, output)), {}, 0
+    try:
+        expected, unused = _run(model, inputs, modes := (True, False))
+    except Exception:  # whatever a model raises that trains with more inputs, such as targets
+        expected, unused = _run(model, inputs, modes := (False,))
+    if expected is None:
+        raise ConfigError(
+            f"{type(model).__name__} returned no tensor: let it return tensors, or tuples or dicts of them"
+        )
     depth_rates = {Fraction(kept, len(names)) for names in stacks.values() for kept in range(1, len(names))}
+    idle, gone = {}, 0
     for depth_rate in sorted(depth_rates, reverse=True):
         dropped = _drop(model, stacks, depth_rate)
         gone += len(dropped)
         try:
-            output = call(model, inputs)
-            fault = "" if _shape(output) == expected else f"it returns {_shape(output)}, not {expected}"
+            shape, own = _run(model, inputs, modes)
+            fault = "" if shape == expected else f"it returns {shape}, not {expected}"
         except Exception as error:  # whatever the model's code raises
             fault = first_line(error)
         if fault:
@@ -213,21 +221,20 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> dict[int, tu
                 f"self.blocks', not by number. Name other blocks, or give each depth a head of its own "
                 f"(heterofl_flwr.nn.with_exits)"
             )
-        if own := tuple(name for name in _unused(model, output) if name not in unused):
-            idle[gone] = own
+        if own - unused:
+            idle[gone] = tuple(name for name, _ in model.named_parameters() if name in own - unused)
     return idle
 
 
-def _unused(model: nn.Module, output: object) -> list[str]:
-    """Return the names of the parameters on which an output does not depend."""
-    ends = [leaf.sum() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    if not ends:
-        return []
+def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple[int, ...] | None, set[str]]:
+    """Return the shape of a model's first output, and its parameters on which no output depends in any of the modes."""
     model.zero_grad()
-    torch.autograd.backward(ends)  # torch.autograd.grad refuses models with torch.utils.checkpoint
-    return [name for name, own in model.named_parameters() if own.requires_grad and own.grad is None]
-
-
-def _shape(tree: object) -> tuple[int, ...] | None:
-    """Return the shape of the first tensor among some values."""
-    return next((tuple(leaf.shape) for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)), None)
+    for mode in modes:
+        for layer in model.modules():
+            layer.training = mode and not isinstance(layer, _NormBase)  # which refuses a single example
+        leaves = [leaf for leaf in tree_leaves(call(model, inputs)) if isinstance(leaf, Tensor)]
+        ends = [leaf.sum() for leaf in leaves if leaf.requires_grad]
+        if ends:
+            torch.autograd.backward(ends)  # torch.autograd.grad refuses models with torch.utils.checkpoint
+    unused = {name for name, own in model.named_parameters() if own.requires_grad and own.grad is None}
+    return (tuple(leaves[0].shape) if leaves else None), unused

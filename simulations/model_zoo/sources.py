@@ -108,7 +108,7 @@ def _timm_families() -> list[str]:
 
 
 def _timm(family: str) -> Case:
-    """Return the first architecture of a family, by name, that is small enough, made shallow, on the smallest images."""
+    """Return the first architecture of a family, by name, that is small enough, shallow, on the smallest images."""
     timm, reason = _package("timm"), f"none has at most {LARGEST:,} parameters"
     names = sorted(one for one in timm.list_models() if _prefix(one) == family)
     for name, depth in product(names, _DEPTHS):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.nn.utils.weight_norm import WeightNorm
 
 Case = tuple[nn.Module, Tensor]
 FAMILIES: dict[str, Callable[[], Case]] = {}
@@ -239,17 +240,20 @@ def dense() -> nn.Module:
     return nn.Linear(12, 12)
 
 
+def older_weight_norm() -> nn.Module:
+    WeightNorm.apply(layer := dense(), "weight", 0)
+    return layer
+
+
 BETWEEN = {
-    "lower triangle": (lambda self, x: torch.ones(6, 6).tril().to(x) @ x,),
     "added by index": (lambda self, x: x.index_add(1, torch.tensor([0, 0, 3]), self.other(x[:, :3])), dense),
     "put by index": (lambda self, x: x.index_put((torch.tensor(0), torch.tensor([0, 3])), self.other(x[0, :1])), dense),
     "put by a mask": (put, dense),
     "scattered": (scatter,),
     "turned by complex numbers": (turn,),
     "fourier over places": (lambda self, x: torch.fft.fft(x, dim=1).real,),
-    "distances": (lambda self, x: torch.cdist(x, self.other(x)) @ x, dense),
     "solved": (lambda self, x: torch.linalg.solve_triangular(torch.eye(6).to(x) * 2, x, upper=True),),
-    "bilinear": (lambda self, x: self.other(x, x), lambda: nn.Bilinear(12, 12, 12)),
     "spectral norm": (lambda self, x: self.other(x), lambda: parametrizations.spectral_norm(dense())),
+    "older weight norm": (lambda self, x: self.other(x), older_weight_norm),
 }
 FAMILIES |= {name: lambda own=own: between(*own) for name, own in BETWEEN.items()}

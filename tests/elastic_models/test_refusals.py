@@ -71,12 +71,10 @@ def turned():
     library._destroy()
 
 
-def test_an_unknown_operator_is_refused_until_taught(turned):
+def test_an_unknown_operator_keeps_channels_whole_until_taught(turned):
     model = _around(Then(lambda self, x: turned(x)))
-    with pytest.raises(
-        UnsupportedLayerError, match=r"layer 1 of type Then: torch.ops.heterofl_test.turned is not known"
-    ):
-        elastic(model, X)
+    with pytest.warns(UserWarning, match=r"heterofl_test.turned is not known .*can say what it does.*layer 1 of type"):
+        assert elastic(model, X).plan(0.5).shapes["0.weight"] == (8, 3)
 
     @stand_in(turned)
     def kept(x):
@@ -228,12 +226,42 @@ def test_a_layer_that_is_computed_again_keeps_its_scaler():
         torch.testing.assert_close(one, gradients[0])
 
 
-def test_code_that_holds_the_model_given_is_refused():
-    model = _around()
-    model[0].register_forward_hook(lambda layer, given, output: setattr(model, "seen", output))
-    with pytest.raises(UnsupportedLayerError, match="sets seen in the model given"):
+@pytest.mark.parametrize(
+    ("hook", "text"),
+    [
+        (lambda model, output: setattr(model, "seen", output), "sets seen of the model given"),
+        (lambda model, output: model.notes.update(out=output), r"sets notes\.out of the model given"),
+        (
+            lambda model, output: model.notes["all"].append(output),
+            r"sets notes\.all\.0, notes\.all\.1 of the model given",
+        ),
+        (lambda model, output: output + model.extra(output), r"uses extra\.weight of the model given"),
+        (lambda model, output: model.calls.add_(1) and None, "uses calls of the model given"),
+    ],
+)
+def test_code_that_holds_the_model_given_is_refused(hook, text):
+    model = Then(lambda self, x: self.last(self.first(x)), first=nn.Linear(3, 8), last=nn.Linear(8, 2))
+    model.extra, model.notes = nn.Linear(8, 8, bias=False), {"all": []}
+    model.register_buffer("calls", torch.zeros(()))
+    model.first.register_forward_hook(lambda layer, given, output: hook(model, output))
+    with pytest.raises(UnsupportedLayerError, match=text):
         elastic(model, X)
     assert not hasattr(model, "seen")
+    assert (model.notes, model.calls) == ({"all": []}, 0)
+
+
+def test_tensors_kept_from_a_call_are_whole_and_named():
+    def forward(self, x):
+        self.kept = getattr(self, "kept", None)
+        self.kept = torch.ones(x.shape[1]) if self.kept is None else self.kept
+        return x * self.kept
+
+    model = _around(Then(forward))
+    assert elastic(model, X)(0.5)[0].weight.shape == (4, 3)
+    model(X)
+    with pytest.warns(UserWarning, match=r"1\.kept is a tensor .* give a fresh model"):
+        build = elastic(model, X)
+    assert torch.equal(build(0.5)(X), model(X))
 
 
 @pytest.mark.parametrize("kind", ["graph", "generator"])

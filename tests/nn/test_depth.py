@@ -65,7 +65,7 @@ def test_a_shallow_model_computes_what_its_first_blocks_do():
 def test_every_depth_of_unequal_stacks_is_run():
     calls = []
     build = shallow(TwoStacks(), "*.*", (X, calls))
-    assert calls == [(2, 4), (2, 3), (1, 2), (1, 1)]
+    assert calls == [depths for depths in ((2, 4), (2, 3), (1, 2), (1, 1)) for _ in ("training", "evaluation")]
     found = [tuple(list(dict(own._modules)) for own in build(rate).children()) for rate in (0.75, 0.25)]
     assert found == [(["0", "1"], ["0", "1", "2"]), (["0"], ["0"])]
 
@@ -123,11 +123,38 @@ class NormsBeside(nn.Module):
         return x
 
 
+class HeadsInTraining(nn.Module):
+    """Blocks, and a head for each that works in training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(4))
+        self.heads = nn.ModuleList(nn.Linear(4, 2) for _ in range(4))
+
+    def forward(self, x):
+        outputs = []
+        for block, head in zip(self.blocks, self.heads, strict=False):
+            x = block(x)
+            outputs += [head(x)] if self.training else []
+        return x, outputs
+
+
 def test_what_a_shallow_model_does_not_use_does_not_count():
     with pytest.warns(UserWarning, match=r"hold norms\.3\.weight.* and do not train them"):
         build = shallow(NormsBeside(), "blocks.*", torch.zeros(2, 4))
     assert build(1.0).untrained == ()
     assert build(0.5).untrained == tuple(f"norms.{n}.{own}" for n in (2, 3) for own in ("weight", "bias"))
     assert not hasattr(shallow(stack(), "1.*", X)(0.5), "untrained")
+    with pytest.warns(UserWarning, match=r"hold heads\.3\.weight"):
+        assert "heads.2.bias" in shallow(HeadsInTraining(), "blocks.*", torch.zeros(1, 4))(0.5).untrained
     with pytest.raises(TypeError, match="example_inputs"):  # nobody leaves it out by mistake
         shallow(NormsBeside(), "blocks.*")
+
+
+def test_a_model_that_returns_no_tensor_raises():
+    class Named(nn.Sequential):
+        def forward(self, x):
+            return type("Output", (), {"logits": super().forward(x)})()
+
+    with pytest.raises(ConfigError, match="Named returned no tensor"):
+        shallow(Named(*stack()), "1.*", X)
