@@ -96,12 +96,11 @@ def _scale(scaler: Scaler, layer: nn.Module, args: object, output: Tensor | tupl
 
 
 def _outputs(layer: nn.Module) -> int | None:
-    """Return how many outputs a layer has that the Scaler is for."""
+    """Return how many outputs a layer has that the Scaler is for. Its weight may be parametrised, and is not asked."""
     if isinstance(layer, nn.MultiheadAttention):
         layer = layer.out_proj
-    if isinstance(layer, nn.Embedding | nn.Linear):
-        return layer.weight.shape[isinstance(layer, nn.Embedding)]
-    return layer.out_channels if isinstance(layer, _ConvNd) else None
+    numbers = {nn.Linear: "out_features", nn.Embedding: "embedding_dim", _ConvNd: "out_channels"}
+    return next((getattr(layer, own) for kind, own in numbers.items() if isinstance(layer, kind)), None)
 
 
 def adjust_layers(full: nn.Module, model: nn.Module) -> None:
@@ -110,12 +109,15 @@ def adjust_layers(full: nn.Module, model: nn.Module) -> None:
     A trace finds the numbers that a model's code uses. These are the others: torch's layers say how wide they are,
     though they compute with what their weights have.
     """
-    before = dict(full.named_modules())
+    before, modes = dict(full.named_modules()), {layer: layer.training for layer in model.modules()}
+    model.eval()  # spectral norm, say, computes in training with what it has computed before
     for name, layer in model.named_modules():
         rule = ADJUSTMENTS.find(layer)
         new, old = ([one.shape for one in (*own.parameters(), *own.buffers())] for own in (layer, before[name]))
         if rule is not None and new != old:
             rule(layer)
+    for layer, mode in modes.items():
+        layer.training = mode
 
 
 _LENGTHS: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
-from torch.nn.utils.weight_norm import WeightNorm
 
 Case = tuple[nn.Module, Tensor]
 FAMILIES: dict[str, Callable[[], Case]] = {}
@@ -240,11 +239,6 @@ def dense() -> nn.Module:
     return nn.Linear(12, 12)
 
 
-def older_weight_norm() -> nn.Module:
-    WeightNorm.apply(layer := dense(), "weight", 0)
-    return layer
-
-
 BETWEEN = {
     "added by index": (lambda self, x: x.index_add(1, torch.tensor([0, 0, 3]), self.other(x[:, :3])), dense),
     "put by index": (lambda self, x: x.index_put((torch.tensor(0), torch.tensor([0, 3])), self.other(x[0, :1])), dense),
@@ -254,6 +248,5 @@ BETWEEN = {
     "fourier over places": (lambda self, x: torch.fft.fft(x, dim=1).real,),
     "solved": (lambda self, x: torch.linalg.solve_triangular(torch.eye(6).to(x) * 2, x, upper=True),),
     "spectral norm": (lambda self, x: self.other(x), lambda: parametrizations.spectral_norm(dense())),
-    "older weight norm": (lambda self, x: self.other(x), older_weight_norm),
 }
 FAMILIES |= {name: lambda own=own: between(*own) for name, own in BETWEEN.items()}

@@ -95,6 +95,18 @@ def test_modes_and_frozen_parameters_stay():
     assert [parameter.requires_grad for parameter in small.parameters()] == [False] + [True] * 5
 
 
+def test_building_slices_leaves_parametrizations_as_they_were():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), parametrizations.spectral_norm(nn.Linear(8, 8)), nn.Linear(8, 2))
+    nn.init.normal_(model[1].parametrizations.weight.original)
+    build = elastic(model, X, scaler=True)
+    assert build(0.5)[1].training
+    for name, tensor in model.state_dict().items():
+        few = tuple(map(slice, build(0.5).state_dict()[name].shape))
+        assert torch.equal(build(0.5).state_dict()[name], tensor[few])
+        assert torch.equal(build(1.0).state_dict()[name], tensor)
+
+
 def test_the_scaler_divides_in_training_what_shrinks():
     model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
     plain, scaled = elastic(model, X, scaler=False)(0.5), elastic(model, X, global_rate=0.8, scaler=True)(0.4)

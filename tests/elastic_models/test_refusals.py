@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils.checkpoint import checkpoint
 
 from heterofl_flwr.elastic_models import adjust, elastic, rules, stand_in
@@ -262,6 +263,16 @@ def test_tensors_kept_from_a_call_are_whole_and_named():
     with pytest.warns(UserWarning, match=r"1\.kept is a tensor .* give a fresh model"):
         build = elastic(model, X)
     assert torch.equal(build(0.5)(X), model(X))
+
+
+def test_a_weight_that_a_hook_computes_is_followed():
+    WeightNorm.apply(layer := nn.Linear(8, 8), "weight", 0)
+    build = elastic(model := _around(layer), X)
+    small = build(0.5)
+    assert build.plan(0.5).shapes["1.weight_v"] == (4, 4)
+    expected = nn.functional.normalize(layer.weight_v[:4, :4], dim=1) * layer.weight_g[:4]
+    torch.testing.assert_close(small[1](X.new_ones(1, 4)), expected.sum(1)[None] + layer.bias[:4])
+    assert torch.equal(build(1.0)(X), model(X))
 
 
 @pytest.mark.parametrize("kind", ["graph", "generator"])
