@@ -150,15 +150,15 @@ def elastic(
     Raises
     ------
     UnsupportedLayerError
-        If the model cannot be followed: an operator is unknown, or what is computed depends on values. Other rates are
-        checked when they are first built.
+        If the model cannot be followed: what is computed depends on values, say, or a hook uses the model given. Other
+        rates are checked when they are first built.
 
     Warns
     -----
     UserWarning
         If parameters take no part on the example inputs: they stay whole. If the code divides a sum over channels by
-        their full number as a literal. If a slice of rate 0.5 is more than 1.5
-        times as large as it might be, with the reasons. Or if it keeps more than six tenths of the parameters.
+        their full number as a literal. If a slice of rate 0.5 is more than 1.5 times as large as it might be, with the
+        reasons, such as an unknown operator. Or if it keeps more than six tenths of the parameters.
 
     Examples
     --------

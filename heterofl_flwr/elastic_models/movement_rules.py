@@ -96,14 +96,14 @@ def stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 @stand_in(aten.glu)
 def gated(x: Tensor, dim: int = -1) -> Tensor:
     """Multiply the halves."""
-    one, two = x.chunk(2, dim)
+    one, two = torch.chunk(x, 2, dim)
     return one * two.sigmoid()
 
 
 @stand_in(aten.channel_shuffle, aten.native_channel_shuffle)
 def shuffled(x: Tensor, groups: int) -> Tensor:
     """Exchange groups and what is in them; every group keeps the same of its channels."""
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    return torch.flatten(x.unflatten(1, (groups, -1)).transpose(1, 2), 1, 2)
 
 
 @operator("embedding", "_embedding_bag", "_embedding_bag_forward_only")

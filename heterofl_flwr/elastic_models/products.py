@@ -85,12 +85,10 @@ class ScaledProducts:
         scaler: Scaler,
         parameters: Mapping[str, tuple[nn.Module, str]],
         whole: Collection[Product],
-        running: list["ScaledProducts"],
+        running: list[tuple["ScaledProducts", Products, object]],
     ) -> None:
         self._scaler, self._parameters, self._whole = scaler, parameters, whole
-        self._running = running
-        self._modes: list[Products] = []
-        self._recording: list[object] = []  # how autograd recorded when the layer began
+        self._running = running  # with how autograd recorded when the layer began
 
     def attach(self, layer: nn.Module) -> None:
         """Begin before a layer's forward, and end after it, also where that raises an error."""
@@ -99,20 +97,17 @@ class ScaledProducts:
 
     def begin(self, layer: nn.Module, args: object) -> None:
         """Scale from here on."""
-        if not layer.training:
-            return
-        self._running.append(self)
-        self._recording.append(_recording())
-        if self._parameters:
+        if layer.training:
             # By attribute, since torch.func puts other tensors there.
             tensors = {name: getattr(owner, own) for name, (owner, own) in self._parameters.items()}
-            self._modes.append(Products(tensors, self._scale))
-            self._modes[-1].__enter__()  # type: ignore[no-untyped-call]
+            self._running.append((self, Products(tensors, self._scale), _recording()))
+            self._running[-1][1].__enter__()  # type: ignore[no-untyped-call]
 
     def _scale(self, product: Product, result: Tensor) -> Tensor:
-        if self._running[-1] is not self or product in self._whole:
+        innermost, _, recording = self._running[-1]
+        if innermost is not self or product in self._whole:
             return result
-        if _recording() != self._recording[-1]:
+        if _recording() != recording:
             raise ConfigError(
                 f"the product with {product.parameter} is in torch.utils.checkpoint or no_grad, which its layer enters "
                 f"itself: it is computed again outside of the layer, without its Scaler, and gradients are wrong. "
@@ -123,10 +118,8 @@ class ScaledProducts:
     def end(self, layer: nn.Module, args: object, output: object) -> None:
         """Scale no more."""
         if layer.training and self._running:
-            self._running.pop()
-            self._recording.pop()
-            if self._modes:
-                self._modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            _, mode, _ = self._running.pop()
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 def _recording() -> object:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction, products: 
         outputs = _outputs(layer)
         if outputs is not None and outputs != _outputs(layers[name]):
             layers[name].register_forward_hook(hook)
-    running: list[ScaledProducts] = []
+    running: list[Any] = []
     for name, layer in layers.items():
         if name in products or (products and isinstance(layer, HOOKED)):
             called, whole = products.get(name, LayerProducts((), ()))

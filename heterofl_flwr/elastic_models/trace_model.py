@@ -66,7 +66,12 @@ def trace_model(
             )
     held = [(name, one, copy.copy(one)) for name, one in find_containers(model).items()]
     try:
-        return _trace_either(model, example_inputs, fixed, outputs, lenient)
+        return _trace(Skeleton(model, False), example_inputs, fixed, outputs, lenient)
+    except UnsupportedLayerError as refused:
+        try:
+            return _trace(Skeleton(model, True), example_inputs, fixed, outputs, lenient)
+        except UnsupportedLayerError:
+            raise refused from refused.__cause__
     finally:
         _restore(held)
 
@@ -83,19 +88,6 @@ def _restore(held: Sequence[tuple[str, Any, Any]]) -> None:
             (one.update if isinstance(one, dict) else one.extend)(before)
     if changed:
         raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"sets {', '.join(changed)}"))
-
-
-def _trace_either(
-    model: nn.Module, example_inputs: object, fixed: Sequence[str], outputs: Sequence[str], lenient: bool
-) -> Traced:
-    """Trace a model; where that fails, while ``torch.jit.is_tracing()`` says yes."""
-    try:
-        return _trace(Skeleton(model, False), example_inputs, fixed, outputs, lenient)
-    except UnsupportedLayerError as refused:
-        try:
-            return _trace(Skeleton(model, True), example_inputs, fixed, outputs, lenient)
-        except UnsupportedLayerError:
-            raise refused from refused.__cause__
 
 
 def _trace(
@@ -223,9 +215,8 @@ def _outputs(
             f"and its inputs"
         ) from error
     if names:
-        held = output if isinstance(output, Mapping) else vars(output) if hasattr(output, "__dict__") else {}
-        missing = [name for name in names if held.get(name) is None]
-        if missing:
+        held = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+        if missing := [name for name in names if held.get(name) is None]:
             raise ConfigError(
                 f"outputs: the model returned a {type(output).__name__} without {', '.join(missing)}; it has "
                 f"{', '.join(map(str, held)) or 'no names'}"

@@ -203,11 +203,12 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> tuple[dict[i
     The model loses its blocks. By how many it has lost, what it then holds without use is returned; and parameters
     with a row for each block, of which it does not use all.
     """
-    stacks = find_stacks(model, blocks)
+    stacks, modes = find_stacks(model, blocks), [True, False]
     try:
-        expected, every = _run(model, inputs, modes := (True, False))
+        expected, every = _run(model, inputs, modes)
     except Exception:  # whatever a model raises that trains with more inputs, such as targets
-        expected, every = _run(model, inputs, modes := (False,))
+        modes.remove(True)
+        expected, every = _run(model, inputs, modes)
     if expected is None:
         raise ConfigError(
             f"{type(model).__name__} returned no tensor: let it return tensors, or tuples or dicts of them"

@@ -265,6 +265,7 @@ def test_tensors_kept_from_a_call_are_whole_and_named():
     assert torch.equal(build(0.5)(X), model(X))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 def test_a_weight_that_a_hook_computes_is_followed():
     WeightNorm.apply(layer := nn.Linear(8, 8), "weight", 0)
     build = elastic(model := _around(layer), X)
