@@ -97,7 +97,7 @@ for name, call in {
     "digits": lambda: load_dataset("digits"),
     "folder": lambda: load_dataset("."),
     "hub": lambda: load_dataset("user/set"),
-    "dirichlet": lambda: splits.by_partitioner(images.targets, "dirichlet-0.5", 1, 0),
+    "dirichlet": lambda: splits.dirichlet(images.targets, 0.5, 1, 0),
     "lora": lambda: heterofl_flwr.lora(None),
     "ray": lambda: RayGrid("own_data:app", 2),
     "onnx": lambda: formats_named(["onnx"]),

@@ -21,7 +21,7 @@ LEAST = 2
 """Fewest examples of a client: batch norm cannot normalise a single one."""
 
 _KIND = re.compile(
-    r"iid|non-iid-(?P<classes>[1-9]\d*)|pathological-(?P<exactly>[1-9]\d*)|dirichlet-(?P<alpha>\d+(\.\d+)?)"
+    r"iid|non-iid-(?P<classes>[1-9]\d*)|dirichlet-(?P<alpha>\d+(\.\d+)?)"
     r"|natural(-(?P<owner>\w[\w.-]*))?"
 )
 
@@ -56,9 +56,9 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
     dataset : Dataset
         What is dealt.
     kind : str
-        ``iid``; ``non-iid-2``, or another number of classes for each client at most; ``pathological-2``, of this many
-        exactly; ``dirichlet-0.3``, or another concentration; ``natural``: client number i has the examples of the i-th
-        owner. ``owner_column`` says what may follow that.
+        ``iid``; ``non-iid-2``, or another number of classes for each client at most; ``dirichlet-0.3``, or another
+        concentration; ``natural``: client number i has the examples of the i-th owner. ``owner_column`` says what may
+        follow that.
     clients : int
         How many clients there are.
     seed : int
@@ -83,8 +83,8 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
     elif match["classes"]:
         mine, deal = noniid(train, clients, int(match["classes"]), seed, fidelity=fidelity)
         tested = matching_test(test, deal, seed, fidelity=fidelity)
-    elif match["alpha"] or match["exactly"]:
-        mine = by_partitioner(train, kind, clients, seed)
+    elif match["alpha"]:
+        mine = dirichlet(train, float(match["alpha"]), clients, seed)
         tested = matching_shares(train, mine, test, seed)
     else:
         mine, tested = iid(train, clients, seed), iid(test, clients, seed)
@@ -97,8 +97,8 @@ def check_kind(kind: str) -> re.Match[str]:
     match = _KIND.fullmatch(kind)
     if match is None or float(match["alpha"] or 1) == 0:
         raise ConfigError(
-            f"split is {kind!r}; expected iid, non-iid-<classes per client>, pathological-<classes per client>, "
-            "dirichlet-<alpha over 0>, natural or natural-<column of owners>"
+            f"split is {kind!r}; expected iid, non-iid-<classes per client>, dirichlet-<alpha over 0>, natural or "
+            "natural-<column of owners>"
         )
     return match
 
@@ -184,35 +184,25 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
     return tuple(torch.cat([stacks[name].pop() for name in classes]) for classes in deal)
 
 
-def by_partitioner(targets: Tensor, kind: str, clients: int, seed: int) -> tuple[Tensor, ...]:
-    """Return each client's rows from a partitioner of flwr-datasets: ``dirichlet-...`` or ``pathological-...``."""
+def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[Tensor, ...]:
+    """Return each client's rows from flwr-datasets' ``DirichletPartitioner``."""
     with extra("data"):  # here, as they load slowly
         from datasets import Dataset as Table  # type: ignore[import-untyped]
-        from flwr_datasets import partitioner as flower  # type: ignore[import-untyped]
+        from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
 
     _check_clients(clients)
-    name, _, number = kind.partition("-")
-    own = {"num_partitions": clients, "partition_by": "label", "seed": derive(seed, "split", name)}
+    seed = derive(seed, "split", "dirichlet")
     try:
-        if name == "dirichlet":
-            remedy = f"use fewer clients or a larger alpha; each client has {LEAST} or more"
-            partitioner = flower.DirichletPartitioner(alpha=float(number), min_partition_size=LEAST, **own)
-        else:
-            remedy, how = "change the number of clients or of classes", "first-deterministic"
-            partitioner = flower.PathologicalPartitioner(
-                num_classes_per_partition=int(number), class_assignment_mode=how, **own
-            )
+        partitioner = DirichletPartitioner(clients, "label", alpha, min_partition_size=LEAST, seed=seed)
         partitioner.dataset = Table.from_dict({"label": targets.numpy(), "row": range(len(targets))})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one for each draw that is done again; it says no more than that
-            rows = tuple(torch.tensor(partitioner.load_partition(client)["row"][:]) for client in range(clients))
-        if sum(map(len, rows)) < len(targets):
-            raise ValueError("some classes would go to no client")
+            return tuple(torch.tensor(partitioner.load_partition(client)["row"][:]) for client in range(clients))
     except ValueError as error:
         raise DataError(
-            f"{len(targets)} examples cannot be split for {clients} clients by {kind}: {remedy} ({error})"
+            f"{len(targets)} examples cannot be split for {clients} clients by dirichlet-{alpha:g}: use fewer clients "
+            f"or a larger alpha; each client has {LEAST} or more ({error})"
         ) from error
-    return rows
 
 
 def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

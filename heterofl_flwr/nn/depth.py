@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ def shallow(
             raise ConfigError(
                 "a single model has one width: where levels differ in width, give elastic(model, example)"
             )
-        model = _Copies(copy.deepcopy(model))
+        model = partial(_copied, copy.deepcopy(model))
     build = Shallow(model, blocks, known)
     with kept_random_state():
         full = model(max(width_rates, default=1.0))
@@ -154,14 +155,9 @@ def _parse_levels(pairs: Iterable[tuple[str | float, object]]) -> dict[float, Ra
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Copies:
-    """From a width rate, which can only be 1, to a copy of a model."""
-
-    model: nn.Module
-
-    def __call__(self, rate: float) -> nn.Module:
-        return copy.deepcopy(self.model)
+def _copied(model: nn.Module, rate: float) -> nn.Module:
+    """Return a copy of a model; the rate can only be 1."""
+    return copy.deepcopy(model)
 
 
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:

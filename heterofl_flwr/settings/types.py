@@ -71,8 +71,7 @@ MixText = Annotated[
 SplitName = Annotated[
     str,
     check(check_kind),
-    "'iid', 'non-iid-2' or 'pathological-2' (classes a client), 'dirichlet-0.3', 'natural' or "
-    "'natural-<column of owners>'",
+    "'iid', 'non-iid-2' (classes a client), 'dirichlet-0.3', 'natural' or 'natural-<column of owners>'",
 ]
 Shrink = Annotated[
     str,

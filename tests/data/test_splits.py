@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.data import Dataset, Split, check_kind, iid, matching_test, noniid, split_dataset
-from heterofl_flwr.data.splits import by_partitioner, matching_shares
+from heterofl_flwr.data.splits import dirichlet, matching_shares
 from heterofl_flwr.errors import ConfigError, DataError
 
 PAPER = torch.arange(50_000) % 10
@@ -100,7 +100,7 @@ def test_noniid_deals_each_example_once_or_says_why_not(number, clients, per_cli
 
 def test_dirichlet_deals_test_rows_by_shares_of_train_rows():
     train, test = uneven(5_000), uneven(4_000, seed=1)
-    rows = by_partitioner(train, "dirichlet-0.3", 20, seed=0)
+    rows = dirichlet(train, 0.3, 20, seed=0)
     assert sorted(torch.cat(rows).tolist()) == list(range(5_000))
     assert min(map(len, rows)) >= 2
     tested = matching_shares(train, rows, test, seed=0)
@@ -110,16 +110,6 @@ def test_dirichlet_deals_test_rows_by_shares_of_train_rows():
         expected = torch.bincount(train[mine], minlength=10) / sizes[0] * sizes[1]
         assert (torch.bincount(test[theirs], minlength=10) - expected).abs().max() <= 1
         assert set(test[theirs].tolist()) <= set(train[mine].tolist())
-
-
-def test_pathological_gives_each_client_so_many_classes():
-    train = uneven(600)
-    rows = by_partitioner(train, "pathological-3", 12, seed=5)
-    assert sorted(torch.cat(rows).tolist()) == list(range(600))
-    assert [len(train[mine].unique()) for mine in rows] == [3] * 12
-    for clients, classes, fault in ((4, 2, "some classes would go to no client"), (12, 11, "greater than the number")):
-        with pytest.raises(DataError, match=f"pathological-{classes}: change the number of clients .*{fault}"):
-            by_partitioner(train, f"pathological-{classes}", clients, seed=0)
 
 
 def owned(train_owners, test_owners):
@@ -169,8 +159,8 @@ def test_a_split_is_a_function_of_its_seed(kind):
 
 
 def test_unknown_kinds_raise_an_error():
-    for kind in ("", "IID", "non-iid-0", "non-iid-x", "dirichlet-0.0", "rotated-15", "natural-"):
-        with pytest.raises(ConfigError, match="expected iid, non-iid-<classes per client>, pathological-"):
+    for kind in ("", "IID", "non-iid-0", "non-iid-x", "dirichlet-0.0", "pathological-2", "natural-"):
+        with pytest.raises(ConfigError, match="expected iid, non-iid-<classes per client>, dirichlet-"):
             check_kind(kind)
 
 

@@ -63,7 +63,7 @@ def test_every_row_goes_to_one_client(corpus):
     assert len(test) == 1
 
 
-@pytest.mark.parametrize("kind", ["non-iid-2", "pathological-2", "dirichlet-0.3"])
+@pytest.mark.parametrize("kind", ["non-iid-2", "dirichlet-0.3"])
 def test_rows_of_text_have_no_classes_to_split_by(corpus, kind):
     with pytest.raises(ConfigError, match=r"corpus is a text, whose rows have no class: expected iid or natural"):
         split_dataset(corpus, kind, 10, seed=0)
