@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, Strict
 
 from heterofl_flwr.core.levels import Mix, rate_of
-from heterofl_flwr.data import check_kind
+from heterofl_flwr.data.splits import check_kind
 from heterofl_flwr.groups import KEYS, Count, check
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.stages.registry import parse_stages
