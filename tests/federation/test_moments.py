@@ -16,7 +16,7 @@ from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.nn.static_norm import collect_moments
 from tests.federation import tiny
-from tests.federation.tiny import Keep, Watched, bare_reply, build_normed, config, equal, inputs, judge, make_app, play
+from tests.federation.tiny import Watched, bare_reply, build_normed, config, equal, inputs, judge, make_app, play
 
 KEY = "1.0/paper.norm.first"
 
@@ -42,12 +42,10 @@ def test_merged_moments_are_those_of_all_data_in_one_place(moments, wrap):
 
 
 def test_moments_stay_until_the_next_evaluation_and_a_new_run():
-    keep = Keep()
-    strategy = HeteroFL(build_normed, "a1", evaluation=Evaluation(every=2), callbacks=[keep])
+    first = play(nodes=2, num_rounds=3, build=build_normed, evaluation=Evaluation(every=2))
     with LocalGrid(make_app(build=build_normed), 2) as grid:
-        strategy.start(grid, num_rounds=3)
-        strategy.start(grid, num_rounds=2)
-    seen = [progress.moments for progress in keep.progress]
+        first.strategy.start(grid, num_rounds=2)
+    seen = [progress.moments for progress in first.progress]
     layer = {f"1.0/paper.norm.{part}" for part in ("count", "first", "second")}
     assert [set(moments) for moments in seen] == [set(), layer, layer, set(), layer]
     assert not equal(seen[1], seen[2])  # the last round ends with an evaluation too

@@ -106,8 +106,9 @@ def instructions(build, upload="float32") -> dict[float, Message]:
     return {message.content["config"]["rate"]: message for message in sent}
 
 
-@pytest.mark.parametrize(("upload", "width"), [("float32", 4), ("float16", 2), ("int8", 1)])
-@pytest.mark.parametrize("build", [cnn, preresnet], ids=["cnn", "preresnet18"])
+@pytest.mark.parametrize(
+    ("build", "upload", "width"), [(cnn, "float32", 4), (cnn, "float16", 2), (cnn, "int8", 1), (preresnet, "int8", 1)]
+)
 def test_messages_carry_only_the_slice(build, upload, width):
     sent = instructions(build, upload)
     assert sorted(sent, reverse=True) == list(LEVELS)

@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
-from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, SimulatedDevices, exchange
+from heterofl_flwr import DeviceProfile, Devices, Evaluation, SimulatedDevices, exchange
 from heterofl_flwr.errors import RoundError
-from tests.federation.tiny import NEVER, Watched, build, crash, make_app, play
+from tests.federation.tiny import Watched, crash, make_app, play
 
 
 class Late(Watched):
@@ -43,11 +43,13 @@ def quick(monkeypatch):
     monkeypatch.setattr(exchange, "LONGEST_PAUSE", 0.01)
 
 
-def run(app=None, nodes=4, late=None, **options):
+def run(app=None, nodes=4, late=None, seconds=30, **options):
     def grid(app, nodes, node_config):
         return Watched(app, nodes) if late is None else Late(app, nodes, late)
 
-    found = play(app, nodes=nodes, grid=grid, start={"timeout": 30}, **{"fraction_train": 0.75, "spare": 0.3} | options)
+    found = play(
+        app, nodes=nodes, grid=grid, start={"timeout": seconds}, **{"fraction_train": 0.75, "spare": 0.3} | options
+    )
     found.change = found.state["hidden.bias"] - found.strategy.federation.initial_state()["hidden.bias"]
     return found
 
@@ -75,12 +77,10 @@ def test_an_error_is_no_answer_that_is_waited_for():
 
 
 def test_a_round_ends_at_its_deadline_when_enough_never_come():
-    with Late(make_app(), 4, {0: 10**9, 1: 10**9}) as grid:
-        strategy = HeteroFL(build, "a1", evaluation=NEVER, fraction_train=0.75, spare=0.3)
-        began = time.monotonic()
-        strategy.start(grid, num_rounds=1, timeout=1.5)
-        assert 1.5 <= time.monotonic() - began < 120
-    assert strategy.log.failures == dict.fromkeys((0, 1), "no reply in time")
+    began = time.monotonic()
+    found = run(late={0: 10**9, 1: 10**9}, seconds=1.5)
+    assert 1.5 <= time.monotonic() - began < 120
+    assert found.log.failures == dict.fromkeys((0, 1), "no reply in time")
 
 
 def test_a_round_ends_at_once_when_all_have_answered_with_errors():
