@@ -67,9 +67,10 @@ def test_a_convolutions_kernel_counts_as_inputs():
     assert_close((new_b.flatten(1) @ new_a.flatten(1)).numpy(), (b.flatten(1) @ a.flatten(1)).numpy())
 
 
-def test_outputs_of_classes_that_nobody_has_stay():
-    state = state_of(torch.ones(1, 2), torch.ones(3, 1))
-    new = add(ProductAggregator, state, ([[1.0, 1.0]], [[3.0], [3.0], [3.0]]), rows=[B], labels=[1])
+@pytest.mark.parametrize("more", [{}, {"longer": torch.zeros(5, 2)}], ids=["alone", "beside a layer of more rows"])
+def test_outputs_of_classes_that_nobody_has_stay(more):
+    state = state_of(torch.ones(1, 2), torch.ones(3, 1), **more)
+    new = add(ProductAggregator, state, ([[1.0, 1.0]], [[3.0], [3.0], [3.0]]), rows=[B, *more], labels=[1])
     # Rank 1 holds the three rows exactly, for they are multiples of one another.
     assert_close(product(new), [[1, 1], [3, 3], [1, 1]])
 
