@@ -347,7 +347,7 @@ class Other(Aggregator):
         ({"stages": [SecureSum()]}, "SecureSum"),
         ({"stages": [FedDyn()]}, r"FedDyn fits the counting mean; expected rounds that wait \(asynchronous.size=0\)"),
         ({"privacy": Privacy(clip=1.0, noise=1.0)}, "Noise fits the counting mean"),
-        ({"asynchronous": 5}, r"asynchronous is 5; expected Buffered\(...\)"),
+        ({"asynchronous": 5}, r"asynchronous is 5, expected Buffered\(...\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, cause):
