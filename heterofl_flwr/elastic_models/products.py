@@ -36,13 +36,6 @@ class Product(NamedTuple):
     steps: tuple[str, ...]
 
 
-class LayerProducts(NamedTuple):
-    """The parameters by which a layer's own code multiplies, if a product with them shrinks; and those that do not."""
-
-    parameters: Sequence[str]
-    whole: Collection[Product]
-
-
 class Products(TorchFunctionMode):
     """Replaces the result of each product with some parameters, or with a view or a cast of one."""
 
@@ -76,18 +69,19 @@ class Products(TorchFunctionMode):
 class ScaledProducts:
     """Hooks of a layer that scale the products that its own code calls, in training.
 
-    ``parameters`` are, by name, each a layer and a name in it. All of a model's share ``running``, as a product belongs
-    to the innermost layer that is at work: one of torch's own has none here, because it has a hook of its own.
+    ``parameters`` are, by name, each a layer and a name in it; ``products`` are those with them that are scaled. All of
+    a model's share ``running``, as a product belongs to the innermost layer that is at work: one of torch's own has
+    none here, because it has a hook of its own.
     """
 
     def __init__(
         self,
         scaler: Scaler,
         parameters: Mapping[str, tuple[nn.Module, str]],
-        whole: Collection[Product],
+        products: Collection[Product],
         running: list[tuple["ScaledProducts", Products, object]],
     ) -> None:
-        self._scaler, self._parameters, self._whole = scaler, parameters, whole
+        self._scaler, self._parameters, self._products = scaler, parameters, products
         self._running = running  # with how autograd recorded when the layer began
 
     def attach(self, layer: nn.Module) -> None:
@@ -105,7 +99,7 @@ class ScaledProducts:
 
     def _scale(self, product: Product, result: Tensor) -> Tensor:
         innermost, _, recording = self._running[-1]
-        if innermost is not self or product in self._whole:
+        if innermost is not self or product not in self._products:
             return result
         if _recording() != recording:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """The registries of a trace, and the modes of torch that look up its rules for each operator and function."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -118,6 +118,7 @@ def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
     return ADJUSTMENTS.add(*layer_types)
 
 
+@cache
 def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
     """Return the rule of an operator; those that work entry by entry share one."""
     packet = called.overloadpacket

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from heterofl_flwr.core.axes import Axes, Axis, build_channel_axis
 from heterofl_flwr.elastic_models.channels import Channels, Places, kept_positions
-from heterofl_flwr.elastic_models.products import HOOKED, LayerProducts, ScaledProducts
+from heterofl_flwr.elastic_models.products import HOOKED, Product, ScaledProducts
 from heterofl_flwr.elastic_models.rules import ADJUSTMENTS, adjust
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.nn.layers import Scaler
@@ -66,10 +66,10 @@ class Slice:
         }
 
 
-def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction, products: Mapping[str, LayerProducts]) -> None:
+def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction, products: Mapping[str, set[Product]]) -> None:
     """Let a Scaler follow each product of a slice that has fewer outputs than in the full model.
 
-    ``products`` are those that the code of each layer calls itself, beside torch's own layers.
+    ``products`` are those that the code of each layer calls itself, beside torch's own layers, and that shrink.
     """
     if ratio > 1:
         raise ConfigError(f"the rate is {float(ratio):g} times the global rate; the global rate is the largest")
@@ -84,10 +84,10 @@ def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction, products: 
     running: list[Any] = []
     for name, layer in layers.items():
         if name in products or (products and isinstance(layer, HOOKED)):
-            called, whole = products.get(name, LayerProducts((), ()))
-            owners = {path: path.rpartition(".") for path in called}
+            called = products.get(name, set())
+            owners = {one.parameter: one.parameter.rpartition(".") for one in called}
             parameters = {path: (layers[owner], own) for path, (owner, _, own) in owners.items()}
-            ScaledProducts(Scaler(ratio), parameters, whole, running).attach(layer)
+            ScaledProducts(Scaler(ratio), parameters, called, running).attach(layer)
 
 
 def _scale(scaler: Scaler, layer: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> object:

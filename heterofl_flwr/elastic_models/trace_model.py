@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from heterofl_flwr.elastic_models.channels import Channels, Grouping, Places, Row, Rows
 from heterofl_flwr.elastic_models.check_slice import MODES, QUIET, Step
 from heterofl_flwr.elastic_models.lengths import Trace
-from heterofl_flwr.elastic_models.products import HOOKED, LayerProducts, Product, Products
+from heterofl_flwr.elastic_models.products import HOOKED, Product, Products
 from heterofl_flwr.elastic_models.rules import HOLDS_THE_MODEL, Call, Functions, Operators, follow
 from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, entries, find_containers
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, first_line
@@ -40,7 +40,7 @@ class Traced:
     numbers: Mapping[Number, Places]  # whole numbers that layers hold and that shrink, each with the axis it belongs to
     steps: Sequence[Step]  # what the model did, in all modes
     unused: Sequence[str]  # layers, or single parameters, that could be cut but took no part; they are kept whole
-    products: Mapping[str, LayerProducts]  # of layers whose own code multiplies by parameters
+    products: Mapping[str, set[Product]]  # that shrink, of layers whose own code multiplies by parameters
     reasons: Sequence[str]  # why axes stay whole that might have been cut, that of most channels first
     normalises: bool  # whether it has norms: torch's, or written out with a reciprocal root, as RMS norms are
     says_tracing: bool  # see Skeleton
@@ -160,10 +160,10 @@ class Tracer:
         def cut(row: Row) -> bool:
             return grouping.places(trace.open(row)) is not None
 
-        shrinks: dict[str, dict[Product, bool]] = {}
+        products: dict[str, set[Product]] = {}
         for layer, product, rows in self._products:
-            own = shrinks.setdefault(layer, {})
-            own[product] = own.get(product, False) or any(map(cut, rows))
+            if any(map(cut, rows)):
+                products.setdefault(layer, set()).add(product)
 
         def lengths(shape: torch.Size, rows: Rows | None) -> list[int | Places | None]:
             if rows is None:
@@ -180,17 +180,11 @@ class Tracer:
                 for name, tensors, outputs, divisor, counted in self._calls
             ],
             unused,
-            {layer: _layer_products(own) for layer, own in shrinks.items() if any(own.values())},
+            products,
             [reason for reason, _ in trace.reasons.most_common()],
             self._normalises,
             self._skeleton.says_tracing,
         )
-
-
-def _layer_products(shrinks: Mapping[Product, bool]) -> LayerProducts:
-    """Sort a layer's products by whether they shrink; those of parameters with none that does do not matter."""
-    parameters = list(dict.fromkeys(product.parameter for product, cut in shrinks.items() if cut))
-    return LayerProducts(parameters, [one for one, cut in shrinks.items() if not cut and one.parameter in parameters])
 
 
 def _outputs(

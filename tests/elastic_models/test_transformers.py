@@ -40,10 +40,7 @@ def words():
     return torch.randint(WORDS, (2, 10), generator=torch.Generator().manual_seed(0))
 
 
-SLOW = [pytest.param(make, marks=pytest.mark.slow) for make in (_bert, _distilbert)]
-
-
-@pytest.mark.parametrize("make", [*SLOW, _bert_with_tied_words, _gpt2])
+@pytest.mark.parametrize("make", [_bert_with_tied_words, _gpt2])
 def test_all_holds_that_holds_of_torchvisions_models(make, words):
     model = make().double()
     draw_weights(model, 0)
