@@ -96,13 +96,13 @@ class Study:
 
 STUDIES: Mapping[str, Study] = {
     "methods": Study(
-        "simulations.small_mnist:with_test_images",
+        "heterofl_flwr.experiments.small_mnist:with_test_images",
         (0, 1, 2),
         METHODS,
         (("steps", "steps, one clock"), ("steps, quota", "steps")),
     ),
     "staleness": Study(
-        "simulations.small_mnist:load",
+        "heterofl_flwr.experiments.small_mnist:load",
         (10, 11),
         EXPONENTS,
         (("exponent 0.5", "exponent 0"), ("exponent 1", "exponent 0.5")),

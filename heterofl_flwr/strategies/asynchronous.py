@@ -110,6 +110,7 @@ class Steps:
                 found = Fault(short(str(error)), "rejected")
             if isinstance(found, Fault):
                 current.refuse(turn.node_id, found)
+                continue
             for callback in self._strategy.callbacks:
                 callback.on_reply("trained", len(current.answers), self._kept.options.size)
 

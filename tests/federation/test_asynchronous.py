@@ -238,6 +238,17 @@ class TestWhoIsLost:
         assert all(len(record.rates.keys() - record.failures.keys()) == 3 for record in found.records)
         assert sum(len(record.failures) for record in found.records) > 0
 
+    def test_progress_counts_what_is_in_the_step(self):
+        counted = []
+
+        class Count(RoundCallback):
+            def on_reply(self, what, done, asked):
+                counted.append((done, asked))
+
+        app = make_app(odd={0: crash, 4: crash})
+        run(Buffered(size=3, concurrency=3), num_rounds=3, app=app, callbacks=[Count()])
+        assert counted == [(1, 3), (2, 3), (3, 3)] * 3
+
     def test_one_that_never_answers_is_given_up_and_named(self):
         class Silent(Watched):
             def pull_messages(self, message_ids):

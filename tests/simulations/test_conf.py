@@ -62,7 +62,6 @@ def test_each_data_set_and_each_model_has_an_option():
 NUMBERS = {f"table{number}": jobs for number, jobs in {1: 24, 2: 24, 3: 12, 4: 34, 5: 50, 7: 62, 8: 62, 9: 31}.items()}
 NUMBERS |= {f"figure{number}": PAIRS for number in range(2, 9)}
 NUMBERS |= {"figure9": 4 * 2 * 2, "figure10": 4 * 2 * 2, "figure11": 4 * 2}
-NUMBERS |= {"asynchronous": 5 * 2 * 2}
 NUMBERS |= {"baselines": 2 * 2 * 3, "choice": 2 * 2 * 3 * 2 * 4, "clipping": 3 * 6 * 2, "compare": 3 * 2 * (4 * 2 + 4)}
 NUMBERS |= {"depth": 2 * 5, "family": 2 * 11, "family-cifar10": 6, "lora": 2 + 2, "mask-fill": 2 * 4 * 3}
 NUMBERS |= {"ratio": 2 * 2 * 7, "search": 37}
