@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, Strict
 from heterofl_flwr.core.levels import Mix, level_name, rate_of
 from heterofl_flwr.errors import ConfigError, Fault, ReplyError, RoundError, name_faults
 from heterofl_flwr.federation.nodes import Capability, MinReplies, least_replies
-from heterofl_flwr.groups import NotNegative, check, group
+from heterofl_flwr.groups import Natural, NotNegative, check, group
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +18,8 @@ Answers = Mapping[int, Capability | Fault]
 """What new clients say of themselves, by node, or why that is not usable."""
 
 
-def _read_levels(value: object) -> dict[str, str | float]:
-    """Return levels by name, from a mapping or from the text of a run config."""
+def _read_named(value: object) -> dict[str, object]:
+    """Return what nodes have by their names, from a mapping or from the text of a run config."""
     if isinstance(value, str):
         pairs = [pair.split("=", 1) for pair in value.split(",")] if value.strip() else []
         named = {name.strip(): level.strip() for name, level in pairs}  # a part without "=" raises ValueError
@@ -28,9 +28,24 @@ def _read_levels(value: object) -> dict[str, str | float]:
         value = named
     if not isinstance(value, Mapping):
         raise ValueError
-    for level in value.values():
-        rate_of(level)
     return dict(value)
+
+
+def _read_levels(value: object) -> dict[str, object]:
+    named = _read_named(value)
+    for level in named.values():
+        rate_of(level)
+    return named
+
+
+def _read_partitions(value: object) -> dict[str, int]:
+    numbers = {name: int(str(own)) for name, own in _read_named(value).items()}
+    if len(set(numbers.values())) < len(numbers):
+        raise ValueError
+    return numbers
+
+
+_AsText = PlainSerializer(lambda named: ",".join(f"{name}={own}" for name, own in named.items()), return_type=str)
 
 
 @group
@@ -46,7 +61,7 @@ class Limits:
     levels: Annotated[
         Mapping[str, str | float],
         BeforeValidator(_read_levels),
-        PlainSerializer(lambda levels: ",".join(f"{name}={own}" for name, own in levels.items()), return_type=str),
+        _AsText,
         "different names with a level each, such as 'phone=c,camera=a', or '' for none",
     ] = Field(default_factory=dict)
     """levels of nodes by registered name or node id; comes before what nodes report, which can only lower it"""
@@ -54,6 +69,13 @@ class Limits:
         str | Annotated[float, Strict()], check(rate_of), "a level such as 'c' or a rate such as '0.3'"
     ] = "a"
     """the largest level of nodes that levels does not name"""
+    partitions: Annotated[
+        Mapping[str, Natural],
+        BeforeValidator(_read_partitions),
+        _AsText,
+        "different names with a number each, such as 'phone=0,camera=1', or '' for none",
+    ] = Field(default_factory=dict)
+    """partitions of nodes by registered name or node id; no other node gets one of these numbers"""
 
     def check_levels(self, mix: Mix, assignment: str) -> None:
         """Refuse levels that a mix has no model for."""
@@ -71,6 +93,12 @@ class Limits:
         """Return what a client may hold, from what it says of itself, its registered name and its id."""
         key = name if name in self.levels else node_id
         limit = rate_of(self.levels.get(key, self.largest_level))
+        bound = self.partitions.get(name, self.partitions.get(node_id))
+        if bound is None and said.partition in self.partitions.values():
+            logger.warning("node %s says partition %s, which is another node's", name or node_id, said.partition)
+            said = replace(said, partition=None)
+        elif bound is not None:
+            said = replace(said, partition=bound)
         changed = replace(said, capacity=limit if key in self.levels else said.capacity, limit=limit)
         if said.capacity not in (None, changed.holds):
             logger.warning(

@@ -101,7 +101,7 @@ class Federation:
 
     def reset(self) -> None:
         """Forget the clients, so that a run can begin anew."""
-        self.nodes = Nodes()
+        self.nodes = Nodes(self.options.limits.partitions.values())
 
     def _build_model(self) -> nn.Module:
         """Return the global model."""

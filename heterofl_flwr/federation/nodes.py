@@ -102,7 +102,8 @@ class Nodes:
     seat, so that no client can change the level of another; ``seat_rates`` has the rates of the seats.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reserved: Iterable[int] = ()) -> None:
+        self._reserved = frozenset(reserved)  # partitions that nobody gets by order
         self._known: dict[int, Capability] = {}
         self._partitions: dict[int, int] = {}
         self._seats: dict[int, int] = {}
@@ -156,7 +157,7 @@ class Nodes:
                 "their random ids, so this run cannot be repeated exactly",
                 unnamed,
             )
-        _number(self._partitions, _by_name(unnumbered, names))
+        _number(self._partitions, _by_name(unnumbered, names), self._reserved)
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
         """Note a capacity that a client reported; it counts from the next round on."""
@@ -192,8 +193,8 @@ def _by_name(node_ids: Iterable[int], names: Mapping[int, str]) -> list[int]:
     return sorted(node_ids, key=lambda node_id: (names.get(node_id, ""), node_id))
 
 
-def _number(numbers: dict[int, int], node_ids: Iterable[int]) -> None:
+def _number(numbers: dict[int, int], node_ids: Iterable[int], reserved: Iterable[int] = ()) -> None:
     """Give each of some clients the lowest number that is free."""
-    taken = set(numbers.values())
+    taken = {*numbers.values(), *reserved}
     free = (number for number in count() if number not in taken)
     numbers.update(zip(node_ids, free, strict=False))

@@ -93,7 +93,6 @@ REMOVED: Mapping[str, tuple[Flat, ...]] = {
     "distill.direction": ("forward",),
     "distill.projection": ("gem",),
     "data.test-share": (0.2,),
-    "server.partitions": ("",),
     "server.max-refusals": (0,),
     "server.max-examples-ratio": (0.0, 10.0),  # of means of metrics alone
     "run.patience": (0,),

@@ -146,3 +146,19 @@ def test_a_partition_beyond_its_number_has_the_last_ones_level():
     federation = federation_of("a1-e1")
     federation.register({7: Capability(partition=9, num_partitions=4)})
     assert federation.rate(1, 7) == 0.0625
+
+
+def test_a_partition_belongs_to_the_registered_name(caplog):
+    federation = federation_of("a1-b1", limits=Limits(partitions={"carol": 0, "dave": 1}))
+    said = {7: Capability(partition=0), 8: Capability(), 9: Capability(partition=5)}
+    federation.register(said, {7: "alice", 8: "bob", 9: "carol"})
+    assert [federation.nodes.partition(node) for node in (7, 8, 9)] == [2, 3, 0]
+    assert "node alice says partition 0, which is another node's" in caplog.text
+    federation.register({10: Capability()}, {10: "dave"})
+    assert federation.nodes.partition(10) == 1
+
+
+@pytest.mark.parametrize("partitions", [{"a": 1, "b": 1}, {"a": -1}, {"a": "x"}, "a=1,b"])
+def test_partitions_are_numbers_of_one_node_each(partitions):
+    with pytest.raises(ConfigError, match="different names with a number each"):
+        Limits(partitions=partitions)
