@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, Strict
 
@@ -18,7 +18,7 @@ Answers = Mapping[int, Capability | Fault]
 """What new clients say of themselves, by node, or why that is not usable."""
 
 
-def _read_named(value: object) -> dict[str, object]:
+def _read_named(value: object) -> dict[str, Any]:
     """Return what nodes have by their names, from a mapping or from the text of a run config."""
     if isinstance(value, str):
         pairs = [pair.split("=", 1) for pair in value.split(",")] if value.strip() else []
@@ -31,7 +31,7 @@ def _read_named(value: object) -> dict[str, object]:
     return dict(value)
 
 
-def _read_levels(value: object) -> dict[str, object]:
+def _read_levels(value: object) -> dict[str, str | float]:
     named = _read_named(value)
     for level in named.values():
         rate_of(level)
