@@ -313,3 +313,10 @@ def test_a_containers_rule_speaks_for_its_children():
     assert plan.axes["0.conv.weight"][0] == Axis(8, 4, 4)
     assert plan.axes["0.linear.weight"] == (Axis(3, 3), Axis(8, 4, 2))
     assert plan.axes["0.linear.bias"] == (Axis(3, 3),)
+
+
+def test_a_slice_of_elastic_beside_another_model_raises():
+    full, local = nn.Linear(4, 4), nn.Linear(4, 2)
+    vars(full)["plan_rule"] = registry._rules.find(full)
+    with pytest.raises(ShapeError, match=r"\(the model itself\): either .* of elastic: build both with it"):
+        Plan.of(full, local)

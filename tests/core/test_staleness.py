@@ -159,6 +159,13 @@ def test_an_outer_ring_is_not_stale_where_only_inner_steps_were():
     assert found.sum() == 3 * 4
 
 
+def test_a_version_is_a_model_of_zeros_but_for_its_slice():
+    plan, own = Plan.between({"w": (3, 2)}, {"w": (2, 1)}), torch.tensor([[1.0], [2.0]])
+    state = Clocks().snapshot(plan, {"w": own}).state
+    assert len(state) == 1
+    assert {name: value.tolist() for name, value in state.items()} == {"w": [[1.0, 0.0], [2.0, 0.0], [0.0, 0.0]]}
+
+
 def test_arguments_are_not_changed():
     state, sub = random_state(0), random_state(1)
     before = {name: own.clone() for name, own in {**state, **{f"sub/{name}": own for name, own in sub.items()}}.items()}
