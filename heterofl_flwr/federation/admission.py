@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, Strict
@@ -63,7 +63,7 @@ class Limits:
         BeforeValidator(_read_levels),
         _AsText,
         "different names with a level each, such as 'phone=c,camera=a', or '' for none",
-    ] = Field(default_factory=dict)
+    ] = field(default_factory=dict, hash=False)
     """levels of nodes by registered name or node id; comes before what nodes report, which can only lower it"""
     largest_level: Annotated[
         str | Annotated[float, Strict()], check(rate_of), "a level such as 'c' or a rate such as '0.3'"
@@ -74,7 +74,7 @@ class Limits:
         BeforeValidator(_read_partitions),
         _AsText,
         "different names with a number each, such as 'phone=0,camera=1', or '' for none",
-    ] = Field(default_factory=dict)
+    ] = field(default_factory=dict, hash=False)
     """partitions of nodes by registered name or node id; no other node gets one of these numbers"""
 
     def check_levels(self, mix: Mix, assignment: str) -> None:
