@@ -133,6 +133,33 @@ def padded_shortcut() -> Case:
     return Then(forward, stem=conv(3, 8), down=down, head=nn.Linear(12, 4)), images()
 
 
+@family
+def grid_of_boxes() -> Case:
+    """Return a detector as YOLO is: two grids, whose cells have 3 anchors with a box, objectness and 2 classes each."""
+
+    def predictions(grid: Tensor) -> Tensor:
+        return grid.unflatten(1, (3, 5 + 2)).flatten(3).transpose(2, 3).flatten(1, 2)  # (batch, boxes, 7)
+
+    def forward(self: Then, x: Tensor) -> Tensor:
+        fine = self.stem(x)
+        one, two = fine.chunk(2, 1)
+        coarse = self.down(torch.cat([one, two + self.bottleneck(two)], 1))
+        coarse = self.pool(torch.cat([coarse, F.max_pool2d(coarse, 3, 1, 1)], 1))
+        both = torch.cat([F.interpolate(coarse, scale_factor=2.0), fine], 1)
+        found = torch.cat([predictions(self.coarse_head(coarse)), predictions(self.fine_head(both))], 1)
+        return torch.cat([found[..., :2].sigmoid(), found[..., 2:4].exp(), found[..., 4:]], -1)
+
+    layers = {
+        "stem": nn.Sequential(conv(3, 16), nn.BatchNorm2d(16), nn.SiLU()),
+        "bottleneck": nn.Sequential(conv(8, 8), nn.BatchNorm2d(8), nn.SiLU()),
+        "down": nn.Conv2d(16, 12, 3, stride=2, padding=1),
+        "pool": conv(24, 20, 1),
+        "coarse_head": conv(20, 21, 1),
+        "fine_head": conv(36, 21, 1),
+    }
+    return Then(forward, **layers), images()
+
+
 class Attention(nn.Module):
     """Attention as many write it: one linear layer for all three, and its widths as numbers of its own."""
 

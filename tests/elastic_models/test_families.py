@@ -53,3 +53,12 @@ def test_no_rate_is_refused(case):  # though torch chooses operators by strides,
     build = elastic(case[0], case[1][:1])
     sizes = [sum(own.numel() for own in build(rate).parameters()) for rate in (0.9, 0.125, 0.01)]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_heads_of_a_detector_stay_whole():  # 3 anchors of 5 + 2 numbers, of narrower maps
+    model, inputs = CASES["grid_of_boxes"]()
+    for rate, narrow in ((0.5, (10, 18)), (0.25, (5, 9))):
+        small = elastic(model, inputs)(rate)
+        assert small.coarse_head.weight.shape == (21, narrow[0], 1, 1)
+        assert small.fine_head.weight.shape == (21, narrow[1], 1, 1)
+        assert small(inputs).shape == model(inputs).shape
