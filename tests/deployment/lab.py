@@ -56,10 +56,15 @@ class Lab(Processes):
         """Start a run, whose folder is ``run``."""
         path = self.folder / "run.toml"
         path.write_text(to_toml({**config, "run.dir": str(self.folder / "run")}), encoding="utf-8")
-        return self.popen(["flwr", "run", "app", "lab", "--stream", "--run-config", str(path)], "app", self.folder)
+        self.app = self.popen(["flwr", "run", "app", "lab", "--stream", "--run-config", str(path)], "app", self.folder)
+        return self.app
 
     def kill_when_asked(self, number: int, node: subprocess.Popen[bytes], asked: int) -> None:
-        """Kill a node as soon as it has received so many messages."""
+        """Kill a node as soon as it has received that many messages, or the run has ended without them."""
         received = "Receiving: "
-        self.wait_for(lambda: self.log(f"node-{number}").count(received) >= asked, f"message {asked}", LONGEST)
+
+        def happened() -> bool:
+            return self.log(f"node-{number}").count(received) >= asked or self.app.poll() is not None
+
+        self.wait_for(happened, f"message {asked}", LONGEST)
         kill(node)
