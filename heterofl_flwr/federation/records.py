@@ -11,7 +11,7 @@ from torch import Tensor
 from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix
-from heterofl_flwr.federation.evaluation import is_share, weighted_means
+from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share, weighted_means
 
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
@@ -147,8 +147,13 @@ class RoundRecord:
         return f"round {self.server_round}: {', '.join(levels)}; up {text.size(self.bytes_up)}{failed}"
 
     def metrics_line(self) -> str:
-        """Return the metrics as text."""
-        return ", ".join(f"{name} {value:.4g}" for name, value in {**self.train, **self.evaluate}.items())
+        """Return the metrics as text: beside those of clients which share of them it is, where that is not all."""
+        coverage = self.evaluate.get("coverage", 1.0)
+        clients = {*self.evaluate_medians, WORST_ACCURACY} if coverage < 1 else ()
+        return ", ".join(
+            f"{name} {value:.4g}" + (f" (of {coverage:.0%} of the clients)" if name in clients else "")
+            for name, value in {**self.train, **self.evaluate}.items()
+        )
 
     def note_central(self, metrics: Mapping[str, object]) -> None:
         """Note the server's own metrics, which replace those of the clients of the same name."""

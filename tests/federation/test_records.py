@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from heterofl_flwr import Evaluation, RoundCallback, multi_step, packing
-from heterofl_flwr.federation.records import RunState
+from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.report import Console
 from tests.federation.tiny import build, build_normed, crash, equal, make_app, play
 
@@ -92,3 +92,15 @@ def test_a_callback_that_prints_rounds_does_it_instead(caplog, capsys):
     run(Console(), num_rounds=2)
     assert not [own for own in caplog.records if own.name == "flwr" and "round" in own.getMessage().lower()]
     assert "round 2/2 took=" in capsys.readouterr().out
+
+
+def test_clients_metrics_say_of_which_share_of_them_they_are():
+    record = RoundRecord(server_round=2, seconds=1.0, learning_rate=0.1, rates={})
+    record.evaluate = {"coverage": 0.25, "global-accuracy": 0.5, "local-accuracy": 0.75, "worst-accuracy": 0.6}
+    record.evaluate_medians = {"local-accuracy": 0.7}
+    assert record.metrics_line() == (
+        "coverage 0.25, global-accuracy 0.5, local-accuracy 0.75 (of 25% of the clients), "
+        "worst-accuracy 0.6 (of 25% of the clients)"
+    )
+    record.evaluate["coverage"] = 1.0
+    assert "of the clients" not in record.metrics_line()
