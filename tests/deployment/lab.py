@@ -11,6 +11,19 @@ from tests.docs.pages import ROOT
 
 LONGEST = 3600.0
 
+SMALL: Mapping[str, Flat] = {
+    "mix": "a1-b1",
+    "model.name": "mlp",
+    "model.hidden": "16",
+    "train.epochs": 1,
+    "engine.name": "plain",
+    "evaluate.every": 0,
+    "sample.wait": LONGEST,
+    "engine.timeout": 1200.0,
+    "run.callbacks": "",
+}
+"""A run that trains a small model, and waits for nodes as long as it takes."""
+
 
 class Lab(Processes):
     """A SuperLink and nodes with keys of their own."""

@@ -3,24 +3,16 @@
 import pytest
 
 from heterofl_flwr.report import RunFolder
-from tests.deployment.lab import LONGEST, Lab
+from tests.deployment.lab import LONGEST, SMALL, Lab
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 
 NODES, STEPS, KILLED = 4, 3, 0
 CONFIG = {
-    "mix": "a1-b1",
+    **SMALL,
     "num-rounds": STEPS,
-    "model.name": "mlp",
-    "model.hidden": "16",
-    "train.epochs": 1,
-    "engine.name": "plain",
-    "evaluate.every": 0,
     "asynchronous.size": 2,
     "asynchronous.concurrency": 2,  # so a step cannot end before the one that is killed is replaced
-    "sample.wait": LONGEST,
-    "engine.timeout": 1200.0,
-    "run.callbacks": "",
 }
 
 

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from heterofl_flwr.report import RunFolder
-from tests.deployment.lab import LONGEST, Lab
+from tests.deployment.lab import LONGEST, SMALL, Lab
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 
@@ -17,19 +17,11 @@ ALL = ("keys", "shares", "train", "reveal")
 PHASES = tuple(os.environ.get("HETEROFL_PHASES", "train").split(","))
 NODES = len(PHASES) + 3
 CONFIG = {
-    "mix": "a1-b1",
+    **SMALL,
     "num-rounds": len(PHASES),
-    "model.name": "mlp",
-    "model.hidden": "16",
-    "train.epochs": 1,
-    "engine.name": "plain",
-    "evaluate.every": 0,
     "sample.fraction": 1.0,
-    "sample.wait": LONGEST,
     "sample.min-replies": 3,
-    "engine.timeout": 1200.0,
     "server.stages": "secure-sum(holders=3)",
-    "run.callbacks": "",
 }
 
 
