@@ -24,6 +24,8 @@ def run(tmp_path_factory):
         app = lab.start(CONFIG)
         lab.kill_when_asked(KILLED, nodes[KILLED], 2)  # its capability, and to train
         app.wait(LONGEST)
+        if lab.log(f"node-{KILLED}").count("Receiving: ") < 2:
+            pytest.skip("nodes arrived in an order in which the one to be killed was not asked to train")
         return RunFolder(folder / "run"), lab.log("app") + lab.log("superlink")
 
 
