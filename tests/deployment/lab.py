@@ -1,7 +1,7 @@
 """A SuperLink with TLS and known nodes, of which tests kill some."""
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from heterofl_flwr.settings.kept import to_toml
@@ -81,3 +81,16 @@ class Lab(Processes):
 
         self.wait_for(happened, f"message {asked}", LONGEST)
         kill(node)
+
+    def kill_one_that_trains(self, nodes: Sequence[subprocess.Popen[bytes]]) -> int:
+        """Kill the first node that is asked to train, whichever that is; return its number."""
+        found: list[int] = []
+
+        def happened() -> bool:
+            found[:] = [number for number in range(len(nodes)) if "Receiving: train" in self.log(f"node-{number}")]
+            return bool(found) or self.app.poll() is not None
+
+        self.wait_for(happened, "a message to train", LONGEST)
+        assert found, self.log("app")
+        kill(nodes[found[0]])
+        return found[0]
