@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 TUTORIAL = DOCS / "tutorial.md"
-APP = DOCS / "howto" / "flower-app.md"  # the tutorial's files as an app
+APP = DOCS / "howto" / "flower-app.md"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 _FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<info>.*)$")
-_FILE = re.compile(r"# (?P<path>[\w/]+\.py)\n")
+_FILE = re.compile(r"# (?P<path>[\w/]+\.(?:py|toml))\n")
 _SKIPPED = re.compile(r"# not run: (?P<reason>\S.*)\n")
 _ASSIGNMENT = re.compile(r"[A-Z_]+=.*")
 

@@ -6,7 +6,7 @@ The blocks of a page share a namespace, in their order. A block whose first line
 """
 
 import importlib
-import subprocess
+import re
 import sys
 import tomllib
 import types
@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.docs.pages import APP, DOCS, PAGES, TUTORIAL, Block, blocks, fences, name_of
+from tests.deployment.processes import Processes, free_port
+from tests.docs.pages import APP, DOCS, PAGES, TUTORIAL, Block, blocks, commands, fences, name_of
 
 CHECKED = {"python", "bash", "toml", "yaml"}  # the first two here and in test_commands.py
 SHOWN = {"diff", "text"}
@@ -36,7 +37,7 @@ def folder(tmp_path, monkeypatch) -> Iterator[Path]:
     """Return a working folder with the tutorial's files; afterwards no module of it is left."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for block in [*blocks(TUTORIAL, "python"), *blocks(APP, "python")]:
+    for block in blocks(TUTORIAL, "python"):
         if block.file:
             write(tmp_path, block)
     yield tmp_path
@@ -68,13 +69,20 @@ def test_python_blocks_run(page, folder, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_tutorials_app_runs_by_its_command(folder):
-    project = blocks(APP, "toml")[0].code
-    (folder / "pyproject.toml").write_text(project, encoding="utf-8")
-    heterofl = str(Path(sys.executable).parent / "heterofl")
-    command = [heterofl, "run", "--app", ".", "--clients", "5", "--grid", "local", "--set", "num-rounds=1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.simulation
+@pytest.mark.parametrize("program", ["heterofl", "flwr"])
+def test_the_app_of_the_page_on_flower_apps_learns(program, tmp_path):
+    """The page's files alone, in an empty folder, by the page's commands."""
+    for block in blocks(APP, "python", "toml"):
+        if block.file:
+            write(tmp_path, block)
+    (words,) = [words for _, words in commands(APP) if words[:2] == [program, "run"]]
+    ports = {name: str(free_port()) for name in ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")}
+    with Processes(tmp_path, ports) as processes:  # ends the SuperLink too, which Flower leaves behind
+        assert processes.popen(words, "out", tmp_path).wait(600) == 0, processes.log("out")
+    rounds = [round(float(own), 2) for own in re.findall(r"ROUND \d.*local-accuracy ([\d.]+)", processes.log("out"))]
+    assert len(rounds) == 3, processes.log("out")
+    assert rounds[-1] > max(0.6, rounds[0])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -19,7 +19,7 @@ from heterofl_flwr.settings.flat import from_flat, read_assignments
 from tests.docs.pages import PAGES, ROOT, commands, name_of
 from tests.flower_internals import get_flwr_command
 
-BUILT_IN = {"cd", "export", "."}
+BUILT_IN = {"cd", "export", "kill", "."}
 OF_THE_SYSTEM = {"nginx", "sed", "ssh"}  # which no package of ours brings
 
 
