@@ -52,8 +52,8 @@ class BlockSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Check all jobs, run them, and raise ``RunError`` if some failed; with ``dry``, only list them."""
         from heterofl_flwr.app.launch.running import RunError
-        from heterofl_flwr.app.sweep.cost import list_jobs
         from heterofl_flwr.app.sweep.job import DIVERGED, DONE, ENDED, check_jobs
+        from heterofl_flwr.app.sweep.listing import list_jobs
 
         jobs, rows = self._build_jobs(self.rows(OverridesParser.create(self._loader), arguments))
         if self._master.dry:

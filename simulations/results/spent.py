@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from heterofl_flwr.app.sweep.cost import profile_at, sizes_of, values_of
 from heterofl_flwr.core import formatting
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.records import RoundRecord
@@ -15,6 +14,7 @@ from heterofl_flwr.runs.metrics import mode_of
 from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.presets import architectures, with_architecture
 from simulations.results.configurations import Configuration, possible, shown
+from simulations.results.costs import profile_at, sizes_of, values_of
 from simulations.results.runs import Run
 from simulations.results.statistics import Summary, summarise
 

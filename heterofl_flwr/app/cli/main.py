@@ -175,7 +175,7 @@ those that were cut off.
 SWEEP_EXAMPLES = """
 examples:
   heterofl sweep -m mix=a1-e1,a5-e5 seed=0,1                   four jobs on scikit-learn's digits
-  heterofl sweep -m experiment=table7 seed=0,1,2 dry=true      only list the jobs, with what they cost
+  heterofl sweep -m experiment=table7 seed=0,1,2 dry=true      only list the jobs, with the time that they take
   heterofl sweep -m data=mnist method=fedavg,heterofl hydra/launcher=joblib
 """
 
@@ -246,11 +246,10 @@ def _add_settings(subparsers: Subparsers) -> None:
 PROFILE = """
 The mean cost per client of each mix, next to which the paper prints accuracies (Tables 7 to 9):
 
-  ratio          parameters, relative to the global model of the mix
-  parameters     number of parameters
-  FLOPs (paper)  what the paper prints as FLOPs: operations times the number of named parameters of each layer
-  MACs           multiplications (with addition) of one forward pass, counted
-  MB             parameters in float32, in units of 1024 * 1024 bytes
+  ratio       parameters, relative to the global model of the mix
+  parameters  number of parameters
+  MACs        multiplications (with addition) of one forward pass, counted
+  MB          parameters in float32, in units of 1024 * 1024 bytes
 
 Without --mix these are the 31 mixes of equal shares of the levels a to e. CSV has all digits.
 """
