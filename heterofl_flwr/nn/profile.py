@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiplications, and what the paper prints as FLOPs and space."""
+"""What a model costs: parameters, multiplications, and what the paper prints as space."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,17 +28,12 @@ class Profile:
         Number of parameters.
     macs
         Multiplications (with addition) of one forward pass: convolutions, matrix and attention products.
-    printed_flops
-        What the paper prints as FLOPs: the operations of each convolution, linear layer and norm, times the number
-        of its named parameters, so that a layer with a bias counts twice. Attention products, GroupNorm, pooling,
-        activations and embeddings count nothing.
     megabytes
         Parameters in float32, in units of 1024 * 1024 bytes.
     """
 
     parameters: int
     macs: int
-    printed_flops: int
     megabytes: float
 
 
@@ -48,7 +43,6 @@ class MixProfile:
 
     parameters: float
     macs: float
-    printed_flops: float
     megabytes: float
     ratio: float
 
@@ -75,19 +69,11 @@ def profile(model: nn.Module, example_input: object) -> Profile:
         if norm.running_mean is None:
             norm.running_mean = torch.zeros(norm.num_features, device=device)
             norm.running_var = torch.ones(norm.num_features, device=device)
-    printed: dict[nn.Module, int] = {}
-
-    def record(layer: nn.Module, args: tuple[torch.Tensor, ...], out: object) -> None:
-        if isinstance(out, torch.Tensor) and args:
-            printed[layer] = _operations(layer, args[0], out) * len(list(layer.parameters()))
-
-    for layer in probe.modules():
-        layer.register_forward_hook(record)
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops})
     with _plain_attention(), counter:
         call(probe, tree_map_only(torch.Tensor, lambda one: one.to(device), example_input))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Profile(parameters, counter.get_total_flops() // 2, sum(printed.values()), parameters * 4 / 1024**2)
+    return Profile(parameters, counter.get_total_flops() // 2, parameters * 4 / 1024**2)
 
 
 @contextmanager
@@ -119,16 +105,3 @@ def mean_profile(profiles: Mapping[float, Profile], mix: Mix) -> MixProfile:
         for field in fields(Profile)
     }
     return MixProfile(**means, ratio=means["parameters"] / profiles[mix.global_rate].parameters)
-
-
-def _operations(layer: nn.Module, x: torch.Tensor, out: torch.Tensor) -> int:
-    match layer:
-        case nn.Conv2d():
-            per_output = math.prod(layer.kernel_size) * layer.in_channels // layer.groups + (layer.bias is not None)
-            return per_output * out.numel()
-        case nn.Linear():
-            return x.numel() * layer.out_features
-        case nn.BatchNorm2d() | nn.InstanceNorm2d() | nn.LayerNorm():
-            return 2 * x.numel()
-        case _:
-            return 0

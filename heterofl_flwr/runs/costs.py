@@ -24,7 +24,6 @@ class LevelCost:
     rate: float  #: Its rate.
     parameters: int  #: Number of parameters.
     macs: int  #: Multiplications of one forward pass of one sample.
-    printed_flops: int  #: What the paper prints as FLOPs.
     bytes: int  #: The size of its parameters in a message, headers included, one way: of those that are exchanged.
 
 
@@ -85,9 +84,7 @@ class Costs:
             model, cost = build_and_profile(self.build, rate, self._example)
             # As measured of messages, to which it is compared.
             size = sum(map(count_packed, exchanged_parameters(model).values()))
-            self._known[rate] = LevelCost(
-                level_name(rate), rate, cost.parameters, cost.macs, cost.printed_flops, bytes=size
-            )
+            self._known[rate] = LevelCost(level_name(rate), rate, cost.parameters, cost.macs, bytes=size)
         return bool(new)
 
     def model(self) -> ModelCosts:

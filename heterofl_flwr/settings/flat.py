@@ -90,6 +90,7 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
 
 REMOVED: Mapping[str, tuple[Flat, ...]] = {
     "train.factor": (0.1,),
+    "train.precision": ("float32",),
     "distill.direction": ("forward",),
     "distill.projection": ("gem",),
     "data.test-share": (0.2,),

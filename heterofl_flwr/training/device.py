@@ -1,9 +1,8 @@
-"""The device that a client computes on: its name, precision, random numbers, modes and memory."""
+"""The device that a client computes on: its name, random numbers, modes and memory."""
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Literal
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -28,14 +27,6 @@ def resolve_device(name: str = "auto") -> torch.device:
     if number and int(number) >= torch.cuda.device_count():
         raise ConfigError(f"device is {name!r}, but there are {torch.cuda.device_count()}, counted from 0")
     return torch.device(name)
-
-
-Precision = Literal["float32", "bfloat16"]
-
-
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which convolutions and matrix products have this precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:

@@ -12,7 +12,7 @@ from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, Positive, group
 from heterofl_flwr.nn.loss import masked_cross_entropy
 from heterofl_flwr.training.batches import training_batches
-from heterofl_flwr.training.device import autocast, evaluating, seeded
+from heterofl_flwr.training.device import evaluating, seeded
 from heterofl_flwr.training.engines.plain import DivergedError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
@@ -135,11 +135,9 @@ def learn_from_peers(
 
     with seeded(derive(job.seed, "seed-model"), seeds[0].device):
         for number in range(job.limit_steps(distill.steps)):
-            private, _ = compute_loss(model, *next(batches), masking, options.precision)
+            private, _ = compute_loss(model, *next(batches), masking)
             own = gradient(private)
-            with autocast(options.precision, seeds[0].device):
-                logits = model(seeds[0]).float()
-            shared, apart = _seed_loss(logits, seeds[1], peers, distill)
+            shared, apart = _seed_loss(model(seeds[0]).float(), seeds[1], peers, distill)
             theirs = gradient(shared)
             if not bool((private + shared).isfinite()):
                 raise DivergedError(

@@ -14,7 +14,6 @@ from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.groups import Count, Decay, NotNegative, Positive, group
 from heterofl_flwr.nn.loss import Fill
-from heterofl_flwr.training.device import Precision
 
 JointLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
 """From the masked logits of all outputs of a model, its own depth and width last, and the targets to the loss."""
@@ -48,8 +47,6 @@ class TrainOptions:
     """logits of classes that a client lacks, in its loss; auto: zero, or -inf with fidelity=fixed"""
     augment: str = Field(default="none", exclude=True)
     """how images are varied: a name in AUGMENTS"""
-    precision: Precision = "float32"
-    """bits of a step's products; parameters and their averages stay in float32"""
 
     def __post_init__(self) -> None:
         check_augment(self.augment)

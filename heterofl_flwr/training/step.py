@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.nn.loss import Fill, class_mask, mask_logits, masked_cross_entropy
-from heterofl_flwr.training.device import Precision, autocast
 from heterofl_flwr.training.options import JointLoss, SeveralOutputs, TrainOptions
 
 FUSED_DEVICES = ("cpu", "cuda")
@@ -39,12 +38,10 @@ def compute_loss(
     inputs: Tensor,
     targets: Tensor,
     masking: Masking,
-    precision: Precision = "float32",
     joint_loss: JointLoss | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of a batch, and for each target whether the model, or the last of its outputs, predicts it."""
-    with autocast(precision, targets.device):
-        outputs = [model(inputs)] if joint_loss is None else cast("SeveralOutputs", model).all_logits(inputs)
+    outputs = [model(inputs)] if joint_loss is None else cast("SeveralOutputs", model).all_logits(inputs)
     logits = [masking(one.float()) for one in outputs]
     loss = masked_cross_entropy(logits[-1], targets) if joint_loss is None else joint_loss(logits, targets)
     return loss, logits[-1].detach().argmax(1) == targets

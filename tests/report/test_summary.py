@@ -15,9 +15,9 @@ from heterofl_flwr.runs.costs import LevelCost, ModelCosts, full_bytes, savings
 COSTS = ModelCosts(
     1.0,
     (
-        LevelCost("a", 1.0, parameters=100, macs=1000, printed_flops=2000, bytes=400),
-        LevelCost("b", 0.5, parameters=30, macs=300, printed_flops=600, bytes=120),
-        LevelCost("d", 0.125, parameters=10, macs=100, printed_flops=200, bytes=40),
+        LevelCost("a", 1.0, parameters=100, macs=1000, bytes=400),
+        LevelCost("b", 0.5, parameters=30, macs=300, bytes=120),
+        LevelCost("d", 0.125, parameters=10, macs=100, bytes=40),
     ),
 )
 

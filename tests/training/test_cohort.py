@@ -59,17 +59,6 @@ def test_equals_plain_whatever_the_sizes(sizes, batch_size, epochs, momentum, cl
     assert_as_plain(ours, Cohort(ours, options).train(), options, clients())
 
 
-def test_equals_plain_in_bfloat16():
-    options = replace(OPTIONS, precision="bfloat16")
-    clients, twins = make_jobs(MODELS["mlp"]), make_jobs(MODELS["mlp"])
-    results = Cohort(clients, options).train()
-    expected = train_plain(twins, options)
-    for one, other in zip(clients, twins, strict=True):
-        for ours, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.01)
-    assert [result.loss for result in results] == pytest.approx([result.loss for result in expected], rel=0.02)
-
-
 @pytest.fixture
 def steps(monkeypatch) -> list[list[int]]:
     """Return the clients of each step that a cohort runs."""

@@ -61,7 +61,7 @@ def test_equals_plain_in_cpp():
 @pytest.mark.parametrize(
     ("build", "changes"),
     [
-        (small(norm="sbn"), {"precision": "bfloat16"}),
+        (small(norm="sbn"), {}),
         (frozen, {"proximal": 0.1}),
         (lambda: nn.Sequential(small(norm="gn")(), nn.BatchNorm1d(5), nn.Dropout(0.2)), {"clip": 0.1}),
     ],

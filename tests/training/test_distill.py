@@ -1,7 +1,6 @@
 """FedH2L on a client: posteriors, divergences, seed steps, the seed set, and the projection of gradients."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -102,13 +101,6 @@ def test_seed_steps_are_a_plain_loop(labels):
         optimizer.step()
     for found, expected in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_products_of_seed_steps_have_the_precision_of_training():
-    model, seen = mlp(), []
-    model.register_forward_hook(lambda layer, args, logits: seen.append(logits.dtype))
-    learn_from_peers(job(model), SEEDS, PEERS, replace(OPTIONS, precision="bfloat16"), DistillOptions(steps=1))
-    assert seen == [torch.bfloat16] * 2  # of own data, and of the seed batch
 
 
 def test_a_loss_that_is_not_finite_raises_an_error():

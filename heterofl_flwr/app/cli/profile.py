@@ -6,7 +6,7 @@ from itertools import combinations
 
 import torch
 
-from heterofl_flwr.core.formatting import render
+from heterofl_flwr.core.formatting import count, render
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS, PAPER, Setup
@@ -14,7 +14,7 @@ from heterofl_flwr.nn.profile import MixProfile, mean_profile, profile
 from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.settings.presets import options_of
 
-HEADER = ("mix", "ratio", "parameters", "FLOPs (paper)", "MACs", "MB")
+HEADER = ("mix", "ratio", "parameters", "MACs", "MB")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,11 +24,10 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     for name, cost in mix_costs(setup, args.mix or all_mixes("abcde")).items():
         if args.format == "csv":
-            numbers = (cost.ratio, cost.parameters, cost.printed_flops, cost.macs, cost.megabytes)
+            numbers = (cost.ratio, cost.parameters, cost.macs, cost.megabytes)
             cells = [format(number, ".12g") for number in numbers]
         else:
-            large = map(printed, (cost.parameters, cost.printed_flops, cost.macs))
-            cells = [f"{cost.ratio:.2f}", *large, f"{cost.megabytes:.2f}"]
+            cells = [f"{cost.ratio:.2f}", count(cost.parameters), count(cost.macs), f"{cost.megabytes:.2f}"]
         rows.append((name, *cells))
     print(render(HEADER, rows, args.format))
     return 0
@@ -74,9 +73,3 @@ def mix_costs(setup: Setup, names: Sequence[str]) -> dict[str, MixProfile]:
             reason = str(error).partition("\n")[0]
             raise ConfigError(f"{setup.model} of rate {rate:g} with inputs of {setup.shape}: {reason}") from error
     return {name: mean_profile(profiles, mix) for name, mix in mixes.items()}
-
-
-def printed(value: float) -> str:
-    """Return a number as the paper prints it: one decimal of thousands, millions or billions."""
-    unit, name = next(((unit, name) for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if value >= unit), (1, ""))
-    return f"{value / unit:.1f} {name}".strip()

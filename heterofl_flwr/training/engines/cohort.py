@@ -166,7 +166,7 @@ class Cohort:
         """Run one step; return the losses and the numbers of right answers."""
         inputs, parts = zip(*(self._clients[number].next_batch() for number in together), strict=True)
         targets = torch.stack(parts, 1)  # (batch, clients)
-        logits = self._mask(joint.forward(inputs, self._options.precision).float(), together)
+        logits = self._mask(joint.forward(inputs).float(), together)
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).mean(0)
         sgd.step(joint.gradients(losses.sum()))
         return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)

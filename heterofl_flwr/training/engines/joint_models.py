@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from heterofl_flwr.nn.execution import bears_channels_last
-from heterofl_flwr.training.device import Precision, autocast, tensor_specs
+from heterofl_flwr.training.device import tensor_specs
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 
 TOLERANCE = 1e-9
@@ -74,10 +74,9 @@ class Joint:
             raise IncompatibleError("layers share parameters")  # their copies would no longer
         self._parameters = [own[layout.name] for layout in layouts]
 
-    def forward(self, inputs: Sequence[Tensor], precision: Precision) -> Tensor:
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return logits (batch, clients, classes) from a batch of each client, all of one shape."""
-        with autocast(precision, inputs[0].device):
-            logits: Tensor = self._twin(torch.cat(list(inputs), 1))
+        logits: Tensor = self._twin(torch.cat(list(inputs), 1))
         apart: Tensor = logits.unflatten(1, (self._clients, -1))
         return apart
 
@@ -121,7 +120,7 @@ def build_verified(
 
 def _verify(joint: Joint, models: Sequence[nn.Module], values: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
     joint.place(values)
-    together = joint.forward(inputs, "float32")
+    together = joint.forward(inputs)
     gradients = joint.gradients(_probe(together))
     for client in {0, len(inputs) - 1}:
         own = {

@@ -53,7 +53,7 @@ def train_one(
         sgd = ParameterSGD(model.parameters(), options, job.towards)
 
         def step(inputs: Tensor, targets: Tensor) -> Tensor:
-            loss, right = compute_loss(forward or model, inputs, targets, masking, options.precision, job.joint_loss)
+            loss, right = compute_loss(forward or model, inputs, targets, masking, job.joint_loss)
             sgd.minimise(loss)
             correct.add_(right.sum())
             return loss.detach()
