@@ -33,8 +33,7 @@ def make_record(number: int, evaluate: Mapping[str, float], rate: float = 1.0, c
 
 def costs(global_rate: float) -> ModelCosts:
     levels = tuple(
-        LevelCost(level_name(rate), rate, PARAMETERS[name], 10, 20, 4 * PARAMETERS[name])
-        for name, rate in LEVELS.items()
+        LevelCost(level_name(rate), rate, PARAMETERS[name], 10, 4 * PARAMETERS[name]) for name, rate in LEVELS.items()
     )
     return ModelCosts(global_rate, levels)
 
