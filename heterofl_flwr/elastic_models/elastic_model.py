@@ -16,7 +16,7 @@ from heterofl_flwr.elastic_models.check_slice import check_slice
 from heterofl_flwr.elastic_models.skeleton import Skeleton, copy_with, without_values
 from heterofl_flwr.elastic_models.sliced_model import Slice, adjust_layers, attach_scaler
 from heterofl_flwr.elastic_models.trace_model import Traced, trace_model
-from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.static_norm import batch_norms, drop_statistics
 
 _CHECKED = 0.3  # a rate at which most widths do not come out even; the others are checked when they are first built
@@ -25,12 +25,6 @@ _UNUSED = (
     "rate, and take inputs of their full width. To cut them, give inputs with which they are used, or a model around "
     "this one whose forward uses them; to keep them without this warning, name them: fixed=[...]"
 )
-_LITERAL = (
-    "{} divides a sum over channels by their full number, which stands in the code, so a slice, which adds fewer, "
-    "divides by too much: use mean, or take the number from the tensor's shape"
-)
-_TOO_LARGE = 1.5
-"""How many times the possible share of parameters a slice may keep without a warning."""
 _NOT_SMALLER = 0.6
 """The share of parameters above which a slice of rate 0.5 gets a warning; a quarter to a half is usual."""
 
@@ -84,9 +78,7 @@ class Elastic:
             thin = any(few == 1 < of for few, of in zip(part.kept, self.traced.channels.sizes, strict=True))
             skeleton = Skeleton(model, self.traced.says_tracing)
             steps = None if thin else self.traced.steps
-            literal = check_slice(steps, part.kept, skeleton, self.example_inputs, rate)
-            if literal:
-                warnings.warn(_LITERAL.format(", ".join(sorted(literal))), stacklevel=3)
+            check_slice(steps, part.kept, skeleton, self.example_inputs, rate)
             self.known.add(part.kept)
         return model
 
@@ -156,9 +148,8 @@ def elastic(
     Warns
     -----
     UserWarning
-        If parameters take no part on the example inputs: they stay whole. If the code divides a sum over channels by
-        their full number as a literal. If a slice of rate 0.5 is more than 1.5 times as large as it might be, with the
-        reasons, such as an unknown operator. Or if it keeps more than six tenths of the parameters.
+        If parameters take no part on the example inputs: they stay whole. Or if a slice of rate 0.5 keeps more than six
+        tenths of the parameters, with the reasons, such as an unknown operator.
 
     Examples
     --------
@@ -187,40 +178,21 @@ def elastic(
         known={tuple(traced.channels.sizes)},
     )
     build.checked(_CHECKED)
-    _warn_if_large(build, fixed, outputs)
+    _warn_if_large(build, fixed)
     return build
 
 
-def _warn_if_large(build: Elastic, fixed: Sequence[str], outputs: Sequence[str]) -> None:
-    """Say why a slice is much larger than it might be, if its code says what it need not; or that it is no smaller."""
-    number, half = build.plan(1.0).parameters, build.plan(0.5).parameters
-    if half <= _TOO_LARGE * number / 4:
+def _warn_if_large(build: Elastic, fixed: Sequence[str]) -> None:
+    """Say why a slice is not much smaller than the model."""
+    number, half = build.plan(1.0).parameters, replace(build, multiple_of=1).plan(0.5).parameters
+    reasons = "".join(f"\n- {reason}" for reason in build.traced.reasons[:5])
+    if half <= _NOT_SMALLER * number or (not reasons and (fixed or build.traced.unused)):
         return
-    least = _least(build, fixed, outputs) if build.traced.reasons else half
-    if half > _TOO_LARGE * least:
-        reasons = "".join(f"\n- {reason}" for reason in build.traced.reasons[:5])
-        warnings.warn(
-            f"at rate 0.5 a slice keeps {half / number:.0%} of the parameters, where {least / number:.0%} would do. "
-            f"Channels are kept whole where{reasons}\nLengths that are taken from a tensor's shape or from a number "
-            f"that a layer holds are cut with it.",
-            stacklevel=3,
-        )
-    elif (
-        not (fixed or build.traced.unused)
-        and (kept := replace(build, multiple_of=1).plan(0.5).parameters) > _NOT_SMALLER * number
-    ):
-        warnings.warn(
-            f"at rate 0.5 a slice keeps {kept / number:.0%} of the parameters: many channels of the model are "
-            f"inputs or outputs, or its code ties them to one another so that none can be left out, as a convolution "
-            f"along channels does, or local response norm. Smaller rates save little.",
-            stacklevel=3,
-        )
-
-
-def _least(build: Elastic, fixed: Sequence[str], outputs: Sequence[str]) -> int:
-    """Return how many parameters a slice of rate 0.5 would keep if the code said no lengths; or how many it does."""
-    try:
-        possible = trace_model(build.model, build.example_inputs, fixed, outputs, lenient=True)
-    except UnsupportedLayerError:  # channels that cannot be cut need not fit one another
-        possible = build.traced
-    return replace(build, traced=possible).plan(0.5).parameters
+    why = (
+        f"Channels are kept whole where{reasons}\nLengths that are taken from a tensor's shape or from a number that a "
+        f"layer holds are cut with it."
+        if reasons
+        else "Many channels of the model are inputs or outputs, or its code ties them to one another so that none can "
+        "be left out, as a convolution along channels does, or local response norm. Smaller rates save little."
+    )
+    warnings.warn(f"at rate 0.5 a slice keeps {half / number:.0%} of the parameters. {why}", stacklevel=3)

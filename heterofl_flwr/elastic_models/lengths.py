@@ -123,13 +123,12 @@ def is_length(number: object) -> bool:
 class Trace:
     """The positions of all tensors that a model has made, and what its code says about them."""
 
-    def __init__(self, place: Callable[[], str] = str, lenient: bool = False) -> None:
+    def __init__(self, place: Callable[[], str] = str) -> None:
         self.positions = Positions()
         self.reasons: Counter[str] = Counter()  # why channels stay whole that might have been cut, and how many
         self.sliced: list[Row] = []  # axes that the code slices at a plain number
-        self.sums: dict[int, tuple[Tensor, list[Row]]] = {}  # tensors that are sums, and the axes that were summed over
         self.arguments: object = ()  # what the function of torch that runs was called with
-        self._place, self.lenient = place, lenient  # which layer is at work, and whether such channels are cut
+        self._place = place  # which layer is at work
         self.listening = False  # whether it is the model's own code that runs, and not torch's
         self.flexible: Sequence[bool] = ()  # which axes of the view that comes next may shrink, as its code says
         self._rows: dict[int, tuple[Tensor, Rows]] = {}  # the tensors too: a number of one that is gone is given again
@@ -162,7 +161,7 @@ class Trace:
             channels = 0 if row is None else int(np.count_nonzero(self.positions.roots(row)))
             if channels and why:
                 self.reasons[f"{why}, in {self._place()}"] += channels
-            if row is not None and not (why and self.lenient):
+            if row is not None:
                 self.positions.unite(row, np.zeros(1, np.int64))
 
     def meet(self, *rows: Row | None) -> Row | None:
@@ -200,11 +199,6 @@ class Trace:
             self.tie(row, self._variable(length))
         else:
             self.pin(row, why=f"the code says the length {length!r}")
-
-    def counted(self, tensor: Tensor, divisor: float | None) -> list[Row]:
-        """Return the axes whose full length a sum over them is divided by."""
-        _, summed = self.sums.get(id(tensor), (None, []))
-        return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 
     def compare(self, one: Length, two: float) -> None:
         """Take note that the model's code compares two numbers: what follows must be the same at every rate.

@@ -42,14 +42,6 @@ class Call:
         defaults = {one.name: one.default_value for one in arguments if one.has_default_value()}
         return {**defaults, **dict(zip((one.name for one in arguments), self.args, strict=False)), **self.kwargs}
 
-    @property
-    def divisor(self) -> float | None:
-        """The plain number by which a tensor is divided, if it is."""
-        number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else None
-        if not isinstance(number, int | float) or not number:
-            return None
-        return number if self.name.startswith("div") else 1 / number
-
 
 OPERATORS = Registry("operator", "operators of torch.ops.aten", lambda one: isinstance(one, OpOverloadPacket))
 FUNCTIONS = Registry("function", "functions of torch", callable)
@@ -143,11 +135,6 @@ def follow(trace: Trace, call: Call) -> None:
         why = f"{name} is not known (@heterofl_flwr.elastic_models.stand_in({name}) can say what it does)"
         trace.pin(*(row for one in call.inputs for row in trace.rows(one)), why=why)
         trace.pin(*(row for one in lengths for row in one.rows), why=why)
-        if trace.lenient:
-            trace.fresh(*call.outputs)
-    if len(call.inputs) == 1 and id(call.inputs[0]) in trace.sums:  # a sum that is moved or scaled is still one
-        for output in call.outputs:
-            trace.sums.setdefault(id(output), (output, trace.sums[id(call.inputs[0])][1]))
 
 
 class Operators(TorchDispatchMode):

@@ -51,13 +51,8 @@ def trace_model(
     example_inputs: object,
     fixed: Sequence[str] = (),
     outputs: Sequence[str] = (),
-    *,
-    lenient: bool = False,
 ) -> Traced:
-    """Trace a model; the arguments are those of ``elastic``.
-
-    A ``lenient`` trace cuts also what the code does not let be cut, to tell how small the model might be.
-    """
+    """Trace a model; the arguments are those of ``elastic``."""
     for name, layer in model.named_modules():
         if isinstance(layer, torch.jit.ScriptModule | torch.fx.GraphModule):
             raise UnsupportedLayerError(
@@ -66,10 +61,10 @@ def trace_model(
             )
     held = [(name, one, copy.copy(one)) for name, one in find_containers(model).items()]
     try:
-        return _trace(Skeleton(model, False), example_inputs, fixed, outputs, lenient)
+        return _trace(Skeleton(model, False), example_inputs, fixed, outputs)
     except UnsupportedLayerError as refused:
         try:
-            return _trace(Skeleton(model, True), example_inputs, fixed, outputs, lenient)
+            return _trace(Skeleton(model, True), example_inputs, fixed, outputs)
         except UnsupportedLayerError:
             raise refused from refused.__cause__
     finally:
@@ -90,10 +85,8 @@ def _restore(held: Sequence[tuple[str, Any, Any]]) -> None:
         raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"sets {', '.join(changed)}"))
 
 
-def _trace(
-    skeleton: Skeleton, example_inputs: object, fixed: Sequence[str], outputs: Sequence[str], lenient: bool
-) -> Traced:
-    tracer = Tracer(skeleton, fixed, lenient)
+def _trace(skeleton: Skeleton, example_inputs: object, fixed: Sequence[str], outputs: Sequence[str]) -> Traced:
+    tracer = Tracer(skeleton, fixed)
     for mode in MODES:
         tracer.run(example_inputs, mode, outputs)
     return tracer.find()
@@ -102,15 +95,15 @@ def _trace(
 class Tracer:
     """One trace of a model, and what it takes note of."""
 
-    def __init__(self, skeleton: Skeleton, fixed: Sequence[str], lenient: bool) -> None:
+    def __init__(self, skeleton: Skeleton, fixed: Sequence[str]) -> None:
         self._skeleton = skeleton
-        self._trace = Trace(lambda: self._skeleton.place, lenient)
+        self._trace = Trace(lambda: self._skeleton.place)
         self._sources = self._skeleton.remember(self._trace)
         self._named = named_tensors(self._skeleton.model)
         for name in _names_fixed(self._skeleton.model, fixed):
             self._trace.pin(*self._trace.rows(self._named[name]))
         self._used: set[str] = set()  # the model's parameters and buffers that went into any operator
-        self._calls: list[tuple[str, list[str], list[tuple[torch.Size, Rows | None]], float | None, list[Row]]] = []
+        self._calls: list[tuple[str, list[str], list[tuple[torch.Size, Rows | None]]]] = []
         self._products: list[tuple[str, Product, list[Row]]] = []  # with the axes that come from the parameter
         self._normalises = False
 
@@ -128,8 +121,7 @@ class Tracer:
         self._used.update(tensors)
         if called.name not in QUIET:
             outputs = [(one.shape, self._trace.known(one)) for one in called.outputs]
-            counted = self._trace.counted(called.inputs[0], called.divisor) if called.inputs else []
-            self._calls.append((called.name, tensors, outputs, called.divisor, counted))
+            self._calls.append((called.name, tensors, outputs))
         if _NORM.search(called.name):
             # Norms of weights leave activations as they are.
             self._normalises |= "parametrizations" not in self._skeleton.at_work[0].split(".")
@@ -157,12 +149,9 @@ class Tracer:
         used = {number: source.row for number, source in self._sources.items() if "row" in vars(source)}
         numbers = {number: grouping.places(trace.open(row)) for number, row in used.items()}
 
-        def cut(row: Row) -> bool:
-            return grouping.places(trace.open(row)) is not None
-
         products: dict[str, set[Product]] = {}
         for layer, product, rows in self._products:
-            if any(map(cut, rows)):
+            if any(grouping.places(trace.open(row)) is not None for row in rows):
                 products.setdefault(layer, set()).add(product)
 
         def lengths(shape: torch.Size, rows: Rows | None) -> list[int | Places | None]:
@@ -173,12 +162,7 @@ class Tracer:
         return Traced(
             Channels(tuple(grouping.sizes), axes),
             {number: places for number, places in numbers.items() if places is not None},
-            [
-                Step(
-                    name, tensors, [lengths(*output) for output in outputs], divisor if any(map(cut, counted)) else None
-                )
-                for name, tensors, outputs, divisor, counted in self._calls
-            ],
+            [Step(name, tensors, [lengths(*output) for output in outputs]) for name, tensors, outputs in self._calls],
             unused,
             products,
             [reason for reason, _ in trace.reasons.most_common()],

@@ -47,7 +47,7 @@ python -m simulations.model_zoo --out docs/reference
 
 ## What fails
 
-*Large* is an exact model whose slice is more than 1.5 times as large as it might be. All other slices of rate 0.5 have
+*Large* is an exact model whose slice of rate 0.5 keeps over six tenths because of its code. All other such slices have
 about a quarter of the parameters, and more where inputs, outputs or embeddings have a large part: the last column of
 `models.csv`.
 

@@ -69,6 +69,7 @@ def test_a_condition_has_one_outcome_at_every_rate(condition, kept):
     assert build.plan(0.5).shapes["0.weight"][0] == kept
 
 
+@pytest.mark.filterwarnings("ignore:at rate 0.5 a slice keeps")
 def test_a_number_that_a_layer_compares_with_a_width_follows_it():
     def forward(self, x):
         y = self.first(x)

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -160,7 +159,7 @@ def test_outputs_that_are_named_keep_their_width():
             return {"logits": self.last(hidden), "hidden": hidden}
 
     model, example = Both(), torch.zeros(1, 5)
-    with pytest.warns(UserWarning, match=r"keeps 61% .*, where 35% would do(.|\n)*one of the model's outputs"):
+    with pytest.warns(UserWarning, match=r"keeps 61% (.|\n)*one of the model's outputs"):
         assert elastic(model, example)(0.5)(example)["hidden"].shape == (1, 24)
     build = elastic(model, example, outputs=["logits"])
     assert {name: tuple(value.shape) for name, value in build(0.5)(example).items()} == {
@@ -280,29 +279,6 @@ def test_a_table_longer_than_the_example_keeps_its_length(read):
     assert small(torch.zeros(1, 8, 3)).shape == (1, 8, 2)
 
 
-@pytest.mark.parametrize(
-    ("divided", "warns"),
-    [
-        (lambda self, x: x.sum(1, keepdim=True) / 20, True),
-        (lambda self, x: torch.div(x.sum(1), 20)[:, None], True),
-        (lambda self, x: (1 / 20) * x.sum(1, keepdim=True), True),
-        (lambda self, x: torch.einsum("bc,bc->b", x, x).div_(20)[:, None], True),
-        (lambda self, x: (x @ x.T / 20)[:, :1], True),
-        (lambda self, x: x.sum(1, keepdim=True) / x.shape[1], False),
-        (lambda self, x: x.sum(1, keepdim=True) * (1 / x.shape[1]), False),
-        (lambda self, x: x.mean(1, keepdim=True), False),
-        (lambda self, x: (x / 20).sum(1, keepdim=True) / 3, False),
-    ],
-)
-def test_a_sum_divided_by_a_literal_length_is_a_warning(divided, warns):
-    model = nn.Sequential(nn.Linear(3, 20), Then(divided), nn.Linear(1, 2))
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        elastic(model, torch.zeros(2, 3))
-    found = [one.filename for one in said if "Then divides a sum over channels by their full" in str(one.message)]
-    assert found == [__file__] * warns
-
-
 def test_a_model_that_cannot_be_cut_is_a_warning():
     def along_channels(self, x):
         x = self.first(x)
@@ -310,6 +286,6 @@ def test_a_model_that_cannot_be_cut_is_a_warning():
 
     along = nn.Conv1d(1, 1, 3, padding=1)
     model = Then(along_channels, first=nn.Linear(3, 12), along=along, last=nn.Linear(12, 2))
-    with pytest.warns(UserWarning, match="at rate 0.5 a slice keeps 100% of the parameters: many") as caught:
+    with pytest.warns(UserWarning, match="at rate 0.5 a slice keeps 100% of the parameters. Many") as caught:
         elastic(model, X)
     assert [one.filename for one in caught] == [__file__]
