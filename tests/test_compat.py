@@ -11,16 +11,9 @@ from heterofl_flwr import compat
 from heterofl_flwr.compat import connect_length_check, get_nodes, has_runtime_client, runtime_client
 
 ROOT = Path(__file__).parents[1]
-PUBLIC = {"app", "client", "clientapp", "common", "server", "server.client_manager", "server.client_proxy"} | {
-    "server.strategy",
-    "client.mod",
-    "clientapp.mod",
-    "server.workflow",
-    "serverapp",
-    "serverapp.exception",
-    "serverapp.strategy",
-    "simulation",
-}
+PUBLIC = {"app", "client", "client.mod", "clientapp", "clientapp.mod", "common", "simulation"}
+PUBLIC |= {"server", "server.client_manager", "server.client_proxy", "server.strategy", "server.workflow"}
+PUBLIC |= {"serverapp", "serverapp.exception", "serverapp.strategy"}
 
 
 class OldGrid:

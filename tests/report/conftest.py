@@ -1,5 +1,5 @@
 """The synthetic run of tests/runs."""
 
-from tests.runs.conftest import build, costs, fake, few, folder, record, records, simulated
+from tests.runs.conftest import build, costs, fake, folder, record, records, simulated
 
-__all__ = ["build", "costs", "fake", "few", "folder", "record", "records", "simulated"]
+__all__ = ["build", "costs", "fake", "folder", "record", "records", "simulated"]

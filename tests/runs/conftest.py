@@ -1,7 +1,6 @@
 """A synthetic run with the shape of a real one: dynamic levels, evaluation every few rounds, a few failures."""
 
 import math
-import random
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,51 +15,33 @@ from heterofl_flwr.runs.costs import Costs
 from heterofl_flwr.runs.folder import RunFolder
 
 MIX = Mix.parse("a1-b1-c1-d1-e1")
-LETTERS = dict(zip(MIX.rates, "abcde", strict=True))
-SIZES = {1.0: 98_922 * 4, 0.5: 25_274 * 4, 0.25: 6_594 * 4, 0.125: 1_800 * 4, 0.0625: 520 * 4}
+SIZES = {rate: 4 * round(98_922 * rate**2) for rate in MIX.rates}
 REASONS = ("CUDA out of memory", "reply refused: parameter linear.weight is (10, 3), expected (10, 4)")
 
 
-def make_record(number: int, *, every: int = 1, sizes=SIZES, clients: int = 100) -> RoundRecord:
+def make_record(number: int, *, every: int = 1) -> RoundRecord:
     """Return the record of one round; always the same for the same number."""
-    draw = random.Random(number)
-    rates = {partition: draw.choice(MIX.rates) for partition in sorted(draw.sample(range(clients), 10))}
-    failures = {next(iter(rates)): REASONS[number % 2]} if number % 7 == 3 else {}
-    good = 0.9 - 0.8 * math.exp(-number / 25)
-    levels = {LETTERS[rate]: rate for rate in sorted(set(rates.values()), reverse=True)}
-    gap = {letter: 0.05 * math.log2(1 / rate) * (1 - good / 1.2) for letter, rate in levels.items()}
-    noise = draw.gauss(0, 0.012)
-    evaluated = number % every == 0
-    sent = sum(sizes[rate] for rate in rates.values())
-    return RoundRecord(
+    rates = {partition: MIX.rates[partition * number % 5] for partition in range(number % 3, 20, 2)}
+    failures = {min(rates): REASONS[number % 2]} if number % 7 == 3 else {}
+    good = 0.85 - 0.8 * math.exp(-number / 25) + 0.02 * (number % 3)
+    sent = sum(SIZES[rate] for rate in rates.values())
+    record = RoundRecord(
         server_round=number,
-        seconds=3.1 + draw.random() + 2.5 * evaluated,
+        seconds=3.1 + number / 100,
         learning_rate=0.1 if number < 60 else 0.01,
         rates=rates,
         failures=failures,
-        train={"loss": 2.3 * math.exp(-number / 30) + 0.1, "accuracy": good},
-        train_by_level={letter: {"loss": 2.3 * math.exp(-number / 30) + 0.1 + gap[letter]} for letter in levels},
-        evaluate=_evaluation(good + noise) if evaluated else {},
-        evaluate_by_level=_by_level(good + noise) if evaluated else {},
-        evaluate_medians={"global-accuracy": good} if evaluated else {},
-        worst_client=7 if evaluated else None,
+        train={"loss": 1 - good, "accuracy": good},
+        train_by_level={letter: {"loss": 1 - good + 0.05 * step} for step, letter in enumerate("abcde")},
         bytes_down=sent,
-        bytes_up=sent - sum(sizes[rates[partition]] for partition in failures),
+        bytes_up=sent - sum(SIZES[rates[partition]] for partition in failures),
     )
-
-
-def _evaluation(good: float) -> dict[str, float]:
-    return {
-        "global-accuracy": good,
-        "global-loss": 2.3 * (1 - good),
-        "local-accuracy": min(1.0, good + 0.05),
-        "worst-accuracy": max(0.0, good - 0.2),
-        "coverage": 0.4,
-    }
-
-
-def _by_level(good: float) -> dict[str, dict[str, float]]:
-    return {letter: {"global-accuracy": max(0.1, good - 0.03 * step)} for step, letter in enumerate("abcde")}
+    if number % every == 0:
+        record.evaluate = {"global-accuracy": good, "global-loss": 2.3 * (1 - good), "local-accuracy": good + 0.05}
+        record.evaluate |= {"worst-accuracy": max(0.0, good - 0.2), "coverage": 0.4}
+        record.evaluate_by_level = {own: {"global-accuracy": good - 0.01 * step} for step, own in enumerate("abcde")}
+        record.evaluate_medians, record.worst_client = {"global-accuracy": good}, 7
+    return record
 
 
 @pytest.fixture
@@ -90,30 +71,8 @@ def costs(build) -> Costs:
 
 
 @pytest.fixture
-def few() -> list[RoundRecord]:
-    """Return five rounds of a run of which one of twenty clients evaluated the third, and looks best by far."""
-    known = [make_record(number) for number in range(1, 6)]
-    wrong = {"global-accuracy": 1.0, "local-accuracy": 1.0, "global-loss": 0.0, "worst-accuracy": 1.0}
-    known[2] = replace(
-        known[2],
-        evaluate={**wrong, "coverage": 0.05},
-        evaluate_asked=20,
-        evaluate_answers=1,
-        partial=tuple(wrong),
-        failures=dict.fromkeys(list(known[2].rates)[1:], "error 2: the worker is gone"),
-        evaluate_failures=dict.fromkeys(range(1, 20), "error 2: the worker is gone"),
-    )
-    return known
-
-
-@pytest.fixture
 def folder(tmp_path) -> RunFolder:
     return RunFolder(tmp_path / "run")
-
-
-def progress_of(record: RoundRecord, num_rounds: int) -> Progress:
-    """Return the end of a round without any parameters."""
-    return Progress(server_round=record.server_round, state={}, record=record, evaluated={}, num_rounds=num_rounds)
 
 
 class Fake:

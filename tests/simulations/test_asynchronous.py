@@ -43,5 +43,3 @@ def test_what_is_done_is_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setattr(asynchronous, "run_cell", None)
     assert asynchronous.main(["--out", str(tmp_path)]) == 0
     assert len([json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]) == 5 * 2 * 2 * 3
-    page = (tmp_path / "methods.md").read_text()
-    assert "| non-iid-2, alike | steps | 1.00, 1.00, 1.00 | 100.0 | +0.0 [+0.0, +0.0] |" in page

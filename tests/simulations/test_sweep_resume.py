@@ -37,13 +37,9 @@ def test_goes_on_where_it_was(tmp_path, monkeypatch, capsys, without_reports):
     assert len(second.history()) == 1
     assert not second.about()["finished"]
 
-    capsys.readouterr()
     monkeypatch.setenv(PLACE, str(folder))
     run(monkeypatch, folder, *SWEEP)
-    out = capsys.readouterr().out
-    assert "2 jobs in" in out
-    assert "1 done before" in out
-    assert out.count(" - done before\n") == 1
+    assert "1 done before" in capsys.readouterr().out
     assert stamps(first.path) == before
     assert [len(own.about()["starts"]) for own in (first, second)] == [1, 2]
 
