@@ -1,3 +1,4 @@
+# ruff: noqa: F401 - others import these names from here
 """Everything of Flower that is not public and that only what surrounds the package needs: forged messages, and tests.
 
 What the package itself needs is in ``heterofl_flwr/compat.py``, which a client loads with every message; these names
@@ -21,25 +22,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     iterate_object_tree,
 )
-
-__all__ = [
-    "ConfirmMessageReceivedResponse",
-    "ObjectTree",
-    "PullObjectResponse",
-    "TypedDict",
-    "build_fab_from_disk",
-    "check_app_to_publish",
-    "check_files_to_publish",
-    "flatten_dict",
-    "get_all_nested_objects",
-    "get_flwr_command",
-    "get_object_id",
-    "get_object_tree",
-    "iterate_object_tree",
-    "load_and_validate",
-    "message_to_proto",
-    "metadata_from_proto",
-]
 
 
 def get_flwr_command() -> Any:

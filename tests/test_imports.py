@@ -1,10 +1,16 @@
-"""What imports load: Flower and torch no earlier than needed. import-linter checks the order of the packages."""
+"""What imports load: the public names, and Flower and torch no earlier than needed."""
 
+import ast
+import importlib
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+import heterofl_flwr
+from heterofl_flwr import _HOMES
 
 ROOT = Path(__file__).parents[1]
 FLOWER = {"flwr", "flwr_datasets", "ray"}
@@ -70,3 +76,26 @@ def test_each_part_loads_nothing_that_it_does_not_need(tmp_path):
     # ``datasets`` reads them, and loads pandas and scipy.
     assert images.isdisjoint(HYDRA | {"ray", "torchvision", "flwr_datasets", "matplotlib"})
     assert images.isdisjoint({"sklearn", "tensorboard", "triton"})
+
+
+HOMES = {name: f"heterofl_flwr.{module}" for name, module in _HOMES.items()}
+
+
+def test_public_names_are_the_objects_of_their_homes():
+    for name, module in HOMES.items():
+        found = getattr(heterofl_flwr, name)
+        assert found is getattr(importlib.import_module(module), name)
+        assert found.__module__ == module
+    assert set(heterofl_flwr.__all__) <= set(dir(heterofl_flwr))
+
+
+def test_type_checkers_see_the_names_that_are_loaded_lazily():
+    tree = ast.parse(Path(heterofl_flwr.__file__).read_text(encoding="utf-8"))
+    guard = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    imports = [node for node in guard.body if isinstance(node, ast.ImportFrom)]
+    assert {alias.name: node.module for node in imports for alias in node.names} == HOMES
+    assert {*HOMES, "__version__"} == set(heterofl_flwr.__all__)
+
+
+def test_version_is_that_of_the_installed_package():
+    assert heterofl_flwr.__version__ == metadata.version("heterofl-flwr")

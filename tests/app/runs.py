@@ -1,7 +1,5 @@
 """Runs of our own app on the local grid, and what they leave behind."""
 
-from flwr.app import Context, RecordDict
-
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.grids import LocalGrid
@@ -27,9 +25,3 @@ def run_rounds(config, clients, **options):
 def history_of(folder):
     """Return the records of a run, but for its times."""
     return [{**one.to_json(), "seconds": 0.0} for one in RunFolder(folder).history()]
-
-
-def node_context(config, **node):
-    """Return the context of a node with this config of its own."""
-    own = {key.replace("_", "-"): value for key, value in node.items()}
-    return Context(1, 2, own, RecordDict(), dict(config))

@@ -18,7 +18,8 @@ from heterofl_flwr.runs.origin import COMMAND, device_name
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from heterofl_flwr.stages import noise
 from heterofl_flwr.strategies.heterofl import HeteroFL
-from tests.app.runs import CLIENT_APP, history_of, node_context, run_rounds
+from tests.app.runs import CLIENT_APP, history_of, run_rounds
+from tests.federation.tiny import node_context
 
 SMALL = {**DEFAULTS, "model.hidden": "8,16", "train.epochs": 1, "evaluate.levels": False, "run.callbacks": ""}
 CLIENTS = 5

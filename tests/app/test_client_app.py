@@ -12,7 +12,8 @@ from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
-from tests.app.runs import node_context, run_rounds
+from tests.app.runs import run_rounds
+from tests.federation.tiny import node_context
 
 SMALL = {**DEFAULTS, "mix": "a1-e1", "assignment": "dynamic", "model.hidden": "8,16", "train.epochs": 1}
 SMALL |= {"evaluate.every": 0, "run.callbacks": "", "num-rounds": 2, "data.split": "non-iid-2"}

@@ -15,7 +15,8 @@ from heterofl_flwr.nn import build_model
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from heterofl_flwr.strategies.instructions import instruction
-from tests.app.runs import history_of, node_context, run_app
+from tests.app.runs import history_of, run_app
+from tests.federation.tiny import node_context
 
 CLIENTS = 5
 HERE = "tests.app.test_fedh2l"

@@ -49,8 +49,12 @@ def test_alone_it_is_the_quickstart(asked, tmp_path):
     assert request.config == to_flat(from_flat({})) | own
 
 
-def test_short_options_are_settings(asked):
-    request, _ = asked("--data", "mnist", "--mix", "a1-e9", "--rounds", "3", "--seed", "7", "--set", "train.lr=0.5")
+@pytest.mark.parametrize(
+    "words",
+    ["--data mnist --mix a1-e9 --rounds 3 --seed 7 train.lr=0.5", "mix=a1-e9 --data=mnist --set seed=7 num-rounds=3"],
+)
+def test_settings_are_options_or_words_as_of_hydra(asked, words):
+    request, _ = asked(*words.split(), "--set", "train.lr=0.5")
     settings = from_flat(request.config)
     assert (settings.data.name, str(settings.mix), settings.num_rounds, settings.seed) == ("mnist", "a1-e9", 3, 7)
     assert settings.train.learning_rate == 0.5
@@ -137,12 +141,6 @@ def test_a_missing_ray_is_said_before_anything_starts(asked, monkeypatch, capsys
     said = capsys.readouterr()
     assert said.out == ""
     assert "pip install 'heterofl-flwr[simulation]' (in a checkout '.[simulation]'), or use --grid local" in said.err
-
-
-def test_settings_are_words_as_people_know_them_from_hydra(asked):
-    request, _ = asked("train.lr=0.5", "--data", "mnist", "mix=a1-e9", "--set", "seed=7", "num-rounds=3")
-    settings = from_flat(request.config)
-    assert (settings.train.learning_rate, str(settings.mix), settings.num_rounds, settings.seed) == (0.5, "a1-e9", 3, 7)
 
 
 @pytest.mark.parametrize("words", [("run", "train.lr", "0.5"), ("run", "--sat=3"), ("profile", "mnist", "mix=a")])

@@ -2,22 +2,18 @@
 
 import numpy as np
 import pytest
-from flwr.common import Context, parameters_to_ndarrays
+from flwr.common import parameters_to_ndarrays
 
 from heterofl_flwr import Evaluation
 from heterofl_flwr.classic import HeteroFL, answer_moments, parameters_of, properties_of, submodel
 from heterofl_flwr.errors import ReplyError
 from tests.classic.fakes import Fake, evaluate_all, fit_all, fit_res, manager_of
-from tests.federation.tiny import build, build_normed, inputs
+from tests.federation.tiny import build, build_normed, inputs, node_context
 
 
 def config(rate=1.0, task="train", **values):
     told = {"heterofl-schema": 1, "rate": rate, "seed": 0, "server-round": 1, "partition": 0, "task": task}
     return told | {key.replace("_", "-"): value for key, value in values.items()}
-
-
-def context(**node_config):
-    return Context(1, 7, {key.replace("_", "-"): value for key, value in node_config.items()}, None, {})
 
 
 @pytest.mark.parametrize(
@@ -34,9 +30,9 @@ def test_what_does_not_fit_is_refused_by_name(arrays, told, named):
 
 
 def test_properties_are_those_of_the_node_config():
-    said = properties_of(context(level="b", partition_id=3, num_partitions=9))
+    said = properties_of(node_context(level="b", partition_id=3, num_partitions=9))
     assert said == {"capacity": 0.5, "partition": 3, "num-partitions": 9}
-    assert properties_of(context(), moments=True) == {"moments": True}
+    assert properties_of(node_context(), moments=True) == {"moments": True}
 
 
 class Normed(Fake):

@@ -7,7 +7,7 @@ from reprlib import repr as shown
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -18,7 +18,7 @@ from heterofl_flwr.core import Plan
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.stages.compress import restore
-from tests.federation.tiny import Tiny, build, build_normed, equal, inputs
+from tests.federation.tiny import Tiny, build, build_normed, equal, inputs, node_context
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -47,11 +47,6 @@ def trained(message):
     model(inputs(2)).square().sum().backward()
     torch.optim.SGD(model.parameters(), 0.01).step()
     return model
-
-
-def context(run_config=None, **node_config):
-    node_config = {key.replace("_", "-"): value for key, value in node_config.items()}
-    return Context(run_id=1, node_id=7, node_config=node_config, state=RecordDict(), run_config=run_config or {})
 
 
 class TestSubmodel:
@@ -137,7 +132,7 @@ class TestModelsToEvaluate:
         state = {name: own for name, own in state_of(1.0).items() if name.startswith("hidden")}
         own = {name: one for name, one in state_of(1.0, fill=5.0).items() if name not in state}
         message = instruction(kind="evaluate", rates=list(self.RATES), state=state, **shared)
-        keep_part(context := Context(1, 7, {}, RecordDict(), {}), own)
+        keep_part(context := node_context(), own)
         found = dict(models_to_evaluate(message, build, context=context))
         assert [found[rate].classifier.weight.unique().tolist() for rate in self.RATES] == [[5.0]] * 3
         assert torch.equal(found[1.0].hidden.weight, state["hidden.weight"])
@@ -213,7 +208,7 @@ class TestQueries:
         ],
     )
     def test_a_node_says_what_its_config_says(self, node, said):
-        assert read_capability(context(**node)) == said
+        assert read_capability(node_context(**node)) == said
 
     @pytest.mark.parametrize(
         ("node", "named"),
@@ -225,15 +220,15 @@ class TestQueries:
     )
     def test_a_config_that_means_nothing_is_refused(self, node, named):
         with pytest.raises(ConfigError, match=named):
-            read_capability(context(**node))
+            read_capability(node_context(**node))
 
     def test_an_app_answers_after_one_call(self):
         app = ClientApp()
         answer_queries(app, build_normed, data=lambda context: [inputs(context.node_config["partition-id"])])
         asked = Message(RecordDict({"config": messages.new_config({})}), 7, "query.capability")
-        assert dict(app(asked, context(level="c")).content["config"]) == {"heterofl-schema": 1, "capacity": 0.25}
+        assert dict(app(asked, node_context(level="c")).content["config"]) == {"heterofl-schema": 1, "capacity": 0.25}
         asked = instruction(kind="query.moments", build=build_normed, rates=[1.0, 0.5], moments_kind="fixed")
-        record = app(asked, context(partition_id=4)).content["moments"]
+        record = app(asked, node_context(partition_id=4)).content["moments"]
         for rate in (1.0, 0.5):
             assert packing.unpack_moments(record, rate, "it").layers["norm"].count == 10
 
@@ -246,7 +241,7 @@ class TestQueries:
 
         answer_queries(app, data=lambda context: [inputs(0)], build_from=build_from)
         asked = instruction(kind="query.moments", build=build_normed, moments_kind="fixed")
-        record = app(asked, context({"norm": True})).content["moments"]
+        record = app(asked, node_context({"norm": True})).content["moments"]
         assert packing.unpack_moments(record, 1.0, "it").layers["norm"].count == 6
         assert seen == [True]
 

@@ -5,7 +5,7 @@ import torch
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, exchange, messages
 from tests.federation.tiny import NEVER, build, build_normed, make_app
-from tests.grids.test_windowed import Clock
+from tests.hostile.superlink import Clock
 
 SECONDS = 6.0
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import torch
@@ -113,6 +113,11 @@ def bare_reply(message: Message, **records) -> Message:
 def config(**values) -> ConfigRecord:
     """Return a config of the present schema; underscores in keys become hyphens."""
     return messages.new_config({key.replace("_", "-"): value for key, value in values.items()})
+
+
+def node_context(run_config: Mapping = MappingProxyType({}), **node) -> Context:
+    """Return the context of a node; underscores in the keys of its config become hyphens."""
+    return Context(1, 7, {key.replace("_", "-"): value for key, value in node.items()}, RecordDict(), dict(run_config))
 
 
 class Watched(LocalGrid):

@@ -12,6 +12,7 @@ from heterofl_flwr.compat import make_message
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.exchange import Relay
 from heterofl_flwr.grids import Windowed
+from tests.hostile.superlink import Clock
 
 
 class Recorder:
@@ -56,19 +57,6 @@ def error_of_the_superlink(message):
 
 
 pytestmark = pytest.mark.usefixtures("identity")
-
-
-class Clock:
-    """The time as a window sees it: it passes only in sleep."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Aggregator, Plan
+from heterofl_flwr.core import Plan
 from heterofl_flwr.core.slice_rules import make_slice_function
 from heterofl_flwr.secure.client import ClientRound, make_keys
 from heterofl_flwr.secure.fixed_point import largest_steps
@@ -155,16 +154,6 @@ def _closed(federation, members, survivors):
             if len(before & set(survivors)) < federation.least:
                 closed.add(len(before))
     return closed
-
-
-def counting_mean(federation):
-    """Return the counting mean of the clients that are in the sum, of the same steps, by ``Aggregator``."""
-    state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
-    aggregator = Aggregator(state, ROWS)
-    for number in federation.left("train"):
-        steps = {name: torch.from_numpy(np.asarray(own, np.float64)) for name, own in federation.steps[number].items()}
-        aggregator.add(federation.plans[number], steps, labels=federation.labels[number])
-    return aggregator.result()
 
 
 @st.composite

@@ -34,15 +34,12 @@ def example(widths=WIDTHS, lost=None, least=3, labels=None, value=None):
 
 
 def check_exact(federation):
-    """Compare what the server finds with the slow twin and, where rings are open, with the counting mean."""
-    found, mean = play(federation), module.counting_mean(federation)
+    """Compare what the server finds with the slow twin."""
+    found = play(federation)
     for name, (total, count) in twin(federation).items():
         own, counts = found[name]
         assert counts.tolist() == count.tolist(), name
         assert np.where(counts > 0, own, 0).tolist() == total.tolist(), name
-        there = torch.from_numpy(counts > 0)
-        ours = torch.from_numpy(own).double() / torch.from_numpy(counts.astype(float)).clamp(min=1)
-        assert torch.equal(ours[there], mean[name][there]), name
 
 
 @given(federations())

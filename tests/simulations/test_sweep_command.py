@@ -1,6 +1,7 @@
-"""The command: what it prints, what it leaves, and how it ends."""
+"""The command: what it prints, what it leaves, how it ends, and that it goes on after it was killed."""
 
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from filelock import FileLock
 from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.sweep.job import LOCKS
 from heterofl_flwr.runs.folder import RunFolder
-from tests.simulations.sweeping import SHRUNKEN, planned, stamps
+from tests.simulations.sweeping import PLACE, SHRUNKEN, finish, planned, stamps, start
 
 
 @pytest.fixture
@@ -115,3 +116,35 @@ def test_a_mistake_is_described_in_one_line_and_nothing_is_run(command, tmp_path
     (line,) = err.splitlines()
     assert (status, line[: len(text) + 10]) == (2, f"heterofl: {text}")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+SWEEP = ("mix=a-e", "assignment=fix,dynamic", "sample.fraction=0.3", *SHRUNKEN, "run.checkpoint-every=1")
+
+
+def results(path: Path) -> dict[str, object]:
+    """Return all that a run measured and made, without times."""
+    history = [{**record.to_json(), "seconds": 0.0} for record in RunFolder(path).history()]
+    return {"history": history, **{own.name: own.read_bytes() for own in (path / "models").glob("*.safetensors")}}
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_ends_as_if_nothing_had_happened(command, tmp_path, monkeypatch):
+    folder, names = tmp_path / "killed", list(planned(*SWEEP))
+    first, second = (RunFolder(folder / name) for name in names)
+    assert command(f"folder={folder}", *SWEEP, "assignment=fix")[0] == 0
+    before = stamps(first.path)
+
+    status, out = finish(start(folder, *SWEEP, "run.callbacks=tests.simulations.sweeping:Die"))
+    assert status == -signal.SIGKILL, out
+    assert len(second.history()) == 1
+    assert not second.about()["finished"]
+
+    monkeypatch.setenv(PLACE, str(folder))
+    assert "1 done before" in command(f"folder={folder}", *SWEEP)[1]
+    assert stamps(first.path) == before
+    assert [len(own.about()["starts"]) for own in (first, second)] == [1, 2]
+
+    command(f"folder={tmp_path / 'whole'}", *SWEEP, "assignment=dynamic")
+    ours = results(second.path)
+    assert len(ours) == 4  # a history, both models, and the moments of the larger one
+    assert ours == results(tmp_path / "whole" / second.path.name)

@@ -67,10 +67,6 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
 def assert_as_plain(
     ours: list[TrainingJob], results, options: TrainOptions, twins: list[TrainingJob], tolerance: float = 1e-10
 ) -> None:

@@ -18,7 +18,8 @@ from heterofl_flwr.nn.preresnet import BottleneckPreResNet
 from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions
 from heterofl_flwr.training.engines.cohort import Cohort, train_cohort
 from heterofl_flwr.training.engines.plain import log_once, train_plain
-from tests.training.conftest import OPTIONS, Double, assert_as_plain, exact, images, make_jobs, same, small, state
+from tests.federation.tiny import equal
+from tests.training.conftest import OPTIONS, Double, assert_as_plain, exact, images, make_jobs, small, state
 
 
 def together(jobs, options):
@@ -79,7 +80,7 @@ def test_errors_of_data_are_those_of_plain(fill):
     before = state(clients[1].model)
     with pytest.raises(DataError, match="do not exist: expected 0 to 4"):
         train_cohort(clients, replace(OPTIONS, mask_fill=fill))
-    assert same(state(clients[1].model), before)
+    assert equal(state(clients[1].model), before)
 
 
 @pytest.mark.gpu
@@ -211,4 +212,4 @@ def test_one_that_diverges_is_an_error_and_leaves_all_as_it_was():
     spoil(clients[1], 2)
     with pytest.raises(DivergedError, match="for 1 of 4 clients that train together, the first of them number 2"):
         train_cohort(clients, replace(OPTIONS, epochs=3))
-    assert all(same(state(job.model), before) for job, before in zip(clients, received, strict=True))
+    assert all(equal(state(job.model), before) for job, before in zip(clients, received, strict=True))

@@ -16,7 +16,8 @@ from heterofl_flwr.training.batches import count_steps, steps_per_epoch, trainin
 from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine
 from heterofl_flwr.training.engines.cohort import Cohort
 from heterofl_flwr.training.engines.plain import train_plain
-from tests.training.conftest import OPTIONS, exact, images, make_jobs, make_text, same, small, state, train_slowly
+from tests.federation.tiny import equal
+from tests.training.conftest import OPTIONS, exact, images, make_jobs, make_text, small, state, train_slowly
 
 RUNNERS = {"plain": train_plain, "cohort": lambda jobs, options: Cohort(jobs, options).train()}
 
@@ -97,7 +98,7 @@ def test_parameters_stay_the_same_tensors_in_the_same_layout(run):
     run(jobs, OPTIONS)
     for job, place, own in zip(jobs, places, earlier, strict=True):
         assert {name: (value.data_ptr(), value.stride()) for name, value in job.model.state_dict().items()} == place
-        assert same(own, job.model.state_dict())
+        assert equal(own, job.model.state_dict())
         assert all(parameter.grad is None for parameter in job.model.parameters())
         assert all(module.training for module in job.model.modules())
 
@@ -148,7 +149,7 @@ def test_an_empty_split_raises_an_error_before_anyone_is_trained():
     for engine in ("plain", "cohort"):
         with pytest.raises(DataError, match="there are no examples to train on"):
             train_together(jobs, OPTIONS, engine=engine)
-    assert same(state(jobs[0].model), before)
+    assert equal(state(jobs[0].model), before)
 
 
 def test_engines_have_names(monkeypatch):

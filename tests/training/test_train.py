@@ -6,7 +6,8 @@ from torch import nn
 
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.training import DivergedError, TrainOptions, train
-from tests.training.conftest import OPTIONS, same, state
+from tests.federation.tiny import equal
+from tests.training.conftest import OPTIONS, state
 
 
 def test_is_the_same_bit_for_bit_whatever_was_drawn_before(build, split):
@@ -18,9 +19,9 @@ def test_is_the_same_bit_for_bit_whatever_was_drawn_before(build, split):
     (one, result), _ = run(3), torch.rand(5)
     two, again = run(3)
     other, _ = run(4)
-    assert same(one, two)
+    assert equal(one, two)
     assert result == again
-    assert not same(one, other)
+    assert not equal(one, other)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
