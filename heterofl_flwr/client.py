@@ -236,8 +236,8 @@ def answer_queries(
         From a rate to the model, the same function as the server's.
     data : Callable[[Context], Batches] | None
         From the context to batches of this node's training inputs, for static batch norm: tensors, or tuples or
-        mappings that begin with one. Without it the node does not answer ``query.moments``: the server asks once, and
-        batch norm then normalises by batch.
+        mappings that begin with one. Without it the node answers ``query.moments`` with none; where no node has any,
+        the server asks once, and batch norm then normalises by batch.
     build_from : Callable[[Context], Callable[[float], nn.Module]] | None
         In place of ``build`` where the model depends on the context, on its ``run_config`` say: from the context to
         ``build``.
@@ -258,13 +258,13 @@ def answer_queries(
     def stages(message: Message, context: Context) -> Message:
         return answer_stages(message, context)
 
-    compat.wrap_calls(app, answering)
-    if data is None:
-        return
-
     @app.query("moments")  # type: ignore[untyped-decorator, unused-ignore]
     def moments(message: Message, context: Context) -> Message:
+        if data is None:  # it has none
+            return Message(RecordDict({messages.CONFIG: messages.new_config({})}), reply_to=message)
         return answer_moments(message, build_of(context), lambda: data(context))
+
+    compat.wrap_calls(app, answering)
 
 
 def _always(build: Build) -> Callable[[Context], Build]:

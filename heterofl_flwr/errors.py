@@ -70,9 +70,8 @@ class UnsupportedLayerError(HeteroFLError, TypeError):
     """No rule says how to slice a layer."""
 
 
-FaultKind = Literal["failed", "rejected", "silent", "no handler", "simulated"]
-"""The client failed; its reply is rejected; none came in time; its app has no function for what was asked; a simulated
-device was lost, which is nobody's fault."""
+FaultKind = Literal["failed", "rejected", "silent", "simulated"]
+"""The client failed; its reply is rejected; none came in time; a simulated device was lost, which is nobody's fault."""
 
 SILENT = "no reply in time"
 """The fault of a client that gave no reply."""

@@ -2,26 +2,23 @@
 
 import logging
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from heterofl_flwr import compat, messages
-from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, Run
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, Run
 from heterofl_flwr.errors import SILENT, Fault, HeteroFLError, ReplyError, short
 
 LONGEST_PAUSE = 1.0
 """Seconds between two looks for replies on a grid that cannot wait for them."""
 
-_OTHER_SIZE = ("Error(s) in loading state_dict", "size mismatch")
-"""How torch says that a slice is not the model into which a client loads it."""
-
-_NO_HANDLER = re.compile(r"No (?:evaluate|query) function registered with name")
+_NOT_CONVERTED = ("Error(s) in loading state_dict", "size mismatch", "No query function registered", "get_properties")
+"""How torch says that a slice is not the model into which a client loads it, and Flower that it knows no such query."""
 
 Result = TypeVar("Result")
 
@@ -295,23 +292,13 @@ def reply_or_fault(reply: Message) -> Message | Fault:
     error = reply.error
     if isinstance(error, messages.LocalFault):
         return Fault(error.reason or "", error.kind)
-    reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))
-    return Fault(reason, "no handler" if lacks_handler(error) else "failed")
+    return Fault(short(explained(f"error {error.code}: {error.reason or 'no reason given'}")))
 
 
 def explained(fault: str) -> str:
-    """Return why a client failed, with the cause where torch's words say that a model has another size."""
-    if not any(words in fault for words in _OTHER_SIZE):
-        return fault
-    return (
-        f"{fault}; {messages.NOT_CONVERTED}; if it is, layers that it keeps by itself have the size of another level: "
-        f"leave them out of HeteroFL(shared=...)"
-    )
-
-
-def lacks_handler(error: Error) -> bool:
-    """Whether a ClientApp has no function for what it was asked: to Flower it is one of the errors that apps raise."""
-    return error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION and bool(_NO_HANDLER.search(error.reason or ""))
+    """Return why a client failed, with what to do where its words are those of an app that is not converted."""
+    unconverted = any(words.lower() in fault.lower() for words in _NOT_CONVERTED)
+    return f"{fault}; {messages.NOT_CONVERTED}" if unconverted else fault
 
 
 def read_each(

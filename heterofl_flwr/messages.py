@@ -29,7 +29,6 @@ CONFIG = "config"
 METRICS = "metrics"
 MOMENTS = "moments"
 POSTERIORS = "posteriors"
-RECORDS = frozenset({ARRAYS, CHANGES, SCALES, MASKED, CONFIG, METRICS, MOMENTS, POSTERIORS})
 
 # Keys of configs.
 SCHEMA_KEY = "heterofl-schema"
@@ -159,16 +158,16 @@ def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESE
 
 
 def read_config(message: Message, sender: str = SERVER) -> ConfigRecord:
-    """Return a message's config, or the only one that it has; reject one of another schema, naming both sides."""
+    """Return a message's config; reject one of another schema, naming both sides."""
     config = find_record(message.content, CONFIG, ConfigRecord) or ConfigRecord()
     check_schema(config, sender)
     return config
 
 
 def find_record(content: RecordDict, name: str, kind: type[Value]) -> Value | None:
-    """Return the only record of a kind, or of several the one with this name."""
-    found = {own: record for own, record in content.items() if isinstance(record, kind)}
-    return next(iter(found.values())) if len(found) == 1 else found.get(name)
+    """Return the record of this name, if it is of this kind."""
+    record = content.get(name)
+    return record if isinstance(record, kind) else None
 
 
 def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
@@ -233,13 +232,9 @@ def read_choice(
 
 
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
-    """Return the array records among what a message carries; a single one of an unknown name is that of parameters.
+    """Return the array records among what a message carries.
 
     Flower's ``content.array_records`` makes an object that refers to itself, so each use would keep the whole message
     alive until the garbage collector runs.
     """
-    found = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
-    unknown = [name for name in found if name not in RECORDS]
-    if len(unknown) == 1 and ARRAYS not in found and CHANGES not in found:
-        found[ARRAYS] = found.pop(unknown[0])
-    return found
+    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}

@@ -193,16 +193,14 @@ def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> 
             )
 
 
-def read_train_reply(
-    reply: Message, plan: Plan, most: int, sender: str, weight_key: str = messages.NUM_EXAMPLES
-) -> TrainReply:
+def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> TrainReply:
     """Return what a reply to an instruction to train holds; refuse it if anything is missing or of another type."""
     records = messages.array_records(reply.content)
     check_converted(records.values(), plan, sender)
     config = messages.read_config(reply, sender)
     form = messages.read_choice(config, messages.UPLOAD, list(UPLOAD_RECORDS), AS_THEY_ARE, sender)
     tensors, scales = unpack_trained(records, form, plan, sender)
-    num_examples, metrics = read_metrics(reply, most, sender, weight_key)
+    num_examples, metrics = read_metrics(reply, most, sender)
     labels = config.get(messages.LABELS)  # the aggregator checks each
     if labels is not None and not isinstance(labels, list):
         raise messages.unexpected(labels, messages.LABELS, "a list of whole numbers", sender)
@@ -219,21 +217,19 @@ def read_train_reply(
     )
 
 
-def read_metrics(
-    reply: Message, most: int, sender: str, weight_key: str = messages.NUM_EXAMPLES
-) -> tuple[int, dict[str, float]]:
-    """Return the number of examples, ``most`` at most, or what else is under its key, and the other metrics.
-
-    Lists are left out.
-    """
+def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str, float]]:
+    """Return the number of examples, ``most`` at most, and the other metrics; lists are left out."""
     record = messages.find_record(reply.content, messages.METRICS, MetricRecord)
     if record is None:
         raise ReplyError(f"{sender} sent no {messages.METRICS} record")
-    number = record.get(weight_key)
-    if isinstance(number, float) and number.is_integer():
-        number = int(number)  # ``reply`` sends the user's own metrics as floats
-    num_examples = read_number(number, most, sender, weight_key)
-    return num_examples, read_numbers(((key, own) for key, own in record.items() if key != weight_key), sender)
+    metrics = dict(record)
+    number = metrics.pop(messages.NUM_EXAMPLES, None)
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= most:
+        raise ReplyError(
+            f"{sender} sent {shown(number)} as {messages.NUM_EXAMPLES}, expected a whole number from 0 up to {most:,} "
+            f"(Limits(examples=...), server.max-examples)"
+        )
+    return number, read_numbers(metrics, sender)
 
 
 def read_capability(reply: Message, sender: str) -> Capability:
@@ -247,11 +243,11 @@ def read_capability(reply: Message, sender: str) -> Capability:
 
 
 def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Moments]:
-    """Return a reply's moments by rate; refuse what is far larger than those of these layers' channels."""
+    """Return a reply's moments by rate, or none; refuse what is far larger than those of these layers' channels."""
     messages.read_config(reply, sender)
     record = messages.array_records(reply.content).get(messages.MOMENTS)
-    if record is None:
-        raise ReplyError(f"{sender} sent no {messages.MOMENTS} record")
+    if record is None:  # a node without data for them says so
+        return {}
     most = 3 * sum(map(len, norms.values()))
     if len(record) > most:
         raise ReplyError(f"{sender} sent {len(record)} arrays of moments, expected {most}")
@@ -260,17 +256,7 @@ def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Momen
     return {rate: unpack_moments(record, rate, sender) for rate in norms}
 
 
-def read_number(value: object, most: int, sender: str, key: str = "num-examples") -> int:
-    """Return a number of examples; refuse anything else, or more of them."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise ReplyError(
-            f"{sender} sent {shown(value)} as {key}, expected a whole number from 0 up to {most:,} "
-            f"(Limits(examples=...), server.max-examples)"
-        )
-    return value
-
-
-def read_numbers(metrics: Iterable[tuple[str, object]], sender: str) -> dict[str, float]:
+def read_numbers(metrics: Mapping[str, object], sender: str) -> dict[str, float]:
     """Return the numbers among metrics; one that is out of its bounds becomes NaN, which no mean counts.
 
     Raises
@@ -278,7 +264,9 @@ def read_numbers(metrics: Iterable[tuple[str, object]], sender: str) -> dict[str
     ReplyError
         If there are too many, or if a name is no short line of text: the record of a run keeps each.
     """
-    found = {name: value for name, value in metrics if isinstance(value, int | float) and not isinstance(value, bool)}
+    found = {
+        name: value for name, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
     wrong = [name for name in found if len(name) > LONGEST_NAME or not name.isprintable()]
     if len(found) > MOST_METRICS or wrong:
         what = f"{len(found)} metrics" if not wrong else f"a metric named {shown(wrong[0])}"

@@ -4,11 +4,10 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import TypeVar
 
 from flwr.app import Message
-from flwr.common import EvaluateRes, FitIns, FitRes, GetPropertiesIns
+from flwr.common import Code, EvaluateRes, FitIns, FitRes, GetPropertiesIns, GetPropertiesRes, Status
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 
@@ -18,7 +17,6 @@ from heterofl_flwr.compat import set_metadata
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.exchange import crosses_superlink
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.messages import LocalFault
 
 _THREADS = 16
 
@@ -56,11 +54,6 @@ class Clients:
             self.proxies = {node_of(proxy): proxy for proxy in dict(self.manager.all()).values()}
         return list(self.proxies)
 
-    def get_nodes(self) -> Iterable[SimpleNamespace]:
-        """Return the clients, with a name where the number says nothing."""
-        named = {number: "" if proxy.cid.isdecimal() else proxy.cid for number, proxy in self.proxies.items()}
-        return [SimpleNamespace(node_id=number, name=name) for number, name in named.items()]
-
     def send_and_receive(self, sent: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Ask all clients at the same time; return their replies in the order of the messages."""
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -68,7 +61,7 @@ class Clients:
         # Not in the threads: numpy parses an array's header, in which Python 3.11.7 fails where two do it at once.
         return [to_reply(message, *answer.result()) for message, answer in asked]
 
-    def _ask(self, message: Message, timeout: float | None) -> tuple[Reply | Exception | LocalFault, list[str]]:
+    def _ask(self, message: Message, timeout: float | None) -> tuple[Reply | Exception, list[str]]:
         """Return a client's answer, and the names of its arrays where they are not those of the message."""
         number, names = message.metadata.dst_node_id, list[str]()
         set_metadata(message, message_id=str(number))  # as replies name it
@@ -78,8 +71,8 @@ class Clients:
                 promises = said.properties.get(messages.MOMENTS) is True
                 (self.promised.add if promises else self.promised.discard)(number)
                 return said, names
-            if number not in self.promised:
-                return LocalFault("it promises no moments", "no handler"), names
+            if number not in self.promised:  # as a node that has no data for them
+                return GetPropertiesRes(Status(Code.OK, ""), {}), names
             config = messages.read_config(message)
             kind = str(config[messages.MOMENTS_KIND])
             layers = {rate: self.federation.norms(rate) for rate in messages.read_rates(config)}

@@ -1,9 +1,7 @@
 """HeteroFL as a strategy of Flower's classic API: the one of the Message API, translated."""
 
-import logging
-from collections.abc import Callable, Sequence
-from inspect import signature
-from typing import TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.common import (
@@ -34,34 +32,29 @@ from heterofl_flwr.classic.translation import (
     to_scalars,
 )
 from heterofl_flwr.compat import set_metadata, some_identity
-from heterofl_flwr.core.counting_mean import Aggregator, Weights
-from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.core.plan import ALL
-from heterofl_flwr.core.reply_checks import LabelRule
-from heterofl_flwr.core.robust import Robust
-from heterofl_flwr.core.slice_rules import SliceRule
-from heterofl_flwr.errors import ConfigError, check_count
-from heterofl_flwr.federation.admission import Limits
-from heterofl_flwr.federation.evaluation import Evaluation
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
-from heterofl_flwr.federation.nodes import MinReplies
-from heterofl_flwr.federation.options import Assignment, Schedule
 from heterofl_flwr.federation.records import RoundRecord, host_log
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.packing import read_tensors
-from heterofl_flwr.stages.chain import OpenMean
-from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.stages.stage import Stage, label
 from heterofl_flwr.strategies import heterofl
-from heterofl_flwr.strategies.arguments import CLASSIC, explain_unknown
-
-logger = logging.getLogger(__name__)
 
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 ConfigFn = Callable[[int], dict[str, Scalar]]
 Instruction = TypeVar("Instruction", FitIns, EvaluateIns)
+
+CLASSIC: Mapping[str, str] = {
+    "fraction_fit": "fraction_train",
+    "min_fit_clients": "min_train_nodes",
+    "min_evaluate_clients": "min_evaluate_nodes",
+    "min_available_clients": "min_available_nodes",
+}
+"""From what Flower's classic API calls an argument to what its Message API does."""
+
+LACKS = frozenset({"asynchronous", "callbacks", "shared", "spare", "upload"})
+"""Arguments of ``heterofl_flwr.HeteroFL`` that the classic API has no place for."""
 
 
 class _Strategy(heterofl.HeteroFL):
@@ -78,23 +71,19 @@ class HeteroFL(Strategy):
     """Train one global model over clients of unequal size, through Flower's classic API.
 
     Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments. It has no
-    ``callbacks``, as nothing in the classic API says that a round has ended, no ``upload``, as what a ``NumPyClient``
-    returns has no place to say its form, and no ``spare``, as its server waits for all clients that it asks.
+    ``callbacks``, as nothing in the classic API says that a round has ended, no ``upload`` and no ``shared``, as what a
+    ``NumPyClient`` returns has no place to say its form, and neither ``spare`` nor ``asynchronous``, as its server
+    waits for all clients that it asks.
 
     Parameters
     ----------
     build, mix
-        As all that is not below, those of ``heterofl_flwr.HeteroFL``.
-    fraction_fit, fraction_evaluate, min_fit_clients, min_evaluate_clients, min_available_clients
-        As in ``FedAvg``: there ``fraction_train``, ``fraction_evaluate``, ``min_train_nodes``, ``min_evaluate_nodes``
-        and ``min_available_nodes``.
+        As in ``heterofl_flwr.HeteroFL``.
     evaluate_fn : Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None] | None
         Evaluates the global model on the server: from round, parameters (no buffers) and an empty config to loss and
         metrics.
     on_fit_config_fn, on_evaluate_config_fn : Callable[[int], dict[str, Scalar]] | None
         As in ``FedAvg``: from the round to what else goes with its instructions.
-    accept_failures : bool
-        As in ``FedAvg``: with False a round in which any client fails changes nothing.
     initial_parameters : Parameters | None
         What the global model starts from, in the order of its parameters or of its ``state_dict``; default: a freshly
         built one.
@@ -103,72 +92,37 @@ class HeteroFL(Strategy):
     num_rounds : int
         The last round, after which clients evaluate with any ``evaluation.every``; the classic API does not tell
         its strategies.
+    **options : Any
+        All other arguments of ``heterofl_flwr.HeteroFL``. ``fraction_train``, ``min_train_nodes``,
+        ``min_evaluate_nodes`` and ``min_available_nodes`` may have their names of ``FedAvg``: ``fraction_fit``,
+        ``min_fit_clients``, ``min_evaluate_clients`` and ``min_available_clients``.
     """
 
-    @explain_unknown(
-        {
-            **{own: f"use {name}" for name, own in CLASSIC.items()},
-            "weighted_by_key": "it weights by num_examples",
-            "inplace": "replies are always summed in place",
-            **dict.fromkeys(("callbacks", "upload", "spare"), "use heterofl_flwr.HeteroFL"),
-        }
-    )
     def __init__(
         self,
         build: Build,
         mix: str | Mix = "a1-b1-c1-d1-e1",
         *,
-        assignment: Assignment = "fix",
-        global_rate: str | float | None = None,
-        seed: int = 0,
-        fraction_fit: float = 1.0,
-        fraction_evaluate: float = 1.0,
-        min_fit_clients: int | None = None,
-        min_evaluate_clients: int | None = None,
-        min_available_clients: int = 2,
-        min_replies: MinReplies = "auto",
-        wait: float = 60.0,
-        slice_rule: SliceRule = "prefix",
-        roll_by: int = 1,
-        shared: Sequence[str] = ALL,
-        learning_rate: Schedule | None = None,
-        proximal_mu: float | None = None,
-        weights: Weights = "equal",
-        label_rows: Sequence[str] | None = None,
-        labels: LabelRule = "sent",
-        fidelity: Fidelity = Fidelity(),
-        robust: Robust | None = None,
-        aggregator: OpenMean = Aggregator,
-        stages: Sequence[Stage] = (),
-        limits: Limits = Limits(),
-        privacy: Privacy = Privacy(),
-        evaluation: Evaluation = Evaluation(),
         evaluate_fn: CentralEvaluation | None = None,
         on_fit_config_fn: ConfigFn | None = None,
         on_evaluate_config_fn: ConfigFn | None = None,
-        accept_failures: bool = True,
         initial_parameters: Parameters | None = None,
         fit_metrics_aggregation_fn: MetricsAggregationFn | None = None,
         evaluate_metrics_aggregation_fn: MetricsAggregationFn | None = None,
         num_rounds: int = 0,
+        **options: Any,
     ) -> None:
-        given = locals()
-        check_count("num_rounds", num_rounds, 0)
-        named = {CLASSIC.get(name, name): own for name, own in given.items() if not name.endswith("_aggregation_fn")}
-        self._inner = _Strategy(
-            **{name: named[name] for name in signature(heterofl.HeteroFL).parameters if name in named}
-        )
-        more = [own for own in stages if own.needs.fixed_slices or type(own).before is not Stage.before]
-        if more:
-            raise ConfigError(
-                f"{label(more[0])} keeps something with clients, or asks them more than to train and to evaluate: "
-                f"the classic API has no place for it; use heterofl_flwr.HeteroFL"
-            )
+        stages: Sequence[Stage] = options.get("stages", ())
+        # They keep something with clients, or ask them more than to train and to evaluate.
+        apart = {label(own) for own in stages if own.needs.fixed_slices or type(own).before is not Stage.before}
+        if lacks := sorted(apart | (LACKS & options.keys())):
+            raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
+        named = {CLASSIC.get(name, name): own for name, own in options.items()}
+        self._inner = _Strategy(build, mix, **named)
         self.federation = self._inner.federation
         self._inner.num_rounds = num_rounds
         self._evaluate_fn = evaluate_fn
         self._fit_config_fn, self._evaluate_config_fn = on_fit_config_fn, on_evaluate_config_fn
-        self._accept_failures = accept_failures
         self._initial_parameters = initial_parameters
         self._fit_metrics_fn, self._evaluate_metrics_fn = fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn
         self._inner.clients = Clients(self.federation)
@@ -178,11 +132,6 @@ class HeteroFL(Strategy):
     def log(self) -> RoundRecord:
         """The record of the current round."""
         return self._inner.log
-
-    @property
-    def moments(self) -> dict[float, Moments]:
-        """The static batch norm moments of the last evaluation, by rate."""
-        return self._inner.moments
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
         """Return the parameters of the global model to start from."""
@@ -219,9 +168,6 @@ class HeteroFL(Strategy):
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Add the results in the order in which the instructions went out, and return the new global model."""
-        if failures and not self._accept_failures:
-            logger.warning("round %d changes nothing: %d clients failed", server_round, len(failures))
-            return None, {}
         current = self._inner.open_round()
         answers = collect_answers(self._sent, [*results, *failures])
         arrays, _ = self._inner.aggregate_train(server_round, to_replies(self._sent, answers, failures))
@@ -235,8 +181,6 @@ class HeteroFL(Strategy):
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Return an instruction for each client that evaluates, with the model and its static batch norm moments."""
         asked, grid = _asked(self._evaluate_config_fn, server_round), self._grid(client_manager)
-        # One that was away may answer for moments now.
-        self.federation.nodes.lacking["moments"] -= self._inner.clients.promised
         with some_identity():
             sent = self._inner.configure_evaluate(server_round, self._record(parameters), asked, grid)
         return self._instructions(sent, messages.TASK_EVALUATE, EvaluateIns)
@@ -249,7 +193,7 @@ class HeteroFL(Strategy):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Return the mean loss over the clients, weighted by examples, and their mean metrics."""
         current = self._inner.current
-        if not isinstance(current, EvaluationRound) or (failures and not self._accept_failures):
+        if not isinstance(current, EvaluationRound):
             return None, {}
         answers = collect_answers(self._sent, [*results, *failures])
         means = self._inner.aggregate_evaluate(server_round, to_replies(self._sent, answers, failures))

@@ -5,7 +5,7 @@ Both sides build the model, so the order says it all. Lists of a config travel a
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Literal, cast
+from typing import cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import Code, ConfigRecordValues, EvaluateRes, FitRes, GetPropertiesRes, NDArrays, Parameters, Scalar
@@ -26,7 +26,6 @@ RESERVED = messages.RESERVED | {messages.TASK}
 PROXIMAL_MU = "proximal_mu"
 """As in Flower's classic ``FedProx``."""
 
-_LACKS = (Code.GET_PROPERTIES_NOT_IMPLEMENTED, Code.EVALUATE_NOT_IMPLEMENTED)
 _SAID = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
 
@@ -83,8 +82,6 @@ def from_scalars(told: Mapping[str, Scalar]) -> ConfigRecord:
     config = ConfigRecord(cast("dict[str, ConfigRecordValues]", dict(told)))
     if messages.RATES in told:
         config[messages.RATES] = [float(rate) for rate in str(told[messages.RATES]).split(",")]
-    if messages.SHARED in told:
-        config[messages.SHARED] = str(told[messages.SHARED]).split(",")
     return config
 
 
@@ -98,16 +95,12 @@ def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], mom
     return Message(content, 0, kinds.get(str(config.get(messages.TASK)), "train"))
 
 
-def to_reply(message: Message, answer: Reply | Exception | LocalFault, names: Sequence[str] = ()) -> Message:
+def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:
     """Return the reply that a client's answer is; arrays have these names, or those of the message's parameters."""
-    if isinstance(answer, LocalFault):
-        return Message(answer, reply_to=message)
     if isinstance(answer, Exception):
         return fail(message, f"{type(answer).__name__}: {answer}")
-    code = answer.status.code
-    if code != Code.OK:
-        kind: Literal["no handler", "failed"] = "no handler" if code in _LACKS else "failed"
-        return Message(LocalFault(short(explained(answer.status.message or code.name)), kind), reply_to=message)
+    if (code := answer.status.code) != Code.OK:
+        return fail(message, answer.status.message or code.name)
     try:
         return Message(_read(message, answer, names, f"node {message.metadata.dst_node_id}"), reply_to=message)
     except (ReplyError, TypeError) as error:  # TypeError: of what no record can hold

@@ -28,15 +28,10 @@ Rates = tuple[float, ...]
 Norms = Mapping[float, Mapping[str, int]]
 """The batch norm layers of a client's models, by rate, each with its channels."""
 
-ADD_EVALUATE = (
-    "they are not asked to evaluate again; add one (@app.evaluate(), or evaluate of a NumPyClient), or evaluate on the "
-    "server alone (fraction_evaluate=0.0)"
+ANSWER_MOMENTS = (
+    "let clients answer for them (answer_queries(app, build, data=...); properties_of(context, moments=True) and "
+    "asks_for_moments of a NumPyClient), or evaluate without (Evaluation(static_norm=False))"
 )
-ADD_MOMENTS = (
-    "they are not asked for static batch norm moments again, and batch norm normalises by batch where nobody has any; "
-    "add one (answer_queries(app, build, data=...)), or mean it (Evaluation(static_norm=False))"
-)
-
 
 SplitAnswers = Mapping[int, tuple[float, Mapping[float | None, Mapping[str, float]]]]
 """The examples of each client, and its metrics by rate; None for the global model."""
@@ -93,9 +88,8 @@ class EvaluationRound:
         silent: Collection[int] = (),
     ) -> None:
         self._federation, self._options, self._log = federation, federation.options, log
-        self._server_round, self._present, self._lacking = server_round, node_ids, federation.nodes.lacking
-        able = [own for own in node_ids if own not in self._lacking["evaluate"]]
-        drawn = federation.sample(server_round, able, "evaluate") if able else []
+        self._server_round, self._present = server_round, node_ids
+        drawn = federation.sample(server_round, node_ids, "evaluate") if node_ids else []
         levels = self._options.evaluation.levels_due(server_round, num_rounds)
         held = {node_id: own for node_id in drawn if (own := self._pick_rates(node_id, levels=levels))}
         self._whole = {node_id: self._is_whole(own) for node_id, own in held.items()}
@@ -134,37 +128,28 @@ class EvaluationRound:
         # A model of a client's own is measured by that client.
         if evaluation.static_norm and not federation.personal and batch_norms(federation.model):
             self._asked_moments = {
-                node_id: {rate: federation.norms(rate) for rate in rates}
-                for node_id, rates in self.rates.items()
-                if node_id not in self._lacking["moments"]
+                node_id: {rate: federation.norms(rate) for rate in rates} for node_id, rates in self.rates.items()
             }
         return self._asked_moments
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
-        """Note why a client's moments are not used; one whose app has no handler for the query is not asked again."""
-        if fault.kind == "no handler":
-            self._lacking["moments"].add(node_id)
-        else:
-            self._moment_faults.append(f"node {node_id}: {fault.reason}")
-            if fault.kind == "silent":
-                del self.rates[node_id]
-            self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
+        """Note why a client's moments are not used."""
+        self._moment_faults.append(f"node {node_id}: {fault.reason}")
+        if fault.kind == "silent":
+            del self.rates[node_id]
+        self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
 
     def close_moments(self, spent: Spent, *, needed: bool) -> dict[float, Moments]:
         """Return all clients' moments, with noise where there is any, and drop the rates of which nobody gave any.
 
-        If they are ``needed``, as there were none so far, and nobody whose app has a handler gave any, fail.
+        If they are ``needed``, as there were none so far, and nobody who has any gave usable ones, fail.
         """
-        asked, faults = self._asked_moments, self._moment_faults
-        none = len(faults) + len(self._lacking["moments"].intersection(asked)) == len(asked)
-        if faults and none and needed:
-            raise RoundError(
-                f"none of {len(asked)} nodes gave usable static batch norm moments: let clients answer for them "
-                f"(answer_queries(app, build, data=...); asks_for_moments in fit of a NumPyClient), or evaluate "
-                f"without (Evaluation(static_norm=False)); {'; '.join(faults[:3])}"
-            )
-        self._note_no_handler("moments", asked, ADD_MOMENTS)
-        moments, privacy = self.sum.result(), self._options.privacy
+        moments, faults, privacy = self.sum.result(), self._moment_faults, self._options.privacy
+        none = f"none of {len(self._asked_moments)} nodes gave usable static batch norm moments"
+        if faults and not moments and needed:
+            raise RoundError(f"{none}: {ANSWER_MOMENTS}; {'; '.join(faults[:3])}")
+        if not faults and not moments:
+            logger.warning("%s, so batch norm normalises by batch; they are not asked again: %s", none, ANSWER_MOMENTS)
         if moments and privacy.noise:
             spent.add(MOMENTS, len(moments))
             self._log.privacy = spent.facts()
@@ -185,10 +170,7 @@ class EvaluationRound:
         self.rates = left
 
     def refuse(self, node_id: int, fault: Fault) -> None:
-        """Note why a client's evaluation is not used; one whose app has no handler for it is not asked again."""
-        if fault.kind == "no handler":
-            self._lacking["evaluate"].add(node_id)
-            return
+        """Note why a client's evaluation is not used."""
         self._log.evaluate_failures[self._federation.nodes.partition(node_id)] = fault.reason
         logger.warning("round %d: node %s did not evaluate: %s", self._server_round, node_id, fault.reason)
 
@@ -196,20 +178,8 @@ class EvaluationRound:
         """Go on without a client of which the strategy's user wants nothing in this round, which is nobody's fault."""
         del self.rates[node_id], self._whole[node_id]
 
-    def _note_no_handler(self, what: str, asked: Collection[int], advice: str) -> None:
-        """Warn of the first clients whose app has no handler for what was asked.
-
-        Where all that were asked lack it, so does every client that is there: they run one app.
-        """
-        lacking = self._lacking[what].intersection(asked)
-        if lacking and len(lacking) == len(self._lacking[what]):
-            logger.warning("%d of %d clients have no handler for it: %s", len(lacking), len(asked), advice)
-        if lacking and len(lacking) == len(asked):
-            self._lacking[what].update(self._present)
-
     def close(self) -> dict[str, float]:
         """Note and return the metrics of the global model."""
-        self._note_no_handler("evaluate", self.rates, ADD_EVALUATE)
         log, answers = self._log, self._split_answers()
         scores = self._scores(answers, None, means_and_worst)
         rates = dict.fromkeys(rate for number, own in answers.values() if number for rate in own if rate is not None)
@@ -225,7 +195,8 @@ class EvaluationRound:
         if self._note_coverage():
             log.partial = tuple(scores)
             logger.warning(
-                "round %d: only %d of %d clients that were asked evaluated; its metrics are never the best",
+                "round %d: only %d of %d clients that were asked evaluated; its metrics are never the best (the "
+                "server evaluates alone with fraction_evaluate=0.0)",
                 self._server_round,
                 log.evaluate_answers,
                 log.evaluate_asked,
@@ -240,11 +211,8 @@ class EvaluationRound:
 
     def _note_coverage(self) -> bool:
         """Note how many clients were asked and answered; return whether those are fewer than half."""
-        log = self._log
-        asked = {node_id: whole for node_id, whole in self._whole.items() if node_id not in self._lacking["evaluate"]}
+        log, asked = self._log, self._whole
         if not asked:
-            if self._whole:  # an app without evaluation covers nothing
-                log.evaluate.pop("coverage", None)
             return False
         whole = len(self.whole_answers())
         log.evaluate["coverage"] = whole / len(self._present)

@@ -110,7 +110,6 @@ class Nodes:
         self.seat_rates: dict[int, float] = {}
         self.trained: set[int] = set()  # those of which a reply was added
         self.own_rates: dict[int, float] = {}  # of those with parameters of their own, which keep their first rate
-        self.lacking: dict[str, set[int]] = {"evaluate": set(), "moments": set()}  # those whose app has no handler
 
     def __contains__(self, node_id: int) -> bool:
         return node_id in self._known

@@ -25,9 +25,9 @@ from heterofl_flwr.federation.options import Schedule
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.groups import pick
-from heterofl_flwr.strategies.arguments import MetricsFn, explain_unknown
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
+from heterofl_flwr.strategies.strategy import MetricsFn
 from heterofl_flwr.training.distill import DistillOptions, check_posteriors
 
 PUBLISH_SHARE = 0.8
@@ -57,12 +57,6 @@ class FedH2L(HeteroFL):
 
     train_kind = messages.TRAIN_PUBLISH
 
-    @explain_unknown(
-        {
-            **dict.fromkeys(signature(HeteroFL).parameters, "it exchanges posteriors, and no parameters"),
-            "spare": "clients learn from all others",
-        }
-    )
     def __init__(
         self,
         classes: int,
@@ -84,9 +78,6 @@ class FedH2L(HeteroFL):
         evaluation: Evaluation = Evaluation(),
         train_metrics_aggr_fn: MetricsFn | None = None,
         evaluate_metrics_aggr_fn: MetricsFn | None = None,
-        weighted_by_key: str = messages.NUM_EXAMPLES,
-        arrayrecord_key: str = messages.ARRAYS,
-        configrecord_key: str = messages.CONFIG,
         callbacks: Sequence[RoundCallback] = (),
     ) -> None:
         given = locals()
@@ -139,9 +130,9 @@ class FedH2L(HeteroFL):
         self._first = {}
 
         def read(node_id: int, reply: Message) -> None:
-            sender, key = f"node {node_id}", self.records.weighted_by_key
+            sender = f"node {node_id}"
             found, size = _read_posteriors(reply, self._shape, sender)
-            _, self._first[node_id] = packing.read_metrics(reply, self.options.limits.examples, sender, key)
+            _, self._first[node_id] = packing.read_metrics(reply, self.options.limits.examples, sender)
             published[node_id] = found
             self.log.bytes_up += size
 
@@ -154,7 +145,7 @@ class FedH2L(HeteroFL):
             record = ArrayRecord({messages.POSTERIORS: stack(peers) if peers else zeros(0, *self._shape)})
             self.log.note_sent(current.slices[node_id].level, packing.count_bytes(record))
             own = self._train_config(current.server_round, node_id, current.slices[node_id].rate)
-            message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), {**self._config, **own}, self._keys)
+            message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), {**self._config, **own})
             message.content[messages.POSTERIORS] = record
             self._sent.append(message)
         return list(self._sent)

@@ -29,10 +29,9 @@ from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.stages.stage import Stage
-from heterofl_flwr.strategies.arguments import CLASSIC, MetricsFn, RecordOptions, explain_unknown
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
-from heterofl_flwr.strategies.strategy import FederationStrategy
+from heterofl_flwr.strategies.strategy import FederationStrategy, MetricsFn
 from heterofl_flwr.superlink import guard
 
 BESIDE_BYTES = 1 << 20
@@ -117,13 +116,9 @@ class HeteroFL(FederationStrategy):
         With a ``size``, rounds do not wait: the model takes a step whenever so many clients have answered, and a client
         that has answered is replaced by another at once. A round is then such a step.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None
-        As in ``FedAvg``: from what clients replied, and ``weighted_by_key``, to metrics. Records of parameters are left
-        out, for they are dropped as soon as they are added up, and so are replies of clients that evaluate a smaller
-        rate's model alone. None: the means, weighted by examples.
-    weighted_by_key : str
-        As in ``FedAvg``: the metric by which means are weighted, and parameters too with ``weights="examples"``.
-    arrayrecord_key, configrecord_key : str
-        As in ``FedAvg``: the names of the records of parameters and of the config in instructions.
+        As in ``FedAvg``: from what clients replied, and the key of the number of examples, to metrics. Records of
+        parameters are left out, for they are dropped as soon as they are added up, and so are replies of clients that
+        evaluate a smaller rate's model alone. None: the means, weighted by examples.
     callbacks : Sequence[RoundCallback]
         Called after each round.
 
@@ -135,16 +130,6 @@ class HeteroFL(FederationStrategy):
         result = strategy.start(grid, num_rounds=20)
     """
 
-    @explain_unknown(
-        {
-            **{name: f"use {own}" for name, own in CLASSIC.items()},
-            "accept_failures": "use min_replies",
-            "initial_parameters": "use start(initial_arrays=...)",
-            "on_fit_config_fn": "use start(train_config=...)",
-            "on_evaluate_config_fn": "use start(evaluate_config=...)",
-            **{name: f"use start({name}=...)" for name in ("evaluate_fn", "num_rounds", "initial_arrays")},
-        }
-    )
     def __init__(
         self,
         build: Build,
@@ -180,9 +165,6 @@ class HeteroFL(FederationStrategy):
         asynchronous: Buffered = Buffered(),
         train_metrics_aggr_fn: MetricsFn | None = None,
         evaluate_metrics_aggr_fn: MetricsFn | None = None,
-        weighted_by_key: str = messages.NUM_EXAMPLES,
-        arrayrecord_key: str = messages.ARRAYS,
-        configrecord_key: str = messages.CONFIG,
         callbacks: Sequence[RoundCallback] = (),
     ) -> None:
         given = locals()
@@ -197,7 +179,7 @@ class HeteroFL(FederationStrategy):
         )
         whole = Mix.parse(mix).with_global_rate(global_rate)
         federation = Federation(build=build, mix=whole, assignment=assignment, seed=seed, options=options)
-        super().__init__(federation, pick(RecordOptions, given), callbacks)
+        super().__init__(federation, train_metrics_aggr_fn, evaluate_metrics_aggr_fn, callbacks)
 
     def start(
         self,
@@ -267,4 +249,4 @@ class HeteroFL(FederationStrategy):
         """Go on from a state; clients that are not known are asked what they can hold."""
         self.chain.load(state.stages)
         self.moments = packing.moments_by_rate(state.moments)
-        self._had_moments = bool(self.moments)
+        self._have_moments = bool(self.moments) or None

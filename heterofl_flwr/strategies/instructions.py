@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -52,15 +52,9 @@ class Slices:
         return self._tensors[plan]
 
 
-def instruction(
-    kind: str,
-    node_id: int,
-    arrays: ArrayRecord,
-    config: Mapping[str, object],
-    keys: tuple[str, str] = (messages.ARRAYS, messages.CONFIG),
-) -> Message:
-    """Return a message with a config of its own; ``keys`` are the names of its two records."""
-    return Message(RecordDict({keys[0]: arrays, keys[1]: messages.new_config(config)}), node_id, kind)
+def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
+    """Return a message with a config of its own."""
+    return Message(RecordDict({messages.ARRAYS: arrays, messages.CONFIG: messages.new_config(config)}), node_id, kind)
 
 
 def client_config(federation: Federation, server_round: int, node_id: int, rate: float) -> dict[str, object]:
@@ -98,12 +92,7 @@ def ask(
         for node_id, config in asked.items()
     ]
     replies = grid.send_and_receive(sent, timeout=seconds) if sent else []
-    answers: dict[int, Result | Fault] = {}
-    for node_id, found in read_each(sent, replies, lambda own, reply: read(reply, f"node {own}"), HeteroFLError):
-        answers[node_id] = found
-        if isinstance(found, Fault) and found.kind == "no handler":
-            answers[node_id] = replace(found, reason=f"{found.reason}; {messages.NOT_CONVERTED}")
-    return answers
+    return dict(read_each(sent, replies, lambda own, reply: read(reply, f"node {own}"), HeteroFLError))
 
 
 @dataclass(frozen=True, slots=True)

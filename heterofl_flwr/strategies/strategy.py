@@ -25,7 +25,6 @@ from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.privacy import Spent
 from heterofl_flwr.stages.stage import Said, State
-from heterofl_flwr.strategies.arguments import MetricsFn, RecordOptions
 from heterofl_flwr.strategies.instructions import (
     QUERY_SECONDS,
     Asking,
@@ -36,6 +35,9 @@ from heterofl_flwr.strategies.instructions import (
 )
 
 logger = logging.getLogger(__name__)
+
+MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
+"""From the records of replies, and the key of their numbers of examples, to one record of metrics."""
 
 MOMENTS_SHARE = 0.5
 """Of the time that is left of a round, for moments; the rest is for the evaluation."""
@@ -63,16 +65,22 @@ class FederationStrategy(Strategy):
 
     train_kind: ClassVar[str] = MessageType.TRAIN
 
-    def __init__(self, federation: Federation, records: RecordOptions, callbacks: Sequence[RoundCallback]) -> None:
+    def __init__(
+        self,
+        federation: Federation,
+        train_metrics_aggr_fn: MetricsFn | None,
+        evaluate_metrics_aggr_fn: MetricsFn | None,
+        callbacks: Sequence[RoundCallback],
+    ) -> None:
         self.federation, self.options = federation, federation.options
-        self.records, self.callbacks = records, tuple(callbacks)
+        self._train_metrics_fn, self._evaluate_metrics_fn = train_metrics_aggr_fn, evaluate_metrics_aggr_fn
+        self.callbacks = tuple(callbacks)
         self.spent = Spent(self.options.privacy)  # of all runs: what was given away stays so
         steps = self.options.asynchronous
         self.asynchronous = Asynchronous(steps) if steps.size else None  # what lasts from step to step
         self.chain = build_chain(
             self.options, self.spent, all_is_trained=federation.all_is_trained, asynchronous=self.asynchronous
         )
-        self._keys = records.arrayrecord_key, records.configrecord_key
         self.num_rounds = 0  # the last round of the run; 0 if it is not known
         self.timeout = 3600.0
         self.budget: Budget | None = None  # of the round, while ``start`` runs
@@ -84,7 +92,7 @@ class FederationStrategy(Strategy):
         self.chain.load({})
         self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})  # of the current round
         self.moments: dict[float, Moments] = {}  # of the last evaluation, by rate
-        self._had_moments = False  # whether any evaluation of this run had some
+        self._have_moments: bool | None = None  # whether clients have any, once that is known
         self.current: Round | EvaluationRound | None = None  # what was configured and is not aggregated yet
         self._silent: set[int] = set()  # the clients that did not answer in time when they were to train in this round
         self._sent: list[Message] = []
@@ -146,7 +154,7 @@ class FederationStrategy(Strategy):
         current = self.open_round()
         own = current.slices[node_id]
         full = {**config, **self._train_config(current.server_round, node_id, own.rate), **told}
-        return instruction(self.train_kind, node_id, slices.record(own.plan), full, self._keys)
+        return instruction(self.train_kind, node_id, slices.record(own.plan), full)
 
     def _train_config(self, server_round: int, node_id: int, rate: float) -> dict[str, object]:
         """Return what a client needs to know to train."""
@@ -175,11 +183,11 @@ class FederationStrategy(Strategy):
         """Add what a client has trained to the open round."""
         current = self.open_round()
         current.add(node_id, self._read_train_reply(node_id, reply, current))
-        self._keep_records(self.records.train_metrics_aggr_fn, node_id, reply)
+        self._keep_records(self._train_metrics_fn, node_id, reply)
 
     def close_round(self) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the new global model, and the metrics of those who trained it."""
-        current, function = self.open_round(), self.records.train_metrics_aggr_fn
+        current, function = self.open_round(), self._train_metrics_fn
         new = current.close()
         self.current = None
         return packing.move_to_record(new), self._aggregated(function, current.answers, self.log.train)
@@ -192,8 +200,8 @@ class FederationStrategy(Strategy):
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
         """Return what a reply holds; refuse it if anything is missing or of another type."""
-        plan, key, most = current.slices[node_id].plan, self.records.weighted_by_key, self.options.limits.examples
-        return packing.read_train_reply(reply, plan, most, f"node {node_id}", key)
+        plan, most = current.slices[node_id].plan, self.options.limits.examples
+        return packing.read_train_reply(reply, plan, most, f"node {node_id}")
 
     @as_flower_error()
     def configure_evaluate(
@@ -218,7 +226,7 @@ class FederationStrategy(Strategy):
             full = {**config, **client_config(federation, server_round, node_id, rates[0]), **more}
             full |= asked if rates[0] == mix.global_rate else {}
             record = slices.record(federation.plan(rates[0]))
-            return instruction(kind, node_id, record, {**full, messages.RATES: list(rates)}, self._keys)
+            return instruction(kind, node_id, record, {**full, messages.RATES: list(rates)})
 
         self._collect_moments(current, grid, ask)
 
@@ -242,9 +250,9 @@ class FederationStrategy(Strategy):
     def _collect_moments(
         self, current: EvaluationRound, grid: Grid, ask: Callable[[str, int, Mapping[str, object]], Message]
     ) -> None:
-        """Query for static batch norm moments those clients whose app may have a handler for it, if any are needed."""
+        """Query for static batch norm moments if they are needed, unless all clients have said that they have none."""
         self.moments, norms = {}, current.open_moments(remote=self.is_remote(grid))
-        if not norms:
+        if not norms or self._have_moments is False:
             return
         kind = {messages.MOMENTS_KIND: self.federation.fidelity.moments}
         sent = [ask(messages.QUERY_MOMENTS, node_id, kind) for node_id in norms]
@@ -258,19 +266,18 @@ class FederationStrategy(Strategy):
         for node_id, fault in read_each(sent, replies, read, HeteroFLError):
             if fault is not None:
                 current.refuse_moments(node_id, fault)
-        self.moments = current.close_moments(self.spent, needed=not self._had_moments)
-        self._had_moments |= bool(self.moments)
+        self.moments = current.close_moments(self.spent, needed=self._have_moments is None)
+        self._have_moments = self._have_moments or bool(self.moments)
 
     @as_flower_error()
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the means over the clients, weighted by examples, and the accuracy of the worst client."""
-        current, function = self.current, self.records.evaluate_metrics_aggr_fn
+        current, function = self.current, self._evaluate_metrics_fn
         if not isinstance(current, EvaluationRound):
             return None
 
         def read(node_id: int, reply: Message) -> None:
-            key, most = self.records.weighted_by_key, self.options.limits.examples
-            current.answers[node_id] = packing.read_metrics(reply, most, f"node {node_id}", key)
+            current.answers[node_id] = packing.read_metrics(reply, self.options.limits.examples, f"node {node_id}")
             self._keep_records(function, node_id, reply)
 
         self._read_each(current, replies, read)
@@ -329,6 +336,6 @@ class FederationStrategy(Strategy):
         """Return what a metrics function computes from some clients' replies, and note it; without one, the means."""
         if function is None or not node_ids:
             return MetricRecord(dict(means))
-        found = function([self._replied[node_id] for node_id in node_ids], self.records.weighted_by_key)
+        found = function([self._replied[node_id] for node_id in node_ids], messages.NUM_EXAMPLES)
         self.log.note_computed(means, found)
         return found

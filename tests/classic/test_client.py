@@ -62,7 +62,7 @@ def evaluated(fakes, mix="a1-c1", **options):
 def test_clients_that_do_not_promise_moments_are_not_asked():
     fakes = [Fake(str(cid)) for cid in range(2)]
     strategy, instructions, (loss, _) = evaluated(fakes)
-    assert strategy.moments == {}
+    assert strategy._inner.moments == {}
     assert [fake.asked for fake in fakes] == [["properties", "train", "evaluate"]] * 2
     assert "moments-kind" not in instructions[0][1].config
     assert loss == 1.0
@@ -74,12 +74,12 @@ def test_a_client_that_is_back_may_answer_for_moments():
     parameters = strategy.initialize_parameters(manager_of())
     first.says = RuntimeError("busy")
     strategy.configure_fit(1, parameters, manager_of(first, *others))
-    strategy.configure_evaluate(1, parameters, manager_of(first, *others))  # it is found not to answer
+    strategy.configure_evaluate(1, parameters, manager_of(first, *others))  # it has promised nothing
     strategy.configure_fit(2, parameters, manager_of(Normed("9"), *others))
     first.says = says
     for server_round in (2, 3):
         strategy.configure_evaluate(server_round, parameters, manager_of(first, *others))
-    assert first.asked == ["properties", "properties", "moments"]
+    assert first.asked == ["properties", "properties", "moments", "moments"]
 
 
 @pytest.mark.parametrize(("remote", "mean"), [(True, 1.2), (False, 11)])
@@ -88,4 +88,4 @@ def test_moments_of_other_machines_are_merged_robustly(remote, mean):
     if remote:
         fakes[0].bridge = None  # as clients of ``start_server`` have
     strategy, *_ = evaluated(fakes, "a1")
-    assert strategy.moments[1.0].statistics("norm")[0].tolist() == pytest.approx([mean] * 8, abs=0.04)
+    assert strategy._inner.moments[1.0].statistics("norm")[0].tolist() == pytest.approx([mean] * 8, abs=0.04)

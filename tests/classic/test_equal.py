@@ -56,7 +56,6 @@ def run(num_rounds, options):
     [
         {"evaluation": Evaluation(every=4, levels=True)},
         {"evaluation": Evaluation(every=0), **MOVING},
-        {"evaluation": Evaluation(every=4), "shared": ("hidden.*",)},
     ],
 )
 def test_both_apis_give_the_same_model_after_four_rounds(options):
@@ -118,13 +117,10 @@ def test_metrics_functions_get_what_flower_gives_them():
     assert ours[1][1] == {"largest": 5, "name": "of examples"}
 
 
-def test_failures_that_are_not_accepted_leave_the_model_as_it_is():
-    for strategy, manager, parameters in both(accept_failures=False):
-        for server_round in (1, 2):
-            results = fit_all(strategy.configure_fit(server_round, parameters, manager))
-            results, failures = (results[1:], [ConnectionError("gone")]) if server_round == 1 else (results, [])
-            assert (strategy.aggregate_fit(server_round, results, failures) == (None, {})) == (server_round == 1)
-        assert strategy.aggregate_evaluate(2, [], [ConnectionError("gone")]) == (None, {})
+@pytest.mark.parametrize("name", ["callbacks", "shared", "upload"])
+def test_what_the_classic_api_has_no_place_for_is_refused(name):
+    with pytest.raises(ConfigError, match=f"the classic API has no place for {name}; use heterofl_flwr.HeteroFL"):
+        HeteroFL(build, **{name: ()})
 
 
 @pytest.mark.parametrize("key", ["task", "rate", "seed"])

@@ -151,9 +151,7 @@ def test_a_users_own_names_of_metrics_may_hold_slashes():
 
 def test_lists_are_in_no_mean():
     def evaluate(message, context):
-        message = reply(message, num_examples=4, metrics={"accuracy": 0.5, "by-class": [0.25, 0.75]})
-        message.content["metrics"]["num-examples"] = 4.0  # a whole number may be a float
-        return message
+        return reply(message, num_examples=4, metrics={"accuracy": 0.5, "by-class": [0.25, 0.75]})
 
     def join(records, key):
         return MetricRecord({"by-class": records[0]["metrics"]["by-class"]})

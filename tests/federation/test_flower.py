@@ -12,7 +12,7 @@ from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.serverapp import strategy as flowers
 from pydantic.fields import FieldInfo
 
-from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid, classic
+from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.options import Averaging, Options, Sampling, Transfer
@@ -64,9 +64,8 @@ def test_metrics_functions_get_what_flower_gives_them():
     assert ours.train_metrics_clientapp[2] == {"largest": 2.0, "all": [0.0, 0.5, 1.0, 1.5, 2.0]}
 
 
-@pytest.mark.parametrize("key", ["num-examples", "weight"])
-def test_one_level_is_fedavg_whichever_key_weights(key):
-    (theirs, *_), (ours, *_) = both(weighted_by_key=key)
+def test_one_level_is_fedavg():
+    (theirs, *_), (ours, *_) = both()
     assert ours.train_metrics_clientapp[2] == pytest.approx(dict(theirs.train_metrics_clientapp[2]))
     expected, found = (one.arrays.to_torch_state_dict() for one in (theirs, ours))
     for name, tensor in expected.items():
@@ -83,42 +82,6 @@ def test_as_many_take_part_as_with_fedavg(fraction, least, nodes):
     assert [len(sent) for sent in ours] == [len(sent) for sent in theirs]
 
 
-@pytest.mark.parametrize("static", [False, True])
-def test_records_under_other_names_give_the_same_model(static):
-    models = build_normed if static else build
-    states, evaluated = [], []
-    for names in ({}, {"arrayrecord_key": "model", "configrecord_key": "settings"}):
-        options = {"upload": "int8" if static else "float32", "evaluation": Evaluation(), **names}
-        found = play(None, "a1-c1", 4, 2, build=models, **options)
-        states.append(found.state)
-        sent = [*found.grid.of("train"), *found.grid.of("evaluate")]
-        evaluated.append(found.log.evaluate)
-        assert found.log.failures == found.log.evaluate_failures == {}
-    assert tiny.equal(*states)
-    assert evaluated[0] == evaluated[1]
-    for message in sent:
-        assert isinstance(message.content["model"], ArrayRecord)
-        assert isinstance(message.content["settings"], ConfigRecord)
-        assert {"arrays", "config"}.isdisjoint(message.content)
-
-
-def test_replies_are_read_under_any_name_of_their_records():
-    def train(message, context):
-        answer = tiny.add_one(message, context)
-        answer.content["model"] = answer.content.pop("arrays")
-        answer.content["settings"] = answer.content.pop("config")
-        return rename(answer)
-
-    def rename(answer):
-        answer.content["numbers"] = answer.content.pop("metrics")
-        return answer
-
-    log = play(make_app(train, lambda *asked: rename(tiny.judge(*asked))), "a1-c1", 4, evaluation=Evaluation()).log
-    assert (log.failures, log.evaluate_failures) == ({}, {})
-    assert log.train["loss"] > 0
-    assert log.evaluate["local-accuracy"] > 0
-
-
 @pytest.mark.parametrize("which", ["train_config", "evaluate_config"])
 @pytest.mark.parametrize("key", ["clip", "seed", "shared", "upload", "window"])
 def test_a_users_config_cannot_have_keys_of_ours(which, key):
@@ -126,24 +89,7 @@ def test_a_users_config_cannot_have_keys_of_ours(which, key):
         play(make_app(), start={which: ConfigRecord({"lr": 0.1, key: 1.0})})
 
 
-@pytest.mark.parametrize(
-    ("strategy", "name", "remedy"),
-    [
-        (HeteroFL, "fraction_fit", "use fraction_train"),
-        (HeteroFL, "noise", r"use privacy=Privacy\(noise=...\)"),
-        (HeteroFL, "proximal", r"did you mean proximal_mu\?"),
-        (HeteroFL, "zebra", "it has build, mix, assignment, global_rate"),
-        (FedH2L, "privacy", "it exchanges posteriors, and no parameters"),
-        (classic.HeteroFL, "fraction_train", "use fraction_fit"),
-        (classic.HeteroFL, "upload", r"use heterofl_flwr\.HeteroFL"),
-    ],
-)
-def test_an_unknown_argument_raises_an_error_with_the_right_one(strategy, name, remedy):
-    with pytest.raises(TypeError, match=f"{strategy.__name__} has no argument {name}: {remedy}"):
-        strategy(build, **{name: 1})
-
-
-@pytest.mark.parametrize("kind", [HeteroFL, FedH2L, classic.HeteroFL])
+@pytest.mark.parametrize("kind", [HeteroFL, FedH2L])
 def test_the_signature_shows_every_argument_with_its_default(kind):
     shown = {name: own.default for name, own in signature(kind).parameters.items() if own.kind is own.KEYWORD_ONLY}
     options = {own.name: own.default for group in (Sampling, Transfer, Averaging, Options) for own in fields(group)}
@@ -243,4 +189,3 @@ def test_a_client_that_is_not_converted_is_refused(train, fault):
     failure = play(make_app(odd={1: train}), "a1-c1", 2).log.failures[1]
     assert fault in failure
     assert "its ClientApp is not converted: let it call answer_queries once" in failure
-    assert ("leave them out of HeteroFL(shared=...)" in failure) == (train is load_whole)

@@ -74,7 +74,6 @@ def other_kind(message, context):
 COUNT = KEY.replace("first", "count")
 BAD = {
     "raises": (tiny.crash, "error 2.*the disk is full"),
-    "no record": (lambda message, context: bare_reply(message, config=config()), "sent no moments record"),
     "many batches": (put(COUNT, torch.tensor(10**8)), "norm count 100,000,000 batches, expected up to"),
     "too many": (put("more", torch.ones(8)), "sent 4 arrays of moments, expected 3"),
     "unreadable": (put(KEY, Array("float64", (8,), "numpy.ndarray", b"junk")), "arrays that cannot be read"),

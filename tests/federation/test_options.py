@@ -35,8 +35,6 @@ STRATEGY = [
     ({"upload": "int4"}, "upload is 'int4', expected one of float32, float16, int8"),
     ({"slice_rule": "rolling", "roll_by": 1.5}, r"roll_by is 1\.5, expected an integer of 1 or more"),
     ({"slice_rule": "random"}, "slice_rule is 'random', expected one of prefix, rolling, random-level, random-client"),
-    ({"arrayrecord_key": "moments"}, "arrayrecord_key is 'moments', expected a name other than changes, config"),
-    ({"arrayrecord_key": "x", "configrecord_key": "x"}, "configrecord_key is 'x', expected a name other than"),
     *(
         ({"min_replies": own}, f"min_replies is {own!r}, expected 'auto', {COUNT}")
         for own in (0, True, 1.0, math.nan, "half")

@@ -18,7 +18,7 @@ from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.compat import load_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
-from heterofl_flwr.exchange import Relay, lacks_handler
+from heterofl_flwr.exchange import Relay
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.packing import count_bytes
@@ -117,8 +117,8 @@ class Checked(Relay):
                 f"a client ran out of memory: {reason}; resume the run with fewer clients at once (--parallel), or "
                 f"use a smaller model or batch"
             )
-        # Answers to queries, and functions that an app does not have, are what a strategy may do without.
-        if not call[1].startswith(MessageType.QUERY) and not lacks_handler(reply.error):
+        # Answers to queries, and to evaluate where an app does not, are what a strategy may do without.
+        if not call[1].startswith(MessageType.QUERY) and "No evaluate function registered" not in reason:
             self._bad.setdefault(call, []).append(reason)
         return reply
 
