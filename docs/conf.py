@@ -44,12 +44,11 @@ def _on_read(app: "Sphinx", docname: str, source: list[str]) -> None:
 
 def _contents(page: str) -> str:
     sections = re.split(r"^## (.+)$", page, flags=re.MULTILINE)[1:]
-    return "".join(
-        _toctree(
-            title, re.findall(r"^- \[[^]]+\]\((.+)\.(?:md|ipynb)\)", text, re.MULTILINE)
-        )
+    found = (
+        (title, re.findall(r"^- \[[^]]+\]\((.+)\.(?:md|ipynb)\)", text, re.MULTILINE))
         for title, text in zip(sections[::2], sections[1::2], strict=True)
     )
+    return "".join(_toctree(title, pages) for title, pages in found if pages)
 
 
 def _toctree(title: str, pages: list[str]) -> str:

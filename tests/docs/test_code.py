@@ -25,7 +25,6 @@ EXTRAS = ("peft", "transformers")
 
 
 SLOW = [DOCS / "howto" / f"{name}.md" for name in ("export", "simulate", "model", "runs")]
-SLOW += [DOCS / "explain" / "guarantees.md"]  # the same run several times
 
 
 def page_param(page: Path):
