@@ -5,10 +5,8 @@ In a table, which column is which follows from the types, and from the features 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import datasets  # type: ignore[import-untyped]
 import numpy as np
@@ -24,27 +22,16 @@ from heterofl_flwr.errors import DataError
 Splits = tuple[Raw | Texts, Raw | Texts | None]
 """The train split, and the test split if there is one."""
 
-Read = TypeVar("Read", Raw | Texts, Raw | Texts | None)
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm"})
-"""Files that are read as images."""
-
 
 def read_folder(folder: Path, columns: Columns = ANY) -> Splits:
     """Return a folder's train split, and its test split if it has one. Nothing stays written.
 
-    Read are images as ``train/<class>/*.png`` and ``test/<class>/*.png``, or else what ``datasets`` finds, such as
-    parquet or CSV files; it finds out which split a file is of, too. Hidden files and folders are not read.
+    ``datasets`` finds what there is to read, images as ``train/<class>/*.png`` and ``test/<class>/*.png``, or parquet
+    or CSV files, and of which split a file is. Hidden files and folders are not read.
     """
-    pictures = any(file.suffix.lower() in SUFFIXES for file in folder.glob("train/[!.]*/[!.]*"))
-    if pictures and columns.label:
-        raise DataError(f"{folder} holds images by class: found data.label={columns.label!r}, expected ''")
     with _cache() as cache:
         try:
-            if pictures:
-                found = datasets.load_dataset("imagefolder", data_dir=str(folder), drop_labels=False, cache_dir=cache)
-            else:
-                found = datasets.load_dataset(str(folder), cache_dir=cache)
+            found = datasets.load_dataset(str(folder), cache_dir=cache)
         except Exception as error:  # no files, damaged ones, several configurations: each has errors of its own
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             said = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
@@ -54,15 +41,7 @@ def read_folder(folder: Path, columns: Columns = ANY) -> Splits:
                 f"train/<class>/*.png and test/<class>/*.png, or train and test files of equal columns as .parquet or "
                 f".csv: is the copy complete?"
             ) from error
-        train, test = _read_splits(found, str(folder), columns)
-    return (_with_names(train), _with_names(test)) if pictures else (train, test)
-
-
-def _with_names(raw: Read) -> Read:
-    """Return images whose labels are the names of their folders: those of the train split are the classes."""
-    if not isinstance(raw, Raw) or raw.names is None:
-        return raw
-    return replace(raw, labels=[raw.names[int(label)] for label in raw.labels], names=None)
+        return _read_splits(found, str(folder), columns)
 
 
 @contextmanager
@@ -139,7 +118,8 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
         raise _columns_error(table, place, f"{len(images)} image columns ({', '.join(images)})", "one")
     names = [str(name) for name in table.column_names if name != columns.owner]
     stated = {name: own.names for name in names if isinstance(own := features[name], datasets.ClassLabel)}
-    if columns.text or (not (images or stated or columns.label) and _is_text(table, names)):
+    is_text = "label" not in names and getattr(features.get("text"), "dtype", "") in ("string", "large_string")
+    if columns.text or (is_text and not (images or stated or columns.label)):
         return _read_texts(table, columns, place)
     label = columns.label or _find_label(table, names, list(stated), place, tabular=not images)
     inputs = images or [name for name in names if name != label]
@@ -166,23 +146,14 @@ def _check_named(table: pa.Table, columns: Columns, place: str) -> None:
 
 def _check_filled(table: pa.Table, names: Iterable[str], place: str) -> None:
     for name in names:
-        _refuse_missing(table.column(name).null_count, table, name, place)
-
-
-def _refuse_missing(missing: int, table: pa.Table, name: str, place: str) -> None:
-    if missing:
-        raise DataError(f"{place}: {missing} of {table.num_rows} values of column {name} are missing; fill them in")
+        if missing := table.column(name).null_count:
+            raise DataError(f"{place}: {missing} of {table.num_rows} values of column {name} are missing; fill them in")
 
 
 def _is_image(field: pa.Field, features: Mapping[str, object]) -> bool:
     if isinstance(features[field.name], datasets.Image) or pa.types.is_binary(field.type):
         return True
     return bool(pa.types.is_struct(field.type) and {part.name for part in field.type} == {"bytes", "path"})
-
-
-def _is_text(table: pa.Table, names: Sequence[str]) -> bool:
-    kind = table.schema.field("text").type if "text" in names and "label" not in names else None
-    return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _read_texts(table: pa.Table, columns: Columns, place: str) -> Texts:
@@ -207,8 +178,8 @@ def _read_owners(table: pa.Table, columns: Columns, place: str) -> Values | None
 
 def _read_values(table: pa.Table, column: str, what: str, place: str) -> Values:
     """Return a column's values, which name classes or owners."""
+    _check_filled(table, [column], place)
     values = table.column(column).to_pylist()
-    _refuse_missing(sum(value is None or value == "" for value in values), table, column, place)
     if not all(isinstance(value, int | str) for value in values):
         raise DataError(
             f"{place}: the {what} column {column} is of type {table.schema.field(column).type}; expected whole numbers "

@@ -131,7 +131,8 @@ def test_an_image_folder_has_its_folders_as_classes(tmp_path):
 
 def test_a_constant_channel_stays_finite(tmp_path):
     for part in ("train", "test"):
-        write(tmp_path / part / "cat" / "1.png", png(7))
+        for kind in ("cat", "dog"):
+            write(tmp_path / part / kind / "1.png", png(7))
     assert load_dataset(str(tmp_path)).test.inputs.abs().max() == 0
 
 
@@ -173,11 +174,11 @@ def test_of_a_single_file_a_part_of_each_class_is_held_out(tmp_path, name):
 
 def test_without_a_test_folder_images_are_held_out(tmp_path):
     for number in range(10):
-        write(tmp_path / "train" / "cat" / f"{number}.png", png(number))
+        write(tmp_path / "train" / ("cat", "dog")[number % 2] / f"{number}.png", png(number))
     write(tmp_path / "val" / "cat" / "0.png", png(1))
     with pytest.raises(DataError, match="has no test split, only train, validation"):
         load_dataset(str(tmp_path))
     shutil.rmtree(tmp_path / "val")
-    assert load_dataset(str(tmp_path)).test.targets.tolist() == [0, 0]
-    with pytest.raises(DataError, match=r"holds images by class: found data\.label='kind', expected ''"):
+    assert load_dataset(str(tmp_path)).test.targets.tolist() == [0, 1]
+    with pytest.raises(DataError, match="found the columns image, label; expected one named kind"):
         load_dataset(str(tmp_path), label="kind")
