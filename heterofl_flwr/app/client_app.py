@@ -16,8 +16,10 @@ from heterofl_flwr.client_context import answer_capability, answering
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError
-from heterofl_flwr.training import TrainResult, evaluate, evaluate_both, keep_freed_memory, train_together
+from heterofl_flwr.training import TrainResult, evaluate, keep_freed_memory, train_together
 from heterofl_flwr.training.distill import learn_from_peers, posteriors
+from heterofl_flwr.training.evaluate import evaluate_each
+from heterofl_flwr.training.step import Masking
 
 
 class CohortApp(ClientApp):
@@ -148,14 +150,9 @@ def _evaluate_personal_model(instruction: Instruction) -> dict[str, float]:
 def _evaluate(instruction: Instruction, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
     """Return the metrics of one model on one client's test data."""
     task, split = instruction.task, instruction.data[1]
-    plain, masked = evaluate_both(
-        model,
-        split,
-        classes=torch.tensor(classes),
-        fill=task.settings.train.mask_fill,
-        seed=instruction.seed,
-        perplexity_kind=task.settings.fidelity,
-    )
+    maskings = Masking(None, "none"), Masking(torch.tensor(classes), task.settings.train.mask_fill)
+    kind = task.settings.fidelity
+    plain, masked = evaluate_each(model, split, maskings, seed=instruction.seed, perplexity_kind=kind)
     metrics = {**plain.metrics("global"), **masked.metrics("local")}
     if math.isinf(masked.loss):  # that of a class which is not among the client's own, with train.mask-fill=-inf
         del metrics["local-loss"]

@@ -76,14 +76,15 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         logger.info(start.finished)
         return make_strategy(task, extra_callbacks)
     # Where clients are of this run, their data are those of its settings.
-    steps = task.steps_each(len(list(grid.get_node_ids()))) if isinstance(grid, QueuedGrid) else None
+    clients = len(list(grid.get_node_ids())) if isinstance(grid, QueuedGrid) else None
+    steps = task.steps_each(clients) if clients else None
     strategy = make_strategy(task, (Console(steps=steps), *build_callbacks(task, folder), *extra_callbacks))
     devices = build_devices(task)
     if folder is not None:  # only now, when everything has been checked
         with extra("report"):  # not after hours that what draws is missing
             from heterofl_flwr.report.page import write_page
 
-        _start_folder(folder, task, start, strategy)
+        _start_folder(folder, task, start, strategy, clients)
     # So that nodes do not take what an earlier run left with them for this run's.
     told = {} if start.run_key is None or not task.keeps else {messages.RUN_KEY: start.run_key}
     strategy.start(
@@ -97,7 +98,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         evaluate_config=ConfigRecord(dict(told)),
     )
     if folder is not None:
-        folder.note(clients=strategy.federation.nodes.dealt() or None)  # which no setting tells
+        folder.note(clients=strategy.federation.nodes.dealt() or None)
         logger.info("Report: %s", write_page(folder))
     return strategy
 
@@ -207,13 +208,14 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
     return Start(checkpoint, run_key)
 
 
-def _start_folder(folder: RunFolder, task: Task, start: Start, strategy: HeteroFL) -> None:
+def _start_folder(folder: RunFolder, task: Task, start: Start, strategy: HeteroFL, clients: int | None) -> None:
     """Begin a run in its folder, and go on from what the folder knows of the rounds that are over."""
     settings = task.settings
     about = {
         "title": f"HeteroFL on {settings.data.name}, {settings.mix}",
         "device": device_name(task.device),
         messages.RUN_KEY: start.run_key,
+        **({"clients": clients} if clients else {}),  # which no setting tells
     }
     folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)
     strategy.spent.keep_in(folder)

@@ -32,7 +32,6 @@ TEXTS = {
     "levels": ("{kind} by level", "Each level's own model, cut from the global one."),
     "loss": ("Training loss", "Mean over the round's clients, weighted by samples."),
     "bytes": ("Bytes sent", "Both ways, beside FedAvg with the full-size model on the same clients."),
-    "for-bytes": ("{kind} for bytes", "The metric over all that was sent by then."),
     "for-time": ("{kind} over simulated time", "Of training on the simulated devices; evaluation takes no time."),
     "for-energy": ("{kind} for energy, an estimate", "Of training on the simulated devices, wasted work included."),
 }
@@ -63,10 +62,6 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
         "levels": draw_curves(levels, kind),
         "loss": draw_curves(_losses(records), "loss"),
         "bytes": _draw_bytes(records, costs, sent),
-        # Where all rounds send alike, these are the learning curves once more.
-        "for-bytes": None
-        if _is_steady(sent)
-        else draw_curves(_scopes(records, kind, sent), kind, "sent in total", formatting.size),
         "for-time": draw_curves(_scopes(records, kind, times), kind, f"simulated {unit_name}"),
         "for-energy": draw_curves(_scopes(records, kind, joules), kind, "estimated energy", formatting.energy),
     }
@@ -75,12 +70,6 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
         for name, figure in found.items()
         if figure
     ]
-
-
-def _is_steady(total: Sequence[float]) -> bool:
-    """Whether a total grows by nearly as much in each round."""
-    step = total[-1] / len(total) if total else 0.0
-    return all(abs(own - number * step) <= ALIKE * total[-1] for number, own in enumerate(total, 1))
 
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:

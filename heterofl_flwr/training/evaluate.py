@@ -49,32 +49,20 @@ def evaluate(
     perplexity_kind : Variant
         How the perplexity of a text follows from its pieces; see ``heterofl_flwr.nn.perplexity``.
     """
-    return _evaluate(model, split, [Masking(classes, fill)], batch_size, seed, perplexity_kind)[0]
+    maskings = [Masking(classes, fill)]
+    return evaluate_each(model, split, maskings, batch_size=batch_size, seed=seed, perplexity_kind=perplexity_kind)[0]
 
 
-def evaluate_both(
+def evaluate_each(
     model: nn.Module,
     split: Split,
+    maskings: Sequence[Masking],
     *,
-    classes: Sequence[int] | Tensor | None,
-    fill: Fill = "zero",
     batch_size: int = 100,
     seed: int = 0,
     perplexity_kind: Variant = "paper",
-) -> tuple[EvaluateResult, EvaluateResult]:
-    """Evaluate a model without a mask and with that of some classes, in one forward pass.
-
-    As ``evaluate``, called twice.
-    """
-    maskings = [Masking(None, "none"), Masking(classes, fill)]
-    plain, masked = _evaluate(model, split, maskings, batch_size, seed, perplexity_kind)
-    return plain, masked
-
-
-def _evaluate(
-    model: nn.Module, split: Split, maskings: Sequence[Masking], batch_size: int, seed: int, kind: Variant
 ) -> list[EvaluateResult]:
-    """Run the forward pass once; return one result for each masking."""
+    """Evaluate a model with each of several masks, in one forward pass; as ``evaluate``, called for each."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     if not len(split):
@@ -101,6 +89,6 @@ def _evaluate(
     for own, right in zip(losses, correct.tolist(), strict=True):
         values = torch.stack(own).tolist()
         loss = sum(value * size for value, size in zip(values, sizes, strict=True)) / examples
-        text = None if reading is None else perplexity(values, sizes, kind)
+        text = None if reading is None else perplexity(values, sizes, perplexity_kind)
         results.append(EvaluateResult(examples, loss, right, text))
     return results

@@ -103,7 +103,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, started, monkeypatch):
     out = tmp_path / "my run"
     assert main(["run", "--out", str(out), "--seed", "5", "--grid", "local", "--parallel", "1", *SMALL]) == 130
     assert capsys.readouterr().err == "heterofl: interrupted\n"
-    RunFolder(out).start(requests[0].config)
+    RunFolder(out).start(requests[0].config, about={"clients": requests[0].clients})
     assert main(["run", "--resume", str(out), "--grid=local", "--parallel=1"]) == 130
     assert capsys.readouterr().err == (
         f"heterofl: interrupted; go on with: heterofl run --resume '{out}' --grid=local --parallel=1\n"

@@ -90,7 +90,7 @@ def test_another_app_gets_only_what_is_said(asked):
 
 def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path, capsys):
     first, _ = asked("--out", "mine", "--clients", "9", "--seed", "5", "--rounds", "2")
-    RunFolder(tmp_path / "mine").start(first.config)
+    RunFolder(tmp_path / "mine").start(first.config, about={"clients": 9})
     more, _ = asked("--resume", "mine", "--rounds", "4")
     changed = {"num-rounds": 4, "run.resume": True}
     assert more.config == dict(first.config) | changed
@@ -102,7 +102,6 @@ def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path
 def test_a_run_without_a_note_goes_on_with_clients_named(asked, tmp_path, capsys):
     first, _ = asked("--out", "mine", "--clients", "9")
     RunFolder(tmp_path / "mine").start(first.config)
-    (tmp_path / "mine" / preflight.FILE).unlink()  # as in the folder of `flwr run`
     assert main(["run", "--resume", "mine"]) == 2
     assert "does not tell how many clients it has: name as many with --clients" in capsys.readouterr().err
     assert asked("--resume", "mine", "--clients", "9")[0].clients == 9

@@ -8,7 +8,7 @@ from PIL import Image
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import draw_curves, draw_run
 
-NAMES = ["learning-curves", "levels", "loss", "bytes", "for-bytes"]
+NAMES = ["learning-curves", "levels", "loss", "bytes"]
 
 
 def figures(records, costs=None):
@@ -35,12 +35,6 @@ def test_curves_that_coincide_are_drawn_once():
     curves = {"global": ([1, 2, 3], near), "local": ([1, 2, 3], [0.2, 0.901, 0.951]), "worst": ([1, 2, 3], far)}
     figure = draw_curves(curves, "accuracy")
     assert [line.get_label() for line in figure.axes[0].lines] == ["global and local", "worst"]
-
-
-def test_bytes_are_an_axis_only_where_rounds_differ_in_them(records):
-    steady = [replace(record, bytes_up=1000, bytes_down=1000) for record in records]
-    assert "for-bytes" in figures(records)
-    assert "for-bytes" not in figures(steady)
 
 
 def test_a_run_that_diverged_and_one_of_a_single_round_are_drawn(record, costs):

@@ -52,7 +52,7 @@ def page(run):
 def test_it_has_every_section_loads_nothing_and_runs_nothing(page, run):
     assert [value for tag, name, value in page.values if (tag, name) == ("section", "id")] == SECTIONS
     tags = [tag for tag, name, _ in page.values if not name]
-    assert tags.count("img") == tags.count("figure") == tags.count("figcaption") == 5
+    assert tags.count("img") == tags.count("figure") == tags.count("figcaption") == 4
     assert "script" not in tags
     assert not [value for value in page.values if value[1].startswith("on")]
     text = re.sub(r"base64,[\w+/=]+", "", run.report.read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def test_the_folder_alone_is_enough_and_gives_the_same_page(run, tmp_path):
         (other / name).write_bytes((run.path / name).read_bytes())
     assert write_report(str(other)).read_bytes() == before
     figures = sorted((other / "figures").iterdir())
-    assert len(figures) == 5
+    assert len(figures) == 4
     assert all(path.suffix == ".png" and path.stat().st_size > 5000 for path in figures)
 
 

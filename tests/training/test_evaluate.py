@@ -5,7 +5,9 @@ from torch.nn import functional as F
 
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import ConfigError, DataError
-from heterofl_flwr.training import EvaluateResult, evaluate, evaluate_both, train
+from heterofl_flwr.training import EvaluateResult, evaluate, train
+from heterofl_flwr.training.evaluate import evaluate_each
+from heterofl_flwr.training.step import Masking
 from tests.training.conftest import OPTIONS, images
 
 LOGITS = torch.tensor([[3.0, 1.0, 2.0], [0.5, 1.0, 2.0], [-1.0, -2.0, -3.0]])
@@ -59,7 +61,6 @@ def test_nothing_is_evaluated_to_zero(build):
     result = evaluate(build(), empty, classes=[0])
     assert result == EvaluateResult(0, 0.0, 0)
     assert result.accuracy == 0
-    assert evaluate_both(build(), empty, classes=[0]) == (result, result)
 
 
 def test_one_example_that_cannot_be_normalised_is_an_error():
@@ -80,7 +81,7 @@ def test_both_equals_two_evaluations_bit_for_bit(build, split, classes, fill, ba
     passes = []
     model = build(norm="sbn")
     model.register_forward_hook(lambda *_: passes.append(1))
-    plain, masked = evaluate_both(model, split, classes=classes, fill=fill, batch_size=batch_size)
+    plain, masked = evaluate_each(model, split, [Masking(None, "none"), Masking(classes, fill)], batch_size=batch_size)
     assert len(passes) == -(-23 // batch_size)
     assert plain == evaluate(model, split, batch_size=batch_size)
     assert masked == evaluate(model, split, classes=classes, fill=fill, batch_size=batch_size)

@@ -10,7 +10,9 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Reading, Split
 from heterofl_flwr.nn import Transformer
 from heterofl_flwr.nn.transformer import TransformerShape
-from heterofl_flwr.training import evaluate, evaluate_both
+from heterofl_flwr.training import evaluate
+from heterofl_flwr.training.evaluate import evaluate_each
+from heterofl_flwr.training.step import Masking
 
 WORDS = 11
 
@@ -51,6 +53,6 @@ def test_perplexity_equals_the_slow_twin(text, model, kind):
 
 
 def test_both_hide_the_same_words(text, model):
-    plain, masked = evaluate_both(model, text, classes=[1, 2], seed=3)
+    plain, masked = evaluate_each(model, text, [Masking(None, "none"), Masking([1, 2], "zero")], seed=3)
     assert plain == evaluate(model, text, seed=3)
     assert masked == evaluate(model, text, classes=[1, 2], seed=3)

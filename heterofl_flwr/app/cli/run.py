@@ -41,7 +41,6 @@ def run(args: argparse.Namespace) -> int:
         if finished:
             print(finished)
             return 0
-        preflight.note_clients(request.out, request.clients)
     where = "on Ray" if request.grid == "ray" else "in this process (on all cores: --grid ray)"
     print(f"{request.clients} clients {where}; folder {request.out}", flush=True)
     try:
@@ -130,7 +129,7 @@ def _count_clients(asked: int | None, out: Path, begun: bool, usual: int) -> int
     """Return how many clients take part: in a run that has begun, as many as it has."""
     if not begun:
         return asked or usual
-    has = preflight.noted_clients(out) or asked
+    has = RunFolder(out).about().get("clients") or asked
     if has is None:
         raise ConfigError(f"the run in {out} does not tell how many clients it has: name as many with --clients")
     if asked not in (has, None):

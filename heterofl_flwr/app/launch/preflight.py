@@ -1,29 +1,11 @@
-"""What is checked before a run starts, and the note of what no setting tells: how many clients it has."""
-
-import json
-from pathlib import Path
+"""What is checked before a run starts."""
 
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
-from heterofl_flwr.runs.files import reading, to_json, write_atomic
 from heterofl_flwr.settings.presets import architectures
-
-FILE = Path("logs", "launch.json")
-
-
-def note_clients(out: Path, clients: int) -> None:
-    """Note the number of virtual clients in a run's folder."""
-    write_atomic(out / FILE, to_json({"clients": clients}).encode())
-
-
-def noted_clients(out: Path) -> int | None:
-    """Return the number of virtual clients that was noted in a run's folder, if one was."""
-    path = out / FILE
-    with reading(path, "remove it, and name as many clients as the run has with --clients"):
-        return int(json.loads(path.read_bytes())["clients"]) if path.exists() else None
 
 
 def check_task(task: Task, clients: int) -> None:

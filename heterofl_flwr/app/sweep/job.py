@@ -14,7 +14,7 @@ from pydantic import Field
 
 from heterofl_flwr.app.cli.run import WINDOW, absolute_paths
 from heterofl_flwr.app.launch.machine import with_gpus
-from heterofl_flwr.app.launch.preflight import check_task, note_clients
+from heterofl_flwr.app.launch.preflight import check_task
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import run_request
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
@@ -230,7 +230,6 @@ def run_once(job: Job) -> bool:
         if folder.started:
             stored = cast("dict[str, Flat]", folder.settings())
             config |= {"run.resume": True, **{key: stored[key] for key in KEPT if key in stored}}
-        note_clients(job.path, job.clients)
         options = job.engine
         request = Request(config=config, out=job.path, clients=job.clients, share=options.share, grid=options.grid)
         try:
