@@ -1,4 +1,4 @@
-"""What faults cost, each in a small run of its own: docs/howto/runs.md has a row for each."""
+"""What faults cost, each in a small run of its own: docs/howto/runs.md sums them up."""
 
 import re
 import signal
