@@ -78,7 +78,8 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     # Where clients are of this run, their data are those of its settings.
     clients = len(list(grid.get_node_ids())) if isinstance(grid, QueuedGrid) else None
     steps = task.steps_each(clients) if clients else None
-    strategy = make_strategy(task, (Console(steps=steps), *build_callbacks(task, folder), *extra_callbacks))
+    console = Console(steps=steps)
+    strategy = make_strategy(task, (console, *build_callbacks(task, folder), *extra_callbacks))
     devices = build_devices(task)
     if folder is not None:  # only now, when everything has been checked
         with extra("report"):  # not after hours that what draws is missing
@@ -87,16 +88,17 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         _start_folder(folder, task, start, strategy, clients)
     # So that nodes do not take what an earlier run left with them for this run's.
     told = {} if start.run_key is None or not task.keeps else {messages.RUN_KEY: start.run_key}
-    strategy.start(
-        _build_grid(grid, settings, devices),
-        num_rounds=settings.num_rounds,
-        timeout=settings.engine.timeout,
-        # Where clients have models of their own, there is none for the server to evaluate.
-        evaluate_fn=CentralEvaluation(strategy, task) if settings.evaluate.central and not task.personal else None,
-        resume=start.state,
-        train_config=ConfigRecord(dict(told)),
-        evaluate_config=ConfigRecord(dict(told)),
-    )
+    with console.by_time():
+        strategy.start(
+            _build_grid(grid, settings, devices),
+            num_rounds=settings.num_rounds,
+            timeout=settings.engine.timeout,
+            # Where clients have models of their own, there is none for the server to evaluate.
+            evaluate_fn=CentralEvaluation(strategy, task) if settings.evaluate.central and not task.personal else None,
+            resume=start.state,
+            train_config=ConfigRecord(dict(told)),
+            evaluate_config=ConfigRecord(dict(told)),
+        )
     if folder is not None:
         folder.note(clients=strategy.federation.nodes.dealt() or None)
         logger.info("Report: %s", write_page(folder))

@@ -1,7 +1,9 @@
 """The progress of a run on the terminal, or in a file."""
 
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich import console as rich_console
 
@@ -10,7 +12,7 @@ from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecor
 from heterofl_flwr.runs.metrics import KINDS, SCOPES, pick_metric
 
 QUIET_SECONDS = 30.0
-"""After so long without a line, the next reply prints one."""
+"""After so long without a line, the next reply prints one; so does the time, within ``by_time``."""
 
 
 class Console(RoundCallback):
@@ -30,25 +32,47 @@ class Console(RoundCallback):
         self._console, self._steps = console or rich_console.Console(highlight=False), steps
         self._seconds: list[float] = []  # of each round so far
         self._round = self._num_rounds = 0  # the one that runs, and the last one
-        self._began = self._last_reply = self._last_line = 0.0
+        self._began = self._last_reply = self._last_line = self._round_began = 0.0
+        self._so_far = ""
+
+    @contextmanager
+    def by_time(self) -> Iterator[None]:
+        """Print how far a round is also while no client replies, as one that trains for minutes."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(min(1.0, QUIET_SECONDS)):
+                now = time.monotonic()
+                if self._round and now - self._last_line >= QUIET_SECONDS:
+                    spent = formatting.duration(now - self._round_began)
+                    self._print(f"round {self._round}/{self._num_rounds}: {self._so_far}, {spent} so far")
+
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watching.join()
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Print the rounds of the run and the size of its model."""
         size = sum(value.numel() for value in state.values())
         model = f"a model of {formatting.count(size)} parameters" if size else "no model on the server"
         self._print(f"rounds {first_round} to {num_rounds}, {model}")
-        self._round, self._num_rounds, self._last_reply = first_round, num_rounds, time.monotonic()
+        self._num_rounds = num_rounds
+        self._begin_round(first_round)
 
     def on_reply(self, what: str, done: int, asked: int) -> None:
         """Print how far a round is, if nothing was printed for half a minute; in the first, how long all will take."""
         now = time.monotonic()
         if done == 1:
             self._began = self._last_reply
-        self._last_reply = now
+        self._last_reply, self._so_far = now, f"{done} of {asked} clients have {what}"
         if now - self._last_line < QUIET_SECONDS:
             return
         each = (now - self._began) / done
-        line = f"round {self._round}/{self._num_rounds}: {done} of {asked} clients have {what}"
+        line = f"round {self._round}/{self._num_rounds}: {self._so_far}"
         if what == "trained" and self._steps:
             line += f", {formatting.number(self._steps / each)} steps/s"
         line += f", {formatting.duration(each * (asked - done))} to go"
@@ -66,8 +90,12 @@ class Console(RoundCallback):
         to_come = num_rounds - record.server_round
         left = to_come * sum(recent) / len(recent) if recent and to_come else None
         self._print(round_line(record, num_rounds, left))
-        self._round, self._last_reply = record.server_round + 1, time.monotonic()
+        self._begin_round(record.server_round + 1)
         return False
+
+    def _begin_round(self, number: int) -> None:
+        self._round, self._so_far = number, "no client has trained yet"
+        self._round_began = self._last_reply = time.monotonic()
 
     def _print(self, line: str) -> None:
         self._last_line = time.monotonic()

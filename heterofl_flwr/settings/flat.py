@@ -18,6 +18,7 @@ from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.groups import Settings
+from heterofl_flwr.settings.kept import not_expected, read_value
 from heterofl_flwr.settings.presets import OTHER, model_has, preset
 from heterofl_flwr.settings.types import AUTO, Flat, Group
 
@@ -138,10 +139,7 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
         key = key.strip()
         if not equals or not key:
             raise ConfigError(f"--set {text!r}: expected key=value, such as train.lr=0.05")
-        try:
-            (value,) = tomllib.loads(f"value = {written}").values()  # a second line is not left out
-        except ValueError:
-            value = written
+        value = read_value(written)
         is_text = key in SPECS and not accepts(key, value) and accepts(key, written)
         given[key] = value if isinstance(value, bool | int | float | str) and not is_text else written
     return given
@@ -169,8 +167,7 @@ def validate(
 def _explain(key: str, cause: object, flat: Mapping[str, object], specs: Mapping[str, Setting]) -> str:
     if isinstance(cause, ConfigError):
         return str(cause)
-    text = f"found {flat[key]!r} ({type(flat[key]).__name__}), expected {specs[key].expected}"
-    return f"{text}, or '{AUTO}'" if specs[key].default == AUTO else text
+    return not_expected(flat[key], specs[key].expected, specs[key].default)
 
 
 def _resolve(given: Mapping[str, object]) -> dict[str, object]:

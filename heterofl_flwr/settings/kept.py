@@ -1,6 +1,7 @@
 """Every setting as a file keeps it, for commands that need no more: without torch, which takes seconds to load."""
 
 import json
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -9,15 +10,48 @@ FILE = Path(__file__).with_name("kept.json")
 """``python docs/generate.py`` writes it."""
 
 
+Value = bool | int | float | str
+
+KINDS: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float)}
+"""What values of a setting may be, by the type of the one that it has."""
+
+
 class Kept(NamedTuple):
     """A setting of a run that changes nothing."""
 
     key: str
-    default: bool | int | float | str
-    value: bool | int | float | str
+    default: Value
+    value: Value
     """what the default stands for"""
-    text: str
-    """what it means, and what is expected"""
+    help: str
+    expected: str
+
+    def fault(self, text: str) -> str:
+        """Return what is wrong with a text as its value, as far as the type tells; nothing if that is right."""
+        value, choices = read_value(text), self.expected.removeprefix("one of ")
+        if choices != self.expected:
+            fits = not {text, str(value)}.isdisjoint(choices.split(", "))
+        else:
+            # Words that fit too are in quotes.
+            fits = "'" in self.expected or type(value) in KINDS.get(type(self.value), (type(value),))
+        if fits or value == self.default:
+            return ""
+        return f"{self.key}: {not_expected(value, self.expected, self.default)}"
+
+
+def read_value(text: str) -> object:
+    """Return what a text is in TOML, such as a number; the text itself where it is nothing there."""
+    try:
+        (value,) = tomllib.loads(f"value = {text}").values()  # a second line is not left out
+    except ValueError:
+        return text
+    return value
+
+
+def not_expected(value: object, expected: str, default: object) -> str:
+    """Return that a value is another than is expected."""
+    text = f"found {value!r} ({type(value).__name__}), expected {expected}"
+    return f"{text}, or 'auto'" if default == "auto" else text
 
 
 def kept_settings() -> list[Kept]:
@@ -25,6 +59,6 @@ def kept_settings() -> list[Kept]:
     return [Kept(*row) for row in json.loads(FILE.read_text(encoding="utf-8"))]
 
 
-def to_toml(values: Mapping[str, bool | int | float | str]) -> str:
+def to_toml(values: Mapping[str, Value]) -> str:
     """Return a run config as TOML with dotted keys."""
     return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app.cli.main import MISUSED, main, status_of
+from heterofl_flwr.app.cli.main import MISUSED, PROFILED, main, status_of
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings.flat import DEFAULTS, read_assignments, read_config
+from heterofl_flwr.nn.models import MODELS, PAPER
+from heterofl_flwr.settings.flat import DEFAULTS, accepts, read_assignments, read_config
+from heterofl_flwr.settings.kept import kept_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,10 +28,23 @@ def test_the_commands_help_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    ("words", "status"), [(["run", "lr=1"], 2), (["settings"], 0), (["settings", "--format", "toml"], 0)]
+    ("words", "status"),
+    [
+        (["run", "lr=1"], 2),
+        (["run", "train.lr=x"], 2),
+        (["run", "--set", "train.exits=first"], 2),
+        (["settings", "--set", "num-rounds=0.5"], 2),
+        (["profile", "cifar11"], 2),
+        (["profile", "cifar10", "--norm", "bn"], 2),
+        (["settings"], 0),
+        (["settings", "--format", "toml"], 0),
+    ],
 )
 def test_what_is_said_of_settings_is_said_before_torch_loads(words, status):
-    code = f"import sys; from heterofl_flwr.app.cli.main import main; print(main({words}), *sys.modules)"
+    code = (
+        "import sys; from heterofl_flwr.app.cli.main import main\n"
+        f"try: status = main({words})\nexcept SystemExit as end: status = end.code\nprint(status, *sys.modules)"
+    )
     *said, last = printed("-c", code).splitlines()
     found, *loaded = last.split()
     assert (int(found), len(said) >= len(DEFAULTS)) == (status, status == 0)
@@ -88,3 +103,21 @@ def test_a_file_of_settings_may_be_nested_or_dotted(tmp_path):
             read_config(path)
     path.write_text("seed = 3\ntrain.lr = 0.1\n[data]\nname = 'mnist'\n")
     assert read_config(path) == {"seed": 3, "train.lr": 0.1, "data.name": "mnist"}
+
+
+TEXTS = ("x", "3", "-1", "0.5", "1e3", "true", "last", "auto", "none", "a", "", "''", "'x'", "64,128", "[1]")
+
+
+def test_a_value_that_is_refused_early_is_refused_late_too():
+    for setting in kept_settings():
+        for text in TEXTS:
+            (value,) = read_assignments([f"{setting.key}={text}"]).values()
+            if setting.fault(text):
+                assert not accepts(setting.key, value), (setting.key, text)
+    faults = {own.key: own.fault("x") for own in kept_settings()}
+    assert faults["train.lr"] == "train.lr: found 'x' (str), expected a number above 0, or 'auto'"
+    assert sum(map(bool, faults.values())) > 50
+
+
+def test_models_and_data_sets_to_profile_are_those_that_there_are():
+    assert set(PROFILED) == {*PAPER, "digits", *MODELS}

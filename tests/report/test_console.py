@@ -1,5 +1,6 @@
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console as RichConsole
@@ -52,3 +53,19 @@ def test_a_long_round_says_how_far_it_is(monkeypatch):
     (line,) = stream.getvalue().splitlines()[1:]
     told = "round 1/20: 2 of 10 clients have trained, 2.5 steps/s, 2 min 40 s to go; training of all 20 rounds takes"
     assert line.startswith(told)
+
+
+def test_a_client_that_trains_long_is_no_silence(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(console, "QUIET_SECONDS", 0.05)
+    shown = Console(RichConsole(file=stream))
+    with shown.by_time():
+        shown.on_start(1, 2, {})
+        time.sleep(0.3)
+        shown.on_reply("trained", 1, 3)
+        time.sleep(0.3)
+    lines = stream.getvalue().splitlines()
+    assert re.fullmatch(r"round 1/2: no client has trained yet, [\d.]+ s so far", lines[1])
+    assert re.fullmatch(r"round 1/2: 1 of 3 clients have trained, [\d.]+ s so far", lines[-1])
+    time.sleep(0.2)
+    assert stream.getvalue().splitlines() == lines

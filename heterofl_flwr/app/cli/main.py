@@ -75,15 +75,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if words:
         args.set = [*args.set, *words]
     if getattr(args, "set", None) and not getattr(args, "app", None):  # the settings of another app are its own
-        _check_names(args.set)
+        _check_settings(args.set)
     return args
 
 
-def _check_names(words: Sequence[str]) -> None:
-    """Refuse settings that do not exist now, and not when torch is loaded, which takes seconds."""
-    known = [setting.key for setting in kept_settings()]
-    given = [key.strip() for key, equals, _ in (word.partition("=") for word in words) if key.strip() and equals]
-    if faults := unknown_settings(given, known):
+def _check_settings(words: Sequence[str]) -> None:
+    """Refuse settings and values that cannot be now, and not when torch is loaded, which takes seconds."""
+    known = {setting.key: setting for setting in kept_settings()}
+    parts = (word.partition("=") for word in words)
+    given = {key.strip(): text for key, equals, text in parts if key.strip() and equals}
+    wrong = [known[key].fault(text) for key, text in given.items() if key in known]
+    if faults := unknown_settings(given, known) + list(filter(None, wrong)):
         raise not_usable(faults)
 
 
@@ -243,6 +245,11 @@ def _add_settings(subparsers: Subparsers) -> None:
     this.add_argument("--format", choices=("text", "toml"), default="text", help=formats)
 
 
+PROFILED = (
+    *("mnist", "cifar10", "wikitext2", "digits"),
+    *("cnn", "mlp", "lenet", "preresnet18", "preresnet18-later", "preresnet50", "transformer"),
+)
+
 PROFILE = """
 The mean cost per client of each mix, next to which the paper prints accuracies (Tables 7 to 9):
 
@@ -264,7 +271,7 @@ examples:
 def _add_profile(subparsers: Subparsers) -> None:
     summary = "what the models of a mix cost, as in the paper's Tables 7 to 9"
     this = _add_command(subparsers, "profile", "cli.profile:run", summary, PROFILE, PROFILE_EXAMPLES)
-    this.add_argument("name", help="a data set (mnist, cifar10, wikitext2, digits), or a model")
+    this.add_argument("name", choices=PROFILED, metavar="name", help=f"a data set or a model: {', '.join(PROFILED)}")
     this.add_argument("--mix", action="append", metavar="MIX", help="such as a-e, a1-b9 or 1.0x1-0.3x9; repeatable")
     this.add_argument("--shape", type=_integers("x", "3x32x32"), help="shape of one input, such as 3x32x32")
     this.add_argument("--classes", type=_count, help="number of classes")
@@ -272,7 +279,7 @@ def _add_profile(subparsers: Subparsers) -> None:
     this.add_argument(
         "--hidden", type=_integers(",", widths), metavar="WIDTHS", help=f"widths at rate 1, such as {widths}"
     )
-    this.add_argument("--norm", help="norm of an image model: sbn, in, gn, ln or none")
+    this.add_argument("--norm", choices=("sbn", "in", "gn", "ln", "none"), help="norm of an image model")
     this.add_argument("--format", choices=("table", "csv", "markdown"), default="table")
 
 

@@ -9,7 +9,7 @@ import torch
 from heterofl_flwr.core.formatting import count, render
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.models import MODELS, PAPER, Setup
+from heterofl_flwr.nn.models import PAPER, Setup
 from heterofl_flwr.nn.profile import MixProfile, mean_profile, profile
 from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.settings.presets import options_of
@@ -46,12 +46,8 @@ def build_setup(name: str, shape: tuple[int, ...] | None, given: dict[str, objec
     elif name == "digits":
         model = from_flat({"data.name": name}).model
         base = Setup(model.name, (1, 8, 8), options={"channels": 1, "classes": 10, "hidden": model.hidden})
-    elif name in MODELS:
-        base = next((setup for setup in PAPER.values() if setup.model == name), None) or Setup(name, (3, 32, 32))
     else:
-        raise ConfigError(
-            f"{name!r} is neither a data set ({', '.join(PAPER)}, digits) nor a model ({', '.join(MODELS)})"
-        )
+        base = next((setup for setup in PAPER.values() if setup.model == name), None) or Setup(name, (3, 32, 32))
     shape = shape or base.shape
     if len(shape) != len(base.shape):
         found, expected = ("x".join(map(str, sizes)) for sizes in (shape, base.shape))

@@ -25,14 +25,14 @@ def read_settings(texts: Sequence[str]) -> list[Kept]:
 
     given = read_assignments(texts)
     values = to_flat(from_flat(given)).items()
-    meanings = {key: f"{own.help} [{own.expected}]" for key, own in SPECS.items()}
-    return [Kept(key, given.get(key, DEFAULTS[key]), value, meanings[key]) for key, value in values]
+    return [
+        Kept(key, given.get(key, DEFAULTS[key]), value, SPECS[key].help, SPECS[key].expected) for key, value in values
+    ]
 
 
 def _explain(setting: Kept) -> str:
     stands_for = "" if setting.default == setting.value else f"   (from {setting.default!r})"
-    indent, columns = " " * 4, shutil.get_terminal_size().columns
-    lines = textwrap.fill(
-        setting.text, columns, initial_indent=indent, subsequent_indent=indent, break_long_words=False
-    )
+    columns = shutil.get_terminal_size().columns
+    text = f"{setting.help} [{setting.expected}]"
+    lines = textwrap.indent(textwrap.fill(text, columns - 4, break_long_words=False), " " * 4)
     return f"{to_toml({setting.key: setting.value}).rstrip()}{stands_for}\n{lines}"
