@@ -30,13 +30,13 @@ TEMPLATE = """<!DOCTYPE html>
 body{margin:0 auto;max-width:1220px;padding:1.5rem;overflow-wrap:break-word;font:1rem/1.5 system-ui,sans-serif}
 figcaption,th,.note{font-size:.85rem;opacity:.75}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.25rem}
-figure{margin:0;break-inside:avoid}
+h2{break-after:avoid}figure{margin:0;break-inside:avoid}
 figure img{width:100%}
 @media (min-width:56rem){figure:last-child:nth-child(odd){grid-column:1/-1;width:50%;justify-self:center}}
 .table{overflow-x:auto}
 table{border-collapse:collapse}
 th,td{text-align:left;padding:.4rem .9rem .4rem 0;border-bottom:1px solid #8884;vertical-align:top}
-@media screen{td{white-space:nowrap}}
+@media screen{td{white-space:nowrap}}@media print{.figures{grid-template-columns:1fr 1fr}}
 </style>
 </head>
 <body>
