@@ -11,8 +11,8 @@ import pytest
 from tests.docs.pages import DOCS, PAGES, ROOT, fences, name_of
 
 README = ROOT / "README.md"
-OTHERS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "results/README.md", "results/measured.md")
-LINKED = [*PAGES, *(ROOT / name for name in OTHERS)]
+OTHERS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+LINKED = [*PAGES, *(ROOT / name for name in OTHERS), *sorted((ROOT / "results").glob("*.md"))]
 TROUBLES = DOCS / "troubleshooting.md"
 _LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 _FILE = re.compile(r"`((?:conf|docs|heterofl_flwr|hydra_plugins|results|simulations|tests)/[\w/.-]+)`")
