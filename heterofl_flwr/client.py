@@ -13,7 +13,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import cast, get_args
 from weakref import WeakSet
 
 import torch
@@ -242,13 +242,9 @@ def answer_queries(
         In place of ``build`` where the model depends on the context, on its ``run_config`` say: from the context to
         ``build``.
     """
-    if build is not None and build_from is None:
-        build_from = _always(build)
-    elif build is not None or build_from is None:
-        raise ConfigError(
-            "answer_queries takes either build, from a rate to the model, or build_from, from the context"
-        )
-    build_of = build_from
+    if (build is None) == (build_from is None):
+        raise ConfigError("answer_queries takes either build, from a rate to the model, or build_from, its maker")
+    build_of = build_from or (lambda context: cast(Build, build))
 
     @app.query("capability")  # type: ignore[untyped-decorator, unused-ignore]
     def capability(message: Message, context: Context) -> Message:
@@ -265,10 +261,6 @@ def answer_queries(
         return answer_moments(message, build_of(context), lambda: data(context))
 
     compat.wrap_calls(app, answering)
-
-
-def _always(build: Build) -> Callable[[Context], Build]:
-    return lambda context: build
 
 
 def answer_stages(message: Message, context: Context) -> Message:

@@ -1,6 +1,5 @@
 """The clients of a ``ClientManager`` as a grid, on which the strategy asks; and what they answered to Flower."""
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,8 +20,6 @@ from heterofl_flwr.federation.federation import Federation
 _THREADS = 16
 
 Answer = TypeVar("Answer", FitRes, EvaluateRes)
-
-logger = logging.getLogger(__name__)
 
 
 def node_of(proxy: ClientProxy) -> int:
@@ -87,14 +84,9 @@ class Clients:
 def collect_answers(
     sent: Mapping[int, Message], answered: Sequence[tuple[ClientProxy, Answer] | BaseException]
 ) -> dict[int, Answer]:
-    """Return the answers by client; a second one of the same client, or one of a stranger, is dropped."""
-    found: dict[int, Answer] = {}
-    for proxy, answer in (own for own in answered if not isinstance(own, BaseException)):
-        if (number := node_of(proxy)) in sent and number not in found:
-            found[number] = answer
-        else:
-            logger.warning("a result of client %s is dropped: it is not known, or has answered already", proxy.cid)
-    return found
+    """Return the answers by client, of each that was asked."""
+    named = {node_of(own[0]): own[1] for own in answered if not isinstance(own, BaseException)}
+    return {number: named[number] for number in sent if number in named}
 
 
 def to_replies(

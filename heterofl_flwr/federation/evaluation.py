@@ -12,8 +12,6 @@ from heterofl_flwr.groups import Flag, Natural, group
 Answer = tuple[float, Mapping[str, float]]
 """The examples and the metrics of a client."""
 
-MomentsMerge = Literal["auto", "mean", "robust"]
-
 LOCAL_ACCURACY = "local-accuracy"
 WORST_ACCURACY = "worst-accuracy"
 SHARES = ("global-accuracy", LOCAL_ACCURACY, WORST_ACCURACY)
@@ -35,10 +33,6 @@ class Evaluation:
     """evaluate each level's own model too: each time, never, or after the last round"""
     static_norm: Flag = Field(default=True, exclude=True)
     """before an evaluation, ask the clients for static batch norm moments if the model has batch norm"""
-    moments_merge: MomentsMerge = "auto"
-    """how moments of clients are joined: mean (as in the paper) or robust (outliers are clipped to the median); auto:
-    robust where answers come from other machines and have no noise, mean in simulations
-    """
 
     def due(self, server_round: int, num_rounds: int) -> bool:
         """Whether this round ends with an evaluation."""

@@ -121,12 +121,11 @@ class EvaluationRound:
 
         ``remote`` says whether moments come from other machines.
         """
-        evaluation, noise = self._options.evaluation, self._options.privacy.noise
-        federation, merge = self._federation, evaluation.moments_merge
-        robust = merge == "robust" or (merge == "auto" and remote and not noise)
-        self.sum = MomentsSum(federation, robust=robust)
+        federation = self._federation
+        # With noise, each client's moments are shortened already.
+        self.sum = MomentsSum(federation, robust=remote and not self._options.privacy.noise)
         # A model of a client's own is measured by that client.
-        if evaluation.static_norm and not federation.personal and batch_norms(federation.model):
+        if self._options.evaluation.static_norm and not federation.personal and batch_norms(federation.model):
             self._asked_moments = {
                 node_id: {rate: federation.norms(rate) for rate in rates} for node_id, rates in self.rates.items()
             }

@@ -68,8 +68,9 @@ class Federation:
         exchanged, self._first_names = exchanged_parameters(self.model), MappingProxyType(first_names(self.model))
         self.types = {name: exchanged_dtype(self.model.get_parameter(name)) for name in self.whole.axes}
         self.rows = self._find_rows(exchanged)
-        # Whether no rows that belong to classes travel, because not all parameters do.
-        self.keeps_rows = not self.rows and (self.personal or len(exchanged) < len(list(self.model.parameters())))
+        # Whether clients' classes decide nothing: if they are not to, or if such rows are not among what travels.
+        keeps_rows = not self.rows and (self.personal or len(exchanged) < len(list(self.model.parameters())))
+        self.ignores_labels = self.options.averaging.labels == "none" or keeps_rows
 
     def _check_options(self) -> None:
         """Refuse what does not go together in a federation."""

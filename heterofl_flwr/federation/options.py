@@ -22,7 +22,6 @@ from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
 from heterofl_flwr.stages.chain import Chain, Link, OpenMean
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress, Upload
-from heterofl_flwr.stages.labels import AllRows
 from heterofl_flwr.stages.noise import Noise
 from heterofl_flwr.stages.privacy import Privacy, Spent
 from heterofl_flwr.stages.stage import AS_THEY_ARE, Stage
@@ -105,18 +104,13 @@ class Options:
                 "privacy: with clip a longer change is shortened, as a refusal would show who sent it; expected "
                 "limits.norm_bound=0 (server.norm-bound)"
             )
-        if self.privacy.noise and self.evaluation.moments_merge == "robust":
-            raise ConfigError(
-                "privacy: with noise each client's moments are shortened already, and a median would let one client "
-                "move what others count for; expected evaluation.moments_merge='auto' (evaluate.moments-merge)"
-            )
 
 
 def build_chain(
     options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None = None
 ) -> Chain:
     """Return the chain of a run: the stages that have something to do in it, in their order, around the mean."""
-    privacy, rule, upload = options.privacy, options.averaging.labels, options.transfer.upload
+    privacy, upload = options.privacy, options.transfer.upload
     link = options.averaging.link
     if asynchronous is not None:
         link = Link(open=asynchronous.open, kind="asynchronous", weights=link.weights)
@@ -124,7 +118,6 @@ def build_chain(
         asynchronous,
         None if all_is_trained else Untrained(),
         Noise(privacy, spent) if privacy.noise else Clip(privacy.clip) if privacy.clip else None,
-        AllRows() if rule == "none" else None,
         *options.averaging.stages,
         None if upload == AS_THEY_ARE else Compress(upload),  # the last one: nearest to the wire
     )

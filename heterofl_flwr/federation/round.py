@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,24 +16,18 @@ from heterofl_flwr.federation.federation import Federation, State
 from heterofl_flwr.federation.nodes import least_replies
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.stages.chain import Chain
-from heterofl_flwr.stages.stage import AS_THEY_ARE, Said, Talk, Update
+from heterofl_flwr.stages.stage import Outgoing, Said, Talk, Update
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class TrainReply:
-    """A client's reply to an instruction to train: its parameters, or what stages made of them, and what it reports."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainReply(Outgoing):
+    """A client's reply to an instruction to train: what it sends, what it can hold now, and the bytes of its arrays."""
 
-    tensors: Mapping[str, Tensor]
-    num_examples: int
-    labels: Sequence[int] | None
-    capacity: float | None
     metrics: Mapping[str, float]
-    num_bytes: int
-    form: str = AS_THEY_ARE
-    scales: Tensor | None = None
-    said: Said = field(default_factory=dict)
+    capacity: float | None = None
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +70,6 @@ class Round:
         self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
         for node_id in federation.sample(server_round, trainable, "train") if drawn is None else drawn:
             self.begin(node_id)
-        self._check_drawn()
 
     def begin(self, node_id: int, own: Sampled | None = None) -> None:
         """Let a client train in this round: what it has begun already, or the slice of its rate."""
@@ -86,15 +79,6 @@ class Round:
             own = Sampled(rate, level_name(rate), plan)
         self.slices[node_id] = own
         self.log.rates[self._federation.nodes.partition(node_id)] = own.rate
-
-    def _check_drawn(self) -> None:
-        """Fail before anybody trains in vain, if there cannot be enough replies."""
-        drawn, wanted = len(self.slices), self._options.sampling.min_replies
-        if drawn and isinstance(wanted, int) and wanted > drawn:
-            raise RoundError(
-                f"round {self.server_round}: {drawn} clients take part, and it needs replies of {wanted} (min_replies "
-                f"or sample.min-replies): let more take part, or ask for fewer replies"
-            )
 
     def before(self) -> Talk[Mapping[int, Said]]:
         """Ask clients what stages want to know before they train; return who may train, and what each is told."""
@@ -115,7 +99,7 @@ class Round:
                 plan=own.plan,
                 tensors={name: self._as_single(name, own) for name, own in reply.tensors.items()},
                 rate=own.rate,
-                labels=None if self._federation.keeps_rows else reply.labels,
+                labels=None if self._federation.ignores_labels else reply.labels,
                 weight=1.0 if self._options.averaging.weights == "equal" else float(reply.num_examples),
                 form=reply.form,
                 scales=reply.scales,

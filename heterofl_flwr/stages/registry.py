@@ -10,9 +10,8 @@ from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress
 from heterofl_flwr.stages.feddyn import FedDyn
 from heterofl_flwr.stages.moving_average import MovingAverage
-from heterofl_flwr.stages.nesterov import Nesterov
 from heterofl_flwr.stages.secure_sum import SecureSum
-from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, Yogi
+from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, Nesterov, Yogi
 from heterofl_flwr.stages.stage import Stage
 
 STAGES: Mapping[str, tuple[type[Stage], str]] = MappingProxyType(

@@ -78,6 +78,24 @@ class Momentum(ServerOptimizer):
 
 
 @with_options
+class Nesterov(ServerOptimizer):
+    """Momentum that looks ahead, as ``nesterov=True`` of ``torch.optim.SGD``.
+
+    ``velocity = momentum * velocity + change``; the step is ``learning_rate * (change + momentum * velocity)``.
+    """
+
+    name = "Nesterov"
+    momentum: Decay = 0.9
+    """how much of the velocity is kept from round to round"""
+    learning_rate: Positive = 1.0
+    """what the step is multiplied by"""
+
+    def _step(self, change: Tensor, kept: Kept, _: int) -> tuple[Tensor, Kept]:
+        velocity = self.momentum * kept[FIRST] + change
+        return self.learning_rate * (change + self.momentum * velocity), {FIRST: velocity}
+
+
+@with_options
 class Adagrad(ServerOptimizer):
     """Adagrad on the server, as Flower's ``FedAdagrad``."""
 

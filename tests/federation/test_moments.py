@@ -164,11 +164,8 @@ class Remote(Watched):
     _runtime_client = None
 
 
-@pytest.mark.parametrize(
-    ("grid", "merge", "mean"),
-    [(Remote, "auto", 1.2), (Watched, "auto", 11), (Watched, "robust", 1.2), (Remote, "mean", 11)],
-)
-def test_moments_from_behind_a_superlink_are_merged_robustly(grid, merge, mean):
+@pytest.mark.parametrize(("grid", "mean"), [(Remote, 1.2), (Watched, 11)])
+def test_moments_from_behind_a_superlink_are_merged_robustly(grid, mean):
     def moments(message, context):
         value = [1.0, 1.1, 30.9][context.node_config["partition-id"]]
         layer = LayerMoments(1, torch.full((8,), value).double(), torch.ones(8).double())
@@ -176,7 +173,7 @@ def test_moments_from_behind_a_superlink_are_merged_robustly(grid, merge, mean):
             message, moments=packing.pack_moments({1.0: Moments("paper", {"norm": layer})}), config=config()
         )
 
-    strategy = HeteroFL(build_normed, "a1", evaluation=Evaluation(moments_merge=merge))
+    strategy = HeteroFL(build_normed, "a1")
     with grid(make_app(moments=moments, build=build_normed), 3) as clients:
         arrays = ArrayRecord(strategy.federation.initial_state())
         strategy.configure_evaluate(1, arrays, ConfigRecord(), Windowed(clients, 3))

@@ -10,12 +10,12 @@ from heterofl_flwr.federation.nodes import Capability
 from tests.federation.tiny import build
 
 CLIP, NOISE = Privacy(clip=1), Privacy(clip=1, noise=1)
-ROBUST_MOMENTS, BODY = Evaluation(moments_merge="robust"), ("hidden.*",)
+BODY = ("hidden.*",)
 COUNT = "a whole number of 1 or more, or a share between 0 and 1"
 DECAY = "expected a number of 0 or more, and less than 1"
 INVALID = [
     (Evaluation, {"every": -1}, "Evaluation: every is -1, expected an integer of 0 or more"),
-    (Evaluation, {"moments_merge": "median"}, "moments_merge is 'median', expected one of auto, mean, robust"),
+    (Evaluation, {"nodes": "some"}, "nodes is 'some', expected one of capable, all"),
     (Limits, {"norm_bound": -1, "examples": 0}, "Limits: norm_bound is -1, .*; examples is 0"),
     (Privacy, {"noise": 1.0}, "Privacy: clip is 0.0, expected a number above 0 where there is noise"),
     (Privacy, {"delta": 0, "moments_clip": 0}, "Privacy: delta is 0, .*; moments_clip is 0"),
@@ -43,7 +43,6 @@ STRATEGY = [
     *(({"spare": own}, "expected a number of 0 or more") for own in (-0.1, math.nan, math.inf)),
     ({"shared": BODY, "assignment": "dynamic"}, "parameters that are not shared stay with a client"),
     *(({"privacy": own, "limits": Limits(norm_bound=1)}, r"expected limits\.norm_bound=0") for own in (CLIP, NOISE)),
-    ({"privacy": NOISE, "evaluation": ROBUST_MOMENTS}, r"expected evaluation\.moments_merge='auto'"),
     ({"shared": "hidden.*"}, r"shared is 'hidden\.\*', expected patterns of parameters"),
     ({"stages": [3]}, "expected a list of stages"),
     ({"privacy": None}, r"privacy is None, expected Privacy\(\.\.\.\), or leave it out"),

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 
 from heterofl_flwr import Adagrad, Adam, Evaluation, HeteroFL, LocalGrid, Momentum, Yogi, multi_step
 from heterofl_flwr.stages.moving_average import MovingAverage
-from heterofl_flwr.stages.nesterov import Nesterov
+from heterofl_flwr.stages.server_optimizer import Nesterov
 from tests.federation.tiny import bare_reply, build, build_normed, config, equal, make_app, play
 
 OPTIMIZERS = (Momentum(server_momentum=0.9), Adam(), Yogi(), Adagrad())

@@ -10,7 +10,7 @@ from heterofl_flwr.settings.types import AUTO
 
 def test_every_preset_has_a_value_for_every_auto_alone():
     followed = {"train.mask-fill"}  # from other settings
-    later = {"engine.device", "engine.name", "sample.min-replies", "evaluate.moments-merge"}  # decided during the run
+    later = {"engine.device", "engine.name", "sample.min-replies"}  # decided during the run
     auto = {key for key, value in DEFAULTS.items() if value == AUTO}
     assert auto - followed - later == set(OTHER)
     assert all(set(table) == set(OTHER) for table in PRESETS.values())

@@ -42,4 +42,4 @@ def test_what_is_done_is_not_repeated(tmp_path, monkeypatch):
     assert asynchronous.main(["--out", str(tmp_path)]) == 0
     monkeypatch.setattr(asynchronous, "run_cell", None)
     assert asynchronous.main(["--out", str(tmp_path)]) == 0
-    assert len([json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]) == 5 * 2 * 2 * 3
+    assert len([json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]) == 4 * 2 * 2 * 3
