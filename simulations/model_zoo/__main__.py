@@ -35,7 +35,7 @@ and transformers that a rule picks, with random weights, sliced by `elastic`; [m
 A command writes this page and the list; do not edit them:
 
 ```bash
-python -m simulations.model_zoo --out docs/reference
+python -m simulations.model_zoo --out results/zoo
 ```
 
 {counts}

@@ -74,7 +74,7 @@ def test_message_page_has_every_key():
 
 
 def test_models_page_counts_and_names_what_is_listed():
-    folder = DOCS / "reference"
+    folder = ROOT / "results" / "zoo"
     said = (folder / "models.md").read_text(encoding="utf-8")
     counts = re.findall(r"^\| (\w+) \| ([\d |]+) \| \d+ \|$", said, re.MULTILINE)
     assert [name for name, _ in counts] == list(SOURCES)
