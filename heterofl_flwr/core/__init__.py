@@ -7,15 +7,11 @@ from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.core.levels import (
     LEVELS,
     Mix,
-    dynamic_rate,
-    fixed_rate,
-    level_name,
-    rate_of,
     width,
 )
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.robust import Robust, RobustAggregator
-from heterofl_flwr.core.slice_rules import SliceFunction, prefix
+from heterofl_flwr.core.slice_rules import prefix
 
 __all__ = [
     "LEVELS",
@@ -27,13 +23,8 @@ __all__ = [
     "Plan",
     "Robust",
     "RobustAggregator",
-    "SliceFunction",
     "axes_between",
-    "dynamic_rate",
-    "fixed_rate",
-    "level_name",
     "prefix",
-    "rate_of",
     "register",
     "width",
 ]

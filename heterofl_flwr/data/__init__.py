@@ -2,15 +2,13 @@
 
 from heterofl_flwr.data.dataset import Dataset, Reading, Split
 from heterofl_flwr.data.load import load_dataset
-from heterofl_flwr.data.splits import Partitions, iid, noniid, split_dataset
+from heterofl_flwr.data.splits import Partitions, split_dataset
 
 __all__ = [
     "Dataset",
     "Partitions",
     "Reading",
     "Split",
-    "iid",
     "load_dataset",
-    "noniid",
     "split_dataset",
 ]

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.errors import DataError
 
 PADDING = 4
 """Pixels that a random crop may reach beyond each side (CIFAR10)."""
@@ -50,13 +51,9 @@ def crop_flip(inputs: Tensor, generator: torch.Generator, black: Tensor | None =
 Augment = Callable[[Tensor, torch.Generator, Tensor | None], Tensor]
 """From a batch, a source of draws and the value of black to a new batch."""
 
+AugmentName = Literal["none", "crop-flip"]
+
 AUGMENTS: Mapping[str, Augment] = MappingProxyType(
     {"none": lambda inputs, generator, black: inputs, "crop-flip": crop_flip}
 )
 """The changes by name."""
-
-
-def check_augment(name: str) -> None:
-    """Raise ``ConfigError`` for a name that is not in ``AUGMENTS``."""
-    if name not in AUGMENTS:
-        raise ConfigError(f"augment is {name!r}; expected one of {', '.join(AUGMENTS)}")

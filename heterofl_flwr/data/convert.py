@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Dataset, Normal, Split
 from heterofl_flwr.errors import DataError
 
@@ -28,7 +29,9 @@ class Raw:
     owners: Values | None = None
 
 
-def to_dataset(name: str, train: Raw, test: Raw | None, normal: Normal | None = None, augment: str = "none") -> Dataset:
+def to_dataset(
+    name: str, train: Raw, test: Raw | None, normal: Normal | None = None, augment: AugmentName = "none"
+) -> Dataset:
     """Return a data set from its splits as read; without a test split, a part of the train split is held out.
 
     Without ``normal``, inputs are normalised by the train split's own mean and deviation, for each channel of images

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from heterofl_flwr.data.augment import check_augment
+from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 from heterofl_flwr.errors import DataError
 
 
@@ -120,7 +120,7 @@ class Dataset:
     train: Split
     test: Split
     classes: int
-    augment: str = "none"
+    augment: AugmentName = "none"
     normal: Normal | None = None
     names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -128,7 +128,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Validate that splits are not empty and agree in shape, and that targets are classes."""
-        check_augment(self.augment)
+        if self.augment not in AUGMENTS:
+            raise DataError(f"augment is {self.augment!r}; expected one of {', '.join(AUGMENTS)}")
         for part, split in (("train", self.train), ("test", self.test)):
             if not len(split):
                 raise DataError(f"{self.name}: the {part} split is empty")

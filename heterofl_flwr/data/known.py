@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Self
 
+from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Dataset, Normal
 from heterofl_flwr.errors import DataError
 
@@ -30,7 +31,7 @@ class Source:
     shape: tuple[int, ...] = ()  # of an input
     classes: Mapping[str, int] = field(default_factory=dict)  # how many each label column has; the usual one is first
     normal: Normal | None = None  # None: as the train split is
-    augment: str = "none"
+    augment: AugmentName = "none"
     columns: Columns = ANY  # unless a caller names others
     rows: Mapping[str, int] = field(default_factory=dict)  # of the text of each split; none: as many as are full
 
@@ -83,7 +84,7 @@ class Facts:
 
     shape: tuple[int, ...]
     classes: int
-    augment: str = "none"
+    augment: AugmentName = "none"
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:

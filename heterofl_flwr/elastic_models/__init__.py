@@ -3,5 +3,6 @@
 from heterofl_flwr.elastic_models import function_rules, movement_rules  # noqa: F401  # they register their rules
 from heterofl_flwr.elastic_models.elastic_model import Elastic, elastic
 from heterofl_flwr.elastic_models.rules import adjust, stand_in
+from heterofl_flwr.elastic_models.sliced_model import SCALED
 
-__all__ = ["Elastic", "adjust", "elastic", "stand_in"]
+__all__ = ["SCALED", "Elastic", "adjust", "elastic", "stand_in"]

@@ -55,7 +55,7 @@ class Elastic:
         model = self.checked(rate)
         if self.scaler:
             ratio = exact_rate(rate) / exact_rate(self.global_rate)
-            attach_scaler(self.model, model, ratio, self.traced.products)
+            attach_scaler(self.model, model, ratio)
         if self.static_norm:
             drop_statistics(batch_norms(model).values())
         return model
@@ -132,10 +132,10 @@ def elastic(
     global_rate : float
         The largest rate of the mix, by which the Scaler divides.
     scaler : bool | None
-        Whether each product with a parameter whose outputs shrink (linear layers, convolutions, embeddings, attention)
-        is followed by a ``Scaler``: in training it is divided by the rate (section 3.3). By default it is where the
-        model normalises; without norms, activations of narrow models would grow from layer to layer, and training
-        diverges.
+        Whether each linear layer, convolution, embedding and ``nn.MultiheadAttention`` whose outputs shrink is followed
+        by a ``Scaler``: in training they are divided by the rate (section 3.3). ``SCALED`` takes further types of
+        layers. By default it is so where the model normalises; without norms, activations of narrow models would grow
+        from layer to layer, and training diverges.
     static_norm : bool
         Whether batch norm keeps no running statistics. They are never sent either way (section 3.2).
 

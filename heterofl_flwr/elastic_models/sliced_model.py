@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from heterofl_flwr.core.axes import Axes, Axis, build_channel_axis
 from heterofl_flwr.elastic_models.channels import Channels, Places, kept_positions
-from heterofl_flwr.elastic_models.products import HOOKED, Product, ScaledProducts
 from heterofl_flwr.elastic_models.rules import ADJUSTMENTS, adjust
 from heterofl_flwr.errors import ConfigError, ShapeError
+from heterofl_flwr.nn.execution import evaluating
 from heterofl_flwr.nn.layers import Scaler
 
 
@@ -66,11 +65,20 @@ class Slice:
         }
 
 
-def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction, products: Mapping[str, set[Product]]) -> None:
-    """Let a Scaler follow each product of a slice that has fewer outputs than in the full model.
+SCALED: dict[type[nn.Module], str] = {
+    nn.Linear: "out_features",
+    nn.Embedding: "embedding_dim",
+    _ConvNd: "out_channels",
+}
+"""By layer type, the attribute with its number of outputs: a Scaler follows layers of which a slice has fewer.
 
-    ``products`` are those that the code of each layer calls itself, beside torch's own layers, and that shrink.
-    """
+Add a type of yours whose output is a product with its parameters: ``SCALED[Conv1D] = "nf"`` (GPT-2). That of
+``nn.MultiheadAttention`` is its last layer's.
+"""
+
+
+def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction) -> None:
+    """Let a Scaler follow each layer of a slice that has fewer outputs than in the full model (``SCALED``)."""
     if ratio > 1:
         raise ConfigError(f"the rate is {float(ratio):g} times the global rate; the global rate is the largest")
     if ratio == 1:
@@ -81,13 +89,6 @@ def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction, products: 
         outputs = _outputs(layer)
         if outputs is not None and outputs != _outputs(layers[name]):
             layers[name].register_forward_hook(hook)
-    running: list[Any] = []
-    for name, layer in layers.items():
-        if name in products or (products and isinstance(layer, HOOKED)):
-            called = products.get(name, set())
-            owners = {one.parameter: one.parameter.rpartition(".") for one in called}
-            parameters = {path: (layers[owner], own) for path, (owner, _, own) in owners.items()}
-            ScaledProducts(Scaler(ratio), parameters, called, running).attach(layer)
 
 
 def _scale(scaler: Scaler, layer: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> object:
@@ -100,8 +101,7 @@ def _outputs(layer: nn.Module) -> int | None:
     """Return how many outputs a layer has that the Scaler is for. Its weight may be parametrised, and is not asked."""
     if isinstance(layer, nn.MultiheadAttention):
         layer = layer.out_proj
-    numbers = {nn.Linear: "out_features", nn.Embedding: "embedding_dim", _ConvNd: "out_channels"}
-    return next((getattr(layer, own) for kind, own in numbers.items() if isinstance(layer, kind)), None)
+    return next((getattr(layer, own) for kind, own in SCALED.items() if isinstance(layer, kind)), None)
 
 
 def adjust_layers(full: nn.Module, model: nn.Module) -> None:
@@ -110,15 +110,13 @@ def adjust_layers(full: nn.Module, model: nn.Module) -> None:
     A trace finds the numbers that a model's code uses. These are the others: torch's layers say how wide they are,
     though they compute with what their weights have.
     """
-    before, modes = dict(full.named_modules()), {layer: layer.training for layer in model.modules()}
-    model.eval()  # spectral norm, say, computes in training with what it has computed before
-    for name, layer in model.named_modules():
-        rule = ADJUSTMENTS.find(layer)
-        new, old = ([one.shape for one in (*own.parameters(), *own.buffers())] for own in (layer, before[name]))
-        if rule is not None and new != old:
-            rule(layer)
-    for layer, mode in modes.items():
-        layer.training = mode
+    before = dict(full.named_modules())
+    with evaluating(model):  # spectral norm, say, computes in training with what it has computed before
+        for name, layer in model.named_modules():
+            rule = ADJUSTMENTS.find(layer)
+            new, old = ([one.shape for one in (*own.parameters(), *own.buffers())] for own in (layer, before[name]))
+            if rule is not None and new != old:
+                rule(layer)
 
 
 _LENGTHS: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {

@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 from heterofl_flwr.elastic_models.channels import Channels, Grouping, Places, Row, Rows
 from heterofl_flwr.elastic_models.check_slice import MODES, QUIET, Step
 from heterofl_flwr.elastic_models.lengths import Trace
-from heterofl_flwr.elastic_models.products import HOOKED, Product, Products
 from heterofl_flwr.elastic_models.rules import HOLDS_THE_MODEL, Call, Functions, Operators, follow
 from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, entries, find_containers
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, first_line
@@ -40,7 +39,6 @@ class Traced:
     numbers: Mapping[Number, Places]  # whole numbers that layers hold and that shrink, each with the axis it belongs to
     steps: Sequence[Step]  # what the model did, in all modes
     unused: Sequence[str]  # layers, or single parameters, that could be cut but took no part; they are kept whole
-    products: Mapping[str, set[Product]]  # that shrink, of layers whose own code multiplies by parameters
     reasons: Sequence[str]  # why axes stay whole that might have been cut, that of most channels first
     normalises: bool  # whether it has norms: torch's, or written out with a reciprocal root, as RMS norms are
     says_tracing: bool  # see Skeleton
@@ -104,12 +102,11 @@ class Tracer:
             self._trace.pin(*self._trace.rows(self._named[name]))
         self._used: set[str] = set()  # the model's parameters and buffers that went into any operator
         self._calls: list[tuple[str, list[str], list[tuple[torch.Size, Rows | None]]]] = []
-        self._products: list[tuple[str, Product, list[Row]]] = []  # with the axes that come from the parameter
         self._normalises = False
 
     def run(self, example_inputs: object, mode: bool, outputs: Sequence[str]) -> None:
         """Run the model, and keep what leaves it whole."""
-        watching = Functions(self._trace), Operators(self._record), Products(self._named, self._note)
+        watching = Functions(self._trace), Operators(self._record)
         for number, output in enumerate(_outputs(self._skeleton, example_inputs, mode, outputs, *watching)):
             # Those behind the first may be hidden states that nobody reads.
             why = "that tensor is one of the model's outputs (outputs=[...] names those that matter)"
@@ -126,16 +123,6 @@ class Tracer:
             # Norms of weights leave activations as they are.
             self._normalises |= "parametrizations" not in self._skeleton.at_work[0].split(".")
 
-    def _note(self, product: Product, result: Tensor) -> Tensor:
-        layer, module = self._skeleton.at_work
-        if not isinstance(module, HOOKED):
-            roots = self._trace.positions.roots
-            own = [roots(row) for row in self._trace.rows(self._named[product.parameter]) if row is not None]
-            rows = [row for row in self._trace.rows(result) if row is not None]
-            from_it = [row for row in rows if any(np.array_equal(roots(row), one) for one in own)]
-            self._products.append((layer, product, from_it))
-        return result
-
     def find(self) -> Traced:
         """Return what was found."""
         trace = self._trace
@@ -149,11 +136,6 @@ class Tracer:
         used = {number: source.row for number, source in self._sources.items() if "row" in vars(source)}
         numbers = {number: grouping.places(trace.open(row)) for number, row in used.items()}
 
-        products: dict[str, set[Product]] = {}
-        for layer, product, rows in self._products:
-            if any(grouping.places(trace.open(row)) is not None for row in rows):
-                products.setdefault(layer, set()).add(product)
-
         def lengths(shape: torch.Size, rows: Rows | None) -> list[int | Places | None]:
             if rows is None:
                 return [None] * len(shape)
@@ -164,7 +146,6 @@ class Tracer:
             {number: places for number, places in numbers.items() if places is not None},
             [Step(name, tensors, [lengths(*output) for output in outputs]) for name, tensors, outputs in self._calls],
             unused,
-            products,
             [reason for reason, _ in trace.reasons.most_common()],
             self._normalises,
             self._skeleton.says_tracing,

@@ -9,6 +9,8 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from heterofl_flwr.nn.execution import evaluating
+
 _STEPS = 15  # as many as torch takes when such a layer is made
 
 
@@ -34,16 +36,13 @@ def _older_norms(layer: nn.Module) -> Iterator[SpectralNorm]:
 
 def _renew(chain: ParametrizationList) -> None:
     """Compute a parametrized tensor several times; only in training does spectral norm step."""
-    modes = {one: one.training for one in chain.modules()}
-    chain.eval()  # other parametrizations in the chain might draw
-    for one in chain:
-        if isinstance(one, _SpectralNorm) and hasattr(one, "_v"):  # a vector is normalised without any
-            _start(one._v)
-            one.train()
-    for _ in range(_STEPS):
-        chain()
-    for one, mode in modes.items():
-        one.training = mode
+    with evaluating(chain):  # other parametrizations in the chain might draw
+        for one in chain:
+            if isinstance(one, _SpectralNorm) and hasattr(one, "_v"):  # a vector is normalised without any
+                _start(one._v)
+                one.train()
+        for _ in range(_STEPS):
+            chain()
 
 
 def _start(vector: Tensor) -> None:

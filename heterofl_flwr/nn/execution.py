@@ -42,6 +42,18 @@ def bears_channels_last(model: nn.Module) -> bool:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode; give every module its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def channels_last(model: nn.Module) -> Iterator[None]:
     """On a CPU, hold convolution weights channels last; the paper's CNN trains up to a quarter faster so.
 

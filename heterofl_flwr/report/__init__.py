@@ -9,16 +9,15 @@ from heterofl_flwr.errors import extra
 from heterofl_flwr.report.callbacks import MLflow, TensorBoard, WandB
 from heterofl_flwr.report.console import Console
 from heterofl_flwr.report.summary import summary_table
-from heterofl_flwr.runs.costs import Costs, LevelCost, ModelCosts
+from heterofl_flwr.runs.costs import Costs, ModelCosts
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import seconds_to
-from heterofl_flwr.runs.models import load_model, save_models
+from heterofl_flwr.runs.models import load_model
 from heterofl_flwr.runs.recorder import Recorder
 
 __all__ = [
     "Console",
     "Costs",
-    "LevelCost",
     "MLflow",
     "ModelCosts",
     "Recorder",
@@ -26,7 +25,6 @@ __all__ = [
     "TensorBoard",
     "WandB",
     "load_model",
-    "save_models",
     "seconds_to",
     "summary_table",
     "write_report",

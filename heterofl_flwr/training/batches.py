@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.data.augment import AUGMENTS, check_augment
+from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
@@ -86,7 +86,9 @@ def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterato
         yield islice(training_batches(job.split, options, generator), left)
 
 
-def input_batches(split: Split, batch_size: int, *, seed: int | None = None, augment: str = "none") -> Iterator[Tensor]:
+def input_batches(
+    split: Split, batch_size: int, *, seed: int | None = None, augment: AugmentName = "none"
+) -> Iterator[Tensor]:
     """Yield a split's inputs without targets, once: what ``heterofl_flwr.nn.collect_moments`` reads.
 
     Parameters
@@ -100,7 +102,6 @@ def input_batches(split: Split, batch_size: int, *, seed: int | None = None, aug
     augment : str
         How images are varied, as in training.
     """
-    check_augment(augment)
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     generator = torch.Generator().manual_seed(derive(seed or 0, "moments"))

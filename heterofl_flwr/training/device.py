@@ -36,18 +36,6 @@ def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode; give every module its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's own generators, which dropout draws from; give their state back (on CPU and CUDA)."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -9,7 +9,7 @@ from typing import Annotated, Protocol
 from pydantic import Field
 from torch import Tensor, nn
 
-from heterofl_flwr.data.augment import check_augment
+from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.groups import Count, Decay, NotNegative, Positive, group
@@ -45,11 +45,8 @@ class TrainOptions:
     """weight of FedProx's pull towards the parameters that were received"""
     mask_fill: Fill = "zero"
     """logits of classes that a client lacks, in its loss; auto: zero, or -inf with fidelity=fixed"""
-    augment: str = Field(default="none", exclude=True)
+    augment: AugmentName = Field(default="none", exclude=True)
     """how images are varied: a name in AUGMENTS"""
-
-    def __post_init__(self) -> None:
-        check_augment(self.augment)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import LEVELS, Mix, level_name, rate_of, width
-from heterofl_flwr.core.levels import exact_rate
+from heterofl_flwr.core.levels import LEVELS, Mix, exact_rate, level_name, rate_of, width
 from heterofl_flwr.errors import ConfigError
 
 

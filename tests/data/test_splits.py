@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.data import Dataset, Split, iid, noniid, split_dataset
-from heterofl_flwr.data.splits import check_kind, dirichlet, matching_shares, matching_test
+from heterofl_flwr.data import Dataset, Split, split_dataset
+from heterofl_flwr.data.splits import check_kind, dirichlet, iid, matching_shares, matching_test, noniid
 from heterofl_flwr.errors import ConfigError, DataError
 
 PAPER = torch.arange(50_000) % 10

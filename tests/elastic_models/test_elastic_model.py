@@ -6,11 +6,10 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from heterofl_flwr.core import Axis, Plan, prefix, width
-from heterofl_flwr.elastic_models import elastic
+from heterofl_flwr.elastic_models import SCALED, elastic
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.nn import CNN, PreResNet
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
@@ -114,38 +113,23 @@ def test_the_scaler_is_there_where_the_model_normalises(norm, scaled):
     torch.testing.assert_close(elastic(model, X)(0.5)[0](X), plain / 0.5 if scaled else plain)
 
 
-class Tied(nn.Module):
-    """Uses each of its parameters twice, of which one product or both shrink with the rate."""
+class Product(nn.Module):
+    """As GPT-2's ``Conv1D``: a layer that is none of torch's own."""
 
-    def __init__(self):
+    def __init__(self, inputs, outputs):
         super().__init__()
-        self.words, self.norm = nn.Parameter(torch.randn(11, 16)), nn.LayerNorm(16)
-        self.code, self.mixed = nn.Parameter(torch.randn(16, 8)), nn.Linear(16, 16, bias=False)
+        self.weight, self.outputs = nn.Parameter(torch.randn(inputs, outputs)), outputs
 
-    def forward(self, words):
-        x = self.norm(F.embedding(words, self.words))
-        code = torch.einsum("bnd,dc->bnc", x, self.code)
-        x = self.mixed(torch.einsum("bnc,dc->bnd", code, self.code)) + F.linear(x, self.mixed.weight)
-        return F.linear(x, self.words), x @ self.words.T, code @ self.code.T @ self.words.t()
+    def forward(self, x):
+        return (x @ self.weight).view(-1, self.outputs)
 
 
-@pytest.mark.parametrize("again", [lambda one: one, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
-def test_the_scaler_follows_each_product_that_shrinks_once(again):
-    torch.manual_seed(0)
-    small, words = again(elastic(Tied(), torch.zeros(1, 4, dtype=torch.int64))(0.5)), torch.randint(11, (2, 4))
-    own = dict(small.named_parameters())
-    x = small.norm(own["words"][words] / 0.5)
-    code = x @ own["code"] / 0.5
-    x = 2 * code @ own["code"].T @ own["mixed.weight"].T / 0.5 + x @ own["mixed.weight"].T / 0.5
-    expected = x @ own["words"].T, x @ own["words"].T, 2 * code @ own["code"].T @ own["words"].T
-    for found, one in zip(small(words), expected, strict=True):
-        torch.testing.assert_close(found, one)
-    found = small.eval()(words)
-    small.train()
-    with pytest.raises(IndexError):
-        small(words + 11)  # its hooks end where it does not
-    assert all(map(torch.equal, small.eval()(words), found))
-    torch.testing.assert_close(small.train()(words)[0], expected[0])
+def test_the_scaler_follows_layers_of_a_type_that_is_added(monkeypatch):
+    model = nn.Sequential(Product(3, 8), nn.Linear(8, 2))
+    plain = elastic(model, X, scaler=False)(0.5)[0](X)
+    assert torch.equal(elastic(model, X, scaler=True)(0.5)[0](X), plain)
+    monkeypatch.setitem(SCALED, Product, "outputs")
+    torch.testing.assert_close(elastic(model, X, scaler=True)(0.5)[0](X), plain / 0.5)
 
 
 def test_outputs_that_are_named_keep_their_width():

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils.checkpoint import checkpoint
 
 from heterofl_flwr.elastic_models import adjust, elastic, rules, stand_in
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
@@ -191,40 +190,6 @@ def test_what_is_used_in_one_mode_only_is_used():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert elastic(model, X12).plan(0.5).shapes["extra.weight"] == (3, 4)
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # in a trace
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_a_product_that_is_computed_again_elsewhere_raises(reentrant):
-    def again(self, x):
-        return self.last(checkpoint(lambda h: (h @ self.table).square(), self.first(x), use_reentrant=reentrant))
-
-    model = Then(again, first=nn.Linear(3, 8), last=nn.Linear(8, 2))
-    model.table = nn.Parameter(torch.randn(8, 8))
-    build = elastic(model, X, scaler=True)
-    with pytest.raises(ConfigError, match=r"product with table is in torch\.utils\.checkpoint"):
-        build(0.5)(X)
-    assert build(0.5).eval()(X).shape == (2, 2)
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_a_layer_that_is_computed_again_keeps_its_scaler():
-    layer = Then(lambda self, x: (x @ self.table).square())
-    layer.table = nn.Parameter(torch.randn(8, 8))
-    gradients = []
-    for reentrant in (None, False, True):
-
-        def again(self, x, reentrant=reentrant):
-            x = self.first(x)
-            return self.last(self.layer(x) if reentrant is None else checkpoint(self.layer, x, use_reentrant=reentrant))
-
-        torch.manual_seed(0)
-        model = Then(again, first=nn.Linear(3, 8), layer=layer, last=nn.Linear(8, 2))
-        small = elastic(model, X, scaler=True)(0.5)
-        small(X).sum().backward()
-        gradients.append([own.grad for own in small.parameters()])
-    for one in gradients[1:]:
-        torch.testing.assert_close(one, gradients[0])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from heterofl_flwr.core import Aggregator, Mix, Plan, fixed_rate, width
+from heterofl_flwr.core import Aggregator, Mix, Plan, width
+from heterofl_flwr.core.levels import fixed_rate
 from tests.parity.theirs import OURS, THEIR_HEADS, randomise
 
 pytestmark = pytest.mark.parity
