@@ -112,7 +112,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     options = {
         **values(settings.sample),
         "seed": settings.seed,
-        "learning_rate": multi_step(train.learning_rate, train.milestones),
+        "learning_rate": multi_step(train.learning_rate, train.milestones, decay=train.lr_decay),
         "limits": server,
         "evaluation": settings.evaluate,
         "callbacks": callbacks,

@@ -33,9 +33,19 @@ Schedule = Callable[[int], float]
 """From the round, counted from 1, to the learning rate."""
 
 
-def multi_step(learning_rate: float, milestones: Sequence[int] = (), factor: float = 0.1) -> Schedule:
-    """Return a schedule that multiplies the learning rate by ``factor`` after each milestone (Table 6)."""
-    return lambda server_round: learning_rate * factor ** sum(milestone < server_round for milestone in milestones)
+def multi_step(
+    learning_rate: float, milestones: Sequence[int] = (), factor: float = 0.1, decay: float = 1.0
+) -> Schedule:
+    """Return a schedule that multiplies the learning rate by ``factor`` after each milestone (Table 6).
+
+    It multiplies it by ``decay`` after each round, too.
+    """
+
+    def rate(server_round: int) -> float:
+        passed = sum(milestone < server_round for milestone in milestones)
+        return learning_rate * factor**passed * decay ** (server_round - 1)
+
+    return rate
 
 
 @group

@@ -22,7 +22,7 @@ from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.nodes import Sampling
-from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, Positive, ShareOrNone, group
+from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, Positive, Share, ShareOrNone, group
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.settings import types
 from heterofl_flwr.settings.types import Group
@@ -82,6 +82,8 @@ class TrainSettings(TrainOptions):
 
     milestones: types.Rounds = ()
     """rounds after each of which the learning rate is divided by 10"""
+    lr_decay: Share = 1.0
+    """what the learning rate is multiplied by after each round"""
     distill: InnerWidths = "none"
     """widths inside its model that a step of a client trains too, on the posterior of its own width: all, the smallest
     and one drawn (sandwich), one drawn (drawn: FjORD); or, in place of its own, one drawn on labels (ordered: FjORD

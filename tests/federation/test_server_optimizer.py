@@ -113,3 +113,4 @@ def test_the_learning_rate_falls_after_each_milestone():
     assert at(251) == at(400) == pytest.approx(0.001)
     assert {multi_step(0.3)(server_round) for server_round in range(1, 9)} == {0.3}
     assert multi_step(1.0, [1, 1], factor=0.5)(2) == 0.25
+    assert multi_step(0.5, [1], decay=0.998)(3) == pytest.approx(0.05 * 0.998**2)
