@@ -10,14 +10,13 @@ figure beside it are made of these lines.
 
 import argparse
 import itertools
-import json
 import math
 import sys
-import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord
 from matplotlib.figure import Figure
@@ -32,10 +31,10 @@ from heterofl_flwr.grids.devices import EDGE, Training
 from heterofl_flwr.nn import collect_moments, with_static_norm
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.report.drawing import SIZE, SMALL, series, to_svg
-from heterofl_flwr.runs.files import append_line, write_atomic
+from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.training import evaluate
 from simulations.bench.measure import describe_machine
-from simulations.program import parser_of, read_lines, status_of, without_logs
+from simulations.program import parser_of, run_cells, status_of, without_logs
 from simulations.results.formats import show_difference
 from simulations.results.statistics import summarise
 
@@ -178,24 +177,16 @@ Curves = Mapping[Cell, Curve]
 
 def run(options: argparse.Namespace) -> int:
     """Run the cells that are not done, and write the table and the figure."""
-    path, study = options.out / "cells.jsonl", STUDIES[options.study]
-    done, wanted = read(path), list(cells(study))
-    for number, cell in enumerate(wanted, 1):
-        if cell not in done and not options.table:
-            started = time.monotonic()
-            found = run_cell(cell, study)
-            about = {"seconds": round(time.monotonic() - started), "about": describe_machine()}
-            append_line(path, json.dumps({**asdict(cell), **about, "evaluations": found}))
-            print(f"{number}/{len(wanted)}", *asdict(cell).values(), found[-1], flush=True)
-    done = complete(read(path), study)
+    study = STUDIES[options.study]
+
+    def work(cell: Cell) -> dict[str, Any]:
+        return {"about": describe_machine(), "evaluations": run_cell(cell, study)}
+
+    found = run_cells(options.out / "cells.jsonl", list(cells(study)), None if options.table else work)
+    done = complete({cell: line["evaluations"] for cell, line in found.items()}, study)
     write_atomic(options.out / f"{options.study}.md", page(done, study).encode())
     write_atomic(options.out / f"{options.study}.svg", to_svg(draw(done, study), PROGRAM))
     return 0
-
-
-def read(path: Path) -> dict[Cell, Curve]:
-    """Return what is done."""
-    return {Cell(*(line[one.name] for one in fields(Cell))): line["evaluations"] for line in read_lines(path)}
 
 
 def complete(found: Curves, study: Study) -> dict[Cell, Curve]:

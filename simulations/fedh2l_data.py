@@ -13,12 +13,9 @@ DOMAINS, DEGREES = 6, 15.0
 
 def digits_seeds() -> Dataset:
     """Return 200 digits, as runs of FedH2L on digits share them with seed 0: what a client learns without peers."""
-    return _only_seeds("digits", 200)
-
-
-def mnist_seeds() -> Dataset:
-    """Return 1,000 images of MNIST, as runs of FedH2L on MNIST share them with seed 0."""
-    return _only_seeds("mnist", 1000)
+    whole = load_dataset("digits")
+    rows = seed_set(whole.train, 200, whole.classes, seed=0)
+    return replace(whole, name="digits-seeds", train=whole.train.select(rows))
 
 
 def turned_digits() -> Dataset:
@@ -27,12 +24,6 @@ def turned_digits() -> Dataset:
     train, test = (_turned(split) for split in (whole.train, whole.test))
     owners = _owners(whole.train), _owners(whole.test)
     return replace(whole, name="turned-digits", train=train, test=test, owners=owners)
-
-
-def _only_seeds(name: str, size: int) -> Dataset:
-    whole = load_dataset(name)
-    rows = seed_set(whole.train, size, whole.classes, seed=0)
-    return replace(whole, name=f"{name}-seeds", train=whole.train.select(rows))
 
 
 def _owners(split: Split) -> torch.Tensor:

@@ -1,18 +1,23 @@
-"""What the programs of this folder share: a parser that shows examples, names on the command line, and how they end."""
+"""What the programs of this folder share: a parser, names on the command line, runs that are not repeated, an end."""
 
 import argparse
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from heterofl_flwr.app.cli.main import status_of as status_of
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.runs.files import remove, write_atomic
+from heterofl_flwr.runs.files import append_line, remove, write_atomic
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def cores() -> int:
@@ -20,11 +25,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def parser_of(program: str, description: str | None, examples: str = "") -> argparse.ArgumentParser:
+def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
     """Return the parser of ``python -m <program>``."""
-    return argparse.ArgumentParser(
-        prog=f"python -m {program}", description=description, epilog=examples, formatter_class=formatter
-    )
+    return argparse.ArgumentParser(prog=f"python -m {program}", description=description, formatter_class=formatter)
 
 
 def formatter(prog: str) -> argparse.HelpFormatter:
@@ -41,22 +44,12 @@ def chosen(what: str, names: Collection[str], known: Sequence[str]) -> list[str]
     return [name for name in known if not names or name in names]
 
 
-def words(text: str) -> list[str]:
-    """Return the values of an option, between commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def write_files(out: Path, files: Mapping[str, bytes], stale: str) -> None:
     """Write files into a folder, and remove those of an earlier call that match a pattern and are not among them."""
     for name, data in files.items():
         write_atomic(out / name, data)
     for path in set(out.glob(stale)) - {out / name for name in files}:
         remove(path)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return what is kept in a file, one JSON object a line; nothing where there is no file."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
 @contextmanager
@@ -68,3 +61,23 @@ def without_logs() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+Cell = TypeVar("Cell", bound="DataclassInstance")
+Line = dict[str, Any]
+
+
+def run_cells(path: Path, wanted: Sequence[Cell], run: Callable[[Cell], Line] | None) -> dict[Cell, Line]:
+    """Return what is found in each run, one JSON object a line of a file; of which there is no line, run.
+
+    Without ``run`` nothing is.
+    """
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    done = {type(wanted[0])(*(line.pop(one.name) for one in fields(wanted[0]))): line for line in lines}
+    for number, cell in enumerate(wanted, 1):
+        if run and cell not in done:
+            started = time.monotonic()
+            done[cell] = {**run(cell), "seconds": round(time.monotonic() - started, 2)}
+            append_line(path, json.dumps({**asdict(cell), **done[cell]}))
+            print(f"{number}/{len(wanted)}", *asdict(cell).values(), f"{done[cell]['seconds']} s", flush=True)
+    return done

@@ -9,14 +9,13 @@ folder, and is not repeated.
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -33,11 +32,11 @@ from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.nn import collect_moments, with_static_norm
 from heterofl_flwr.nn.execution import torch_threads
-from heterofl_flwr.runs.files import append_line, write_atomic
+from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.training import evaluate
 from simulations.bench.measure import describe_machine
-from simulations.program import chosen, parser_of, read_lines, status_of, without_logs, words
+from simulations.program import parser_of, run_cells, status_of, without_logs
 
 PROGRAM = "simulations.robust"
 CLIENTS, ROWS, SEEDS = 10, 2000, (0, 1, 2)
@@ -124,7 +123,7 @@ class HostileApp(client_app.CohortApp):
         return reply
 
 
-def run_cell(cell: Cell) -> dict[str, float]:
+def run_cell(cell: Cell) -> dict[str, Any]:
     """Return what became of the models of the largest and of the smallest level, and how many were refused."""
     config = cell.config()
     task = load_task(config)
@@ -189,23 +188,10 @@ def cells(data: Sequence[str]) -> Iterator[Cell]:
 
 def run(options: argparse.Namespace) -> int:
     """Run the cells that are not done, and write the tables."""
-    path = options.out / "cells.jsonl"
-    done = read(path)
-    wanted = list(cells(chosen("data set", words(options.data), list(BOUNDS))))
-    for number, cell in enumerate(wanted, 1):
-        if cell not in done:
-            started = time.monotonic()
-            found = run_cell(cell)
-            done[cell] = {**found, "seconds": round(time.monotonic() - started, 2)}
-            append_line(path, json.dumps({**asdict(cell), **done[cell]}))
-            print(f"{number}/{len(wanted)}", *asdict(cell).values(), done[cell], flush=True)
+    wanted = list(cells(options.data))
+    done = run_cells(options.out / "cells.jsonl", wanted, run_cell)
     write_atomic(options.out / "robust.md", page({cell: done[cell] for cell in wanted}).encode())
     return 0
-
-
-def read(path: Path) -> dict[Cell, dict[str, float]]:
-    """Return what is done."""
-    return {Cell(*(line.pop(one.name) for one in fields(Cell))): line for line in read_lines(path)}
 
 
 def page(found: Mapping[Cell, Mapping[str, float]]) -> str:
@@ -242,7 +228,7 @@ Accuracy in per cent: mean (least..most) of the seeds.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of(PROGRAM, __doc__)
-    parser.add_argument("--data", default="", metavar="NAME,...", help=f"default: {','.join(BOUNDS)}")
+    parser.add_argument("--data", nargs="+", choices=BOUNDS, default=list(BOUNDS), help="default: %(default)s")
     out = Path("runs", "robust")
     parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="default: %(default)s")
     with without_logs(), torch_threads(1):

@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 
-from heterofl_flwr import messages
+from heterofl_flwr import Plan, messages
 from heterofl_flwr.app.client_app import app
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.grids.apps import Identity
 
 

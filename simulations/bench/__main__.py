@@ -16,20 +16,10 @@ MODULES = (aggregate, step, round, scale, secure)
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 PROGRAM = "simulations.bench"
 
-EXAMPLES = """
-examples:
-  python -m simulations.bench aggregate --threads 2
-  python -m simulations.bench step --cohort 10
-  python -m simulations.bench step --engines plain cohort --device cuda
-  python -m simulations.bench round --root data                      our rounds alone
-  python -m simulations.bench round --root data --authors HeteroFL   beside a checkout of the authors' repository
-  python -m simulations.bench secure --clients 10 50 100
-"""
-
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all benchmarks."""
-    top = parser_of(PROGRAM, __doc__, EXAMPLES)
+    top = parser_of(PROGRAM, __doc__)
     commands = top.add_subparsers(title="benchmarks", dest="benchmark", metavar="NAME", required=True)
     for name, module in BENCHMARKS.items():
         text = module.__doc__ or ""

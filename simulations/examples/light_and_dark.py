@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes as Place
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from heterofl_flwr.report.drawing import COLOURS, SMALL, light, to_svg
 from simulations.program import parser_of, status_of
@@ -40,6 +42,13 @@ def label(place: Place, title: str, below: str) -> None:
     place.set_xticks([])
     place.set_yticks([])
     place.spines[:].set_color(light("grid"))
+
+
+def add_bar(figure: Figure, image: AxesImage, **options: Any) -> None:
+    """Add a scale of whole numbers."""
+    bar = figure.colorbar(image, **options)
+    bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=light("ink"))
+    bar.outline.set_visible(False)
 
 
 def write_picture(program: str, description: str | None, draw: Callable[[], Figure]) -> int:

@@ -11,14 +11,13 @@ from matplotlib.figure import Figure
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from heterofl_flwr import elastic, lora, shallow
-from heterofl_flwr.core import Plan
+from heterofl_flwr import Plan, elastic, lora, shallow
 from heterofl_flwr.core.axes import positions
 from heterofl_flwr.core.slice_rules import SliceRule, make_slice_function
 from heterofl_flwr.nn.depth import Rates
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.report.drawing import SMALL, light
-from simulations.examples.light_and_dark import write_picture
+from heterofl_flwr.report.drawing import light
+from simulations.examples.light_and_dark import label, write_picture
 
 WIDTH, BLOCKS, RANK = 16, 4, 8
 RATES = (1.0, 0.5, 0.25)
@@ -113,10 +112,7 @@ def _side_by_side(matrices: Sequence[Picture]) -> Picture:
 
 def _draw(place: Place, counts: Picture, title: str, below: str) -> None:
     place.imshow(counts, _SHADES, interpolation="nearest", vmin=0.5, vmax=3.5)
-    place.set_title(title, fontsize=9.5, color=light("ink"))
-    place.set_xlabel(below, fontsize=SMALL, color=light("muted"))
-    place.set_xticks([])
-    place.set_yticks([])
+    label(place, title, below)
     place.spines[:].set_visible(False)
 
 

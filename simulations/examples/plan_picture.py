@@ -11,7 +11,7 @@ from heterofl_flwr.core import LEVELS, Plan
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report.drawing import SMALL, light
-from simulations.examples.light_and_dark import label, write_picture
+from simulations.examples.light_and_dark import add_bar, label, write_picture
 
 WEIGHT = "features.conv4.weight"
 _SLICE = ListedColormap(["#f1f3f6", "#7d92e6"])
@@ -41,9 +41,7 @@ def draw() -> Figure:
     colours = LinearSegmentedColormap.from_list("holders", [_PALE, _DEEP])(np.linspace(0, 1, len(kept)))
     image = place.imshow(counts, ListedColormap(colours), interpolation="nearest", aspect="auto")
     image.set_clim(0.5, len(kept) + 0.5)
-    bar = figure.colorbar(image, ax=place, ticks=range(1, len(kept) + 1), fraction=0.05, pad=0.03)
-    bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=light("ink"))
-    bar.outline.set_visible(False)
+    add_bar(figure, image, ax=place, ticks=range(1, len(kept) + 1), fraction=0.05, pad=0.03)
     for holders, (height, width) in enumerate(kept.values(), 1):
         place.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor="white", linewidth=1.2))
         at = (width - 0.5 - 0.012 * columns, height - 0.5 - 0.012 * rows)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from heterofl_flwr.core import LEVELS, Plan
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.nn.build import new_model
-from heterofl_flwr.report.drawing import SMALL, light
+from heterofl_flwr.report.drawing import light
 from heterofl_flwr.secure.slices import as_state, count_holders, whole
-from simulations.examples.light_and_dark import label, write_picture
+from simulations.examples.light_and_dark import add_bar, label, write_picture
 
 WEIGHT = "features.conv4.weight"
 EACH, LEAST = 2, 3  # clients of each level; a ring needs so many
@@ -48,9 +48,7 @@ def draw() -> Figure:
         place = figure.add_subplot(grid[0, 1 + SHOWN.index(level)])
         place.imshow(masks, colours, interpolation="nearest", aspect="auto", vmin=0.5, vmax=rings.max() + 0.5)
         _label(place, f"a client of level {level}", f"sends {inside.shape[0]} x {inside.shape[1]}", rings.shape)
-    bar = figure.colorbar(image, ax=figure.axes, ticks=range(1, EACH * len(slices) + 1), fraction=0.03, pad=0.01)
-    bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=light("ink"))
-    bar.outline.set_visible(False)
+    add_bar(figure, image, ax=figure.axes, ticks=range(1, EACH * len(slices) + 1), fraction=0.03, pad=0.01)
     title = f"{WEIGHT}, {EACH} clients of each level: the rings, and with how many others a client masks each entry"
     figure.suptitle(title, fontsize=11, color=light("ink"))
     return figure

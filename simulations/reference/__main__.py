@@ -20,20 +20,13 @@ from simulations.results.authors import write_authors
 from simulations.results.paper import CLIENTS_A_ROUND, departures, job_of, name_of
 from simulations.results.runs import Run, portable, read_run
 
-EXAMPLES = """
-examples:
-  python -m simulations.reference ../HeteroFL results/paper/mnist/iid_e_fix_seed-0
-  python -m simulations.reference ../HeteroFL results/paper/mnist/iid_c_fix_seed-0 --rounds 130
-
-It goes on where it was: what the authors' code has done is kept in runs/reference/, or the folder of --work.
-"""
 PROGRAM = "simulations.reference"
 NORMS = {"sbn": "bn"}
 """From our name of a norm to theirs, where they differ."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = parser_of(PROGRAM, __doc__, EXAMPLES)
+    parser = parser_of(PROGRAM, __doc__)
     parser.add_argument("authors", type=Path, metavar="AUTHORS", help="a checkout of the authors' repository")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run of ours")
     parser.add_argument("--rounds", type=int, metavar="N", help="do so many, not all rounds of the run")

@@ -52,16 +52,6 @@ paper. Some jobs are printed in two tables; Tables 1 to 3 of the paper are rows 
 NO_PAPER = (
     "The paper's numbers are not at hand, so nothing is compared: name their folder with --paper or HETEROFL_PAPER."
 )
-EXAMPLES = """
-examples:
-  heterofl sweep -m data=digits mix=a-e train.lr=0.02,0.05 seed=0,1,2
-  python -m simulations.results runs/jobs                              print a table
-  python -m simulations.results runs/jobs --format csv
-  python -m simulations.results runs/jobs --out runs/results --curves  write tables, values, claims and figures
-  python -m simulations.results runs/jobs --out runs/results --target 0.8 --target 0.95
-  python -m simulations.results collect runs/ --into results/paper     keep what is small of finished runs
-  python -m simulations.results collect --help
-"""
 PROGRAM = "simulations.results"
 RUNS = "a run's folder, or one that holds some"
 
@@ -186,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _results(words: Sequence[str]) -> int:
-    parser = parser_of(PROGRAM, __doc__, EXAMPLES)
+    parser = parser_of(PROGRAM, __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help=RUNS)
     parser.add_argument("--format", choices=FORMATS, default="table", help="how to print; default: %(default)s")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write tables, values, claims and figures there")

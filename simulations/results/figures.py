@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from heterofl_flwr.core import formatting
-from heterofl_flwr.core.levels import LEVELS, Mix
+from heterofl_flwr.core import LEVELS, Mix, formatting
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.report.drawing import add_legend, new_axes, series
 from simulations.results.configurations import Configuration, Reached

@@ -8,16 +8,15 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
+from heterofl_flwr import HeteroFL, LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.errors import ConfigError, RoundError
-from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.runs.origin import COMMAND, device_name
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from heterofl_flwr.stages import noise
-from heterofl_flwr.strategies.heterofl import HeteroFL
 from tests.app.runs import CLIENT_APP, history_of, run_rounds
 from tests.federation.tiny import node_context
 

@@ -5,12 +5,12 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from torch import nn
 
+from heterofl_flwr import HeteroFLError
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.data import Split
-from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from tests.app.runs import run_rounds
 from tests.federation.tiny import node_context

@@ -3,7 +3,6 @@
 Several runs go on at the same time, so they also show that they do not disturb one another.
 """
 
-import os
 import re
 import signal
 import subprocess
@@ -19,6 +18,7 @@ import torch
 from heterofl_flwr.app.launch.running import LOG
 from heterofl_flwr.report import RunFolder
 from tests.deployment.processes import MARK, Processes, free_port, marked
+from tests.federation.tiny import equal
 
 pytestmark = [pytest.mark.simulation, pytest.mark.slow]
 
@@ -34,6 +34,7 @@ SETTINGS = {
     "engine.name": "plain",
     "sample.min-nodes": CLIENTS,
 }
+COMMAND = [sys.executable, "-c", "import sys; from heterofl_flwr.app.cli.main import main; sys.exit(main())", "run"]
 OWN = ["--clients", str(CLIENTS), *(word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}"))]
 RUNS = {
     "local": [*OWN, "--grid", "local"],
@@ -47,12 +48,7 @@ CONNECTION = '[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "127.0.
 class Ended:
     code: int
     out: str
-    err: str
     folder: Path
-
-    @property
-    def log(self) -> str:
-        return (self.folder / LOG).read_text(encoding="utf-8")
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
@@ -69,48 +65,29 @@ def ended(home):
     """Run all, one Ray at a time beside the others; interrupt one run, and kill one and let it go on."""
     started = {}
 
-    def begin(name: str, *arguments: str) -> None:
-        started[name] = start(home, *(arguments or ["--out", str(home / name), *RUNS[name]]))
+    def begin(name: str, *arguments: str) -> subprocess.Popen:
+        words = [*COMMAND, *(arguments or ["--out", str(home / name), *RUNS[name]])]
+        started[name] = processes.popen(words, name, home, **{MARK: str(home), "TMPDIR": str(home)})
+        return started[name]
 
-    try:
+    def wait_for(name: str, path: str, text: str) -> None:
+        def happened() -> bool:
+            assert started[name].poll() is None, processes.log(name)
+            return (home / path).exists() and text in (home / path).read_text(encoding="utf-8")
+
+        processes.wait_for(happened, text, LONGEST)
+
+    with Processes(home) as processes:
         begin("local")
-        begin("killed")
-        wait_for(home / "killed" / "history.jsonl", "\n", started["killed"])
-        started["killed"].kill()
+        killed = begin("killed")
+        wait_for("killed", "killed/history.jsonl", "\n")
+        killed.kill()
         begin("resumed", "--resume", str(home / "killed"), "--grid", "local")
-        begin("hangs")
-        wait_for(home / "hangs" / LOG, "result: 1", started["hangs"])
-        started["hangs"].send_signal(signal.SIGINT)
-        started["hangs"].wait(LONGEST)
-        return {name: end(home / name, process) for name, process in started.items()}
-    finally:
-        for process in started.values():
-            process.kill()
-
-
-def start(home: Path, *arguments: str) -> subprocess.Popen:
-    code = "import sys; from heterofl_flwr.app.cli.main import main; sys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "run", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=home,
-        env={**os.environ, MARK: str(home), "TMPDIR": str(home), "PYTHONPATH": str(ROOT)},
-    )
-
-
-def end(folder: Path, process: subprocess.Popen) -> Ended:
-    out, err = process.communicate(timeout=LONGEST)
-    return Ended(process.returncode, out, err, folder)
-
-
-def wait_for(path: Path, text: str, run: subprocess.Popen) -> None:
-    deadline = time.monotonic() + LONGEST
-    while not path.exists() or text not in path.read_text(encoding="utf-8"):
-        assert run.poll() is None, f"the run has ended before {text!r} came to {path}: {run.communicate()[1]}"
-        assert time.monotonic() < deadline, f"{text!r} never came to {path}"
-        time.sleep(0.1)
+        hangs = begin("hangs")
+        wait_for("hangs", f"hangs/{LOG}", "result: 1")
+        hangs.send_signal(signal.SIGINT)
+        codes = {name: process.wait(LONGEST) for name, process in started.items()}
+        return {name: Ended(code, processes.log(name), home / name) for name, code in codes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -129,36 +106,32 @@ def flower(tmp_path_factory):
         words = ["run", str(ROOT), "--stream", "--run-config", told, "--federation-config", federation]
         run = processes.popen(["flwr", *words], "flwr")
         run.wait(LONGEST)
-        return Ended(run.returncode, processes.log("flwr"), processes.log("superlink"), folder / "run")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+        return Ended(run.returncode, processes.log("flwr") + processes.log("superlink"), folder / "run")
 
 
 def test_a_run_completes_and_shows_its_rounds(ended):
     run = ended["local"]
-    assert run.code == 0, run.err
+    assert run.code == 0, run.out
     assert re.search(r"^round 5/5 took=.* global=", run.out, re.MULTILINE)
     assert (run.folder / "report.html").exists()
 
 
 def test_flwr_run_trains_the_same_bits_on_flowers_own_engine(ended, flower):
-    assert (flower.folder / "report.html").exists(), flower.out + flower.err
-    assert same(flower.state, ended["local"].state)
+    assert (flower.folder / "report.html").exists(), flower.out
+    assert equal(flower.state, ended["local"].state)
 
 
 def test_a_run_killed_on_ray_goes_on_in_one_process_to_its_bits(ended):
     assert ended["killed"].code == -signal.SIGKILL
-    assert ended["resumed"].code == 0, ended["resumed"].err
-    assert same(RunFolder(ended["killed"].folder).load_checkpoint().state, ended["local"].state)
+    assert ended["resumed"].code == 0, ended["resumed"].out
+    assert equal(RunFolder(ended["killed"].folder).load_checkpoint().state, ended["local"].state)
 
 
 def test_an_interrupt_ends_the_run_at_once(ended):
     run = ended["hangs"]
     assert run.code == 130
-    assert run.err.splitlines()[-1] == "heterofl: interrupted"
-    assert "result: 1" in run.err  # of another app the log is shown
+    assert run.out.splitlines()[-1] == "heterofl: interrupted"
+    assert "result: 1" in run.out  # of another app the log is shown
 
 
 def test_no_process_and_no_private_folder_is_left(ended, home):

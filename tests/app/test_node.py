@@ -7,22 +7,12 @@ from safetensors.torch import load_file
 
 from heterofl_flwr.app.node import NODE_STATES, keep_own_state, read_own_state, states_folder
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.settings.flat import DEFAULTS
 from tests.app.runs import history_of, run_app
+from tests.app.test_apps import SMALL
 from tests.federation.tiny import equal
 
 CLIENTS = 5
-SMALL = {
-    **DEFAULTS,
-    "model.hidden": "8,16",
-    "train.epochs": 1,
-    "evaluate.levels": False,
-    "run.callbacks": "",
-    "mix": "a1-b1",
-    "assignment": "fix",
-    "data.split": "non-iid-2",
-    "sample.fraction": 0.5,
-}
+OWN = {**SMALL, "mix": "a1-b1", "assignment": "fix", "data.split": "non-iid-2", "sample.fraction": 0.5}
 
 
 def folder_of(folder, partition=3):
@@ -73,7 +63,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def run(folder, **settings):
     states = {NODE_STATES: str(folder / "clients")}
-    config = {**SMALL, **settings, "run.dir": str(folder)}
+    config = {**OWN, **settings, "run.dir": str(folder)}
     run_app(config, CLIENTS, node_config=lambda partition: states)
     return folder
 
@@ -99,7 +89,7 @@ def test_a_second_run_does_not_begin_with_the_firsts_states(tmp_path):
     """Nodes of a deployment name one folder for all runs."""
     histories = []
     for name, states in (("alone", "alone"), ("first", "nodes"), ("second", "nodes")):
-        config = {**SMALL, "num-rounds": 2, "server.shared": "", "run.dir": str(tmp_path / name)}
+        config = {**OWN, "num-rounds": 2, "server.shared": "", "run.dir": str(tmp_path / name)}
         config |= {"train.lr": 0.2} if name == "first" else {}
         kept = {NODE_STATES: str(tmp_path / f"states-{states}")}
         run_app(config, CLIENTS, node_config=lambda partition, kept=kept: kept)

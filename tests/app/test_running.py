@@ -4,14 +4,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from flwr.app import Message, RecordDict
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.app.launch.request import Request, Share
-from heterofl_flwr.app.launch.running import LOG, Checked, RunError, run_request
+from heterofl_flwr.app.launch.running import LOG, Checked, RunError, cohort_limit, run_request
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.settings.flat import from_flat, to_flat
 
 SAMPLE = Path(__file__).parent / "sample_app"
 
@@ -81,3 +85,38 @@ on_ray = pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.simulation])
 def test_a_client_that_lacks_memory_ends_the_run(tmp_path, grid):
     with pytest.raises(RunError, match=r"MemoryError.*no room.*; resume the run with fewer clients at once"):
         run_request(sample(tmp_path, grid, fault="memory"))
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """Return a function that makes a request for settings and a device."""
+
+    def ask(settings, device):
+        config = to_flat(from_flat(settings))
+        monkeypatch.setitem(vars(load_task(config)), "device", torch.device(device))
+        return Request(config=config, out=tmp_path, clients=100, share=Share())
+
+    return ask
+
+
+def message_of(number):
+    """Return a message that brings so many parameters."""
+    arrays = ArrayRecord({"w": Array(np.zeros(number, dtype=np.float32))})
+    return Message(RecordDict({"arrays": arrays, "config": ConfigRecord()}), 5, "train")
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "small", "large"),
+    [
+        ({}, "cpu", 5, 1),
+        ({"engine.cohort": 3}, "cpu", 3, 1),
+        ({"engine.name": "cohort"}, "cpu", 5, 5),
+        ({"engine.name": "plain"}, "cpu", 1, 1),
+        ({}, "cuda", 50, 50),
+        ({"engine.name": "compile"}, "cuda", 1, 1),
+    ],
+)
+@pytest.mark.usefixtures("identity")
+def test_clients_train_together_where_that_pays(asked, settings, device, small, large):
+    cohort = cohort_limit(asked(settings, device))
+    assert (cohort(message_of(1000)), cohort(message_of(1_000_000))) == (small, large)

@@ -12,10 +12,9 @@ from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp import ServerApp
 
 import heterofl_flwr
-from heterofl_flwr import Adam, Evaluation, LocalGrid, classic
+from heterofl_flwr import Adam, Evaluation, LocalGrid, MovingAverage, classic
 from heterofl_flwr.classic import HeteroFL
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.stages.moving_average import MovingAverage
 from tests.classic import numpy_clients
 from tests.classic.fakes import Fake, evaluate_all, fit_all, manager_of
 from tests.classic.numpy_clients import classic_app, message_app

@@ -5,10 +5,9 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from torch.nn import functional as F
 
-from heterofl_flwr import HeteroFL, messages
+from heterofl_flwr import HeteroFL, Plan, messages
 from heterofl_flwr.classic import client as classic
 from heterofl_flwr.client import distilled_loss, submodel
-from heterofl_flwr.core import Plan
 from heterofl_flwr.errors import ConfigError
 from tests.federation.tiny import build
 

@@ -6,11 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Axis, axes_between, counting_mean, plan
+from heterofl_flwr.core import Axis, axes_between, counting_mean, plan, prefix
 from heterofl_flwr.core.axes import build_channel_axis, positions
 from heterofl_flwr.core.counting_mean import nest
 from heterofl_flwr.core.plan import Region
-from heterofl_flwr.core.slice_rules import prefix
 from heterofl_flwr.errors import ShapeError
 from tests.core import strategies, twin
 

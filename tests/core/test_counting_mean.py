@@ -70,19 +70,6 @@ def test_half_precision_is_summed_in_single(dtype):
         assert torch.equal(aggregator.result()["w"], torch.ones(3, 2, dtype=dtype))
 
 
-def test_rows_of_a_moving_slice_count_by_label():
-    state = {"w": torch.zeros(3, 4)}
-    whole = Plan.between({"w": (3, 4)}, {"w": (3, 2)})
-    held = {0: [1, 3], 1: [0, 3]}  # columns of each client
-    labels, sent = {0: [0, 2], 1: [2]}, {0: torch.full((3, 2), 2.0), 1: torch.full((3, 2), 6.0)}
-    aggregator = Aggregator(state, label_rows=["w"])
-    for client, columns in held.items():
-        plan = whole.sliced(lambda full, kept, own=columns: torch.tensor(own) if kept < full else None)
-        aggregator.add(plan, {"w": sent[client]}, labels=labels[client])
-    expected = torch.tensor([[0.0, 2, 0, 2], [0, 0, 0, 0], [6, 2, 0, 4]])
-    assert torch.equal(aggregator.result()["w"], expected)
-
-
 def test_label_rows_that_do_not_exist_are_refused():
     for name in ("x", "s"):
         with pytest.raises(ConfigError, match=f"label_rows names {name}, which"):

@@ -43,7 +43,7 @@ def test_the_aggregator_counts_who_held_each_entry_and_row():
 def test_noise_on_an_entry_is_that_on_the_sum_over_its_holders():
     mean, held = summed(value=1000.0)
     step, stream = 0.6 / DEVIATION, Keystream(KEY)
-    found = [gaussian.released(STATE, mean, held, step, stream) for _ in range(3000)]
+    found = [gaussian.released(STATE, mean, held, step, stream) for _ in range(1500)]
     for name in STATE:
         draws = torch.stack([own[name] for own in found]) - 1000.0 * step * (held(name) > 0)
         for clients in (10, 8, 3, 1):

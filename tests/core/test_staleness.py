@@ -1,13 +1,14 @@
 """Asynchronous aggregation against a slow twin, entry by entry, and the properties that it promises."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Aggregator, Plan
-from heterofl_flwr.core.axes import Axis
+from heterofl_flwr.core import Aggregator, Axis, Plan
 from heterofl_flwr.core.staleness import Clocks, StaleMean
 from heterofl_flwr.errors import ConfigError, ReplyError
 from tests.core import twin
@@ -70,34 +71,18 @@ def spread(clocks, name, plan, sent):
     return twin.cut(found, twin.held(axes))
 
 
-def slow_run(told, *, exponent=0.0, one_clock=False):
+def slow_run(told, **options):
     """Return the same models, with a clock for each single entry, and all clocks."""
-    model = {name: own.double().numpy() for name, own in random_state(0).items()}
-    models, clocks = [model], [{name: np.zeros(shape) for name, shape in SHAPES.items()}]
+    models = [{name: own.double().numpy() for name, own in random_state(0).items()}]
+    clocks = [{name: np.zeros(shape) for name, shape in SHAPES.items()}]
+
+    def change(sub, labels, sent, name, local, entry):
+        counts = labels is None or name not in ROWS or entry[0] in labels
+        return sub[name][local].item() - models[sent][name][entry] if counts else None
+
     for replies in told:
-        moves = {}
-        for plan, sub, labels, weight, sent in replies:
-            for name, axes in plan.axes.items():
-                for local, entry in twin.entries(twin.held(axes)):
-                    staleness = clocks[-1][name][entry] - clocks[sent][name][entry]
-                    if labels is None or name not in ROWS or entry[0] in labels:
-                        change = sub[name][local].item() - models[sent][name][entry]
-                        moves.setdefault((name, entry), []).append((weight * (1 + staleness) ** -exponent, change))
-        new = {name: own.copy() for name, own in models[-1].items()}
-        for (name, entry), own in moves.items():
-            new[name][entry] += sum(w * change for w, change in own) / sum(w for w, _ in own)
-        ticks = {name: own.copy() for name, own in clocks[-1].items()}
-        for name in ticks:
-            touched = {
-                entry
-                for plan, *_ in replies
-                if name in plan.axes
-                for _, entry in twin.entries(twin.held(plan.axes[name]))
-            }
-            for entry in np.ndindex(*SHAPES[name]):
-                ticks[name][entry] += one_clock or entry in touched
-        models.append(new)
-        clocks.append(ticks)
+        made = [(plan, sent, weight, partial(change, sub, labels, sent)) for plan, sub, labels, weight, sent in replies]
+        twin.stale_step(made, models, clocks, **{"exponent": 0.0, "one_clock": False, **options})
     return models, clocks
 
 
@@ -140,23 +125,6 @@ def test_without_staleness_it_is_the_counting_mean(replies, exponent):
     assert all(torch.equal(mean.held(name), expected.held(name)) for name in state)
     found, wanted = mean.result(), expected.result()
     assert all(torch.equal(found[name], wanted[name]) for name in state)
-
-
-@given(steps=STEPS)
-def test_a_region_that_nobody_touched_does_not_move(steps):
-    small = [[reply for reply in replies if reply[0] < 1] for replies in steps]
-    models, _, clocks, versions = run(small, exponent=0.5)
-    assert torch.equal(models[-1]["body"][4:], models[0]["body"][4:])
-    assert torch.equal(models[-1]["linear.weight"][:, 4:], models[0]["linear.weight"][:, 4:])
-    assert not spread(clocks, "body", plan_of(1.0), versions[0][1.0])[4:].any()
-
-
-def test_an_outer_ring_is_not_stale_where_only_inner_steps_were():
-    steps = [[(1.0, 0, None, 1.0)], *[[(0.25, 0, None, 1.0)]] * 3]
-    *_, clocks, versions = run(steps)
-    found = spread(clocks, "body", plan_of(1.0), versions[1][1.0])
-    assert found[:2, :2].eq(3).all()
-    assert found.sum() == 3 * 4
 
 
 def test_a_version_is_a_model_of_zeros_but_for_its_slice():

@@ -135,3 +135,27 @@ def _agreed(changes, robust):
     drop = most if robust.mean == "median" else min(max(1, int(robust.trim * len(middle) + 1e-9)), most)
     middle = middle[drop : len(middle) - drop]
     return sum(middle) / len(middle)
+
+
+def stale_step(replies, models, clocks, *, exponent, one_clock):
+    """Add the model and the clocks after a step, where each single entry has a clock.
+
+    A reply is its plan, the step whose model it began with, its weight, and a function from a parameter's name and the
+    local and global places of an entry to the change there; None where the reply does not count.
+    """
+    moves, touched = {}, set()
+    for plan, sent, weight, change in replies:
+        for name, axes in plan.axes.items():
+            for local, entry in entries(held(axes)):
+                touched.add((name, entry))
+                stale = clocks[-1][name][entry] - clocks[sent][name][entry]
+                if (own := change(name, local, entry)) is not None:
+                    moves.setdefault((name, entry), []).append((weight * (1 + stale) ** -exponent, own))
+    new, ticks = ({name: own.copy() for name, own in last.items()} for last in (models[-1], clocks[-1]))
+    for (name, entry), own in moves.items():
+        new[name][entry] += sum(w * change for w, change in own) / sum(w for w, _ in own)
+    for name, own in ticks.items():
+        for entry in np.ndindex(*own.shape):
+            own[entry] += one_clock or (name, entry) in touched
+    models.append(new)
+    clocks.append(ticks)

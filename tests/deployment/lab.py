@@ -12,7 +12,6 @@ from tests.docs.pages import ROOT
 LONGEST = 3600.0
 
 SMALL: Mapping[str, Flat] = {
-    "mix": "a1-b1",
     "model.name": "mlp",
     "model.hidden": "16",
     "train.epochs": 1,

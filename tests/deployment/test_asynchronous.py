@@ -10,6 +10,7 @@ pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 NODES, STEPS = 3, 3
 CONFIG = {
     **SMALL,
+    "mix": "a1-b1",
     "num-rounds": STEPS,
     "asynchronous.size": 1,
     # One at a time: with more, the others may take all steps before the SuperLink notices that a node is gone.

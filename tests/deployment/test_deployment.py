@@ -30,8 +30,8 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import flatten, from_flat
 from heterofl_flwr.settings.kept import to_toml
-from heterofl_flwr.settings.types import Flat
 from tests.deployment.howto import ADDRESS, NGINX, HowTo
+from tests.deployment.lab import LONGEST, SMALL
 from tests.deployment.processes import Processes, free_port, kill
 from tests.docs.pages import ROOT
 
@@ -42,17 +42,7 @@ NAMES = ("phone", "camera")
 LEVELS = {"c": 0.25, "a": 1.0}  # of the phone and of the camera
 ROUNDS = 3
 KILLED = 2  # the round in which the ServerApp is killed
-LONGEST = 1800.0
-QUICK: Mapping[str, Flat] = {  # what the page's run leaves to the defaults, which are slower
-    "model.name": "mlp",
-    "model.hidden": "32",
-    "train.epochs": 3,
-    "engine.name": "plain",  # the same bits everywhere
-    "evaluate.every": 0,
-    "sample.wait": LONGEST,
-    "engine.timeout": LONGEST,
-    "run.callbacks": "",
-}
+QUICK = {**SMALL, "model.hidden": "32", "train.epochs": 3}  # what the page's run leaves to slower defaults
 SPELLINGS = [
     "/v1/control/list-runs",
     "/v1/fleet/../control/list-runs",

@@ -18,6 +18,7 @@ PHASES = tuple(os.environ.get("HETEROFL_PHASES", "train").split(","))
 NODES = len(PHASES) + 3
 CONFIG = {
     **SMALL,
+    "mix": "a1-b1",
     "num-rounds": len(PHASES),
     "sample.fraction": 1.0,
     "sample.min-replies": 3,

@@ -9,8 +9,7 @@ from importlib import import_module
 
 import pytest
 
-from heterofl_flwr import messages
-from heterofl_flwr.core import Fidelity
+from heterofl_flwr import Fidelity, messages
 from heterofl_flwr.settings.kept import FILE
 from simulations.examples import part_picture, plan_picture, ring_picture
 from simulations.model_zoo.__main__ import VERDICTS

@@ -1,11 +1,15 @@
 """Small models, one for each way in which axes can belong together."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torchvision import models
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.mobilenetv3 import InvertedResidualConfig
 
 Case = tuple[nn.Module, Tensor]
 FAMILIES: dict[str, Callable[[], Case]] = {}
@@ -277,3 +281,25 @@ BETWEEN = {
     "spectral norm": (lambda self, x: self.other(x), lambda: parametrizations.spectral_norm(dense())),
 }
 FAMILIES |= {name: lambda own=own: between(*own) for name, own in BETWEEN.items()}
+
+
+CLASSES = 5
+_MOBILE = partial(InvertedResidualConfig, stride=2, dilation=1, width_mult=1)
+
+
+def _mobilenet() -> Case:
+    blocks = [_MOBILE(8, 3, 8, 8, True, "RE"), _MOBILE(8, 3, 20, 12, False, "RE"), _MOBILE(12, 5, 32, 16, True, "HS")]
+    return models.MobileNetV3(blocks, 24, CLASSES), images(32)
+
+
+ARCHITECTURES: dict[str, Callable[[], Case]] = {
+    "mobilenet": _mobilenet,
+    "convnext": lambda: (
+        models.ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], 0.1, 1, CLASSES),
+        images(16),
+    ),
+    "vit": lambda: (models.VisionTransformer(16, 8, 2, 4, 32, 40, num_classes=CLASSES), images(16)),
+    "swin": lambda: (models.SwinTransformer([2, 2], 16, [2, 2], [2, 4], [2, 2], num_classes=CLASSES), images(16)),
+}
+
+CASES = FAMILIES | ARCHITECTURES

@@ -14,8 +14,7 @@ from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.nn import CNN, PreResNet
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
 from tests.core import twin
-from tests.elastic_models.architectures import ARCHITECTURES
-from tests.elastic_models.families import FAMILIES, Then, conv, images
+from tests.elastic_models.families import ARCHITECTURES, FAMILIES, Then, conv, images
 
 
 def _mlp():

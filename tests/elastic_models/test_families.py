@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.core import Plan
-from heterofl_flwr.elastic_models import elastic
+from heterofl_flwr import Plan, elastic
 from simulations.model_zoo.check import check
 from simulations.model_zoo.models import draw_weights
-from tests.elastic_models.architectures import CASES
+from tests.elastic_models.families import CASES
 
 
 @pytest.fixture(params=CASES, scope="module")

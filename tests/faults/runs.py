@@ -169,11 +169,6 @@ def play(folder, fault=None, *, grid=Grid, missing=(), away=(), resume=False, **
     with half_written(fault), grid(client, CLIENTS, run_config=config) as own:
         own.fault, own.missing, own.away = fault, set(missing), set(away)
         server_app.run(own, load_task(config), [Saved(fault)])
-    return models_of(folder)
-
-
-def models_of(folder):
-    """Return the final models of a run, of all its levels."""
     return {
         f"{path.stem}/{name}": value
         for path in sorted((folder / "models").glob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""``python -m tests.faults.server FOLDER ACT PLACE [--resume]``: the process of a server in which a fault acts."""
+"""``python -m tests.faults.server FOLDER ACT PLACE``: the process of a server in which a fault acts."""
 
 import os
 import resource
@@ -32,10 +32,9 @@ def main():
         "interrupted": lambda: send(signal.SIGINT),
         "disk-full": lambda: limit_files(folder, 0),
         "disk-short": lambda: limit_files(folder, 0.5),
-        "none": lambda: None,
     }
     fault = Fault(sys.argv[3], act=acts[sys.argv[2]])
-    sys.exit(status_of("heterofl", lambda: play(folder, fault, resume="--resume" in sys.argv) and None))
+    sys.exit(status_of("heterofl", lambda: play(folder, fault) and None))
 
 
 if __name__ == "__main__":

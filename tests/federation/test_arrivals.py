@@ -10,8 +10,7 @@ from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr import Evaluation, Limits, LocalGrid
-from heterofl_flwr.client import answer_queries
-from heterofl_flwr.client_context import answer_capability
+from heterofl_flwr.client import answer_capability, answer_queries
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from tests.federation import tiny

@@ -2,18 +2,25 @@
 
 import numpy as np
 import pytest
-import torch
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, Momentum, RoundCallback, exchange
-from heterofl_flwr.core.counting_mean import Aggregator
-from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.core.robust import Robust
+from heterofl_flwr import (
+    Aggregator,
+    Buffered,
+    DeviceProfile,
+    Devices,
+    Evaluation,
+    Fidelity,
+    HeteroFL,
+    Momentum,
+    Privacy,
+    Robust,
+    RoundCallback,
+    SimulatedDevices,
+    exchange,
+)
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.simulated import SimulatedDevices
-from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.feddyn import FedDyn
-from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.stages.secure_sum import SecureSum
 from tests.core import twin
 from tests.federation import test_sharing
@@ -89,28 +96,14 @@ def slow_run(federation, sent, steps, work, num_rounds):
             arrived = sorted(own for own in training if own[0] <= now)[: steps.size - len(buffer)]
             buffer += arrived
             training = [own for own in training if own not in arrived]
-        slow_step(federation, [own[2:] for own in buffer], steps, models, clocks)
+        replies = [
+            (federation.plan(rate), version - 1, 1, lambda *_, own=partition: 1 + own)
+            for _, _, version, partition, rate in buffer
+        ]
+        twin.stale_step(replies, models, clocks, exponent=steps.staleness, one_clock=steps.clocks == "model")
         ages.append(sorted(step - version for _, _, version, *_ in buffer))
         seconds.append(now - began)
     return models[-1], ages, seconds
-
-
-def slow_step(federation, buffer, steps, models, clocks):
-    """Add the model and the clocks after a step with these replies: when each was sent, its partition and rate."""
-    moves = {}
-    for version, partition, rate in buffer:
-        for name, axes in federation.plan(rate).axes.items():
-            for _, entry in twin.entries(twin.held(axes)):
-                stale = clocks[-1][name][entry] - clocks[version - 1][name][entry]
-                moves.setdefault((name, entry), []).append(((1 + stale) ** -steps.staleness, 1 + partition))
-    new, ticks = ({name: own.copy() for name, own in last.items()} for last in (models[-1], clocks[-1]))
-    for (name, entry), own in moves.items():
-        new[name][entry] += sum(w * change for w, change in own) / sum(w for w, _ in own)
-    for name, own in ticks.items():
-        for entry in np.ndindex(*own.shape):
-            own[entry] += steps.clocks == "model" or (name, entry) in moves
-    models.append(new)
-    clocks.append(ticks)
 
 
 @pytest.mark.parametrize(
@@ -155,17 +148,6 @@ def test_as_many_train_as_are_to_and_nobody_twice_from_one_model():
     assert len(sent) == len(set(sent))
     assert len(sent) in (8 * 2 + 3, 8 * 2 + 4)  # each reply is replaced, but the last ones, which came together or not
     assert len([step for step, _ in sent if step == 1]) == 6  # one is there before the first step
-
-
-def test_a_region_that_nobody_touched_keeps_still():
-    found = run(
-        Buffered(size=1, concurrency=6), lambda partition: 1.0 if partition > 3 else 1000.0, mix="a1-c1", nodes=8
-    )
-    small = all(rate == 0.25 for record in found.records for rate in record.rates.values())
-    assert small
-    begun = found.strategy.federation.initial_state()
-    assert torch.equal(found.state["hidden.weight"][2:], begun["hidden.weight"][2:])
-    assert not torch.equal(found.state["hidden.weight"][:2], begun["hidden.weight"][:2])
 
 
 class Killed(Exception):
@@ -313,13 +295,6 @@ class TestWhoIsLost:
         )
         assert found.log.server_round == 3
         assert 0 not in found.strategy.federation.nodes.trained
-
-
-def test_more_replies_than_seats_wait_for_the_next_step():
-    found = run(Buffered(size=2, concurrency=6), lambda partition: 1.0, num_rounds=3)
-    assert [record.simulated_seconds for record in found.records] == pytest.approx([1.0, 0.0, 0.0])
-    assert [len(record.rates) for record in found.records] == [2, 2, 2]
-    assert [record.train["staleness"] for record in found.records] == [0, 1, 2]
 
 
 def test_a_reply_beyond_the_bound_is_dropped_and_counted():

@@ -11,12 +11,8 @@ from heterofl_flwr.client import models_to_evaluate, reply
 from heterofl_flwr.core import Mix, width
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.local_model import load_parameters
-from heterofl_flwr.nn.models import MODELS, build_model
-from heterofl_flwr.nn.static_norm import collect_moments
-from heterofl_flwr.runs.costs import Costs
-from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.models import load_model
-from heterofl_flwr.runs.recorder import Recorder
+from heterofl_flwr.nn import MODELS, build_model, collect_moments
+from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
 from tests.federation.tiny import build_normed, equal, inputs, make_app, play, twin
 
 RULES = ("rolling", "random-level", "random-client")

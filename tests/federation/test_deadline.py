@@ -1,9 +1,13 @@
-"""A round's deadline, which training, moments and evaluation share; clients that a subclass leaves out of a round."""
+"""A round's deadline, for which replies it waits, how many it needs, and clients that a subclass leaves out."""
 
+import time
+
+import pytest
 import torch
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, exchange, messages
-from tests.federation.tiny import NEVER, build, build_normed, make_app
+from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices, exchange, messages
+from heterofl_flwr.errors import RoundError
+from tests.federation.tiny import NEVER, Watched, build, build_normed, crash, make_app, play
 from tests.hostile.superlink import Clock
 
 SECONDS = 6.0
@@ -73,3 +77,133 @@ def test_without_evaluation_training_has_all_of_the_time():
             HeteroFL(build, "a1", evaluation=evaluation).start(grid, num_rounds=1, timeout=60.0)
     assert (given[1], given[3]) == (60.0, 48.0)
     assert 0 < given[4] <= 60.0
+
+
+class Late(Watched):
+    """A grid of which some nodes answer an instruction to train late, counted in looks for replies; or never."""
+
+    def __init__(self, app, num_nodes, late, **kwargs):
+        super().__init__(app, num_nodes, **kwargs)
+        self._late = dict(late)
+        self.looks = 0
+        self.dropped = []
+
+    def pull_messages(self, message_ids):
+        self.looks += 1
+        return super().pull_messages([id_ for id_ in message_ids if self._here(id_)])
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        if messages[0].metadata.message_type == "train":
+            messages = [message for message in messages if self.partition_of(message) not in self._late]
+        return super().send_and_receive(messages, timeout=timeout)
+
+    def cancel(self, message_ids):
+        self.dropped += list(message_ids)
+        super().cancel(message_ids)
+
+    def _here(self, id_):
+        message = next(message for message in self.sent if message.metadata.message_id == id_)
+        return self.looks > self._late.get(self.partition_of(message), 0)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(exchange, "LONGEST_PAUSE", 0.01)
+
+
+def run(app=None, nodes=4, late=None, seconds=30, **options):
+    def grid(app, nodes, node_config):
+        return Watched(app, nodes) if late is None else Late(app, nodes, late)
+
+    found = play(
+        app, nodes=nodes, grid=grid, start={"timeout": seconds}, **{"fraction_train": 0.75, "spare": 0.3} | options
+    )
+    found.change = found.state["hidden.bias"] - found.strategy.federation.initial_state()["hidden.bias"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("share", "spare", "asked"), [(0.5, 0.0, 4), (0.5, 0.5, 6), (0.5, 0.1, 5), (1.0, 1.0, 8), (0.125, 1.0, 2)]
+)
+def test_the_spare_share_is_of_those_that_are_needed_rounded_up(share, spare, asked):
+    assert len(run(nodes=8, fraction_train=share, spare=spare).log.rates) == asked
+
+
+def test_a_round_ends_as_soon_as_enough_have_answered():
+    found = run(late={0: 3, 2: 10**9})
+    assert found.grid.looks == 4  # at once those of 1 and 3, with the fourth look that of 0
+    assert found.log.failures == {}  # nobody waited for 2
+    assert len(found.grid.dropped) == 1
+    # Clients add 1 more than their partition: 0, 1 and 3 count, in the order of the messages.
+    torch.testing.assert_close(found.change, torch.full((8,), (1 + 2 + 4) / 3))
+
+
+def test_an_error_is_no_answer_that_is_waited_for():
+    found = run(make_app(odd={1: crash}), late={0: 2})
+    assert list(found.log.failures) == [1]
+    torch.testing.assert_close(found.change, torch.full((8,), (1 + 3 + 4) / 3))
+
+
+def test_a_round_ends_at_its_deadline_when_enough_never_come():
+    began = time.monotonic()
+    found = run(late={0: 10**9, 1: 10**9}, seconds=1.5)
+    assert 1.5 <= time.monotonic() - began < 120
+    assert found.log.failures == dict.fromkeys((0, 1), "no reply in time")
+
+
+def test_a_round_ends_at_once_when_all_have_answered_with_errors():
+    with pytest.raises(RoundError, match="0 of 3 clients gave a usable reply"):
+        run(make_app(crash), fraction_train=0.5, spare=0.5)
+
+
+def test_who_did_not_answer_in_time_is_not_asked_to_evaluate():
+    found = run(late={2: 10**9}, fraction_train=1.0, spare=0.0, evaluation=Evaluation())
+    assert [found.grid.partition_of(message) for message in found.grid.of("evaluate")] == [0, 1, 3]
+    assert found.log.evaluate["coverage"] == 0.75
+    assert (found.log.evaluate_answers, found.log.evaluate_asked) == (3, 4)
+
+
+def start(nodes, crashing, **options):
+    """Return a run in which so many clients fail."""
+    return play(make_app(odd=dict.fromkeys(range(nodes - crashing, nodes), crash)), nodes=nodes, **options)
+
+
+@pytest.mark.parametrize(("nodes", "crashing", "least"), [(20, 19, 10), (4, 3, 2), (3, 2, 2), (5, 3, 3)])
+def test_with_fewer_than_half_of_the_replies_a_round_fails(nodes, crashing, least):
+    said = f"round 1: {nodes - crashing} of {nodes} clients gave a usable reply, expected at least {least}"
+    with pytest.raises(RoundError, match=rf"{said}.*partition {nodes - crashing} and {crashing - 1} more: error 2: "):
+        start(nodes, crashing)
+
+
+@pytest.mark.parametrize(("nodes", "crashing"), [(4, 2), (3, 1), (5, 2), (2, 1), (1, 0)])
+def test_with_half_of_the_replies_it_goes_on(nodes, crashing):
+    assert len(start(nodes, crashing, min_available_nodes=1).log.failures) == crashing
+
+
+def test_a_share_counts_of_the_clients_that_are_asked():
+    start(10, 2, min_replies=0.8)
+    with pytest.raises(RoundError, match="7 of 10 clients gave a usable reply, expected at least 8"):
+        start(10, 3, min_replies=0.8)
+
+
+def test_half_is_half_of_those_needed_not_of_the_spare_ones():
+    # Four are needed and eight are asked.
+    assert len(start(8, 6, fraction_train=0.5, spare=1.0).log.failures) == 6
+    with pytest.raises(RoundError, match="1 of 8 clients gave a usable reply, expected at least 2"):
+        start(8, 7, fraction_train=0.5, spare=1.0)
+
+
+def simulated(crashing, **options):
+    """Return the record of a round in which partition p takes p + 1 seconds; three of six come in time."""
+    profile = DeviceProfile(macs_per_second=1.0, download=1e12, upload=1e12)
+    devices = Devices({"a": profile}, lambda kind, partition, rate, examples: 1.0 + partition, deadline=3.5)
+    app = make_app(odd=dict.fromkeys(range(crashing), crash))
+    return play(app, nodes=6, wrap=lambda grid: SimulatedDevices(grid, devices), **options).log
+
+
+def test_what_simulated_devices_lose_does_not_count_as_asked():
+    assert sorted(simulated(0).failures) == [3, 4, 5]
+    assert sorted(simulated(1).failures) == [0, 3, 4, 5]
+    with pytest.raises(RoundError, match="1 of 6 clients gave a usable reply, expected at least 2"):
+        simulated(2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr import HeteroFL
+from heterofl_flwr import HeteroFL, Momentum
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
 from heterofl_flwr.core.exchanged import exclude_parameters
@@ -14,7 +14,6 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation import federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Round, TrainReply
-from heterofl_flwr.stages.server_optimizer import Momentum
 from tests.federation.tiny import build, equal, make_app, play
 
 

@@ -5,11 +5,9 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import Evaluation, messages
-from heterofl_flwr.client import reply
-from heterofl_flwr.client_context import answer_capability
+from heterofl_flwr import Evaluation, FedH2L, messages
+from heterofl_flwr.client import answer_capability, reply
 from heterofl_flwr.errors import RoundError
-from heterofl_flwr.strategies.fedh2l import FedH2L
 from tests.federation.tiny import Watched
 
 CLASSES, BATCH, NODES = 3, 4, 3

@@ -12,11 +12,10 @@ from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.serverapp import strategy as flowers
 from pydantic.fields import FieldInfo
 
-from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid, Privacy
+from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid, Momentum, Privacy
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.options import Averaging, Options, Sampling, Transfer
-from heterofl_flwr.stages.server_optimizer import Momentum
 from tests.federation import tiny
 from tests.federation.tiny import Watched, bare_reply, build, build_normed, config, make_app, play
 

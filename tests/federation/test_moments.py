@@ -7,10 +7,9 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Windowed, packing
+from heterofl_flwr import Evaluation, Fidelity, HeteroFL, Limits, LocalGrid, Windowed, packing
 from heterofl_flwr.client import answer_moments
 from heterofl_flwr.errors import DataError, RoundError
-from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation_round import MomentsSum
 from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.moments import LayerMoments, Moments

@@ -30,9 +30,7 @@ INVALID = [
 ]
 STRATEGY = [
     ({"fraction_evaluate": 1.5}, "fraction_evaluate is 1.5"),
-    ({"assignment": "random"}, "assignment is 'random'"),
     ({"seed": 2**63}, "seed is 9223372036854775808; expected less than 2"),
-    ({"upload": "int4"}, "upload is 'int4', expected one of float32, float16, int8"),
     ({"slice_rule": "rolling", "roll_by": 1.5}, r"roll_by is 1\.5, expected an integer of 1 or more"),
     ({"slice_rule": "random"}, "slice_rule is 'random', expected one of prefix, rolling, random-level, random-client"),
     *(

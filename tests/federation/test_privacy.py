@@ -6,9 +6,8 @@ import re
 import pytest
 import torch
 
-from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Privacy, messages, packing
+from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Plan, Privacy, messages, packing
 from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsilon
-from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import norm_between
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.nn.moments import LayerMoments, Moments

@@ -8,11 +8,10 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
-from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Windowed, multi_step
+from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Momentum, Windowed, multi_step
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.records import RunState
-from heterofl_flwr.stages.server_optimizer import Momentum
 from tests.federation.tiny import Shuffled, Tiny, Watched, add_one, build, build_normed, equal, make_app, play, untimed
 
 

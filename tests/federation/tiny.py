@@ -13,8 +13,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback, messages
-from heterofl_flwr.client import answer_moments, models_to_evaluate, reply, submodel
-from heterofl_flwr.client_context import answer_capability
+from heterofl_flwr.client import answer_capability, answer_moments, models_to_evaluate, reply, submodel
 from heterofl_flwr.core import width
 
 NEVER = Evaluation(every=0)

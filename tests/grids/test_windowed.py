@@ -7,11 +7,10 @@ from types import GeneratorType
 import pytest
 from flwr.app import Error, Message, Metadata, RecordDict
 
-from heterofl_flwr import exchange
+from heterofl_flwr import Windowed, exchange
 from heterofl_flwr.compat import make_message
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.exchange import Relay
-from heterofl_flwr.grids import Windowed
 from tests.hostile.superlink import Clock
 
 

@@ -10,12 +10,10 @@ from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr import Evaluation, Fidelity
-from heterofl_flwr.strategies.fedh2l import FedH2L
+from heterofl_flwr import Evaluation, FedH2L, Fidelity
 from tests.federation.tiny import build, build_normed
 from tests.hostile import changes as to
-from tests.hostile.envelope import Envelope
-from tests.hostile.servers import CLIENTS, ClassicServer, Forging, MessageServer
+from tests.hostile.servers import CLIENTS, ClassicServer, Envelope, Forging, MessageServer
 from tests.hostile.test_replies import archive
 
 pytestmark = pytest.mark.filterwarnings("ignore:Stored array in format:UserWarning")  # numpy's, of what is sent

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.models import PAPER, build_model
-from heterofl_flwr.nn.preresnet import PreResNet
+from heterofl_flwr.nn import PAPER, PreResNet, build_model
 
 # method.md, section 1: parameters at levels a to e
 COUNTS = {

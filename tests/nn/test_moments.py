@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError, ShapeError
+from heterofl_flwr.nn import collect_moments
 from heterofl_flwr.nn import moments as module
 from heterofl_flwr.nn.moments import LayerMoments, Moments, check_possible, sum_robust
-from heterofl_flwr.nn.static_norm import collect_moments
 
 
 def _moments(kind="fixed", count=4, channels=2, name="bn", seed=0):

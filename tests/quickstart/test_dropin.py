@@ -24,26 +24,20 @@ NODES = 10
 
 @pytest.fixture
 def app(tmp_path, monkeypatch):
-    """Return a function that gives the app's modules, converted or not, as a user's own folder has them."""
-
-    def make(*, converted: bool):
-        folder = tmp_path / "app"
-        shutil.copytree(APP, folder)
-        if converted:
-            subprocess.run(["git", "apply", "-p1", str(DIFF)], cwd=folder, check=True)
-        monkeypatch.chdir(folder)  # it leaves its model there
-        monkeypatch.syspath_prepend(folder)
-        return importlib.import_module("quickstart.server_app"), importlib.import_module("quickstart.client_app")
-
-    yield make
+    """Return the modules of the converted app, which is in a folder as a user's own."""
+    folder = tmp_path / "app"
+    shutil.copytree(APP, folder)
+    subprocess.run(["git", "apply", "-p1", str(DIFF)], cwd=folder, check=True)
+    monkeypatch.chdir(folder)  # it leaves its model there
+    monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module("quickstart.server_app"), importlib.import_module("quickstart.client_app")
     for name in [name for name in sys.modules if name.split(".")[0] == "quickstart"]:
         del sys.modules[name]
 
 
 def run(server, client, monkeypatch, grid_type=LocalGrid):
     """Run the ServerApp on a local grid; return what its strategy returned, the strategy and the grid."""
-    found = []
-    kind = getattr(server, "FedAvg", None) or server.HeteroFL
+    found, kind = [], server.HeteroFL
     start = kind.start
 
     def kept(strategy, **options):
@@ -61,17 +55,8 @@ def series(metrics, key):
     return [metrics[server_round][key] for server_round in sorted(metrics)]
 
 
-def test_the_app_as_it_was_runs(app, monkeypatch):
-    server, client = app(converted=False)
-    monkeypatch.setitem(CONFIG, "num-server-rounds", 2)
-    result, _, _ = run(server, client, monkeypatch)
-    losses = series(result.train_metrics_clientapp, "train_loss")
-    assert losses[-1] < losses[0]
-
-
 def test_the_converted_app_trains_mixed_levels(app, monkeypatch):
-    server, client = app(converted=True)
-    result, strategy, grid = run(server, client, monkeypatch, Watched)
+    result, strategy, grid = run(*app, monkeypatch, Watched)
     assert strategy.log.rates == {
         partition: rate for partition in range(10) for rate in [(1.0, 0.5, 0.25, 0.125, 0.0625)[partition // 2]]
     }
@@ -85,9 +70,8 @@ def test_the_converted_app_trains_mixed_levels(app, monkeypatch):
 
 
 def test_the_converted_app_repeats_itself_and_leaves_its_model(app, monkeypatch):
-    server, client = app(converted=True)
     monkeypatch.setitem(CONFIG, "num-server-rounds", 1)
-    states = [run(server, client, monkeypatch)[0].arrays.to_torch_state_dict() for _ in range(2)]
+    states = [run(*app, monkeypatch)[0].arrays.to_torch_state_dict() for _ in range(2)]
     saved = torch.load("final_model.pt", weights_only=True)
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert all(torch.equal(saved[name], states[1][name]) for name in saved)

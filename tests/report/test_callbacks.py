@@ -1,11 +1,14 @@
+import io
+import re
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from rich.console import Console as RichConsole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from heterofl_flwr.report import MLflow, TensorBoard, WandB
-from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.report import Console, MLflow, RunFolder, TensorBoard, WandB, console
 
 SETTINGS = {"optim": {"lr": 0.1}}
 
@@ -54,3 +57,66 @@ def test_a_run_that_goes_on_does_so_at_the_service(calls, fake, tmp_path, tracke
     assert first.keys().isdisjoint(goes_on)
     assert second == {**first, **goes_on}
     assert [name for name, *_ in calls].count("log_params") == (tracker is MLflow)
+
+
+def shown(fake, first=1, last=10, **options) -> str:
+    """Return what a run prints on a console with these options."""
+    stream = options.pop("file", io.StringIO())
+    fake.run([Console(RichConsole(file=stream, highlight=False, **options))], first, last)
+    return stream.getvalue() if isinstance(stream, io.StringIO) else stream.buffer.getvalue().decode("ascii")
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def test_a_round_is_one_line_of_names_and_values(fake, monkeypatch):
+    lines = shown(fake).splitlines()
+    monkeypatch.setenv("TERM", "dumb")
+    assert shown(fake, force_terminal=True).splitlines() == lines
+    assert len(lines) == 11
+    accuracy = 100 * fake.progress(2, 10).record.evaluate["global-accuracy"]
+    found = r"round 2/10 took=[\d.]+s left=\d+s failed=0 coverage=40% train-loss=[\d.]+"
+    assert re.match(rf"{found} global={accuracy:.1f}% local=[\d.]+% worst=[\d.]+% sent=\S+ lr=0.1$", lines[2])
+    assert "\n".join(lines).isascii()
+
+
+def test_time_left_is_that_of_the_rounds_to_come(fake):
+    stream = io.StringIO()
+    console = Console(RichConsole(file=stream))
+    console.on_start(3, 7, {})
+    for number, seconds in ((3, 300.0), (4, 20.0), (5, 40.0)):  # the first one has to start everything
+        console.on_round_end(fake.progress(number, 7, seconds=seconds))
+    assert re.findall(r"left=(\S+)", stream.getvalue()) == ["1min0s", "1min0s"]
+
+
+def test_a_long_round_says_how_far_it_is(monkeypatch):
+    now, stream = [100.0], io.StringIO()
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    shown = Console(RichConsole(file=stream), steps=50)
+    shown.on_start(1, 20, {})
+    for done in (1, 2, 3):
+        now[0] += 20
+        shown.on_reply("trained", done, 10)
+    (line,) = stream.getvalue().splitlines()[1:]
+    told = "round 1/20: 2 of 10 clients have trained, 2.5 steps/s, 2 min 40 s to go; training of all 20 rounds takes"
+    assert line.startswith(told)
+
+
+def test_a_client_that_trains_long_is_no_silence(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(console, "QUIET_SECONDS", 0.05)
+    shown = Console(RichConsole(file=stream))
+    with shown.by_time():
+        shown.on_start(1, 2, {})
+        time.sleep(0.3)
+        shown.on_reply("trained", 1, 3)
+        time.sleep(0.3)
+    lines = stream.getvalue().splitlines()
+    assert re.fullmatch(r"round 1/2: no client has trained yet, [\d.]+ s so far", lines[1])
+    assert re.fullmatch(r"round 1/2: 1 of 3 clients have trained, [\d.]+ s so far", lines[-1])
+    time.sleep(0.2)
+    assert stream.getvalue().splitlines() == lines

@@ -11,8 +11,7 @@ from torch import nn
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
 from heterofl_flwr.nn.models import build_model
-from heterofl_flwr.runs.costs import Costs
-from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.report import Costs, RunFolder
 
 MIX = Mix.parse("a1-b1-c1-d1-e1")
 SIZES = {rate: 4 * round(98_922 * rate**2) for rate in MIX.rates}

@@ -42,12 +42,7 @@ def costs(global_rate: float) -> ModelCosts:
 @pytest.fixture
 def make_run(tmp_path, monkeypatch) -> MakeRun:
     """Return a function that makes a run folder: settings, what was evaluated by round, and where it stopped."""
-    return run_maker(tmp_path, monkeypatch)
-
-
-def run_maker(parent: Path, patch: pytest.MonkeyPatch) -> MakeRun:
-    """Return a function that makes run folders below a folder."""
-    patch.setattr(run_folders, "machine", lambda: "a machine, 2 cores, no GPU")
+    monkeypatch.setattr(run_folders, "machine", lambda: "a machine, 2 cores, no GPU")
 
     def make(
         name: str = "run",
@@ -64,9 +59,9 @@ def run_maker(parent: Path, patch: pytest.MonkeyPatch) -> MakeRun:
         given = {**usual, **named}
         given = {key.replace("_", "-"): own for key, own in given.items()}
         concrete = from_flat(given)
-        patch.setattr(run_folders, "commit", lambda: commit)
-        folder = RunFolder(parent / "runs" / name)
-        folder.start(to_flat(concrete) | {"run.dir": str(folder.path), "data.root": str(parent / "data")})
+        monkeypatch.setattr(run_folders, "commit", lambda: commit)
+        folder = RunFolder(tmp_path / "runs" / name)
+        folder.start(to_flat(concrete) | {"run.dir": str(folder.path), "data.root": str(tmp_path / "data")})
         folder.write_costs(costs(concrete.mix.global_rate))
         done = concrete.num_rounds if rounds is None else rounds
         points = {done: {"global-accuracy": 0.9, "local-accuracy": 0.95}} if evaluated is None else evaluated
@@ -102,18 +97,12 @@ def paper(shared) -> Path:
 @pytest.fixture
 def printed(tmp_path) -> Path:
     """Return a folder with a paper of a few numbers, so that tests need no other."""
-    return write_printed(tmp_path / "paper")
-
-
-def write_printed(folder: Path) -> Path:
-    """Write such a folder."""
+    folder = tmp_path / "paper"
     folder.mkdir()
     tables = [
         "dataset,method,ratio,parameters,flops_as_printed,space_mb,iid,noniid_local,noniid_global",
         "mnist,e,1.00,6600,400500,0.03,98.66,99.07,92.84",
         "mnist,a-e,0.50,781700,40500000,2.98,99.46,99.89,98.96",
-        "mnist,fedavg,1.00,633200,1300000,2.42,97.93,98.20,98.20",
-        "wikitext2,e,1.00,1100000,69300000,4.23,7.41,,",
     ]
     iid = ["mode,norm,scaler,mnist,cifar10", "e,gn,,98.7,62.6", "e,sbn,,98.7,77.0", "a-e,sbn,no,99.0,90.1"]
     noniid = [

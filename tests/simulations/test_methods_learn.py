@@ -1,14 +1,19 @@
 """Each method of ``conf/`` learns the bundled digits in three rounds."""
 
+import math
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
+from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.sweep.command import CONF
 from heterofl_flwr.app.task import load_task
+from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import DEFAULTS, flatten
+from tests.simulations.tiny_data import FOLDERS, write_tiny
 
 CLIENTS = 10
 TRAIN = ("train.epochs=2", "train.batch-size=16", "train.lr=0.1")
@@ -52,3 +57,33 @@ def test_it_learns(method):
         strategy = server_app.run(grid, load_task(config))
     assert strategy.log.failures == {}
     assert strategy.log.evaluate[metric] > least
+
+
+# All methods learn the images of test_methods_learn.py; here are some that see colours, layers or heads otherwise.
+SLOW = [("mnist", "heterofl"), ("cifar10", "lg-fedavg"), ("wikitext2", "fedrolex"), ("wikitext2", "fjord")]
+TRIED = [(data, "heterofl") for data in FOLDERS if data != "mnist"]
+TRIED += [pytest.param(*own, marks=pytest.mark.slow) for own in SLOW]
+OPTIONS = {
+    "mnist": ("model.hidden='4,8'", "split=non-iid-2", "train.batch-size=20"),
+    "cifar10": ("model.hidden='4,8,8,8'", "split=non-iid-2", "train.batch-size=20"),
+    "wikitext2": (),
+}
+
+
+@pytest.mark.parametrize(("data", "method"), TRIED)
+@pytest.mark.usefixtures("without_reports")
+def test_two_rounds(data, method, tmp_path, monkeypatch, capsys):
+    write_tiny(data, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    line = ["mix=a-e", "num-rounds=2", "train.epochs=1", f"engine.clients={CLIENTS}", "engine.parallel=1"]
+    line += [f"data={data}", f"method={method}", f"data.root={tmp_path / 'data'}", "sample.fraction=0.2"]
+    monkeypatch.setattr("sys.argv", ["heterofl"])
+    assert main(["sweep", *line, *OPTIONS[data]]) == 0, capsys.readouterr().err
+    (path,) = (tmp_path / "runs" / "jobs").glob("*-s0-*")
+    folder = RunFolder(path)
+    first, last = folder.history()
+    assert first.failures == last.failures == {}
+    assert set(last.evaluate_by_level) == {"a", "e"}
+    kind = "perplexity" if data == "wikitext2" else "accuracy"
+    found = [last.evaluate[f"{scope}-{kind}"] for scope in ("global", "local")]
+    assert all(math.isfinite(value) and value > 0 for value in found)

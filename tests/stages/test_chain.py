@@ -5,13 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from heterofl_flwr import HeteroFL, Privacy, Robust
+from heterofl_flwr import HeteroFL, Momentum, Plan, Privacy, Robust
 from heterofl_flwr.adapters import ProductAggregator
-from heterofl_flwr.core import Plan
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.registry import client_stages, parse_stages
-from heterofl_flwr.stages.server_optimizer import Momentum
 from heterofl_flwr.stages.stage import Needs, RoundContext, Stage, Update
 from tests.federation.tiny import build, equal, play
 

@@ -7,9 +7,8 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import HeteroFL, Limits, Momentum, Privacy, RayGrid, Robust, classic, messages
+from heterofl_flwr import Aggregator, HeteroFL, Limits, Momentum, Privacy, RayGrid, Robust, classic, messages
 from heterofl_flwr.adapters import ProductAggregator
-from heterofl_flwr.core import Aggregator
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.packing import read_tensors
@@ -293,8 +292,8 @@ def test_actors_give_the_same_model():
 
 
 def test_enough_clients_of_the_largest_level_are_drawn():
-    options = {"mix": "a1-b1-c1-d1-e1", "nodes": 20, "fraction_train": 0.5, "num_rounds": 4}
-    free, found = (play(app, stages=own, **options).records for own in ((), [SecureSum(holders=3)]))
+    options = {"mix": "a1-b1-c1-d1-e1", "nodes": 10, "fraction_train": 0.5, "num_rounds": 4}
+    free, found = (play(app, stages=own, **options).records for own in ((), [SecureSum(holders=2)]))
     # So each entry moves in each round, but in rows of classes that nobody has.
-    assert all(list(record.rates.values()).count(1.0) >= 3 and len(record.rates) == 10 for record in found)
-    assert min(list(record.rates.values()).count(1.0) for record in free) < 3
+    assert all(list(record.rates.values()).count(1.0) >= 2 and len(record.rates) == 5 for record in found)
+    assert min(list(record.rates.values()).count(1.0) for record in free) < 2

@@ -73,16 +73,16 @@ def test_equals_plain_and_serves_all_clients(compiled, build, changes):
 
 
 def test_models_that_compute_otherwise_are_compiled_anew(compiled):
-    for number, rate in enumerate((1.0, 0.5, 0.25), 1):
+    for number, rate in enumerate((1.0, 0.5), 1):
         train_as_plain(lambda rate=rate: nn.Sequential(small(norm="none")(), Scaler(rate)))
         assert len(compiled) == number
 
 
 def test_beyond_torchs_limit_models_train_as_in_plain(compiled):
-    with torch._dynamo.config.patch(recompile_limit=2):
-        for rate in (1.0, 0.5, 0.25, 0.125):
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for rate in (1.0, 0.5):
             train_as_plain(small(norm="gn", rate=rate))
-    assert len(compiled) == 2
+    assert len(compiled) == 1
 
 
 def test_what_is_compiled_holds_no_model(compiled, split):

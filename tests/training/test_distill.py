@@ -12,10 +12,9 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.nn import build_model
-from heterofl_flwr.training import TrainingJob, TrainOptions
+from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions
 from heterofl_flwr.training import distill as module
 from heterofl_flwr.training.distill import DistillOptions, divergence, join_gradients, learn_from_peers
-from heterofl_flwr.training.engines.plain import DivergedError
 
 CLASSES = 4
 DRAW = torch.Generator().manual_seed(0)
