@@ -30,13 +30,14 @@ from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.grids.devices import EDGE, Training
 from heterofl_flwr.nn import collect_moments, with_static_norm
 from heterofl_flwr.nn.execution import torch_threads
-from heterofl_flwr.report.drawing import SIZE, SMALL, series, to_svg
+from heterofl_flwr.report.drawing import SIZE, SMALL, series
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.training import evaluate
 from simulations.bench.measure import describe_machine
 from simulations.program import parser_of, run_cells, status_of, without_logs
 from simulations.results.formats import show_difference
 from simulations.results.statistics import summarise
+from simulations.svg import to_svg
 
 PROGRAM = "simulations.asynchronous"
 CLIENTS, ROUNDS = 100, 24

@@ -132,11 +132,6 @@ class Mix:
         return tuple(rate for rate, count in named for _ in range(count))
 
     @property
-    def taking_part(self) -> Fraction:
-        """The share of all clients that can be drawn."""
-        return Fraction(sum(self.counts), sum(self.counts) + self.idle)
-
-    @property
     def shares(self) -> tuple[float, ...]:
         """The share of each rate among the clients that take part; they add up to 1."""
         return tuple(count / sum(self.counts) for count in self.counts)

@@ -19,10 +19,6 @@ from heterofl_flwr.errors import UnsupportedLayerError
 
 aten = torch.ops.aten
 _Rule = TypeVar("_Rule", bound=Callable[..., object])
-HOLDS_THE_MODEL = (
-    "the model's code {} of the model given, not of its copy, as a hook or a function does that holds the model: let "
-    "it use the layer that it is called with"
-)
 _PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
@@ -198,7 +194,10 @@ class Alike(TorchFunctionMode):
         """Call the function."""
         theirs = [self._given[id(one)] for one in tree_leaves((args, kwargs)) if id(one) in self._given]
         if theirs:
-            raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"uses {', '.join(theirs)}"))
+            raise UnsupportedLayerError(
+                f"the model's code uses {', '.join(theirs)} of the model given, not of its copy, as a hook or a "
+                f"function does that holds the model: let it use the layer that it is called with"
+            )
         if func in _PRODUCTS:
             args = [one.contiguous() if isinstance(one, Tensor) else one for one in args]
         if func is torch.rand and (kwargs or {}).get("size", args[0] if args else None) in ((), []):

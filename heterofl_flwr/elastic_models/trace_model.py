@@ -6,14 +6,12 @@ layers. Here the model's own code runs on tensors without values, what it does t
 code of a smaller model is the very same.
 """
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from heterofl_flwr.elastic_models.channels import Channels, Grouping, Places, Row, Rows
 from heterofl_flwr.elastic_models.check_slice import MODES, QUIET, Step
 from heterofl_flwr.elastic_models.lengths import Trace
-from heterofl_flwr.elastic_models.rules import HOLDS_THE_MODEL, Call, Functions, Operators, follow
-from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, entries, find_containers
+from heterofl_flwr.elastic_models.rules import Call, Functions, Operators, follow
+from heterofl_flwr.elastic_models.skeleton import Number, Skeleton
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, first_line
 from heterofl_flwr.nn.execution import named_tensors
 
@@ -57,7 +55,6 @@ def trace_model(
                 f"layer {name or '(the model itself)'} is compiled by torch.jit or torch.fx, so its code cannot be "
                 f"followed: give the model from before it was compiled"
             )
-    held = [(name, one, copy.copy(one)) for name, one in find_containers(model).items()]
     try:
         return _trace(Skeleton(model, False), example_inputs, fixed, outputs)
     except UnsupportedLayerError as refused:
@@ -65,22 +62,6 @@ def trace_model(
             return _trace(Skeleton(model, True), example_inputs, fixed, outputs)
         except UnsupportedLayerError:
             raise refused from refused.__cause__
-    finally:
-        _restore(held)
-
-
-def _restore(held: Sequence[tuple[str, Any, Any]]) -> None:
-    """Undo what a trace changed in the model given; raise ``UnsupportedLayerError`` if it did."""
-    changed = []
-    for name, one, before in held:
-        old = entries(before)
-        found = [f"{name}{key}".lstrip(".") for key, value in entries(one).items() if value is not old.get(key)]
-        if found or len(one) != len(before):
-            changed += found or [name]
-            one.clear()
-            (one.update if isinstance(one, dict) else one.extend)(before)
-    if changed:
-        raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"sets {', '.join(changed)}"))
 
 
 def _trace(skeleton: Skeleton, example_inputs: object, fixed: Sequence[str], outputs: Sequence[str]) -> Traced:

@@ -1,8 +1,7 @@
-"""The look of figures, and their files: PNG and SVG."""
+"""The look of figures, and their files."""
 
 import io
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -73,12 +72,4 @@ def to_png(figure: Figure, title: str) -> bytes:
     figure.suptitle(title, fontsize=10.5, color=light("ink"))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200)
-    return buffer.getvalue()
-
-
-def to_svg(figure: Figure, name: str, *, transparent: bool = False) -> bytes:
-    """Return the figure as SVG, the same for the same points."""
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=transparent)
     return buffer.getvalue()

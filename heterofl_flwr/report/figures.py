@@ -33,7 +33,6 @@ TEXTS = {
     "loss": ("Training loss", "Mean over the round's clients, weighted by samples."),
     "bytes": ("Bytes sent", "Both ways, beside FedAvg with the full-size model on the same clients."),
     "for-time": ("{kind} over simulated time", "Of training on the simulated devices; evaluation takes no time."),
-    "for-energy": ("{kind} for energy, an estimate", "Of training on the simulated devices, wasted work included."),
 }
 """For each figure, in the order of the page: its title, and a sentence that says how to read it."""
 
@@ -52,7 +51,6 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
     kind = headline_kind(records)
     rounds = [record.server_round for record in records]
     sent = list(accumulate(bytes_sent(records)))
-    joules = list(accumulate(record.joules for record in records))
     seconds = list(accumulate(record.simulated_seconds for record in records))
     unit, unit_name = next((time for time in TIMES if seconds and seconds[-1] >= 2 * time[0]), TIMES[-1])
     times = [total / unit for total in seconds]
@@ -63,7 +61,6 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
         "loss": draw_curves(_losses(records), "loss"),
         "bytes": _draw_bytes(records, costs, sent),
         "for-time": draw_curves(_scopes(records, kind, times), kind, f"simulated {unit_name}"),
-        "for-energy": draw_curves(_scopes(records, kind, joules), kind, "estimated energy", formatting.energy),
     }
     return [
         Drawing(name, TEXTS[name][0].format(kind=kind.capitalize()), TEXTS[name][1], figure)

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes as Place
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from heterofl_flwr.report.drawing import COLOURS, SMALL, light, to_svg
+from heterofl_flwr.report.drawing import COLOURS, SMALL, light
 from simulations.program import parser_of, status_of
+from simulations.svg import to_svg
 
 DARK = {
     "ink": "#e8ebf0",

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from heterofl_flwr.core.formatting import FORMATS, render
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report.drawing import to_svg
 from simulations.program import parser_of, status_of, write_files
 from simulations.results import figures, tables
 from simulations.results.authors import authors_table
@@ -26,6 +25,7 @@ from simulations.results.formats import Table, to_latex, to_markdown
 from simulations.results.paper import FILES, VARIABLE, Cell, Key, by_job, paper_folder, read_cells
 from simulations.results.runs import file_name, portable, read_runs
 from simulations.results.spent import axes_of
+from simulations.svg import to_svg
 
 HEADER = """# Results
 

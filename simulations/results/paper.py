@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from zlib import crc32
 
@@ -99,7 +100,8 @@ def _shown(value: Flat) -> str:
 
 def departures(run: Run) -> tuple[str, ...]:
     """Return where a run is not as published: its settings, and how many clients it had."""
-    drawn = math.ceil(CLIENTS_A_ROUND * run.settings.mix.taking_part)
+    taking_part = sum(run.settings.mix.counts)
+    drawn = math.ceil(Fraction(CLIENTS_A_ROUND * taking_part, taking_part + run.settings.mix.idle))
     sizes = sorted({len(record.rates) for record in run.records} - {drawn})
     found, published = differences(run.settings), CLIENTS.get(run.place[0], 100)
     if run.clients != published:

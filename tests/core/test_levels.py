@@ -116,7 +116,7 @@ def test_the_global_model_may_be_larger_than_every_clients():
 
 def test_clients_may_take_no_part():
     mix = Mix.parse("b1-x3")
-    assert (mix.rates, mix.shares, mix.idle, mix.taking_part) == ((0.5,), (1.0,), 3, Fraction(1, 4))
+    assert (mix.rates, mix.shares, mix.idle) == ((0.5,), (1.0,), 3)
     assert mix.parts == (0.5, 0.0, 0.0, 0.0)
     with pytest.raises(ConfigError, match="mix 'x2': nobody takes part; write one like"):
         Mix.parse("x2")
