@@ -12,7 +12,8 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small  # type: ignore[import-untyped]
 
 from heterofl_flwr import elastic
-from heterofl_flwr.core import LEVELS, formatting, rate_of
+from heterofl_flwr.core import LEVELS, formatting
+from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.export import FORMATS, export_model
 from heterofl_flwr.nn import collect_moments, with_static_norm
 from simulations.program import parser_of, status_of

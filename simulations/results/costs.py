@@ -10,7 +10,8 @@ from heterofl_flwr.app.task import Task, load_data
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data.known import Facts, short_name
 from heterofl_flwr.data.splits import by_owner, owner_column
-from heterofl_flwr.nn import PAPER, Profile, profile
+from heterofl_flwr.nn import PAPER
+from heterofl_flwr.nn.profile import Profile, profile
 from heterofl_flwr.settings.flat import from_flat, to_flat
 from heterofl_flwr.settings.groups import DataSettings, Settings
 

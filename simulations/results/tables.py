@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from heterofl_flwr.core import formatting, level_name, rate_of
+from heterofl_flwr.core import formatting
+from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.runs.costs import LevelCost
 from simulations.results.configurations import Configuration, Places, Reached, metrics_of, possible, reached, shown
 from simulations.results.formats import Table, show_interval, show_summary, to_csv

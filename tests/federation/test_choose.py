@@ -11,7 +11,8 @@ from heterofl_flwr.client import models_to_evaluate, reply
 from heterofl_flwr.core import Mix, width
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.local_model import load_parameters
-from heterofl_flwr.nn import MODELS, build_model, collect_moments
+from heterofl_flwr.nn import build_model, collect_moments
+from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
 from tests.federation.tiny import build_normed, equal, inputs, make_app, play, twin
 

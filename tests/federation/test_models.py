@@ -13,7 +13,8 @@ from heterofl_flwr import HeteroFL, shallow
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import Mix, Plan, width
 from heterofl_flwr.nn import build_model, with_exits
-from heterofl_flwr.report import RunFolder, load_model, save_models
+from heterofl_flwr.report import RunFolder, load_model
+from heterofl_flwr.runs.models import save_models
 from tests.core.twin import Reply, counting_mean, held
 from tests.federation import tiny
 from tests.federation.tiny import make_app

@@ -8,7 +8,8 @@ from torch import nn
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.nn.profile import profile
 from heterofl_flwr.packing import count_bytes
-from heterofl_flwr.report import ModelCosts, load_model, save_models
+from heterofl_flwr.report import ModelCosts, load_model
+from heterofl_flwr.runs.models import save_models
 
 
 def test_each_rate_is_measured(build, costs):
