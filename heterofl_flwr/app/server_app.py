@@ -17,6 +17,7 @@ from heterofl_flwr.app.callbacks import CentralEvaluation, build_callbacks
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.errors import ConfigError, extra, load_function
+from heterofl_flwr.exchange import Relay
 from heterofl_flwr.federation.options import multi_step
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.grids import Windowed
@@ -75,8 +76,8 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     if start.finished:
         logger.info(start.finished)
         return make_strategy(task, extra_callbacks)
-    # Where clients are of this run, their data are those of its settings.
-    clients = len(list(grid.get_node_ids())) if isinstance(grid, QueuedGrid) else None
+    # Where clients are of this run, their data are those of its settings; `heterofl run` puts a relay around its grid.
+    clients = len(list(grid.get_node_ids())) if isinstance(grid, QueuedGrid | Relay) else None
     steps = task.steps_each(clients) if clients else None
     console = Console(steps=steps)
     strategy = make_strategy(task, (console, *build_callbacks(task, folder), *extra_callbacks))

@@ -13,6 +13,7 @@ from heterofl_flwr.app import server_app
 from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.errors import ConfigError, RoundError
+from heterofl_flwr.exchange import Relay
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.runs.origin import COMMAND, device_name
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
@@ -83,6 +84,17 @@ def test_a_run_folder_tells_all_about_its_run(tmp_path):
     assert list((folder / "events").iterdir())
     assert RunFolder(folder).about()["clients"] == CLIENTS
     assert RunFolder(folder).about()["device"] == device_name(load_task(SMALL).device) != "auto"
+
+
+def test_a_run_that_is_killed_tells_how_many_clients_it_has(tmp_path, monkeypatch):
+    def die(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HeteroFL, "start", die)
+    config = {**SMALL, "run.dir": str(tmp_path)}
+    with LocalGrid(CLIENT_APP, CLIENTS, run_config=config) as grid, pytest.raises(KeyboardInterrupt):
+        server_app.run(Relay(grid), load_task(config))  # as `heterofl run` does
+    assert RunFolder(tmp_path).about()["clients"] == CLIENTS
 
 
 def test_a_resume_that_cannot_go_on_changes_nothing(tmp_path, caplog):
