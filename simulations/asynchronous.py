@@ -77,6 +77,7 @@ METHODS: Mapping[str, tuple[float, Buffered]] = {
     "rounds, spare": (0.3, Buffered()),
     "steps, one clock": (0.0, replace(STEPS, clocks="model")),
     "steps": (0.0, STEPS),
+    "steps, quota": (0.0, replace(STEPS, quota=1)),
 }
 """Rounds of ten clients, with a share of spare ones; or steps of five replies while ten clients train."""
 
@@ -98,7 +99,7 @@ STUDIES: Mapping[str, Study] = {
         "heterofl_flwr.experiments.small_mnist:with_test_images",
         (0, 1, 2),
         METHODS,
-        (("steps", "steps, one clock"),),
+        (("steps", "steps, one clock"), ("steps, quota", "steps")),
     ),
     "staleness": Study(
         "heterofl_flwr.experiments.small_mnist:load",

@@ -99,7 +99,15 @@ class Limits:
             said = replace(said, partition=None)
         elif bound is not None:
             said = replace(said, partition=bound)
-        return replace(said, capacity=limit if key in self.levels else said.capacity, limit=limit)
+        changed = replace(said, capacity=limit if key in self.levels else said.capacity, limit=limit)
+        if said.capacity not in (None, changed.holds):
+            logger.warning(
+                "node %s gets rate %g by the server's levels, in place of %g",
+                name or node_id,
+                changed.holds,
+                said.capacity,
+            )
+        return changed
 
 
 def admit(

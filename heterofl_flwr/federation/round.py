@@ -70,6 +70,7 @@ class Round:
         self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
         for node_id in federation.sample(server_round, trainable, "train") if drawn is None else drawn:
             self.begin(node_id)
+        self._check_drawn()
 
     def begin(self, node_id: int, own: Sampled | None = None) -> None:
         """Let a client train in this round: what it has begun already, or the slice of its rate."""
@@ -79,6 +80,15 @@ class Round:
             own = Sampled(rate, level_name(rate), plan)
         self.slices[node_id] = own
         self.log.rates[self._federation.nodes.partition(node_id)] = own.rate
+
+    def _check_drawn(self) -> None:
+        """Fail before anybody trains in vain, if there cannot be enough replies."""
+        drawn, wanted = len(self.slices), self._options.sampling.min_replies
+        if drawn and isinstance(wanted, int) and wanted > drawn:
+            raise RoundError(
+                f"round {self.server_round}: {drawn} clients take part, and it needs replies of {wanted} (min_replies "
+                f"or sample.min-replies): let more take part, or ask for fewer replies"
+            )
 
     def before(self) -> Talk[Mapping[int, Said]]:
         """Ask clients what stages want to know before they train; return who may train, and what each is told."""

@@ -1,6 +1,7 @@
-"""Rounds that do not wait: the options, and what lasts from step to step."""
+"""Rounds that do not wait: the options, who has a seat in a step, and what lasts from step to step."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,10 +29,35 @@ class Buffered:
     """a reply is dropped where even the entry that is least stale is staler than this; 0: never"""
     clocks: Literal["regions", "model"] = "regions"
     """what a step makes stale: the entries that it moved (regions), or the whole model (model), as in FedBuff"""
+    quota: Natural = 0
+    """replies of a step that are kept for each level of which clients train"""
 
     def __post_init__(self) -> None:
         if self.concurrency < self.size:
             raise ConfigError(f"concurrency is {self.concurrency}, expected size, {self.size}, or more")
+
+
+class Seats:
+    """The replies of one step: ``size`` of them, of which each level that trains keeps ``quota`` for itself."""
+
+    def __init__(self, size: int, quota: int = 0) -> None:
+        self._size, self._quota = size, quota
+        self._taken: Counter[float] = Counter()
+
+    @property
+    def full(self) -> bool:
+        """Whether none is left."""
+        return self._taken.total() >= self._size
+
+    def has_seat(self, rate: float, others: Collection[float]) -> bool:
+        """Whether one is left for a reply of a rate, where ``others`` are those of clients that come later."""
+        kept = sum(max(self._quota - self._taken[other], 0) for other in set(others) - {rate})
+        own = 0 if self._taken[rate] < self._quota else kept  # nobody waits for its own
+        return self._taken.total() + own < self._size
+
+    def take(self, rate: float) -> None:
+        """Take a seat."""
+        self._taken[rate] += 1
 
 
 class Asynchronous(Stage):

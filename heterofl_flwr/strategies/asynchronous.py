@@ -1,6 +1,7 @@
 """The loop where rounds do not wait: a step of the model for every so many replies, whoever still trains."""
 
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -11,7 +12,7 @@ from heterofl_flwr import packing
 from heterofl_flwr.errors import SILENT, Fault, ReplyError, short
 from heterofl_flwr.exchange import cancel, first_replies, reply_or_fault
 from heterofl_flwr.federation.round import Round, Sampled
-from heterofl_flwr.stages.asynchronous import Asynchronous
+from heterofl_flwr.stages.asynchronous import Asynchronous, Seats
 from heterofl_flwr.strategies.instructions import Slices, available_nodes
 from heterofl_flwr.strategies.strategy import FederationStrategy, as_flower_error
 
@@ -37,7 +38,7 @@ class Steps:
     def __init__(self, strategy: FederationStrategy, kept: Asynchronous, grid: Grid, config: ConfigRecord) -> None:
         self._strategy, self._kept, self._grid, self._config = strategy, kept, grid, config
         self._training: dict[str, _Turn] = {}  # by message, in the order sent
-        self._waiting: list[tuple[_Turn, Message]] = []  # answered, and in no step so far
+        self._waiting: list[tuple[_Turn, Message]] = []  # answered, without a seat so far
 
     @as_flower_error()
     def run(
@@ -47,15 +48,16 @@ class Steps:
         began, options = time.monotonic(), self._kept.options
         slices = Slices(self._strategy.federation, arrays)
         current = self._open(server_round, slices, began - timeout)
-        self._add_replies(current)
-        while len(current.answers) < options.size:
+        seats = Seats(options.size, options.quota)
+        self._seat(current, seats)
+        while not seats.full:
             self._send(current, slices, began)
             left = began + timeout - time.monotonic()
             if not self._training or left <= 0:
                 break
             for reply in first_replies(self._grid, self._training, left):
                 self._waiting.append((self._training.pop(reply.metadata.reply_to_message_id), reply))
-            self._add_replies(current)
+            self._seat(current, seats)
         nodes, busy = self._strategy.federation.nodes, [turn.node_id for turn in self._busy()]
         self._kept.training = [nodes.partition(node_id) for node_id in busy]
         for node_id in busy:  # this step is not about them
@@ -68,7 +70,7 @@ class Steps:
         cancel(self._grid, list(self._training))
 
     def _busy(self) -> list[_Turn]:
-        """Return who trains, or waits for a step."""
+        """Return who trains, or waits for a seat."""
         return [*self._training.values(), *(turn for turn, _ in self._waiting)]
 
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
@@ -89,18 +91,21 @@ class Steps:
                 current.refuse(turn.node_id, Fault(SILENT, "silent"))
         return current
 
-    def _add_replies(self, current: Round) -> None:
-        """Add replies to the step in the order in which they came, until it has enough; the others wait."""
-        waiting, self._waiting = self._waiting, []
-        for turn, reply in waiting:
-            found = self._too_stale(turn.sampled) or reply_or_fault(reply)
-            if not isinstance(found, Fault) and len(current.answers) >= self._kept.options.size:
+    def _seat(self, current: Round, seats: Seats) -> None:
+        """Add the replies that there is a seat for, in the order in which they came; the others wait."""
+        waiting, self._waiting = deque(self._waiting), []
+        while waiting:
+            turn, reply = waiting.popleft()
+            rate, found = turn.sampled.rate, self._too_stale(turn.sampled) or reply_or_fault(reply)
+            others = [own.sampled.rate for own in (*self._busy(), *(left for left, _ in waiting))]
+            if not isinstance(found, Fault) and not seats.has_seat(rate, others):
                 self._waiting.append((turn, reply))
                 continue
             current.log.note_sent(turn.sampled.level, turn.num_bytes)
             try:
                 if not isinstance(found, Fault):
                     self._strategy.add_reply(turn.node_id, found)
+                    seats.take(rate)
             except ReplyError as error:
                 found = Fault(short(str(error)), "rejected")
             if isinstance(found, Fault):

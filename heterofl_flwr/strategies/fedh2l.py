@@ -4,10 +4,10 @@ The server relays posteriors; it has neither the seed set nor what clients compu
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from reprlib import repr as shown
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -18,21 +18,20 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ReplyError, check_count
 from heterofl_flwr.exchange import Budget, read_each
-from heterofl_flwr.federation.nodes import Sampling
+from heterofl_flwr.federation.admission import Limits
+from heterofl_flwr.federation.evaluation import Evaluation
+from heterofl_flwr.federation.nodes import MinReplies
+from heterofl_flwr.federation.options import Schedule
+from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round, TrainReply
-from heterofl_flwr.groups import specs
+from heterofl_flwr.groups import pick
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
+from heterofl_flwr.strategies.strategy import MetricsFn
 from heterofl_flwr.training.distill import DistillOptions, check_posteriors
 
 PUBLISH_SHARE = 0.8
 """Of the time for training, for the first exchange: clients train in it, and take a few steps in the second."""
-
-OPTIONS = (
-    *("seed", "learning_rate", *(name for name in specs(Sampling) if name != "spare"), "limits", "evaluation"),
-    *("train_metrics_aggr_fn", "evaluate_metrics_aggr_fn", "callbacks"),
-)
-"""The arguments of ``HeteroFL`` that fit: clients learn from all others, and exchange no parameters."""
 
 
 class FedH2L(HeteroFL):
@@ -52,9 +51,8 @@ class FedH2L(HeteroFL):
         How many of them a round uses, drawn anew.
     temperature : float
         By what clients divide logits before they become posteriors.
-    **options : Any
-        Arguments of ``HeteroFL``: ``seed``, ``learning_rate``, those of which clients take part and how long a round
-        waits, ``limits``, ``evaluation``, the functions of metrics, and ``callbacks``.
+    learning_rate : Callable[[int], float] | None
+        As all others, that of ``HeteroFL``.
     """
 
     train_kind = messages.TRAIN_PUBLISH
@@ -67,14 +65,27 @@ class FedH2L(HeteroFL):
         seed_size: int = 1000,
         seed_batch: int = 100,
         temperature: float = 1.0,
-        **options: Any,
+        seed: int = 0,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int | None = None,
+        min_evaluate_nodes: int | None = None,
+        min_available_nodes: int = 2,
+        min_replies: MinReplies = "auto",
+        wait: float = 60.0,
+        learning_rate: Schedule | None = None,
+        limits: Limits = Limits(),
+        evaluation: Evaluation = Evaluation(),
+        train_metrics_aggr_fn: MetricsFn | None = None,
+        evaluate_metrics_aggr_fn: MetricsFn | None = None,
+        callbacks: Sequence[RoundCallback] = (),
     ) -> None:
-        if lacks := sorted(options.keys() - OPTIONS):
-            raise TypeError(f"FedH2L has no argument {', '.join(lacks)}; beside its own it has {', '.join(OPTIONS)}")
+        given = locals()
         check_count("classes", classes, 2)
-        self._seeds = DistillOptions(seed_size=seed_size, seed_batch=seed_batch, temperature=temperature)
+        self._seeds = pick(DistillOptions, given)
+        ours = {name: given[name] for name in signature(HeteroFL).parameters if name in given}
         # The server holds a model without parameters.
-        super().__init__(lambda rate: nn.Identity(), mix, shared=(), label_rows=(), **options)
+        super().__init__(lambda rate: nn.Identity(), shared=(), label_rows=(), **ours)
         self._shape = (self._seeds.seed_batch, classes)
         self._first: dict[int, Mapping[str, float]] = {}
         self._asked: Mapping[str, object] = {}

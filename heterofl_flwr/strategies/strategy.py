@@ -97,6 +97,7 @@ class FederationStrategy(Strategy):
         self._silent: set[int] = set()  # the clients that did not answer in time when they were to train in this round
         self._sent: list[Message] = []
         self._replied: dict[int, RecordDict] = {}
+        self._heard: set[str] = set()  # the messages to which the grid brought replies
         self._grid: tuple[Grid | None, bool] = None, False  # the last one that was seen, and whether it is remote
 
     def progress(self, state: State) -> Progress:
@@ -290,6 +291,7 @@ class FederationStrategy(Strategy):
 
     def open_exchange(self, sent: Sequence[Message]) -> None:
         """Leave out of the round whom a subclass sends nothing of what ``configure_train`` or the like returned."""
+        self._heard = set()
         asked = {message.metadata.dst_node_id for message in sent}
         for message in self._sent:
             if self.current is not None and message.metadata.dst_node_id not in asked:
@@ -297,9 +299,10 @@ class FederationStrategy(Strategy):
         self._sent = [message for message in self._sent if message.metadata.dst_node_id in asked]
 
     def hear(self, replies: Iterable[Message], what: str, asked: int) -> Iterator[Message]:
-        """Yield the replies of a grid, and tell the callbacks of each."""
+        """Yield the replies of a grid, noting which there were: a subclass may drop some of them."""
         done = 0
         for reply in replies:
+            self._heard.add(reply.metadata.reply_to_message_id)
             done += 1  # noqa: SIM113 - enumerate would keep the reply
             for callback in self.callbacks:
                 callback.on_reply(what, done, asked)
@@ -309,9 +312,14 @@ class FederationStrategy(Strategy):
     def _read_each(
         self, current: Round | EvaluationRound, replies: Iterable[Message], read: Callable[[int, Message], None]
     ) -> None:
-        """Read the replies and note faults."""
+        """Read the replies and note faults; a client whose reply a subclass dropped has none, and is left out."""
+        asked = {message.metadata.dst_node_id: message.metadata for message in self._sent}
         for node_id, fault in read_each(self._sent, replies, read):
-            if fault is not None:
+            if fault is None:
+                continue
+            if fault.kind == "silent" and asked[node_id].message_id in self._heard:
+                current.leave_out(node_id)
+            else:
                 current.refuse(node_id, fault)
         self._sent = []
 

@@ -310,6 +310,15 @@ def test_a_reply_beyond_the_bound_is_dropped_and_counted():
     assert all(0 not in record.rates or 0 in record.failures for record in found.records)
 
 
+def test_slow_levels_keep_their_seats():
+    def work(partition):
+        return 9.0 if partition < 3 else 1.0  # of nine clients, three have level a
+
+    free, kept = (run(Buffered(size=3, concurrency=9, quota=quota), work, 6).records for quota in (0, 1))
+    assert any(1.0 not in record.rates.values() for record in free)
+    assert all(set(record.rates.values()) == {1.0, 0.5, 0.25} for record in kept)
+
+
 class Other(Aggregator):
     """A mean of one's own."""
 

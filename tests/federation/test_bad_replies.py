@@ -90,9 +90,12 @@ def test_a_round_where_all_fail_names_the_causes(kind):
     assert isinstance(info.value, AggregationError)  # Flower's own error, and ours
 
 
-def test_with_a_floor_above_the_clients_the_round_fails():
-    with pytest.raises(RoundError, match="round 1: 3 of 3 clients gave a usable reply, expected at least 4"):
-        play(make_app(), min_replies=4)
+def test_a_floor_above_the_clients_fails_before_they_train():
+    asked = []
+    app = make_app(lambda message, context: asked.append(message))
+    with pytest.raises(RoundError, match=r"round 1: 3 clients take part, and it needs replies of 4 \(min_replies or"):
+        play(app, min_replies=4)
+    assert asked == []
 
 
 def test_replies_to_what_was_not_configured_are_refused():

@@ -52,9 +52,18 @@ class SendsFewer(HeteroFL):
         return super().configure_evaluate(*args)[:1]
 
 
-def test_clients_that_a_subclass_leaves_out_are_no_fault():
+class DropsReplies(HeteroFL):
+    def aggregate_train(self, server_round, replies):
+        return super().aggregate_train(server_round, list(replies)[:1])
+
+    def aggregate_evaluate(self, server_round, replies):
+        return super().aggregate_evaluate(server_round, list(replies)[:1])
+
+
+@pytest.mark.parametrize("kind", [SendsFewer, DropsReplies])
+def test_clients_that_a_subclass_leaves_out_are_no_fault(kind):
     with LocalGrid(make_app(), 5) as grid:
-        strategy = SendsFewer(build, "a1", evaluation=Evaluation(nodes="all"))
+        strategy = kind(build, "a1", evaluation=Evaluation(nodes="all"))
         result = strategy.start(grid, num_rounds=2)
     log = strategy.log
     assert (log.failures, log.evaluate_failures) == ({}, {})

@@ -12,7 +12,7 @@ from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.serverapp import strategy as flowers
 from pydantic.fields import FieldInfo
 
-from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid, Momentum, Privacy
+from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid, Momentum
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.options import Averaging, Options, Sampling, Transfer
@@ -88,17 +88,14 @@ def test_a_users_config_cannot_have_keys_of_ours(which, key):
         play(make_app(), start={which: ConfigRecord({"lr": 0.1, key: 1.0})})
 
 
-def test_the_signature_shows_every_argument_with_its_default():
-    shown = {name: own.default for name, own in signature(HeteroFL).parameters.items() if own.kind is own.KEYWORD_ONLY}
+@pytest.mark.parametrize("kind", [HeteroFL, FedH2L])
+def test_the_signature_shows_every_argument_with_its_default(kind):
+    shown = {name: own.default for name, own in signature(kind).parameters.items() if own.kind is own.KEYWORD_ONLY}
     options = {own.name: own.default for group in (Sampling, Transfer, Averaging, Options) for own in fields(group)}
     defaults = {name: own.default if isinstance(own, FieldInfo) else own for name, own in options.items()}
     assert [name for name in defaults.keys() & shown if shown[name] != defaults[name]] == []
-    assert defaults.keys() - {"sampling", "transfer", "averaging", "counts_examples"} <= shown.keys()
-
-
-def test_fedh2l_refuses_arguments_about_parameters():
-    with pytest.raises(TypeError, match="FedH2L has no argument privacy; beside its own it has seed, learning_rate"):
-        FedH2L(3, privacy=Privacy())
+    if kind is HeteroFL:
+        assert defaults.keys() - {"sampling", "transfer", "averaging", "counts_examples"} <= shown.keys()
 
 
 def test_clients_are_sent_fedproxs_weight_as_flower_sends_it():

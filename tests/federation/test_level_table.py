@@ -93,9 +93,15 @@ def rates(limits, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_round
     return list(play(make_app(train), mix, 3, num_rounds, **options).log.rates.values())
 
 
-def test_the_table_wins_and_bounds_the_others():
+def test_the_table_wins_and_bounds_the_others(caplog):
     limits = Limits(levels={"alice": "b", "bob": "0.25"}, largest_level="e")
     assert rates(limits) == [0.5, 0.25, 0.0625]
+    warned = [record.getMessage() for record in caplog.records if "by the server's levels" in record.getMessage()]
+    assert sorted(warned) == [
+        "node alice gets rate 0.5 by the server's levels, in place of 0.25",
+        "node bob gets rate 0.25 by the server's levels, in place of 1",
+        "node carol gets rate 0.0625 by the server's levels, in place of 1",
+    ]
 
 
 def test_dynamic_draws_among_what_the_table_and_the_bound_allow():
