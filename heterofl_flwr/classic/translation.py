@@ -26,7 +26,7 @@ RESERVED = messages.RESERVED | {messages.TASK}
 PROXIMAL_MU = "proximal_mu"
 """As in Flower's classic ``FedProx``."""
 
-_SAID = {messages.PARTITION, messages.NUM_PARTITIONS}
+_SAID = {messages.CAPACITY, messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
 
 
@@ -118,7 +118,6 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
         return RecordDict({messages.CONFIG: _read_config(answer.properties, _SAID, sender)})
     content = RecordDict({messages.CONFIG: _read_config(answer.metrics, {messages.LABELS}, sender)})
     numbers = {key: own for key, own in answer.metrics.items() if isinstance(own, int | float)}
-    numbers.pop(messages.CAPACITY, None)
     if isinstance(answer, EvaluateRes):
         numbers["loss"] = answer.loss
     else:
@@ -130,7 +129,7 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
 
 
 def _read_config(said: Mapping[str, Scalar], keys: Set[str], sender: str) -> ConfigRecord:
-    """Return what a client says of itself under these keys, and of what it can hold."""
+    """Return what a client says of itself under these keys."""
     found: dict[str, object] = {key: said[key] for key in keys & said.keys()}
     if messages.LABELS in found:
         text = str(found[messages.LABELS])
@@ -138,9 +137,9 @@ def _read_config(said: Mapping[str, Scalar], keys: Set[str], sender: str) -> Con
             found[messages.LABELS] = [int(label) for label in text.split(",") if label.strip()]
         except ValueError as error:
             raise messages.unexpected(text, messages.LABELS, "whole numbers, as in '3,7'", sender) from error
-    if messages.CAPACITY in said:
+    if messages.CAPACITY in found:
         try:
-            found[messages.CAPACITY] = rate_of(said[messages.CAPACITY])  # type: ignore[arg-type]
+            found[messages.CAPACITY] = rate_of(found[messages.CAPACITY])  # type: ignore[arg-type]
         except ConfigError as error:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
     return messages.new_config(found)
