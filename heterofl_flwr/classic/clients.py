@@ -84,8 +84,8 @@ class Clients:
 def collect_answers(
     sent: Mapping[int, Message], answered: Sequence[tuple[ClientProxy, Answer] | BaseException]
 ) -> dict[int, Answer]:
-    """Return the answers by client, of each that was asked."""
-    named = {node_of(own[0]): own[1] for own in answered if not isinstance(own, BaseException)}
+    """Return the answers by client, of each that was asked the first one."""
+    named = {node_of(own[0]): own[1] for own in reversed(answered) if not isinstance(own, BaseException)}
     return {number: named[number] for number in sent if number in named}
 
 
