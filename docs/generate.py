@@ -24,10 +24,10 @@ from heterofl_flwr.app.cli.main import COMMANDS, parser
 from heterofl_flwr.app.cli.settings import read_settings
 from heterofl_flwr.core import Fidelity
 from heterofl_flwr.core.formatting import markdown
+from heterofl_flwr.settings.auto_values import NOT_IID, OTHER, PRESETS
 from heterofl_flwr.settings.flat import DEFAULTS, SPECS
 from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.kept import FILE, to_toml
-from heterofl_flwr.settings.presets import NOT_IID, OTHER, PRESETS
+from heterofl_flwr.settings.stored_settings import FILE, to_toml
 
 DOCS = Path(__file__).parent
 TABLES = DOCS.parent / "results" / "tables"
@@ -270,8 +270,8 @@ def fill(text: str) -> str:
     return _REGION.sub(written, text)
 
 
-def kept() -> str:
-    """Return every setting as ``heterofl_flwr.settings.kept`` reads it."""
+def stored() -> str:
+    """Return every setting as ``heterofl_flwr.settings.stored_settings`` reads it."""
     rows = [json.dumps(row, ensure_ascii=False) for row in read_settings([])]
     return "[\n" + ",\n".join(rows) + "\n]\n"
 
@@ -288,7 +288,7 @@ def main() -> None:
         page: fill(page.read_text(encoding="utf-8"))
         for page in sorted(DOCS.rglob("*.md"))
     }
-    texts |= {FILE: kept(), PROJECT: described(PROJECT.read_text(encoding="utf-8"))}
+    texts |= {FILE: stored(), PROJECT: described(PROJECT.read_text(encoding="utf-8"))}
     for path, text in texts.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")

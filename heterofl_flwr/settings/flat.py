@@ -17,9 +17,9 @@ from heterofl_flwr.groups import expected
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import MODELS
+from heterofl_flwr.settings.auto_values import OTHER, model_has, preset
 from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.kept import not_expected, read_value
-from heterofl_flwr.settings.presets import OTHER, model_has, preset
+from heterofl_flwr.settings.stored_settings import not_expected, read_value
 from heterofl_flwr.settings.types import AUTO, Flat, Group
 
 GroupType = TypeVar("GroupType", bound=Group)

@@ -14,7 +14,7 @@ Flat = bool | int | float | str
 """A value of a run config."""
 
 AUTO = "auto"
-"""Stands for the value that suits the data set; see ``presets``."""
+"""Stands for the value that suits the data set; see ``auto_values``."""
 
 
 class Group(BaseModel):

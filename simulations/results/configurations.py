@@ -7,8 +7,8 @@ from itertools import chain
 from heterofl_flwr.app.sweep.job import INCIDENTAL
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind
+from heterofl_flwr.settings.auto_values import architectures
 from heterofl_flwr.settings.flat import to_flat
-from heterofl_flwr.settings.presets import architectures
 from heterofl_flwr.settings.types import Flat
 from simulations.results.paper import Job, Key, departures, job_of
 from simulations.results.runs import FREE, Run, Score, method_of, short_mix

@@ -10,7 +10,7 @@ import pytest
 from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
 from heterofl_flwr.compat import NEWEST_TESTED
 from heterofl_flwr.settings.flat import DEFAULTS
-from heterofl_flwr.settings.kept import to_toml
+from heterofl_flwr.settings.stored_settings import to_toml
 from tests.docs.pages import APP, blocks
 from tests.flower_internals import build_fab_from_disk, check_files_to_publish, flatten_dict, load_and_validate
 

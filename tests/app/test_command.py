@@ -10,7 +10,7 @@ from heterofl_flwr.app.cli.main import MISUSED, PROFILED, main, status_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS, PAPER
 from heterofl_flwr.settings.flat import DEFAULTS, accepts, read_assignments, read_config
-from heterofl_flwr.settings.kept import kept_settings
+from heterofl_flwr.settings.stored_settings import stored_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,12 +109,12 @@ TEXTS = ("x", "3", "-1", "0.5", "1e3", "true", "last", "auto", "none", "a", "", 
 
 
 def test_a_value_that_is_refused_early_is_refused_late_too():
-    for setting in kept_settings():
+    for setting in stored_settings():
         for text in TEXTS:
             (value,) = read_assignments([f"{setting.key}={text}"]).values()
             if setting.fault(text):
                 assert not accepts(setting.key, value), (setting.key, text)
-    faults = {own.key: own.fault("x") for own in kept_settings()}
+    faults = {own.key: own.fault("x") for own in stored_settings()}
     assert faults["train.lr"] == "train.lr: found 'x' (str), expected a number above 0, or 'auto'"
     assert sum(map(bool, faults.values())) > 50
 

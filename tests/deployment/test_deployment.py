@@ -29,7 +29,7 @@ from heterofl_flwr.app.task import Task
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import flatten, from_flat
-from heterofl_flwr.settings.kept import to_toml
+from heterofl_flwr.settings.stored_settings import to_toml
 from tests.deployment.howto import ADDRESS, NGINX, HowTo
 from tests.deployment.lab import LONGEST, SMALL
 from tests.deployment.processes import Processes, free_port, kill

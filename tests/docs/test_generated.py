@@ -10,7 +10,7 @@ from importlib import import_module
 import pytest
 
 from heterofl_flwr import Fidelity, messages
-from heterofl_flwr.settings.kept import FILE
+from heterofl_flwr.settings.stored_settings import FILE
 from simulations.examples import part_picture, plan_picture, ring_picture
 from simulations.model_zoo.__main__ import VERDICTS
 from simulations.model_zoo.sources import SOURCES
@@ -40,7 +40,7 @@ def test_generated_regions_are_current(page, generate):
 
 
 def test_settings_are_kept_for_commands_and_for_flower(generate):
-    assert FILE.read_text(encoding="utf-8") == generate.kept(), "write it anew: python docs/generate.py"
+    assert FILE.read_text(encoding="utf-8") == generate.stored(), "write it anew: python docs/generate.py"
     project = generate.PROJECT.read_text(encoding="utf-8")
     assert generate.described(project) == project, "write it anew: python docs/generate.py"
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from heterofl_flwr import __version__
 from heterofl_flwr.errors import HeteroFLError, not_usable, printable, unknown_settings
-from heterofl_flwr.settings.kept import kept_settings
+from heterofl_flwr.settings.stored_settings import stored_settings
 
 FAILED = 1
 MISUSED = 2
@@ -81,7 +81,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _check_settings(words: Sequence[str]) -> None:
     """Refuse settings and values that cannot be now, and not when torch is loaded, which takes seconds."""
-    known = {setting.key: setting for setting in kept_settings()}
+    known = {setting.key: setting for setting in stored_settings()}
     parts = (word.partition("=") for word in words)
     given = {key.strip(): text for key, equals, text in parts if key.strip() and equals}
     wrong = [known[key].fault(text) for key, text in given.items() if key in known]

@@ -11,8 +11,8 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import PAPER, Setup
 from heterofl_flwr.nn.profile import MixProfile, mean_profile, profile
+from heterofl_flwr.settings.auto_values import options_of
 from heterofl_flwr.settings.flat import from_flat
-from heterofl_flwr.settings.presets import options_of
 
 HEADER = ("mix", "ratio", "parameters", "MACs", "MB")
 

@@ -5,12 +5,12 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from heterofl_flwr.settings.kept import Kept, kept_settings, to_toml
+from heterofl_flwr.settings.stored_settings import StoredSetting, stored_settings, to_toml
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the settings; without any given, those that are kept."""
-    settings = read_settings(args.set) if args.set else kept_settings()
+    settings = read_settings(args.set) if args.set else stored_settings()
     if args.format == "toml":
         print(to_toml({own.key: own.value if args.set else own.default for own in settings}), end="")
     else:
@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_settings(texts: Sequence[str]) -> list[Kept]:
+def read_settings(texts: Sequence[str]) -> list[StoredSetting]:
     """Return every setting where some are given as ``key=value``."""
     # Here, as it loads torch, which takes seconds.
     from heterofl_flwr.settings.flat import DEFAULTS, SPECS, from_flat, read_assignments, to_flat
@@ -26,11 +26,12 @@ def read_settings(texts: Sequence[str]) -> list[Kept]:
     given = read_assignments(texts)
     values = to_flat(from_flat(given)).items()
     return [
-        Kept(key, given.get(key, DEFAULTS[key]), value, SPECS[key].help, SPECS[key].expected) for key, value in values
+        StoredSetting(key, given.get(key, DEFAULTS[key]), value, SPECS[key].help, SPECS[key].expected)
+        for key, value in values
     ]
 
 
-def _explain(setting: Kept) -> str:
+def _explain(setting: StoredSetting) -> str:
     stands_for = "" if setting.default == setting.value else f"   (from {setting.default!r})"
     columns = shutil.get_terminal_size().columns
     text = f"{setting.help} [{setting.expected}]"

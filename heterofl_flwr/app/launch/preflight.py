@@ -5,7 +5,7 @@ from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
-from heterofl_flwr.settings.presets import architectures
+from heterofl_flwr.settings.auto_values import architectures
 
 
 def check_task(task: Task, clients: int) -> None:

@@ -25,9 +25,9 @@ from heterofl_flwr.groups import Count
 from heterofl_flwr.runs.files import to_json
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline
+from heterofl_flwr.settings.auto_values import CLIENTS, preset
 from heterofl_flwr.settings.flat import DEFAULTS, Setting, flatten, from_flat, read_specs, to_flat, validate
 from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.presets import CLIENTS, preset
 from heterofl_flwr.settings.types import AUTO, Flat, Group, Text
 from heterofl_flwr.training.engines.plain import DivergedError
 

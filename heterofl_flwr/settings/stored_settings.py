@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-FILE = Path(__file__).with_name("kept.json")
+FILE = Path(__file__).with_name("stored_settings.json")
 """``python docs/generate.py`` writes it."""
 
 
@@ -16,7 +16,7 @@ KINDS: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (in
 """What values of a setting may be, by the type of the one that it has."""
 
 
-class Kept(NamedTuple):
+class StoredSetting(NamedTuple):
     """A setting of a run that changes nothing."""
 
     key: str
@@ -54,9 +54,9 @@ def not_expected(value: object, expected: str, default: object) -> str:
     return f"{text}, or 'auto'" if default == "auto" else text
 
 
-def kept_settings() -> list[Kept]:
+def stored_settings() -> list[StoredSetting]:
     """Return every setting."""
-    return [Kept(*row) for row in json.loads(FILE.read_text(encoding="utf-8"))]
+    return [StoredSetting(*row) for row in json.loads(FILE.read_text(encoding="utf-8"))]
 
 
 def to_toml(values: Mapping[str, Value]) -> str:
