@@ -25,7 +25,6 @@ from heterofl_flwr import compat, messages, packing
 from heterofl_flwr.client_context import (
     CONTEXT,
     STAGES,
-    answer_capability,
     answering,
     keep_notes,
     keep_part,
@@ -40,6 +39,7 @@ from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.local_model import build_models, parameters_of, read_state, seed_of
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import collect_moments
+from heterofl_flwr.node_config import answer_capability
 from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.stages.stage import AS_THEY_ARE, ClientContext, Outgoing, Pull
 from heterofl_flwr.training.distilled_loss import distilled_loss, note_inner_widths

@@ -1,16 +1,14 @@
-"""A client's context: what its node config says of the node, and what the client keeps in it from task to task."""
+"""A client's context: what the client keeps in it from task to task."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from torch import Tensor
 
-from heterofl_flwr import messages, packing
-from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr import packing
 
 _KEPT = "heterofl-own"
 """The record of a client's context with the parameters that stay with it, and with what stages keep."""
@@ -23,34 +21,6 @@ _NOTES = "heterofl-round"
 
 CONTEXT: ContextVar[Context | None] = ContextVar("context", default=None)
 """The context of the node whose message is being answered."""
-
-
-def answer_capability(message: Message, context: Context) -> Message:
-    """Return what this node can hold and which part of the data it has."""
-    return Message(RecordDict({messages.CONFIG: messages.new_config(read_capability(context))}), reply_to=message)
-
-
-def read_capability(context: Context) -> dict[str, object]:
-    """Return what a node's own config says: level or rate, and which part of the data it has."""
-    node = context.node_config
-    if messages.NODE_LEVEL in node and messages.NODE_RATE in node:
-        raise ConfigError("the node config has both level and rate: keep one")
-    reported: dict[str, object] = {}
-    capacity = node.get(messages.NODE_LEVEL, node.get(messages.NODE_RATE))
-    if capacity is not None:
-        reported[messages.CAPACITY] = rate_of(capacity)
-    for key, own in (
-        (messages.PARTITION, messages.NODE_PARTITION),
-        (messages.NUM_PARTITIONS, messages.NODE_NUM_PARTITIONS),
-    ):
-        if own in node:
-            value = node[own]
-            if isinstance(value, str) and value.isdecimal():
-                value = int(value)  # Flower's start_simulation writes numbers as text
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ConfigError(f"the node config has {own}={value!r}; expected a whole number")
-            reported[key] = value
-    return reported
 
 
 def kept_part(context: Context | None) -> dict[str, Tensor] | None:

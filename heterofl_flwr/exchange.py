@@ -232,17 +232,6 @@ def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> l
     return found
 
 
-class Budget:
-    """The seconds of a round, which all of its exchanges share, so that nobody can hold it up in each of them."""
-
-    def __init__(self, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
-
-    def left(self, share: float = 1.0) -> float:
-        """Return a share of the seconds that are left."""
-        return share * max(0.0, self._deadline - time.monotonic())
-
-
 def cancel(grid: Grid, message_ids: Sequence[str]) -> None:
     """Drop messages and their replies, if the grid can."""
     if message_ids and isinstance(grid, Cancels):

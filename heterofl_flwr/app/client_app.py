@@ -12,10 +12,11 @@ from torch import nn
 from heterofl_flwr import messages, packing
 from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.client import answer_moments, answer_stages, models_to_evaluate, reply
-from heterofl_flwr.client_context import answer_capability, answering
+from heterofl_flwr.client_context import answering
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError
+from heterofl_flwr.node_config import answer_capability
 from heterofl_flwr.training import TrainResult, evaluate, keep_freed_memory, train_together
 from heterofl_flwr.training.distill import learn_from_peers, posteriors
 from heterofl_flwr.training.evaluate import evaluate_each

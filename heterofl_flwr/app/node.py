@@ -23,12 +23,13 @@ from heterofl_flwr.client import (
     share_of_work,
     submodel,
 )
-from heterofl_flwr.client_context import keep_part, kept_part, read_capability
+from heterofl_flwr.client_context import keep_part, kept_part
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import State
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
+from heterofl_flwr.node_config import read_capability
 from heterofl_flwr.runs.checkpoint import pack
 from heterofl_flwr.runs.files import CLIENT_STATES, files_by_round, remove, write_atomic
 from heterofl_flwr.settings.groups import DataSettings

@@ -24,7 +24,7 @@ from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, Training
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.simulated import SimulatedDevices
-from heterofl_flwr.groups import values
+from heterofl_flwr.option_groups import values
 from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.flat import from_stored, to_flat

@@ -10,12 +10,12 @@ from torch import nn
 
 from heterofl_flwr import client, messages
 from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
-from heterofl_flwr.client_context import read_capability
 from heterofl_flwr.compat import some_identity
 from heterofl_flwr.local_model import parameters_of as named_parameters
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.node_config import read_capability
 
 
 def submodel(

@@ -23,7 +23,7 @@ from torch import Tensor
 from heterofl_flwr.core.counting_mean import Aggregator
 from heterofl_flwr.core.plan import Plan, Region
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.groups import group
+from heterofl_flwr.option_groups import group
 
 RobustMean = Literal["trimmed", "median"]
 """How three holders or more of an entry are combined."""

@@ -21,8 +21,9 @@ from heterofl_flwr.core.reply_checks import find_label_rows
 from heterofl_flwr.core.slice_rules import SliceFunction, SliceRule, make_slice_function, window_number
 from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.federation.admission import Answers, admit, check_faults
-from heterofl_flwr.federation.nodes import Capability, Nodes, Purpose
+from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment, Options
+from heterofl_flwr.federation.sampling import Purpose, draw
 from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import called_with_rate, check_build
 from heterofl_flwr.nn.static_norm import batch_norms
@@ -325,6 +326,6 @@ class Federation:
         if purpose == "train" and (least := min(self._least_largest, number)):
             rates = {node_id: self.rate(server_round, node_id) for node_id in node_ids}
             largest = [node_id for node_id in node_ids if rates[node_id] == max(rates.values())]
-            first = self.nodes.sample(largest, least, "largest", server_round, seed=self.seed)
+            first = draw(self.nodes, largest, least, "largest", server_round, seed=self.seed)
         rest = [node_id for node_id in node_ids if node_id not in first]
-        return first + self.nodes.sample(rest, number - len(first), purpose, server_round, seed=self.seed)
+        return first + draw(self.nodes, rest, number - len(first), purpose, server_round, seed=self.seed)

@@ -1,79 +1,16 @@
-"""The clients: what the server knows of each, which levels they may have, and which of them take part in a round."""
+"""The clients: what the server knows of each, and the numbers that each keeps for a run."""
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from fractions import Fraction
 from itertools import count
-from typing import Annotated, Literal
-
-from pydantic import Field, Strict
+from typing import Annotated
 
 from heterofl_flwr.core.levels import exact_rate
-from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.groups import Count, Natural, NotNegative, Share, ShareOrNone, check, group
+from heterofl_flwr.option_groups import Count, Natural, check, group
 
 logger = logging.getLogger(__name__)
 
-Purpose = Literal["train", "evaluate"]
-
-MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["auto"]
-"""How many good replies a round needs: a number, a share of the clients that are needed, or half of them."""
-
-REPLIES = "a whole number of 1 or more, or a share between 0 and 1"
-"""What is expected beside ``auto``."""
-
 _RateOrNone = Annotated[float | None, check(lambda rate: rate is None or exact_rate(rate)), "a rate"]
-_Fewest = Annotated[Natural | None, "an integer of 0 or more"]
-
-
-@group
-class Sampling:
-    """Which clients take part in a round, and how long a round waits for them."""
-
-    fraction_train: Share = Field(default=1.0, alias="fraction")
-    """share of the clients that train in a round, rounded up"""
-    fraction_evaluate: ShareOrNone = Field(default=1.0, exclude=True)
-    min_train_nodes: _Fewest = Field(default=None, exclude=True)
-    min_evaluate_nodes: _Fewest = Field(default=None, exclude=True)
-    min_available_nodes: Natural = Field(default=2, alias="min-nodes")
-    """nodes that each round waits for, sample.wait seconds at most; 'heterofl run' waits for all"""
-    spare: NotNegative = 0.0
-    """share of clients that are asked to train beyond those that are needed; a round ends as soon as enough have
-    answered, so which of them count is no longer the same in each run, and engine.window does not hold
-    """
-    min_replies: Annotated[MinReplies, f"'auto', {REPLIES}"] = "auto"
-    """good replies below which a round, and with it the run, fails: a number, a share of the clients that it needs, or
-    half of them (auto)
-    """
-    wait: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=True)] = 60.0
-    """seconds to wait for sample.min-nodes before the run fails"""
-
-    @property
-    def available(self) -> int:
-        """How many nodes a round waits for."""
-        return max(self.min_available_nodes, self.min_train_nodes or 0, self.min_evaluate_nodes or 0, 1)
-
-    def number(self, clients: int, purpose: Purpose) -> int:
-        """Return how many of some clients take part, rounded up; with a least number rounded down, as in ``FedAvg``."""
-        share, least = self.fraction_train, self.min_train_nodes
-        if purpose == "evaluate":
-            share, least = self.fraction_evaluate, self.min_evaluate_nodes
-        if least is not None:
-            return max(int(clients * share), least, 1)
-        return max(math.ceil(Fraction(str(share)) * clients), 1)
-
-    def with_spare(self, number: int) -> int:
-        """Return how many clients are asked to train where this many are needed."""
-        return number + math.ceil(Fraction(str(self.spare)) * number)
-
-
-def least_replies(least: MinReplies, needed: int) -> int:
-    """Return how many good replies a round needs, of which this many would be all."""
-    if isinstance(least, int):
-        return least
-    share = Fraction(1, 2) if least == "auto" else Fraction(str(least))
-    return max(math.ceil(share * needed), 1)
 
 
 @group
@@ -173,14 +110,6 @@ class Nodes:
         """Return of how many parts the clients have one each, as all of them say; 0 if they do not."""
         said = {known.num_partitions or 0 for known in self._known.values()}
         return said.pop() if len(said) == 1 else 0
-
-    def sample(self, node_ids: Iterable[int], number: int, *purpose: int | str, seed: int) -> list[int]:
-        """Return that many of the clients, drawn by partition so that the draw can be repeated, in its order."""
-        by_partition = {self._partitions[node_id]: node_id for node_id in node_ids}
-        if number >= len(by_partition):
-            return [by_partition[partition] for partition in sorted(by_partition)]
-        drawn = generator(seed, "sample", *purpose).sample(sorted(by_partition), number)
-        return [by_partition[partition] for partition in drawn]
 
 
 def _by_name(node_ids: Iterable[int], names: Mapping[int, str]) -> list[int]:

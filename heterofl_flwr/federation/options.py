@@ -16,8 +16,8 @@ from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.nodes import Sampling
-from heterofl_flwr.groups import Count, NotNegative, group
+from heterofl_flwr.federation.sampling import Sampling
+from heterofl_flwr.option_groups import Count, NotNegative, group
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
 from heterofl_flwr.stages.chain import Chain, Link, OpenMean
 from heterofl_flwr.stages.clip import Clip

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix
-from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share, weighted_means
+from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share
 
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
@@ -118,19 +118,6 @@ class RoundRecord:
     def to_json(self) -> dict[str, object]:
         """Return the record as JSON can hold it."""
         return asdict(self)
-
-    def note_training(self, levels: Iterable[str], answers: Sequence[tuple[str, float, Mapping[str, float]]]) -> None:
-        """Note the clients' training metrics, for each its level, its number of examples and its metrics."""
-        self.train = weighted_means([(number, metrics) for _, number, metrics in answers])
-        self.train_by_level = {
-            level: weighted_means([(number, metrics) for own, number, metrics in answers if own == level])
-            for level in levels
-        }
-
-    def note_sent(self, level: str, num_bytes: int) -> None:
-        """Note the bytes sent to a client of a level."""
-        self.bytes_down += num_bytes
-        self.bytes_by_level[level] = self.bytes_by_level.get(level, 0) + num_bytes
 
     def note_costs(self, costs: Mapping[str, float]) -> None:
         """Note what the round has cost simulated devices."""

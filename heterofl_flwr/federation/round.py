@@ -11,10 +11,10 @@ from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.staleness import Version
 from heterofl_flwr.errors import SILENT, Fault, RoundError, name_faults
-from heterofl_flwr.federation.evaluation import Answer
+from heterofl_flwr.federation.evaluation import Answer, weighted_means
 from heterofl_flwr.federation.federation import Federation, State
-from heterofl_flwr.federation.nodes import least_replies
 from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.sampling import least_replies
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.stage import Outgoing, Said, Talk, Update
 
@@ -89,6 +89,12 @@ class Round:
                 f"or sample.min-replies): let more take part, or ask for fewer replies"
             )
 
+    def note_sent(self, node_id: int, num_bytes: int) -> None:
+        """Note the bytes sent to a client."""
+        level, sent = self.slices[node_id].level, self.log.bytes_by_level
+        self.log.bytes_down += num_bytes
+        sent[level] = sent.get(level, 0) + num_bytes
+
     def before(self) -> Talk[Mapping[int, Said]]:
         """Ask clients what stages want to know before they train; return who may train, and what each is told."""
         clients = {node_id: Update(plan=own.plan, tensors={}, rate=own.rate) for node_id, own in self.slices.items()}
@@ -159,7 +165,11 @@ class Round:
         self.log.privacy = self._chain.facts()
         ordered = sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate)
         levels = dict.fromkeys(self.slices[node_id].level for node_id in ordered)
-        self.log.note_training(levels, [(self.slices[node_id].level, *own) for node_id, own in self.answers.items()])
+        self.log.train = weighted_means(list(self.answers.values()))
+        self.log.train_by_level = {
+            level: weighted_means([own for node_id, own in self.answers.items() if self.slices[node_id].level == level])
+            for level in levels
+        }
         return new
 
     def _check_replies(self) -> None:

@@ -74,15 +74,15 @@ class RayGrid(QueuedGrid):
 
     def _open(self, client_app: ClientApp | str) -> None:
         with extra("simulation", "use LocalGrid, which is --grid local"):  # here, as Ray loads slowly
+            from heterofl_flwr.grids.ray_actor_pool import ActorPool
             from heterofl_flwr.grids.ray_actors import ActorOptions
-            from heterofl_flwr.grids.ray_runner import ActorRunner
             from heterofl_flwr.grids.ray_session import Session
         options = ActorOptions(client_app, self._num_cpus, self._num_gpus, Session.enter())
         try:
             number = min(self._most, options.room())
             if number == 0:
                 raise ConfigError(f"no machine has room for an actor: {options.lack()}")
-            self._run_clients(ActorRunner(options, number, self._contexts), Session.leave)
+            self._run_clients(ActorPool(options, number, self._contexts), Session.leave)
         except BaseException:
             Session.leave()
             raise

@@ -13,10 +13,10 @@ from pydantic.fields import FieldInfo
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError, not_usable, unknown_settings
-from heterofl_flwr.groups import expected
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import MODELS
+from heterofl_flwr.option_groups import expected
 from heterofl_flwr.settings.auto_values import OTHER, model_has, preset
 from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.stored_settings import not_expected, read_value

@@ -21,9 +21,9 @@ from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.nodes import Sampling
-from heterofl_flwr.groups import Count, Flag, Natural, NotNegative, Positive, Share, ShareOrNone, group
+from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.nn.nested import InnerWidths
+from heterofl_flwr.option_groups import Count, Flag, Natural, NotNegative, Positive, Share, ShareOrNone, group
 from heterofl_flwr.settings import types
 from heterofl_flwr.settings.types import Group
 from heterofl_flwr.stages.asynchronous import Buffered

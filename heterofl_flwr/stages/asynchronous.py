@@ -9,7 +9,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.staleness import Clocks, StaleMean
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.groups import Natural, NotNegative, group
+from heterofl_flwr.option_groups import Natural, NotNegative, group
 from heterofl_flwr.stages.stage import Stage
 
 

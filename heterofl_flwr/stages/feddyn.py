@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.groups import Positive, with_options
+from heterofl_flwr.option_groups import Positive, with_options
 from heterofl_flwr.stages.stage import ClientContext, Held, Needs, Outgoing, Pull, RoundContext, Stage, State
 
 KEY = "feddyn"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from heterofl_flwr.groups import Decay, with_options
+from heterofl_flwr.option_groups import Decay, with_options
 from heterofl_flwr.stages.stage import Held, RoundContext, Stage, State
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from heterofl_flwr.groups import Decay, Positive, with_options
+from heterofl_flwr.option_groups import Decay, Positive, with_options
 from heterofl_flwr.stages.stage import Held, Needs, RoundContext, Stage, State
 
 FIRST, SECOND = "first", "second"

@@ -12,6 +12,7 @@ from heterofl_flwr import packing
 from heterofl_flwr.errors import SILENT, Fault, ReplyError, short
 from heterofl_flwr.exchange import cancel, first_replies, reply_or_fault
 from heterofl_flwr.federation.round import Round, Sampled
+from heterofl_flwr.federation.sampling import draw
 from heterofl_flwr.stages.asynchronous import Asynchronous, Seats
 from heterofl_flwr.strategies.instructions import Slices, available_nodes
 from heterofl_flwr.strategies.strategy import FederationStrategy, as_flower_error
@@ -101,7 +102,7 @@ class Steps:
             if not isinstance(found, Fault) and not seats.has_seat(rate, others):
                 self._waiting.append((turn, reply))
                 continue
-            current.log.note_sent(turn.sampled.level, turn.num_bytes)
+            current.note_sent(turn.node_id, turn.num_bytes)
             try:
                 if not isinstance(found, Fault):
                     self._strategy.add_reply(turn.node_id, found)
@@ -146,5 +147,5 @@ class Steps:
         # With nobody training, the draw is that of a round that waits.
         turn: tuple[int, ...] = (len(current.slices),) if current.slices else ()
         left, seed = max(number - len(again), 0), self._strategy.federation.seed
-        others = nodes.sample(free.values(), left, "train", current.server_round, *turn, seed=seed)
+        others = draw(nodes, free.values(), left, "train", current.server_round, *turn, seed=seed)
         return [*again, *others][:number]

@@ -17,14 +17,15 @@ from heterofl_flwr import messages, packing
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ReplyError, check_count
-from heterofl_flwr.exchange import Budget, read_each
+from heterofl_flwr.exchange import read_each
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.nodes import MinReplies
 from heterofl_flwr.federation.options import Schedule
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round, TrainReply
-from heterofl_flwr.groups import pick
+from heterofl_flwr.federation.sampling import MinReplies
+from heterofl_flwr.option_groups import pick
+from heterofl_flwr.strategies.budget import Budget
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
 from heterofl_flwr.strategies.strategy import MetricsFn
@@ -143,7 +144,7 @@ class FedH2L(HeteroFL):
         for node_id in published:
             peers = [own for other, own in published.items() if other != node_id]
             record = ArrayRecord({messages.POSTERIORS: stack(peers) if peers else zeros(0, *self._shape)})
-            self.log.note_sent(current.slices[node_id].level, packing.count_bytes(record))
+            current.note_sent(node_id, packing.count_bytes(record))
             own = self._train_config(current.server_round, node_id, current.slices[node_id].rate)
             message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), {**self._config, **own})
             message.content[messages.POSTERIORS] = record

@@ -18,12 +18,12 @@ from heterofl_flwr.errors import ConfigError, check_count
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.nodes import MinReplies, Sampling
 from heterofl_flwr.federation.options import Assignment, Averaging, Options, Schedule, Transfer
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.federation.round import Round
-from heterofl_flwr.groups import pick
+from heterofl_flwr.federation.sampling import MinReplies, Sampling
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.option_groups import pick
 from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.compress import Upload

@@ -9,15 +9,13 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr.exchange import Budget, Costs
+from heterofl_flwr.exchange import Costs
 from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.strategies.asynchronous import Steps
+from heterofl_flwr.strategies.budget import TRAIN_SHARE, Budget
 
 if TYPE_CHECKING:
     from heterofl_flwr.strategies.heterofl import HeteroFL
-
-TRAIN_SHARE = 0.8
-"""Of a round's time, for training, where clients evaluate after it."""
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 

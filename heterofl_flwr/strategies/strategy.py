@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from heterofl_flwr import messages, packing
 from heterofl_flwr.core.slice_rules import window_number
 from heterofl_flwr.errors import Fault, HeteroFLError, RoundError
-from heterofl_flwr.exchange import Budget, crosses_superlink, exchange, read_each
+from heterofl_flwr.exchange import crosses_superlink, exchange, read_each
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
@@ -25,6 +25,7 @@ from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.privacy import Spent
 from heterofl_flwr.stages.stage import Said, State
+from heterofl_flwr.strategies.budget import MOMENTS_SHARE, Budget
 from heterofl_flwr.strategies.instructions import (
     QUERY_SECONDS,
     Asking,
@@ -38,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
 """From the records of replies, and the key of their numbers of examples, to one record of metrics."""
-
-MOMENTS_SHARE = 0.5
-"""Of the time that is left of a round, for moments; the rest is for the evaluation."""
 
 
 class FailedRound(RoundError, AggregationError):
@@ -140,7 +138,7 @@ class FederationStrategy(Strategy):
                 unusable = Fault("its answer to what was asked before training is not usable", "rejected")
                 current.refuse(node_id, asking.faults.get(node_id, unusable))
                 continue
-            self.log.note_sent(own.level, packing.count_bytes(slices.record(own.plan)))
+            current.note_sent(node_id, packing.count_bytes(slices.record(own.plan)))
             self._sent.append(self.train_message(node_id, slices, config, told[node_id]))
         # Flower may go through what it gets more than once, so this is a list, and not the one kept here.
         return list(self._sent)

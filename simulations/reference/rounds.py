@@ -9,8 +9,9 @@ from dataclasses import astuple, dataclass
 from heterofl_flwr.core import Mix
 from heterofl_flwr.data import Dataset, load_dataset
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.nodes import Capability, Sampling
+from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.options import Options
+from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.nn import PAPER
 
 MIX = "a1-b1-c1-d1-e1"

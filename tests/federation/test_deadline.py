@@ -7,6 +7,7 @@ import torch
 
 from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices, exchange, messages
 from heterofl_flwr.errors import RoundError
+from heterofl_flwr.strategies import budget
 from tests.federation.tiny import NEVER, Watched, build, build_normed, crash, make_app, play
 from tests.hostile.superlink import Clock
 
@@ -34,7 +35,8 @@ class Withholding(LocalGrid):
 
 def test_no_node_holds_a_round_beyond_its_deadline(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(exchange, "time", clock)
+    for module in (exchange, budget):
+        monkeypatch.setattr(module, "time", clock)
     with Withholding(clock) as grid:
         strategy = HeteroFL(build_normed, "a1-b1", evaluation=Evaluation(nodes="all"))
         strategy.start(grid, num_rounds=2, timeout=SECONDS)

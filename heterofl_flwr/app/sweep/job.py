@@ -21,7 +21,7 @@ from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.groups import Count
+from heterofl_flwr.option_groups import Count
 from heterofl_flwr.runs.files import to_json
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline

@@ -41,7 +41,7 @@ Reference = Any
 """What Ray returns at once for what will be there."""
 
 
-class ActorRunner(Runner):
+class ActorPool(Runner):
     """Runs clients in actors, in each one group at a time; one that dies is replaced, and another gets its messages.
 
     This happens when messages are pushed, waited for or looked for. A node's messages are answered in the order in
