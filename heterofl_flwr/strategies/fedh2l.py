@@ -25,6 +25,7 @@ from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.federation.sampling import MinReplies
 from heterofl_flwr.option_groups import pick
+from heterofl_flwr.strategies.arguments import explain_unknown
 from heterofl_flwr.strategies.budget import Budget
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
@@ -58,6 +59,12 @@ class FedH2L(HeteroFL):
 
     train_kind = messages.TRAIN_PUBLISH
 
+    @explain_unknown(
+        {
+            **dict.fromkeys(signature(HeteroFL).parameters, "it exchanges posteriors, and no parameters"),
+            "spare": "clients learn from all others",
+        }
+    )
     def __init__(
         self,
         classes: int,

@@ -29,6 +29,7 @@ from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.stages.stage import Stage
+from heterofl_flwr.strategies.arguments import explain_unknown
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
 from heterofl_flwr.strategies.strategy import FederationStrategy, MetricsFn
@@ -130,6 +131,21 @@ class HeteroFL(FederationStrategy):
         result = strategy.start(grid, num_rounds=20)
     """
 
+    @explain_unknown(
+        {
+            "fraction_fit": "use fraction_train",
+            "min_fit_clients": "use min_train_nodes",
+            "min_evaluate_clients": "use min_evaluate_nodes",
+            "min_available_clients": "use min_available_nodes",
+            "fit_metrics_aggregation_fn": "use train_metrics_aggr_fn",
+            "evaluate_metrics_aggregation_fn": "use evaluate_metrics_aggr_fn",
+            "accept_failures": "use min_replies",
+            "initial_parameters": "use start(initial_arrays=...)",
+            "on_fit_config_fn": "use start(train_config=...)",
+            "on_evaluate_config_fn": "use start(evaluate_config=...)",
+            **{name: f"use start({name}=...)" for name in ("evaluate_fn", "num_rounds", "initial_arrays")},
+        }
+    )
     def __init__(
         self,
         build: Build,

@@ -98,6 +98,21 @@ def test_the_signature_shows_every_argument_with_its_default(kind):
         assert defaults.keys() - {"sampling", "transfer", "averaging", "counts_examples"} <= shown.keys()
 
 
+@pytest.mark.parametrize(
+    ("strategy", "name", "remedy"),
+    [
+        (HeteroFL, "fraction_fit", "use fraction_train"),
+        (HeteroFL, "noise", r"use privacy=Privacy\(noise=...\)"),
+        (HeteroFL, "proximal", r"did you mean proximal_mu\?"),
+        (HeteroFL, "zebra", "it has build, mix, assignment, global_rate"),
+        (FedH2L, "privacy", "it exchanges posteriors, and no parameters"),
+    ],
+)
+def test_an_unknown_argument_raises_an_error_with_the_right_one(strategy, name, remedy):
+    with pytest.raises(TypeError, match=f"{strategy.__name__} has no argument {name}: {remedy}"):
+        strategy(build, **{name: 1})
+
+
 def test_clients_are_sent_fedproxs_weight_as_flower_sends_it():
     def prox(strategy):
         with Watched(make_app(plain_train, plain_evaluate), 2) as grid:
