@@ -26,23 +26,31 @@ class Step(NamedTuple):
     operator: str
     tensors: list[str]  # the model's own that go in
     outputs: list[list[int | Places | None]]  # the shape of each tensor that comes out
+    divisor: float | None = None  # the number by which a sum is divided, if that is the full length of what is cut
 
 
 def check_slice(
     steps: Sequence[Step] | None, kept: Sequence[int], skeleton: Skeleton, example_inputs: object, rate: float
-) -> None:
-    """Run a smaller model, beside the steps of the trace if given; raise an error where it does anything else."""
-    expected = _expected(steps or (), kept)
+) -> set[str]:
+    """Run a smaller model, beside the steps of the trace if given; raise an error where it does anything else.
+
+    Layers are returned that divide a sum by the full number of what was added.
+    """
+    expected, literal = _expected(steps or (), kept), set()
 
     def compare(called: Call) -> None:
         if steps is not None and called.name not in QUIET:
             shapes: Any = [list(output.shape) for output in called.outputs]
-            _compare(Step(called.name, skeleton.names_in(called), shapes), next(expected, _END))
+            step = next(expected, _END)
+            _compare(Step(called.name, skeleton.names_in(called), shapes), step)
+            if step.divisor is not None and step.divisor == called.divisor:
+                literal.add(skeleton.place)
 
     try:
         for mode in MODES:
             skeleton.run(example_inputs, mode, Operators(compare))
         _compare(_END, next(expected, _END))
+        return literal
     except Exception as error:  # whatever the model's own code, and torch's, raise where widths do not fit
         said = str(error) if isinstance(error, UnsupportedLayerError) else first_line(error)
         raise UnsupportedLayerError(
@@ -71,6 +79,6 @@ def _compare(found: Step, expected: Step) -> None:
     )
     if found[:2] != expected[:2] or not fit:
         said, wanted = (
-            f"{operator} of {', '.join(own)}" if own else operator for operator, own, _ in (found, expected)
+            f"{operator} of {', '.join(own)}" if own else operator for operator, own, *_ in (found, expected)
         )
         raise UnsupportedLayerError(f"{said} gives {found.outputs}, where {wanted} must give {expected.outputs}")

@@ -25,6 +25,10 @@ _UNUSED = (
     "rate, and take inputs of their full width. To cut them, give inputs with which they are used, or a model around "
     "this one whose forward uses them; to keep them without this warning, name them: fixed=[...]"
 )
+_LITERAL = (
+    "{} divides a sum over channels by their full number, which stands in the code, so a slice, which adds fewer, "
+    "divides by too much: use mean, or take the number from the tensor's shape"
+)
 _NOT_SMALLER = 0.6
 """The share of parameters above which a slice of rate 0.5 gets a warning; a quarter to a half is usual."""
 
@@ -78,7 +82,9 @@ class Elastic:
             thin = any(few == 1 < of for few, of in zip(part.kept, self.traced.channels.sizes, strict=True))
             skeleton = Skeleton(model, self.traced.says_tracing)
             steps = None if thin else self.traced.steps
-            check_slice(steps, part.kept, skeleton, self.example_inputs, rate)
+            literal = check_slice(steps, part.kept, skeleton, self.example_inputs, rate)
+            if literal:
+                warnings.warn(_LITERAL.format(", ".join(sorted(literal))), stacklevel=3)
             self.known.add(part.kept)
         return model
 
@@ -148,8 +154,9 @@ def elastic(
     Warns
     -----
     UserWarning
-        If parameters take no part on the example inputs: they stay whole. Or if a slice of rate 0.5 keeps more than six
-        tenths of the parameters, with the reasons, such as an unknown operator.
+        If parameters take no part on the example inputs: they stay whole. If the code divides a sum over channels by
+        their full number as a literal. Or if a slice of rate 0.5 keeps more than six tenths of the parameters, with the
+        reasons, such as an unknown operator.
 
     Examples
     --------

@@ -127,6 +127,7 @@ class Trace:
         self.positions = Positions()
         self.reasons: Counter[str] = Counter()  # why channels stay whole that might have been cut, and how many
         self.sliced: list[Row] = []  # axes that the code slices at a plain number
+        self.sums: dict[int, tuple[Tensor, list[Row]]] = {}  # tensors that are sums, and the axes that were summed over
         self.arguments: object = ()  # what the function of torch that runs was called with
         self._place = place  # which layer is at work
         self.listening = False  # whether it is the model's own code that runs, and not torch's
@@ -199,6 +200,11 @@ class Trace:
             self.tie(row, self._variable(length))
         else:
             self.pin(row, why=f"the code says the length {length!r}")
+
+    def counted(self, tensor: Tensor, divisor: float | None) -> list[Row]:
+        """Return the axes whose full length a sum over them is divided by."""
+        _, summed = self.sums.get(id(tensor), (None, []))
+        return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 
     def compare(self, one: Length, two: float) -> None:
         """Take note that the model's code compares two numbers: what follows must be the same at every rate.

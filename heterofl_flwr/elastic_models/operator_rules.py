@@ -72,6 +72,8 @@ def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     keep = call.outputs[0].dim() == len(rows)
     kept = [None if axis in axes else row for axis, row in enumerate(rows) if keep or axis not in axes]
     trace.mark(kept, *call.outputs)
+    if call.name == "sum":
+        trace.sums[id(call.outputs[0])] = call.outputs[0], [row for axis in axes if (row := rows[axis]) is not None]
 
 
 @operator(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)))
@@ -88,7 +90,8 @@ def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     *added, one, two = call.inputs
     left, right = trace.rows(one), trace.rows(two)
     inner = max(len(right) - 2, 0)
-    trace.meet(left[-1], right[inner])
+    summed = trace.meet(left[-1], right[inner])
+    trace.sums[id(call.outputs[0])] = call.outputs[0], [] if summed is None else [summed]
     batch = [trace.meet(left[0], right[0])] if len(left) == 3 else []
     found, output = [*batch, *left[len(batch) : -1], *right[inner + 1 :]], call.outputs[0]
     if not added:

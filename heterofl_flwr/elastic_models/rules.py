@@ -19,6 +19,10 @@ from heterofl_flwr.errors import UnsupportedLayerError
 
 aten = torch.ops.aten
 _Rule = TypeVar("_Rule", bound=Callable[..., object])
+HOLDS_THE_MODEL = (
+    "the model's code {} of the model given, not of its copy, as a hook or a function does that holds the model: let "
+    "it use the layer that it is called with"
+)
 _PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
@@ -37,6 +41,14 @@ class Call:
         arguments = self.function._schema.arguments
         defaults = {one.name: one.default_value for one in arguments if one.has_default_value()}
         return {**defaults, **dict(zip((one.name for one in arguments), self.args, strict=False)), **self.kwargs}
+
+    @property
+    def divisor(self) -> float | None:
+        """The plain number by which a tensor is divided, if it is."""
+        number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else None
+        if not isinstance(number, int | float) or not number:
+            return None
+        return number if self.name.startswith("div") else 1 / number
 
 
 OPERATORS = Registry("operator", "operators of torch.ops.aten", lambda one: isinstance(one, OpOverloadPacket))
@@ -131,6 +143,9 @@ def follow(trace: Trace, call: Call) -> None:
         why = f"{name} is not known (@heterofl_flwr.elastic_models.stand_in({name}) can say what it does)"
         trace.pin(*(row for one in call.inputs for row in trace.rows(one)), why=why)
         trace.pin(*(row for one in lengths for row in one.rows), why=why)
+    if len(call.inputs) == 1 and id(call.inputs[0]) in trace.sums:  # a sum that is moved or scaled is still one
+        for output in call.outputs:
+            trace.sums.setdefault(id(output), (output, trace.sums[id(call.inputs[0])][1]))
 
 
 class Operators(TorchDispatchMode):
@@ -194,10 +209,7 @@ class Alike(TorchFunctionMode):
         """Call the function."""
         theirs = [self._given[id(one)] for one in tree_leaves((args, kwargs)) if id(one) in self._given]
         if theirs:
-            raise UnsupportedLayerError(
-                f"the model's code uses {', '.join(theirs)} of the model given, not of its copy, as a hook or a "
-                f"function does that holds the model: let it use the layer that it is called with"
-            )
+            raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"uses {', '.join(theirs)}"))
         if func in _PRODUCTS:
             args = [one.contiguous() if isinstance(one, Tensor) else one for one in args]
         if func is torch.rand and (kwargs or {}).get("size", args[0] if args else None) in ((), []):

@@ -6,12 +6,14 @@ layers. Here the model's own code runs on tensors without values, what it does t
 code of a smaller model is the very same.
 """
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 from heterofl_flwr.elastic_models.channels import Channels, Grouping, Places, Row, Rows
 from heterofl_flwr.elastic_models.check_slice import MODES, QUIET, Step
 from heterofl_flwr.elastic_models.lengths import Trace
-from heterofl_flwr.elastic_models.rules import Call, Functions, Operators, follow
-from heterofl_flwr.elastic_models.skeleton import Number, Skeleton
+from heterofl_flwr.elastic_models.rules import HOLDS_THE_MODEL, Call, Functions, Operators, follow
+from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, entries, find_containers
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, first_line
 from heterofl_flwr.nn.execution import named_tensors
 
@@ -55,6 +57,7 @@ def trace_model(
                 f"layer {name or '(the model itself)'} is compiled by torch.jit or torch.fx, so its code cannot be "
                 f"followed: give the model from before it was compiled"
             )
+    held = [(name, one, copy.copy(one)) for name, one in find_containers(model).items()]
     try:
         return _trace(Skeleton(model, False), example_inputs, fixed, outputs)
     except UnsupportedLayerError as refused:
@@ -62,6 +65,22 @@ def trace_model(
             return _trace(Skeleton(model, True), example_inputs, fixed, outputs)
         except UnsupportedLayerError:
             raise refused from refused.__cause__
+    finally:
+        _restore(held)
+
+
+def _restore(held: Sequence[tuple[str, Any, Any]]) -> None:
+    """Undo what a trace changed in the model given; raise ``UnsupportedLayerError`` if it did."""
+    changed = []
+    for name, one, before in held:
+        old = entries(before)
+        found = [f"{name}{key}".lstrip(".") for key, value in entries(one).items() if value is not old.get(key)]
+        if found or len(one) != len(before):
+            changed += found or [name]
+            one.clear()
+            (one.update if isinstance(one, dict) else one.extend)(before)
+    if changed:
+        raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"sets {', '.join(changed)}"))
 
 
 def _trace(skeleton: Skeleton, example_inputs: object, fixed: Sequence[str], outputs: Sequence[str]) -> Traced:
@@ -82,7 +101,7 @@ class Tracer:
         for name in _names_fixed(self._skeleton.model, fixed):
             self._trace.pin(*self._trace.rows(self._named[name]))
         self._used: set[str] = set()  # the model's parameters and buffers that went into any operator
-        self._calls: list[tuple[str, list[str], list[tuple[torch.Size, Rows | None]]]] = []
+        self._calls: list[tuple[str, list[str], list[tuple[torch.Size, Rows | None]], float | None, list[Row]]] = []
         self._normalises = False
 
     def run(self, example_inputs: object, mode: bool, outputs: Sequence[str]) -> None:
@@ -99,7 +118,8 @@ class Tracer:
         self._used.update(tensors)
         if called.name not in QUIET:
             outputs = [(one.shape, self._trace.known(one)) for one in called.outputs]
-            self._calls.append((called.name, tensors, outputs))
+            counted = self._trace.counted(called.inputs[0], called.divisor) if called.inputs else []
+            self._calls.append((called.name, tensors, outputs, called.divisor, counted))
         if _NORM.search(called.name):
             # Norms of weights leave activations as they are.
             self._normalises |= "parametrizations" not in self._skeleton.at_work[0].split(".")
@@ -117,6 +137,9 @@ class Tracer:
         used = {number: source.row for number, source in self._sources.items() if "row" in vars(source)}
         numbers = {number: grouping.places(trace.open(row)) for number, row in used.items()}
 
+        def cut(row: Row) -> bool:
+            return grouping.places(trace.open(row)) is not None
+
         def lengths(shape: torch.Size, rows: Rows | None) -> list[int | Places | None]:
             if rows is None:
                 return [None] * len(shape)
@@ -125,7 +148,12 @@ class Tracer:
         return Traced(
             Channels(tuple(grouping.sizes), axes),
             {number: places for number, places in numbers.items() if places is not None},
-            [Step(name, tensors, [lengths(*output) for output in outputs]) for name, tensors, outputs in self._calls],
+            [
+                Step(
+                    name, tensors, [lengths(*output) for output in outputs], divisor if any(map(cut, counted)) else None
+                )
+                for name, tensors, outputs, divisor, counted in self._calls
+            ],
             unused,
             [reason for reason, _ in trace.reasons.most_common()],
             self._normalises,

@@ -195,6 +195,12 @@ def test_what_is_used_in_one_mode_only_is_used():
 @pytest.mark.parametrize(
     ("hook", "text"),
     [
+        (lambda model, output: setattr(model, "seen", output), "sets seen of the model given"),
+        (lambda model, output: model.notes.update(out=output), r"sets notes\.out of the model given"),
+        (
+            lambda model, output: model.notes["all"].append(output),
+            r"sets notes\.all\.0, notes\.all\.1 of the model given",
+        ),
         (lambda model, output: output + model.extra(output), r"uses extra\.weight of the model given"),
         (lambda model, output: model.calls.add_(1) and None, "uses calls of the model given"),
     ],
