@@ -109,11 +109,17 @@ def shallow(
         stacks = ", ".join(_join(name, "*") for name, own in full.named_modules() if isinstance(own, STACKS))
         raise ConfigError(f"{blocks!r} names no blocks of {type(full).__name__}; it has {stacks or 'no stack of any'}")
     if example_inputs is not None:
-        idle = _check_depths(full, blocks, example_inputs)
+        idle, partly = _check_depths(full, blocks, example_inputs)
         build.idle.update(idle)
         if idle:
             names = ", ".join(dict.fromkeys(name for own in idle.values() for name in own))
             warnings.warn(f"shallower models hold {names} and do not train them: they do not count", stacklevel=2)
+        if partly:
+            warnings.warn(
+                f"shallower models train some rows of {', '.join(sorted(partly))} and return the others as they were, "
+                f"which counts as if trained: let each block hold its own row",
+                stacklevel=2,
+            )
     return build
 
 
@@ -187,10 +193,11 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
 
 
 @kept_random_state()
-def _check_depths(model: nn.Module, blocks: str, inputs: object) -> dict[int, tuple[str, ...]]:
+def _check_depths(model: nn.Module, blocks: str, inputs: object) -> tuple[dict[int, tuple[str, ...]], set[str]]:
     """Run a model at every depth that a rate gives; name the blocks without which it does not work.
 
-    The model loses its blocks. By how many it has lost, what it then holds without use is returned.
+    The model loses its blocks. By how many it has lost, what it then holds without use is returned; and parameters
+    with a row for each block, of which it does not use all.
     """
     stacks, modes = find_stacks(model, blocks), [True, False]
     try:
@@ -203,7 +210,7 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> dict[int, tu
             f"{type(model).__name__} returned no tensor: let it return tensors, or tuples or dicts of them"
         )
     depth_rates = {Fraction(kept, len(names)) for names in stacks.values() for kept in range(1, len(names))}
-    idle, gone = {}, 0
+    idle, partly, gone = {}, set(), 0
     for depth_rate in sorted(depth_rates, reverse=True):
         dropped = _drop(model, stacks, depth_rate)
         gone += len(dropped)
@@ -219,13 +226,16 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> dict[int, tu
                 f"self.blocks', not by number. Name other blocks, or give each depth a head of its own "
                 f"(heterofl_flwr.nn.with_exits)"
             )
-        if own := tuple(name for name, _ in model.named_parameters() if name in every - used):
+        held = [name for name, _ in model.named_parameters() if name in every]
+        if own := tuple(name for name in held if name not in used):
             idle[gone] = own
-    return idle
+        rows = {name for name in held if name in used and len(used[name]) in map(len, stacks.values())}
+        partly |= {name for name in rows if (every[name] & ~used[name]).any()}
+    return idle, partly
 
 
-def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple[int, ...] | None, set[str]]:
-    """Return the shape of a model's first output, and the parameters that an output depends on."""
+def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple[int, ...] | None, dict[str, Tensor]]:
+    """Return the shape of a model's first output, and of each parameter that an output depends on which rows do so."""
     model.zero_grad()
     for mode in modes:
         for layer in model.modules():
@@ -234,5 +244,6 @@ def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple
         ends = [leaf.sum() for leaf in leaves if leaf.requires_grad]
         if ends:
             torch.autograd.backward(ends)  # torch.autograd.grad refuses models with torch.utils.checkpoint
-    used = {name for name, own in model.named_parameters() if own.grad is not None}
+    trained = {name: own.grad for name, own in model.named_parameters() if own.grad is not None}
+    used = {name: own.reshape(*own.shape[:1], -1).any(-1) for name, own in trained.items()}
     return (tuple(leaves[0].shape) if leaves else None), used

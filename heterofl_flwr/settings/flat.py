@@ -98,6 +98,7 @@ REMOVED: Mapping[str, tuple[Flat, ...]] = {
     "server.max-refusals": (0,),
     "server.max-examples-ratio": (0.0, 10.0),  # of means of metrics alone
     "run.patience": (0,),
+    "evaluate.moments-merge": ("auto",),
 }
 """Settings that earlier versions had, each with the values with which a run is what it is without them."""
 

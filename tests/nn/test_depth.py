@@ -122,6 +122,20 @@ class NormsBeside(nn.Module):
         return x
 
 
+class GainsInATable(nn.Module):
+    """Blocks, and a parameter with a row for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.gains = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        for block, gain in zip(self.blocks, self.gains, strict=False):
+            x = block(x) * gain
+        return x
+
+
 class HeadsInTraining(nn.Module):
     """Blocks, and a head for each that works in training alone."""
 
@@ -146,6 +160,8 @@ def test_what_a_shallow_model_does_not_use_does_not_count():
     assert not hasattr(shallow(stack(), "1.*", X)(0.5), "untrained")
     with pytest.warns(UserWarning, match=r"hold heads\.3\.weight"):
         assert "heads.2.bias" in shallow(HeadsInTraining(), "blocks.*", torch.zeros(1, 4))(0.5).untrained
+    with pytest.warns(UserWarning, match="train some rows of gains and return the others"):
+        shallow(GainsInATable(), "blocks.*", torch.ones(1, 4))
     with pytest.raises(TypeError, match="example_inputs"):  # nobody leaves it out by mistake
         shallow(NormsBeside(), "blocks.*")
 
