@@ -28,15 +28,14 @@ from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.grids.devices import EDGE, Training
-from heterofl_flwr.nn import collect_moments, with_static_norm
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.report.drawing import SIZE, SMALL, series
 from heterofl_flwr.runs.files import write_atomic
-from heterofl_flwr.training import evaluate
 from simulations.bench.measure import describe_machine
 from simulations.program import parser_of, run_cells, status_of, without_logs
 from simulations.results.formats import show_difference
 from simulations.results.statistics import summarise
+from simulations.robust import accuracy
 from simulations.svg import to_svg
 
 PROGRAM = "simulations.asynchronous"
@@ -94,19 +93,12 @@ class Study:
     compared: Sequence[tuple[str, str]] = ()  # over all splits and devices
 
 
+_IMAGES = "heterofl_flwr.experiments.small_mnist"
+_STEPS = (("steps", "steps, one clock"), ("steps, quota", "steps"))
+_STALER = (("exponent 0.5", "exponent 0"), ("exponent 1", "exponent 0.5"))
 STUDIES: Mapping[str, Study] = {
-    "methods": Study(
-        "heterofl_flwr.experiments.small_mnist:with_test_images",
-        (0, 1, 2),
-        METHODS,
-        (("steps", "steps, one clock"), ("steps, quota", "steps")),
-    ),
-    "staleness": Study(
-        "heterofl_flwr.experiments.small_mnist:load",
-        (10, 11),
-        EXPONENTS,
-        (("exponent 0.5", "exponent 0"), ("exponent 1", "exponent 0.5")),
-    ),
+    "methods": Study(f"{_IMAGES}:with_test_images", (0, 1, 2), METHODS, _STEPS),
+    "staleness": Study(f"{_IMAGES}:load", (10, 11), EXPONENTS, _STALER),
 }
 
 
@@ -160,15 +152,11 @@ def run_cell(cell: Cell, study: Study, rounds: int = ROUNDS) -> list[dict[str, f
 
 def level_accuracies(task: Task, strategy: HeteroFL, state: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the accuracy of each level's own model on test images."""
-    found, test = {}, task.dataset.test
+    train, test, plan = task.dataset.train, task.dataset.test, strategy.federation.plan
     test = replace(test, inputs=test.inputs[::2], targets=test.targets[::2])
-    for rate in task.mix.rates:
-        model = task.build(rate)
-        model.load_state_dict(strategy.federation.plan(rate).extract(state))
-        moments = collect_moments(model, task.dataset.train.inputs[:MEASURED].split(100), kind="fixed")
-        own = evaluate(with_static_norm(model, moments), test, seed=0).metrics("global")
-        found[level_name(rate)] = own["global-accuracy"]
-    return found
+    train = replace(train, inputs=train.inputs[:MEASURED], targets=train.targets[:MEASURED])
+    less = replace(task.dataset, train=train, test=test)
+    return {level_name(rate): accuracy(task.build(rate), plan(rate).extract(state), less) for rate in task.mix.rates}
 
 
 Curve = Sequence[Mapping[str, float]]
@@ -193,11 +181,7 @@ def run(options: argparse.Namespace) -> int:
 
 def complete(found: Curves, study: Study) -> dict[Cell, Curve]:
     """Return the runs of which all methods are there, as one alone cannot be compared."""
-    return {
-        own: curve
-        for own, curve in found.items()
-        if all(replace(own, method=other) in found for other in study.methods)
-    }
+    return {own: one for own, one in found.items() if all(replace(own, method=way) in found for way in study.methods)}
 
 
 def mean_accuracy(own: Mapping[str, float]) -> float:

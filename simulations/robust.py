@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from heterofl_flwr import LocalGrid
@@ -28,7 +28,7 @@ from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.client import seed_of
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.data import Split, load_dataset
+from heterofl_flwr.data import Dataset, Split, load_dataset
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.nn import collect_moments, with_static_norm
 from heterofl_flwr.nn.execution import torch_threads
@@ -133,7 +133,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     with LocalGrid(HostileApp(cell), CLIENTS, run_config=config, cohort=CLIENTS) as grid:
         state = strategy.start(grid, num_rounds=task.settings.num_rounds).arrays.to_torch_state_dict()
     found = {
-        end: accuracy(task, strategy.federation.plan(rate).extract(state), rate)
+        end: accuracy(task.build(rate), strategy.federation.plan(rate).extract(state), task.dataset)
         for end, rate in (("largest", task.mix.rates[0]), ("smallest", task.mix.rates[-1]))
     }
     refused = refusals.counted
@@ -171,11 +171,11 @@ def _small(split: Split) -> Split:
     return replace(split, inputs=inputs, targets=split.targets[:ROWS])
 
 
-def accuracy(task: Task, state: Mapping[str, Tensor], rate: float) -> float:
-    model = task.build(rate)
+def accuracy(model: nn.Module, state: Mapping[str, Tensor], data: Dataset) -> float:
+    """Return a model's accuracy on the test set, with batch norm moments of the training set."""
     model.load_state_dict(state)
-    moments = collect_moments(model, task.dataset.train.inputs.split(100), kind="fixed")
-    return evaluate(with_static_norm(model, moments), task.dataset.test, seed=0).metrics("global")["global-accuracy"]
+    moments = collect_moments(model, data.train.inputs.split(100), kind="fixed")
+    return evaluate(with_static_norm(model, moments), data.test, seed=0).metrics("global")["global-accuracy"]
 
 
 def cells(data: Sequence[str]) -> Iterator[Cell]:

@@ -67,11 +67,8 @@ def run(options: argparse.Namespace) -> list[Goal]:
 
 def compare(ours: Ours, authors: Authors | None, experiment: Experiment, rounds: int) -> list[Goal]:
     """Measure both sides in turns, and print the parts of a round and what they make of a whole run."""
-    print(
-        f"MNIST, {experiment.clients} clients, {TRAINED} train: {MIX}, fix; {cores()} cores; median of {rounds} rounds "
-        "of each side in turns",
-        flush=True,
-    )
+    about = f"MNIST, {experiment.clients} clients, {TRAINED} train: {MIX}, fix; {cores()} cores; in turns"
+    print(f"{about}; median of {rounds} rounds", flush=True)
     sides: list[Ours | Authors] = [ours, *([authors] if authors else [])]
     found: dict[str, list[Parts]] = {side.name: [] for side in sides}
     evaluations, last = [], []

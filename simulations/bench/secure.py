@@ -35,9 +35,8 @@ LABELS = [0, 1]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--clients", type=int, nargs="+", default=[10, 50, 100], help="numbers of clients, a to e in turns"
-    )
+    clients = "numbers of clients, a to e in turns"
+    parser.add_argument("--clients", type=int, nargs="+", default=[10, 50, 100], help=clients)
     parser.add_argument("--model", default="cifar10", choices=sorted(PAPER), help="the paper's model for this data set")
 
 
@@ -96,20 +95,17 @@ class Federation:
             adding += timed(server.add, client, *masked)[0]
             sizes[self.level(client)] = masked[0].nbytes
             beside = max(beside, len(roster.to_bytes()) + 2 * sum(map(len, [*shares[client], *masked[1]])))
-        revealed = {
-            client: self.spend(
-                "reveal", client, self.clients[client].reveal, server.survivors, server.seeds_for(client)
-            )
-            for client in survivors
-        }
+        revealed = {}
+        for client in survivors:
+            arguments = server.survivors, server.seeds_for(client)
+            revealed[client] = self.spend("reveal", client, self.clients[client].reveal, *arguments)
         closing = timed(server.unmask, revealed)[0] + timed(server.sums)[0]
         plain = timed(self.average, survivors)[0]
         print(f"{self.number} clients: server {opening + adding + closing:.2f} s (plain {plain:.2f} s)")
         print(f"  beside its change a client sends and receives up to {beside:,} bytes")
         for level, plan in self.plans.items():
             parts = [
-                f"{what} {statistics.median(self.seconds[what, level]):.3f} s"
-                for what in ("keys", "shares", "mask", "reveal")
+                f"{what} {statistics.median(own):.3f} s" for (what, at), own in self.seconds.items() if at == level
             ]
             print(f"  level {level}: {', '.join(parts)}; {sizes[level]:,} bytes (plain {4 * plan.parameters:,})")
         worst = max(sizes[level] / (4 * plan.parameters) for level, plan in self.plans.items())
@@ -120,15 +116,9 @@ class Federation:
 
     def collect_keys(self) -> Roster:
         answers = {client: self.spend("keys", client, make_keys) for client in range(self.number)}
+        plans, keys = [self.plans[self.level(client)] for client in answers], [own for own, _ in answers.values()]
         roster = Roster.of(
-            [self.plans[self.level(client)] for client in answers],
-            [keys for keys, _ in answers.values()],
-            server_round=1,
-            least=LEAST,
-            bound=BOUND,
-            rows=self.rows,
-            extra_rows=True,
-            grid=(),
+            plans, keys, server_round=1, least=LEAST, bound=BOUND, rows=self.rows, extra_rows=True, grid=()
         )
         self.clients = {client: ClientRound(kept, roster) for client, (_, kept) in answers.items()}
         return roster

@@ -70,11 +70,8 @@ def draw_parts() -> Figure:
             for number, (plan, rate) in enumerate(zip(_plans(elastic(Stack(), example)), RATES, strict=True))
         ]
         _draw(place, _count(plans, names[0]), rule, f"one block in round {ROUND}")
-    figure.suptitle(
-        "Three clients of rates 1, 0.5 and 0.25: how many hold each entry (1, 2 or 3, from pale to dark)",
-        fontsize=11,
-        color=light("ink"),
-    )
+    title = "Three clients of rates 1, 0.5 and 0.25: how many hold each entry (1, 2 or 3, from pale to dark)"
+    figure.suptitle(title, fontsize=11, color=light("ink"))
     return figure
 
 

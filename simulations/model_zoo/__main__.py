@@ -39,6 +39,7 @@ python -m simulations.model_zoo --out results/zoo
 ```
 
 {counts}
+
 - *exact*: `elastic` slices the model, and all of the following holds.
 - *unproven*: all holds but the last, because no rule says what a slice should compute.
 - *refused*: `elastic` raises an error that says why, before any training.
@@ -52,6 +53,7 @@ about a quarter of the parameters, and more where inputs, outputs or embeddings 
 `models.csv`.
 
 {failing}
+
 Not built:
 
 {missing}
@@ -89,7 +91,7 @@ def page(findings: Sequence[Finding], sources: Sequence[str], seed: int) -> str:
         families = {one.family for one in exact if one.source == source}
         rows.append([source, *(str(counts[source, verdict]) for verdict in VERDICTS), str(len(families))])
     return _PAGE.format(
-        counts=_table(["package", *VERDICTS, "families of exact ones"], rows),
+        counts=markdown(["package", *VERDICTS, "families of exact ones"], rows),
         failing=_failing(findings),
         missing="".join(f"- {source}: {names}\n" for source in sources if (names := _missing(findings, source))),
         rates=", ".join(f"{rate:g}" for rate in RATES),
@@ -110,7 +112,7 @@ def _failing(findings: Sequence[Finding]) -> str:
         why = one.large or one.unproven or one.reason
         if why and one.verdict != "not built":
             rows.append([one.source, f"`{one.name}`", "large" if one.large else one.verdict, _cell(why)])
-    return _table(["package", "model", "verdict", "layer and reason"], rows)
+    return markdown(["package", "model", "verdict", "layer and reason"], rows)
 
 
 def _missing(findings: Sequence[Finding], source: str) -> str:
@@ -119,16 +121,10 @@ def _missing(findings: Sequence[Finding], source: str) -> str:
 
 def listed(findings: Sequence[Finding]) -> str:
     """Return every model with its verdict, and the percent of its parameters that a slice of rate 0.5 has, as CSV."""
-    rows = [
-        [
-            one.source,
-            one.name,
-            one.family,
-            one.verdict,
-            f"{100 * one.half:.0f}" if one.verdict in ("exact", "unproven") else "",
-        ]
-        for one in findings
-    ]
+    rows = []
+    for one in findings:
+        percent = f"{100 * one.half:.0f}" if one.verdict in ("exact", "unproven") else ""
+        rows.append([one.source, one.name, one.family, one.verdict, percent])
     return render(["package", "model", "family", "verdict", "percent at rate 0.5"], rows, "csv") + "\n"
 
 
@@ -147,10 +143,6 @@ def _made(findings: Sequence[Finding]) -> str:
     return "; ".join(f"{machine}; at {', '.join(sorted(own))}" for machine, own in sorted(commits.items()))
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return markdown(heads, rows) + "\n"
-
-
 def line(finding: Finding) -> str:
     """Return one line about a finding, for a terminal."""
     if finding.verdict not in ("exact", "unproven"):
@@ -167,17 +159,10 @@ def main(arguments: list[str] | None = None) -> int:
     own = parser_of(PROGRAM, __doc__)
     own.add_argument("names", nargs="*", help="models to check, as package:model; without any, all of them")
     own.add_argument("--source", action="append", choices=SOURCES, help="a package to take; without any, all of them")
-    own.add_argument(
-        "--draw",
-        nargs="+",
-        type=_draw,
-        default=[],
-        metavar="PACKAGE:NUMBER",
-        help="packages, and how many models of each to draw by the seed: timm:60",
-    )
-    own.add_argument(
-        "--out", type=Path, help="write the page and the list to this folder; give no names, for whole ones"
-    )
+    draw = "packages, and how many models of each to draw by the seed: timm:60"
+    own.add_argument("--draw", nargs="+", type=_draw, default=[], metavar="PACKAGE:NUMBER", help=draw)
+    out = "write the page and the list to this folder; give no names, for whole ones"
+    own.add_argument("--out", type=Path, help=out)
     findings = "where to keep what was found, and to read what is there already (%(default)s)"
     own.add_argument("--findings", type=Path, default=Path("runs/zoo/findings.jsonl"), help=findings)
     own.add_argument("--seed", type=int, default=0, help="of the weights and the images (%(default)s)")

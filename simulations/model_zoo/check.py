@@ -117,11 +117,7 @@ def _check_slices(
             unproven = str(error)
             continue
         limit = MOST_DIFFERENT[next(small.parameters()).dtype]
-        _demand(
-            found <= limit,
-            f"at rate {rate:g} the output differs from that of the full model without the rest by {found:.1e} of what "
-            f"inputs make",
-        )
+        _demand(found <= limit, f"the output at rate {rate:g} is off by {found:.1e} of what inputs make")
         most = max(most, found)
     return most, unproven
 

@@ -66,9 +66,8 @@ class Masks(TorchDispatchMode):
         if name in RULES:
             return RULES[name](self, func, args, given)
         plain = getattr(aten, name.removesuffix("_"), func.overloadpacket)  # the form in place may lack the tag
-        if any(
-            torch.Tag.pointwise in one.tags for one in (func, *(getattr(plain, form) for form in plain.overloads()))
-        ):
+        forms = (func, *(getattr(plain, form) for form in plain.overloads()))
+        if any(torch.Tag.pointwise in one.tags for one in forms):
             return entrywise(self, func, args, given)
         if all(bool(self.of(one).all()) for one in tree_leaves((args, given)) if isinstance(one, Tensor)):
             return func(*args, **given)
@@ -161,9 +160,7 @@ def summed(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any
     """Let a slice have each sum that has an entry: one that is not 0 if all entries are 1."""
     bias = _named(func, args, given).get("bias")
     its = {**_of_masks(masks, func, args, given), **({} if bias is None else {"bias": None})}
-    its = {
-        name: one.float() if isinstance(one, Tensor) and one.dtype == torch.bool else one for name, one in its.items()
-    }
+    its = {key: one.float() if isinstance(one, Tensor) and one.dtype == torch.bool else one for key, one in its.items()}
     output, found = func(*args, **given), tree_leaves(_call_on_masks(func, its))[0] != 0
     if bias is not None:
         found = found & masks.of(bias).view(-1, *[1] * (output.dim() - 2))

@@ -25,12 +25,8 @@ _DEPTHS: tuple[dict[str, Any], ...] = ({"depths": (1, 1, 1, 1)}, {"layers": (1, 
 # Those of torchvision that do not take 64 x 64: auxiliary heads, windows and patches of a fixed size.
 _SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 56}
 # The auto classes of transformers, and what their models take.
-_TASKS = {
-    "CAUSAL_LM": "input_ids",
-    "MASKED_LM": "input_ids",
-    "SEQ_TO_SEQ_CAUSAL_LM": "input_ids",
-    "IMAGE_CLASSIFICATION": "pixel_values",
-}
+_TASKS = dict.fromkeys(("CAUSAL_LM", "MASKED_LM", "SEQ_TO_SEQ_CAUSAL_LM"), "input_ids")
+_TASKS |= {"IMAGE_CLASSIFICATION": "pixel_values"}
 # What a small configuration has, under the names that configurations have for it.
 _SMALL = {
     64: "hidden_size d_model n_embd dim embed_dim word_embed_proj_dim d_embed "
@@ -98,9 +94,8 @@ def _torchvision(name: str) -> Case:
     options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # by a slow generator, and all weights are drawn anew
-    return Case(
-        name, _package("torchvision.models").get_model(name, weights=None, **options), torch.randn(2, 3, size, size)
-    )
+    model = _package("torchvision.models").get_model(name, weights=None, **options)
+    return Case(name, model, torch.randn(2, 3, size, size))
 
 
 def _timm_families() -> list[str]:

@@ -31,9 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run of ours")
     parser.add_argument("--rounds", type=int, metavar="N", help="do so many, not all rounds of the run")
     parser.add_argument("--root", default="", metavar="DIR", help="MNIST, laid out as on the hub; else HETEROFL_DATA")
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs", "reference"), metavar="DIR", help="default: %(default)s"
-    )
+    parser.add_argument("--work", type=Path, default=Path("runs/reference"), metavar="DIR", help="default: %(default)s")
     options = parser.parse_args(arguments)
     return status_of(PROGRAM, lambda: run_reference(options))
 
@@ -57,11 +55,8 @@ def run_reference(options: argparse.Namespace) -> None:
             tested = list(rows(history))
             write_authors(run.path, [{**row, **origin} for row in tested])
             for row in tested[-1:]:
-                print(
-                    f"round {row['round']:g}: global {row['global']:.2%}, local {row['local']:.2%}, "
-                    f"after {duration(row['seconds'])}",
-                    flush=True,
-                )
+                told = "round {round:g}: global {global:.2%}, local {local:.2%}, after ".format(**row)
+                print(told + duration(row["seconds"]), flush=True)
 
 
 def check(run: Run) -> None:
@@ -90,15 +85,8 @@ def authors_of(run: Run, options: argparse.Namespace) -> Authors:
     clients = round(CLIENTS_A_ROUND / settings.sample.fraction_train)
     experiment = Experiment(options.root, clients, str(settings.mix), settings.data.split)
     variant = f"{NORMS.get(job.norm, job.norm)}_{job.scaler:d}_{job.masked:d}"
-    return Authors(
-        options.authors,
-        experiment.data,
-        experiment.control(job.assignment, variant),
-        cores(),
-        balanced=False,
-        seed=run.seed,
-        state=options.work / f"{name_of(run)}.pt",
-    )
+    control, state = experiment.control(job.assignment, variant), options.work / f"{name_of(run)}.pt"
+    return Authors(options.authors, experiment.data, control, cores(), balanced=False, seed=run.seed, state=state)
 
 
 def play(side: Authors, rounds: int, every: int) -> Iterator[Sequence[Parts]]:
@@ -118,12 +106,8 @@ def rows(history: Sequence[Parts]) -> Iterator[Mapping[str, float]]:
     for number, parts in enumerate(history, 1):
         seconds += parts.whole
         if parts.test:
-            yield {
-                "round": number,
-                "global": round(parts.accuracy, 6),
-                "local": round(parts.local_accuracy, 6),
-                "seconds": round(seconds, 1),
-            }
+            reached = {"global": round(parts.accuracy, 6), "local": round(parts.local_accuracy, 6)}
+            yield {"round": number, **reached, "seconds": round(seconds, 1)}
 
 
 if __name__ == "__main__":

@@ -57,9 +57,8 @@ class Authors:
     ) -> None:
         self._source = checkout.resolve() / "src"
         if not (self._source / "train_classifier_fed.py").exists():
-            raise ConfigError(
-                f"{self._source} holds no train_classifier_fed.py; expected a checkout of the authors' repository"
-            )
+            lacks = f"{self._source} holds no train_classifier_fed.py"
+            raise ConfigError(f"{lacks}; expected a checkout of the authors' repository")
         self._load = load
         path = str(state.resolve()) if state else None
         self._order = {"control": control, "seed": seed, "threads": threads, "balanced": balanced, "state": path}

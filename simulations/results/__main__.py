@@ -22,7 +22,7 @@ from simulations.results.claims import claims_page
 from simulations.results.collect import collect
 from simulations.results.configurations import Configuration, Places, Reached, configurations, metrics_of, published
 from simulations.results.formats import Table, to_latex, to_markdown
-from simulations.results.paper import FILES, VARIABLE, Cell, Key, by_job, paper_folder, read_cells
+from simulations.results.paper import FILES, VARIABLE, Cell, Key, Printed, by_job, paper_folder, read_cells
 from simulations.results.runs import file_name, portable, read_runs
 from simulations.results.spent import axes_of
 from simulations.svg import to_svg
@@ -70,10 +70,8 @@ def read(paths: Sequence[Path], paper: Path | None) -> Found:
     runs, unreadable = read_runs(paths)
     places = configurations(runs)
     counted = {run.path for own in places.values() for one in own for run in one.runs}
-    why = {
-        True: "a later run has its settings and seed",
-        False: "unfinished, {0.rounds} of {0.settings.num_rounds} rounds",
-    }
+    unfinished = "unfinished, {0.rounds} of {0.settings.num_rounds} rounds"
+    why = {True: "a later run has its settings and seed", False: unfinished}
     left_out = [(run.path.name, why[run.finished].format(run)) for run in runs if run.path not in counted]
     left_out += [("unreadable", portable(line)) for line in unreadable]
     if not places:
@@ -133,7 +131,7 @@ def _status(found: Found, jobs: Mapping[Key, Reached]) -> str:
     return "".join(f"- {line}\n" for line in [*lines, f"With commits: {', '.join(commits)}"])
 
 
-def _tables(own: Sequence[Configuration], printed: tables.Printed, targets: Sequence[float]) -> Iterator[Table]:
+def _tables(own: Sequence[Configuration], printed: Printed, targets: Sequence[float]) -> Iterator[Table]:
     """Yield the tables of one data set and split; some may have no rows."""
     metrics = metrics_of(own)
     yield tables.reached_table(own, printed)

@@ -1,6 +1,5 @@
 """What the authors' code reached on the job of a run: ``authors.csv`` beside the run's history, and beside ours."""
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -9,7 +8,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.files import write_atomic
 from simulations.results.configurations import Reached, possible, shown
 from simulations.results.formats import Table, show_spread, to_csv
-from simulations.results.paper import Key
+from simulations.results.paper import Key, rows_of
 from simulations.results.runs import Scores, chosen_round
 from simulations.results.statistics import summarise
 
@@ -29,11 +28,8 @@ def read_authors(folder: Path) -> Scores:
     if not path.exists():
         return {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return {
-                int(row["round"]): {name: float(row[column]) for column, name in SCORES.items()}
-                for row in csv.DictReader(file)
-            }
+        rows = rows_of(path)
+        return {int(row["round"]): {name: float(row[column]) for column, name in SCORES.items()} for row in rows}
     except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{path} is not as expected ({error}): rows with the columns {', '.join(COLUMNS)}; remove it and "
@@ -58,12 +54,7 @@ def _beside_authors(own: Reached) -> Iterator[tuple[str, ...]]:
     """Yield both sides' means over each half of the rounds that all runs tested, and their best of these rounds."""
     job, metric = own.configuration.job, own.metric
     theirs = [scores for run, _ in own.runs if (scores := read_authors(run.path))]
-    if (
-        not theirs
-        or job is None
-        or metric not in SCORES.values()
-        or (job.split == "iid" and metric != SCORES["global"])
-    ):
+    if job is None or not theirs or metric not in [SCORES["global"], *(SCORES.values() if job.split != "iid" else ())]:
         return
     ours = [{number: values for number, values in run.scores.items() if metric in values} for run, _ in own.runs]
     both = sorted(set.intersection(*(set(scores) for scores in (*ours, *theirs))))

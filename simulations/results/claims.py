@@ -8,7 +8,7 @@ from heterofl_flwr.core.formatting import NOTHING
 from heterofl_flwr.core.levels import Mix, level_name
 from simulations.results.configurations import Reached
 from simulations.results.formats import Table, show_difference, to_markdown
-from simulations.results.paper import TOO_FEW, Cell, Job, Key
+from simulations.results.paper import TOO_FEW, Job, Key, Printed
 from simulations.results.runs import short_mix
 from simulations.results.statistics import Summary, summarise
 
@@ -127,7 +127,7 @@ HEADER = (
 )
 
 
-def claims_page(found: Mapping[Key, Reached], printed: Mapping[Key, Sequence[Cell]], command: str) -> str:
+def claims_page(found: Mapping[Key, Reached], printed: Printed, command: str) -> str:
     """Return a page that says of every claim what the runs say."""
     tables = [Table("", claim.title, HEADER, tuple(_rows(claim, found, printed)), claim.text) for claim in CLAIMS]
     verdicts = [HEADER.index(name) for name in ("by final rounds", "by best rounds")]
@@ -141,9 +141,7 @@ def _count(verdicts: Sequence[str]) -> str:
     return ", ".join(f"{verdict}: {number}" for verdict, number in Counter(verdicts).most_common()) or "not run"
 
 
-def _rows(
-    claim: Claim, found: Mapping[Key, Reached], printed: Mapping[Key, Sequence[Cell]]
-) -> Iterator[tuple[str, ...]]:
+def _rows(claim: Claim, found: Mapping[Key, Reached], printed: Printed) -> Iterator[tuple[str, ...]]:
     """Yield the comparisons all of whose jobs have runs with the same seeds."""
     keys = [(job, metric) for job, metric in found if metric.startswith(claim.scopes)]
     for job, metric in keys:
@@ -172,7 +170,7 @@ def _rows(
             )
 
 
-def _printed(terms: Terms, metric: str, printed: Mapping[Key, Sequence[Cell]], sign: int) -> str:
+def _printed(terms: Terms, metric: str, printed: Printed, sign: int) -> str:
     """Return the same difference of the numbers of one table."""
     by_table: dict[str, list[float]] = {}
     for weight, job in terms:

@@ -3,7 +3,7 @@
 import csv
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -220,6 +220,8 @@ def _ablation(row: Mapping[str, str]) -> Iterator[Cell]:
 
 Key = tuple[Job, str]
 """A job and a metric of it."""
+
+Printed = Mapping[Key, Sequence[Cell]]
 
 
 def by_job(cells: Iterable[Cell]) -> dict[Key, list[Cell]]:

@@ -11,7 +11,7 @@ from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.runs.costs import LevelCost
 from simulations.results.configurations import Configuration, Places, Reached, metrics_of, possible, reached, shown
 from simulations.results.formats import Table, show_interval, show_summary, to_csv
-from simulations.results.paper import AGREES, DIFFERS, TOO_FEW, Cell, Key, departures
+from simulations.results.paper import AGREES, DIFFERS, TOO_FEW, Cell, Key, Printed, departures
 from simulations.results.runs import Run, portable
 from simulations.results.spent import AXES, axes_of, spent_until
 from simulations.results.statistics import Summary, summarise
@@ -25,7 +25,6 @@ ALONE_NOTE = (
     "such as c3-x1 is level c trained by the clients that can hold it; x counts the others."
 )
 ACCURACY = "global-accuracy"
-Printed = Mapping[Key, Sequence[Cell]]
 
 
 def reached_table(configurations: Sequence[Configuration], printed: Printed) -> Table:
