@@ -34,6 +34,7 @@ from heterofl_flwr.client_context import (
 )
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
+from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import is_shared
 from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.local_model import build_models, parameters_of, read_state, seed_of
@@ -162,6 +163,7 @@ def reply(
     num_examples: int,
     labels: Iterable[int] | None = None,
     metrics: Mapping[str, float | Sequence[float]] | None = None,
+    capacity: str | float | None = None,
     context: Context | None = None,
 ) -> Message:
     """Return the answer to an instruction; parameters travel in the form that it asks for, and clipped if it does.
@@ -179,6 +181,9 @@ def reply(
         training: in an answer to an evaluation it changes nothing.
     metrics : Mapping[str, float | Sequence[float]] | None
         Numbers to report. Of lists there are no means: only the server's own function of metrics sees them.
+    capacity : str | float | None
+        A level or rate, if what this node can hold has changed; it counts from the next round on. It is for training
+        too.
     context : Context | None
         The client's context, where the strategy shares only some parameters: it keeps the others of the trained model,
         for ``submodel``.
@@ -187,6 +192,8 @@ def reply(
         raise ConfigError("an answer to training has no model: give reply what submodel returned, trained")
     config: dict[str, object] = {}
     known: Sequence[int] | None = None if labels is None else sorted({int(label) for label in labels})
+    if capacity is not None:
+        config[messages.CAPACITY] = rate_of(capacity)
     records: Mapping[str, ArrayRecord] = {}
     if model is not None:
         given = Outgoing(tensors={}, labels=known, num_examples=num_examples, metrics=metrics or {})

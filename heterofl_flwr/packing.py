@@ -210,6 +210,7 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
         scales=scales,
         num_examples=num_examples,
         labels=cast("list[int] | None", labels),
+        capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
         metrics=metrics,
         said=config,
         num_bytes=sum(map(count_bytes, records.values())),

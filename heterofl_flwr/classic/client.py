@@ -10,7 +10,9 @@ from torch import nn
 
 from heterofl_flwr import client, messages
 from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
+from heterofl_flwr.client_context import keep_part
 from heterofl_flwr.compat import some_identity
+from heterofl_flwr.core.plan import is_shared
 from heterofl_flwr.local_model import parameters_of as named_parameters
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
@@ -19,21 +21,32 @@ from heterofl_flwr.node_config import read_capability
 
 
 def submodel(
-    parameters: NDArrays, config: Mapping[str, Scalar], build: Build, *, seed_torch: bool = False
+    parameters: NDArrays,
+    config: Mapping[str, Scalar],
+    build: Build,
+    *,
+    context: Context | None = None,
+    seed_torch: bool = False,
 ) -> nn.Module:
     """Return the model at the instruction's rate with these parameters.
 
-    To evaluate, batch norm gets the static moments that came, or normalises by batch where none did. ``seed_torch`` is
-    that of ``heterofl_flwr.client.submodel``.
+    To evaluate, batch norm gets the static moments that came, or normalises by batch where none did. ``context`` and
+    ``seed_torch`` are those of ``heterofl_flwr.client.submodel``.
     """
-    return client.submodel(_instruction(parameters, config, build), build, seed_torch=seed_torch)
+    return client.submodel(_instruction(parameters, config, build), build, context=context, seed_torch=seed_torch)
 
 
 def models_to_evaluate(
-    parameters: NDArrays, config: Mapping[str, Scalar], build: Build, *, seed_torch: bool = False
+    parameters: NDArrays,
+    config: Mapping[str, Scalar],
+    build: Build,
+    *,
+    context: Context | None = None,
+    seed_torch: bool = False,
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield each rate that the instruction asks about and its model, as ``submodel`` returns it."""
-    yield from client.models_to_evaluate(_instruction(parameters, config, build), build, seed_torch=seed_torch)
+    message = _instruction(parameters, config, build)
+    yield from client.models_to_evaluate(message, build, context=context, seed_torch=seed_torch)
 
 
 def asks_for_moments(config: Mapping[str, Scalar]) -> bool:
@@ -58,9 +71,19 @@ def answer_moments(
     return parameters_to_ndarrays(record_parameters(messages.array_records(reply.content)[messages.MOMENTS])), 0, {}
 
 
-def parameters_of(model: nn.Module) -> NDArrays:
-    """Return a model's parameters in the order in which the strategy expects them."""
-    return [tensor.numpy() for tensor in named_parameters(model).values()]
+def parameters_of(
+    model: nn.Module, config: Mapping[str, Scalar] | None = None, *, context: Context | None = None
+) -> NDArrays:
+    """Return a model's parameters in the order in which the strategy expects them.
+
+    Where the strategy shares only some (``HeteroFL(shared=...)``), give the instruction's config, and the client's
+    context, which keeps the others for ``submodel``.
+    """
+    shared = messages.read_shared(from_scalars(config) if config else {})
+    tensors = named_parameters(model)
+    if context is not None and (own := {name: tensors[name] for name in tensors if not is_shared(name, shared)}):
+        keep_part(context, own)
+    return [tensor.numpy() for name, tensor in tensors.items() if is_shared(name, shared)]
 
 
 def labels_text(labels: Iterable[int]) -> str:
@@ -79,8 +102,8 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
 
 def _instruction(parameters: NDArrays, told: Mapping[str, Scalar], build: Build) -> Message:
     config = from_scalars(told)
-    rate = messages.read_value(config, messages.RATE, float)
-    names = list(plan_between(build, rate, rate).axes)
+    rate, shared = messages.read_value(config, messages.RATE, float), messages.read_shared(config)
+    names = [name for name in plan_between(build, rate, rate).axes if is_shared(name, shared)]
     moments: list[str] = []
     if config.get(messages.TASK) == messages.TASK_EVALUATE and messages.MOMENTS_KIND in config:
         layers = {own: batch_norms(new_model(build, own)) for own in messages.read_rates(config)}

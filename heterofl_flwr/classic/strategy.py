@@ -53,7 +53,7 @@ CLASSIC: Mapping[str, str] = {
 }
 """From what Flower's classic API calls an argument to what its Message API does."""
 
-LACKS = frozenset({"asynchronous", "callbacks", "shared", "spare", "upload"})
+LACKS = frozenset({"asynchronous", "callbacks", "spare", "upload"})
 """Arguments of ``heterofl_flwr.HeteroFL`` that the classic API has no place for."""
 
 
@@ -71,9 +71,9 @@ class HeteroFL(Strategy):
     """Train one global model over clients of unequal size, through Flower's classic API.
 
     Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments. It has no
-    ``callbacks``, as nothing in the classic API says that a round has ended, no ``upload`` and no ``shared``, as what a
-    ``NumPyClient`` returns has no place to say its form, and neither ``spare`` nor ``asynchronous``, as its server
-    waits for all clients that it asks.
+    ``callbacks``, as nothing in the classic API says that a round has ended, no ``upload``, as what a ``NumPyClient``
+    returns has no place to say its form, and neither ``spare`` nor ``asynchronous``, as its server waits for all
+    clients that it asks.
 
     Parameters
     ----------

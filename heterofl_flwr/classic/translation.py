@@ -26,7 +26,7 @@ RESERVED = messages.RESERVED | {messages.TASK}
 PROXIMAL_MU = "proximal_mu"
 """As in Flower's classic ``FedProx``."""
 
-_SAID = {messages.CAPACITY, messages.PARTITION, messages.NUM_PARTITIONS}
+_SAID = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
 
 
@@ -82,6 +82,8 @@ def from_scalars(told: Mapping[str, Scalar]) -> ConfigRecord:
     config = ConfigRecord(cast("dict[str, ConfigRecordValues]", dict(told)))
     if messages.RATES in told:
         config[messages.RATES] = [float(rate) for rate in str(told[messages.RATES]).split(",")]
+    if messages.SHARED in told:
+        config[messages.SHARED] = str(told[messages.SHARED]).split(",")
     return config
 
 
@@ -118,6 +120,7 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
         return RecordDict({messages.CONFIG: _read_config(answer.properties, _SAID, sender)})
     content = RecordDict({messages.CONFIG: _read_config(answer.metrics, {messages.LABELS}, sender)})
     numbers = {key: own for key, own in answer.metrics.items() if isinstance(own, int | float)}
+    numbers.pop(messages.CAPACITY, None)
     if isinstance(answer, EvaluateRes):
         numbers["loss"] = answer.loss
     else:
@@ -129,7 +132,7 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
 
 
 def _read_config(said: Mapping[str, Scalar], keys: Set[str], sender: str) -> ConfigRecord:
-    """Return what a client says of itself under these keys."""
+    """Return what a client says of itself under these keys, and of what it can hold."""
     found: dict[str, object] = {key: said[key] for key in keys & said.keys()}
     if messages.LABELS in found:
         text = str(found[messages.LABELS])
@@ -137,9 +140,9 @@ def _read_config(said: Mapping[str, Scalar], keys: Set[str], sender: str) -> Con
             found[messages.LABELS] = [int(label) for label in text.split(",") if label.strip()]
         except ValueError as error:
             raise messages.unexpected(text, messages.LABELS, "whole numbers, as in '3,7'", sender) from error
-    if messages.CAPACITY in found:
+    if messages.CAPACITY in said:
         try:
-            found[messages.CAPACITY] = rate_of(found[messages.CAPACITY])  # type: ignore[arg-type]
+            found[messages.CAPACITY] = rate_of(said[messages.CAPACITY])  # type: ignore[arg-type]
         except ConfigError as error:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
     return messages.new_config(found)

@@ -210,11 +210,12 @@ class EvaluationRound:
 
     def _note_coverage(self) -> bool:
         """Note how many clients were asked and answered; return whether those are fewer than half."""
-        log, whole = self._log, len(self.whole_answers())
-        if not self._whole:
+        log, asked = self._log, self._whole
+        if not asked:
             return False
+        whole = len(self.whole_answers())
         log.evaluate["coverage"] = whole / len(self._present)
-        counts = [(len(self.answers), len(self._whole)), (whole, sum(self._whole.values()))]
+        counts = [(len(self.answers), len(asked)), (whole, sum(asked.values()))]
         log.evaluate_answers, log.evaluate_asked = min(
             (own for own in counts if own[1]), key=lambda own: own[0] / own[1]
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
 from heterofl_flwr.core.layer_rules import first_names
-from heterofl_flwr.core.levels import Mix, dynamic_rate, fixed_rate, joining_rates
+from heterofl_flwr.core.levels import Mix, dynamic_rate, exact_rate, fixed_rate, joining_rates
 from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.reply_checks import find_label_rows
@@ -243,18 +243,23 @@ class Federation:
         Those of which nothing is usable get the mix's smallest rate, unless they are too many.
         """
         names, silent = names or {}, Capability(capacity=self.mix.rates[-1])
-        admitted, faults = admit(answers, names, self.options.limits, silent, self._check_capacity)
+        admitted, faults = admit(
+            answers, names, self.options.limits, silent, lambda own: self.check_capacity(own.holds)
+        )
         there = len({*self.nodes, *answers} if present is None else set(present))
         wanted = self.options.sampling.min_replies
         check_faults(faults, new=len(answers), present=there, wanted=wanted, mix=self.mix)
         self.nodes.register(admitted, names, present)
         self._assign_seat_rates()
 
-    def _check_capacity(self, own: Capability) -> None:
+    def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
         """Raise ``ReplyError`` unless a client can train at the rate it reports; under *Dynamic* it draws the mix's."""
+        if capacity is None:
+            return
         try:
-            if own.holds is not None and self.assignment == "fix":
-                self.plan(min(own.holds, self.mix.global_rate))
+            rate = min(float(exact_rate(capacity)), self.mix.global_rate, limit)
+            if self.assignment == "fix":
+                self.plan(rate)
         except Exception as error:  # a user's ``build`` raises anything for a rate that it has no model of
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import count
 from typing import Annotated
 
@@ -93,6 +94,10 @@ class Nodes:
                 unnamed,
             )
         _number(self._partitions, _by_name(unnumbered, names), self._reserved)
+
+    def set_capacity(self, node_id: int, capacity: float) -> None:
+        """Note a capacity that a client reported; it counts from the next round on."""
+        self._known[node_id] = replace(self._known[node_id], capacity=capacity)
 
     def partition(self, node_id: int) -> int:
         """Return the number that stands for a client in every random draw."""

@@ -23,9 +23,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReply(Outgoing):
-    """A client's reply to an instruction to train: what it sends, and the bytes of its arrays."""
+    """A client's reply to an instruction to train: what it sends, what it can hold now, and the bytes of its arrays."""
 
     metrics: Mapping[str, float]
+    capacity: float | None = None
     num_bytes: int = 0
 
 
@@ -106,7 +107,9 @@ class Round:
 
     def add(self, node_id: int, reply: TrainReply) -> None:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
-        own = self.slices[node_id]
+        own, nodes = self.slices[node_id], self._federation.nodes
+        if reply.capacity is not None:
+            self._federation.check_capacity(reply.capacity, nodes[node_id].limit)
         self._chain.add(
             Update(
                 plan=own.plan,
@@ -124,7 +127,10 @@ class Round:
         stale = {} if own.sent is None else {"staleness": float(self.server_round - 1 - own.sent.number)}
         self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **stale}
         self.log.bytes_up += reply.num_bytes
-        self._federation.nodes.trained.add(node_id)
+        nodes.trained.add(node_id)
+        if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
+            logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)
+            nodes.set_capacity(node_id, reply.capacity)
 
     def _as_single(self, name: str, own: Tensor) -> Tensor:
         """Return a tensor in the model's type where it came in double precision, as from Flower's SecAgg+."""

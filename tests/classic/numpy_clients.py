@@ -35,14 +35,16 @@ def judge(models, partition: int) -> dict[str, float]:
 
 
 def train(message, context):
-    model, partition = client.submodel(message, build, seed_torch=True), partition_of(context)
+    model, partition = client.submodel(message, build, context=context, seed_torch=True), partition_of(context)
     labels = learn(model, partition)
-    return client.reply(message, model, num_examples=len(labels), labels=labels, metrics={"labels-sum": sum(labels)})
+    return client.reply(
+        message, model, num_examples=len(labels), labels=labels, metrics={"labels-sum": sum(labels)}, context=context
+    )
 
 
 def evaluate(message, context):
     partition = partition_of(context)
-    metrics = judge(client.models_to_evaluate(message, build), partition)
+    metrics = judge(client.models_to_evaluate(message, build, context=context), partition)
     return client.reply(message, num_examples=6 + partition, metrics=metrics)
 
 
@@ -56,13 +58,13 @@ class Client(NumPyClient):
     def fit(self, parameters, config):
         if classic.asks_for_moments(config):
             return classic.answer_moments(parameters, config, build, lambda: [inputs(self.partition)])
-        model = classic.submodel(parameters, config, build, seed_torch=True)
+        model = classic.submodel(parameters, config, build, context=self.own, seed_torch=True)
         labels = learn(model, self.partition)
         metrics = {"labels": classic.labels_text(labels), "labels-sum": float(sum(labels))}
-        return classic.parameters_of(model), len(labels), metrics
+        return classic.parameters_of(model, config, context=self.own), len(labels), metrics
 
     def evaluate(self, parameters, config):
-        metrics = judge(classic.models_to_evaluate(parameters, config, build), self.partition)
+        metrics = judge(classic.models_to_evaluate(parameters, config, build, context=self.own), self.partition)
         return 1 - metrics["local-accuracy"], 6 + self.partition, metrics
 
 

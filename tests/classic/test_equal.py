@@ -54,6 +54,7 @@ def run(num_rounds, options):
     "options",
     [
         {"evaluation": Evaluation(every=4, levels=True)},
+        {"evaluation": Evaluation(every=4), "shared": ("hidden.*",)},
         {"evaluation": Evaluation(every=0), **MOVING},
     ],
 )
@@ -116,7 +117,7 @@ def test_metrics_functions_get_what_flower_gives_them():
     assert ours[1][1] == {"largest": 5, "name": "of examples"}
 
 
-@pytest.mark.parametrize("name", ["callbacks", "shared", "upload"])
+@pytest.mark.parametrize("name", ["callbacks", "asynchronous", "upload"])
 def test_what_the_classic_api_has_no_place_for_is_refused(name):
     with pytest.raises(ConfigError, match=f"the classic API has no place for {name}; use heterofl_flwr.HeteroFL"):
         HeteroFL(build, **{name: ()})

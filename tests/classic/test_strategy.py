@@ -97,7 +97,7 @@ def test_a_client_that_says_nothing_gets_the_smallest_rate(caplog, says, cause):
 
 
 def test_labels_travel_as_text():
-    fakes = [Fake("0", 1.0, metrics={"labels": "0,1"}), Fake("1", 2.0, metrics={"labels": "3"})]
+    fakes = [Fake("0", 1.0, metrics={"labels": "0,1", "capacity": 1.0}), Fake("1", 2.0, metrics={"labels": "3"})]
     strategy, _, before, instructions = begin(fakes, "a1")
     after, metrics = strategy.aggregate_fit(1, fit_all(instructions), [])
     np.testing.assert_allclose(gain(before, after)[3], [1, 1, 0, 2], atol=1e-6)

@@ -139,15 +139,15 @@ class TestModelsToEvaluate:
 
 
 class TestReply:
-    def test_it_brings_parameters_metrics_and_labels(self):
+    def test_it_brings_parameters_metrics_labels_and_capacity(self):
         message = instruction(0.5, build=build_normed)
         model = submodel(message, build_normed)
         labels = torch.tensor([3, 1, 3])
-        answer = reply(message, model, num_examples=9, labels=labels, metrics={"loss": torch.tensor(0.5)})
+        answer = reply(message, model, num_examples=9, labels=labels, metrics={"loss": torch.tensor(0.5)}, capacity="b")
         assert answer.metadata.reply_to_message_id == message.metadata.message_id
         assert equal(answer.content["arrays"].to_torch_state_dict(), dict(model.named_parameters()))
         assert dict(answer.content["metrics"]) == {"loss": 0.5, "num-examples": 9}
-        assert dict(answer.content["config"]) == {"heterofl-schema": 1, "labels": [1, 3]}
+        assert dict(answer.content["config"]) == {"heterofl-schema": 1, "labels": [1, 3], "capacity": 0.5}
 
     @pytest.mark.parametrize(("upload", "records"), [("float16", ["changes"]), ("int8", ["changes", "scales"])])
     def test_where_asked_it_brings_what_the_parameters_changed_by(self, upload, records):

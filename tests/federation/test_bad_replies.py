@@ -59,6 +59,7 @@ FAULTS = {
     "no config": (changed(lacks("config")), "its ClientApp is not converted: let it call answer_queries once"),
     "schema": (changed(put("config", "heterofl-schema", 2)), "schema 2, expected 1: install the same version"),
     "examples": (with_numbers(**{"num-examples": 10**15}), "10{15} as num-examples, expected .* up to 10,000,000"),
+    "capacity zero": (changed(put("config", "capacity", 0.0)), "the capacity it reports is not usable: a rate of 0.0"),
     "metrics": (
         with_numbers(**{"num-examples": 1} | dict.fromkeys(map(str, range(1000)), 1.0)),
         "1000 metrics, expected",

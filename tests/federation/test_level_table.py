@@ -80,9 +80,9 @@ def test_a_model_that_nobody_can_hold_is_warned_of(caplog, assignment, level, un
     assert said == ([str(untrained)] if untrained else [])
 
 
-def rates(limits, said=("c", "a", "a"), mix="a1-b1-e1", num_rounds=1, **options):
+def rates(limits, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_rounds=1, **options):
     def train(message, context):
-        return reply(message, submodel(message, build), num_examples=1)
+        return reply(message, submodel(message, build), num_examples=1, capacity=capacity)
 
     node_config = [{"level": level} if level else {} for level in said].__getitem__
     options |= {
@@ -111,6 +111,16 @@ def test_dynamic_draws_among_what_the_table_and_the_bound_allow():
     drawn = [levels_of(federation, range(3), server_round) for server_round in range(1, rounds + 1)]
     assert {own[0] for own in drawn} == {1.0, 0.5, 0.25}
     assert {rate for own in drawn for node, rate in own.items() if node} == {0.5, 0.25}
+
+
+@pytest.mark.parametrize("assignment", ["fix", "dynamic"])
+@pytest.mark.parametrize(("reported", "expected"), [("a", [0.5, 0.25, 0.25]), ("e", [0.0625] * 3)])
+def test_a_later_report_may_lower_a_level_only(reported, expected, assignment):
+    limits, mix = Limits(levels={"alice": "b"}, largest_level="c"), "a1-b1-c1-e1"
+    found = rates(limits, mix=mix, capacity=reported, num_rounds=2, assignment=assignment)
+    if assignment == "fix":
+        assert found == expected
+    assert all(rate <= most for rate, most in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,15 @@ def test_a_nodes_own_level_wins_up_to_the_global_rate():
     assert run(4, "b1-c1", node_config=node_config.__getitem__).log.rates == {0: 0.0625, 1: 0.3, 2: 0.5, 3: 0.25}
 
 
+def test_a_reported_capacity_counts_from_the_next_round_on():
+    def shrink(message, context):
+        return add_one(message, context, capacity="e")
+
+    grid = run(app=make_app(odd={0: shrink}), num_rounds=3).grid
+    rates = [m.content["config"]["rate"] for m in grid.of("train") if grid.partition_of(m) == 0]
+    assert rates == [1.0, 0.0625, 0.0625]
+
+
 def test_rows_count_for_the_classes_of_a_reply():
     def knows(labels):
         return lambda message, context: add_one(message, context, labels=labels)
@@ -117,7 +126,7 @@ def test_slices_are_freed_after_the_round():
 
 
 def test_a_strategy_that_starts_again_begins_anew():
-    app = make_app()
+    app = make_app(odd={0: lambda message, context: add_one(message, context, capacity="e")})
     strategy = HeteroFL(build, "a1-c1", stages=[Momentum(server_momentum=0.9)], evaluation=Evaluation(every=0))
     states = []
     for seed in (0, 1):  # the second grid has other node ids for the same partitions

@@ -123,6 +123,6 @@ def test_messages_carry_only_the_slice(build, upload, width):
             more = 512 * len(tensors) + 2048
             # Flower sends equal arrays, such as all norms of one width at the start, once: so almost, not above.
             assert 0.99 * 4 * entries < bytes_of(message) <= 4.2 * entries + more, rate
-            said = {"num_examples": 600, "metrics": {"train-loss": 1.25}}
+            said = {"num_examples": 600, "metrics": {"train-loss": 1.25}, "capacity": "a"}
             size = bytes_of(reply(message, model, **said))
             assert width * entries + scales < size <= width * 1.05 * entries + scales + more, rate

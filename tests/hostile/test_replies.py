@@ -45,7 +45,10 @@ def refused(server, change):
     envelope = server.replies[HOSTILE].copy()
     change(envelope)
     replies = {**server.replies, HOSTILE: envelope}
-    refused = server.close(list(replies.items()))
+    try:
+        refused = server.close(list(replies.items()))
+    finally:  # what it said of its capacity is forgotten
+        server.strategy.federation.nodes.set_capacity(server.hostile, 1.0)
     if refused:
         assert all(torch.equal(server.state[name], own) for name, own in server.without.items())
     else:
@@ -118,6 +121,7 @@ KNOWN = {
     "no arrays": partial(to.drop, "first"),
     "two thousand arrays more": partial(to.repeat, 2000),
     "labels beyond the classes": partial(to.put, "config", {"labels": "7"}),
+    "a capacity that is none": partial(to.put, "config", {"capacity": 1.5}),
     "examples beyond the limit": partial(to.put, "metrics", {"num-examples": 10_000_001}),
     "examples below zero": partial(to.put, "metrics", {"num-examples": -1}),
     "five thousand metrics": partial(to.put, "metrics", {f"m{number}": 1.0 for number in range(5000)}),
