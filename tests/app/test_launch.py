@@ -52,7 +52,7 @@ class Ended:
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
-        return RunFolder(self.folder).load_checkpoint().state
+        return dict(sorted(RunFolder(self.folder).load_checkpoint().state.items()))
 
 
 @pytest.fixture(scope="module")
