@@ -121,7 +121,7 @@ def test_without_extras_a_client_trains_and_parts_name_theirs(tmp_path):
     (tmp_path / "own_data.py").write_text(OWN_DATA)
     lines = run_thin(TRAIN + PARTS, tmp_path).splitlines()
     fails = {line.split()[1].removeprefix("heterofl_flwr.") for line in lines if line.startswith("fails:")}
-    ray = {f"grids.ray_{name}" for name in ("actors", "runner", "session")}
+    ray = {f"grids.ray_{name}" for name in ("actor_pool", "actors", "session")}
     assert fails == {"app.sweep", "data.folder", "report.drawing", "report.figures", "report.page"} | ray
     needs = dict(re.findall(r"^needs: (\w+) .*pip install 'heterofl-flwr\[(\w+)\]'", "\n".join(lines), re.MULTILINE))
     assert needs == {
