@@ -44,8 +44,8 @@ class HowTo:
             "--port 8000": f"--port {self.port}",
             "localhost:8000": f"localhost:{self.port}",
             "127.0.0.1:8000": f"127.0.0.1:{self.port}",
+            "/home/me/runs/first": str(self.folder / "run"),
             "/home/me": str(self.folder),
-            "/runs/first": str(self.folder / "run"),
             # What nginx writes lies in folders of the system's, which not every user can write to.
             "http {": "http {" + "".join(f"{name}_temp_path {self.folder}/{name};" for name in temporary),
             "daemon off;": f"daemon off; master_process off; pid {self.folder}/nginx.pid;",

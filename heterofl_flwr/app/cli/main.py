@@ -176,7 +176,7 @@ those that were cut off.
 """
 SWEEP_EXAMPLES = """
 examples:
-  heterofl sweep -m mix=a1-e1,a5-e5 seed=0,1                   four jobs on scikit-learn's digits
+  heterofl sweep -m mix=a1-e1,a1-e4 seed=0,1                   four jobs on scikit-learn's digits
   heterofl sweep -m experiment=table7 seed=0,1,2 dry=true      only list the jobs, with the time that they take
   heterofl sweep -m data=mnist method=fedavg,heterofl hydra/launcher=joblib
 """
