@@ -1,6 +1,6 @@
 """HeteroFL as a strategy of Flower's classic API: the one of the Message API, translated."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -40,18 +40,11 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.packing import read_tensors
 from heterofl_flwr.stages.stage import Stage, label
 from heterofl_flwr.strategies import heterofl
+from heterofl_flwr.strategies.arguments import CLASSIC
 
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 ConfigFn = Callable[[int], dict[str, Scalar]]
 Instruction = TypeVar("Instruction", FitIns, EvaluateIns)
-
-CLASSIC: Mapping[str, str] = {
-    "fraction_fit": "fraction_train",
-    "min_fit_clients": "min_train_nodes",
-    "min_evaluate_clients": "min_evaluate_nodes",
-    "min_available_clients": "min_available_nodes",
-}
-"""From what Flower's classic API calls an argument to what its Message API does."""
 
 LACKS = frozenset({"asynchronous", "callbacks", "spare", "upload"})
 """Arguments of ``heterofl_flwr.HeteroFL`` that the classic API has no place for."""

@@ -1,4 +1,4 @@
-"""What is said of an argument that a strategy does not have."""
+"""Arguments by their names in Flower's two APIs, and what is said of one that a strategy does not have."""
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -12,6 +12,16 @@ from heterofl_flwr.option_groups import specs
 from heterofl_flwr.stages.privacy import Privacy
 
 Arguments = ParamSpec("Arguments")
+
+CLASSIC: Mapping[str, str] = {
+    "fraction_fit": "fraction_train",
+    "min_fit_clients": "min_train_nodes",
+    "min_evaluate_clients": "min_evaluate_nodes",
+    "min_available_clients": "min_available_nodes",
+    "fit_metrics_aggregation_fn": "train_metrics_aggr_fn",
+    "evaluate_metrics_aggregation_fn": "evaluate_metrics_aggr_fn",
+}
+"""From what Flower's classic API calls an argument to what its Message API does."""
 
 IN_GROUPS: Mapping[str, str] = {
     **{name: f"use {kind.__name__.lower()}={kind.__name__}({name}=...)"

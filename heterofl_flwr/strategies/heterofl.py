@@ -29,7 +29,7 @@ from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.stages.stage import Stage
-from heterofl_flwr.strategies.arguments import explain_unknown
+from heterofl_flwr.strategies.arguments import CLASSIC, explain_unknown
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
 from heterofl_flwr.strategies.strategy import FederationStrategy, MetricsFn
@@ -133,12 +133,7 @@ class HeteroFL(FederationStrategy):
 
     @explain_unknown(
         {
-            "fraction_fit": "use fraction_train",
-            "min_fit_clients": "use min_train_nodes",
-            "min_evaluate_clients": "use min_evaluate_nodes",
-            "min_available_clients": "use min_available_nodes",
-            "fit_metrics_aggregation_fn": "use train_metrics_aggr_fn",
-            "evaluate_metrics_aggregation_fn": "use evaluate_metrics_aggr_fn",
+            **{name: f"use {own}" for name, own in CLASSIC.items()},
             "accept_failures": "use min_replies",
             "initial_parameters": "use start(initial_arrays=...)",
             "on_fit_config_fn": "use start(train_config=...)",
