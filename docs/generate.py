@@ -25,8 +25,8 @@ from heterofl_flwr.app.cli.settings import read_settings
 from heterofl_flwr.core import Fidelity
 from heterofl_flwr.core.formatting import markdown
 from heterofl_flwr.settings.auto_values import NOT_IID, OTHER, PRESETS
+from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import DEFAULTS, SPECS
-from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.stored_settings import FILE, to_toml
 
 DOCS = Path(__file__).parent

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.counting_mean import Aggregator as Aggregator
     from heterofl_flwr.core.fidelity import Fidelity as Fidelity
     from heterofl_flwr.core.levels import Mix as Mix
-    from heterofl_flwr.core.plan import Plan as Plan
     from heterofl_flwr.core.robust import Robust as Robust
+    from heterofl_flwr.core.slice_plan import Plan as Plan
     from heterofl_flwr.elastic_models.elastic_model import elastic as elastic
     from heterofl_flwr.errors import HeteroFLError as HeteroFLError
     from heterofl_flwr.federation.admission import Limits as Limits
@@ -58,7 +58,7 @@ _HOMES = {
     "Mix": "core.levels",
     "Momentum": "stages.server_optimizer",
     "MovingAverage": "stages.moving_average",
-    "Plan": "core.plan",
+    "Plan": "core.slice_plan",
     "Privacy": "stages.privacy",
     "RayGrid": "grids.ray_grid",
     "Robust": "core.robust",

@@ -35,11 +35,11 @@ from heterofl_flwr.client_context import (
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.core.plan import is_shared
+from heterofl_flwr.core.slice_plan import is_shared
 from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.local_model import build_models, parameters_of, read_state, seed_of
+from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.node_config import answer_capability
 from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.stages.stage import AS_THEY_ARE, ClientContext, Outgoing, Pull

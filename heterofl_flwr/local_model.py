@@ -11,10 +11,10 @@ from heterofl_flwr import messages, packing
 from heterofl_flwr.client_context import STAGES
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
 from heterofl_flwr.core.layer_rules import untied
-from heterofl_flwr.core.plan import ALL, is_shared
+from heterofl_flwr.core.moving_slices import SliceFunction, SliceRule, make_slice_function, prefix
 from heterofl_flwr.core.randomness import derive, initial_state
 from heterofl_flwr.core.reply_checks import name_misfits
-from heterofl_flwr.core.slice_rules import SliceFunction, SliceRule, make_slice_function, prefix
+from heterofl_flwr.core.slice_plan import ALL, is_shared
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.build import new_model, plan_between

@@ -13,7 +13,7 @@ from typing import TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from heterofl_flwr.compat import ErrorCode
-from heterofl_flwr.core.plan import ALL
+from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.errors import ConfigError, FaultKind, ReplyError
 from heterofl_flwr.stages import clip, compress, feddyn, secure_sum
 

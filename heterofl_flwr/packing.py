@@ -16,8 +16,8 @@ from torch import Tensor
 
 from heterofl_flwr import messages
 from heterofl_flwr.core.exchanged import exchanged_dtype
-from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import check_names
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.federation.evaluation import SHARES, is_share
 from heterofl_flwr.federation.evaluation_round import Norms

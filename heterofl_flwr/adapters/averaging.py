@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.core.counting_mean import Aggregator
-from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.errors import ConfigError
 
 FACTORS = ("lora_", "lora_embedding_")

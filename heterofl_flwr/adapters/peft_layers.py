@@ -11,7 +11,7 @@ from torch import nn
 from heterofl_flwr.core.axes import Axes, axes_between
 from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.core.reply_checks import last_linear
-from heterofl_flwr.elastic_models.sliced_model import adjust_layers
+from heterofl_flwr.elastic_models.cut_layers import adjust_layers
 from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError, extra
 
 if TYPE_CHECKING:

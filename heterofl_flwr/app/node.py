@@ -27,12 +27,13 @@ from heterofl_flwr.client_context import keep_part, kept_part
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import State
+from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
+from heterofl_flwr.nn.static_norm import with_static_norm
 from heterofl_flwr.node_config import read_capability
 from heterofl_flwr.runs.checkpoint import pack
 from heterofl_flwr.runs.files import CLIENT_STATES, files_by_round, remove, write_atomic
-from heterofl_flwr.settings.groups import DataSettings
+from heterofl_flwr.settings.definitions import DataSettings
 from heterofl_flwr.stages.stage import Pull
 from heterofl_flwr.training import TrainingJob, TrainOptions
 

@@ -27,8 +27,8 @@ from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.option_groups import values
 from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import device_name
+from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
 from heterofl_flwr.settings.flat import from_stored, to_flat
-from heterofl_flwr.settings.groups import AGGREGATORS, Settings
 from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL

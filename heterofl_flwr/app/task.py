@@ -9,8 +9,8 @@ from functools import cached_property, lru_cache, partial
 import torch
 from torch import nn
 
-from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.data.splits import owner_column
@@ -20,8 +20,8 @@ from heterofl_flwr.nn.exits import BLOCKS, with_exits
 from heterofl_flwr.nn.models import MODELS, Build, build_model
 from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.settings.auto_values import architectures, model_options, options_of, with_architecture
+from heterofl_flwr.settings.definitions import DataSettings, Settings
 from heterofl_flwr.settings.flat import from_flat
-from heterofl_flwr.settings.groups import DataSettings, Settings
 from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.training import EvaluateResult, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.distill import seed_set

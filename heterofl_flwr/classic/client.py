@@ -12,11 +12,11 @@ from heterofl_flwr import client, messages
 from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
 from heterofl_flwr.client_context import keep_part
 from heterofl_flwr.compat import some_identity
-from heterofl_flwr.core.plan import is_shared
+from heterofl_flwr.core.slice_plan import is_shared
 from heterofl_flwr.local_model import parameters_of as named_parameters
 from heterofl_flwr.nn.build import new_model, plan_between
+from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.static_norm import batch_norms
 from heterofl_flwr.node_config import read_capability
 
 

@@ -9,9 +9,9 @@ from heterofl_flwr.core.levels import (
     Mix,
     width,
 )
-from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.moving_slices import prefix
 from heterofl_flwr.core.robust import Robust, RobustAggregator
-from heterofl_flwr.core.slice_rules import prefix
+from heterofl_flwr.core.slice_plan import Plan
 
 __all__ = [
     "LEVELS",

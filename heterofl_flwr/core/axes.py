@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from heterofl_flwr.core.slice_rules import SliceFunction, prefix
+from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 from heterofl_flwr.errors import ShapeError
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.core.axes import Axes
-from heterofl_flwr.core.plan import Place, Plan, Region, is_prefix
 from heterofl_flwr.core.reply_checks import LabelRows, check_reply
+from heterofl_flwr.core.slice_plan import Place, Plan, Region, is_prefix
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 Count = float | Tensor

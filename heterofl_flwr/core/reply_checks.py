@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
 
 _SHOWN = 5

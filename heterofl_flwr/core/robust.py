@@ -21,7 +21,7 @@ from pydantic import Field, Strict
 from torch import Tensor
 
 from heterofl_flwr.core.counting_mean import Aggregator
-from heterofl_flwr.core.plan import Plan, Region
+from heterofl_flwr.core.slice_plan import Plan, Region
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.option_groups import group
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.axes import Axes, Axis, positions
 from heterofl_flwr.core.counting_mean import Aggregator, find_shell
-from heterofl_flwr.core.plan import Place, Plan, Region
+from heterofl_flwr.core.slice_plan import Place, Plan, Region
 from heterofl_flwr.errors import ConfigError
 
 LEAST = 1e-3

@@ -9,15 +9,16 @@ from typing import Any
 from torch import nn
 
 from heterofl_flwr.core.levels import exact_rate, width
-from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.slice_rules import prefix
+from heterofl_flwr.core.moving_slices import prefix
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.elastic_models.channels import kept_positions
 from heterofl_flwr.elastic_models.check_slice import check_slice
+from heterofl_flwr.elastic_models.cut_layers import Slice, adjust_layers, attach_scaler
 from heterofl_flwr.elastic_models.skeleton import Skeleton, copy_with, without_values
-from heterofl_flwr.elastic_models.sliced_model import Slice, adjust_layers, attach_scaler
 from heterofl_flwr.elastic_models.trace_model import Traced, trace_model
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.static_norm import batch_norms, drop_statistics
+from heterofl_flwr.nn.measure_moments import batch_norms
+from heterofl_flwr.nn.static_norm import drop_statistics
 
 _CHECKED = 0.3  # a rate at which most widths do not come out even; the others are checked when they are first built
 _UNUSED = (

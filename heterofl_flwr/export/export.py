@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError, first_line
 from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Traced, formats_named
 from heterofl_flwr.nn.execution import call
-from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.nn.measure_moments import batch_norms
 
 BATCH: Axes = {0: "batch"}
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.errors import ConfigError, ShapeError, extra
 from heterofl_flwr.nn.execution import call, device_of
-from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.runs.checkpoint import pack
 
 Axes = Mapping[int, str]

@@ -18,8 +18,8 @@ from heterofl_flwr.federation.evaluation import (
 )
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
-from heterofl_flwr.nn.static_norm import batch_norms
 from heterofl_flwr.stages.privacy import MOMENTS, Spent, clip_moments, noise_moments
 
 logger = logging.getLogger(__name__)

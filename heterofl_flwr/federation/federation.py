@@ -15,10 +15,10 @@ from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
 from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.core.levels import Mix, dynamic_rate, exact_rate, fixed_rate, joining_rates
-from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
+from heterofl_flwr.core.moving_slices import SliceFunction, SliceRule, make_slice_function, window_number
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.reply_checks import find_label_rows
-from heterofl_flwr.core.slice_rules import SliceFunction, SliceRule, make_slice_function, window_number
+from heterofl_flwr.core.slice_plan import ALL, Plan, is_shared, shared_part
 from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.federation.admission import Answers, admit, check_faults
 from heterofl_flwr.federation.nodes import Capability, Nodes
@@ -26,7 +26,7 @@ from heterofl_flwr.federation.options import Assignment, Options
 from heterofl_flwr.federation.sampling import Purpose, draw
 from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import called_with_rate, check_build
-from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.stages.stage import RoundContext, label
 
 State = dict[str, Tensor]

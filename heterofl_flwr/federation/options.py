@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.core.plan import ALL
+from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.reply_checks import LARGEST_ENTRY, LabelRule
 from heterofl_flwr.core.robust import Robust, RobustAggregator
-from heterofl_flwr.core.slice_rules import SliceRule
+from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation

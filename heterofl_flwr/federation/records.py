@@ -10,7 +10,7 @@ from torch import Tensor
 
 from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.core.slice_rules import SliceFunction, prefix
+from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share
 
 State = Mapping[str, Tensor]

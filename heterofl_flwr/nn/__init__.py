@@ -4,10 +4,11 @@ from heterofl_flwr.nn.depth import shallow
 from heterofl_flwr.nn.exits import Exits, with_exits
 from heterofl_flwr.nn.layers import Scaler
 from heterofl_flwr.nn.loss import mask_logits, masked_cross_entropy, perplexity
+from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.models import CNN, PAPER, build_model
 from heterofl_flwr.nn.preresnet import PreResNet
 from heterofl_flwr.nn.profile import profile
-from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
+from heterofl_flwr.nn.static_norm import with_static_norm
 from heterofl_flwr.nn.transformer import Transformer
 
 __all__ = [

@@ -14,8 +14,8 @@ from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.execution import call, device_of
+from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.static_norm import batch_norms
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,67 +1,16 @@
 """Static batch norm (section 3.2): no running statistics in training, measured ones in evaluation."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from heterofl_flwr.core.exchanged import copy_exchanged
-from heterofl_flwr.core.fidelity import Fidelity, Variant
-from heterofl_flwr.errors import DataError
-from heterofl_flwr.nn.execution import channels_last
-from heterofl_flwr.nn.moments import LayerMoments, Moments, check_layers
-
-
-def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return a model's batch norm layers by name, in the model's order."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
-
-
-def collect_moments(
-    model: nn.Module, batches: Iterable[torch.Tensor], kind: Variant = "paper", *, together: int = 1
-) -> Moments:
-    """Measure the inputs of every batch norm layer in one pass over ``batches``.
-
-    Batch norm layers normalise with the statistics of each batch, as in training; every other module runs in
-    evaluation mode. The model, its modes and its buffers are afterwards as they were before. A model without batch
-    norm is not run at all.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Any model with batch norm layers, with or without running statistics.
-    batches : Iterable[torch.Tensor]
-        Inputs, without labels, on the model's device.
-    kind : Variant
-        ``paper``: the cumulative average over batches of batch mean and unbiased batch variance, as
-        ``BatchNorm2d(momentum=None)`` has it. ``fixed``: moments pooled over all samples and positions, for which
-        the size of the batches matters only through the layers before.
-    together : int
-        How many batches of equal shape may go through the model in one pass, which is faster where they are small.
-        Each is normalised by its own statistics all the same. For models in which nothing but batch norm mixes the
-        examples of a batch, and whose first axis stays that of the examples.
-    """
-    Fidelity(moments=kind)
-    if together < 1:
-        raise DataError(f"together is {together}; expected 1 or more batches")
-    sums = {name: _Sums(name, layer, kind) for name, layer in batch_norms(model).items()}
-    if not sums:
-        return Moments(kind, {})
-    some: Sequence[torch.Tensor] = ()
-    number = 0
-    with torch.no_grad(), channels_last(model), _measuring(model, sums.values()):
-        for some in _alike(batches, together):
-            for total in sums.values():
-                total.batches = len(some)
-            model(some[0] if len(some) == 1 else torch.cat(some))
-            number += len(some)
-    if not some:
-        raise DataError("there are no batches to measure moments on")
-    return Moments(kind, {name: own.moments(number) for name, own in sums.items()})
+from heterofl_flwr.nn.measure_moments import batch_norms
+from heterofl_flwr.nn.moments import Moments, check_layers
 
 
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
@@ -105,101 +54,3 @@ def drop_statistics(layers: Iterable[_NormBase]) -> None:
     for layer in layers:
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-
-
-def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Tensor]]:
-    """Yield up to so many neighbours of equal shape at a time."""
-    some: list[torch.Tensor] = []
-    for number, batch in enumerate(batches, 1):
-        if isinstance(batch, list | tuple):
-            raise DataError(f"batch {number} is a {type(batch).__name__}; expected the model's input alone")
-        if some and (len(some) == most or batch.shape != some[0].shape):
-            yield some
-            some = []
-        some.append(batch)
-    if some:
-        yield some
-
-
-_STATISTICS = ("track_running_stats", "momentum", "running_mean", "running_var", "num_batches_tracked")
-
-
-class _Sums:
-    """The growing sums of one layer; they stay on its device, so that a batch costs no synchronisation."""
-
-    def __init__(self, name: str, layer: _BatchNorm, kind: Variant) -> None:
-        self.name, self.layer, self.kind = name, layer, kind
-        self.normalise = layer.forward
-        self.batches = 1  # in what comes next
-        self.count = 0
-        self.first = self.second = torch.zeros(layer.num_features, dtype=torch.float64)
-
-    def moments(self, batches: int) -> LayerMoments:
-        """Return the sums over so many batches; one for which the layer was called several times counts once."""
-        count = min(self.count, batches) if self.kind == "paper" else self.count
-        calls = self.count / count if count else 1
-        return LayerMoments(count, (self.first / calls).cpu(), (self.second / calls).cpu())
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # so torch calls it
-        """Normalise each batch by its own statistics, and add them up; takes the place of the layer's ``forward``."""
-        if len(input) % self.batches:
-            raise DataError(
-                f"batch norm layer {self.name} got an input of shape {tuple(input.shape)}, which is not made of "
-                f"{self.batches} batches: leave together at 1"
-            )
-        outputs = [self._normalise(batch) for batch in input.chunk(self.batches)]
-        return outputs[0] if self.batches == 1 else torch.cat(outputs)
-
-    def _normalise(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise one batch, (examples, channels, ...)."""
-        values = x.numel() // self.layer.num_features
-        if values < 2:
-            raise DataError(
-                f"batch norm layer {self.name} got a batch of shape {tuple(x.shape)}, {values} value(s) per channel; "
-                "a variance needs 2 or more: use larger batches, or leave out the last, short one"
-            )
-        output: torch.Tensor = self.normalise(x)  # it leaves the batch's moments in the layer's buffers
-        # A layer in half precision keeps its moments in half precision too.
-        half = x.dtype in (torch.float16, torch.bfloat16)
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        found = torch.var_mean(x.float(), axes)[::-1] if half else (self.layer.running_mean, self.layer.running_var)
-        place = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
-        mean, variance = (moment.to(place).double() for moment in found if moment is not None)  # (channels,)
-        if self.kind == "paper":
-            weight, second = 1, variance
-        else:
-            weight, second = values, variance * ((values - 1) / values) + mean**2
-        self.count += weight
-        self.first = self.first.to(place) + mean * weight
-        self.second = self.second.to(place) + second * weight
-        return output
-
-
-@contextmanager
-def _measuring(model: nn.Module, sums: Collection[_Sums]) -> Iterator[None]:
-    """Switch to evaluation, with batch norm layers that normalise by batch and are measured; undo it at the end.
-
-    Buffers of their own take each batch's moments. The layer computes these anyway, so they cost no pass of their own.
-    """
-    # The flags are set directly: a model may override train(), for example to freeze layers.
-    before = [(module, "training", module.training) for module in model.modules()]
-    before += [(own.layer, name, getattr(own.layer, name)) for own in sums for name in _STATISTICS]
-    forwards = [(vars(own.layer), vars(own.layer).get("forward")) for own in sums]
-    try:
-        for module in model.modules():
-            module.training = False
-        for own in sums:
-            layer = own.layer
-            layer.training, layer.track_running_stats = True, True
-            layer.momentum, layer.num_batches_tracked = 1.0, None  # keeps nothing of the batch before
-            place = next(chain(layer.parameters(), model.parameters(), [torch.zeros(())]))
-            layer.running_mean = torch.zeros(layer.num_features, dtype=place.dtype, device=place.device)
-            layer.running_var = torch.zeros_like(layer.running_mean)
-            vars(layer)["forward"] = own.forward
-        yield
-    finally:
-        for attributes, forward in forwards:
-            attributes.pop("forward", None)
-            attributes.update({} if forward is None else {"forward": forward})
-        for module, name, value in before:
-            setattr(module, name, value)

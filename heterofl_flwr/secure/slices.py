@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heterofl_flwr.core.axes import Axes, Axis, positions
-from heterofl_flwr.core.plan import Plan, Region
+from heterofl_flwr.core.slice_plan import Plan, Region
 
 Classes = NDArray[np.int64]
 """For each position of an axis the number of its class; positions of a class are in the same slices."""

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.types import AUTO, Flat
+from heterofl_flwr.settings.definitions import Settings
+from heterofl_flwr.settings.value_types import AUTO, Flat
 
 # Table 6 and the authors' code for the paper's data sets; the last column is for data sets that we do not know. Papers
 # agree on less for the others: CIFAR100 is trained as CIFAR10 is, FEMNIST by a CNN.

@@ -1,9 +1,8 @@
 """Between ``Settings`` and the flat, kebab-case mapping of a run config: one strict parser for every door."""
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -13,14 +12,12 @@ from pydantic.fields import FieldInfo
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError, not_usable, unknown_settings
-from heterofl_flwr.nn.depth import read_levels
-from heterofl_flwr.nn.exits import BLOCKS
-from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.option_groups import expected
-from heterofl_flwr.settings.auto_values import OTHER, model_has, preset
-from heterofl_flwr.settings.groups import Settings
+from heterofl_flwr.settings.auto_values import OTHER, preset
+from heterofl_flwr.settings.contradictions import find_contradictions
+from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.stored_settings import not_expected, read_value
-from heterofl_flwr.settings.types import AUTO, Flat, Group
+from heterofl_flwr.settings.value_types import AUTO, Flat, Group
 
 GroupType = TypeVar("GroupType", bound=Group)
 
@@ -83,7 +80,7 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
     settings, faults = validate(Settings, _resolve(given), SPECS)
     faults = unknown_settings(mapping, SPECS) + faults
     if settings is not None and not faults:
-        faults = _find_contradictions(settings, given)
+        faults = find_contradictions(settings, given, DEFAULTS)
     if settings is None or faults:
         raise not_usable(faults)
     return settings.model_copy(update={"mix": settings.mix.with_global_rate(settings.global_rate)})
@@ -176,66 +173,3 @@ def _resolve(given: Mapping[str, object]) -> dict[str, object]:
     autos = dict(preset(str(given["data.name"]), str(given["data.split"]), str(given["model.name"])))
     autos["train.mask-fill"] = "-inf" if given["fidelity"] == "fixed" else "zero"
     return {key: autos.get(key, value) if value == AUTO else value for key, value in given.items()}
-
-
-_NO_EXITS = "but the model has no exits: expected model.shrink to name depths, and an image model with stages"
-
-
-Contradiction = tuple[str, object, str]
-"""A setting, whether it contradicts others, and what was expected."""
-
-
-def _find_contradictions(settings: Settings, given: Mapping[str, object]) -> list[str]:
-    """Return what does not go together, a line for each setting."""
-    rules = chain(_model_rules(settings, given), _server_rules(settings), _fedh2l_rules(settings))
-    return [f"{key}: found {given[key]!r}, {why}" for key, wrong, why in rules if wrong]
-
-
-def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Contradiction]:
-    model, server = settings.model.name, settings.server
-    options = {option: given[f"model.{option}"] for option in ("norm", "hidden")}
-    train, levels = settings.train, read_levels(settings.model.shrink)
-    has_exits = levels is not None and BLOCKS.get(model) == "exits.*"
-    return (
-        *((f"model.{option}", value not in (AUTO, "", "none") and model in MODELS and not model_has(model, option),
-           f"but the model {model} has no such option; expected '{AUTO}'") for option, value in options.items()),
-        ("model.shrink", levels is not None and model not in BLOCKS,
-         f"but model.name is {model}; expected one of {', '.join(BLOCKS)}, or 'width'"),
-        ("model.shrink", levels is not None and server.strategy != "heterofl",
-         f"but server.strategy is {server.strategy}; expected 'width'"),
-        ("model.ensemble", settings.model.ensemble and not has_exits, _NO_EXITS),
-        ("train.exits", train.exits != "last" and not has_exits, _NO_EXITS),
-        ("train.exits", train.exits != "last" and train.distill != "none",
-         f"but train.distill={train.distill} trains the models inside a client's own; expected 'last'"),
-    )  # fmt: skip
-
-
-def _server_rules(settings: Settings) -> Iterable[Contradiction]:
-    server, devices, sample = settings.server, settings.devices, settings.sample
-    return (
-        ("devices.profile", devices.profile and server.strategy == "fedh2l",
-         "but with server.strategy=fedh2l the exchange of posteriors is not simulated; expected ''"),
-        ("devices.deadline", devices.deadline and not devices.profile,
-         "expected devices.profile to name the devices too"),
-        ("sample.spare", sample.spare and server.strategy != "heterofl",
-         f"but with server.strategy={server.strategy} clients learn from all others; expected 0"),
-        ("run.resume", settings.run.resume and not settings.run.dir,
-         "expected run.dir to name the folder of the run to go on with"),
-    )  # fmt: skip
-
-
-TRAVELS = (
-    *("assignment", "train.upload", "train.proximal", "server.choose", "server.shared", "server.stages"),
-    *("server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
-)
-"""Settings of parameters that travel, which FedH2L has none of.
-
-``server.weights`` is not among them: conf/method/fedh2l.yaml has that of FedAvg, on which it builds.
-"""
-
-
-def _fedh2l_rules(settings: Settings) -> Iterable[Contradiction]:
-    flat = to_flat(settings) if settings.server.strategy == "fedh2l" else DEFAULTS
-    for key in TRAVELS:
-        usual = DEFAULTS[key]
-        yield key, flat[key] != usual, f"but with server.strategy=fedh2l no parameters travel; expected {usual!r}"

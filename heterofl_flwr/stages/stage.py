@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.counting_mean import Aggregator
-from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.core.staleness import Version
 
 State = dict[str, Tensor]

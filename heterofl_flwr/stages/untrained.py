@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.stage import RoundContext, Stage, Update
 
 

@@ -10,10 +10,10 @@ from heterofl_flwr import messages, packing
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.core.plan import ALL
+from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Robust
-from heterofl_flwr.core.slice_rules import SliceRule
+from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.errors import ConfigError, check_count
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation

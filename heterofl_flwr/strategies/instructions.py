@@ -11,7 +11,7 @@ from torch import Tensor
 
 from heterofl_flwr import messages, packing
 from heterofl_flwr.compat import get_nodes
-from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.errors import Fault, HeteroFLError, RoundError, name_faults
 from heterofl_flwr.exchange import read_each
 from heterofl_flwr.federation.federation import Federation

@@ -12,7 +12,7 @@ from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Strategy
 
 from heterofl_flwr import messages, packing
-from heterofl_flwr.core.slice_rules import window_number
+from heterofl_flwr.core.moving_slices import window_number
 from heterofl_flwr.errors import Fault, HeteroFLError, RoundError
 from heterofl_flwr.exchange import crosses_superlink, exchange, read_each
 from heterofl_flwr.federation.evaluation_round import EvaluationRound

@@ -9,7 +9,7 @@ from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind
 from heterofl_flwr.settings.auto_values import architectures
 from heterofl_flwr.settings.flat import to_flat
-from heterofl_flwr.settings.types import Flat
+from heterofl_flwr.settings.value_types import Flat
 from simulations.results.paper import Job, Key, departures, job_of
 from simulations.results.runs import FREE, Run, Score, method_of, short_mix
 from simulations.results.statistics import ANYTHING, PERCENT, PERPLEXITY, Interval, Summary, summarise

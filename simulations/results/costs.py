@@ -12,8 +12,8 @@ from heterofl_flwr.data.known import Facts, short_name
 from heterofl_flwr.data.splits import by_owner, owner_column
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.nn.profile import Profile, profile
+from heterofl_flwr.settings.definitions import DataSettings, Settings
 from heterofl_flwr.settings.flat import from_flat, to_flat
-from heterofl_flwr.settings.groups import DataSettings, Settings
 
 PIECE = 64
 """Words of a text that go through the model together; a piece is to a text what an image is to other data."""

@@ -13,9 +13,9 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings.auto_values import CLIENTS, preset
+from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import from_flat, to_flat
-from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.types import Flat
+from heterofl_flwr.settings.value_types import Flat
 from simulations.results.runs import FREE, PROJECT, SPLITS, Run, file_name, method_of, short_mix
 from simulations.results.statistics import Summary
 

@@ -10,15 +10,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from heterofl_flwr.core.levels import LEVELS, Mix, level_name
-from heterofl_flwr.core.plan import ALL
+from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import ModelCosts, RunFolder
 from heterofl_flwr.runs.metrics import is_better, mode_of
 from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
+from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import from_stored, to_flat
-from heterofl_flwr.settings.groups import Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Axis, axes_between, counting_mean, plan, prefix
+from heterofl_flwr.core import Axis, axes_between, counting_mean, prefix, slice_plan
 from heterofl_flwr.core.axes import build_channel_axis, positions
 from heterofl_flwr.core.counting_mean import nest
-from heterofl_flwr.core.plan import Region
+from heterofl_flwr.core.slice_plan import Region
 from heterofl_flwr.errors import ShapeError
 from tests.core import strategies, twin
 
@@ -130,7 +130,7 @@ def test_rows_are_added_where_the_twin_says(kept):
 
 
 def test_positions_that_clients_keep_are_not_kept_after_them():
-    caches = plan._find_geometry, counting_mean._nest_prefixes
+    caches = slice_plan._find_geometry, counting_mean._nest_prefixes
     sizes = set()
     for start in range(1, 20):
         axes = (Axis(30, 2, 1, (start, start + 1)),)

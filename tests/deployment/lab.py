@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from heterofl_flwr.settings.stored_settings import to_toml
-from heterofl_flwr.settings.types import Flat
+from heterofl_flwr.settings.value_types import Flat
 from tests.deployment.processes import Processes, free_port, kill
 from tests.docs.pages import ROOT
 

@@ -9,7 +9,7 @@ from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 
 from heterofl_flwr.elastic_models import Elastic, elastic
 from heterofl_flwr.nn import CNN, PreResNet, Transformer, collect_moments, with_static_norm
-from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.transformer import TransformerShape
 
 BATCH = {0: "batch"}

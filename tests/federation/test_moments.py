@@ -12,8 +12,8 @@ from heterofl_flwr.client import answer_moments
 from heterofl_flwr.errors import DataError, RoundError
 from heterofl_flwr.federation.evaluation_round import MomentsSum
 from heterofl_flwr.local_model import load_parameters
+from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
-from heterofl_flwr.nn.static_norm import collect_moments
 from tests.federation import tiny
 from tests.federation.tiny import Watched, bare_reply, build_normed, config, equal, inputs, judge, make_app, play
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from heterofl_flwr.core import Plan, prefix
+from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
-from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
+from heterofl_flwr.nn.static_norm import with_static_norm
 from tests.core import twin
 
 RATES = (1.0, 0.5, 0.25, 0.3, 0.0625)

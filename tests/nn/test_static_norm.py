@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from heterofl_flwr.errors import DataError
+from heterofl_flwr.nn.measure_moments import _alike, batch_norms, collect_moments
 from heterofl_flwr.nn.models import CNN
 from heterofl_flwr.nn.moments import check_possible
-from heterofl_flwr.nn.static_norm import _alike, batch_norms, collect_moments, with_static_norm
+from heterofl_flwr.nn.static_norm import with_static_norm
 
 
 def _batches(number=4, size=6, seed=0):

@@ -5,7 +5,7 @@ import pytest
 from heterofl_flwr.nn.models import build_model
 from heterofl_flwr.settings.auto_values import CLIENTS, NOT_IID, OTHER, PRESETS, model_options, with_architecture
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
-from heterofl_flwr.settings.types import AUTO
+from heterofl_flwr.settings.value_types import AUTO
 
 
 def test_every_preset_has_a_value_for_every_auto_alone():

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from heterofl_flwr import Adagrad, Mix, Momentum, Yogi
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings.auto_values import OTHER
+from heterofl_flwr.settings.definitions import EngineSettings
 from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, flatten, from_flat, from_stored, to_flat
-from heterofl_flwr.settings.groups import EngineSettings
 from heterofl_flwr.settings.stored_settings import to_toml
-from heterofl_flwr.settings.types import AUTO
+from heterofl_flwr.settings.value_types import AUTO
 from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.training import ENGINES
 from tests.flower_internals import flatten_dict

@@ -23,7 +23,7 @@ from heterofl_flwr.report import RunFolder, summary_table
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.auto_values import CLIENTS
 from heterofl_flwr.settings.flat import from_flat, from_stored, read_assignments, read_config, to_flat
-from heterofl_flwr.settings.types import Flat
+from heterofl_flwr.settings.value_types import Flat
 
 HISTORY = "history.jsonl"
 WINDOW = 64

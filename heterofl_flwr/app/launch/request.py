@@ -10,7 +10,7 @@ from flwr.app import UserConfig
 from heterofl_flwr.compat import get_project_config
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings.flat import flatten
-from heterofl_flwr.settings.types import Flat
+from heterofl_flwr.settings.value_types import Flat
 
 CLUSTER = "RAY_ADDRESS"
 """The environment variable that names a Ray cluster; what its machines have is not known here."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
 from heterofl_flwr.core.layer_rules import find_module_axes
-from heterofl_flwr.core.slice_rules import SliceFunction, prefix
+from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 from heterofl_flwr.errors import ConfigError, ShapeError
 
 Heads = Mapping[str, tuple[int, int]]

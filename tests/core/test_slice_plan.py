@@ -12,7 +12,7 @@ from torch import nn
 
 from heterofl_flwr.core import Aggregator, Axis, Plan, axes_between, prefix, register, width
 from heterofl_flwr.core.layer_rules import untied
-from heterofl_flwr.core.plan import ALL, shared_part
+from heterofl_flwr.core.slice_plan import ALL, shared_part
 from heterofl_flwr.errors import ConfigError, ShapeError
 from tests.core import twin
 

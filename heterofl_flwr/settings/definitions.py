@@ -14,18 +14,18 @@ from heterofl_flwr.adapters.averaging import ProductAggregator
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.core.plan import ALL
+from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustMean
-from heterofl_flwr.core.slice_rules import SliceRule
+from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.option_groups import Count, Flag, Natural, NotNegative, Positive, Share, ShareOrNone, group
-from heterofl_flwr.settings import types
-from heterofl_flwr.settings.types import Group
+from heterofl_flwr.settings import value_types
+from heterofl_flwr.settings.value_types import Group
 from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
@@ -45,30 +45,30 @@ AGGREGATORS: Mapping[str, type[Aggregator]] = MappingProxyType(
 class DataSettings(Group):
     """What the clients learn from."""
 
-    name: types.Text = Field(
+    name: value_types.Text = Field(
         default="digits",
         description=f"data set: {', '.join(SOURCES)}, 'user/set' of the Hugging Face hub, folder or 'module:function'",
     )
-    root: types.Text = ""
+    root: value_types.Text = ""
     """folder with data sets laid out as on the Hugging Face hub; '' asks the hub"""
-    label: types.Text = ""
+    label: value_types.Text = ""
     """column of a table with the classes, such as coarse_label of cifar100; '' finds it"""
-    split: types.SplitName = "iid"
+    split: value_types.SplitName = "iid"
     """how the data are dealt to the clients; natural: client number i has the examples of the i-th owner"""
 
 
 class ModelSettings(Group):
     """The global model, of which clients train parts."""
 
-    name: types.Text
+    name: value_types.Text
     """cnn, preresnet18, preresnet18-later, preresnet50, transformer, or 'module:function' (rate to model)"""
-    hidden: types.Widths
+    hidden: value_types.Widths
     """widths of an image model's stages at rate 1"""
     norm: Literal["sbn", "in", "gn", "ln", "none"]
     """norm of an image model: static batch, instance, group (4), layer, none"""
     scaler: bool = True
     """divide activations of smaller models by their rate while they train"""
-    shrink: types.Shrink = "width"
+    shrink: value_types.Shrink = "width"
     """what smaller models lack: channels (width), their last stages or Transformer layers (depth), or both; an image
     model of unequal depth has an exit after each stage
     """
@@ -80,7 +80,7 @@ class ModelSettings(Group):
 class TrainSettings(TrainOptions):
     """What a client does in a round."""
 
-    milestones: types.Rounds = ()
+    milestones: value_types.Rounds = ()
     """rounds after each of which the learning rate is divided by 10"""
     lr_decay: Share = 1.0
     """what the learning rate is multiplied by after each round"""
@@ -113,11 +113,11 @@ class ServerSettings(Limits):
     """
     roll_by: Count = 1
     """by how many entries rolling slices move on each round"""
-    shared: types.Patterns = ALL
+    shared: value_types.Patterns = ALL
     """what travels and is averaged; all other parameters stay with their client, which then has a model of its own"""
     weights: Weights = "equal"
     """what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)"""
-    stages: types.StagesText = ""
+    stages: value_types.StagesText = ""
     """further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi and
     FedAdagrad, nesterov, feddyn, moving-average, or secure-sum, by which the server learns sums of changes alone; with
     their arguments
@@ -142,7 +142,7 @@ class ServerSettings(Limits):
 class DistillSettings(DistillOptions):
     """How clients learn from one another (FedH2L), and exits and inner widths from a client's own model."""
 
-    models: types.Architectures = ()
+    models: value_types.Architectures = ()
     """the architectures, assigned to clients in turn"""
     label_share: ShareOrNone = 0.0
     """share of the labels in what inner widths (train.distill) learn from; the rest is the posterior"""
@@ -160,7 +160,7 @@ class EvaluateSettings(Evaluation):
     """samples in a batch whose moments are measured for static batch norm; 0: as train.batch-size, which the paper's
     code uses, or 100 with fidelity=fixed
     """
-    metric: types.Text = ""
+    metric: value_types.Text = ""
     """a further metric of your own, 'module:function'"""
 
 
@@ -173,7 +173,7 @@ class EngineSettings(Group):
     """
     cohort: Natural = 0
     """clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU"""
-    device: types.Text = "auto"
+    device: value_types.Text = "auto"
     """cpu, mps, cuda or cuda:1; auto: a GPU where a client has one"""
     window: Natural = 0
     """messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then uses 64)"""
@@ -184,7 +184,7 @@ class EngineSettings(Group):
 class DevicesSettings(Group):
     """What the clients' devices can do, to simulate time, energy and what goes wrong."""
 
-    profile: types.Text = ""
+    profile: value_types.Text = ""
     """the profile of each level: edge (bundled; its numbers are assumptions), or 'module:function', which returns a
     mapping from levels to DeviceProfile
     """
@@ -195,24 +195,24 @@ class DevicesSettings(Group):
 class RunSettings(Group):
     """What a run leaves behind."""
 
-    dir: types.Text = ""
+    dir: value_types.Text = ""
     """folder for settings, history, checkpoints and models; 'heterofl run' makes one"""
     resume: bool = False
     """go on from the last checkpoint in run.dir"""
     checkpoint_every: Count = 1
     """rounds from one checkpoint to the next; the last round has one"""
-    metric: types.Text = ""
+    metric: value_types.Text = ""
     """the metric, such as local-accuracy, that a sweeper that searches goes by; '': the global model's"""
-    callbacks: types.Callbacks = ("tensorboard",)
+    callbacks: value_types.Callbacks = ("tensorboard",)
     """what is called with the record of each round"""
 
 
 class Settings(Group):
     """All settings of a run, read and checked; every value is concrete."""
 
-    mix: types.MixText = Mix.parse("a1-b1-c1-d1-e1")
+    mix: value_types.MixText = Mix.parse("a1-b1-c1-d1-e1")
     """which levels the clients have, and in which proportions; x3: three parts take no part"""
-    global_rate: types.OptionalLevel = ""
+    global_rate: value_types.OptionalLevel = ""
     """level or rate of the global model; '' for the largest of the mix. One that is larger than every client (FedRolex)
     needs slices that move (server.choose)
     """

@@ -1,0 +1,74 @@
+"""Settings that are right by themselves and do not go together, each with what was expected."""
+
+from collections.abc import Iterable, Mapping
+from itertools import chain
+
+from heterofl_flwr.nn.depth import read_levels
+from heterofl_flwr.nn.exits import BLOCKS
+from heterofl_flwr.nn.models import MODELS
+from heterofl_flwr.settings.auto_values import model_has
+from heterofl_flwr.settings.definitions import Settings
+from heterofl_flwr.settings.value_types import AUTO
+
+_NO_EXITS = "but the model has no exits: expected model.shrink to name depths, and an image model with stages"
+
+
+Contradiction = tuple[str, object, str]
+"""A setting, whether it contradicts others, and what was expected."""
+
+
+def find_contradictions(settings: Settings, given: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
+    """Return what does not go together, a line for each setting."""
+    rules = chain(_model_rules(settings, given), _server_rules(settings), _fedh2l_rules(settings, given, defaults))
+    return [f"{key}: found {given[key]!r}, {why}" for key, wrong, why in rules if wrong]
+
+
+def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Contradiction]:
+    model, server = settings.model.name, settings.server
+    options = {option: given[f"model.{option}"] for option in ("norm", "hidden")}
+    train, levels = settings.train, read_levels(settings.model.shrink)
+    has_exits = levels is not None and BLOCKS.get(model) == "exits.*"
+    return (
+        *((f"model.{option}", value not in (AUTO, "", "none") and model in MODELS and not model_has(model, option),
+           f"but the model {model} has no such option; expected '{AUTO}'") for option, value in options.items()),
+        ("model.shrink", levels is not None and model not in BLOCKS,
+         f"but model.name is {model}; expected one of {', '.join(BLOCKS)}, or 'width'"),
+        ("model.shrink", levels is not None and server.strategy != "heterofl",
+         f"but server.strategy is {server.strategy}; expected 'width'"),
+        ("model.ensemble", settings.model.ensemble and not has_exits, _NO_EXITS),
+        ("train.exits", train.exits != "last" and not has_exits, _NO_EXITS),
+        ("train.exits", train.exits != "last" and train.distill != "none",
+         f"but train.distill={train.distill} trains the models inside a client's own; expected 'last'"),
+    )  # fmt: skip
+
+
+def _server_rules(settings: Settings) -> Iterable[Contradiction]:
+    server, devices, sample = settings.server, settings.devices, settings.sample
+    return (
+        ("devices.profile", devices.profile and server.strategy == "fedh2l",
+         "but with server.strategy=fedh2l the exchange of posteriors is not simulated; expected ''"),
+        ("devices.deadline", devices.deadline and not devices.profile,
+         "expected devices.profile to name the devices too"),
+        ("sample.spare", sample.spare and server.strategy != "heterofl",
+         f"but with server.strategy={server.strategy} clients learn from all others; expected 0"),
+        ("run.resume", settings.run.resume and not settings.run.dir,
+         "expected run.dir to name the folder of the run to go on with"),
+    )  # fmt: skip
+
+
+TRAVELS = (
+    *("assignment", "train.upload", "train.proximal", "server.choose", "server.shared", "server.stages"),
+    *("server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
+)
+"""Settings of parameters that travel, which FedH2L has none of.
+
+``server.weights`` is not among them: conf/method/fedh2l.yaml has that of FedAvg, on which it builds.
+"""
+
+
+def _fedh2l_rules(
+    settings: Settings, given: Mapping[str, object], defaults: Mapping[str, object]
+) -> Iterable[Contradiction]:
+    for key in TRAVELS if settings.server.strategy == "fedh2l" else ():
+        usual = defaults[key]
+        yield key, given[key] != usual, f"but with server.strategy=fedh2l no parameters travel; expected {usual!r}"
