@@ -17,13 +17,13 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 TORCHES = ["2.11.0", "2.15.0"]  # the oldest that is allowed, and the newest
 TESTS = [
     "tests/test_compat.py",
-    "tests/test_exports.py",
+    "tests/test_imports.py",
     "tests/client/test_client.py",
     "tests/classic/test_strategy.py",
     "tests/federation/test_replies.py",
     "tests/grids/test_local.py",
 ]
-"""What touches the names of Flower that differ, a strategy and a client of each API, and a grid."""
+"""The names of Flower that differ, what imports load, a strategy and a client of each API, and a grid."""
 
 TOOLS = ["hypothesis", "pytest"]
 ROOT = Path(__file__).parent

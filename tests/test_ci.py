@@ -1,5 +1,6 @@
-"""The programs of the CI: the audit of dependencies on what the service answers, and the table of tested versions."""
+"""The programs of the CI: the audit of dependencies on what the service answers, and the tested versions."""
 
+import ast
 import importlib.util
 import json
 import subprocess
@@ -40,3 +41,10 @@ def test_the_table_of_versions_is_current():
     page = versions.PAGE.read_text(encoding="utf-8")
     assert versions.table(cells) in page
     assert versions.filled(page, cells) == page
+
+
+def test_the_files_that_the_matrix_runs_exist():
+    noxfile = ast.parse((FOLDER.parent / "noxfile.py").read_text(encoding="utf-8"))  # nox need not be installed
+    values = {ast.unparse(node.targets[0]): node.value for node in noxfile.body if isinstance(node, ast.Assign)}
+    tests = ast.literal_eval(values["TESTS"])
+    assert [path for path in tests if not (FOLDER.parent / path).is_file()] == []
