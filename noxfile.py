@@ -19,13 +19,15 @@ TESTS = [
     "tests/test_compat.py",
     "tests/test_imports.py",
     "tests/client/test_client.py",
-    "tests/classic/test_strategy.py",
+    "tests/classic",
+    "tests/federation/test_flower.py",
     "tests/federation/test_replies.py",
     "tests/grids/test_local.py",
+    "tests/grids/test_superlink.py",
 ]
-"""The names of Flower that differ, what imports load, a strategy and a client of each API, and a grid."""
+"""The names of Flower that differ, what imports load, a strategy and a client of each API, and two grids."""
 
-TOOLS = ["hypothesis", "pytest"]
+TOOLS = ["hypothesis", "psutil", "pytest"]
 ROOT = Path(__file__).parent
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
 
