@@ -13,9 +13,18 @@ DOMAINS, DEGREES = 6, 15.0
 
 def digits_seeds() -> Dataset:
     """Return 200 digits, as runs of FedH2L on digits share them with seed 0: what a client learns without peers."""
-    whole = load_dataset("digits")
-    rows = seed_set(whole.train, 200, whole.classes, seed=0)
-    return replace(whole, name="digits-seeds", train=whole.train.select(rows))
+    return _seeds("digits", 200)
+
+
+def mnist_seeds() -> Dataset:
+    """Return 1,000 images of MNIST, likewise."""
+    return _seeds("mnist", 1000)
+
+
+def _seeds(name: str, number: int) -> Dataset:
+    whole = load_dataset(name)
+    rows = seed_set(whole.train, number, whole.classes, seed=0)
+    return replace(whole, name=f"{name}-seeds", train=whole.train.select(rows))
 
 
 def turned_digits() -> Dataset:

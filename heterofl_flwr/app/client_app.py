@@ -145,7 +145,11 @@ def _evaluate_personal_model(instruction: Instruction) -> dict[str, float]:
     if task.settings.evaluate.central and not instruction.has_own_data:
         test, kind = task.whole_test(instruction.clients), task.settings.fidelity
         metrics |= evaluate(model, test, perplexity_kind=kind).metrics("global")
-    return metrics | {f"{name}/{instruction.rate}": value for name, value in metrics.items()}
+    by_level = {f"{name}/{instruction.rate}": value for name, value in metrics.items()}
+    if len(task.builds) > 1:  # a mean over all clients hides an architecture that learns nothing
+        own = instruction.architecture
+        metrics |= {f"{own}-{name}": value for name, value in metrics.items() if name.endswith("accuracy")}
+    return metrics | by_level
 
 
 def _evaluate(instruction: Instruction, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:

@@ -148,10 +148,15 @@ class Instruction:
         number = read_capability(self.context).get(messages.NUM_PARTITIONS)
         return number if isinstance(number, int) and not self.has_own_data else 0
 
+    @property
+    def architecture(self) -> str:
+        """The name of the architecture of the client that the message goes to."""
+        return self.task.architecture(self.value(messages.PARTITION, int))
+
     @cached_property
     def build(self) -> Build:
         """From a rate to the model of the client that the message goes to."""
-        return self.task.client_build(self.value(messages.PARTITION, int))
+        return self.task.builds[self.architecture]
 
     def load_model(self) -> nn.Module:
         """Return the model that the message is about, on the device, with what this node keeps for itself."""

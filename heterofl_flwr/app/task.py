@@ -99,14 +99,14 @@ class Task:
         return shallow(build, BLOCKS[model.name], None, levels=held)
 
     @cached_property
-    def builds(self) -> tuple[Build, ...]:
-        """From a rate to the model of each architecture that clients have: one, or in FedH2L ``distill.models``."""
-        names = architectures(self.settings)
-        return tuple(Task(with_architecture(self.settings, name)).build for name in names) or (self.build,)
+    def builds(self) -> Mapping[str, Build]:
+        """From a rate to a model, by its architecture: one, or in FedH2L each of ``distill.models``."""
+        found = {name: Task(with_architecture(self.settings, name)).build for name in architectures(self.settings)}
+        return found or {self.settings.model.name: self.build}
 
-    def client_build(self, partition: int) -> Build:
-        """Return from a rate to a client's model; architectures are dealt in turns."""
-        return self.builds[partition % len(self.builds)]
+    def architecture(self, partition: int) -> str:
+        """Return the name of a client's architecture; they are dealt in turns."""
+        return list(self.builds)[partition % len(self.builds)]
 
     @property
     def personal(self) -> bool:
@@ -216,7 +216,7 @@ class Task:
     @property
     def moments_together(self) -> int:
         """How many such batches go through the model in one pass; a user's may mix the examples of a batch."""
-        ours = all(name in MODELS for name in architectures(self.settings) or (self.settings.model.name,))
+        ours = all(name in MODELS for name in self.builds)
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 
     def moments_batches(self, split: Split, seed: int) -> Iterator[torch.Tensor]:

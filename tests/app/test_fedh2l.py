@@ -50,9 +50,8 @@ def run(folder, **settings):
 
 def test_clients_have_architectures_in_turns():
     task = load_task(H2L)
-    names = [type(task.client_build(partition)(1.0)).__name__ for partition in range(4)]
-    assert names == ["CNN", "PreResNet", "MLP", "CNN"]
-    assert task.client_build(0) is task.client_build(3)
+    models = [task.builds[task.architecture(partition)](1.0) for partition in range(4)]
+    assert [type(model).__name__ for model in models] == ["CNN", "PreResNet", "MLP", "CNN"]
 
 
 def test_a_text_has_no_classes_to_learn_from_peers():
@@ -83,7 +82,9 @@ def test_peers_teach_what_own_data_do_not_show(tmp_path):
     assert with_peers.failures == without.failures == {}
     assert with_peers.evaluate["global-accuracy"] > without.evaluate["global-accuracy"] + 0.15
     assert with_peers.evaluate["local-accuracy"] > 0.6
-    mlp = load_task(H2L).client_build(2)(1.0)
+    by_architecture = [with_peers.evaluate[f"{name}-global-accuracy"] for name in load_task(H2L).builds]
+    assert min(by_architecture) < with_peers.evaluate["global-accuracy"] < max(by_architecture)
+    mlp = load_task(H2L).builds["mlp"](1.0)
     fedavg = 2 * CLIENTS * 4 * sum(parameter.numel() for parameter in mlp.parameters())
     assert with_peers.bytes_up + with_peers.bytes_down < 0.01 * fedavg
     assert h2l.report.exists()
