@@ -139,6 +139,14 @@ class TestNodes:
         assert nodes.trained == {*first, *then} & {*present}
         assert "says partition" not in caplog.text
 
+    def test_a_partition_is_that_of_the_first_node_that_says_it(self, caplog):
+        nodes = Nodes()
+        for said in ({7: 0}, {6: 2, 5: 0, 4: 2}):
+            nodes.register({node: Capability(partition=own) for node, own in said.items()})
+        assert {node: nodes.partition(node) for node in nodes} == {7: 0, 4: 2, 5: 1, 6: 3}
+        for warning in ("node 5 says partition 0, which node 7 has", "node 6 says partition 2, which node 4 has"):
+            assert warning in caplog.text
+
 
 def _data(context):
     return [tiny.inputs(context.node_config["partition-id"])]
