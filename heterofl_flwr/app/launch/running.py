@@ -136,8 +136,7 @@ def open_grid(request: Request, app: App) -> QueuedGrid:
     states = {} if request.app is not None else {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
     kind: Callable[..., QueuedGrid] = LocalGrid
     if request.grid == "ray":
-        share = request.share
-        kind = partial(RayGrid, num_cpus=share.cpus, num_gpus=share.gpus, at_once=share.at_once)
+        kind = partial(RayGrid, num_cpus=request.cpus, num_gpus=request.gpu_share, at_once=request.parallel)
     return kind(
         app.client,
         request.clients,
