@@ -1,4 +1,4 @@
-"""``heterofl run``: a federated run on this machine, or on a Ray cluster; and ``heterofl report``."""
+"""``heterofl run``: a federated run on this machine, or on a Ray cluster."""
 
 import argparse
 import os
@@ -9,9 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from heterofl_flwr.app.cli.main import HOW
+from heterofl_flwr.app.cli.report import show_results
 from heterofl_flwr.app.launch import preflight, running
 from heterofl_flwr.app.launch.request import CLUSTER, Request
 from heterofl_flwr.app.server_app import find_start
@@ -19,7 +18,7 @@ from heterofl_flwr.app.task import load_task
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.errors import ConfigError, extra, printable
-from heterofl_flwr.report import RunFolder, summary_table
+from heterofl_flwr.report import RunFolder
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.auto_values import CLIENTS
 from heterofl_flwr.settings.flat import from_flat, from_stored, read_assignments, read_config, to_flat
@@ -58,22 +57,8 @@ def run(args: argparse.Namespace) -> int:
         )
         return 1
     if args.app is None:
-        _show_results(request.out, request.out / "report.html")
+        show_results(request.out)
     return 0
-
-
-def report(args: argparse.Namespace) -> int:
-    """Write the report of a run, and print its tables."""
-    from heterofl_flwr.report import write_report  # here, as it draws, which no other command needs
-
-    _show_results(args.folder, write_report(RunFolder(args.folder)))
-    return 0
-
-
-def _show_results(path: Path, page: Path) -> None:
-    folder = RunFolder(path)
-    Console().print(summary_table(folder.history(), folder.costs()))
-    print(f"report: {page}")
 
 
 def build_request(args: argparse.Namespace) -> Request:

@@ -27,7 +27,8 @@ from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline
 from heterofl_flwr.settings.auto_values import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
-from heterofl_flwr.settings.flat import DEFAULTS, Setting, flatten, from_flat, read_specs, to_flat, validate
+from heterofl_flwr.settings.flat import DEFAULTS, flatten, from_flat, read_specs, to_flat, validate
+from heterofl_flwr.settings.stored_settings import Setting
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text
 from heterofl_flwr.training.engines.plain import DivergedError
 
