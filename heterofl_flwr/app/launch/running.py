@@ -16,7 +16,7 @@ from flwr.serverapp import ServerApp
 from heterofl_flwr.app.launch.request import App, Request, read_app
 from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.compat import load_app
+from heterofl_flwr.compat import NO_FUNCTION, load_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.exchange import Relay
 from heterofl_flwr.grids import LocalGrid, RayGrid
@@ -118,7 +118,7 @@ class Checked(Relay):
                 f"use a smaller model or batch"
             )
         # Answers to queries, and to evaluate where an app does not, are what a strategy may do without.
-        if not call[1].startswith(MessageType.QUERY) and "No evaluate function registered" not in reason:
+        if not call[1].startswith(MessageType.QUERY) and NO_FUNCTION.format("evaluate") not in reason:
             self._bad.setdefault(call, []).append(reason)
         return reply
 

@@ -1,9 +1,7 @@
 """The engine ``plain``: one client, one step after the other, the same bits each time."""
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import lru_cache
 from time import perf_counter
 
 import torch
@@ -16,9 +14,6 @@ from heterofl_flwr.training.batches import training_epochs
 from heterofl_flwr.training.device import give_back_gaps, seeded
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
-
-_logger = logging.getLogger(__name__)
-
 
 STEPS_BETWEEN_GAPS = 50
 """After so many steps a client gives memory back that it cannot use again."""
@@ -88,9 +83,3 @@ def build_result(
     weights = torch.tensor(sizes, dtype=torch.float64)
     loss = float((torch.cat(list(losses)).cpu().double() * weights).sum() / seen)
     return TrainResult(len(job.split), loss, correct / seen, len(sizes), seconds)
-
-
-@lru_cache(maxsize=256)
-def log_once(level: int, message: str) -> None:
-    """Log why a model is trained by another engine, once in a process."""
-    _logger.log(level, message)
