@@ -12,8 +12,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import cast, get_args
+from typing import get_args
 from weakref import WeakSet
 
 import torch
@@ -196,9 +195,10 @@ def reply(
         config[messages.CAPACITY] = rate_of(capacity)
     records: Mapping[str, ArrayRecord] = {}
     if model is not None:
-        given = Outgoing(tensors={}, labels=known, num_examples=num_examples, metrics=metrics or {})
-        kept = kept_by_stages(context)
-        outgoing = _run_stages(message, model, given, kept, context)
+        shared, kept = messages.read_shared(messages.read_config(message)), kept_by_stages(context)
+        sent = {name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
+        given = Outgoing(tensors=sent, labels=known, num_examples=num_examples, metrics=metrics or {})
+        outgoing = _run_stages(message, given, kept, context)
         if kept and (context is None or model not in _PULLED):
             raise ConfigError(
                 f"{', '.join(sorted({name.partition('/')[0] for name in kept}))}: the strategy pulls clients, "
@@ -244,22 +244,15 @@ def answer_queries(
     """
     if (build is None) == (build_from is None):
         raise ConfigError("answer_queries takes either build, from a rate to the model, or build_from, its maker")
-    build_of = build_from or (lambda context: cast(Build, build))
 
-    @app.query("capability")  # type: ignore[untyped-decorator, unused-ignore]
-    def capability(message: Message, context: Context) -> Message:
-        return answer_capability(message, context)
-
-    @app.query("stages")  # type: ignore[untyped-decorator, unused-ignore]
-    def stages(message: Message, context: Context) -> Message:
-        return answer_stages(message, context)
-
-    @app.query("moments")  # type: ignore[untyped-decorator, unused-ignore]
     def moments(message: Message, context: Context) -> Message:
-        if data is None:  # it has none
+        own = build_from(context) if build_from and data else build
+        if data is None or own is None:  # there are none
             return Message(RecordDict({messages.CONFIG: messages.new_config({})}), reply_to=message)
-        return answer_moments(message, build_of(context), lambda: data(context))
+        return answer_moments(message, own, lambda: data(context))
 
+    for name, answer in (("capability", answer_capability), ("stages", answer_stages), ("moments", moments)):
+        app.query(name)(answer)
     compat.wrap_calls(app, answering)
 
 
@@ -296,15 +289,8 @@ def answer_moments(
     return Message(content, reply_to=message)
 
 
-def _run_stages(
-    message: Message, model: nn.Module, given: Outgoing, kept: dict[str, Tensor], context: Context | None
-) -> Outgoing:
+def _run_stages(message: Message, outgoing: Outgoing, kept: dict[str, Tensor], context: Context | None) -> Outgoing:
     """Return what is sent of a model's parameters and beside, after the stages that the instruction names."""
-    config = messages.read_config(message)
-    shared = messages.read_shared(config)
-    outgoing = replace(
-        given, tensors={name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
-    )
     sent = set(messages.array_records(message.content).get(messages.ARRAYS) or ())
     if other := sorted(outgoing.tensors.keys() - sent) or sorted(sent - outgoing.tensors.keys()):
         raise ConfigError(
@@ -314,7 +300,7 @@ def _run_stages(
     node = CONTEXT.get() or context
     notes = read_notes(node)
     told = ClientContext(received=lambda: read_state(message), seed=seed_of(message), kept=kept, notes=notes)
-    for stage in client_stages(config):
+    for stage in client_stages(messages.read_config(message)):
         outgoing = stage.on_client(outgoing, told)
     if notes:
         keep_notes(node, notes)

@@ -33,6 +33,9 @@ FLOWER = tuple(int(part) for part in flwr.__version__.split(".")[:2])
 
 NEWEST_TESTED = (1, 42)
 
+NO_FUNCTION = "No {} function registered"
+"""How Flower says that a ClientApp has no function for messages of a kind, such as ``query``."""
+
 # mypy reads the names of the newest version alone; the modules of older ones are not there for it to find.
 if TYPE_CHECKING or FLOWER >= (1, 34):
     from flwr.proto.runtime_pb2 import PullAppMessagesRequest as PullAppMessagesRequest

@@ -11,13 +11,13 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from heterofl_flwr import compat, messages
-from heterofl_flwr.compat import SUPERLINK_NODE_ID, Run
+from heterofl_flwr.compat import NO_FUNCTION, SUPERLINK_NODE_ID, Run
 from heterofl_flwr.errors import SILENT, Fault, HeteroFLError, ReplyError, short
 
 LONGEST_PAUSE = 1.0
 """Seconds between two looks for replies on a grid that cannot wait for them."""
 
-_NOT_CONVERTED = ("Error(s) in loading state_dict", "size mismatch", "No query function registered", "get_properties")
+_NOT_CONVERTED = ("Error(s) in loading state_dict", "size mismatch", NO_FUNCTION.format("query"), "get_properties")
 """How torch says that a slice is not the model into which a client loads it, and Flower that it knows no such query."""
 
 Result = TypeVar("Result")

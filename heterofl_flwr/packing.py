@@ -133,21 +133,17 @@ def unpack_trained(
     expected = UPLOAD_RECORDS[form]
     if set(records) != set(expected):
         raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {' and '.join(expected)} alone")
-    sizes = {name: math.prod(shape) for name, shape in plan.shapes.items()}
-    if form != MASKED:
-        check_names(plan, records[expected[0]])
-    elif list(records[MASKED]) != [MASKED]:  # one vector, of which a stage knows what it is made of
-        raise ReplyError(f"{sender} sent {shown(list(records[MASKED]))} in record {MASKED}, expected {MASKED} alone")
-    else:
-        sizes = {MASKED: plan.parameters}
-    check_sizes(records[expected[0]], sizes, sender)
-    tensors = read_tensors(records[expected[0]], sender)
-    if SCALES not in expected:
-        return tensors, None
-    if list(records[SCALES]) != [SCALES]:
-        raise ReplyError(f"{sender} sent {shown(list(records[SCALES]))} in record {SCALES}, expected {SCALES} alone")
-    check_sizes(records[SCALES], {SCALES: plan.parameters}, sender)
-    return tensors, read_tensors(records[SCALES], sender)[SCALES]
+    found = {}
+    for name in expected:
+        record, sizes = records[name], {name: plan.parameters}
+        if name in (ARRAYS, CHANGES):
+            check_names(plan, record)
+            sizes = {own: math.prod(shape) for own, shape in plan.shapes.items()}
+        elif list(record) != [name]:  # one vector, of which a stage knows what it is made of
+            raise ReplyError(f"{sender} sent {shown(list(record))} in record {name}, expected {name} alone")
+        check_sizes(record, sizes, sender)
+        found[name] = read_tensors(record, sender)
+    return found[expected[0]], found[SCALES][SCALES] if SCALES in found else None
 
 
 def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:

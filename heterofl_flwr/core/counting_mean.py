@@ -1,9 +1,9 @@
 """The counting mean: a streaming mean of each entry over the clients that held it (section 3.1)."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise, starmap
+from itertools import accumulate, pairwise, starmap
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy
@@ -18,16 +18,18 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError
 Count = float | Tensor
 """How many clients held a slice: a number for all of it, or one for each of its rows."""
 
-Divisors = dict[object, Tensor | None]
-"""Counts along an axis, for parameters with equal slices to share; None where nobody held some entry."""
-
 Weights = Literal["equal", "examples"]
 """What a client counts in a mean: once, or by its examples."""
 
 
+def sum_dtype(parameter: Tensor) -> torch.dtype:
+    """Return the type to sum in: at least single precision, whatever the parameter's."""
+    return torch.promote_types(parameter.dtype, torch.float32)
+
+
 def empty_sum(parameter: Tensor) -> Tensor:
-    """Return memory to sum in: at least in single precision, whatever the parameter's."""
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    """Return memory to sum in."""
+    dtype = sum_dtype(parameter)
     if parameter.device.type != "cpu":
         return torch.empty_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
     # numpy asks Linux for huge pages. The first touch of a large sum is most of the cost of an aggregation, and it
@@ -36,31 +38,16 @@ def empty_sum(parameter: Tensor) -> Tensor:
 
 
 class Nested(NamedTuple):
-    """Slices of which each lies within the one before."""
+    """Slices of which each lies within the one before; in two dimensions, what one has more than the next is an L."""
 
     slices: tuple[Axes, ...]  # from the largest on
-    cut: frozenset[int]  # the numbers of the axes that some slice cuts
     opened: tuple[int, ...]  # the tensor's shape with parts as dimensions of their own
-    places: tuple[tuple[Place, ...], ...]
-
-    def shells(self, tensor: Tensor) -> Iterator[list[Tensor]]:
-        """Yield what lies outside of all slices, what the first has more than the second, ..., and the last slice.
-
-        Each is given as views that do not overlap. In two dimensions a shell is an L: what stands below the inner
-        slice, and what stands beside it.
-        """
-        view = tensor if len(self.opened) == tensor.dim() else tensor.view(self.opened)
-        for places in self.places:
-            yield [view[place] for place in places]
-
-
-def nest(slices: tuple[Axes, ...]) -> Nested | None:
-    """Return the slices from the largest on, or None if they are not nested prefixes."""
-    return _nest_prefixes(slices) if all(map(is_prefix, slices)) else None
+    shells: tuple[tuple[Place, ...], ...]  # what lies outside of all, what the first has more than the second, ...
 
 
 @lru_cache(maxsize=4096)
-def _nest_prefixes(slices: tuple[Axes, ...]) -> Nested | None:
+def nest(slices: tuple[Axes, ...]) -> Nested | None:
+    """Return slices that are prefixes from the largest on, or None if they are not nested."""
     ordered = sorted(slices, key=lambda axes: [axis.kept for axis in axes], reverse=True)
     parts: list[int] = []
     bounds: list[tuple[int, ...]] = []
@@ -74,13 +61,12 @@ def _nest_prefixes(slices: tuple[Axes, ...]) -> Nested | None:
     for lengths in ([axis.full for axis in ordered[0]], *([axis.kept for axis in axes] for axes in ordered)):
         pairs = zip(lengths, parts, strict=True)
         bounds.append(tuple(bound for own, n in pairs for bound in ([n, own // n] if n > 1 else [own])))
-    cut = frozenset(number for axes in ordered for number, axis in enumerate(axes) if axis.kept < axis.full)
     core = tuple(map(slice, bounds[-1]))
-    return Nested(tuple(ordered), cut, bounds[0], (*starmap(find_shell, pairwise(bounds)), (core,)))
+    return Nested(tuple(ordered), bounds[0], (*starmap(find_shell, pairwise(bounds)), (core,)))
 
 
 def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
-    """Return places that together are the outer box without the inner one."""
+    """Return places that do not overlap and together are the outer box without the inner one."""
     return tuple(
         (*map(slice, inner[:number]), slice(inner[number], outer[number]), *map(slice, outer[number + 1 :]))
         for number in range(len(outer))
@@ -88,40 +74,18 @@ def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, .
     )
 
 
-def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count], divisors: Divisors) -> None:
+def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
     """Divide a sum by its counts, in place; entries that nobody held take the old value."""
-    by_row = any(isinstance(count, Tensor) for count in counts.values())
-    nested = nest(tuple(counts))
+    nested = nest(tuple(counts)) if all(map(is_prefix, counts)) else None
     # Where some slices are counted by row and others cut the rows, a shell would cut a count.
-    if nested is None or (by_row and 0 in nested.cut):
-        held = held_by(total, counts)
-        total.div_(held.where(held > 0, 1.0))
-        torch.where(held > 0, total, old.to(total.dtype), out=total)
+    if nested is None or len(set(map(type, counts.values()))) > 1:
+        _divide(total, old, held_by(total, counts))
         return
-    # Most parameters are cut along one axis only, and one pass over memory divides them.
-    divisor = None if by_row or len(nested.cut) != 1 else _divisor(total, nested, counts, divisors)
-    if divisor is not None:
-        total.div_(divisor)
-        return
-    # Otherwise shell by shell, from what nobody held to the smallest slice.
-    count: Count = 0.0
-    for axes, totals, olds in zip((*nested.slices, None), nested.shells(total), nested.shells(old), strict=True):
-        for part, before in zip(totals, olds, strict=True):
-            _divide(part, before, count)
-        if axes is not None:
-            count = count + counts[axes]
-
-
-def _divisor(total: Tensor, nested: Nested, counts: Mapping[Axes, Count], divisors: Divisors) -> Tensor | None:
-    """Return how many held each entry along the only axis that is cut, in a shape that broadcasts to the sum."""
-    (number,) = nested.cut
-    along: dict[Axes, Count] = {(axes[number],): count for axes, count in counts.items()}
-    key = (total.dtype, total.device, *along.items())
-    if key not in divisors:
-        held = held_by(total.new_empty(total.shape[number]), along)
-        divisors[key] = held if held.all() else None
-    found = divisors[key]
-    return None if found is None else found.view([-1 if axis == number else 1 for axis in range(total.dim())])
+    total, old = total.view(nested.opened), old.view(nested.opened)
+    held = accumulate([0.0, *(counts[axes] for axes in nested.slices)])
+    for count, places in zip(held, nested.shells, strict=True):
+        for place in places:
+            _divide(total[place], old[place], count)
 
 
 def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
@@ -135,13 +99,13 @@ def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
 
 
 def _divide(total: Tensor, old: Tensor, count: Count) -> None:
-    """Divide by the count, in place; where it is 0, write the old value."""
+    """Divide by the count, of all or of each row, in place; where it is 0, write the old value."""
     if isinstance(count, Tensor):
-        held = count > 0
-        shape = (-1, *[1] * (total.dim() - 1))
-        total.div_(count.where(held, 1.0).to(total).view(shape))
+        count = count.view(-1, *[1] * (total.dim() - 1)) if count.dim() == 1 else count
+        held = count.to(total)
+        total.div_(held.where(held > 0, 1.0))
         if not held.all():
-            torch.where(held.view(shape).to(total.device), total, old, out=total)
+            torch.where(held > 0, total, old.to(total.dtype), out=total)
     elif count > 0:
         total.div_(count)
     else:
@@ -203,8 +167,6 @@ class Aggregator:
         self._rows = LabelRows(self._state, label_rows, extra_rows=extra_rows)
         self._limits = {"largest": largest, "norm_bound": norm_bound}
         self._sums: dict[str, Tensor] = {}
-        self._new: set[str] = set()  # sums that nothing was written to
-        self._views: dict[Plan, Mapping[str, Region]] = {}
         # How many clients held each label row of a plan, and last how many held the plan.
         self._holders: dict[Plan, Tensor] = {}
         self.replies = 0
@@ -253,21 +215,27 @@ class Aggregator:
 
     def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:
         """Add a reply that was checked to the sums."""
-        for name, region in self._regions(plan).items():
-            local = sub[name].to(region.view.device)
-            size, new = self._rows.sizes.get(name), name in self._new
+        for name, axes in plan.axes.items():
+            local, first = self._entries(plan, name, sub[name]), name not in self._sums
+            size = self._rows.sizes.get(name)
             own = None if rows is None or size is None else rows[rows < size].to(local.device)
-            self._new.discard(name)
-            if new and region.whole and weight == 1 and own is None:
+            if first:
+                self._sums[name] = empty_sum(self._state[name])
+            region = Region(self._sums[name], axes)
+            if first and region.whole and weight == 1 and own is None:
                 # The first reply is copied: zeroing a large sum just to add to it costs as much again.
                 region.view.copy_(local)
                 continue
-            if new:
+            if first:
                 self._sums[name].zero_()
             if own is None:
                 region.add(local, weight)
             else:
                 region.add_rows(local, own, weight)
+
+    def _entries(self, plan: Plan, name: str, own: Tensor) -> Tensor:
+        """Return what of a client's parameter is added to the sum."""
+        return own.to(self._state[name].device)
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
@@ -277,12 +245,11 @@ class Aggregator:
         gives its result once.
         """
         self._close()
-        divisors: Divisors = {}
         new = {}
         for name, old in self._state.items():
             total = self._sums.pop(name, None)
             if total is not None:
-                mean_in_place(total, old, self._counts(name), divisors)
+                mean_in_place(total, old, self._counts(name))
             new[name] = old.clone() if total is None else total.to(old.dtype)
         return new
 
@@ -290,7 +257,7 @@ class Aggregator:
     def held(self, name: str) -> Tensor:
         """Return how many clients, by weight, held each entry of a parameter; each call counts anew."""
         old = self._state[name]
-        return held_by(torch.empty_like(old, dtype=torch.promote_types(old.dtype, torch.float32)), self._counts(name))
+        return held_by(torch.empty_like(old, dtype=sum_dtype(old)), self._counts(name))
 
     def _counts(self, name: str) -> dict[Axes, Count]:
         """Return how many clients held each slice of a parameter."""
@@ -304,24 +271,9 @@ class Aggregator:
                 counts[axes] = counts.get(axes, 0.0) + (held[:rows] if by_row else held[-1].item())
         return counts
 
-    def _regions(self, plan: Plan) -> Mapping[str, Region]:
-        """Return the places of a plan's parameters in the sums."""
-        if plan in self._views:
-            return self._views[plan]
-        for name in plan.axes:
-            if name not in self._sums:
-                self._sums[name] = empty_sum(self._state[name])
-                self._new.add(name)
-        regions = {name: Region(self._sums[name], axes) for name, axes in plan.axes.items()}
-        if plan.is_prefix:
-            # Views cost nothing to keep. Positions would: with one plan for each client, too much.
-            self._views[plan] = regions
-        return regions
-
     def _close(self) -> None:
         self._check_open()
         self._open = False
-        self._views.clear()
 
     def _check_open(self) -> None:
         if not self._open:

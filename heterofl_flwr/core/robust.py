@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, Strict
 from torch import Tensor
 
-from heterofl_flwr.core.counting_mean import Aggregator
+from heterofl_flwr.core.counting_mean import Aggregator, sum_dtype
 from heterofl_flwr.core.slice_plan import Plan, Region
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.option_groups import group
@@ -99,7 +99,7 @@ class RobustAggregator(Aggregator):
         changes = {}
         for name, axes in plan.axes.items():
             old = Region(self._state[name], axes).read()
-            change = sub[name].to(old.device, _wide(old)) - old
+            change = sub[name].to(old.device, sum_dtype(old)) - old
             if rows is not None and name in self._rows.sizes:
                 absent = torch.ones(len(change), dtype=torch.bool)
                 absent[rows[rows < self._rows.sizes[name]]] = False
@@ -111,7 +111,7 @@ class RobustAggregator(Aggregator):
         """Return what the holders of a parameter changed, (holders, entries); NaN where one did not hold an entry."""
         holders = [(plan, changes) for plan, changes in self._changes if name in plan.axes]
         old = self._state[name]
-        stack = old.new_full((len(holders), *old.shape), math.nan, dtype=_wide(old))
+        stack = old.new_full((len(holders), *old.shape), math.nan, dtype=sum_dtype(old))
         for whole, (plan, changes) in zip(stack, holders, strict=True):
             Region(whole, plan.axes[name]).write(changes[name])
         return stack.flatten(1) if old.dim() else stack.unsqueeze(1)
@@ -127,7 +127,3 @@ def combine(stack: Tensor, robust: Robust) -> Tensor:
             ordered = stack[:, held].sort(0).values  # (holders, entries of so many); NaN comes last
             change[held] = ordered[drop : number - drop].mean(0)
     return change
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)

@@ -219,7 +219,7 @@ class Region:
 
     def __init__(self, tensor: Tensor, axes: Axes) -> None:
         opened, place, prefix, self._shape, self._local_shape, self.whole = _find_geometry(
-            tuple((axis.full, axis.kept, axis.parts, axis.index is None) for axis in axes)
+            tuple([(axis.full, axis.kept, axis.parts, axis.index is None) for axis in axes])
         )
         view = tensor if len(opened) == tensor.dim() else tensor.view(opened)
         self.view = view if self.whole else view[place]
@@ -237,6 +237,13 @@ class Region:
     def write(self, local: Tensor) -> None:
         """Put a client's tensor into the region."""
         self.view[... if self._index is None else self._index] = local.view(self._shape)
+
+    def scale(self, factor: float) -> None:
+        """Multiply the region by a number."""
+        if self._index is None:
+            self.view.mul_(factor)
+        else:
+            self.view[self._index] *= factor
 
     def add(self, local: Tensor, weight: float) -> None:
         """Add ``weight`` times a client's tensor to the region."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.core.axes import Axes, Axis, positions
-from heterofl_flwr.core.counting_mean import Aggregator, find_shell
-from heterofl_flwr.core.slice_plan import Place, Plan, Region
+from heterofl_flwr.core.counting_mean import Aggregator, sum_dtype
+from heterofl_flwr.core.slice_plan import Plan, Region
 from heterofl_flwr.errors import ConfigError
 
 LEAST = 1e-3
@@ -154,37 +154,19 @@ class StaleMean(Aggregator):
         """Return how much of its weight a change counts."""
         return max(math.pow(1.0 + stale, -self._exponent), LEAST)
 
-    def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:
-        """Add a reply that was checked to the sums."""
+    def _entries(self, plan: Plan, name: str, own: Tensor) -> Tensor:
+        """Return what a client changed, on top of the present model, times what it counts in each entry."""
         if not any(self._stale.values()):  # the model has not moved where it could have
-            super()._collect(plan, sub, rows, weight)
-            return
-        shells, shares = _shells(tuple(self._stale)), [self._share(stale) for stale in self._stale.values()]
-        for name, region in self._regions(plan).items():
-            if name in self._new:
-                self._sums[name].zero_()
-                self._new.discard(name)
-            axes, size, device = plan.axes[name], self._rows.sizes.get(name), region.view.device
-            own = None if rows is None or size is None else rows[rows < size].to(device)
-            # What the client changed, on top of the present model; in place, as new memory costs more than arithmetic.
-            local = Region(self._state[name], axes).read().sub_(self._sent[name])
-            local = local.add_(sub[name].to(device))
-            if name in shells:
-                for number, place in shells[name]:
-                    _add(region.view[place], local[place], own, weight * shares[number])
-            else:
-                local = self._weighed(name, axes, local)
-                region.add(local, weight) if own is None else region.add_rows(local, own, weight)
-
-    def _weighed(self, name: str, axes: Axes, local: Tensor) -> Tensor:
-        """Return a client's tensor times what it counts in each entry."""
-        shares = torch.ones(local.shape, dtype=torch.promote_types(local.dtype, torch.float32), device=local.device)
-        for own, stale in self._stale.items():
-            if name in own.axes:
-                inner = _within(axes, own.axes[name])
-                share = shares.new_tensor(self._share(stale)).expand([axis.kept for axis in inner])
-                Region(shares, inner).write(share)
-        return shares.mul_(local)
+            return super()._entries(plan, name, own)
+        moved = (Region(self._state[name], plan.axes[name]).part() - self._sent[name]).contiguous()
+        # In place, as new memory costs more than arithmetic.
+        local = moved.to(sum_dtype(moved)).add_(own.to(moved.device))
+        around = 1.0
+        for inner, stale in self._stale.items():
+            if name in inner.axes:
+                Region(local, _within(plan.axes[name], inner.axes[name])).scale(self._share(stale) / around)
+                around = self._share(stale)
+        return local
 
     def _hold(self, plan: Plan, rows: Tensor | None, weight: float) -> None:
         """Add what a reply counts: of its plan, and of each smaller one what it counts there beyond that."""
@@ -200,32 +182,6 @@ class StaleMean(Aggregator):
         whole = Plan({name: tuple(Axis(size, size) for size in own.shape) for name, own in self._state.items()})
         self._clocks.step({whole} if self._one_clock else self._holders)
         return new
-
-
-def _add(target: Tensor, source: Tensor, rows: Tensor | None, weight: float) -> None:
-    """Add to a part of a sum, or to some rows of it."""
-    if rows is None:
-        target.add_(source, alpha=weight)
-    else:
-        target.index_add_(0, rows, source[rows].to(target.dtype), alpha=weight)
-
-
-@lru_cache(maxsize=4096)
-def _shells(plans: tuple[Plan, ...]) -> Mapping[str, list[tuple[int, Place]]]:
-    """Return where the largest plan has more of a parameter than the next, ..., and where the last is.
-
-    Each place comes with its plan's number. Parameters of which some plan holds other entries than the first are
-    left out.
-    """
-    found: dict[str, list[tuple[int, Place]]] = {}
-    for name in plans[0].axes:
-        slices = [plan.axes[name] for plan in plans if name in plan.axes]
-        if all(axis.index is None and axis.parts == 1 for axes in slices for axis in axes):
-            bounds = [tuple(axis.kept for axis in axes) for axes in slices]
-            found[name] = [(len(bounds) - 1, tuple(map(slice, bounds[-1])))]
-            for number, (outer, inner) in enumerate(pairwise(bounds)):
-                found[name] += [(number, place) for place in find_shell(outer, inner)]
-    return found
 
 
 @lru_cache(maxsize=4096)

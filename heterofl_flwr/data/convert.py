@@ -38,11 +38,6 @@ def to_dataset(
     and for each column of numbers.
     """
     raws = [train] if test is None else [train, test]
-    if train.columns != raws[-1].columns:
-        raise DataError(
-            f"{raws[-1].place}: found the columns {', '.join(raws[-1].columns)}; expected those of the train split in "
-            f"its order: {', '.join(train.columns)}"
-        )
     targets, classes, names = _number_labels(raws)
     inputs, owners = [raw.inputs for raw in raws], number_owners(*(raw.owners for raw in raws))
     if test is None:
@@ -79,9 +74,6 @@ def _measure(inputs: Tensor) -> Normal:
 def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, ...]]:
     """Return each split's class numbers, how many classes there are, and their names where they have any."""
     train, test = raws[0], raws[-1]
-    kinds = [{type(label).__name__ for label in raw.labels} for raw in (train, test)]
-    if kinds[1] - kinds[0]:
-        raise DataError(f"{test.place}: labels are {', '.join(kinds[1])}; the train split's are {', '.join(kinds[0])}")
     if isinstance(train.labels[0], str):  # numbered in alphabetical order
         names = tuple(sorted(map(str, set(train.labels))))
         if strange := sorted(map(str, set(test.labels) - set(train.labels))):
@@ -89,8 +81,7 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
                 f"{test.place}: found {', '.join(strange[:5])}, which the train split lacks; expected its classes "
                 f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
             )
-        numbers = {name: number for number, name in enumerate(names)}
-        return [torch.tensor([numbers[str(one)] for one in raw.labels]) for raw in raws], len(names), names
+        return _number([raw.labels for raw in raws], names), len(names), names
     targets = [torch.as_tensor(raw.labels, dtype=torch.int64) for raw in raws]
     classes = len(train.names) if train.names else int(targets[0].max()) + 1
     for raw, target in zip(raws, targets, strict=True):
@@ -106,9 +97,13 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
 def number_owners(*splits: Values | None) -> list[Tensor]:
     """Return the number of each example's owner, in the order of their names, for each split; none without owners."""
     owners = [values for values in splits if values is not None]
-    ordered = sorted({name for values in owners for name in values}, key=lambda name: (isinstance(name, str), name))
-    numbers = {name: number for number, name in enumerate(ordered)}
-    return [torch.tensor([numbers[name] for name in values]) for values in owners]
+    return _number(owners, sorted(set().union(*owners)))
+
+
+def _number(splits: Sequence[Values], names: Sequence[int | str]) -> list[Tensor]:
+    """Return the places of values among all of their names, for each split."""
+    numbers = {name: number for number, name in enumerate(names)}
+    return [torch.tensor([numbers[name] for name in values]) for values in splits]
 
 
 def hold_out(place: str, groups: Tensor) -> Tensor:

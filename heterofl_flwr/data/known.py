@@ -44,8 +44,6 @@ class Source:
         return replace(usual, label=named.label or usual.label, owner=owner)
 
 
-UNKNOWN = Source("")
-
 SOURCES: Mapping[str, Source] = MappingProxyType(
     {
         "digits": Source("", (1, 8, 8), {"label": 10}),

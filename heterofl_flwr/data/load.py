@@ -17,8 +17,7 @@ from torch import Tensor
 
 from heterofl_flwr.data.convert import Raw, to_dataset
 from heterofl_flwr.data.dataset import Dataset, Split
-from heterofl_flwr.data.known import SOURCES, UNKNOWN, Columns, Source, short_name
-from heterofl_flwr.data.text import Texts, to_text
+from heterofl_flwr.data.known import SOURCES, Columns, Source, short_name
 from heterofl_flwr.errors import DataError, extra, load_function
 
 ROOT_VARIABLE = "HETEROFL_DATA"
@@ -54,17 +53,24 @@ def load_dataset(
     DataError
         If there is no such data set, or it cannot be read.
     """
-    root = root or os.environ.get(ROOT_VARIABLE) or None
-    key = None if root is None else str(Path(root).expanduser().absolute())
-    below_root = key is not None and (Path(key) / name).is_dir()
-    if name.startswith((".", "~")) or (short_name(name) not in SOURCES and not below_root and Path(name).is_dir()):
-        name = str(Path(name).expanduser().absolute())
     with _lock:  # threads that ask at once must not read twice
-        return _load(name, key, Columns(label, owner))
+        return _load(*absolute_paths(name, root), Columns(label, owner))
+
+
+def absolute_paths(name: str, root: str | os.PathLike[str] | None) -> tuple[str, str]:
+    """Return the name of a data set and the root, ``""`` for none, as paths that hold in any folder.
+
+    A data set that we know is no folder, even if there is one of its name; nor is one that lies below the root.
+    """
+    root, folder = root or os.environ.get(ROOT_VARIABLE) or "", os.path.realpath(os.path.expanduser(name))
+    root = os.path.realpath(os.path.expanduser(root)) if root else ""
+    is_known = short_name(name) in SOURCES or (root and os.path.isdir(os.path.join(root, name)))
+    is_folder = name.startswith((".", "~")) or (not is_known and os.path.isdir(folder))
+    return folder if is_folder else name, root
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, root: str | None, columns: Columns) -> Dataset:
+def _load(name: str, root: str, columns: Columns) -> Dataset:
     if columns.label and (name == "digits" or (":" in name and "/" not in name)):
         raise DataError(f"{name} has no columns to choose from: found data.label={columns.label!r}, expected ''")
     if name == "digits":
@@ -72,7 +78,7 @@ def _load(name: str, root: str | None, columns: Columns) -> Dataset:
     if ":" in name and "/" not in name:
         return _from_function(name)
     source = SOURCES.get(short_name(name), Source(name))
-    if "/" not in source.path and (root is None or not (Path(root) / source.path).is_dir()):
+    if "/" not in source.path and not (root and (Path(root) / source.path).is_dir()):
         near = get_close_matches(name, SOURCES, n=1)
         hint = f" did you mean {near[0]}?" if near else ""
         raise DataError(
@@ -80,28 +86,15 @@ def _load(name: str, root: str | None, columns: Columns) -> Dataset:
             "a folder, or module:function"
         )
     with extra("data"):
-        from heterofl_flwr.data.folder import read_folder, read_hub
-    folder, columns = _find_folder(root, source.path), source.fill(columns)
-    raws = read_folder(folder, columns) if folder else read_hub(source.path, columns)
-    return build_dataset(name, *raws, source)
+        from heterofl_flwr.data.folder import read
+    return read(name, _find_folder(root, source.path), source, source.fill(columns))
 
 
-def build_dataset(name: str, train: Raw | Texts, test: Raw | Texts | None, source: Source = UNKNOWN) -> Dataset:
-    """Return a data set from its splits as read."""
-    if isinstance(train, Texts) and not isinstance(test, Raw):
-        return to_text(name, train, test, source.rows)
-    if isinstance(train, Raw) and not isinstance(test, Texts):
-        return to_dataset(name, train, test, source.normal, source.augment)
-    raise DataError(
-        f"{name}: one of train and test is a text, the other has classes; expected the same columns in both"
-    )
-
-
-def _find_folder(root: str | None, hub_name: str) -> Path | None:
+def _find_folder(root: str, hub_name: str) -> Path | None:
     """Return the folder to read, or None where the hub is to be asked."""
     path, remedy = Path(hub_name), "name another one"
     if not path.is_absolute():
-        if root is None:
+        if not root:
             return None
         path = Path(root) / hub_name
         remedy = f"expected a copy of the hub's {hub_name} there; without root and {ROOT_VARIABLE} the hub is asked"

@@ -9,7 +9,6 @@ code of a smaller model is the very same.
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
@@ -106,11 +105,41 @@ class Tracer:
 
     def run(self, example_inputs: object, mode: bool, outputs: Sequence[str]) -> None:
         """Run the model, and keep what leaves it whole."""
-        watching = Functions(self._trace), Operators(self._record)
-        for number, output in enumerate(_outputs(self._skeleton, example_inputs, mode, outputs, *watching)):
+        for number, output in enumerate(self._outputs(example_inputs, mode, outputs)):
             # Those behind the first may be hidden states that nobody reads.
             why = "that tensor is one of the model's outputs (outputs=[...] names those that matter)"
             self._trace.pin(*self._trace.rows(output), why=why if number and not outputs else "")
+
+    def _outputs(self, example_inputs: object, mode: bool, names: Sequence[str]) -> list[Tensor]:
+        """Return the tensors that come out, or those of the names given; if that fails, name the layer in the error."""
+        skeleton = self._skeleton
+        try:
+            output = skeleton.run(example_inputs, mode, Functions(self._trace), Operators(self._record))
+        except UnsupportedLayerError as error:
+            raise UnsupportedLayerError(f"{skeleton.place}: {error}") from error
+        except Exception as error:  # whatever the model's own code raises
+            raise UnsupportedLayerError(
+                f"{skeleton.place} cannot be traced: {first_line(error)}. A trace runs the model on the example inputs "
+                f"without their values, so nothing may depend on values, as packed sequences do. Give inputs that the "
+                f"model takes, or say by torch's own operators how the axes of the layer's output depend on its inputs "
+                f"and parameters: @heterofl_flwr.elastic_models.stand_in({type(skeleton.at_work[1]).__name__}), a "
+                f"function of the layer and its inputs"
+            ) from error
+        if names:
+            held = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+            if missing := [name for name in names if held.get(name) is None]:
+                raise ConfigError(
+                    f"outputs: the model returned a {type(output).__name__} without {', '.join(missing)}; it has "
+                    f"{', '.join(map(str, held)) or 'no names'}"
+                )
+            output = [held[name] for name in names]
+        found = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if not found:
+            raise UnsupportedLayerError(
+                f"the model returned {type(output).__name__}, in which no tensor was found: let it return tensors, or "
+                f"tuples, lists or dicts of them"
+            )
+        return found
 
     def _record(self, called: Call) -> None:
         follow(self._trace, called)
@@ -159,44 +188,6 @@ class Tracer:
             self._normalises,
             self._skeleton.says_tracing,
         )
-
-
-def _outputs(
-    skeleton: Skeleton,
-    example_inputs: object,
-    mode: bool,
-    names: Sequence[str],
-    *watching: AbstractContextManager[object],
-) -> list[Tensor]:
-    """Return the tensors that come out, or those of the names given; if that fails, name the layer in the error."""
-    try:
-        output = skeleton.run(example_inputs, mode, *watching)
-    except UnsupportedLayerError as error:
-        raise UnsupportedLayerError(f"{skeleton.place}: {error}") from error
-    except Exception as error:  # whatever the model's own code raises
-        raise UnsupportedLayerError(
-            f"{skeleton.place} cannot be traced: {first_line(error)}. A trace runs the model on the "
-            f"example inputs without their values, so nothing may depend on values, as packed sequences do. Give "
-            f"inputs that the model takes, or say by torch's own operators how the axes of the layer's output depend "
-            f"on its inputs and parameters: "
-            f"@heterofl_flwr.elastic_models.stand_in({type(skeleton.at_work[1]).__name__}), a function of the layer "
-            f"and its inputs"
-        ) from error
-    if names:
-        held = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
-        if missing := [name for name in names if held.get(name) is None]:
-            raise ConfigError(
-                f"outputs: the model returned a {type(output).__name__} without {', '.join(missing)}; it has "
-                f"{', '.join(map(str, held)) or 'no names'}"
-            )
-        output = [held[name] for name in names]
-    found = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    if not found:
-        raise UnsupportedLayerError(
-            f"the model returned {type(output).__name__}, in which no tensor was found: let it return tensors, or "
-            f"tuples, lists or dicts of them"
-        )
-    return found
 
 
 def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:

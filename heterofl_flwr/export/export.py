@@ -14,6 +14,7 @@ from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError, first_li
 from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Traced, formats_named
 from heterofl_flwr.nn.execution import call
 from heterofl_flwr.nn.measure_moments import batch_norms
+from heterofl_flwr.runs.files import writing
 
 BATCH: Axes = {0: "batch"}
 
@@ -75,19 +76,13 @@ def export_model(
     traced = Traced(own, trace(own, given, dynamic), given, dynamic, outputs)
     target = Path(folder)
     sizes: dict[str, int] = {}
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-            for name, one in chosen.items():
-                path = Path(temporary, one.file)
-                one.write(traced, path)
-                compare(name, one.open(traced, path), given, expected)
-                sizes[name] = sum(part.stat().st_size for part in path.parent.glob(f"{one.file}*"))
-            _replace(target, Path(temporary))
-    except OSError as error:
-        raise HeteroFLError(
-            f"cannot write {target}: {error.strerror or error}; make room or grant access, or choose another folder"
-        ) from error
+    with writing(target), TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        for name, one in chosen.items():
+            path = Path(temporary, one.file)
+            one.write(traced, path)
+            compare(name, one.open(traced, path), given, expected)
+            sizes[name] = sum(part.stat().st_size for part in path.parent.glob(f"{one.file}*"))
+        _replace(target, Path(temporary))
     return sizes
 
 

@@ -142,9 +142,9 @@ def check_faults(faults: Mapping[str, str], *, new: int, present: int, wanted: M
     least = min(least_replies(wanted, present), present)
     if known < least and smallest < mix.global_rate:
         raise RoundError(
-            f"{name_faults('node', faults)}; so it is known of {known} of {present} nodes what they can hold, "
-            f"expected at least {least} (min_replies or sample.min-replies, which is {wanted}): mend what they "
-            f"fail with, as all others would train at the smallest rate, {smallest:g}"
+            f"{name_faults('node', faults)}; so the rate that a node can hold is known for {known} of {present} nodes, "
+            f"expected at least {least} (min_replies or sample.min-replies, which is {wanted}): correct these errors, "
+            f"because all other nodes would train at the smallest rate, {smallest:g}"
         )
     if faults:
         logger.warning(

@@ -37,38 +37,6 @@ SplitAnswers = Mapping[int, tuple[float, Mapping[float | None, Mapping[str, floa
 """The examples of each client, and its metrics by rate; None for the global model."""
 
 
-class MomentsSum:
-    """Static batch norm moments of a federation's clients, as they come in.
-
-    A robust sum keeps those of all clients until the end: two vectors in double precision for each layer and rate.
-    """
-
-    def __init__(self, federation: Federation, *, robust: bool) -> None:
-        self._federation, self._robust = federation, robust
-        self._kept: dict[float, list[Moments]] = {}
-
-    def add(self, found: Mapping[float, Moments]) -> None:
-        """Add a client's moments, by rate; reject them whole if any do not fit."""
-        federation = self._federation
-        for rate, own in found.items():
-            if own.kind != federation.fidelity.moments:
-                raise ReplyError(f"moments of kind {own.kind}, expected {federation.fidelity.moments}")
-            check_layers(own, federation.norms(rate))
-            check_possible(own, federation.options.limits.examples)
-        privacy = federation.options.privacy
-        for rate, own in found.items():
-            counted = clip_moments(own, privacy) if privacy.noise else own
-            kept = self._kept.setdefault(rate, [])
-            if self._robust or not kept:
-                kept.append(counted)
-            else:
-                kept[0] += counted
-
-    def result(self) -> dict[float, Moments]:
-        """Return the moments of all clients, by rate."""
-        return {rate: sum_robust(kept) for rate, kept in self._kept.items()}
-
-
 class EvaluationRound:
     """An evaluation by clients: opened for those that are there; moments first, if needed; then answers; then closed.
 
@@ -95,8 +63,9 @@ class EvaluationRound:
         self._whole = {node_id: self._is_whole(own) for node_id, own in held.items()}
         self.rates = {node_id: own for node_id, own in held.items() if node_id not in silent}
         self.answers: dict[int, Answer] = {}
-        self.sum: MomentsSum  # of the moments, once they are opened
         self._asked_moments: dict[int, Norms] = {}
+        self._moments: dict[float, list[Moments]] = {}  # their sum; where it is robust, those of each client
+        self._robust = False
         self._moment_faults: list[str] = []
         if drawn:
             self._log.evaluate["coverage"] = 0.0
@@ -123,13 +92,29 @@ class EvaluationRound:
         """
         federation = self._federation
         # With noise, each client's moments are shortened already.
-        self.sum = MomentsSum(federation, robust=remote and not self._options.privacy.noise)
+        self._robust = remote and not self._options.privacy.noise
         # A model of a client's own is measured by that client.
         if self._options.evaluation.static_norm and not federation.personal and batch_norms(federation.model):
             self._asked_moments = {
                 node_id: {rate: federation.norms(rate) for rate in rates} for node_id, rates in self.rates.items()
             }
         return self._asked_moments
+
+    def add_moments(self, found: Mapping[float, Moments]) -> None:
+        """Add a client's moments, by rate; reject them whole if any do not fit."""
+        federation, privacy = self._federation, self._options.privacy
+        for rate, own in found.items():
+            if own.kind != federation.fidelity.moments:
+                raise ReplyError(f"moments of kind {own.kind}, expected {federation.fidelity.moments}")
+            check_layers(own, federation.norms(rate))
+            check_possible(own, self._options.limits.examples)
+        for rate, own in found.items():
+            counted = clip_moments(own, privacy) if privacy.noise else own
+            kept = self._moments.setdefault(rate, [])
+            if self._robust or not kept:
+                kept.append(counted)
+            else:
+                kept[0] += counted
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
         """Note why a client's moments are not used."""
@@ -143,7 +128,8 @@ class EvaluationRound:
 
         If they are ``needed``, as there were none so far, and nobody who has any gave usable ones, fail.
         """
-        moments, faults, privacy = self.sum.result(), self._moment_faults, self._options.privacy
+        moments = {rate: sum_robust(kept) for rate, kept in self._moments.items()}
+        faults, privacy = self._moment_faults, self._options.privacy
         none = f"none of {len(self._asked_moments)} nodes gave usable static batch norm moments"
         if faults and not moments and needed:
             raise RoundError(f"{none}: {ANSWER_MOMENTS}; {'; '.join(faults[:3])}")

@@ -190,7 +190,7 @@ class Round:
             return
         raise RoundError(
             f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
-            f"least {least}: mend what the others fail with, or let rounds go on with fewer (min_replies or "
+            f"least {least}: correct the errors of the others, or let rounds go on with fewer (min_replies or "
             f"sample.min-replies, which is {wanted}); {name_faults('partition', self.log.failures)}"
         )
 

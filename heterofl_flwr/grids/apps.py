@@ -3,17 +3,19 @@
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy, deepcopy
-from typing import ClassVar, NamedTuple
+from copy import deepcopy
+from typing import ClassVar, NamedTuple, TypeVar
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, get_identity, set_identity, set_metadata
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, get_identity, set_identity
 from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.nn.execution import torch_threads
 
 logger = logging.getLogger(__name__)
+
+Given = TypeVar("Given", Message, Context)
 
 Cohort = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message]]
 
@@ -84,10 +86,12 @@ def answer(
 
 def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Envelope]:
     """Return the replies to copies of the messages; what the function raises becomes the error reply of each."""
-    contexts = [_copy_context(context) for context in contexts]
+    # A context replaces the node's only where the client succeeds; the server's messages share their records.
+    contexts = [_copy(context, context.state) for context in contexts]
+    received = [_copy(own, own.content if own.has_content() else RecordDict()) for own in messages]
     try:
         with torch_threads(1):  # sums then do not depend on the number of cores, nor on the kind of grid
-            replies = list(cohort([_copy_message(message) for message in messages], contexts))
+            replies = list(cohort(received, contexts))
         if len(replies) != len(messages):
             raise TypeError(f"the ClientApp answered {len(messages)} messages with {len(replies)} replies")
         for reply, message in zip(replies, messages, strict=True):
@@ -98,43 +102,15 @@ def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Contex
     except (Exception, SystemExit) as error:  # the grid must outlive a client's sys.exit()
         trouble = traceback.format_exc()
         return [failure(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error, trouble) for message in messages]
-    for reply in replies:
-        _set_id(reply)
     return [Envelope(reply, context) for reply, context in zip(replies, contexts, strict=True)]
 
 
 def failure(message: Message, code: int, reason: str | BaseException, trouble: str = "") -> Envelope:
     """Return the error reply to a message, worded as Flower words it; the node keeps its context."""
     text = reason if isinstance(reason, str) else f"{type(reason)}:<'{reason}'>"
-    reply = Message(Error(code, text), reply_to=message)
-    _set_id(reply)
-    return Envelope(reply, None, trouble or text)
+    return Envelope(Message(Error(code, text), reply_to=message), None, trouble or text)
 
 
-def _set_id(reply: Message) -> None:
-    """Give a reply its id."""
-    set_metadata(reply, message_id=f"{reply.metadata.reply_to_message_id}-reply")
-
-
-def _copy_message(message: Message) -> Message:
-    """Return a message whose records a client may change; the server's messages share theirs."""
-    own = copy(message)
-    if message.has_content():
-        own.content = _copy_records(message.content)
-    return own
-
-
-def _copy_context(context: Context) -> Context:
-    """Return a context that a client may change; it replaces the node's only where the client succeeds."""
-    own = copy(context)
-    own.node_config, own.run_config = dict(context.node_config), dict(context.run_config)
-    own.state = _copy_records(context.state)
-    return own
-
-
-def _copy_records(records: RecordDict) -> RecordDict:
-    """Return copies of records, and of the lists in them; arrays, which are large, are shared."""
-    own = records.copy()
-    for name, record in records.items():
-        own[name] = record.copy() if isinstance(record, ArrayRecord) else deepcopy(record)
-    return own
+def _copy(given: Given, records: RecordDict) -> Given:
+    """Return a message or a context that a client may change, with its records; arrays, which are large, are shared."""
+    return deepcopy(given, {id(own): own.copy() for own in records.values() if isinstance(own, ArrayRecord)})

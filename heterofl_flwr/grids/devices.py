@@ -174,9 +174,6 @@ class Training:
 
     def __call__(self, kind: str, partition: int, rate: float, examples: int) -> float:
         """Return the multiplications of a client's work."""
-        return PASSES * self._epochs * examples * self.forward(rate)
-
-    def forward(self, rate: float) -> float:
-        """Return the multiplications of one forward pass of one example, at the widths that are trained."""
         passes = mean_passes(self._widths, rate, self._rates)
-        return self._inputs * math.fsum(number * self._macs(other) for other, number in passes.items())
+        forward = math.fsum(number * self._macs(other) for other, number in passes.items())
+        return PASSES * self._epochs * examples * (self._inputs * forward)

@@ -127,6 +127,7 @@ class Runner(ABC):
                 logger.error("node %d failed to answer %r:\n%s", node_id, message.metadata.message_type, trouble)
             if context is not None:
                 self._contexts[node_id] = context
+            set_metadata(reply, message_id=f"{id_}-reply")
             self._done[id_] = reply
 
 

@@ -1,13 +1,12 @@
 """Measure the inputs of batch norm layers over data, for static batch norm (section 3.2)."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.errors import DataError
 from heterofl_flwr.nn.execution import channels_last
@@ -46,12 +45,16 @@ def collect_moments(
     Fidelity(moments=kind)
     if together < 1:
         raise DataError(f"together is {together}; expected 1 or more batches")
-    sums = {name: _Sums(name, layer, kind) for name, layer in batch_norms(model).items()}
-    if not sums:
+    if not batch_norms(model):
         return Moments(kind, {})
+    model = copy_exchanged(model)
+    for module in model.modules():
+        module.training = False  # not eval(): a model may override train(), for example to freeze layers
+    place = next(model.parameters(), torch.zeros(()))
+    sums = {name: _Sums(name, layer, kind, place) for name, layer in batch_norms(model).items()}
     some: Sequence[torch.Tensor] = ()
     number = 0
-    with torch.no_grad(), channels_last(model), _measuring(model, sums.values()):
+    with torch.no_grad(), channels_last(model):
         for some in _alike(batches, together):
             for total in sums.values():
                 total.batches = len(some)
@@ -76,18 +79,25 @@ def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Te
         yield some
 
 
-_STATISTICS = ("track_running_stats", "momentum", "running_mean", "running_var", "num_batches_tracked")
-
-
 class _Sums:
-    """The growing sums of one layer; they stay on its device, so that a batch costs no synchronisation."""
+    """The growing sums of one layer; they stay on its device, so that a batch costs no synchronisation.
 
-    def __init__(self, name: str, layer: _BatchNorm, kind: Variant) -> None:
+    From now on the layer normalises by batch and is measured. Its buffers take each batch's moments, which it computes
+    anyway, so they cost no pass of their own.
+    """
+
+    def __init__(self, name: str, layer: _BatchNorm, kind: Variant, place: torch.Tensor) -> None:
         self.name, self.layer, self.kind = name, layer, kind
         self.normalise = layer.forward
         self.batches = 1  # in what comes next
         self.count = 0
         self.first = self.second = torch.zeros(layer.num_features, dtype=torch.float64)
+        layer.training = layer.track_running_stats = True
+        layer.momentum, layer.num_batches_tracked = 1.0, None  # keeps nothing of the batch before
+        place = next(layer.parameters(), place)
+        layer.running_mean = torch.zeros_like(self.first, dtype=place.dtype, device=place.device)
+        layer.running_var = torch.zeros_like(layer.running_mean)
+        vars(layer)["forward"] = self.forward
 
     def moments(self, batches: int) -> LayerMoments:
         """Return the sums over so many batches; one for which the layer was called several times counts once."""
@@ -128,33 +138,3 @@ class _Sums:
         self.first = self.first.to(place) + mean * weight
         self.second = self.second.to(place) + second * weight
         return output
-
-
-@contextmanager
-def _measuring(model: nn.Module, sums: Collection[_Sums]) -> Iterator[None]:
-    """Switch to evaluation, with batch norm layers that normalise by batch and are measured; undo it at the end.
-
-    Buffers of their own take each batch's moments. The layer computes these anyway, so they cost no pass of their own.
-    """
-    # The flags are set directly: a model may override train(), for example to freeze layers.
-    before = [(module, "training", module.training) for module in model.modules()]
-    before += [(own.layer, name, getattr(own.layer, name)) for own in sums for name in _STATISTICS]
-    forwards = [(vars(own.layer), vars(own.layer).get("forward")) for own in sums]
-    try:
-        for module in model.modules():
-            module.training = False
-        for own in sums:
-            layer = own.layer
-            layer.training, layer.track_running_stats = True, True
-            layer.momentum, layer.num_batches_tracked = 1.0, None  # keeps nothing of the batch before
-            place = next(chain(layer.parameters(), model.parameters(), [torch.zeros(())]))
-            layer.running_mean = torch.zeros(layer.num_features, dtype=place.dtype, device=place.device)
-            layer.running_var = torch.zeros_like(layer.running_mean)
-            vars(layer)["forward"] = own.forward
-        yield
-    finally:
-        for attributes, forward in forwards:
-            attributes.pop("forward", None)
-            attributes.update({} if forward is None else {"forward": forward})
-        for module, name, value in before:
-            setattr(module, name, value)

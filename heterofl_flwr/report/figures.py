@@ -22,6 +22,8 @@ Label = Callable[[float], str]
 TIMES = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 FEW = 30  # with fewer points than this, each is marked
 CLIMB = 4  # the first of so many parts of a curve may leave the axis, which follows the others
+SHORT = 10  # all of a curve with fewer points than this is on the axis
+NEAR = 0.25  # so is what would leave the axis by less than this share of it
 ALIKE = 0.02  # curves nowhere further apart than this share of the axis are one line
 
 TEXTS = {
@@ -30,7 +32,7 @@ TEXTS = {
         "The full model on the whole test set, on each client's own (limited to its classes), and the worst client's.",
     ),
     "levels": ("{kind} by level", "Each level's own model, cut from the global one."),
-    "loss": ("Training loss", "Mean over the round's clients, weighted by samples."),
+    "loss": ("Training loss", "Mean over the round's clients, weighted by examples."),
     "bytes": ("Bytes sent", "Both ways, beside FedAvg with the full-size model on the same clients."),
     "for-time": ("{kind} over simulated time", "Of training on the simulated devices; evaluation takes no time."),
 }
@@ -101,8 +103,7 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", label: Label
     }
     if not finite:
         return None
-    settled = [value for _, own in finite.values() for value in own[len(own) // CLIMB :] if not math.isnan(value)]
-    low, high = min(settled, default=0.0), max(settled, default=1.0)
+    low, high = _axis_range([values for _, values in finite.values()])
     figure, axes = new_axes(xlabel, ylabel)
     for number, (name, (places, values)) in enumerate(_join_alike(finite, ALIKE * (high - low)).items()):
         colour, dash = series(number)
@@ -119,6 +120,16 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", label: Label
     axes.margins(x=0.02)
     add_legend(axes)
     return figure
+
+
+def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the least and the greatest value that the axis shows."""
+    settled = [value for own in curves for value in own[len(own) // CLIMB if len(own) >= SHORT else 0 :]]
+    known = [value for value in settled if not math.isnan(value)]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    reach = NEAR * (high - low)
+    shown = [value for own in curves for value in own if low - reach <= value <= high + reach]
+    return min(shown, default=low), max(shown, default=high)
 
 
 def _join_alike(curves: Curves, apart: float) -> Curves:

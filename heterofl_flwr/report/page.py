@@ -36,7 +36,9 @@ figure img{width:100%}
 .table{overflow-x:auto}
 table{border-collapse:collapse}
 th,td{text-align:left;padding:.4rem .9rem .4rem 0;border-bottom:1px solid #8884;vertical-align:top}
-@media screen{td{white-space:nowrap}}@media print{.figures{grid-template-columns:1fr 1fr}}
+@media screen{th,td{white-space:nowrap}}@media print{.figures{grid-template-columns:1fr 1fr}}
+td:nth-child(2):last-child{white-space:normal;overflow-wrap:anywhere}
+#settings .table{columns:20rem;overflow:visible}@media print,(max-width:40rem){table{font-size:.8rem}}
 </style>
 </head>
 <body>
@@ -111,7 +113,7 @@ def _tables(
     yield "Metrics", metrics, note if metrics[1] else "No round was evaluated."
     failures = summary.failure_cells(records)
     yield "Failures", failures, "" if failures[1] else "No client failed."
-    facts = [(name, _shown(value)) for name, value in flatten(about).items()]
+    facts = [(name.replace("_", "-"), _shown(value)) for name, value in flatten(about).items()]
     yield "How it was run", (("fact", "value"), facts), ""
     rows = [(name, _shown(value)) for name, value in sorted(flatten(settings).items())]
     yield "Settings", (("setting", "value"), rows), "" if rows else "None were recorded."

@@ -98,7 +98,7 @@ def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
     if records:
         seconds = math.fsum(record.seconds for record in records)
         each = f"{asked / len(records):.4g} clients and {formatting.duration(seconds / len(records))}"
-        yield f"{formatting.duration(seconds)}, a round {each}; failed: {failed} of {asked} trainings"
+        yield f"{formatting.duration(seconds)}, {each} a round; {failed} of {asked} trainings failed"
     if saved := savings(records, costs):
         sent, full = formatting.size(saved.bytes_sent), formatting.size(saved.bytes_full)
         share, macs = formatting.percent(saved.bytes_share), formatting.percent(saved.macs_share)

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,8 +20,10 @@ CLIENT_STATES = "*.safetensors"
 """The states of one client, by round."""
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file under a temporary name, sync it to the disk, and only then give it its name.
+
+    ``mode`` says who may read it, of those whom the process's umask allows: not for a moment others.
 
     Raises
     ------
@@ -28,9 +31,10 @@ def write_atomic(path: Path, data: bytes) -> None:
         If the file cannot be written, for example because the disk is full. What was there before is still there.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    with _writing(path):
+    with writing(path):
         try:
-            with open(temporary, "xb") as file:  # never a file, or a link, that is there already
+            # x: never a file, or a link, that is there already.
+            with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -44,7 +48,7 @@ def append_line(path: Path, line: str) -> None:
     """Add one line at the end of a file and sync it to the disk; on failure the file is as it was before."""
     data = f"{line}\n".encode()
     # Without a buffer, nothing is left to be written when the file is closed after a failure.
-    with _writing(path), open(path, "ab", buffering=0, opener=_open_no_link) as file:
+    with writing(path), open(path, "ab", buffering=0, opener=_open_no_link) as file:
         size = file.tell()
         try:
             while data:
@@ -64,8 +68,8 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Make a file's folder before it is written, and sync the folder afterwards: a new name outlives a power cut."""
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder of what is written, and sync it afterwards: a new name outlives a power cut."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -73,7 +77,7 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise HeteroFLError(
             f"cannot write {path}: {error.strerror or error}; what was there before is untouched. "
-            f"Make room or grant access, then resume, or choose another folder"
+            f"Make room or grant access, then go on, or choose another folder"
         ) from error
 
 

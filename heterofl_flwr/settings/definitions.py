@@ -61,7 +61,9 @@ class ModelSettings(Group):
     """The global model, of which clients train parts."""
 
     name: value_types.Text
-    """cnn, preresnet18, preresnet18-later, preresnet50, transformer, or 'module:function' (rate to model)"""
+    """cnn, mlp, lenet, preresnet18, preresnet18-later, preresnet50, transformer, or a function from a rate to a model,
+    'module:function'
+    """
     hidden: value_types.Widths
     """widths of an image model's stages at rate 1"""
     norm: Literal["sbn", "in", "gn", "ln", "none"]

@@ -2,7 +2,6 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,19 +15,10 @@ from heterofl_flwr.option_groups import expected
 from heterofl_flwr.settings.auto_values import OTHER, preset
 from heterofl_flwr.settings.contradictions import find_contradictions
 from heterofl_flwr.settings.definitions import Settings
-from heterofl_flwr.settings.stored_settings import not_expected, read_value
+from heterofl_flwr.settings.stored_settings import Setting, read_value
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group
 
 GroupType = TypeVar("GroupType", bound=Group)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A setting: its default as a run config has it, what it can be, and what it means."""
-
-    default: Flat
-    expected: str
-    help: str
 
 
 AUTOS = {*OTHER, "train.mask-fill"}
@@ -51,8 +41,8 @@ def read_specs(group: Any, prefix: str = "") -> dict[str, Setting]:
         key, default = f"{prefix}{field.alias}", field.get_default(call_default_factory=True)
         if isinstance(default, tuple | dict | Mix):
             default = str(default) if isinstance(default, Mix) else ",".join(default)
-        meaning = " ".join((field.description or "").split())
-        specs[key] = Setting(AUTO if key in AUTOS else default, expected(field), meaning)
+        default, meaning = AUTO if key in AUTOS else default, " ".join((field.description or "").split())
+        specs[key] = Setting(key, default, default, meaning, expected(field))
     return specs
 
 
@@ -159,13 +149,10 @@ def validate(
             places = ".".join(map(str, one["loc"][:2])), str(one["loc"][0])
             key = next((key for key in places if key in specs), places[1])  # or a group, whose options do not fit
             causes[key] = one.get("ctx", {}).get("error")
-    return None, [f"{key}: {_explain(key, cause, flat, specs)}" for key, cause in causes.items()]
-
-
-def _explain(key: str, cause: object, flat: Mapping[str, object], specs: Mapping[str, Setting]) -> str:
-    if isinstance(cause, ConfigError):
-        return str(cause)
-    return not_expected(flat[key], specs[key].expected, specs[key].default)
+    return None, [
+        f"{key}: {cause}" if isinstance(cause, ConfigError) else specs[key].not_expected(flat[key])
+        for key, cause in causes.items()
+    ]
 
 
 def _resolve(given: Mapping[str, object]) -> dict[str, object]:

@@ -16,8 +16,8 @@ KINDS: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (in
 """What values of a setting may be, by the type of the one that it has."""
 
 
-class StoredSetting(NamedTuple):
-    """A setting of a run that changes nothing."""
+class Setting(NamedTuple):
+    """A setting, in a run that changes nothing unless told."""
 
     key: str
     default: Value
@@ -34,9 +34,12 @@ class StoredSetting(NamedTuple):
         else:
             # Words that fit too are in quotes.
             fits = "'" in self.expected or type(value) in KINDS.get(type(self.value), (type(value),))
-        if fits or value == self.default:
-            return ""
-        return f"{self.key}: {not_expected(value, self.expected, self.default)}"
+        return "" if fits or value == self.default else self.not_expected(value)
+
+    def not_expected(self, value: object) -> str:
+        """Return that a value is another than is expected."""
+        auto = ", or 'auto'" if self.default == "auto" else ""
+        return f"{self.key}: found {value!r} ({type(value).__name__}), expected {self.expected}{auto}"
 
 
 def read_value(text: str) -> object:
@@ -48,15 +51,9 @@ def read_value(text: str) -> object:
     return value
 
 
-def not_expected(value: object, expected: str, default: object) -> str:
-    """Return that a value is another than is expected."""
-    text = f"found {value!r} ({type(value).__name__}), expected {expected}"
-    return f"{text}, or 'auto'" if default == "auto" else text
-
-
-def stored_settings() -> list[StoredSetting]:
+def stored_settings() -> list[Setting]:
     """Return every setting."""
-    return [StoredSetting(*row) for row in json.loads(FILE.read_text(encoding="utf-8"))]
+    return [Setting(*row) for row in json.loads(FILE.read_text(encoding="utf-8"))]
 
 
 def to_toml(values: Mapping[str, Value]) -> str:

@@ -257,7 +257,7 @@ class FederationStrategy(Strategy):
 
         def read(node_id: int, reply: Message) -> None:
             # All are read before any is added, so an answer that does not fit changes nothing.
-            current.sum.add(packing.read_moments(reply, norms[node_id], f"node {node_id}"))
+            current.add_moments(packing.read_moments(reply, norms[node_id], f"node {node_id}"))
 
         replies = grid.send_and_receive(sent, timeout=self._seconds_left(MOMENTS_SHARE))
         replies = self.hear(replies, "sent moments", len(sent))

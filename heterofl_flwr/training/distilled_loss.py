@@ -4,16 +4,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.execution import call, device_of
-from heterofl_flwr.nn.loss import class_mask, mask_logits
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.nested import InnerWidth
 from heterofl_flwr.training.joint_losses import nested_loss
+from heterofl_flwr.training.step import Masking
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 """From logits and targets to a loss, such as ``nn.CrossEntropyLoss()``."""
@@ -82,16 +81,13 @@ def distilled_loss(
             f"returned, not a wrapper or a copy of it"
         )
     inputs, targets = batch
-    mask: Tensor | None = None
+    masking = Masking(None if labels is None else sorted(labels), "zero")
 
     def logits_of(output: object) -> Tensor:
-        nonlocal mask
         if not isinstance(output, Tensor) or output.dim() != 2:
             found = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise ConfigError(f"the output of {type(model).__name__} is {found}; expected logits, (examples, classes)")
-        if mask is None and labels is not None:
-            mask = class_mask(torch.tensor(sorted(labels)), output.shape[1]).to(output.device)
-        return mask_logits(output, mask, "zero")
+        return masking(output)
 
     own = logits_of(call(model, inputs))
     if not weight:

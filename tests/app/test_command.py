@@ -9,7 +9,7 @@ import pytest
 from heterofl_flwr.app.cli.main import MISUSED, PROFILED, main, status_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS, PAPER
-from heterofl_flwr.settings.flat import DEFAULTS, accepts, read_assignments, read_config
+from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, read_assignments, read_config
 from heterofl_flwr.settings.stored_settings import stored_settings
 
 ROOT = Path(__file__).parents[2]
@@ -119,5 +119,7 @@ def test_a_value_that_is_refused_early_is_refused_late_too():
     assert sum(map(bool, faults.values())) > 50
 
 
-def test_models_and_data_sets_to_profile_are_those_that_there_are():
+def test_models_and_data_sets_are_named_where_users_look_for_them():
     assert set(PROFILED) == {*PAPER, "digits", *MODELS}
+    names, _, _ = SPECS["model.name"].help.partition(", or a function")
+    assert set(names.split(", ")) == set(MODELS)

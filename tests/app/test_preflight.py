@@ -4,9 +4,10 @@ import re
 import sys
 
 import pytest
+import torch
 
 from heterofl_flwr.app.cli.main import main
-from heterofl_flwr.app.launch import machine, running
+from heterofl_flwr.app.launch import running
 from heterofl_flwr.app.launch.preflight import check_task
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.report import RunFolder
@@ -21,7 +22,7 @@ def _machine(monkeypatch, tmp_path):
     """Run in an empty folder, on a machine without a GPU."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(machine, "devices", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for name in ("HETEROFL_DATA", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from heterofl_flwr.app.cli.main import main
-from heterofl_flwr.app.launch import machine, preflight, running
-from heterofl_flwr.app.launch.request import Share
+from heterofl_flwr.app.launch import preflight, running
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import from_flat, to_flat
 
@@ -28,7 +28,7 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.setattr(running, "run_request", run_request)
     monkeypatch.setattr(preflight, "check_task", lambda task, clients: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(machine, "devices", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.delenv("HETEROFL_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -40,9 +40,15 @@ def asked(monkeypatch, tmp_path):
     return ask
 
 
+def share_of(request) -> tuple[int, float, int | None]:
+    """Return what each client gets of the machine on Ray."""
+    return request.cpus, request.gpu_share, request.parallel
+
+
 def test_alone_it_is_the_quickstart(asked, tmp_path):
     request, log = asked()
-    assert (request.clients, request.app, request.grid, log, request.share) == (20, None, "local", False, Share())
+    assert (request.clients, request.app, request.grid, log) == (20, None, "local", False)
+    assert share_of(request) == (1, 0.0, None)
     assert request.out.parent == tmp_path / "runs"
     assert request.out.name.startswith("digits-")
     own = {"run.dir": str(request.out), "sample.min-nodes": 20, "engine.window": 64}
@@ -90,7 +96,8 @@ def test_another_app_gets_only_what_is_said(asked):
 
 def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path, capsys):
     first, _ = asked("--out", "mine", "--clients", "9", "--seed", "5", "--rounds", "2")
-    RunFolder(tmp_path / "mine").start(first.config, about={"clients": 9})
+    of_an_older_version = {**first.config, "train.factor": 0.1}
+    RunFolder(tmp_path / "mine").start(of_an_older_version, about={"clients": 9})
     more, _ = asked("--resume", "mine", "--rounds", "4")
     changed = {"num-rounds": 4, "run.resume": True}
     assert more.config == dict(first.config) | changed
@@ -115,17 +122,20 @@ def test_a_folder_with_a_run_is_not_written_over(capsys, tmp_path, asked):
 
 
 def test_each_actor_gets_a_gpu_unless_told(asked, monkeypatch):
-    monkeypatch.setattr(machine, "devices", lambda: 2)
-    assert asked("--grid", "ray")[0].share == Share(gpus=1.0)
-    assert asked("--grid", "ray", "--parallel", "4", "--out", "a")[0].share == Share(gpus=0.5, at_once=4)
-    assert asked("--gpus", "0.25", "--out", "b")[0].share == Share(gpus=0.25)
-    assert asked("--gpus", "0", "--cpus", "2", "--parallel", "3", "--out", "c")[0].share == Share(cpus=2, at_once=3)
-    assert asked("--grid", "ray", "--set", "engine.device=cpu", "--out", "d")[0].share == Share()
-    assert asked("--out", "e")[0].share == Share()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for words, share in (
+        ("", (1, 1.0, None)),
+        ("--parallel 4", (1, 0.5, 4)),
+        ("--gpus 0.25", (1, 0.25, None)),
+        ("--gpus 0 --cpus 2 --parallel 3", (2, 0.0, 3)),
+        ("--set engine.device=cpu", (1, 0.0, None)),
+        (f"--app {SAMPLE}", (1, 0.0, None)),
+    ):
+        assert share_of(asked("--grid", "ray", *words.split())[0]) == share
 
 
 def test_ray_runs_what_one_process_cannot(asked, monkeypatch):
-    monkeypatch.setattr(machine, "devices", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert asked("--gpus", "0.25")[0].grid == "ray"
     for number, grid in (("2", "ray"), ("1", "local")):
         assert asked("--gpus", "0", "--parallel", number, "--out", f"d{number}")[0].grid == grid

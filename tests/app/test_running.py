@@ -10,7 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.app.launch.request import Request, Share
+from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.launch.running import LOG, Checked, RunError, cohort_limit, run_request
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
@@ -34,7 +34,7 @@ def test_without_an_app_or_its_setting_nothing_starts(tmp_path):
 
 
 def sample(out: Path, grid: str = "local", **config) -> Request:
-    return Request(config=config, out=out, clients=2, share=Share(at_once=2), app=SAMPLE, grid=grid)
+    return Request(config=config, out=out, clients=2, parallel=2, app=SAMPLE, grid=grid)
 
 
 def test_another_app_runs_in_this_process(tmp_path):
@@ -94,7 +94,7 @@ def asked(monkeypatch, tmp_path):
     def ask(settings, device):
         config = to_flat(from_flat(settings))
         monkeypatch.setitem(vars(load_task(config)), "device", torch.device(device))
-        return Request(config=config, out=tmp_path, clients=100, share=Share())
+        return Request(config=config, out=tmp_path, clients=100)
 
     return ask
 

@@ -32,12 +32,9 @@ def _has(reply, name):
     return name in reply.values and reply.values[name].numel() > 0
 
 
-@pytest.mark.parametrize("divisor", [counting_mean._divisor, lambda *_: None], ids=["by counts", "by shells"])
 @given(drawn=st.one_of(strategies.rounds(), strategies.rounds(functions=(prefix,))))
-def test_the_mean_is_the_twins(drawn, divisor):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counting_mean, "_divisor", divisor)
-        found = drawn.result()
+def test_the_mean_is_the_twins(drawn):
+    found = drawn.result()
     means, held = drawn.expected()
     _assert_close(found, means, drawn.replies)
     for name, old in drawn.state.items():

@@ -74,7 +74,7 @@ def test_where_nobody_says_what_it_can_hold_a_run_ends():
         run(make_app(capability=None))
     said = str(info.value)
     assert re.match(r"node \d+ and 2 more: error 2: .*its ClientApp is not converted: let it call answer_queries", said)
-    assert "it is known of 0 of 3 nodes what they can hold, expected at least 2 (min_replies" in said
+    assert "the rate that a node can hold is known for 0 of 3 nodes, expected at least 2 (min_replies" in said
     assert "smallest rate, 0.25" in said
 
 
@@ -84,9 +84,7 @@ def test_where_nobody_says_what_it_can_hold_a_run_ends():
 def test_with_fewer_answers_than_a_round_needs_it_ends(caplog, good, least, needed):
     app = make_app(capability=answers_of(*good))
     if needed:
-        with pytest.raises(
-            RoundError, match=rf"known of {len(good)} of 3 nodes .*, expected at least {needed} \(min_r"
-        ):
+        with pytest.raises(RoundError, match=rf"known for {len(good)} of 3 nodes, expected at least {needed} \(min_r"):
             run(app, min_replies=least)
         return
     rates = run(app, min_replies=least).log.rates
@@ -138,6 +136,14 @@ class TestNodes:
         assert [node for node in first if node in nodes] == [node for node in first if node in present]
         assert nodes.trained == {*first, *then} & {*present}
         assert "says partition" not in caplog.text
+
+    def test_a_partition_is_that_of_the_first_node_that_says_it(self, caplog):
+        nodes = Nodes()
+        for said in ({7: 0}, {6: 2, 5: 0, 4: 2}):
+            nodes.register({node: Capability(partition=own) for node, own in said.items()})
+        assert {node: nodes.partition(node) for node in nodes} == {7: 0, 4: 2, 5: 1, 6: 3}
+        for warning in ("node 5 says partition 0, which node 7 has", "node 6 says partition 2, which node 4 has"):
+            assert warning in caplog.text
 
 
 def _data(context):

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, Limits, LocalGrid, Windowed, packing
 from heterofl_flwr.client import answer_moments
 from heterofl_flwr.errors import DataError, RoundError
-from heterofl_flwr.federation.evaluation_round import MomentsSum
+from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
@@ -150,11 +150,11 @@ def test_data_that_shuffles_gives_equal_moments_in_equal_runs():
 
 
 def test_a_client_counts_no_more_than_it_may():
-    federation = HeteroFL(build_normed, "a1", limits=Limits(examples=50)).federation
+    strategy = HeteroFL(build_normed, "a1", limits=Limits(examples=50))
     for count in (50, 51):
         own = Moments("paper", {"norm": LayerMoments(count, torch.zeros(8), torch.ones(8))})
         with nullcontext() if count == 50 else pytest.raises(DataError, match="expected up to 50"):
-            MomentsSum(federation, robust=False).add({1.0: own})
+            EvaluationRound(strategy.federation, strategy.log, 1, []).add_moments({1.0: own})
 
 
 class Remote(Watched):

@@ -142,16 +142,14 @@ def test_a_local_group_runs_when_a_reply_is_asked_for():
         assert len(list(grid.pull_messages(ids))) == len(ids) - 1
 
 
-@pytest.mark.slow
-@pytest.mark.simulation
-def test_a_group_goes_on_for_those_who_are_waited_for(pool):
-    ids = list(pool.push_messages(sent_to(pool, changes={0: {"seconds": 0.3}})))
+def test_a_group_goes_on_for_those_who_are_waited_for(together):
+    ids = list(together.push_messages(sent_to(together, changes={0: {"seconds": 0.3}})))
     time.sleep(0.1)
-    pool.cancel([ids[0], ids[3]])
-    assert pool.wait_for_replies([ids[6]]) == [ids[6]]
-    assert groups_of(pool, pool.pull_messages([ids[6]])) == [[0, 3, 6]]  # as without the cancellation
-    assert pool.wait_for_replies([ids[0], ids[3]], timeout=0.0) == []
-    pool.cancel(ids)
+    together.cancel([ids[0], ids[3]])
+    assert together.wait_for_replies([ids[6]]) == [ids[6]]
+    assert groups_of(together, together.pull_messages([ids[6]])) == [[0, 3, 6]]  # as without the cancellation
+    assert together.wait_for_replies([ids[0], ids[3]], timeout=0.0) == []
+    together.cancel(ids)
 
 
 @pytest.mark.slow

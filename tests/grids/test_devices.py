@@ -81,10 +81,10 @@ def test_training_takes_three_forward_passes_of_each_example(rate):
     before = torch.get_rng_state()
     macs = (3 + 4) * width(8, rate)
     assert Training(Tiny, torch.zeros(1, 3), epochs=5)("train", 0, rate, 7) == 3 * 5 * 7 * macs
-    assert Training(Tiny, torch.zeros(1, 3), inputs=2.5).forward(rate) == 2.5 * macs
+    assert Training(Tiny, torch.zeros(1, 3), inputs=2.5)("train", 0, rate, 1) == 3 * 2.5 * macs
     assert torch.equal(torch.get_rng_state(), before)  # measuring draws nothing
 
 
 def test_with_models_inside_a_clients_own_it_is_the_mean():
     work = Training(Tiny, torch.zeros(1, 3), widths="ordered", rates=(1.0, 0.5, 0.25))
-    assert work.forward(0.5) == (3 + 4) * (width(8, 0.5) + width(8, 0.25)) / 2
+    assert work("train", 0, 0.5, 1) == 3 * (3 + 4) * (width(8, 0.5) + width(8, 0.25)) / 2

@@ -72,7 +72,7 @@ def page(make_run, tmp_path, printed):
     return write
 
 
-HIGH, LOW = [0.990, 0.991, 0.992], [0.970, 0.972, 0.971]
+HIGH, LOW = [0.990, 0.991, 0.992], [0.985, 0.987, 0.986]  # less than a point lower
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""The command ``heterofl``: ``main`` reads its arguments; each subcommand is a function of a module beside it."""
+"""The command ``heterofl``: ``main`` reads its arguments; each subcommand but sweep is a module beside it."""

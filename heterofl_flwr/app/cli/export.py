@@ -20,7 +20,7 @@ from heterofl_flwr.export.formats import formats_named
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts
-from heterofl_flwr.settings.flat import from_stored
+from heterofl_flwr.settings.flat import from_stored, to_flat
 from heterofl_flwr.training.batches import read_tokens
 
 PAGE = "README.md"
@@ -41,8 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Export the models, and print the table."""
     formats = list(formats_named([name.strip() for name in args.formats.split(",")]))  # before anything is loaded
     folder = RunFolder(args.folder)
-    settings = folder.settings()
-    from_stored(settings)  # names those that this version does not have
+    settings = to_flat(from_stored(folder.settings()))
     models = models_of(folder, args.level)
     out = args.out or args.folder / "exports"
     if out.exists() and not out.is_dir():

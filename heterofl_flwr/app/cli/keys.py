@@ -18,10 +18,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.runs.files import write_atomic
 
 AUTHORITY = "heterofl authority"
 AUTHORITY_DAYS = 3650
+SECRET, PUBLIC = 0o600, 0o644  # who may read a file
 LOOPBACK = ("localhost", "127.0.0.1", "::1")  # where the SuperLink's own processes connect to, whatever its name is
 _NAME = re.compile(r"\w[\w.-]*(?<!\.(?:key|crt|pub))")  # other files of the folder end so
 _HOST = re.compile(r"[\w.*-]+", re.ASCII)
@@ -68,7 +70,7 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
     contents[folder / "server.key"] = _private(key, serialization.PrivateFormat.PKCS8)
     contents[folder / "server.crt"] = certificate.public_bytes(serialization.Encoding.PEM)
     for path, data in contents.items():
-        _write(path, data, secret=path.suffix == ".key")
+        write_atomic(path, data, SECRET if path.suffix == ".key" else PUBLIC)
     return list(contents)
 
 
@@ -77,8 +79,8 @@ def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
     path, public = _new_paths(folder, name)
     key = generate_private_key(_CURVE)
     openssh = serialization.PublicFormat.OpenSSH
-    _write(path, _private(key, serialization.PrivateFormat.OpenSSH), secret=True)
-    _write(public, key.public_key().public_bytes(serialization.Encoding.OpenSSH, openssh) + b"\n")
+    write_atomic(path, _private(key, serialization.PrivateFormat.OpenSSH), SECRET)
+    write_atomic(public, key.public_key().public_bytes(serialization.Encoding.OpenSSH, openssh) + b"\n", PUBLIC)
     return path, public
 
 
@@ -159,14 +161,3 @@ def _read_authority(key: Path, certificate: Path) -> tuple[EllipticCurvePrivateK
     if not isinstance(own, EllipticCurvePrivateKey) or authority.public_key() != own.public_key():
         raise ConfigError(f"{certificate} is not of {key.name}: put back the one that is, or remove both")
     return own, authority
-
-
-def _write(path: Path, data: bytes, *, secret: bool = False) -> None:
-    """Write a file; a secret one is never, not for a moment, there for others to read."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        path.touch(0o600 if secret else 0o644, exist_ok=False)
-        path.write_bytes(data)
-    except OSError as error:
-        raise HeteroFLError(f"cannot write {path}: {error.strerror or error}") from error

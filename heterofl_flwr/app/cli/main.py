@@ -6,11 +6,10 @@ A subcommand's module, and with it torch, is loaded only when the subcommand run
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeAlias
 
 from heterofl_flwr import __version__
 from heterofl_flwr.errors import HeteroFLError, not_usable, printable, unknown_settings
@@ -19,8 +18,6 @@ from heterofl_flwr.settings.stored_settings import stored_settings
 FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130
-
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def status_of(program: str, work: Callable[[], int | None]) -> int:
@@ -55,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args = parse(arguments)
-        module, _, function = args.function.partition(":")
-        code: int = getattr(import_module(f"heterofl_flwr.app.{module}"), function)(args)
+        code: int = import_module(f"heterofl_flwr.app.{args.module}").run(args)
         return code
 
     return status_of("heterofl", work)
@@ -66,7 +62,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read arguments; where settings can be given, words such as ``train.lr=0.05`` are some, as in Hydra."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["sweep"]:  # the others are Hydra's, and --help too
-        return argparse.Namespace(function="sweep.command:run", arguments=arguments[1:])
+        return argparse.Namespace(module="sweep.command", arguments=arguments[1:])
     top = parser()
     args, words = top.parse_known_args(arguments)
     if wrong := [word for word in words if word.startswith("-") or "=" not in word or "set" not in args]:
@@ -98,19 +94,13 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"heterofl-flwr {__version__}")
     subparsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in COMMANDS.values():
-        add(subparsers)
-    return top
-
-
-def _add_command(
-    subparsers: Subparsers, name: str, function: str, summary: str, description: str, examples: str = ""
-) -> argparse.ArgumentParser:
-    """Add a subcommand that ``function``, as ``module:name``, carries out."""
     style = argparse.RawDescriptionHelpFormatter
-    this = subparsers.add_parser(name, help=summary, description=description, epilog=examples, formatter_class=style)
-    this.set_defaults(function=function)
-    return this
+    for name, (add_arguments, summary, text, examples) in COMMANDS.items():
+        this = subparsers.add_parser(name, help=summary, description=text, epilog=examples, formatter_class=style)
+        this.set_defaults(module=f"cli.{name}")
+        if add_arguments:
+            add_arguments(this)
+    return top
 
 
 def _path(text: str) -> Path:
@@ -135,9 +125,7 @@ examples:
 """
 
 
-def _add_run(subparsers: Subparsers) -> None:
-    summary = "train, and leave a folder with everything about it"
-    this = _add_command(subparsers, "run", "cli.run:run", summary, RUN, RUN_EXAMPLES)
+def _add_run(this: argparse.ArgumentParser) -> None:
     what = this.add_argument_group("what")
     what.add_argument("--data", metavar="NAME", help="short for --set data.name=NAME")
     what.add_argument("--mix", metavar="MIX", help="short for --set mix=MIX, such as a1-b1-c1-d1-e1 or a1-e9")
@@ -182,17 +170,10 @@ examples:
 """
 
 
-def _add_sweep(subparsers: Subparsers) -> None:
-    summary = "run a sweep: several mixes, seeds, a table of the paper"
-    _add_command(subparsers, "sweep", "sweep.command:run", summary, SWEEP, SWEEP_EXAMPLES)
-
-
 REPORT = "Make a run's report.html and figures anew from its folder, and print its tables."
 
 
-def _add_report(subparsers: Subparsers) -> None:
-    summary = "make the report of a run, and print its tables"
-    this = _add_command(subparsers, "report", "cli.run:report", summary, REPORT)
+def _add_report(this: argparse.ArgumentParser) -> None:
     this.add_argument("folder", type=_path, metavar="RUN", help="the run's folder")
 
 
@@ -214,9 +195,7 @@ examples:
 """
 
 
-def _add_export(subparsers: Subparsers) -> None:
-    summary = "write a run's models as safetensors, torch.export and ONNX"
-    this = _add_command(subparsers, "export", "cli.export:run", summary, EXPORT, EXPORT_EXAMPLES)
+def _add_export(this: argparse.ArgumentParser) -> None:
     this.add_argument("folder", type=_path, metavar="RUN", help="the run's folder")
     level = "such as c; repeatable; by default all"
     this.add_argument("--level", action="append", default=[], metavar="LEVEL", help=level)
@@ -237,9 +216,7 @@ examples:
 """
 
 
-def _add_settings(subparsers: Subparsers) -> None:
-    summary = "every setting, its value and what it means"
-    this = _add_command(subparsers, "settings", "cli.settings:run", summary, SETTINGS, SETTINGS_EXAMPLES)
+def _add_settings(this: argparse.ArgumentParser) -> None:
     this.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
     formats = "toml: the defaults, or with --set all values, as in pyproject.toml"
     this.add_argument("--format", choices=("text", "toml"), default="text", help=formats)
@@ -268,9 +245,7 @@ examples:
 """
 
 
-def _add_profile(subparsers: Subparsers) -> None:
-    summary = "what the models of a mix cost, as in the paper's Tables 7 to 9"
-    this = _add_command(subparsers, "profile", "cli.profile:run", summary, PROFILE, PROFILE_EXAMPLES)
+def _add_profile(this: argparse.ArgumentParser) -> None:
     this.add_argument("name", choices=PROFILED, metavar="name", help=f"a data set or a model: {', '.join(PROFILED)}")
     this.add_argument("--mix", action="append", metavar="MIX", help="such as a-e, a1-b9 or 1.0x1-0.3x9; repeatable")
     this.add_argument("--shape", type=_integers("x", "3x32x32"), help="shape of one input, such as 3x32x32")
@@ -320,9 +295,7 @@ examples:
 """
 
 
-def _add_keys(subparsers: Subparsers) -> None:
-    summary = "make certificates and keys for a deployment with TLS and known nodes"
-    this = _add_command(subparsers, "keys", "cli.keys:run", summary, KEYS, KEYS_EXAMPLES)
+def _add_keys(this: argparse.ArgumentParser) -> None:
     this.add_argument("folder", type=_path, help="where to")
     host = "name or address by which the SuperLink is reached; repeatable"
     this.add_argument("--host", action="append", default=[], metavar="NAME", help=host)
@@ -330,13 +303,18 @@ def _add_keys(subparsers: Subparsers) -> None:
     this.add_argument("--node", action="append", default=[], metavar="NAME", help="a node's name; repeatable")
 
 
-COMMANDS = {
-    "run": _add_run,
-    "sweep": _add_sweep,
-    "report": _add_report,
-    "export": _add_export,
-    "settings": _add_settings,
-    "profile": _add_profile,
-    "keys": _add_keys,
+COMMANDS: Mapping[str, tuple[Callable[[argparse.ArgumentParser], None] | None, str, str, str]] = {
+    "run": (_add_run, "train, and leave a folder with everything about it", RUN, RUN_EXAMPLES),
+    "sweep": (None, "run a sweep: several mixes, seeds, a table of the paper", SWEEP, SWEEP_EXAMPLES),
+    "report": (_add_report, "make the report of a run, and print its tables", REPORT, ""),
+    "export": (_add_export, "write a run's models as safetensors, torch.export and ONNX", EXPORT, EXPORT_EXAMPLES),
+    "settings": (_add_settings, "every setting, its value and what it means", SETTINGS, SETTINGS_EXAMPLES),
+    "profile": (
+        _add_profile,
+        "what the models of a mix cost, as in the paper's Tables 7 to 9",
+        PROFILE,
+        PROFILE_EXAMPLES,
+    ),
+    "keys": (_add_keys, "make certificates and keys for a deployment with TLS and known nodes", KEYS, KEYS_EXAMPLES),
 }
-"""The subcommands, and what adds each to the parser."""
+"""Of each subcommand: what adds its arguments, and what its help says."""

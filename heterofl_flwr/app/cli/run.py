@@ -1,4 +1,4 @@
-"""``heterofl run``: a federated run on this machine, or on a Ray cluster; and ``heterofl report``."""
+"""``heterofl run``: a federated run on this machine, or on a Ray cluster."""
 
 import argparse
 import os
@@ -9,21 +9,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from heterofl_flwr.app.cli.main import HOW
-from heterofl_flwr.app.launch import machine, preflight, running
-from heterofl_flwr.app.launch.request import CLUSTER, Request, Share
+from heterofl_flwr.app.cli.report import show_results
+from heterofl_flwr.app.launch import preflight, running
+from heterofl_flwr.app.launch.request import CLUSTER, Request
 from heterofl_flwr.app.server_app import find_start
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.data.known import SOURCES, short_name
-from heterofl_flwr.data.load import ROOT_VARIABLE
+from heterofl_flwr.data.known import short_name
+from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.errors import ConfigError, extra, printable
-from heterofl_flwr.report import RunFolder, summary_table
+from heterofl_flwr.report import RunFolder
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.auto_values import CLIENTS
 from heterofl_flwr.settings.flat import from_flat, from_stored, read_assignments, read_config, to_flat
-from heterofl_flwr.settings.value_types import Flat
 
 HISTORY = "history.jsonl"
 WINDOW = 64
@@ -59,22 +57,8 @@ def run(args: argparse.Namespace) -> int:
         )
         return 1
     if args.app is None:
-        _show_results(request.out, request.out / "report.html")
+        show_results(request.out)
     return 0
-
-
-def report(args: argparse.Namespace) -> int:
-    """Write the report of a run, and print its tables."""
-    from heterofl_flwr.report import write_report  # here, as it draws, which no other command needs
-
-    _show_results(args.folder, write_report(RunFolder(args.folder)))
-    return 0
-
-
-def _show_results(path: Path, page: Path) -> None:
-    folder = RunFolder(path)
-    Console().print(summary_table(folder.history(), folder.costs()))
-    print(f"report: {page}")
 
 
 def build_request(args: argparse.Namespace) -> Request:
@@ -83,19 +67,17 @@ def build_request(args: argparse.Namespace) -> Request:
         raise ConfigError("--resume is for this package's own app; another app has its own way to go on")
     if args.grid == "local" and (args.cpus, args.parallel or 1) != (1, 1):
         raise ConfigError("--cpus and --parallel are for --grid ray; --grid local runs the clients in this process")
-    share = Share(cpus=args.cpus, gpus=args.gpus or 0.0, at_once=args.parallel)
-    grid = args.grid or ("ray" if CLUSTER in os.environ or share not in (Share(), Share(at_once=1)) else "local")
+    on_ray = CLUSTER in os.environ or args.gpus or (args.cpus, args.parallel or 1) != (1, 1)
+    how = {name: getattr(args, name) for name in HOW} | {"grid": args.grid or ("ray" if on_ray else "local")}
     now = _read_given(args)
     if args.app:
         app = args.app.resolve()
-        return Request(
-            config=now, out=_choose_folder(args, app.name), clients=args.clients or 2, share=share, app=app, grid=grid
-        )
+        return Request(config=now, out=_choose_folder(args, app.name), clients=args.clients or 2, app=app, **how)
     for key, option in (("run.dir", "--out"), ("run.resume", "--resume")):
         if now.get(key):
             raise ConfigError(f"{key} is {now[key]!r}: here {option} FOLDER says it; leave the setting out")
     begun = args.resume is not None
-    given = {**(_read_resumed(args.resume) if begun else {}), **now}
+    given = {**(to_flat(from_stored(RunFolder(args.resume).settings())) if begun else {}), **now}
     settings = from_flat(given)
     data = short_name(settings.data.name)
     out = _choose_folder(args, Path(data).name.replace(":", "-"))
@@ -103,16 +85,15 @@ def build_request(args: argparse.Namespace) -> Request:
         own = shlex.quote(str(out))
         raise ConfigError(f"{out} holds a run already: go on with it (--resume {own}), or choose another folder")
     clients = _count_clients(args.clients, out, begun, CLIENTS.get(data, 100))
-    config = to_flat(settings) | absolute_paths(settings.data.name, settings.data.root)
-    config |= {"run.dir": str(out), "run.resume": begun}
+    name, root = absolute_paths(settings.data.name, settings.data.root)
+    config = {**to_flat(settings), "data.name": name, "data.root": root, "run.dir": str(out), "run.resume": begun}
     if "sample.min-nodes" not in (now if args.clients else given):
         config["sample.min-nodes"] = clients  # Flower starts the server before the nodes
     if "engine.window" not in given:
         config["engine.window"] = WINDOW
     if args.gpus is not None and "engine.device" not in now:
-        config["engine.device"] = "auto" if share.gpus else "cpu"
-    request = Request(config=config, out=out, clients=clients, share=share, grid=grid)
-    return machine.with_gpus(request) if args.gpus is None else request
+        config["engine.device"] = "auto" if args.gpus else "cpu"
+    return Request(config=config, out=out, clients=clients, **how)
 
 
 def _read_given(args: argparse.Namespace) -> dict[str, Any]:
@@ -140,26 +121,6 @@ def _count_clients(asked: int | None, out: Path, begun: bool, usual: int) -> int
 def _choose_folder(args: argparse.Namespace, name: str) -> Path:
     chosen: Path = args.resume or args.out or Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
     return chosen.resolve()
-
-
-def _read_resumed(path: Path) -> dict[str, Any]:
-    """Return the settings of the run to resume, all of which this version has."""
-    before = RunFolder(path).settings()
-    from_stored(before)
-    return before
-
-
-def absolute_paths(name: str, root: str) -> dict[str, Flat]:
-    """Return the settings of where the data are as paths that hold elsewhere too, where clients run.
-
-    A data set that we know is no folder, even if there is one of its name.
-    """
-    folder, root = os.path.expanduser(name), root or os.environ.get(ROOT_VARIABLE, "")
-    is_folder = short_name(name) not in SOURCES and os.path.isdir(folder)
-    return {
-        "data.root": os.path.realpath(os.path.expanduser(root)) if root else "",
-        "data.name": os.path.realpath(folder) if is_folder else name,
-    }
 
 
 def _check_run(request: Request) -> str:

@@ -5,7 +5,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from heterofl_flwr.settings.stored_settings import StoredSetting, stored_settings, to_toml
+from heterofl_flwr.settings.stored_settings import Setting, stored_settings, to_toml
 
 
 def run(args: argparse.Namespace) -> int:
@@ -18,20 +18,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_settings(texts: Sequence[str]) -> list[StoredSetting]:
+def read_settings(texts: Sequence[str]) -> list[Setting]:
     """Return every setting where some are given as ``key=value``."""
     # Here, as it loads torch, which takes seconds.
-    from heterofl_flwr.settings.flat import DEFAULTS, SPECS, from_flat, read_assignments, to_flat
+    from heterofl_flwr.settings.flat import SPECS, from_flat, read_assignments, to_flat
 
     given = read_assignments(texts)
-    values = to_flat(from_flat(given)).items()
-    return [
-        StoredSetting(key, given.get(key, DEFAULTS[key]), value, SPECS[key].help, SPECS[key].expected)
-        for key, value in values
-    ]
+    values = to_flat(from_flat(given))
+    return [own._replace(default=given.get(key, own.default), value=values[key]) for key, own in SPECS.items()]
 
 
-def _explain(setting: StoredSetting) -> str:
+def _explain(setting: Setting) -> str:
     stands_for = "" if setting.default == setting.value else f"   (from {setting.default!r})"
     columns = shutil.get_terminal_size().columns
     text = f"{setting.help} [{setting.expected}]"

@@ -1,10 +1,12 @@
 """What is to be run, and with how much of the machine."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from flwr.app import UserConfig
 
 from heterofl_flwr.compat import get_project_config
@@ -17,24 +19,25 @@ CLUSTER = "RAY_ADDRESS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """What each client gets of the machine where Ray's actors run them."""
-
-    cpus: int = 1  # processor cores
-    gpus: float = 0.0  # a share of a GPU, or a number of whole ones; 0 for none
-    at_once: int | None = None  # how many clients may run at once; None for as many as the cores and GPUs allow
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A run that is to be made."""
+    """A run that is to be made; the last three say what each client gets of the machine where Ray's actors run them."""
 
     config: Mapping[str, Flat]  # all settings for the package's own app; what differs from its defaults for another
     out: Path  # the run's folder
     clients: int  # number of virtual clients
-    share: Share = Share()
     app: Path | None = None  # folder of another Flower app; None for this package's own
     grid: str = "local"  # what runs the clients: ``local``, this process; ``ray``, Ray's actors
+    cpus: int = 1  # processor cores
+    gpus: float | None = None  # a share of a GPU, or a number of whole ones; None where nobody says it
+    parallel: int | None = None  # how many clients may run at once; None for as many as the cores and GPUs allow
+
+    @property
+    def gpu_share(self) -> float:
+        """What each client gets of a GPU: where nobody says it one, or a share where more clients may run at once."""
+        number = torch.cuda.device_count()
+        if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:
+            return self.gpus or 0.0
+        return math.floor(1e4 / math.ceil((self.parallel or number) / number)) / 1e4
 
 
 SERVER_APP = "heterofl_flwr.app.server_app:app"

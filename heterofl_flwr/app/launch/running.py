@@ -16,7 +16,7 @@ from flwr.serverapp import ServerApp
 from heterofl_flwr.app.launch.request import App, Request, read_app
 from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.compat import load_app
+from heterofl_flwr.compat import NO_FUNCTION, load_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.exchange import Relay
 from heterofl_flwr.grids import LocalGrid, RayGrid
@@ -118,7 +118,7 @@ class Checked(Relay):
                 f"use a smaller model or batch"
             )
         # Answers to queries, and to evaluate where an app does not, are what a strategy may do without.
-        if not call[1].startswith(MessageType.QUERY) and "No evaluate function registered" not in reason:
+        if not call[1].startswith(MessageType.QUERY) and NO_FUNCTION.format("evaluate") not in reason:
             self._bad.setdefault(call, []).append(reason)
         return reply
 
@@ -136,8 +136,7 @@ def open_grid(request: Request, app: App) -> QueuedGrid:
     states = {} if request.app is not None else {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
     kind: Callable[..., QueuedGrid] = LocalGrid
     if request.grid == "ray":
-        share = request.share
-        kind = partial(RayGrid, num_cpus=share.cpus, num_gpus=share.gpus, at_once=share.at_once)
+        kind = partial(RayGrid, num_cpus=request.cpus, num_gpus=request.gpu_share, at_once=request.parallel)
     return kind(
         app.client,
         request.clients,

@@ -6,20 +6,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from heterofl_flwr.app.cli.run import WINDOW, absolute_paths
-from heterofl_flwr.app.launch.machine import with_gpus
+from heterofl_flwr.app.cli.run import WINDOW
 from heterofl_flwr.app.launch.preflight import check_task
-from heterofl_flwr.app.launch.request import Request, Share
+from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.launch.running import run_request
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.data.known import short_name
+from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.option_groups import Count
 from heterofl_flwr.runs.files import to_json
@@ -27,7 +27,8 @@ from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline
 from heterofl_flwr.settings.auto_values import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
-from heterofl_flwr.settings.flat import DEFAULTS, Setting, flatten, from_flat, read_specs, to_flat, validate
+from heterofl_flwr.settings.flat import DEFAULTS, flatten, from_flat, read_specs, to_flat, validate
+from heterofl_flwr.settings.stored_settings import Setting
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text
 from heterofl_flwr.training.engines.plain import DivergedError
 
@@ -56,12 +57,6 @@ class EngineOptions(Group):
     """share of a GPU for each client"""
     parallel: _CountOrAuto = "auto"
     """clients at once"""
-
-    @property
-    def share(self) -> Share:
-        """What each client gets of the machine, as far as that was said."""
-        share, at_once = (None if value == AUTO else value for value in (self.gpus, self.parallel))
-        return Share(cpus=self.cpus, gpus=cast("float", share or 0.0), at_once=cast("int | None", at_once))
 
 
 class LaunchOptions(Group):
@@ -132,8 +127,8 @@ class Job:
     @property
     def config(self) -> dict[str, Flat]:
         """The run config."""
-        data = self.settings.data
-        flat = to_flat(self.settings) | absolute_paths(data.name, data.root)
+        name, root = absolute_paths(self.settings.data.name, self.settings.data.root)
+        flat = {**to_flat(self.settings), "data.name": name, "data.root": root}
         if self.engine.gpus == 0 and flat["engine.device"] == AUTO:
             flat["engine.device"] = "cpu"
         if flat["sample.min-nodes"] == DEFAULTS["sample.min-nodes"]:
@@ -178,7 +173,7 @@ def build_job(config: Mapping[str, object]) -> Job:
 
 def _canonical(settings: Settings) -> Settings:
     """Return equal settings in one form."""
-    name = short_name(str(absolute_paths(settings.data.name, "")["data.name"]))
+    name = short_name(absolute_paths(settings.data.name, settings.data.root)[0])
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"name": name})})
     if len(settings.mix.rates) > 1 or settings.mix.idle:
         return settings
@@ -230,10 +225,10 @@ def run_once(job: Job) -> bool:
         if folder.started:
             stored = cast("dict[str, Flat]", folder.settings())
             config |= {"run.resume": True, **{key: stored[key] for key in KEPT if key in stored}}
-        options = job.engine
-        request = Request(config=config, out=job.path, clients=job.clients, share=options.share, grid=options.grid)
+        options: dict[str, Any] = {name: None if own == AUTO else own for name, own in job.engine}
+        options["clients"] = job.clients
         try:
-            run_request(with_gpus(request) if options.gpus == AUTO else request)
+            run_request(Request(config=config, out=job.path, **options))
         except HeteroFLError as error:
             if DivergedError.__name__ in str(error):  # by name, as clients answer with text
                 folder.note(**{DIVERGED: True})

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain, islice
 from time import perf_counter
 
@@ -17,10 +18,12 @@ from heterofl_flwr.nn.loss import mask_logits
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_epochs
 from heterofl_flwr.training.device import seeded
 from heterofl_flwr.training.engines.joint_models import Joint, build_layouts, build_verified
-from heterofl_flwr.training.engines.plain import DivergedError, build_result, log_once, train_plain
+from heterofl_flwr.training.engines.plain import DivergedError, build_result, train_plain
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 from heterofl_flwr.training.step import SGD, present_classes
+
+logger = logging.getLogger(__name__)
 
 DEVICES = ("cpu", "cuda")
 """Types of devices on which clients train together."""
@@ -51,8 +54,14 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
         except DivergedError:
             raise
         except Exception as error:  # alone the clients either meet it too, and plain reports it, or they do not
-            log_once(logging.INFO, f"clients with a {kind} cannot train together: {type(error).__name__}: {error}")
+            log_once(f"clients with a {kind} cannot train together: {type(error).__name__}: {error}")
     return train_plain(jobs, options)
+
+
+@lru_cache(maxsize=256)
+def log_once(message: str) -> None:
+    """Log why a model is trained by another engine, once in a process."""
+    logger.info(message)
 
 
 def find_obstacle(model: nn.Module) -> str | None:

@@ -1,9 +1,7 @@
 """The engine ``plain``: one client, one step after the other, the same bits each time."""
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import lru_cache
 from time import perf_counter
 
 import torch
@@ -16,9 +14,6 @@ from heterofl_flwr.training.batches import training_epochs
 from heterofl_flwr.training.device import give_back_gaps, seeded
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
-
-_logger = logging.getLogger(__name__)
-
 
 STEPS_BETWEEN_GAPS = 50
 """After so many steps a client gives memory back that it cannot use again."""
@@ -48,44 +43,36 @@ def train_one(
     started, device = perf_counter(), job.split.targets.device
     model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
     correct = torch.zeros((), dtype=torch.int64, device=device)
+    epochs: list[Tensor] = []  # the losses of their steps
+    sizes: list[int] = []
     faster = sum(parameter.numel() for parameter in model.parameters()) in CHANNELS_LAST
     with seeded(derive(job.seed, "model"), device), channels_last(model) if faster else nullcontext():
         sgd = ParameterSGD(model.parameters(), options, job.towards)
-
-        def step(inputs: Tensor, targets: Tensor) -> Tensor:
-            loss, right = compute_loss(forward or model, inputs, targets, masking, job.joint_loss)
-            sgd.minimise(loss)
-            correct.add_(right.sum())
-            return loss.detach()
-
-        result = run_epochs(job, options, step, correct, started)
+        for batches in training_epochs(job, options):
+            losses = []
+            for inputs, targets in batches:
+                loss, right = compute_loss(forward or model, inputs, targets, masking, job.joint_loss)
+                sgd.minimise(loss)
+                correct.add_(right.sum())
+                losses.append(loss.detach())
+                sizes.append(targets.numel())
+                if len(sizes) % STEPS_BETWEEN_GAPS == 0:
+                    give_back_gaps()
+            epochs.append(torch.stack(losses))
+            _check_losses(epochs[-1], len(sizes) - len(losses), options)
         model.zero_grad()  # frees the gradients
-    return result
+        return build_result(job, epochs, sizes, int(correct), perf_counter() - started)
 
 
-def run_epochs(
-    job: TrainingJob, options: TrainOptions, step: Callable[[Tensor, Tensor], Tensor], correct: Tensor, started: float
-) -> TrainResult:
-    """Run a client's steps; ``step`` returns the loss of a batch and counts right answers in ``correct``."""
-    epochs: list[Tensor] = []
-    sizes: list[int] = []
-    for batches in training_epochs(job, options):
-        losses = []
-        for inputs, targets in batches:
-            losses.append(step(inputs, targets))
-            sizes.append(targets.numel())
-            if len(sizes) % STEPS_BETWEEN_GAPS == 0:
-                give_back_gaps()
-        epochs.append(torch.stack(losses))
-        bad = (~epochs[-1].isfinite()).nonzero()  # once an epoch: reading a value waits for a GPU
-        if len(bad):
-            number = len(sizes) - len(losses) + int(bad[0]) + 1
-            raise DivergedError(
-                f"the loss of step {number} is {float(epochs[-1][bad[0]])} at learning rate "
-                f"{options.learning_rate:g}: lower it or clip the gradient; with mask_fill=-inf every target must be "
-                "among the classes; and the inputs must be finite"
-            )
-    return build_result(job, epochs, sizes, int(correct), perf_counter() - started)
+def _check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
+    """Raise if a loss of an epoch is not finite; once an epoch, as reading a value waits for a GPU."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        raise DivergedError(
+            f"the loss of step {before + int(bad[0]) + 1} is {float(losses[bad[0]])} at learning rate "
+            f"{options.learning_rate:g}: lower it or clip the gradient; with mask_fill=-inf every target must be among "
+            f"the classes; and the inputs must be finite"
+        )
 
 
 def build_result(
@@ -96,9 +83,3 @@ def build_result(
     weights = torch.tensor(sizes, dtype=torch.float64)
     loss = float((torch.cat(list(losses)).cpu().double() * weights).sum() / seen)
     return TrainResult(len(job.split), loss, correct / seen, len(sizes), seconds)
-
-
-@lru_cache(maxsize=256)
-def log_once(level: int, message: str) -> None:
-    """Log why a model is trained by another engine, once in a process."""
-    _logger.log(level, message)
