@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.stages.registry import CLIENT_STAGES
 from heterofl_flwr.stages.stage import RoundContext, Said, Stage, State, Talk, Update, label
 
@@ -55,8 +55,8 @@ class Chain:
         self.stages, self.link = tuple(stages), link
         self._limits = {"extra_rows": extra_rows, "largest": largest, "norm_bound": norm_bound}
         self._check()
-        self._mean: Aggregator | None = None
-        self._context: RoundContext | None = None
+        self._mean: Aggregator  # from opening to closing
+        self._context: RoundContext
 
     def _check(self) -> None:
         """Refuse stages that do not go with one another, all at once; each with what to change."""
@@ -147,40 +147,43 @@ class Chain:
 
     def before(self, clients: Mapping[int, Update]) -> Talk[Mapping[int, Said]]:
         """Ask clients before they train; return those that may train, with what their instructions say beside."""
-        context, told = self._opened()[1], {client: dict[str, object]() for client in clients}
+        told = {client: dict[str, object]() for client in clients}
         for stage in self.stages:
-            said = yield from stage.before({client: clients[client] for client in told}, context)
+            said = yield from stage.before({client: clients[client] for client in told}, self._context)
             told = {client: {**told[client], **own} for client, own in said.items()}
         return told
 
     def after(self) -> Talk[None]:
         """Ask clients when all replies were added."""
         for stage in self.stages:
-            yield from stage.after(self._opened()[1])
+            yield from stage.after(self._context)
 
     def add(self, update: Update) -> None:
         """Add a client's update to the mean; ``ReplyError`` if it does not fit, and then nothing has changed."""
-        mean, context = self._opened()
-        if update.sent is not None:
+        stages, context = (
+            [own for own in reversed(self.stages) if type(own).on_reply is not Stage.on_reply],
+            self._context,
+        )
+        if self.summing:  # the others have nothing to see
+            stages = [self.summing]
+        if stages and update.sent is not None:
             context = replace(context, state=update.sent.state)
-        # Where one sums replies itself, the others have nothing to see.
-        for stage in [self.summing] if self.summing else reversed(self.stages):
+        for stage in stages:
             update = stage.on_reply(update, context)
         more = {} if update.sent is None else {"sent": update.sent}
-        mean.add(update.plan, update.tensors, labels=update.labels, weight=update.weight, **more)
+        self._mean.add(update.plan, update.tensors, labels=update.labels, weight=update.weight, **more)
 
     @property
     def replies(self) -> int:
         """How many updates were added in this round."""
-        return self._opened()[0].replies
+        return self._mean.replies
 
     def close(self) -> State:
         """Return the new model, and end the round."""
-        mean, context = self._opened()
-        held, new = mean.held, mean.result()
+        held, new = self._mean.held, self._mean.result()
         for stage in self.stages:
-            new = stage.on_mean(new, held, context)
-        self._mean = self._context = None
+            new = stage.on_mean(new, held, self._context)
+        del self._mean, self._context
         return new
 
     def evaluated(self, state: State) -> State:
@@ -202,8 +205,3 @@ class Chain:
         for stage in self.stages:
             start = f"{label(stage)}/"
             stage.load({name.removeprefix(start): own for name, own in state.items() if name.startswith(start)})
-
-    def _opened(self) -> tuple[Aggregator, RoundContext]:
-        if self._mean is None or self._context is None:
-            raise HeteroFLError("the chain is not open: a round opens it")
-        return self._mean, self._context
