@@ -86,10 +86,9 @@ def submodel(message: Message, build: Build, *, context: Context | None = None, 
         code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,
         and can take the noise away.
     """
-    config = messages.read_config(message)
-    rate = messages.read_value(config, messages.RATE, float)
-    model = next(model for _, model in build_models(message, build, kept_part(context), seed_torch, [rate]))
-    note_inner_widths(model, build, [smaller for smaller in messages.read_rates(config) if smaller < rate])
+    rate, model = next(build_models(message, build, kept_part(context), seed_torch))
+    rates = messages.read_rates(messages.read_config(message))
+    note_inner_widths(model, build, [smaller for smaller in rates if smaller < rate])
     return model
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -17,24 +17,8 @@ OpenMean = Callable[..., Aggregator]
 """Opens the mean of a round, with the arguments of ``Aggregator``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """The link that sums: how it is opened, and what it is in words.
-
-    Attributes
-    ----------
-    open
-        ``Aggregator``, a subclass of it, or what opens one.
-    kind
-        ``counting``, ``robust``, ``asynchronous`` or ``other``.
-    weights
-        What clients count.
-    """
-
-    open: OpenMean = Aggregator
-    kind: Literal["counting", "robust", "asynchronous", "other"] = "counting"
-    weights: Weights = "equal"
-
+Kind = Literal["counting", "robust", "asynchronous", "other"]
+"""What the mean of a chain is, in words."""
 
 REMOTE_CHANGE = 10
 """A reply from another machine may change its slice by so many L2 norms of the whole model, if no bound is given."""
@@ -46,13 +30,15 @@ class Chain:
     def __init__(
         self,
         stages: Iterable[Stage] = (),
-        link: Link = Link(),
+        open_mean: OpenMean = Aggregator,
+        kind: Kind = "counting",
         *,
+        weights: Weights = "equal",
         extra_rows: bool = False,
         largest: float = float("inf"),
         norm_bound: float = 0.0,
     ) -> None:
-        self.stages, self.link = tuple(stages), link
+        self.stages, self._open_mean, self._kind, self._weights = tuple(stages), open_mean, kind, weights
         self._limits = {"extra_rows": extra_rows, "largest": largest, "norm_bound": norm_bound}
         self._check()
         self._mean: Aggregator  # from opening to closing
@@ -68,14 +54,14 @@ class Chain:
         for stage in self.stages:
             faults += self._faults(stage)
         faults += self._faults_of_sum()
-        if self.link.kind == "robust" and self.link.weights != "equal":
+        if self._kind == "robust" and self._weights != "equal":
             faults.append("robust: a client that says its own weight outvotes others; expected weights='equal'")
         if faults:
             raise ConfigError("; ".join(faults))
 
     def _faults(self, stage: Stage) -> Iterator[str]:
         """Yield what a stage needs and does not have."""
-        needs, name, kind = stage.needs, label(stage), self.link.kind
+        needs, name, kind = stage.needs, label(stage), self._kind
         if type(stage).on_client not in {Stage.on_client, *(kind.on_client for kind in CLIENT_STAGES)}:
             yield (
                 f"{name} overrides on_client, which clients run of this package's stages alone; expected what it does "
@@ -90,9 +76,9 @@ class Chain:
             yield f"{name} fits the counting mean; expected {remedy}"
         if kind == "asynchronous" and (type(stage).before, type(stage).after) != (Stage.before, Stage.after):
             yield f"{name} asks the clients of a round together; expected rounds that wait (asynchronous.size=0)"
-        if needs.equal_weights and self.link.weights != "equal":
+        if needs.equal_weights and self._weights != "equal":
             yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
-        if needs.steps and not getattr(self.link.open, "by_entry", True):
+        if needs.steps and not getattr(self._open_mean, "by_entry", True):
             yield (
                 f"{name} steps along what the mean changes, and this aggregator gives factors anew in each round, so "
                 f"that their entries have no direction; expected no {name}"
@@ -143,7 +129,7 @@ class Chain:
             state = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
         self._context = context
         brought = self.summing.mean(state, context.rows) if self.summing else None
-        self._mean = self.link.open(state, context.rows, **limits) if brought is None else brought
+        self._mean = self._open_mean(state, context.rows, **limits) if brought is None else brought
 
     def before(self, clients: Mapping[int, Update]) -> Talk[Mapping[int, Said]]:
         """Ask clients before they train; return those that may train, with what their instructions say beside."""
