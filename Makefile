@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all flower check check-types check-rest audit docs bench format clean
+.PHONY: help install demo test test-core test-all flower check check-types check-rest audit docs bench format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,14 +30,17 @@ demo: $(READY)  ## twenty virtual clients of five sizes train one digit classifi
 	$(VENV)/bin/heterofl run --grid ray
 
 # Coverage makes tests take half as long again, so it is measured where it must be complete, and only there.
-test: $(READY)  ## tests of every capability, five minutes on two cores; all lines of core are covered
-	$(PYTEST) tests/core --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
+test: test-core  ## tests of every capability, five minutes on two cores; all lines of core are covered
 	$(PYTEST) -m "not slow" --ignore=tests/core
 
+test-core: $(READY)
+	$(PYTEST) tests/core --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
+
 # The tests of a file stay in one process: what they share (whole runs, Ray) takes up to a minute to start. Three at a
-# time, as they often wait for others' processes; in their order, since the longest come early in it.
-test-all: test  ## test, then the long ones: Ray, whole runs, deployments, every model and every fault
-	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m slow
+# time, as they often wait for others' processes; in their order, since the longest come early in it. Short ones are
+# among them: they have work to do while others wait.
+test-all: test-core  ## test, with the long ones: Ray, whole runs, deployments, every model and every fault
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/core
 
 FLOWERS ?= 1.32.1 1.42.0
 flower: $(READY)  ## a few tests with the oldest and the newest Flower that are allowed, or with FLOWERS="1.36.0 1.38.0"
@@ -51,10 +54,10 @@ flower: $(READY)  ## a few tests with the oldest and the newest Flower that are 
 check: $(READY)  ## format, lint, types, spelling, metadata, dependencies: whether they fit, and are known as vulnerable
 	@$(MAKE) --no-print-directory -j 2 check-types check-rest
 
-check-types:
+check-types: $(READY)
 	$(PY) -m mypy
 
-check-rest:
+check-rest: $(READY)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(VENV)/bin/lint-imports --no-cache --no-logo

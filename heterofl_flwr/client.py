@@ -16,7 +16,7 @@ from typing import get_args
 from weakref import WeakSet
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
@@ -86,10 +86,9 @@ def submodel(message: Message, build: Build, *, context: Context | None = None, 
         code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,
         and can take the noise away.
     """
-    config = messages.read_config(message)
-    rate = messages.read_value(config, messages.RATE, float)
-    model = next(model for _, model in build_models(message, build, kept_part(context), seed_torch, [rate]))
-    note_inner_widths(model, build, [smaller for smaller in messages.read_rates(config) if smaller < rate])
+    rate, model = next(build_models(message, build, kept_part(context), seed_torch))
+    rates = messages.read_rates(messages.read_config(message))
+    note_inner_widths(model, build, [smaller for smaller in rates if smaller < rate])
     return model
 
 
@@ -215,8 +214,7 @@ def reply(
     if known is not None:
         config[messages.LABELS] = list(known)
     reported = messages.new_metrics(metrics or {}, num_examples)
-    content = RecordDict({messages.CONFIG: messages.new_config(config), messages.METRICS: reported, **records})
-    return Message(content, reply_to=message)
+    return messages.answer(message, config, {messages.METRICS: reported, **records})
 
 
 def answer_queries(
@@ -248,7 +246,7 @@ def answer_queries(
     def moments(message: Message, context: Context) -> Message:
         own = build_from(context) if build_from and data else build
         if data is None or own is None:  # there are none
-            return Message(RecordDict({messages.CONFIG: messages.new_config({})}), reply_to=message)
+            return messages.answer(message, {})
         return answer_moments(message, own, lambda: data(context))
 
     for name, answer in (("capability", answer_capability), ("stages", answer_stages), ("moments", moments)):
@@ -263,7 +261,7 @@ def answer_stages(message: Message, context: Context) -> Message:
     for stage in client_stages(messages.read_config(message)):
         said |= stage.answer(given)
     keep_notes(context, given.notes)
-    return Message(RecordDict({messages.CONFIG: messages.new_config(said)}), reply_to=message)
+    return messages.answer(message, said)
 
 
 def answer_moments(
@@ -285,8 +283,7 @@ def answer_moments(
         rate: collect_moments(model.to(device), map(first_tensor, batches()), kind=kind, together=together)
         for rate, model in build_models(message, build, None, seed_torch)
     }
-    content = RecordDict({messages.MOMENTS: packing.pack_moments(moments), messages.CONFIG: messages.new_config({})})
-    return Message(content, reply_to=message)
+    return messages.answer(message, {}, {messages.MOMENTS: packing.pack_moments(moments)})
 
 
 def _run_stages(message: Message, outgoing: Outgoing, kept: dict[str, Tensor], context: Context | None) -> Outgoing:

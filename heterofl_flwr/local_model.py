@@ -1,6 +1,6 @@
 """The model of a client: built from a message, cut from a larger one, put to evaluation, and read again."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 import torch
@@ -90,13 +90,9 @@ def read_state(message: Message) -> dict[str, Tensor]:
 
 
 def build_models(
-    message: Message,
-    build: Build,
-    own: Mapping[str, Tensor] | None,
-    seed_torch: bool,
-    rates: Iterable[float] | None = None,
+    message: Message, build: Build, own: Mapping[str, Tensor] | None, seed_torch: bool
 ) -> Iterator[tuple[float, nn.Module]]:
-    """Yield each rate that the message asks about, or of some others, and its model, of the slice that is asked for."""
+    """Yield each rate that the message asks about, first its own, and its model, of the slice that is asked for."""
     config = messages.read_config(message)
     top = messages.read_value(config, messages.RATE, float)
     state: Mapping[str, Tensor] = read_state(message)
@@ -118,7 +114,7 @@ def build_models(
             torch.manual_seed(seed)
         return model
 
-    for rate in messages.read_rates(config) if rates is None else rates:
+    for rate in messages.read_rates(config):
         yield rate, build_one(rate)  # held by the caller alone
 
 

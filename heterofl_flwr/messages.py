@@ -121,11 +121,17 @@ class SimulatedFault(LocalFault):
 
 
 Value = TypeVar("Value")
+Record = ArrayRecord | MetricRecord
 
 
 def new_config(values: Mapping[str, object]) -> ConfigRecord:
     """Return a fresh config with the schema version."""
     return ConfigRecord({SCHEMA_KEY: SCHEMA, **values})  # type: ignore[dict-item]
+
+
+def answer(message: Message, said: Mapping[str, object], records: Mapping[str, Record] = {}) -> Message:
+    """Return the answer to a message: a config, and other records."""
+    return Message(RecordDict({CONFIG: new_config(said), **records}), reply_to=message)
 
 
 def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int) -> MetricRecord:

@@ -1,6 +1,6 @@
 """What a node's own config says of it: its level or rate, and which part of the data it has."""
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 
 from heterofl_flwr import messages
 from heterofl_flwr.core.levels import rate_of
@@ -9,7 +9,7 @@ from heterofl_flwr.errors import ConfigError
 
 def answer_capability(message: Message, context: Context) -> Message:
     """Return what this node can hold and which part of the data it has."""
-    return Message(RecordDict({messages.CONFIG: messages.new_config(read_capability(context))}), reply_to=message)
+    return messages.answer(message, read_capability(context))
 
 
 def read_capability(context: Context) -> dict[str, object]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from heterofl_flwr.adapters import peft_layers as layers
 from heterofl_flwr.core.exchanged import exclude_parameters
+from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.core.levels import exact_rate, width
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ def lora(peft_model: "PeftModel") -> LoraLevels:
         strategy = HeteroFL(build, mix="a1-b1-c1-d1")  # ranks 16, 8, 4, 2
     """
     layers.check_model(peft_model)
-    layers.register_layers(peft_model)
     adapted = [(f"{layers.BASE}.{name}", layer) for name, layer in layers.lora_layers(peft_model)]
+    register(*{type(layer) for _, layer in adapted})(layers.find_axes)  # peft has no module that all derive from
     of_adapters = {id(own) for _, layer in adapted for own in layers.adapter_parameters(layer).values()}
     named = peft_model.named_parameters()
     frozen = tuple(name for name, own in named if not own.requires_grad and id(own) not in of_adapters)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from heterofl_flwr.core.axes import Axes, axes_between
-from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.core.reply_checks import last_linear
 from heterofl_flwr.elastic_models.cut_layers import adjust_layers
 from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError, extra
@@ -132,11 +131,6 @@ def find_axes(full: Layer, local: Layer) -> dict[str, Axes]:
         raise ShapeError(fault)
     kept = dict(local.named_parameters())
     return {name: axes_between(own.shape, kept[name].shape) for name, own in adapter_parameters(full).items()}
-
-
-def register_layers(model: "PeftModel") -> None:
-    """Add the rule for this model's types of layers; peft has no module that they all derive from."""
-    register(*{type(layer) for _, layer in lora_layers(model)})(find_axes)
 
 
 def find_label_rows(model: "PeftModel") -> tuple[str, ...]:

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError
 
-_IDLE = re.compile(r"x(\d{1,9})?")
 _PART = re.compile(r"(?:(?P<level>[a-z])(?P<count>\d{1,9})?|(?P<rate>\d*\.?\d+)(?:x(?P<times>\d{1,9}))?)")
 _NUMBER = re.compile(r"[+-]?(\d{1,9}/\d{1,9}|(\d{1,40}\.?\d{0,40}|\.\d{1,40})(e[+-]?\d{1,3})?)", re.IGNORECASE)
 _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3x9'"
@@ -91,26 +90,28 @@ class Mix:
         if not isinstance(text, str):
             raise ConfigError(f"the mix is {text!r}, which is no text; {_EXAMPLES}")
         parts = [part.strip() for part in text.split("-")]
-        idle = [match for match in map(_IDLE.fullmatch, parts) if match]
-        parts = [part for part in parts if part not in {match[0] for match in idle}]
-        if not parts:
-            raise ConfigError(f"mix {text!r}: nobody takes part; {_EXAMPLES}")
         matches = [_PART.fullmatch(part) for part in parts]
         wrong = [repr(part) for part, match in zip(parts, matches, strict=True) if match is None]
         if wrong:
             raise ConfigError(f"mix {text!r}: cannot read {', '.join(wrong)}; {_EXAMPLES}")
         counts: dict[float, int] = {}
+        idle = 0
         for match in filter(None, matches):
+            count = int(match["count"] or match["times"] or 1)
+            if match["level"] == "x":
+                idle += count
+                continue
             try:
                 rate = rate_of(match["level"] or match["rate"])
             except ConfigError as error:
                 raise ConfigError(f"mix {text!r}: {error}; {_EXAMPLES}") from error
-            count = int(match["count"] or match["times"] or 1)
             if count == 0:
                 raise ConfigError(f"mix {text!r}: {match[0]!r} has no clients; leave it out or {_EXAMPLES}")
             counts[rate] = counts.get(rate, 0) + count
+        if not counts:
+            raise ConfigError(f"mix {text!r}: nobody takes part; {_EXAMPLES}")
         rates = tuple(sorted(counts, reverse=True))
-        return cls(rates, tuple(counts[rate] for rate in rates), idle=sum(int(match[1] or 1) for match in idle))
+        return cls(rates, tuple(counts[rate] for rate in rates), idle=idle)
 
     def with_global_rate(self, level: str | float | None) -> "Mix":
         """Return the mix with a global model of a level or rate; as it is where there is none ('' or None)."""

@@ -1,7 +1,7 @@
 """Asynchronous aggregation: how stale a reply is in each entry, and the mean of replies to different versions."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, starmap
@@ -33,27 +33,12 @@ class Version:
 
     @property
     def state(self) -> Mapping[str, Tensor]:
-        """The global model, of which nothing but the slice is known; the rest reads as zeros."""
-        return _Spread(self.plan, self.tensors)
-
-
-class _Spread(Mapping[str, Tensor]):
-    """A slice as a global model, each parameter made when it is asked for."""
-
-    def __init__(self, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-        self._plan, self._tensors = plan, tensors
-
-    def __getitem__(self, name: str) -> Tensor:
-        axes, own = self._plan.axes[name], self._tensors[name]
-        whole = own.new_zeros([axis.full for axis in axes])
-        Region(whole, axes).write(own)
-        return whole
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        """The global model, of which nothing but the slice is known; the rest is zeros."""
+        found = {}
+        for name, axes in self.plan.axes.items():
+            found[name] = self.tensors[name].new_zeros([axis.full for axis in axes])
+            Region(found[name], axes).write(self.tensors[name])
+        return found
 
 
 class Clocks:

@@ -164,25 +164,21 @@ class Tracer:
         grouping = Grouping(trace.positions, rows)
         axes = {name: tuple(map(grouping.places, trace.rows(tensor))) for name, tensor in self._named.items()}
         used = {number: source.row for number, source in self._sources.items() if "row" in vars(source)}
-        numbers = {number: grouping.places(trace.open(row)) for number, row in used.items()}
-
-        def cut(row: Row) -> bool:
-            return grouping.places(trace.open(row)) is not None
+        numbers = {number: grouping.places(row) for number, row in used.items()}
 
         def lengths(shape: torch.Size, rows: Rows | None) -> list[int | Places | None]:
             if rows is None:
                 return [None] * len(shape)
             return [one if row is None else grouping.length(row) for one, row in zip(shape, rows, strict=True)]
 
+        steps = []
+        for name, tensors, made, divisor, summed in self._calls:
+            is_cut = any(grouping.places(row) is not None for row in summed)
+            steps.append(Step(name, tensors, [lengths(*one) for one in made], divisor if is_cut else None))
         return Traced(
             Channels(tuple(grouping.sizes), axes),
             {number: places for number, places in numbers.items() if places is not None},
-            [
-                Step(
-                    name, tensors, [lengths(*output) for output in outputs], divisor if any(map(cut, counted)) else None
-                )
-                for name, tensors, outputs, divisor, counted in self._calls
-            ],
+            steps,
             unused,
             [reason for reason, _ in trace.reasons.most_common()],
             self._normalises,

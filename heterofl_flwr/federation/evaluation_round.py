@@ -145,10 +145,8 @@ class EvaluationRound:
 
     def _restrict_rates(self, moments: Collection[float]) -> None:
         """Evaluate only those rates of whose models there are moments."""
-        left = {}
-        for node_id, rates in self.rates.items():
-            if own_rates := tuple(rate for rate in rates if rate in moments):
-                left[node_id] = own_rates
+        found = {node_id: tuple(rate for rate in own if rate in moments) for node_id, own in self.rates.items()}
+        left = {node_id: own for node_id, own in found.items() if own}
         if left != self.rates:
             rates_left = sorted({rate for own_rates in left.values() for rate in own_rates}, reverse=True)
             logger.warning("only rates %s are evaluated: there are no moments of others", rates_left)

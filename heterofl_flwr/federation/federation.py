@@ -66,6 +66,8 @@ class Federation:
         self.reset()
         self.model = self._build_model()  # the global model's architecture; its weights are only a start
         self.whole = self.plan(self.mix.global_rate)
+        if self.options.transfer.slice_rule != "prefix":
+            self.plan(self.mix.rates[-1])  # it is checked now, as Dynamic may draw that rate late
         exchanged, self._first_names = exchanged_parameters(self.model), MappingProxyType(first_names(self.model))
         self.types = {name: exchanged_dtype(self.model.get_parameter(name)) for name in self.whole.axes}
         self.rows = self._find_rows(exchanged)
@@ -107,13 +109,11 @@ class Federation:
 
     def _build_model(self) -> nn.Module:
         """Return the global model."""
-        model, smallest = self.build(self.mix.global_rate), self.mix.rates[-1]
+        model = self.build(self.mix.global_rate)
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 f"build({self.mix.global_rate:g}) returns a {type(model).__name__}; expected a torch.nn.Module"
             )
-        if self.options.transfer.slice_rule != "prefix":
-            self._check_tables(model, self.build(smallest), smallest)  # now, as Dynamic may draw that rate late
         return model
 
     def _find_rows(self, exchanged: Collection[str]) -> list[str]:
@@ -128,13 +128,13 @@ class Federation:
         model = self.build(rate)
         plan = Plan.of(self.model, model)
         if self.options.transfer.slice_rule != "prefix":
-            self._check_tables(self.model, model, rate)
+            self._check_tables(model, rate)
             plan.check_groups()
         return shared_part(plan, self.shared)
 
-    def _check_tables(self, full: nn.Module, local: nn.Module, rate: float) -> None:
+    def _check_tables(self, local: nn.Module, rate: float) -> None:
         """Raise an error where a client would train other channels than those that its buffers are about."""
-        if tables := find_channel_tables(full, local):
+        if tables := find_channel_tables(self.model, local):
             raise ConfigError(
                 f"slice_rule is {self.options.transfer.slice_rule!r}, but the model's buffers {', '.join(tables[:5])} "
                 f"have entries by channel, of which build({rate:g}) holds the first: they are not sent, so a client "

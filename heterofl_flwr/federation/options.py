@@ -19,7 +19,7 @@ from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.option_groups import Count, NotNegative, group
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
-from heterofl_flwr.stages.chain import Chain, Link, OpenMean
+from heterofl_flwr.stages.chain import Chain, Kind, OpenMean
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress, Upload
 from heterofl_flwr.stages.noise import Noise
@@ -81,13 +81,9 @@ class Averaging:
             raise ConfigError("robust and aggregator both replace the counting mean; expected one of them")
 
     @property
-    def link(self) -> Link:
-        """The link of the chain that sums."""
-        if self.robust:
-            return Link(open=partial(RobustAggregator, robust=self.robust), kind="robust", weights=self.weights)
-        if self.aggregator is not Aggregator:
-            return Link(open=self.aggregator, kind="other", weights=self.weights)
-        return Link(weights=self.weights)
+    def kind(self) -> Kind:
+        """What the mean is, in words."""
+        return "robust" if self.robust else "counting" if self.aggregator is Aggregator else "other"
 
 
 @group
@@ -103,7 +99,7 @@ class Options:
     asynchronous: Annotated[Buffered, "Buffered(...), or leave it out"] = Buffered()
 
     def __post_init__(self) -> None:
-        needs_round = self.averaging.link.kind != "counting" or self.transfer.slice_rule != "prefix"
+        needs_round = self.averaging.kind != "counting" or self.transfer.slice_rule != "prefix"
         if self.asynchronous.size and (needs_round or self.sampling.spare):
             raise ConfigError(
                 "asynchronous: robust means, other aggregators, slices that move and spare clients need rounds that "
@@ -120,21 +116,25 @@ def build_chain(
     options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None = None
 ) -> Chain:
     """Return the chain of a run: the stages that have something to do in it, in their order, around the mean."""
-    privacy, upload = options.privacy, options.transfer.upload
-    link = options.averaging.link
+    privacy, upload, averaging = options.privacy, options.transfer.upload, options.averaging
+    open_mean, kind = averaging.aggregator, averaging.kind
+    if averaging.robust:
+        open_mean = partial(RobustAggregator, robust=averaging.robust)
     if asynchronous is not None:
-        link = Link(open=asynchronous.open, kind="asynchronous", weights=link.weights)
+        open_mean, kind = asynchronous.open, "asynchronous"
     stages = (
         asynchronous,
         None if all_is_trained else Untrained(),
         Noise(privacy, spent) if privacy.noise else Clip(privacy.clip) if privacy.clip else None,
-        *options.averaging.stages,
+        *averaging.stages,
         None if upload == AS_THEY_ARE else Compress(upload),  # the last one: nearest to the wire
     )
     return Chain(
         [stage for stage in stages if stage is not None],
-        link,
-        extra_rows=options.averaging.fidelity.extra_rows == "fixed",
+        open_mean,
+        kind,
+        weights=averaging.weights,
+        extra_rows=averaging.fidelity.extra_rows == "fixed",
         largest=LARGEST_ENTRY,
         norm_bound=options.limits.norm_bound,
     )

@@ -101,10 +101,6 @@ class Round:
         clients = {node_id: Update(plan=own.plan, tensors={}, rate=own.rate) for node_id, own in self.slices.items()}
         return self._chain.before(clients)
 
-    def after(self) -> Talk[None]:
-        """Ask clients what stages want to know when all replies were added."""
-        return self._chain.after()
-
     def add(self, node_id: int, reply: TrainReply) -> None:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
         own, nodes = self.slices[node_id], self._federation.nodes

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.stages.registry import CLIENT_STAGES
 from heterofl_flwr.stages.stage import RoundContext, Said, Stage, State, Talk, Update, label
 
@@ -17,24 +17,8 @@ OpenMean = Callable[..., Aggregator]
 """Opens the mean of a round, with the arguments of ``Aggregator``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """The link that sums: how it is opened, and what it is in words.
-
-    Attributes
-    ----------
-    open
-        ``Aggregator``, a subclass of it, or what opens one.
-    kind
-        ``counting``, ``robust``, ``asynchronous`` or ``other``.
-    weights
-        What clients count.
-    """
-
-    open: OpenMean = Aggregator
-    kind: Literal["counting", "robust", "asynchronous", "other"] = "counting"
-    weights: Weights = "equal"
-
+Kind = Literal["counting", "robust", "asynchronous", "other"]
+"""What the mean of a chain is, in words."""
 
 REMOTE_CHANGE = 10
 """A reply from another machine may change its slice by so many L2 norms of the whole model, if no bound is given."""
@@ -46,17 +30,19 @@ class Chain:
     def __init__(
         self,
         stages: Iterable[Stage] = (),
-        link: Link = Link(),
+        open_mean: OpenMean = Aggregator,
+        kind: Kind = "counting",
         *,
+        weights: Weights = "equal",
         extra_rows: bool = False,
         largest: float = float("inf"),
         norm_bound: float = 0.0,
     ) -> None:
-        self.stages, self.link = tuple(stages), link
+        self.stages, self._open_mean, self._kind, self._weights = tuple(stages), open_mean, kind, weights
         self._limits = {"extra_rows": extra_rows, "largest": largest, "norm_bound": norm_bound}
         self._check()
-        self._mean: Aggregator | None = None
-        self._context: RoundContext | None = None
+        self._mean: Aggregator  # from opening to closing
+        self._context: RoundContext
 
     def _check(self) -> None:
         """Refuse stages that do not go with one another, all at once; each with what to change."""
@@ -68,14 +54,14 @@ class Chain:
         for stage in self.stages:
             faults += self._faults(stage)
         faults += self._faults_of_sum()
-        if self.link.kind == "robust" and self.link.weights != "equal":
+        if self._kind == "robust" and self._weights != "equal":
             faults.append("robust: a client that says its own weight outvotes others; expected weights='equal'")
         if faults:
             raise ConfigError("; ".join(faults))
 
     def _faults(self, stage: Stage) -> Iterator[str]:
         """Yield what a stage needs and does not have."""
-        needs, name, kind = stage.needs, label(stage), self.link.kind
+        needs, name, kind = stage.needs, label(stage), self._kind
         if type(stage).on_client not in {Stage.on_client, *(kind.on_client for kind in CLIENT_STAGES)}:
             yield (
                 f"{name} overrides on_client, which clients run of this package's stages alone; expected what it does "
@@ -90,9 +76,9 @@ class Chain:
             yield f"{name} fits the counting mean; expected {remedy}"
         if kind == "asynchronous" and (type(stage).before, type(stage).after) != (Stage.before, Stage.after):
             yield f"{name} asks the clients of a round together; expected rounds that wait (asynchronous.size=0)"
-        if needs.equal_weights and self.link.weights != "equal":
+        if needs.equal_weights and self._weights != "equal":
             yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
-        if needs.steps and not getattr(self.link.open, "by_entry", True):
+        if needs.steps and not getattr(self._open_mean, "by_entry", True):
             yield (
                 f"{name} steps along what the mean changes, and this aggregator gives factors anew in each round, so "
                 f"that their entries have no direction; expected no {name}"
@@ -143,44 +129,47 @@ class Chain:
             state = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
         self._context = context
         brought = self.summing.mean(state, context.rows) if self.summing else None
-        self._mean = self.link.open(state, context.rows, **limits) if brought is None else brought
+        self._mean = self._open_mean(state, context.rows, **limits) if brought is None else brought
 
     def before(self, clients: Mapping[int, Update]) -> Talk[Mapping[int, Said]]:
         """Ask clients before they train; return those that may train, with what their instructions say beside."""
-        context, told = self._opened()[1], {client: dict[str, object]() for client in clients}
+        told = {client: dict[str, object]() for client in clients}
         for stage in self.stages:
-            said = yield from stage.before({client: clients[client] for client in told}, context)
+            said = yield from stage.before({client: clients[client] for client in told}, self._context)
             told = {client: {**told[client], **own} for client, own in said.items()}
         return told
 
     def after(self) -> Talk[None]:
         """Ask clients when all replies were added."""
         for stage in self.stages:
-            yield from stage.after(self._opened()[1])
+            yield from stage.after(self._context)
 
     def add(self, update: Update) -> None:
         """Add a client's update to the mean; ``ReplyError`` if it does not fit, and then nothing has changed."""
-        mean, context = self._opened()
-        if update.sent is not None:
+        stages, context = (
+            [own for own in reversed(self.stages) if type(own).on_reply is not Stage.on_reply],
+            self._context,
+        )
+        if self.summing:  # the others have nothing to see
+            stages = [self.summing]
+        if stages and update.sent is not None:
             context = replace(context, state=update.sent.state)
-        # Where one sums replies itself, the others have nothing to see.
-        for stage in [self.summing] if self.summing else reversed(self.stages):
+        for stage in stages:
             update = stage.on_reply(update, context)
         more = {} if update.sent is None else {"sent": update.sent}
-        mean.add(update.plan, update.tensors, labels=update.labels, weight=update.weight, **more)
+        self._mean.add(update.plan, update.tensors, labels=update.labels, weight=update.weight, **more)
 
     @property
     def replies(self) -> int:
         """How many updates were added in this round."""
-        return self._opened()[0].replies
+        return self._mean.replies
 
     def close(self) -> State:
         """Return the new model, and end the round."""
-        mean, context = self._opened()
-        held, new = mean.held, mean.result()
+        held, new = self._mean.held, self._mean.result()
         for stage in self.stages:
-            new = stage.on_mean(new, held, context)
-        self._mean = self._context = None
+            new = stage.on_mean(new, held, self._context)
+        del self._mean, self._context
         return new
 
     def evaluated(self, state: State) -> State:
@@ -202,8 +191,3 @@ class Chain:
         for stage in self.stages:
             start = f"{label(stage)}/"
             stage.load({name.removeprefix(start): own for name, own in state.items() if name.startswith(start)})
-
-    def _opened(self) -> tuple[Aggregator, RoundContext]:
-        if self._mean is None or self._context is None:
-            raise HeteroFLError("the chain is not open: a round opens it")
-        return self._mean, self._context

@@ -127,7 +127,8 @@ class Steps:
         for node_id in drawn:
             current.begin(node_id)
             own = current.slices[node_id]
-            version = clocks.snapshot(own.plan, slices.tensors(own.plan))
+            # Its tensors lie where the record does that all of this plan share.
+            version = clocks.snapshot(own.plan, packing.read_tensors(slices.record(own.plan)))
             current.begin(node_id, replace(own, sent=version))
         sent = [self._strategy.train_message(node_id, slices, self._config, {}) for node_id in drawn]
         ids = list(self._grid.push_messages(sent)) if sent else []

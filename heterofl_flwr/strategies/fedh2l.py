@@ -9,7 +9,7 @@ from dataclasses import replace
 from inspect import signature
 from reprlib import repr as shown
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor, nn, stack, zeros
 
@@ -96,8 +96,6 @@ class FedH2L(HeteroFL):
         super().__init__(lambda rate: nn.Identity(), shared=(), label_rows=(), **ours)
         self._shape = (self._seeds.seed_batch, classes)
         self._first: dict[int, Mapping[str, float]] = {}
-        self._asked: Mapping[str, object] = {}
-        self._config: Mapping[str, object] = {}
 
     def largest_reply(self, message: Message) -> int:
         """Return how many bytes the reply to a message may have, posteriors among them."""
@@ -108,19 +106,9 @@ class FedH2L(HeteroFL):
         draw = generator(self.federation.seed, "seed-batch", server_round)
         return sorted(draw.sample(range(self._seeds.seed_size), self._seeds.seed_batch))
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Return the messages of the first exchange, in which clients train and publish."""
-        self._asked = {
-            messages.SEED_ROWS: self.seed_rows(server_round),
-            messages.TEMPERATURE: self._seeds.temperature,
-        }
-        self._config = dict(config)
-        return super().configure_train(server_round, arrays, config, grid)
-
     def _train_config(self, server_round: int, node_id: int, rate: float) -> dict[str, object]:
-        return {**super()._train_config(server_round, node_id, rate), **self._asked}
+        seeds = {messages.SEED_ROWS: self.seed_rows(server_round), messages.TEMPERATURE: self._seeds.temperature}
+        return {**super()._train_config(server_round, node_id, rate), **seeds}
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
         """Send the messages of ``configure_train``, then those of ``relay``, and return the replies to these."""
@@ -129,7 +117,7 @@ class FedH2L(HeteroFL):
         return grid.send_and_receive(learners, timeout=budget.left())
 
     def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
-        """Let clients publish; return for each the message with what its peers published.
+        """Let clients publish; return for each the same message with what its peers published.
 
         One that sends invalid posteriors is refused, with an error that names it, and left out of the round.
         """
@@ -147,13 +135,12 @@ class FedH2L(HeteroFL):
         for node_id, fault in read_each(sent, grid.send_and_receive(sent, timeout=timeout), read):
             if fault is not None:
                 current.refuse(node_id, fault)
-        self._sent = []
+        self._sent, asked = [], {message.metadata.dst_node_id: messages.read_config(message) for message in sent}
         for node_id in published:
             peers = [own for other, own in published.items() if other != node_id]
             record = ArrayRecord({messages.POSTERIORS: stack(peers) if peers else zeros(0, *self._shape)})
             current.note_sent(node_id, packing.count_bytes(record))
-            own = self._train_config(current.server_round, node_id, current.slices[node_id].rate)
-            message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), {**self._config, **own})
+            message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), asked[node_id])
             message.content[messages.POSTERIORS] = record
             self._sent.append(message)
         return list(self._sent)

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from torch import Tensor
 
 from heterofl_flwr import messages, packing
 from heterofl_flwr.compat import get_nodes
@@ -37,19 +36,12 @@ class Slices:
         # A user's state may hold running statistics too.
         is_whole = list(arrays) == list(federation.whole.axes)
         self._records = {federation.whole: arrays} if is_whole else {}
-        self._tensors: dict[Plan, dict[str, Tensor]] = {}
 
     def record(self, plan: Plan) -> ArrayRecord:
         """Return the record of a slice."""
         if plan not in self._records:
             self._records[plan] = ArrayRecord(plan.extract(self.state))
         return self._records[plan]
-
-    def tensors(self, plan: Plan) -> dict[str, Tensor]:
-        """Return the tensors of a slice, which lie where its record does."""
-        if plan not in self._tensors:
-            self._tensors[plan] = packing.read_tensors(self.record(plan))
-        return self._tensors[plan]
 
 
 def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:

@@ -174,7 +174,7 @@ class FederationStrategy(Strategy):
         self._read_each(current, replies, self.add_reply)
         if self.chain.asks and self._grid[0] is not None:
             seconds = self._seconds_left(MOMENTS_SHARE)
-            Asking(self._grid[0], server_round, self.chain.instruction(), seconds).converse(current.after())
+            Asking(self._grid[0], server_round, self.chain.instruction(), seconds).converse(self.chain.after())
         return self.close_round()
 
     def add_reply(self, node_id: int, reply: Message) -> None:

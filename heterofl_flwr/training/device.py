@@ -1,7 +1,7 @@
 """The device that a client computes on: its name, random numbers, modes and memory."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -76,17 +76,20 @@ def give_back_gaps() -> bool:
     apart. With kept memory (``keep_freed_memory``) each step of the paper's Transformer at level c then leaves 6 MB
     behind, without end. The next steps get those pages anew, which costs little if it is done once in many steps.
     """
-    try:
-        return bool(ctypes.CDLL(None).malloc_trim(0))
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return False
+    trim = _of_glibc("malloc_trim")
+    return bool(trim and trim(0))
 
 
 def _set_malloc_thresholds(size: int) -> bool:
     """Set from how many bytes on free memory goes back, and blocks are mapped one by one; glibc alone can do so."""
+    mallopt, trim_threshold, mmap_threshold = _of_glibc("mallopt"), -1, -3
+    return bool(mallopt and mallopt(trim_threshold, size) and mallopt(mmap_threshold, size))
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """Return a function of this process's C library; None where that is not glibc."""
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return False
-    trim_threshold, mmap_threshold = -1, -3
-    return bool(mallopt(trim_threshold, size) and mallopt(mmap_threshold, size))
+        found: Callable[..., int] = getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return None
+    return found

@@ -114,6 +114,11 @@ def test_a_run_without_a_note_goes_on_with_clients_named(asked, tmp_path, capsys
     assert asked("--resume", "mine", "--clients", "9")[0].clients == 9
 
 
+def test_another_app_resumes_in_its_own_code(capsys, asked):
+    assert main(["run", "--resume", "mine", "--app", str(SAMPLE)]) == 2
+    assert f"--app is {SAMPLE}: start it with --app alone, and let its ServerApp load" in capsys.readouterr().err
+
+
 def test_a_folder_with_a_run_is_not_written_over(capsys, tmp_path, asked):
     (tmp_path / "my run").mkdir()
     (tmp_path / "my run" / "history.jsonl").write_text("")

@@ -64,32 +64,33 @@ class Lab(Processes):
             FLWR_HOME=str(self.folder / f"home-{number}"),
         )
 
-    def start(self, config: Mapping[str, Flat]) -> subprocess.Popen[bytes]:
-        """Start a run, whose folder is ``run``."""
-        path = self.folder / "run.toml"
-        path.write_text(to_toml({**config, "run.dir": str(self.folder / "run")}), encoding="utf-8")
-        self.app = self.popen(["flwr", "run", "app", "lab", "--stream", "--run-config", str(path)], "app", self.folder)
+    def start(self, name: str, config: Mapping[str, Flat]) -> subprocess.Popen[bytes]:
+        """Start a run, whose folder and log have this name."""
+        path = self.folder / f"{name}.toml"
+        path.write_text(to_toml({**config, "run.dir": str(self.folder / name)}), encoding="utf-8")
+        self.before = {log.stem: self.log(log.stem) for log in self.folder.glob("node-*.log")}
+        self.app = self.popen(["flwr", "run", "app", "lab", "--stream", "--run-config", str(path)], name, self.folder)
         return self.app
+
+    def received(self, number: int, kind: str = "") -> int:
+        """Return how many messages of a kind a node has received in this run."""
+        name = f"node-{number}"
+        return self.log(name).removeprefix(self.before[name]).count(f"Receiving: {kind}")
 
     def kill_when_asked(self, number: int, node: subprocess.Popen[bytes], asked: int) -> None:
         """Kill a node as soon as it has received that many messages, or the run has ended without them."""
-        received = "Receiving: "
-
-        def happened() -> bool:
-            return self.log(f"node-{number}").count(received) >= asked or self.app.poll() is not None
-
-        self.wait_for(happened, f"message {asked}", LONGEST)
+        self.wait_for(
+            lambda: self.received(number) >= asked or self.app.poll() is not None, f"message {asked}", LONGEST
+        )
         kill(node)
 
-    def kill_one_that_trains(self, nodes: Sequence[subprocess.Popen[bytes]]) -> int:
-        """Kill the first node that is asked to train, whichever that is; return its number."""
-        found: list[int] = []
+    def kill_one_that_trains(self, nodes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+        """Kill the first node that is asked to train, whichever that is; return its number; None where none is."""
 
-        def happened() -> bool:
-            found[:] = [number for number in range(len(nodes)) if "Receiving: train" in self.log(f"node-{number}")]
-            return bool(found) or self.app.poll() is not None
+        def asked() -> int | None:
+            return next((number for number in range(len(nodes)) if self.received(number, "train")), None)
 
-        self.wait_for(happened, "a message to train", LONGEST)
-        assert found, self.log("app")
-        kill(nodes[found[0]])
-        return found[0]
+        self.wait_for(lambda: asked() is not None or self.app.poll() is not None, "a message to train", LONGEST)
+        if (found := asked()) is not None:
+            kill(nodes[found])
+        return found

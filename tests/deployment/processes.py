@@ -157,7 +157,7 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_HOME": str(home),
         "RAY_TMPDIR": str(home),
         "PYTHONUNBUFFERED": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
         # Flower talks to itself over HTTP, and heeds proxies.
         "NO_PROXY": ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("NO_PROXY", "")])),
     }

@@ -75,11 +75,11 @@ def test_any_number_of_actors_gives_the_same_bits(pool):
             replies = [list(through.send_and_receive(sent_to(grid, start=start))) for start in (2.0, 3.0)]
             return [bits(each) for each in replies], [groups_of(grid, each) for each in replies]
 
-    three = RayGrid("cohort_clients:app", len(RATES), at_once=3, cohort=4)
-    for window, groups, several in ((0, GROUPS, nullcontext(pool)), (6, GROUPS_IN_SIX, three)):
+    one = RayGrid("cohort_clients:app", len(RATES), at_once=1, cohort=4)
+    for window, groups, actors in ((0, GROUPS, nullcontext(pool)), (6, GROUPS_IN_SIX, one)):
         inline = rounds(LocalGrid("cohort_clients:app", len(RATES), cohort=4), window)
         assert inline[1] == [[next(group for group in groups if own in group) for own in range(len(RATES))]] * 2
-        assert rounds(several, window) == inline
+        assert rounds(actors, window) == inline
 
 
 def test_only_the_client_that_raises_fails(together, caplog):

@@ -64,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
 def build_request(args: argparse.Namespace) -> Request:
     """Return what the arguments ask for, where this machine can give it; nothing is started or written."""
     if args.resume and args.app:
-        raise ConfigError("--resume is for this package's own app; another app has its own way to go on")
+        raise ConfigError(
+            f"--resume is for this package's own app, and --app is {args.app}: start it with --app alone, and let its "
+            "ServerApp load the checkpoint (RunFolder.load_checkpoint)"
+        )
     if args.grid == "local" and (args.cpus, args.parallel or 1) != (1, 1):
         raise ConfigError("--cpus and --parallel are for --grid ray; --grid local runs the clients in this process")
     on_ray = CLUSTER in os.environ or args.gpus or (args.cpus, args.parallel or 1) != (1, 1)
