@@ -35,16 +35,8 @@ class CohortApp(ClientApp):
 app = CohortApp()
 
 
-@app.query("capability")
-def capability_query(message: Message, context: Context) -> Message:
-    """Say what this node can hold and which part of the data it has."""
-    return answer_capability(message, context)
-
-
-@app.query("stages")
-def stages_query(message: Message, context: Context) -> Message:
-    """Say what stages of the strategy want to know beside training."""
-    return answer_stages(message, context)
+app.query("capability")(answer_capability)
+app.query("stages")(answer_stages)
 
 
 @app.query("moments")

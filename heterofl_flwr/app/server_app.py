@@ -81,6 +81,8 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     steps = task.steps_each(clients) if clients else None
     console = Console(steps=steps)
     strategy = make_strategy(task, (console, *build_callbacks(task, folder), *extra_callbacks))
+    # The window is inside of simulated devices.
+    grid = Windowed(grid, settings.engine.window) if settings.engine.window else grid
     devices = build_devices(task)
     if folder is not None:  # only now, when everything has been checked
         with extra("report"):  # not after hours that what draws is missing
@@ -91,7 +93,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     told = {} if start.run_key is None or not task.keeps else {messages.RUN_KEY: start.run_key}
     with console.by_time():
         strategy.start(
-            _build_grid(grid, settings, devices),
+            grid if devices is None else SimulatedDevices(grid, devices),
             num_rounds=settings.num_rounds,
             timeout=settings.engine.timeout,
             # Where clients have models of their own, there is none for the server to evaluate.
@@ -146,12 +148,6 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         asynchronous=settings.asynchronous,
         **options,
     )
-
-
-def _build_grid(grid: Grid, settings: Settings, devices: Devices | None) -> Grid:
-    """Return the grid with a window on its messages, and with simulated devices."""
-    own = Windowed(grid, settings.engine.window) if settings.engine.window else grid
-    return own if devices is None else SimulatedDevices(own, devices)
 
 
 def build_devices(task: Task) -> Devices | None:

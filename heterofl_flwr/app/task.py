@@ -4,7 +4,7 @@ A task is made once in each process and kept, so data and models survive the rou
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 
 import torch
 from torch import nn
@@ -40,8 +40,7 @@ class Task:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.mix = settings, settings.mix
-        self._partitions: dict[int, Partitions] = {}
-        self._tests: dict[int, Split] = {}
+        self.partitions, self.whole_test = cache(self._deal), cache(self._join_tests)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -139,14 +138,10 @@ class Task:
         engine = self.settings.engine
         return (engine.cohort or COHORTS.get(self.device.type, 1)) if engine.name in ("auto", "cohort") else 1
 
-    def partitions(self, number: int) -> Partitions:
+    def _deal(self, number: int) -> Partitions:
         """Return the split of the data among ``number`` clients."""
-        if number not in self._partitions:
-            settings = self.settings
-            self._partitions[number] = split_dataset(
-                self.dataset, settings.data.split, number, settings.seed, settings.fidelity
-            )
-        return self._partitions[number]
+        settings = self.settings
+        return split_dataset(self.dataset, settings.data.split, number, settings.seed, settings.fidelity)
 
     def steps_each(self, number: int) -> float | None:
         """Return how many steps each of ``number`` clients trains in a round, on average; None for text."""
@@ -169,14 +164,11 @@ class Task:
         rows = seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed)
         return train.select(rows).to(self.device)
 
-    def whole_test(self, number: int) -> Split:
+    def _join_tests(self, number: int) -> Split:
         """Return the test examples of all of ``number`` clients, on the device."""
-        parts = self.partitions(number) if number else None
-        if parts is None or not parts.partial:
+        if not number or not (parts := self.partitions(number)).partial:
             return self.test
-        if number not in self._tests:
-            self._tests[number] = self.dataset.test.select(torch.cat(parts.test).sort().values).to(self.device)
-        return self._tests[number]
+        return self.dataset.test.select(torch.cat(parts.test).sort().values).to(self.device)
 
     def example(self) -> torch.Tensor:
         """Return a batch of one input."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Dataset, Split
-from heterofl_flwr.errors import ConfigError, DataError, extra
+from heterofl_flwr.errors import ConfigError, DataError, check_count, extra
 
 LEAST = 2
 """Fewest examples of a client: batch norm cannot normalise a single one."""
@@ -110,7 +110,7 @@ def owner_column(kind: str) -> str | None:
 
 def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
     """Return each client's rows: equally many, drawn without replacement. What the division leaves over is unused."""
-    _check_clients(clients)
+    check_count("the number of clients", clients, 1)
     size = len(targets) // clients
     if not size:
         raise DataError(f"{len(targets)} examples are too few for {clients} clients: use fewer clients")
@@ -140,7 +140,7 @@ def noniid(
     fidelity : Variant
         A client that draws one class twice gets one shard of it, and the other is lost (paper), or both (fixed).
     """
-    _check_clients(clients)
+    check_count("the number of clients", clients, 1)
     present = targets.unique()  # (classes,), sorted
     number, draws = len(present), clients * classes_per_client
     if not 1 <= classes_per_client <= number or draws < number:
@@ -190,7 +190,7 @@ def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[T
         from datasets import Dataset as Table  # type: ignore[import-untyped]
         from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
 
-    _check_clients(clients)
+    check_count("the number of clients", clients, 1)
     seed = derive(seed, "split", "dirichlet")
     try:
         partitioner = DirichletPartitioner(clients, "label", alpha, min_partition_size=LEAST, seed=seed)
@@ -210,7 +210,7 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
 
     The rows are those of flwr-datasets' ``NaturalIdPartitioner``, which goes through them one by one in Python.
     """
-    _check_clients(clients)
+    check_count("the number of clients", clients, 1)
     if dataset.owners is None:
         raise ConfigError(f"split is natural, but {dataset.name} does not say whose each example is: use another split")
     train, test = dataset.owners
@@ -239,11 +239,6 @@ def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tenso
         for mine, part in zip(parts, tested.tensor_split(ends[:-1]), strict=True):
             mine.append(part)
     return tuple(torch.cat(mine) for mine in parts)
-
-
-def _check_clients(clients: int) -> None:
-    if clients < 1:
-        raise ConfigError(f"the number of clients is {clients}; expected 1 or more")
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:

@@ -1,5 +1,6 @@
 """Callbacks that send curves to experiment trackers, which are installed on demand."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ class _Tracker(RoundCallback):
     """Sends every number of every round to what ``on_start`` opens and puts into ``_log`` and ``_close``."""
 
     _log: Callable[..., object]
-    _close: Callable[[], object] | None = None
+    _close: Callable[[], object]
 
     def on_round_end(self, progress: Progress) -> bool:
         """Send one round."""
@@ -24,8 +25,7 @@ class _Tracker(RoundCallback):
 
     def on_end(self, state: State) -> None:
         """Close the run there."""
-        if self._close:
-            self._close()
+        self._close()
 
 
 class TensorBoard(_Tracker):
@@ -70,14 +70,15 @@ class _Service(_Tracker):
         self._project, self._settings, self._folder = project, flatten(settings or {}), folder
         self._options = options
 
-    @property
-    def _known(self) -> str | None:
-        """The id that the run has there, if it has been there before."""
-        return self._folder.about().get(self._name) if self._folder else None
-
-    def _keep(self, run_id: str) -> None:
+    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+        """Open the run there, and keep its id there."""
+        run_id = self._open(self._folder.about().get(self._name) if self._folder else None)
         if self._folder:
             self._folder.note(**{self._name: run_id})
+
+    @abstractmethod
+    def _open(self, known: str | None) -> str:
+        """Open the run there, which may have an id from before; return its id."""
 
 
 class WandB(_Service):
@@ -97,13 +98,11 @@ class WandB(_Service):
 
     _name = "wandb"
 
-    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Open the run there."""
-        known = self._known
+    def _open(self, known: str | None) -> str:
         goes_on = {"id": known, "resume": "allow"} if known else {}
         run = self._module.init(project=self._project, config=self._settings, **self._options, **goes_on)
-        self._keep(run.id)
         self._log, self._close = run.log, run.finish
+        return str(run.id)
 
 
 class MLflow(_Service):
@@ -121,12 +120,10 @@ class MLflow(_Service):
 
     _name = "mlflow"
 
-    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Open the run there."""
+    def _open(self, known: str | None) -> str:
         self._module.set_experiment(self._project)
-        known = self._known
         run = self._module.start_run(**self._options, **({"run_id": known} if known else {}))
-        self._keep(run.info.run_id)
         if not known:  # a run that goes on has its parameters, and MLflow lets no one change them
             self._module.log_params(self._settings)
         self._log, self._close = self._module.log_metrics, self._module.end_run
+        return str(run.info.run_id)

@@ -52,7 +52,6 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
     """Return every figure for which the records hold something."""
     kind = headline_kind(records)
     rounds = [record.server_round for record in records]
-    sent = list(accumulate(bytes_sent(records)))
     seconds = list(accumulate(record.simulated_seconds for record in records))
     unit, unit_name = next((time for time in TIMES if seconds and seconds[-1] >= 2 * time[0]), TIMES[-1])
     times = [total / unit for total in seconds]
@@ -60,8 +59,8 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
     found = {
         "learning-curves": draw_curves(_scopes(records, kind, rounds), kind),
         "levels": draw_curves(levels, kind),
-        "loss": draw_curves(_losses(records), "loss"),
-        "bytes": _draw_bytes(records, costs, sent),
+        "loss": draw_curves(_losses(records, rounds), "loss"),
+        "bytes": _draw_bytes(records, costs, rounds),
         "for-time": draw_curves(_scopes(records, kind, times), kind, f"simulated {unit_name}"),
     }
     return [
@@ -73,22 +72,16 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:
     """Return the metric of each scope over what was spent by then; nothing where nothing was spent."""
-    found = {}
-    for scope in SCOPES if any(spent) else ():
-        known = [(total, record.evaluate.get(f"{scope}-{kind}")) for total, record in zip(spent, records, strict=True)]
-        pairs = [(total, value) for total, value in known if value is not None]
-        found[scope] = [total for total, _ in pairs], [value for _, value in pairs]
-    return found
+    found = {scope: [record.evaluate.get(f"{scope}-{kind}") for record in records] for scope in SCOPES}
+    return {scope: points(spent, values) for scope, values in found.items()} if any(spent) else {}
 
 
-def _losses(records: Sequence[RoundRecord]) -> Curves:
+def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
     """Return the training loss of each level, or of all clients where levels are not known."""
-
-    def loss_of(level: str) -> Callable[[RoundRecord], float | None]:
-        return lambda record: pick_metric(record.train_by_level.get(level, {}) if level else record.train, "loss")
-
     levels = sorted({level for record in records for level in record.train_by_level})
-    return {level or "all clients": points(records, loss_of(level)) for level in levels or [""]}
+    found = {level: [record.train_by_level.get(level, {}) for record in records] for level in levels}
+    found = found or {"all clients": [record.train for record in records]}
+    return {level: points(rounds, [pick_metric(own, "loss") for own in means]) for level, means in found.items()}
 
 
 def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", label: Label | None = None) -> Figure | None:
@@ -145,9 +138,8 @@ def _join_alike(curves: Curves, apart: float) -> Curves:
     return {" and ".join(own): curves[first] for first, own in names.items()}
 
 
-def _draw_bytes(records: Sequence[RoundRecord], costs: ModelCosts | None, sent: Sequence[int]) -> Figure | None:
-    rounds = [record.server_round for record in records]
-    curves: dict[str, Points] = {"this run": (rounds, sent)}
+def _draw_bytes(records: Sequence[RoundRecord], costs: ModelCosts | None, rounds: Sequence[int]) -> Figure | None:
+    curves: dict[str, Points] = {"this run": (rounds, list(accumulate(bytes_sent(records))))}
     if costs and savings(records, costs):
         curves["full-size FedAvg"] = rounds, list(accumulate(full_bytes(record, costs) for record in records))
     if figure := draw_curves(curves, "sent in total"):

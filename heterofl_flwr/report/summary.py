@@ -30,9 +30,10 @@ def levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> dict[flo
     return dict(sorted(names.items(), reverse=True))
 
 
-def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple[list[int], list[float]]:
+def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple[list[float], list[float]]:
     """Return the rounds in which a level's model was evaluated, and its metric of a kind."""
-    return points(records, lambda record: pick_metric(record.evaluate_by_level.get(level, {}), kind))
+    values = [pick_metric(record.evaluate_by_level.get(level, {}), kind) for record in records]
+    return points([record.server_round for record in records], values)
 
 
 def failure_cells(records: Sequence[RoundRecord]) -> Cells:
@@ -106,7 +107,7 @@ def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
     seconds = math.fsum(record.simulated_seconds for record in records)
     joules = math.fsum(record.joules for record in records)
     if seconds or joules:
-        name = next(filter(None, map(headline, records)), "")
+        name = headline(records)
         best = next((score.best for score in scores(records) if score.name == name), None)
         reached = None if best is None else seconds_to(records, name, best)
         after = "" if reached is None else f", best {name} after {formatting.duration(reached)}"

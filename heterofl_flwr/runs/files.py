@@ -73,23 +73,17 @@ def writing(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-        sync(path.parent)
+        if hasattr(os, "O_DIRECTORY"):  # Windows, which opens no folders, writes names by itself
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         raise HeteroFLError(
             f"cannot write {path}: {error.strerror or error}; what was there before is untouched. "
             f"Make room or grant access, then go on, or choose another folder"
         ) from error
-
-
-def sync(path: Path) -> None:
-    """Write a file, or the names in a folder, to the disk. Windows, which opens no folders, writes names by itself."""
-    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -216,9 +216,6 @@ class RunFolder:
         """Add a round to the history; it is on the disk when this returns."""
         append_line(self._history, to_json(record.to_json()))
 
-    def _write_history(self, records: Sequence[RoundRecord]) -> None:
-        write_atomic(self._history, "".join(f"{to_json(record.to_json())}\n" for record in records).encode())
-
     def history(self) -> list[RoundRecord]:
         """Return all rounds' records; a last line that was cut off, as by a power cut, is ignored with a warning."""
         text = self._history.read_text(encoding="utf-8", errors="replace") if self._history.exists() else ""
@@ -242,7 +239,7 @@ class RunFolder:
             raise ConfigError(
                 f"{self._history} ends with round {found}, but the run is to go on after round {last_round}"
             )
-        self._write_history(records)
+        write_atomic(self._history, "".join(f"{to_json(record.to_json())}\n" for record in records).encode())
         later = list(files_by_round(self._checkpoints, checkpoints.PATTERN).items())
         for folder, *_ in os.walk(self.clients):
             later += files_by_round(Path(folder), CLIENT_STATES).items()

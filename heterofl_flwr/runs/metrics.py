@@ -1,7 +1,7 @@
 """The metrics of a history: the headline, which way is better, final and best values, and names for trackers."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -44,26 +44,27 @@ def headline_kind(records: Sequence[RoundRecord]) -> str:
     return next((kind for kind in KINDS if any(name.endswith(kind) for own in found for name in own)), UNKNOWN)
 
 
-def headline(record: RoundRecord) -> str | None:
-    """Return the name of the metric by which global models are compared, if the round was evaluated."""
-    names = [f"{scope}-{kind}" for kind in KINDS for scope in SCOPES]
-    names += [name for kind in KINDS for name in record.evaluate if name.endswith(kind)]
-    return next((name for name in names if name in record.evaluate), None)
+def find_metric(values: Mapping[str, float], *kinds: str) -> str:
+    """Return the name of the metric of the first of some kinds, under whichever scope it is given; ``""`` for none."""
+    names = [f"{scope}-{kind}" for kind in kinds for scope in SCOPES]
+    names += [name for kind in kinds for name in (kind, *values) if name.endswith(kind)]
+    return next((name for name in names if name in values), "")
+
+
+def headline(records: Sequence[RoundRecord]) -> str:
+    """Return the name of the metric by which global models are compared; ``""`` where no round was evaluated."""
+    return next(filter(None, (find_metric(record.evaluate, *KINDS) for record in records)), "")
 
 
 def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
-    """Return a level's metric of a kind, under whichever scope it is given."""
-    names = (*(f"{scope}-{kind}" for scope in SCOPES), kind)
-    found = next((name for name in names if name in values), None)
-    return values[found] if found else next((values[name] for name in values if name.endswith(kind)), None)
+    """Return a level's metric of a kind."""
+    return values.get(find_metric(values, kind))
 
 
-def points(
-    records: Sequence[RoundRecord], value_of: Callable[[RoundRecord], float | None]
-) -> tuple[list[int], list[float]]:
-    """Return the rounds that have a value, and the values."""
-    known = {record.server_round: value for record in records if (value := value_of(record)) is not None}
-    return list(known), list(known.values())
+def points(places: Sequence[float], values: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """Return the places on an axis that have a value, and the values."""
+    known = [(place, own) for place, own in zip(places, values, strict=True) if own is not None]
+    return [place for place, _ in known], [own for _, own in known]
 
 
 def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float | None:

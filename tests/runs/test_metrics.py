@@ -20,13 +20,13 @@ def test_what_is_not_a_number_loses_to_everything():
         ({"global-accuracy": 1, "local-accuracy": 1, "global-perplexity": 1}, "perplexity", "global-perplexity"),
         ({"global-loss": 1}, "loss", "global-loss"),
         ({"coverage": 1, "test-loss": 1}, "loss", "test-loss"),
-        ({}, "accuracy", None),
+        ({}, "accuracy", ""),
     ],
 )
 def test_the_headline_is_perplexity_else_accuracy_else_loss(record, evaluate, kind, name):
     one = replace(record(1), evaluate=evaluate, evaluate_by_level={})
     assert headline_kind([one]) == kind
-    assert headline(one) == name
+    assert headline([one]) == name
 
 
 def test_the_best_loss_is_that_of_the_median_client(record):

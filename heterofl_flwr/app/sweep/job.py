@@ -239,5 +239,5 @@ def run_once(job: Job) -> bool:
 def read_metric(job: Job) -> float | None:
     """Return the last value of the metric by which the run chooses its best round (``run.metric``)."""
     records = RunFolder(job.path).history()[::-1]
-    name = job.settings.run.metric or next(filter(None, map(headline, records)), "")
+    name = job.settings.run.metric or headline(records)
     return next((record.evaluate[name] for record in records if name in record.evaluate), None)
