@@ -89,10 +89,10 @@ class Fault:
     kind: FaultKind = "failed"
 
 
-def short(fault: str) -> str:
+def short(fault: str, longest: int = LONGEST_FAULT) -> str:
     """Return what a client failed with as text that is safe to log and to keep: no control characters, its two ends."""
-    if len(fault) > LONGEST_FAULT:
-        fault = f"{fault[: LONGEST_FAULT // 2]} ... {fault[-LONGEST_FAULT // 2 :]}"
+    if len(fault) > longest:
+        fault = f"{fault[: longest // 2]} ... {fault[-longest // 2 :]}"
     return printable(fault)
 
 

@@ -200,7 +200,7 @@ class _Flight:
 
     def _pull(self, ids: list[str], seconds: float) -> None:
         """Keep the replies that are there, having waited for them where the grid can."""
-        if seconds and isinstance(self._grid, Waits):
+        if isinstance(self._grid, Waits):
             ids = self._grid.wait_for_replies(ids, None if seconds == math.inf else seconds)
         self._keep(pulled(self._grid, ids))
 

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, Run, set_identity, set_metadata
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count
+from heterofl_flwr.exchange import exchange
 from heterofl_flwr.grids.apps import Envelope, Identity
 from heterofl_flwr.messages import CONFIG, RATE
 
@@ -101,9 +102,9 @@ class Runner(ABC):
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
         """Wait for the replies to these messages until the deadline of ``time.monotonic``; return those answered."""
 
-    def collect(self, ids: Sequence[str], deadline: float | None) -> list[Message]:
-        """Return the replies to these messages, in their order, and keep none; wait for them until the deadline."""
-        return [reply for id_ in self.wait(ids, deadline) if (reply := self._done.pop(id_, None))]
+    def collect(self, ids: Sequence[str]) -> list[Message]:
+        """Return the replies to these messages, in their order, and keep none."""
+        return [reply for id_ in self.wait(ids, self.poll_until) if (reply := self._done.pop(id_, None))]
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Drop these messages and their replies; nobody will ask for them."""
@@ -234,7 +235,7 @@ class QueuedGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to these messages that are there; in this process, run the clients now."""
-        return self._runner.collect(list(message_ids), self._runner.poll_until)
+        return self._runner.collect(list(message_ids))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Return the replies in the order of the messages.
@@ -242,13 +243,7 @@ class QueuedGrid(Grid):
         After ``timeout`` seconds, clients that were not begun are left out, and so are those still at work in actors,
         which are ended. In this process, a client cannot be interrupted.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        ids = list(self.push_messages(messages))
-        del messages
-        try:
-            return self._runner.collect(ids, deadline)
-        finally:
-            self._runner.cancel(ids)
+        return list(exchange(self, messages, timeout=timeout))
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
         """Wait until these messages are answered, or ``timeout`` seconds; return the ids of those that are.

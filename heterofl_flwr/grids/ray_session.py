@@ -51,9 +51,9 @@ class Session:
     def enter(cls) -> Mapping[str, str]:
         """Join or start Ray, for one more grid; return what its actors need in their environment."""
         own = _environment()
-        with cls._lock:
+        with cls._lock, ExitStack() as started:
             if cls._grids == 0:
-                cls._environment, cls._at_end = _connect(own)
+                cls._environment, cls._at_end = _connect(own, started), started.pop_all()
             cls._grids += 1
             return {} if own == cls._environment else own  # what Ray has already, actors need not wait for
 
@@ -66,28 +66,27 @@ class Session:
                 cls._at_end.close()
 
 
-def _connect(own: Mapping[str, str]) -> tuple[Mapping[str, str], ExitStack]:
-    """Join or start Ray; return the part of our environment that it has, and what ends what was started."""
-    with ExitStack() as started:
-        if ray.is_initialized():
-            return {}, started.pop_all()
-        address = os.environ.get("RAY_ADDRESS")
-        if not address:
-            _start({**_SETTINGS, **own}, started)
-            return own, started.pop_all()
-        try:
-            _probe(address)
-            _init()
-        except (OSError, ValueError) as error:  # a port that is no number, too
-            raise ConfigError(f"no Ray answers at RAY_ADDRESS={address!r}: {error}") from error
-        started.callback(shut_down)
-        if os.environ.get("RAY_AUTH_MODE", "disabled") == "disabled":
-            logger.warning(
-                "The Ray cluster at RAY_ADDRESS=%r asks for no token: whoever reaches its ports can run programs "
-                "there. Set RAY_AUTH_MODE=token on all its machines and here.",
-                address,
-            )
-        return {}, started.pop_all()
+def _connect(own: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
+    """Join or start Ray, with what ends what was started; return the part of our environment that it has."""
+    if ray.is_initialized():
+        return {}
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        _start({**_SETTINGS, **own}, started)
+        return own
+    try:
+        _probe(address)
+        _init()
+    except (OSError, ValueError) as error:  # a port that is no number, too
+        raise ConfigError(f"no Ray answers at RAY_ADDRESS={address!r}: {error}") from error
+    started.callback(shut_down)
+    if os.environ.get("RAY_AUTH_MODE", "disabled") == "disabled":
+        logger.warning(
+            "The Ray cluster at RAY_ADDRESS=%r asks for no token: whoever reaches its ports can run programs "
+            "there. Set RAY_AUTH_MODE=token on all its machines and here.",
+            address,
+        )
+    return {}
 
 
 def _probe(address: str) -> None:

@@ -24,26 +24,21 @@ SMALL = 9.0  # points
 LINE, MARK = 60, 5  # characters of that size in a line of a legend, and the room that an entry's mark needs
 
 
-def light(name: str) -> str:
-    """Return a colour as figures use it."""
-    return COLOURS[name]
-
-
 def series(number: int) -> tuple[str, str]:
     """Return colour and line style of the n-th of several series; no two of the first 18 are alike."""
-    return light(SERIES[number % len(SERIES)]), DASHES[number // len(SERIES) % len(DASHES)]
+    return COLOURS[SERIES[number % len(SERIES)]], DASHES[number // len(SERIES) % len(DASHES)]
 
 
 def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """Return an empty figure in this package's look."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    axes.set_xlabel(xlabel, fontsize=SMALL, color=light("muted"))
-    axes.set_ylabel(ylabel, fontsize=SMALL, color=light("muted"))
-    axes.tick_params(labelsize=SMALL, labelcolor=light("muted"), color=light("grid"))
+    axes.set_xlabel(xlabel, fontsize=SMALL, color=COLOURS["muted"])
+    axes.set_ylabel(ylabel, fontsize=SMALL, color=COLOURS["muted"])
+    axes.tick_params(labelsize=SMALL, labelcolor=COLOURS["muted"], color=COLOURS["grid"])
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(light("grid"))
-    axes.grid(axis="y", color=light("grid"), linewidth=0.7)
+    axes.spines[["left", "bottom"]].set_color(COLOURS["grid"])
+    axes.grid(axis="y", color=COLOURS["grid"], linewidth=0.7)
     axes.set_axisbelow(True)
     return figure, axes
 
@@ -61,7 +56,7 @@ def add_legend(axes: Axes) -> None:
             borderaxespad=0.2,
             frameon=False,
             fontsize=SMALL,
-            labelcolor=light("ink"),
+            labelcolor=COLOURS["ink"],
             handlelength=1.6,
             columnspacing=1.2,
         )
@@ -69,7 +64,7 @@ def add_legend(axes: Axes) -> None:
 
 def to_png(figure: Figure, title: str) -> bytes:
     """Return the figure as PNG, on white, with a title above it."""
-    figure.suptitle(title, fontsize=10.5, color=light("ink"))
+    figure.suptitle(title, fontsize=10.5, color=COLOURS["ink"])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200)
     return buffer.getvalue()

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.errors import short
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs.costs import ModelCosts, savings
@@ -42,9 +43,8 @@ def failure_cells(records: Sequence[RoundRecord]) -> Cells:
     for record in records:
         for partition, reason in chain(record.failures.items(), record.evaluate_failures.items()):
             # In one line and with both ends: what a program prints last is often why.
-            line, half = " ".join(reason.split()), LONGEST // 2
-            short = line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
-            found.setdefault(short, []).append((record.server_round, partition))
+            line = short(" ".join(reason.split()), LONGEST)
+            found.setdefault(line, []).append((record.server_round, partition))
     rows = []
     for reason, own in sorted(found.items(), key=lambda item: -len(item[1])):
         rounds, clients = (formatting.numbers(sorted(set(numbers))) for numbers in zip(*own, strict=True))

@@ -69,11 +69,11 @@ def save_models(
             plan = plan.sliced(slices[rate])
         own = plan.extract(untied(models[largest], state))
         metrics: dict[str, float] = {}
-        facts: dict[str, object] = {}
+        few = {}
         if record:
             metrics = {**(record.evaluate if rate == largest else {}), **record.evaluate_by_level.get(level, {})}
             if record.few_answered:
-                facts["evaluated_by"] = f"{record.evaluate_answers} of {record.evaluate_asked} clients"
+                few = {"evaluated_by": f"{record.evaluate_answers} of {record.evaluate_asked} clients"}
         facts = {
             "level": level,
             "rate": rate,
@@ -81,7 +81,7 @@ def save_models(
             "parameters": plan.parameters,
             "server_round": record.server_round if record else None,
             "metrics": metrics,
-            **facts,
+            **few,
             "shapes": {key: list(value.shape) for key, value in own.items()},
         }
         write_atomic(folder.models / f"{level}.safetensors", pack(own))

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes as Place
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from heterofl_flwr.report.drawing import COLOURS, SMALL, light
+from heterofl_flwr.report.drawing import COLOURS, SMALL
 from simulations.program import parser_of, status_of
 from simulations.svg import to_svg
 
@@ -38,17 +38,17 @@ def with_modes(svg: str) -> str:
 
 def label(place: Place, title: str, below: str) -> None:
     """Write a title and a note below, without ticks."""
-    place.set_title(title, fontsize=9.5, color=light("ink"))
-    place.set_xlabel(below, fontsize=SMALL, color=light("muted"))
+    place.set_title(title, fontsize=9.5, color=COLOURS["ink"])
+    place.set_xlabel(below, fontsize=SMALL, color=COLOURS["muted"])
     place.set_xticks([])
     place.set_yticks([])
-    place.spines[:].set_color(light("grid"))
+    place.spines[:].set_color(COLOURS["grid"])
 
 
 def add_bar(figure: Figure, image: AxesImage, **options: Any) -> None:
     """Add a scale of whole numbers."""
     bar = figure.colorbar(image, **options)
-    bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=light("ink"))
+    bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=COLOURS["ink"])
     bar.outline.set_visible(False)
 
 

@@ -16,7 +16,7 @@ from heterofl_flwr.core.axes import positions
 from heterofl_flwr.core.moving_slices import SliceRule, make_slice_function
 from heterofl_flwr.nn.depth import Rates
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.report.drawing import light
+from heterofl_flwr.report.drawing import COLOURS
 from simulations.examples.light_and_dark import label, write_picture
 
 WIDTH, BLOCKS, RANK = 16, 4, 8
@@ -71,7 +71,7 @@ def draw_parts() -> Figure:
         ]
         _draw(place, _count(plans, names[0]), rule, f"one block in round {ROUND}")
     title = "Three clients of rates 1, 0.5 and 0.25: how many hold each entry (1, 2 or 3, from pale to dark)"
-    figure.suptitle(title, fontsize=11, color=light("ink"))
+    figure.suptitle(title, fontsize=11, color=COLOURS["ink"])
     return figure
 
 

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from heterofl_flwr.core import LEVELS, Plan
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.nn.build import new_model
-from heterofl_flwr.report.drawing import SMALL, light
+from heterofl_flwr.report.drawing import COLOURS, SMALL
 from simulations.examples.light_and_dark import add_bar, label, write_picture
 
 WEIGHT = "features.conv4.weight"
@@ -50,7 +50,7 @@ def draw() -> Figure:
     place.set_box_aspect(1)
     label(place, "the global model", "how many clients hold each entry")
     title = f"{WEIGHT}: {rows} x {columns}, cut by the plans of {len(kept)} clients"
-    figure.suptitle(title, fontsize=11, color=light("ink"))
+    figure.suptitle(title, fontsize=11, color=COLOURS["ink"])
     return figure
 
 

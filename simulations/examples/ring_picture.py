@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from heterofl_flwr.core import LEVELS, Plan
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.nn.build import new_model
-from heterofl_flwr.report.drawing import light
+from heterofl_flwr.report.drawing import COLOURS
 from heterofl_flwr.secure.slices import as_state, count_holders, whole
 from simulations.examples.light_and_dark import add_bar, label, write_picture
 
@@ -50,7 +50,7 @@ def draw() -> Figure:
         _label(place, f"a client of level {level}", f"sends {inside.shape[0]} x {inside.shape[1]}", rings.shape)
     add_bar(figure, image, ax=figure.axes, ticks=range(1, EACH * len(slices) + 1), fraction=0.03, pad=0.01)
     title = f"{WEIGHT}, {EACH} clients of each level: the rings, and with how many others a client masks each entry"
-    figure.suptitle(title, fontsize=11, color=light("ink"))
+    figure.suptitle(title, fontsize=11, color=COLOURS["ink"])
     return figure
 
 

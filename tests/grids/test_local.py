@@ -1,7 +1,6 @@
 """``LocalGrid``: Flower's interface, errors as replies, state, isolation, identity."""
 
 import gc
-import itertools
 import logging
 import threading
 from types import SimpleNamespace
@@ -13,10 +12,10 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from heterofl_flwr import compat
+from heterofl_flwr import compat, exchange
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, Run
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.grids import LocalGrid, local, queued
+from heterofl_flwr.grids import LocalGrid, Windowed, local, queued
 
 
 def test_flowers_fedavg_runs_unchanged(grid):
@@ -116,16 +115,25 @@ def test_clients_run_when_their_replies_are_pulled(ask):
         assert list(grid.pull_messages(ids)) == []
 
 
-def test_clients_not_begun_at_the_timeout_are_left_out(grid, ask, monkeypatch):
-    clock = SimpleNamespace(monotonic=itertools.count().__next__)  # it is looked at before each client
-    for module in (local, queued):
-        monkeypatch.setattr(module, "time", clock)
-    messages = [ask(node_id, "count") for node_id in grid.get_node_ids()]
-    replies = list(grid.send_and_receive(messages, timeout=3))
-    assert [reply.metadata.reply_to_message_id for reply in replies] == [
-        message.metadata.message_id for message in messages[:2]
-    ]
-    assert list(grid.pull_messages([message.metadata.message_id for message in messages])) == []
+@pytest.mark.parametrize("window", [None, 4])
+def test_clients_not_begun_at_the_timeout_are_left_out(ask, monkeypatch, window):
+    ran = []
+    app = ClientApp()
+
+    @app.query("note")
+    def note(message, context):
+        ran.append(context.node_config["partition-id"])
+        return Message(RecordDict(), reply_to=message)
+
+    for module in (local, queued, exchange):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: len(ran)))  # a second for each client
+    with LocalGrid(app, 4) as grid:
+        messages = [ask(node_id, "note") for node_id in grid.get_node_ids()]
+        replies = list((Windowed(grid, window) if window else grid).send_and_receive(messages, timeout=2))
+        ids = [message.metadata.message_id for message in messages]
+        assert [reply.metadata.reply_to_message_id for reply in replies] == ids[:2]
+        assert list(grid.pull_messages(ids)) == []
+    assert ran == [0, 1]
 
 
 def test_threads_may_ask_at_the_same_time(grid, ask, configs):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -352,7 +353,7 @@ def place(monkeypatch):
 def test_an_address_at_which_nobody_listens_raises_soon(place):
     began = time.monotonic()
     with pytest.raises(ConfigError, match=r"no Ray answers at RAY_ADDRESS='127\.0\.0\.1:.*refused"):
-        ray_session._connect({})
+        ray_session._connect({}, ExitStack())
     assert time.monotonic() - began < ray_session.SECONDS_TO_CONNECT
 
 
@@ -364,7 +365,7 @@ def test_a_cluster_without_a_token_is_warned_of(place, monkeypatch, caplog, mode
     monkeypatch.setattr(ray_session, "_init", lambda: None)
     place.listen()
     with caplog.at_level(logging.WARNING):
-        ray_session._connect({})
+        ray_session._connect({}, ExitStack())
     assert ("asks for no token" in caplog.text) == warned
 
 

@@ -127,13 +127,16 @@ examples:
 
 def _add_run(this: argparse.ArgumentParser) -> None:
     what = this.add_argument_group("what")
-    what.add_argument("--data", metavar="NAME", help="short for --set data.name=NAME")
-    what.add_argument("--mix", metavar="MIX", help="short for --set mix=MIX, such as a1-b1-c1-d1-e1 or a1-e9")
-    what.add_argument("--rounds", type=int, metavar="N", help="short for --set num-rounds=N")
-    what.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
-    what.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; --set may be left out"
-    )
+    given = {"dest": "set", "action": "append", "default": []}
+    for option, long in (
+        ("--data", "data.name=NAME"),
+        ("--mix", "mix=MIX, such as a1-b1-c1-d1-e1 or a1-e9"),
+        ("--rounds", "num-rounds=N"),
+        ("--seed", "seed=N"),
+    ):
+        key, metavar = long.partition(",")[0].split("=")
+        what.add_argument(option, type=f"{key}={{}}".format, metavar=metavar, help=f"short for --set {long}", **given)
+    what.add_argument("--set", metavar="KEY=VALUE", help="any setting; --set may be left out", **given)
     what.add_argument(
         "--config", type=_path, metavar="FILE", help="settings in a TOML file; the options above override it"
     )

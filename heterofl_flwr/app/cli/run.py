@@ -7,7 +7,6 @@ import sys
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from heterofl_flwr.app.cli.main import HOW
 from heterofl_flwr.app.cli.report import show_results
@@ -72,7 +71,7 @@ def build_request(args: argparse.Namespace) -> Request:
         raise ConfigError("--cpus and --parallel are for --grid ray; --grid local runs the clients in this process")
     on_ray = CLUSTER in os.environ or args.gpus or (args.cpus, args.parallel or 1) != (1, 1)
     how = {name: getattr(args, name) for name in HOW} | {"grid": args.grid or ("ray" if on_ray else "local")}
-    now = _read_given(args)
+    now = {**(read_config(args.config) if args.config else {}), **read_assignments(args.set)}
     if args.app:
         app = args.app.resolve()
         return Request(config=now, out=_choose_folder(args, app.name), clients=args.clients or 2, app=app, **how)
@@ -97,16 +96,6 @@ def build_request(args: argparse.Namespace) -> Request:
     if args.gpus is not None and "engine.device" not in now:
         config["engine.device"] = "auto" if args.gpus else "cpu"
     return Request(config=config, out=out, clients=clients, **how)
-
-
-def _read_given(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that the arguments give."""
-    short = {"data.name": args.data, "mix": args.mix, "num-rounds": args.rounds, "seed": args.seed}
-    return {
-        **(read_config(args.config) if args.config else {}),
-        **{key: value for key, value in short.items() if value is not None},
-        **read_assignments(args.set),
-    }
 
 
 def _count_clients(asked: int | None, out: Path, begun: bool, usual: int) -> int:

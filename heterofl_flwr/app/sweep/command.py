@@ -24,9 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 from heterofl_flwr.app.cli.main import FAILED
 from heterofl_flwr.app.launch.running import LOG, RunError
 from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, build_job, check_jobs, flat, read_metric, run_once
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, unknown_settings
 from heterofl_flwr.runs.origin import command
-from heterofl_flwr.settings.flat import from_flat
+from heterofl_flwr.settings.flat import SPECS
 
 logger = logging.getLogger("sweep")  # not below the package, whose own log a run keeps to its folder
 
@@ -91,9 +91,6 @@ def _describe_misuse(error: Exception) -> str:
         plugins = "; the extra sweep-plugins has more" if group.startswith("hydra/") else ""
         return f"{group}: found {name!r}, expected one of {', '.join(error.options)}{plugins}"
     if match := re.match("Could not override '([^']+)'", str(error)):
-        try:
-            from_flat({match[1]: ""})
-        except ConfigError as unknown:
-            return str(unknown)
+        return "; ".join(unknown_settings([match[1]], SPECS))
     lines = re.sub(r"^\w+ raised while resolving interpolation: |\s+full_key: (?s:.*)", "", str(error))
     return " ".join(lines.split())
