@@ -16,21 +16,15 @@ from heterofl_flwr.strategies.heterofl import HeteroFL
 PROJECT = "heterofl-flwr"
 
 
-class CentralEvaluation:
-    """The global model on the whole test set."""
-
-    def __init__(self, strategy: HeteroFL, task: Task) -> None:
-        self._strategy, self._task = strategy, task
-
-    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Return accuracy and loss without any mask; nothing of the model that nobody has trained yet."""
-        if not server_round:
-            return None
-        task, strategy, rate = self._task, self._strategy, self._task.mix.global_rate
-        model = model_at(task.build, packing.read_tensors(arrays, "the server"), rate, rate)
-        model = for_evaluation(model, strategy.moments.get(rate)).to(task.device)
-        test = task.whole_test(strategy.federation.nodes.dealt())
-        return MetricRecord(dict(task.evaluate_centrally(model, test, server_round).metrics("global")))
+def evaluate_global(strategy: HeteroFL, task: Task, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+    """Return accuracy and loss on the whole test set without any mask; nothing of a model that nobody has trained."""
+    if not server_round:
+        return None
+    rate = task.mix.global_rate
+    model = model_at(task.build, packing.read_tensors(arrays, "the server"), rate, rate)
+    model = for_evaluation(model, strategy.moments.get(rate)).to(task.device)
+    test = task.whole_test(strategy.federation.nodes.dealt())
+    return MetricRecord(dict(task.evaluate_centrally(model, test, server_round).metrics("global")))
 
 
 def build_callbacks(task: Task, folder: RunFolder | None) -> list[RoundCallback]:

@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr import messages
-from heterofl_flwr.app.callbacks import CentralEvaluation, build_callbacks
+from heterofl_flwr.app.callbacks import build_callbacks, evaluate_global
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.errors import ConfigError, extra, load_function
@@ -91,13 +91,14 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         _start_folder(folder, task, start, strategy, clients)
     # So that nodes do not take what an earlier run left with them for this run's.
     told = {} if start.run_key is None or not task.keeps else {messages.RUN_KEY: start.run_key}
+    # Where clients have models of their own, there is none for the server to evaluate.
+    evaluates = settings.evaluate.central and not task.personal
     with console.by_time():
         strategy.start(
             grid if devices is None else SimulatedDevices(grid, devices),
             num_rounds=settings.num_rounds,
             timeout=settings.engine.timeout,
-            # Where clients have models of their own, there is none for the server to evaluate.
-            evaluate_fn=CentralEvaluation(strategy, task) if settings.evaluate.central and not task.personal else None,
+            evaluate_fn=partial(evaluate_global, strategy, task) if evaluates else None,
             resume=start.state,
             train_config=ConfigRecord(dict(told)),
             evaluate_config=ConfigRecord(dict(told)),

@@ -1,7 +1,7 @@
 """The figures of a run, drawn from its records alone."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -17,7 +17,6 @@ from heterofl_flwr.runs.metrics import SCOPES, headline_kind, pick_metric, point
 
 Points = tuple[Sequence[float], Sequence[float]]
 Curves = Mapping[str, Points]
-Label = Callable[[float], str]
 
 TIMES = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 FEW = 30  # with fewer points than this, each is marked
@@ -84,8 +83,8 @@ def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
     return {level: points(rounds, [pick_metric(own, "loss") for own in means]) for level, means in found.items()}
 
 
-def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", label: Label | None = None) -> Figure | None:
-    """Draw values over rounds, or over what was spent, of which ``label`` writes the ticks; None without values.
+def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | None:
+    """Draw values over rounds, or over what was spent; None without values.
 
     The vertical axis follows the data once they have left their first climb or fall.
     """
@@ -107,8 +106,6 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", label: Label
     if ylabel.endswith("accuracy"):
         axes.set_ylim(top=min(high + room, 1.01))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    if label:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(label(value))))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.margins(x=0.02)
     add_legend(axes)

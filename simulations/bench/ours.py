@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
 from heterofl_flwr.app import client_app
-from heterofl_flwr.app.callbacks import CentralEvaluation
+from heterofl_flwr.app.callbacks import evaluate_global
 from heterofl_flwr.app.cli.main import parser
 from heterofl_flwr.app.cli.run import build_request
 from heterofl_flwr.app.launch.request import App, Request
@@ -96,7 +96,7 @@ class Ours:
         start = time.perf_counter()
         messages = strategy.configure_evaluate(due, arrays, ConfigRecord(), self._grid)
         strategy.aggregate_evaluate(due, self._grid.send_and_receive(messages))
-        CentralEvaluation(strategy, self.task)(due, arrays)
+        evaluate_global(strategy, self.task, due, arrays)
         return time.perf_counter() - start
 
 

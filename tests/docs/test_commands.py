@@ -27,11 +27,7 @@ def heterofl(words: Sequence[str]) -> None:
     """Parse it as the command does; settings must exist and have a value that they can have."""
     args = parse(words)
     if getattr(args, "app", None) is None:
-        given = read_assignments(getattr(args, "set", []))
-        short = {"data.name": "data", "mix": "mix", "num-rounds": "rounds", "seed": "seed"}
-        if words[0] == "run":
-            given |= {key: getattr(args, name) for key, name in short.items() if getattr(args, name) is not None}
-        from_flat(given)
+        from_flat(read_assignments(getattr(args, "set", [])))
 
 
 def make(words: Sequence[str]) -> None:

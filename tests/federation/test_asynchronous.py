@@ -234,8 +234,8 @@ class TestWhoIsLost:
     def test_one_that_never_answers_is_given_up_and_named(self):
         class Silent(Watched):
             def pull_messages(self, message_ids):
-                there = [own.metadata.message_id for own in self.sent if self.partition_of(own) != 1]
-                return super().pull_messages([id_ for id_ in message_ids if id_ in there])
+                silent = [own.metadata.message_id for own in self.of("train") if self.partition_of(own) == 1]
+                return super().pull_messages([id_ for id_ in message_ids if id_ not in silent])
 
         found = run(
             Buffered(size=2, concurrency=2),

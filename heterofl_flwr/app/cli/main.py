@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from heterofl_flwr import __version__
 from heterofl_flwr.errors import HeteroFLError, not_usable, printable, unknown_settings
@@ -127,7 +128,7 @@ examples:
 
 def _add_run(this: argparse.ArgumentParser) -> None:
     what = this.add_argument_group("what")
-    given = {"dest": "set", "action": "append", "default": []}
+    given: dict[str, Any] = {"dest": "set", "action": "append", "default": []}
     for option, long in (
         ("--data", "data.name=NAME"),
         ("--mix", "mix=MIX, such as a1-b1-c1-d1-e1 or a1-e9"),
