@@ -228,10 +228,7 @@ class Aggregator:
                 continue
             if first:
                 self._sums[name].zero_()
-            if own is None:
-                region.add(local, weight)
-            else:
-                region.add_rows(local, own, weight)
+            region.add(local, weight, own)
 
     def _entries(self, plan: Plan, name: str, own: Tensor) -> Tensor:
         """Return what of a client's parameter is added to the sum."""

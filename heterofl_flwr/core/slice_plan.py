@@ -245,22 +245,20 @@ class Region:
         else:
             self.view[self._index] *= factor
 
-    def add(self, local: Tensor, weight: float) -> None:
-        """Add ``weight`` times a client's tensor to the region."""
-        if self._index is None:
+    def add(self, local: Tensor, weight: float, rows: Tensor | None = None) -> None:
+        """Add ``weight`` times a client's tensor to the region, or some rows of it if the first axis is held whole."""
+        if rows is not None:
+            found = local.reshape(self._shape)[rows].to(self.view.dtype)
+            if self._index is None:
+                self.view.index_add_(0, rows, found, alpha=weight)
+            else:
+                place = (rows.view(-1, *[1] * (found.dim() - 1)), *self._index[1:])
+                self.view[place] = self.view[place].add_(found, alpha=weight)
+        elif self._index is None:
             self.view.add_(local.view(self._shape) if self._shape != self._local_shape else local, alpha=weight)
         else:
             # Positions are distinct, so reading, adding and writing back counts each entry once.
             self.view[self._index] = self.view[self._index].add_(local.reshape(self._shape), alpha=weight)
-
-    def add_rows(self, local: Tensor, rows: Tensor, weight: float) -> None:
-        """Add ``weight`` times some rows of a client's tensor; the first axis must be held whole."""
-        found = local.reshape(self._shape)[rows].to(self.view.dtype)
-        if self._index is None:
-            self.view.index_add_(0, rows, found, alpha=weight)
-        else:
-            place = (rows.view(-1, *[1] * (found.dim() - 1)), *self._index[1:])
-            self.view[place] = self.view[place].add_(found, alpha=weight)
 
 
 def is_prefix(axes: Axes) -> bool:

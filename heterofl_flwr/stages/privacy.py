@@ -64,7 +64,7 @@ class Ledger(Protocol):
 
 
 class Spent:
-    """What a run has given away."""
+    """What a run with noise has given away."""
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
@@ -81,17 +81,13 @@ class Spent:
         self._ledger = ledger
 
     def add(self, kind: str, number: int = 1) -> None:
-        """Count releases, before anybody gets them; nothing is counted where there is no noise."""
-        if not self._privacy.noise:
-            return
+        """Count releases, before anybody gets them."""
         self.releases[kind] += number
         if self._ledger:
             self._ledger.write_releases(self.releases)
 
     def facts(self) -> dict[str, float]:
-        """Return the releases so far and their epsilon; nothing where there is no noise."""
-        if not self._privacy.noise:
-            return {}
+        """Return the releases so far and their epsilon."""
         number = sum(self.releases.values())
         return {
             "epsilon": epsilon(divergences(self._privacy.noise, number), self._privacy.delta) if number else 0.0,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.option_groups import Decay, Positive, with_options
-from heterofl_flwr.stages.stage import Held, Needs, RoundContext, Stage, State
+from heterofl_flwr.stages.stage import Held, KeepingStage, Needs, RoundContext, State
 
 FIRST, SECOND = "first", "second"
 """The moments that an optimiser keeps of a parameter."""
@@ -24,14 +24,11 @@ Kept = Mapping[str, Tensor]
 """The first and second moment of one parameter."""
 
 
-class ServerOptimizer(Stage):
+class ServerOptimizer(KeepingStage):
     """A step of the global model along what the mean of a round changes; a subclass says which by ``_step``."""
 
     name = "ServerOptimizer"
     needs = Needs(steps=True)
-
-    def __post_init__(self) -> None:
-        self.kept: State = {}
 
     @abstractmethod
     def _step(self, change: Tensor, kept: Kept, server_round: int) -> tuple[Tensor, Kept]:
@@ -51,14 +48,6 @@ class ServerOptimizer(Stage):
             for kind, tensor in after.items():
                 self.kept[f"{kind}/{name}"] = torch.where(trained, tensor, before[kind])
         return new
-
-    def state(self) -> Mapping[str, Tensor]:
-        """Return the moments."""
-        return self.kept
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with these moments."""
-        self.kept = dict(state)
 
 
 @with_options

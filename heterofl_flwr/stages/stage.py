@@ -269,6 +269,21 @@ class Stage:
         del state
 
 
+class KeepingStage(Stage):
+    """A stage that keeps tensors from round to round, by names of its own; they are replaced, and none is changed."""
+
+    def __post_init__(self) -> None:
+        self.kept: State = {}
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return what is kept."""
+        return self.kept
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with what was kept."""
+        self.kept = dict(state)
+
+
 def label(stage: Stage) -> str:
     """Return the name of a stage."""
     return stage.name or type(stage).__name__

@@ -87,11 +87,11 @@ class Rounds:
 
     def _evaluate(self, server_round: int) -> None:
         strategy, result = self.strategy, self.result
-        budget = strategy.budget = strategy.budget or Budget(strategy.timeout)
         sent = list(strategy.configure_evaluate(server_round, result.arrays, self.configs[1], self.grid))
         strategy.open_exchange(sent)
-        replies = strategy.hear(self.grid.send_and_receive(sent, timeout=budget.left()), "evaluated", len(sent))
-        if (metrics := strategy.aggregate_evaluate(server_round, replies)) is not None:
+        replies = self.grid.send_and_receive(sent, timeout=strategy.seconds_left())
+        metrics = strategy.aggregate_evaluate(server_round, strategy.hear(replies, "evaluated", len(sent)))
+        if metrics is not None:
             result.evaluate_metrics_clientapp[server_round] = metrics
         self._evaluate_centrally(server_round)
 

@@ -173,7 +173,7 @@ class FederationStrategy(Strategy):
         current = self.open_round()
         self._read_each(current, replies, self.add_reply)
         if self.chain.asks and self._grid[0] is not None:
-            seconds = self._seconds_left(MOMENTS_SHARE)
+            seconds = self.seconds_left(MOMENTS_SHARE)
             Asking(self._grid[0], server_round, self.chain.instruction(), seconds).converse(self.chain.after())
         return self.close_round()
 
@@ -211,7 +211,7 @@ class FederationStrategy(Strategy):
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
             return []
         messages.check_own_keys(config)
-        nodes = available_nodes(grid, federation, server_round, self._seconds_left(MOMENTS_SHARE))
+        nodes = available_nodes(grid, federation, server_round, self.seconds_left(MOMENTS_SHARE))
         self.current = current = EvaluationRound(
             federation, self.log, server_round, nodes, num_rounds=self.num_rounds, silent=self._silent
         )
@@ -259,7 +259,7 @@ class FederationStrategy(Strategy):
             # All are read before any is added, so an answer that does not fit changes nothing.
             current.add_moments(packing.read_moments(reply, norms[node_id], f"node {node_id}"))
 
-        replies = grid.send_and_receive(sent, timeout=self._seconds_left(MOMENTS_SHARE))
+        replies = grid.send_and_receive(sent, timeout=self.seconds_left(MOMENTS_SHARE))
         replies = self.hear(replies, "sent moments", len(sent))
         for node_id, fault in read_each(sent, replies, read, HeteroFLError):
             if fault is not None:
@@ -283,7 +283,7 @@ class FederationStrategy(Strategy):
         current.close()
         return self._aggregated(function, current.whole_answers(), self.log.evaluate) if current.answers else None
 
-    def _seconds_left(self, share: float) -> float:
+    def seconds_left(self, share: float = 1.0) -> float:
         """Return a share of the seconds that are left of the round; without ``start``, all that a round has."""
         return self.timeout if self.budget is None else self.budget.left(share)
 

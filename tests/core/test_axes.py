@@ -121,7 +121,7 @@ def test_a_region_reads_what_the_twin_cuts(axes, transposed):
 def test_rows_are_added_where_the_twin_says(kept):
     axes = (Axis(3, 3), Axis(6, 2, 1, kept))
     tensor, local = torch.ones(3, 6), torch.arange(6.0).reshape(3, 2)
-    Region(tensor, axes).add_rows(local, torch.tensor([0, 2]), 2.0)
+    Region(tensor, axes).add(local, 2.0, torch.tensor([0, 2]))
     expected = torch.ones(3, 6)
     for row in (0, 2):
         for number, column in enumerate(kept):
