@@ -250,12 +250,15 @@ def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
     pending = dict(zip(order, sent, strict=True))
     position = 0
     for reply in replies:
-        node_id = reply.metadata.src_node_id
+        node_id, about = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
         if node_id == SUPERLINK_NODE_ID:  # which answers for a node that is gone
             # Looked up now: a message gets its id when it is sent, which may be after the first replies came.
-            about = reply.metadata.reply_to_message_id
             node_id = next((own.metadata.dst_node_id for own in sent if own.metadata.message_id == about), node_id)
-        if node_id not in pending or not _answers(reply, pending[node_id]):
+        # Some grids give an id to a copy of the message only.
+        if node_id not in pending or pending[node_id].metadata.message_id not in (
+            "",
+            reply.metadata.reply_to_message_id,
+        ):
             logger.warning("a reply of node %s is dropped: it was not asked this, or has answered already", node_id)
             continue
         del pending[node_id]
@@ -266,12 +269,6 @@ def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
             position += 1
     for node_id in order[position:]:
         yield node_id, reply_or_fault(early.pop(node_id)) if node_id in early else Fault(SILENT, "silent")
-
-
-def _answers(reply: Message, asked: Message) -> bool:
-    """Whether a reply is one to this message, and not to that of an earlier round."""
-    id_ = asked.metadata.message_id  # which some grids give to a copy only
-    return not id_ or reply.metadata.reply_to_message_id == id_
 
 
 def reply_or_fault(reply: Message) -> Message | Fault:

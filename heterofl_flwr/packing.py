@@ -88,15 +88,11 @@ def reading_arrays(sender: str) -> Iterator[None]:
 
 def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]:
     """Return the tensors of a record, to be read only: they lie where its bytes do. Reject one that is no array."""
-    with reading_arrays(sender):
-        return {name: _read_array(array) for name, array in record.items()}
-
-
-def _read_array(array: Array) -> Tensor:
     expected = "numpy.ndarray"  # how Flower names the only form in which it serialises arrays
-    if array.stype != expected:
-        raise ValueError(f"serialised as {array.stype!r}, expected {expected!r}")
-    return torch.from_numpy(read_npy(array.data))
+    with reading_arrays(sender):
+        if others := {array.stype for array in record.values()} - {expected}:
+            raise ValueError(f"serialised as {others.pop()!r}, expected {expected!r}")
+        return {name: torch.from_numpy(read_npy(array.data)) for name, array in record.items()}
 
 
 def read_npy(data: bytes) -> np.ndarray:

@@ -31,6 +31,9 @@ from heterofl_flwr.stages.stage import RoundContext, label
 
 State = dict[str, Tensor]
 
+KEPT_SLICES = 16
+"""Of a round, where they move."""
+
 KEPT_RATES = 128
 """Of how many rates the slices are kept, so that nodes that name ever new ones do not fill the memory."""
 
@@ -61,7 +64,7 @@ class Federation:
         self.norms = lru_cache(maxsize=KEPT_RATES)(self._read_norms)
         self.untrained = lru_cache(maxsize=KEPT_RATES)(self._find_untrained)
         self.base = lru_cache(maxsize=KEPT_RATES)(lambda rate: fingerprint(self.build(rate)))
-        self._round_plans: tuple[int, dict[float, Plan]] = (0, {})
+        self._moved_plan = lru_cache(maxsize=KEPT_SLICES)(self._build_moved_plan)
         self.nodes: Nodes
         self.reset()
         self.model = self._build_model()  # the global model's architecture; its weights are only a start
@@ -192,19 +195,19 @@ class Federation:
 
     def train_plan(self, server_round: int, node_id: int, rate: float) -> Plan:
         """Return the slice that a client trains in a round; one that clients of a rate share is computed once."""
-        transfer = self.options.transfer
-        rule = transfer.slice_rule
+        rule = self.options.transfer.slice_rule
         if rule == "prefix":
             return self.plan(rate)
-        partition = self.nodes.partition(node_id) if rule == "random-client" else 0
-        if self._round_plans[0] != server_round:
-            self._round_plans = server_round, {}
-        known = {} if rule == "random-client" else self._round_plans[1]
-        if rate not in known:
-            number = window_number(server_round, transfer.roll_by)
-            function = make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
-            known[rate] = self.plan(rate).sliced(function)
-        return known[rate]
+        return self._moved_plan(server_round, rate, self.nodes.partition(node_id) if rule == "random-client" else 0)
+
+    def _build_moved_plan(self, server_round: int, rate: float, partition: int) -> Plan:
+        """Return the slice of a rate in a round; ``_moved_plan`` caches it."""
+        function = self._slice_function(self.options.transfer.slice_rule, server_round, rate, partition)
+        return self.plan(rate).sliced(function)
+
+    def _slice_function(self, rule: SliceRule, server_round: int, rate: float, partition: int = 0) -> SliceFunction:
+        number = window_number(server_round, self.options.transfer.roll_by)
+        return make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
 
     def rates_inside(self, rate: float) -> list[float]:
         """Return a client's rate and, as long as slices are prefixes, those of the models that lie inside its own."""
@@ -220,8 +223,7 @@ class Federation:
 
     def evaluated_slice(self, server_round: int, rate: float) -> SliceFunction:
         """Return the slice of a smaller rate that an evaluation measures; of ``random-client``, that of client 0."""
-        number = window_number(server_round, self.options.transfer.roll_by)
-        return make_slice_function(self.evaluated_rule, seed=self.seed, server_round=number, rate=rate, partition=0)
+        return self._slice_function(self.evaluated_rule, server_round, rate)
 
     def initial_state(self) -> State:
         """Return the shared parameters of a freshly built global model, the same for equal seeds."""

@@ -12,9 +12,7 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.errors import ConfigError, first_line
 from heterofl_flwr.nn.models import Build
 
-Plans = dict[tuple[float, float], Plan]
-
-_plans: WeakKeyDictionary[Build, Plans] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[Build, dict[tuple[float, float], Plan]] = WeakKeyDictionary()
 """The plans of each function by two rates; they go with it, as there may be one for each message."""
 
 
