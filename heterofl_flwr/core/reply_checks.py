@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
+from heterofl_flwr.errors import ConfigError, DataError, ReplyError, ShapeError
 
 _SHOWN = 5
 
@@ -123,26 +123,28 @@ class LabelRows:
         cut = [name for name in self.sizes if name in plan.axes and plan.axes[name][0].kept != self.sizes[name]]
         if cut:
             raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
-        known = _read_labels(labels, self._classes)
+        known = class_numbers(labels, self._classes)
         rest = torch.arange(self._classes, self.most) if self._extra_rows else known[:0]
         return torch.cat([known, rest])
 
 
-def _read_labels(labels: Sequence[int], classes: int) -> Tensor:
-    """Return the labels as a tensor, distinct and ascending."""
+def class_numbers(
+    labels: Sequence[int] | Tensor, classes: int, unusable: type[ReplyError | DataError] = ReplyError
+) -> Tensor:
+    """Return labels as a tensor, distinct and ascending."""
     expected = f"expected whole numbers from 0 to {classes - 1}"
     try:
         given = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ReplyError(f"labels cannot be read ({error}): {expected}") from error
+        raise unusable(f"labels cannot be read ({error}): {expected}") from error
     if given.shape == (0,):
         return torch.empty(0, dtype=torch.long)
     if given.dtype not in _INTEGERS or given.dim() != 1:
-        raise ReplyError(f"labels of type {given.dtype} in {given.dim()} dimensions: {expected}, in one")
+        raise unusable(f"labels of type {given.dtype} in {given.dim()} dimensions: {expected}, in one")
     given = given.long()  # in few bits the number of classes itself would wrap
     wrong = given[(given < 0) | (given >= classes)]
     if wrong.numel():
-        raise ReplyError(f"labels {wrong[:5].tolist()} are out of range: {expected}")
+        raise unusable(f"labels {wrong[:5].tolist()} are out of range: {expected}")
     distinct: Tensor = torch.unique(given)
     return distinct
 

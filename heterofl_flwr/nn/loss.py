@@ -7,27 +7,21 @@ import torch
 from torch.nn import functional as F
 
 from heterofl_flwr.core.fidelity import Fidelity, Variant
+from heterofl_flwr.core.reply_checks import class_numbers
 from heterofl_flwr.errors import ConfigError, DataError
 
 Fill = Literal["zero", "-inf", "none"]
 """What becomes of the logits of absent classes."""
 
 
-def class_mask(classes: torch.Tensor, number: int) -> torch.Tensor:
+def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tensor:
     """Return a boolean mask of ``number`` classes, true for those given; check them.
 
     Build it once per client: the check reads values, which on a GPU waits for all work before it.
     """
-    if classes.dim() != 1 or classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
-        raise DataError(
-            f"classes have shape {tuple(classes.shape)} and type {classes.dtype}; expected a vector of integers"
-        )
-    classes = classes.long()  # in few bits the number of classes itself would wrap
-    outside = classes[(classes < 0) | (classes >= number)]
-    if len(outside):
-        raise DataError(f"classes {sorted(set(outside.tolist()))[:5]} do not exist: expected 0 to {number - 1}")
-    mask = torch.zeros(number, dtype=torch.bool, device=classes.device)
-    mask[classes] = True
+    given = class_numbers(classes, number, DataError)
+    mask = torch.zeros(number, dtype=torch.bool, device=given.device)
+    mask[given] = True
     return mask
 
 

@@ -16,7 +16,7 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 def present_classes(classes: Sequence[int] | Tensor | None, number: int) -> Tensor:
     """Return the boolean mask of a client's classes; all are present for None."""
-    return torch.ones(number, dtype=torch.bool) if classes is None else class_mask(torch.as_tensor(classes), number)
+    return torch.ones(number, dtype=torch.bool) if classes is None else class_mask(classes, number)
 
 
 class Masking:

@@ -79,7 +79,7 @@ def test_clients_with_an_odd_last_batch_rejoin_the_others(steps):
 def test_errors_of_data_are_those_of_plain(fill):
     clients = make_jobs(small(), (10, 10), classes=[None, [7]])
     before = state(clients[1].model)
-    with pytest.raises(DataError, match="do not exist: expected 0 to 4"):
+    with pytest.raises(DataError, match="out of range: expected whole numbers from 0 to 4"):
         train_cohort(clients, replace(OPTIONS, mask_fill=fill))
     assert equal(state(clients[1].model), before)
 
