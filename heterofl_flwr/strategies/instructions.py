@@ -1,7 +1,7 @@
 """The messages that the server sends: queries for the clients' capabilities, and instructions with slices."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -135,7 +135,12 @@ def available_nodes(grid: Grid, federation: Federation, server_round: int, timeo
         enough = len(node_ids) >= sampling.available
         new = [node_id for node_id in node_ids if node_id not in federation.nodes] if enough else []
         if new:
-            register_nodes(grid, federation, server_round, min(QUERY_SECONDS, timeout), new, node_ids)
+            seconds = min(QUERY_SECONDS, timeout)
+            config = {messages.SERVER_ROUND: server_round}  # which mods of apps read in any message
+            answers = ask(grid, messages.QUERY_CAPABILITY, dict.fromkeys(new, config), seconds, packing.read_capability)
+            # Whatever the answers say, so that no node decides by what the others are ordered.
+            names = {node.node_id: getattr(node, "name", "") for node in get_nodes(grid) if node.node_id in answers}
+            federation.register(answers, names, node_ids)
         waits_for_more = not enough or (new and federation.nodes.most_said() > len(node_ids))
         if not waits_for_more or time.monotonic() >= deadline:
             break
@@ -149,14 +154,3 @@ def available_nodes(grid: Grid, federation: Federation, server_round: int, timeo
     if begins:
         warn_of_mix(federation, server_round, node_ids)
     return node_ids
-
-
-def register_nodes(
-    grid: Grid, federation: Federation, server_round: int, timeout: float, new: Sequence[int], present: Sequence[int]
-) -> None:
-    """Ask new nodes what they can hold, and register them."""
-    config = {messages.SERVER_ROUND: server_round}  # which mods of apps read in any message
-    answers = ask(grid, messages.QUERY_CAPABILITY, dict.fromkeys(new, config), timeout, packing.read_capability)
-    # Whatever the answers say, so that no node decides by what the others are ordered.
-    names = {node.node_id: getattr(node, "name", "") for node in get_nodes(grid) if node.node_id in answers}
-    federation.register(answers, names, present)

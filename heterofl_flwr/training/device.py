@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import named_tensors
 
@@ -38,12 +39,8 @@ def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's own generators, which dropout draws from; give their state back (on CPU and CUDA)."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        elif device.type == "mps":
+    with kept_random_state(seed):
+        if device.type == "mps":
             torch.mps.manual_seed(seed)
         yield
 
