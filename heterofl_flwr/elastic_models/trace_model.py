@@ -58,10 +58,10 @@ def trace_model(
             )
     held = [(name, one, copy.copy(one)) for name, one in find_containers(model).items()]
     try:
-        return _trace(Skeleton(model, False), example_inputs, fixed, outputs)
+        return Tracer(Skeleton(model, False), fixed).trace(example_inputs, outputs)
     except UnsupportedLayerError as refused:
         try:
-            return _trace(Skeleton(model, True), example_inputs, fixed, outputs)
+            return Tracer(Skeleton(model, True), fixed).trace(example_inputs, outputs)
         except UnsupportedLayerError:
             raise refused from refused.__cause__
     finally:
@@ -82,13 +82,6 @@ def _restore(held: Sequence[tuple[str, Any, Any]]) -> None:
         raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"sets {', '.join(changed)}"))
 
 
-def _trace(skeleton: Skeleton, example_inputs: object, fixed: Sequence[str], outputs: Sequence[str]) -> Traced:
-    tracer = Tracer(skeleton, fixed)
-    for mode in MODES:
-        tracer.run(example_inputs, mode, outputs)
-    return tracer.find()
-
-
 class Tracer:
     """One trace of a model, and what it takes note of."""
 
@@ -103,12 +96,14 @@ class Tracer:
         self._calls: list[tuple[str, list[str], list[tuple[torch.Size, Rows | None]], float | None, list[Row]]] = []
         self._normalises = False
 
-    def run(self, example_inputs: object, mode: bool, outputs: Sequence[str]) -> None:
-        """Run the model, and keep what leaves it whole."""
-        for number, output in enumerate(self._outputs(example_inputs, mode, outputs)):
-            # Those behind the first may be hidden states that nobody reads.
-            why = "that tensor is one of the model's outputs (outputs=[...] names those that matter)"
-            self._trace.pin(*self._trace.rows(output), why=why if number and not outputs else "")
+    def trace(self, example_inputs: object, outputs: Sequence[str]) -> Traced:
+        """Run the model, in training and in evaluation, keep what leaves it whole, and return what was found."""
+        # Those behind the first may be hidden states that nobody reads.
+        why = "that tensor is one of the model's outputs (outputs=[...] names those that matter)"
+        for mode in MODES:
+            for number, output in enumerate(self._outputs(example_inputs, mode, outputs)):
+                self._trace.pin(*self._trace.rows(output), why=why if number and not outputs else "")
+        return self._find()
 
     def _outputs(self, example_inputs: object, mode: bool, names: Sequence[str]) -> list[Tensor]:
         """Return the tensors that come out, or those of the names given; if that fails, name the layer in the error."""
@@ -153,8 +148,7 @@ class Tracer:
             # Norms of weights leave activations as they are.
             self._normalises |= "parametrizations" not in self._skeleton.at_work[0].split(".")
 
-    def find(self) -> Traced:
-        """Return what was found."""
+    def _find(self) -> Traced:
         trace = self._trace
         trace.listening = False
         unused = _pin_unused(self._skeleton.model, trace, self._used)

@@ -69,10 +69,10 @@ def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Te
     return found
 
 
-def check_posteriors(found: object, shape: tuple[int, int], sender: str) -> Tensor:
+def check_posteriors(found: Tensor, shape: tuple[int, int], sender: str) -> Tensor:
     """Return valid posteriors: a distribution over the classes for each seed example; else raise ``ReplyError``."""
-    if not isinstance(found, Tensor) or tuple(found.shape) != shape or found.dtype != torch.float32:
-        what = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    if tuple(found.shape) != shape or found.dtype != torch.float32:
+        what = f"{found.dtype} of shape {tuple(found.shape)}"
         raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")
     if not found.isfinite().all():
         raise ReplyError(f"{sender} sent posteriors with NaN or infinity")
