@@ -319,18 +319,14 @@ class Federation:
             )
         return trainable
 
-    @property
-    def _least_largest(self) -> int:
-        """How many clients of the largest rate take part in each round, if they are there, for a stage."""
-        return max((stage.needs.holders for stage in self.options.averaging.stages), default=0)
-
     def sample(self, server_round: int, node_ids: Sequence[int], purpose: Purpose) -> list[int]:
         """Return the clients that take part in a round, drawn without replacement; to train, with spare ones."""
         number = self.options.sampling.number(len(node_ids), purpose)
         if purpose == "train":
             number = self.options.sampling.with_spare(number)
         first: list[int] = []
-        if purpose == "train" and (least := min(self._least_largest, number)):
+        holders = max((stage.needs.holders for stage in self.options.averaging.stages), default=0)
+        if purpose == "train" and (least := min(holders, number)):
             rates = {node_id: self.rate(server_round, node_id) for node_id in node_ids}
             largest = [node_id for node_id in node_ids if rates[node_id] == max(rates.values())]
             first = draw(self.nodes, largest, least, "largest", server_round, seed=self.seed)

@@ -111,21 +111,16 @@ class Chain:
         """Whether stages ask clients after they have trained."""
         return any(type(stage).after is not Stage.after for stage in self.stages)
 
-    @property
-    def sums_changes(self) -> bool:
-        """Whether the mean is one of changes."""
-        return any(stage.needs.changes for stage in self.stages)
-
     def instruction(self) -> dict[str, float | str]:
         """Return what the instructions of clients say of the stages."""
         return {key: value for stage in self.stages for key, value in stage.instruction().items()}
 
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
         """Begin a round; ``remote`` says whether clients are on other machines, and so maybe not ours."""
-        state, limits = context.state, dict(self._limits)
-        if remote and not limits["norm_bound"] and not self.sums_changes and not self.summing:
+        state, limits, sums_changes = context.state, dict(self._limits), any(own.needs.changes for own in self.stages)
+        if remote and not limits["norm_bound"] and not sums_changes and not self.summing:
             limits["norm_bound"] = REMOTE_CHANGE * max(1.0, math.hypot(*(own.norm().item() for own in state.values())))
-        if self.sums_changes:  # the zeros that they start from take no memory
+        if sums_changes:  # the zeros that they start from take no memory
             state = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
         self._context = context
         brought = self.summing.mean(state, context.rows) if self.summing else None

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.option_groups import Positive, with_options
-from heterofl_flwr.stages.stage import ClientContext, Held, Needs, Outgoing, Pull, RoundContext, Stage, State
+from heterofl_flwr.stages.stage import ClientContext, Held, KeepingStage, Needs, Outgoing, Pull, RoundContext, State
 
 KEY = "feddyn"
 """What the instruction to a client calls alpha, and what stands before the names of what the stage keeps."""
 
 
 @with_options
-class FedDyn(Stage):
+class FedDyn(KeepingStage):
     """Dynamic regularisation, entry by entry.
 
     With theta the model that a client is sent, it minimises ``loss(w) - <g, w> + alpha / 2 |w - theta|^2``, which is
@@ -36,16 +36,12 @@ class FedDyn(Stage):
     alpha: Positive = 0.1
     """weight of the pull"""
 
-    def __post_init__(self) -> None:
-        self._drift: State = {}
-        self._learning_rate = 0.0  # that the drift belongs to
-
     def instruction(self) -> Mapping[str, float | str]:
         """Tell clients alpha."""
         return {KEY: self.alpha}
 
     @classmethod
-    def from_instruction(cls, config: Mapping[str, object]) -> Stage | None:
+    def from_instruction(cls, config: Mapping[str, object]) -> "FedDyn | None":
         """Return the stage with the alpha that an instruction names."""
         if KEY not in config:
             return None
@@ -74,25 +70,16 @@ class FedDyn(Stage):
     @torch.no_grad()
     def on_mean(self, new: State, held: Held, context: RoundContext) -> State:
         """Add the drift to the mean."""
-        shrunk = context.learning_rate / self._learning_rate if self._learning_rate else 1.0
-        self._learning_rate = context.learning_rate
+        last = float(self.kept.get("learning-rate", 0.0))  # which the drift belongs to
+        shrunk = context.learning_rate / last if last else 1.0
+        self.kept["learning-rate"] = torch.tensor(context.learning_rate, dtype=torch.float64)
         for name, mean in new.items():
-            old, number = context.state[name], held(name)
-            before = shrunk * self._drift.get(name, torch.zeros_like(old))
+            old, number, drift = context.state[name], held(name), f"drift/{name}"
+            before = shrunk * self.kept.get(drift, torch.zeros_like(old))
             share = number / context.holders(name).clamp(min=1)
-            self._drift[name] = torch.where(number > 0, before + share * (mean - old), before).to(old.dtype)
-            new[name] = torch.where(number > 0, mean + self._drift[name], old)
+            self.kept[drift] = torch.where(number > 0, before + share * (mean - old), before).to(old.dtype)
+            new[name] = torch.where(number > 0, mean + self.kept[drift], old)
         return new
-
-    def state(self) -> Mapping[str, Tensor]:
-        """Return the drift, and the learning rate that it belongs to."""
-        rate = torch.tensor(self._learning_rate, dtype=torch.float64)
-        return {**{f"drift/{name}": own for name, own in self._drift.items()}, "learning-rate": rate}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a drift."""
-        self._drift = {name.removeprefix("drift/"): own for name, own in state.items() if name.startswith("drift/")}
-        self._learning_rate = float(state["learning-rate"]) if state else 0.0
 
 
 def _gradient(context: ClientContext, name: str, like: Tensor) -> Tensor:
