@@ -15,14 +15,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr import messages
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.client import (
-    note_pulled,
-    own_part,
-    pull_of,
-    seed_of,
-    share_of_work,
-    submodel,
-)
+from heterofl_flwr.client import note_pulled, own_part, pull_of, seed_of, share_of_work, submodel
 from heterofl_flwr.client_context import keep_part, kept_part
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError

@@ -19,10 +19,6 @@ class Columns:
     text: str = ""
 
 
-ANY = Columns()
-"""No column is named."""
-
-
 @dataclass(frozen=True, slots=True)
 class Source:
     """A data set of the hub."""
@@ -32,7 +28,7 @@ class Source:
     classes: Mapping[str, int] = field(default_factory=dict)  # how many each label column has; the usual one is first
     normal: Normal | None = None  # None: as the train split is
     augment: AugmentName = "none"
-    columns: Columns = ANY  # unless a caller names others
+    columns: Columns = Columns()  # unless a caller names others
     rows: Mapping[str, int] = field(default_factory=dict)  # of the text of each split; none: as many as are full
 
     def fill(self, named: Columns) -> Columns:

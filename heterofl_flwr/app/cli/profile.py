@@ -8,7 +8,7 @@ import torch
 
 from heterofl_flwr.core.formatting import count, render
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, first_line
 from heterofl_flwr.nn.models import PAPER, Setup
 from heterofl_flwr.nn.profile import MixProfile, mean_profile, profile
 from heterofl_flwr.settings.auto_values import options_of
@@ -66,6 +66,6 @@ def mix_costs(setup: Setup, names: Sequence[str]) -> dict[str, MixProfile]:
                 model = build(rate)
             profiles[rate] = profile(model, setup.example())
         except RuntimeError as error:  # such as torch's for an image that is too small
-            reason = str(error).partition("\n")[0]
-            raise ConfigError(f"{setup.model} of rate {rate:g} with inputs of {setup.shape}: {reason}") from error
+            what = f"{setup.model} of rate {rate:g} with inputs of {setup.shape}"
+            raise ConfigError(f"{what}: {first_line(error)}") from error
     return {name: mean_profile(profiles, mix) for name, mix in mixes.items()}

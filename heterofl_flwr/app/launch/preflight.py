@@ -2,7 +2,7 @@
 
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, first_line
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
 
@@ -43,8 +43,8 @@ def _check_fit(task: Task, name: str, build: Build) -> None:
     try:
         build_and_profile(build, task.mix.global_rate, example)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"the model {name} cannot read the data set {task.settings.data.name}, whose inputs are "
-            f"{example.dtype} of shape {tuple(example.shape[1:])} ({reason}): name another model (model.name), or auto"
+            f"{example.dtype} of shape {tuple(example.shape[1:])} ({first_line(error)}): name another model "
+            f"(model.name), or auto"
         ) from error
