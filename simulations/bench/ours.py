@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,7 +17,7 @@ from heterofl_flwr.app import client_app
 from heterofl_flwr.app.callbacks import evaluate_global
 from heterofl_flwr.app.cli.main import parser
 from heterofl_flwr.app.cli.run import build_request
-from heterofl_flwr.app.launch.request import App, Request
+from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.launch.running import open_grid
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import load_task
@@ -107,7 +108,7 @@ def open_ours(experiment: Experiment) -> Iterator[Ours]:
     with tempfile.TemporaryDirectory() as folder:
         options = ("--grid", "ray", "--seed", str(seed))
         request = build_our_request(experiment, Path(folder), *options, settings={"assignment": "fix"})
-        with open_grid(request, App("", APP, request.config)) as grid:
+        with open_grid(replace(request, client=APP)) as grid:
             ready: set[object] = set()
             while len(ready) < cores():  # the first actors answer before the others are there
                 replies = grid.send_and_receive([Message(RecordDict(), node, READY) for node in grid.get_node_ids()])

@@ -89,7 +89,7 @@ def test_it_waits_for_all_clients_unless_told(asked):
 
 def test_another_app_gets_only_what_is_said(asked):
     request, log = asked("--app", str(SAMPLE), "--clients", "5", "--set", "rounds=3", "--set", "note.text=hi")
-    assert request.config == {"rounds": 3, "note.text": "hi"}
+    assert request.config == {"fault": "", "rounds": 3, "note.text": "hi"}
     assert (request.app, request.clients, log) == (SAMPLE, 5, True)
     assert request.out.name.startswith("sample_app-")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from heterofl_flwr.app.cli.main import HOW
 from heterofl_flwr.app.cli.report import show_results
 from heterofl_flwr.app.launch import preflight, running
-from heterofl_flwr.app.launch.request import CLUSTER, Request
+from heterofl_flwr.app.launch.request import CLUSTER, Request, read_app
 from heterofl_flwr.app.server_app import find_start
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.data.known import short_name
@@ -74,7 +74,7 @@ def build_request(args: argparse.Namespace) -> Request:
     now = {**(read_config(args.config) if args.config else {}), **read_assignments(args.set)}
     if args.app:
         app = args.app.resolve()
-        return Request(config=now, out=_choose_folder(args, app.name), clients=args.clients or 2, app=app, **how)
+        return read_app(app, now, out=_choose_folder(args, app.name), clients=args.clients or 2, **how)
     for key, option in (("run.dir", "--out"), ("run.resume", "--resume")):
         if now.get(key):
             raise ConfigError(f"{key} is {now[key]!r}: here {option} FOLDER says it; leave the setting out")

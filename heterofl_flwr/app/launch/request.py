@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from flwr.app import UserConfig
@@ -18,14 +18,20 @@ CLUSTER = "RAY_ADDRESS"
 """The environment variable that names a Ray cluster; what its machines have is not known here."""
 
 
+SERVER_APP = "heterofl_flwr.app.server_app:app"
+CLIENT_APP = "heterofl_flwr.app.client_app:app"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A run that is to be made; the last three say what each client gets of the machine where Ray's actors run them."""
 
-    config: Mapping[str, Flat]  # all settings for the package's own app; what differs from its defaults for another
+    config: Mapping[str, Flat]  # all settings of the app
     out: Path  # the run's folder
     clients: int  # number of virtual clients
     app: Path | None = None  # folder of another Flower app; None for this package's own
+    server: str = SERVER_APP  # where the app's two parts are
+    client: str = CLIENT_APP
     grid: str = "local"  # what runs the clients: ``local``, this process; ``ray``, Ray's actors
     cpus: int = 1  # processor cores
     gpus: float | None = None  # a share of a GPU, or a number of whole ones; None where nobody says it
@@ -40,31 +46,16 @@ class Request:
         return math.floor(1e4 / math.ceil((self.parallel or number) / number)) / 1e4
 
 
-SERVER_APP = "heterofl_flwr.app.server_app:app"
-CLIENT_APP = "heterofl_flwr.app.client_app:app"
-
-
-class App(NamedTuple):
-    """Where an app's two parts are, and the run config that they get."""
-
-    server: str
-    client: str
-    config: Mapping[str, Flat]
-
-
-def read_app(request: Request) -> App:
-    """Return the app that is to be run, as Flower reads it; ``ConfigError`` for settings that it does not have."""
-    if request.app is None:
-        return App(SERVER_APP, CLIENT_APP, request.config)
+def read_app(folder: Path, given: Mapping[str, Flat], **how: Any) -> Request:
+    """Return the request for another app, as Flower reads it; ``ConfigError`` for settings that it does not have."""
     try:
-        table = get_project_config(request.app)["tool"]["flwr"]["app"]
+        table = get_project_config(folder)["tool"]["flwr"]["app"]
         config: UserConfig = flatten(table.get("config", {}))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{request.app} has no pyproject.toml that describes a Flower app: {error}") from error
-    unknown = sorted(request.config.keys() - config.keys())
-    if unknown:
+        raise ConfigError(f"{folder} has no pyproject.toml that describes a Flower app: {error}") from error
+    if unknown := sorted(given.keys() - config.keys()):
         raise ConfigError(
-            f"the app in {request.app} has no setting {', '.join(unknown)}; it has {', '.join(config) or 'none'}"
+            f"the app in {folder} has no setting {', '.join(unknown)}; it has {', '.join(config) or 'none'}"
         )
-    components = table["components"]
-    return App(components["serverapp"], components["clientapp"], {**config, **request.config})
+    parts = table["components"]
+    return Request(config={**config, **given}, app=folder, server=parts["serverapp"], client=parts["clientapp"], **how)

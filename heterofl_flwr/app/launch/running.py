@@ -13,7 +13,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
-from heterofl_flwr.app.launch.request import App, Request, read_app
+from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.compat import NO_FUNCTION, load_app
@@ -48,25 +48,23 @@ class RunError(HeteroFLError):
 def run_request(request: Request, *, log: bool = False) -> None:
     """Run an app; return when it has done all that it was to do, else raise ``RunError``.
 
-    Flower's log is in the run's folder, and with ``log`` it is shown too. If there is no such app, or it has no such
-    settings, nothing is started, and ``ConfigError`` is raised.
+    Flower's log is in the run's folder, and with ``log`` it is shown too.
     """
-    app = read_app(request)
     try:
         with _flower_log(request.out / LOG, shown=log):
-            _serve(request, app)
+            _serve(request)
     except Exception as error:  # whatever an app raises is how its run ended
         raise RunError(_describe(error)) from error
 
 
-def _serve(request: Request, app: App) -> None:
+def _serve(request: Request) -> None:
     """Run the ServerApp on a grid."""
     # Functions that settings name may lie in the folder from which the command was called.
     sys.path.insert(0 if request.app else len(sys.path), str(request.app or Path.cwd()))
-    with open_grid(request, app) as grid:
-        server: ServerApp = load_app(app.server, ConfigError, request.app)
+    with open_grid(request) as grid:
+        server: ServerApp = load_app(request.server, ConfigError, request.app)
         checked = Checked(grid)
-        server(checked, Context(grid.run.run_id, 0, {}, RecordDict(), dict(app.config)))
+        server(checked, Context(grid.run.run_id, 0, {}, RecordDict(), dict(request.config)))
     if request.app is not None:  # our own decides by itself which rounds are good
         checked.raise_for_rounds_without_a_result()
 
@@ -131,17 +129,17 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}\n{frames.rstrip()}"
 
 
-def open_grid(request: Request, app: App) -> QueuedGrid:
+def open_grid(request: Request) -> QueuedGrid:
     """Return the grid on which an app's clients run; it is the caller's to close."""
     states = {} if request.app is not None else {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
     kind: Callable[..., QueuedGrid] = LocalGrid
     if request.grid == "ray":
         kind = partial(RayGrid, num_cpus=request.cpus, num_gpus=request.gpu_share, at_once=request.parallel)
     return kind(
-        app.client,
+        request.client,
         request.clients,
         cohort=cohort_limit(request),
-        run_config=app.config,
+        run_config=request.config,
         cost=cost,
         node_config=lambda partition: states,
     )
