@@ -27,13 +27,8 @@ def _attention(embedding):
     return shapes
 
 
-def _random(shapes, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
 def test_foreign_state_dicts_are_sliced_as_the_design_shows():
-    state = _random(_attention(32))
+    state = twin.random_state(_attention(32))
     plan = Plan.between(_attention(32), _attention(16), heads=HEADS)
     sub = plan.extract(state)
     assert {name: tuple(value.shape) for name, value in sub.items()} == _attention(16) == plan.shapes
@@ -125,9 +120,9 @@ def test_gradients_go_through_the_parts_of_a_state_back_to_it(slice_function):
 def test_a_plan_of_another_model_is_refused(state, reason):
     plan = Plan.between({"w": (4,)}, {"w": (2,)})
     with pytest.raises(ShapeError, match=reason):
-        plan.extract(_random(state))
+        plan.extract(twin.random_state(state))
     with pytest.raises(ShapeError, match=reason):
-        Aggregator(_random(state)).add(plan, {"w": torch.zeros(2)})
+        Aggregator(twin.random_state(state)).add(plan, {"w": torch.zeros(2)})
 
 
 def _mlp(width, depth=1):

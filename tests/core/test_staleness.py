@@ -12,6 +12,7 @@ from heterofl_flwr.core import Aggregator, Axis, Plan
 from heterofl_flwr.core.staleness import Clocks, StaleMean
 from heterofl_flwr.errors import ConfigError, ReplyError
 from tests.core import twin
+from tests.core.twin import random_state
 
 SHAPES = {"body": (6, 4), "linear.weight": (3, 6), "linear.bias": (3,)}
 ROWS = ["linear.weight", "linear.bias"]
@@ -22,11 +23,6 @@ def plan_of(rate, *, parts=1):
     out, into = SIZES[rate]
     body = (Axis(6, out, parts if out < 6 else 1), Axis(4, into))
     return Plan({"body": body, "linear.weight": (Axis(3, 3), Axis(6, out)), "linear.bias": (Axis(3, 3),)})
-
-
-def random_state(seed, shapes=SHAPES):
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 REPLIES = st.tuples(
@@ -46,13 +42,13 @@ def sent_now(clocks, state, parts):
 
 def run(steps, *, parts=1, **options):
     """Return the models after each step, what each reply was, the clocks, and what they were after each step."""
-    clocks, models, told = Clocks(), [random_state(0)], []
+    clocks, models, told = Clocks(), [random_state(SHAPES)], []
     versions = [sent_now(clocks, models[0], parts)]
     for number, replies in enumerate(steps):
         mean, own = StaleMean(models[-1], ROWS, clocks=clocks, **options), []
         for place, (rate, age, labels, weight) in enumerate(replies):
             plan, sent = plan_of(rate, parts=parts), max(number - age, 0)
-            sub = random_state(100 * number + place, plan.shapes)
+            sub = random_state(plan.shapes, 100 * number + place)
             mean.add(plan, sub, labels=labels, weight=weight, sent=versions[sent][rate])
             own.append((plan, sub, labels, weight, sent))
         told.append(own)
@@ -73,7 +69,7 @@ def spread(clocks, name, plan, sent):
 
 def slow_run(told, **options):
     """Return the same models, with a clock for each single entry, and all clocks."""
-    models = [{name: own.double().numpy() for name, own in random_state(0).items()}]
+    models = [{name: own.double().numpy() for name, own in random_state(SHAPES).items()}]
     clocks = [{name: np.zeros(shape) for name, shape in SHAPES.items()}]
 
     def change(sub, labels, sent, name, local, entry):
@@ -86,20 +82,15 @@ def slow_run(told, **options):
     return models, clocks
 
 
-@given(steps=STEPS, exponent=st.sampled_from([0.0, 0.5, 1.0]), parts=st.sampled_from([1, 2]))
-def test_models_are_the_slow_twins(steps, exponent, parts):
-    models, told, *_ = run(steps, parts=parts, exponent=exponent)
-    for found, expected in zip(models, slow_run(told, exponent=exponent)[0], strict=True):
+OPTIONS = st.fixed_dictionaries({"exponent": st.sampled_from([0.0, 0.5, 1.0]), "one_clock": st.booleans()})
+
+
+@given(steps=STEPS, options=OPTIONS, parts=st.sampled_from([1, 2]))
+def test_models_are_the_slow_twins(steps, options, parts):
+    models, told, *_ = run(steps, parts=parts, **options)
+    for found, expected in zip(models, slow_run(told, **options)[0], strict=True):
         for name, own in found.items():
             np.testing.assert_allclose(own.numpy(), expected[name], atol=2e-5, err_msg=name)
-
-
-@given(steps=STEPS)
-def test_one_clock_for_the_model_is_the_slow_twins(steps):
-    models, told, *_ = run(steps, exponent=0.5, one_clock=True)
-    expected = slow_run(told, exponent=0.5, one_clock=True)[0]
-    for name, own in models[-1].items():
-        np.testing.assert_allclose(own.numpy(), expected[-1][name], atol=2e-5, err_msg=name)
 
 
 @given(steps=STEPS, rate=st.sampled_from(sorted(SIZES)), sent=st.integers(0, 9))
@@ -116,10 +107,10 @@ def test_clocks_are_the_slow_twins(steps, rate, sent):
 
 @given(replies=st.lists(REPLIES, min_size=1, max_size=5), exponent=st.sampled_from([0.0, 0.5]))
 def test_without_staleness_it_is_the_counting_mean(replies, exponent):
-    state = random_state(0)
+    state = random_state(SHAPES)
     mean, expected = StaleMean(state, ROWS, clocks=Clocks(7), exponent=exponent), Aggregator(state, ROWS)
     for place, (rate, _, labels, weight) in enumerate(replies):
-        sub = random_state(place + 1, plan_of(rate).shapes)
+        sub = random_state(plan_of(rate).shapes, place + 1)
         mean.add(plan_of(rate), sub, labels=labels, weight=weight)
         expected.add(plan_of(rate), sub, labels=labels, weight=weight)
     assert all(torch.equal(mean.held(name), expected.held(name)) for name in state)
@@ -134,10 +125,10 @@ def test_a_version_is_a_model_of_zeros_but_for_its_slice():
 
 
 def test_arguments_are_not_changed():
-    state, sub = random_state(0), random_state(1)
+    state, sub = random_state(SHAPES), random_state(SHAPES, 1)
     before = {name: own.clone() for name, own in {**state, **{f"sub/{name}": own for name, own in sub.items()}}.items()}
     clocks = Clocks()
-    sent = clocks.snapshot(plan_of(1.0), random_state(2))
+    sent = clocks.snapshot(plan_of(1.0), random_state(SHAPES, 2))
     clocks.step([plan_of(0.5)])
     mean = StaleMean(state, ROWS, clocks=clocks, exponent=0.5)
     mean.add(plan_of(1.0), sub, sent=sent)
@@ -147,7 +138,7 @@ def test_arguments_are_not_changed():
 
 
 def test_the_bound_on_changes_is_about_what_was_sent():
-    present, sent = random_state(0), random_state(1)
+    present, sent = random_state(SHAPES), random_state(SHAPES, 1)
     clocks = Clocks()
     version = clocks.snapshot(plan_of(1.0), sent)
     clocks.step([plan_of(1.0)])

@@ -26,6 +26,18 @@ class Reply:
     weight: float = 1.0
 
 
+def random_state(shapes, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return random parameters of these shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(tuple(shape), generator=generator) for name, shape in shapes.items()}
+
+
+def trained_reply(plan: Plan, state: Mapping[str, torch.Tensor], amount: float, labels=None) -> Reply:
+    """Return what a client sends that adds an amount to each entry of its slice."""
+    places = {name: held(axes) for name, axes in plan.axes.items()}
+    return Reply(places, {name: cut(state[name], own) + amount for name, own in places.items()}, labels)
+
+
 def positions(full: int, kept: int, parts: int = 1, places: Sequence[int] | None = None) -> tuple[int, ...]:
     """Return the kept positions of an axis of equal parts, each of which keeps ``places``, by default the first."""
     kept_of_part = range(kept // parts) if places is None else places

@@ -133,15 +133,6 @@ def test_models_clocks_and_times_are_the_slow_twins(steps):
             assert record.train["staleness"] == own[0]
 
 
-def test_a_run_can_be_repeated_bit_for_bit():
-    steps = Buffered(size=2, concurrency=5)
-    one, two = run(steps), run(steps)
-    assert equal(one.state, two.state)
-    assert [(own.rates, own.train, own.simulated_seconds) for own in one.records] == [
-        (own.rates, own.train, own.simulated_seconds) for own in two.records
-    ]
-
-
 def test_as_many_train_as_are_to_and_nobody_twice_from_one_model():
     found = run(Buffered(size=2, concurrency=5), num_rounds=8)
     sent = [(step, partition) for step, partition, _ in sent_by(found.grid)]

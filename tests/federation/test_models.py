@@ -1,7 +1,5 @@
 """Tied weights count once, travel once and are kept once; clients of unequal depth."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ from heterofl_flwr.core import Mix, Plan, width
 from heterofl_flwr.nn import build_model, with_exits
 from heterofl_flwr.report import RunFolder, load_model
 from heterofl_flwr.runs.models import save_models
-from tests.core.twin import Reply, counting_mean, held
+from tests.core.twin import counting_mean, trained_reply
 from tests.federation import tiny
 from tests.federation.tiny import make_app
 
@@ -62,8 +60,7 @@ def test_the_mean_is_the_slow_twins_under_either_name(rows):
     replies = []
     for partition, rate in strategy.log.rates.items():
         plan = Plan.of(Words(1.0), Words(rate))
-        values = {name: own + 1 + partition for name, own in plan.extract(before).items()}
-        replies.append(Reply({name: held(axes) for name, axes in plan.axes.items()}, values, [partition, 3]))
+        replies.append(trained_reply(plan, before, 1 + partition, [partition, 3]))
     assert strategy.federation.rows == ["embedding.weight", "decoder.bias"]
     means, _ = counting_mean(before, replies, strategy.federation.rows, classes=7)
     for name, tensor in state.items():
@@ -98,18 +95,9 @@ def stack() -> nn.Sequential:
 build = shallow(stack(), "1.*", torch.zeros(1, 3))
 
 
-def add(message, context, build):
-    """Train: add one more than the partition to every parameter."""
-    model = tiny.submodel(message, build)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 1 + context.node_config["partition-id"]
-    return tiny.reply(message, model, num_examples=1)
-
-
 def run(build, mix, odd=None, **options):
     """Run a round with one client for each part of the mix; return the state before and after."""
-    app, clients = tiny.make_app(partial(add, build=build), build=build, odd=odd), sum(Mix.parse(mix).counts)
+    app, clients = tiny.make_app(build=build, odd=odd), sum(Mix.parse(mix).counts)
     found = tiny.play(app, mix, clients, build=build, labels="none", min_available_nodes=clients, **options)
     return found.strategy.federation.initial_state(), found.state
 

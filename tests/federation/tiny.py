@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from types import MappingProxyType, SimpleNamespace
 
-import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback, messages
 from heterofl_flwr.client import answer_capability, answer_moments, models_to_evaluate, reply, submodel
 from heterofl_flwr.core import width
+from tests.core.twin import counting_mean, trained_reply
 
 NEVER = Evaluation(every=0)
 Handler = Callable[[Message, Context], Message | None]
@@ -48,7 +48,8 @@ def add_one(message: Message, context: Context, build=build, **said) -> Message:
     partition = context.node_config["partition-id"]
     model = submodel(message, build)
     with torch.no_grad():
-        model(inputs(partition))
+        if isinstance(model, Tiny):
+            model(inputs(partition))
         for parameter in model.parameters():
             parameter += 1 + partition
     return reply(message, model, num_examples=1 + partition, metrics={"loss": partition}, **said)
@@ -202,19 +203,12 @@ def equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
 
 def twin(federation, nodes, num_rounds):
     """Return the global model after rounds of ``add_one``, entry by entry: each the mean over those who held it."""
-    initial = federation.initial_state()
-    state = {name: tensor.double().numpy() for name, tensor in initial.items()}
+    state = federation.initial_state()
     for server_round in range(1, num_rounds + 1):
-        new = {}
-        for name, old in state.items():
-            total, count = np.zeros_like(old), np.zeros_like(old)
-            for partition, node_id in enumerate(nodes):
-                rate = federation.rate(server_round, node_id)
-                axes = federation.train_plan(server_round, node_id, rate).axes[name]
-                for place in np.ndindex(*old.shape):
-                    if all(at in (axis.index or range(axis.kept)) for at, axis in zip(place, axes, strict=True)):
-                        total[place] += old[place] + 1 + partition
-                        count[place] += 1
-            new[name] = np.where(count > 0, total / np.maximum(count, 1), old)
-        state = new
-    return {name: torch.from_numpy(own).to(initial[name]) for name, own in state.items()}
+        replies = []
+        for partition, node_id in enumerate(nodes):
+            plan = federation.train_plan(server_round, node_id, federation.rate(server_round, node_id))
+            replies.append(trained_reply(plan, state, 1 + partition))
+        means, _ = counting_mean(state, replies)
+        state = {name: torch.from_numpy(own).to(state[name]) for name, own in means.items()}
+    return state

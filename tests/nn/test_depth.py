@@ -108,62 +108,47 @@ def test_levels_are_read_from_text():
             read_levels(wrong)
 
 
-class NormsBeside(nn.Module):
-    """Blocks, and a norm for each in a list of its own."""
+class Beside(nn.Module):
+    """Four blocks, and something for each in a list of its own, which ``join`` makes use of."""
 
-    def __init__(self):
+    def __init__(self, beside, join, block=lambda: nn.Linear(4, 4)):
         super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
-        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(4))
-
-    def forward(self, x):
-        for block, norm in zip(self.blocks, self.norms, strict=False):
-            x = norm(block(x))
-        return x
-
-
-class GainsInATable(nn.Module):
-    """Blocks, and a parameter with a row for each."""
-
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
-        self.gains = nn.Parameter(torch.ones(3))
-
-    def forward(self, x):
-        for block, gain in zip(self.blocks, self.gains, strict=False):
-            x = block(x) * gain
-        return x
-
-
-class HeadsInTraining(nn.Module):
-    """Blocks, and a head for each that works in training alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(4))
-        self.heads = nn.ModuleList(nn.Linear(4, 2) for _ in range(4))
+        self.blocks, self.beside, self.join = nn.ModuleList(block() for _ in range(4)), beside, join
 
     def forward(self, x):
         outputs = []
-        for block, head in zip(self.blocks, self.heads, strict=False):
-            x = block(x)
-            outputs += [head(x)] if self.training else []
+        for block, own in zip(self.blocks, self.beside, strict=False):
+            x = self.join(self, block(x), own, outputs)
         return x, outputs
 
 
+def norms_beside():
+    norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(4))
+    return Beside(norms, lambda model, x, norm, outputs: norm(x))
+
+
+def heads_in_training():
+    def join(model, x, head, outputs):
+        outputs += [head(x)] if model.training else []
+        return x
+
+    heads = nn.ModuleList(nn.Linear(4, 2) for _ in range(4))
+    return Beside(heads, join, lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+
+
 def test_what_a_shallow_model_does_not_use_does_not_count():
-    with pytest.warns(UserWarning, match=r"hold norms\.3\.weight.* and do not train them"):
-        build = shallow(NormsBeside(), "blocks.*", torch.zeros(2, 4))
+    with pytest.warns(UserWarning, match=r"hold beside\.3\.weight.* and do not train them"):
+        build = shallow(norms_beside(), "blocks.*", torch.zeros(2, 4))
     assert build(1.0).untrained == ()
-    assert build(0.5).untrained == tuple(f"norms.{n}.{own}" for n in (2, 3) for own in ("weight", "bias"))
+    assert build(0.5).untrained == tuple(f"beside.{n}.{own}" for n in (2, 3) for own in ("weight", "bias"))
     assert not hasattr(shallow(stack(), "1.*", X)(0.5), "untrained")
-    with pytest.warns(UserWarning, match=r"hold heads\.3\.weight"):
-        assert "heads.2.bias" in shallow(HeadsInTraining(), "blocks.*", torch.zeros(1, 4))(0.5).untrained
-    with pytest.warns(UserWarning, match="train some rows of gains and return the others"):
-        shallow(GainsInATable(), "blocks.*", torch.ones(1, 4))
+    with pytest.warns(UserWarning, match=r"hold beside\.3\.weight"):
+        assert "beside.2.bias" in shallow(heads_in_training(), "blocks.*", torch.zeros(1, 4))(0.5).untrained
+    gains = Beside(nn.Parameter(torch.ones(4)), lambda model, x, gain, outputs: x * gain)
+    with pytest.warns(UserWarning, match="train some rows of beside and return the others"):
+        shallow(gains, "blocks.*", torch.ones(1, 4))
     with pytest.raises(TypeError, match="example_inputs"):  # nobody leaves it out by mistake
-        shallow(NormsBeside(), "blocks.*")
+        shallow(norms_beside(), "blocks.*")
 
 
 def test_a_model_that_returns_no_tensor_raises():

@@ -33,6 +33,15 @@ def small(**options: object) -> Callable[[], nn.Module]:
     return lambda: CNN(3, 5, hidden=(8, 16), **options)
 
 
+def frozen() -> nn.Module:
+    """Return a model of which two parameters are frozen and two unused."""
+    model = small(norm="gn")()
+    model.linear.weight.requires_grad_(False)
+    model.features.conv1.bias.requires_grad_(False)
+    model.unused = nn.Linear(3, 2)
+    return model
+
+
 class Double(nn.Module):
     """A model in float64; splits hold float32."""
 

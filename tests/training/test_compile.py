@@ -12,7 +12,7 @@ from torch import nn
 from heterofl_flwr.nn.layers import Scaler
 from heterofl_flwr.training import train
 from heterofl_flwr.training.engines import compile
-from tests.training.conftest import OPTIONS, assert_as_plain, make_jobs, small
+from tests.training.conftest import OPTIONS, assert_as_plain, frozen, make_jobs, small
 
 # Torch takes this warning of its own back, which does not help where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -43,13 +43,6 @@ def compiled(monkeypatch) -> list[object]:
 def train_as_plain(build, options=OPTIONS, tolerance=1e-4, **others):
     jobs, twins = make_jobs(build, **others), make_jobs(build, **others)
     assert_as_plain(jobs, compile.train_compiled(jobs, options), options, twins, tolerance)
-
-
-def frozen():
-    model = small(norm="gn")()
-    model.linear.weight.requires_grad_(False)
-    model.unused = nn.Linear(3, 2)
-    return model
 
 
 @pytest.mark.slow

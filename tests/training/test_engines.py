@@ -17,7 +17,7 @@ from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine
 from heterofl_flwr.training.engines.cohort import Cohort
 from heterofl_flwr.training.engines.plain import train_plain
 from tests.federation.tiny import equal
-from tests.training.conftest import OPTIONS, exact, images, make_jobs, make_text, small, state, train_slowly
+from tests.training.conftest import OPTIONS, exact, frozen, images, make_jobs, make_text, small, state, train_slowly
 
 RUNNERS = {"plain": train_plain, "cohort": lambda jobs, options: Cohort(jobs, options).train()}
 
@@ -38,19 +38,26 @@ def run(request) -> Callable[..., object]:
         {"proximal": 0.5, "clip": 0.1, "masked": True, "batch_size": 100},
         {"mask_fill": "-inf", "masked": True},
         {"mask_fill": "none", "masked": True},
+        {"shares": (0.1, 1.0, 0.01, 0.75)},
     ],
     ids=str,
 )
 def test_equals_the_slow_twin(run, changes):
     """In float64, where rounding moves no activation across zero; each client has its own classes."""
-    masked = changes.get("masked", False)
-    options = replace(OPTIONS, epochs=3, **{name: value for name, value in changes.items() if name != "masked"})
+    changes = dict(changes)
+    masked, shares = changes.pop("masked", False), changes.pop("shares", (1.0,) * 4)
+    options = replace(OPTIONS, epochs=3, **changes)
     classes = [None, [0, 1, 2, 3], torch.tensor([4, 3, 2, 1, 0]), range(4)] if masked else None
     build = exact(small(norm="gn", rate=0.5))
-    jobs, twins = make_jobs(build, classes=classes), make_jobs(build, classes=classes)
+    jobs, twins = (
+        [replace(job, step_share=own) for job, own in zip(make_jobs(build, classes=classes), shares, strict=True)]
+        for _ in range(2)
+    )
     for job, twin, result in zip(jobs, twins, run(jobs, options), strict=True):
         own = None if twin.classes is None else [int(one) for one in twin.classes]
-        losses, sizes, correct = train_slowly(twin.model, twin.split, options, own, twin.seed)
+        losses, sizes, correct = train_slowly(
+            twin.model, twin.split, options, own, twin.seed, count_steps(twin, options)
+        )
         for name, value in twin.model.state_dict().items():
             torch.testing.assert_close(job.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
         assert (result.examples, result.steps) == (len(twin.split), len(sizes))
@@ -61,28 +68,8 @@ def test_equals_the_slow_twin(run, changes):
         assert (job.model.model.linear.bias[4].item() == 0) == untouched
 
 
-def test_stops_where_the_slow_twin_does(run):
-    build, shares = exact(small(norm="gn", rate=0.5)), (0.1, 1.0, 0.01, 0.75)
-    jobs, twins = (
-        [replace(job, step_share=share) for job, share in zip(make_jobs(build), shares, strict=True)] for _ in range(2)
-    )
-    for job, twin, result in zip(jobs, twins, run(jobs, OPTIONS), strict=True):
-        steps = count_steps(twin, OPTIONS)
-        train_slowly(twin.model, twin.split, OPTIONS, None, twin.seed, most=steps)
-        assert result.steps == steps
-        for name, value in twin.model.state_dict().items():
-            torch.testing.assert_close(job.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
-
-
 def test_frozen_and_unused_parameters_stay_as_they_are(run):
-    def build():
-        model = small(norm="gn")()
-        model.linear.weight.requires_grad_(False)
-        model.features.conv1.bias.requires_grad_(False)
-        model.unused = nn.Linear(3, 2)
-        return model
-
-    jobs, received = make_jobs(build), [state(job.model) for job in make_jobs(build)]
+    jobs, received = make_jobs(frozen), [state(job.model) for job in make_jobs(frozen)]
     run(jobs, replace(OPTIONS, proximal=0.1))
     for job, before in zip(jobs, received, strict=True):
         stayed = {name for name, value in job.model.state_dict().items() if torch.equal(value, before[name])}
