@@ -36,8 +36,9 @@ SETTINGS = {
 }
 COMMAND = [sys.executable, "-c", "import sys; from heterofl_flwr.app.cli.main import main; sys.exit(main())", "run"]
 OWN = ["--clients", str(CLIENTS), *(word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}"))]
+LAST = {"evaluate.every": SETTINGS["num-rounds"]}  # what is evaluated leaves the model as it is
 RUNS = {
-    "local": [*OWN, "--grid", "local"],
+    "local": [*OWN, *(f"--set={key}={value}" for key, value in LAST.items()), "--grid", "local"],
     "killed": [*OWN, "--grid", "ray", "--parallel", "1"],
     "hangs": ["--app", str(SAMPLE), "--set", "fault=hangs", "--grid", "ray"],
 }
@@ -94,7 +95,7 @@ def ended(home):
 def flower(tmp_path_factory):
     """Return the folder of the same run by ``flwr run .`` on Flower's own engine."""
     folder = tmp_path_factory.mktemp("flower")
-    settings = {**SETTINGS, "run.dir": str(folder / "run")}
+    settings = {**SETTINGS, **LAST, "run.dir": str(folder / "run")}
     told = " ".join(f"{key}={value!r}".replace("'", '"') for key, value in settings.items())
     with Processes(folder) as processes:
         port = free_port()

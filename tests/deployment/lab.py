@@ -68,14 +68,14 @@ class Lab(Processes):
         """Start a run, whose folder and log have this name."""
         path = self.folder / f"{name}.toml"
         path.write_text(to_toml({**config, "run.dir": str(self.folder / name)}), encoding="utf-8")
-        self.before = {log.stem: self.log(log.stem) for log in self.folder.glob("node-*.log")}
+        self.before = {log.stem: len(self.log(log.stem)) for log in self.folder.glob("node-*.log")}
         self.app = self.popen(["flwr", "run", "app", "lab", "--stream", "--run-config", str(path)], name, self.folder)
         return self.app
 
     def received(self, number: int, kind: str = "") -> int:
         """Return how many messages of a kind a node has received in this run."""
         name = f"node-{number}"
-        return self.log(name).removeprefix(self.before[name]).count(f"Receiving: {kind}")
+        return self.log(name)[self.before[name] :].count(f"Receiving: {kind}")
 
     def kill_when_asked(self, number: int, node: subprocess.Popen[bytes], asked: int) -> None:
         """Kill a node as soon as it has received that many messages, or the run has ended without them."""

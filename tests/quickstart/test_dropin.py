@@ -80,5 +80,5 @@ def test_the_converted_app_repeats_itself_and_leaves_its_model(app, monkeypatch)
 
 @pytest.mark.slow
 def test_one_more_line_lifts_the_smallest_level():
-    plain, distilled = (gain.accuracies(6, 0, distilled=own) for own in (False, True))
+    plain, distilled = (gain.accuracies(4, 0, distilled=own) for own in (False, True))
     assert distilled["e"] > plain["e"] + 10
