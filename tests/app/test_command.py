@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app.cli.main import MISUSED, PROFILED, main, status_of
+from heterofl_flwr.app.cli.main import MISUSED, PROFILED, status_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS, PAPER
 from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, read_assignments, read_config
@@ -64,14 +64,6 @@ def test_an_error_sends_the_terminal_no_commands(capsys):
 
     assert status_of("mine", fail) == MISUSED
     assert capsys.readouterr().err == "mine: no setting \N{REPLACEMENT CHARACTER}[2Jx\n"
-
-
-def test_settings_are_explained_within_the_terminals_width(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    assert main(["settings"]) == 0
-    explained = [line for line in capsys.readouterr().out.splitlines() if line.startswith(" ")]
-    assert len(explained) > 200
-    assert max(map(len, explained)) <= 60
 
 
 VALUES = {

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
 from torch.nn import functional as F
 
 from heterofl_flwr import HeteroFL, Plan, messages
 from heterofl_flwr.classic import client as classic
 from heterofl_flwr.client import distilled_loss, submodel
 from heterofl_flwr.errors import ConfigError
+from tests.client.test_client import instruction
 from tests.federation.tiny import build
 
 pytestmark = pytest.mark.usefixtures("identity")
@@ -23,10 +23,7 @@ def batch():
 
 
 def by_message(rate):
-    config = {"rate": rate, "seed": 0, "server-round": 1, "partition": 0, "rates": [r for r in RATES if r <= rate]}
-    arrays = ArrayRecord(build(rate).state_dict())
-    content = RecordDict({"arrays": arrays, "config": messages.new_config(config)})
-    return submodel(Message(content, 7, "train"), build)
+    return submodel(instruction(rate, rates=[own for own in RATES if own <= rate]), build)
 
 
 def by_classic_instruction(rate):

@@ -5,12 +5,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
 
 from heterofl_flwr import classic as legacy
-from heterofl_flwr import client, messages
+from heterofl_flwr import client
 from heterofl_flwr.classic import parameters_of
 from heterofl_flwr.core.randomness import initial_state
+from tests.client import test_client as client_tests
 from tests.federation.tiny import Tiny, inputs
 
 MODELS = {rate: Tiny(rate, norm=True) for rate in (1.0, 0.7, 0.5)}
@@ -33,10 +33,9 @@ def seeding():
 
 
 def instruction(kind="train", **told):
-    config = messages.new_config({**TOLD, "moments-kind": "paper", **told})
     model = MODELS[told.get("rate", 0.5)]
     state = {name: own.detach() for name, own in model.named_parameters() if "shared" not in told}
-    return Message(RecordDict({"arrays": ArrayRecord(state), "config": config}), 7, kind)
+    return client_tests.instruction(kind=kind, state=state, **{**TOLD, "moments-kind": "paper", **told})
 
 
 def classic(function, build, **told):

@@ -133,16 +133,12 @@ def test_the_scaler_follows_layers_of_a_type_that_is_added(monkeypatch):
 
 
 def test_outputs_that_are_named_keep_their_width():
-    class Both(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second, self.last = nn.Linear(5, 12), nn.Linear(12, 24), nn.Linear(24, 3)
+    def forward(self, x):
+        hidden = self.second(self.first(x))
+        return {"logits": self.last(hidden), "hidden": hidden}
 
-        def forward(self, x):
-            hidden = self.second(self.first(x))
-            return {"logits": self.last(hidden), "hidden": hidden}
-
-    model, example = Both(), torch.zeros(1, 5)
+    model = Then(forward, first=nn.Linear(5, 12), second=nn.Linear(12, 24), last=nn.Linear(24, 3))
+    example = torch.zeros(1, 5)
     with pytest.warns(UserWarning, match=r"keeps 61% (.|\n)*one of the model's outputs"):
         assert elastic(model, example)(0.5)(example)["hidden"].shape == (1, 24)
     build = elastic(model, example, outputs=["logits"])

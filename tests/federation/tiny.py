@@ -46,13 +46,13 @@ def inputs(partition: int) -> Tensor:
 def add_one(message: Message, context: Context, build=build, **said) -> Message:
     """Train: add one more than the partition to every parameter, and run a forward pass in training mode."""
     partition = context.node_config["partition-id"]
-    model = submodel(message, build)
+    model = submodel(message, build, context=context)
     with torch.no_grad():
         if isinstance(model, Tiny):
             model(inputs(partition))
         for parameter in model.parameters():
             parameter += 1 + partition
-    return reply(message, model, num_examples=1 + partition, metrics={"loss": partition}, **said)
+    return reply(message, model, num_examples=1 + partition, metrics={"loss": partition}, context=context, **said)
 
 
 def judge(message: Message, context: Context, build=build) -> Message:

@@ -65,7 +65,10 @@ def test_flowers_fedavg_learns_the_same_through_a_window(any_grid):
         result = FedAvg().start(own, ArrayRecord({"w": Array(np.ones(3))}), num_rounds=2)
         return result.arrays["w"].numpy().tolist(), result.evaluate_metrics_clientapp
 
-    assert final(any_grid) == final(Windowed(any_grid, 1)) == final(Windowed(any_grid, 3))
+    found, evaluated = final(any_grid)
+    # Nodes add 1, 2, 3 and 4, and weigh 1, 2, 3 and 4: a round adds (1 + 4 + 9 + 16) / 10.
+    assert (found, evaluated[2]["mean"]) == ([7.0] * 3, 7.0)
+    assert (found, evaluated) == final(Windowed(any_grid, 1)) == final(Windowed(any_grid, 3))
 
 
 def test_clients_that_spoil_what_they_got_spoil_nobody_elses(any_grid):

@@ -5,24 +5,15 @@ import logging
 import threading
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAvg
 
 from heterofl_flwr import compat, exchange
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, Run
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids import LocalGrid, Windowed, local, queued
-
-
-def test_flowers_fedavg_runs_unchanged(grid):
-    result = FedAvg().start(grid, ArrayRecord({"w": Array(np.zeros(2))}), num_rounds=2)
-    # Nodes add 1, 2, 3 and 4, and weigh 1, 2, 3 and 4: a round adds (1 + 4 + 9 + 16) / 10.
-    np.testing.assert_allclose(result.arrays["w"].numpy(), [6.0, 6.0], rtol=1e-12)
-    assert result.evaluate_metrics_clientapp[2]["mean"] == pytest.approx(6.0)
 
 
 def test_node_ids_depend_on_the_seed_alone():
@@ -95,7 +86,9 @@ def test_an_interrupt_ends_the_call_and_leaves_nothing_behind(ask):
         assert list(grid.pull_messages([message.metadata.message_id])) == []
 
 
-def test_clients_run_when_their_replies_are_pulled(ask):
+@pytest.fixture
+def noting():
+    """Return an app, and the partitions that it has run."""
     ran = []
     app = ClientApp()
 
@@ -104,6 +97,11 @@ def test_clients_run_when_their_replies_are_pulled(ask):
         ran.append(context.node_config["partition-id"])
         return Message(RecordDict(), reply_to=message)
 
+    return app, ran
+
+
+def test_clients_run_when_their_replies_are_pulled(ask, noting):
+    app, ran = noting
     with LocalGrid(app, 3) as grid:
         ids = list(grid.push_messages([ask(node_id, "note") for node_id in grid.get_node_ids()]))
         assert ran == []
@@ -116,15 +114,8 @@ def test_clients_run_when_their_replies_are_pulled(ask):
 
 
 @pytest.mark.parametrize("window", [None, 4])
-def test_clients_not_begun_at_the_timeout_are_left_out(ask, monkeypatch, window):
-    ran = []
-    app = ClientApp()
-
-    @app.query("note")
-    def note(message, context):
-        ran.append(context.node_config["partition-id"])
-        return Message(RecordDict(), reply_to=message)
-
+def test_clients_not_begun_at_the_timeout_are_left_out(ask, noting, monkeypatch, window):
+    app, ran = noting
     for module in (local, queued, exchange):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: len(ran)))  # a second for each client
     with LocalGrid(app, 4) as grid:

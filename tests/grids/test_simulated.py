@@ -201,20 +201,27 @@ def on(devices, number, *, app=None, mix="a1"):
     return [(when, [(nodes.index(node), error) for node, error in own]) for when, own in found], grid
 
 
-def test_replies_arrive_when_devices_send_them_ties_together():
-    found, grid = on(Devices({"a": PACE}, takes(3, 1, 3, 2)), 4)
-    assert [(round(when, 6), own) for when, own in found] == [
-        (1, [(1, False)]),
-        (2, [(3, False)]),
-        (3, [(0, False), (2, False)]),
-    ]
+ONE, TWO = (1, [(1, False)]), (2, [(3, False)])
+
+
+@pytest.mark.parametrize(
+    ("devices", "number", "odd", "expected"),
+    [
+        (Devices({"a": PACE}, takes(3, 1, 3, 2)), 4, {}, [ONE, TWO, (3, [(0, False), (2, False)])]),
+        (Devices({"a": PACE}, takes(3, 1), deadline=2.0), 2, {}, [ONE, (2, [(0, True)])]),
+        (Devices({"a": PACE}, takes(3, 1)), 2, {0: crash}, [(0, [(0, True)]), ONE]),
+    ],
+    ids=["ties together", "late ones at the deadline", "faults at once"],
+)
+def test_replies_arrive_when_devices_send_them(devices, number, odd, expected):
+    found, _ = on(devices, number, app=make_app(odd=odd))
+    assert [(round(when, 6), own) for when, own in found] == expected
+
+
+def test_what_replies_cost_is_taken_once():
+    _, grid = on(Devices({"a": PACE}, takes(3, 1, 3, 2)), 4)
     assert grid.take_costs() == pytest.approx({"simulated_seconds": 3, "joules": 18}, rel=1e-6)
     assert grid.take_costs() == {"simulated_seconds": 0, "joules": 0}
-
-
-def test_a_late_reply_is_a_fault_at_the_deadline():
-    found, _ = on(Devices({"a": PACE}, takes(3, 1), deadline=2.0), 2)
-    assert [(round(when, 6), own) for when, own in found] == [(1, [(1, False)]), (2, [(0, True)])]
 
 
 def test_who_is_away_or_drops_out_is_what_was_drawn():
@@ -232,21 +239,16 @@ def test_who_is_away_or_drops_out_is_what_was_drawn():
     assert len(kinds) == 3
 
 
-def test_a_client_that_fails_takes_no_time():
-    found, _ = on(Devices({"a": PACE}, takes(3, 1)), 2, app=make_app(odd={0: crash}))
-    assert [(round(when, 6), own) for when, own in found] == [(0, [(0, True)]), (1, [(1, False)])]
-
-
 def test_time_goes_on_from_message_to_message():
-    devices = Devices({"a": PACE}, takes(1, 1))
-    with LocalGrid(make_app(), 2) as inner:
-        strategy = HeteroFL(build, "a1", evaluation=NEVER)
-        arrays = ArrayRecord(strategy.federation.initial_state())
-        grid = SimulatedDevices(inner, devices)
-        for server_round in (1, 2):
-            messages = strategy.configure_train(server_round, arrays, ConfigRecord(), inner)
-            assert len(list(grid.send_and_receive(messages))) == 2
-            assert grid.seconds == pytest.approx(server_round, rel=1e-6)
+    grids = []
+
+    def wrap(grid):
+        grids.append(SimulatedDevices(grid, Devices({"a": PACE}, takes(1, 1))))
+        return grids[0]
+
+    records = play(None, "a1", 2, 2, wrap=wrap).records
+    assert [record.simulated_seconds for record in records] == pytest.approx([1, 1], rel=1e-6)
+    assert grids[0].seconds == pytest.approx(2, rel=1e-6)
 
 
 def test_with_spare_clients_a_round_ends_with_the_last_it_needs():

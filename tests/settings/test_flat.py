@@ -79,17 +79,16 @@ def test_the_fill_follows_fidelity_unless_it_is_named(mapping, fill):
 
 
 @pytest.mark.parametrize(
-    ("text", "optimizer"),
+    ("text", "stages"),
     [
-        ("", None),
-        ("momentum(0.9)", Momentum(server_momentum=0.9)),
-        ("yogi(beta_1=0.5,beta_2=0.8)", Yogi(beta_1=0.5, beta_2=0.8)),
-        ("adagrad( tau = 0.1, eta=1 )", Adagrad(eta=1.0, tau=0.1)),
+        ("", ()),
+        ("yogi(beta_1=0.5,beta_2=0.8)", (Yogi(beta_1=0.5, beta_2=0.8),)),
+        ("adagrad( tau = 0.1, eta=1 ), momentum(0.9)", (Adagrad(eta=1.0, tau=0.1), Momentum(server_momentum=0.9))),
     ],
 )
-def test_one_text_names_the_server_optimizer(text, optimizer):
+def test_one_text_names_the_servers_stages(text, stages):
     settings = from_flat({"server.stages": text})
-    assert parse_stages(settings.server.stages) == ((optimizer,) if optimizer else ())
+    assert parse_stages(settings.server.stages) == stages
     assert from_flat(to_flat(settings)) == settings
 
 

@@ -9,7 +9,7 @@ from heterofl_flwr import HeteroFL, Momentum, Plan, Privacy, Robust
 from heterofl_flwr.adapters import ProductAggregator
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.stages.chain import Chain
-from heterofl_flwr.stages.registry import client_stages, parse_stages
+from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.stages.stage import Needs, RoundContext, Stage, Update
 from tests.federation.tiny import build, equal, play
 
@@ -103,12 +103,6 @@ class Grid(Stage):
 def test_what_does_not_go_together_is_refused(options, fault):
     with pytest.raises(ConfigError, match=fault):
         HeteroFL(build, "a1-b1", **options)
-
-
-def test_a_text_names_several_stages_in_their_order():
-    names = [type(stage).__name__ for stage in parse_stages("momentum(0.9, server_learning_rate=2), moving-average")]
-    assert names == ["Momentum", "MovingAverage"]
-    assert parse_stages("") == ()
 
 
 def test_a_client_clips_once():
