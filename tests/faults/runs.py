@@ -32,6 +32,7 @@ SETTINGS = {
     "train.epochs": 1,
     "train.batch-size": 50,
     "evaluate.every": 0,
+    "server.stages": "adam(eta=0.01)",
     "engine.name": "plain",
     "sample.fraction": 1.0,
     "sample.min-nodes": 2,
