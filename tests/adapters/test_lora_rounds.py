@@ -16,24 +16,13 @@ build = lora(CASES["plain"]())
 frozen = {name: build.model.get_parameter(name).clone() for name in build.frozen}
 
 
-def add_one(message, context):
-    """Train: add one more than the partition to every parameter that is trained."""
-    model, partition = submodel(message, build), context.node_config["partition-id"]
-    model(words()).sum().backward()
-    with torch.no_grad():
-        for own in model.parameters():
-            if own.requires_grad:
-                own += 1 + partition
-    return reply(message, model, num_examples=1, metrics={"loss": 0.0})
-
-
 def evaluate(message, context):
     found = outputs(submodel(message, build)).mean().item()
     return reply(message, num_examples=1, metrics={"output": found})
 
 
 def run(num_rounds=2, **options):
-    return play(make_app(add_one, evaluate), MIX, NODES, num_rounds, build=build, **options)
+    return play(make_app(evaluate=evaluate, build=build), MIX, NODES, num_rounds, build=build, **options)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +76,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_adapters_alone(tmp_path):
     run(1, callbacks=[Recorder(folder, costs=costs)])
     checkpoint = folder.load_checkpoint()
     assert checkpoint.state.keys() == exchanged_parameters(build(1.0)).keys()
-    with Watched(make_app(add_one), NODES) as grid:
+    with Watched(make_app(build=build), NODES) as grid:
         strategy = HeteroFL(build, MIX, fraction_evaluate=0.0)
         resumed = strategy.start(grid, num_rounds=2, resume=checkpoint).arrays.to_torch_state_dict()
     assert equal(resumed, run(2).state)

@@ -1,6 +1,9 @@
 """What the tests of the app share."""
 
+import sys
+
 import pytest
+import torch
 
 from heterofl_flwr.report import page as pages
 from heterofl_flwr.report.page import write_page
@@ -12,6 +15,16 @@ def _no_page():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pages, "write_page", lambda folder: folder.report)
         yield
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Run in an empty folder, on a machine without a GPU, data or a cluster."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for name in ("HETEROFL_DATA", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Runs of our own app on the local grid, and what they leave behind."""
 
 from heterofl_flwr.app import server_app
+from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import RunFolder
@@ -13,6 +14,13 @@ def run_app(config, clients, callbacks=(), **options):
     """Run the app with a run config; return its strategy."""
     with LocalGrid(CLIENT_APP, clients, run_config=config, **options) as grid:
         return server_app.run(grid, load_task(config), callbacks)
+
+
+def run_kept(folder, config, clients):
+    """Run the app in a folder, where its clients keep their states; return the folder."""
+    states = {NODE_STATES: str(folder / "clients")}
+    run_app({**config, "run.dir": str(folder)}, clients, node_config=lambda partition: states)
+    return folder
 
 
 def run_rounds(config, clients, **options):

@@ -7,7 +7,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.node import NODE_STATES, Instruction
+from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.errors import ConfigError
@@ -15,7 +15,7 @@ from heterofl_flwr.nn import build_model
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from heterofl_flwr.strategies.instructions import instruction
-from tests.app.runs import history_of, run_app
+from tests.app.runs import history_of, run_kept
 from tests.federation.tiny import node_context
 
 CLIENTS = 5
@@ -43,9 +43,7 @@ STANDALONE = {**H2L, "server.strategy": "heterofl", "server.shared": "", "model.
 
 
 def run(folder, **settings):
-    states = {NODE_STATES: str(folder / "clients")}
-    run_app({**settings, "run.dir": str(folder)}, CLIENTS, node_config=lambda partition: states)
-    return RunFolder(folder)
+    return RunFolder(run_kept(folder, settings, CLIENTS))
 
 
 def test_clients_have_architectures_in_turns():

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from heterofl_flwr.app.node import NODE_STATES, keep_own_state, read_own_state, states_folder
 from heterofl_flwr.errors import HeteroFLError
-from tests.app.runs import history_of, run_app
+from tests.app.runs import history_of, run_app, run_kept
 from tests.app.test_apps import SMALL
 from tests.federation.tiny import equal
 
@@ -62,10 +62,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def run(folder, **settings):
-    states = {NODE_STATES: str(folder / "clients")}
-    config = {**OWN, **settings, "run.dir": str(folder)}
-    run_app(config, CLIENTS, node_config=lambda partition: states)
-    return folder
+    return run_kept(folder, {**OWN, **settings}, CLIENTS)
 
 
 @pytest.mark.parametrize(

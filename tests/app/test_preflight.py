@@ -1,10 +1,8 @@
 """What is wrong with a run is told in one line before anything starts, and leaves no folder."""
 
 import re
-import sys
 
 import pytest
-import torch
 
 from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.launch import running
@@ -17,14 +15,7 @@ from heterofl_flwr.training.batches import steps_per_epoch
 SMALL = ["--clients", "2", "--set", "model.hidden=4,8", "--set", "train.epochs=1", "--set", "run.callbacks="]
 
 
-@pytest.fixture(autouse=True)
-def _machine(monkeypatch, tmp_path):
-    """Run in an empty folder, on a machine without a GPU."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    for name in ("HETEROFL_DATA", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("machine")
 
 
 @pytest.fixture
@@ -53,7 +44,6 @@ def started(monkeypatch):
         (["--set", "server.strategy=fedh2l", "--mix=a", "--set=distill.seed-size=5000"], "a seed set of 5000 examples"),
         (["--set", "data.split=non-iid-50"], "non-iid-50 does not fit 20 clients and 10 classes"),
         (["--clients", "5000"], "1442 examples are too few for 5000 clients: use fewer clients"),
-        (["--resume", "nowhere"], "is no folder of a run"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, started, arguments, text):

@@ -17,7 +17,7 @@ SAMPLE = Path(__file__).parent / "sample_app"
 
 
 @pytest.fixture
-def asked(monkeypatch, tmp_path):
+def asked(machine, monkeypatch, tmp_path):
     """Run the command in a folder of its own; return what it asked for."""
     requests = []
 
@@ -27,11 +27,7 @@ def asked(monkeypatch, tmp_path):
 
     monkeypatch.setattr(running, "run_request", run_request)
     monkeypatch.setattr(preflight, "check_task", lambda task, clients: None)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.delenv("HETEROFL_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
 
     def ask(*arguments: str):
         assert main(["run", *arguments]) == 1

@@ -67,15 +67,6 @@ def test_axes_come_from_two_shapes():
     assert axes_between((8, 8), (8, 4), {0: 2, 1: 2}) == (Axis(8, 8), Axis(8, 4, 2))  # a whole axis has no parts
 
 
-@pytest.mark.parametrize(
-    ("full", "local", "parts"),
-    [((8,), (8, 1), None), ((8,), (), None), ((8,), (9,), None), ((8,), (4,), {1: 2}), ((8,), (4,), {-1: 2})],
-)
-def test_shapes_that_are_no_slice_of_one_another_are_refused(full, local, parts):
-    with pytest.raises(ShapeError):
-        axes_between(full, local, parts)
-
-
 def _kept(places, held):
     return {place for place, (group, channel) in enumerate(places) if group < 0 or channel in held[group]}
 

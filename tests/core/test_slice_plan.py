@@ -186,8 +186,10 @@ def test_a_tied_parameter_that_is_cut_in_two_ways_is_refused():
 NOT_BETWEEN = [
     ((8,), (4,), {"w": (3, 0)}, "parameter w with heads "),
     ((8,), (4,), {"w": (2, -1)}, "parameter w with heads "),
+    ((8,), (4,), {"w": (2, 1)}, "parameter w with heads "),
     ((4, 4), (5, 4), None, "parameter w: "),
     ((4, 4), (4,), None, "parameter w: "),
+    ((4,), (4, 1), None, "parameter w: "),
 ]
 
 

@@ -43,7 +43,6 @@ def test_csv_that_does_not_fit_raises_an_error(tmp_path, train, test, message):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train.csv", "valid.csv"], "has no test split, only train, validation"),
         (["notes.doc"], r"holds notes\.doc; expected train/<class>/"),
         ([], "holds nothing; expected"),
     ],
@@ -180,5 +179,3 @@ def test_without_a_test_folder_images_are_held_out(tmp_path):
         load_dataset(str(tmp_path))
     shutil.rmtree(tmp_path / "val")
     assert load_dataset(str(tmp_path)).test.targets.tolist() == [0, 1]
-    with pytest.raises(DataError, match="found the columns image, label; expected one named kind"):
-        load_dataset(str(tmp_path), label="kind")

@@ -44,14 +44,14 @@ def inputs(partition: int) -> Tensor:
 
 
 def add_one(message: Message, context: Context, build=build, **said) -> Message:
-    """Train: add one more than the partition to every parameter, and run a forward pass in training mode."""
+    """Train: add one more than the partition to what is trained, and run a forward pass in training mode."""
     partition = context.node_config["partition-id"]
     model = submodel(message, build, context=context)
     with torch.no_grad():
         if isinstance(model, Tiny):
             model(inputs(partition))
         for parameter in model.parameters():
-            parameter += 1 + partition
+            parameter += (1 + partition) * parameter.requires_grad
     return reply(message, model, num_examples=1 + partition, metrics={"loss": partition}, context=context, **said)
 
 

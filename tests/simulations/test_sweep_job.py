@@ -8,6 +8,7 @@ import torch
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.sweep import job as module
 from heterofl_flwr.app.sweep.job import Job, is_done, read_metric, run_once
+from heterofl_flwr.app.sweep.listing import list_jobs
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.runs.folder import RunFolder
@@ -75,12 +76,12 @@ def request_of(monkeypatch) -> Callable[[Job], Request]:
     return launch
 
 
-def ran(own: Job, rounds: int, *, finished: bool = False, **changed) -> RunFolder:
+def ran(own: Job, rounds: int, *, finished: bool = False, seconds: float = 2.0, **changed) -> RunFolder:
     """Leave what a run leaves that has come so far."""
     folder = RunFolder(own.path)
     folder.start(own.config | {key.replace("_", "-"): value for key, value in changed.items()})
     for number in range(1, rounds + 1):
-        record = {"server_round": number, "seconds": 2.0, "learning_rate": 0.1, "rates": {0: 1.0}}
+        record = {"server_round": number, "seconds": seconds, "learning_rate": 0.1, "rates": {0: 1.0}}
         folder.append(RoundRecord(**record, evaluate={"global-accuracy": number / 10, "local-accuracy": 0.9}))
         folder.save_checkpoint(RunState(server_round=number, state={"weight": torch.zeros(1)}))
     folder.note(finished="now" if finished else None)
@@ -119,3 +120,14 @@ def test_a_resumed_job_keeps_incidental_settings(tiny, request_of):
     assert (config["run.checkpoint-every"], config["engine.timeout"]) == (2, 5.0)
     assert (config["data.root"], config["engine.device"]) == (tiny.config["data.root"], "auto")
     assert config["run.resume"] is True
+
+
+def test_time_follows_from_rounds_that_were_run(tmp_path):
+    jobs = [job("data=mnist", "num-rounds=20", f"mix={mix}", path=tmp_path / mix) for mix in "edc"]
+    ran(jobs[0], 5)
+    ran(jobs[1], 1, seconds=14.0)
+    rows = [line.split("  ") for line in list_jobs(jobs).splitlines()]
+    times = [[cell.strip() for cell in row if cell.strip()][1:3] for row in rows if row[0] in ("e", "d", "c")]
+    # Its own rounds say it; of the last, which has none, those of the others: 24 seconds for 6 rounds.
+    assert times == [["30 s", "round 5 of 20"], ["4 min 26 s", "round 1 of 20"], ["1 min 20 s", "new"]]
+    assert list_jobs([jobs[2]]).endswith("1 jobs, 0 of them done; the time of the others is known after a round")
