@@ -37,10 +37,15 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
+def calls(source: str) -> tuple[ast.AST, set[str]]:
+    """Return a module's syntax tree, and what it calls."""
+    tree = ast.parse(source)
+    return tree, {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
 def touches_files(source: str) -> list[str]:
     """Return what of a module could reach a file, a process or the network."""
-    tree = ast.parse(source)
-    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    tree, called = calls(source)
     methods = {name.rpartition(".")[2] for name in called}
     return sorted({*FILES.intersection(imported(tree)), *OPENS.intersection(methods), *called & {"open"}})
 
@@ -58,8 +63,7 @@ def test_what_reads_messages_reaches_no_file_process_or_network():
 
 def runs_what_it_gets(source: str) -> list[str]:
     """Return what of a module could run what it was given."""
-    tree = ast.parse(source)
-    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    tree, called = calls(source)
     modules = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "importlib"}
     return sorted({*modules.intersection(imported(tree)), *called & {"eval", "exec", "torch.load", "np.load"}})
 

@@ -8,7 +8,7 @@ import torch
 from flwr.app import Context, RecordDict
 
 from tests.adapters.nets import peft
-from tests.federation.tiny import Watched
+from tests.simulations.test_examples import run
 
 NODES, ROUNDS = 4, 2
 
@@ -27,10 +27,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def grid(app, folder):
     """Run the app; return the grid, which has kept what was sent."""
-    with Watched(app.client, NODES) as grid:
-        config = {"num-rounds": ROUNDS, "folder": str(folder)}
-        app.server(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
-    return grid
+    return run(app, NODES, ROUNDS, folder=str(folder))
 
 
 def test_clients_send_adapters_of_their_ranks_alone(grid):

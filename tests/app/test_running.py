@@ -1,6 +1,5 @@
 """A run in this process, and how it ends."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,7 @@ from heterofl_flwr.settings.flat import from_flat, to_flat
 SAMPLE = Path(__file__).parent / "sample_app"
 
 
-@pytest.fixture(autouse=True)
-def _path(monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
+pytestmark = pytest.mark.usefixtures("machine")
 
 
 def test_without_an_app_or_its_setting_nothing_starts(tmp_path):

@@ -193,21 +193,6 @@ def test_a_parametrization_with_a_buffer_of_its_own_raises():
         Plan.of(*(nn.Sequential(orthogonal(nn.Linear(3, 4))) for _ in range(2)))
 
 
-GROUPS = "groups must shrink with the channels and keep their size"
-REFUSED = [
-    (nn.MultiheadAttention(16, 4), nn.MultiheadAttention(4, 2), "4 heads of 4 became 2 heads of 2: keep either"),
-    (nn.Conv2d(4, 4, 3), nn.Conv2d(2, 2, 1), r"layer \(the model itself\) .*: kernel sizes \(3, 3\) and"),
-    (nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(4, 4, 3, groups=2), GROUPS),
-    (nn.ConvTranspose2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 4, 3, groups=2), GROUPS),
-]
-
-
-@pytest.mark.parametrize(("full", "local", "reason"), REFUSED)
-def test_layers_that_are_no_slices_raise(full, local, reason):
-    with pytest.raises(ShapeError, match=reason):
-        Plan.of(full, local)
-
-
 @pytest.mark.parametrize("name", ["depthwise, three each", "groups of constant size", "attention of fewer heads"])
 def test_groups_and_heads_that_are_dropped_are_the_last_ones(name):
     plan = Plan.of(CASES[name].make(FULL), CASES[name].make(2))

@@ -206,6 +206,7 @@ def test_names_and_patterns_without_a_parameter_are_refused():
         Plan.between({f"p{number}": (2,) for number in range(8)}, dict.fromkeys("abcdef", (1,)) | {"p0": (1,)})
 
 
+GROUPS = "groups must shrink with the channels and keep their size"
 LAZY = nn.Sequential(nn.LazyLinear(4))
 NOT_OF = {
     "deeper": (_mlp(4, depth=1), _mlp(2, depth=2), r"that the global model lacks: 2\.0\.weight, 2\.0\.bias"),
@@ -213,6 +214,10 @@ NOT_OF = {
     "lazy": (LAZY, LAZY, r"parameters 0\.weight, .* have no shape yet: run one batch"),
     "empty": (nn.BatchNorm1d(4), nn.BatchNorm1d(0), r"weight, bias of the local model have no entries: round"),
     "bias": (nn.Linear(4, 4), nn.Linear(2, 2, bias=False), r"is Linear with \['weight', 'bias'\]"),
+    "heads": (nn.MultiheadAttention(16, 4), nn.MultiheadAttention(4, 2), "4 heads of 4 became 2 heads of 2: keep ei"),
+    "kernel": (nn.Conv2d(4, 4, 3), nn.Conv2d(2, 2, 1), r"layer \(the model itself\) .*: kernel sizes \(3, 3\) and"),
+    "groups": (nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(4, 4, 3, groups=2), GROUPS),
+    "transposed": (nn.ConvTranspose2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 4, 3, groups=2), GROUPS),
     "no parameters": (nn.Sequential(nn.ReLU()), nn.Sequential(nn.GELU()), r"layer 0 is ReLU with \[\] .*, but GELU"),
 }
 

@@ -135,9 +135,10 @@ def run(app=None, nodes=4, late=None, seconds=30, **options):
 
 
 @pytest.mark.parametrize(
-    ("share", "spare", "asked"), [(0.5, 0.0, 4), (0.5, 0.5, 6), (0.5, 0.1, 5), (1.0, 1.0, 8), (0.125, 1.0, 2)]
+    ("share", "spare", "asked"),
+    [(0.5, 0.0, 4), (0.13, 0.0, 2), (0.001, 0.0, 1), (0.5, 0.5, 6), (0.5, 0.1, 5), (1.0, 1.0, 8), (0.125, 1.0, 2)],
 )
-def test_the_spare_share_is_of_those_that_are_needed_rounded_up(share, spare, asked):
+def test_shares_are_rounded_up_and_the_spare_one_is_of_those_that_are_needed(share, spare, asked):
     assert len(run(nodes=8, fraction_train=share, spare=spare).log.rates) == asked
 
 

@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from heterofl_flwr import Evaluation
 from heterofl_flwr.client import reply
+from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.federation.records import RunState
 from tests.federation.tiny import bare_reply, build, config, crash, make_app, play
 
@@ -179,12 +180,7 @@ def test_the_server_evaluates_the_initial_and_each_new_model():
 
 def test_a_run_that_goes_on_does_not_evaluate_its_start_again():
     central = []
-    state = {name: own.detach() for name, own in build(1.0).named_parameters()}
-    start = {"resume": RunState(server_round=1, state=state)}
-    play(
-        nodes=2,
-        num_rounds=2,
-        evaluation=Evaluation(),
-        start={**start, "evaluate_fn": lambda number, _: central.append(number)},
-    )
+    resume = RunState(server_round=1, state=initial_state(build, 1.0, 0))
+    start = {"resume": resume, "evaluate_fn": lambda number, _: central.append(number)}
+    play(nodes=2, num_rounds=2, evaluation=Evaluation(), start=start)
     assert central == [2]

@@ -41,11 +41,6 @@ def test_every_message_has_a_config_of_its_own():
     assert [config["lr"] for config in configs] == [0.1] * 3 + [0.1 * 0.1] * 3
 
 
-@pytest.mark.parametrize(("fraction", "number"), [(0.5, 5), (0.3, 3), (0.11, 2), (0.001, 1)])
-def test_a_share_of_clients_is_rounded_up_and_one_at_least(fraction, number):
-    assert len(run(10, fraction_train=fraction).log.rates) == number
-
-
 def sampled(seed, *, grid_seed=0, rounds=4):
     grid = run(10, fraction_train=0.3, seed=seed, num_rounds=rounds, grid=partial(Watched, seed=grid_seed)).grid
     return [

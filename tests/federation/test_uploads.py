@@ -9,18 +9,15 @@ from torch import nn
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.client import answer_queries, own_part, reply, submodel
 from heterofl_flwr.nn import build_model
-from tests.federation.tiny import Tiny, build, inputs, make_app, play
+from tests.client.test_client import trained
+from tests.federation.tiny import Tiny, make_app, play
 from tests.flower_internals import get_all_nested_objects
 
 FORMS = ("float16", "int8")
 
 
 def descend(message, context, **said):
-    """Train: one step on the node's own data, so that no two entries change alike."""
-    model = submodel(message, build)
-    model(inputs(context.node_config["partition-id"])).square().sum().backward()
-    torch.optim.SGD(model.parameters(), 0.01).step()
-    return reply(message, model, num_examples=1, **said)
+    return reply(message, trained(message, context.node_config["partition-id"]), num_examples=1, **said)
 
 
 def play_with(upload, train=descend, **options):

@@ -4,6 +4,8 @@ import logging
 
 import pytest
 
+from tests.hostile.servers import Forging
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_logs():
@@ -12,3 +14,9 @@ def _no_logs():
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(before)
+
+
+@pytest.fixture(scope="module")
+def grid():
+    with Forging() as grid:
+        yield grid

@@ -21,12 +21,6 @@ KINDS = pytest.mark.parametrize("kind", ["paper", "fixed"])
 APIS = pytest.mark.parametrize("api", [MessageServer, ClassicServer])
 
 
-@pytest.fixture(scope="module")
-def grid():
-    with Forging() as grid:
-        yield grid
-
-
 def fail(envelope):
     """Give no answer that can be used."""
     envelope.config["capacity"] = "none"

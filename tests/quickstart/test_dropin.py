@@ -2,10 +2,7 @@
 
 import importlib
 import math
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +12,6 @@ from heterofl_flwr import LocalGrid
 from tests.federation.tiny import Watched
 from tests.quickstart import gain
 
-ROOT = Path(__file__).parents[2]
-APP = Path(__file__).parent / "app"
-DIFF = ROOT / "docs" / "dropin.diff"
 CONFIG = {"num-server-rounds": 3, "fraction-train": 1.0, "local-epochs": 1, "lr": 0.1, "batch-size": 16}
 NODES = 10
 
@@ -25,9 +19,7 @@ NODES = 10
 @pytest.fixture
 def app(tmp_path, monkeypatch):
     """Return the modules of the converted app, which is in a folder as a user's own."""
-    folder = tmp_path / "app"
-    shutil.copytree(APP, folder)
-    subprocess.run(["git", "apply", "-p1", str(DIFF)], cwd=folder, check=True)
+    gain.convert(folder := tmp_path / "app", distilled=False)
     monkeypatch.chdir(folder)  # it leaves its model there
     monkeypatch.syspath_prepend(folder)
     yield importlib.import_module("quickstart.server_app"), importlib.import_module("quickstart.client_app")

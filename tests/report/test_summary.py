@@ -33,8 +33,6 @@ RECORDS = [
     make(1, [1.0, 0.5, 0.125], failures=[0], bytes_down=560, bytes_up=160, evaluate={"global-accuracy": 0.4}),
     make(2, [0.125, 0.125], bytes_down=80, bytes_up=80, evaluate_by_level={"b": {"global-accuracy": 0.3}}),
 ]
-FIRST, SECOND = {"local-accuracy": 0.6, "local-loss": 1.5}, {"local-accuracy": 0.8, "local-loss": 1.0}
-"""Medians beside the means of two rounds."""
 
 
 def test_savings_are_against_the_full_model_on_the_same_clients():
@@ -50,16 +48,8 @@ def test_a_level_has_its_share_of_clients_and_bytes_both_ways():
 
 
 def test_a_row_of_the_closing_table_has_one_statistic():
-    records = [
-        make(1, [1.0], evaluate={"local-accuracy": 0.5, "local-loss": 2.0}, evaluate_medians=FIRST),
-        make(2, [1.0], evaluate={"local-accuracy": 0.4, "local-loss": 9.0}, evaluate_medians=SECOND),
-    ]
-    assert score_cells(records)[1] == [
-        ("local-accuracy", "mean", "40.0 %", "50.0 %", "1"),
-        ("local-accuracy", "median", "80.0 %", "-", "-"),
-        ("local-loss", "mean", "9", "-", "-"),
-        ("local-loss", "median", "1", "1", "2"),
-    ]
+    record = make(1, [1.0], evaluate={"local-loss": 9.0}, evaluate_medians={"local-loss": 1.0})
+    assert score_cells([record])[1] == [("local-loss", "mean", "9", "-", "-"), ("local-loss", "median", "1", "1", "1")]
 
 
 def test_failures_are_grouped_by_reason():
@@ -89,12 +79,8 @@ def test_time_to_a_value_is_that_of_the_first_round_that_has_it(simulated, name,
 
 
 def test_the_lines_say_what_a_run_took_and_saved(simulated):
-    (line,) = (line for line in summary_lines(simulated, None) if "simulated" in line)
-    assert line.startswith("on the simulated devices: 1 h 0 min of training, best global-accuracy after ")
-    assert line.endswith("; energy, an estimate: 60.0 kJ")
+    assert "on the simulated devices: 1 h 0 min of training" in "".join(summary_lines(simulated, None))
     assert next(summary_lines(RECORDS, COSTS)) == "2.0 s, 2.5 clients and 1.0 s a round; 1 of 5 trainings failed"
-    private = replace(RECORDS[1], privacy={"epsilon": 2.5, "delta": 1e-5})
-    assert list(summary_lines([private], None))[-1] == "each client's privacy: epsilon 2.5 at delta 1e-05"
     few = replace(RECORDS[1], evaluate_asked=20, evaluate_answers=1)
     assert "never the best" in next(summary_lines([few], None))
     assert list(summary_lines([], None)) == []

@@ -6,10 +6,10 @@ from flwr.app import Context, RecordDict
 from tests.federation.tiny import Watched
 
 
-def run(app, nodes, rounds):
+def run(app, nodes, rounds, **config):
     """Run an app's two parts as Flower does; return the grid, which has kept what was sent."""
     with Watched(app.client, nodes) as grid:
-        app.server(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {"num-rounds": rounds}))
+        app.server(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {"num-rounds": rounds, **config}))
     return grid
 
 

@@ -106,7 +106,6 @@ def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, arguments, number):
         ("data=imagenet", "data: found 'imagenet', expected one of cifar10, "),
         ("mix=a,zz", "mix: mix 'zz': cannot read 'zz'; write one like"),
         ("run.dir=here", "run.dir: found 'here', but a sweep names and resumes its jobs itself; set folder"),
-        ("data.split=non-iid-50", "non-iid-50 does not fit 20 clients and 10 classes"),
         ("seed=0,1 hydra.sweep.dir=/no hydra.sweep.subdir=x", "/no/x would hold two jobs, digits-"),
         ("folder=/dev/null/jobs", "[Errno 20] Not a directory: '/dev/null/jobs"),
     ],
