@@ -120,6 +120,14 @@ def test_rows_are_added_where_the_twin_says(kept):
     assert torch.equal(tensor, expected)
 
 
+@pytest.mark.parametrize("kept", [(0, 1), (1, 4)], ids=["prefix", "moved"])
+def test_entries_are_scaled_where_the_twin_says(kept):
+    tensor, expected = torch.ones(6), torch.ones(6)
+    Region(tensor, (Axis(6, 2, 1, kept),)).scale(3.0)
+    expected[list(kept)] = 3.0
+    assert torch.equal(tensor, expected)
+
+
 def test_positions_that_clients_keep_are_not_kept_after_them():
     caches = slice_plan._find_geometry, nest
     sizes = set()

@@ -33,3 +33,15 @@ def test_long_lists_of_numbers_are_short():
     assert text.numbers([1, 2, 3, 4, 7, 9, 10]) == "1-4, 7, 9-10"
     assert text.numbers([]) == ""
     assert text.numbers(range(0, 40, 2), limit=3) == "0, 2, 4 and 17 more"
+
+
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [
+        ("table", "name   n\n--------\na      1\nlong  22"),
+        ("csv", "name,n\na,1\nlong,22"),
+        ("markdown", "| name | n |\n| --- | ---: |\n| a | 1 |\n| long | 22 |"),
+    ],
+)
+def test_tables(style, expected):
+    assert text.render(["name", "n"], [["a", "1"], ["long", "22"]], style) == expected

@@ -39,7 +39,8 @@ Scores are of the run's whole test set. {inputs}
 
 def run(args: argparse.Namespace) -> int:
     """Export the models, and print the table."""
-    formats = list(formats_named([name.strip() for name in args.formats.split(",")]))  # before anything is loaded
+    names = ",".join(args.formats or ["safetensors", "pt2", "onnx"]).split(",")
+    formats = list(formats_named([name.strip() for name in names]))  # before anything is loaded
     folder = RunFolder(args.folder)
     settings = to_flat(from_stored(folder.settings()))
     models = models_of(folder, args.level)

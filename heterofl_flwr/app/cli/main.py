@@ -203,8 +203,8 @@ def _add_export(this: argparse.ArgumentParser) -> None:
     this.add_argument("folder", type=_path, metavar="RUN", help="the run's folder")
     level = "such as c; repeatable; by default all"
     this.add_argument("--level", action="append", default=[], metavar="LEVEL", help=level)
-    formats = "some of safetensors, pt2 and onnx, with commas; by default all three"
-    this.add_argument("--formats", default="safetensors,pt2,onnx", metavar="NAMES", help=formats)
+    formats = "some of safetensors, pt2 and onnx, with commas; may be repeated; by default all three"
+    this.add_argument("--formats", action="append", metavar="NAMES", help=formats)
     this.add_argument("--out", type=_path, metavar="DIR", help="where to; by default RUN/exports")
 
 
