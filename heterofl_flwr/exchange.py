@@ -254,11 +254,8 @@ def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
         if node_id == SUPERLINK_NODE_ID:  # which answers for a node that is gone
             # Looked up now: a message gets its id when it is sent, which may be after the first replies came.
             node_id = next((own.metadata.dst_node_id for own in sent if own.metadata.message_id == about), node_id)
-        # Some grids give an id to a copy of the message only.
-        if node_id not in pending or pending[node_id].metadata.message_id not in (
-            "",
-            reply.metadata.reply_to_message_id,
-        ):
+        # Some grids give an id to a copy of the message only, and "" to the message itself.
+        if node_id not in pending or pending[node_id].metadata.message_id not in ("", about):
             logger.warning("a reply of node %s is dropped: it was not asked this, or has answered already", node_id)
             continue
         del pending[node_id]

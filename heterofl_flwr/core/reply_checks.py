@@ -89,7 +89,7 @@ def _value_faults(sub: Mapping[str, Tensor], largest: float) -> Iterator[str]:
     for name, tensor in sub.items():
         flat = tensor.reshape(-1)
         # No entry is larger than the norm, which is not finite if any entry is not, and costs a fraction of a look at
-        # each. It can also overflow, so a norm that is too large only makes us look.
+        # each. It can also overflow, so a norm that is too large only makes us look. Other types are not averaged.
         square = torch.dot(flat, flat).item() if flat.is_floating_point() else 0.0
         if math.isfinite(square) and square <= largest**2:
             continue

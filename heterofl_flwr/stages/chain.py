@@ -141,12 +141,10 @@ class Chain:
 
     def add(self, update: Update) -> None:
         """Add a client's update to the mean; ``ReplyError`` if it does not fit, and then nothing has changed."""
-        stages, context = (
-            [own for own in reversed(self.stages) if type(own).on_reply is not Stage.on_reply],
-            self._context,
-        )
+        stages = [own for own in reversed(self.stages) if type(own).on_reply is not Stage.on_reply]
         if self.summing:  # the others have nothing to see
             stages = [self.summing]
+        context = self._context
         if stages and update.sent is not None:
             context = replace(context, state=update.sent.state)
         for stage in stages:

@@ -93,6 +93,19 @@ def test_time_left_is_that_of_the_rounds_to_come(fake):
     assert re.findall(r"left=(\S+)", stream.getvalue()) == ["1min0s", "1min0s"]
 
 
+def test_a_long_round_says_how_far_it_is(monkeypatch):
+    now, stream = [100.0], io.StringIO()
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    shown = Console(RichConsole(file=stream), steps=50)
+    shown.on_start(1, 20, {})
+    for done in (1, 2, 3):
+        now[0] += 20
+        shown.on_reply("trained", done, 10)
+    (line,) = stream.getvalue().splitlines()[1:]
+    told = "round 1/20: 2 of 10 clients have trained, 2.5 steps/s, 2 min 40 s to go; training of all 20 rounds takes"
+    assert line.startswith(told)
+
+
 def test_a_client_that_trains_long_is_no_silence(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(console, "QUIET_SECONDS", 0.05)

@@ -8,7 +8,7 @@ import pytest
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import Recorder, RunFolder, write_report
 from heterofl_flwr.report.drawing import to_png
-from heterofl_flwr.report.figures import draw_run
+from heterofl_flwr.report.figures import draw_curves, draw_run
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 SECTIONS = ["figures", "levels", "metrics", "failures", "how-it-was-run", "settings"]
@@ -101,6 +101,20 @@ def test_bytes_lie_below_those_of_fedavg(records, costs):
     assert full.get_label() == "full-size FedAvg"
     assert sent.get_ydata()[-1] == sum(record.bytes_down + record.bytes_up for record in records)
     assert (full.get_ydata() > 0).all()
+
+
+def test_curves_that_coincide_are_drawn_once():
+    near, far = [0.2, 0.9, 0.95], [0.1, 0.5, 0.6]
+    curves = {"global": ([1, 2, 3], near), "local": ([1, 2, 3], [0.2, 0.901, 0.951]), "worst": ([1, 2, 3], far)}
+    figure = draw_curves(curves, "accuracy")
+    assert [line.get_label() for line in figure.axes[0].lines] == ["global and local", "worst"]
+
+
+@pytest.mark.parametrize(("climb", "shown"), [([0.1, 0.3], True), ([0.1] * 3, False)], ids=["short", "long"])
+def test_the_axis_follows_what_comes_after_the_climb_of_a_long_run(climb, shown):
+    values = climb + [0.96, 0.97] * (1 if shown else 5)
+    low, _ = draw_curves({"global": (list(range(len(values))), values)}, "accuracy").axes[0].get_ylim()
+    assert (low < 0.1) == shown
 
 
 def test_a_run_that_diverged_and_one_of_a_single_round_are_drawn(record, costs):

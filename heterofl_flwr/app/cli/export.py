@@ -16,7 +16,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.export.export import BATCH, export_model
-from heterofl_flwr.export.formats import formats_named
+from heterofl_flwr.export.formats import FORMATS, formats_named
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts
@@ -39,7 +39,7 @@ Scores are of the run's whole test set. {inputs}
 
 def run(args: argparse.Namespace) -> int:
     """Export the models, and print the table."""
-    names = ",".join(args.formats or ["safetensors", "pt2", "onnx"]).split(",")
+    names = ",".join(args.formats or FORMATS).split(",")
     formats = list(formats_named([name.strip() for name in names]))  # before anything is loaded
     folder = RunFolder(args.folder)
     settings = to_flat(from_stored(folder.settings()))
