@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from heterofl_flwr.stages.server_optimizer import Adam as Adam
     from heterofl_flwr.stages.server_optimizer import Momentum as Momentum
     from heterofl_flwr.stages.server_optimizer import Yogi as Yogi
+    from heterofl_flwr.stages.stage import Needs as Needs
+    from heterofl_flwr.stages.stage import RoundContext as RoundContext
     from heterofl_flwr.stages.stage import Stage as Stage
+    from heterofl_flwr.stages.stage import Update as Update
     from heterofl_flwr.strategies.fedh2l import FedH2L as FedH2L
     from heterofl_flwr.strategies.heterofl import HeteroFL as HeteroFL
 
@@ -58,13 +61,16 @@ _HOMES = {
     "Mix": "core.levels",
     "Momentum": "stages.server_optimizer",
     "MovingAverage": "stages.moving_average",
+    "Needs": "stages.stage",
     "Plan": "core.slice_plan",
     "Privacy": "stages.privacy",
     "RayGrid": "grids.ray_grid",
     "Robust": "core.robust",
     "RoundCallback": "federation.records",
+    "RoundContext": "stages.stage",
     "SimulatedDevices": "grids.simulated",
     "Stage": "stages.stage",
+    "Update": "stages.stage",
     "Windowed": "grids.windowed",
     "Yogi": "stages.server_optimizer",
     "elastic": "elastic_models.elastic_model",
