@@ -67,7 +67,7 @@ class Federation:
         self._moved_plan = lru_cache(maxsize=KEPT_SLICES)(self._build_moved_plan)
         self.nodes: Nodes
         self.reset()
-        self.model = self._build_model()  # the global model's architecture; its weights are only a start
+        self.model = self.build(self.mix.global_rate)  # the global model's architecture; its weights are only a start
         self.whole = self.plan(self.mix.global_rate)
         if self.options.transfer.slice_rule != "prefix":
             self.plan(self.mix.rates[-1])  # it is checked now, as Dynamic may draw that rate late
@@ -109,15 +109,6 @@ class Federation:
     def reset(self) -> None:
         """Forget the clients, so that a run can begin anew."""
         self.nodes = Nodes(self.options.limits.partitions.values())
-
-    def _build_model(self) -> nn.Module:
-        """Return the global model."""
-        model = self.build(self.mix.global_rate)
-        if not isinstance(model, nn.Module):
-            raise ConfigError(
-                f"build({self.mix.global_rate:g}) returns a {type(model).__name__}; expected a torch.nn.Module"
-            )
-        return model
 
     def _find_rows(self, exchanged: Collection[str]) -> list[str]:
         """Return the shared parameters whose rows belong to classes."""

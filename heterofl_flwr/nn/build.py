@@ -35,17 +35,20 @@ def check_build(build: Build) -> None:
 
 
 def called_with_rate(build: Build) -> Build:
-    """Return the function with an error that says what its argument is, where it takes that for another thing."""
+    """Return the function with an error where it takes its argument for another thing, or returns no model."""
 
     @wraps(build)
     def called(rate: float) -> nn.Module:
         try:
-            return build(rate)
+            model = build(rate)
         except TypeError as error:
             raise ConfigError(
                 f"build({rate:g}) fails ({first_line(error)}): its argument is a rate, of which widths follow, as in "
                 f"heterofl_flwr.core.width(64, rate)"
             ) from error
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"build({rate:g}) returns a {type(model).__name__}; expected a torch.nn.Module")
+        return model
 
     return called
 

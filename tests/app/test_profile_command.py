@@ -36,3 +36,41 @@ def test_a_model_is_profiled_as_it_is_asked_for(capsys):
     )
     assert int(row["parameters"]) == (3 * 9 + 1) * 4 + (4 * 9 + 1) * 8 + 9 * 2
     assert int(row["MACs"]) == 64 * 9 * 3 * 4 + 16 * 9 * 4 * 8 + 8 * 2
+
+
+OWN = """
+from torch import nn
+
+from heterofl_flwr.core import width
+
+
+def images(rate):
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, width(8, rate)), nn.Linear(width(8, rate), 2))
+
+
+def words(rate):
+    return nn.Sequential(nn.Embedding(5, width(8, rate)), nn.Linear(width(8, rate), 2))
+"""
+
+
+def test_a_model_of_ones_own_and_each_level_of_a_mix_are_profiled(machine, tmp_path, capsys):
+    (tmp_path / "profiled_model.py").write_text(OWN)
+    mix, full, half = table(capsys, "profiled_model:images", "--shape", "3x2x2", "--mix", "a1-b3")
+    assert [mix["mix"], full["mix"], half["mix"]] == ["a1-b3", "a1-b3: a", "a1-b3: b"]
+    sizes = [13 * 8 + 9 * 2, 13 * 4 + 5 * 2]
+    assert [int(full["parameters"]), int(half["parameters"])] == sizes
+    assert float(half["ratio"]) == pytest.approx(sizes[1] / sizes[0])
+    assert float(mix["MACs"]) == (14 * 8 + 3 * 14 * 4) / 4
+    (row,) = table(capsys, "profiled_model:words", "--shape", "6", "--tokens", "--mix", "a")
+    assert int(row["MACs"]) == 6 * 8 * 2
+    for wrong, said in (
+        (
+            ["profiled_model:words", "--shape", "6"],
+            "words of rate 1 with inputs of (6,): RuntimeError: Expected tensor",
+        ),
+        (["profiled_model:images"], "profiled_model:images needs the shape of one input: add --shape"),
+        (["profiled_model:images", "--norm", "gn"], "--norm is not for profiled_model:images: leave it out"),
+        (["profiled_model:nothing", "--shape", "6"], "the model is 'profiled_model:nothing', which cannot be loaded"),
+    ):
+        assert main(["profile", *wrong]) == 2
+        assert said in capsys.readouterr().err

@@ -109,6 +109,12 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def import_from_here() -> None:
+    """Let functions that are named as ``module:function`` lie in the folder from which the command was called."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # last, as it may be a stranger's folder with a module such as json.py
+
+
 HOW = MappingProxyType({"grid": None, "gpus": None, "cpus": 1, "parallel": None})
 """What the options of how to run are by default."""
 
@@ -232,27 +238,32 @@ PROFILED = (
 )
 
 PROFILE = """
-The mean cost per client of each mix, next to which the paper prints accuracies (Tables 7 to 9):
+The mean cost per client of each mix, next to which the paper prints accuracies (Tables 7 to 9), of a model of this
+package or of your own:
 
   ratio       parameters, relative to the global model of the mix
   parameters  number of parameters
   MACs        multiplications (with addition) of one forward pass, counted
   MB          parameters in float32, in units of 1024 * 1024 bytes
 
-Without --mix these are the 31 mixes of equal shares of the levels a to e. CSV has all digits.
+Each --mix is followed by its levels, such as 'a1-b9: b'. Without --mix these are the 31 mixes of equal shares of the
+levels a to e. CSV has all digits.
 """
 PROFILE_EXAMPLES = """
 examples:
   heterofl profile mnist
   heterofl profile cifar10 --mix a-e --mix a1-b9 --format markdown
   heterofl profile preresnet50 --shape 3x224x224 --classes 1000 --mix 1.0x1-0.3x9
+  heterofl profile net:build --shape 3x32x32 --mix a-e            build(rate) of net.py in this folder
 """
 
 
 def _add_profile(this: argparse.ArgumentParser) -> None:
-    this.add_argument("name", choices=PROFILED, metavar="name", help=f"a data set or a model: {', '.join(PROFILED)}")
+    names = f"a data set or a model, {', '.join(PROFILED)}, or 'module:function' from a rate to a model of yours"
+    this.add_argument("name", type=_profiled, help=names)
     this.add_argument("--mix", action="append", metavar="MIX", help="such as a-e, a1-b9 or 1.0x1-0.3x9; repeatable")
     this.add_argument("--shape", type=_integers("x", "3x32x32"), help="shape of one input, such as 3x32x32")
+    this.add_argument("--tokens", action="store_true", help="inputs of your model are numbers of tokens, as --shape 64")
     this.add_argument("--classes", type=_count, help="number of classes")
     widths = "64,128,256,512"
     this.add_argument(
@@ -260,6 +271,13 @@ def _add_profile(this: argparse.ArgumentParser) -> None:
     )
     this.add_argument("--norm", choices=("sbn", "in", "gn", "ln", "none"), help="norm of an image model")
     this.add_argument("--format", choices=("table", "csv", "markdown"), default="table")
+
+
+def _profiled(text: str) -> str:
+    """Read the name of what is profiled; whether a function of the user's can be loaded is seen later."""
+    if text not in PROFILED and ":" not in text:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected 'module:function' or one of {', '.join(PROFILED)}")
+    return text
 
 
 def _count(text: str) -> int:
