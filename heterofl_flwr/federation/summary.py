@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.nn.build import equal_levels
 
 logger = logging.getLogger(__name__)
 
@@ -16,15 +17,8 @@ def log_summary(federation: Federation) -> None:
     for rate in mix.all_rates:
         parameters = federation.plan(rate).parameters
         logger.info("\t│\t├── Level %s: rate %g, %s parameters", level_name(rate), rate, f"{parameters:,}")
-    smallest, largest = mix.rates[-1], mix.global_rate
-    is_cut = federation.plan(smallest) != federation.whole
-    if smallest < largest and not is_cut and not federation.personal:  # of which all sizes may share the same part
-        logger.warning(
-            "build(%g) has the shapes of build(%g), so all clients train the whole model: is its first argument "
-            "the rate, and do its widths follow from it?",
-            smallest,
-            largest,
-        )
+    for warning in find_equal_levels(federation):
+        logger.warning(warning)
     logger.info("\t├──> Rows by label: %s", ", ".join(federation.rows) or "none")
     if options.privacy.noise and federation.rows and options.averaging.labels != "none":
         logger.warning(
@@ -33,6 +27,20 @@ def log_summary(federation: Federation) -> None:
             options.averaging.labels,
         )
     logger.info("\t└──> Slices: %s; uploads: %s", options.transfer.slice_rule, options.transfer.upload)
+
+
+def find_equal_levels(federation: Federation) -> list[str]:
+    """Return a warning for each group of the mix's levels that have the same model."""
+    plans = {rate: federation.plan(rate) for rate in federation.mix.all_rates}
+    largest, smallest = federation.mix.global_rate, federation.mix.rates[-1]
+    if len(plans) == 1 or federation.personal:  # all sizes may share the same part
+        return []
+    if plans[smallest] == plans[largest]:
+        return [
+            f"build({smallest:g}) has the shapes of build({largest:g}), so all clients train the whole model: is its "
+            f"first argument the rate, and do its widths follow from it?"
+        ]
+    return equal_levels(federation.build, plans)
 
 
 def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:

@@ -78,6 +78,11 @@ def test_the_size_of_a_round_is_said_before_the_first(capsys):
     assert second == "4 clients share the 5 parts of the mix a1-b1-c1-d1-e1, so some level has none"
 
 
+def test_levels_that_are_one_model_are_said_before_the_first_round(capsys):
+    check_task(Task(from_flat({"model.hidden": "8,8", "mix": "a1-d1-e1"})), 3)
+    assert "\nlevels d, e build the very same model: " in capsys.readouterr().out
+
+
 def test_without_a_gpu_nothing_computes_on_one(started):
     for asked, device in (
         ([], "auto"),

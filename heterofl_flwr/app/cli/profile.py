@@ -1,6 +1,7 @@
 """``heterofl profile``: what the models of a mix cost, as the left columns of the paper's Tables 7 to 9."""
 
 import argparse
+import sys
 from collections.abc import Collection
 from itertools import combinations
 
@@ -11,7 +12,7 @@ from heterofl_flwr.app.cli.main import import_from_here
 from heterofl_flwr.core.formatting import count, render
 from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.errors import ConfigError, first_line, load_function
-from heterofl_flwr.nn.build import called_with_rate, check_build
+from heterofl_flwr.nn.build import called_with_rate, check_build, equal_levels
 from heterofl_flwr.nn.models import PAPER, Build, Setup
 from heterofl_flwr.nn.profile import MixProfile, Profile, mean_profile, profile
 from heterofl_flwr.settings.auto_values import options_of
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     rates = {rate for mix in mixes.values() for rate in mix.rates}
     # On meta nothing takes memory, but a model of the user's may need values.
     profiles = profile_rates(args.name, build, example, rates, "cpu" if own else "meta")
+    for warning in equal_levels(build, profiles):
+        print(warning, file=sys.stderr)
     rows = []
     for name, mix in mixes.items():
         rows.append(row(name, mean_profile(profiles, mix), args.format))

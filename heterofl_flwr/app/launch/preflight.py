@@ -3,6 +3,7 @@
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, HeteroFLError, first_line
+from heterofl_flwr.federation.summary import find_equal_levels
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
 
@@ -14,7 +15,7 @@ def check_task(task: Task, clients: int) -> None:
     """
     try:
         task.partitions(clients)
-        make_strategy(task, ())
+        warnings = find_equal_levels(make_strategy(task, ()).federation)
         build_devices(task)
         if task.settings.server.strategy == "fedh2l":
             _ = task.seeds
@@ -27,6 +28,8 @@ def check_task(task: Task, clients: int) -> None:
         if name in MODELS:  # a user's own may do what no test can foresee
             _check_fit(task, name, build)
     _say_size(task, clients)
+    for warning in warnings:
+        print(warning)
 
 
 def _say_size(task: Task, clients: int) -> None:
