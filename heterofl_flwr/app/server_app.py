@@ -20,6 +20,7 @@ from heterofl_flwr.errors import ConfigError, extra, load_function
 from heterofl_flwr.exchange import Relay
 from heterofl_flwr.federation.options import multi_step
 from heterofl_flwr.federation.records import RoundCallback, RunState
+from heterofl_flwr.federation.summary import count_releases
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, Training
 from heterofl_flwr.grids.queued import QueuedGrid
@@ -89,6 +90,10 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
             from heterofl_flwr.report.page import write_page
 
         _start_folder(folder, task, start, strategy, clients)
+    if settings.privacy.noise:
+        rounds = range(start.state.server_round + 1 if start.state else 1, settings.num_rounds + 1)
+        final = strategy.spent.epsilon(count_releases(strategy.federation, rounds, simulated=clients is not None))
+        print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
     # So that nodes do not take what an earlier run left with them for this run's.
     told = {} if start.run_key is None or not task.keeps else {messages.RUN_KEY: start.run_key}
     # Where clients have models of their own, there is none for the server to evaluate.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.nn.build import equal_levels
+from heterofl_flwr.nn.measure_moments import batch_norms
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,19 @@ def find_equal_levels(federation: Federation) -> list[str]:
             f"first argument the rate, and do its widths follow from it?"
         ]
     return equal_levels(federation.build, plans)
+
+
+def count_releases(federation: Federation, rounds: range, *, simulated: bool) -> int:
+    """Return how often the rounds up to the run's last one release a model or moments with noise, at most.
+
+    On other machines clients may say what they can hold, and then an evaluation may be of every level.
+    """
+    options, last = federation.options, rounds.stop - 1
+    evaluation, levels = options.evaluation, len(federation.mix.all_rates)
+    asks = evaluation.static_norm and options.sampling.fraction_evaluate and batch_norms(federation.model)
+    evaluated = [own for own in rounds if asks and not federation.personal and evaluation.due(own, last)]
+    one = simulated or evaluation.nodes == "all"
+    return len(rounds) + sum(1 if one and not evaluation.levels_due(own, last) else levels for own in evaluated)
 
 
 def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:

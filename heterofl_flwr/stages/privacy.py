@@ -86,11 +86,15 @@ class Spent:
         if self._ledger:
             self._ledger.write_releases(self.releases)
 
+    def epsilon(self, more: int = 0) -> float:
+        """Return the epsilon of the releases so far, and of so many more."""
+        number = sum(self.releases.values()) + more
+        return epsilon(divergences(self._privacy.noise, number), self._privacy.delta) if number else 0.0
+
     def facts(self) -> dict[str, float]:
         """Return the releases so far and their epsilon."""
-        number = sum(self.releases.values())
         return {
-            "epsilon": epsilon(divergences(self._privacy.noise, number), self._privacy.delta) if number else 0.0,
+            "epsilon": self.epsilon(),
             "delta": self._privacy.delta,
             **{kind: float(own) for kind, own in self.releases.items()},
         }

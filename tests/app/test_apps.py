@@ -115,7 +115,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path, monke
     assert len(RunFolder(tmp_path / "run").history()) == 2
 
 
-def test_releases_of_rounds_that_are_repeated_count_as_well(tmp_path, monkeypatch):
+def test_releases_of_rounds_that_are_repeated_count_as_well(tmp_path, monkeypatch, capsys):
     """Clients get the model of a repeated round with new noise: four were sent, and two accounted for."""
     settings = {"clients": 2, "num_rounds": 2, "run__dir": str(tmp_path), "train__labels": "none"}
     settings |= {"privacy__clip": 1.0, "privacy__noise": 1.0}
@@ -130,10 +130,26 @@ def test_releases_of_rounds_that_are_repeated_count_as_well(tmp_path, monkeypatc
             return evaluate(strategy, number, replies)
 
         interrupted(monkeypatch, HeteroFL, "aggregate_evaluate", die, **settings)
+    capsys.readouterr()
     (last,) = run(**settings, run__resume=True)
     assert len(shown) == 1 + 2 + 1
     assert last.record.privacy["training-releases"] == last.record.privacy["moments-releases"] == 4
     assert RunFolder(tmp_path).releases() == {"training-releases": 4, "moments-releases": 4}
+    assert told_epsilon(capsys, rounds=2) == f"{last.record.privacy['epsilon']:.4g}"
+
+
+def told_epsilon(capsys, rounds):
+    (found,) = re.findall(rf"epsilon is at most (\S+) at delta 1e-05 after round {rounds}\n", capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize("options", [{"evaluate__levels": "last"}, {"evaluate__every": 2}, {"model__norm": "gn"}])
+def test_the_epsilon_of_the_last_round_is_told_before_the_first(capsys, options):
+    settings = {"clients": 3, "mix": "a1-c1-e1", "num_rounds": 3, "train__labels": "none", **options}
+    last = run(**settings, privacy__clip=1.0, privacy__noise=1.0)[-1].record
+    assert told_epsilon(capsys, rounds=3) == f"{last.privacy['epsilon']:.4g}"
+    run(**{**settings, "num_rounds": 1})
+    assert "epsilon" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("page")
