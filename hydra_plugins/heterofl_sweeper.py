@@ -50,10 +50,10 @@ class BlockSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
-        """Check all jobs, run them, and raise ``RunError`` if some failed; with ``dry``, only list them."""
+        """Check all jobs, run them, print results, and raise ``RunError`` if some failed; with ``dry``, only list."""
         from heterofl_flwr.app.launch.running import RunError
         from heterofl_flwr.app.sweep.job import DIVERGED, DONE, ENDED, check_jobs
-        from heterofl_flwr.app.sweep.listing import list_jobs
+        from heterofl_flwr.app.sweep.listing import list_jobs, list_results
 
         jobs, rows = self._build_jobs(self.rows(OverridesParser.create(self._loader), arguments))
         if self._master.dry:
@@ -71,7 +71,8 @@ class BlockSweeper(Sweeper):
             raise RunError(f"the launcher ended: {type(error).__name__}: {error}; {again}") from error
         stages = [job.stage for job in jobs]
         diverged = f", {stages.count(DIVERGED)} diverged" if DIVERGED in stages else ""
-        print(f"{stages.count(DONE)} of {len(jobs)} jobs done{diverged}")
+        ends = f"{stages.count(DONE)} of {len(jobs)} jobs done{diverged}; the runs are in {folder}"
+        print(*filter(None, [list_results(jobs, rows), ends]), sep="\n")
         failed = {
             job.path.name: shorten(str(result._return_value), LONGEST_CAUSE, placeholder=" ...")
             for job, result in zip(jobs, results, strict=True)

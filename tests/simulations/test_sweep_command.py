@@ -42,6 +42,9 @@ def test_a_sweep_runs_each_job_once_with_the_files_of_hydra(command, tmp_path):
     assert (status, err) == (0, "")
     names = list(planned("mix=a-e,e", *SHRUNKEN))
     assert re.findall(r" - job ([^;\s]+)", out) == names
+    assert re.search(
+        r"\nmix=a-e +1 +global-accuracy .*\nmix=e +1 .*\n2 of 2 jobs done; the runs are in .*runs/jobs\n", out
+    )
     assert histories(tmp_path / "runs" / "jobs") == {name: [1, 2] for name in names}
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert {path.name for path in (tmp_path / "runs" / "jobs").iterdir()} == {*names, LOCKS, "multirun.yaml"}

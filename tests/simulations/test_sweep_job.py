@@ -7,8 +7,8 @@ import torch
 
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.sweep import job as module
-from heterofl_flwr.app.sweep.job import Job, is_done, read_metric, run_once
-from heterofl_flwr.app.sweep.listing import list_jobs
+from heterofl_flwr.app.sweep.job import Job, is_done, read_score, run_once
+from heterofl_flwr.app.sweep.listing import list_jobs, list_results
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.runs.folder import RunFolder
@@ -89,7 +89,7 @@ def ran(own: Job, rounds: int, *, finished: bool = False, seconds: float = 2.0, 
 
 
 def test_a_job_that_is_done_is_not_run_again(tiny, request_of):
-    assert (tiny.stage, is_done(tiny), read_metric(tiny)) == ("new", False, None)
+    assert (tiny.stage, is_done(tiny), read_score(tiny)) == ("new", False, None)
     folder = ran(tiny, 2)
     assert (tiny.stage, is_done(tiny)) == ("begun", False)
     folder.note(finished="now")
@@ -98,9 +98,9 @@ def test_a_job_that_is_done_is_not_run_again(tiny, request_of):
 
 def test_the_metric_is_the_last_one_of_the_evaluation(tiny):
     ran(tiny, 2)
-    assert read_metric(tiny) == 0.2
+    assert read_score(tiny).final == 0.2
     other = job(*SHRUNKEN, "run.metric=local-accuracy", path=tiny.path)
-    assert read_metric(other) == 0.9
+    assert read_score(other).final == 0.9
 
 
 def test_a_folder_with_another_run_raises_and_is_left_alone(tiny):
@@ -131,3 +131,16 @@ def test_time_follows_from_rounds_that_were_run(tmp_path):
     # Its own rounds say it; of the last, which has none, those of the others: 24 seconds for 6 rounds.
     assert times == [["30 s", "round 5 of 20"], ["4 min 26 s", "round 1 of 20"], ["1 min 20 s", "new"]]
     assert list_jobs([jobs[2]]).endswith("1 jobs, 0 of them done; the time of the others is known after a round")
+
+
+def test_results_are_means_over_seeds_of_what_varies(tmp_path):
+    rows = [["data=mnist", f"mix={mix}", f"seed={seed}"] for mix in "de" for seed in range(3)]
+    jobs = [job(*row, path=tmp_path / "-".join(row[1:])) for row in rows]
+    assert list_results(jobs, rows) == ""
+    for rounds, own in zip((2, 4, 9, 5), jobs[:4], strict=True):
+        ran(own, rounds, finished=True)
+    ran(jobs[4], 3)
+    assert list_results(jobs, rows).splitlines()[2:] == [
+        "mix=d         3  global-accuracy  50.0 %  20.0 %  90.0 %        50.0 %",
+        "mix=e         1  global-accuracy  50.0 %  50.0 %  50.0 %        50.0 %",
+    ]

@@ -170,7 +170,7 @@ SWEEP = """
 Run the jobs of a sweep with Hydra: each combination of the values given, or the rows of an experiment, such as a table
 of the paper. All arguments are Hydra's: group=option, key=value, key=value,value. 'heterofl sweep --help' lists groups
 and all values, 'heterofl settings' says what each setting means. The same command again skips finished jobs and resumes
-those that were cut off.
+those that were cut off. At the end a table has the mean over seeds, the least and the most of each row.
 """
 SWEEP_EXAMPLES = """
 examples:

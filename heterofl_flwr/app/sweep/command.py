@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from heterofl_flwr.app.cli.main import FAILED
 from heterofl_flwr.app.launch.running import LOG, RunError
-from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, build_job, check_jobs, flat, read_metric, run_once
+from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, build_job, check_jobs, flat, read_score, run_once
 from heterofl_flwr.errors import ConfigError, HeteroFLError, unknown_settings
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.flat import SPECS
@@ -58,7 +58,8 @@ def run_job(config: DictConfig) -> float | None:
         cause = str(error) if isinstance(error, HeteroFLError) else f"{type(error).__name__}: {error}"
         logger.error("failed: %s", cause)
         raise RunError(cause) from error
-    return read_metric(job)
+    score = read_score(job)
+    return score.final if score else None
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.option_groups import Count
 from heterofl_flwr.runs.files import to_json
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import headline
+from heterofl_flwr.runs.metrics import Score, headline, scores
 from heterofl_flwr.settings.auto_values import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import DEFAULTS, flatten, from_flat, read_specs, to_flat, validate
@@ -236,8 +236,8 @@ def run_once(job: Job) -> bool:
     return True
 
 
-def read_metric(job: Job) -> float | None:
-    """Return the last value of the metric by which the run chooses its best round (``run.metric``)."""
-    records = RunFolder(job.path).history()[::-1]
-    name = job.settings.run.metric or headline(records)
-    return next((record.evaluate[name] for record in records if name in record.evaluate), None)
+def read_score(job: Job) -> Score | None:
+    """Return the score of the metric by which the run chooses its best round (``run.metric``)."""
+    records = RunFolder(job.path).history()
+    name = job.settings.run.metric or headline(records[::-1])
+    return next((score for score in scores(records) if score.name == name), None)

@@ -1,15 +1,17 @@
-"""The table of a sweep's jobs: how far each is, and how long the rest takes."""
+"""The tables of a sweep: how far each job is and how long the rest takes, and what came out."""
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from heterofl_flwr.app.sweep.job import BEGUN, DONE, ENDED, Job
-from heterofl_flwr.core.formatting import duration, render
+from heterofl_flwr.app.sweep.job import BEGUN, DONE, ENDED, Job, read_score
+from heterofl_flwr.core.formatting import duration, render, score
 from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.runs.metrics import Score
 
 HEADER = ("job", "time", "state", "unlike the published settings")
+RESULTS = ("settings", "seeds", "final metric", "mean", "least", "most", "mean of best")
 
 
 def list_jobs(jobs: Sequence[Job]) -> str:
@@ -35,3 +37,20 @@ def list_jobs(jobs: Sequence[Job]) -> str:
         "the time of the others is known after a round" if math.isnan(still) else f"the others take {duration(still)}"
     )
     return f"{render(HEADER, rows, 'table')}\n\n{len(jobs)} jobs, {done} of them done; {said}"
+
+
+def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of the jobs that are done: means over seeds, named by those values of ``rows`` that vary."""
+    everywhere = set(rows[0]).intersection(*rows)
+    found = defaultdict[tuple[str, str], list[Score]](list)
+    for job, row in zip(jobs, rows, strict=True):
+        if job.stage == DONE and (own := read_score(job)):
+            texts = [text for text in row if text not in everywhere and not text.startswith("seed=")]
+            found[" ".join(texts) or "all", own.name].append(own)
+    lines = []
+    for (name, metric), seeds in found.items():
+        finals = [own.final for own in seeds]
+        bests = [own.best for own in seeds if own.best is not None]
+        values = fmean(finals), min(finals), max(finals), fmean(bests) if bests else None
+        lines.append((name, str(len(seeds)), metric, *(score(metric, value) for value in values)))
+    return render(RESULTS, lines, "table") if lines else ""
