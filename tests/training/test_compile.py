@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from heterofl_flwr.nn import CNN
 from heterofl_flwr.nn.layers import Scaler
 from heterofl_flwr.training import train
 from heterofl_flwr.training.engines import compile
@@ -46,8 +47,10 @@ def train_as_plain(build, options=OPTIONS, tolerance=1e-4, **others):
 
 
 @pytest.mark.slow
-def test_equals_plain_in_cpp():
-    train_as_plain(small(norm="sbn", rate=0.5), classes=[None, [0, 1, 2, 3], None, range(4)])
+def test_equals_plain_in_cpp(monkeypatch):
+    for name, value in {"compile_threads": 1, "cpp.simdlen": 1, "cpp_cache_precompile_headers": False}.items():
+        monkeypatch.setattr(f"torch._inductor.config.{name}", value)  # half the time; the sums are the same
+    train_as_plain(lambda: CNN(3, 5, hidden=(8,), norm="sbn", rate=0.5), classes=[None, [0, 1, 2, 3], None, range(4)])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
