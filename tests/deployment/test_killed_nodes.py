@@ -1,9 +1,9 @@
 """Runs through a SuperLink with TLS and known nodes go on without nodes that are killed: secure sums, then steps.
 
-A secure round has six messages for each node, each with a process of its own that loads torch, and the SuperLink takes a
-minute or more to notice that a node is gone. So secure sums have rounds here where ``HETEROFL_PHASES`` names the phases
-in which a node is killed, ``keys,shares,train,reveal`` for instance, one in each round. Of the nodes that are left, one
-dies in the run that does not wait.
+A secure round has six messages for each node, each with a process of its own that loads torch, and the SuperLink takes
+a minute or more to notice that a node is gone. So secure sums have rounds here where ``HETEROFL_PHASES`` names the
+phases in which a node is killed, ``keys,shares,train,reveal`` for instance, one in each round. Of the nodes that are
+left, one dies in the run that does not wait.
 """
 
 import os
