@@ -41,7 +41,7 @@ def find_equal_levels(federation: Federation) -> list[str]:
             f"build({smallest:g}) has the shapes of build({largest:g}), so all clients train the whole model: is its "
             f"first argument the rate, and do its widths follow from it?"
         ]
-    return equal_levels(federation.build, plans)
+    return equal_levels(plans)
 
 
 def count_releases(federation: Federation, rounds: range, *, simulated: bool) -> int:

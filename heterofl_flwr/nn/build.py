@@ -18,9 +18,6 @@ from heterofl_flwr.nn.models import Build
 _plans: WeakKeyDictionary[Build, dict[tuple[float, float], Plan]] = WeakKeyDictionary()
 """The plans of each function by two rates; they go with it, as there may be one for each message."""
 
-_PARTS = ("num_groups", "groups", "num_heads", "heads", "n_heads", "num_attention_heads")
-"""Attributes in which layers of torch, timm, transformers and ours hold their number of groups or heads."""
-
 
 def check_build(build: Build) -> None:
     """Raise ``ConfigError`` unless it is a function that a rate can be given to."""
@@ -77,35 +74,14 @@ def plan_between(build: Build, top: float, rate: float) -> Plan:
     return plans[top, rate]
 
 
-def equal_levels(build: Build, sizes: Mapping[float, Hashable]) -> list[str]:
-    """Return which rates have one and the same model, and why as far as its layers tell.
-
-    Models of equal ``sizes`` are the same. The sizes are given by rate, that of the global model first.
-    """
+def equal_levels(sizes: Mapping[float, Hashable]) -> list[str]:
+    """Return a warning for each group of rates whose models have equal ``sizes``, which are given by rate."""
     rates_by_size = defaultdict[Hashable, list[float]](list)
     for rate, size in sizes.items():
         rates_by_size[size].append(rate)
-    equal = [rates for rates in rates_by_size.values() if len(rates) > 1]
-    whole = build(next(iter(sizes))) if equal else nn.Identity()
-    named = ((", ".join(map(level_name, rates)), build(rates[0])) for rates in equal)
-    return [f"levels {names} build the very same model: {_why_equal(whole, model)}" for names, model in named]
-
-
-def _why_equal(whole: nn.Module, smaller: nn.Module) -> str:
-    """Return why a model has no smaller one: the first layer whose groups or heads cannot be fewer or narrower."""
-    layers = dict(whole.named_modules())
-    for name, layer in smaller.named_modules():
-        (key, number, width), (_, full_number, full_width) = map(_parts, (layer, layers.get(name, layer)))
-        what = f"{key.rpartition('_')[2]} of the layer {name} ({type(layer).__name__})"
-        if 1 < number == width and full_number < full_width:
-            return f"each of the {number} {what} has one channel, and none can have fewer"
-        if 1 == number < full_number:
-            return f"one of the {full_number} {what} is left, and it is kept whole"
-    return "their widths are rounded to the same numbers, or do not follow the rate"
-
-
-def _parts(layer: nn.Module) -> tuple[str, int, int]:
-    """Return the attribute that holds a layer's number of groups or heads, this number, and the layer's width."""
-    numbers = {key: own for key in _PARTS if isinstance(own := getattr(layer, key, None), int)}
-    key, number = next(iter(numbers.items()), ("", 0))
-    return key, number, min((len(own) for own in layer.parameters() if own.dim()), default=0)
+    return [
+        f"levels {', '.join(map(level_name, rates))} build the very same model: its widths are rounded to the same "
+        f"numbers, cannot be less than its groups or heads, or do not follow the rate"
+        for rates in rates_by_size.values()
+        if len(rates) > 1
+    ]

@@ -64,7 +64,7 @@ def test_a_model_of_ones_own_and_each_level_of_a_mix_are_profiled(machine, tmp_p
     (row,) = table(capsys, "profiled_model:words", "--shape", "6", "--tokens", "--mix", "a")
     assert int(row["MACs"]) == 6 * 8 * 2
     assert main(["profile", "profiled_model:images", "--shape", "3x2x2", "--mix", "a-d-e"]) == 0
-    assert capsys.readouterr().err.startswith("levels d, e build the very same model: their widths are rounded")
+    assert capsys.readouterr().err.startswith("levels d, e build the very same model: its widths are rounded")
     for wrong, said in (
         (
             ["profiled_model:words", "--shape", "6"],

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     rates = {rate for mix in mixes.values() for rate in mix.rates}
     # On meta nothing takes memory, but a model of the user's may need values.
     profiles = profile_rates(args.name, build, example, rates, "cpu" if own else "meta")
-    for warning in equal_levels(build, profiles):
+    for warning in equal_levels(profiles):
         print(warning, file=sys.stderr)
     rows = []
     for name, mix in mixes.items():
