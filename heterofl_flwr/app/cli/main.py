@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args = parse(arguments)
+        _import_from_here()
         code: int = import_module(f"heterofl_flwr.app.{args.module}").run(args)
         return code
 
@@ -109,7 +110,7 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def import_from_here() -> None:
+def _import_from_here() -> None:
     """Let functions that are named as ``module:function`` lie in the folder from which the command was called."""
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # last, as it may be a stranger's folder with a module such as json.py

@@ -8,7 +8,6 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from heterofl_flwr.app.cli.main import import_from_here
 from heterofl_flwr.core.formatting import count, render
 from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.errors import ConfigError, first_line, load_function
@@ -84,7 +83,6 @@ def build_setup(name: str, shape: tuple[int, ...] | None, given: dict[str, objec
 
 def load_own(name: str, shape: tuple[int, ...] | None, *, tokens: bool) -> tuple[Build, Tensor]:
     """Return a function of the user's from a rate to a model, and a batch of one input."""
-    import_from_here()
     build = load_function(name, "the model")
     check_build(build)
     if shape is None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 
-from heterofl_flwr.app.cli.main import HOW, import_from_here
+from heterofl_flwr.app.cli.main import HOW
 from heterofl_flwr.app.cli.report import show_results
 from heterofl_flwr.app.launch import preflight, running
 from heterofl_flwr.app.launch.request import CLUSTER, Request, read_app
@@ -117,7 +117,6 @@ def _choose_folder(args: argparse.Namespace, name: str) -> Path:
 
 def _check_run(request: Request) -> str:
     """Raise what is wrong with a run of this package's own app; say so where it has come to its end already."""
-    import_from_here()
     task, folder = load_task(request.config), RunFolder(request.out)
     start = find_start(folder, task.settings)
     if not start.finished:
