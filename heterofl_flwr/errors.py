@@ -139,8 +139,8 @@ def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigE
         found = resolve_name(reference)
     except (ImportError, AttributeError, ValueError) as error:
         raise kind(
-            f"{what} is {reference!r}, which cannot be loaded ({error}): name a function as 'module:function' and put "
-            f"its folder on PYTHONPATH"
+            f"{what} is {reference!r}, which cannot be loaded ({error}): name a function as 'module:function' and "
+            f"start in its folder or put that on PYTHONPATH"
         ) from error
     if not callable(found):
         raise kind(f"{what} is {reference!r}, which is {type(found).__name__}; expected a function")
