@@ -49,7 +49,7 @@ class LoraLevels:
         model = copy.deepcopy(self.model, memo)
         layers.set_ranks(self.model, model)
         exclude_parameters(model, self.frozen)
-        vars(model)["label_rows"] = self.label_rows  # the strategy asks the model itself for them
+        model.__dict__["label_rows"] = self.label_rows  # the strategy asks the model itself for them
         place = _find_device(self.model, self.frozen)
         return model if place == self.device else model.to(place)
 
