@@ -96,7 +96,7 @@ def from_stored(mapping: Mapping[str, object]) -> Settings:
     if unknown := [key for key in mapping if key not in SPECS]:
         raise ConfigError(
             f"the run was made by another app or version, whose settings {', '.join(unknown)} are not known here: use "
-            f"the code that made it, whose commit its settings.json names"
+            f"the code that made it, whose commit its settings.json names, or in an app of yours export_model"
         )
     return from_flat(mapping)
 

@@ -204,7 +204,7 @@ class HeteroFL(FederationStrategy):
         *,
         resume: RunState | None = None,
     ) -> Result:
-        """Run the rounds; as Flower's own ``start``, with two additions.
+        """Run the rounds; as Flower's own ``start``, which can also draw the first model, and ``resume`` a run.
 
         ``initial_arrays`` default to a freshly built global model. A run that stopped goes on from its state
         (a ``Progress``, or a checkpoint), with the round after it, up to ``num_rounds``. One that has done all
@@ -215,10 +215,12 @@ class HeteroFL(FederationStrategy):
         which has a whole model.
         """
         check_count("num_rounds", num_rounds, 0)
-        if resume is not None and (initial_arrays is not None or resume.server_round > num_rounds):
+        if resume is not None and initial_arrays is not None:
+            raise ConfigError("found both resume and initial_arrays: leave out initial_arrays, as resume has the model")
+        if resume is not None and resume.server_round > num_rounds:
             raise ConfigError(
                 f"resume is the state after round {resume.server_round}; expected num_rounds of so many or more, found "
-                f"{num_rounds}, and no initial_arrays beside it"
+                f"{num_rounds}"
             )
         if initial_arrays is not None and not isinstance(initial_arrays, ArrayRecord):
             raise ConfigError(

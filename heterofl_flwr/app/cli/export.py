@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     for name, facts in models.items():
         model = load_model(folder, name, task.build)
         sizes = export_model(model, inputs, out / name, formats=formats, dynamic=axes)
-        print(f"{out / name}: compared", flush=True)
+        print(f"{out / name}: written; the files compute what the model does", flush=True)
         score = task.evaluate_centrally(model, test, facts["server_round"] or 0).metrics("global")[f"global-{kind}"]
         shown = [f"{facts['rate']:g}", f"{facts['parameters']:,}", formatting.score(kind, score)]
         rows.append([name, *shown, *map(formatting.size, sizes.values())])
