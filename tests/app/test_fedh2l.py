@@ -75,14 +75,15 @@ def test_moments_are_measured_on_the_seed_set_too(strategy, seeds):
 @pytest.mark.slow
 @pytest.mark.usefixtures("page")
 def test_peers_teach_what_own_data_do_not_show(tmp_path):
-    h2l, alone = run(tmp_path / "h2l", **H2L), run(tmp_path / "alone", **STANDALONE)
+    two = {**H2L, "distill.models": f"{HERE}:small_cnn,mlp"}
+    h2l, alone = run(tmp_path / "h2l", **two), run(tmp_path / "alone", **STANDALONE)
     with_peers, without = h2l.history()[-1], alone.history()[-1]
     assert with_peers.failures == without.failures == {}
     assert with_peers.evaluate["global-accuracy"] > without.evaluate["global-accuracy"] + 0.15
     assert with_peers.evaluate["local-accuracy"] > 0.6
-    by_architecture = [with_peers.evaluate[f"{name}-global-accuracy"] for name in load_task(H2L).builds]
+    by_architecture = [with_peers.evaluate[f"{name}-global-accuracy"] for name in load_task(two).builds]
     assert min(by_architecture) < with_peers.evaluate["global-accuracy"] < max(by_architecture)
-    mlp = load_task(H2L).builds["mlp"](1.0)
+    mlp = load_task(two).builds["mlp"](1.0)
     fedavg = 2 * CLIENTS * 4 * sum(parameter.numel() for parameter in mlp.parameters())
     assert with_peers.bytes_up + with_peers.bytes_down < 0.01 * fedavg
     assert h2l.report.exists()

@@ -53,7 +53,7 @@ def test_the_baseline_has_the_files_that_flower_asks_for():
 @pytest.mark.slow
 @pytest.mark.parametrize(("app", "grid", "further"), [(HUB, "ray", []), (BASELINE, "local", ["non-iid=true"])])
 def test_it_runs_in_a_simulation(app, grid, further, tiny, tmp_path):
-    settings = [f"dataset={tiny}", "mix=a1-b1-c1-d1-e1", *SHORT[app], *further]
+    settings = [f"dataset={tiny}", "mix=c1-d1-e1", *SHORT[app], *further]
     command = [sys.executable, "-m", "heterofl_flwr", "run", "--app", str(app), "--clients", "5", "--out", "run"]
     words = [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run([*command, "--grid", grid, *words], cwd=tmp_path, capture_output=True, text=True)
