@@ -30,8 +30,7 @@ def main():
         "killed": lambda: send(signal.SIGKILL),
         "terminated": lambda: send(signal.SIGTERM),
         "interrupted": lambda: send(signal.SIGINT),
-        "disk-full": lambda: limit_files(folder, 0),
-        "disk-short": lambda: limit_files(folder, 0.5),
+        "disk-full": lambda: limit_files(folder, 0.5),
     }
     fault = Fault(sys.argv[3], act=acts[sys.argv[2]])
     sys.exit(status_of("heterofl", lambda: play(folder, fault) and None))

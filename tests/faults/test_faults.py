@@ -123,7 +123,6 @@ ENDS = {
     "terminated": ("steps", -signal.SIGTERM, ""),
     "interrupted": ("steps", 130, ""),
     "disk-full": ("halfway", 2, "cannot write .*Make room"),
-    "disk-short": ("halfway", 2, "cannot write .*Make room"),
 }
 
 
