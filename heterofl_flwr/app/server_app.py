@@ -91,9 +91,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
 
         _start_folder(folder, task, start, strategy, clients)
     if settings.privacy.noise:
-        rounds = range(start.state.server_round + 1 if start.state else 1, settings.num_rounds + 1)
-        final = strategy.spent.epsilon(count_releases(strategy.federation, rounds, simulated=clients is not None))
-        print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
+        _say_epsilon(strategy, settings, start, simulated=clients is not None)
     # So that nodes do not take what an earlier run left with them for this run's.
     told = {} if start.run_key is None or not task.keeps else {messages.RUN_KEY: start.run_key}
     # Where clients have models of their own, there is none for the server to evaluate.
@@ -211,6 +209,13 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
         )
     run_key = about.get(messages.RUN_KEY)
     return Start(checkpoint, run_key)
+
+
+def _say_epsilon(strategy: HeteroFL, settings: Settings, start: Start, *, simulated: bool) -> None:
+    """Print what epsilon will be at most after the last round, with what was released before."""
+    rounds = range(start.state.server_round + 1 if start.state else 1, settings.num_rounds + 1)
+    final = strategy.spent.epsilon(count_releases(strategy.federation, rounds, simulated=simulated))
+    print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
 
 
 def _start_folder(folder: RunFolder, task: Task, start: Start, strategy: HeteroFL, clients: int | None) -> None:

@@ -69,12 +69,13 @@ def test_python_blocks_run(page, folder, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.simulation
-def test_the_app_of_the_page_on_flower_apps_learns(tmp_path):
-    """The page's files alone, in an empty folder, by the page's command of Flower."""
+@pytest.mark.parametrize("program", ["heterofl", "flwr"])
+def test_the_app_of_the_page_on_flower_apps_learns(program, tmp_path):
+    """The page's files alone, in an empty folder, by the page's commands."""
     for block in blocks(APP, "python", "toml"):
         if block.file:
             write(tmp_path, block)
-    (words,) = [words for _, words in commands(APP) if words[:2] == ["flwr", "run"]]
+    (words,) = [words for _, words in commands(APP) if words[:2] == [program, "run"]]
     ports = {name: str(free_port()) for name in ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")}
     # It ends the SuperLink too, which Flower leaves behind.
     with Processes(tmp_path, {**ports, "OMP_NUM_THREADS": "1"}) as processes:

@@ -223,6 +223,17 @@ def test_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, mortal, con
 
 
 @pytest.mark.slow
+def test_steps_as_replies_come_go_on_when_an_actor_is_killed(machine, mortal):
+    keep = Keep()
+    with RayGrid(mortal(*SPARED), 5, at_once=2, run_config=STEPS) as grid:
+        server_app.run(grid, load_task(STEPS), [keep])
+        deaths = grid.deaths
+    assert [(len(record.rates), record.failures) for record in keep.records] == [(2, {})] * 5
+    (death,) = deaths  # of the client that was to train; another actor trained it
+    assert "(partition 1) died: " in death
+
+
+@pytest.mark.slow
 def test_an_app_that_no_module_holds_is_sent(machine):
     app, where = ClientApp(), os.getpid()
 

@@ -66,17 +66,16 @@ def test_each_data_set_and_each_model_has_an_option():
 NUMBERS = {f"table{number}": jobs for number, jobs in {1: 24, 2: 24, 3: 12, 4: 34, 5: 50, 7: 62, 8: 62, 9: 31}.items()}
 NUMBERS |= {f"figure{number}": PAIRS for number in range(2, 9)}
 NUMBERS |= {"figure9": 4 * 2 * 2, "figure10": 4 * 2 * 2, "figure11": 4 * 2}
-NUMBERS |= {"baselines": 2 * 2 * 3, "choice": 2 * 2 * 3 * 2 * 4, "clipping": 3 * 6 * 2}
-NUMBERS |= {"compare data=digits": 2 * (4 * 2 + 4)}
+NUMBERS |= {"baselines": 2 * 2 * 3, "choice": 2 * 2 * 3 * 2 * 4, "clipping": 3 * 6 * 2, "compare": 3 * 2 * (4 * 2 + 4)}
 NUMBERS |= {"depth": 2 * 5, "family": 2 * 11, "family-cifar10": 6, "lora": 2 + 2, "mask-fill": 2 * 4 * 3}
 NUMBERS |= {"ratio": 2 * 2 * 7, "search": 37, "depthfl-cifar100": 6, "fiarse-cifar10": 3, "race": 2}
 NUMBERS |= {"all": 31 * 5 + 10 * 9 * 5 + (17 - 3) * 2 + (25 - 3) * 2}
-COMPARE = "compare data=digits"  # a third of it, as it has more choices of groups than all others
+COMPARE = pytest.param("compare", marks=pytest.mark.slow)  # which has more choices of groups than all others
 
 
 @pytest.mark.parametrize("experiment", [*(name for name in EXPERIMENTS if name != "compare"), COMPARE])
 def test_each_experiment_has_so_many_jobs_that_can_be_run(experiment):
-    jobs = planned(*f"experiment={experiment}".split()).values()
+    jobs = planned(f"experiment={experiment}").values()
     assert len(jobs) == NUMBERS[experiment]
     ours = {"digits", "cifar100", *(f"heterofl_flwr.experiments.{name}:load" for name in ("lora", "small_mnist"))}
     assert {own.settings.data.name for own in jobs} <= {*DATA, *ours}
