@@ -1,15 +1,14 @@
-"""Models with LoRA adapters, from configurations: nothing is downloaded."""
+"""Models with LoRA adapters, from configurations: nothing is downloaded.
+
+peft and transformers take seconds to load, so the tests that use them load them, not the collection of all tests.
+"""
 
 import copy
 from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor, nn
-
-peft = pytest.importorskip("peft", reason="peft is not installed: heterofl-flwr[lora]")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed: heterofl-flwr[huggingface]")
 
 WORDS = 20
 
@@ -31,12 +30,16 @@ class Net(nn.Module):
 
 def gpt2() -> nn.Module:
     """Return a model whose layers are ``Conv1D`` and whose last layer is its embedding."""
+    import transformers
+
     shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "vocab_size": WORDS}
     shape |= {"bos_token_id": 0, "eos_token_id": 0}
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(use_cache=False, **shape))
 
 
 def llama() -> nn.Module:
+    import transformers
+
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(use_cache=False, vocab_size=WORDS, **shape))
 
@@ -46,6 +49,8 @@ WHOLE = ["words", "conv", "hidden"]
 
 def adapted(make: Callable[[], nn.Module] = Net, seed: int = 0, **config: object):
     """Return a model with adapters, in float64, all of whose parameters are drawn from a seed."""
+    import peft
+
     config = {"r": 8, "lora_alpha": 16, "target_modules": WHOLE if make is Net else "all-linear", **config}
     torch.manual_seed(seed)
     model = peft.get_peft_model(make(), peft.LoraConfig(**config)).double().eval()

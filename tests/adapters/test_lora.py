@@ -14,7 +14,7 @@ from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.core.reply_checks import find_label_rows
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
-from tests.adapters.nets import CASES, Net, adapted, gpt2, outputs, peft, ranks_of, without_rows
+from tests.adapters.nets import CASES, Net, adapted, gpt2, outputs, ranks_of, without_rows
 
 lora = heterofl_flwr.lora
 RATES = (1.0, 0.5, 0.3, 0.125)
@@ -34,6 +34,8 @@ def test_a_level_is_the_full_rank_with_zeros_in_the_rest(case, rate):
 
 @pytest.mark.parametrize("case", CASES)
 def test_peft_loads_what_a_level_saves_and_computes_the_same(case, tmp_path):
+    import peft
+
     model = CASES[case]()
     level = lora(model)(0.3)
     level.save_pretrained(tmp_path)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from tests.adapters.nets import peft
 from tests.simulations.test_examples import run
 
 NODES, ROUNDS = 4, 2
@@ -38,6 +37,8 @@ def test_clients_send_adapters_of_their_ranks_alone(grid):
 
 
 def test_the_adapters_learn_the_clients_texts(app, grid, folder):
+    import peft
+
     rows = torch.cat([app.load(Context(1, 1, {"partition-id": part}, RecordDict(), {}), test=True) for part in (0, 1)])
     base = app.build(1.0)
     trained = peft.PeftModel.from_pretrained(copy.deepcopy(base).unload(), folder / "a")  # as peft reads it

@@ -1,5 +1,7 @@
 """Rounds with LoRA adapters of unequal rank, in both APIs: what travels, what the server computes, what is stored."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -12,17 +14,21 @@ from tests.adapters.nets import CASES, outputs, words
 from tests.federation.tiny import Watched, equal, make_app, play, twin
 
 MIX, NODES = "a1-b1-d1", 6
-build = lora(CASES["plain"]())
-frozen = {name: build.model.get_parameter(name).clone() for name in build.frozen}
+
+
+@cache
+def levels():
+    """Return the build of these tests' model."""
+    return lora(CASES["plain"]())
 
 
 def evaluate(message, context):
-    found = outputs(submodel(message, build)).mean().item()
+    found = outputs(submodel(message, levels())).mean().item()
     return reply(message, num_examples=1, metrics={"output": found})
 
 
 def run(num_rounds=2, **options):
-    return play(make_app(evaluate=evaluate, build=build), MIX, NODES, num_rounds, build=build, **options)
+    return play(make_app(evaluate=evaluate, build=levels()), MIX, NODES, num_rounds, build=levels(), **options)
 
 
 @pytest.mark.parametrize(
@@ -33,14 +39,15 @@ def test_each_entry_is_the_mean_over_the_clients_that_held_it(options):
     assert found.log.failures == {}
     for name, expected in twin(found.strategy.federation, found.grid.get_node_ids(), 2).items():
         torch.testing.assert_close(found.state[name], expected)
-    assert all(torch.equal(build.model.get_parameter(name), own) for name, own in frozen.items())
+    base, fresh = levels(), CASES["plain"]()
+    assert all(torch.equal(base.model.get_parameter(name), fresh.get_parameter(name)) for name in base.frozen)
 
 
 def other(change):
     """Return a node's build, of a base that was changed."""
     model = CASES["plain"]()
     with torch.no_grad():
-        for name in build.frozen:
+        for name in levels().frozen:
             change(model.get_parameter(name))
     return lora(model)
 
@@ -49,7 +56,7 @@ def odd(own, partitions=range(NODES)):
     """Return an app whose clients of some partitions build their models by ``own``."""
 
     def train(message, context):
-        model = submodel(message, own if context.node_config["partition-id"] in partitions else build)
+        model = submodel(message, own if context.node_config["partition-id"] in partitions else levels())
         return reply(message, model, num_examples=1)
 
     return make_app(train)
@@ -57,26 +64,28 @@ def odd(own, partitions=range(NODES)):
 
 def test_a_node_with_another_base_is_refused():
     finer = other(lambda own: own.mul_(1.01))
-    found = play(odd(finer, [1]), MIX, NODES, build=build)
+    found = play(odd(finer, [1]), MIX, NODES, build=levels())
     assert found.log.failures.keys() == {1}
     assert "frozen parameters of this node's model, which are not sent, are others" in found.log.failures[1]
     with pytest.raises(RoundError, match=f"0 and {NODES - 1} more: .* let both load the same checkpoint"):
-        play(odd(finer), MIX, NODES, build=build)
+        play(odd(finer), MIX, NODES, build=levels())
 
 
 def test_a_base_in_bfloat16_is_the_same():
     rounded = other(lambda own: own.copy_(own.bfloat16()))
-    assert play(odd(rounded), MIX, NODES, build=build).log.failures == {}
+    assert play(odd(rounded), MIX, NODES, build=levels()).log.failures == {}
 
 
 def test_a_run_goes_on_from_a_checkpoint_of_adapters_alone(tmp_path):
-    costs = Costs(build, Mix.parse(MIX), words())
-    assert costs.model().full.bytes == sum(128 + 8 * own.numel() for own in exchanged_parameters(build(1.0)).values())
+    costs = Costs(levels(), Mix.parse(MIX), words())
+    assert costs.model().full.bytes == sum(
+        128 + 8 * own.numel() for own in exchanged_parameters(levels()(1.0)).values()
+    )
     folder = RunFolder(tmp_path / "run")
     run(1, callbacks=[Recorder(folder, costs=costs)])
     checkpoint = folder.load_checkpoint()
-    assert checkpoint.state.keys() == exchanged_parameters(build(1.0)).keys()
-    with Watched(make_app(build=build), NODES) as grid:
-        strategy = HeteroFL(build, MIX, fraction_evaluate=0.0)
+    assert checkpoint.state.keys() == exchanged_parameters(levels()(1.0)).keys()
+    with Watched(make_app(build=levels()), NODES) as grid:
+        strategy = HeteroFL(levels(), MIX, fraction_evaluate=0.0)
         resumed = strategy.start(grid, num_rounds=2, resume=checkpoint).arrays.to_torch_state_dict()
     assert equal(resumed, run(2).state)
