@@ -89,7 +89,8 @@ clean:  ## remove what builds and tools leave behind; keeps .venv and the result
 # hydra's antlr4, which is published as source only. uv takes a third of pip's time, but reads none of pip's settings:
 # where it finds no index, pip goes on. Python compiles a module where it is first loaded; to compile all 24,000 of
 # them here would take five times as long as the demo needs for its own.
-install_packages = $(VENV)/bin/uv pip install --quiet --python $(PY) $(1) || $(PIP) install --quiet --no-compile $(1)
+install_packages = $(VENV)/bin/uv pip install --quiet --python $(PY) $(1) || \
+	{ echo "pip goes on where uv has ended; it takes some minutes more"; $(PIP) install --quiet --no-compile $(1); }
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "heterofl-flwr needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
