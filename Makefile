@@ -36,11 +36,11 @@ test: test-core  ## tests of every capability, five minutes on two cores; all li
 test-core: $(READY)
 	$(PYTEST) tests/core --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
 
-# The tests of a file stay in one process: what they share (whole runs, Ray) takes up to a minute to start. Four at a
+# The tests of a file stay in one process: what they share (whole runs, Ray) takes up to a minute to start. Three at a
 # time, as they often wait for others' processes; in their order, since the longest come early in it. Short ones are
 # among them: they have work to do while others wait.
 test-all: test-core  ## test, with the long ones: Ray, whole runs, deployments, every model and every fault
-	$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder --ignore=tests/core
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/core
 
 FLOWERS ?= 1.32.1 1.42.0
 flower: $(READY)  ## a few tests with the oldest and the newest Flower that are allowed, or with FLOWERS="1.36.0 1.38.0"

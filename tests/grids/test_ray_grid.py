@@ -43,11 +43,17 @@ def pids_of(grid, ask):
     return {one["pid"] for one in processes_of(grid, ask)}
 
 
+def wait_for_both(grid, ask):
+    """Return the processes of a grid's two actors; one may be ready long before the other."""
+    until = time.monotonic() + 120
+    while len(found := pids_of(grid, ask)) < 2 and time.monotonic() < until:
+        pass
+    return found
+
+
 @pytest.mark.slow
 def test_actors_last_and_keep_what_their_modules_cache(actors, ask):
-    until = time.monotonic() + 120
-    while len(pids_of(actors, ask)) < 2 and time.monotonic() < until:  # one actor may be ready long before the other
-        pass
+    wait_for_both(actors, ask)
     first, _, last = [processes_of(actors, ask) for _ in range(3)]
     pids = {reply["pid"] for reply in (*first, *last)}
     assert len(pids - {os.getpid()}) == len(pids) == 2
@@ -94,11 +100,11 @@ def test_idle_actors_that_were_killed_are_replaced(actors, ask, gone):
 @pytest.mark.slow
 def test_clients_at_work_at_the_timeout_are_ended_and_left_out(actors, ask):
     first, second, third, fourth = actors.get_node_ids()
-    before, deaths = pids_of(actors, ask), actors.deaths
+    before, deaths = wait_for_both(actors, ask), actors.deaths
     messages = [ask(first, "sleep", seconds=600.0), ask(second, "process"), ask(third, "sleep", seconds=600.0)]
     messages.append(ask(fourth, "sleep", seconds=600.0))  # never begun
     began = time.monotonic()
-    replies = list(actors.send_and_receive(messages, timeout=10.0))
+    replies = list(actors.send_and_receive(messages, timeout=20.0))
     assert time.monotonic() - began < 120
     assert [reply.metadata.src_node_id for reply in replies] == [second]
     assert pids_of(actors, ask).isdisjoint(before)
