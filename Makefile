@@ -87,8 +87,8 @@ clean:  ## remove what builds and tools leave behind; keeps .venv and the result
 # have left half of a package behind; a later one on top of what is there, because there may be no network now.
 # The build tools come first, so that builds need no environment, and no download, of their own. setuptools is for
 # hydra's antlr4, which is published as source only. uv takes a third of pip's time, but reads none of pip's settings:
-# where it finds no index, pip goes on. Python compiles a module where it is first loaded; to compile all 24,000 of
-# them here would take five times as long as the demo needs for its own.
+# where there is no uv, or it finds no index, pip goes on. Python compiles a module where it is first loaded; to compile
+# all 24,000 of them here would take five times as long as the demo needs for its own.
 install_packages = $(VENV)/bin/uv pip install --quiet --python $(PY) $(1) || \
 	{ echo "pip goes on where uv has ended; it takes some minutes more"; $(PIP) install --quiet --no-compile $(1); }
 $(READY): pyproject.toml constraints.txt
@@ -98,7 +98,7 @@ $(READY): pyproject.toml constraints.txt
 	@test ! -e $(VENV)/.unfinished || { echo "the last install did not finish; starting over"; rm -rf $(VENV); }
 	@test -x $(PY) || { mkdir -p $(VENV) && touch $(VENV)/.unfinished && $(PYTHON) -m venv $(VENV); }
 	@echo "installing into $(VENV); the first time this takes some minutes and about 6 GB"
-	$(PIP) install --quiet uv
+	-@$(PIP) install --quiet uv
 	$(call install_packages,"hatchling>=1.27" "editables>=0.5" "setuptools>=77")
 	$(call install_packages,--no-build-isolation --constraint constraints.txt --editable ".[dev]")
 	@rm -f $(VENV)/.unfinished

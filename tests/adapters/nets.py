@@ -7,10 +7,19 @@ import copy
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 WORDS = 20
+
+
+def load_peft():
+    return pytest.importorskip("peft", reason="peft is not installed: heterofl-flwr[lora]")
+
+
+def load_transformers():
+    return pytest.importorskip("transformers", reason="transformers is not installed: heterofl-flwr[huggingface]")
 
 
 class Net(nn.Module):
@@ -30,17 +39,15 @@ class Net(nn.Module):
 
 def gpt2() -> nn.Module:
     """Return a model whose layers are ``Conv1D`` and whose last layer is its embedding."""
-    import transformers
-
     shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "vocab_size": WORDS}
     shape |= {"bos_token_id": 0, "eos_token_id": 0}
+    transformers = load_transformers()
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(use_cache=False, **shape))
 
 
 def llama() -> nn.Module:
-    import transformers
-
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers = load_transformers()
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(use_cache=False, vocab_size=WORDS, **shape))
 
 
@@ -49,10 +56,9 @@ WHOLE = ["words", "conv", "hidden"]
 
 def adapted(make: Callable[[], nn.Module] = Net, seed: int = 0, **config: object):
     """Return a model with adapters, in float64, all of whose parameters are drawn from a seed."""
-    import peft
-
     config = {"r": 8, "lora_alpha": 16, "target_modules": WHOLE if make is Net else "all-linear", **config}
     torch.manual_seed(seed)
+    peft = load_peft()
     model = peft.get_peft_model(make(), peft.LoraConfig(**config)).double().eval()
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():

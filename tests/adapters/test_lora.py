@@ -14,7 +14,7 @@ from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.core.reply_checks import find_label_rows
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
-from tests.adapters.nets import CASES, Net, adapted, gpt2, outputs, ranks_of, without_rows
+from tests.adapters.nets import CASES, Net, adapted, gpt2, load_peft, outputs, ranks_of, without_rows
 
 lora = heterofl_flwr.lora
 RATES = (1.0, 0.5, 0.3, 0.125)
@@ -34,8 +34,6 @@ def test_a_level_is_the_full_rank_with_zeros_in_the_rest(case, rate):
 
 @pytest.mark.parametrize("case", CASES)
 def test_peft_loads_what_a_level_saves_and_computes_the_same(case, tmp_path):
-    import peft
-
     model = CASES[case]()
     level = lora(model)(0.3)
     level.save_pretrained(tmp_path)
@@ -46,7 +44,7 @@ def test_peft_loads_what_a_level_saves_and_computes_the_same(case, tmp_path):
     for name, own in level.named_parameters():  # trained biases are saved; the base has them as they were
         assert name in trained or own is model.get_parameter(name)
     torch.testing.assert_close(
-        outputs(peft.PeftModel.from_pretrained(base, tmp_path)), outputs(level), rtol=1e-12, atol=1e-12
+        outputs(load_peft().PeftModel.from_pretrained(base, tmp_path)), outputs(level), rtol=1e-12, atol=1e-12
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
+from tests.adapters.nets import load_peft, load_transformers
 from tests.simulations.test_examples import run
 
 NODES, ROUNDS = 4, 2
@@ -14,6 +15,7 @@ NODES, ROUNDS = 4, 2
 
 @pytest.fixture(scope="module")
 def app():
+    load_peft(), load_transformers()
     with torch.random.fork_rng():  # it draws a model when it is loaded
         return import_module("simulations.examples.lora_app")
 
@@ -37,11 +39,9 @@ def test_clients_send_adapters_of_their_ranks_alone(grid):
 
 
 def test_the_adapters_learn_the_clients_texts(app, grid, folder):
-    import peft
-
     rows = torch.cat([app.load(Context(1, 1, {"partition-id": part}, RecordDict(), {}), test=True) for part in (0, 1)])
     base = app.build(1.0)
-    trained = peft.PeftModel.from_pretrained(copy.deepcopy(base).unload(), folder / "a")  # as peft reads it
+    trained = load_peft().PeftModel.from_pretrained(copy.deepcopy(base).unload(), folder / "a")  # as peft reads it
     with torch.inference_mode():
         losses = [model.eval()(input_ids=rows, labels=rows).loss for model in (trained, base)]
     assert losses[0] < losses[1] - 0.02
