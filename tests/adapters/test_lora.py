@@ -111,6 +111,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_cut_is_refused_with_the_reason(case):
+    load_peft()
     make, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         lora(make())
