@@ -19,10 +19,10 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-core test-all flower check check-types check-rest audit docs bench format clean
+.PHONY: help install demo test test-core test-all test-release flower check check-types check-rest audit docs bench format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(READY)  ## make .venv with this package and its tools; every other target does it by itself
 
@@ -31,7 +31,7 @@ demo: $(READY)  ## twenty virtual clients of five sizes train one digit classifi
 
 # Coverage makes tests take half as long again, so it is measured where it must be complete, and only there.
 test: test-core  ## tests of every capability, five minutes on two cores; all lines of core are covered
-	$(PYTEST) -m "not slow" --ignore=tests/core
+	$(PYTEST) -m "not slow and not release" --ignore=tests/core
 
 test-core: $(READY)
 	$(PYTEST) tests/core --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
@@ -39,8 +39,11 @@ test-core: $(READY)
 # The tests of a file stay in one process: what they share (whole runs, Ray) takes up to a minute to start. Three at a
 # time, as they often wait for others' processes; in their order, since the longest come early in it. Short ones are
 # among them: they have work to do while others wait.
-test-all: test-core  ## test, with the long ones: Ray, whole runs, deployments, every model and every fault
-	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/core
+test-all: test-core  ## test, with the long ones: Ray, whole runs, a deployment, every model and every fault
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "not release" --ignore=tests/core
+
+test-release: $(READY)  ## what a release needs beside test-all: nodes killed in each phase, published apps, the notebook
+	$(PY) -m pytest -m release
 
 FLOWERS ?= 1.32.1 1.42.0
 flower: $(READY)  ## a few tests with the oldest and the newest Flower that are allowed, or with FLOWERS="1.36.0 1.38.0"

@@ -1,22 +1,18 @@
 """Runs through a SuperLink with TLS and known nodes go on without nodes that are killed: secure sums, then steps.
 
 A secure round has six messages for each node, each with a process of its own that loads torch, and the SuperLink takes
-a minute or more to notice that a node is gone. So secure sums have rounds here where ``HETEROFL_PHASES`` names the
-phases in which a node is killed, ``keys,shares,train,reveal`` for instance, one in each round. Of the nodes that are
-left, one dies in the run that does not wait.
+a minute or more to notice that a node is gone. In each round a node is killed in another phase of the sum; of the nodes
+that are left, one dies in the run that does not wait.
 """
-
-import os
 
 import pytest
 
 from heterofl_flwr.report import RunFolder
 from tests.deployment.lab import LONGEST, SMALL, Lab
 
-pytestmark = [pytest.mark.deployment, pytest.mark.slow]
+pytestmark = [pytest.mark.deployment, pytest.mark.release]
 
-ALL = ("keys", "shares", "train", "reveal")
-PHASES = tuple(filter(None, os.environ.get("HETEROFL_PHASES", "").split(",")))
+PHASES = ("keys", "shares", "train", "reveal")
 NODES = len(PHASES) + 3
 SECURE = {
     **SMALL,
@@ -44,12 +40,11 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed-nodes")
     with Lab(folder, {"OMP_NUM_THREADS": "1"}) as lab:
         nodes = lab.prepare(NODES)
-        if PHASES:
-            secure = lab.start("secure", SECURE)
-            for number in range(len(PHASES)):
-                # Its capability, the rounds before, and this one.
-                lab.kill_when_asked(number, nodes[number], 1 + number * len(ALL) + ALL.index(PHASES[number]) + 1)
-            secure.wait(LONGEST)
+        secure = lab.start("secure", SECURE)
+        for number in range(len(PHASES)):
+            # Its capability, the rounds before, and the phases of this one.
+            lab.kill_when_asked(number, nodes[number], 1 + number * len(PHASES) + number + 1)
+        secure.wait(LONGEST)
         asynchronous = lab.start("asynchronous", ASYNCHRONOUS)
         killed = lab.kill_one_that_trains(nodes)
         asynchronous.wait(LONGEST)
@@ -64,7 +59,6 @@ def history_of(runs, name, rounds):
     return history
 
 
-@pytest.mark.skipif(not PHASES, reason="needs HETEROFL_PHASES, and minutes")
 def test_each_secure_round_ends_without_the_node_that_was_killed(runs):
     history = history_of(runs, "secure", len(PHASES))
     # One that is killed when it is to reveal shares has sent its change before, so it is in the sum.

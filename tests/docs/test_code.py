@@ -69,7 +69,7 @@ def test_python_blocks_run(page, folder, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.simulation
-@pytest.mark.parametrize("program", ["heterofl", "flwr"])
+@pytest.mark.parametrize("program", ["heterofl", pytest.param("flwr", marks=pytest.mark.release)])
 def test_the_app_of_the_page_on_flower_apps_learns(program, tmp_path):
     """The page's files alone, in an empty folder, by the page's commands."""
     for block in blocks(APP, "python", "toml"):

@@ -12,8 +12,6 @@ import pytest
 
 from tests.docs.pages import DOCS, PAGES, ROOT
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
@@ -41,12 +39,14 @@ class Loaded(HTMLParser):
             self.sources.append(target)
 
 
+@pytest.mark.slow
 def test_every_page_is_there(site):
     for page in PAGES[1:]:
         assert (site / page.relative_to(DOCS)).with_suffix(".html").is_file()
     assert (site / "notebooks" / "quickstart.html").is_file()
 
 
+@pytest.mark.slow
 def test_pages_load_nothing_from_the_network(site):
     loaded = {source for page in site.rglob("*.html") for source in Loaded(page).sources}
     assert {source for source in loaded if urlsplit(source).netloc} == set()
@@ -80,6 +80,7 @@ def read_outputs(path: Path) -> list[tuple[list[str], str]]:
     ]
 
 
+@pytest.mark.release
 def test_notebook_shows_what_it_makes(tmp_path):
     done = tmp_path / "done.ipynb"
     command = [sys.executable, "-c", RUN, str(NOTEBOOK), str(tmp_path), str(done)]

@@ -27,7 +27,7 @@ def test_exit_status_is_the_verdict(monkeypatch, value, code):
         "scale --nodes 40 --sizes 4 8 --model mnist --rounds 1 --actors 0",
         "scale --nodes 40 --sizes 8 --model mnist --rounds 1 --actors 0 --step 2",
         "secure --model mnist --clients 5",
-        pytest.param("round --root . --clients 20 --overhead 1", marks=pytest.mark.slow),
+        pytest.param("round --root . --clients 20 --overhead 1", marks=pytest.mark.release),
     ],
 )
 def test_a_benchmark_ends_with_its_verdict(monkeypatch, capsys, tmp_path, line):

@@ -50,7 +50,7 @@ def test_the_baseline_has_the_files_that_flower_asks_for():
     assert [line.split(":")[0] for line in front.strip().splitlines()] == ["title", "url", "labels", "dataset"]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize(("app", "grid", "further"), [(HUB, "ray", []), (BASELINE, "local", ["non-iid=true"])])
 def test_it_runs_in_a_simulation(app, grid, further, tiny, tmp_path):
     settings = [f"dataset={tiny}", "mix=c1-d1-e1", *SHORT[app], *further]
@@ -61,7 +61,7 @@ def test_it_runs_in_a_simulation(app, grid, further, tiny, tmp_path):
     assert "round 2/2" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_hub_app_runs_on_folders_of_nodes(tiny, tmp_path):
     (file,) = tiny.glob("train-*.parquet")
     whole = Dataset.from_parquet(str(file))
