@@ -15,7 +15,8 @@ NODES, ROUNDS = 4, 2
 
 @pytest.fixture(scope="module")
 def app():
-    load_peft(), load_transformers()
+    load_peft()
+    load_transformers()
     with torch.random.fork_rng():  # it draws a model when it is loaded
         return import_module("simulations.examples.lora_app")
 

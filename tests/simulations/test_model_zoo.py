@@ -8,7 +8,7 @@ from torch import nn
 
 from simulations.model_zoo import __main__ as zoo
 from simulations.model_zoo import models
-from simulations.model_zoo.check import check
+from simulations.model_zoo.check import MOST_DIFFERENT, BrokenPropertyError, check
 from simulations.model_zoo.sources import Case, NotBuiltError, Source
 from tests.elastic_models.families import Then
 
@@ -44,12 +44,15 @@ def test_an_operator_without_a_rule_leaves_the_difference_open():
     assert "aten.median" in check(model, X).unproven
 
 
-def test_branches_that_begin_at_zero_are_judged():
+def test_branches_that_begin_at_zero_are_judged(monkeypatch):
     model = _around()
     nn.init.zeros_(model[-1].weight)
     found = check(model, X)
-    assert found.difference < 1e-10
+    assert found.difference < 1e-10  # on some processors 0
     assert found.unproven == ""
+    monkeypatch.setitem(MOST_DIFFERENT, torch.float64, -1.0)
+    with pytest.raises(BrokenPropertyError, match="is off by"):
+        check(model, X)
 
 
 def test_outputs_that_inputs_do_not_reach_prove_nothing():
