@@ -20,7 +20,7 @@ from heterofl_flwr.training.engines.cohort import Cohort, log_once, train_cohort
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 from tests.federation.tiny import equal
-from tests.training.conftest import OPTIONS, Double, assert_as_plain, exact, images, make_jobs, small, state
+from tests.training.conftest import OPTIONS, SIZES, Double, assert_as_plain, exact, images, make_jobs, small, state
 
 
 def together(jobs, options):
@@ -65,7 +65,7 @@ def test_equals_plain_whatever_the_sizes(sizes, batch_size, epochs, momentum, cl
 def steps(monkeypatch) -> list[list[int]]:
     """Return the clients of each step that a cohort runs."""
     seen, step = [], Cohort._step
-    monkeypatch.setattr(Cohort, "_step", lambda self, *args: seen.append(args[2]) or step(self, *args))
+    monkeypatch.setattr(Cohort, "_step", lambda self, *args: seen.append(args[1]) or step(self, *args))
     return seen
 
 
@@ -85,10 +85,11 @@ def test_errors_of_data_are_those_of_plain(fill):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("sizes", [SIZES, (40, 40, 41), (13, 61), (40,)], ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_equals_plain_on_a_gpu(name):
+def test_equals_plain_on_a_gpu(name, sizes):
     def clients(build):
-        made = make_jobs(build)
+        made = make_jobs(build, sizes, classes=[None, [0, 1, 2, 3], None, None][: len(sizes)])
         return [replace(job, model=job.model.to("cuda"), split=job.split.to("cuda")) for job in made]
 
     ours = clients(exact(MODELS[name]))

@@ -155,7 +155,7 @@ def linear_jobs(number, model=None):
 
 @pytest.mark.parametrize(
     ("device", "number", "engine"),
-    [("cpu", 1, "plain"), ("cpu", 2, "cohort"), ("mps", 5, "plain"), ("cuda", 1, "plain"), ("cuda", 2, "cohort")],
+    [("cpu", 1, "plain"), ("cpu", 2, "cohort"), ("mps", 5, "plain"), ("cuda", 1, "cohort"), ("cuda", 2, "cohort")],
 )
 def test_the_device_and_the_number_of_clients_decide(monkeypatch, device, number, engine):
     monkeypatch.setattr(engines, "device_of", lambda model: torch.device(device))

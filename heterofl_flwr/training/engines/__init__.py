@@ -32,10 +32,10 @@ ENGINES: dict[str, Engine] = {"plain": train_plain, "compile": train_compiled, "
 
 def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
     """Return the engine that is likely the fastest for clients with one kind of model."""
-    if len(jobs) < 2:
-        return "plain"
     model = jobs[0].model
     device = device_of(model).type
+    if len(jobs) < 2 and device != "cuda":
+        return "plain"
     small = sum(parameter.numel() for parameter in model.parameters()) <= MOST_ON_CPU
     gains = device in DEVICES and (device != "cpu" or small)
     return "cohort" if gains and find_obstacle(model) is None else "plain"

@@ -1,8 +1,8 @@
 """The engine ``cohort``: several clients train together, each as if it were alone."""
 
 import logging
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from itertools import chain, islice
 from time import perf_counter
 
@@ -19,6 +19,7 @@ from heterofl_flwr.training.batches import count_steps, steps_per_epoch, trainin
 from heterofl_flwr.training.device import seeded
 from heterofl_flwr.training.engines.joint_models import Joint, build_layouts, build_verified
 from heterofl_flwr.training.engines.plain import DivergedError, build_result, train_plain
+from heterofl_flwr.training.engines.replayed import Replayed
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 from heterofl_flwr.training.step import SGD, present_classes
@@ -28,12 +29,15 @@ logger = logging.getLogger(__name__)
 DEVICES = ("cpu", "cuda")
 """Types of devices on which clients train together."""
 
+Compute = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+"""Takes a step on inputs and targets of several clients; returns their losses and numbers of right answers."""
+
 _LAYER_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients together; equal to ``plain`` up to rounding.
+    """Train clients together; equal to ``plain`` up to rounding. On a GPU steps are replayed, also those of one client.
 
     Clients stay independent: each has its own batches, classes and clipping, and they need not have equally many
     examples. Before models are computed together it is verified, on a batch, that each gets what it gets alone. Where
@@ -47,7 +51,7 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
         If a loss is NaN or infinite; all models are then as they were received.
     """
     device, kind = device_of(jobs[0].model), type(jobs[0].model).__name__
-    if len(jobs) > 1 and device.type in DEVICES:
+    if device.type in DEVICES and (len(jobs) > 1 or device.type == "cuda"):
         try:
             with seeded(0, device):
                 return Cohort(jobs, options).train()
@@ -120,11 +124,15 @@ class Cohort:
         self._longest = max(steps_per_epoch(job.split, options.batch_size) for job in jobs)
         self._joints: dict[int, Joint] = {}
         self._present: Tensor | None = None
+        self._replayed: Replayed | None = None
 
     def train(self) -> list[TrainResult]:
         """Train the clients and write their models."""
-        while together := self._next():
-            self._run_steps(together)
+        try:
+            while together := self._next():
+                self._run_steps(together)
+        finally:
+            self._replayed = None  # the two refer to each other, and so would keep a GPU's memory for a while
         seconds = (perf_counter() - self._started) / sum(len(client.sizes) for client in self._clients)
         return [self._finish(number, seconds) for number in range(len(self._clients))]
 
@@ -145,9 +153,14 @@ class Cohort:
         all_of_them = len(together) == len(self._clients)
         sgd = self._sgd if all_of_them else self._sgd.select(rows)
         joint = self._prepare(together, sgd.values)
-        steps: list[tuple[Tensor, Tensor]] = []
+        compute: Compute = partial(self._compute, joint, sgd, rows)
+        if rows.is_cuda and all_of_them:  # which they are in every epoch, and then in the same memory
+            compute = self._replayed = self._replayed or Replayed(compute, rows.device)
+        elif rows.is_cuda:
+            compute = Replayed(compute, rows.device)
+        steps: list[tuple[Tensor, ...]] = []
         while len(steps) < self._longest and self._next() == together:
-            steps.append(self._step(joint, sgd, together))
+            steps.append(self._step(compute, together))
         joint.release()  # there may be one for each number of clients
         if not all_of_them:
             self._sgd.write(rows, sgd)
@@ -171,16 +184,18 @@ class Cohort:
         self._joints[number].place(values)
         return self._joints[number]
 
-    def _step(self, joint: Joint, sgd: SGD, together: list[int]) -> tuple[Tensor, Tensor]:
+    def _step(self, compute: Compute, together: list[int]) -> tuple[Tensor, ...]:
         """Run one step; return the losses and the numbers of right answers."""
-        inputs, parts = zip(*(self._clients[number].next_batch() for number in together), strict=True)
-        targets = torch.stack(parts, 1)  # (batch, clients)
-        logits = self._mask(joint.forward(inputs).float(), together)
+        inputs, targets = zip(*(self._clients[number].next_batch() for number in together), strict=True)
+        return compute(torch.cat(inputs, 1), torch.stack(targets, 1))  # (batch, clients * channels, ...)
+
+    def _compute(self, joint: Joint, sgd: SGD, rows: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        logits = self._mask(joint.forward(inputs).float(), rows)
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).mean(0)
         sgd.step(joint.gradients(losses.sum()))
         return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)
 
-    def _mask(self, logits: Tensor, together: list[int]) -> Tensor:
+    def _mask(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Return logits (batch, clients, classes) with those of each client's absent classes filled."""
         classes = [client.job.classes for client in self._clients]
         if all(own is None for own in classes):
@@ -188,7 +203,7 @@ class Cohort:
         if self._present is None:
             masks = [present_classes(own, logits.shape[2]).cpu() for own in classes]
             self._present = torch.stack(masks).to(logits.device)  # (clients, classes)
-        present = self._present if len(together) == len(classes) else self._present[together]
+        present = self._present if len(rows) == len(classes) else self._present[rows]
         return mask_logits(logits.flatten(1), present.flatten(), self._options.mask_fill).view_as(logits)
 
     @torch.no_grad()

@@ -74,9 +74,9 @@ class Joint:
             raise IncompatibleError("layers share parameters")  # their copies would no longer
         self._parameters = [own[layout.name] for layout in layouts]
 
-    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Return logits (batch, clients, classes) from a batch of each client, all of one shape."""
-        logits: Tensor = self._twin(torch.cat(list(inputs), 1))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (batch, clients, classes) from inputs (batch, clients * channels, ...)."""
+        logits: Tensor = self._twin(inputs)
         apart: Tensor = logits.unflatten(1, (self._clients, -1))
         return apart
 
@@ -120,7 +120,7 @@ def build_verified(
 
 def _verify(joint: Joint, models: Sequence[nn.Module], values: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
     joint.place(values)
-    together = joint.forward(inputs)
+    together = joint.forward(torch.cat(list(inputs), 1))
     gradients = joint.gradients(_probe(together))
     for client in {0, len(inputs) - 1}:
         own = {

@@ -1,0 +1,65 @@
+"""Steps on a GPU that are recorded once and then replayed."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+AS_THEY_ARE = 3
+"""Calls that run as they are before one is recorded: libraries set themselves up in them, which cannot be recorded."""
+
+
+class Replayed:
+    """A function of tensors on a GPU whose kernels are recorded, and then launched at once as a CUDA graph.
+
+    A training step of small models is hundreds of kernels, each of which the CPU launches more slowly than the GPU runs
+    it. What is replayed computes with the memory that it was recorded with: what else the function reads and writes,
+    such as parameters, must stay where it is. Inputs of other shapes than those recorded run as they are, and so does
+    everything if the function cannot be recorded, because it reads a value back, say; then ``obstacle`` says why.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], device: torch.device) -> None:
+        self.obstacle = ""
+        self._function, self._left = function, AS_THEY_ARE
+        self._stream = torch.cuda.Stream(device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: tuple[Tensor, ...] = ()
+        self._outputs: tuple[Tensor, ...] = ()
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return what the function returns for these inputs."""
+        if self._left:
+            self._left -= 1
+            return self._run_aside(inputs)
+        if self._graph is None and not self.obstacle:
+            self._record(inputs)
+        if self._graph is None or [own.shape for own in inputs] != [own.shape for own in self._inputs]:
+            return self._function(*inputs)
+        for own, new in zip(self._inputs, inputs, strict=True):
+            own.copy_(new)
+        self._graph.replay()
+        return tuple(output.clone() for output in self._outputs)  # the next replay overwrites them
+
+    def _run_aside(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Run the function on the stream that is recorded later, as autograd and libraries tell streams apart."""
+        usual = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(usual)
+        with torch.cuda.stream(self._stream):
+            outputs = self._function(*inputs)
+        usual.wait_stream(self._stream)
+        return outputs
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> None:
+        """Record the function without running it."""
+        graph, self._inputs = torch.cuda.CUDAGraph(), tuple(own.clone() for own in inputs)
+        try:
+            # The outer context gives the stream back if recording fails. Other threads may compute meanwhile.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream(self._stream.device)),
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                self._outputs = self._function(*self._inputs)
+        except RuntimeError as error:  # torch's, of CUDA
+            self.obstacle = str(error).partition("\n")[0]
+        else:
+            self._graph = graph
