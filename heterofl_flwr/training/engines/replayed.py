@@ -14,8 +14,9 @@ class Replayed:
 
     A training step of small models is hundreds of kernels, each of which the CPU launches more slowly than the GPU runs
     it. What is replayed computes with the memory that it was recorded with: what else the function reads and writes,
-    such as parameters, must stay where it is. Inputs of other shapes than those recorded run as they are, and so does
-    everything if the function cannot be recorded, because it reads a value back, say; then ``obstacle`` says why.
+    such as parameters, must stay where it is. What it does beside computing, such as counting its calls, is not
+    repeated. Inputs of other shapes than those recorded run as they are, and so does everything if the function cannot
+    be recorded, because it reads a value back, say; then ``obstacle`` says why.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], device: torch.device) -> None:
