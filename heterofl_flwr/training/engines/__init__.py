@@ -1,5 +1,6 @@
 """Engines: the ways to run the training steps of one client or of several, and the choice among them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.training.batches import explained_single
-from heterofl_flwr.training.engines.cohort import DEVICES, find_obstacle, train_cohort
+from heterofl_flwr.training.engines.cohort import LEAST, find_obstacle, train_cohort
 from heterofl_flwr.training.engines.compile import train_compiled
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
@@ -34,10 +35,9 @@ def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
     """Return the engine that is likely the fastest for clients with one kind of model."""
     model = jobs[0].model
     device = device_of(model).type
-    if len(jobs) < 2 and device != "cuda":
+    if len(jobs) < LEAST.get(device, math.inf):
         return "plain"
-    small = sum(parameter.numel() for parameter in model.parameters()) <= MOST_ON_CPU
-    gains = device in DEVICES and (device != "cpu" or small)
+    gains = device != "cpu" or sum(parameter.numel() for parameter in model.parameters()) <= MOST_ON_CPU
     return "cohort" if gains and find_obstacle(model) is None else "plain"
 
 

@@ -1,6 +1,7 @@
 """The engine ``cohort``: several clients train together, each as if it were alone."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -26,8 +27,8 @@ from heterofl_flwr.training.step import SGD, present_classes
 
 logger = logging.getLogger(__name__)
 
-DEVICES = ("cpu", "cuda")
-"""Types of devices on which clients train together."""
+LEAST = {"cpu": 2, "cuda": 1}
+"""How many clients this engine needs, by type of device; on a GPU one gains too, as its steps are replayed."""
 
 Compute = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 """Takes a step on inputs and targets of several clients; returns their losses and numbers of right answers."""
@@ -37,7 +38,7 @@ _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients together; equal to ``plain`` up to rounding. On a GPU steps are replayed, also those of one client.
+    """Train clients together; equal to ``plain`` up to rounding. On a GPU their steps are replayed.
 
     Clients stay independent: each has its own batches, classes and clipping, and they need not have equally many
     examples. Before models are computed together it is verified, on a batch, that each gets what it gets alone. Where
@@ -51,7 +52,7 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
         If a loss is NaN or infinite; all models are then as they were received.
     """
     device, kind = device_of(jobs[0].model), type(jobs[0].model).__name__
-    if device.type in DEVICES and (len(jobs) > 1 or device.type == "cuda"):
+    if len(jobs) >= LEAST.get(device.type, math.inf):
         try:
             with seeded(0, device):
                 return Cohort(jobs, options).train()
