@@ -53,6 +53,13 @@ def _no_waiting_for_disks() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def gpu(request) -> None:
+    """Skip tests marked ``gpu`` where there is none."""
+    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
 def flower_log() -> Iterator[None]:
     """Let Flower log as before once a test that made it quiet is over."""
     logger = logging.getLogger("flwr")

@@ -1,9 +1,11 @@
 """Measure the inputs of batch norm layers over data, for static batch norm (section 3.2)."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from heterofl_flwr.core.exchanged import copy_exchanged
@@ -11,6 +13,9 @@ from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.errors import DataError
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.nn.moments import LayerMoments, Moments
+
+JOINT = ("cuda",)
+"""Types of device on which a batch norm layer takes several batches in one call; on a CPU that copies too much."""
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -112,29 +117,48 @@ class _Sums:
                 f"batch norm layer {self.name} got an input of shape {tuple(input.shape)}, which is not made of "
                 f"{self.batches} batches: leave together at 1"
             )
+        shape = (len(input) // self.batches, *input.shape[1:])
+        values = shape[0] * math.prod(shape[2:])
+        if values < 2:
+            raise DataError(
+                f"batch norm layer {self.name} got a batch of shape {shape}, {values} value(s) per channel; "
+                "a variance needs 2 or more: use larger batches, or leave out the last, short one"
+            )
+        if self.batches > 1 and input.device.type in JOINT and type(self.layer).forward is _BatchNorm.forward:
+            return self._normalise_jointly(input)
         outputs = [self._normalise(batch) for batch in input.chunk(self.batches)]
         return outputs[0] if self.batches == 1 else torch.cat(outputs)
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise one batch, (examples, channels, ...)."""
-        values = x.numel() // self.layer.num_features
-        if values < 2:
-            raise DataError(
-                f"batch norm layer {self.name} got a batch of shape {tuple(x.shape)}, {values} value(s) per channel; "
-                "a variance needs 2 or more: use larger batches, or leave out the last, short one"
-            )
         output: torch.Tensor = self.normalise(x)  # it leaves the batch's moments in the layer's buffers
+        self._add(x, self.layer.running_mean, self.layer.running_var)
+        return output
+
+    def _normalise_jointly(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise several batches in one call, in which the channels of each are channels of their own."""
+        layer, number = self.layer, self.batches
+        wide = x.reshape(number, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)  # (examples, batches * channels, ...)
+        given = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+        mean, variance, scale, shift = (None if own is None else own.repeat(number) for own in given)
+        output = F.batch_norm(wide, mean, variance, scale, shift, training=True, momentum=1.0, eps=layer.eps)
+        self._add(wide, mean, variance)
+        return output.reshape(-1, number, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
+
+    def _add(self, x: torch.Tensor, *moments: torch.Tensor | None) -> None:
+        """Add the means and variances of a batch, or of several whose channels lie side by side."""
         # A layer in half precision keeps its moments in half precision too.
         half = x.dtype in (torch.float16, torch.bfloat16)
         axes = [axis for axis in range(x.dim()) if axis != 1]
-        found = torch.var_mean(x.float(), axes)[::-1] if half else (self.layer.running_mean, self.layer.running_var)
+        found = torch.var_mean(x.float(), axes)[::-1] if half else moments
         place = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
-        mean, variance = (moment.to(place).double() for moment in found if moment is not None)  # (channels,)
+        shape = (-1, self.layer.num_features)
+        mean, variance = (own.to(place).double().view(shape) for own in found if own is not None)  # (batches, channels)
         if self.kind == "paper":
             weight, second = 1, variance
         else:
-            weight, second = values, variance * ((values - 1) / values) + mean**2
-        self.count += weight
-        self.first = self.first.to(place) + mean * weight
-        self.second = self.second.to(place) + second * weight
-        return output
+            weight = x.numel() // mean.numel()
+            second = variance * ((weight - 1) / weight) + mean**2
+        self.count += weight * len(mean)
+        self.first = self.first.to(place) + mean.sum(0) * weight
+        self.second = self.second.to(place) + second.sum(0) * weight

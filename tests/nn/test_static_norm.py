@@ -88,11 +88,15 @@ def test_a_layer_that_is_called_twice_counts_a_batch_once(kind):
         torch.testing.assert_close(own, expected)
 
 
+@pytest.mark.parametrize(
+    ("device", "joint"), [("cpu", ()), ("cpu", ("cpu",)), pytest.param("cuda", ("cuda",), marks=pytest.mark.gpu)]
+)
 @pytest.mark.parametrize("kind", ["paper", "fixed"])
 @pytest.mark.parametrize("name", ["cnn", "preresnet18"])
-def test_batches_that_go_together_keep_their_own_statistics(small, name, kind):
-    model = small(name)(1.0).double()
-    batches = [batch.double() for batch in (*_batches(5, 6), *_batches(2, 4, seed=9), *_batches(1, 6, seed=3))]
+def test_batches_that_go_together_keep_their_own_statistics(small, monkeypatch, name, kind, device, joint):
+    monkeypatch.setattr("heterofl_flwr.nn.measure_moments.JOINT", joint)
+    model = small(name)(1.0).to(device).double()
+    batches = [own.to(device).double() for own in (*_batches(5, 6), *_batches(2, 4, seed=9), *_batches(1, 6, seed=3))]
     before = _snapshot(model)
     alone, joined = (collect_moments(model, batches, kind, together=together) for together in (1, 3))
     _assert_same(before, _snapshot(model))

@@ -89,13 +89,6 @@ def assert_as_plain(
         assert result.loss == pytest.approx(other.loss, rel=max(tolerance, 1e-6))  # losses are in float32
 
 
-@pytest.fixture(autouse=True)
-def gpu(request) -> None:
-    """Skip tests marked ``gpu`` where there is none."""
-    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-
-
 @pytest.fixture
 def split() -> Split:
     """Return 23 random images of 3 channels, classes 0 to 3 of 5."""

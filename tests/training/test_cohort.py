@@ -119,6 +119,7 @@ def net(name: str, between: Callable[[Net, torch.Tensor], torch.Tensor]) -> type
 
 
 Softmax = net("Softmax", lambda self, x: x.softmax(1))
+ReadsBack = net("ReadsBack", lambda self, x: x if x.isfinite().all() else x.nan_to_num())
 Noise = net("Noise", lambda self, x: F.dropout(x, 0.5, self.training))
 # The values are those of ``Net``, the gradients are not.
 Backwards = net("Backwards", lambda self, x: x + x.sum(1, keepdim=True) - x.sum(1, keepdim=True).detach())
@@ -198,6 +199,17 @@ def test_a_model_that_does_not_fit_is_trained_alone(caplog, build, reason):
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith(f"clients with a {build.__name__} cannot train together")
     assert reason in caplog.messages[0]
+
+
+@pytest.mark.gpu
+def test_why_steps_are_not_replayed_is_logged_once(caplog):
+    log_once.cache_clear()
+    caplog.set_level(logging.INFO, logger="heterofl_flwr")
+    for _ in range(2):
+        jobs = make_jobs(ReadsBack, (40, 40))
+        train_cohort([replace(job, model=job.model.to("cuda"), split=job.split.to("cuda")) for job in jobs], OPTIONS)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("steps of clients with a ReadsBack cannot be replayed, so they are slower: ")
 
 
 def spoil(job: TrainingJob, at: int) -> TrainingJob:

@@ -65,7 +65,7 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
 
 @lru_cache(maxsize=256)
 def log_once(message: str) -> None:
-    """Log why a model is trained by another engine, once in a process."""
+    """Log why a model is trained more slowly than others, once in a process."""
     logger.info(message)
 
 
@@ -162,6 +162,9 @@ class Cohort:
         steps: list[tuple[Tensor, ...]] = []
         while len(steps) < self._longest and self._next() == together:
             steps.append(self._step(compute, together))
+        if isinstance(compute, Replayed) and compute.obstacle:
+            kind = type(self._clients[0].job.model).__name__
+            log_once(f"steps of clients with a {kind} cannot be replayed, so they are slower: {compute.obstacle}")
         joint.release()  # there may be one for each number of clients
         if not all_of_them:
             self._sgd.write(rows, sgd)
