@@ -36,7 +36,7 @@ from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.slice_plan import is_shared
 from heterofl_flwr.errors import ConfigError, DataError
-from heterofl_flwr.local_model import build_models, parameters_of, read_state, seed_of
+from heterofl_flwr.local_model import build_models, check_kept, parameters_of, read_state, seed_of
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.node_config import answer_capability
@@ -104,6 +104,8 @@ def pull_of(message: Message, context: Context | None) -> Pull | None:
     config, kept = messages.read_config(message), kept_by_stages(context)
     given = ClientContext(received=lambda: read_state(message), seed=seed_of(message), kept=kept)
     pulls = [pull for stage in client_stages(config) if (pull := stage.pull(given)) is not None]
+    if pulls:
+        check_kept(config, kept, "the gradients that it kept")
     if strength := messages.read_optional(config, messages.PROXIMAL_MU, float):
         pulls.append(Pull(strength, given.received))
     if len(pulls) > 1:

@@ -118,15 +118,22 @@ def build_models(
         yield rate, build_one(rate)  # held by the caller alone
 
 
+def check_kept(config: ConfigRecord, kept: Mapping[str, Tensor] | None, what: str) -> None:
+    """Raise an error where a client has lost what it kept when it trained in this run: it would begin anew unnoticed."""
+    if not kept and config.get(messages.TRAINED):
+        raise ReplyError(
+            f"this client has trained in this run, and {what} are not given: let it call submodel(message, build, "
+            f"context=context) and reply(..., context=context), in training and in evaluation. A context ends with its "
+            f"grid or Flower run, so after resume= only nodes of the package's own app have it, in their states-path: "
+            f"in an app of your own keep context.state and put it back, or begin the run anew"
+        )
+
+
 def _personal_part(
     config: ConfigRecord, build: Build, rate: float, shared: Sequence[str], own: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """Return a client's own parameters at a rate: what it kept, or that slice of the model that the run began with."""
-    if own is None and config.get(messages.TRAINED):
-        raise ReplyError(
-            "this client has trained in this run, and the layers that stay with it (shared) are not given: let it call "
-            "submodel(message, build, context=context) and reply(..., context=context), in training and in evaluation"
-        )
+    check_kept(config, own, "the layers that stay with it (shared)")
     if own is None:
         top = messages.read_value(config, messages.GLOBAL_RATE, float)
         seed = messages.read_value(config, messages.SEED, int)

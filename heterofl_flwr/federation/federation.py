@@ -78,6 +78,11 @@ class Federation:
         keeps_rows = not self.rows and (self.personal or len(exchanged) < len(list(self.model.parameters())))
         self.ignores_labels = self.options.averaging.labels == "none" or keeps_rows
 
+    @property
+    def clients_keep(self) -> bool:
+        """Whether clients keep something from round to round: parameters of their own, or what a stage keeps."""
+        return self.personal or any(own.needs.fixed_slices for own in self.options.averaging.stages)
+
     def _check_options(self) -> None:
         """Refuse what does not go together in a federation."""
         if self.assignment not in ("fix", "dynamic"):

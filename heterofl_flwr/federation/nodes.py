@@ -46,6 +46,7 @@ class Nodes:
         self._seats: dict[int, int] = {}
         self.seat_rates: dict[int, float] = {}
         self.trained: set[int] = set()  # those of which a reply was added
+        self._trained_before: set[int] = set()  # partitions of those that were, before the run was resumed
         self.own_rates: dict[int, float] = {}  # of those with parameters of their own, which keep their first rate
 
     def __contains__(self, node_id: int) -> bool:
@@ -94,6 +95,17 @@ class Nodes:
                 unnamed,
             )
         _number(self._partitions, _by_name(unnumbered, names), self._reserved)
+        back = {node_id for node_id in answers if self._partitions[node_id] in self._trained_before}
+        self.trained |= back
+        self._trained_before -= {self._partitions[node_id] for node_id in back}
+
+    def have_trained(self) -> list[int]:
+        """Return the partitions of the clients of which a reply was added, for a checkpoint."""
+        return sorted({*self._trained_before, *map(self.partition, self.trained)})
+
+    def load(self, trained: Iterable[int]) -> None:
+        """Go on with what ``have_trained`` returned: clients are known again by their partitions."""
+        self._trained_before = set(trained) - set(self._partitions.values())
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
         """Note a capacity that a client reported; it counts from the next round on."""

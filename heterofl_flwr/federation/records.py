@@ -170,12 +170,15 @@ class RunState:
     moments
         The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
         with the rate and a slash before each name.
+    trained
+        The partitions of the clients that have trained, where clients keep something from round to round.
     """
 
     server_round: int
     state: State
     stages: State = field(default_factory=dict)
     moments: State = field(default_factory=dict)
+    trained: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

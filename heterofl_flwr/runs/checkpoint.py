@@ -34,6 +34,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         "format": FORMAT,
         "server_round": state.server_round,
         "tensors": sha256(tensors).hexdigest(),
+        "trained": list(state.trained),
     }
     signed = {"content": content, "sha256": sha256(to_json(content).encode()).hexdigest()}
     path = folder / f"round-{state.server_round:06d}.json"
@@ -90,4 +91,4 @@ def _read(path: Path) -> RunState:
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
     kept = {part: parts.get(part, {}) for part in _PARTS}
-    return RunState(server_round=content["server_round"], **kept)
+    return RunState(server_round=content["server_round"], trained=content.get("trained", ()), **kept)

@@ -63,6 +63,7 @@ def client_config(federation: Federation, server_round: int, node_id: int, rate:
         config[messages.BASE] = base
     if federation.personal:
         config[messages.SHARED] = list(federation.shared) or [""]  # a config knows no empty list
+    if federation.clients_keep:
         config[messages.TRAINED] = node_id in federation.nodes.trained
     if transfer.learning_rate is not None:
         config[messages.LEARNING_RATE] = transfer.learning_rate(server_round)

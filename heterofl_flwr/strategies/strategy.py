@@ -105,6 +105,7 @@ class FederationStrategy(Strategy):
             state=state,
             stages=self.chain.state(),
             moments=packing.moment_tensors(self.moments),
+            trained=self.federation.nodes.have_trained() if self.federation.clients_keep else (),
             record=self.log,
             evaluated=self.chain.evaluated(state),
             num_rounds=self.num_rounds,

@@ -12,6 +12,7 @@ from heterofl_flwr.client_context import keep_part, kept_part
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.report import Recorder, RunFolder
 from tests.federation import tiny
 from tests.federation.tiny import add_one, build, inputs, make_app
 
@@ -110,6 +111,17 @@ NOT_GIVEN = "has trained in this run, and the layers that stay with it .* are no
 def test_layers_that_are_forgotten_in_training_end_the_run(forgets):
     with pytest.raises(RoundError, match=f"round 2: 0 of 3 clients .*{NOT_GIVEN}"):
         tiny.play(make_app(forgets), num_rounds=2, shared=BODY)
+
+
+def test_who_kept_nothing_over_a_break_does_not_begin_anew(tmp_path):
+    folder = RunFolder(tmp_path)
+    tiny.play(make_app(train, judge), nodes=4, fraction_train=0.5, shared=BODY, callbacks=[Recorder(folder)])
+    state = folder.load_checkpoint()
+    assert len(state.trained) == 2
+    again = tiny.play(make_app(train, judge), "a1", 4, 2, start={"resume": state}, shared=BODY)
+    assert set(again.log.failures) == set(state.trained)
+    assert all(re.search(NOT_GIVEN, fault) for fault in again.log.failures.values())
+    assert again.progress[-1].trained == [0, 1, 2, 3]
 
 
 def test_layers_that_are_forgotten_in_evaluation_are_an_error():

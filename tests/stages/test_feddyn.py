@@ -114,6 +114,11 @@ def test_a_run_that_goes_on_has_the_same_model():
     assert equal(rest.state, whole.state)
 
 
+def test_clients_that_lost_what_they_kept_over_a_break_do_not_begin_anew():
+    with pytest.raises(AggregationError, match="the gradients that it kept are not given"):
+        run(start={"resume": run(num_rounds=4).progress[3]})
+
+
 @pytest.mark.parametrize("misuse", [{"pulls": False}, {"keeps": False}])
 def test_a_loop_without_the_pull_is_refused(misuse):
     with pytest.raises(AggregationError, match=r"feddyn: the strategy pulls clients, so add regularizer\(message"):
