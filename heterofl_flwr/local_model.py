@@ -119,7 +119,7 @@ def build_models(
 
 
 def check_kept(config: ConfigRecord, kept: Mapping[str, Tensor] | None, what: str) -> None:
-    """Raise an error where a client has lost what it kept when it trained in this run: it would begin anew unnoticed."""
+    """Raise an error where a client has lost what it kept in this run, and would begin anew unnoticed."""
     if not kept and config.get(messages.TRAINED):
         raise ReplyError(
             f"this client has trained in this run, and {what} are not given: let it call submodel(message, build, "

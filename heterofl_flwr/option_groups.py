@@ -59,10 +59,10 @@ def group(kind: type[Kind]) -> type[Kind]:
 @dataclass_transform()
 def with_options(kind: type[Kind]) -> type[Kind]:
     """Give a class options in the same way, in whose order they may be given; it may keep and change other things."""
-    return _checked(dataclass(config=KEYS)(kind))
+    return _checked(dataclass(config=KEYS)(kind), ordered=True)
 
 
-def _checked(kind: Any) -> type[Any]:
+def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
     """Let the constructor of a pydantic dataclass raise our error; give its options the texts that they inherit."""
     construct = kind.__init__
     for name, option in kind.__pydantic_fields__.items():  # pydantic reads the texts of the class alone
@@ -71,8 +71,12 @@ def _checked(kind: Any) -> type[Any]:
 
     @wraps(construct)
     def checked(self: object, *values: object, **options: object) -> None:
+        names = list(specs(kind)) if ordered else []
+        if len(values) > len(names):
+            expected_names = f"at most {', '.join(names)}" if ordered else "options by name alone"
+            raise TypeError(f"{kind.__name__}: found {values} without names; expected {expected_names}")
         try:
-            construct(self, **dict(zip(specs(kind), values, strict=False)), **options)
+            construct(self, **dict(zip(names, values, strict=False)), **options)
         except ValidationError as error:
             raise _explain(kind, error) from error
 

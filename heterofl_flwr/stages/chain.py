@@ -51,6 +51,8 @@ class Chain:
             f"{name}: two stages have this name; expected one, or names of their own (Stage.name)"
             for name in sorted({name for name in names if names.count(name) > 1})
         ]
+        if len(steps := {label(stage): 1 for stage in self.stages if stage.needs.steps}) > 1:
+            faults.append(f"{', '.join(steps)}: each steps along what the mean changes; expected one of them")
         for stage in self.stages:
             faults += self._faults(stage)
         faults += self._faults_of_sum()
@@ -181,6 +183,13 @@ class Chain:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on with what ``state`` returned; with an empty one, begin anew."""
+        known = [label(stage) for stage in self.stages]
+        if other := sorted({name.partition("/")[0] for name in state} - set(known)):
+            raise ConfigError(
+                f"resume has what {', '.join(other)} kept, and the stages of this strategy are "
+                f"{', '.join(known) or 'none'}: expected those that the run began with, or a run that begins anew from "
+                f"its model (initial_arrays)"
+            )
         for stage in self.stages:
             start = f"{label(stage)}/"
             stage.load({name.removeprefix(start): own for name, own in state.items() if name.startswith(start)})

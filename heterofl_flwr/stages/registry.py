@@ -14,21 +14,21 @@ from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, Nesterov, Yogi
 from heterofl_flwr.stages.stage import Stage
 
-STAGES: Mapping[str, tuple[type[Stage], str]] = MappingProxyType(
+STAGES: Mapping[str, type[Stage]] = MappingProxyType(
     {
-        "momentum": (Momentum, "server_momentum"),
-        "adam": (Adam, "eta"),
-        "yogi": (Yogi, "eta"),
-        "adagrad": (Adagrad, "eta"),
-        "nesterov": (Nesterov, "momentum"),
-        "moving-average": (MovingAverage, "decay"),
-        "feddyn": (FedDyn, "alpha"),
-        "secure-sum": (SecureSum, "bound"),
+        "momentum": Momentum,
+        "adam": Adam,
+        "yogi": Yogi,
+        "adagrad": Adagrad,
+        "nesterov": Nesterov,
+        "moving-average": MovingAverage,
+        "feddyn": FedDyn,
+        "secure-sum": SecureSum,
     }
 )
-"""The stages that ``server.stages`` can name, each with the argument that a number without a name is."""
+"""The stages that ``server.stages`` can name; a number without a name is the first option of each."""
 
-CLIENT_STAGES: tuple[type[Stage], ...] = (Clip, *(kind for kind, _ in STAGES.values()), Compress)
+CLIENT_STAGES: tuple[type[Stage], ...] = (Clip, *STAGES.values(), Compress)
 """The stages that an instruction to a client can name, in the order in which the client runs them."""
 
 
@@ -47,11 +47,11 @@ def _parse_stage(text: str) -> Stage:
     name, _, arguments = text.rstrip(")").partition("(")
     if name.strip() not in STAGES:
         raise ConfigError(f"{name!r} is no stage; {_expected()}")
-    kind, unnamed = STAGES[name.strip()]
-    known, given = signature(kind).parameters, dict[str, float]()
+    kind = STAGES[name.strip()]
+    known, given = list(signature(kind).parameters), dict[str, float]()
     for part in arguments.split(",") if arguments.strip() else ():
         key, _, value = (own.strip() for own in part.rpartition("="))
-        key = key or unnamed
+        key = key or known[0]
         if key not in known or key in given:
             raise ConfigError(f"{text}: {part.strip()!r} is no argument; expected {', '.join(known)}, each once")
         try:

@@ -27,7 +27,6 @@ Kept = Mapping[str, Tensor]
 class ServerOptimizer(KeepingStage):
     """A step of the global model along what the mean of a round changes; a subclass says which by ``_step``."""
 
-    name = "ServerOptimizer"
     needs = Needs(steps=True)
 
     @abstractmethod
@@ -54,10 +53,10 @@ class ServerOptimizer(KeepingStage):
 class Momentum(ServerOptimizer):
     """Momentum of the global model, as Flower's ``FedAvgM``."""
 
-    server_learning_rate: Positive = 1.0
-    """what the step is multiplied by"""
     server_momentum: Decay = 0.0
     """how much of the velocity is kept from round to round"""
+    server_learning_rate: Positive = 1.0
+    """what the step is multiplied by"""
 
     def _step(self, change: Tensor, kept: Kept, _: int) -> tuple[Tensor, Kept]:
         if not self.server_momentum:
@@ -73,7 +72,6 @@ class Nesterov(ServerOptimizer):
     ``velocity = momentum * velocity + change``; the step is ``learning_rate * (change + momentum * velocity)``.
     """
 
-    name = "Nesterov"
     momentum: Decay = 0.9
     """how much of the velocity is kept from round to round"""
     learning_rate: Positive = 1.0

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from heterofl_flwr import packing
-from heterofl_flwr.errors import SILENT, Fault, ReplyError, short
+from heterofl_flwr.errors import SILENT, ConfigError, Fault, ReplyError, short
 from heterofl_flwr.exchange import cancel, first_replies, reply_or_fault
 from heterofl_flwr.federation.round import Round, Sampled
 from heterofl_flwr.federation.sampling import draw
@@ -37,6 +37,13 @@ class Steps:
     """
 
     def __init__(self, strategy: FederationStrategy, kept: Asynchronous, grid: Grid, config: ConfigRecord) -> None:
+        for name in ("configure_train", "aggregate_train"):
+            if getattr(type(strategy), name) is not getattr(FederationStrategy, name):
+                raise ConfigError(
+                    f"{type(strategy).__name__} overrides {name}, which is not called where rounds do not wait: "
+                    f"expected learning_rate= for a schedule and callbacks= for what comes after a step, or rounds "
+                    f"that wait (asynchronous.size=0)"
+                )
         self._strategy, self._kept, self._grid, self._config = strategy, kept, grid, config
         self._training: dict[str, _Turn] = {}  # by message, in the order sent
         self._waiting: list[tuple[_Turn, Message]] = []  # answered, without a seat so far

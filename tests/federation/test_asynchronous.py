@@ -12,6 +12,7 @@ from heterofl_flwr import (
     Evaluation,
     Fidelity,
     HeteroFL,
+    LocalGrid,
     Momentum,
     Privacy,
     Robust,
@@ -308,6 +309,16 @@ def test_slow_levels_keep_their_seats():
     free, kept = (run(Buffered(size=3, concurrency=9, quota=quota), work, 6).records for quota in (0, 1))
     assert any(1.0 not in record.rates.values() for record in free)
     assert all(set(record.rates.values()) == {1.0, 0.5, 0.25} for record in kept)
+
+
+class Saves(HeteroFL):
+    def aggregate_train(self, server_round, replies):
+        return super().aggregate_train(server_round, replies)
+
+
+def test_a_hook_that_would_not_be_called_is_named():
+    with LocalGrid(make_app(), 3) as grid, pytest.raises(ConfigError, match="Saves overrides aggregate_train, which"):
+        Saves(build, "a1", asynchronous=Buffered(size=2, concurrency=3)).start(grid)
 
 
 class Other(Aggregator):

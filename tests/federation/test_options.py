@@ -56,6 +56,21 @@ def test_an_invalid_group_of_options_is_named(kind, options, fault):
         kind(**options)
 
 
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (
+            lambda: Adam(0.1, 0.9, 0.99, 1e-3, 7),
+            "Adam: found .* without names; expected at most eta, beta_1, beta_2",
+        ),
+        (lambda: Privacy(1.0), r"Privacy: found \(1.0,\) without names; expected options by name alone"),
+    ],
+)
+def test_a_value_without_a_name_is_not_lost(make, fault):
+    with pytest.raises(TypeError, match=fault):
+        make()
+
+
 @pytest.mark.parametrize(("options", "fault"), STRATEGY)
 def test_an_invalid_option_of_a_strategy_is_named(options, fault):
     with pytest.raises(ConfigError, match=fault):

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 
 from heterofl_flwr import Adagrad, Adam, Evaluation, HeteroFL, LocalGrid, Momentum, MovingAverage, Yogi, multi_step
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.stages.server_optimizer import Nesterov
 from tests.federation.tiny import bare_reply, build, build_normed, config, equal, make_app, play
 
@@ -103,6 +104,14 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(stage, stop):
         assert replace(one.record, seconds=0.0) == replace(two.record, seconds=0.0)
         assert equal(one.state, two.state)
         assert equal(one.moments, two.moments)
+
+
+def test_what_one_optimizer_kept_is_not_anothers():
+    state = run(2, Momentum(0.9)).progress[-1]
+    with pytest.raises(ConfigError, match=r"resume has what Momentum kept, and the stages of this strategy are Adam"):
+        run(3, Adam(), resume=state)
+    with pytest.raises(ConfigError, match="are none: expected those that the run began with"):
+        run(3, None, resume=state)
 
 
 def test_the_learning_rate_falls_after_each_milestone():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from heterofl_flwr import HeteroFL, Momentum, Plan, Privacy, Robust
+from heterofl_flwr import Adam, HeteroFL, Momentum, Plan, Privacy, Robust
 from heterofl_flwr.adapters import ProductAggregator
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.stages.chain import Chain
@@ -89,13 +89,14 @@ class Grid(Stage):
     ("options", "fault"),
     [
         ({"stages": [Masks()]}, "Masks overrides on_client, which clients run of this package's stages alone"),
-        ({"stages": [Momentum(), Momentum()]}, "ServerOptimizer: two stages have this name"),
+        ({"stages": [Momentum(), Momentum()]}, "Momentum: two stages have this name"),
+        ({"stages": [Momentum(), Adam()]}, "Momentum, Adam: each steps along what the mean changes; expected one"),
         ({"stages": [Grid()], "weights": "examples"}, "Grid fits a mean in which each client counts once"),
         ({"stages": [Grid()], "robust": Robust()}, r"Grid fits the counting mean; expected robust=None"),
         ({"aggregator": "product"}, "aggregator is 'product', expected Aggregator, a subclass"),
         ({"robust": Robust(), "aggregator": ProductAggregator}, "robust and aggregator both replace the counting mean"),
         ({"stages": [Grid()], "aggregator": ProductAggregator}, "expected aggregator=Aggregator"),
-        ({"stages": [Momentum()], "aggregator": ProductAggregator}, "ServerOptimizer steps along what the mean"),
+        ({"stages": [Momentum()], "aggregator": ProductAggregator}, "Momentum steps along what the mean"),
         ({"privacy": Privacy(clip=1, noise=1), "weights": "examples"}, "Noise fits a mean in which each client counts"),
         ({"robust": Robust(), "weights": "examples"}, "outvotes others; expected weights='equal'"),
     ],
