@@ -34,6 +34,7 @@ from heterofl_flwr.client_context import (
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.core.reply_checks import whole_numbers
 from heterofl_flwr.core.slice_plan import is_shared
 from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.local_model import build_models, check_kept, parameters_of, read_state, seed_of
@@ -190,8 +191,10 @@ def reply(
     """
     if model is None and message.metadata.message_type == MessageType.TRAIN:
         raise ConfigError("an answer to training has no model: give reply what submodel returned, trained")
+    if not isinstance(model, nn.Module | None):
+        raise ConfigError(f"model is of type {type(model).__name__}; expected what submodel returned, trained")
     config: dict[str, object] = {}
-    known: Sequence[int] | None = None if labels is None else sorted({int(label) for label in labels})
+    known: Sequence[int] | None = None if labels is None else whole_numbers(labels)
     if capacity is not None:
         config[messages.CAPACITY] = rate_of(capacity)
     records: Mapping[str, ArrayRecord] = {}

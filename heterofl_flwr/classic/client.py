@@ -12,6 +12,7 @@ from heterofl_flwr import client, messages
 from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
 from heterofl_flwr.client_context import keep_part
 from heterofl_flwr.compat import some_identity
+from heterofl_flwr.core.reply_checks import whole_numbers
 from heterofl_flwr.core.slice_plan import is_shared
 from heterofl_flwr.local_model import parameters_of as named_parameters
 from heterofl_flwr.nn.build import new_model, plan_between
@@ -88,7 +89,7 @@ def parameters_of(
 
 def labels_text(labels: Iterable[int]) -> str:
     """Return a client's classes as the text that travels in ``metrics["labels"]``."""
-    return ",".join(str(label) for label in sorted({int(label) for label in labels}))
+    return ",".join(map(str, whole_numbers(labels)))
 
 
 def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scalar]:

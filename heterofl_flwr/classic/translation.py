@@ -13,6 +13,7 @@ from torch import Tensor
 
 from heterofl_flwr import messages
 from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.errors import ConfigError, ReplyError, short
 from heterofl_flwr.exchange import explained
 from heterofl_flwr.messages import SERVER, LocalFault
@@ -28,6 +29,11 @@ PROXIMAL_MU = "proximal_mu"
 
 _SAID = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
+
+_SHARES = (
+    "not all parameters are shared (shared): let the client call parameters_of(model, config, context=context), and "
+    "submodel with its context"
+)
 
 
 def read_parameters(parameters: Parameters, sender: str = SERVER) -> list[Array]:
@@ -48,10 +54,12 @@ def record_parameters(*records: ArrayRecord) -> Parameters:
     return Parameters([array.data for record in records for array in record.values()], _NUMPY)
 
 
-def name_arrays(names: Sequence[str], arrays: Sequence[Array], sender: str = SERVER) -> ArrayRecord:
+def name_arrays(
+    names: Sequence[str], arrays: Sequence[Array], sender: str = SERVER, remedy: str = messages.NOT_CONVERTED
+) -> ArrayRecord:
     """Return arrays by name; reject another number of them."""
     if len(arrays) != len(names):
-        cause = "" if sender == SERVER else f"; {messages.NOT_CONVERTED}"
+        cause = "" if sender == SERVER else f"; {remedy}"
         raise ReplyError(f"{sender} sent {len(arrays)} arrays, expected {len(names)}{cause}")
     return ArrayRecord(dict(zip(names, arrays, strict=True)))
 
@@ -126,7 +134,9 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
     else:
         record = messages.MOMENTS if names else messages.ARRAYS
         wanted = names or list(messages.array_records(message.content)[messages.ARRAYS])
-        content[record] = name_arrays(wanted, read_parameters(answer.parameters, sender), sender)
+        shares_all = messages.read_shared(messages.read_config(message)) == ALL
+        remedy = messages.NOT_CONVERTED if names or shares_all else _SHARES
+        content[record] = name_arrays(wanted, read_parameters(answer.parameters, sender), sender, remedy)
     content[messages.METRICS] = MetricRecord({**numbers, messages.NUM_EXAMPLES: answer.num_examples})
     return content
 

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
+from operator import index
+from reprlib import repr as shown
 from typing import Literal
 
 import torch
@@ -38,7 +40,7 @@ def check_reply(
         if name in sub:
             faults += _tensor_faults(name, sub[name], shape, state[name].dtype)
     if not faults:
-        faults = list(_value_faults(sub, largest))
+        faults = list(value_faults(sub, largest))
     if not faults and norm_bound and not (found := norm_between(sub, plan.extract(state))) <= norm_bound:
         faults = [f"its change has an L2 norm of {found:.4g}, expected up to {norm_bound:g} (norm_bound)"]
     _raise_if_any(faults)
@@ -85,7 +87,8 @@ def _tensor_faults(name: str, new: object, shape: tuple[int, ...], dtype: torch.
         yield f"{name} has shape {tuple(new.shape)}, expected {shape}"
 
 
-def _value_faults(sub: Mapping[str, Tensor], largest: float) -> Iterator[str]:
+def value_faults(sub: Mapping[str, Tensor], largest: float = math.inf) -> Iterator[str]:
+    """Yield which tensors have entries that are not finite, or are larger than is expected."""
     for name, tensor in sub.items():
         flat = tensor.reshape(-1)
         # No entry is larger than the norm, which is not finite if any entry is not, and costs a fraction of a look at
@@ -123,7 +126,10 @@ class LabelRows:
         cut = [name for name in self.sizes if name in plan.axes and plan.axes[name][0].kept != self.sizes[name]]
         if cut:
             raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
-        known = class_numbers(labels, self._classes)
+        try:
+            known = class_numbers(labels, self._classes)
+        except ReplyError as error:
+            raise ReplyError(f"{error}, the rows of {', '.join(self.sizes)} (label_rows names others)") from error
         rest = torch.arange(self._classes, self.most) if self._extra_rows else known[:0]
         return torch.cat([known, rest])
 
@@ -147,6 +153,16 @@ def class_numbers(
         raise unusable(f"labels {wrong[:5].tolist()} are out of range: {expected}")
     distinct: Tensor = torch.unique(given)
     return distinct
+
+
+def whole_numbers(labels: Iterable[int]) -> list[int]:
+    """Return classes, each once, ascending; raise an error if one is no whole number."""
+    try:
+        return sorted({index(label) for label in labels})
+    except TypeError as error:
+        raise ConfigError(
+            f"labels is {shown(labels)}; expected the classes of this client's data, as whole numbers: {error}"
+        ) from error
 
 
 LabelRule = Literal["sent", "none"]

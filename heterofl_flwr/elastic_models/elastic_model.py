@@ -172,6 +172,9 @@ def elastic(
     exact_rate(global_rate)
     if multiple_of < 1:
         raise ConfigError(f"multiple_of is {multiple_of}; expected a whole number from 1")
+    for name, names in (("fixed", fixed), ("outputs", outputs)):
+        if isinstance(names, str):
+            raise ConfigError(f"{name} is {names!r}; expected a list of names, as [{names!r}]")
     traced = trace_model(model, example_inputs, fixed, outputs)
     if traced.unused:
         warnings.warn(_UNUSED.format(", ".join(traced.unused)), stacklevel=2)

@@ -3,6 +3,7 @@
 Nothing here knows Flower. The strategies of both of its APIs translate between it and this package.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.core.levels import Mix, dynamic_rate, exact_rate, fixed_rate, joining_rates
 from heterofl_flwr.core.moving_slices import SliceFunction, SliceRule, make_slice_function, window_number
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
-from heterofl_flwr.core.reply_checks import find_label_rows
+from heterofl_flwr.core.reply_checks import find_label_rows, value_faults
 from heterofl_flwr.core.slice_plan import ALL, Plan, is_shared, shared_part
 from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.federation.admission import Answers, admit, check_faults
@@ -87,8 +88,8 @@ class Federation:
         """Refuse what does not go together in a federation."""
         if self.assignment not in ("fix", "dynamic"):
             raise ConfigError(f"assignment is {self.assignment!r}; expected fix or dynamic")
-        if not -(2**63) <= self.seed < 2**63:
-            raise ConfigError(f"seed is {self.seed}; expected less than 2^63, as messages hold 64 bits")
+        if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed!r}; expected an integer of less than 2^63, as messages hold 64 bits")
         if self.mix.idle and (self.assignment == "dynamic" or self.personal):
             raise ConfigError(
                 f"in the mix {self.mix} some clients take no part, always the same ones: expected assignment='fix' and "
@@ -182,7 +183,10 @@ class Federation:
     def learning_rate(self, server_round: int) -> float:
         """Return with what clients train in a round; 0 where the server sends them none."""
         schedule = self.options.transfer.learning_rate
-        return schedule(server_round) if schedule else 0.0
+        found = schedule(server_round) if schedule else 0.0
+        if not isinstance(found, int | float) or not 0 <= found < math.inf:
+            raise ConfigError(f"learning_rate({server_round}) returned {found!r}; expected a number of 0 or more")
+        return float(found)
 
     def _count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:
         """Return how many clients hold each entry of a parameter, of all that can be drawn."""
@@ -231,7 +235,13 @@ class Federation:
         # A ``state_dict`` has tied parameters under each of their names; as when a model loads it, the last one counts.
         own = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.whole.check_state(own)
-        return {name: own[name].to(dtype) for name, dtype in self.types.items()}
+        found = {name: own[name].to(dtype) for name, dtype in self.types.items()}
+        if fault := next(value_faults(found), None):
+            raise RoundError(
+                f"the global model is not usable: {fault}; expected finite numbers of initial_arrays, and of what "
+                f"changes the model between rounds"
+            )
+        return found
 
     def register(
         self, answers: Answers, names: Mapping[int, str] | None = None, present: Iterable[int] | None = None

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
+from pydantic import InstanceOf
+
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.moving_slices import SliceRule
@@ -71,8 +73,8 @@ class Averaging:
     weights: Weights = "equal"
     label_rows: Annotated[Sequence[str] | None, "names of parameters"] = None
     labels: LabelRule = "sent"
-    fidelity: Annotated[Fidelity, "Fidelity(...)"] = Fidelity()
-    robust: Annotated[Robust | None, "Robust(...)"] = None
+    fidelity: Annotated[InstanceOf[Fidelity], "Fidelity(...)"] = Fidelity()
+    robust: Annotated[InstanceOf[Robust] | None, "Robust(...)"] = None
     aggregator: Annotated[OpenMean, "Aggregator, a subclass of it, or what opens one"] = Aggregator
     stages: Annotated[Sequence[Stage], "a list of stages"] = ()
 
@@ -93,10 +95,10 @@ class Options:
     sampling: Sampling = Sampling()
     transfer: Transfer = Transfer()
     averaging: Averaging = Averaging()
-    limits: Annotated[Limits, "Limits(...), or leave it out"] = Limits()
-    privacy: Annotated[Privacy, "Privacy(...), or leave it out"] = Privacy()
-    evaluation: Annotated[Evaluation, "Evaluation(...), or leave it out"] = Evaluation()
-    asynchronous: Annotated[Buffered, "Buffered(...), or leave it out"] = Buffered()
+    limits: Annotated[InstanceOf[Limits], "Limits(...), or leave it out"] = Limits()
+    privacy: Annotated[InstanceOf[Privacy], "Privacy(...), or leave it out"] = Privacy()
+    evaluation: Annotated[InstanceOf[Evaluation], "Evaluation(...), or leave it out"] = Evaluation()
+    asynchronous: Annotated[InstanceOf[Buffered], "Buffered(...), or leave it out"] = Buffered()
 
     def __post_init__(self) -> None:
         needs_round = self.averaging.kind != "counting" or self.transfer.slice_rule != "prefix"

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from reprlib import repr as shown
 from typing import ClassVar
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share
 
 State = Mapping[str, Tensor]
@@ -155,6 +157,12 @@ class RoundRecord:
         return numbers
 
 
+def check_metrics(found: object, whose: str) -> None:
+    """Raise an error if what a user's function has computed is neither metrics nor None."""
+    if found is not None and not isinstance(found, Mapping):
+        raise ConfigError(f"{whose} returned {shown(found)}; expected a MetricRecord, or None")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunState:
     """What a run carries from a round to the next: all that it needs to go on from here.
@@ -221,3 +229,11 @@ class RoundCallback:
 
     def on_end(self, state: State) -> None:
         """Run after the last round, also when it was stopped early."""
+
+
+def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, ...]:
+    """Return callbacks; raise an error if one is none."""
+    given = callbacks if isinstance(callbacks, Sequence) else [callbacks]
+    if given is not callbacks or not all(isinstance(own, RoundCallback) for own in given):
+        raise ConfigError(f"callbacks is {shown(callbacks)}; expected a list of instances of RoundCallback")
+    return tuple(given)

@@ -152,6 +152,10 @@ class QueuedGrid(Grid):
         check_count("num_nodes", num_nodes, 1)
         if not callable(cohort):
             check_count("cohort", cohort, 1)
+        if not callable(node_config or dict):
+            raise ConfigError(
+                f"node_config is {node_config!r}; expected a function from a partition to its node config"
+            )
         self._cohort = cohort
         self._cost = cost or (lambda message: 0.0)
         self._node_configs = {

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.core.reply_checks import value_faults
+from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.stages.registry import CLIENT_STAGES
 from heterofl_flwr.stages.stage import RoundContext, Said, Stage, State, Talk, Update, label
 
@@ -19,6 +20,8 @@ OpenMean = Callable[..., Aggregator]
 
 Kind = Literal["counting", "robust", "asynchronous", "other"]
 """What the mean of a chain is, in words."""
+
+Expected = TypeVar("Expected")
 
 REMOTE_CHANGE = 10
 """A reply from another machine may change its slice by so many L2 norms of the whole model, if no bound is given."""
@@ -150,7 +153,7 @@ class Chain:
         if stages and update.sent is not None:
             context = replace(context, state=update.sent.state)
         for stage in stages:
-            update = stage.on_reply(update, context)
+            update = _expect(Update, stage.on_reply(update, context), f"{label(stage)}.on_reply")
         more = {} if update.sent is None else {"sent": update.sent}
         self._mean.add(update.plan, update.tensors, labels=update.labels, weight=update.weight, **more)
 
@@ -163,7 +166,11 @@ class Chain:
         """Return the new model, and end the round."""
         held, new = self._mean.held, self._mean.result()
         for stage in self.stages:
-            new = stage.on_mean(new, held, self._context)
+            if type(stage).on_mean is Stage.on_mean:
+                continue
+            new = _expect(dict, stage.on_mean(new, held, self._context), f"{label(stage)}.on_mean")
+            if fault := next(value_faults(new), None):
+                raise RoundError(f"{label(stage)}.on_mean returned a model that is not usable: {fault}")
         del self._mean, self._context
         return new
 
@@ -179,7 +186,11 @@ class Chain:
 
     def state(self) -> dict[str, Tensor]:
         """Return what the stages keep from round to round, by the stage's name and its own."""
-        return {f"{label(stage)}/{key}": own for stage in self.stages for key, own in stage.state().items()}
+        return {
+            f"{label(stage)}/{key}": _expect(Tensor, own, f"{label(stage)}.state, under {key!r},")
+            for stage in self.stages
+            for key, own in stage.state().items()
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on with what ``state`` returned; with an empty one, begin anew."""
@@ -193,3 +204,10 @@ class Chain:
         for stage in self.stages:
             start = f"{label(stage)}/"
             stage.load({name.removeprefix(start): own for name, own in state.items() if name.startswith(start)})
+
+
+def _expect(kind: type[Expected], found: object, what: str) -> Expected:
+    """Return what a stage has returned, which may be of the user's own; raise an error if it is of another type."""
+    if not isinstance(found, kind):
+        raise ConfigError(f"{what} returned {type(found).__name__}; expected {kind.__name__}")
+    return found

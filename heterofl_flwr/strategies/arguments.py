@@ -45,7 +45,8 @@ def explain_unknown(
             for name in keywords.keys() - known:
                 near = [f"did you mean {own}?" for own in get_close_matches(name, known, n=1)]
                 remedy = {**IN_GROUPS, **remedies}.get(name) or next(iter(near), f"it has {', '.join(known[1:])}")
-                raise TypeError(f"{type(arguments[0]).__name__} has no argument {name}: {remedy}")
+                kind, _, _ = construct.__qualname__.partition(".")
+                raise TypeError(f"{kind} has no argument {name}: {remedy}")
             construct(*arguments, **keywords)
 
         return explained

@@ -217,6 +217,11 @@ class HeteroFL(FederationStrategy):
         check_count("num_rounds", num_rounds, 0)
         if resume is not None and initial_arrays is not None:
             raise ConfigError("found both resume and initial_arrays: leave out initial_arrays, as resume has the model")
+        if not isinstance(resume, RunState | None):
+            raise ConfigError(
+                f"resume is of type {type(resume).__name__}; expected the state of a run, such as "
+                f"RunFolder(path).load_checkpoint()"
+            )
         if resume is not None and resume.server_round > num_rounds:
             raise ConfigError(
                 f"resume is the state after round {resume.server_round}; expected num_rounds of so many or more, found "

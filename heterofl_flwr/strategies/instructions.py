@@ -14,6 +14,7 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.errors import Fault, HeteroFLError, RoundError, name_faults
 from heterofl_flwr.exchange import read_each
 from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.federation.summary import warn_of_mix
 from heterofl_flwr.stages.stage import Said, Talk
 
@@ -66,7 +67,7 @@ def client_config(federation: Federation, server_round: int, node_id: int, rate:
     if federation.clients_keep:
         config[messages.TRAINED] = node_id in federation.nodes.trained
     if transfer.learning_rate is not None:
-        config[messages.LEARNING_RATE] = transfer.learning_rate(server_round)
+        config[messages.LEARNING_RATE] = federation.learning_rate(server_round)
     if transfer.proximal_mu is not None:
         config[messages.PROXIMAL_MU] = float(transfer.proximal_mu)
     return config
@@ -130,10 +131,13 @@ def available_nodes(grid: Grid, federation: Federation, server_round: int, timeo
     of a simulation's clients.
     """
     sampling, begins = federation.options.sampling, not list(federation.nodes)
-    deadline = time.monotonic() + sampling.wait
+    deadline, told = time.monotonic() + sampling.wait, False
     while True:
         node_ids = sorted(grid.get_node_ids())
         enough = len(node_ids) >= sampling.available
+        if not (enough or told):
+            told, least = True, f"expected at least {sampling.available}"
+            host_log.info("waiting up to %g s for nodes: %d are there, %s", sampling.wait, len(node_ids), least)
         new = [node_id for node_id in node_ids if node_id not in federation.nodes] if enough else []
         if new:
             seconds = min(QUERY_SECONDS, timeout)

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr.exchange import Costs
-from heterofl_flwr.federation.records import host_log
+from heterofl_flwr.federation.records import check_metrics, host_log
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.budget import TRAIN_SHARE, Budget
 
@@ -97,6 +97,7 @@ class Rounds:
 
     def _evaluate_centrally(self, server_round: int) -> None:
         metrics = self.evaluate_fn(server_round, self._evaluated()) if self.evaluate_fn is not None else None
+        check_metrics(metrics, "evaluate_fn")
         if metrics is not None:
             self.result.evaluate_metrics_serverapp[server_round] = metrics
             if server_round:

@@ -18,7 +18,7 @@ from heterofl_flwr.exchange import crosses_superlink, exchange, read_each
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
-from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
+from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, check_callbacks, check_metrics
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.federation.summary import log_summary
 from heterofl_flwr.nn.moments import Moments
@@ -37,8 +37,8 @@ from heterofl_flwr.strategies.instructions import (
 
 logger = logging.getLogger(__name__)
 
-MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
-"""From the records of replies, and the key of their numbers of examples, to one record of metrics."""
+MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
+"""From the records of replies, and the key of their numbers of examples, to one record of metrics, or None."""
 
 
 class FailedRound(RoundError, AggregationError):
@@ -72,7 +72,7 @@ class FederationStrategy(Strategy):
     ) -> None:
         self.federation, self.options = federation, federation.options
         self._train_metrics_fn, self._evaluate_metrics_fn = train_metrics_aggr_fn, evaluate_metrics_aggr_fn
-        self.callbacks = tuple(callbacks)
+        self.callbacks = check_callbacks(callbacks)
         self.spent = Spent(self.options.privacy)  # of all runs: what was given away stays so
         steps = self.options.asynchronous
         self.asynchronous = Asynchronous(steps) if steps.size else None  # what lasts from step to step
@@ -331,10 +331,12 @@ class FederationStrategy(Strategy):
 
     def _aggregated(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
-    ) -> MetricRecord:
+    ) -> MetricRecord | None:
         """Return what a metrics function computes from some clients' replies, and note it; without one, the means."""
         if function is None or not node_ids:
             return MetricRecord(dict(means))
         found = function([self._replied[node_id] for node_id in node_ids], messages.NUM_EXAMPLES)
-        self.log.note_computed(means, found)
+        check_metrics(found, "a metrics_aggr_fn")
+        if found is not None:
+            self.log.note_computed(means, found)
         return found

@@ -96,6 +96,15 @@ def test_a_client_that_says_nothing_gets_the_smallest_rate(caplog, says, cause):
     assert ("is not converted" in caplog.text) == (cause == "GET_PROPERTIES_NOT_IMPLEMENTED")
 
 
+def test_who_answers_with_parameters_that_are_not_shared_reads_how_not_to():
+    strategy, _, _, instructions = begin(clients(), "a1", shared=("hidden.*",))
+    (first, _), *others = instructions
+    whole = [own.detach().numpy() for own in build(1.0).parameters()]
+    strategy.aggregate_fit(1, [(first, fit_res(whole)), *fit_all(others)], [])
+    (fault,) = strategy.log.failures.values()
+    assert "sent 4 arrays, expected 2; not all parameters are shared (shared): let the client call parameters" in fault
+
+
 def test_labels_travel_as_text():
     fakes = [Fake("0", 1.0, metrics={"labels": "0,1", "capacity": 1.0}), Fake("1", 2.0, metrics={"labels": "3"})]
     strategy, _, before, instructions = begin(fakes, "a1")

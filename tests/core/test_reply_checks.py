@@ -31,7 +31,11 @@ BAD_REPLIES = {
     "negative weight": (dict, {"weight": -1.0}, "its weight is -1.0, expected 0 or a number"),
     "huge weight": (dict, {"weight": 1e300}, r"its weight is 1e\+300, expected 0 or a number from 1e-38 to 3e\+38"),
     "complex weight": (dict, {"weight": 1 + 0j}, r"its weight is \(1\+0j\)"),
-    "label too large": (dict, {"labels": [0, 5]}, r"labels \[5\] are out of range: expected whole numbers from 0 to 4"),
+    "label too large": (
+        dict,
+        {"labels": [0, 5]},
+        r"\[5\] are out of range: expected whole numbers from 0 to 4, the rows of",
+    ),
     "a label mask": (dict, {"labels": torch.tensor([True, False, True, False, False])}, "labels of type torch.bool"),
     "labels in two dimensions": (dict, {"labels": [[1, 2], [3, 4]]}, "labels of type torch.int64 in 2 dimensions"),
     "labels beyond integers": (dict, {"labels": [2**70]}, "labels cannot be read"),

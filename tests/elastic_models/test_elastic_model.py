@@ -157,6 +157,12 @@ def test_invalid_options_and_rates_raise():
             elastic(_mlp(), X, **options)(rate)
 
 
+def test_one_name_is_no_list_of_names():
+    for name in ("fixed", "outputs"):
+        with pytest.raises(ConfigError, match=rf"{name} is 't\.\*'; expected a list of names, as \['t\.\*'\]"):
+            elastic(_mlp(), X, **{name: "t.*"})
+
+
 def test_slices_of_different_models_are_told_apart():
     build, other = elastic(_mlp(), X), elastic(nn.Sequential(*_mlp(), nn.Identity()), X, fixed=["0"])
     with pytest.raises(ShapeError, match="slices of different models"):

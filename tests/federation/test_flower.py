@@ -63,6 +63,13 @@ def test_metrics_functions_get_what_flower_gives_them():
     assert ours.train_metrics_clientapp[2] == {"largest": 2.0, "all": [0.0, 0.5, 1.0, 1.5, 2.0]}
 
 
+def test_metrics_functions_may_return_nothing():
+    options = {"train_metrics_aggr_fn": lambda *_: None, "evaluate_metrics_aggr_fn": lambda *_: None}
+    (theirs, *_), (ours, *_) = both(**options)
+    assert ours.train_metrics_clientapp == theirs.train_metrics_clientapp == {}
+    assert ours.evaluate_metrics_clientapp == theirs.evaluate_metrics_clientapp == {}
+
+
 def test_one_level_is_fedavg():
     (theirs, *_), (ours, *_) = both()
     assert ours.train_metrics_clientapp[2] == pytest.approx(dict(theirs.train_metrics_clientapp[2]))

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Momentum, Windowed, multi_step
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.errors import RoundError
+from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.federation.records import RunState
 from tests.federation.tiny import Shuffled, Tiny, Watched, add_one, build, build_normed, equal, make_app, play, untimed
 
@@ -137,6 +137,12 @@ def test_clients_that_take_no_part_are_never_drawn(caplog):
     assert "not drawn" not in caplog.text
 
 
+def infinite():
+    state = build(1.0).state_dict()
+    state["hidden.bias"][0] = torch.inf
+    return ArrayRecord(state)
+
+
 @pytest.mark.parametrize(
     ("start", "said"),
     [
@@ -146,12 +152,33 @@ def test_clients_that_take_no_part_are_never_drawn(caplog):
             "after round 4; expected num_rounds",
         ),
         ({"initial_arrays": ArrayRecord(Tiny(0.5).state_dict())}, r"hidden.weight .* \(4, 3\)"),
+        *(
+            ({"num_rounds": 3, "resume": own}, f"resume is of type {type(own).__name__}; expected the state of a run")
+            for own in ("runs/a", {"server_round": 1})
+        ),
+        (
+            {"initial_arrays": infinite()},
+            r"not usable: hidden\.bias contains NaN or infinity; .* initial_arrays",
+        ),
+        ({"evaluate_fn": lambda *_: 0.5}, "evaluate_fn returned 0.5; expected a MetricRecord, or None"),
         ({"initial_arrays": build(1.0).state_dict()}, "initial_arrays is of type OrderedDict; expected an ArrayRecord"),
     ],
 )
 def test_a_run_that_cannot_start_says_why(start, said):
     with LocalGrid(make_app(), 2) as grid, pytest.raises(HeteroFLError, match=said):
         HeteroFL(build).start(grid, **start)
+
+
+@pytest.mark.parametrize("found", ["fast", -0.1, float("nan"), None])
+def test_a_schedule_that_gives_no_learning_rate_is_named(found):
+    with pytest.raises(ConfigError, match=rf"learning_rate\(1\) returned {found!r}; expected a number of 0 or more"):
+        play(learning_rate=lambda _: found)
+
+
+def test_a_run_says_that_it_waits_for_nodes(caplog):
+    with caplog.at_level("INFO", "flwr"), pytest.raises(RoundError, match=r"1 nodes are there after 0\.01 s"):
+        play(nodes=1, wait=0.01)
+    assert caplog.text.count("waiting up to 0.01 s for nodes: 1 are there, expected at least 2") == 1
 
 
 def test_where_no_client_counts_an_example_the_round_fails():

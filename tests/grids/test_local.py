@@ -26,6 +26,11 @@ def test_node_ids_depend_on_the_seed_alone():
     assert len({*ids(0), *ids(1), SUPERLINK_NODE_ID}) == 7
 
 
+def test_the_config_of_nodes_is_a_function_of_the_partition():
+    with pytest.raises(ConfigError, match=r"node_config is {'capacity': 'a'}; expected a function from a partition"):
+        LocalGrid(ClientApp(), 2, node_config={"capacity": "a"})
+
+
 def test_nodes_messages_and_runs_are_flowers(grid, ask, configs):
     node_id, *_ = ids = [node.node_id for node in compat.get_nodes(grid)]
     assert ids == list(grid.get_node_ids())

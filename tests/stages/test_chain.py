@@ -7,7 +7,7 @@ import torch
 
 from heterofl_flwr import Adam, HeteroFL, Momentum, Plan, Privacy, Robust
 from heterofl_flwr.adapters import ProductAggregator
-from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.stages.stage import Needs, RoundContext, Stage, Update
@@ -104,6 +104,44 @@ class Grid(Stage):
 def test_what_does_not_go_together_is_refused(options, fault):
     with pytest.raises(ConfigError, match=fault):
         HeteroFL(build, "a1-b1", **options)
+
+
+class Ruins(Stage):
+    def on_mean(self, new, held, context):
+        return {name: own / 0 for name, own in new.items()}
+
+
+class Forgets(Stage):
+    def on_mean(self, new, held, context):
+        new["hidden.bias"] = new["hidden.bias"] + 1
+
+
+class Drops(Stage):
+    def on_reply(self, update, context):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("stage", "fault"),
+    [
+        (Forgets(), "Forgets.on_mean returned NoneType; expected dict"),
+        (Drops(), "Drops.on_reply returned NoneType; expected Update"),
+        (Ruins(), "Ruins.on_mean returned a model that is not usable: hidden.weight contains NaN or infinity"),
+    ],
+)
+def test_what_a_stage_may_not_return_is_named(stage, fault):
+    with pytest.raises((ConfigError, RoundError), match=fault):
+        play(stages=[stage])
+
+
+class Counts(Stage):
+    def state(self):
+        return {"rounds": 3}
+
+
+def test_a_stage_keeps_tensors():
+    with pytest.raises(ConfigError, match=r"Counts.state, under 'rounds', returned int; expected Tensor"):
+        Chain([Counts()]).state()
 
 
 def test_a_client_clips_once():
