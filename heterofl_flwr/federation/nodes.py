@@ -7,6 +7,7 @@ from itertools import count
 from typing import Annotated
 
 from heterofl_flwr.core.levels import exact_rate
+from heterofl_flwr.errors import RoundError
 from heterofl_flwr.option_groups import Count, Natural, check, group
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,9 @@ class Nodes:
         self._seats: dict[int, int] = {}
         self.seat_rates: dict[int, float] = {}
         self.trained: set[int] = set()  # those of which a reply was added
-        self._trained_before: set[int] = set()  # partitions of those that were, before the run was resumed
+        # Of a run that is resumed, before: the partitions of those, and ``dealt``.
+        self._trained_before: set[int] = set()
+        self._dealt_before = 0
         self.own_rates: dict[int, float] = {}  # of those with parameters of their own, which keep their first rate
 
     def __contains__(self, node_id: int) -> bool:
@@ -98,14 +101,20 @@ class Nodes:
         back = {node_id for node_id in answers if self._partitions[node_id] in self._trained_before}
         self.trained |= back
         self._trained_before -= {self._partitions[node_id] for node_id in back}
+        if (now := self.dealt()) and self._dealt_before not in (0, now):
+            raise RoundError(
+                f"the clients have the data in {now} parts, and those of the run that is resumed had them in "
+                f"{self._dealt_before}: start as many (flwr run . --federation-config 'num-supernodes="
+                f"{self._dealt_before}'; on real nodes num-partitions), or begin a new run"
+            )
 
     def have_trained(self) -> list[int]:
         """Return the partitions of the clients of which a reply was added, for a checkpoint."""
         return sorted({*self._trained_before, *map(self.partition, self.trained)})
 
-    def load(self, trained: Iterable[int]) -> None:
-        """Go on with what ``have_trained`` returned: clients are known again by their partitions."""
-        self._trained_before = set(trained) - set(self._partitions.values())
+    def load(self, trained: Iterable[int], dealt: int) -> None:
+        """Go on with what ``have_trained`` and ``dealt`` returned: clients are known again by their partitions."""
+        self._trained_before, self._dealt_before = set(trained) - set(self._partitions.values()), dealt
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
         """Note a capacity that a client reported; it counts from the next round on."""

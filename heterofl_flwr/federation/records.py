@@ -180,6 +180,8 @@ class RunState:
         with the rate and a slash before each name.
     trained
         The partitions of the clients that have trained, where clients keep something from round to round.
+    dealt
+        Of how many parts of the data the clients have one each, where all of them say so; else 0.
     """
 
     server_round: int
@@ -187,6 +189,7 @@ class RunState:
     stages: State = field(default_factory=dict)
     moments: State = field(default_factory=dict)
     trained: Sequence[int] = ()
+    dealt: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

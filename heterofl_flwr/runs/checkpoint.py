@@ -35,6 +35,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         "server_round": state.server_round,
         "tensors": sha256(tensors).hexdigest(),
         "trained": list(state.trained),
+        "dealt": state.dealt,
     }
     signed = {"content": content, "sha256": sha256(to_json(content).encode()).hexdigest()}
     path = folder / f"round-{state.server_round:06d}.json"
@@ -90,5 +91,11 @@ def _read(path: Path) -> RunState:
     for key, value in load(data).items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
-    kept = {part: parts.get(part, {}) for part in _PARTS}
-    return RunState(server_round=content["server_round"], trained=content.get("trained", ()), **kept)
+    return RunState(
+        server_round=content["server_round"],
+        state=parts.get("state", {}),
+        stages=parts.get("stages", {}),
+        moments=parts.get("moments", {}),
+        trained=content.get("trained", ()),
+        dealt=content.get("dealt", 0),
+    )

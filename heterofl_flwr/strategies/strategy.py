@@ -106,6 +106,7 @@ class FederationStrategy(Strategy):
             stages=self.chain.state(),
             moments=packing.moment_tensors(self.moments),
             trained=self.federation.nodes.have_trained() if self.federation.clients_keep else (),
+            dealt=self.federation.nodes.dealt(),
             record=self.log,
             evaluated=self.chain.evaluated(state),
             num_rounds=self.num_rounds,

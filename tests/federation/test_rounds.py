@@ -169,6 +169,13 @@ def test_a_run_that_cannot_start_says_why(start, said):
         HeteroFL(build).start(grid, **start)
 
 
+def test_a_resumed_run_has_its_data_in_as_many_parts():
+    state = run(num_rounds=2).progress[-1]
+    assert state.dealt == 2
+    with pytest.raises(RoundError, match=r"data in 3 parts, and those of the run that is resumed had them in 2: start"):
+        play(None, "a1-c1", 3, 3, start={"resume": state})
+
+
 @pytest.mark.parametrize("found", ["fast", -0.1, float("nan"), None])
 def test_a_schedule_that_gives_no_learning_rate_is_named(found):
     with pytest.raises(ConfigError, match=rf"learning_rate\(1\) returned {found!r}; expected a number of 0 or more"):
