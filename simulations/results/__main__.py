@@ -191,6 +191,8 @@ def _results(words: Sequence[str]) -> int:
     for name, why in found.left_out:
         print(f"left out: {name}: {why}", file=sys.stderr)
     if options.out:
+        if not found.cells and published(found.places):
+            print(NO_PAPER, file=sys.stderr)
         print(write(found, options))
     return 0
 

@@ -9,6 +9,7 @@ from itertools import product
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.runs.costs import LevelCost
+from heterofl_flwr.settings.flat import to_flat
 from simulations.results.configurations import Configuration, Places, Reached, metrics_of, possible, reached, shown
 from simulations.results.formats import Table, show_interval, show_summary, to_csv
 from simulations.results.paper import AGREES, DIFFERS, TOO_FEW, Cell, Key, Printed, departures
@@ -22,7 +23,8 @@ LEVELS_NOTE = (
 )
 ALONE_NOTE = (
     "Global accuracy after the last round, in points, paired by seed: above 0 the level gains by taking part. A mix "
-    "such as c3-x1 is level c trained by the clients that can hold it; x counts the others."
+    "such as c3-x1 is level c trained by the clients that can hold it; x counts the others. Of a level alone "
+    "under several settings, those count that have most in common with the configuration's."
 )
 ACCURACY = "global-accuracy"
 
@@ -105,6 +107,8 @@ def alone_table(configurations: Sequence[Configuration]) -> Table:
     alone = [one for one in configurations if len(rates[id(one)]) == 1]
     rows = []
     for one, other in product((one for one in configurations if len(rates[id(one)]) > 1), alone):
+        if any(_apart(one, third) < _apart(one, other) for third in alone if _mix(third) == _mix(other)):
+            continue
         level = level_name(rates[id(other)][0])
         ends = [_final_by_seed(own, level) for own in (one, other)]
         if seeds := sorted(ends[0].keys() & ends[1].keys()):
@@ -112,6 +116,16 @@ def alone_table(configurations: Sequence[Configuration]) -> Table:
             rows.append((one.label, level, other.label, ", ".join(map(str, seeds)), show_summary(apart)))
     header = ("configuration", "level", "alone", "seeds", "difference")
     return Table("tab:alone", "Each level's own model beside that level alone", header, tuple(rows), ALONE_NOTE)
+
+
+def _mix(one: Configuration) -> str:
+    return str(one.runs[0].settings.mix)
+
+
+def _apart(one: Configuration, other: Configuration) -> int:
+    """Return in how many settings two configurations differ."""
+    flat, others = (to_flat(own.runs[0].settings) for own in (one, other))
+    return sum(value != others[key] for key, value in flat.items())
 
 
 def _final_by_seed(one: Configuration, level: str) -> dict[int, float]:

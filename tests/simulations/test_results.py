@@ -85,11 +85,13 @@ def test_levels_stand_beside_themselves_alone_paired_by_seed(make_run, tmp_path)
     for seed, (own, alone) in enumerate([(0.75, 0.5), (0.5, 0.375), (0.625, 0.5)]):
         folder = make_run(f"mix{seed}", points((2, 0.9)), num_rounds=2, mix="a1-e1", assignment="fix", seed=seed)
         _set_levels(folder, {"a": 0.9, "e": own})
-        _set_levels(make_run(f"e{seed}", points((2, alone)), num_rounds=2, assignment="fix", seed=seed), {"e": alone})
+        for name, more in (("e", {}), ("gn", {"model__norm": "gn"})):  # of these the mix has the norm of the first
+            run = make_run(f"{name}{seed}", points((2, alone)), num_rounds=2, assignment="fix", seed=seed, **more)
+            _set_levels(run, {"e": alone - 0.25 * bool(more)})
     (found,) = configurations(runs_in(tmp_path)).values()
     # Differences of 25, 12.5 and 12.5 points: their mean, their standard deviation, and 4.3027 / sqrt(3) times this.
     assert alone_table(found).rows == (
-        ("HeteroFL a-e, cnn", "e", "HeteroFL e, cnn", "0, 1, 2", "16.67 ± 7.22 [-1.26, 34.59]"),
+        ("HeteroFL a-e, cnn", "e", "HeteroFL e, cnn, model.norm=sbn", "0, 1, 2", "16.67 ± 7.22 [-1.26, 34.59]"),
     )
 
 
