@@ -1,5 +1,6 @@
 """What the server evaluates by itself, and the callbacks that the settings name."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from flwr.app import ArrayRecord, MetricRecord
@@ -14,6 +15,9 @@ from heterofl_flwr.settings.flat import to_flat
 from heterofl_flwr.strategies.heterofl import HeteroFL
 
 PROJECT = "heterofl-flwr"
+
+NAMES = ("tensorboard", "wandb", "mlflow")
+"""The callbacks of ours that ``run.callbacks`` can name."""
 
 
 def evaluate_global(strategy: HeteroFL, task: Task, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -30,6 +34,7 @@ def evaluate_global(strategy: HeteroFL, task: Task, server_round: int, arrays: A
 def build_callbacks(task: Task, folder: RunFolder | None) -> list[RoundCallback]:
     """Return the recorder of the run folder, and what ``run.callbacks`` names."""
     run = task.settings.run
+    check_names(run.callbacks)
     found: list[RoundCallback] = []
     if folder is not None:
         # The models of FedH2L have no levels, and travel nowhere.
@@ -38,6 +43,15 @@ def build_callbacks(task: Task, folder: RunFolder | None) -> list[RoundCallback]
     # Without a folder the default, tensorboard, has nowhere to write.
     names = [name for name in run.callbacks if folder is not None or name != "tensorboard"]
     return found + [_build_callback(name, task, folder) for name in names]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise an error if what ``run.callbacks`` names is not there."""
+    for name in names:
+        if ":" in name:
+            load_function(name, "run.callbacks")
+        elif name not in NAMES:
+            raise ConfigError(f"run.callbacks names {name!r}; expected {', '.join(NAMES)} or 'module:name'")
 
 
 def _build_callback(name: str, task: Task, folder: RunFolder | None) -> RoundCallback:
@@ -50,6 +64,4 @@ def _build_callback(name: str, task: Task, folder: RunFolder | None) -> RoundCal
     own_name = folder.path.resolve().name if folder else None
     if name == "wandb":
         return WandB(PROJECT, settings=settings, folder=folder, name=own_name)
-    if name == "mlflow":
-        return MLflow(PROJECT, settings=settings, folder=folder, run_name=own_name)
-    raise ConfigError(f"run.callbacks names {name!r}; expected tensorboard, wandb, mlflow or 'module:name'")
+    return MLflow(PROJECT, settings=settings, folder=folder, run_name=own_name)

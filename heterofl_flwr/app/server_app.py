@@ -108,7 +108,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         )
     if folder is not None:
         folder.note(clients=strategy.federation.nodes.dealt() or None)
-        logger.info("Report: %s", write_page(folder))
+        logger.info("Report: %s", write_page(folder).resolve())
     return strategy
 
 
@@ -195,7 +195,8 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
     checkpoint, about = folder.load_checkpoint(), folder.about()
     done = checkpoint.server_round
     # One that died after its last round still has to write its models; one may have stopped early.
-    if about.get("finished") and rounds in (done, about.get("num_rounds")):
+    recorded = max((record.server_round for record in folder.history()), default=done)  # more where one is damaged
+    if about.get("finished") and recorded == done and rounds in (done, about.get("num_rounds")):
         text = f"the run in {folder.path} is finished: {done} rounds; to go on, ask for more (num-rounds)"
         return Start(finished=text)
     if done > rounds:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from heterofl_flwr import __version__
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, first_line
 from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.costs import ModelCosts
@@ -226,7 +226,10 @@ class RunFolder:
                 records.append(parse_record(json.loads(line)))
             except DAMAGED as error:
                 if number < len(lines):
-                    raise ConfigError(f"{self._history}, line {number} is no record of a round: {error!r}") from error
+                    raise ConfigError(
+                        f"{self._history}, line {number} is no record of a round ({first_line(error)}): put back a "
+                        f"copy of the file, or start the run anew in another folder"
+                    ) from error
                 log.warning("%s ends with an incomplete line, which is ignored", self._history)
         return records
 
@@ -237,7 +240,8 @@ class RunFolder:
         found = records[-1].server_round if records else 0
         if found != last_round:
             raise ConfigError(
-                f"{self._history} ends with round {found}, but the run is to go on after round {last_round}"
+                f"{self._history} ends with round {found}, but the run is to go on after round {last_round}: put back "
+                f"a copy of the file, or start the run anew in another folder"
             )
         write_atomic(self._history, "".join(f"{to_json(record.to_json())}\n" for record in records).encode())
         later = list(files_by_round(self._checkpoints, checkpoints.PATTERN).items())

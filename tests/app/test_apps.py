@@ -101,6 +101,8 @@ def test_a_resume_that_cannot_go_on_changes_nothing(tmp_path, caplog):
             run(**{**settings, **asked}, run__resume=True)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert rounds_of(run(**settings, num_rounds=3, run__resume=True)) == [3]
+    (tmp_path / "checkpoint" / "round-000003.safetensors").write_bytes(b"")
+    assert rounds_of(run(**settings, num_rounds=3, run__resume=True)) == [3]
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What is wrong with a run is told in one line before anything starts, and leaves no folder."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,11 @@ def started(monkeypatch):
         (["--resume", "file"], "file is no folder of a run"),
         (["--data", "digitz"], "no data set 'digitz'; did you mean digits?"),
         (["--set", "model.name=transformer"], "the model transformer cannot read the data set digits, whose inputs"),
+        (
+            ["--set", "run.callbacks=tensorbord"],
+            "run.callbacks names 'tensorbord'; expected tensorboard, wandb, mlflow",
+        ),
+        (["--set", "run.callbacks=nowhere:Own"], "run.callbacks is 'nowhere:Own', which cannot be loaded"),
         (["--set", "evaluate.metric=nowhere:metric"], "evaluate.metric is 'nowhere:metric', which cannot be loaded"),
         (["--set", "server.strategy=fedh2l", "--mix=a", "--set=distill.seed-size=5000"], "a seed set of 5000 examples"),
         (["--set", "data.split=non-iid-50"], "non-iid-50 does not fit 20 clients and 10 classes"),
@@ -54,6 +60,20 @@ def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, started, 
     assert err.count("\n") == 1
     assert started[0] == []
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_log_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logs").touch()
+    assert main(["run", "--out", "run"]) == 2
+    assert "/run/logs/flower.log cannot be written (File exists): grant access" in capsys.readouterr().err
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(started):
+    for _ in range(2):
+        assert main(["run"]) == 1
+    one, two = (request.out for request in started[0])
+    assert one != two
 
 
 def test_a_folder_that_is_locked_is_refused(tmp_path, capsys):
@@ -78,19 +98,25 @@ def test_the_size_of_a_round_is_said_before_the_first(capsys):
     assert second == "4 clients share the 5 parts of the mix a1-b1-c1-d1-e1, so some level has none"
 
 
+def test_spare_clients_that_nothing_delays_are_said_to_count(started, capsys):
+    for options, said in ((), 1), (("--set", "devices.profile=edge"), 0), (("--grid", "ray"), 0):
+        assert main(["run", "--set", "sample.spare=0.5", *options]) == 1
+        assert capsys.readouterr().out.count("sample.spare: here all clients that are asked") == said
+
+
 def test_levels_that_are_one_model_are_said_before_the_first_round(capsys):
     check_task(Task(from_flat({"model.hidden": "8,8", "mix": "a1-d1-e1"})), 3)
     assert "\nlevels d, e build the very same model: " in capsys.readouterr().out
 
 
-def test_without_a_gpu_nothing_computes_on_one(started):
-    for asked, device in (
-        ([], "auto"),
-        (["--gpus", "0"], "cpu"),
-        (["--gpus", "0", "--set", "engine.device=mps"], "mps"),
-    ):
+def test_without_a_gpu_nothing_computes_on_one(started, capsys):
+    for asked, device in ([], "auto"), (["--gpus", "0"], "cpu"):
         assert main(["run", "--out", f"run{len(started[0])}", *asked]) == 1
         assert started[0][-1].config["engine.device"] == device
+    assert main(["run", "--out", "run2", "--gpus", "0", "--set", "engine.device=mps"]) == 2
+    assert "device is 'mps', but torch" in capsys.readouterr().err
+    assert len(started[0]) == 2
+    assert not Path("run2").exists()
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, started, monkeypatch):

@@ -120,6 +120,14 @@ def test_a_mistake_is_described_in_one_line_and_nothing_is_run(command, tmp_path
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_a_file_of_ones_own_that_is_no_yaml_is_named(command, tmp_path):
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("norms: [", encoding="utf-8")
+    status, _, err = command("-m", "--config-dir", str(tmp_path / "own"), "experiment=mine", "dry=true")
+    assert (status, err.count("\n")) == (2, 1)
+    assert 'mine.yaml", line 1' in err
+
+
 SWEEP = ("mix=a-e", "assignment=fix,dynamic", "sample.fraction=0.3", *SHRUNKEN, "run.checkpoint-every=1")
 
 

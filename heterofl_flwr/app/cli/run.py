@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import secrets
 import shlex
 import sys
 from datetime import datetime
@@ -111,7 +112,9 @@ def _count_clients(asked: int | None, out: Path, begun: bool, usual: int) -> int
 
 
 def _choose_folder(args: argparse.Namespace, name: str) -> Path:
-    chosen: Path = args.resume or args.out or Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    # The last digits tell runs apart that begin in the same second.
+    usual = Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+    chosen: Path = args.resume or args.out or usual
     return chosen.resolve()
 
 
@@ -121,6 +124,11 @@ def _check_run(request: Request) -> str:
     start = find_start(folder, task.settings)
     if not start.finished:
         preflight.check_task(task, request.clients)
+        if task.settings.sample.spare and request.grid == "local" and not task.settings.devices.profile:
+            print(
+                "sample.spare: here all clients that are asked answer, so the spare ones count too; let some be late "
+                "(devices.profile), or leave it out"
+            )
         with folder.lock():
             pass  # the folder can be written to, and no other process runs there
     return start.finished

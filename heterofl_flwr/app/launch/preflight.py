@@ -1,5 +1,6 @@
 """What is checked before a run starts."""
 
+from heterofl_flwr.app.callbacks import check_names
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, HeteroFLError, first_line
@@ -19,7 +20,8 @@ def check_task(task: Task, clients: int) -> None:
         build_devices(task)
         if task.settings.server.strategy == "fedh2l":
             _ = task.seeds
-        _ = task.metric  # loads the user's function
+        _ = task.device, task.metric  # which loads the user's function
+        check_names(task.settings.run.callbacks)
     except HeteroFLError:
         raise
     except Exception:  # a user's own function raises what it likes; the run itself will say so, with its trace

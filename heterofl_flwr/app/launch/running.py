@@ -50,8 +50,14 @@ def run_request(request: Request, *, log: bool = False) -> None:
 
     Flower's log is in the run's folder, and with ``log`` it is shown too.
     """
+    path = request.out / LOG
     try:
-        with _flower_log(request.out / LOG, shown=log):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): grant access, or choose another") from error
+    try:
+        with _flower_log(file, shown=log):
             _serve(request)
     except Exception as error:  # whatever an app raises is how its run ended
         raise RunError(_describe(error)) from error
@@ -161,12 +167,10 @@ def cost(message: Message) -> float:
 
 
 @contextmanager
-def _flower_log(path: Path, *, shown: bool) -> Iterator[None]:
+def _flower_log(file: logging.FileHandler, *, shown: bool) -> Iterator[None]:
     """Let Flower and this package log to a file, and where ``shown`` also to where Flower does already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     flower, ours = logging.getLogger("flwr"), logging.getLogger("heterofl_flwr")
     handlers, level, propagate = (flower.handlers, ours.handlers), ours.level, ours.propagate
-    file = logging.FileHandler(path, encoding="utf-8")
     flower.handlers = ours.handlers = [*flower.handlers, file] if shown else [file]
     ours.setLevel(logging.INFO)
     ours.propagate = False

@@ -20,6 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from heterofl_flwr.app.cli.main import FAILED
 from heterofl_flwr.app.launch.running import LOG, RunError
@@ -59,6 +60,8 @@ def run_job(config: DictConfig) -> float | None:
         logger.error("failed: %s", cause)
         raise RunError(cause) from error
     score = read_score(job)
+    if score is None and (metric := job.settings.run.metric):
+        logger.warning("run.metric: found %r, of which no evaluation of this job has a value", metric)
     return score.final if score else None
 
 
@@ -73,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     except RunError as error:
         print(f"heterofl: {error}\nthe whole log of a job: {LOG} in its folder", file=sys.stderr)
         return FAILED
-    except (HydraException, OmegaConfBaseException, OSError) as error:  # Hydra itself makes the folders of jobs
+    # Hydra itself reads the user's YAML files, and makes the folders of jobs.
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if shown:
             traceback.print_exc()
             return FAILED
