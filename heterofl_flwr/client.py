@@ -87,7 +87,7 @@ def submodel(message: Message, build: Build, *, context: Context | None = None, 
         code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,
         and can take the noise away.
     """
-    rate, model = next(build_models(message, build, kept_part(context), seed_torch))
+    rate, model = next(build_models(message, build, kept_part(context, message), seed_torch))
     rates = messages.read_rates(messages.read_config(message))
     note_inner_widths(model, build, [smaller for smaller in rates if smaller < rate])
     return model
@@ -102,7 +102,7 @@ def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
 
 def pull_of(message: Message, context: Context | None) -> Pull | None:
     """Return what the strategy has a client's training pulled to, by FedProx or a stage; None for nothing."""
-    config, kept = messages.read_config(message), kept_by_stages(context)
+    config, kept = messages.read_config(message), kept_by_stages(context, message)
     given = ClientContext(received=lambda: read_state(message), seed=seed_of(message), kept=kept)
     pulls = [pull for stage in client_stages(config) if (pull := stage.pull(given)) is not None]
     if pulls:
@@ -154,7 +154,7 @@ def models_to_evaluate(
     The models are as ``submodel`` returns them; ``context`` and ``seed_torch`` are those of ``submodel``, the seed
     before each. Where clients train other slices than prefixes, a smaller rate's is that of the round.
     """
-    yield from build_models(message, build, kept_part(context), seed_torch)
+    yield from build_models(message, build, kept_part(context, message), seed_torch)
 
 
 def reply(
@@ -199,7 +199,8 @@ def reply(
         config[messages.CAPACITY] = rate_of(capacity)
     records: Mapping[str, ArrayRecord] = {}
     if model is not None:
-        shared, kept = messages.read_shared(messages.read_config(message)), kept_by_stages(context)
+        instructed, kept = messages.read_config(message), kept_by_stages(context, message)
+        shared = messages.read_shared(instructed)
         sent = {name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
         given = Outgoing(tensors=sent, labels=known, num_examples=num_examples, metrics=metrics or {})
         outgoing = _run_stages(message, given, kept, context)
@@ -210,7 +211,7 @@ def reply(
             )
         own = own_part(message, model) | {f"{STAGES}{name}": tensor for name, tensor in kept.items()}
         if context is not None and own:
-            keep_part(context, own)
+            keep_part(context, instructed, own)
         records = packing.pack_trained(outgoing.tensors, outgoing.scales, outgoing.form)
         known, num_examples, metrics = outgoing.labels, outgoing.num_examples, outgoing.metrics
         config |= outgoing.said

@@ -1,14 +1,15 @@
-"""A client's context: what the client keeps in it from task to task."""
+"""What a client keeps from task to task: in its context, or in a folder of its node."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from torch import Tensor
 
-from heterofl_flwr import packing
+from heterofl_flwr import messages, packing
+from heterofl_flwr.client_states import keep_state, read_state, states_folder
 
 _KEPT = "heterofl-own"
 """The record of a client's context with the parameters that stay with it, and with what stages keep."""
@@ -23,20 +24,31 @@ CONTEXT: ContextVar[Context | None] = ContextVar("context", default=None)
 """The context of the node whose message is being answered."""
 
 
-def kept_part(context: Context | None) -> dict[str, Tensor] | None:
-    """Return what ``reply`` kept in a client's context; None if there is none, or nothing in it."""
-    record = None if context is None else context.state.get(_KEPT)
+def kept_part(context: Context | None, message: Message) -> dict[str, Tensor] | None:
+    """Return what ``reply`` kept of a client before this message; None if there is no context, or nothing was kept."""
+    if context is None:
+        return None
+    if folder := states_folder(context, messages.read_config(message)):
+        return read_state(folder, message)
+    record = context.state.get(_KEPT)
     return packing.read_tensors(record, "this client's context") if isinstance(record, ArrayRecord) else None
 
 
-def keep_part(context: Context, state: Mapping[str, Tensor]) -> None:
-    """Keep a client's own parameters in its context, which Flower keeps as long as the node lives."""
-    context.state[_KEPT] = ArrayRecord(dict(state))
+def keep_part(context: Context, config: ConfigRecord, state: Mapping[str, Tensor]) -> None:
+    """Keep a client's own parameters as an instruction has left them.
+
+    They are kept in the folder that the node's config names (``states-path``), else in its context, which Flower keeps
+    as long as the node lives and the run lasts.
+    """
+    if folder := states_folder(context, config):
+        keep_state(folder, config, state)
+    else:
+        context.state[_KEPT] = ArrayRecord(dict(state))
 
 
-def kept_by_stages(context: Context | None) -> dict[str, Tensor]:
+def kept_by_stages(context: Context | None, message: Message) -> dict[str, Tensor]:
     """Return what stages keep from task to task, by their own names."""
-    kept = kept_part(context) or {}
+    kept = kept_part(context, message) or {}
     return {name.removeprefix(STAGES): own for name, own in kept.items() if name.startswith(STAGES)}
 
 

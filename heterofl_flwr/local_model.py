@@ -124,8 +124,8 @@ def check_kept(config: ConfigRecord, kept: Mapping[str, Tensor] | None, what: st
         raise ReplyError(
             f"this client has trained in this run, and {what} are not given: let it call submodel(message, build, "
             f"context=context) and reply(..., context=context), in training and in evaluation. A context ends with its "
-            f"grid or Flower run, so after resume= only nodes of the package's own app have it, in their states-path: "
-            f"in an app of your own keep context.state and put it back, or begin the run anew"
+            f"grid or Flower run: to resume a run, let each node's config name a folder (states-path) from the first "
+            f"round on"
         )
 
 

@@ -27,10 +27,10 @@ from heterofl_flwr.app import client_app
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.files import write_atomic
 from heterofl_flwr.grids.devices import EDGE, Training
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.report.drawing import SIZE, SMALL, series
-from heterofl_flwr.runs.files import write_atomic
 from simulations.bench.measure import describe_machine
 from simulations.program import parser_of, run_cells, status_of, without_logs
 from simulations.results.formats import show_difference

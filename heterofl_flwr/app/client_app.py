@@ -71,10 +71,9 @@ def _answer(cohort: Sequence[Instruction]) -> list[Message]:
                 num_examples=result.examples,
                 labels=instruction.data[2] if instruction.task.sends_labels else None,
                 metrics={"loss": result.loss, "accuracy": result.accuracy},
-                context=instruction.own_context if instruction.task.keeps else None,
+                context=instruction.context,
             )
         replies.append(answer)
-        instruction.keep()
     return replies
 
 

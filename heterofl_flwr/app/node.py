@@ -4,73 +4,30 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import TypeVar
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from safetensors import SafetensorError
-from safetensors.torch import load
+from flwr.app import ConfigRecord, Context, Message
 from torch import Tensor, nn
 
 from heterofl_flwr import messages
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.client import note_pulled, own_part, pull_of, seed_of, share_of_work, submodel
-from heterofl_flwr.client_context import keep_part, kept_part
+from heterofl_flwr.client_context import keep_part
 from heterofl_flwr.data import Split, load_dataset
-from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.federation.records import State
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import with_static_norm
 from heterofl_flwr.node_config import read_capability
-from heterofl_flwr.runs.checkpoint import pack
-from heterofl_flwr.runs.files import CLIENT_STATES, files_by_round, remove, write_atomic
 from heterofl_flwr.settings.definitions import DataSettings
 from heterofl_flwr.stages.stage import Pull
 from heterofl_flwr.training import TrainingJob, TrainOptions
 
-NODE_STATES = "states-path"
-"""The key of a node's own config that names a folder for its states; nothing that a server sends does."""
-
 NODE_DATA = "data-path"
 """The key of a node's own config that names a folder with data of its own."""
 
-OPENS_ROUND = ("train", messages.TRAIN_PUBLISH)
-"""Types of messages that begin with what the rounds before have left; the others follow in the same round."""
-
 Value = TypeVar("Value", int, float, str)
-
-
-def states_folder(context: Context, partition: int, run_key: int | None = None) -> Path | None:
-    """Return where a client's states are, if the node has a folder: of another run they would fit, and mean nothing."""
-    if not (folder := context.node_config.get(NODE_STATES)):
-        return None
-    run = "" if run_key is None else f"{run_key:016x}"  # an older server sends none
-    return Path(str(folder)) / run / f"{partition:05d}"
-
-
-def read_own_state(folder: Path, before: int) -> State | None:
-    """Return what a client keeps as the rounds before one have left it; None if there is nothing yet."""
-    paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < before]
-    if not paths:
-        return None
-    try:
-        return dict(load(paths[-1].read_bytes()))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise HeteroFLError(
-            f"{paths[-1]} cannot be read ({error}), and with it this client's own parameters: put back a copy, or "
-            f"remove the folder {folder} to let the client begin anew"
-        ) from error
-
-
-def keep_own_state(folder: Path, server_round: int, state: dict[str, Tensor], every: int) -> None:
-    """Keep what a client keeps at the end of a round; the run has a checkpoint after each ``every`` rounds."""
-    write_atomic(folder / CLIENT_STATES.replace("*", f"{server_round:06d}"), pack(state))
-    safe = ((server_round - 1) // every - 1) * every  # the last checkpoint but one
-    old = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number <= safe]
-    for path in old[:-1]:
-        remove(path)
 
 
 class Instruction:
@@ -101,12 +58,6 @@ class Instruction:
         return seed_of(self.message)
 
     @property
-    def states(self) -> Path | None:
-        """Where this client keeps what it does from round to round; the same where the run is resumed."""
-        run_key = messages.read_optional(self.config, messages.RUN_KEY, int)
-        return states_folder(self.context, self.value(messages.PARTITION, int), run_key)
-
-    @property
     def options(self) -> TrainOptions:
         """How the message asks its client to train."""
         return replace(
@@ -119,7 +70,7 @@ class Instruction:
     @cached_property
     def pull(self) -> Pull | None:
         """What the message has training pulled to, by FedProx or a stage."""
-        return pull_of(self.message, self.own_context if self.task.keeps else None)
+        return pull_of(self.message, self.context)
 
     @cached_property
     def data(self) -> tuple[Split, Split, tuple[int, ...]]:
@@ -153,30 +104,11 @@ class Instruction:
 
     def load_model(self) -> nn.Module:
         """Return the model that the message is about, on the device, with what this node keeps for itself."""
-        context = self.own_context if self.task.keeps else None
-        return submodel(self.message, self.build, context=context, seed_torch=True).to(self.task.device)
+        return submodel(self.message, self.build, context=self.context, seed_torch=True).to(self.task.device)
 
-    @cached_property
-    def own_context(self) -> Context:
-        """The context with what this client keeps: the node's, or where it has a folder for that, one of its own."""
-        context, folder = self.context, self.states
-        if folder is None:
-            return context
-        own = Context(context.run_id, context.node_id, context.node_config, RecordDict(), context.run_config)
-        after = self.message.metadata.message_type not in OPENS_ROUND
-        if state := read_own_state(folder, self.value(messages.SERVER_ROUND, int) + after):
-            keep_part(own, state)
-        return own
-
-    def keep(self, model: nn.Module | None = None) -> None:
-        """Keep for the next rounds what stays here of a trained model, or what ``reply`` has kept."""
-        if not self.task.keeps:
-            return
-        if model is not None:
-            keep_part(self.own_context, own_part(self.message, model))
-        if folder := self.states:
-            state, every = kept_part(self.own_context) or {}, self.task.settings.run.checkpoint_every
-            keep_own_state(folder, self.value(messages.SERVER_ROUND, int), state, every)
+    def keep(self, model: nn.Module) -> None:
+        """Keep a trained model for the next rounds, where ``reply`` does not."""
+        keep_part(self.context, self.config, own_part(self.message, model))
 
     def training_job(self, model: nn.Module) -> TrainingJob:
         """Return the training of a model on this client's examples, with the mask of its classes where there is one."""

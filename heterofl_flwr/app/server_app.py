@@ -2,14 +2,13 @@
 
 import logging
 import math
-import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from flwr.app import ConfigRecord, Context
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr import messages
@@ -92,8 +91,6 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         _start_folder(folder, task, start, strategy, clients)
     if settings.privacy.noise:
         _say_epsilon(strategy, settings, start, simulated=clients is not None)
-    # So that nodes do not take what an earlier run left with them for this run's.
-    told = {} if start.run_key is None or not task.keeps else {messages.RUN_KEY: start.run_key}
     # Where clients have models of their own, there is none for the server to evaluate.
     evaluates = settings.evaluate.central and not task.personal
     with console.by_time():
@@ -103,8 +100,6 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
             timeout=settings.engine.timeout,
             evaluate_fn=partial(evaluate_global, strategy, task) if evaluates else None,
             resume=start.state,
-            train_config=ConfigRecord(dict(told)),
-            evaluate_config=ConfigRecord(dict(told)),
         )
     if folder is not None:
         folder.note(clients=strategy.federation.nodes.dealt() or None)
@@ -174,8 +169,6 @@ class Start:
     """Where a run begins, or that it has come to its end."""
 
     state: RunState | None = None
-    # Another in each run; None in one that an older version began.
-    run_key: int | None = field(default_factory=partial(secrets.randbits, 63))
     finished: str = ""
 
 
@@ -208,8 +201,9 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
             f"num-rounds: found {rounds}, but the run in {folder.path} was to have {about.get('num_rounds')}, and "
             f"distill.ramp is a share of them, so its rounds so far would have been others; expected as many"
         )
-    run_key = about.get(messages.RUN_KEY)
-    return Start(checkpoint, run_key)
+    if checkpoint.run_key is None:  # of an older version
+        checkpoint = replace(checkpoint, run_key=about.get(messages.RUN_KEY))
+    return Start(checkpoint)
 
 
 def _say_epsilon(strategy: HeteroFL, settings: Settings, start: Start, *, simulated: bool) -> None:
@@ -225,7 +219,6 @@ def _start_folder(folder: RunFolder, task: Task, start: Start, strategy: HeteroF
     about = {
         "title": f"HeteroFL on {settings.data.name}, {settings.mix}",
         "device": device_name(task.device),
-        messages.RUN_KEY: start.run_key,
         **({"clients": clients} if clients else {}),  # which no setting tells
     }
     folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
 import torch
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 from flwr.common import Context, NDArrays, Scalar, parameters_to_ndarrays
 from torch import nn
 
@@ -80,10 +80,11 @@ def parameters_of(
     Where the strategy shares only some (``HeteroFL(shared=...)``), give the instruction's config, and the client's
     context, which keeps the others for ``submodel``.
     """
-    shared = messages.read_shared(from_scalars(config) if config else {})
+    instructed = from_scalars(config) if config else ConfigRecord()
+    shared = messages.read_shared(instructed)
     tensors = named_parameters(model)
     if context is not None and (own := {name: tensors[name] for name in tensors if not is_shared(name, shared)}):
-        keep_part(context, own)
+        keep_part(context, instructed, own)
     return [tensor.numpy() for name, tensor in tensors.items() if is_shared(name, shared)]
 
 

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError, first_line
 from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Traced, formats_named
+from heterofl_flwr.files import writing
 from heterofl_flwr.nn.execution import call
 from heterofl_flwr.nn.measure_moments import batch_norms
-from heterofl_flwr.runs.files import writing
 
 BATCH: Axes = {0: "batch"}
 

@@ -4,6 +4,7 @@ Nothing here knows Flower. The strategies of both of its APIs translate between 
 """
 
 import math
+import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.federation.admission import Answers, admit, check_faults
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment, Options
+from heterofl_flwr.federation.records import RunState
 from heterofl_flwr.federation.sampling import Purpose, draw
 from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import called_with_rate, check_build
@@ -115,6 +117,12 @@ class Federation:
     def reset(self) -> None:
         """Forget the clients, so that a run can begin anew."""
         self.nodes = Nodes(self.options.limits.partitions.values())
+        self.run_key = secrets.randbits(63)  # so that clients take nothing for this run's that another has left
+
+    def load(self, state: RunState) -> None:
+        """Go on with a run."""
+        self.nodes.load(state.trained, state.dealt)
+        self.run_key = self.run_key if state.run_key is None else state.run_key
 
     def _find_rows(self, exchanged: Collection[str]) -> list[str]:
         """Return the shared parameters whose rows belong to classes."""

@@ -178,6 +178,8 @@ class RunState:
     moments
         The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
         with the rate and a slash before each name.
+    run_key
+        What tells the run from others to clients that keep something; None in states of older versions.
     trained
         The partitions of the clients that have trained, where clients keep something from round to round.
     dealt
@@ -188,6 +190,7 @@ class RunState:
     state: State
     stages: State = field(default_factory=dict)
     moments: State = field(default_factory=dict)
+    run_key: int | None = None
     trained: Sequence[int] = ()
     dealt: int = 0
 
@@ -215,9 +218,14 @@ class Progress(RunState):
 
 
 class RoundCallback:
-    """Override what you need; where you print each round, ``prints_rounds = True`` leaves out the strategy's lines."""
+    """Override what you need; where you print each round, ``prints_rounds = True`` leaves out the strategy's lines.
+
+    One that keeps the run's state says by ``checkpoint_every`` after how many rounds, so that clients with files of
+    their own (``states-path``) keep those that go with the last two of its states.
+    """
 
     prints_rounds: ClassVar[bool] = False
+    checkpoint_every: int = 1
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Run before the first round; ``first_round`` is above 1 where a run goes on."""

@@ -10,13 +10,12 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.records import RunState, State
-from heterofl_flwr.runs.files import DAMAGED, files_by_round, to_json, write_atomic
+from heterofl_flwr.federation.records import RunState
+from heterofl_flwr.files import DAMAGED, files_by_round, pack, to_json, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +33,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         "format": FORMAT,
         "server_round": state.server_round,
         "tensors": sha256(tensors).hexdigest(),
+        "run_key": state.run_key,
         "trained": list(state.trained),
         "dealt": state.dealt,
     }
@@ -70,13 +70,6 @@ def load_checkpoint(folder: Path, last_round: int | None = None) -> RunState:
     raise ConfigError(f"{folder} holds no checkpoint to go on from{damaged}: start the run anew in another folder")
 
 
-def pack(tensors: State) -> bytes:
-    """Return tensors as the content of a safetensors file."""
-    # Tied weights share memory, which the format does not allow, so each tensor is copied.
-    copies = {name: own.detach().cpu().clone(memory_format=torch.contiguous_format) for name, own in tensors.items()}
-    return bytes(save(copies))
-
-
 def _read(path: Path) -> RunState:
     outer = json.loads(path.read_text(encoding="utf-8"))
     content = outer["content"]
@@ -96,6 +89,7 @@ def _read(path: Path) -> RunState:
         state=parts.get("state", {}),
         stages=parts.get("stages", {}),
         moments=parts.get("moments", {}),
+        run_key=content.get("run_key"),  # older versions have none of these
         trained=content.get("trained", ()),
         dealt=content.get("dealt", 0),
     )

@@ -18,9 +18,7 @@ from pydantic import TypeAdapter
 from heterofl_flwr import __version__
 from heterofl_flwr.errors import ConfigError, first_line
 from heterofl_flwr.federation.records import RoundRecord, RunState
-from heterofl_flwr.runs import checkpoint as checkpoints
-from heterofl_flwr.runs.costs import ModelCosts
-from heterofl_flwr.runs.files import (
+from heterofl_flwr.files import (
     CLIENT_STATES,
     DAMAGED,
     append_line,
@@ -30,6 +28,8 @@ from heterofl_flwr.runs.files import (
     to_json,
     write_atomic,
 )
+from heterofl_flwr.runs import checkpoint as checkpoints
+from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.origin import command, commit, machine
 from heterofl_flwr.settings.flat import flatten
 from heterofl_flwr.stages.privacy import KINDS

@@ -41,7 +41,7 @@ class Recorder(RoundCallback):
     ) -> None:
         check_count("every", every, 1)
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
-        self._every, self._costs, self._models = every, costs, models
+        self.checkpoint_every, self._costs, self._models = every, costs, models
         self._last: Progress | None = None
         self._moments: State = {}
         self._evaluated: RoundRecord | None = None
@@ -85,7 +85,7 @@ class Recorder(RoundCallback):
             self._moments = progress.moments
         if self._costs and self._costs.add(tuple(record.rates.values())):
             self.folder.write_costs(self._costs.model())
-        if record.server_round % self._every == 0:
+        if record.server_round % self.checkpoint_every == 0:
             self._save(progress)
         return False
 

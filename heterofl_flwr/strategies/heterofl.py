@@ -266,6 +266,6 @@ class HeteroFL(FederationStrategy):
     def _load(self, state: RunState) -> None:
         """Go on from a state; clients that are not known are asked what they can hold."""
         self.chain.load(state.stages)
-        self.federation.nodes.load(state.trained, state.dealt)
+        self.federation.load(state)
         self.moments = packing.moments_by_rate(state.moments)
         self._have_moments = bool(self.moments) or None

@@ -50,7 +50,9 @@ def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[st
     return Message(RecordDict({messages.ARRAYS: arrays, messages.CONFIG: messages.new_config(config)}), node_id, kind)
 
 
-def client_config(federation: Federation, server_round: int, node_id: int, rate: float) -> dict[str, object]:
+def client_config(
+    federation: Federation, server_round: int, node_id: int, rate: float, checkpoint_every: int = 1
+) -> dict[str, object]:
     """Return what every client needs to know of its task."""
     transfer = federation.options.transfer
     config: dict[str, object] = {
@@ -66,6 +68,8 @@ def client_config(federation: Federation, server_round: int, node_id: int, rate:
         config[messages.SHARED] = list(federation.shared) or [""]  # a config knows no empty list
     if federation.clients_keep:
         config[messages.TRAINED] = node_id in federation.nodes.trained
+        config[messages.RUN_KEY] = federation.run_key
+        config[messages.CHECKPOINT_EVERY] = checkpoint_every
     if transfer.learning_rate is not None:
         config[messages.LEARNING_RATE] = federation.learning_rate(server_round)
     if transfer.proximal_mu is not None:

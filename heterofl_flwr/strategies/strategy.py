@@ -73,6 +73,7 @@ class FederationStrategy(Strategy):
         self.federation, self.options = federation, federation.options
         self._train_metrics_fn, self._evaluate_metrics_fn = train_metrics_aggr_fn, evaluate_metrics_aggr_fn
         self.callbacks = check_callbacks(callbacks)
+        self._checkpoint_every = max((own.checkpoint_every for own in self.callbacks), default=1)
         self.spent = Spent(self.options.privacy)  # of all runs: what was given away stays so
         steps = self.options.asynchronous
         self.asynchronous = Asynchronous(steps) if steps.size else None  # what lasts from step to step
@@ -105,6 +106,7 @@ class FederationStrategy(Strategy):
             state=state,
             stages=self.chain.state(),
             moments=packing.moment_tensors(self.moments),
+            run_key=self.federation.run_key,
             trained=self.federation.nodes.have_trained() if self.federation.clients_keep else (),
             dealt=self.federation.nodes.dealt(),
             record=self.log,
@@ -158,7 +160,7 @@ class FederationStrategy(Strategy):
 
     def _train_config(self, server_round: int, node_id: int, rate: float) -> dict[str, object]:
         """Return what a client needs to know to train."""
-        told = client_config(self.federation, server_round, node_id, rate)
+        told = client_config(self.federation, server_round, node_id, rate, self._checkpoint_every)
         return {**told, messages.RATES: self.federation.rates_inside(rate), **self.chain.instruction()}
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
@@ -223,7 +225,8 @@ class FederationStrategy(Strategy):
 
         def ask(kind: str, node_id: int, more: Mapping[str, object]) -> Message:
             rates = current.rates[node_id]
-            full = {**config, **client_config(federation, server_round, node_id, rates[0]), **more}
+            told = client_config(federation, server_round, node_id, rates[0], self._checkpoint_every)
+            full = {**config, **told, **more}
             full |= asked if rates[0] == mix.global_rate else {}
             record = slices.record(federation.plan(rates[0]))
             return instruction(kind, node_id, record, {**full, messages.RATES: list(rates)})

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.runs.files import to_json, write_atomic
+from heterofl_flwr.files import to_json, write_atomic
 from heterofl_flwr.settings.flat import to_flat
 from simulations.results import authors
 from simulations.results.paper import name_of

@@ -1,8 +1,8 @@
 """Runs of our own app on the local grid, and what they leave behind."""
 
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
+from heterofl_flwr.client_states import NODE_STATES
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import RunFolder
 from tests.federation.tiny import Keep

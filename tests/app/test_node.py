@@ -1,64 +1,15 @@
-"""What clients keep for themselves: in files or in their context, by round, and over a resume."""
+"""What clients of our own app keep for themselves, over a resume and from run to run."""
 
 import pytest
-import torch
-from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
-from heterofl_flwr.app.node import NODE_STATES, keep_own_state, read_own_state, states_folder
-from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.client_states import NODE_STATES
 from tests.app.runs import history_of, run_app, run_kept
 from tests.app.test_apps import SMALL
 from tests.federation.tiny import equal
 
 CLIENTS = 5
 OWN = {**SMALL, "mix": "a1-b1", "assignment": "fix", "data.split": "non-iid-2", "sample.fraction": 0.5}
-
-
-def folder_of(folder, partition=3):
-    return states_folder(Context(1, 2, {NODE_STATES: str(folder)}, RecordDict(), {}), partition)
-
-
-def keep(folder, number, every=1):
-    keep_own_state(folder_of(folder), number, {"weight": torch.full((2,), float(number))}, every)
-
-
-def read(folder, before, partition=3):
-    found = read_own_state(folder_of(folder, partition), before)
-    return None if found is None else found["weight"][0].item()
-
-
-def test_a_round_begins_with_what_the_last_one_before_it_left(tmp_path):
-    own = tmp_path
-    assert read(own, 5) is None
-    for number in (2, 4, 7):
-        keep(own, number)
-    assert [read(own, number) for number in (8, 7, 5)] == [7, 4, 4]
-    assert read(own, 9, partition=4) is None
-
-
-@pytest.mark.parametrize("every", [1, 5])
-def test_states_are_kept_as_long_as_a_checkpoint_may_need_them(tmp_path, every):
-    own = tmp_path
-    trained = [1, 2, 3, 4, 6, 9, 10, 11, 12]
-    for number in trained:
-        keep(own, number, every)
-        # After round `number` the run may go on from the last checkpoint, or from the one before.
-        last = (number - 1) // every * every
-        for checkpoint in {last, max(last - every, 0)}:
-            before = [one for one in trained if one <= min(checkpoint, number)]
-            found = read(own, checkpoint + 1)
-            assert (found is None) == (not before)
-            assert found is None or found == before[-1]
-    assert len(list(tmp_path.rglob("*.safetensors"))) <= 2 * every + 2
-
-
-def test_a_damaged_file_is_named(tmp_path):
-    keep(tmp_path, 1)
-    path = tmp_path / "00003" / "000001.safetensors"
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(HeteroFLError, match=r"000001\.safetensors cannot be read .* begin anew"):
-        read(tmp_path, 2)
 
 
 def run(folder, **settings):

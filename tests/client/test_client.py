@@ -132,7 +132,7 @@ class TestModelsToEvaluate:
         state = {name: own for name, own in state_of(1.0).items() if name.startswith("hidden")}
         own = {name: one for name, one in state_of(1.0, fill=5.0).items() if name not in state}
         message = instruction(kind="evaluate", rates=list(self.RATES), state=state, **shared)
-        keep_part(context := node_context(), own)
+        keep_part(context := node_context(), message.content["config"], own)
         found = dict(models_to_evaluate(message, build, context=context))
         assert [found[rate].classifier.weight.unique().tolist() for rate in self.RATES] == [[5.0]] * 3
         assert torch.equal(found[1.0].hidden.weight, state["hidden.weight"])

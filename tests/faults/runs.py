@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from heterofl_flwr import LocalGrid, RoundCallback, report
 from heterofl_flwr.app import client_app, server_app
 from heterofl_flwr.app.task import load_task
+from heterofl_flwr.files import write_atomic
 from heterofl_flwr.runs import checkpoint, models
-from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.settings.flat import from_flat, to_flat
 from heterofl_flwr.training import train_together
 

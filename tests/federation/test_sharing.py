@@ -34,7 +34,7 @@ def judge(message, context):
 def play(shared, mix="a1-c1", num_rounds=2, **options):
     found = tiny.play(make_app(train, judge), mix, NODES, num_rounds, shared=shared, **options)
     contexts = found.grid._contexts.values()
-    kept = {own.node_config["partition-id"]: kept_part(own) for own in contexts}
+    kept = {own.node_config["partition-id"]: kept_part(own, found.grid.of("train")[0]) for own in contexts}
     return found.strategy, found.grid, found.state, kept
 
 
@@ -144,7 +144,7 @@ def test_what_a_client_kept_for_another_model_is_told_apart():
     kept, found = initial_state(build, 0.5, 0), r"classifier\.weight: \(4, 4\), expected \(4, 8\)"
 
     def keeps(message, context):
-        keep_part(context, kept)
+        keep_part(context, message.content["config"], kept)
         return reply(message, submodel(message, build, context=context), num_examples=1, context=context)
 
     expected = rf"parameters that this client kept do not fit its model at rate 1 \({found}\): a client keeps its rate"

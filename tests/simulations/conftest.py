@@ -8,10 +8,10 @@ import pytest
 
 from heterofl_flwr.core.levels import LEVELS, level_name
 from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.files import to_json
 from heterofl_flwr.report import ModelCosts, RunFolder, page
 from heterofl_flwr.runs import folder as run_folders
 from heterofl_flwr.runs.costs import LevelCost
-from heterofl_flwr.runs.files import to_json
 from heterofl_flwr.settings.flat import from_flat, to_flat
 
 PARAMETERS = {"a": 1_556_874, "b": 391_370, "c": 98_922, "d": 25_274, "e": 6_594}

@@ -17,7 +17,7 @@ from heterofl_flwr.data import Dataset, Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.export.export import BATCH, export_model
 from heterofl_flwr.export.formats import FORMATS, formats_named
-from heterofl_flwr.runs.files import write_atomic
+from heterofl_flwr.files import write_atomic
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts
 from heterofl_flwr.settings.flat import from_stored, to_flat

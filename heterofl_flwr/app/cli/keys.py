@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurv
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.runs.files import write_atomic
+from heterofl_flwr.files import write_atomic
 
 AUTHORITY = "heterofl authority"
 AUTHORITY_DAYS = 3650

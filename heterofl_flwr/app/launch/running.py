@@ -14,8 +14,8 @@ from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
 from heterofl_flwr.app.launch.request import Request
-from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
+from heterofl_flwr.client_states import NODE_STATES
 from heterofl_flwr.compat import NO_FUNCTION, load_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.exchange import Relay

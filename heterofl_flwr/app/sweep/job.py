@@ -21,8 +21,8 @@ from heterofl_flwr.app.task import load_task
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.files import to_json
 from heterofl_flwr.option_groups import Count
-from heterofl_flwr.runs.files import to_json
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import Score, headline, scores
 from heterofl_flwr.settings.auto_values import CLIENTS, preset

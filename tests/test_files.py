@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.runs.files import append_line, remove, to_json, write_atomic
+from heterofl_flwr.files import append_line, remove, to_json, write_atomic
 
 
 @contextmanager

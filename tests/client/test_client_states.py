@@ -1,0 +1,103 @@
+"""What clients keep for themselves in files: by round, as long as a checkpoint may need it, and over a resume."""
+
+import pytest
+import torch
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from heterofl_flwr import HeteroFL, LocalGrid
+from heterofl_flwr.client import answer_queries, regularizer, reply, submodel
+from heterofl_flwr.client_context import keep_part, kept_part
+from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.report import Recorder, RunFolder
+from heterofl_flwr.stages.feddyn import FedDyn
+from tests.federation.tiny import NEVER, build, config, equal, inputs, node_context
+
+SEVEN = 7
+
+
+@pytest.fixture
+def own(tmp_path, identity):
+    """Return a node's folder, where messages can be made."""
+    return tmp_path
+
+
+def told(server_round, partition=3, every=1):
+    return config(run_key=SEVEN, partition=partition, server_round=server_round, checkpoint_every=every)
+
+
+def keep(folder, number, every=1):
+    state = {"weight": torch.full((2,), float(number))}
+    keep_part(node_context(states_path=str(folder)), told(number, every=every), state)
+
+
+def read(folder, before, partition=3, kind="train"):
+    message = Message(RecordDict({"config": told(before, partition)}), 0, kind)
+    found = kept_part(node_context(states_path=str(folder)), message)
+    return None if found is None else found["weight"][0].item()
+
+
+def test_a_round_begins_with_what_the_last_one_before_it_left(own):
+    assert read(own, 5) is None
+    for number in (2, 4, 7):
+        keep(own, number)
+    assert [read(own, number) for number in (8, 7, 5)] == [7, 4, 4]
+    assert read(own, 9, partition=4) is None
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_states_are_kept_as_long_as_a_checkpoint_may_need_them(own, every):
+    trained = [1, 2, 3, 4, 6, 9, 10, 11, 12]
+    for number in trained:
+        keep(own, number, every)
+        # After round `number` the run may go on from the last checkpoint, or from the one before.
+        last = (number - 1) // every * every
+        for checkpoint in {last, max(last - every, 0)}:
+            before = [one for one in trained if one <= min(checkpoint, number)]
+            found = read(own, checkpoint + 1)
+            assert (found is None) == (not before)
+            assert found is None or found == before[-1]
+    assert len(list(own.rglob("*.safetensors"))) <= 2 * every + 2
+
+
+def test_a_damaged_file_is_named(own):
+    keep(own, 1)
+    path = own / f"{SEVEN:016x}" / "00003" / "000001.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(HeteroFLError, match=r"000001\.safetensors cannot be read .* begin anew"):
+        read(own, 2)
+
+
+def test_in_a_round_that_began_what_it_left_counts(own):
+    for number in (2, 4):
+        keep(own, number)
+    kinds = ("train", "train.publish", "train.learn", "evaluate")
+    assert [read(own, 4, kind=one) for one in kinds] == [2, 2, 4, 4]
+
+
+def train(message, context):
+    model, pull = submodel(message, build, context=context, seed_torch=True), regularizer(message, context)
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(2):
+        sgd.zero_grad()
+        (model(inputs(context.node_config["partition-id"])).square().mean() + pull(model)).backward()
+        sgd.step()
+    return reply(message, model, num_examples=1, context=context)
+
+
+def run(folder, num_rounds, states, resume=None, **options):
+    app = ClientApp()
+    answer_queries(app, build)
+    app.train()(train)
+    strategy = HeteroFL(build, "a1-b1", fraction_train=0.7, evaluation=NEVER, callbacks=[Recorder(folder)], **options)
+    with LocalGrid(app, 4, node_config=lambda _: {"states-path": str(states)}) as grid:
+        return strategy.start(grid, num_rounds=num_rounds, resume=resume).arrays.to_torch_state_dict()
+
+
+@pytest.mark.parametrize("options", [lambda: {"shared": ("hidden.*",)}, lambda: {"stages": [FedDyn(0.5)]}])
+def test_an_app_of_ones_own_goes_on_as_if_there_had_been_no_break(tmp_path, options):
+    states, folder = tmp_path / "states", RunFolder(tmp_path / "broken")
+    whole = run(tmp_path / "whole", 4, states, **options())
+    run(folder, 2, states, **options())
+    assert equal(run(folder, 4, states, folder.load_checkpoint(), **options()), whole)
+    assert len(list(states.iterdir())) == 2  # one for each run
