@@ -11,16 +11,16 @@ from flwr.app import ConfigRecord, Context, Message
 from torch import Tensor, nn
 
 from heterofl_flwr import messages
-from heterofl_flwr.app.task import load_task
+from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.client import note_pulled, own_part, pull_of, seed_of, share_of_work, submodel
 from heterofl_flwr.client_context import keep_part
 from heterofl_flwr.data import Split, load_dataset
+from heterofl_flwr.data.align import align
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import with_static_norm
 from heterofl_flwr.node_config import read_capability
-from heterofl_flwr.settings.definitions import DataSettings
 from heterofl_flwr.stages.stage import Pull
 from heterofl_flwr.training import TrainingJob, TrainOptions
 
@@ -76,7 +76,7 @@ class Instruction:
     def data(self) -> tuple[Split, Split, tuple[int, ...]]:
         """The node's training and test examples, and its classes."""
         if self.has_own_data:
-            return _load_own_data(str(self.context.node_config[NODE_DATA]), self.task.device, self.task.settings.data)
+            return _load_own_data(str(self.context.node_config[NODE_DATA]), self.task)
         said = read_capability(self.context)
         partition, number = said.get(messages.PARTITION), said.get(messages.NUM_PARTITIONS)
         if not isinstance(partition, int) or not isinstance(number, int):
@@ -146,6 +146,6 @@ class Instruction:
 
 
 @lru_cache(maxsize=2)
-def _load_own_data(path: str, device: torch.device, data: DataSettings) -> tuple[Split, Split, tuple[int, ...]]:
-    dataset = load_dataset(path, label=data.label)
-    return dataset.train.to(device), dataset.test.to(device), tuple(dataset.train.targets.unique().tolist())
+def _load_own_data(path: str, task: Task) -> tuple[Split, Split, tuple[int, ...]]:
+    own = align(load_dataset(path, label=task.settings.data.label), task.terms)
+    return own.train.to(task.device), own.test.to(task.device), tuple(own.train.targets.unique().tolist())

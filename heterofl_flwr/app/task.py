@@ -12,6 +12,7 @@ from torch import nn
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
+from heterofl_flwr.data.align import Terms
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.data.splits import owner_column
 from heterofl_flwr.errors import ConfigError, load_function
@@ -51,6 +52,13 @@ class Task:
     def facts(self) -> Facts:
         """What the model's shape follows from; the data set is loaded only where that is not known without."""
         return Facts.known(self.settings.data.name, self.settings.data.label) or Facts.of(self.dataset)
+
+    @cached_property
+    def terms(self) -> Terms:
+        """What the numbers of the data set mean; a node with data of its own need not have those that we know."""
+        name, label = self.settings.data.name, self.settings.data.label
+        facts = Facts.known(name, label)
+        return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.known(name, facts)
 
     @cached_property
     def device(self) -> torch.device:

@@ -46,9 +46,12 @@ def _read_folder(folder: Path) -> Any:
     file is. Hidden files and folders are not read.
     """
     datasets.disable_progress_bars()
+    # Else a folder of images of one class alone has none.
+    of_classes = any(path.is_dir() for path in (folder / "train").glob("*"))
+    more = {"drop_labels": False} if of_classes else {}
     try:
         with TemporaryDirectory(ignore_cleanup_errors=True) as cache:  # nobody's data may lie about in a second place
-            return datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True)
+            return datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True, **more)
     except Exception as error:  # no files, damaged ones, several configurations: each has errors of its own
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         said = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"

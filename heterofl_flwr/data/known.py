@@ -27,6 +27,7 @@ class Source:
     shape: tuple[int, ...] = ()  # of an input
     classes: Mapping[str, int] = field(default_factory=dict)  # how many each label column has; the usual one is first
     normal: Normal | None = None  # None: as the train split is
+    names: tuple[str, ...] = ()  # of the classes, as far as they are known here
     augment: AugmentName = "none"
     columns: Columns = Columns()  # unless a caller names others
     rows: Mapping[str, int] = field(default_factory=dict)  # of the text of each split; none: as many as are full
@@ -43,12 +44,13 @@ class Source:
 SOURCES: Mapping[str, Source] = MappingProxyType(
     {
         "digits": Source("", (1, 8, 8), {"label": 10}),
-        "mnist": Source("ylecun/mnist", (1, 28, 28), {"label": 10}, Normal((0.1307,), (0.3081,))),
+        "mnist": Source("ylecun/mnist", (1, 28, 28), {"label": 10}, Normal((0.1307,), (0.3081,)), tuple("0123456789")),
         "cifar10": Source(
             "uoft-cs/cifar10",
             (3, 32, 32),
             {"label": 10},
             Normal((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+            ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
             "crop-flip",
         ),
         "cifar100": Source(

@@ -11,7 +11,7 @@ from heterofl_flwr import HeteroFL, LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_task
-from heterofl_flwr.errors import ConfigError, RoundError
+from heterofl_flwr.errors import ConfigError, DataError, RoundError
 from heterofl_flwr.exchange import Relay
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.runs.origin import COMMAND, device_name
@@ -211,9 +211,11 @@ def test_a_node_may_have_data_of_its_own(tmp_path):
     rows = ["x,y,label", *(f"{number},{-number},{number % 2}" for number in range(20))]
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("\n".join(rows))
-    context = node_context(SMALL, data_path=str(tmp_path))
+    context = node_context({**SMALL, "data.name": str(tmp_path)}, data_path=str(tmp_path))
     train, test, classes = Instruction(None, context).data  # which no message decides
     assert (len(train), len(test), classes) == (20, 20, (0, 1))
+    with pytest.raises(DataError, match=r"have shape \(2,\); expected \(1, 8, 8\), as in the run's data set, digits"):
+        _ = Instruction(None, node_context(SMALL, data_path=str(tmp_path))).data
 
 
 def test_a_node_that_does_not_know_its_data_is_told_how():

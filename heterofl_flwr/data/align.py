@@ -1,0 +1,129 @@
+"""A node's own data in the terms of the run's data set: class numbers, columns and normalisation mean the same."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.data.dataset import Dataset, Normal, Reading, Split
+from heterofl_flwr.data.known import SOURCES, Facts, short_name
+from heterofl_flwr.errors import DataError
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a data set's numbers mean; what is not known of it is empty or None."""
+
+    name: str
+    classes: int
+    shape: tuple[int, ...]  # of an input
+    names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    normal: Normal | None = None
+    reading: Reading | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Terms":
+        """Return the terms of a loaded data set."""
+        shape, reading = tuple(dataset.train.inputs.shape[1:]), dataset.train.reading
+        return cls(dataset.name, dataset.classes, shape, dataset.names, dataset.columns, dataset.normal, reading)
+
+    @classmethod
+    def known(cls, name: str, facts: Facts) -> "Terms":
+        """Return what is known of a data set before it is read."""
+        source = SOURCES[short_name(name)]
+        return cls(name, facts.classes, facts.shape, names=source.names, normal=source.normal)
+
+
+def align(own: Dataset, terms: Terms) -> Dataset:
+    """Return a node's own data in the terms of the run's data set.
+
+    Raises
+    ------
+    DataError
+        If it has classes or columns that the run's data set lacks, or inputs of another shape.
+    """
+    if (own.train.reading is None) != (terms.reading is None):
+        raise DataError(f"{own.name} and the run's data set, {terms.name}, are not both text, or both not")
+    if own.train.reading is not None:
+        return _align_text(own, terms)
+    order = _order_columns(own, terms)
+    if (found := tuple(own.train.inputs.shape[1:])) != terms.shape:
+        raise DataError(
+            f"inputs of {own.name} have shape {found}; expected {terms.shape}, as in the run's data set, {terms.name}"
+        )
+    lookup = _number_classes(own, terms)
+    normal = terms.normal if own.normal and terms.normal else own.normal
+    train, test = (_align_split(split, order, lookup, own.normal, normal) for split in (own.train, own.test))
+    return replace(
+        own, train=train, test=test, classes=terms.classes, names=terms.names, columns=terms.columns, normal=normal
+    )
+
+
+def _order_columns(own: Dataset, terms: Terms) -> list[int] | None:
+    """Return which columns stand first, second and so on in the run's data set; None where all are in order."""
+    if own.columns == terms.columns or not (own.columns and terms.columns):
+        return None
+    missing = [name for name in terms.columns if name not in own.columns]
+    more = [name for name in own.columns if name not in terms.columns]
+    if missing or more:
+        wrong = [f"{what} {', '.join(names[:_SHOWN])}" for what, names in (("lacks", missing), ("adds", more)) if names]
+        raise DataError(
+            f"{own.name} {' and '.join(wrong)}; expected the columns of the run's data set, {terms.name}: "
+            f"{', '.join(terms.columns)}"
+        )
+    return [own.columns.index(name) for name in terms.columns]
+
+
+def _number_classes(own: Dataset, terms: Terms) -> Tensor | None:
+    """Return the run's class number of each of the node's; None where they are the same."""
+    if own.names and terms.names:
+        if strange := [name for name in own.names if name not in terms.names]:
+            raise DataError(
+                f"{own.name} has the classes {', '.join(strange[:_SHOWN])}, which the run's data set, {terms.name}, "
+                f"lacks; expected some of {_some(terms.names)}"
+            )
+        return torch.tensor([terms.names.index(name) for name in own.names])
+    if own.names and own.classes != terms.classes:
+        raise DataError(
+            f"{own.name} names {own.classes} classes ({_some(own.names)}), and the run has {terms.classes} without "
+            f"names: expected as many, or a table with class numbers"
+        )
+    if own.classes > terms.classes:
+        raise DataError(f"{own.name} has class numbers up to {own.classes - 1}; expected up to {terms.classes - 1}")
+    return None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _align_split(
+    split: Split, order: list[int] | None, lookup: Tensor | None, before: Normal | None, after: Normal | None
+) -> Split:
+    """Return a split with other class numbers, columns in another order, and another normalisation."""
+    inputs, targets, black = split.inputs, split.targets, split.black
+    if before is not None and after is not None and before != after:
+        old, new = (torch.tensor([own.mean, own.deviation]) for own in (before, after))
+        shape = (-1, *[1] * (inputs.dim() - 2))
+        if order is not None:  # the run's is in the run's order
+            new = new[:, torch.tensor(order).argsort()]
+        scale, shift = old[1] / new[1], (old[0] - new[0]) / new[1]
+        inputs = inputs * scale.view(shape) + shift.view(shape)
+        black = None if black is None else -new[0] / new[1]
+    if order is not None:
+        inputs = inputs[:, order]
+    return replace(split, inputs=inputs, targets=targets if lookup is None else lookup[targets], black=black)
+
+
+def _align_text(own: Dataset, terms: Terms) -> Dataset:
+    """Return a text by the run's words; those that it lacks are unknown words, number 0."""
+    numbers = {name: number for number, name in enumerate(terms.names)}
+    lookup = torch.tensor([numbers.get(name, 0) for name in own.names])
+    train, test = (
+        Split(rows, rows, reading=terms.reading) for rows in (lookup[own.train.inputs], lookup[own.test.inputs])
+    )
+    return replace(own, train=train, test=test, classes=terms.classes, names=terms.names)

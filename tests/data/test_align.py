@@ -1,0 +1,95 @@
+"""A node's own data in the terms of the run's: beside a run's table with the same rows, and what is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from heterofl_flwr.data import load_dataset
+from heterofl_flwr.data.align import Terms, align
+from heterofl_flwr.data.known import Facts
+from heterofl_flwr.errors import DataError
+from tests.data.files import SIZE, png, write
+
+ROWS = {"ill": [(1, 5), (2, 6)], "unknown": [(3, 9), (7, 1)], "well": [(-4, 2), (0, 0)]}
+
+
+def table(folder, classes=tuple(ROWS), columns="ab"):
+    """Write a table of some classes with columns in this order; return the data set."""
+    lines = [",".join((*columns, "label"))]
+    for name in classes:
+        for a, b in ROWS[name]:
+            lines.append(",".join(str({"a": a, "b": b}.get(column, 1)) for column in columns) + f",{name}")
+    for part in ("train", "test"):
+        write(folder / f"{part}.csv", "\n".join(lines) + "\n")
+    return load_dataset(str(folder))
+
+
+@pytest.mark.parametrize("columns", ["ab", "ba"])
+@pytest.mark.parametrize("classes", [("ill", "unknown"), ("ill", "well"), ("unknown", "well"), tuple(ROWS)])
+def test_the_same_rows_mean_the_same_on_each_node(tmp_path, classes, columns):
+    whole = table(tmp_path / "run")
+    own = align(table(tmp_path / "node", classes, columns), Terms.of(whole))
+    same = torch.tensor([whole.names[target] in classes for target in whole.train.targets])
+    for mine, theirs in ((own.train, whole.train), (own.test, whole.test)):
+        torch.testing.assert_close(mine.inputs, theirs.inputs[same])
+        assert torch.equal(mine.targets, theirs.targets[same])
+    assert (own.classes, own.names, own.columns, own.normal) == (3, whole.names, ("a", "b"), whole.normal)
+
+
+@pytest.mark.parametrize(("names", "targets"), [(("3", "7"), [3, 7]), (("7",), [7])])
+def test_images_have_the_numbers_and_the_normalisation_of_a_known_data_set(tmp_path, names, targets):
+    for part in ("train", "test"):
+        for number, name in enumerate(names):
+            write(tmp_path / part / name / "0.png", png(40 * number))
+        (tmp_path / part / "9").mkdir()  # without an image
+    facts = Facts((1, *SIZE), 10)
+    own = align(load_dataset(str(tmp_path)), Terms.known("mnist", facts))
+    assert own.train.targets.tolist() == targets
+    expected = torch.tensor([(40 * number / 255 - 0.1307) / 0.3081 for number in range(len(names))])
+    torch.testing.assert_close(own.train.inputs[:, 0, 0, 0], expected)
+    torch.testing.assert_close(own.train.black, torch.tensor([-0.1307 / 0.3081]))
+
+
+def test_words_have_the_numbers_of_the_runs_text(tmp_path):
+    def text(folder, words):
+        rows = ["text", *(f'"{words} {words}"' for _ in range(64))]
+        for part in ("train", "test"):
+            write(folder / f"{part}.csv", "\n".join(rows) + "\n")
+        return load_dataset(str(folder))
+
+    whole, node = text(tmp_path / "run", "one two three"), text(tmp_path / "node", "three new two")
+    own = align(node, Terms.of(whole))
+    said = [whole.names[number] for number in own.train.inputs[0, :7].tolist()]
+    assert said == ["three", "<ukn>", "two", "three", "<ukn>", "two", "<eos>"]
+    assert own.train.reading == whole.train.reading
+
+
+@pytest.mark.parametrize(
+    ("columns", "terms", "fault"),
+    [
+        ("ac", {}, "node lacks b and adds c; expected the columns of the run's data set, .*run: a, b"),
+        ("abc", {}, "node adds c; expected the columns"),
+        (
+            "ab",
+            {"names": ("ill", "well")},
+            "has the classes unknown, which the run's data set, .*, lacks; expected",
+        ),
+        ("ab", {"names": (), "classes": 2}, r"names 3 classes \(ill, unknown, well\), and the run has 2 without names"),
+        ("ab", {"columns": (), "shape": (3,)}, r"inputs of .*node have shape \(2,\); expected \(3,\)"),
+        ("ab", {"reading": "a text"}, "are not both text, or both not"),
+    ],
+)
+def test_what_is_not_of_the_runs_data_set_is_refused(tmp_path, columns, terms, fault):
+    expected = replace(Terms.of(table(tmp_path / "run")), **terms)
+    with pytest.raises(DataError, match=fault):
+        align(table(tmp_path / "node", columns=columns), expected)
+
+
+def test_class_numbers_without_names_are_within_the_runs(tmp_path):
+    for part in ("train", "test"):
+        write(tmp_path / f"{part}.csv", "a,b,label\n1,2,0\n3,4,5\n")
+    own, terms = load_dataset(str(tmp_path)), Terms("run", 6, (2,))
+    assert align(own, terms).train.targets.tolist() == [0, 5]
+    with pytest.raises(DataError, match="has class numbers up to 5; expected up to 4"):
+        align(own, Terms("run", 5, (2,)))
