@@ -133,8 +133,8 @@ class Guarded(Relay):
         return [found[id_] for id_ in ids if id_ in found]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and return the replies that are there after ``timeout`` seconds, whatever any node does."""
-        return list(exchange(self, messages, timeout=timeout, in_order=False))
+        """Send messages and yield the replies as they come, up to ``timeout`` seconds, whatever any node does."""
+        return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Forget messages, and what was fetched of their replies."""

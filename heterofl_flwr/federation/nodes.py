@@ -74,10 +74,7 @@ class Nodes:
         ``present`` is forgotten: a node that was started anew has another id, but the same partition.
         """
         if present is not None:
-            for node_id in self._known.keys() - set(present):
-                del self._known[node_id], self._partitions[node_id], self._seats[node_id]
-                self.seat_rates.pop(node_id, None)
-                self.trained.discard(node_id)  # what it kept may have gone with it
+            self.forget(self._known.keys() - set(present))
         self._known.update(answers)
         names = names or {}
         _number(self._seats, _by_name(answers, names))
@@ -101,12 +98,25 @@ class Nodes:
         back = {node_id for node_id in answers if self._partitions[node_id] in self._trained_before}
         self.trained |= back
         self._trained_before -= {self._partitions[node_id] for node_id in back}
+        if len(numbers := {own.num_partitions for own in self._known.values() if own.num_partitions}) > 1:
+            logger.warning(
+                "nodes have the data in different numbers of parts (%s), so some data are in several of them; let all "
+                "name the same num-partitions",
+                ", ".join(map(str, sorted(numbers))),
+            )
         if (now := self.dealt()) and self._dealt_before not in (0, now):
             raise RoundError(
                 f"the clients have the data in {now} parts, and those of the run that is resumed had them in "
                 f"{self._dealt_before}: start as many (flwr run . --federation-config 'num-supernodes="
                 f"{self._dealt_before}'; on real nodes num-partitions), or begin a new run"
             )
+
+    def forget(self, node_ids: Iterable[int]) -> None:
+        """Forget clients that have left: one that comes back may be another, and is asked again what it can hold."""
+        for node_id in {*node_ids} & self._known.keys():
+            del self._known[node_id], self._partitions[node_id], self._seats[node_id]
+            self.seat_rates.pop(node_id, None)
+            self.trained.discard(node_id)  # what it kept may have gone with it
 
     def have_trained(self) -> list[int]:
         """Return the partitions of the clients of which a reply was added, for a checkpoint."""

@@ -1,9 +1,10 @@
 """What is said once of a federation: a summary of it, and warnings of clients that do not fit it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.nn.build import equal_levels
 from heterofl_flwr.nn.measure_moments import batch_norms
@@ -55,6 +56,18 @@ def count_releases(federation: Federation, rounds: range, *, simulated: bool) ->
     evaluated = [own for own in rounds if asks and not federation.personal and evaluation.due(own, last)]
     one = simulated or evaluation.nodes == "all"
     return len(rounds) + sum(1 if one and not evaluation.levels_due(own, last) else levels for own in evaluated)
+
+
+def warn_of_names(limits: Limits, known: Collection[str]) -> None:
+    """Warn of names and ids of nodes, to which the server gives levels or partitions, that no node has."""
+    for option in ("levels", "partitions"):
+        if absent := sorted(own for own in getattr(limits, option) if own not in known):
+            logger.warning(
+                "%s names %s, and no node that is there has such a registered name or id; correct it, unless it comes "
+                "later (without node authentication, nodes have ids alone)",
+                option,
+                ", ".join(absent),
+            )
 
 
 def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:

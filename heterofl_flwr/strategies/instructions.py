@@ -15,7 +15,7 @@ from heterofl_flwr.errors import Fault, HeteroFLError, RoundError, name_faults
 from heterofl_flwr.exchange import read_each
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import host_log
-from heterofl_flwr.federation.summary import warn_of_mix
+from heterofl_flwr.federation.summary import warn_of_mix, warn_of_names
 from heterofl_flwr.stages.stage import Said, Talk
 
 QUERY_SECONDS = 120.0
@@ -138,6 +138,7 @@ def available_nodes(grid: Grid, federation: Federation, server_round: int, timeo
     deadline, told = time.monotonic() + sampling.wait, False
     while True:
         node_ids = sorted(grid.get_node_ids())
+        federation.nodes.forget([own for own in federation.nodes if own not in node_ids])
         enough = len(node_ids) >= sampling.available
         if not (enough or told):
             told, least = True, f"expected at least {sampling.available}"
@@ -147,6 +148,11 @@ def available_nodes(grid: Grid, federation: Federation, server_round: int, timeo
             seconds = min(QUERY_SECONDS, timeout)
             config = {messages.SERVER_ROUND: server_round}  # which mods of apps read in any message
             answers = ask(grid, messages.QUERY_CAPABILITY, dict.fromkeys(new, config), seconds, packing.read_capability)
+            if any(isinstance(own, Fault) for own in answers.values()):  # nodes may have ended while they were asked
+                gone = {*node_ids}.difference(grid.get_node_ids())
+                node_ids = [own for own in node_ids if own not in gone]
+                answers = {own: answer for own, answer in answers.items() if own not in gone}
+                enough = len(node_ids) >= sampling.available
             # Whatever the answers say, so that no node decides by what the others are ordered.
             names = {node.node_id: getattr(node, "name", "") for node in get_nodes(grid) if node.node_id in answers}
             federation.register(answers, names, node_ids)
@@ -162,4 +168,6 @@ def available_nodes(grid: Grid, federation: Federation, server_round: int, timeo
         )
     if begins:
         warn_of_mix(federation, server_round, node_ids)
+        known = {str(own) for own in node_ids} | {getattr(node, "name", "") for node in get_nodes(grid)}
+        warn_of_names(federation.options.limits, known)
     return node_ids

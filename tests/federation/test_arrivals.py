@@ -9,8 +9,9 @@ import pytest
 from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import Evaluation, Limits, LocalGrid
+from heterofl_flwr import Evaluation, Limits, LocalGrid, messages
 from heterofl_flwr.client import answer_capability, answer_queries
+from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from tests.federation import tiny
@@ -103,6 +104,49 @@ def test_whom_the_table_of_levels_names_need_not_say_anything():
     assert set(run(make_app(capability=None), limits=Limits(levels=ids)).log.rates.values()) == {1.0}
 
 
+class Leaving(Watched):
+    """A grid of which one node is away as soon as it was asked for the first time to do something of a kind."""
+
+    def __init__(self, *args, leaves_at, returns_at="", **kwargs):
+        super().__init__(*args, **kwargs)
+        self._leaves_at, self._returns_at = leaves_at, returns_at
+
+    def get_node_ids(self):
+        first, *others = super().get_node_ids()
+        rounds = {message.content["config"]["server-round"] for message in self.of(self._leaves_at)}
+        away = rounds and (not self._returns_at or max(rounds) < self._returns_at)
+        return others if away else [first, *others]
+
+
+def test_who_comes_back_is_asked_again_what_it_can_hold():
+    levels = {0: iter("ac"), 1: iter("a"), 2: iter("a")}
+
+    def say(message, context):
+        partition = context.node_config["partition-id"]
+        return messages.answer(message, {"capacity": rate_of(next(levels[partition])), "partition": partition})
+
+    grid = partial(Leaving, leaves_at="train", returns_at=2)
+    records = play(make_app(capability=say), "a1-c1", 3, 3, grid=grid).records
+    assert [record.rates.get(0) for record in records] == [1.0, None, 0.25]
+
+
+def test_who_leaves_before_it_has_said_what_it_can_hold_is_forgotten():
+    def say(message, context):
+        if context.node_config["partition-id"] == 0:
+            raise RuntimeError("the node ends")
+        return answer_capability(message, context)
+
+    found = play(make_app(capability=say), "a1-c1", 3, grid=partial(Leaving, leaves_at="query.capability"))
+    assert (set(found.log.rates), found.log.failures) == ({1, 2}, {})
+
+
+def test_names_of_nodes_that_are_not_there_are_warned_of(caplog):
+    limits = Limits(levels={"d": "c", "phone": "c"}, partitions={"tablet": 7})
+    play(make_app(capability=no_partition), "a1-c1", 4, grid=partial(tiny.Named, names="dcba"), limits=limits)
+    for said in ("levels names phone, and no node that is there", "partitions names tablet, and no node"):
+        assert said in caplog.text
+
+
 def no_partition(message, context):
     return tiny.bare_reply(message, config=config())
 
@@ -136,6 +180,13 @@ class TestNodes:
         assert [node for node in first if node in nodes] == [node for node in first if node in present]
         assert nodes.trained == {*first, *then} & {*present}
         assert "says partition" not in caplog.text
+
+    def test_parts_of_different_numbers_are_warned_of(self, caplog):
+        nodes = Nodes()
+        nodes.register({node: Capability(partition=node, num_partitions=2) for node in range(2)})
+        assert "different numbers of parts" not in caplog.text
+        nodes.register({2: Capability(partition=2, num_partitions=3)})
+        assert "nodes have the data in different numbers of parts (2, 3), so some data are in several" in caplog.text
 
     def test_a_partition_is_that_of_the_first_node_that_says_it(self, caplog):
         nodes = Nodes()
