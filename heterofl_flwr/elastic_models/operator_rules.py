@@ -52,10 +52,18 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inn
     return rows
 
 
-@operator("empty", "zeros", "ones", "full", "rand", "randn", "new_empty", "new_zeros", "new_ones", "new_full")
+@operator("empty", "zeros", "ones", "full", "rand", "randn", "scalar_tensor")
+@operator("new_empty", "new_zeros", "new_ones", "new_full")
 def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Let a tensor of equal or random entries be cut as those that it meets."""
     trace.fresh(*call.outputs)
+
+
+@operator("tril", "triu")
+def triangle(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Keep the two axes whole in which places have a meaning."""
+    trace.pin(*rows[-2:])
+    trace.mark(rows, *call.outputs)
 
 
 @operator(*_SUMS, *_SEARCHES)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import transformer
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map
 
@@ -154,6 +155,9 @@ class Skeleton:
                 held = vars(torch.jit)  # from where code reads it
                 stack.callback(held.__setitem__, "is_tracing", held["is_tracing"])
                 held["is_tracing"] = lambda: True
+            if (name := "_detect_is_causal_mask") in (held := vars(transformer)):  # it looks at a mask's values for a
+                stack.callback(held.__setitem__, name, held[name])  # hint alone: with and without one, masks count
+                held[name] = lambda mask, is_causal, size: bool(is_causal)
             for one in (Alike(self._given), *watching):
                 stack.enter_context(one)
             return call(self.model, given)

@@ -1,5 +1,6 @@
 """The paper's models and what they are made of, in plain PyTorch. Imports no flwr."""
 
+from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.depth import shallow
 from heterofl_flwr.nn.exits import Exits, with_exits
 from heterofl_flwr.nn.layers import Scaler
@@ -24,6 +25,7 @@ __all__ = [
     "masked_cross_entropy",
     "perplexity",
     "profile",
+    "renew_spectral_norms",
     "shallow",
     "with_exits",
     "with_static_norm",

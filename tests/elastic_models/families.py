@@ -230,6 +230,18 @@ def torchs_encoder() -> Case:
     return nn.Sequential(nn.Linear(5, 24), nn.TransformerEncoder(layer, 2), nn.Linear(24, 3)), torch.randn(2, 6, 5)
 
 
+def masked_encoder(**hint: bool) -> Case:
+    def forward(self: Then, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+        return self.last(self.encoder(self.first(x), mask, **hint))
+
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(24, 4, 20, dropout=0.1, batch_first=True), 2)
+    return Then(forward, first=nn.Linear(5, 24), encoder=encoder, last=nn.Linear(24, 3)), torch.randn(2, 6, 5)
+
+
+FAMILIES |= {"masked_encoder": masked_encoder, "causal_encoder": partial(masked_encoder, is_causal=True)}
+
+
 @family
 def recurrent() -> Case:
     def forward(self: Then, words: Tensor) -> Tensor:
