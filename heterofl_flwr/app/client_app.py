@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from reprlib import repr as shown
 
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message
@@ -15,7 +16,7 @@ from heterofl_flwr.client import answer_moments, answer_stages, models_to_evalua
 from heterofl_flwr.client_context import answering
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError, ReplyError
 from heterofl_flwr.node_config import answer_capability
 from heterofl_flwr.training import TrainResult, evaluate, keep_freed_memory, train_together
 from heterofl_flwr.training.distill import learn_from_peers, posteriors
@@ -154,8 +155,20 @@ def _evaluate(instruction: Instruction, model: nn.Module, classes: Sequence[obje
         del metrics["local-loss"]
     if task.metric:
         with torch.inference_mode():
-            metrics |= {name: float(value) for name, value in task.metric(model, split.inputs, split.targets).items()}
+            found = task.metric(model, split.inputs, split.targets)
+        metrics |= _read_users_metrics(found, metrics)
     return metrics
+
+
+def _read_users_metrics(found: object, known: Mapping[str, float]) -> dict[str, float]:
+    """Return what ``evaluate.metric`` has computed; raise an error if it is no metrics, or stands for ours."""
+    try:
+        own = {str(name): float(value) for name, value in found.items()}  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"evaluate.metric returned {shown(found)}; expected a mapping of names to numbers") from error
+    if ours := sorted(own.keys() & known.keys()):
+        raise ConfigError(f"evaluate.metric returned {', '.join(ours)}, which this app measures; expected other names")
+    return own
 
 
 @app.train("publish")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
-from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError, first_line
+from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError, first_line, short
 from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Traced, formats_named
 from heterofl_flwr.files import writing
 from heterofl_flwr.nn.execution import call
@@ -79,8 +79,17 @@ def export_model(
     with writing(target), TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         for name, one in chosen.items():
             path = Path(temporary, one.file)
-            one.write(traced, path)
-            compare(name, one.open(traced, path), given, expected)
+            try:
+                one.write(traced, path)
+                opened = one.open(traced, path)
+            except (HeteroFLError, OSError):
+                raise
+            except Exception as error:  # of torch, of ONNX's exporter and of its runtime
+                raise HeteroFLError(
+                    f"{type(model).__name__} cannot be written as {name} and opened again: {_whole(error)}. Other "
+                    f"formats: {', '.join(own for own in FORMATS if own != name)} (formats=[...])"
+                ) from error
+            compare(name, opened, given, expected)
             sizes[name] = sum(part.stat().st_size for part in path.parent.glob(f"{one.file}*"))
         _replace(target, Path(temporary))
     return sizes
@@ -119,10 +128,15 @@ def _check_statistics(model: nn.Module) -> None:
         )
 
 
+def _whole(error: Exception) -> str:
+    """Return what an error says in one line: which of its lines tells, differs."""
+    return short(" ".join(f"{type(error).__name__}: {error}".split()), 600)
+
+
 _REMEDY = (
-    "What a model computes may not depend on its inputs' values; it takes lengths from their shapes (dynamic={} fixes "
-    "all lengths to those of the inputs given), and returns tensors alone (for a language model of transformers, set "
-    "config.use_cache = False)"
+    "What a model computes may not depend on its inputs' values; it takes lengths from their shapes, as x.shape[0] and "
+    "not len(x) (dynamic={} fixes all lengths to those of the inputs given), and returns tensors alone (for a language "
+    "model of transformers, set config.use_cache = False)"
 )
 
 
@@ -142,7 +156,7 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
         program = torch.export.export(model, args, named, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch's own, and whatever the model's code raises
         raise HeteroFLError(
-            f"torch.export cannot make a program of {type(model).__name__}: {first_line(error)}. {_REMEDY}"
+            f"torch.export cannot make a program of {type(model).__name__}: {_whole(error)}. {_REMEDY}"
         ) from error
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():

@@ -10,7 +10,10 @@ from heterofl_flwr.settings.auto_values import model_has
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.value_types import AUTO
 
-_NO_EXITS = "but the model has no exits: expected model.shrink to name depths, and an image model with stages"
+_NO_EXITS = (
+    "but the model has no exits that this app knows: expected model.shrink to name depths, and one of this package's "
+    "image models with stages; one of yours needs an app of your own (heterofl_flwr.training.joint_losses)"
+)
 
 
 Contradiction = tuple[str, object, str]

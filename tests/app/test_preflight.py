@@ -1,6 +1,7 @@
 """What is wrong with a run is told in one line before anything starts, and leaves no folder."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,32 @@ def test_what_a_users_own_function_raises_is_left_to_the_run(tmp_path, monkeypat
     (tmp_path / "own_data.py").write_text("def data():\n    raise KeyError('own')\n")
     monkeypatch.syspath_prepend(tmp_path)
     check_task(Task(from_flat({"data.name": "own_data:data"})), 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("nn.Sequential(nn.Flatten(), nn.Linear(60, 10))", "cannot read the data set digits, .*60x10"),
+        ("nn.Sequential(nn.Flatten(), nn.Linear(64, 10).double())", "cannot read the data set digits, .*dtype"),
+        (
+            "nn.Sequential(nn.Flatten(), nn.Linear(64, 7))",
+            r"returns a tensor \(2, 7\) for 2 .* expected a tensor \(2, 10\)",
+        ),
+        (
+            "nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 10))",
+            r"returns a tensor \(2, 8, 10\) for 2 examples of digits",
+        ),
+        ("nn.LSTM(8, 10)", "cannot read the data set digits|returns tuple"),
+    ],
+)
+def test_a_users_own_model_is_tried_too(tmp_path, monkeypatch, capsys, started, model, said):
+    (tmp_path / "own_model.py").write_text(f"from torch import nn\n\ndef build(rate):\n    return {model}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_model", raising=False)
+    assert main(["run", "--set", "model.name=own_model:build", "--out", "run"]) == 2
+    err = capsys.readouterr().err
+    assert re.search(f"the model own_model:build {said}", err)
+    assert started[0] == []
 
 
 def test_the_size_of_a_round_is_said_before_the_first(capsys):

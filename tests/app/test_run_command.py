@@ -41,6 +41,27 @@ def share_of(request) -> tuple[int, float, int | None]:
     return request.cpus, request.gpu_share, request.parallel
 
 
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("metric", "why"),
+    [
+        ("1 / 0", "division by zero"),
+        ("0.5", "evaluate.metric returned 0.5; expected a mapping of names to numbers"),
+        ("{'by-class': [0.1, 0.2]}", "expected a mapping of names to numbers"),
+        ("{'global-accuracy': 1.0}", "evaluate.metric returned global-accuracy, which this app measures"),
+    ],
+)
+def test_a_round_in_which_nobody_evaluates_is_a_failure(tmp_path, monkeypatch, capsys, metric, why):
+    (tmp_path / "own_metric.py").write_text(f"def metric(model, inputs, targets):\n    return {metric}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_metric", raising=False)
+    small = ("model.hidden=4,8", "train.epochs=1", "run.callbacks=", "evaluate.levels=false", "mix=e")
+    assert main(["run", "--clients", "2", "--rounds", "1", *small, "evaluate.metric=own_metric:metric"]) == 1
+    err = capsys.readouterr().err
+    assert "heterofl: in round 1 no client evaluated: partition 0 and 1 more: " in err
+    assert why in err
+
+
 def test_alone_it_is_the_quickstart(asked, tmp_path):
     request, log = asked()
     assert (request.clients, request.app, request.grid, log) == (20, None, "local", False)

@@ -152,6 +152,20 @@ def test_a_file_that_computes_something_else_is_never_left(name, tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
+def test_what_a_format_raises_is_named_with_all_its_lines(tmp_path, monkeypatch):
+    def write(traced, path):
+        raise RuntimeError("Constraints violated!\n  - your code made the batch a constant (2)")
+
+    broken = formats.Format("model.x", write, None)
+    monkeypatch.setattr(export, "formats_named", lambda names: {"onnx": broken})
+    said = (
+        "cannot be written as onnx and opened again: RuntimeError: Constraints violated! - your code .*safetensors, pt2"
+    )
+    with pytest.raises(HeteroFLError, match=said):
+        export_model(*small(), tmp_path / "a", formats=["onnx"])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("found", "expected", "message"),
     [

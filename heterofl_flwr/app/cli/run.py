@@ -17,7 +17,7 @@ from heterofl_flwr.app.server_app import find_start
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
-from heterofl_flwr.errors import ConfigError, extra, printable
+from heterofl_flwr.errors import ConfigError, extra, name_faults, printable
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.auto_values import CLIENTS
@@ -56,8 +56,17 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    if args.app is None:
-        show_results(request.out)
+    return 0 if args.app else _end(request)
+
+
+def _end(request: Request) -> int:
+    """Print what a run has come to; return the exit status."""
+    show_results(request.out)
+    for record in RunFolder(request.out).history():
+        if record.evaluate_asked and not record.evaluate_answers:
+            why = name_faults("partition", record.evaluate_failures)
+            print(printable(f"heterofl: in round {record.server_round} no client evaluated: {why}"), file=sys.stderr)
+            return 1
     return 0
 
 

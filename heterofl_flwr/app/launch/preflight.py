@@ -1,10 +1,15 @@
 """What is checked before a run starts."""
 
+import torch
+from torch import Tensor, nn
+
 from heterofl_flwr.app.callbacks import check_names
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
+from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.errors import ConfigError, HeteroFLError, first_line
 from heterofl_flwr.federation.summary import find_equal_levels
+from heterofl_flwr.local_model import for_evaluation
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
 
@@ -27,8 +32,7 @@ def check_task(task: Task, clients: int) -> None:
     except Exception:  # a user's own function raises what it likes; the run itself will say so, with its trace
         return
     for name, build in task.builds.items():
-        if name in MODELS:  # a user's own may do what no test can foresee
-            _check_fit(task, name, build)
+        _check_fit(task, name, build)
     _say_size(task, clients)
     for warning in warnings:
         print(warning)
@@ -46,10 +50,31 @@ def _say_size(task: Task, clients: int) -> None:
 def _check_fit(task: Task, name: str, build: Build) -> None:
     example = task.example()
     try:
-        build_and_profile(build, task.mix.global_rate, example)
+        model, _ = build_and_profile(build, task.mix.global_rate, example)
+    except HeteroFLError:
+        raise
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         raise ConfigError(
             f"the model {name} cannot read the data set {task.settings.data.name}, whose inputs are "
             f"{example.dtype} of shape {tuple(example.shape[1:])} ({first_line(error)}): name another model "
             f"(model.name), or auto"
         ) from error
+    if name not in MODELS and task.dataset.train.reading is None:
+        _check_output(task, name, model)
+
+
+def _check_output(task: Task, name: str, model: nn.Module) -> None:
+    """Raise an error if a user's own model does not give each example a score for each class."""
+    inputs, classes = task.dataset.train.inputs[:2], task.dataset.classes
+    try:
+        with torch.inference_mode(), kept_random_state():
+            output = for_evaluation(model, None)(inputs)
+    except Exception:  # the run itself will say so, with its trace
+        return
+    if isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] >= classes:
+        return
+    found = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise ConfigError(
+        f"the model {name} returns {found} for {len(inputs)} examples of {task.settings.data.name}; expected a tensor "
+        f"({len(inputs)}, {classes}), a score for each class"
+    )
