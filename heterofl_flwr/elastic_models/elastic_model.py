@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from reprlib import repr as shown
 from typing import Any
 
 from torch import nn
@@ -170,6 +171,8 @@ def elastic(
     )
     """
     exact_rate(global_rate)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is {shown(model)}; expected a module, such as Net() of a class Net")
     if multiple_of < 1:
         raise ConfigError(f"multiple_of is {multiple_of}; expected a whole number from 1")
     for name, names in (("fixed", fixed), ("outputs", outputs)):

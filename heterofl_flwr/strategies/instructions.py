@@ -138,7 +138,7 @@ def available_nodes(grid: Grid, federation: Federation, server_round: int, timeo
     deadline, told = time.monotonic() + sampling.wait, False
     while True:
         node_ids = sorted(grid.get_node_ids())
-        federation.nodes.forget([own for own in federation.nodes if own not in node_ids])
+        federation.nodes.forget({*federation.nodes}.difference(node_ids))
         enough = len(node_ids) >= sampling.available
         if not (enough or told):
             told, least = True, f"expected at least {sampling.available}"

@@ -157,6 +157,12 @@ def test_invalid_options_and_rates_raise():
             elastic(_mlp(), X, **options)(rate)
 
 
+@pytest.mark.parametrize("model", [nn.Sequential, lambda x: x])
+def test_a_class_or_a_function_is_no_model(model):
+    with pytest.raises(ConfigError, match=r"model is .*; expected a module, such as Net\(\) of a class Net"):
+        elastic(model, X)
+
+
 def test_one_name_is_no_list_of_names():
     for name in ("fixed", "outputs"):
         with pytest.raises(ConfigError, match=rf"{name} is 't\.\*'; expected a list of names, as \['t\.\*'\]"):
