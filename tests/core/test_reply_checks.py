@@ -1,13 +1,14 @@
 """Checks of replies: what is refused, with what error; and the rows that were trained."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from heterofl_flwr.core import Aggregator, Mix, Plan, width
-from heterofl_flwr.core.reply_checks import check_names, find_label_rows, last_linear
-from heterofl_flwr.errors import ReplyError, ShapeError
+from heterofl_flwr.core.reply_checks import check_names, find_label_rows, last_linear, whole_numbers
+from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
 from tests.core import strategies
 
 
@@ -167,3 +168,14 @@ def test_label_rows_are_named_or_those_of_the_last_linear_layer(build, mix, rows
 def test_layers_of_another_type_in_a_smaller_model_are_refused():
     with pytest.raises(ShapeError, match="layer 2 is Linear in the global model, but Identity in a smaller"):
         find_label_rows(lambda rate: stack(rate, nn.Linear if rate == 1 else nn.Identity), Mix.parse("a1-b1"))
+
+
+@pytest.mark.parametrize("labels", [{2, 1}, np.array([1, 2, 2]), torch.tensor([2, 1]), (1, np.int8(2))])
+def test_labels_may_be_of_any_library(labels):
+    assert whole_numbers(labels) == [1, 2]
+
+
+@pytest.mark.parametrize("labels", [3, [0.0, 2.5], "02", torch.tensor([1.5])])
+def test_labels_are_whole_numbers(labels):
+    with pytest.raises(ConfigError, match=r"labels is .*; expected the classes of this client's data, as whole"):
+        whole_numbers(labels)
