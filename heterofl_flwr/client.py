@@ -28,7 +28,7 @@ from heterofl_flwr.client_context import (
     keep_notes,
     keep_part,
     kept_by_stages,
-    kept_part,
+    own_layers,
     read_notes,
 )
 from heterofl_flwr.core.exchanged import exchanged_parameters
@@ -87,7 +87,7 @@ def submodel(message: Message, build: Build, *, context: Context | None = None, 
         code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,
         and can take the noise away.
     """
-    rate, model = next(build_models(message, build, kept_part(context, message), seed_torch))
+    rate, model = next(build_models(message, build, own_layers(context, message), seed_torch))
     rates = messages.read_rates(messages.read_config(message))
     note_inner_widths(model, build, [smaller for smaller in rates if smaller < rate])
     return model
@@ -154,7 +154,7 @@ def models_to_evaluate(
     The models are as ``submodel`` returns them; ``context`` and ``seed_torch`` are those of ``submodel``, the seed
     before each. Where clients train other slices than prefixes, a smaller rate's is that of the round.
     """
-    yield from build_models(message, build, kept_part(context, message), seed_torch)
+    yield from build_models(message, build, own_layers(context, message), seed_torch)
 
 
 def reply(

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from heterofl_flwr import messages, packing
 from heterofl_flwr.client_states import keep_state, read_state, states_folder
+from heterofl_flwr.stages.registry import client_stages
 
 _KEPT = "heterofl-own"
-"""The record of a client's context with the parameters that stay with it, and with what stages keep."""
+"""How the record of a client's context begins that has the parameters that stay with it, and what stages keep."""
 
 STAGES = "stages/"
 """What the names of the latter begin with."""
@@ -30,8 +31,13 @@ def kept_part(context: Context | None, message: Message) -> dict[str, Tensor] | 
         return None
     if folder := states_folder(context, messages.read_config(message)):
         return read_state(folder, message)
-    record = context.state.get(_KEPT)
+    record = context.state.get(_record_name(messages.read_config(message)))
     return packing.read_tensors(record, "this client's context") if isinstance(record, ArrayRecord) else None
+
+
+def own_layers(context: Context | None, message: Message) -> dict[str, Tensor] | None:
+    """Return a client's own layers, where not all are shared; None if nothing was kept."""
+    return kept_part(context, message) if messages.SHARED in messages.read_config(message) else None
 
 
 def keep_part(context: Context, config: ConfigRecord, state: Mapping[str, Tensor]) -> None:
@@ -42,13 +48,21 @@ def keep_part(context: Context, config: ConfigRecord, state: Mapping[str, Tensor
     """
     if folder := states_folder(context, config):
         keep_state(folder, config, state)
-    else:
-        context.state[_KEPT] = ArrayRecord(dict(state))
+        return
+    for other in [name for name in context.state if name.startswith(_KEPT)]:  # of this run before, or of another
+        del context.state[other]
+    context.state[_record_name(config)] = ArrayRecord(dict(state))
+
+
+def _record_name(config: ConfigRecord) -> str:
+    """Return the name of a run's record."""
+    return f"{_KEPT}-{messages.read_optional(config, messages.RUN_KEY, int) or 0:016x}"
 
 
 def kept_by_stages(context: Context | None, message: Message) -> dict[str, Tensor]:
     """Return what stages keep from task to task, by their own names."""
-    kept = kept_part(context, message) or {}
+    keeping = any(stage.needs.fixed_slices for stage in client_stages(messages.read_config(message)))
+    kept = (kept_part(context, message) if keeping else None) or {}
     return {name.removeprefix(STAGES): own for name, own in kept.items() if name.startswith(STAGES)}
 
 

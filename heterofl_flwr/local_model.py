@@ -133,15 +133,16 @@ def _personal_part(
     config: ConfigRecord, build: Build, rate: float, shared: Sequence[str], own: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """Return a client's own parameters at a rate: what it kept, or that slice of the model that the run began with."""
-    check_kept(config, own, "the layers that stay with it (shared)")
+    model = new_model(build, rate)
+    expected = {name: one for name, one in exchanged_parameters(model).items() if not is_shared(name, shared)}
+    if expected:
+        check_kept(config, own, "the layers that stay with it (shared)")
     if own is None:
         top = messages.read_value(config, messages.GLOBAL_RATE, float)
         seed = messages.read_value(config, messages.SEED, int)
         own = plan_between(build, top, rate).extract(initial_state(build, top, seed))
-    model = new_model(build, rate)
     own = {name: tensor for name, tensor in own.items() if not name.startswith(STAGES)}
     kept = {name: tensor for name, tensor in untied(model, own).items() if not is_shared(name, shared)}
-    expected = {name: one for name, one in exchanged_parameters(model).items() if not is_shared(name, shared)}
     if wrong := name_misfits(kept, expected):
         raise ReplyError(
             f"the parameters that this client kept do not fit its model at rate {rate:g} ({wrong}): a client keeps its "

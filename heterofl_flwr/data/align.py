@@ -24,18 +24,28 @@ class Terms:
     columns: tuple[str, ...] = ()
     normal: Normal | None = None
     reading: Reading | None = None
+    dtype: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Terms":
         """Return the terms of a loaded data set."""
-        shape, reading = tuple(dataset.train.inputs.shape[1:]), dataset.train.reading
-        return cls(dataset.name, dataset.classes, shape, dataset.names, dataset.columns, dataset.normal, reading)
+        inputs = dataset.train.inputs
+        return cls(
+            name=dataset.name,
+            classes=dataset.classes,
+            shape=tuple(inputs.shape[1:]),
+            names=dataset.names,
+            columns=dataset.columns,
+            normal=dataset.normal,
+            reading=dataset.train.reading,
+            dtype=inputs.dtype,
+        )
 
     @classmethod
     def known(cls, name: str, facts: Facts) -> "Terms":
         """Return what is known of a data set before it is read."""
         source = SOURCES[short_name(name)]
-        return cls(name, facts.classes, facts.shape, names=source.names, normal=source.normal)
+        return cls(name, facts.classes, facts.shape, names=source.names, normal=source.normal or source.measured)
 
 
 def align(own: Dataset, terms: Terms) -> Dataset:
@@ -51,9 +61,11 @@ def align(own: Dataset, terms: Terms) -> Dataset:
     if own.train.reading is not None:
         return _align_text(own, terms)
     order = _order_columns(own, terms)
-    if (found := tuple(own.train.inputs.shape[1:])) != terms.shape:
+    shape, dtype = tuple(own.train.inputs.shape[1:]), own.train.inputs.dtype
+    if (shape, dtype) != (terms.shape, terms.dtype):
         raise DataError(
-            f"inputs of {own.name} have shape {found}; expected {terms.shape}, as in the run's data set, {terms.name}"
+            f"inputs of {own.name} are {dtype} of shape {shape}; expected {terms.dtype} of shape {terms.shape}, as in "
+            f"the run's data set, {terms.name}"
         )
     lookup = _number_classes(own, terms)
     normal = terms.normal if own.normal and terms.normal else own.normal

@@ -20,6 +20,8 @@ from heterofl_flwr.data.known import Columns, Source
 from heterofl_flwr.data.text import Texts, to_text
 from heterofl_flwr.errors import DataError
 
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
 
 def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Dataset:
     """Return the data set in a folder, or without one that of the hub. ``datasets`` gives its splits equal columns."""
@@ -46,9 +48,8 @@ def _read_folder(folder: Path) -> Any:
     file is. Hidden files and folders are not read.
     """
     datasets.disable_progress_bars()
-    # Else a folder of images of one class alone has none.
-    of_classes = any(path.is_dir() for path in (folder / "train").glob("*"))
-    more = {"drop_labels": False} if of_classes else {}
+    # Else a folder of images of one class alone has no label.
+    more = {"drop_labels": False} if _has_classes_of_images(folder) else {}
     try:
         with TemporaryDirectory(ignore_cleanup_errors=True) as cache:  # nobody's data may lie about in a second place
             return datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True, **more)
@@ -63,6 +64,15 @@ def _read_folder(folder: Path) -> Any:
         ) from error
     finally:
         datasets.enable_progress_bars()
+
+
+def _has_classes_of_images(folder: Path) -> bool:
+    """Whether a folder holds images alone, each in a folder of its class."""
+    below = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    found = [path for path in below if not any(part.startswith(".") for part in path.parts)]
+    return bool(found) and all(
+        path.suffix.lower() in IMAGES and path.parent.name not in ("", "train", "test") for path in found
+    )
 
 
 def _read_hub(path: str) -> Any:

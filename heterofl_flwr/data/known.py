@@ -27,6 +27,7 @@ class Source:
     shape: tuple[int, ...] = ()  # of an input
     classes: Mapping[str, int] = field(default_factory=dict)  # how many each label column has; the usual one is first
     normal: Normal | None = None  # None: as the train split is
+    measured: Normal | None = None  # as the train split is, for who has not read it
     names: tuple[str, ...] = ()  # of the classes, as far as they are known here
     augment: AugmentName = "none"
     columns: Columns = Columns()  # unless a caller names others
@@ -44,19 +45,22 @@ class Source:
 SOURCES: Mapping[str, Source] = MappingProxyType(
     {
         "digits": Source("", (1, 8, 8), {"label": 10}),
-        "mnist": Source("ylecun/mnist", (1, 28, 28), {"label": 10}, Normal((0.1307,), (0.3081,)), tuple("0123456789")),
+        "mnist": Source(
+            "ylecun/mnist", (1, 28, 28), {"label": 10}, Normal((0.1307,), (0.3081,)), names=tuple("0123456789")
+        ),
         "cifar10": Source(
             "uoft-cs/cifar10",
             (3, 32, 32),
             {"label": 10},
             Normal((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-            ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-            "crop-flip",
+            names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+            augment="crop-flip",
         ),
         "cifar100": Source(
             "uoft-cs/cifar100",
             (3, 32, 32),
             {"fine_label": 100, "coarse_label": 20},
+            measured=Normal((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
             augment="crop-flip",
             columns=Columns("fine_label"),
         ),

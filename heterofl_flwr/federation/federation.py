@@ -120,7 +120,8 @@ class Federation:
         self.run_key = secrets.randbits(63)  # so that clients take nothing for this run's that another has left
 
     def load(self, state: RunState) -> None:
-        """Go on with a run."""
+        """Go on with a run, maybe with other clients: all are asked again."""
+        self.reset()
         self.nodes.load(state.trained, state.dealt)
         self.run_key = self.run_key if state.run_key is None else state.run_key
 

@@ -75,29 +75,18 @@ class Nodes:
         """
         if present is not None:
             self.forget(self._known.keys() - set(present))
+            if answers.keys() - self._partitions.keys():  # those that come may have the numbers of those that left
+                for node_id in self._partitions.keys() - set(present):
+                    del self._partitions[node_id], self._seats[node_id]
+                    self.seat_rates.pop(node_id, None)
         self._known.update(answers)
         names = names or {}
-        _number(self._seats, _by_name(answers, names))
-        claimed = {partition: node for node, partition in self._partitions.items()}
-        unnumbered = []
-        for node_id in sorted(answers):
-            wanted = answers[node_id].partition
-            if wanted is None or claimed.setdefault(wanted, node_id) != node_id:
-                if wanted is not None:
-                    logger.warning("node %s says partition %s, which node %s has", node_id, wanted, claimed[wanted])
-                unnumbered.append(node_id)
-            else:
-                self._partitions[node_id] = wanted
-        if unnamed := sum(not names.get(node_id) for node_id in unnumbered):
-            logger.warning(
-                "%d nodes name no partition-id of their node config and have no registered name: they are numbered by "
-                "their random ids, so this run cannot be repeated exactly",
-                unnamed,
-            )
-        _number(self._partitions, _by_name(unnumbered, names), self._reserved)
-        back = {node_id for node_id in answers if self._partitions[node_id] in self._trained_before}
-        self.trained |= back
-        self._trained_before -= {self._partitions[node_id] for node_id in back}
+        _number(self._seats, _by_name(answers.keys() - self._seats.keys(), names))
+        self._number_partitions(answers, names)
+        # Numbers that follow from random ids may have been another's before.
+        sure = {self._partitions[own]: own for own in answers if answers[own].partition is not None or names.get(own)}
+        self.trained |= {own for partition, own in sure.items() if partition in self._trained_before}
+        self._trained_before -= sure.keys()
         if len(numbers := {own.num_partitions for own in self._known.values() if own.num_partitions}) > 1:
             logger.warning(
                 "nodes have the data in different numbers of parts (%s), so some data are in several of them; let all "
@@ -111,11 +100,36 @@ class Nodes:
                 f"{self._dealt_before}'; on real nodes num-partitions), or begin a new run"
             )
 
+    def _number_partitions(self, answers: Mapping[int, Capability], names: Mapping[int, str]) -> None:
+        """Give new clients, and those that are back, a partition each."""
+        claimed = {partition: node for node, partition in self._partitions.items() if node not in answers}
+        unnumbered = []
+        for node_id in sorted(answers):
+            wanted = answers[node_id].partition
+            if wanted is None or claimed.setdefault(wanted, node_id) != node_id:
+                if wanted is not None:
+                    logger.warning("node %s says partition %s, which node %s has", node_id, wanted, claimed[wanted])
+                unnumbered.append(node_id)
+            else:
+                self._partitions[node_id] = wanted
+        # One that was away has its number again, unless another says it.
+        back = [node_id for node_id in unnumbered if node_id in self._partitions]
+        for node_id in back:
+            if claimed.setdefault(self._partitions[node_id], node_id) != node_id:
+                del self._partitions[node_id]
+        unnumbered = [node_id for node_id in unnumbered if node_id not in self._partitions]
+        if unnamed := sum(not names.get(node_id) for node_id in unnumbered):
+            logger.warning(
+                "%d nodes name no partition-id of their node config and have no registered name: they are numbered by "
+                "their random ids, so this run cannot be repeated exactly",
+                unnamed,
+            )
+        _number(self._partitions, _by_name(unnumbered, names), self._reserved)
+
     def forget(self, node_ids: Iterable[int]) -> None:
-        """Forget clients that have left: one that comes back may be another, and is asked again what it can hold."""
+        """Forget what clients that have left said: one that comes back is asked again; its numbers stay its own."""
         for node_id in {*node_ids} & self._known.keys():
-            del self._known[node_id], self._partitions[node_id], self._seats[node_id]
-            self.seat_rates.pop(node_id, None)
+            del self._known[node_id]
             self.trained.discard(node_id)  # what it kept may have gone with it
 
     def have_trained(self) -> list[int]:
@@ -124,7 +138,7 @@ class Nodes:
 
     def load(self, trained: Iterable[int], dealt: int) -> None:
         """Go on with what ``have_trained`` and ``dealt`` returned: clients are known again by their partitions."""
-        self._trained_before, self._dealt_before = set(trained) - set(self._partitions.values()), dealt
+        self._trained_before, self._dealt_before = set(trained), dealt
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
         """Note a capacity that a client reported; it counts from the next round on."""

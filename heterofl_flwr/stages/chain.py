@@ -195,7 +195,12 @@ class Chain:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on with what ``state`` returned; with an empty one, begin anew."""
         known = [label(stage) for stage in self.stages]
-        if other := sorted({name.partition("/")[0] for name in state} - set(known)):
+        for stage in self.stages:
+            if stage.needs.steps:  # older versions had one name for all server optimisers
+                old, new = "ServerOptimizer/", f"{label(stage)}/"
+                state = {f"{new}{own.removeprefix(old)}" if own.startswith(old) else own: state[own] for own in state}
+        strange = [name for name in state if not name.startswith(tuple(f"{own}/" for own in known))]
+        if other := sorted({name.partition("/")[0] for name in strange}):
             raise ConfigError(
                 f"resume has what {', '.join(other)} kept, and the stages of this strategy are "
                 f"{', '.join(known) or 'none'}: expected those that the run began with, or a run that begins anew from "

@@ -40,12 +40,12 @@ def configurations(runs: Iterable[Run]) -> dict[tuple[str, str], list[Configurat
     places: dict[tuple[str, str], dict[Identity, list[Run]]] = {}
     for run in sorted((run for run in runs if run.finished), key=lambda run: run.started):
         place = places.setdefault(run.place, {})
-        place.setdefault(_identify(run, *FREE), []).append(run)
+        place.setdefault(identify(run, *FREE), []).append(run)
     found = {place: _labelled(dict(_by_seed(groups))) for place, groups in places.items()}
     return {place: sorted(own, key=lambda one: one.label) for place, own in sorted(found.items())}
 
 
-def _identify(run: Run, *left_out: str) -> Identity:
+def identify(run: Run, *left_out: str) -> Identity:
     """Return all settings that may change a result, but for the seed and those that begin with what is left out."""
     skipped = (*INCIDENTAL, "seed", "data.name")  # data have several names
     flat = {key: value for key, value in to_flat(run.settings).items() if key not in skipped}
@@ -60,7 +60,7 @@ def _by_seed(groups: Mapping[Identity, Sequence[Run]]) -> Iterator[tuple[Identit
     for identity, runs in groups.items():
         exact: dict[Identity, dict[int, Run]] = {}
         for run in runs:
-            exact.setdefault(_identify(run), {})[run.seed] = run
+            exact.setdefault(identify(run), {})[run.seed] = run
         seeds = [seed for own in exact.values() for seed in own]
         if len(seeds) == len(set(seeds)):
             yield identity, {seed: run for own in exact.values() for seed, run in own.items()}

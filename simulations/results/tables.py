@@ -9,11 +9,19 @@ from itertools import product
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.runs.costs import LevelCost
-from heterofl_flwr.settings.flat import to_flat
-from simulations.results.configurations import Configuration, Places, Reached, metrics_of, possible, reached, shown
+from simulations.results.configurations import (
+    Configuration,
+    Places,
+    Reached,
+    identify,
+    metrics_of,
+    possible,
+    reached,
+    shown,
+)
 from simulations.results.formats import Table, show_interval, show_summary, to_csv
 from simulations.results.paper import AGREES, DIFFERS, TOO_FEW, Cell, Key, Printed, departures
-from simulations.results.runs import Run, portable
+from simulations.results.runs import FREE, Run, portable
 from simulations.results.spent import AXES, axes_of, spent_until
 from simulations.results.statistics import Summary, summarise
 
@@ -107,11 +115,11 @@ def alone_table(configurations: Sequence[Configuration]) -> Table:
     alone = [one for one in configurations if len(rates[id(one)]) == 1]
     rows = []
     for one, other in product((one for one in configurations if len(rates[id(one)]) > 1), alone):
-        if any(_apart(one, third) < _apart(one, other) for third in alone if _mix(third) == _mix(other)):
-            continue
         level = level_name(rates[id(other)][0])
         ends = [_final_by_seed(own, level) for own in (one, other)]
-        if seeds := sorted(ends[0].keys() & ends[1].keys()):
+        seeds = sorted(ends[0].keys() & ends[1].keys())
+        like = [own for own in alone if _mix(own) == _mix(other) and {*seeds} & _final_by_seed(own, level).keys()]
+        if seeds and not any(_apart(one, own) < _apart(one, other) for own in like):
             apart = summarise([ends[0][seed] - ends[1][seed] for seed in seeds])
             rows.append((one.label, level, other.label, ", ".join(map(str, seeds)), show_summary(apart)))
     header = ("configuration", "level", "alone", "seeds", "difference")
@@ -124,8 +132,8 @@ def _mix(one: Configuration) -> str:
 
 def _apart(one: Configuration, other: Configuration) -> int:
     """Return in how many settings two configurations differ."""
-    flat, others = (to_flat(own.runs[0].settings) for own in (one, other))
-    return sum(value != others[key] for key, value in flat.items())
+    flat, others = (dict(identify(own.runs[0], *FREE, "mix", "assignment")) for own in (one, other))
+    return sum(value != others.get(key) for key, value in flat.items())
 
 
 def _final_by_seed(one: Configuration, level: str) -> dict[int, float]:

@@ -214,7 +214,7 @@ def test_a_node_may_have_data_of_its_own(tmp_path):
     context = node_context({**SMALL, "data.name": str(tmp_path)}, data_path=str(tmp_path))
     train, test, classes = Instruction(None, context).data  # which no message decides
     assert (len(train), len(test), classes) == (20, 20, (0, 1))
-    with pytest.raises(DataError, match=r"have shape \(2,\); expected \(1, 8, 8\), as in the run's data set, digits"):
+    with pytest.raises(DataError, match=r"of shape \(2,\); expected torch.float32 of shape \(1, 8, 8\), as in"):
         _ = Instruction(None, node_context(SMALL, data_path=str(tmp_path))).data
 
 

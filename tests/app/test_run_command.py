@@ -58,7 +58,7 @@ def test_a_round_in_which_nobody_evaluates_is_a_failure(tmp_path, monkeypatch, c
     small = ("model.hidden=4,8", "train.epochs=1", "run.callbacks=", "evaluate.levels=false", "mix=e")
     assert main(["run", "--clients", "2", "--rounds", "1", *small, "evaluate.metric=own_metric:metric"]) == 1
     err = capsys.readouterr().err
-    assert "heterofl: in round 1 no client evaluated: partition 0 and 1 more: " in err
+    assert "heterofl: in round 1 no client evaluated the global model: partition 0 and 1 more: " in err
     assert why in err
 
 

@@ -76,7 +76,12 @@ def test_words_have_the_numbers_of_the_runs_text(tmp_path):
             "has the classes unknown, which the run's data set, .*, lacks; expected",
         ),
         ("ab", {"names": (), "classes": 2}, r"names 3 classes \(ill, unknown, well\), and the run has 2 without names"),
-        ("ab", {"columns": (), "shape": (3,)}, r"inputs of .*node have shape \(2,\); expected \(3,\)"),
+        (
+            "ab",
+            {"columns": (), "shape": (3,)},
+            r"of shape \(2,\); expected torch.float32 of shape \(3,\)",
+        ),
+        ("ab", {"dtype": torch.int64}, r"are torch.float32 of shape \(2,\); expected torch.int64 of shape \(2,\)"),
         ("ab", {"reading": "a text"}, "are not both text, or both not"),
     ],
 )

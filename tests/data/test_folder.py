@@ -54,6 +54,14 @@ def test_folders_without_train_and_test_raise_an_error(tmp_path, names, message)
         load_dataset(str(tmp_path))
 
 
+@pytest.mark.parametrize("place", ["train/part1/a.csv", "train/a.csv"])
+def test_tables_may_lie_in_folders(tmp_path, place):
+    write(tmp_path / place, "a,label\n1,0\n3,1\n")
+    write(tmp_path / place.replace("train", "test"), "a,label\n1,0\n3,1\n")
+    write(tmp_path / "train" / ".ipynb_checkpoints" / "b.csv", "c\n1\n")
+    assert load_dataset(str(tmp_path)).train.targets.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("features", [True, False])
 def test_parquet_laid_out_like_the_hub_is_read_below_root(tmp_path, features, monkeypatch):
     folder = tmp_path / "user" / "set" / "plain"

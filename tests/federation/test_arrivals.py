@@ -181,6 +181,21 @@ class TestNodes:
         assert nodes.trained == {*first, *then} & {*present}
         assert "says partition" not in caplog.text
 
+    def test_who_was_away_for_a_moment_has_its_numbers_again(self):
+        nodes, silent = Nodes(), {node: Capability() for node in range(4)}
+        nodes.register(silent, present=range(4))
+        nodes.seat_rates.update(dict.fromkeys(range(4), 0.5))
+        nodes.forget([0, 1])
+        nodes.register({1: Capability()}, present=[1, 2, 3])
+        nodes.register({0: Capability()}, present=range(4))
+        assert [(nodes.partition(own), nodes.seat(own), nodes.seat_rates[own]) for own in range(4)] == [
+            (own, own, 0.5) for own in range(4)
+        ]
+        nodes.forget([1])
+        nodes.register({9: Capability(partition=1)}, present=[0, 2, 3, 9])
+        nodes.register({1: Capability()}, present=[0, 1, 2, 3, 9])
+        assert [nodes.partition(own) for own in (9, 1)] == [1, 4]
+
     def test_parts_of_different_numbers_are_warned_of(self, caplog):
         nodes = Nodes()
         nodes.register({node: Capability(partition=node, num_partitions=2) for node in range(2)})

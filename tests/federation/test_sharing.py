@@ -104,6 +104,21 @@ def loads_nothing(message, context):
     return reply(message, submodel(message, build), num_examples=1, context=context)
 
 
+def test_who_holds_none_of_what_stays_with_clients_has_nothing_to_lose():
+    found = tiny.play(make_app(train, judge), "a1", 2, 2, shared=("*.*",), evaluation=Evaluation())
+    assert (found.log.failures, found.log.evaluate_failures) == ({}, {})
+
+
+def test_a_second_run_on_a_grid_begins_with_layers_of_its_own():
+    whole = initial_state(build, 1.0, 0)
+    with tiny.Watched(make_app(train, judge), 2) as grid:
+        for _ in range(2):
+            HeteroFL(build, "a1", shared=BODY, evaluation=tiny.NEVER).start(grid, num_rounds=1)
+        kept = [kept_part(own, grid.of("train")[-1]) for own in grid._contexts.values()]
+    for number, own in enumerate(kept, 1):
+        torch.testing.assert_close(own["classifier.bias"], whole["classifier.bias"] + number)
+
+
 NOT_GIVEN = "has trained in this run, and the layers that stay with it .* are not given: .*context=context"
 
 

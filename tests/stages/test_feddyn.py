@@ -109,8 +109,8 @@ def test_a_run_that_goes_on_has_the_same_model():
     whole = run(learning_rate=falling)
     with Watched(make_app(), NODES) as grid:  # whose clients keep their state
         options = {"grid": lambda *_, **__: nullcontext(grid), "learning_rate": falling}
-        run(num_rounds=4, **options)
-        rest = run(start={"resume": whole.progress[3]}, **options)
+        begun = run(num_rounds=4, **options)
+        rest = run(start={"resume": begun.progress[3]}, **options)
     assert equal(rest.state, whole.state)
 
 

@@ -62,12 +62,13 @@ def run(args: argparse.Namespace) -> int:
 def _end(request: Request) -> int:
     """Print what a run has come to; return the exit status."""
     show_results(request.out)
-    for record in RunFolder(request.out).history():
-        if record.evaluate_asked and not record.evaluate_answers:
-            why = name_faults("partition", record.evaluate_failures)
-            print(printable(f"heterofl: in round {record.server_round} no client evaluated: {why}"), file=sys.stderr)
-            return 1
-    return 0
+    last = next((own for own in reversed(RunFolder(request.out).history()) if own.evaluate_asked), None)
+    if last is None or last.evaluate_answers:
+        return 0
+    why = name_faults("partition", last.evaluate_failures)
+    said = f"heterofl: in round {last.server_round} no client evaluated the global model: {why}"
+    print(printable(said), file=sys.stderr)
+    return 1
 
 
 def build_request(args: argparse.Namespace) -> Request:

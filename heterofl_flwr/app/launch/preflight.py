@@ -53,7 +53,12 @@ def _check_fit(task: Task, name: str, build: Build) -> None:
         model, _ = build_and_profile(build, task.mix.global_rate, example)
     except HeteroFLError:
         raise
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+    except Exception as error:  # a user's own raises what it likes
+        if name not in MODELS:
+            raise ConfigError(
+                f"the model {name} fails at rate {task.mix.global_rate:g} on an input of {task.settings.data.name}, "
+                f"{example.dtype} of shape {tuple(example.shape[1:])}: {first_line(error)}"
+            ) from error
         raise ConfigError(
             f"the model {name} cannot read the data set {task.settings.data.name}, whose inputs are "
             f"{example.dtype} of shape {tuple(example.shape[1:])} ({first_line(error)}): name another model "
