@@ -10,7 +10,8 @@ from torch import Tensor
 
 from heterofl_flwr import messages
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.files import CLIENT_STATES, files_by_round, pack, remove, write_atomic
+from heterofl_flwr.files import CLIENT_STATES, files_by_round, remove, write_atomic
+from heterofl_flwr.tensor_files import pack
 
 NODE_STATES = "states-path"
 """The key of a node's own config that names a folder for its states; nothing that a server sends does."""

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, tensors and strict JSON in them, and errors that name what cannot be read."""
+"""Files that are written whole or not at all, strict JSON, and errors that name a file which cannot be read."""
 
 import json
 import math
@@ -9,10 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save
-from torch import Tensor
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
@@ -45,13 +42,6 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-
-
-def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return tensors as the content of a safetensors file."""
-    # Tied weights share memory, which the format does not allow, so each tensor is copied.
-    copies = {name: own.detach().cpu().clone(memory_format=torch.contiguous_format) for name, own in tensors.items()}
-    return bytes(save(copies))
 
 
 def append_line(path: Path, line: str) -> None:

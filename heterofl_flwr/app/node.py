@@ -114,7 +114,8 @@ class Instruction:
         """Return the training of a model on this client's examples, with the mask of its classes where there is one."""
         split, _, classes = self.data
         towards: list[Tensor] = []
-        if self.pull is not None and self.task.keeps:  # FedProx pulls to what was received, which all engines know
+        # FedProx, where clients keep nothing, pulls to what was received, which all engines know.
+        if self.pull is not None and messages.TRAINED in self.config:
             places = self.pull.towards()
             towards = [places[name] for name, _ in model.named_parameters()]
             note_pulled(model)

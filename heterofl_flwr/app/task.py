@@ -23,7 +23,6 @@ from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.settings.auto_values import architectures, model_options, options_of, with_architecture
 from heterofl_flwr.settings.definitions import DataSettings, Settings
 from heterofl_flwr.settings.flat import from_flat
-from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.training import EvaluateResult, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.distill import seed_set
 from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_up
@@ -119,11 +118,6 @@ class Task:
     def personal(self) -> bool:
         """Whether clients keep parameters of their own (``server.shared``)."""
         return self.settings.server.shared != ALL or self.settings.server.strategy == "fedh2l"
-
-    @property
-    def keeps(self) -> bool:
-        """Whether clients keep something from round to round: parameters of their own, or what a stage keeps."""
-        return self.personal or any(own.needs.fixed_slices for own in parse_stages(self.settings.server.stages))
 
     @property
     def masked(self) -> bool:

@@ -117,17 +117,16 @@ def _align_split(
     split: Split, order: list[int] | None, lookup: Tensor | None, before: Normal | None, after: Normal | None
 ) -> Split:
     """Return a split with other class numbers, columns in another order, and another normalisation."""
-    inputs, targets, black = split.inputs, split.targets, split.black
+    targets, black = split.targets, split.black
+    inputs = split.inputs if order is None else split.inputs[:, order]
     if before is not None and after is not None and before != after:
         old, new = (torch.tensor([own.mean, own.deviation]) for own in (before, after))
+        if order is not None:
+            old = old[:, order]
         shape = (-1, *[1] * (inputs.dim() - 2))
-        if order is not None:  # the run's is in the run's order
-            new = new[:, torch.tensor(order).argsort()]
         scale, shift = old[1] / new[1], (old[0] - new[0]) / new[1]
         inputs = inputs * scale.view(shape) + shift.view(shape)
         black = None if black is None else -new[0] / new[1]
-    if order is not None:
-        inputs = inputs[:, order]
     return replace(split, inputs=inputs, targets=targets if lookup is None else lookup[targets], black=black)
 
 

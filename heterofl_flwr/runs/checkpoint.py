@@ -15,7 +15,8 @@ from torch import Tensor
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import RunState
-from heterofl_flwr.files import DAMAGED, files_by_round, pack, to_json, write_atomic
+from heterofl_flwr.files import DAMAGED, files_by_round, to_json, write_atomic
+from heterofl_flwr.tensor_files import pack
 
 log = logging.getLogger(__name__)
 
