@@ -11,7 +11,7 @@ from pathlib import Path
 import nox
 
 FLOWERS = ["1.32.1", "1.36.0", "1.38.0", "1.42.0"]
-"""The oldest, two between that differ in what ``heterofl_flwr/compat.py`` names, and the newest that was tested."""
+"""The oldest, two between that differ in what ``transport/compat.py`` names, and the newest that was tested."""
 
 PYTHONS = ["3.11", "3.12", "3.13"]
 TORCHES = ["2.11.0", "2.15.0"]  # the oldest that is allowed, and the newest

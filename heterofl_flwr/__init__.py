@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from heterofl_flwr.adapters.lora import lora as lora
+    from heterofl_flwr.common.errors import HeteroFLError as HeteroFLError
     from heterofl_flwr.core.counting_mean import Aggregator as Aggregator
     from heterofl_flwr.core.fidelity import Fidelity as Fidelity
     from heterofl_flwr.core.levels import Mix as Mix
     from heterofl_flwr.core.robust import Robust as Robust
     from heterofl_flwr.core.slice_plan import Plan as Plan
     from heterofl_flwr.elastic_models.elastic_model import elastic as elastic
-    from heterofl_flwr.errors import HeteroFLError as HeteroFLError
     from heterofl_flwr.federation.admission import Limits as Limits
     from heterofl_flwr.federation.evaluation import Evaluation as Evaluation
     from heterofl_flwr.federation.options import multi_step as multi_step
@@ -55,7 +55,7 @@ _HOMES = {
     "FedH2L": "strategies.fedh2l",
     "Fidelity": "core.fidelity",
     "HeteroFL": "strategies.heterofl",
-    "HeteroFLError": "errors",
+    "HeteroFLError": "common.errors",
     "Limits": "federation.admission",
     "LocalGrid": "grids.local",
     "Mix": "core.levels",

@@ -22,7 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from heterofl_flwr.app.sweep.job import Job

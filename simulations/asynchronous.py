@@ -24,10 +24,10 @@ from torch import Tensor
 
 from heterofl_flwr import Buffered, DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
 from heterofl_flwr.app import client_app
-from heterofl_flwr.app.task import Task, load_task
+from heterofl_flwr.app.workload import Workload, load_workload
+from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.files import write_atomic
 from heterofl_flwr.grids.devices import EDGE, Training
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.report.drawing import SIZE, SMALL, series
@@ -122,11 +122,11 @@ def run_cell(cell: Cell, study: Study, rounds: int = ROUNDS) -> list[dict[str, f
     Steps take half as many replies again as rounds, as they may need more of them.
     """
     config = {**SETTINGS, "data.name": study.data, "data.split": cell.split, "seed": cell.seed}
-    task, (spare, steps) = load_task(config), study.methods[cell.method]
-    learning_rate = task.settings.train.learning_rate
+    workload, (spare, steps) = load_workload(config), study.methods[cell.method]
+    learning_rate = workload.settings.train.learning_rate
     strategy = HeteroFL(
-        task.build,
-        task.mix,
+        workload.build,
+        workload.mix,
         seed=cell.seed,
         fraction_train=STEPS.concurrency / CLIENTS,
         fraction_evaluate=0.0,
@@ -137,26 +137,30 @@ def run_cell(cell: Cell, study: Study, rounds: int = ROUNDS) -> list[dict[str, f
         evaluation=Evaluation(every=2 * EVERY if steps.size else EVERY),
     )
     found: list[dict[str, float]] = []
-    devices = Devices(PACES[cell.pace], Training(task.build, task.example(), epochs=task.settings.train.epochs))
-    with LocalGrid(client_app.app, CLIENTS, run_config=config, cohort=task.cohort) as inner:
+    devices = Devices(
+        PACES[cell.pace], Training(workload.build, workload.example(), epochs=workload.settings.train.epochs)
+    )
+    with LocalGrid(client_app.app, CLIENTS, run_config=config, cohort=workload.cohort) as inner:
         grid = SimulatedDevices(inner, devices)
 
         def note(server_round: int, arrays: ArrayRecord) -> None:
             if server_round:
-                accuracies = level_accuracies(task, strategy, arrays.to_torch_state_dict())
+                accuracies = level_accuracies(workload, strategy, arrays.to_torch_state_dict())
                 found.append({"round": server_round, "simulated": grid.seconds, **accuracies})
 
         strategy.start(grid, num_rounds=3 * rounds if steps.size else rounds, evaluate_fn=note)
     return found
 
 
-def level_accuracies(task: Task, strategy: HeteroFL, state: Mapping[str, Tensor]) -> dict[str, float]:
+def level_accuracies(workload: Workload, strategy: HeteroFL, state: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the accuracy of each level's own model on test images."""
-    train, test, plan = task.dataset.train, task.dataset.test, strategy.federation.plan
+    train, test, plan = workload.dataset.train, workload.dataset.test, strategy.federation.plan
     test = replace(test, inputs=test.inputs[::2], targets=test.targets[::2])
     train = replace(train, inputs=train.inputs[:MEASURED], targets=train.targets[:MEASURED])
-    less = replace(task.dataset, train=train, test=test)
-    return {level_name(rate): accuracy(task.build(rate), plan(rate).extract(state), less) for rate in task.mix.rates}
+    less = replace(workload.dataset, train=train, test=test)
+    return {
+        level_name(rate): accuracy(workload.build(rate), plan(rate).extract(state), less) for rate in workload.mix.rates
+    }
 
 
 Curve = Sequence[Mapping[str, float]]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from heterofl_flwr.app.cli.main import status_of as status_of
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.files import append_line, remove, write_atomic
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.files import append_line, remove, write_atomic
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

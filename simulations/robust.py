@@ -24,13 +24,13 @@ from torch.nn.functional import avg_pool2d
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import client_app, server_app
-from heterofl_flwr.app.task import Task, load_task
+from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.client import seed_of
+from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Split, load_dataset
 from heterofl_flwr.federation.records import Progress, RoundCallback
-from heterofl_flwr.files import write_atomic
 from heterofl_flwr.nn import collect_moments, with_static_norm
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.runs.origin import command
@@ -126,15 +126,15 @@ class HostileApp(client_app.CohortApp):
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Return what became of the models of the largest and of the smallest level, and how many were refused."""
     config = cell.config()
-    task = load_task(config)
-    prepare(task, cell)
+    workload = load_workload(config)
+    prepare(workload, cell)
     refusals = Refusals()
-    strategy = server_app.make_strategy(task, (refusals,))
+    strategy = server_app.make_strategy(workload, (refusals,))
     with LocalGrid(HostileApp(cell), CLIENTS, run_config=config, cohort=CLIENTS) as grid:
-        state = strategy.start(grid, num_rounds=task.settings.num_rounds).arrays.to_torch_state_dict()
+        state = strategy.start(grid, num_rounds=workload.settings.num_rounds).arrays.to_torch_state_dict()
     found = {
-        end: accuracy(task.build(rate), strategy.federation.plan(rate).extract(state), task.dataset)
-        for end, rate in (("largest", task.mix.rates[0]), ("smallest", task.mix.rates[-1]))
+        end: accuracy(workload.build(rate), strategy.federation.plan(rate).extract(state), workload.dataset)
+        for end, rate in (("largest", workload.mix.rates[0]), ("smallest", workload.mix.rates[-1]))
     }
     refused = refusals.counted
     honest = sum(number for partition, number in refused.items() if partition >= cell.attackers)
@@ -153,15 +153,15 @@ class Refusals(RoundCallback):
         return False
 
 
-def prepare(task: Task, cell: Cell) -> None:
+def prepare(workload: Workload, cell: Cell) -> None:
     """Give clients their data: some rows, and wrong labels where they are to learn these."""
     whole = load_dataset(cell.data)
-    task.dataset = replace(whole, train=_small(whole.train), test=_small(whole.test))
-    targets = task.dataset.train.targets.clone()
+    workload.dataset = replace(whole, train=_small(whole.train), test=_small(whole.test))
+    targets = workload.dataset.train.targets.clone()
     for partition in range(cell.attackers if cell.attack == "labels" else 0):
-        own = task.partitions(CLIENTS).train[partition]
-        targets[own] = task.dataset.classes - 1 - targets[own]
-    task.train = replace(task.dataset.train, targets=targets)
+        own = workload.partitions(CLIENTS).train[partition]
+        targets[own] = workload.dataset.classes - 1 - targets[own]
+    workload.train = replace(workload.dataset.train, targets=targets)
 
 
 def _small(split: Split) -> Split:

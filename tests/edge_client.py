@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 
-from heterofl_flwr import Plan, messages
+from heterofl_flwr import Plan
 from heterofl_flwr.app.client_app import app
-from heterofl_flwr.app.task import load_task
+from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.grids.apps import Identity
+from heterofl_flwr.transport import messages
 
 
 def main(folder: str, level: str) -> None:
@@ -17,7 +18,7 @@ def main(folder: str, level: str) -> None:
     config: dict[str, bool | int | float | str] = {"data.name": "mnist", "mix": f"a1-{level}1", "train.epochs": 1}
     node: dict[str, bool | int | float | str] = {"data-path": folder, "level": level}
     context = Context(1, 1, node, RecordDict(), dict(config))
-    build, rate = load_task(config).build, rate_of(level)
+    build, rate = load_workload(config).build, rate_of(level)
     state = Plan.of(build(1.0), build(rate)).extract(dict(build(1.0).named_parameters()))
     sent = dict.fromkeys((messages.SEED, messages.PARTITION), 0) | {messages.RATE: rate, messages.GLOBAL_RATE: 1.0}
     sent |= {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 0.01}

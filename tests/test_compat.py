@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from heterofl_flwr import compat
-from heterofl_flwr.compat import connect_length_check, get_nodes, has_runtime_client, runtime_client
+from heterofl_flwr.transport import compat
+from heterofl_flwr.transport.compat import connect_length_check, get_nodes, has_runtime_client, runtime_client
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {"app", "client", "client.mod", "clientapp", "clientapp.mod", "common", "simulation"}
@@ -45,7 +45,7 @@ def test_no_other_module_imports_what_is_not_public_in_flower():
         modules = re.findall(r"^ *from (flwr\.[\w.]+) import ", path.read_text(encoding="utf-8"), re.MULTILINE)
         if private := {own for own in modules if own.removeprefix("flwr.") not in PUBLIC}:
             found[str(path.relative_to(ROOT))] = private
-    assert sorted(found) == ["heterofl_flwr/compat.py", "tests/flower_internals.py"]
+    assert sorted(found) == ["heterofl_flwr/transport/compat.py", "tests/flower_internals.py"]
 
 
 def test_versions_up_to_the_newest_tested_pass_without_a_warning():

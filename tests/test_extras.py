@@ -79,7 +79,7 @@ main("own_data:load", "e")
 PARTS = """
 import importlib, pkgutil, torch
 import heterofl_flwr
-from heterofl_flwr.errors import MissingExtraError
+from heterofl_flwr.common.errors import MissingExtraError
 
 for module in pkgutil.walk_packages(heterofl_flwr.__path__, "heterofl_flwr."):
     try:

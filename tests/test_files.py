@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.files import append_line, remove, to_json, write_atomic
+from heterofl_flwr.common.errors import HeteroFLError
+from heterofl_flwr.common.files import append_line, remove, to_json, write_atomic
 
 
 @contextmanager

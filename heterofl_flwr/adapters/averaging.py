@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.counting_mean import Aggregator
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import ConfigError
 
 FACTORS = ("lora_", "lora_embedding_")
 """How peft begins the names of an adapter's factors: ``lora_A``, or ``lora_embedding_A``."""

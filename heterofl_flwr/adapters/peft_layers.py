@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from heterofl_flwr.common.errors import ConfigError, ShapeError, UnsupportedLayerError, extra
 from heterofl_flwr.core.axes import Axes, axes_between
 from heterofl_flwr.core.reply_checks import last_linear
 from heterofl_flwr.elastic_models.cut_layers import adjust_layers
-from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError, extra
 
 if TYPE_CHECKING:
     from peft import PeftModel

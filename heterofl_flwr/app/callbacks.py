@@ -5,14 +5,14 @@ from typing import cast
 
 from flwr.app import ArrayRecord, MetricRecord
 
-from heterofl_flwr import packing
-from heterofl_flwr.app.task import Task
-from heterofl_flwr.errors import ConfigError, load_function
+from heterofl_flwr.app.workload import Workload
+from heterofl_flwr.client.local_model import for_evaluation, model_at
+from heterofl_flwr.common.errors import ConfigError, load_function
 from heterofl_flwr.federation.records import RoundCallback
-from heterofl_flwr.local_model import for_evaluation, model_at
 from heterofl_flwr.report import Costs, MLflow, Recorder, RunFolder, TensorBoard, WandB
 from heterofl_flwr.settings.flat import to_flat
 from heterofl_flwr.strategies.heterofl import HeteroFL
+from heterofl_flwr.transport import packing
 
 PROJECT = "heterofl-flwr"
 
@@ -20,29 +20,35 @@ NAMES = ("tensorboard", "wandb", "mlflow")
 """The callbacks of ours that ``run.callbacks`` can name."""
 
 
-def evaluate_global(strategy: HeteroFL, task: Task, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+def evaluate_global(
+    strategy: HeteroFL, workload: Workload, server_round: int, arrays: ArrayRecord
+) -> MetricRecord | None:
     """Return accuracy and loss on the whole test set without any mask; nothing of a model that nobody has trained."""
     if not server_round:
         return None
-    rate = task.mix.global_rate
-    model = model_at(task.build, packing.read_tensors(arrays, "the server"), rate, rate)
-    model = for_evaluation(model, strategy.moments.get(rate)).to(task.device)
-    test = task.whole_test(strategy.federation.nodes.dealt())
-    return MetricRecord(dict(task.evaluate_centrally(model, test, server_round).metrics("global")))
+    rate = workload.mix.global_rate
+    model = model_at(workload.build, packing.read_tensors(arrays, "the server"), rate, rate)
+    model = for_evaluation(model, strategy.moments.get(rate)).to(workload.device)
+    test = workload.whole_test(strategy.federation.nodes.dealt())
+    return MetricRecord(dict(workload.evaluate_centrally(model, test, server_round).metrics("global")))
 
 
-def build_callbacks(task: Task, folder: RunFolder | None) -> list[RoundCallback]:
+def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundCallback]:
     """Return the recorder of the run folder, and what ``run.callbacks`` names."""
-    run = task.settings.run
+    run = workload.settings.run
     check_names(run.callbacks)
     found: list[RoundCallback] = []
     if folder is not None:
         # The models of FedH2L have no levels, and travel nowhere.
-        costs = None if task.settings.server.strategy == "fedh2l" else Costs(task.build, task.mix, task.example())
-        found.append(Recorder(folder, run.checkpoint_every, costs=costs, models=not task.personal))
+        costs = (
+            None
+            if workload.settings.server.strategy == "fedh2l"
+            else Costs(workload.build, workload.mix, workload.example())
+        )
+        found.append(Recorder(folder, run.checkpoint_every, costs=costs, models=not workload.personal))
     # Without a folder the default, tensorboard, has nowhere to write.
     names = [name for name in run.callbacks if folder is not None or name != "tensorboard"]
-    return found + [_build_callback(name, task, folder) for name in names]
+    return found + [_build_callback(name, workload, folder) for name in names]
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -54,13 +60,13 @@ def check_names(names: Sequence[str]) -> None:
             raise ConfigError(f"run.callbacks names {name!r}; expected {', '.join(NAMES)} or 'module:name'")
 
 
-def _build_callback(name: str, task: Task, folder: RunFolder | None) -> RoundCallback:
+def _build_callback(name: str, workload: Workload, folder: RunFolder | None) -> RoundCallback:
     """Return a callback of ours, or a user's own."""
     if ":" in name:
         return cast("RoundCallback", load_function(name, "run.callbacks")())
     if name == "tensorboard" and folder is not None:
         return TensorBoard(folder)
-    settings = to_flat(task.settings)
+    settings = to_flat(workload.settings)
     own_name = folder.path.resolve().name if folder else None
     if name == "wandb":
         return WandB(PROJECT, settings=settings, folder=folder, name=own_name)

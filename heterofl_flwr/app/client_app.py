@@ -10,18 +10,18 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from heterofl_flwr import messages, packing
 from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.client import answer_moments, answer_stages, models_to_evaluate, reply
-from heterofl_flwr.client_context import answering
+from heterofl_flwr.client.client_context import answering
+from heterofl_flwr.client.node_config import answer_capability
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError, ReplyError
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError, ReplyError
-from heterofl_flwr.node_config import answer_capability
 from heterofl_flwr.training import TrainResult, evaluate, keep_freed_memory, train_together
 from heterofl_flwr.training.distill import learn_from_peers, posteriors
 from heterofl_flwr.training.evaluate import evaluate_each
 from heterofl_flwr.training.step import Masking
+from heterofl_flwr.transport import messages, packing
 
 
 class CohortApp(ClientApp):
@@ -44,13 +44,13 @@ app.query("stages")(answer_stages)
 def moments_query(message: Message, context: Context) -> Message:
     """Measure the static batch norm moments of this client's training data."""
     instruction = Instruction(message, context)
-    task, split = instruction.task, instruction.data[0]
+    workload, split = instruction.workload, instruction.data[0]
     return answer_moments(
         message,
         instruction.build,
-        lambda: task.moments_batches(split, instruction.seed),
-        task.device,
-        together=task.moments_together,
+        lambda: workload.moments_batches(split, instruction.seed),
+        workload.device,
+        together=workload.moments_together,
         seed_torch=True,
     )
 
@@ -70,7 +70,7 @@ def _answer(cohort: Sequence[Instruction]) -> list[Message]:
                 instruction.message,
                 model,
                 num_examples=result.examples,
-                labels=instruction.data[2] if instruction.task.sends_labels else None,
+                labels=instruction.data[2] if instruction.workload.sends_labels else None,
                 metrics={"loss": result.loss, "accuracy": result.accuracy},
                 context=instruction.context,
             )
@@ -81,15 +81,15 @@ def _answer(cohort: Sequence[Instruction]) -> list[Message]:
 def _train(cohort: Sequence[Instruction]) -> list[tuple[nn.Module, TrainResult]]:
     """Train clients of one rate; return their models and the results."""
     keep_freed_memory()
-    options, task, rate = cohort[0].options, cohort[0].task, cohort[0].rate
+    options, workload, rate = cohort[0].options, cohort[0].workload, cohort[0].rate
     if any(instruction.options != options for instruction in cohort):
         raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
     try:
         models = _load_models(cohort)
         jobs = [instruction.training_job(model) for instruction, model in zip(cohort, models, strict=True)]
-        results = train_together(jobs, options, engine=task.settings.engine.name)
+        results = train_together(jobs, options, engine=workload.settings.engine.name)
     except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {task.device}: {error}") from error
+        raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {workload.device}: {error}") from error
     return list(zip(models, results, strict=True))
 
 
@@ -102,7 +102,7 @@ def _load_models(cohort: Sequence[Instruction]) -> list[nn.Module]:
         record = instruction.message.content.get(messages.ARRAYS)
         brought: Mapping[str, Array] = record if isinstance(record, ArrayRecord) else {}
         same = brought.keys() == previous.keys() and all(brought[name].data is previous[name].data for name in brought)
-        read = not models or instruction.task.personal or not same
+        read = not models or instruction.workload.personal or not same
         previous = brought
         models.append(instruction.load_model() if read else copy_exchanged(models[-1]))
     return models
@@ -113,7 +113,7 @@ def evaluate_message(message: Message, context: Context) -> Message:
     """Evaluate the models that the message asks about, or this client's own."""
     instruction = Instruction(message, context)
     examples = len(instruction.data[1])
-    measure = _evaluate_personal_model if instruction.task.personal else _evaluate_sent_models
+    measure = _evaluate_personal_model if instruction.workload.personal else _evaluate_sent_models
     return reply(message, num_examples=examples, metrics=measure(instruction) if examples else {})
 
 
@@ -123,7 +123,7 @@ def _evaluate_sent_models(instruction: Instruction) -> dict[str, float]:
     classes = asked if isinstance(asked, list) else instruction.data[2]
     metrics: dict[str, float] = {}
     for rate, model in models_to_evaluate(instruction.message, instruction.build, seed_torch=True):
-        found = _evaluate(instruction, model.to(instruction.task.device), classes)
+        found = _evaluate(instruction, model.to(instruction.workload.device), classes)
         # The first is the largest: on every client's data it is the global model.
         metrics = (metrics or found) | {f"{name}/{rate}": value for name, value in found.items()}
     return metrics
@@ -131,14 +131,14 @@ def _evaluate_sent_models(instruction: Instruction) -> dict[str, float]:
 
 def _evaluate_personal_model(instruction: Instruction) -> dict[str, float]:
     """Evaluate this client's own model: locally on its own test data, globally on all, where a node has them."""
-    task = instruction.task
+    workload = instruction.workload
     model = instruction.with_own_moments(instruction.load_model())
     metrics = _evaluate(instruction, model, instruction.data[2])
-    if task.settings.evaluate.central and not instruction.has_own_data:
-        test, kind = task.whole_test(instruction.clients), task.settings.fidelity
+    if workload.settings.evaluate.central and not instruction.has_own_data:
+        test, kind = workload.whole_test(instruction.clients), workload.settings.fidelity
         metrics |= evaluate(model, test, perplexity_kind=kind).metrics("global")
     by_level = {f"{name}/{instruction.rate}": value for name, value in metrics.items()}
-    if len(task.builds) > 1:  # a mean over all clients hides an architecture that learns nothing
+    if len(workload.builds) > 1:  # a mean over all clients hides an architecture that learns nothing
         own = instruction.architecture
         metrics |= {f"{own}-{name}": value for name, value in metrics.items() if name.endswith("accuracy")}
     return metrics | by_level
@@ -146,16 +146,16 @@ def _evaluate_personal_model(instruction: Instruction) -> dict[str, float]:
 
 def _evaluate(instruction: Instruction, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
     """Return the metrics of one model on one client's test data."""
-    task, split = instruction.task, instruction.data[1]
-    maskings = Masking(None, "none"), Masking(torch.tensor(classes), task.settings.train.mask_fill)
-    kind = task.settings.fidelity
+    workload, split = instruction.workload, instruction.data[1]
+    maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)
+    kind = workload.settings.fidelity
     plain, masked = evaluate_each(model, split, maskings, seed=instruction.seed, perplexity_kind=kind)
     metrics = {**plain.metrics("global"), **masked.metrics("local")}
     if math.isinf(masked.loss):  # that of a class which is not among the client's own, with train.mask-fill=-inf
         del metrics["local-loss"]
-    if task.metric:
+    if workload.metric:
         with torch.inference_mode():
-            found = task.metric(model, split.inputs, split.targets)
+            found = workload.metric(model, split.inputs, split.targets)
         metrics |= _read_users_metrics(found, metrics)
     return metrics
 
@@ -188,14 +188,14 @@ def publish_message(message: Message, context: Context) -> Message:
 def learn_message(message: Message, context: Context) -> Message:
     """Learn from the posteriors that the other clients published (FedH2L)."""
     instruction = Instruction(message, context)
-    task = instruction.task
+    workload = instruction.workload
     record = messages.array_records(message.content).get(messages.POSTERIORS)
     if record is None or list(record) != [messages.POSTERIORS]:
         raise ReplyError(f"{messages.SERVER} sent no {messages.POSTERIORS} of peers")
-    peers = packing.read_tensors(record)[messages.POSTERIORS].to(task.device)
+    peers = packing.read_tensors(record)[messages.POSTERIORS].to(workload.device)
     model = instruction.load_model()
     temperature = instruction.value(messages.TEMPERATURE, float)
-    distill = replace(task.settings.distill, temperature=temperature)
+    distill = replace(workload.settings.distill, temperature=temperature)
     divergence = learn_from_peers(
         instruction.training_job(model), _load_seed_examples(instruction), peers, instruction.options, distill
     )
@@ -205,11 +205,11 @@ def learn_message(message: Message, context: Context) -> Message:
 
 def _load_seed_examples(instruction: Instruction) -> tuple[torch.Tensor, torch.Tensor]:
     """Return inputs and labels of the round's seed examples."""
-    rows, seeds = instruction.config.get(messages.SEED_ROWS), instruction.task.seeds
+    rows, seeds = instruction.config.get(messages.SEED_ROWS), instruction.workload.seeds
     size = len(seeds)
     if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < size for row in rows):
         raise ReplyError(
             f"{messages.SERVER} sent {rows!r} as {messages.SEED_ROWS}, expected a list of numbers from 0 to {size - 1}"
         )
-    chosen = seeds.select(torch.tensor(rows, device=instruction.task.device))
+    chosen = seeds.select(torch.tensor(rows, device=instruction.workload.device))
     return chosen.inputs, chosen.targets

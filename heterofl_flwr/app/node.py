@@ -10,19 +10,19 @@ import torch
 from flwr.app import ConfigRecord, Context, Message
 from torch import Tensor, nn
 
-from heterofl_flwr import messages
-from heterofl_flwr.app.task import Task, load_task
+from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.client import note_pulled, own_part, pull_of, seed_of, share_of_work, submodel
-from heterofl_flwr.client_context import keep_part
+from heterofl_flwr.client.client_context import keep_part
+from heterofl_flwr.client.node_config import read_capability
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.data.align import align
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import with_static_norm
-from heterofl_flwr.node_config import read_capability
 from heterofl_flwr.stages.stage import Pull
 from heterofl_flwr.training import TrainingJob, TrainOptions
+from heterofl_flwr.transport import messages
 
 NODE_DATA = "data-path"
 """The key of a node's own config that names a folder with data of its own."""
@@ -35,7 +35,7 @@ class Instruction:
 
     def __init__(self, message: Message, context: Context) -> None:
         self.message, self.context = message, context
-        self.task = load_task(context.run_config)
+        self.workload = load_workload(context.run_config)
         self.has_own_data = NODE_DATA in context.node_config  # so that it has no part of ``data.name``
 
     @cached_property
@@ -61,10 +61,10 @@ class Instruction:
     def options(self) -> TrainOptions:
         """How the message asks its client to train."""
         return replace(
-            self.task.settings.train,
+            self.workload.settings.train,
             learning_rate=self.value(messages.LEARNING_RATE, float),
             proximal=self.pull.strength if self.pull else 0.0,
-            augment=self.task.facts.augment,
+            augment=self.workload.facts.augment,
         )
 
     @cached_property
@@ -76,7 +76,7 @@ class Instruction:
     def data(self) -> tuple[Split, Split, tuple[int, ...]]:
         """The node's training and test examples, and its classes."""
         if self.has_own_data:
-            return _load_own_data(str(self.context.node_config[NODE_DATA]), self.task)
+            return _load_own_data(str(self.context.node_config[NODE_DATA]), self.workload)
         said = read_capability(self.context)
         partition, number = said.get(messages.PARTITION), said.get(messages.NUM_PARTITIONS)
         if not isinstance(partition, int) or not isinstance(number, int):
@@ -84,7 +84,7 @@ class Instruction:
                 "this node does not know its data: start it with --node-config 'partition-id=0 num-partitions=10' for "
                 "a part of data.name, or with --node-config 'data-path=\"/path/to/folder\"' for data of its own"
             )
-        return self.task.part(partition, number)
+        return self.workload.part(partition, number)
 
     @property
     def clients(self) -> int:
@@ -95,16 +95,16 @@ class Instruction:
     @property
     def architecture(self) -> str:
         """The name of the architecture of the client that the message goes to."""
-        return self.task.architecture(self.value(messages.PARTITION, int))
+        return self.workload.architecture(self.value(messages.PARTITION, int))
 
     @cached_property
     def build(self) -> Build:
         """From a rate to the model of the client that the message goes to."""
-        return self.task.builds[self.architecture]
+        return self.workload.builds[self.architecture]
 
     def load_model(self) -> nn.Module:
         """Return the model that the message is about, on the device, with what this node keeps for itself."""
-        return submodel(self.message, self.build, context=self.context, seed_torch=True).to(self.task.device)
+        return submodel(self.message, self.build, context=self.context, seed_torch=True).to(self.workload.device)
 
     def keep(self, model: nn.Module) -> None:
         """Keep a trained model for the next rounds, where ``reply`` does not."""
@@ -120,33 +120,33 @@ class Instruction:
             towards = [places[name] for name, _ in model.named_parameters()]
             note_pulled(model)
         return TrainingJob(
-            model=self.task.with_inner_widths(model, self.rate, self.build),
+            model=self.workload.with_inner_widths(model, self.rate, self.build),
             towards=towards,
             split=split,
             seed=self.seed,
-            classes=torch.tensor(classes) if self.task.masked else None,
+            classes=torch.tensor(classes) if self.workload.masked else None,
             step_share=share_of_work(self.message),
-            joint_loss=self.task.joint_loss(self.value(messages.SERVER_ROUND, int)),
+            joint_loss=self.workload.joint_loss(self.value(messages.SERVER_ROUND, int)),
         )
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
         """Return this client's own model with the static batch norm moments of what it was trained on."""
         if not batch_norms(model):
             return model
-        kind = self.task.settings.fidelity
-        moments = collect_moments(model, self.trained_batches(), kind, together=self.task.moments_together)
+        kind = self.workload.settings.fidelity
+        moments = collect_moments(model, self.trained_batches(), kind, together=self.workload.moments_together)
         return with_static_norm(model, moments)
 
     def trained_batches(self) -> Iterable[Tensor]:
         """Return what this client's own model is trained on: its data and, in FedH2L, the seed set."""
-        task = self.task
-        own = task.moments_batches(self.data[0], self.seed)
-        if task.settings.server.strategy != "fedh2l":
+        workload = self.workload
+        own = workload.moments_batches(self.data[0], self.seed)
+        if workload.settings.server.strategy != "fedh2l":
             return own
-        return chain(own, task.moments_batches(task.seeds, self.seed))
+        return chain(own, workload.moments_batches(workload.seeds, self.seed))
 
 
 @lru_cache(maxsize=2)
-def _load_own_data(path: str, task: Task) -> tuple[Split, Split, tuple[int, ...]]:
-    own = align(load_dataset(path, label=task.settings.data.label), task.terms)
-    return own.train.to(task.device), own.test.to(task.device), tuple(own.train.targets.unique().tolist())
+def _load_own_data(path: str, workload: Workload) -> tuple[Split, Split, tuple[int, ...]]:
+    own = align(load_dataset(path, label=workload.settings.data.label), workload.terms)
+    return own.train.to(workload.device), own.test.to(workload.device), tuple(own.train.targets.unique().tolist())

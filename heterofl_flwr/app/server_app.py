@@ -11,12 +11,11 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from heterofl_flwr import messages
 from heterofl_flwr.app.callbacks import build_callbacks, evaluate_global
-from heterofl_flwr.app.task import Task, load_task
+from heterofl_flwr.app.workload import Workload, load_workload
+from heterofl_flwr.common.errors import ConfigError, extra, load_function
+from heterofl_flwr.common.options import values
 from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.errors import ConfigError, extra, load_function
-from heterofl_flwr.exchange import Relay
 from heterofl_flwr.federation.options import multi_step
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.federation.summary import count_releases
@@ -24,7 +23,6 @@ from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, Training
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.simulated import SimulatedDevices
-from heterofl_flwr.option_groups import values
 from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
@@ -33,6 +31,8 @@ from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.training import give_back_freed_memory
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.exchange import Relay
 
 logger = logging.getLogger(__name__)
 
@@ -59,46 +59,48 @@ def main(grid: Grid, context: Context) -> None:
         ours.handlers = list(logging.getLogger("flwr").handlers)
         ours.setLevel(logging.INFO)
         ours.propagate = False
-    run(grid, load_task(context.run_config))
+    run(grid, load_workload(context.run_config))
 
 
-def run(grid: Grid, task: Task, extra_callbacks: Sequence[RoundCallback] = ()) -> HeteroFL:
+def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> HeteroFL:
     """Run HeteroFL on any grid; with ``run.dir``, leave a folder that tells all about it."""
     give_back_freed_memory()
-    folder = RunFolder(task.settings.run.dir) if task.settings.run.dir else None
+    folder = RunFolder(workload.settings.run.dir) if workload.settings.run.dir else None
     with nullcontext() if folder is None else folder.lock():
-        return _run(grid, task, folder, extra_callbacks)
+        return _run(grid, workload, folder, extra_callbacks)
 
 
-def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequence[RoundCallback]) -> HeteroFL:
-    settings = task.settings
+def _run(
+    grid: Grid, workload: Workload, folder: RunFolder | None, extra_callbacks: Sequence[RoundCallback]
+) -> HeteroFL:
+    settings = workload.settings
     start = find_start(folder, settings)
     if start.finished:
         logger.info(start.finished)
-        return make_strategy(task, extra_callbacks)
+        return make_strategy(workload, extra_callbacks)
     # Where clients are of this run, their data are those of its settings; `heterofl run` puts a relay around its grid.
     clients = len(list(grid.get_node_ids())) if isinstance(grid, QueuedGrid | Relay) else None
-    steps = task.steps_each(clients) if clients else None
+    steps = workload.steps_each(clients) if clients else None
     console = Console(steps=steps)
-    strategy = make_strategy(task, (console, *build_callbacks(task, folder), *extra_callbacks))
+    strategy = make_strategy(workload, (console, *build_callbacks(workload, folder), *extra_callbacks))
     # The window is inside of simulated devices.
     grid = Windowed(grid, settings.engine.window) if settings.engine.window else grid
-    devices = build_devices(task)
+    devices = build_devices(workload)
     if folder is not None:  # only now, when everything has been checked
         with extra("report"):  # not after hours that what draws is missing
             from heterofl_flwr.report.page import write_page
 
-        _start_folder(folder, task, start, strategy, clients)
+        _start_folder(folder, workload, start, strategy, clients)
     if settings.privacy.noise:
         _say_epsilon(strategy, settings, start, simulated=clients is not None)
     # Where clients have models of their own, there is none for the server to evaluate.
-    evaluates = settings.evaluate.central and not task.personal
+    evaluates = settings.evaluate.central and not workload.personal
     with console.by_time():
         strategy.start(
             grid if devices is None else SimulatedDevices(grid, devices),
             num_rounds=settings.num_rounds,
             timeout=settings.engine.timeout,
-            evaluate_fn=partial(evaluate_global, strategy, task) if evaluates else None,
+            evaluate_fn=partial(evaluate_global, strategy, workload) if evaluates else None,
             resume=start.state,
         )
     if folder is not None:
@@ -107,9 +109,9 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     return strategy
 
 
-def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
+def make_strategy(workload: Workload, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     """Return the strategy that the settings describe."""
-    settings = task.settings
+    settings = workload.settings
     train, server, distill = settings.train, settings.server, settings.distill
     options = {
         **values(settings.sample),
@@ -120,16 +122,16 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "callbacks": callbacks,
     }
     if server.strategy == "fedh2l":
-        if task.dataset.train.reading is not None:
+        if workload.dataset.train.reading is not None:
             raise ConfigError(
                 f"server.strategy=fedh2l exchanges what models say of the classes of examples, and the data set "
                 f"{settings.data.name} is text: choose one with classes"
             )
         del options["spare"]
         sizes = {name: getattr(distill, name) for name in ("seed_size", "seed_batch", "temperature")}
-        return FedH2L(task.dataset.classes, settings.mix, **sizes, **options)
+        return FedH2L(workload.dataset.classes, settings.mix, **sizes, **options)
     return HeteroFL(
-        task.build,
+        workload.build,
         settings.mix,
         assignment=settings.assignment,
         slice_rule=server.slice_rule,
@@ -138,7 +140,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         upload=train.upload,
         proximal_mu=train.proximal or None,
         weights=server.weights,
-        labels=train.labels if task.counts_labels else "sent",
+        labels=train.labels if workload.counts_labels else "sent",
         fidelity=Fidelity.of(settings.fidelity),
         robust=server.build_robust_mean(),
         aggregator=AGGREGATORS[server.aggregator],
@@ -149,17 +151,22 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     )
 
 
-def build_devices(task: Task) -> Devices | None:
+def build_devices(workload: Workload) -> Devices | None:
     """Return what the clients' devices can do; None where nothing is simulated."""
-    settings = task.settings
+    settings = workload.settings
     name = settings.devices.profile
     if not name:
         return None
     profiles: Profiles = BUNDLED[name] if name in BUNDLED else load_function(name, "devices.profile")()
-    examples, train = task.dataset.train, settings.train
+    examples, train = workload.dataset.train, settings.train
     pieces = 1.0 if examples.reading is None else examples.inputs.shape[1] / examples.reading.length
     cost = Training(
-        task.build, task.example(), epochs=train.epochs, inputs=pieces, widths=train.distill, rates=task.mix.rates
+        workload.build,
+        workload.example(),
+        epochs=train.epochs,
+        inputs=pieces,
+        widths=train.distill,
+        rates=workload.mix.rates,
     )
     return Devices(profiles, cost, deadline=settings.devices.deadline or math.inf)
 
@@ -213,12 +220,12 @@ def _say_epsilon(strategy: HeteroFL, settings: Settings, start: Start, *, simula
     print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
 
 
-def _start_folder(folder: RunFolder, task: Task, start: Start, strategy: HeteroFL, clients: int | None) -> None:
+def _start_folder(folder: RunFolder, workload: Workload, start: Start, strategy: HeteroFL, clients: int | None) -> None:
     """Begin a run in its folder, and go on from what the folder knows of the rounds that are over."""
-    settings = task.settings
+    settings = workload.settings
     about = {
         "title": f"HeteroFL on {settings.data.name}, {settings.mix}",
-        "device": device_name(task.device),
+        "device": device_name(workload.device),
         **({"clients": clients} if clients else {}),  # which no setting tells
     }
     folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)

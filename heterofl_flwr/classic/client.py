@@ -8,17 +8,18 @@ from flwr.app import ConfigRecord, Message
 from flwr.common import Context, NDArrays, Scalar, parameters_to_ndarrays
 from torch import nn
 
-from heterofl_flwr import client, messages
+from heterofl_flwr import client
 from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
-from heterofl_flwr.client_context import keep_part
-from heterofl_flwr.compat import some_identity
+from heterofl_flwr.client.client_context import keep_part
+from heterofl_flwr.client.local_model import parameters_of as named_parameters
+from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.core.reply_checks import whole_numbers
 from heterofl_flwr.core.slice_plan import is_shared
-from heterofl_flwr.local_model import parameters_of as named_parameters
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.node_config import read_capability
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.compat import some_identity
 
 
 def submodel(

@@ -10,12 +10,12 @@ from flwr.common import Code, EvaluateRes, FitIns, FitRes, GetPropertiesIns, Get
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 
-from heterofl_flwr import messages
 from heterofl_flwr.classic.translation import Reply, fail, moment_names, record_parameters, to_reply, to_scalars
-from heterofl_flwr.compat import set_metadata
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.exchange import crosses_superlink
 from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.compat import set_metadata
+from heterofl_flwr.transport.exchange import crosses_superlink
 
 _THREADS = 16
 

@@ -21,7 +21,6 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 from flwr.serverapp import Grid
 
-from heterofl_flwr import messages
 from heterofl_flwr.classic.clients import Clients, collect_answers, to_replies
 from heterofl_flwr.classic.translation import (
     RESERVED,
@@ -31,16 +30,17 @@ from heterofl_flwr.classic.translation import (
     to_parameters,
     to_scalars,
 )
-from heterofl_flwr.compat import set_metadata, some_identity
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.records import RoundRecord, host_log
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.packing import read_tensors
 from heterofl_flwr.stages.stage import Stage, label
 from heterofl_flwr.strategies import heterofl
 from heterofl_flwr.strategies.arguments import CLASSIC
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.compat import set_metadata, some_identity
+from heterofl_flwr.transport.packing import read_tensors
 
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 ConfigFn = Callable[[int], dict[str, Scalar]]

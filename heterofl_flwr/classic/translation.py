@@ -11,13 +11,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.common import Code, ConfigRecordValues, EvaluateRes, FitRes, GetPropertiesRes, NDArrays, Parameters, Scalar
 from torch import Tensor
 
-from heterofl_flwr import messages
+from heterofl_flwr.common.errors import ConfigError, ReplyError, short
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.slice_plan import ALL
-from heterofl_flwr.errors import ConfigError, ReplyError, short
-from heterofl_flwr.exchange import explained
-from heterofl_flwr.messages import SERVER, LocalFault
-from heterofl_flwr.packing import read_npy, reading_arrays
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.exchange import explained
+from heterofl_flwr.transport.messages import SERVER, LocalFault
+from heterofl_flwr.transport.packing import read_npy, reading_arrays
 
 Reply = FitRes | EvaluateRes | GetPropertiesRes
 

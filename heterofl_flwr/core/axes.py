@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from heterofl_flwr.common.errors import ShapeError
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
-from heterofl_flwr.errors import ShapeError
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ import numpy
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.core.axes import Axes
 from heterofl_flwr.core.reply_checks import LabelRows, check_reply
 from heterofl_flwr.core.slice_plan import Place, Plan, Region, is_prefix
-from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 Count = float | Tensor
 """How many clients held a slice: a number for all of it, or one for each of its rows."""

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from heterofl_flwr.option_groups import group, specs
+from heterofl_flwr.common.options import group, specs
 
 Variant = Literal["paper", "fixed"]
 

@@ -11,9 +11,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
+from heterofl_flwr.common.errors import ConfigError, ShapeError, UnsupportedLayerError
 from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
 from heterofl_flwr.core.exchanged import exchanged_parameters
-from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
 
 LayerRule = Callable[[Any, Any], Mapping[str, Axes]]
 """From the full layer and the local layer to the axes of each parameter, by its name within the layer."""

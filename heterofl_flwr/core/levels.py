@@ -10,8 +10,8 @@ from decimal import Decimal
 from fractions import Fraction
 from types import MappingProxyType
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.errors import ConfigError
 
 _PART = re.compile(r"(?:(?P<level>[a-z])(?P<count>\d{1,9})?|(?P<rate>\d*\.?\d+)(?:x(?P<times>\d{1,9}))?)")
 _NUMBER = re.compile(r"[+-]?(\d{1,9}/\d{1,9}|(\d{1,40}\.?\d{0,40}|\.\d{1,40})(e[+-]?\d{1,3})?)", re.IGNORECASE)

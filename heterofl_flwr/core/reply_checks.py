@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError, ShapeError
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import ConfigError, DataError, ReplyError, ShapeError
 
 _SHOWN = 5
 

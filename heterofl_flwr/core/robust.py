@@ -20,10 +20,10 @@ import torch
 from pydantic import Field, Strict
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.options import group
 from heterofl_flwr.core.counting_mean import Aggregator, sum_dtype
 from heterofl_flwr.core.slice_plan import Plan, Region
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.option_groups import group
 
 RobustMean = Literal["trimmed", "median"]
 """How three holders or more of an entry are combined."""

@@ -13,10 +13,10 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
 from heterofl_flwr.core.layer_rules import find_module_axes
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
-from heterofl_flwr.errors import ConfigError, ShapeError
 
 Heads = Mapping[str, tuple[int, int]]
 """From a pattern of parameter names to (number of equal parts, axis)."""

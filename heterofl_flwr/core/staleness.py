@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.axes import Axes, Axis, positions
 from heterofl_flwr.core.counting_mean import Aggregator, sum_dtype
 from heterofl_flwr.core.slice_plan import Plan, Region
-from heterofl_flwr.errors import ConfigError
 
 LEAST = 1e-3
 """The least that a stale change counts, as sums in single precision would lose what counts much less than others."""

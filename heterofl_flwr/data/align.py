@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data.dataset import Dataset, Normal, Reading, Split
 from heterofl_flwr.data.known import SOURCES, Facts, short_name
-from heterofl_flwr.errors import DataError
 
 _SHOWN = 5
 

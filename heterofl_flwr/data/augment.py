@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heterofl_flwr.errors import DataError
+from heterofl_flwr.common.errors import DataError
 
 PADDING = 4
 """Pixels that a random crop may reach beyond each side (CIFAR10)."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Dataset, Normal, Split
-from heterofl_flwr.errors import DataError
 
 HELD_OUT = 5
 """One of so many examples is held out for testing where a data set has no test split."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data.augment import AUGMENTS, AugmentName
-from heterofl_flwr.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)

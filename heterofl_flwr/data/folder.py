@@ -14,11 +14,11 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from PIL import Image
 
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data.convert import Raw, Values, to_dataset
 from heterofl_flwr.data.dataset import Dataset
 from heterofl_flwr.data.known import Columns, Source
 from heterofl_flwr.data.text import Texts, to_text
-from heterofl_flwr.errors import DataError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 

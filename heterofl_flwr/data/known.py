@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Self
 
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Dataset, Normal
-from heterofl_flwr.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)

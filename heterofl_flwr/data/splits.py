@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError, DataError, check_count, extra
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Dataset, Split
-from heterofl_flwr.errors import ConfigError, DataError, check_count, extra
 
 LEAST = 2
 """Fewest examples of a client: batch norm cannot normalise a single one."""

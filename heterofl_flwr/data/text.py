@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data.convert import Values, hold_out, number_owners
 from heterofl_flwr.data.dataset import Dataset, Reading, Split
-from heterofl_flwr.errors import DataError
 
 UNKNOWN, END = "<ukn>", "<eos>"
 """A token that the train split lacks, and the end of a text. WikiText2 has an ``<unk>`` of its own beside the first."""

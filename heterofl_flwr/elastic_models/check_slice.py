@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from heterofl_flwr.common.errors import UnsupportedLayerError, first_line
 from heterofl_flwr.elastic_models.channels import Places, kept_positions
 from heterofl_flwr.elastic_models.rules import Call, Operators
 from heterofl_flwr.elastic_models.skeleton import Skeleton
-from heterofl_flwr.errors import UnsupportedLayerError, first_line
 
 MODES = (True, False)
 """Training and evaluation: some models have parts that work in one of them only."""

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core.axes import Axes, Axis, build_channel_axis
 from heterofl_flwr.elastic_models.channels import Channels, Places, kept_positions
 from heterofl_flwr.elastic_models.rules import ADJUSTMENTS, adjust
-from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.nn.execution import evaluating
 from heterofl_flwr.nn.layers import Scaler
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import exact_rate, width
 from heterofl_flwr.core.moving_slices import prefix
 from heterofl_flwr.core.slice_plan import Plan
@@ -17,7 +18,6 @@ from heterofl_flwr.elastic_models.check_slice import check_slice
 from heterofl_flwr.elastic_models.cut_layers import Slice, adjust_layers, attach_scaler
 from heterofl_flwr.elastic_models.skeleton import Skeleton, copy_with, without_values
 from heterofl_flwr.elastic_models.trace_model import Traced, trace_model
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.static_norm import drop_statistics
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from heterofl_flwr.common.errors import UnsupportedLayerError
 from heterofl_flwr.elastic_models.channels import Positions, Row, Rows
-from heterofl_flwr.errors import UnsupportedLayerError
 
 
 class Source:

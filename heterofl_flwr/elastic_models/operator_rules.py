@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from heterofl_flwr.common.errors import UnsupportedLayerError
 from heterofl_flwr.elastic_models.channels import Row, Rows
 from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.elastic_models.rules import Call, aten, operator, stand_in
-from heterofl_flwr.errors import UnsupportedLayerError
 
 # Operators that lack the tag that says so. A softmax over channels is one over those that are kept.
 _ENTRYWISE = (

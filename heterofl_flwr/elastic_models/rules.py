@@ -12,10 +12,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from heterofl_flwr.common.errors import UnsupportedLayerError
 from heterofl_flwr.core.layer_rules import Registry, is_layer_type
 from heterofl_flwr.elastic_models.channels import Row, Rows
 from heterofl_flwr.elastic_models.lengths import Length, Trace
-from heterofl_flwr.errors import UnsupportedLayerError
 
 aten = torch.ops.aten
 _Rule = TypeVar("_Rule", bound=Callable[..., object])

@@ -14,10 +14,10 @@ from torch.nn.modules import transformer
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map
 
+from heterofl_flwr.common.errors import UnsupportedLayerError, first_line
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.elastic_models.lengths import Length, Source, Trace
 from heterofl_flwr.elastic_models.rules import STAND_INS, Alike, Call
-from heterofl_flwr.errors import UnsupportedLayerError, first_line
 from heterofl_flwr.nn.execution import call, named_tensors
 
 _LARGEST_WIDTH = 1 << 20

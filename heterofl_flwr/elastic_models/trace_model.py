@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError, first_line
 from heterofl_flwr.elastic_models.channels import Channels, Grouping, Places, Row, Rows
 from heterofl_flwr.elastic_models.check_slice import MODES, QUIET, Step
 from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.elastic_models.rules import HOLDS_THE_MODEL, Call, Functions, Operators, follow
 from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, entries, find_containers
-from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, first_line
 from heterofl_flwr.nn.execution import named_tensors
 
 _NORM = re.compile("(?<!weight_)norm(?!al)|rsqrt")

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from heterofl_flwr import lora
+from heterofl_flwr.common.errors import extra
 from heterofl_flwr.core.randomness import derive, kept_random_state
 from heterofl_flwr.data import Dataset, Split, load_dataset
-from heterofl_flwr.errors import extra
 from heterofl_flwr.nn.models import Build, build_model
 from heterofl_flwr.training import TrainOptions, train
 

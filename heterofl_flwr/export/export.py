@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
-from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError, first_line, short
+from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, first_line, short
+from heterofl_flwr.common.files import writing
 from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Traced, formats_named
-from heterofl_flwr.files import writing
 from heterofl_flwr.nn.execution import call
 from heterofl_flwr.nn.measure_moments import batch_norms
 

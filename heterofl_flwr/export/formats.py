@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
+from heterofl_flwr.common.errors import ConfigError, ShapeError, extra
+from heterofl_flwr.common.tensor_files import pack
 from heterofl_flwr.core.layer_rules import first_names
-from heterofl_flwr.errors import ConfigError, ShapeError, extra
 from heterofl_flwr.nn.execution import call, device_of
 from heterofl_flwr.nn.measure_moments import batch_norms
-from heterofl_flwr.tensor_files import pack
 
 Axes = Mapping[int, str]
 """Which axes of the inputs may have any length, and what they are called."""

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, Strict
 
+from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError, RoundError, name_faults
+from heterofl_flwr.common.options import Natural, NotNegative, check, group
 from heterofl_flwr.core.levels import Mix, level_name, rate_of
-from heterofl_flwr.errors import ConfigError, Fault, ReplyError, RoundError, name_faults
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.sampling import MinReplies, least_replies
-from heterofl_flwr.option_groups import Natural, NotNegative, check, group
 
 logger = logging.getLogger(__name__)
 

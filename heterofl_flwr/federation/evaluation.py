@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from heterofl_flwr.option_groups import Flag, Natural, group
+from heterofl_flwr.common.options import Flag, Natural, group
 
 Answer = tuple[float, Mapping[str, float]]
 """The examples and the metrics of a client."""

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
+from heterofl_flwr.common.errors import Fault, ReplyError, RoundError
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.errors import Fault, ReplyError, RoundError
 from heterofl_flwr.federation.evaluation import (
     LOCAL_ACCURACY,
     WORST_ACCURACY,

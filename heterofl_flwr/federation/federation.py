@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
+from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
 from heterofl_flwr.core.layer_rules import first_names
@@ -21,7 +22,6 @@ from heterofl_flwr.core.moving_slices import SliceFunction, SliceRule, make_slic
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.reply_checks import find_label_rows, value_faults
 from heterofl_flwr.core.slice_plan import ALL, Plan, is_shared, shared_part
-from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.federation.admission import Answers, admit, check_faults
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment, Options

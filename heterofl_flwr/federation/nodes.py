@@ -6,9 +6,9 @@ from dataclasses import replace
 from itertools import count
 from typing import Annotated
 
+from heterofl_flwr.common.errors import RoundError
+from heterofl_flwr.common.options import Count, Natural, check, group
 from heterofl_flwr.core.levels import exact_rate
-from heterofl_flwr.errors import RoundError
-from heterofl_flwr.option_groups import Count, Natural, check, group
 
 logger = logging.getLogger(__name__)
 

@@ -9,17 +9,17 @@ from typing import Annotated, Literal
 
 from pydantic import InstanceOf
 
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.options import Count, NotNegative, group
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.reply_checks import LARGEST_ENTRY, LabelRule
 from heterofl_flwr.core.robust import Robust, RobustAggregator
 from heterofl_flwr.core.slice_plan import ALL
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.sampling import Sampling
-from heterofl_flwr.option_groups import Count, NotNegative, group
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
 from heterofl_flwr.stages.chain import Chain, Kind, OpenMean
 from heterofl_flwr.stages.clip import Clip

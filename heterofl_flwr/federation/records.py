@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share
 
 State = Mapping[str, Tensor]

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
+from heterofl_flwr.common.options import Count, Natural, NotNegative, Share, ShareOrNone, group
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.federation.nodes import Nodes
-from heterofl_flwr.option_groups import Count, Natural, NotNegative, Share, ShareOrNone, group
 
 Purpose = Literal["train", "evaluate"]
 

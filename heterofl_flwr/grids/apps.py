@@ -9,9 +9,9 @@ from typing import ClassVar, NamedTuple, TypeVar
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, get_identity, set_identity
-from heterofl_flwr.errors import ConfigError, load_function
+from heterofl_flwr.common.errors import ConfigError, load_function
 from heterofl_flwr.nn.execution import torch_threads
+from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, ErrorCode, get_identity, set_identity
 
 logger = logging.getLogger(__name__)
 

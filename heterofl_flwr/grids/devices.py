@@ -13,12 +13,12 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.options import Decay, NotNegative, Positive, Share, group
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
-from heterofl_flwr.option_groups import Decay, NotNegative, Positive, Share, group
 
 Workload = Callable[[str, int, float, int], float]
 """From the type of a message, a partition, its rate and its number of examples to the multiplications of the work."""

@@ -15,12 +15,12 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, Us
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from heterofl_flwr.compat import SUPERLINK_NODE_ID, Run, set_identity, set_metadata
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, check_count
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count
-from heterofl_flwr.exchange import exchange
 from heterofl_flwr.grids.apps import Envelope, Identity
-from heterofl_flwr.messages import CONFIG, RATE
+from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, Run, set_identity, set_metadata
+from heterofl_flwr.transport.exchange import exchange
+from heterofl_flwr.transport.messages import CONFIG, RATE
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from typing import Any
 import ray
 from flwr.app import ArrayRecord, Context, Message
 
-from heterofl_flwr.compat import ErrorCode
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids.apps import Envelope, failure
 from heterofl_flwr.grids.queued import Group, Runner
 from heterofl_flwr.grids.ray_actors import Actor, ActorOptions, pack, unpack
 from heterofl_flwr.grids.ray_session import check_alive
-from heterofl_flwr.packing import count_bytes
+from heterofl_flwr.transport.compat import ErrorCode
+from heterofl_flwr.transport.packing import count_bytes
 
 logger = logging.getLogger(__name__)
 

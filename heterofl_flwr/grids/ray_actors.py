@@ -17,9 +17,9 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.compat import ErrorCode, set_identity
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.grids.apps import Envelope, answer, failure, load
+from heterofl_flwr.transport.compat import ErrorCode, set_identity
 
 Actor = Any
 """Ray's handle of an actor."""

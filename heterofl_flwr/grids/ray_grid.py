@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from flwr.app import Message, UserConfigValue
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.errors import ConfigError, check_count, extra
+from heterofl_flwr.common.errors import ConfigError, check_count, extra
 from heterofl_flwr.grids.queued import QueuedGrid
 
 

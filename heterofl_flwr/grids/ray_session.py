@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import ray
 
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 
 logger = logging.getLogger(__name__)
 

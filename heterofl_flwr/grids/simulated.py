@@ -7,10 +7,10 @@ from itertools import chain
 from flwr.app import Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 
-from heterofl_flwr.compat import make_message
-from heterofl_flwr.exchange import Relay
 from heterofl_flwr.grids.devices import Devices, Turn
-from heterofl_flwr.messages import (
+from heterofl_flwr.transport.compat import make_message
+from heterofl_flwr.transport.exchange import Relay
+from heterofl_flwr.transport.messages import (
     METRICS,
     NUM_EXAMPLES,
     PARTITION,
@@ -24,7 +24,7 @@ from heterofl_flwr.messages import (
     read_config,
     read_value,
 )
-from heterofl_flwr.packing import count_bytes
+from heterofl_flwr.transport.packing import count_bytes
 
 AWAY = f"{SIMULATED}not available"
 DROPPED_OUT = f"{SIMULATED}dropped out"

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from heterofl_flwr.errors import check_count
-from heterofl_flwr.exchange import Relay, exchange
+from heterofl_flwr.common.errors import check_count
+from heterofl_flwr.transport.exchange import Relay, exchange
 
 
 class Windowed(Relay):

@@ -9,10 +9,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from heterofl_flwr.common.errors import ConfigError, first_line
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import ConfigError, first_line
 from heterofl_flwr.nn.models import Build
 
 _plans: WeakKeyDictionary[Build, dict[tuple[float, float], Plan]] = WeakKeyDictionary()

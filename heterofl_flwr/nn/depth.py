@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
+from heterofl_flwr.common.errors import ConfigError, ShapeError, first_line
 from heterofl_flwr.core.levels import exact_rate, level_name, rate_of, width
 from heterofl_flwr.core.randomness import kept_random_state
-from heterofl_flwr.errors import ConfigError, ShapeError, first_line
 from heterofl_flwr.nn.execution import call
 from heterofl_flwr.nn.models import Build
 

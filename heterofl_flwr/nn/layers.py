@@ -8,8 +8,8 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import exact_rate
-from heterofl_flwr.errors import ConfigError
 
 
 class Scaler(nn.Module):

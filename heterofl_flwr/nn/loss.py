@@ -6,9 +6,9 @@ from typing import Literal, get_args
 import torch
 from torch.nn import functional as F
 
+from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.reply_checks import class_numbers
-from heterofl_flwr.errors import ConfigError, DataError
 
 Fill = Literal["zero", "-inf", "none"]
 """What becomes of the logits of absent classes."""

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.fidelity import Fidelity, Variant
-from heterofl_flwr.errors import DataError
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 

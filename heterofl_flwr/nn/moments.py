@@ -8,8 +8,8 @@ from statistics import median
 
 import torch
 
+from heterofl_flwr.common.errors import DataError, ShapeError
 from heterofl_flwr.core.fidelity import Fidelity, Variant
-from heterofl_flwr.errors import DataError, ShapeError
 
 _PARTS = ("count", "first", "second")
 

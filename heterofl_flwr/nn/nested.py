@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import arguments
 
 InnerWidths = Literal["none", "ordered", "drawn", "sandwich", "all"]

@@ -5,7 +5,7 @@ What draws is loaded on first use: it needs the extra ``report``, which a server
 
 from pathlib import Path
 
-from heterofl_flwr.errors import extra
+from heterofl_flwr.common.errors import extra
 from heterofl_flwr.report.callbacks import MLflow, TensorBoard, WandB
 from heterofl_flwr.report.console import Console
 from heterofl_flwr.report.summary import summary_table

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, ClassVar
 
-from heterofl_flwr.errors import extra
+from heterofl_flwr.common.errors import extra
 from heterofl_flwr.federation.records import Progress, RoundCallback, State
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import scalars

@@ -10,9 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from heterofl_flwr.common.errors import short
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.errors import short
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs.costs import ModelCosts, savings

@@ -13,10 +13,10 @@ from pathlib import Path
 from safetensors.torch import load
 from torch import Tensor
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.files import DAMAGED, files_by_round, to_json, write_atomic
+from heterofl_flwr.common.tensor_files import pack
 from heterofl_flwr.federation.records import RunState
-from heterofl_flwr.files import DAMAGED, files_by_round, to_json, write_atomic
-from heterofl_flwr.tensor_files import pack
 
 log = logging.getLogger(__name__)
 

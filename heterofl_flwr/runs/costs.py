@@ -13,7 +13,7 @@ from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.profile import build_and_profile
-from heterofl_flwr.packing import count_packed
+from heterofl_flwr.transport.packing import count_packed
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,8 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from heterofl_flwr import __version__
-from heterofl_flwr.errors import ConfigError, first_line
-from heterofl_flwr.federation.records import RoundRecord, RunState
-from heterofl_flwr.files import (
+from heterofl_flwr.common.errors import ConfigError, first_line
+from heterofl_flwr.common.files import (
     CLIENT_STATES,
     DAMAGED,
     append_line,
@@ -28,6 +27,7 @@ from heterofl_flwr.files import (
     to_json,
     write_atomic,
 )
+from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.origin import command, commit, machine

@@ -8,6 +8,9 @@ from typing import Any
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from heterofl_flwr.common.errors import ConfigError, ShapeError
+from heterofl_flwr.common.files import reading, to_json, write_atomic
+from heterofl_flwr.common.tensor_files import pack
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import level_name
@@ -15,9 +18,7 @@ from heterofl_flwr.core.moving_slices import SliceFunction
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.core.reply_checks import name_misfits
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.federation.records import RoundRecord, State
-from heterofl_flwr.files import reading, to_json, write_atomic
 from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.measure_moments import batch_norms
@@ -25,7 +26,6 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import with_static_norm, without_statistics
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.tensor_files import pack
 
 
 def save_models(

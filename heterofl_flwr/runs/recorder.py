@@ -4,12 +4,12 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from heterofl_flwr.errors import ConfigError, check_count
+from heterofl_flwr.common.errors import ConfigError, check_count
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
-from heterofl_flwr.packing import moments_by_rate
 from heterofl_flwr.runs.costs import Costs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import save_models
+from heterofl_flwr.transport.packing import moments_by_rate
 
 
 class Recorder(RoundCallback):

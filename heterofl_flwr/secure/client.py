@@ -14,8 +14,8 @@ from secrets import token_bytes
 import numpy as np
 from numpy.typing import NDArray
 
+from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.slices import add_part, overlap

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
-from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.common.errors import ReplyError
 
 Words = NDArray[np.uint32]
 """Masked values: arithmetic modulo 2^32."""

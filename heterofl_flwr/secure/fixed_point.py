@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.common.errors import ReplyError
 
 LARGEST_SUM = 2**31 - 1
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.axes import Axis, positions
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.secure.crypto import KEY_BYTES, digest
 from heterofl_flwr.secure.slices import classes_of, count_holders, reduced, whole, with_counts
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heterofl_flwr.errors import ReplyError, RoundError
+from heterofl_flwr.common.errors import ReplyError, RoundError
 from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.client import add_pairs, add_private
 from heterofl_flwr.secure.roster import Roster

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from heterofl_flwr.adapters.averaging import ProductAggregator
+from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Positive, Share, ShareOrNone, group
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import Mix
@@ -23,7 +24,6 @@ from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.nn.nested import InnerWidths
-from heterofl_flwr.option_groups import Count, Flag, Natural, NotNegative, Positive, Share, ShareOrNone, group
 from heterofl_flwr.settings import value_types
 from heterofl_flwr.settings.value_types import Group
 from heterofl_flwr.stages.asynchronous import Buffered

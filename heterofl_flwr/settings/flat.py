@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from heterofl_flwr.common.errors import ConfigError, not_usable, unknown_settings
+from heterofl_flwr.common.options import expected
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.errors import ConfigError, not_usable, unknown_settings
-from heterofl_flwr.option_groups import expected
 from heterofl_flwr.settings.auto_values import OTHER, preset
 from heterofl_flwr.settings.contradictions import find_contradictions
 from heterofl_flwr.settings.definitions import Settings

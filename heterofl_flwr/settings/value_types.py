@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, Strict
 
+from heterofl_flwr.common.options import KEYS, Count, check
 from heterofl_flwr.core.levels import Mix, rate_of
 from heterofl_flwr.data.splits import check_kind
 from heterofl_flwr.nn.depth import read_levels
-from heterofl_flwr.option_groups import KEYS, Count, check
 from heterofl_flwr.stages.registry import parse_stages
 
 Flat = bool | int | float | str

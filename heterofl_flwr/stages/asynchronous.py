@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.options import Natural, NotNegative, group
 from heterofl_flwr.core.staleness import Clocks, StaleMean
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.option_groups import Natural, NotNegative, group
 from heterofl_flwr.stages.stage import Stage
 
 

@@ -8,9 +8,9 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.reply_checks import value_faults
-from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.stages.registry import CLIENT_STAGES
 from heterofl_flwr.stages.stage import RoundContext, Said, Stage, State, Talk, Update, label
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from reprlib import repr as shown
 
+from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.differential_privacy import clipped
 from heterofl_flwr.core.reply_checks import LARGEST_ENTRY, check_reply
-from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.stages.stage import ClientContext, Outgoing, RoundContext, Stage, Update
 
 KEY = "clip"

@@ -13,10 +13,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ReplyError, ShapeError
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.reply_checks import check_reply, name_misfits
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import ReplyError, ShapeError
 from heterofl_flwr.stages.stage import AS_THEY_ARE, ClientContext, Outgoing, RoundContext, Stage, Update
 
 KEY = "upload"

@@ -7,8 +7,8 @@ from reprlib import repr as shown
 import torch
 from torch import Tensor
 
-from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.option_groups import Positive, with_options
+from heterofl_flwr.common.errors import ReplyError
+from heterofl_flwr.common.options import Positive, with_options
 from heterofl_flwr.stages.stage import ClientContext, Held, KeepingStage, Needs, Outgoing, Pull, RoundContext, State
 
 KEY = "feddyn"

@@ -2,7 +2,7 @@
 
 import torch
 
-from heterofl_flwr.option_groups import Decay, with_options
+from heterofl_flwr.common.options import Decay, with_options
 from heterofl_flwr.stages.stage import Held, KeepingStage, RoundContext, State
 
 

@@ -5,11 +5,11 @@ from typing import Annotated, Protocol
 
 from pydantic import Field, Strict
 
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.options import check, group
 from heterofl_flwr.core.differential_privacy import DEVIATION, Keystream, divergences, epsilon, in_steps, noised
 from heterofl_flwr.core.fidelity import Variant
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.moments import LayerMoments, Moments, build_layer_moments
-from heterofl_flwr.option_groups import check, group
 
 KINDS = TRAINING, MOMENTS = "training-releases", "moments-releases"
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from inspect import signature
 from types import MappingProxyType
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress
 from heterofl_flwr.stages.feddyn import FedDyn

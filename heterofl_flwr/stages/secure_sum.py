@@ -14,13 +14,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
+from heterofl_flwr.common.options import Positive, with_options
 from heterofl_flwr.core.counting_mean import Aggregator
 from heterofl_flwr.core.differential_privacy import in_steps
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.reply_checks import LabelRows
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
-from heterofl_flwr.option_groups import Positive, with_options
 from heterofl_flwr.secure.client import ClientRound, make_keys
 from heterofl_flwr.secure.crypto import Words, are_usable
 from heterofl_flwr.secure.fixed_point import LARGEST_SUM, largest_steps, to_steps

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from heterofl_flwr.option_groups import Decay, Positive, with_options
+from heterofl_flwr.common.options import Decay, Positive, with_options
 from heterofl_flwr.stages.stage import Held, KeepingStage, Needs, RoundContext, State
 
 FIRST, SECOND = "first", "second"

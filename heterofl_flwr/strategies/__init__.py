@@ -1,5 +1,5 @@
 """Strategies for Flower's Message API."""
 
-from heterofl_flwr.compat import warn_if_untested
+from heterofl_flwr.transport.compat import warn_if_untested
 
 warn_if_untested()

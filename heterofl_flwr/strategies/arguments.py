@@ -6,9 +6,9 @@ from functools import wraps
 from inspect import signature
 from typing import ParamSpec
 
+from heterofl_flwr.common.options import specs
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.option_groups import specs
 from heterofl_flwr.stages.privacy import Privacy
 
 Arguments = ParamSpec("Arguments")

@@ -8,14 +8,14 @@ from itertools import zip_longest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from heterofl_flwr import packing
-from heterofl_flwr.errors import SILENT, ConfigError, Fault, ReplyError, short
-from heterofl_flwr.exchange import cancel, first_replies, reply_or_fault
+from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, ReplyError, short
 from heterofl_flwr.federation.round import Round, Sampled
 from heterofl_flwr.federation.sampling import draw
 from heterofl_flwr.stages.asynchronous import Asynchronous, Seats
 from heterofl_flwr.strategies.instructions import Slices, available_nodes
 from heterofl_flwr.strategies.strategy import FederationStrategy, as_flower_error
+from heterofl_flwr.transport import packing
+from heterofl_flwr.transport.exchange import cancel, first_replies, reply_or_fault
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,24 +13,24 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor, nn, stack, zeros
 
-from heterofl_flwr import messages, packing
+from heterofl_flwr.common.errors import ReplyError, check_count
+from heterofl_flwr.common.options import pick
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.errors import ReplyError, check_count
-from heterofl_flwr.exchange import read_each
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.options import Schedule
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.federation.sampling import MinReplies
-from heterofl_flwr.option_groups import pick
 from heterofl_flwr.strategies.arguments import explain_unknown
 from heterofl_flwr.strategies.budget import Budget
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
 from heterofl_flwr.strategies.strategy import MetricsFn
 from heterofl_flwr.training.distill import DistillOptions, check_posteriors
+from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport.exchange import read_each
 
 PUBLISH_SHARE = 0.8
 """Of the time for training, for the first exchange: clients train in it, and take a few steps in the second."""

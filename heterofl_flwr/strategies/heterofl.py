@@ -6,7 +6,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr import messages, packing
+from heterofl_flwr.common.errors import ConfigError, check_count
+from heterofl_flwr.common.options import pick
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
@@ -14,7 +15,6 @@ from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Robust
 from heterofl_flwr.core.slice_plan import ALL
-from heterofl_flwr.errors import ConfigError, check_count
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.federation import Federation
@@ -23,7 +23,6 @@ from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.sampling import MinReplies, Sampling
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.option_groups import pick
 from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.compress import Upload
@@ -33,7 +32,8 @@ from heterofl_flwr.strategies.arguments import CLASSIC, explain_unknown
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
 from heterofl_flwr.strategies.strategy import FederationStrategy, MetricsFn
-from heterofl_flwr.superlink import guard
+from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport.guard import guard
 
 BESIDE_BYTES = 1 << 20
 """Of a reply, for everything that is not parameters: metrics, labels, moments."""

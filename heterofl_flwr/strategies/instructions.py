@@ -8,15 +8,15 @@ from typing import TypeVar
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from heterofl_flwr import messages, packing
-from heterofl_flwr.compat import get_nodes
+from heterofl_flwr.common.errors import Fault, HeteroFLError, RoundError, name_faults
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import Fault, HeteroFLError, RoundError, name_faults
-from heterofl_flwr.exchange import read_each
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.federation.summary import warn_of_mix, warn_of_names
 from heterofl_flwr.stages.stage import Said, Talk
+from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport.compat import get_nodes
+from heterofl_flwr.transport.exchange import read_each
 
 QUERY_SECONDS = 120.0
 """How long a new client may take to say what it can hold: a busy machine may first have to start its clients."""

@@ -9,10 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr.exchange import Costs
 from heterofl_flwr.federation.records import check_metrics, host_log
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.budget import TRAIN_SHARE, Budget
+from heterofl_flwr.transport.exchange import Costs
 
 if TYPE_CHECKING:
     from heterofl_flwr.strategies.heterofl import HeteroFL

@@ -11,10 +11,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Strategy
 
-from heterofl_flwr import messages, packing
+from heterofl_flwr.common.errors import Fault, HeteroFLError, RoundError
 from heterofl_flwr.core.moving_slices import window_number
-from heterofl_flwr.errors import Fault, HeteroFLError, RoundError
-from heterofl_flwr.exchange import crosses_superlink, exchange, read_each
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
@@ -34,6 +32,8 @@ from heterofl_flwr.strategies.instructions import (
     client_config,
     instruction,
 )
+from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport.exchange import crosses_superlink, exchange, read_each
 
 logger = logging.getLogger(__name__)
 

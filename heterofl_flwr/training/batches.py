@@ -7,10 +7,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 from heterofl_flwr.data.dataset import Reading, Split
-from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
 
 AT_ONCE = 1024

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.randomness import kept_random_state
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import named_tensors
 
 KINDS = ("auto", "cpu", "cuda", "mps")

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Positive, group
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.nn.execution import evaluating
 from heterofl_flwr.nn.loss import masked_cross_entropy
-from heterofl_flwr.option_groups import Count, Flag, Natural, NotNegative, Positive, group
 from heterofl_flwr.training.batches import training_batches
 from heterofl_flwr.training.device import seeded
 from heterofl_flwr.training.engines.plain import DivergedError

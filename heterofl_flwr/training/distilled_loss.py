@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.execution import call, device_of
 from heterofl_flwr.nn.models import Build

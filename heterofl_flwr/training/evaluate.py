@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import channels_last, device_of, evaluating
 from heterofl_flwr.nn.loss import Fill, masked_cross_entropy, perplexity
 from heterofl_flwr.training.batches import batch_rows, explained_single, read_tokens

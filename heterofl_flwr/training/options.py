@@ -9,11 +9,11 @@ from typing import Annotated, Protocol
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.options import Count, Decay, NotNegative, Positive, group
 from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.loss import Fill
-from heterofl_flwr.option_groups import Count, Decay, NotNegative, Positive, group
 
 JointLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
 """From the masked logits of all outputs of a model, its own depth and width last, and the targets to the loss."""

@@ -7,7 +7,7 @@ measured. Machines are noisy: close other programs, and look at ratios, never at
 import argparse
 import sys
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from simulations.bench import aggregate, round, scale, secure, step
 from simulations.bench.measure import describe_machine, print_verdict
 from simulations.program import formatter, parser_of, status_of

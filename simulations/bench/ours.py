@@ -20,8 +20,8 @@ from heterofl_flwr.app.cli.run import build_request
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.launch.running import open_grid
 from heterofl_flwr.app.server_app import make_strategy
-from heterofl_flwr.app.task import load_task
-from heterofl_flwr.errors import DataError, HeteroFLError
+from heterofl_flwr.app.workload import load_workload
+from heterofl_flwr.common.errors import DataError, HeteroFLError
 from heterofl_flwr.grids import Windowed
 from simulations.program import cores
 from simulations.reference.rounds import Experiment, Parts, balanced_seed, is_balanced
@@ -35,7 +35,7 @@ app = client_app.app
 @app.query("ready")
 def read_data(message: Message, context: Context) -> Message:
     """Read a client's data, so that what is measured begins with them in memory."""
-    load_task(context.run_config).part(0, int(context.node_config["num-partitions"]))
+    load_workload(context.run_config).part(0, int(context.node_config["num-partitions"]))
     return Message(RecordDict({READY: ConfigRecord({"process": os.getpid()})}), reply_to=message)
 
 
@@ -73,10 +73,10 @@ class Ours:
     name = "heterofl-flwr"
 
     def __init__(self, request: Request, grid: Grid) -> None:
-        self.config, self.task = request.config, load_task(request.config)
+        self.config, self.workload = request.config, load_workload(request.config)
         same = {"evaluate.every": 1, "evaluate.levels": False, "evaluate.central": False}
-        self._strategy = make_strategy(load_task({**request.config, **same}), ())
-        self._grid = TimedGrid(grid, self.task.settings.engine.window)
+        self._strategy = make_strategy(load_workload({**request.config, **same}), ())
+        self._grid = TimedGrid(grid, self.workload.settings.engine.window)
 
     def play(self) -> Parts:
         """Run the first round, from the initial model."""
@@ -92,12 +92,12 @@ class Ours:
 
     def time_default_evaluation(self, *, levels: bool) -> float:
         """Return the seconds of our default evaluation of the last round's model, centrally too, and maybe by level."""
-        strategy = make_strategy(load_task({**self.config, "evaluate.levels": levels}), ())
-        arrays, due = self._arrays, self.task.settings.evaluate.every
+        strategy = make_strategy(load_workload({**self.config, "evaluate.levels": levels}), ())
+        arrays, due = self._arrays, self.workload.settings.evaluate.every
         start = time.perf_counter()
         messages = strategy.configure_evaluate(due, arrays, ConfigRecord(), self._grid)
         strategy.aggregate_evaluate(due, self._grid.send_and_receive(messages))
-        evaluate_global(strategy, self.task, due, arrays)
+        evaluate_global(strategy, self.workload, due, arrays)
         return time.perf_counter() - start
 
 

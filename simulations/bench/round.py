@@ -29,7 +29,7 @@ from heterofl_flwr.app import client_app
 from heterofl_flwr.app.launch.request import CLIENT_APP, Request
 from heterofl_flwr.app.launch.running import cohort_limit
 from heterofl_flwr.app.server_app import make_strategy
-from heterofl_flwr.app.task import load_task
+from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.queued import QueuedGrid
@@ -81,7 +81,7 @@ def compare(ours: Ours, authors: Authors | None, experiment: Experiment, rounds:
     print(f"\n{'seconds':<14}" + "".join(f"{name:>18}" for name in medians))
     for part in ("train", "moments", "test", "whole", "accuracy", "local_accuracy"):
         print(f"{part.replace('_', ' '):<14}" + "".join(f"{getattr(own, part):>18.4g}" for own in medians.values()))
-    settings, (mine, *others) = ours.task.settings, medians.values()
+    settings, (mine, *others) = ours.workload.settings, medians.values()
     run = (settings.num_rounds, settings.evaluate.every)
     return compare_runs(mine, (statistics.median(evaluations), statistics.median(last)), run, *others)
 
@@ -148,7 +148,7 @@ def measure_overhead(experiment: Experiment, rounds: int, *, ray: bool) -> list[
 
 def time_rounds(request: Request, make: Callable[..., QueuedGrid], rounds: int) -> tuple[float, float]:
     """Return the median seconds of rounds, after one to warm up, and what of them is training in this process."""
-    strategy = make_strategy(load_task(request.config), ())
+    strategy = make_strategy(load_workload(request.config), ())
     arrays = ArrayRecord(strategy.federation.initial_state())
     times, training = [], 0.0
 

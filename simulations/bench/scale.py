@@ -26,12 +26,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Windowed, messages
+from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Windowed
+from heterofl_flwr.client.node_config import answer_capability
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, RunState
 from heterofl_flwr.nn import PAPER
-from heterofl_flwr.node_config import answer_capability
 from heterofl_flwr.strategies.instructions import available_nodes
 from heterofl_flwr.training import give_back_freed_memory
+from heterofl_flwr.transport import messages
 from simulations.bench.measure import Goal, peak_of
 
 APP = "simulations.bench.scale:app"

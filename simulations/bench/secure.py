@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import LEVELS, Aggregator, Plan
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.secure.client import ClientRound, Masked, add_pairs, make_keys
 from heterofl_flwr.secure.crypto import Words

@@ -19,10 +19,10 @@ from functools import partial
 import torch
 from torch import nn
 
+from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Split
-from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, keep_freed_memory, resolve_device, train_together
 from simulations.bench import plain_loop

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
+from heterofl_flwr.common.files import append_line, write_atomic
 from heterofl_flwr.core.formatting import markdown, render
-from heterofl_flwr.files import append_line, write_atomic
 from simulations.bench.measure import describe_machine
 from simulations.model_zoo import models
 from simulations.model_zoo.check import MOST_DIFFERENT, RATES

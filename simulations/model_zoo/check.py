@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from heterofl_flwr.client.local_model import load_parameters
+from heterofl_flwr.common.errors import HeteroFLError, UnsupportedLayerError, first_line
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.elastic_models import Elastic, elastic
-from heterofl_flwr.errors import HeteroFLError, UnsupportedLayerError, first_line
-from heterofl_flwr.local_model import load_parameters
 from simulations.model_zoo.masks import UnprovenError
 from simulations.model_zoo.twin import Twin, difference
 

@@ -14,7 +14,7 @@ from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from heterofl_flwr.errors import HeteroFLError, first_line
+from heterofl_flwr.common.errors import HeteroFLError, first_line
 
 aten = torch.ops.aten
 Rule = Callable[["Masks", Any, Sequence[Any], Mapping[str, Any]], Any]

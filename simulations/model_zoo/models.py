@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
+from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError
 from simulations.model_zoo.check import BrokenPropertyError, Checked, check
 from simulations.model_zoo.sources import SOURCES, NotBuiltError
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.formatting import duration
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.origin import UNKNOWN, command, commit, commit_of, machine
 from simulations.program import cores, parser_of, status_of
 from simulations.reference.authors import Authors

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.data import Dataset
-from heterofl_flwr.errors import ConfigError, HeteroFLError
 from simulations.bench.plain_loop import to_pixels
 from simulations.reference.rounds import Parts
 

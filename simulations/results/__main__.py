@@ -13,8 +13,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.formatting import FORMATS, render
-from heterofl_flwr.errors import ConfigError
 from simulations.program import parser_of, status_of, write_files
 from simulations.results import figures, tables
 from simulations.results.authors import authors_table

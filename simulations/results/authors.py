@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.files import write_atomic
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.files import write_atomic
 from simulations.results.configurations import Reached, possible, shown
 from simulations.results.formats import Table, show_spread, to_csv
 from simulations.results.paper import Key, rows_of

@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.files import to_json, write_atomic
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.files import to_json, write_atomic
 from heterofl_flwr.settings.flat import to_flat
 from simulations.results import authors
 from simulations.results.paper import name_of

@@ -6,7 +6,7 @@ from functools import cached_property, lru_cache
 
 import torch
 
-from heterofl_flwr.app.task import Task, load_data
+from heterofl_flwr.app.workload import Workload, load_data
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data.known import Facts, short_name
 from heterofl_flwr.data.splits import by_owner, owner_column
@@ -43,7 +43,7 @@ def sizes_of(data: DataSettings, clients: int) -> tuple[int, int]:
     return train, test
 
 
-class _Task(Task):
+class _Task(Workload):
     """A data set and a model; the paper's data sets need not be there."""
 
     @cached_property
@@ -81,8 +81,8 @@ def _model_at(settings: Settings, rate: float) -> Settings:
 
 @lru_cache(maxsize=1024)
 def _profile(model: Settings) -> Profile:
-    task = _Task(model)
-    build, example = task.build, task.example()  # a user's module and data have values, so not on "meta"
+    workload = _Task(model)
+    build, example = workload.build, workload.example()  # a user's module and data have values, so not on "meta"
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         module = build(model.mix.global_rate)
     return profile(module, example)

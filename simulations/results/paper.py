@@ -9,9 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 from zlib import crc32
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data.known import short_name
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings.auto_values import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import from_flat, to_flat

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.core.levels import LEVELS, Mix, level_name
 from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.data.known import short_name
-from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import ModelCosts, RunFolder
 from heterofl_flwr.runs.metrics import is_better, mode_of

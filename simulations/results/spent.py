@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core import formatting
-from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.nested import mean_passes

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from heterofl_flwr.adapters.averaging import ProductAggregator, find_adapters
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Aggregator, Plan, width
-from heterofl_flwr.errors import ConfigError
 from tests.federation.tiny import make_app, play
 
 A, B = "layer.lora_A.default.weight", "layer.lora_B.default.weight"

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import heterofl_flwr
+from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError
 from heterofl_flwr.core import Mix, Plan, width
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.core.reply_checks import find_label_rows
-from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
 from tests.adapters.nets import CASES, Net, adapted, gpt2, load_peft, outputs, ranks_of, without_rows
 
 lora = heterofl_flwr.lora

@@ -7,8 +7,8 @@ import torch
 
 from heterofl_flwr import HeteroFL, Mix, lora
 from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.exchanged import exchanged_parameters
-from heterofl_flwr.errors import RoundError
 from heterofl_flwr.report import Costs, Recorder, RunFolder
 from tests.adapters.nets import CASES, outputs, words
 from tests.federation.tiny import Watched, equal, make_app, play, twin

@@ -1,8 +1,8 @@
 """Runs of our own app on the local grid, and what they leave behind."""
 
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.task import load_task
-from heterofl_flwr.client_states import NODE_STATES
+from heterofl_flwr.app.workload import load_workload
+from heterofl_flwr.client.client_states import NODE_STATES
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import RunFolder
 from tests.federation.tiny import Keep
@@ -13,7 +13,7 @@ CLIENT_APP = "heterofl_flwr.app.client_app:app"
 def run_app(config, clients, callbacks=(), **options):
     """Run the app with a run config; return its strategy."""
     with LocalGrid(CLIENT_APP, clients, run_config=config, **options) as grid:
-        return server_app.run(grid, load_task(config), callbacks)
+        return server_app.run(grid, load_workload(config), callbacks)
 
 
 def run_kept(folder, config, clients):

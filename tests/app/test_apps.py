@@ -10,13 +10,13 @@ from flwr.app import Context, RecordDict
 from heterofl_flwr import HeteroFL, LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.node import Instruction
-from heterofl_flwr.app.task import Task, load_task
-from heterofl_flwr.errors import ConfigError, DataError, RoundError
-from heterofl_flwr.exchange import Relay
+from heterofl_flwr.app.workload import Workload, load_workload
+from heterofl_flwr.common.errors import ConfigError, DataError, RoundError
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.runs.origin import COMMAND, device_name
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from heterofl_flwr.stages import noise
+from heterofl_flwr.transport.exchange import Relay
 from tests.app.runs import CLIENT_APP, run_rounds
 from tests.federation.tiny import node_context
 
@@ -51,13 +51,13 @@ def test_digits_are_learnt_by_clients_of_five_sizes():
 
 @pytest.mark.usefixtures("page")
 def test_the_server_does_not_evaluate_what_nobody_has_trained(monkeypatch):
-    rounds, evaluate = [], Task.evaluate_centrally
+    rounds, evaluate = [], Workload.evaluate_centrally
 
-    def noted(task, model, test, server_round):
+    def noted(workload, model, test, server_round):
         rounds.append(server_round)
-        return evaluate(task, model, test, server_round)
+        return evaluate(workload, model, test, server_round)
 
-    monkeypatch.setattr(Task, "evaluate_centrally", noted)
+    monkeypatch.setattr(Workload, "evaluate_centrally", noted)
     run(num_rounds=2)
     assert rounds == [1, 2]
 
@@ -71,7 +71,7 @@ def test_a_run_folder_tells_all_about_its_run(tmp_path):
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert list((folder / "events").iterdir())
     assert RunFolder(folder).about()["clients"] == CLIENTS
-    assert RunFolder(folder).about()["device"] == device_name(load_task(SMALL).device) != "auto"
+    assert RunFolder(folder).about()["device"] == device_name(load_workload(SMALL).device) != "auto"
 
 
 def test_a_run_that_is_killed_tells_how_many_clients_it_has(tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_a_run_that_is_killed_tells_how_many_clients_it_has(tmp_path, monkeypatc
     monkeypatch.setattr(HeteroFL, "start", die)
     config = {**SMALL, "run.dir": str(tmp_path)}
     with LocalGrid(CLIENT_APP, CLIENTS, run_config=config) as grid, pytest.raises(KeyboardInterrupt):
-        server_app.run(Relay(grid), load_task(config))  # as `heterofl run` does
+        server_app.run(Relay(grid), load_workload(config))  # as `heterofl run` does
     assert RunFolder(tmp_path).about()["clients"] == CLIENTS
 
 
@@ -224,4 +224,4 @@ def test_a_node_that_does_not_know_its_data_is_told_how():
     with pytest.raises(RoundError, match="num-partitions='many'; expected a whole number"):
         run(num_rounds=1, node_config=lambda partition: {"num-partitions": "many"})
     with pytest.raises(ConfigError, match="partition-id is 9; expected 0 to 7"):
-        Task(from_flat({})).part(9, 8)
+        Workload(from_flat({})).part(9, 8)

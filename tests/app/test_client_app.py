@@ -6,12 +6,12 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from torch import nn
 
 from heterofl_flwr import HeteroFLError
-from heterofl_flwr import messages as wire
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.node import Instruction
-from heterofl_flwr.app.task import Task, load_task
+from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.data import Split
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
+from heterofl_flwr.transport import messages as wire
 from tests.app.runs import run_rounds
 from tests.federation.tiny import node_context
 
@@ -60,11 +60,11 @@ def test_clients_of_a_cohort_mask_each_its_own_change(sizes):
 def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), **changes):
     """Return messages to train, and their nodes' contexts."""
     settings = {**SMALL, **changes}
-    task = load_task(settings)
+    workload = load_workload(settings)
     config = {wire.SEED: 0, wire.SERVER_ROUND: 1, wire.GLOBAL_RATE: 1.0}
     messages, contexts = [], []
     for partition, (rate, learning_rate) in enumerate(zip(rates, learning_rates, strict=True)):
-        own = ArrayRecord(dict(task.build(rate).named_parameters()))
+        own = ArrayRecord(dict(workload.build(rate).named_parameters()))
         told = {**config, wire.RATE: rate, wire.PARTITION: partition, wire.LEARNING_RATE: learning_rate}
         content = RecordDict({wire.ARRAYS: own, wire.CONFIG: wire.new_config(told)})
         messages.append(Message(content, partition + 2, "train"))
@@ -92,31 +92,31 @@ def test_out_of_memory_names_the_level(monkeypatch):
 NON_IID = {"data.split": "non-iid-2", "train.batch-size": 5}
 
 
-def _classes_by_batch(task, partition=0):
+def _classes_by_batch(workload, partition=0):
     """Return the classes in each batch of a client's moments, which it reads by the numbers of its examples."""
-    split, _, classes = task.part(partition, 20)
+    split, _, classes = workload.part(partition, 20)
     assert len(classes) == 2
     numbers = torch.arange(len(split), dtype=torch.float32)[:, None, None, None]
     by_number = Split(numbers, split.targets, reading=None)
-    batches = [batch.flatten().long() for batch in task.moments_batches(by_number, seed=3)]
+    batches = [batch.flatten().long() for batch in workload.moments_batches(by_number, seed=3)]
     assert sorted(torch.cat(batches).tolist()) == list(range(len(split)))
     return [split.targets[batch].unique().tolist() for batch in batches]
 
 
 def test_batches_mix_the_classes_of_a_client():
     fixed = {"fidelity": "fixed", "evaluate.moments-batch-size": 5}
-    stored = _classes_by_batch(Task(from_flat(NON_IID | fixed)))
-    mixed = _classes_by_batch(Task(from_flat(NON_IID)))
+    stored = _classes_by_batch(Workload(from_flat(NON_IID | fixed)))
+    mixed = _classes_by_batch(Workload(from_flat(NON_IID)))
     assert sum(len(classes) == 2 for classes in stored) <= 1
     assert sum(len(classes) == 2 for classes in mixed) > len(mixed) / 2
 
 
 @pytest.mark.parametrize(("moments", "varied"), [("paper", True), ("fixed", False)])
 def test_images_are_varied_where_the_authors_vary_them(monkeypatch, moments, varied):
-    task = Task(from_flat({"fidelity": moments}))
-    split, _, _ = task.part(0, 20)
-    monkeypatch.setitem(task.__dict__, "facts", type(task.facts)((1, 8, 8), 10, "crop-flip"))
-    found = torch.cat(list(task.moments_batches(split, seed=1)))
+    workload = Workload(from_flat({"fidelity": moments}))
+    split, _, _ = workload.part(0, 20)
+    monkeypatch.setitem(workload.__dict__, "facts", type(workload.facts)((1, 8, 8), 10, "crop-flip"))
+    found = torch.cat(list(workload.moments_batches(split, seed=1)))
     assert (sorted(found.sum((1, 2, 3)).tolist()) != sorted(split.inputs.sum((1, 2, 3)).tolist())) == varied
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.app.cli.main import MISUSED, PROFILED, status_of
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS, PAPER
 from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, read_assignments, read_config
 from heterofl_flwr.settings.stored_settings import stored_settings

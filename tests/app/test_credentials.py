@@ -13,7 +13,7 @@ from cryptography import x509
 
 from heterofl_flwr.app.cli.keys import write_certificates, write_node_key
 from heterofl_flwr.app.cli.main import MISUSED, main
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 
 HOSTS = ("localhost", "127.0.0.1")
 

@@ -8,9 +8,9 @@ from flwr.app import ArrayRecord
 
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.node import Instruction
-from heterofl_flwr.app.task import Task, load_task
+from heterofl_flwr.app.workload import Workload, load_workload
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data.dataset import Reading, Split
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
@@ -47,17 +47,17 @@ def run(folder, **settings):
 
 
 def test_clients_have_architectures_in_turns():
-    task = load_task(H2L)
-    models = [task.builds[task.architecture(partition)](1.0) for partition in range(4)]
+    workload = load_workload(H2L)
+    models = [workload.builds[workload.architecture(partition)](1.0) for partition in range(4)]
     assert [type(model).__name__ for model in models] == ["CNN", "PreResNet", "MLP", "CNN"]
 
 
 def test_a_text_has_no_classes_to_learn_from_peers():
-    task = Task(from_flat(H2L))
+    workload = Workload(from_flat(H2L))
     words = torch.zeros(2, 4, dtype=torch.int64)
-    task.dataset = replace(task.dataset, train=Split(words, words, reading=Reading(0)))
+    workload.dataset = replace(workload.dataset, train=Split(words, words, reading=Reading(0)))
     with pytest.raises(ConfigError, match=r"server\.strategy=fedh2l exchanges .* data set digits is text"):
-        server_app.make_strategy(task, ())
+        server_app.make_strategy(workload, ())
 
 
 @pytest.mark.usefixtures("identity")
@@ -81,9 +81,9 @@ def test_peers_teach_what_own_data_do_not_show(tmp_path):
     assert with_peers.failures == without.failures == {}
     assert with_peers.evaluate["global-accuracy"] > without.evaluate["global-accuracy"] + 0.15
     assert with_peers.evaluate["local-accuracy"] > 0.6
-    by_architecture = [with_peers.evaluate[f"{name}-global-accuracy"] for name in load_task(two).builds]
+    by_architecture = [with_peers.evaluate[f"{name}-global-accuracy"] for name in load_workload(two).builds]
     assert min(by_architecture) < with_peers.evaluate["global-accuracy"] < max(by_architecture)
-    mlp = load_task(two).builds["mlp"](1.0)
+    mlp = load_workload(two).builds["mlp"](1.0)
     fedavg = 2 * CLIENTS * 4 * sum(parameter.numel() for parameter in mlp.parameters())
     assert with_peers.bytes_up + with_peers.bytes_down < 0.01 * fedavg
     assert h2l.report.exists()

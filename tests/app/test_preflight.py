@@ -9,7 +9,7 @@ import pytest
 from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.launch import running
 from heterofl_flwr.app.launch.preflight import check_task
-from heterofl_flwr.app.task import Task
+from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.training.batches import steps_per_epoch
@@ -86,7 +86,7 @@ def test_a_folder_that_is_locked_is_refused(tmp_path, capsys):
 def test_what_a_users_own_function_raises_is_left_to_the_run(tmp_path, monkeypatch):
     (tmp_path / "own_data.py").write_text("def data():\n    raise KeyError('own')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    check_task(Task(from_flat({"data.name": "own_data:data"})), 2)
+    check_task(Workload(from_flat({"data.name": "own_data:data"})), 2)
 
 
 @pytest.mark.parametrize(
@@ -116,11 +116,11 @@ def test_a_users_own_model_is_tried_too(tmp_path, monkeypatch, capsys, started, 
 
 
 def test_the_size_of_a_round_is_said_before_the_first(capsys):
-    task = Task(from_flat({"sample.fraction": 0.5, "train.epochs": 3, "train.batch-size": 16}))
-    check_task(task, 4)
+    workload = Workload(from_flat({"sample.fraction": 0.5, "train.epochs": 3, "train.batch-size": 16}))
+    check_task(workload, 4)
     first, second = capsys.readouterr().out.splitlines()
     (steps,) = re.findall(r"^2 of 4 clients train in each round, about (\d+) steps each$", first)
-    parts = (task.part(client, 4)[0] for client in range(4))
+    parts = (workload.part(client, 4)[0] for client in range(4))
     assert float(steps) == pytest.approx(sum(3 * steps_per_epoch(part, 16) for part in parts) / 4, abs=3)
     assert second == "4 clients share the 5 parts of the mix a1-b1-c1-d1-e1, so some level has none"
 
@@ -132,7 +132,7 @@ def test_spare_clients_that_nothing_delays_are_said_to_count(started, capsys):
 
 
 def test_levels_that_are_one_model_are_said_before_the_first_round(capsys):
-    check_task(Task(from_flat({"model.hidden": "8,8", "mix": "a1-d1-e1"})), 3)
+    check_task(Workload(from_flat({"model.hidden": "8,8", "mix": "a1-d1-e1"})), 3)
     assert "\nlevels d, e build the very same model: " in capsys.readouterr().out
 
 

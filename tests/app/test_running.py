@@ -10,8 +10,8 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr.app.launch.request import Request, read_app
 from heterofl_flwr.app.launch.running import LOG, Checked, RunError, cohort_limit, run_request
-from heterofl_flwr.app.task import load_task
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.app.workload import load_workload
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.settings.flat import from_flat, to_flat
 
@@ -88,7 +88,7 @@ def asked(monkeypatch, tmp_path):
 
     def ask(settings, device):
         config = to_flat(from_flat(settings))
-        monkeypatch.setitem(vars(load_task(config)), "device", torch.device(device))
+        monkeypatch.setitem(vars(load_workload(config)), "device", torch.device(device))
         return Request(config=config, out=tmp_path, clients=100)
 
     return ask

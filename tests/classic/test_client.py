@@ -6,7 +6,7 @@ from flwr.common import parameters_to_ndarrays
 
 from heterofl_flwr import Evaluation
 from heterofl_flwr.classic import HeteroFL, answer_moments, parameters_of, properties_of, submodel
-from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.common.errors import ReplyError
 from tests.classic.fakes import Fake, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.tiny import build, build_normed, inputs, node_context
 

@@ -14,7 +14,7 @@ from flwr.serverapp import ServerApp
 import heterofl_flwr
 from heterofl_flwr import Adam, Evaluation, LocalGrid, MovingAverage, classic
 from heterofl_flwr.classic import HeteroFL
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from tests.classic import numpy_clients
 from tests.classic.fakes import Fake, evaluate_all, fit_all, manager_of
 from tests.classic.numpy_clients import classic_app, message_app

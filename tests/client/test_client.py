@@ -11,13 +11,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from heterofl_flwr import Plan, messages, packing
+from heterofl_flwr import Plan
 from heterofl_flwr.client import answer_moments, answer_queries, models_to_evaluate, own_part, reply, submodel
-from heterofl_flwr.client_context import keep_part
-from heterofl_flwr.errors import ConfigError, DataError, ReplyError
+from heterofl_flwr.client.client_context import keep_part
+from heterofl_flwr.client.node_config import read_capability
+from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.measure_moments import collect_moments
-from heterofl_flwr.node_config import read_capability
 from heterofl_flwr.stages.compress import restore
+from heterofl_flwr.transport import messages, packing
 from tests.federation.tiny import Tiny, build, build_normed, equal, inputs, node_context
 
 pytestmark = pytest.mark.usefixtures("identity")

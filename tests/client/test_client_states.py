@@ -7,8 +7,8 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr import HeteroFL, LocalGrid
 from heterofl_flwr.client import answer_queries, regularizer, reply, submodel
-from heterofl_flwr.client_context import keep_part, kept_part
-from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.client.client_context import keep_part, kept_part
+from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.feddyn import FedDyn
 from tests.federation.tiny import NEVER, build, config, equal, inputs, node_context

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from heterofl_flwr import HeteroFL, Plan, messages
+from heterofl_flwr import HeteroFL, Plan
 from heterofl_flwr.classic import client as classic
 from heterofl_flwr.client import distilled_loss, submodel
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.transport import messages
 from tests.client.test_client import instruction
 from tests.federation.tiny import build
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import Mix, dynamic_rate, fixed_rate, joining_rates
-from heterofl_flwr.errors import ConfigError
 
 
 @pytest.mark.parametrize(

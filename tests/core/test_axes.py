@@ -6,11 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heterofl_flwr.common.errors import ShapeError
 from heterofl_flwr.core import Axis, axes_between, prefix, slice_plan
 from heterofl_flwr.core.axes import build_channel_axis, positions
 from heterofl_flwr.core.counting_mean import mean_in_place, nest
 from heterofl_flwr.core.slice_plan import Region
-from heterofl_flwr.errors import ShapeError
 from tests.core import strategies, twin
 
 

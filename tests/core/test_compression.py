@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heterofl_flwr.common.errors import ReplyError, ShapeError
 from heterofl_flwr.core import Plan
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.errors import ReplyError, ShapeError
 from heterofl_flwr.stages.compress import compress, restore
 from tests.core import strategies
 

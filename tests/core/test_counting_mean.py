@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.core import Aggregator, Plan, Robust, RobustAggregator, counting_mean, prefix
 from heterofl_flwr.core.counting_mean import empty_sum
-from heterofl_flwr.errors import ConfigError, HeteroFLError
 from tests.core import strategies
 
 SPACING = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 2**-23, torch.float64: 2**-52}

@@ -2,8 +2,8 @@ from dataclasses import fields, replace
 
 import pytest
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Fidelity
-from heterofl_flwr.errors import ConfigError
 
 QUIRKS = [field.name for field in fields(Fidelity)]
 

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.nn.utils.parametrize import ParametrizationList
 
+from heterofl_flwr.common.errors import ConfigError, ShapeError, UnsupportedLayerError
 from heterofl_flwr.core import Axis, Plan, axes_between, prefix, register
 from heterofl_flwr.core import layer_rules as registry
 from heterofl_flwr.core.layer_rules import _rules
-from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
 from tests.core import twin
 
 # torch says once that a fast path is not taken.

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import LEVELS, Mix, exact_rate, level_name, rate_of, width
-from heterofl_flwr.errors import ConfigError
 
 
 def test_each_level_has_half_the_rate_of_the_one_before():

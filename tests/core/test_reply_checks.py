@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from heterofl_flwr.common.errors import ConfigError, ReplyError, ShapeError
 from heterofl_flwr.core import Aggregator, Mix, Plan, width
 from heterofl_flwr.core.reply_checks import check_names, find_label_rows, last_linear, whole_numbers
-from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
 from tests.core import strategies
 
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.core import Plan, Robust, RobustAggregator
-from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from tests.core import strategies, twin
 
 OPTIONS = st.builds(

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core import Aggregator, Axis, Plan, axes_between, prefix, register, width
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.slice_plan import ALL, shared_part
-from heterofl_flwr.errors import ConfigError, ShapeError
 from tests.core import twin
 
 HEADS = {"*.linear_[qkv].*": (8, 0), "*.linear_o.weight": (8, 1)}

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.core import Aggregator, Axis, Plan
 from heterofl_flwr.core.staleness import Clocks, StaleMean
-from heterofl_flwr.errors import ConfigError, ReplyError
 from tests.core import twin
 from tests.core.twin import random_state
 

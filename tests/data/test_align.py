@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.align import Terms, align
 from heterofl_flwr.data.known import Facts
-from heterofl_flwr.errors import DataError
 from tests.data.files import SIZE, png, write
 
 ROWS = {"ill": [(1, 5), (2, 6)], "unknown": [(3, 9), (7, 1)], "well": [(-4, 2), (0, 0)]}

@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data import load_dataset
-from heterofl_flwr.errors import DataError
 from tests.data.files import SIZE, image_folder, image_table, png, write, write_table
 
 

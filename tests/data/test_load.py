@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data import load_dataset, split_dataset
 from heterofl_flwr.data.convert import hold_out, number_owners
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.data.load import _load
-from heterofl_flwr.errors import DataError
 from tests.data.files import png
 
 

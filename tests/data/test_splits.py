@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.data import Dataset, Split, split_dataset
 from heterofl_flwr.data.splits import check_kind, dirichlet, iid, matching_shares, matching_test, noniid
-from heterofl_flwr.errors import ConfigError, DataError
 
 PAPER = torch.arange(50_000) % 10
 """Class numbers like those of CIFAR10: 10 classes of 5,000."""

@@ -5,10 +5,10 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.data import Reading, load_dataset, split_dataset
 from heterofl_flwr.data.known import SOURCES, Columns
 from heterofl_flwr.data.text import Texts, to_text
-from heterofl_flwr.errors import ConfigError, DataError
 
 ROWS = SOURCES["wikitext2"].rows
 

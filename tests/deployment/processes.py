@@ -24,7 +24,7 @@ from typing import Self
 
 import psutil
 
-from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.common.errors import HeteroFLError
 
 MARK = "HETEROFL_LAUNCH"
 """The environment variable that holds the mark."""

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.cli.keys import write_node_key
-from heterofl_flwr.app.task import Task
+from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import flatten, from_flat
@@ -231,7 +231,7 @@ def test_the_model_is_that_of_a_run_whose_server_was_not_killed(ended, tmp_path)
     levels = [{"level": level} for level in LEVELS]
     client = "heterofl_flwr.app.client_app:app"
     with WithoutThePhone(client, len(LEVELS), run_config=config, node_config=levels.__getitem__) as grid:
-        server_app.run(grid, Task(from_flat(config)))
+        server_app.run(grid, Workload(from_flat(config)))
     for level in LEVELS:
         ours, whole = (
             load_file(path / "models" / f"{level}.safetensors") for path in (ended.run.path, tmp_path / "whole")

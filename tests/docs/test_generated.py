@@ -9,8 +9,9 @@ from importlib import import_module
 
 import pytest
 
-from heterofl_flwr import Fidelity, messages
+from heterofl_flwr import Fidelity
 from heterofl_flwr.settings.stored_settings import FILE
+from heterofl_flwr.transport import messages
 from simulations.model_zoo.__main__ import VERDICTS
 from simulations.model_zoo.sources import SOURCES
 from tests.docs.pages import DOCS, ROOT, name_of

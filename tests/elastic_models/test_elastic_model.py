@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core import Axis, Plan, prefix, width
 from heterofl_flwr.elastic_models import SCALED, elastic
-from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.nn import CNN, PreResNet
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
 from tests.core import twin

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.utils.weight_norm import WeightNorm
 
+from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError
 from heterofl_flwr.elastic_models import adjust, elastic, rules, stand_in
-from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
 from tests.elastic_models.families import Then
 
 

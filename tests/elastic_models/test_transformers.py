@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from heterofl_flwr.common.errors import UnsupportedLayerError
 from heterofl_flwr.elastic_models import elastic
-from heterofl_flwr.errors import UnsupportedLayerError
 from simulations.model_zoo.check import check
 from simulations.model_zoo.models import draw_weights
 

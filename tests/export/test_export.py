@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, MissingExtraError, ShapeError
 from heterofl_flwr.core.levels import LEVELS
-from heterofl_flwr.errors import ConfigError, HeteroFLError, MissingExtraError, ShapeError
 from heterofl_flwr.export import FORMATS, export, export_model, formats, load_state
 from heterofl_flwr.export.export import compare
 from heterofl_flwr.nn import CNN, PreResNet

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid, RoundCallback, report
 from heterofl_flwr.app import client_app, server_app
-from heterofl_flwr.app.task import load_task
-from heterofl_flwr.files import write_atomic
+from heterofl_flwr.app.workload import load_workload
+from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.runs import checkpoint, models
 from heterofl_flwr.settings.flat import from_flat, to_flat
 from heterofl_flwr.training import train_together
@@ -169,7 +169,7 @@ def play(folder, fault=None, *, grid=Grid, missing=(), away=(), resume=False, **
     client.fault = fault
     with half_written(fault), grid(client, CLIENTS, run_config=config) as own:
         own.fault, own.missing, own.away = fault, set(missing), set(away)
-        server_app.run(own, load_task(config), [Saved(fault)])
+        server_app.run(own, load_workload(config), [Saved(fault)])
     return {
         f"{path.stem}/{name}": value
         for path in sorted((folder / "models").glob("*.safetensors"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.errors import RoundError
+from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.report import RunFolder
 from tests.faults.runs import CLIENTS, HIT, ROUNDS, STRUCK, Fault, Grid, Killed, play
 from tests.federation.tiny import equal

@@ -9,11 +9,12 @@ import pytest
 from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import Evaluation, Limits, LocalGrid, messages
+from heterofl_flwr import Evaluation, Limits, LocalGrid
 from heterofl_flwr.client import answer_capability, answer_queries
+from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability, Nodes
+from heterofl_flwr.transport import messages
 from tests.federation import tiny
 from tests.federation.tiny import Watched, build, build_normed, config, judge, make_app, play
 

@@ -18,11 +18,11 @@ from heterofl_flwr import (
     Robust,
     RoundCallback,
     SimulatedDevices,
-    exchange,
 )
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.feddyn import FedDyn
 from heterofl_flwr.stages.secure_sum import SecureSum
+from heterofl_flwr.transport import exchange
 from tests.core import twin
 from tests.federation import test_sharing
 from tests.federation.tiny import Keep, Watched, add_one, build, crash, equal, make_app, play

@@ -9,7 +9,7 @@ from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.errors import RoundError
+from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.strategies import strategy as hooks
 from tests.federation.tiny import bare_reply, build, config, crash, equal, make_app, play
 

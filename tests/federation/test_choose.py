@@ -8,9 +8,9 @@ from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, Windowed
 from heterofl_flwr.client import models_to_evaluate, reply
+from heterofl_flwr.client.local_model import load_parameters
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Mix, width
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn import build_model, collect_moments
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model

@@ -5,9 +5,10 @@ import time
 import pytest
 import torch
 
-from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices, exchange, messages
-from heterofl_flwr.errors import RoundError
+from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
+from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.strategies import budget
+from heterofl_flwr.transport import exchange, messages
 from tests.federation.tiny import NEVER, Watched, build, build_normed, crash, make_app, play
 from tests.hostile.superlink import Clock
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from heterofl_flwr import HeteroFL, Momentum
 from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import width
 from heterofl_flwr.core.exchanged import exclude_parameters
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation import federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Round, TrainReply

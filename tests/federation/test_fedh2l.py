@@ -5,9 +5,10 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import Evaluation, FedH2L, messages
+from heterofl_flwr import Evaluation, FedH2L
 from heterofl_flwr.client import answer_capability, reply
-from heterofl_flwr.errors import RoundError
+from heterofl_flwr.common.errors import RoundError
+from heterofl_flwr.transport import messages
 from tests.federation.tiny import Watched
 
 CLASSES, BATCH, NODES = 3, 4, 3

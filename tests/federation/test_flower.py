@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid, Momentum
 from heterofl_flwr.client import answer_queries
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.options import Averaging, Options, Sampling, Transfer
 from tests.federation import tiny
 from tests.federation.tiny import Watched, bare_reply, build, build_normed, config, make_app, play

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from heterofl_flwr import Evaluation, HeteroFL, Limits, Mix
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.options import Options

@@ -7,13 +7,14 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from heterofl_flwr import Evaluation, Fidelity, HeteroFL, Limits, LocalGrid, Windowed, packing
+from heterofl_flwr import Evaluation, Fidelity, HeteroFL, Limits, LocalGrid, Windowed
 from heterofl_flwr.client import answer_moments
-from heterofl_flwr.errors import DataError, RoundError
+from heterofl_flwr.client.local_model import load_parameters
+from heterofl_flwr.common.errors import DataError, RoundError
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
-from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
+from heterofl_flwr.transport import packing
 from tests.federation import tiny
 from tests.federation.tiny import Watched, bare_reply, build_normed, config, equal, inputs, judge, make_app, play
 

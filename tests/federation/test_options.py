@@ -5,7 +5,7 @@ import math
 import pytest
 
 from heterofl_flwr import Adam, Evaluation, FedH2L, HeteroFL, Limits, Momentum, Privacy
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.nodes import Capability
 from tests.federation.tiny import build
 

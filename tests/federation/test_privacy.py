@@ -6,15 +6,16 @@ import re
 import pytest
 import torch
 
-from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Plan, Privacy, messages, packing
+from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Plan, Privacy
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsilon
 from heterofl_flwr.core.reply_checks import norm_between
-from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import restore
 from heterofl_flwr.stages.privacy import Spent, clip_moments, noise_moments
+from heterofl_flwr.transport import messages, packing
 from tests.federation import tiny
 from tests.federation.tiny import add_one, build, build_normed, config, make_app, play
 

@@ -4,9 +4,10 @@ import logging
 
 import pytest
 
-from heterofl_flwr import Evaluation, RoundCallback, multi_step, packing
+from heterofl_flwr import Evaluation, RoundCallback, multi_step
 from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.report import Console
+from heterofl_flwr.transport import packing
 from tests.federation.tiny import build, build_normed, crash, equal, make_app, play
 
 

@@ -5,9 +5,9 @@ import weakref
 import pytest
 from flwr.app import Error, Message, RecordDict
 
-from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
-from heterofl_flwr.errors import Fault, short
-from heterofl_flwr.exchange import outcomes
+from heterofl_flwr.common.errors import Fault, short
+from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, ErrorCode
+from heterofl_flwr.transport.exchange import outcomes
 
 pytestmark = pytest.mark.usefixtures("identity")
 

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Momentum, Windowed, multi_step
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.errors import ConfigError, RoundError
+from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.federation.records import RunState
 from tests.federation.tiny import Shuffled, Tiny, Watched, add_one, build, build_normed, equal, make_app, play, untimed
 

@@ -8,9 +8,9 @@ import torch
 
 from heterofl_flwr import Evaluation, HeteroFL
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.client_context import keep_part, kept_part
+from heterofl_flwr.client.client_context import keep_part, kept_part
+from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.randomness import initial_state
-from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.report import Recorder, RunFolder
 from tests.federation import tiny

@@ -11,9 +11,10 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback, messages
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback
 from heterofl_flwr.client import answer_capability, answer_moments, models_to_evaluate, reply, submodel
 from heterofl_flwr.core import width
+from heterofl_flwr.transport import messages
 from tests.core.twin import counting_mean, trained_reply
 
 NEVER = Evaluation(every=0)

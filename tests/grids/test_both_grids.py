@@ -9,8 +9,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from heterofl_flwr.compat import SUPERLINK_NODE_ID
 from heterofl_flwr.grids import Windowed
+from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID
 
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")  # Ray's processes
 

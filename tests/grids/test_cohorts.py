@@ -11,10 +11,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
 from heterofl_flwr.grids.queued import Group
 from heterofl_flwr.grids.queued import together as grouped
+from heterofl_flwr.transport.compat import ErrorCode
 
 RATES = (1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.25)
 GROUPS = [[0, 3, 6], [1, 2, 4], [5, 7, 8, 9], [10]]  # at most four

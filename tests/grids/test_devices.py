@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr import DeviceProfile, Devices
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import LEVELS, width
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.devices import EDGE, Training, Turn
 from tests.federation.tiny import Tiny
 

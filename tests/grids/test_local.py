@@ -10,10 +10,10 @@ import torch
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import compat, exchange
-from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, Run
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids import LocalGrid, Windowed, local, queued
+from heterofl_flwr.transport import compat, exchange
+from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, ErrorCode, Run
 
 
 def test_node_ids_depend_on_the_seed_alone():

@@ -18,10 +18,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.task import load_task
-from heterofl_flwr.compat import ErrorCode
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.app.workload import load_workload
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids import LocalGrid, RayGrid
+from heterofl_flwr.transport.compat import ErrorCode
 from tests.federation.tiny import Keep, equal
 
 ray_actors = pytest.importorskip("heterofl_flwr.grids.ray_actors", exc_type=ImportError)
@@ -216,7 +216,7 @@ def test_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, mortal, con
     def run(make, app="heterofl_flwr.app.client_app:app", **options):
         keep = Keep()
         with make(app, 5, run_config=config, **options) as grid:
-            server_app.run(grid, load_task(config), [keep])
+            server_app.run(grid, load_workload(config), [keep])
         rounds = [(record.train, record.evaluate, record.failures) for record in keep.records]
         return rounds, keep.progress[-1].state, grid.deaths
 
@@ -232,7 +232,7 @@ def test_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, mortal, con
 def test_steps_as_replies_come_go_on_when_an_actor_is_killed(machine, mortal):
     keep = Keep()
     with RayGrid(mortal(*SPARED), 5, at_once=2, run_config=STEPS) as grid:
-        server_app.run(grid, load_task(STEPS), [keep])
+        server_app.run(grid, load_workload(STEPS), [keep])
         deaths = grid.deaths
     assert [(len(record.rates), record.failures) for record in keep.records] == [(2, {})] * 5
     (death,) = deaths  # of the client that was to train; another actor trained it

@@ -7,12 +7,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from heterofl_flwr import DeviceProfile, Devices, FedH2L, HeteroFL, LocalGrid, SimulatedDevices
 from heterofl_flwr.client import share_of_work
-from heterofl_flwr.errors import ReplyError, RoundError
-from heterofl_flwr.exchange import outcomes
+from heterofl_flwr.common.errors import ReplyError, RoundError
 from heterofl_flwr.grids.devices import Turn
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
-from heterofl_flwr.messages import SimulatedFault
-from heterofl_flwr.packing import count_bytes
+from heterofl_flwr.transport.exchange import outcomes
+from heterofl_flwr.transport.messages import SimulatedFault
+from heterofl_flwr.transport.packing import count_bytes
 from tests.federation import test_fedh2l
 from tests.federation.tiny import NEVER, add_one, build, crash, make_app, play
 

@@ -7,10 +7,11 @@ from types import GeneratorType
 import pytest
 from flwr.app import Error, Message, Metadata, RecordDict
 
-from heterofl_flwr import Windowed, exchange
-from heterofl_flwr.compat import make_message
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.exchange import Relay
+from heterofl_flwr import Windowed
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.transport import exchange
+from heterofl_flwr.transport.compat import make_message
+from heterofl_flwr.transport.exchange import Relay
 from tests.hostile.superlink import Clock
 
 

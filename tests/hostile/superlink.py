@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from flwr.app import Metadata
 
-from heterofl_flwr.compat import FLOWER, PullAppMessagesRequest, Run
+from heterofl_flwr.transport.compat import FLOWER, PullAppMessagesRequest, Run
 from tests.flower_internals import (
     ConfirmMessageReceivedResponse,
     ObjectTree,

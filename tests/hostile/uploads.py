@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from heterofl_flwr.compat import make_message, set_metadata
+from heterofl_flwr.transport.compat import make_message, set_metadata
 from tests.flower_internals import ObjectTree, get_all_nested_objects, get_object_id, get_object_tree
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from heterofl_flwr import elastic, shallow
+from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core import Plan, width
-from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.nn.depth import read_levels
 
 X = torch.linspace(-1, 1, 6).view(2, 3)

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Plan
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn import build_model, collect_moments, shallow, with_exits, with_static_norm
 from heterofl_flwr.nn.nested import Nested, mean_passes
 from heterofl_flwr.training import TrainingJob, TrainOptions, train_together

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.nn.layers import Scaler, make_norm, make_scaler
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.nn.loss import mask_logits, masked_cross_entropy, perplexity
 
 

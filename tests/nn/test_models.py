@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import LEVELS
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn import PAPER, PreResNet, build_model
 
 # method.md, section 1: parameters at levels a to e

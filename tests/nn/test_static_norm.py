@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.errors import DataError
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.nn.measure_moments import _alike, batch_norms, collect_moments
 from heterofl_flwr.nn.models import CNN
 from heterofl_flwr.nn.moments import check_possible

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from heterofl_flwr.common.errors import ConfigError, DataError, ShapeError
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import ConfigError, DataError, ShapeError
 from heterofl_flwr.nn.layers import Scaler
 from heterofl_flwr.nn.transformer import MultiHeadAttention, Transformer, TransformerShape
 

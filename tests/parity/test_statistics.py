@@ -6,7 +6,7 @@ from torch import nn
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
-from heterofl_flwr.app.task import Task
+from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.data import Split
 from heterofl_flwr.nn import collect_moments, with_static_norm
 from heterofl_flwr.settings.flat import from_flat
@@ -29,8 +29,10 @@ def test_the_statistics_of_cifar10_are_theirs(authors, shared, model):
     tracking = authors.theirs(1.0, track=True)
     ours = authors.ours()(1.0)
     copy_by_position(tracking, ours)
-    task = Task(from_flat({"data.name": "cifar10", "data.root": str(shared / "data"), "train.batch-size": BATCH}))
-    split = Split(task.train.inputs[:IMAGES], task.train.targets[:IMAGES], task.train.black)
+    workload = Workload(
+        from_flat({"data.name": "cifar10", "data.root": str(shared / "data"), "train.batch-size": BATCH})
+    )
+    split = Split(workload.train.inputs[:IMAGES], workload.train.targets[:IMAGES], workload.train.black)
     pixels = split.inputs * torch.tensor(DEVIATION)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     images = [to_pil_image(pixel.clamp(0, 1)) for pixel in pixels]
     as_theirs = transforms.Compose(
@@ -52,5 +54,5 @@ def test_the_statistics_of_cifar10_are_theirs(authors, shared, model):
         return _first_norm(with_static_norm(ours, collect_moments(ours, batches))).running_var
 
     expected = _first_norm(tracking).running_var
-    torch.testing.assert_close(variance(task.moments_batches(split, seed=1)), expected, rtol=0.03, atol=0)
+    torch.testing.assert_close(variance(workload.moments_batches(split, seed=1)), expected, rtol=0.03, atol=0)
     assert (variance(split.inputs.split(BATCH)) / expected).median() < 0.95

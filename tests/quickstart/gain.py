@@ -15,8 +15,8 @@ from flwr.app import ConfigRecord
 from torch.utils.data import ConcatDataset, DataLoader
 
 from heterofl_flwr import HeteroFL, LocalGrid
+from heterofl_flwr.client.local_model import model_at
 from heterofl_flwr.core.levels import LEVELS
-from heterofl_flwr.local_model import model_at
 from heterofl_flwr.nn import collect_moments, with_static_norm
 
 ROOT = Path(__file__).parents[2]

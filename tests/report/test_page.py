@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.report import Recorder, RunFolder, write_report
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import draw_curves, draw_run

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.records import RunState
 from heterofl_flwr.runs.folder import RunFolder, parse_record
 from heterofl_flwr.runs.origin import commit, machine

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.runs import checkpoint as module

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.fixed_point import LARGEST_SUM, largest_steps, to_steps
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 
+from heterofl_flwr.common.errors import ReplyError, RoundError
 from heterofl_flwr.core.slice_plan import Region
-from heterofl_flwr.errors import ReplyError, RoundError
 from heterofl_flwr.secure.client import ClientRound, add_pairs, add_private, make_keys
 from heterofl_flwr.secure.crypto import SHARE_BYTES
 from heterofl_flwr.secure.roster import Roster

@@ -57,7 +57,7 @@ def test_each_attack_changes_the_model_and_no_reply_is_refused():
 
 
 def test_labels_are_wrong_for_attackers_alone():
-    task = robust.load_task({**robust.COMMON, "data.name": "digits"})
+    task = robust.load_workload({**robust.COMMON, "data.name": "digits"})
     truth = load_dataset("digits").train.targets
     robust.prepare(task, replace(CELL, attack="labels", attackers=1))
     own = task.partitions(robust.CLIENTS).train[0]

@@ -11,7 +11,7 @@ from hydra.core.plugins import Plugins
 
 from heterofl_flwr.app.sweep.command import CONF
 from heterofl_flwr.app.sweep.job import LAUNCH
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.auto_values import PRESETS
 from heterofl_flwr.settings.definitions import Settings

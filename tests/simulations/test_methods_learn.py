@@ -10,7 +10,7 @@ from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.sweep.command import CONF
-from heterofl_flwr.app.task import load_task
+from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import DEFAULTS, flatten
 from tests.simulations.tiny_data import FOLDERS, write_tiny
@@ -54,7 +54,7 @@ def test_it_learns(method):
         found = flatten(OmegaConf.to_container(compose("config", [*COMMON, f"method={method}", *overrides])))
     config = {**{key: value for key, value in found.items() if key in DEFAULTS}, "run.callbacks": ""}
     with LocalGrid("heterofl_flwr.app.client_app:app", CLIENTS, run_config=config) as grid:
-        strategy = server_app.run(grid, load_task(config))
+        strategy = server_app.run(grid, load_workload(config))
     assert strategy.log.failures == {}
     assert strategy.log.evaluate[metric] > least
 

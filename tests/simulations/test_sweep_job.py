@@ -9,7 +9,7 @@ from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.sweep import job as module
 from heterofl_flwr.app.sweep.job import Job, is_done, read_score, run_once
 from heterofl_flwr.app.sweep.listing import list_jobs, list_results
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.settings.flat import from_flat, to_flat

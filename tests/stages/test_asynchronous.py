@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered, Seats
 
 RATES = (1.0, 0.5, 0.25)

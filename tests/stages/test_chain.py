@@ -7,7 +7,7 @@ import torch
 
 from heterofl_flwr import Adam, HeteroFL, Momentum, Plan, Privacy, Robust
 from heterofl_flwr.adapters import ProductAggregator
-from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
+from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.stages.stage import Needs, RoundContext, Stage, Update

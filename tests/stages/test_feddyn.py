@@ -10,7 +10,7 @@ from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import HeteroFL
 from heterofl_flwr.client import answer_queries, regularizer, reply, submodel
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.feddyn import FedDyn
 from tests.federation.tiny import Tiny, Watched, equal, play
 

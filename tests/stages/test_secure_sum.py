@@ -7,14 +7,15 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import Aggregator, HeteroFL, Limits, Momentum, Privacy, RayGrid, Robust, classic, messages
+from heterofl_flwr import Aggregator, HeteroFL, Limits, Momentum, Privacy, RayGrid, Robust, classic
 from heterofl_flwr.adapters import ProductAggregator
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.packing import read_tensors
 from heterofl_flwr.secure.fixed_point import largest_steps, to_steps
 from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.stages.secure_sum import KEY, SecureSum
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.packing import read_tensors
 from tests.federation.tiny import Tiny, Watched, equal, make_app, play
 from tests.secure.app import app, classes_of
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data import Split
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.training import input_batches
 from heterofl_flwr.training.batches import batch_rows
 

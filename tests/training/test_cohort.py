@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.errors import DataError
 from heterofl_flwr.nn import PreResNet
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet
 from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from heterofl_flwr import training
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data import Split
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import bears_channels_last, channels_last
 from heterofl_flwr.training import resolve_device
 from heterofl_flwr.training.device import give_back_gaps

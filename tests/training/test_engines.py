@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.data import Split
-from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, engines, train, train_together
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_batches, training_epochs
 from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Reading, Split
-from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.nn import Transformer
 from heterofl_flwr.nn.transformer import TransformerShape
 from heterofl_flwr.training import EvaluateResult, evaluate, train

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.training import DivergedError, TrainOptions, train
 from tests.federation.tiny import equal
 from tests.training.conftest import OPTIONS, state

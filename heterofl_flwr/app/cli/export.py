@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heterofl_flwr.app.task import load_task
+from heterofl_flwr.app.workload import load_workload
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Split
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.export.export import BATCH, export_model
 from heterofl_flwr.export.formats import FORMATS, formats_named
-from heterofl_flwr.files import write_atomic
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts
 from heterofl_flwr.settings.flat import from_stored, to_flat
@@ -49,20 +49,20 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out {out} is a file; expected a folder, or none")
     root = str(settings.get("data.root", ""))
     moved = {} if root and Path(root).is_dir() else {"data.root": os.environ.get("HETEROFL_DATA", "")}
-    task = load_task({**settings, **moved, "engine.device": "cpu"})
-    test = task.whole_test(folder.about().get("clients") or 0)
-    inputs, axes = inputs_of(test, task.settings.seed), {**BATCH, 1: "sequence"} if test.reading else BATCH
+    workload = load_workload({**settings, **moved, "engine.device": "cpu"})
+    test = workload.whole_test(folder.about().get("clients") or 0)
+    inputs, axes = inputs_of(test, workload.settings.seed), {**BATCH, 1: "sequence"} if test.reading else BATCH
     kind, rows = "perplexity" if test.reading else "accuracy", []
     for name, facts in models.items():
-        model = load_model(folder, name, task.build)
+        model = load_model(folder, name, workload.build)
         sizes = export_model(model, inputs, out / name, formats=formats, dynamic=axes)
         print(f"{out / name}: written; the files compute what the model does", flush=True)
-        score = task.evaluate_centrally(model, test, facts["server_round"] or 0).metrics("global")[f"global-{kind}"]
+        score = workload.evaluate_centrally(model, test, facts["server_round"] or 0).metrics("global")[f"global-{kind}"]
         shown = [f"{facts['rate']:g}", f"{facts['parameters']:,}", formatting.score(kind, score)]
         rows.append([name, *shown, *map(formatting.size, sizes.values())])
     heads = ["model", "rate", "parameters", kind, *formats]
     table, run_name = formatting.render(heads, rows, "markdown"), args.folder.resolve().name
-    write_atomic(out / PAGE, TEXT.format(name=run_name, table=table, inputs=preparation(task.dataset)).encode())
+    write_atomic(out / PAGE, TEXT.format(name=run_name, table=table, inputs=preparation(workload.dataset)).encode())
     print(f"\n{formatting.render(heads, rows, 'table')}\n\ntable: {out / PAGE}")
     return 0
 

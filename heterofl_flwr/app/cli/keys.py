@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.files import write_atomic
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.files import write_atomic
 
 AUTHORITY = "heterofl authority"
 AUTHORITY_DAYS = 3650

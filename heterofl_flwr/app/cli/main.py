@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from heterofl_flwr import __version__
-from heterofl_flwr.errors import HeteroFLError, not_usable, printable, unknown_settings
+from heterofl_flwr.common.errors import HeteroFLError, not_usable, printable, unknown_settings
 from heterofl_flwr.settings.stored_settings import stored_settings
 
 FAILED = 1

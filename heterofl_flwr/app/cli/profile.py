@@ -8,9 +8,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import ConfigError, first_line, load_function
 from heterofl_flwr.core.formatting import count, render
 from heterofl_flwr.core.levels import Mix, level_name
-from heterofl_flwr.errors import ConfigError, first_line, load_function
 from heterofl_flwr.nn.build import called_with_rate, check_build, equal_levels
 from heterofl_flwr.nn.models import PAPER, Build, Setup
 from heterofl_flwr.nn.profile import MixProfile, Profile, mean_profile, profile

@@ -14,10 +14,10 @@ from heterofl_flwr.app.cli.report import show_results
 from heterofl_flwr.app.launch import preflight, running
 from heterofl_flwr.app.launch.request import CLUSTER, Request, read_app
 from heterofl_flwr.app.server_app import find_start
-from heterofl_flwr.app.task import load_task
+from heterofl_flwr.app.workload import load_workload
+from heterofl_flwr.common.errors import ConfigError, extra, name_faults, printable
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
-from heterofl_flwr.errors import ConfigError, extra, name_faults, printable
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.auto_values import CLIENTS
@@ -130,11 +130,11 @@ def _choose_folder(args: argparse.Namespace, name: str) -> Path:
 
 def _check_run(request: Request) -> str:
     """Raise what is wrong with a run of this package's own app; say so where it has come to its end already."""
-    task, folder = load_task(request.config), RunFolder(request.out)
-    start = find_start(folder, task.settings)
+    workload, folder = load_workload(request.config), RunFolder(request.out)
+    start = find_start(folder, workload.settings)
     if not start.finished:
-        preflight.check_task(task, request.clients)
-        if task.settings.sample.spare and request.grid == "local" and not task.settings.devices.profile:
+        preflight.check_task(workload, request.clients)
+        if workload.settings.sample.spare and request.grid == "local" and not workload.settings.devices.profile:
             print(
                 "sample.spare: here all clients that are asked answer, so the spare ones count too; let some be late "
                 "(devices.profile), or leave it out"

@@ -5,72 +5,76 @@ from torch import Tensor, nn
 
 from heterofl_flwr.app.callbacks import check_names
 from heterofl_flwr.app.server_app import build_devices, make_strategy
-from heterofl_flwr.app.task import Task
+from heterofl_flwr.app.workload import Workload
+from heterofl_flwr.client.local_model import for_evaluation
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, first_line
 from heterofl_flwr.core.randomness import kept_random_state
-from heterofl_flwr.errors import ConfigError, HeteroFLError, first_line
 from heterofl_flwr.federation.summary import find_equal_levels
-from heterofl_flwr.local_model import for_evaluation
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
 
 
-def check_task(task: Task, clients: int) -> None:
+def check_task(workload: Workload, clients: int) -> None:
     """Raise an error if there is no such data set, if it is too small for the clients, or if a model does not fit it.
 
     The data set is loaded for it.
     """
     try:
-        task.partitions(clients)
-        warnings = find_equal_levels(make_strategy(task, ()).federation)
-        build_devices(task)
-        if task.settings.server.strategy == "fedh2l":
-            _ = task.seeds
-        _ = task.device, task.metric  # which loads the user's function
-        check_names(task.settings.run.callbacks)
+        workload.partitions(clients)
+        warnings = find_equal_levels(make_strategy(workload, ()).federation)
+        build_devices(workload)
+        if workload.settings.server.strategy == "fedh2l":
+            _ = workload.seeds
+        _ = workload.device, workload.metric  # which loads the user's function
+        check_names(workload.settings.run.callbacks)
     except HeteroFLError:
         raise
     except Exception:  # a user's own function raises what it likes; the run itself will say so, with its trace
         return
-    for name, build in task.builds.items():
-        _check_fit(task, name, build)
-    _say_size(task, clients)
+    for name, build in workload.builds.items():
+        _check_fit(workload, name, build)
+    _say_size(workload, clients)
     for warning in warnings:
         print(warning)
 
 
-def _say_size(task: Task, clients: int) -> None:
+def _say_size(workload: Workload, clients: int) -> None:
     """Print how many clients a round asks, and how far each trains."""
-    asked = task.settings.asynchronous.size or task.settings.sample.number(clients, "train")
-    steps = task.steps_each(clients)
+    asked = workload.settings.asynchronous.size or workload.settings.sample.number(clients, "train")
+    steps = workload.steps_each(clients)
     print(f"{asked} of {clients} clients train in each round{f', about {steps:.0f} steps each' if steps else ''}")
-    if task.settings.assignment == "fix" and clients < len(task.mix.parts):
-        print(f"{clients} clients share the {len(task.mix.parts)} parts of the mix {task.mix}, so some level has none")
+    if workload.settings.assignment == "fix" and clients < len(workload.mix.parts):
+        print(
+            f"{clients} clients share the {len(workload.mix.parts)} parts of the mix {workload.mix}, "
+            f"so some level has none"
+        )
 
 
-def _check_fit(task: Task, name: str, build: Build) -> None:
-    example = task.example()
+def _check_fit(workload: Workload, name: str, build: Build) -> None:
+    example = workload.example()
     try:
-        model, _ = build_and_profile(build, task.mix.global_rate, example)
+        model, _ = build_and_profile(build, workload.mix.global_rate, example)
     except HeteroFLError:
         raise
     except Exception as error:  # a user's own raises what it likes
         if name not in MODELS:
             raise ConfigError(
-                f"the model {name} fails at rate {task.mix.global_rate:g} on an input of {task.settings.data.name}, "
-                f"{example.dtype} of shape {tuple(example.shape[1:])}: {first_line(error)}"
+                f"the model {name} fails at rate {workload.mix.global_rate:g} on an input of "
+                f"{workload.settings.data.name}, {example.dtype} of shape {tuple(example.shape[1:])}: "
+                f"{first_line(error)}"
             ) from error
         raise ConfigError(
-            f"the model {name} cannot read the data set {task.settings.data.name}, whose inputs are "
+            f"the model {name} cannot read the data set {workload.settings.data.name}, whose inputs are "
             f"{example.dtype} of shape {tuple(example.shape[1:])} ({first_line(error)}): name another model "
             f"(model.name), or auto"
         ) from error
-    if name not in MODELS and task.dataset.train.reading is None:
-        _check_output(task, name, model)
+    if name not in MODELS and workload.dataset.train.reading is None:
+        _check_output(workload, name, model)
 
 
-def _check_output(task: Task, name: str, model: nn.Module) -> None:
+def _check_output(workload: Workload, name: str, model: nn.Module) -> None:
     """Raise an error if a user's own model does not give each example a score for each class."""
-    inputs, classes = task.dataset.train.inputs[:2], task.dataset.classes
+    inputs, classes = workload.dataset.train.inputs[:2], workload.dataset.classes
     try:
         with torch.inference_mode(), kept_random_state():
             output = for_evaluation(model, None)(inputs)
@@ -80,6 +84,6 @@ def _check_output(task: Task, name: str, model: nn.Module) -> None:
         return
     found = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     raise ConfigError(
-        f"the model {name} returns {found} for {len(inputs)} examples of {task.settings.data.name}; expected a tensor "
-        f"({len(inputs)}, {classes}), a score for each class"
+        f"the model {name} returns {found} for {len(inputs)} examples of {workload.settings.data.name}; expected a "
+        f"tensor ({len(inputs)}, {classes}), a score for each class"
     )

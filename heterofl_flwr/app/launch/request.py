@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from flwr.app import UserConfig
 
-from heterofl_flwr.compat import get_project_config
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.settings.flat import flatten
 from heterofl_flwr.settings.value_types import Flat
+from heterofl_flwr.transport.compat import get_project_config
 
 CLUSTER = "RAY_ADDRESS"
 """The environment variable that names a Ray cluster; what its machines have is not known here."""

@@ -14,16 +14,16 @@ from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
 from heterofl_flwr.app.launch.request import Request
-from heterofl_flwr.app.task import load_task
-from heterofl_flwr.client_states import NODE_STATES
-from heterofl_flwr.compat import NO_FUNCTION, load_app
-from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
-from heterofl_flwr.exchange import Relay
+from heterofl_flwr.app.workload import load_workload
+from heterofl_flwr.client.client_states import NODE_STATES
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.queued import QueuedGrid
-from heterofl_flwr.packing import count_bytes
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.training.engines import MOST_ON_CPU
+from heterofl_flwr.transport.compat import NO_FUNCTION, load_app
+from heterofl_flwr.transport.exchange import Relay
+from heterofl_flwr.transport.packing import count_bytes
 
 LOG = Path("logs", "flower.log")
 """Where in a run's folder its log is."""
@@ -155,10 +155,10 @@ def cohort_limit(request: Request) -> Callable[[Message], int]:
     """Return from a message to how many clients may train together."""
     if request.app is not None:
         return lambda message: 1
-    task = load_task(request.config)
+    workload = load_workload(request.config)
     # On a CPU, clients of larger models do not train together, and had better train on all cores.
-    limit = 4 * MOST_ON_CPU if task.device.type == "cpu" and task.settings.engine.name == "auto" else math.inf
-    return lambda message: task.cohort if cost(message) - STEP <= limit else 1
+    limit = 4 * MOST_ON_CPU if workload.device.type == "cpu" and workload.settings.engine.name == "auto" else math.inf
+    return lambda message: workload.cohort if cost(message) - STEP <= limit else 1
 
 
 def cost(message: Message) -> float:

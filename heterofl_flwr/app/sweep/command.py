@@ -25,7 +25,7 @@ from yaml import YAMLError
 from heterofl_flwr.app.cli.main import FAILED
 from heterofl_flwr.app.launch.running import LOG, RunError
 from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, build_job, check_jobs, flat, read_score, run_once
-from heterofl_flwr.errors import ConfigError, HeteroFLError, unknown_settings
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, unknown_settings
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.flat import SPECS
 

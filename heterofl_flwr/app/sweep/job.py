@@ -17,12 +17,12 @@ from heterofl_flwr.app.launch.preflight import check_task
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.launch.running import run_request
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
-from heterofl_flwr.app.task import load_task
+from heterofl_flwr.app.workload import load_workload
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError
+from heterofl_flwr.common.files import to_json
+from heterofl_flwr.common.options import Count
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
-from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.files import to_json
-from heterofl_flwr.option_groups import Count
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import Score, headline, scores
 from heterofl_flwr.settings.auto_values import CLIENTS, preset
@@ -181,7 +181,7 @@ def _canonical(settings: Settings) -> Settings:
     return settings.model_copy(update={"assignment": "fix", "mix": replace(settings.mix, counts=(1,))})
 
 
-# conf/config.yaml names folders by these. A launcher's worker imports this module with the task, and so has them too.
+# conf/config.yaml names folders by these. A launcher's worker imports this module with the job, and so has them too.
 OmegaConf.register_new_resolver("job_name", lambda *, _root_: build_job(flat(_root_)).name, replace=True)
 OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
 
@@ -205,7 +205,7 @@ def check_jobs(jobs: Iterable[Job]) -> None:
         own = {**to_flat(job.settings), "mix": "", "assignment": "", "seed": 0, "num-rounds": 0}
         kinds[*own.values(), job.clients] = job
     for job in kinds.values():
-        check_task(load_task(job.config), job.clients)
+        check_task(load_workload(job.config), job.clients)
 
 
 def run_once(job: Job) -> bool:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.training.batches import explained_single
 from heterofl_flwr.training.engines.cohort import LEAST, find_obstacle, train_cohort

@@ -7,8 +7,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.training.batches import training_epochs
 from heterofl_flwr.training.device import give_back_gaps, seeded

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.common.errors import HeteroFLError
 
 GROWING: Mapping[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), ("in_channels", "out_channels", "groups")),

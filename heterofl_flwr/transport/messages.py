@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from heterofl_flwr.compat import ErrorCode
+from heterofl_flwr.common.errors import ConfigError, FaultKind, ReplyError
 from heterofl_flwr.core.slice_plan import ALL
-from heterofl_flwr.errors import ConfigError, FaultKind, ReplyError
 from heterofl_flwr.stages import clip, compress, feddyn, secure_sum
+from heterofl_flwr.transport.compat import ErrorCode
 
 SCHEMA = 1
 """Raise when a message changes its meaning."""

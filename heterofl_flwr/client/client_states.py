@@ -8,10 +8,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from heterofl_flwr import messages
-from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.files import CLIENT_STATES, files_by_round, remove, write_atomic
-from heterofl_flwr.tensor_files import pack
+from heterofl_flwr.common.errors import HeteroFLError
+from heterofl_flwr.common.files import CLIENT_STATES, files_by_round, remove, write_atomic
+from heterofl_flwr.common.tensor_files import pack
+from heterofl_flwr.transport import messages
 
 NODE_STATES = "states-path"
 """The key of a node's own config that names a folder for its states; nothing that a server sends does."""

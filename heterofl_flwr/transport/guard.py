@@ -19,11 +19,11 @@ from typing import Any
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
-from heterofl_flwr import compat
-from heterofl_flwr.compat import ErrorCode, make_message
-from heterofl_flwr.compat import get_object_head_values_from_object_content as head_of
-from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.exchange import Relay, crosses_superlink, exchange
+from heterofl_flwr.common.errors import ReplyError
+from heterofl_flwr.transport import compat
+from heterofl_flwr.transport.compat import ErrorCode, make_message
+from heterofl_flwr.transport.compat import get_object_head_values_from_object_content as head_of
+from heterofl_flwr.transport.exchange import Relay, crosses_superlink, exchange
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import cast
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from torch import Tensor
 
-from heterofl_flwr import messages, packing
-from heterofl_flwr.client_states import keep_state, read_state, states_folder
+from heterofl_flwr.client.client_states import keep_state, read_state, states_folder
 from heterofl_flwr.stages.registry import client_stages
+from heterofl_flwr.transport import messages, packing
 
 _KEPT = "heterofl-own"
 """How the record of a client's context begins that has the parameters that stay with it, and what stages keep."""

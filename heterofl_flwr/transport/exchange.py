@@ -10,9 +10,9 @@ from typing import Protocol, TypeVar, runtime_checkable
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from heterofl_flwr import compat, messages
-from heterofl_flwr.compat import NO_FUNCTION, SUPERLINK_NODE_ID, Run
-from heterofl_flwr.errors import SILENT, Fault, HeteroFLError, ReplyError, short
+from heterofl_flwr.common.errors import SILENT, Fault, HeteroFLError, ReplyError, short
+from heterofl_flwr.transport import compat, messages
+from heterofl_flwr.transport.compat import NO_FUNCTION, SUPERLINK_NODE_ID, Run
 
 LONGEST_PAUSE = 1.0
 """Seconds between two looks for replies on a grid that cannot wait for them."""

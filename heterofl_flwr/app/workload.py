@@ -1,6 +1,6 @@
 """What server and clients of our own app share: the data set, its parts, and the model at each rate.
 
-A task is made once in each process and kept, so data and models survive the rounds of a simulation.
+A workload is made once in each process and kept, so data and models survive the rounds of a simulation.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,13 +9,13 @@ from functools import cache, cached_property, lru_cache, partial
 import torch
 from torch import nn
 
+from heterofl_flwr.common.errors import ConfigError, load_function
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
 from heterofl_flwr.data.align import Terms
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.data.splits import owner_column
-from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.nn.depth import Rates, read_levels, shallow
 from heterofl_flwr.nn.exits import BLOCKS, with_exits
 from heterofl_flwr.nn.models import MODELS, Build, build_model
@@ -35,7 +35,7 @@ AT_ONCE = {"cpu": 50, "cuda": 1000}
 """Examples that go through a model at once where moments are measured, by type of device."""
 
 
-class Task:
+class Workload:
     """A data set and a model, as the settings say."""
 
     def __init__(self, settings: Settings) -> None:
@@ -107,7 +107,7 @@ class Task:
     @cached_property
     def builds(self) -> Mapping[str, Build]:
         """From a rate to a model, by its architecture: one, or in FedH2L each of ``distill.models``."""
-        found = {name: Task(with_architecture(self.settings, name)).build for name in architectures(self.settings)}
+        found = {name: Workload(with_architecture(self.settings, name)).build for name in architectures(self.settings)}
         return found or {self.settings.model.name: self.build}
 
     def architecture(self, partition: int) -> str:
@@ -230,11 +230,11 @@ def load_data(data: DataSettings) -> Dataset:
     return load_dataset(data.name, data.root or None, label=data.label, owner=owner)
 
 
-def load_task(run_config: Mapping[str, object]) -> Task:
-    """Return the task of a run; the same one for equal settings."""
-    return _load_task(tuple(sorted(run_config.items())))
+def load_workload(run_config: Mapping[str, object]) -> Workload:
+    """Return the workload of a run; the same one for equal settings."""
+    return _load_workload(tuple(sorted(run_config.items())))
 
 
 @lru_cache(maxsize=4)
-def _load_task(items: tuple[tuple[str, object], ...]) -> Task:
-    return Task(from_flat(dict(items)))
+def _load_workload(items: tuple[tuple[str, object], ...]) -> Workload:
+    return Workload(from_flat(dict(items)))

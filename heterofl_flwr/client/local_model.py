@@ -7,20 +7,20 @@ import torch
 from flwr.app import ConfigRecord, Message
 from torch import Tensor, nn
 
-from heterofl_flwr import messages, packing
-from heterofl_flwr.client_context import STAGES
+from heterofl_flwr.client.client_context import STAGES
+from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.moving_slices import SliceFunction, SliceRule, make_slice_function, prefix
 from heterofl_flwr.core.randomness import derive, initial_state
 from heterofl_flwr.core.reply_checks import name_misfits
 from heterofl_flwr.core.slice_plan import ALL, is_shared
-from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import with_static_norm, without_statistics
+from heterofl_flwr.transport import messages, packing
 
 
 def model_at(

@@ -2,9 +2,9 @@
 
 from flwr.app import Context, Message
 
-from heterofl_flwr import messages
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.transport import messages
 
 
 def answer_capability(message: Message, context: Context) -> Message:

@@ -14,18 +14,18 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
-from heterofl_flwr import messages
+from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.reply_checks import check_names
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.federation.evaluation import SHARES, is_share
 from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import TrainReply
-from heterofl_flwr.messages import ARRAYS, CHANGES, MASKED, SCALES, SERVER
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.stage import AS_THEY_ARE
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.messages import ARRAYS, CHANGES, MASKED, SCALES, SERVER
 
 UPLOAD_RECORDS: Mapping[str, tuple[str, ...]] = {
     AS_THEY_ARE: (ARRAYS,),

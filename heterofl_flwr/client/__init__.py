@@ -20,8 +20,7 @@ from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from heterofl_flwr import compat, messages, packing
-from heterofl_flwr.client_context import (
+from heterofl_flwr.client.client_context import (
     CONTEXT,
     STAGES,
     answering,
@@ -31,19 +30,20 @@ from heterofl_flwr.client_context import (
     own_layers,
     read_notes,
 )
+from heterofl_flwr.client.local_model import build_models, check_kept, parameters_of, read_state, seed_of
+from heterofl_flwr.client.node_config import answer_capability
+from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.reply_checks import whole_numbers
 from heterofl_flwr.core.slice_plan import is_shared
-from heterofl_flwr.errors import ConfigError, DataError
-from heterofl_flwr.local_model import build_models, check_kept, parameters_of, read_state, seed_of
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.node_config import answer_capability
 from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.stages.stage import AS_THEY_ARE, ClientContext, Outgoing, Pull
 from heterofl_flwr.training.distilled_loss import distilled_loss, note_inner_widths
+from heterofl_flwr.transport import compat, messages, packing
 
 __all__ = [
     "answer_capability",
