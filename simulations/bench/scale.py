@@ -27,7 +27,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Windowed
-from heterofl_flwr.client.node_config import answer_capability
+from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, RunState
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.strategies.instructions import available_nodes
