@@ -24,6 +24,9 @@ from heterofl_flwr.transport import messages
 NODE_DATA = "data-path"
 """Key of the node config that names a folder with the node's own data."""
 
+NodeData = tuple[Split, Split, tuple[int, ...]]
+"""Training and test examples of a node, and its classes."""
+
 Value = TypeVar("Value", int, float, str)
 
 
@@ -52,18 +55,9 @@ class AppTask(Task):
         )
 
     @cached_property
-    def data(self) -> tuple[Split, Split, tuple[int, ...]]:
+    def data(self) -> NodeData:
         """The node's training and test examples, and its classes."""
-        if self.has_own_data:
-            return _load_own_data(str(self.context.node_config[NODE_DATA]), self.workload)
-        node = read_capability(self.context)
-        partition, number = node.get(messages.PARTITION), node.get(messages.NUM_PARTITIONS)
-        if not isinstance(partition, int) or not isinstance(number, int):
-            raise ConfigError(
-                "this node does not know its data: start it with --node-config 'partition-id=0 num-partitions=10' for "
-                "a part of data.name, or with --node-config 'data-path=\"/path/to/folder\"' for data of its own"
-            )
-        return self.workload.part(partition, number)
+        return load_node_data(self.context, self.workload)
 
     @property
     def clients(self) -> int:
@@ -106,7 +100,21 @@ class AppTask(Task):
         return chain(batches, workload.moments_batches(workload.seeds, self.seed))
 
 
+def load_node_data(context: Context, workload: Workload) -> NodeData:
+    """Return a node's training and test examples, and its classes: its own data, or its part of ``data.name``."""
+    if NODE_DATA in context.node_config:
+        return _load_own_data(str(context.node_config[NODE_DATA]), workload)
+    node = read_capability(context)
+    partition, number = node.get(messages.PARTITION), node.get(messages.NUM_PARTITIONS)
+    if not isinstance(partition, int) or not isinstance(number, int):
+        raise ConfigError(
+            "this node does not know its data: start it with --node-config 'partition-id=0 num-partitions=10' for "
+            "a part of data.name, or with --node-config 'data-path=\"/path/to/folder\"' for data of its own"
+        )
+    return workload.part(partition, number)
+
+
 @lru_cache(maxsize=2)
-def _load_own_data(path: str, workload: Workload) -> tuple[Split, Split, tuple[int, ...]]:
+def _load_own_data(path: str, workload: Workload) -> NodeData:
     data = align(load_dataset(path, label=workload.settings.data.label), workload.terms)
     return data.train.to(workload.device), data.test.to(workload.device), tuple(data.train.targets.unique().tolist())

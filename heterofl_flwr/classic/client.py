@@ -8,11 +8,11 @@ from flwr.app import ConfigRecord, Message
 from flwr.common import Context, NDArrays, Scalar, parameters_to_ndarrays
 from torch import nn
 
+from heterofl_flwr import client
 from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
 from heterofl_flwr.client.model import sent_tensor
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.queries import Batches, measure_moments
-from heterofl_flwr.client.task import TaskCore
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.slice_plan import is_shared
@@ -26,7 +26,7 @@ FitResult = tuple[NDArrays, int, dict[str, Scalar]]
 """Return value of ``NumPyClient.fit``."""
 
 
-class Task(TaskCore):
+class Task(client.Task):
     """One call of ``NumPyClient.fit`` or ``evaluate`` being answered.
 
     Parameters
@@ -71,7 +71,7 @@ class Task(TaskCore):
         record = measure_moments(self, batches, device)
         return parameters_to_ndarrays(record_parameters(record)), 0, {}
 
-    def reply(
+    def reply(  # type: ignore[override]  # the classic API has no messages
         self,
         model: nn.Module,
         *,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.state import load_notes, save_notes
-from heterofl_flwr.client.task import TaskCore
+from heterofl_flwr.client.task import Task
 from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.nn.measure_moments import collect_moments
@@ -51,7 +51,7 @@ def answer_queries(
         function = build_from(context) if build_from and data else build
         if data is None or function is None:
             return messages.answer(message, {})
-        return answer_moments(TaskCore(message, context, function), lambda: data(context))
+        return answer_moments(Task(message, context, function), lambda: data(context))
 
     for name, answer in (("capability", answer_capability), ("stages", answer_stages), ("moments", moments)):
         app.query(name)(answer)
@@ -73,14 +73,14 @@ def answer_stages(message: Message, context: Context) -> Message:
 
 
 def answer_moments(
-    task: TaskCore, batches: Callable[[], Batches], device: torch.device | str = "cpu", *, together: int = 1
+    task: Task, batches: Callable[[], Batches], device: torch.device | str = "cpu", *, together: int = 1
 ) -> Message:
     """Answer with the static batch norm moments of this node's data."""
     return messages.answer(task.message, {}, {messages.MOMENTS: measure_moments(task, batches, device, together)})
 
 
 def measure_moments(
-    task: TaskCore, batches: Callable[[], Batches], device: torch.device | str, together: int = 1
+    task: Task, batches: Callable[[], Batches], device: torch.device | str, together: int = 1
 ) -> ArrayRecord:
     """Return the static batch norm moments at each rate of a task, as they travel.
 

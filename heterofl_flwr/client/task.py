@@ -38,8 +38,8 @@ class Contents(NamedTuple):
     num_examples: int
 
 
-class TaskCore:
-    """One message being answered, in either API of Flower.
+class Task:
+    """One message being answered.
 
     Parameters
     ----------
@@ -64,6 +64,19 @@ class TaskCore:
         The message's config, parsed.
     penalty_used : bool
         Whether ``penalty`` or ``loss`` was called. Set it where the loop adds the same penalty itself.
+
+    Examples
+    --------
+    ::
+
+        answer_queries(app, build, data=load)  # once
+
+        @app.train()
+        def train(message, context):
+            task = Task(message, context, build)
+            model = task.model()
+            ...  # the user's own loop, with a new optimizer
+            return task.reply(model, num_examples=n, labels=classes, metrics={"train-loss": loss})
     """
 
     def __init__(self, message: Message, context: Context, build: Build, *, seed_torch: bool = False) -> None:
@@ -191,6 +204,34 @@ class TaskCore:
             temperature=temperature,
         )
         return loss + self.penalty(model)
+
+    def reply(
+        self,
+        model: nn.Module | None = None,
+        *,
+        num_examples: int,
+        labels: Iterable[int] | None = None,
+        metrics: Mapping[str, float | Sequence[float]] | None = None,
+        capacity: str | float | None = None,
+    ) -> Message:
+        """Return the reply, and close the task; the parameters have the form that the server asked for.
+
+        Parameters
+        ----------
+        model : nn.Module | None
+            The trained model; none in an evaluation. Its parameters travel, its buffers do not.
+        num_examples : int
+            Number of examples used.
+        labels : Iterable[int] | None
+            Classes of this client's data, in training: rows of the classifier count for them alone. None: all classes.
+        metrics : Mapping[str, float | Sequence[float]] | None
+            Numbers to report. Lists have no mean: only the server's own function of metrics sees them.
+        capacity : str | float | None
+            Level or rate, if what this node can hold has changed; it counts from the next round.
+        """
+        contents = self.contents(model, num_examples, labels, metrics or {}, capacity)
+        reported = messages.new_metrics(contents.metrics, contents.num_examples)
+        return messages.answer(self.message, contents.config, {messages.METRICS: reported, **contents.records})
 
     def contents(
         self,
@@ -320,59 +361,6 @@ class TaskCore:
             f"proximal_mu is {self.instruction.proximal_mu:g}, and the loss has no penalty: {advice}, or set "
             f"task.penalty_used = True where the loop adds it itself"
         )
-
-
-class Task(TaskCore):
-    """One message of the Message API being answered.
-
-    Parameters
-    ----------
-    message : Message
-        Instruction of the server, as the ``ClientApp`` gets it.
-    context, build, seed_torch
-        See ``TaskCore``.
-
-    Examples
-    --------
-    ::
-
-        answer_queries(app, build, data=load)  # once
-
-        @app.train()
-        def train(message, context):
-            task = Task(message, context, build)
-            model = task.model()
-            ...  # the user's own loop, with a new optimizer
-            return task.reply(model, num_examples=n, labels=classes, metrics={"train-loss": loss})
-    """
-
-    def reply(
-        self,
-        model: nn.Module | None = None,
-        *,
-        num_examples: int,
-        labels: Iterable[int] | None = None,
-        metrics: Mapping[str, float | Sequence[float]] | None = None,
-        capacity: str | float | None = None,
-    ) -> Message:
-        """Return the reply, and close the task; the parameters have the form that the server asked for.
-
-        Parameters
-        ----------
-        model : nn.Module | None
-            The trained model; none in an evaluation. Its parameters travel, its buffers do not.
-        num_examples : int
-            Number of examples used.
-        labels : Iterable[int] | None
-            Classes of this client's data, in training: rows of the classifier count for them alone. None: all classes.
-        metrics : Mapping[str, float | Sequence[float]] | None
-            Numbers to report. Lists have no mean: only the server's own function of metrics sees them.
-        capacity : str | float | None
-            Level or rate, if what this node can hold has changed; it counts from the next round.
-        """
-        contents = self.contents(model, num_examples, labels, metrics or {}, capacity)
-        reported = messages.new_metrics(contents.metrics, contents.num_examples)
-        return messages.answer(self.message, contents.config, {messages.METRICS: reported, **contents.records})
 
 
 def _check_arguments(message: object, context: object, build: object) -> None:
