@@ -254,13 +254,13 @@ def headline() -> str:
     """Return how much of the paper is reproduced, and mixes beside single levels."""
     text = (TABLES / "tables.md").read_text(encoding="utf-8")
     total = re.search(
-        r"^- (\d+) of (\d+) printed numbers have a run: (.+)$", text, re.MULTILINE
+        r"^- (\d+) of (\d+) printed results have a run: (.+)$", text, re.MULTILINE
     )
     if total is None:
-        raise ValueError("results/tables/tables.md has no line on printed numbers")
+        raise ValueError("results/tables/tables.md has no line on printed results")
     runs, printed, verdicts = total.groups()
     intro = (
-        f"Of {printed} accuracies and perplexities that the paper prints for HeteroFL "
+        f"Of {printed} results that the paper prints for HeteroFL "
         f"and its ablations, **{runs} have a run here**: {verdicts} "
         f"([all runs](results/tables/tables.md)). Global accuracy in percent, mean ± "
         f"standard deviation over seeds, IID data; the paper prints the best round, "
