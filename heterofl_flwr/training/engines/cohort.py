@@ -172,8 +172,8 @@ class Cohort:
         diverged = [number for number, loss in zip(together, losses.T, strict=True) if not loss.isfinite().all()]
         if diverged:
             raise DivergedError(
-                f"the loss is no longer finite for {len(diverged)} of {len(self._clients)} clients that train together, "
-                f"the first of them number {diverged[0] + 1}, at learning rate {self._options.learning_rate:g}"
+                f"the loss is no longer finite for {len(diverged)} of {len(self._clients)} clients that train "
+                f"together, the first being number {diverged[0] + 1}, at learning rate {self._options.learning_rate:g}"
             )
         for place, number in enumerate(together):
             self._clients[number].losses.append(losses[:, place])
