@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import SILENT, Fault, RoundError, name_faults
+from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.core.staleness import Version
 from heterofl_flwr.federation.evaluation import Answer, weighted_means
 from heterofl_flwr.federation.federation import Federation, State
 from heterofl_flwr.federation.records import RoundRecord
