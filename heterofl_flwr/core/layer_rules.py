@@ -202,8 +202,31 @@ def find_module_axes(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
             raise ShapeError(
                 f"parameter {name}: its rule gives {axes.get(name)}, but the model has {shape} of {expected[name]}"
             )
+    _check_last_layer(full, local)
     exchanged = exchanged_parameters(full)
     return {name: own for name, own in _without_tied(full, local, axes).items() if name in exchanged}
+
+
+def _check_last_layer(full: nn.Module, local: nn.Module) -> None:
+    """Raise ``ShapeError`` if a model with fewer layers has its classifier under the name of a hidden layer."""
+    layers, smaller = (
+        {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)}
+        for model in (full, local)
+    )
+    if not layers or not smaller:
+        return
+    last, name = next(reversed(layers)), next(reversed(smaller))
+    hidden, classes = _outputs(layers[name]), _outputs(layers[last])
+    if name != last and _outputs(smaller[name]) == classes != hidden:
+        raise ShapeError(
+            f"layer {name} is the last of the local model, with {classes} outputs as {last}, the last of the global "
+            f"model; but there {name} is another layer, with {hidden} outputs, of which it would be averaged as a "
+            f"slice: give it the name {last} at every rate"
+        )
+
+
+def _outputs(layer: nn.Linear | _ConvNd) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

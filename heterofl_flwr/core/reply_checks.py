@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError, ShapeError
 from heterofl_flwr.core.levels import Mix
@@ -122,7 +123,11 @@ class LabelRows:
         if labels is None:
             return None
         if not self.sizes:
-            raise ReplyError("the reply names labels, but the aggregator has no label_rows: name them, or send none")
+            raise ReplyError(
+                "the reply names labels, but the aggregator has no label_rows, and of this model it is not certain "
+                "which layer has a row for each class: name it, as label_rows=['head.weight', 'head.bias'], or send no "
+                "labels"
+            )
         cut = [name for name in self.sizes if name in plan.axes and plan.axes[name][0].kept != self.sizes[name]]
         if cut:
             raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
@@ -158,11 +163,18 @@ def class_numbers(
 def whole_numbers(labels: Iterable[int]) -> list[int]:
     """Return classes, each once, ascending; raise an error if one is no whole number."""
     try:
-        return sorted({index(label) for label in labels})
+        listed = list(labels)
+        classes = sorted({index(label) for label in listed})
     except TypeError as error:
         raise ConfigError(
             f"labels is {shown(labels)}; expected the classes of this client's data, as whole numbers: {error}"
         ) from error
+    if any(isinstance(label, bool) for label in listed):
+        raise ConfigError(
+            f"labels is {shown(labels)}; expected the classes of this client's data, as whole numbers, not whether "
+            f"each class is there: [c for c in range(classes) if c in mine]"
+        )
+    return classes
 
 
 LabelRule = Literal["sent", "none"]
@@ -176,17 +188,17 @@ def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
 
 
 def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
-    """Return the parameters whose rows belong to classes.
+    """Return the parameters whose rows belong to classes; none where this is not certain.
 
-    A model may name them itself (``label_rows``). Otherwise they are those of the last linear layer whose outputs do
-    not shrink with the rate.
+    A model may name them itself (``label_rows``). Otherwise they are those of the linear layer whose outputs do not
+    shrink with the rate; or of the last one, where no layer's do. Uncertain are several heads, and a decoder.
     """
     full, small = build(mix.global_rate), build(mix.rates[-1])
     named = getattr(full, "label_rows", None)
     if named is not None:
         return tuple(named)
     partners = dict(small.named_modules())
-    found: tuple[str, ...] = ()
+    whole: dict[str, nn.Linear] = {}
     for name, layer in full.named_modules():
         if not isinstance(layer, nn.Linear) or name not in partners:  # a smaller model may have fewer blocks
             continue
@@ -194,7 +206,40 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
         if not isinstance(partner, nn.Linear):
             raise ShapeError(f"layer {name} is Linear in the global model, but {type(partner).__name__} in a smaller")
         if partner.out_features == layer.out_features:
-            # Of a layer with weight norm, what its weight is computed from.
-            named_own = layer.named_parameters(prefix=name)
-            found = tuple(own for own, tensor in named_own if tensor.shape[:1] == (layer.out_features,))
-    return found
+            whole[name] = layer
+    heads = _find_heads(full, whole)
+    if len(heads) != 1 or _is_decoder(full, *heads):
+        return ()
+    name, layer = heads[0], whole[heads[0]]
+    # Of a layer with weight norm, the tensors that its weight is computed from.
+    parameters = layer.named_parameters(prefix=name)
+    return tuple(parameter for parameter, tensor in parameters if tensor.shape[:1] == (layer.out_features,))
+
+
+def _find_heads(model: nn.Module, whole: Mapping[str, nn.Linear]) -> list[str]:
+    """Return those of the linear layers with all their outputs that may be classifiers.
+
+    One whose outputs are the inputs of a later layer is none. Where no layer shrinks, only the last one's neighbours
+    with the same inputs are compared with it: the others are hidden layers.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    names = list(layers)
+    inputs = [layer.in_features for layer in layers.values()]
+    heads = [name for name in whole if whole[name].out_features not in inputs[names.index(name) + 1 :]]
+    if len(whole) < 2 or not heads:
+        return list(whole)[-1:]
+    if len(whole) == len(layers):
+        last = heads[-1]
+        parent, features = last.rpartition(".")[0], whole[last].in_features
+        return [name for name in heads if (name.rpartition(".")[0], whole[name].in_features) == (parent, features)]
+    return heads
+
+
+def _is_decoder(model: nn.Module, head: str) -> bool:
+    """Whether convolutions follow a layer, or it has the model's inputs as outputs and a bottleneck before it."""
+    named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)]
+    place = [name for name, _ in named].index(head)
+    *before, last = [layer for _, layer in named[: place + 1] if isinstance(layer, nn.Linear)]
+    outputs = last.out_features
+    is_autoencoder = bool(before) and before[0].in_features == outputs > min(layer.out_features for layer in before)
+    return is_autoencoder or any(isinstance(layer, _ConvNd) for _, layer in named[place + 1 :])
