@@ -1,4 +1,4 @@
-"""Which of a model's parameters server and clients exchange: all but those that the model itself excludes."""
+"""Parameters that server and clients exchange: all but those that the model excludes."""
 
 import copy
 import hashlib
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 _EXCLUDED = "not_exchanged"
 
 SAMPLES = 256
-"""Entries of a parameter that its fingerprint is of, at least, where it has so many."""
+"""Smallest number of entries of a parameter that its fingerprint reads, if it has as many."""
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
@@ -31,8 +31,10 @@ def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     for layer in model.modules():
         if names := vars(layer).get(_EXCLUDED, ()):
             # Some may be gone: those of blocks that a shallower model lacks.
-            excluded |= {id(own) for name, own in layer.named_parameters(remove_duplicate=False) if name in names}
-    return {name: own for name, own in model.named_parameters() if id(own) not in excluded}
+            excluded |= {
+                id(parameter) for name, parameter in layer.named_parameters(remove_duplicate=False) if name in names
+            }
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in excluded}
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -42,11 +44,11 @@ def fingerprint(model: nn.Module) -> str:
     """
     exchanged = set(map(id, exchanged_parameters(model).values()))
     digest, empty = hashlib.sha256(), True
-    for name, own in model.named_parameters():
-        if id(own) not in exchanged:
-            values, empty = own.detach().flatten(), False
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in exchanged:
+            values, empty = parameter.detach().flatten(), False
             sample = values[:: max(1, len(values) // SAMPLES)].to("cpu", torch.bfloat16)
-            digest.update(f"{name} {tuple(own.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
     return "" if empty else digest.hexdigest()
 
 
@@ -57,5 +59,5 @@ def exchanged_dtype(parameter: Tensor) -> torch.dtype:
 
 def copy_exchanged(model: nn.Module) -> nn.Module:
     """Return a deep copy that shares with the model the parameters that are never exchanged."""
-    own = set(map(id, exchanged_parameters(model).values()))
-    return copy.deepcopy(model, {id(other): other for other in model.parameters() if id(other) not in own})
+    parameter = set(map(id, exchanged_parameters(model).values()))
+    return copy.deepcopy(model, {id(source): source for source in model.parameters() if id(source) not in parameter})

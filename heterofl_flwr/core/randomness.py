@@ -54,4 +54,4 @@ def initial_state(build: Callable[[float], nn.Module], rate: float, seed: int) -
     with kept_random_state(seed):
         model = build(rate)
     named = exchanged_parameters(model).items()
-    return {name: own.detach().to(exchanged_dtype(own), copy=True) for name, own in named}
+    return {name: state.detach().to(exchanged_dtype(state), copy=True) for name, state in named}
