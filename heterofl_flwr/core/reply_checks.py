@@ -110,37 +110,58 @@ def value_faults(sub: Mapping[str, Tensor], largest: float = math.inf) -> Iterat
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
+Labels = Sequence[int] | Mapping[str, Sequence[int]]
+"""Classes of a client; or by head, a parameter of ``label_rows`` or the layer that has it, the classes of each."""
+
+
 class LabelRows:
-    """The parameters whose rows belong to classes, each with its number of rows; and which rows count for a client."""
+    """The parameters whose rows belong to classes, with their numbers of rows; and the rows that count for a client."""
 
     def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
         missing = [name for name in names if name not in state or state[name].dim() == 0]
         if missing:
             raise ConfigError(f"label_rows names {', '.join(missing)}, which the model lacks or which has no rows")
         self.sizes = {name: state[name].shape[0] for name in names}
-        self.most = max(self.sizes.values(), default=0)
-        self._classes = min(self.sizes.values(), default=0)
         self._extra_rows = extra_rows
 
-    def held(self, plan: Plan, labels: Sequence[int] | None) -> Tensor | None:
-        """Return the rows that count for a client, ascending, or None for all."""
+    def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
+        """Return the rows that count for a client, by parameter; those that are missing count with all their rows."""
+        rows: dict[str, Tensor] = {}
+        for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
+            sizes = {name: size for name, size in self.sizes.items() if not head or f"{name}.".startswith(f"{head}.")}
+            if head and not sizes:
+                raise ReplyError(
+                    f"labels names {head!r}; expected layers or parameters of label_rows: {self._listed()}"
+                )
+            index = self.held(plan, classes, sizes)
+            if index is not None:
+                rows |= {name: index[index < size] for name, size in sizes.items() if name in plan.axes}
+        return rows
+
+    def held(self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None) -> Tensor | None:
+        """Return the rows that count for a client in parameters of these sizes, ascending, or None for all."""
+        sizes = self.sizes if sizes is None else sizes
         if labels is None:
             return None
-        if not self.sizes:
+        if not sizes:
             raise ReplyError(
                 "the reply names labels, but the aggregator has no label_rows, and of this model it is not certain "
                 "which layer has a row for each class: name it, as label_rows=['head.weight', 'head.bias'], or send no "
                 "labels"
             )
-        cut = [name for name in self.sizes if name in plan.axes and plan.axes[name][0].kept != self.sizes[name]]
+        cut = [name for name in sizes if name in plan.axes and plan.axes[name][0].kept != sizes[name]]
         if cut:
             raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
+        number = min(sizes.values())
         try:
-            classes = class_numbers(labels, self._classes)
+            classes = class_numbers(labels, number)
         except ReplyError as error:
-            raise ReplyError(f"{error}, the rows of {', '.join(self.sizes)} (label_rows names others)") from error
-        rest = torch.arange(self._classes, self.most) if self._extra_rows else classes[:0]
+            raise ReplyError(f"{error}, the rows of {', '.join(sizes)} (label_rows names others)") from error
+        rest = torch.arange(number, max(sizes.values())) if self._extra_rows else classes[:0]
         return torch.cat([classes, rest])
+
+    def _listed(self) -> str:
+        return ", ".join(self.sizes) or "none"
 
 
 def class_numbers(

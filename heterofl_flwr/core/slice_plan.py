@@ -285,7 +285,8 @@ def _find_geometry(
     Then the region's shape, the client's, and whether the region is all of the tensor. An axis is given by its full
     and its kept length, its parts, and whether it keeps a prefix.
     """
-    dimensions: list[tuple[int, slice, int]] = []
+    # An axis of 6 in 2 parts of which 4 are kept becomes two dimensions, (2, 3), and the region [:, :2] of them.
+    dimensions: list[tuple[int, slice, int]] = []  # full length, slice and kept length of each
     for length, number, parts, is_prefix in axes:
         if parts > 1:
             dimensions.append((parts, slice(None), parts))

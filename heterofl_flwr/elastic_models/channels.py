@@ -100,10 +100,9 @@ class Grouping:
             signs[np.unique(positions.roots(row))] ^= draw
         signs[0] = 0
         channels = np.flatnonzero(signs)
-        _, starts, group = np.unique(signs[channels], return_index=True, return_inverse=True)
-        order = np.argsort(np.argsort(starts))  # groups in the order of their first channels
-        for number in range(len(starts)):
-            members = channels[order[group] == number]
+        sets, group = np.unique(signs[channels], return_inverse=True)
+        for number in range(len(sets)):
+            members = channels[group == number]
             self._table[members] = np.stack([np.full(len(members), number), np.arange(len(members))], 1)
             self.sizes.append(len(members))
 

@@ -43,14 +43,17 @@ def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Sequence[bool]) -> None:
     """Find the axis of a result along which the positions run, and make sure that it is one."""
-    lines = result[tuple(slice(None if step else 1) for step in result.stride())]  # without what is only repeated
+    # An axis of stride 0 repeats one entry, so its first says all. Of the others, those along which the numbers change
+    # are parts of the old axis: (2, 4) after an axis of 8 is viewed as two.
+    lines = result[tuple(slice(None if step else 1) for step in result.stride())]
     axes = [axis for axis, length in enumerate(lines.shape) if length > 1 and (lines.diff(dim=axis) != 0).any()]
     if not axes:
         trace.pin(lines.flatten()[:1].numpy())  # all entries depend on one position
         return
     may = [axis for axis in axes if len(flexible) == result.dim() and flexible[axis]]
     chosen = (may or axes)[-1]  # the innermost, of those that may shrink by the code
-    table = lines.movedim(chosen, 0).reshape(lines.shape[chosen], -1).numpy()
+    table = lines.movedim(chosen, 0).reshape(lines.shape[chosen], -1).numpy()  # (entries of the axis, all others)
+    # An entry of the axis now stands for a position in each of the other parts: they are kept or dropped together.
     if len(axes) > 1:
         trace.positions.unite(table, table[:, :1])
     trace.pin(rows[chosen])  # where two axes become one, the outer stays whole

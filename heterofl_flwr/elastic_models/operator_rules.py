@@ -162,7 +162,7 @@ def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None
     """Couple the channels of groups; return the groups' positions if groups are dropped."""
     if channels is None:
         return None
-    parts = channels.reshape(groups, -1)
+    parts = channels.reshape(groups, -1)  # (groups, channels of a group)
     dropped = drops_groups(groups, len(channels))
     trace.positions.unite(parts, parts[:, :1] if dropped else parts[:1])
     return parts[:, 0] if dropped else None
@@ -175,6 +175,8 @@ def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *,
     if transposed:
         channels = trace.meet(channels, first_row)
     group_rows = couple_groups(trace, channels, groups)
+    # Weights are (outputs, inputs of a group, ...), transposed ones (inputs, outputs of a group, ...). If groups are
+    # dropped, what is in a group stays whole and the outputs follow their group; else all groups share one cut.
     if drops_groups(groups, inputs):
         trace.pin(second_row)
         each = weight.shape[1] if transposed else weight.shape[0] // groups

@@ -207,3 +207,30 @@ def test_labels_may_be_of_any_library(labels):
 def test_labels_are_whole_numbers(labels):
     with pytest.raises(ConfigError, match=r"labels is .*; expected the classes of this client's data, as whole"):
         whole_numbers(labels)
+
+
+def test_each_head_has_its_own_labels():
+    state = {name: torch.zeros(size, 2) for name, size in (("main.weight", 3), ("aux.weight", 5), ("body", 4))}
+    state["main.bias"] = torch.zeros(3)
+    plan, ones = Plan.between(state, state), {name: torch.ones_like(tensor) for name, tensor in state.items()}
+    aggregation = Aggregation(state, label_rows=["main.weight", "main.bias", "aux.weight"])
+    aggregation.add(plan, ones, labels={"main": [2], "aux.weight": [0, 4]})
+    new = aggregation.result()
+    assert {
+        name: tensor.reshape(len(tensor), -1).any(1).nonzero().flatten().tolist() for name, tensor in new.items()
+    } == {
+        "main.weight": [2],
+        "main.bias": [2],
+        "aux.weight": [0, 4],
+        "body": [0, 1, 2, 3],
+    }
+    aggregation = Aggregation(state, label_rows=["main.weight", "aux.weight"])
+    aggregation.add(plan, ones, labels={"aux": [4]})
+    assert aggregation.result()["main.weight"].all()  # a head without labels counts whole
+    aggregation = Aggregation(state, label_rows=["main.weight", "aux.weight"])
+    with pytest.raises(
+        ReplyError, match=r"labels names 'body'; expected layers or parameters of label_rows: main\.weight"
+    ):
+        aggregation.add(plan, ones, labels={"body": [1]})
+    with pytest.raises(ReplyError, match=r"out of range: expected whole numbers from 0 to 2, the rows of main\.weight"):
+        aggregation.add(plan, ones, labels={"main": [3]})
