@@ -90,6 +90,8 @@ def _train(cohort: Sequence[Instruction]) -> list[tuple[nn.Module, TrainResult]]
         results = train_together(jobs, options, engine=workload.settings.engine.name)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {workload.device}: {error}") from error
+    for instruction, model, result in zip(cohort, models, results, strict=True):
+        instruction.note_result(model, result)
     return list(zip(models, results, strict=True))
 
 

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Context, Message
 from torch import Tensor, nn
 
 from heterofl_flwr.app.workload import Workload, load_workload
-from heterofl_flwr.client import note_pulled, own_part, pull_of, seed_of, share_of_work, submodel
+from heterofl_flwr.client import note_steps, own_part, seed_of, share_of_work, stage_penalty, submodel
 from heterofl_flwr.client.client_context import keep_part
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.common.errors import ConfigError
@@ -19,9 +19,9 @@ from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.data.align import align
 from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.nn.penalty import Penalty
 from heterofl_flwr.nn.static_norm import with_static_norm
-from heterofl_flwr.stages.stage import Pull
-from heterofl_flwr.training import TrainingJob, TrainOptions
+from heterofl_flwr.training import TrainingJob, TrainOptions, TrainResult
 from heterofl_flwr.transport import messages
 
 NODE_DATA = "data-path"
@@ -63,14 +63,9 @@ class Instruction:
         return replace(
             self.workload.settings.train,
             learning_rate=self.value(messages.LEARNING_RATE, float),
-            proximal=self.pull.strength if self.pull else 0.0,
+            proximal=messages.read_optional(self.config, messages.PROXIMAL_MU, float) or 0.0,
             augment=self.workload.facts.augment,
         )
-
-    @cached_property
-    def pull(self) -> Pull | None:
-        """What the message has training pulled to, by FedProx or a stage."""
-        return pull_of(self.message, self.context)
 
     @cached_property
     def data(self) -> tuple[Split, Split, tuple[int, ...]]:
@@ -113,21 +108,25 @@ class Instruction:
     def training_job(self, model: nn.Module) -> TrainingJob:
         """Return the training of a model on this client's examples, with the mask of its classes where there is one."""
         split, _, classes = self.data
-        towards: list[Tensor] = []
-        # FedProx, where clients keep nothing, pulls to what was received, which all engines know.
-        if self.pull is not None and messages.TRAINED in self.config:
-            places = self.pull.towards()
-            towards = [places[name] for name, _ in model.named_parameters()]
-            note_pulled(model)
+        penalty = stage_penalty(self.message, self.context)
         return TrainingJob(
             model=self.workload.with_inner_widths(model, self.rate, self.build),
-            towards=towards,
+            quadratic=None if penalty.quadratic is None else penalty.quadratic.aligned(model),
+            penalty=(lambda: Penalty(terms=penalty.terms)(model)) if penalty.terms else None,
             split=split,
             seed=self.seed,
             classes=torch.tensor(classes) if self.workload.masked else None,
             step_share=share_of_work(self.message),
             joint_loss=self.workload.joint_loss(self.value(messages.SERVER_ROUND, int)),
         )
+
+    def note_result(self, model: nn.Module, result: TrainResult) -> None:
+        """Note the length of a trained model's steps along a constant gradient, which momentum lengthens."""
+        momentum, steps = self.options.momentum, result.steps
+        length = float(steps)
+        if momentum:
+            length = (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
+        note_steps(model, self.options.learning_rate * length)
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
         """Return this client's own model with the static batch norm moments of what it was trained on."""

@@ -12,8 +12,9 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import get_args
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MessageType
@@ -32,7 +33,7 @@ from heterofl_flwr.client.client_context import (
 )
 from heterofl_flwr.client.local_model import build_models, check_kept, parameters_of, read_state, seed_of
 from heterofl_flwr.client.node_config import answer_capability
-from heterofl_flwr.common.errors import ConfigError, DataError
+from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import rate_of
@@ -40,8 +41,9 @@ from heterofl_flwr.core.reply_checks import whole_numbers
 from heterofl_flwr.core.slice_plan import is_shared
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.nn.penalty import Penalty, Quadratic, Term
+from heterofl_flwr.stages.client_stage import FULL_PRECISION, ClientChain, ClientContext, Outgoing
 from heterofl_flwr.stages.registry import client_stages
-from heterofl_flwr.stages.stage import AS_THEY_ARE, ClientContext, Outgoing, Pull
 from heterofl_flwr.training.distilled_loss import distilled_loss, note_inner_widths
 from heterofl_flwr.transport import compat, messages, packing
 
@@ -59,8 +61,8 @@ __all__ = [
     "submodel",
 ]
 
-_PULLED: WeakSet[nn.Module] = WeakSet()
-"""The models that were trained with the pull of their instruction."""
+_TOTAL_STEPS: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
+"""Sum of the learning rates of the steps that a model took with the penalty of its instruction."""
 
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
 
@@ -100,43 +102,70 @@ def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in parameters_of(model).items() if not is_shared(name, shared)}
 
 
-def pull_of(message: Message, context: Context | None) -> Pull | None:
-    """Return what the strategy has a client's training pulled to, by FedProx or a stage; None for nothing."""
+def client_chain(message: Message, context: Context | None, kept: Mapping[str, Tensor] = {}) -> ClientChain:
+    """Return the client stages of an instruction; ``kept`` is their state, by ``stage/name``."""
+    config = messages.read_config(message)
+    is_query = message.metadata.message_type == messages.QUERY_STAGES
+    stages = ClientContext(
+        received=cache(lambda: read_state(message)),
+        seed=0 if is_query else seed_of(message),
+        config=config,
+        learning_rate=messages.read_optional(config, messages.LEARNING_RATE, float) or 0.0,
+        broadcast=_read_broadcast(message),
+        state=dict(kept),
+        round_state=read_notes(context),
+    )
+    return ClientChain(client_stages(config), stages)
+
+
+def _read_broadcast(message: Message) -> dict[str, Tensor]:
+    """Return the tensors of the stages' server halves; reject one that does not fit its parameter."""
+    records = messages.array_records(message.content)
+    if messages.BROADCAST not in records:
+        return {}
+    tensors, received = packing.read_tensors(records[messages.BROADCAST]), read_state(message)
+    for name, tensor in tensors.items():
+        parameter = received.get(name.partition("/")[2])
+        if parameter is None or (parameter.shape, parameter.dtype) != (tensor.shape, tensor.dtype):
+            raise ReplyError(
+                f"{messages.SERVER} sent {name[:80]!r} of {tensor.dtype} and shape {tuple(tensor.shape)} for a stage, "
+                f"expected the name, type and shape of a parameter"
+            )
+    return tensors
+
+
+def stage_penalty(message: Message, context: Context | None) -> Penalty:
+    """Return the penalty of the instruction's client stages, without FedProx's."""
     config, kept = messages.read_config(message), kept_by_stages(context, message)
-    given = ClientContext(received=lambda: read_state(message), seed=seed_of(message), kept=kept)
-    pulls = [pull for stage in client_stages(config) if (pull := stage.pull(given)) is not None]
-    if pulls:
-        check_kept(config, kept, "the gradients that it kept")
-    if strength := messages.read_optional(config, messages.PROXIMAL_MU, float):
-        pulls.append(Pull(strength, given.received))
-    if len(pulls) > 1:
-        raise ConfigError("two things pull a client's training; expected proximal_mu or one stage such as FedDyn")
-    return pulls[0] if pulls else None
+    chain = client_chain(message, context, kept)
+    if chain.stateful:
+        check_kept(config, kept, f"the state of its client stages ({', '.join(chain.stateful)})")
+    return chain.penalty()
 
 
-def note_pulled(model: nn.Module) -> None:
-    """Note that a model was trained with the pull of its instruction."""
-    _PULLED.add(model)
+def note_steps(model: nn.Module, total_step: float) -> None:
+    """Note that a model took steps with the penalty of its instruction."""
+    _TOTAL_STEPS[model] = _TOTAL_STEPS.get(model, 0.0) + total_step
 
 
 def regularizer(message: Message, context: Context) -> Callable[[nn.Module], Tensor | float]:
-    """Return what to add to the loss of each batch where the strategy pulls clients (FedProx, FedDyn); else 0.
+    """Return the penalty of the strategy on the loss of each batch (FedProx, FedDyn, SCAFFOLD); 0 without one.
 
     ::
 
-        pull = regularizer(message, context)        # once
-        loss = criterion(model(x), y) + pull(model)  # in each step
+        penalty = regularizer(message, context)         # once
+        loss = criterion(model(x), y) + penalty(model)  # in each step
     """
-    found = pull_of(message, context)
-    towards = found.towards() if found else {}
+    config, stages = messages.read_config(message), stage_penalty(message, context)
+    learning_rate = messages.read_optional(config, messages.LEARNING_RATE, float) or 0.0
+    terms: list[Term] = [stages] if stages else []
+    if strength := messages.read_optional(config, messages.PROXIMAL_MU, float):
+        terms.append(Quadratic(strength, read_state(message)))
+    penalty = Penalty(terms=terms)
 
     def term(model: nn.Module) -> Tensor | float:
-        note_pulled(model)
-        if found is None:
-            return 0.0
-        named = {name: own for name, own in exchanged_parameters(model).items() if name in towards}
-        apart = [(own - towards[name].to(own)).square().sum() for name, own in named.items() if own.requires_grad]
-        return found.strength / 2 * torch.stack(apart).sum()
+        note_steps(model, learning_rate)
+        return penalty(model)
 
     return term
 
@@ -203,19 +232,22 @@ def reply(
         shared = messages.read_shared(instructed)
         sent = {name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
         given = Outgoing(tensors=sent, labels=known, num_examples=num_examples, metrics=metrics or {})
-        outgoing = _run_stages(message, given, kept, context)
-        if kept and (context is None or model not in _PULLED):
+        node = CONTEXT.get() or context
+        chain = client_chain(message, node, kept)
+        if chain.penalising and (context is None or model not in _TOTAL_STEPS):
             raise ConfigError(
-                f"{', '.join(sorted({name.partition('/')[0] for name in kept}))}: the strategy pulls clients, "
-                f"so add regularizer(message, context)(model) to the loss, and call reply(..., context=context)"
+                f"{', '.join(chain.penalising)}: the strategy adds a penalty to the clients' loss, so add "
+                f"regularizer(message, context)(model) to it, and call reply(..., context=context)"
             )
+        outgoing = _run_stages(message, chain, given, _TOTAL_STEPS.get(model, 0.0), node)
+        kept = chain.state
         own = own_part(message, model) | {f"{STAGES}{name}": tensor for name, tensor in kept.items()}
         if context is not None and own:
             keep_part(context, instructed, own)
         records = packing.pack_trained(outgoing.tensors, outgoing.scales, outgoing.form)
         known, num_examples, metrics = outgoing.labels, outgoing.num_examples, outgoing.metrics
-        config |= outgoing.said
-        if outgoing.form != AS_THEY_ARE:
+        config |= outgoing.fields
+        if outgoing.form != FULL_PRECISION:
             config[messages.UPLOAD] = outgoing.form
     if known is not None:
         config[messages.LABELS] = list(known)
@@ -262,12 +294,10 @@ def answer_queries(
 
 def answer_stages(message: Message, context: Context) -> Message:
     """Return what this node says to what the strategy's stages ask beside training."""
-    said: dict[str, object] = {}
-    given = ClientContext(received=dict, seed=0, notes=read_notes(context))
-    for stage in client_stages(messages.read_config(message)):
-        said |= stage.answer(given)
-    keep_notes(context, given.notes)
-    return messages.answer(message, said)
+    chain = client_chain(message, context)
+    answers = chain.answer()
+    keep_notes(context, chain.round_state)
+    return messages.answer(message, answers)
 
 
 def answer_moments(
@@ -292,21 +322,19 @@ def answer_moments(
     return messages.answer(message, {}, {messages.MOMENTS: packing.pack_moments(moments)})
 
 
-def _run_stages(message: Message, outgoing: Outgoing, kept: dict[str, Tensor], context: Context | None) -> Outgoing:
-    """Return what is sent of a model's parameters and beside, after the stages that the instruction names."""
+def _run_stages(
+    message: Message, chain: ClientChain, outgoing: Outgoing, total_step: float, context: Context | None
+) -> Outgoing:
+    """Return the update after the client stages that the instruction names."""
     sent = set(messages.array_records(message.content).get(messages.ARRAYS) or ())
     if other := sorted(outgoing.tensors.keys() - sent) or sorted(sent - outgoing.tensors.keys()):
         raise ConfigError(
             f"the model given to reply has other parameters than the message's ({', '.join(other[:3])}): give reply "
             f"what submodel returned, and not what DataParallel, torch.compile or Opacus made of it"
         )
-    node = CONTEXT.get() or context
-    notes = read_notes(node)
-    told = ClientContext(received=lambda: read_state(message), seed=seed_of(message), kept=kept, notes=notes)
-    for stage in client_stages(messages.read_config(message)):
-        outgoing = stage.on_client(outgoing, told)
-    if notes:
-        keep_notes(node, notes)
+    outgoing = chain.on_update(outgoing, total_step)
+    if chain.round_state:
+        keep_notes(context, chain.round_state)
     return outgoing
 
 

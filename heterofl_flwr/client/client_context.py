@@ -61,7 +61,7 @@ def _record_name(config: ConfigRecord) -> str:
 
 def kept_by_stages(context: Context | None, message: Message) -> dict[str, Tensor]:
     """Return what stages keep from task to task, by their own names."""
-    keeping = any(stage.needs.fixed_slices for stage in client_stages(messages.read_config(message)))
+    keeping = any(stage.stateful for stage in client_stages(messages.read_config(message)))
     kept = (kept_part(context, message) if keeping else None) or {}
     return {name.removeprefix(STAGES): own for name, own in kept.items() if name.startswith(STAGES)}
 

@@ -27,7 +27,7 @@ from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
-from heterofl_flwr.stages.stage import Stage
+from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.strategies.arguments import CLASSIC, explain_unknown
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
@@ -107,9 +107,9 @@ class HeteroFL(FederationStrategy):
         What combines the replies of a round: ``Aggregator``, the counting mean; for LoRA adapters of unequal rank
         ``ProductAggregator`` of ``heterofl_flwr.adapters``; or your own subclass of ``Aggregator``. It is called as
         ``Aggregator`` is, once a round. Another than ``Aggregator`` goes neither with ``robust`` nor with noise.
-    stages : Sequence[Stage]
+    stages : Sequence[ServerStage]
         Further stages of the chain, in their order: a server optimiser, ``Momentum``, ``Adam``, ``Yogi`` or
-        ``Adagrad``; ``MovingAverage``; or your own ``Stage``. One serves one strategy, as it keeps what it needs from
+        ``Adagrad``; ``MovingAverage``; or your own ``ServerStage``. One serves one strategy, as it keeps what it needs from
         round to round.
     limits, privacy, evaluation : Limits, Privacy, Evaluation
         Groups of further options.
@@ -169,7 +169,7 @@ class HeteroFL(FederationStrategy):
         fidelity: Fidelity = Fidelity(),
         robust: Robust | None = None,
         aggregator: OpenMean = Aggregator,
-        stages: Sequence[Stage] = (),
+        stages: Sequence[ServerStage] = (),
         limits: Limits = Limits(),
         privacy: Privacy = Privacy(),
         evaluation: Evaluation = Evaluation(),

@@ -83,7 +83,7 @@ class Rounds:
         strategy = self.strategy
         strategy.budget = Budget(strategy.timeout)
         evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
-        return strategy.timeout * (TRAIN_SHARE if evaluates or strategy.chain.asks else 1)
+        return strategy.timeout * (TRAIN_SHARE if evaluates or strategy.chain.summing else 1)
 
     def _evaluate(self, server_round: int) -> None:
         strategy, result = self.strategy, self.result

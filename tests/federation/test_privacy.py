@@ -84,7 +84,7 @@ def test_the_record_says_what_was_given_away_so_far():
     for number, record in enumerate(records, 1):
         releases = {"training-releases": number, "moments-releases": 0}
         assert record.privacy == {"epsilon": epsilon(divergences(2, number), 1e-3), "delta": 1e-3, **releases}
-    assert strategy.spent.facts() == records[-1].privacy
+    assert strategy.spent.metrics() == records[-1].privacy
 
 
 class Kept:
@@ -127,7 +127,7 @@ def test_releases_add_up_over_runs():
     assert spent.releases == ledger.known
     again = Spent(Privacy(clip=1, noise=1))
     again.keep_in(ledger)
-    assert again.facts() == spent.facts()
+    assert again.metrics() == spent.metrics()
 
 
 @pytest.mark.parametrize("value", ["much", -1.0, math.inf, math.nan])

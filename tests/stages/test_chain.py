@@ -9,8 +9,7 @@ from heterofl_flwr import Adam, HeteroFL, Momentum, Plan, Privacy, Robust
 from heterofl_flwr.adapters import ProductAggregator
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.stages.chain import Chain
-from heterofl_flwr.stages.registry import client_stages
-from heterofl_flwr.stages.stage import Needs, RoundContext, Stage, Update
+from heterofl_flwr.stages.server_stage import Needs, RoundContext, ServerStage, Update
 from tests.federation.tiny import build, equal, play
 
 STATE = {"w": torch.zeros(4)}
@@ -23,7 +22,7 @@ def open_chain(*stages, **options):
     return chain
 
 
-class Writes(Stage):
+class Writes(ServerStage):
     """Writes down what it is asked."""
 
     def __init__(self, name, diary):
@@ -47,7 +46,7 @@ def test_replies_go_back_through_the_stages_and_means_forward():
     assert diary == [("reply", "two"), ("reply", "one"), ("mean", "one"), ("mean", "two")]
 
 
-class Twice(Stage):
+class Twice(ServerStage):
     """Counts what a client changed twice."""
 
     def on_reply(self, update, context):
@@ -62,7 +61,7 @@ def test_a_stage_of_the_users_own_is_an_argument():
         torch.testing.assert_close(tensor - before[name], 2 * (plain.state[name] - before[name]))
 
 
-class Refuses(Stage):
+class Refuses(ServerStage):
     def on_reply(self, update, context):
         if update.rate < 1:
             raise ReplyError("too small")
@@ -76,12 +75,12 @@ def test_a_stage_may_refuse_a_reply_which_leaves_no_trace():
     assert equal(found.state, alone.state)
 
 
-class Masks(Stage):
+class Masks(ServerStage):
     def on_client(self, outgoing, context):
         return outgoing
 
 
-class Grid(Stage):
+class Grid(ServerStage):
     needs = Needs(changes=True, counting_mean=True, equal_weights=True)
 
 
@@ -106,17 +105,17 @@ def test_what_does_not_go_together_is_refused(options, fault):
         HeteroFL(build, "a1-b1", **options)
 
 
-class Ruins(Stage):
+class Ruins(ServerStage):
     def on_mean(self, new, held, context):
         return {name: own / 0 for name, own in new.items()}
 
 
-class Forgets(Stage):
+class Forgets(ServerStage):
     def on_mean(self, new, held, context):
         new["hidden.bias"] = new["hidden.bias"] + 1
 
 
-class Drops(Stage):
+class Drops(ServerStage):
     def on_reply(self, update, context):
         pass
 
@@ -134,7 +133,7 @@ def test_what_a_stage_may_not_return_is_named(stage, fault):
         play(stages=[stage])
 
 
-class Counts(Stage):
+class Counts(ServerStage):
     def state(self):
         return {"rounds": 3}
 
@@ -144,5 +143,3 @@ def test_a_stage_keeps_tensors():
         Chain([Counts()]).state()
 
 
-def test_a_client_clips_once():
-    assert [type(stage).__name__ for stage in client_stages({"clip": 1.0})] == ["Clip"]
