@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.core.exchanged import exchanged_parameters
+from heterofl_flwr.common.errors import ConfigError
 
 Term = Callable[[nn.Module], Tensor | float]
 """A term of the loss that depends on the model alone."""
@@ -36,18 +36,31 @@ class Quadratic:
     strength: float = 0.0
     center: Mapping[str, Tensor] = field(default_factory=dict)
     direction: Mapping[str, Tensor] = field(default_factory=dict)
+    _moved: dict[tuple[int, str], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty of a model."""
         terms: list[Tensor] = []
-        for name, parameter in exchanged_parameters(model).items():
+        for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             if self.strength and name in self.center:
-                terms.append(self.strength / 2 * (parameter - self.center[name].to(parameter)).square().sum())
+                center = self._moved_to(parameter, name, self.center)
+                terms.append(self.strength / 2 * (parameter - center).square().sum())
             if name in self.direction:
-                terms.append((parameter * self.direction[name].to(parameter)).sum())
-        return torch.stack(terms).sum() if terms else torch.zeros(())
+                terms.append((parameter * self._moved_to(parameter, name, self.direction)).sum())
+        if not terms:
+            raise ConfigError(
+                f"this {type(model).__name__} has none of the parameters that were received: give task.penalty what "
+                f"task.model() returned, not a wrapper of it"
+            )
+        return torch.stack(terms).sum()
+
+    def _moved_to(self, parameter: Tensor, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return a tensor in the device and type of its parameter, copied once and not in each step."""
+        key = id(tensors), name
+        self._moved[key] = self._moved.get(key, tensors[name]).to(parameter)
+        return self._moved[key]
 
     def aligned(self, model: nn.Module) -> AlignedQuadratic:
         """Return the penalty for the parameters of a model; one without an entry is its own center."""

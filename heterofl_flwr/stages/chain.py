@@ -1,7 +1,7 @@
 """The chain: server stages around the mean that sums the updates of a round."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, RoundError
-from heterofl_flwr.core.counting_mean import Aggregator, Weights
+from heterofl_flwr.core.aggregation import Aggregation
+from heterofl_flwr.core.aggregator import OpenAggregator
+from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.reply_checks import value_faults
 from heterofl_flwr.stages.client_stage import (
     CLIENT_METHODS,
@@ -21,10 +23,6 @@ from heterofl_flwr.stages.client_stage import (
 )
 from heterofl_flwr.stages.conversation import Conversation, Questions
 from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update, stage_name
-
-OpenMean = Callable[..., Aggregator]
-"""Opens the mean of a round, with the arguments of ``Aggregator``."""
-
 
 Kind = Literal["counting", "robust", "asynchronous", "other"]
 """The mean of a chain, in words."""
@@ -41,7 +39,7 @@ class Chain:
     def __init__(
         self,
         stages: Iterable[ServerStage] = (),
-        open_mean: OpenMean = Aggregator,
+        aggregator: OpenAggregator = CountingMean,
         kind: Kind = "counting",
         *,
         weights: Weights = "equal",
@@ -49,10 +47,10 @@ class Chain:
         largest: float = float("inf"),
         norm_bound: float = 0.0,
     ) -> None:
-        self.stages, self._open_mean, self._kind, self._weights = tuple(stages), open_mean, kind, weights
-        self._limits = {"extra_rows": extra_rows, "largest": largest, "norm_bound": norm_bound}
+        self.stages, self._open_aggregator, self._kind, self._weights = tuple(stages), aggregator, kind, weights
+        self._extra_rows, self._limits = extra_rows, {"largest": largest, "norm_bound": norm_bound}
         self._check()
-        self._mean: Aggregator  # from opening to closing
+        self._aggregation: Aggregation  # from opening to closing
         self._context: RoundContext
         self._broadcast: State = {}
 
@@ -88,14 +86,14 @@ class Chain:
             remedy = {
                 "robust": "robust=None (server.robust=none)",
                 "asynchronous": "rounds that wait (asynchronous.size=0)",
-                "other": "aggregator=Aggregator (server.aggregator=counting-mean)",
+                "other": "aggregator=CountingMean (server.aggregator=counting-mean)",
             }[kind]
             yield f"{name} fits the counting mean; expected {remedy}"
         if kind == "asynchronous" and isinstance(stage, Conversation):
             yield f"{name} asks the clients of a round together; expected rounds that wait (asynchronous.size=0)"
         if needs.equal_weights and self._weights != "equal":
             yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
-        if needs.steps and not getattr(self._open_mean, "by_entry", True):
+        if needs.steps and not getattr(self._open_aggregator, "by_entry", True):
             yield (
                 f"{name} steps along what the mean changes, and this aggregator computes new factors in each round, so "
                 f"that their entries have no direction; expected no {name}"
@@ -111,7 +109,7 @@ class Chain:
         for stage in self.stages:
             reads = (stage.reads_replies and _overrides(stage, "on_reply")) or _overrides(stage, "on_added")
             if stage is not summing and reads:
-                yield f"{stage_name(stage)} reads single replies, which {stage_name(summing)} hides; expected one of them"
+                yield f"{stage_name(stage)} reads replies, which {stage_name(summing)} hides; expected one of them"
         if self._limits["norm_bound"]:
             yield (
                 f"norm_bound is a bound on single replies, which {stage_name(summing)} hides; expected norm_bound=0 "
@@ -141,8 +139,10 @@ class Chain:
             if (client := stage.client()) is not None
             for name, tensor in _check_broadcast(stage, context).items()
         }
-        summing = self.summing
-        self._mean = summing.mean(state, context.rows) if summing else self._open_mean(state, context.rows, **limits)
+        open_aggregator = self.summing.open_aggregator if self.summing else self._open_aggregator
+        self._aggregation = Aggregation(
+            state, context.rows, aggregator=open_aggregator, extra_rows=self._extra_rows, **limits
+        )
 
     @property
     def broadcast(self) -> Mapping[str, Tensor]:
@@ -172,8 +172,9 @@ class Chain:
             context = replace(context, state=update.version.state)
         for stage in stages:
             update = _expect(Update, stage.on_reply(update, context), f"{stage_name(stage)}.on_reply")
-        options = {} if update.version is None else {"sent": update.version}
-        self._mean.add(update.plan, update.tensors, labels=update.labels, weight=update.weight, **options)
+        self._aggregation.add(
+            update.plan, update.tensors, labels=update.labels, weight=update.weight, sent=update.version
+        )
         for stage in self.stages:
             if _overrides(stage, "on_added"):
                 stage.on_added(update, context)
@@ -181,18 +182,18 @@ class Chain:
     @property
     def replies(self) -> int:
         """Number of updates in this round's mean."""
-        return self._mean.replies
+        return self._aggregation.replies
 
     def close(self) -> State:
         """Return the new model, and end the round."""
-        held, new = self._mean.held, self._mean.result()
+        held, new = self._aggregation.held, self._aggregation.result()
         for stage in self.stages:
             if not _overrides(stage, "on_mean"):
                 continue
             new = _expect(dict, stage.on_mean(new, held, self._context), f"{stage_name(stage)}.on_mean")
             if fault := next(value_faults(new), None):
                 raise RoundError(f"{stage_name(stage)}.on_mean returned a model that is not usable: {fault}")
-        del self._mean, self._context
+        del self._aggregation, self._context
         self._broadcast = {}
         return new
 
@@ -245,7 +246,9 @@ def _faults_of_class(stage: ServerStage) -> Iterator[str]:
             f"{name}.{method} is not called on the server; it belongs in a ClientStage, which {name}.client() returns"
         )
     if not isinstance(stage, Conversation):
-        for method in (method for method in ("before", "after", "mean") if callable(getattr(kind, method, None))):
+        for method in (
+            method for method in ("before", "after", "open_aggregator") if callable(getattr(kind, method, None))
+        ):
             yield f"{name}.{method} is not called; it belongs in a Conversation"
     client = stage.client()
     if client is None:
@@ -257,7 +260,7 @@ def _faults_of_class(stage: ServerStage) -> Iterator[str]:
     if isinstance(stage, Conversation) and not isinstance(client, RespondingStage):
         yield f"{name}.client() returns {type(client).__name__}; expected a RespondingStage"
     if CLIENT_STAGES.get(getattr(client, "registered_name", "")) is not type(client):
-        yield f"{name}.client() returns {type(client).__name__}, which has no name; expected @client_stage('name') on it"
+        yield f"{name}.client() returns {type(client).__name__}, without a name; expected @client_stage('name') on it"
 
 
 def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, Tensor]:

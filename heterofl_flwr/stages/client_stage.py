@@ -142,7 +142,7 @@ class RespondingStage(ClientStage):
 CLIENT_METHODS = ("quadratic", "penalty", "on_update", "answer")
 SERVER_METHODS = (
     *("client", "broadcast", "on_reply", "on_added", "on_mean", "evaluated", "state", "load", "metrics"),
-    *("before", "after", "mean"),
+    *("before", "after", "open_aggregator"),
 )
 
 CLIENT_STAGES: dict[str, type[ClientStage]] = {}
@@ -256,7 +256,6 @@ class ClientChain:
     def __init__(self, stages: Sequence[ClientStage], context: ClientContext) -> None:
         self.stages, self._context = stages, context
         self.state: State = dict(context.state)
-        self.round_state = context.round_state
 
     def context_of(self, stage: ClientStage, total_step: float = 0.0) -> ClientContext:
         """Return the context of one stage, with its part of the state and of the broadcast tensors."""

@@ -1,13 +1,13 @@
 """A stage that asks clients before and after training, and sums their replies itself: secure aggregation."""
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from typing import TypeVar
 
 from torch import Tensor
 
-from heterofl_flwr.core.counting_mean import Aggregator
+from heterofl_flwr.core.aggregator import Aggregator
 from heterofl_flwr.stages.client_stage import Fields
-from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
+from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update, stage_name
 
 Result = TypeVar("Result")
 
@@ -35,6 +35,6 @@ class Conversation(ServerStage):
         del context
         yield from ()
 
-    def mean(self, state: Mapping[str, Tensor], rows: Iterable[str]) -> Aggregator:
-        """Return the mean of the replies that this stage has summed."""
-        raise NotImplementedError
+    def open_aggregator(self, state: Mapping[str, Tensor]) -> Aggregator:
+        """Return the aggregator of the replies, which this stage sums, for a round that begins with this state."""
+        raise NotImplementedError(f"{stage_name(self)} has no aggregator")

@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 import torch
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
-from heterofl_flwr.core.counting_mean import Aggregator
+from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.nn.penalty import Quadratic
 from heterofl_flwr.stages.client_stage import ClientContext, ClientStage, Outgoing, State, client_stage
 from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, StatefulStage, Update
@@ -58,7 +58,7 @@ class Scaffold(StatefulStage):
         if context.learning_rate <= 0:
             raise ConfigError("Scaffold divides by the learning rate, which is 0: expected learning_rate=")
         zeros = {name: torch.zeros_like(tensor) for name, tensor in context.state.items()}
-        self._gradients = Aggregator(zeros, context.rows, extra_rows=context.extra_rows)
+        self._gradients = Aggregation(zeros, context.rows, extra_rows=context.extra_rows)
         return {name: self.tensors.get(name, zero) for name, zero in zeros.items()}
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:

@@ -126,9 +126,9 @@ class TrainingJob:
         For a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``), their loss, where not the last alone
         is trained. The engine ``plain`` trains it.
     quadratic
-        A quadratic penalty on the model's parameters; without it, none.
+        Quadratic penalty on the model's parameters, apart from FedProx's; None without one.
     penalty
-        Computes another penalty on the model, which the engine ``plain`` adds to the loss of each step.
+        Another term to add to the loss of each batch. The engine ``plain`` trains it.
     """
 
     model: nn.Module

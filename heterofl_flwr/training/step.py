@@ -49,7 +49,7 @@ def compute_loss(
 
 
 class SGD:
-    """SGD with momentum, weight decay, FedProx, a quadratic penalty and gradient clipping; momentum starts at zero.
+    """SGD with momentum, weight decay, quadratic penalties and gradient clipping; momentum starts at zero.
 
     Clipping one client costs no pass over the gradients: torch's fused SGD divides by a scale that it is given. Its
     kernel is called directly, because the class ``torch.optim.SGD`` loads torch's compiler, which costs each process
@@ -152,7 +152,6 @@ class ParameterSGD(SGD):
         every = list(parameters)
         self.parameters = [parameter for parameter in every if parameter.requires_grad]
         self._strides = [parameter.stride() for parameter in self.parameters]
-        dense = [_dense(parameter.detach()) for parameter in self.parameters]
 
         def select(tensors: Sequence[Tensor]) -> list[Tensor]:
             pairs = zip(every, tensors, strict=bool(tensors))
@@ -160,6 +159,7 @@ class ParameterSGD(SGD):
 
         if quadratic is not None:
             quadratic = AlignedQuadratic(quadratic.strength, select(quadratic.centers), select(quadratic.directions))
+        dense = [_dense(parameter.detach()) for parameter in self.parameters]
         super().__init__(dense, options, quadratic=quadratic)
 
     def minimise(self, loss: Tensor) -> None:

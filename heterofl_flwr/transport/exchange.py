@@ -12,13 +12,16 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import SILENT, Fault, HeteroFLError, ReplyError, short
 from heterofl_flwr.transport import compat, messages
-from heterofl_flwr.transport.compat import NO_FUNCTION, SUPERLINK_NODE_ID, Run
+from heterofl_flwr.transport.compat import NO_FUNCTION, SUPERLINK_NODE_ID, ErrorCode, Run
 
 LONGEST_PAUSE = 1.0
 """Seconds between two looks for replies on a grid that cannot wait for them."""
 
 _NOT_CONVERTED = ("Error(s) in loading state_dict", "size mismatch", NO_FUNCTION.format("query"), "get_properties")
 """How torch says that a slice is not the model into which a client loads it, and Flower that it knows no such query."""
+
+GONE = (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
+"""Errors of the SuperLink or the SuperNode about a node or a client process that is not there to answer."""
 
 Result = TypeVar("Result")
 
@@ -275,7 +278,8 @@ def reply_or_fault(reply: Message) -> Message | Fault:
     error = reply.error
     if isinstance(error, messages.LocalFault):
         return Fault(error.reason or "", error.kind)
-    return Fault(short(explained(f"error {error.code}: {error.reason or 'no reason given'}")))
+    reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))
+    return Fault(reason, "gone" if error.code in GONE else "failed")
 
 
 def explained(fault: str) -> str:

@@ -27,10 +27,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Windowed
-from heterofl_flwr.client.node_config import answer_capability
+from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, RunState
 from heterofl_flwr.nn import PAPER
-from heterofl_flwr.strategies.instructions import available_nodes
+from heterofl_flwr.strategies.arrivals import Arrivals
+from heterofl_flwr.strategies.budget import Budget
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages
 from simulations.bench.measure import Goal, peak_of
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     with RayGrid(APP, nodes, at_once=many) if many else LocalGrid(APP, nodes) as grid:
         start = time.perf_counter()
         for strategy in strategies.values():
-            available_nodes(grid, strategy.federation, 1)
+            Arrivals(grid, strategy.federation, 1, Budget(3600.0)).wait()
         each = (time.perf_counter() - start) / len(strategies)
         print(f"registration: {each:.1f} s, {each * 1e3 / options.nodes:.2f} ms a client\n")
         windowed = grid if options.step else Windowed(grid, options.window)

@@ -1,14 +1,17 @@
 """The chain: in which order stages run, what they may not be beside, a stage of the user's own."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from heterofl_flwr import Adam, HeteroFL, Momentum, Plan, Privacy, Robust
-from heterofl_flwr.adapters import ProductAggregator
+from heterofl_flwr import Adam, HeteroFL, Momentum, Plan, Privacy, Robust, Scaffold
+from heterofl_flwr.adapters import ProductMean
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.stages.chain import Chain
+from heterofl_flwr.stages.client_stage import ClientStage, client_stage
+from heterofl_flwr.stages.conversation import Conversation
+from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.stages.server_stage import Needs, RoundContext, ServerStage, Update
 from tests.federation.tiny import build, equal, play
 
@@ -75,9 +78,46 @@ def test_a_stage_may_refuse_a_reply_which_leaves_no_trace():
     assert equal(found.state, alone.state)
 
 
-class Masks(ServerStage):
-    def on_client(self, outgoing, context):
-        return outgoing
+class Pulls(ServerStage):
+    def penalty(self, model, context):
+        return 0.0
+
+
+class Asks(ServerStage):
+    def before(self, clients, context):
+        yield {}
+
+
+@client_stage("nudge")
+@dataclass(frozen=True)
+class Nudge(ClientStage):
+    strength: float
+    places: int = 1
+    kind: str = "up"
+
+
+class Nudges(ServerStage):
+    def client(self):
+        return Nudge(strength=0.5)
+
+
+class Unregistered(ClientStage):
+    pass
+
+
+class Unnamed(ServerStage):
+    def client(self):
+        return Unregistered()
+
+
+class Sends(ServerStage):
+    def broadcast(self, context):
+        return {}
+
+
+class Mutters(Conversation):
+    def client(self):
+        return Nudge(strength=0.5)
 
 
 class Grid(ServerStage):
@@ -87,15 +127,23 @@ class Grid(ServerStage):
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ({"stages": [Masks()]}, "Masks overrides on_client, which clients run of this package's stages alone"),
+        ({"stages": [Pulls()]}, r"Pulls.penalty is not called on the server; it belongs in a ClientStage, which Pulls.cl"),
+        ({"stages": [Asks()]}, "Asks.before is not called; it belongs in a Conversation"),
+        ({"stages": [Unnamed()]}, r"Unnamed.client\(\) returns Unregistered, without a name; expected @client_stage"),
+        ({"stages": [Sends()]}, r"Sends.broadcast is not called, as Sends.client\(\) returns None"),
+        ({"stages": [Mutters()]}, r"Mutters.client\(\) returns Nudge; expected a RespondingStage"),
+        ({"stages": [Nudges(), Mutters()]}, "expected a RespondingStage"),
+        ({"stages": [Scaffold()], "privacy": Privacy(clip=1, noise=1)}, "Scaffold uses single replies, which have no n"),
+        ({"stages": [Scaffold(), SecureSum()]}, "Scaffold reads replies, which SecureSum hides"),
+        ({"stages": [Scaffold()], "robust": Robust()}, "Scaffold fits the counting mean"),
         ({"stages": [Momentum(), Momentum()]}, "Momentum: two stages have this name"),
         ({"stages": [Momentum(), Adam()]}, "Momentum, Adam: each steps along what the mean changes; expected one"),
         ({"stages": [Grid()], "weights": "examples"}, "Grid fits a mean in which each client counts once"),
         ({"stages": [Grid()], "robust": Robust()}, r"Grid fits the counting mean; expected robust=None"),
-        ({"aggregator": "product"}, "aggregator is 'product', expected Aggregator, a subclass"),
-        ({"robust": Robust(), "aggregator": ProductAggregator}, "robust and aggregator both replace the counting mean"),
-        ({"stages": [Grid()], "aggregator": ProductAggregator}, "expected aggregator=Aggregator"),
-        ({"stages": [Momentum()], "aggregator": ProductAggregator}, "Momentum steps along what the mean"),
+        ({"aggregator": "product"}, "aggregator is 'product', expected what makes an Aggregator"),
+        ({"robust": Robust(), "aggregator": ProductMean}, "robust and aggregator both replace the counting mean"),
+        ({"stages": [Grid()], "aggregator": ProductMean}, "expected aggregator=CountingMean"),
+        ({"stages": [Momentum()], "aggregator": ProductMean}, "Momentum steps along what the mean"),
         ({"privacy": Privacy(clip=1, noise=1), "weights": "examples"}, "Noise fits a mean in which each client counts"),
         ({"robust": Robust(), "weights": "examples"}, "outvotes others; expected weights='equal'"),
     ],
@@ -141,5 +189,3 @@ class Counts(ServerStage):
 def test_a_stage_keeps_tensors():
     with pytest.raises(ConfigError, match=r"Counts.state, under 'rounds', returned int; expected Tensor"):
         Chain([Counts()]).state()
-
-

@@ -52,7 +52,7 @@ def train_one(
             losses = []
             for inputs, targets in batches:
                 loss, right = compute_loss(forward or model, inputs, targets, masking, job.joint_loss)
-                sgd.minimise(loss if job.penalty is None else loss + job.penalty())
+                sgd.minimise(loss + job.penalty() if job.penalty else loss)
                 correct.add_(right.sum())
                 losses.append(loss.detach())
                 sizes.append(targets.numel())
