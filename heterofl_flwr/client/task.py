@@ -313,6 +313,12 @@ class Task:
                 f"the model has lost parameters since task.model() returned it ({', '.join(missing[:3])}): wrap or "
                 f"change a model in build, not afterwards"
             )
+        unsent = [name for name, own in parameters.items() if own.requires_grad and name not in self._parameters]
+        if unsent:
+            warn_once(
+                f"{', '.join(unsent[:3])} and what else was frozen in build is trained here, and not sent: expected "
+                f"parameters that build returns with requires_grad=True"
+            )
         return {name: parameters[name] for name in self._parameters}
 
     def _update(
