@@ -79,7 +79,9 @@ class Arrivals:
             usable = self._nodes.order
             enough = len(present) >= sampling.available
             if enough and self._federation.asks_all:
+                patience = self._patience
                 usable = self.ask(self._nodes.order)
+                deadline += patience - self._patience
                 present = set(self._nodes.order)
                 enough = len(usable) >= sampling.available
             if not (enough or announced):
