@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from heterofl_flwr import Windowed
 from heterofl_flwr.transport import exchange
 from heterofl_flwr.transport import guard as guarding
-from heterofl_flwr.transport.guard import Guarded, guard
+from heterofl_flwr.transport.guard import guard
 from tests.hostile import changes as to
 from tests.hostile import superlink, uploads
 from tests.hostile.uploads import FORGERIES, as_it_is
