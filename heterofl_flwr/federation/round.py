@@ -140,9 +140,8 @@ class Round:
         """Note why a client's reply is not used, and warn of it; with ``spare``, not of one that nobody waited for."""
         if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
-            if (
-                fault.kind == "silent" and self._options.sampling.spare
-            ):  # whether it was waited for shows when all replies are read
+            # Whether a silent one was waited for shows when all replies are read.
+            if fault.kind == "silent" and self._options.sampling.spare:
                 return
         self._note_fault(node_id, fault)
 

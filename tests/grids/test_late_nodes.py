@@ -75,5 +75,5 @@ def test_nodes_that_begin_one_message_behind_are_known_by_their_late_answers(clo
     assert [(record.answered, record.expected) for record in found.records] == [(3, 4)] * 3
     assert [record.failures for record in found.records] == [{}, {3: late_nodes.LATE}, {3: late_nodes.LATE}]
     assert clock.now < arrivals.QUERY_SECONDS + 100
-    with pytest.raises(RoundError, match="0 of 2 clients gave a usable reply.*no reply in time"):
+    with pytest.raises(RoundError, match=r"0 of 2 clients gave a usable reply.*no reply in time"):
         run(clock, num_rounds=2, nodes=2, behind={0: 1, 1: 1})
