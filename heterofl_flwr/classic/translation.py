@@ -30,10 +30,7 @@ PROXIMAL_MU = "proximal_mu"
 _SAID = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
 
-_SHARES = (
-    "not all parameters are shared (shared): let the client call parameters_of(model, config, context=context), and "
-    "submodel with its context"
-)
+_SHARES = "not all parameters are shared (shared): let the client return classic.Task(...).reply(model, ...)"
 
 
 def read_parameters(parameters: Parameters, sender: str = SERVER) -> list[Array]:

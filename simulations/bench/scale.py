@@ -31,7 +31,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Windowed
-from heterofl_flwr.client.node_config import answer_capability
+from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.training import give_back_freed_memory

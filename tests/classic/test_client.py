@@ -5,7 +5,7 @@ import pytest
 from flwr.common import parameters_to_ndarrays
 
 from heterofl_flwr import Evaluation
-from heterofl_flwr.classic import HeteroFL, answer_moments, parameters_of, properties_of, submodel
+from heterofl_flwr.classic import HeteroFL, Task, parameters_of, properties_of
 from heterofl_flwr.common.errors import ReplyError
 from tests.classic.fakes import Fake, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.tiny import build, build_normed, inputs, node_context
@@ -26,7 +26,7 @@ def config(rate=1.0, task="train", **values):
 )
 def test_what_does_not_fit_is_refused_by_name(arrays, told, named):
     with pytest.raises(ReplyError, match=named):
-        submodel(arrays, told, build)
+        Task(arrays, told, node_context(), build).model()
 
 
 def test_properties_are_those_of_the_node_config():
@@ -41,7 +41,8 @@ class Normed(Fake):
 
     def _answer(self, ins):
         arrays = parameters_to_ndarrays(ins.parameters)
-        return fit_res(*answer_moments(arrays, ins.config, build_normed, lambda: [inputs(int(self.cid))])[:2])
+        task = Task(arrays, ins.config, node_context(), build_normed)
+        return fit_res(*task.moments(lambda: [inputs(int(self.cid))])[:2])
 
 
 def said(count, width, value=1.0):

@@ -11,7 +11,8 @@ from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr import Evaluation, Limits, LocalGrid
-from heterofl_flwr.client import answer_capability, answer_queries
+from heterofl_flwr.client import answer_queries
+from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.federation.nodes import Capability, Nodes

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from heterofl_flwr.app.callbacks import check_names
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.workload import Workload
-from heterofl_flwr.client.local_model import for_evaluation
+from heterofl_flwr.client.model import for_evaluation
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, first_line
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.federation.summary import find_equal_levels
