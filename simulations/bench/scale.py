@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -53,7 +53,7 @@ class Measured(NamedTuple):
     first: float  # seconds of its first round
     later: float  # mean seconds of the others
     replies: int  # of a round
-    peak: int  # bytes that the server adds
+    peak: float  # bytes that the server adds
     window: int  # bytes of replies under way
     node: float  # bytes of the registry for each node
 
@@ -61,7 +61,7 @@ class Measured(NamedTuple):
 class Named:
     """Gives the nodes of a grid registered names, in an order that is not that of their ids."""
 
-    def get_nodes(self) -> list[SimpleNamespace]:
+    def get_nodes(self) -> Any:
         ids = list(self.get_node_ids())  # type: ignore[attr-defined]
         return [SimpleNamespace(node_id=node_id, name=f"node-{number:07}") for number, node_id in enumerate(ids)]
 
