@@ -54,7 +54,8 @@ def load_models(
         if is_largest and instruction.frozen_base and fingerprint(model) != instruction.frozen_base:
             raise ReplyError(
                 "the frozen parameters of this node's model, which are not sent, are others than those of the "
-                "server's: let both load the same checkpoint, in float32 or bfloat16, and nothing random"
+                "server's: let both load the same checkpoint, in float32 or bfloat16, and nothing random; or let build "
+                "return heterofl_flwr.core.exchange_frozen(model)"
             )
         load_parameters(model, state if is_largest else _slice(instruction, build, rate, state))
         if instruction.is_evaluation:

@@ -324,6 +324,12 @@ class Task:
                 f"the model has lost parameters since task.model() returned it ({', '.join(missing[:3])}): wrap or "
                 f"change a model in build, not afterwards"
             )
+        unsent = [name for name, own in parameters.items() if own.requires_grad and name not in self._parameters]
+        if unsent:
+            warn_once(
+                f"{', '.join(unsent[:3])} and what else was frozen in build is trained here, and not sent: expected "
+                f"parameters that build returns with requires_grad=True"
+            )
         return {name: parameters[name] for name in self._parameters}
 
     def _update(
@@ -338,7 +344,7 @@ class Task:
             name: parameter for name, parameter in self._parameters_of(model).items() if self.instruction.travels(name)
         }
         self._check_penalty()
-        tensors = {name: sent_tensor(parameter) for name, parameter in parameters.items()}
+        tensors = {name: self._convert(name, sent_tensor(parameter)) for name, parameter in parameters.items()}
         if num_examples and tensors and not self._differs(tensors):
             warn_once(
                 "this client's parameters are those that it received: nothing was trained. Make a new optimizer for "
@@ -351,6 +357,13 @@ class Task:
         if self._stages.notes:
             save_notes(self.context, self._stages.notes)
         return outgoing
+
+    def _convert(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor in the type that was received, as the server expects it."""
+        expected = self._received()[name].dtype
+        if tensor.dtype != expected:
+            warn_once(f"parameters trained in {tensor.dtype} are sent in {expected}, the type that was received")
+        return tensor.to(expected)
 
     def _differs(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether training has changed any tensor; most often the first shows it."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import SILENT, Fault, RoundError, name_faults
+from heterofl_flwr.common.errors import SILENT, Fault, RoundError, listed, name_faults
 from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
@@ -67,6 +67,7 @@ class Round:
         self.slices: dict[int, Sampled] = {}  # of each sampled client, in the order in which replies are added
         self.answers: dict[int, Answer] = {}  # of each client whose reply was added
         self.silent: set[int] = set()  # those that did not answer in time
+        self._late: list[str] = []  # names of nodes that are one message behind
         self._lost = 0
         learning_rate = federation.learning_rate(server_round)
         self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
@@ -139,9 +140,10 @@ class Round:
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note why a client's reply is not used, and warn of it; with ``spare``, not of one that nobody waited for."""
-        if fault.kind == "silent":
+        if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
-            if self._options.sampling.spare:  # whether it was waited for shows when all replies are read
+            # Whether a silent one was waited for shows when all replies are read.
+            if fault.kind == "silent" and self._options.sampling.spare:
                 return
         self._note_fault(node_id, fault)
 
@@ -153,6 +155,8 @@ class Round:
     def _note_fault(self, node_id: int, fault: Fault) -> None:
         nodes = self._federation.nodes
         partition = nodes.partition(node_id)
+        if fault.kind == "late":
+            self._late.append(nodes.name(node_id))
         self.log.failures[partition] = fault.reason
         if name := nodes.registered_name(node_id):
             self.log.names[partition] = name
@@ -170,6 +174,8 @@ class Round:
             for node_id in (own for own in self.slices if own in self.silent):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         self.log.answered, self.log.notes = len(self.answers), self._federation.nodes.notes()
+        if self._late:
+            self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()
         new = self._chain.close()
         self.log.privacy = self._chain.metrics()

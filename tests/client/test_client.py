@@ -251,9 +251,48 @@ class TestReply:
         task.reply(trained(task), num_examples=1)
         assert caplog.records == []
 
-    def test_labels_are_whole_numbers(self):
+    @pytest.mark.parametrize("labels", [[0.5], [True, False, True], ["3"], torch.ones(2, dtype=torch.bool)])
+    def test_labels_are_whole_numbers(self, labels):
         with pytest.raises(ConfigError, match=r"labels is .*; expected the classes of this client's data, as whole"):
-            task_of(instruction(kind="evaluate")).reply(num_examples=1, labels=[0.5])
+            task_of(instruction(kind="evaluate")).reply(num_examples=1, labels=labels)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+    def test_a_model_trained_in_another_type_is_sent_in_the_received_one(self, dtype, caplog):
+        warn_once.cache_clear()
+        task = task_of(instruction())
+        model = task.model().to(dtype)
+        with torch.no_grad():
+            model.classifier.bias.fill_(0.5)
+        sent = task.reply(model, num_examples=1).content["arrays"].to_torch_state_dict()
+        assert {tensor.dtype for tensor in sent.values()} == {torch.float32}
+        assert torch.equal(sent["classifier.bias"], torch.full((4,), 0.5))
+        assert ("are sent in torch.float32" in caplog.text) == (dtype != torch.bfloat16)  # which travels as float32
+
+    def test_a_penalty_that_was_asked_for_and_not_used_is_warned_of(self, caplog):
+        warn_once.cache_clear()
+        for used in (True, False):
+            task = task_of(instruction(proximal_mu=0.1))
+            model = trained(task)
+            if used:
+                assert task.penalty(model) > 0
+            task.reply(model, num_examples=1)
+            assert ("add task.penalty(model) to the loss" in caplog.text) == (not used)
+
+    def test_parameters_that_are_trained_and_not_sent_are_warned_of(self, caplog):
+        def freezing(rate):
+            model = build(rate)
+            model.hidden.requires_grad_(False)
+            return model
+
+        warn_once.cache_clear()
+        state = {name: tensor for name, tensor in state_of(1.0).items() if name.startswith("classifier")}
+        task = task_of(instruction(state=state), freezing)
+        model = task.model()
+        with torch.no_grad():
+            model.classifier.bias += 1
+        model.hidden.requires_grad_(True)
+        task.reply(model, num_examples=1)
+        assert "hidden.weight, hidden.bias" in caplog.text
 
     def test_no_labels_and_no_classes_are_not_the_same(self):
         assert "labels" not in task_of(instruction(kind="evaluate")).reply(num_examples=1).content["config"]
@@ -278,6 +317,9 @@ class TestQueries:
         [
             ({"level": "f"}, r"'f' is no level: expected one of a \(1\), b \(0.5\), c \(0.25\)"),
             ({"level": "a", "rate": 1.0}, "both level and rate: keep one"),
+            ({"Level": "c"}, "the node config has Level='c', .* write level="),
+            ({"capacity": "c"}, "the node config has capacity='c', .* write level="),
+            ({"Partition_ID": 3}, "write partition-id="),
             ({"partition_id": "first"}, "partition-id='first'; expected a whole number"),
         ],
     )

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from heterofl_flwr.core.exchanged import exchanged_parameters
+from heterofl_flwr.core.exchanged import shares_parameters
 from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.nn.loss import mask_logits
 from heterofl_flwr.nn.penalty import AlignedQuadratic
@@ -80,7 +80,7 @@ def find_obstacle(model: nn.Module) -> str | None:
             return f"{what} draws random numbers"
         if isinstance(layer, _NormBase) and layer.running_mean is not None:
             return f"{what} changes its running statistics"
-    if len(exchanged_parameters(model)) < len(list(model.parameters())):
+    if shares_parameters(model):
         return "it shares parameters with other models"
     for name, parameter in model.named_parameters():
         if any(getattr(parameter, hooks, None) for hooks in _PARAMETER_HOOKS):
