@@ -127,13 +127,19 @@ class Grid(ServerStage):
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ({"stages": [Pulls()]}, r"Pulls.penalty is not called on the server; it belongs in a ClientStage, which Pulls.cl"),
+        (
+            {"stages": [Pulls()]},
+            r"Pulls.penalty is not called on the server; it belongs in a ClientStage, which Pulls.cl",
+        ),
         ({"stages": [Asks()]}, "Asks.before is not called; it belongs in a Conversation"),
         ({"stages": [Unnamed()]}, r"Unnamed.client\(\) returns Unregistered, without a name; expected @client_stage"),
         ({"stages": [Sends()]}, r"Sends.broadcast is not called, as Sends.client\(\) returns None"),
         ({"stages": [Mutters()]}, r"Mutters.client\(\) returns Nudge; expected a RespondingStage"),
         ({"stages": [Nudges(), Mutters()]}, "expected a RespondingStage"),
-        ({"stages": [Scaffold()], "privacy": Privacy(clip=1, noise=1)}, "Scaffold uses single replies, which have no n"),
+        (
+            {"stages": [Scaffold()], "privacy": Privacy(clip=1, noise=1)},
+            "Scaffold uses single replies, which have no n",
+        ),
         ({"stages": [Scaffold(), SecureSum()]}, "Scaffold reads replies, which SecureSum hides"),
         ({"stages": [Scaffold()], "robust": Robust()}, "Scaffold fits the counting mean"),
         ({"stages": [Momentum(), Momentum()]}, "Momentum: two stages have this name"),
