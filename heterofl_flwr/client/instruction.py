@@ -21,7 +21,7 @@ class Instruction:
     Attributes
     ----------
     config
-        The record as it came, with the server's own ``train_config``.
+        Record of the message, with the server's ``train_config``.
     kind
         Message type: ``train``, ``evaluate``, ``query.moments`` or one of FedH2L.
     rate, rates
@@ -111,7 +111,7 @@ class Instruction:
 
     @property
     def is_evaluation(self) -> bool:
-        """Whether models are to be evaluated."""
+        """Whether the message asks for an evaluation."""
         return self.kind.startswith(MessageType.EVALUATE)
 
     @property

@@ -14,10 +14,10 @@ from torch import nn
 
 from heterofl_flwr import Plan
 from heterofl_flwr.client import Task, answer_queries
+from heterofl_flwr.client.model import warn_once
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.queries import answer_moments
 from heterofl_flwr.client.state import load_tensors, save_tensors
-from heterofl_flwr.client.task import warn_once
 from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.stages.compress import restore
