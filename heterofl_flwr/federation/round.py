@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import SILENT, Fault, RoundError, name_faults
+from heterofl_flwr.common.errors import SILENT, Fault, RoundError, listed, name_faults
 from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
@@ -16,7 +16,9 @@ from heterofl_flwr.federation.federation import Federation, State
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.federation.sampling import least_replies
 from heterofl_flwr.stages.chain import Chain
-from heterofl_flwr.stages.stage import Outgoing, Said, Talk, Update
+from heterofl_flwr.stages.client_stage import Fields, Outgoing
+from heterofl_flwr.stages.conversation import Questions
+from heterofl_flwr.stages.server_stage import Update
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Round:
         self.slices: dict[int, Sampled] = {}  # of each sampled client, in the order in which replies are added
         self.answers: dict[int, Answer] = {}  # of each client whose reply was added
         self.silent: set[int] = set()  # those that did not answer in time
+        self._late: list[str] = []  # names of nodes that are one message behind
         self._lost = 0
         learning_rate = federation.learning_rate(server_round)
         self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
@@ -98,8 +101,8 @@ class Round:
         self.log.bytes_down += num_bytes
         sent[level] = sent.get(level, 0) + num_bytes
 
-    def before(self) -> Talk[Mapping[int, Said]]:
-        """Ask clients what stages want to know before they train; return who may train, and what each is told."""
+    def before(self) -> Questions[Mapping[int, Fields]]:
+        """Ask clients before training; return the clients that may train, with extra fields of their instructions."""
         clients = {node_id: Update(plan=own.plan, tensors={}, rate=own.rate) for node_id, own in self.slices.items()}
         return self._chain.before(clients)
 
@@ -118,8 +121,8 @@ class Round:
                 form=reply.form,
                 scales=reply.scales,
                 client=node_id,
-                said=reply.said,
-                sent=own.sent,
+                fields=reply.fields,
+                version=own.sent,
             )
         )
         stale = {} if own.sent is None else {"staleness": float(self.server_round - 1 - own.sent.number)}
@@ -137,9 +140,10 @@ class Round:
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note why a client's reply is not used, and warn of it; with ``spare``, not of one that nobody waited for."""
-        if fault.kind == "silent":
+        if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
-            if self._options.sampling.spare:  # whether it was waited for shows when all replies are read
+            # Whether a silent one was waited for shows when all replies are read.
+            if fault.kind == "silent" and self._options.sampling.spare:
                 return
         self._note_fault(node_id, fault)
 
@@ -151,6 +155,8 @@ class Round:
     def _note_fault(self, node_id: int, fault: Fault) -> None:
         nodes = self._federation.nodes
         partition = nodes.partition(node_id)
+        if fault.kind == "late":
+            self._late.append(nodes.name(node_id))
         self.log.failures[partition] = fault.reason
         if name := nodes.registered_name(node_id):
             self.log.names[partition] = name
@@ -168,9 +174,11 @@ class Round:
             for node_id in (own for own in self.slices if own in self.silent):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         self.log.answered, self.log.notes = len(self.answers), self._federation.nodes.notes()
+        if self._late:
+            self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()
         new = self._chain.close()
-        self.log.privacy = self._chain.facts()
+        self.log.privacy = self._chain.metrics()
         ordered = sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate)
         levels = dict.fromkeys(self.slices[node_id].level for node_id in ordered)
         self.log.train = weighted_means(list(self.answers.values()))
