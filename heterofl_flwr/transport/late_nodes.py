@@ -86,21 +86,13 @@ class LateNodes(Relay):
         for reply in pulled(self._grid, [*ids, *earlier]):
             about = reply.metadata.reply_to_message_id
             if about in earlier:
-                id_ = earlier[about]
-                kinds = {self._sent[sent_id].kind for sent_id in (about, id_) if sent_id in self._sent}
-                self._forget(about)
-                if kinds == {QUERY_CAPABILITY} and not reply.has_error():
-                    set_metadata(reply, reply_to_message_id=id_)
-                    self.cancel([id_])  # its own reply is still to come
-                    if id_ not in answered:
-                        answered.add(id_)
-                        replies.append(reply)
-                elif id_ in self._sent:
-                    self._sent[id_].behind = now
-                continue
-            if (sent := self._sent.get(about)) is not None:
+                if not self._takes_late(reply, earlier[about], now):
+                    continue
+                about = earlier[about]
+            else:
+                sent = self._sent[about]
                 self._longest[sent.kind] = max(now - sent.since, self._longest.get(sent.kind, 0.0))
-            self._forget(about)
+                self._forget(about)
             if about not in answered:
                 answered.add(about)
                 replies.append(reply)
@@ -109,6 +101,19 @@ class LateNodes(Relay):
                 self.cancel([id_])
                 replies.append(_error(id_, self._grid.run.run_id))
         return replies
+
+    def _takes_late(self, reply: Message, id_: str, now: float) -> bool:
+        """Whether a late reply answers a message under way; if not, note that its node is one message behind."""
+        about = reply.metadata.reply_to_message_id
+        kinds = {self._sent[sent_id].kind for sent_id in (about, id_) if sent_id in self._sent}
+        self._forget(about)
+        if kinds == {QUERY_CAPABILITY} and not reply.has_error():
+            set_metadata(reply, reply_to_message_id=id_)
+            self.cancel([id_])  # its own reply is still to come
+            return True
+        if id_ in self._sent:
+            self._sent[id_].behind = now
+        return False
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and yield the replies as they come, up to ``timeout`` seconds."""
