@@ -13,7 +13,8 @@
 """
 
 from heterofl_flwr.client.instruction import Instruction
+from heterofl_flwr.client.node_config import partition_of
 from heterofl_flwr.client.queries import answer_queries
 from heterofl_flwr.client.task import Task
 
-__all__ = ["Instruction", "Task", "answer_queries"]
+__all__ = ["Instruction", "Task", "answer_queries", "partition_of"]

@@ -36,3 +36,16 @@ def read_capability(context: Context) -> dict[str, object]:
                 raise ConfigError(f"the node config has {key}={value!r}; expected a whole number")
             fields[field] = value
     return fields
+
+
+def partition_of(context: Context) -> tuple[int, int]:
+    """Return the number of a node's part of the data, counted from 0, and the number of all parts."""
+    fields = read_capability(context)
+    partition, parts = fields.get(messages.PARTITION), fields.get(messages.NUM_PARTITIONS)
+    if not isinstance(partition, int) or not isinstance(parts, int):
+        missing = messages.NODE_NUM_PARTITIONS if isinstance(partition, int) else messages.NODE_PARTITION
+        raise ConfigError(
+            f"the node config has no {missing}; it has {', '.join(context.node_config) or 'nothing'}: start the node "
+            f"with --node-config '{messages.NODE_PARTITION}=0 {messages.NODE_NUM_PARTITIONS}=10'"
+        )
+    return partition, parts

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.core.counting_mean import held_by
-from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
+from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint, frozen_parameters
 from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.core.levels import Mix, dynamic_rate, exact_rate, fixed_rate, joining_rates
 from heterofl_flwr.core.moving_slices import SliceFunction, SliceRule, make_slice_function, window_number
@@ -30,7 +31,7 @@ from heterofl_flwr.federation.sampling import Purpose, draw
 from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import called_with_rate, check_build
 from heterofl_flwr.nn.measure_moments import batch_norms
-from heterofl_flwr.stages.stage import RoundContext, label
+from heterofl_flwr.stages.server_stage import RoundContext, stage_name
 
 State = dict[str, Tensor]
 
@@ -84,7 +85,7 @@ class Federation:
     @property
     def clients_keep(self) -> bool:
         """Whether clients keep something from round to round: parameters of their own, or what a stage keeps."""
-        return self.personal or any(own.needs.fixed_slices for own in self.options.averaging.stages)
+        return self.personal or any(stage.keeps_client_state for stage in self.options.averaging.stages)
 
     def _check_options(self) -> None:
         """Refuse what does not go together in a federation."""
@@ -103,7 +104,8 @@ class Federation:
                 f"the global model has rate {self.mix.global_rate:g}, and the mix {self.mix} no client of it: with "
                 f"slice_rule='prefix' nobody trains the rest; expected rolling, random-level or random-client"
             )
-        stays = [f"what {label(own)} keeps stays" for own in self.options.averaging.stages if own.needs.fixed_slices]
+        stateful = [stage for stage in self.options.averaging.stages if stage.keeps_client_state]
+        stays = [f"what {stage_name(stage)} keeps stays" for stage in stateful]
         if stays and self.personal:
             raise ConfigError(f"{stays[0]} with a client for all parameters: expected all of them to be shared")
         stays += ["parameters that are not shared stay"] if self.personal else []
@@ -138,6 +140,7 @@ class Federation:
         plan = Plan.of(self.model, model)
         if self.options.transfer.slice_rule != "prefix":
             self._check_tables(model, rate)
+            self._check_frozen(model, rate)
             plan.check_groups()
         return shared_part(plan, self.shared)
 
@@ -148,7 +151,17 @@ class Federation:
                 f"slice_rule is {self.options.transfer.slice_rule!r}, but the model's buffers {', '.join(tables[:5])} "
                 f"have entries by channel, of which build({rate:g}) holds the first: they are not sent, so a client "
                 f"would train other channels with them. Expected slice_rule='prefix', or in place of the buffer a "
-                f"parameter, torch.nn.Parameter(..., requires_grad=False), which is cut as the others"
+                f"parameter, torch.nn.Parameter(...), which is cut as the others"
+            )
+
+    def _check_frozen(self, local: nn.Module, rate: float) -> None:
+        """Raise an error where frozen parameters would be a prefix, and the others another slice."""
+        whole, part = frozen_parameters(self.model), frozen_parameters(local)
+        if cut := [name for name, parameter in part.items() if parameter.shape != whole[name].shape]:
+            raise ConfigError(
+                f"slice_rule is {self.options.transfer.slice_rule!r}, but the frozen parameters {', '.join(cut[:5])} "
+                f"are not sent, and build({rate:g}) holds the first of their entries. Expected slice_rule='prefix', or "
+                f"a build that returns heterofl_flwr.core.exchange_frozen(model)"
             )
 
     def _read_norms(self, rate: float) -> Mapping[str, int]:
@@ -244,6 +257,7 @@ class Federation:
         # A ``state_dict`` has tied parameters under each of their names; as when a model loads it, the last one counts.
         own = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.whole.check_state(own)
+        self._check_frozen_values(own)
         found = {name: own[name].to(dtype) for name, dtype in self.types.items()}
         if fault := next(value_faults(found), None):
             raise RoundError(
@@ -251,6 +265,16 @@ class Federation:
                 f"changes the model between rounds"
             )
         return found
+
+    def _check_frozen_values(self, state: Mapping[str, Tensor]) -> None:
+        """Raise an error where a state has other values of frozen parameters than the model that nodes build."""
+        for name, parameter in frozen_parameters(self.model).items():
+            if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
+                raise ConfigError(
+                    f"initial_arrays has other values of {name} than build gives it. It is frozen "
+                    f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
+                    f"return heterofl_flwr.core.exchange_frozen(model)"
+                )
 
     def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
         """Set the nodes that are there, with the names of newcomers; each gets a seat, and under *Fix* its rate."""

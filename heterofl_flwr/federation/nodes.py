@@ -184,8 +184,9 @@ class Nodes:
         unnumbered = [node_id for node_id in unnumbered if node_id not in self._partitions]
         if unnamed := sum(node_id not in self._names for node_id in unnumbered):
             logger.warning(
-                "%d nodes name no partition-id of their node config and have no registered name: they are numbered by "
-                "their random ids, so this run cannot be repeated exactly",
+                "%d nodes reported no partition-id and have no registered name: they are numbered by their random ids, "
+                "so this run cannot be repeated exactly. A ClientApp that calls answer_queries reports the "
+                "partition-id of its node config",
                 unnamed,
             )
         if self.all_named:  # not all nodes may have answered yet, so the number must not depend on who has

@@ -14,10 +14,10 @@ from torch import nn
 
 from heterofl_flwr import Plan
 from heterofl_flwr.client import Task, answer_queries
+from heterofl_flwr.client.model import warn_once
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.queries import answer_moments
 from heterofl_flwr.client.state import load_tensors, save_tensors
-from heterofl_flwr.client.task import warn_once
 from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.stages.compress import restore
@@ -171,17 +171,17 @@ class TestReply:
         assert answer.metadata.reply_to_message_id == message.metadata.message_id
         assert equal(answer.content["arrays"].to_torch_state_dict(), dict(model.named_parameters()))
         assert dict(answer.content["metrics"]) == {"loss": 0.5, "num-examples": 9}
-        assert dict(answer.content["config"]) == {"heterofl-schema": 1, "labels": [1, 3], "capacity": 0.5}
+        assert dict(answer.content["config"]) == {"heterofl-schema": 2, "labels": [1, 3], "capacity": 0.5}
 
     @pytest.mark.parametrize(("upload", "records"), [("float16", ["changes"]), ("int8", ["changes", "scales"])])
     def test_where_asked_it_brings_what_the_parameters_changed_by(self, upload, records):
-        message = instruction(0.5, upload=upload)
+        message = instruction(0.5, **{"client-stages": "compress", "compress.upload": upload})
         before = message.content["arrays"].to_torch_state_dict()
         task = task_of(message)
         model = trained(task)
         answer = task.reply(model, num_examples=9, labels=[1])
         assert list(answer.content.array_records) == records
-        assert dict(answer.content["config"]) == {"heterofl-schema": 1, "labels": [1], "upload": upload}
+        assert dict(answer.content["config"]) == {"heterofl-schema": 2, "labels": [1], "upload": upload}
         plan = Plan.between(before, before)
         found = packing.unpack_trained(answer.content.array_records, upload, plan, "it")
         assert {str(change.dtype) for change in found[0].values()} == {f"torch.{upload}"}
@@ -251,9 +251,48 @@ class TestReply:
         task.reply(trained(task), num_examples=1)
         assert caplog.records == []
 
-    def test_labels_are_whole_numbers(self):
+    @pytest.mark.parametrize("labels", [[0.5], [True, False, True], ["3"], torch.ones(2, dtype=torch.bool)])
+    def test_labels_are_whole_numbers(self, labels):
         with pytest.raises(ConfigError, match=r"labels is .*; expected the classes of this client's data, as whole"):
-            task_of(instruction(kind="evaluate")).reply(num_examples=1, labels=[0.5])
+            task_of(instruction(kind="evaluate")).reply(num_examples=1, labels=labels)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+    def test_a_model_trained_in_another_type_is_sent_in_the_received_one(self, dtype, caplog):
+        warn_once.cache_clear()
+        task = task_of(instruction())
+        model = task.model().to(dtype)
+        with torch.no_grad():
+            model.classifier.bias.fill_(0.5)
+        sent = task.reply(model, num_examples=1).content["arrays"].to_torch_state_dict()
+        assert {tensor.dtype for tensor in sent.values()} == {torch.float32}
+        assert torch.equal(sent["classifier.bias"], torch.full((4,), 0.5))
+        assert ("are sent in torch.float32" in caplog.text) == (dtype != torch.bfloat16)  # which travels as float32
+
+    def test_a_penalty_that_was_asked_for_and_not_used_is_warned_of(self, caplog):
+        warn_once.cache_clear()
+        for used in (True, False):
+            task = task_of(instruction(proximal_mu=0.1))
+            model = trained(task)
+            if used:
+                assert task.penalty(model) > 0
+            task.reply(model, num_examples=1)
+            assert ("add task.penalty(model) to the loss" in caplog.text) == (not used)
+
+    def test_parameters_that_are_trained_and_not_sent_are_warned_of(self, caplog):
+        def freezing(rate):
+            model = build(rate)
+            model.hidden.requires_grad_(False)
+            return model
+
+        warn_once.cache_clear()
+        state = {name: tensor for name, tensor in state_of(1.0).items() if name.startswith("classifier")}
+        task = task_of(instruction(state=state), freezing)
+        model = task.model()
+        with torch.no_grad():
+            model.classifier.bias += 1
+        model.hidden.requires_grad_(True)
+        task.reply(model, num_examples=1)
+        assert "hidden.weight, hidden.bias" in caplog.text
 
     def test_no_labels_and_no_classes_are_not_the_same(self):
         assert "labels" not in task_of(instruction(kind="evaluate")).reply(num_examples=1).content["config"]
@@ -278,6 +317,9 @@ class TestQueries:
         [
             ({"level": "f"}, r"'f' is no level: expected one of a \(1\), b \(0.5\), c \(0.25\)"),
             ({"level": "a", "rate": 1.0}, "both level and rate: keep one"),
+            ({"Level": "c"}, "the node config has Level='c', .* write level="),
+            ({"capacity": "c"}, "the node config has capacity='c', .* write level="),
+            ({"Partition_ID": 3}, "write partition-id="),
             ({"partition_id": "first"}, "partition-id='first'; expected a whole number"),
         ],
     )
@@ -289,7 +331,7 @@ class TestQueries:
         app = ClientApp()
         answer_queries(app, build_normed, data=lambda context: [inputs(context.node_config["partition-id"])])
         asked = Message(RecordDict({"config": messages.new_config({})}), 7, "query.capability")
-        assert dict(app(asked, node_context(level="c")).content["config"]) == {"heterofl-schema": 1, "capacity": 0.25}
+        assert dict(app(asked, node_context(level="c")).content["config"]) == {"heterofl-schema": 2, "capacity": 0.25}
         asked = instruction(kind="query.moments", build=build_normed, rates=[1.0, 0.5], moments_kind="fixed")
         record = app(asked, node_context(partition_id=4)).content["moments"]
         for rate in (1.0, 0.5):
