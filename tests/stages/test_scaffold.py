@@ -1,4 +1,4 @@
-"""SCAFFOLD: the paper's update by hand; a slow twin with masks over slices; after a break; in our app; over processes."""
+"""SCAFFOLD: the paper's update by hand; a slow twin with masks over slices; after a break; over processes."""
 
 from contextlib import nullcontext
 
