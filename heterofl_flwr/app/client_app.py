@@ -81,6 +81,8 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
         results = train_together(jobs, options, engine=workload.settings.engine.name)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {workload.device}: {error}") from error
+    for task, result in zip(tasks, results, strict=True):
+        task.note_steps(result.steps)
     return list(zip(models, results, strict=True))
 
 
@@ -109,14 +111,14 @@ def evaluate_message(message: Message, context: Context) -> Message:
 
 
 def _evaluate_sent_models(task: AppTask) -> dict[str, float]:
-    """Evaluate each rate's model on this client's test data, as it is and with the mask of its classes."""
-    asked = task.config.get(messages.CLASSES)
-    classes = asked if isinstance(asked, list) else task.data[2]
+    """Evaluate each rate's model on this client's test data, with and without the mask of its classes."""
+    sent = task.config.get(messages.CLASSES)
+    classes = sent if isinstance(sent, list) else task.data[2]
     metrics: dict[str, float] = {}
     for rate, model in task.models():
-        found = _evaluate(task, model.to(task.workload.device), classes)
-        # The first is the largest: on every client's data it is the global model.
-        metrics = (metrics or found) | {f"{name}/{rate}": value for name, value in found.items()}
+        by_name = _evaluate(task, model.to(task.workload.device), classes)
+        # The first rate is the largest: on every client's data it is the global model.
+        metrics = (metrics or by_name) | {f"{name}/{rate}": value for name, value in by_name.items()}
     return metrics
 
 
@@ -130,8 +132,8 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
         metrics |= evaluate(model, test, perplexity_kind=kind).metrics("global")
     by_level = {f"{name}/{task.rate}": value for name, value in metrics.items()}
     if len(workload.builds) > 1:  # a mean over all clients hides an architecture that learns nothing
-        own = task.architecture
-        metrics |= {f"{own}-{name}": value for name, value in metrics.items() if name.endswith("accuracy")}
+        architecture = task.architecture
+        metrics |= {f"{architecture}-{name}": value for name, value in metrics.items() if name.endswith("accuracy")}
     return metrics | by_level
 
 
@@ -142,24 +144,26 @@ def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dic
     kind = workload.settings.fidelity
     plain, masked = evaluate_each(model, split, maskings, seed=task.seed, perplexity_kind=kind)
     metrics = {**plain.metrics("global"), **masked.metrics("local")}
-    if math.isinf(masked.loss):  # that of a class which is not among the client's own, with train.mask-fill=-inf
+    if math.isinf(masked.loss):  # train.mask-fill=-inf, and a target outside the client's classes
         del metrics["local-loss"]
     if workload.metric:
         with torch.inference_mode():
-            found = workload.metric(model, split.inputs, split.targets)
-        metrics |= _read_users_metrics(found, metrics)
+            result = workload.metric(model, split.inputs, split.targets)
+        metrics |= _read_users_metrics(result, metrics)
     return metrics
 
 
-def _read_users_metrics(found: object, known: Mapping[str, float]) -> dict[str, float]:
-    """Return what ``evaluate.metric`` has computed; raise an error if it is no metrics, or stands for ours."""
+def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of ``evaluate.metric``; raise an error if they are not numbers by names of their own."""
     try:
-        own = {str(name): float(value) for name, value in found.items()}  # type: ignore[attr-defined]
+        metrics = {str(name): float(value) for name, value in result.items()}  # type: ignore[attr-defined]
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"evaluate.metric returned {shown(found)}; expected a mapping of names to numbers") from error
-    if ours := sorted(own.keys() & known.keys()):
-        raise ConfigError(f"evaluate.metric returned {', '.join(ours)}, which this app measures; expected other names")
-    return own
+        raise ConfigError(
+            f"evaluate.metric returned {shown(result)}; expected a mapping of names to numbers"
+        ) from error
+    if taken := sorted(metrics.keys() & ours.keys()):
+        raise ConfigError(f"evaluate.metric returned {', '.join(taken)}, which this app measures; expected other names")
+    return metrics
 
 
 @app.train("publish")

@@ -1,32 +1,34 @@
 """One message being answered: its model, its penalty and its reply, around the user's own training loop."""
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from torch import Tensor, nn
 
 from heterofl_flwr.client.instruction import Instruction
-from heterofl_flwr.client.model import load_models, personal_state, read_received, sent_tensor
+from heterofl_flwr.client.model import (
+    IssuedModels,
+    load_models,
+    personal_state,
+    read_received,
+    sent_tensor,
+    warn_once,
+)
 from heterofl_flwr.client.stages import StageRunner
 from heterofl_flwr.client.state import STAGES, load_notes, load_tensors, save_notes, save_tensors
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.exchanged import copy_exchanged, exchanged_parameters
+from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.reply_checks import whole_numbers
-from heterofl_flwr.nn.build import check_build, new_model
-from heterofl_flwr.nn.execution import device_of
+from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.nested import InnerWidth
-from heterofl_flwr.stages.stage import AS_THEY_ARE, Outgoing
+from heterofl_flwr.nn.penalty import Penalty
+from heterofl_flwr.stages.client_stage import FULL_PRECISION, Outgoing
 from heterofl_flwr.training.distilled_loss import Criterion, distilled_loss
 from heterofl_flwr.transport import messages, packing
-
-logger = logging.getLogger(__name__)
 
 
 class Contents(NamedTuple):
@@ -64,6 +66,9 @@ class Task:
         The message's config, parsed.
     penalty_used : bool
         Whether ``penalty`` or ``loss`` was called. Set it where the loop adds the same penalty itself.
+    total_step : float
+        Sum of the learning rates of the local steps, for SCAFFOLD: ``penalty`` and ``loss`` add the rate that the
+        server sent. Set it if a step has several calls, or another learning rate.
 
     Examples
     --------
@@ -84,9 +89,9 @@ class Task:
         self.message, self.context, self.build = message, context, build
         self.instruction = Instruction.of(message)
         self.penalty_used = False
+        self.total_step = 0.0
         self._seed_torch = seed_torch
-        self._models = WeakKeyDictionary[nn.Module, list[InnerWidth] | None]()  # with the smaller models inside them
-        self._parameters: tuple[str, ...] = ()  # names of those that are exchanged or stay with the client
+        self._issued = IssuedModels()
         self._is_open = True
         # No reference to the task: a cycle would keep the message alive until the garbage collector runs.
         self._received = cache(partial(read_received, message))
@@ -99,8 +104,11 @@ class Task:
     @cached_property
     def _stages(self) -> StageRunner:
         """Client stages of the instruction."""
-        tensors = {name.removeprefix(STAGES): own for name, own in self._saved.items() if name.startswith(STAGES)}
-        return StageRunner(self.instruction, self._received, tensors, load_notes(self.context))
+        saved = {name: tensor for name, tensor in self._saved.items() if name.startswith(STAGES)}
+        tensors = {name.removeprefix(STAGES): tensor for name, tensor in saved.items()}
+        record = messages.array_records(self.message.content).get(messages.BROADCAST)
+        broadcast = {} if record is None else packing.read_tensors(record)
+        return StageRunner(self.instruction, self._received, broadcast, tensors, load_notes(self.context))
 
     @property
     def rate(self) -> float:
@@ -130,12 +138,11 @@ class Task:
         Parameters
         ----------
         like : nn.Module | None
-            A model of another task with the same parameters, still untrained, to copy in place of reading the message.
+            Another task's model, still untrained: it is copied, and the message is not read.
         """
         self._check_open()
         model = next(self._load())[1] if like is None else copy_exchanged(like)
-        self._parameters = tuple(exchanged_parameters(model))
-        self._models[model] = None
+        self._issued.add(model)
         return model
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
@@ -144,15 +151,19 @@ class Task:
         yield from self._load()
 
     def penalty(self, model: nn.Module) -> Tensor | float:
-        """Return the term to add to the loss of each batch, of FedProx or a stage such as FedDyn; 0 without them."""
+        """Return the term to add to the loss of each batch, of FedProx or a stage such as FedDyn; 0 without them.
+
+        Call it once in each step.
+        """
         self.penalty_used = True
+        self.total_step += self.instruction.learning_rate
         penalty = self._stages.penalty
         return penalty(model) if penalty else 0.0
 
     @property
-    def has_stage_penalty(self) -> bool:
-        """Whether a stage adds a penalty to the loss."""
-        return bool(self._stages.with_penalty)
+    def stage_penalty(self) -> Penalty:
+        """Penalty of the stages, without FedProx's."""
+        return self._stages.own_penalty
 
     def loss(
         self,
@@ -188,16 +199,13 @@ class Task:
         temperature : float
             Divides logits before they become posteriors; the divergence is multiplied by its square.
         """
-        if model not in self._models:
-            raise ConfigError(
-                f"task.loss does not know this {type(model).__name__}: give it what task.model() returned, not a "
-                f"wrapper or a copy of it"
-            )
+        self._issued.check(model, "task.loss")
+        smaller = (rate for rate in self.instruction.rates if rate < self.rate)
         loss = distilled_loss(
             model,
             batch,
             criterion,
-            inner=self._inner_widths(model) if weight else (),
+            inner=self._issued.inner_widths(model, self.build, smaller) if weight else (),
             labels=labels,
             label_share=label_share,
             weight=weight,
@@ -229,11 +237,11 @@ class Task:
         capacity : str | float | None
             Level or rate, if what this node can hold has changed; it counts from the next round.
         """
-        contents = self.contents(model, num_examples, labels, metrics or {}, capacity)
+        contents = self._contents(model, num_examples, labels, metrics or {}, capacity)
         reported = messages.new_metrics(contents.metrics, contents.num_examples)
         return messages.answer(self.message, contents.config, {messages.METRICS: reported, **contents.records})
 
-    def contents(
+    def _contents(
         self,
         model: nn.Module | None,
         num_examples: int,
@@ -252,8 +260,8 @@ class Task:
             outgoing = self._update(model, classes, num_examples, metrics)
             records = packing.pack_trained(outgoing.tensors, outgoing.scales, outgoing.form)
             classes, num_examples, metrics = outgoing.labels, outgoing.num_examples, outgoing.metrics
-            config |= outgoing.said
-            if outgoing.form != AS_THEY_ARE:
+            config |= outgoing.fields
+            if outgoing.form != FULL_PRECISION:
                 config[messages.UPLOAD] = outgoing.form
         if classes is not None:
             config[messages.LABELS] = list(classes)
@@ -264,7 +272,7 @@ class Task:
         """Save the layers that stay with the client, and the state of stages; ``reply`` with a model does it too."""
         personal = {
             name: sent_tensor(parameter).clone()  # the caller may go on training
-            for name, parameter in self._parameters_of(model).items()
+            for name, parameter in self._issued.parameters_of(model).items()
             if not self.instruction.travels(name)
         }
         stages = {f"{STAGES}{name}": tensor for name, tensor in self._stages.tensors.items()}
@@ -284,43 +292,6 @@ class Task:
             yield rate, model
             del model  # the caller alone decides how long it lives
 
-    def _inner_widths(self, model: nn.Module) -> Sequence[InnerWidth]:
-        """Return the smaller models inside one, the smallest first; they are built in the first step, on its device."""
-        widths = self._models[model]
-        if widths is None:
-            rates, device = sorted(rate for rate in self.instruction.rates if rate < self.rate), device_of(model)
-            widths = [InnerWidth(model, new_model(self.build, rate).to(device)) for rate in rates]
-            self._models[model] = widths
-        return widths
-
-    def _parameters_of(self, model: object) -> dict[str, nn.Parameter]:
-        """Return the parameters to send or keep; raise an error for another model than the task's own."""
-        if not isinstance(model, nn.Module):
-            raise ConfigError(
-                "a reply to training carries no model: give task.reply what task.model() returned, trained"
-                if model is None
-                else f"model is of type {type(model).__name__}; expected what task.model() returned, trained"
-            )
-        if model not in self._models:
-            raise ConfigError(
-                f"this {type(model).__name__} is not the model of this task: give task.reply what task.model() "
-                f"returned, trained; not a copy, a model built anew or of another task, nor what DataParallel, "
-                f"torch.compile or Opacus made of it"
-            )
-        parameters = dict(model.named_parameters())
-        if missing := sorted(set(self._parameters) - parameters.keys()):
-            raise ConfigError(
-                f"the model has lost parameters since task.model() returned it ({', '.join(missing[:3])}): wrap or "
-                f"change a model in build, not afterwards"
-            )
-        unsent = [name for name, own in parameters.items() if own.requires_grad and name not in self._parameters]
-        if unsent:
-            warn_once(
-                f"{', '.join(unsent[:3])} and what else was frozen in build is trained here, and not sent: expected "
-                f"parameters that build returns with requires_grad=True"
-            )
-        return {name: parameters[name] for name in self._parameters}
-
     def _update(
         self,
         model: nn.Module | None,
@@ -330,7 +301,9 @@ class Task:
     ) -> Outgoing:
         """Return the update to send, after the client stages of the instruction; save what stays here."""
         parameters = {
-            name: parameter for name, parameter in self._parameters_of(model).items() if self.instruction.travels(name)
+            name: parameter
+            for name, parameter in self._issued.parameters_of(model).items()
+            if self.instruction.travels(name)
         }
         self._check_penalty()
         tensors = {name: self._convert(name, sent_tensor(parameter)) for name, parameter in parameters.items()}
@@ -340,7 +313,7 @@ class Task:
                 "each task.model(); one of an earlier round trains that round's model"
             )
         outgoing = self._stages.run(
-            Outgoing(tensors=tensors, labels=classes, num_examples=num_examples, metrics=metrics)
+            Outgoing(tensors=tensors, labels=classes, num_examples=num_examples, metrics=metrics), self.total_step
         )
         self.keep(model)
         if self._stages.notes:
@@ -385,9 +358,3 @@ def _check_arguments(message: object, context: object, build: object) -> None:
                 f"build)"
             )
     check_build(build)  # type: ignore[arg-type]
-
-
-@cache
-def warn_once(text: str) -> None:
-    """Log a warning the first time that a process has it."""
-    logger.warning("%s", text)

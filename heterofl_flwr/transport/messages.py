@@ -14,10 +14,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 
 from heterofl_flwr.common.errors import ConfigError, FaultKind, ReplyError
 from heterofl_flwr.core.slice_plan import ALL
-from heterofl_flwr.stages import clip, compress, feddyn, secure_sum
+from heterofl_flwr.stages import client_stage, compress, secure_sum
 from heterofl_flwr.transport.compat import ErrorCode
 
-SCHEMA = 1
+SCHEMA = 2
 """Raise when a message changes its meaning."""
 
 # Names of records.
@@ -25,6 +25,7 @@ ARRAYS = "arrays"
 CHANGES = "changes"
 SCALES = "scales"
 MASKED = secure_sum.FORM
+BROADCAST = "stage-tensors"
 CONFIG = "config"
 METRICS = "metrics"
 MOMENTS = "moments"
@@ -47,7 +48,7 @@ RATES = "rates"
 SLICE_RULE = "slice-rule"
 WINDOW = "window"
 MOMENTS_KIND = "moments-kind"
-UPLOAD, CLIP, FEDDYN, SECURE_SUM = compress.KEY, clip.KEY, feddyn.KEY, secure_sum.KEY
+UPLOAD, CLIENT_STAGES, SECURE_SUM = compress.KEY, client_stage.KEY, secure_sum.KEY
 SECURE_ROSTER, SECURE_CLIENTS = secure_sum.ROSTER, secure_sum.CLIENTS
 SECURE_KEYS, SECURE_SEEDS, SECURE_HASHES = secure_sum.KEYS, secure_sum.SEEDS, secure_sum.HASHES
 SHARED = "shared"
@@ -60,8 +61,8 @@ RUN_KEY = "run-key"
 CHECKPOINT_EVERY = "checkpoint-every"
 
 RESERVED = frozenset(
-    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIP, SHARED, WORK}
-) | {TRAINED, RUN_KEY, CHECKPOINT_EVERY, BASE, FEDDYN, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
+    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIENT_STAGES, SHARED, WORK}
+) | {TRAINED, RUN_KEY, CHECKPOINT_EVERY, BASE, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
 """Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
 
 # Keys of metrics.
@@ -89,7 +90,7 @@ TRAIN_PUBLISH = "train.publish"
 TRAIN_LEARN = "train.learn"
 
 SERVER = "the server"
-"""How clients call the sender of their instructions."""
+"""Name of the sender of instructions, in errors of clients."""
 
 NOT_HETEROFL = (
     "the server's strategy is not HeteroFL: use heterofl_flwr.HeteroFL (for a NumPyClient, "
@@ -103,7 +104,7 @@ NOT_CONVERTED = (
 )
 
 SIMULATED = "simulated: "
-"""How the reason of every ``SimulatedFault`` begins."""
+"""Prefix of the reason of every ``SimulatedFault``."""
 
 
 class LocalFault(Error):
@@ -130,9 +131,9 @@ def new_config(values: Mapping[str, object]) -> ConfigRecord:
     return ConfigRecord({SCHEMA_KEY: SCHEMA, **values})  # type: ignore[dict-item]
 
 
-def answer(message: Message, said: Mapping[str, object], records: Mapping[str, Record] = {}) -> Message:
+def answer(message: Message, config: Mapping[str, object], records: Mapping[str, Record] = {}) -> Message:
     """Return the answer to a message: a config, and other records."""
-    return Message(RecordDict({CONFIG: new_config(said), **records}), reply_to=message)
+    return Message(RecordDict({CONFIG: new_config(config), **records}), reply_to=message)
 
 
 def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int) -> MetricRecord:
@@ -142,7 +143,7 @@ def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int
         try:
             if isinstance(value, str):  # "12" would else be the list of 1 and 2
                 raise TypeError
-            number = [float(own) for own in value] if isinstance(value, Sequence) else float(value)
+            number = [float(entry) for entry in value] if isinstance(value, Sequence) else float(value)
         except (TypeError, ValueError, RuntimeError):
             raise ConfigError(f"metrics[{key!r}] is {shown(value)}; expected a number, or a list of numbers") from None
         metrics[key] = number
@@ -212,7 +213,7 @@ def unexpected(value: object, key: str, expected: str, sender: str = SERVER) -> 
 def read_list(config: Mapping[str, object], key: str, kind: type[Value], default: list[Value]) -> list[Value]:
     """Return a list of values of one type; by default another."""
     value = config.get(key, default)
-    if not isinstance(value, list) or not all(isinstance(own, kind) for own in value):
+    if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
         raise unexpected(value, key, f"a list of {kind.__name__}")
     return list(value)
 
@@ -232,10 +233,10 @@ def read_choice(
 ) -> Value:
     """Return one of some choices; by default the one that is named."""
     value = config.get(key, default)
-    found = next((own for own in choices if own == value), None)
-    if found is None:
+    choice = next((choice for choice in choices if choice == value), None)
+    if choice is None:
         raise unexpected(value, key, f"one of {', '.join(map(str, choices))}", sender)
-    return found
+    return choice
 
 
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:

@@ -84,7 +84,9 @@ def test_inputs_may_be_named_or_several():
 @pytest.mark.parametrize("wrap", [nn.Sequential, copy.deepcopy])
 def test_a_model_of_another_making_is_refused(wrap):
     task = by_message(1.0)
-    with pytest.raises(ConfigError, match=r"task.loss does not know this .*: give it what task.model\(\) returned"):
+    with pytest.raises(
+        ConfigError, match=r"is not the model of this task: give task.loss what task.model\(\) returned"
+    ):
         task.loss(wrap(task.model()), batch(), F.cross_entropy)
 
 
