@@ -4,12 +4,14 @@
 ``generated: name`` and end with a comment ``end``. A test checks that they are current.
 """
 
+import csv
 import inspect
 import io
 import json
 import os
 import pkgutil
 import re
+import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
@@ -248,6 +250,67 @@ def authors() -> str:
     return text.partition("authors' code\n\n")[2].partition("\n## ")[0]
 
 
+def headline() -> str:
+    """Return how much of the paper is reproduced, and mixes beside single levels."""
+    text = (TABLES / "tables.md").read_text(encoding="utf-8")
+    total = re.search(
+        r"^- (\d+) of (\d+) printed results have a run: (.+)$", text, re.MULTILINE
+    )
+    if total is None:
+        raise ValueError("results/tables/tables.md has no line on printed results")
+    runs, printed, verdicts = total.groups()
+    intro = (
+        f"Of {printed} results that the paper prints for HeteroFL "
+        f"and its ablations, **{runs} have a run here**: {verdicts} "
+        f"([all runs](results/tables/tables.md)). Global accuracy in percent, mean ± "
+        f"standard deviation over seeds, IID data; the paper prints the best round, "
+        f"chosen on the test set:"
+    )
+    header = ("data", "clients", "after the last round", "best round", "paper", "seeds")
+    return f"{intro}\n\n{markdown(header, list(_headline_rows()), '---:')}"
+
+
+HEADLINE = {
+    "mnist": ("a-b-c-d-e", "a-e", "d-e", "a", "d", "e"),
+    "cifar10": ("d-e", "e"),
+}
+"""Mixes of the README's table by data set, each followed by single levels."""
+
+
+def _headline_rows() -> Iterator[tuple[str, ...]]:
+    """Yield the rows of runs on IID data that are jobs of Tables 7 and 8."""
+    with (TABLES / "runs.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "iid"]
+    for data, mixes in HEADLINE.items():
+        for mix in mixes:
+            runs = [
+                row
+                for row in rows
+                if row["dataset"] == data
+                and row["configuration"].startswith(f"HeteroFL {mix},")
+                and row["metric"] == "global-accuracy"
+                and {"7", "8"} & set(row["table"].split())
+            ]
+            clients = f"mix `{mix}`" if "-" in mix else f"`{mix}` alone"
+            ends = (
+                _spread([float(row[end]) for row in runs]) for end in ("final", "best")
+            )
+            paper = runs[0]["paper"].split()[0]
+            yield (
+                data.upper().replace("CIFAR10", "CIFAR-10"),
+                clients,
+                *ends,
+                paper,
+                str(len(runs)),
+            )
+
+
+def _spread(values: list[float]) -> str:
+    """Return a mean and, from two values on, the standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
 TEXTS: Mapping[str, Callable[[], str]] = {
     "settings": settings,
     "fidelity": fidelity,
@@ -255,6 +318,7 @@ TEXTS: Mapping[str, Callable[[], str]] = {
     "dropin": dropin,
     "claims": claims,
     "authors": authors,
+    "headline": headline,
 }
 
 
@@ -286,7 +350,7 @@ def main() -> None:
     """Write every page that has regions, and the two lists of settings."""
     texts = {
         page: fill(page.read_text(encoding="utf-8"))
-        for page in sorted(DOCS.rglob("*.md"))
+        for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
     }
     texts |= {FILE: stored(), PROJECT: described(PROJECT.read_text(encoding="utf-8"))}
     for path, text in texts.items():

@@ -134,8 +134,8 @@ class HeteroFL(Strategy):
             self._inner.clients = Clients(self.federation)
         self._inner.summary()
         if self._initial_parameters is None:
-            return to_parameters(self.federation.initial_state())
-        arrays, whole = read_parameters(self._initial_parameters), list(self.federation.model.state_dict())
+            return to_parameters(self.federation.architecture.initial_state())
+        arrays, whole = read_parameters(self._initial_parameters), list(self.federation.architecture.model.state_dict())
         names = self._names
         if len(arrays) not in (len(names), len(whole)):
             raise ConfigError(
@@ -143,7 +143,7 @@ class HeteroFL(Strategy):
                 f"the global model, or all {len(whole)} of its state_dict"
             )
         given = read_tensors(name_arrays(names if len(arrays) == len(names) else whole, arrays))
-        return to_parameters(self.federation.check_state(given))
+        return to_parameters(self.federation.architecture.check_state(given))
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -193,7 +193,7 @@ class HeteroFL(Strategy):
         if means is None:
             return None, {}
         loss = self.log.evaluate.get("loss")
-        counted = [answers[number] for number in current.whole_answers()]
+        counted = [answers[number] for number in current.global_answers()]
         found = self._aggregated(self._evaluate_metrics_fn, counted, self.log.evaluate)
         return loss, {key: own for key, own in found.items() if self._evaluate_metrics_fn or key != "loss"}
 
@@ -206,7 +206,7 @@ class HeteroFL(Strategy):
 
     @property
     def _names(self) -> list[str]:
-        return list(self.federation.whole.axes)
+        return list(self.federation.architecture.global_plan.axes)
 
     def _record(self, parameters: Parameters) -> ArrayRecord:
         return name_arrays(self._names, read_parameters(parameters))
@@ -226,7 +226,7 @@ class HeteroFL(Strategy):
             set_metadata(message, message_id=str(number))  # as replies name it
             records = messages.array_records(message.content).values()
             packet = packets.setdefault(tuple(map(id, records)), record_parameters(*records))
-            config = to_scalars(message, task, self.federation.fidelity.moments)
+            config = to_scalars(message, task, self._inner.options.averaging.fidelity.moments)
             instructions.append((self._inner.clients.proxies[number], kind(packet, config)))
         return instructions
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache, partial, wraps
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,11 @@ class Architecture:
         self.ignores_labels = True
 
     @property
+    def clients_keep(self) -> bool:
+        """Whether clients keep parameters or stage state from round to round."""
+        return self.personal or any(stage.needs.fixed_slices for stage in self.options.averaging.stages)
+
+    @property
     def trains_all(self) -> bool:
         """Whether clients train all parameters that they hold."""
         return True
@@ -127,8 +132,7 @@ def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["Globa
         caches, name = self.caches, method.__name__
         if name not in caches:
             caches[name] = lru_cache(CACHED_RATES)(partial(method, self))
-        value: Value = caches[name](rate)
-        return value
+        return cast("Value", caches[name](rate))
 
     return cached
 

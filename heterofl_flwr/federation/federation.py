@@ -5,7 +5,7 @@ package.
 """
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.moving_slices import SliceFunction, SliceRule
@@ -36,12 +36,6 @@ class Federation:
         self.mix, self.options, self.seed = architecture.mix, architecture.options, architecture.seed
         self._check_options()
         self.reset()
-
-    @property
-    def clients_keep(self) -> bool:
-        """Whether clients keep parameters or stage state from round to round."""
-        stages = self.options.averaging.stages
-        return self.architecture.personal or any(stage.needs.fixed_slices for stage in stages)
 
     def _check_options(self) -> None:
         """Raise an error for options that contradict one another."""
@@ -80,22 +74,33 @@ class Federation:
         self.nodes.load(state.trained, state.dealt)
         self.run_key = self.run_key if state.run_key is None else state.run_key
 
-    def register(
-        self, answers: Answers, names: Mapping[int, str] | None = None, present: Iterable[int] | None = None
-    ) -> None:
-        """Register new clients with their capabilities.
+    def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
+        """Set the nodes that are there, with the names of newcomers; each gets a seat, and under *Fix* its rate."""
+        self.nodes.update(present, names, server_round)
+        self.levels.assign_seats()
 
-        A client whose answer is not usable gets the mix's smallest rate; too many of them are an error.
+    def register(
+        self, answers: Answers, names: Mapping[int, str] | None = None, present: Collection[int] | None = None
+    ) -> None:
+        """Register the answers of new clients to the capability query, or why an answer is not usable.
+
+        Clients without a usable answer get the mix's smallest rate, unless they are too many.
         """
-        names, silent, levels = names or {}, Capability(capacity=self.mix.rates[-1]), self.levels
+        self.update_nodes({*self.nodes.order, *answers} if present is None else present, names or {})
+        names = {node_id: self.nodes.registered_name(node_id) for node_id in answers}
+        unusable = Capability(capacity=self.mix.rates[-1])
         admitted, faults = admit(
-            answers, names, self.options.limits, silent, lambda capability: levels.check_capacity(capability.holds)
+            answers,
+            names,
+            self.options.limits,
+            unusable,
+            lambda answer: self.levels.check_capacity(answer.holds),
         )
-        number = len({*self.nodes, *answers} if present is None else set(present))
+        self.nodes.register(admitted)
+        named = {self.nodes.name(node_id): reason for node_id, reason in faults.items()}
         wanted = self.options.sampling.min_replies
-        check_faults(faults, new=len(answers), present=number, wanted=wanted, mix=self.mix)
-        self.nodes.register(admitted, names, present)
-        levels.assign_seats()
+        check_faults(named, new=len(answers), known=len(self.nodes), wanted=wanted, mix=self.mix)
+        self.nodes.demoted |= named.keys()
 
     @property
     def evaluated_rule(self) -> SliceRule:

@@ -38,11 +38,12 @@ class Levels:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
     def assign_seats(self) -> None:
-        """Assign a rate to the seat of each new client, so that a client's report changes no other client's rate."""
-        rates, node_ids = self._nodes.seat_rates, sorted(self._nodes, key=self._nodes.seat)
+        """Under *Fix*, assign a rate to the seat of each new node, so that no report changes another client's rate."""
+        rates, node_ids = self._nodes.seat_rates, sorted(self._nodes.order, key=self._nodes.seat)
         joining = [node_id for node_id in node_ids if node_id not in rates]
-        taken = [rates[node_id] for node_id in node_ids if node_id in rates]
-        rates.update(zip(joining, joining_rates(self._mix, taken, len(joining)), strict=True))
+        if self._assignment == "fix" and joining:
+            taken = [rates[node_id] for node_id in node_ids if node_id in rates]
+            rates.update(zip(joining, joining_rates(self._mix, taken, len(joining)), strict=True))
 
     def rate(self, server_round: int, node_id: int) -> float:
         """Return the rate at which a client trains in a round; with personal parameters it keeps the initial one."""
@@ -74,7 +75,9 @@ class Levels:
         return min(self._nodes[node_id].holds or 1.0, self._mix.rates[0])
 
     def can_train(self, node_id: int) -> bool:
-        """Whether the mix has a rate for a client."""
+        """Whether the mix has a rate for a client; True for a client that has not answered yet."""
+        if node_id not in self._nodes:
+            return True
         if self._assignment == "fix":
             return not self._mix.idle or self._find_rate(0, node_id) > 0  # the same in each round
         capacity = self._nodes[node_id].holds
@@ -100,9 +103,28 @@ class Levels:
         if purpose == "train" and (least := min(holders, number)):
             rates = {node_id: self.rate(server_round, node_id) for node_id in node_ids}
             largest = [node_id for node_id in node_ids if rates[node_id] == max(rates.values())]
-            sampled = draw(self._nodes, largest, least, "largest", server_round, seed=self._seed)
-        rest = [node_id for node_id in node_ids if node_id not in sampled]
-        return sampled + draw(self._nodes, rest, number - len(sampled), purpose, server_round, seed=self._seed)
+            sampled = draw(self._in_order(largest), least, "largest", server_round, seed=self._seed)
+        rest = [node_id for node_id in node_ids if node_id not in sampled] if sampled else node_ids
+        number -= len(sampled)
+        return sampled + draw(self._in_order(rest), number, purpose, server_round, seed=self._seed)
+
+    def _in_order(self, node_ids: Sequence[int]) -> Sequence[int]:
+        """Return clients in the order of their partitions, or of their names if not all have been asked."""
+        return sorted(node_ids, key=self._nodes.partition) if self.asks_all else node_ids
+
+    @property
+    def asks_all(self) -> bool:
+        """Whether all nodes must have reported their capability before some are drawn.
+
+        Draws need an order of the nodes: by registered name, or else by the partitions that they report.
+        """
+        options = self._options
+        return (
+            not self._nodes.all_named
+            or bool(self._mix.idle or self._architecture.clients_keep or options.asynchronous.size)
+            or options.transfer.slice_rule != "prefix"
+            or any(stage.needs.holders for stage in options.averaging.stages)
+        )
 
     def count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:
         """Return the number of clients, sampled or not, that hold each entry of a parameter."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, RoundError, name_faults
+from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.core.staleness import Version
 from heterofl_flwr.federation.architecture import State
 from heterofl_flwr.federation.evaluation import Answer
 from heterofl_flwr.federation.federation import Federation
@@ -84,6 +84,9 @@ class Round:
         if learning_rate is None:
             learning_rate = self._scheduled_learning_rate()
         self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
+        nodes = federation.nodes
+        missing = len(nodes.away) + len(nodes.unanswered.difference(trainable))
+        self.log.expected = self._options.sampling.number(len(trainable) + missing, "train")
         chain.open(self._context(), remote=remote)
         self.slices: dict[int, Sampled] = {}
         self.answers: dict[int, Answer] = {}
@@ -196,13 +199,16 @@ class Round:
         self.needed = min(self.needed, len(self.slices))
 
     def _note_fault(self, node_id: int, fault: Fault) -> None:
-        partition = self._federation.nodes.partition(node_id)
+        nodes = self._federation.nodes
+        partition = nodes.partition(node_id)
         self.log.failures[partition] = fault.reason
+        if name := nodes.registered_name(node_id):
+            self.log.names[partition] = name
         if fault.kind == "simulated":
             self._lost += 1
             return
         rate = self.slices[node_id].rate
-        logger.warning("round %d: node %s at rate %g: %s", self.server_round, node_id, rate, fault.reason)
+        logger.warning("round %d: %s at rate %g: %s", self.server_round, nodes.name(node_id), rate, fault.reason)
         if fault.kind == "rejected":
             self.log.refused = (*self.log.refused, partition)
 
@@ -211,6 +217,7 @@ class Round:
         if self._options.sampling.spare and len(self.answers) < self.needed:
             for node_id in (node_id for node_id in self.slices if node_id in self.silent):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
+        self.log.answered, self.log.notes = len(self.answers), self._federation.nodes.notes()
         self._check_replies()
         state = self._chain.close()
         self.log.privacy = self._chain.facts()
@@ -228,13 +235,14 @@ class Round:
         if self._lost and not present:  # all simulated devices are lost by chance: the model does not change
             return
         least = least_replies(wanted, min(self.needed, present))
+        faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))
         if replies >= least:
             self._check_weights()
             return
         raise RoundError(
             f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
             f"least {least}: correct the errors of the others, or let rounds go on with fewer (min_replies or "
-            f"sample.min-replies, which is {wanted}); {name_faults('partition', self.log.failures)}"
+            f"sample.min-replies, which is {wanted}); {name_faults('', faults)}"
         )
 
     def _check_weights(self) -> None:

@@ -77,7 +77,9 @@ def warn_of_names(limits: Limits, names: Collection[str]) -> None:
 def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
     """Warn at the start of a run if its clients are too few or too small for the mix."""
     mix, clients, privacy = federation.mix, len(node_ids), federation.options.privacy
-    largest = max((federation.levels.largest_rate(server_round, node_id) for node_id in node_ids), default=0.0)
+    answered = all(node_id in federation.nodes for node_id in node_ids)
+    rates = [federation.levels.largest_rate(server_round, node_id) for node_id in node_ids] if answered else []
+    largest = max(rates, default=0.0)
     if 0 < largest < mix.rates[0] and federation.options.transfer.slice_rule == "prefix":
         total, part = federation.architecture.global_plan.parameters, federation.architecture.plan(largest).parameters
         logger.warning(

@@ -12,8 +12,9 @@ from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, ReplyError, 
 from heterofl_flwr.federation.round import Round, Sampled
 from heterofl_flwr.federation.sampling import draw
 from heterofl_flwr.stages.asynchronous import Asynchronous, Seats
+from heterofl_flwr.strategies.arrivals import Arrivals
 from heterofl_flwr.strategies.hooks import RoundHooks, as_flower_error
-from heterofl_flwr.strategies.round_messages import Slices, available_nodes
+from heterofl_flwr.strategies.round_messages import Slices
 from heterofl_flwr.transport import packing
 from heterofl_flwr.transport.exchange import cancel, first_replies, reply_or_fault
 
@@ -84,8 +85,10 @@ class Steps:
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
         """Open a step, without clients that have left or have trained since ``before``."""
         strategy, federation = self._strategy, self._strategy.federation
-        node_ids = available_nodes(self._grid, federation, server_round, strategy.timeout)
         nodes = federation.nodes
+        arrivals = Arrivals(self._grid, federation, server_round, strategy.messages_of(server_round).budget)
+        node_ids = arrivals.wait()
+        arrivals.log_changes()
         lost = {id_: turn for id_, turn in self._training.items() if turn.since <= before or turn.node_id not in nodes}
         self._training = {id_: turn for id_, turn in self._training.items() if id_ not in lost}
         self._waiting = [(turn, reply) for turn, reply in self._waiting if turn.node_id in nodes]
@@ -157,5 +160,6 @@ class Steps:
         # While no client trains, the draw equals that of a round that waits.
         turn: tuple[int, ...] = (len(current.slices),) if current.slices else ()
         places, seed = max(number - len(resumed), 0), self._strategy.federation.seed
-        drawn = draw(nodes, free.values(), places, "train", current.server_round, *turn, seed=seed)
+        ordered = [free[partition] for partition in sorted(free)]
+        drawn = draw(ordered, places, "train", current.server_round, *turn, seed=seed)
         return [*resumed, *drawn][:number]

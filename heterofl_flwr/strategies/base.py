@@ -106,7 +106,7 @@ class FederationStrategy(RoundHooks):
             stages=self.chain.state(),
             moments=packing.moment_tensors(self.moments),
             run_key=self.federation.run_key,
-            trained=self.federation.nodes.have_trained() if self.federation.clients_keep else (),
+            trained=self.federation.nodes.have_trained() if self.federation.architecture.clients_keep else (),
             dealt=self.federation.nodes.dealt(),
             record=self.log,
             evaluated=self.chain.evaluated(state),
@@ -168,6 +168,7 @@ class _Loop:
             self._evaluate_centrally(0)
         for server_round in range(first_round, num_rounds + 1):
             started = time.monotonic()
+            strategy.messages_of(server_round, timed=True)
             self._train(server_round)
             if not quiet:
                 host_log.info("%s", strategy.log.line())
@@ -192,12 +193,13 @@ class _Loop:
     def _train(self, server_round: int) -> None:
         strategy, result = self._strategy, self._result
         evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
-        seconds = strategy.timeout * (TRAIN_SHARE if evaluates or strategy.chain.asks else 1)
+        share = TRAIN_SHARE if evaluates or strategy.chain.asks else 1.0
         if self._steps is not None:
+            seconds = strategy.messages_of(server_round).budget.left(share)
             arrays, metrics = self._steps.run(server_round, result.arrays, seconds)
         else:
             sent = list(strategy.configure_train(server_round, result.arrays, self._configs[0], self._grid))
-            replies = self._send(sent, "trained", seconds)
+            replies = self._send(server_round, sent, "trained", share)
             arrays, metrics = strategy.aggregate_train(server_round, replies)
         if arrays is not None:
             result.arrays = arrays
@@ -207,22 +209,21 @@ class _Loop:
     def _evaluate(self, server_round: int) -> None:
         strategy, result = self._strategy, self._result
         sent = list(strategy.configure_evaluate(server_round, result.arrays, self._configs[1], self._grid))
-        metrics = strategy.aggregate_evaluate(server_round, self._send(sent, "evaluated"))
+        metrics = strategy.aggregate_evaluate(server_round, self._send(server_round, sent, "evaluated"))
         if metrics is not None:
             result.evaluate_metrics_clientapp[server_round] = metrics
         self._evaluate_centrally(server_round)
 
-    def _send(self, sent: list[Message], what: str, train_seconds: float | None = None) -> Iterable[Message]:
-        """Send the instructions of a hook and return the replies; the clock of a round starts with training."""
-        strategy, opened = self._strategy, self._strategy.round_messages
-        if opened is None:  # a subclass has not called this package's hook
-            return self._grid.send_and_receive(sent, timeout=train_seconds or strategy.timeout)
+    def _send(
+        self, server_round: int, sent: list[Message], what: str, train_share: float | None = None
+    ) -> Iterable[Message]:
+        """Send the instructions of a hook and return the replies."""
+        strategy, opened = self._strategy, self._strategy.messages_of(server_round)
         opened.restrict(sent)
-        if train_seconds is None:
-            replies = self._grid.send_and_receive(sent, timeout=opened.seconds_left())
+        if train_share is None:
+            replies = self._grid.send_and_receive(sent, timeout=opened.budget.left())
         else:
-            opened.start_clock()
-            replies = strategy.exchange(self._grid, sent, train_seconds)
+            replies = strategy.exchange(self._grid, sent, opened.budget.left(train_share))
         return opened.watch(replies, what, len(sent), strategy.callbacks)
 
     def _evaluate_centrally(self, server_round: int) -> None:

@@ -4,7 +4,6 @@ The server relays posteriors; it has neither the seed set nor what clients compu
 """
 
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
@@ -30,7 +29,7 @@ from heterofl_flwr.strategies.arguments import explain_unknown
 from heterofl_flwr.strategies.base import FederationStrategy
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.hooks import MetricsFn
-from heterofl_flwr.strategies.round_messages import RoundMessages, instruction
+from heterofl_flwr.strategies.round_messages import Budget, instruction
 from heterofl_flwr.training.distill import DistillOptions, check_posteriors
 from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.exchange import read_each
@@ -121,17 +120,17 @@ class FedH2L(FederationStrategy):
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
         """Send the messages of ``configure_train``, then those of ``relay``, and return the replies to ``relay``'s."""
-        deadline = time.monotonic() + timeout
+        budget = Budget(timeout)
         learners = self.relay(grid, sent, PUBLISH_SHARE * timeout)
-        return grid.send_and_receive(learners, timeout=max(0.0, deadline - time.monotonic()))
+        return grid.send_and_receive(learners, timeout=budget.left())
 
     def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
         """Let clients publish; return a message to each with the posteriors of its peers.
 
         A client that sends invalid posteriors is refused and left out of the round.
         """
-        current, opened = self.open_round(), self.round_messages
-        assert opened is not None  # the open round is one of its own  # noqa: S101
+        current = self.open_round()
+        opened = self.messages_of(current.server_round)
         posteriors: dict[int, Tensor] = {}
         self._publish_metrics = {}
 

@@ -17,17 +17,18 @@ from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
 from heterofl_flwr.federation.records import RoundCallback, RoundRecord, check_callbacks, check_metrics
 from heterofl_flwr.federation.round import Round, TrainReply
+from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.privacy import Spent
 from heterofl_flwr.stages.stage import Said, State
+from heterofl_flwr.strategies.arrivals import Arrivals
 from heterofl_flwr.strategies.round_messages import (
     MOMENTS_SHARE,
-    QUERY_SECONDS,
+    STAGES_SHARE,
     RoundMessages,
     Slices,
     StageQueries,
-    available_nodes,
     client_config,
     instruction,
 )
@@ -85,9 +86,7 @@ class RoundHooks(Strategy):
         buffered = self.options.asynchronous
         self.asynchronous = Asynchronous(buffered) if buffered.size else None
         trains_all = federation.architecture.trains_all
-        self.chain = build_chain(
-            self.options, self.spent, all_is_trained=trains_all, asynchronous=self.asynchronous
-        )
+        self.chain = build_chain(self.options, self.spent, all_is_trained=trains_all, asynchronous=self.asynchronous)
         self.num_rounds = 0  # the last round of the run; 0 if unknown
         self.timeout = 3600.0
         self.reset()
@@ -141,15 +140,27 @@ class RoundHooks(Strategy):
             sampled=sampled,
         )
         self.log = current.log
-        self.begin_messages(server_round, current)
+        self.messages_of(server_round).open(current)
         return current
 
-    def begin_messages(self, server_round: int, current: Round | EvaluationRound) -> RoundMessages:
-        """Return the messages of a server round, with an exchange begun."""
-        if isinstance(current, Round) or self.round_messages is None or self.round_messages.server_round != server_round:
-            self.round_messages = RoundMessages(server_round, self.timeout)
-        self.round_messages.open(current)
+    def messages_of(self, server_round: int, *, timed: bool = False) -> RoundMessages:
+        """Return the messages of a server round; ``timed`` is whether its exchanges share the time of the round."""
+        if self.round_messages is None or self.round_messages.server_round != server_round:
+            self.round_messages = RoundMessages(server_round, self.timeout, timed=timed)
         return self.round_messages
+
+    def sample_nodes(self, grid: Grid, server_round: int, purpose: Purpose) -> tuple[list[int], list[int]]:
+        """Return the nodes that can be sampled, once there are enough, and those that take part in the round."""
+        federation, levels = self.federation, self.federation.levels
+        arrivals = Arrivals(grid, federation, server_round, self.messages_of(server_round).budget)
+        node_ids = arrivals.wait()
+        if purpose == "train":
+            node_ids = levels.trainable_nodes(node_ids)
+        sampled = levels.sample(server_round, node_ids, purpose)
+        if not levels.asks_all:
+            sampled = sorted(filter(levels.can_train, arrivals.ask(sampled)), key=federation.nodes.partition)
+        arrivals.log_changes()
+        return node_ids, sampled
 
     def is_remote(self, grid: Grid) -> bool:
         """Whether clients are on other machines; computed once for each grid."""
@@ -164,10 +175,10 @@ class RoundHooks(Strategy):
         """Return a message for each client of the round, with its slice and its rate."""
         messages.check_own_keys(config)
         slices = Slices(self.federation, arrays)
-        node_ids = available_nodes(grid, self.federation, server_round, self.timeout)
-        current = self.new_round(server_round, node_ids, slices.state, config, grid)
-        sent = self.sent_messages
-        queries = StageQueries(grid, server_round, self.chain.instruction(), min(QUERY_SECONDS, self.timeout))
+        opened = self.messages_of(server_round)
+        node_ids, sampled_ids = self.sample_nodes(grid, server_round, "train")
+        current = self.new_round(server_round, node_ids, slices.state, config, grid, sampled_ids)
+        queries = StageQueries(grid, server_round, self.chain.instruction(), lambda: opened.budget.left(STAGES_SHARE))
         stage_configs = queries.converse(current.before())
         for node_id, sampled in current.slices.items():
             if node_id not in stage_configs:
@@ -185,9 +196,7 @@ class RoundHooks(Strategy):
         """Return the training instruction of a client."""
         sampled = current.slices[node_id]
         client = self._train_config(current, node_id, sampled.rate)
-        return instruction(
-            self.train_kind, node_id, slices.record(sampled.plan), {**config, **client, **stage_config}
-        )
+        return instruction(self.train_kind, node_id, slices.record(sampled.plan), {**config, **client, **stage_config})
 
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
         """Return the config of a training instruction."""
@@ -203,12 +212,13 @@ class RoundHooks(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the replies in the order of the messages, and return the new global model."""
         self.open_round()
-        if self.round_messages is not None:
-            self.round_messages.read(replies, self.add_reply)
-            if self.chain.asks and self._grid[0] is not None:
-                seconds = self.round_messages.seconds_left(MOMENTS_SHARE)
-                queries = StageQueries(self._grid[0], server_round, self.chain.instruction(), seconds)
-                queries.converse(self.chain.after())
+        opened = self.messages_of(server_round)
+        opened.read(replies, self.add_reply)
+        if self.chain.asks and self._grid[0] is not None:
+            queries = StageQueries(
+                self._grid[0], server_round, self.chain.instruction(), lambda: opened.budget.left(MOMENTS_SHARE)
+            )
+            queries.converse(self.chain.after())
         return self.close_round()
 
     def add_reply(self, node_id: int, reply: Message) -> None:
@@ -241,14 +251,18 @@ class RoundHooks(Strategy):
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
             return []
         messages.check_own_keys(config)
-        before = self.round_messages if self.round_messages and self.round_messages.server_round == server_round else None
-        seconds = before.seconds_left(MOMENTS_SHARE) if before else self.timeout
-        nodes = available_nodes(grid, federation, server_round, seconds)
-        silent = before.silent if before else ()
+        opened = self.messages_of(server_round)
+        node_ids, sampled_ids = self.sample_nodes(grid, server_round, "evaluate")
         current = EvaluationRound(
-            federation, self.log, server_round, nodes, num_rounds=self.num_rounds, silent=silent
+            federation,
+            self.log,
+            server_round,
+            node_ids,
+            sampled=sampled_ids,
+            num_rounds=self.num_rounds,
+            silent=opened.silent,
         )
-        opened = self.begin_messages(server_round, current)
+        opened.open(current)
         rule, window = federation.evaluated_rule, window_number(server_round, self.options.transfer.roll_by)
         moved = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
         slices = Slices(federation, self.evaluated_arrays(arrays))
@@ -292,7 +306,7 @@ class RoundHooks(Strategy):
             # All rates are read before any is added, so an answer that does not fit changes nothing.
             current.add_moments(packing.read_moments(reply, norms[node_id], f"node {node_id}"))
 
-        replies = grid.send_and_receive(sent, timeout=opened.seconds_left(MOMENTS_SHARE))
+        replies = grid.send_and_receive(sent, timeout=opened.budget.left(MOMENTS_SHARE))
         replies = opened.watch(replies, "sent moments", len(sent), self.callbacks)
         for node_id, fault in read_each(sent, replies, read, HeteroFLError):
             if fault is not None:
@@ -315,7 +329,9 @@ class RoundHooks(Strategy):
         opened.read(replies, read)
         current.close()
         opened.current = None
-        return self._aggregate_metrics(function, current.global_answers(), self.log.evaluate) if current.answers else None
+        return (
+            self._aggregate_metrics(function, current.global_answers(), self.log.evaluate) if current.answers else None
+        )
 
     def _aggregate_metrics(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]

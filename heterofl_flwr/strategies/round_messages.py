@@ -1,4 +1,4 @@
-"""Messages of a round: queries to clients, instructions with slices, and the replies."""
+"""Messages of a round: instructions with slices, queries of stages, the replies, and the time for them."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,20 +8,15 @@ from typing import TypeVar
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from heterofl_flwr.common.errors import Fault, HeteroFLError, RoundError, name_faults
+from heterofl_flwr.common.errors import Fault, RoundError, name_faults
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.records import RoundCallback, host_log
+from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round
-from heterofl_flwr.federation.summary import warn_of_mix, warn_of_names
 from heterofl_flwr.stages.stage import Said, Talk
 from heterofl_flwr.transport import messages, packing
-from heterofl_flwr.transport.compat import get_nodes
-from heterofl_flwr.transport.exchange import read_each
-
-QUERY_SECONDS = 120.0
-"""Time limit of a capability query: a busy machine may have to start its clients first."""
+from heterofl_flwr.transport.exchange import query, read_each
 
 TRAIN_SHARE = 0.8
 """Fraction of a round's time for training, if clients are asked again after it."""
@@ -29,9 +24,25 @@ TRAIN_SHARE = 0.8
 MOMENTS_SHARE = 0.5
 """Fraction of the remaining time of a round for moments; the rest is for the evaluation."""
 
-POLL_SECONDS = 0.5
+STAGES_SHARE = 0.25
+"""Fraction of the remaining time of a round for each query of stages before training."""
 
 Result = TypeVar("Result")
+
+
+class Budget:
+    """The seconds of a round, which all of its exchanges share, so that no client delays each of them."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def extend(self, seconds: float) -> None:
+        """Leave out time that does not count."""
+        self._deadline += seconds
+
+    def left(self, share: float = 1.0) -> float:
+        """Return a fraction of the remaining seconds."""
+        return share * max(0.0, self._deadline - time.monotonic())
 
 
 class RoundMessages:
@@ -49,28 +60,26 @@ class RoundMessages:
         Records of replies without their arrays, by client, for a metrics function.
     """
 
-    def __init__(self, server_round: int, timeout: float) -> None:
+    def __init__(self, server_round: int, timeout: float, *, timed: bool = False) -> None:
         self.server_round, self._timeout = server_round, timeout
-        self._deadline: float | None = None
+        self._budget = Budget(timeout) if timed else None
         self.silent: set[int] = set()
+        self.sent: list[Message] = []
+        self.records: dict[int, RecordDict] = {}
         self.current: Round | EvaluationRound | None = None
+        self._received: set[str] = set()  # ids of answered messages
+
+    @property
+    def budget(self) -> Budget:
+        """The time of the round; outside ``start`` each exchange has all of it."""
+        return self._budget or Budget(self._timeout)
 
     def open(self, current: Round | EvaluationRound) -> None:
         """Begin an exchange of training or of evaluation."""
         self.current = current
         if isinstance(current, Round):
             self.silent = current.silent
-        self.sent: list[Message] = []
-        self.records: dict[int, RecordDict] = {}
-        self._received: set[str] = set()  # ids of answered messages
-
-    def start_clock(self) -> None:
-        """Start the time that all exchanges of the round share, so that no client delays each of them."""
-        self._deadline = time.monotonic() + self._timeout
-
-    def seconds_left(self, share: float = 1.0) -> float:
-        """Return a fraction of the remaining seconds; the full timeout if the clock does not run."""
-        return self._timeout if self._deadline is None else share * max(0.0, self._deadline - time.monotonic())
+        self.sent, self.records, self._received = [], {}, set()
 
     def restrict(self, sent: Iterable[Message]) -> None:
         """Remove clients from the round whose instructions a subclass has dropped."""
@@ -110,8 +119,9 @@ class RoundMessages:
 
     def keep_records(self, node_id: int, reply: Message) -> None:
         """Keep all records of a reply but its arrays."""
-        records = {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
-        self.records[node_id] = RecordDict(records)
+        self.records[node_id] = RecordDict(
+            {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
+        )
 
 
 class Slices:
@@ -155,29 +165,13 @@ def client_config(
         config[messages.BASE] = base
     if architecture.personal:
         config[messages.SHARED] = list(architecture.shared) or [""]  # a config has no empty list
-    if federation.clients_keep:
+    if architecture.clients_keep:
         config[messages.TRAINED] = node_id in federation.nodes.trained
         config[messages.RUN_KEY] = federation.run_key
         config[messages.CHECKPOINT_EVERY] = checkpoint_every
     if transfer.proximal_mu is not None:
         config[messages.PROXIMAL_MU] = float(transfer.proximal_mu)
     return config
-
-
-def query(
-    grid: Grid,
-    kind: str,
-    configs: Mapping[int, Mapping[str, object]],
-    seconds: float,
-    read: Callable[[Message, str], Result],
-) -> dict[int, Result | Fault]:
-    """Send a query with a config to each client; return its answer, or the fault."""
-    sent = [
-        Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
-        for node_id, config in configs.items()
-    ]
-    replies = grid.send_and_receive(sent, timeout=seconds) if sent else []
-    return dict(read_each(sent, replies, lambda node_id, reply: read(reply, f"node {node_id}"), HeteroFLError))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +181,7 @@ class StageQueries:
     grid: Grid
     server_round: int
     config: Mapping[str, object]  # the stages' part of an instruction
-    seconds: float
+    seconds: Callable[[], float]  # time limit of the next query
     faults: dict[int, Fault] = field(default_factory=dict)
 
     def converse(self, talk: Talk[Result]) -> Result:
@@ -207,56 +201,10 @@ class StageQueries:
         common = {**self.config, messages.SERVER_ROUND: self.server_round}
         configs = {node_id: {**common, **question} for node_id, question in questions.items()}
         answers: dict[int, Said] = {}
-        results = query(self.grid, messages.QUERY_STAGES, configs, self.seconds, messages.read_config)
+        results = query(self.grid, messages.QUERY_STAGES, configs, self.seconds(), messages.read_config)
         for node_id, result in results.items():
             if isinstance(result, Fault):
                 self.faults[node_id] = result
             else:
                 answers[node_id] = result
         return answers
-
-
-def available_nodes(grid: Grid, federation: Federation, server_round: int, timeout: float = QUERY_SECONDS) -> list[int]:
-    """Wait until there are enough nodes, register new ones, and return the ids of all.
-
-    It also waits while new nodes report more partitions than there are nodes: a simulation's first round should not
-    begin with a part of its clients.
-    """
-    sampling, is_first = federation.options.sampling, not list(federation.nodes)
-    deadline, has_logged = time.monotonic() + sampling.wait, False
-    while True:
-        node_ids = sorted(grid.get_node_ids())
-        federation.nodes.forget({*federation.nodes}.difference(node_ids))
-        enough = len(node_ids) >= sampling.available
-        if not (enough or has_logged):
-            has_logged, least = True, f"expected at least {sampling.available}"
-            host_log.info("waiting up to %g s for nodes: %d are there, %s", sampling.wait, len(node_ids), least)
-        new = [node_id for node_id in node_ids if node_id not in federation.nodes] if enough else []
-        if new:
-            seconds = min(QUERY_SECONDS, timeout)
-            config = {messages.SERVER_ROUND: server_round}  # mods of apps read it in any message
-            configs = dict.fromkeys(new, config)
-            answers = query(grid, messages.QUERY_CAPABILITY, configs, seconds, packing.read_capability)
-            if any(isinstance(answer, Fault) for answer in answers.values()):  # nodes may have left meanwhile
-                gone = {*node_ids}.difference(grid.get_node_ids())
-                node_ids = [node_id for node_id in node_ids if node_id not in gone]
-                answers = {node_id: answer for node_id, answer in answers.items() if node_id not in gone}
-                enough = len(node_ids) >= sampling.available
-            # Names do not depend on the answers, so no node decides the order of the others.
-            names = {node.node_id: getattr(node, "name", "") for node in get_nodes(grid) if node.node_id in answers}
-            federation.register(answers, names, node_ids)
-        incomplete = not enough or (new and federation.nodes.most_said() > len(node_ids))
-        if not incomplete or time.monotonic() >= deadline:
-            break
-        time.sleep(min(POLL_SECONDS, sampling.wait))
-    if not enough:
-        raise RoundError(
-            f"{len(node_ids)} nodes are there after {sampling.wait:g} s, expected at least {sampling.available}: start "
-            f"more SuperNodes (flower-supernode), simulate more (flwr run . --federation-config 'num-supernodes=20'), "
-            f"or ask for fewer (min_available_nodes)"
-        )
-    if is_first:
-        warn_of_mix(federation, server_round, node_ids)
-        names_and_ids = {str(node_id) for node_id in node_ids} | {getattr(node, "name", "") for node in get_nodes(grid)}
-        warn_of_names(federation.options.limits, names_and_ids)
-    return node_ids

@@ -12,13 +12,16 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import SILENT, Fault, HeteroFLError, ReplyError, short
 from heterofl_flwr.transport import compat, messages
-from heterofl_flwr.transport.compat import NO_FUNCTION, SUPERLINK_NODE_ID, Run
+from heterofl_flwr.transport.compat import NO_FUNCTION, SUPERLINK_NODE_ID, ErrorCode, Run
 
 LONGEST_PAUSE = 1.0
 """Seconds between two looks for replies on a grid that cannot wait for them."""
 
 _NOT_CONVERTED = ("Error(s) in loading state_dict", "size mismatch", NO_FUNCTION.format("query"), "get_properties")
 """How torch says that a slice is not the model into which a client loads it, and Flower that it knows no such query."""
+
+GONE = (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
+"""Errors of the SuperLink or the SuperNode about a node or a client process that is not there to answer."""
 
 Result = TypeVar("Result")
 
@@ -275,7 +278,8 @@ def reply_or_fault(reply: Message) -> Message | Fault:
     error = reply.error
     if isinstance(error, messages.LocalFault):
         return Fault(error.reason or "", error.kind)
-    return Fault(short(explained(f"error {error.code}: {error.reason or 'no reason given'}")))
+    reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))
+    return Fault(reason, "gone" if error.code in GONE else "failed")
 
 
 def explained(fault: str) -> str:
@@ -301,3 +305,19 @@ def read_each(
             result = Fault(short(str(error)), "rejected")
         del found  # before the next one is waited for
         yield node_id, result
+
+
+def query(
+    grid: Grid,
+    kind: str,
+    configs: Mapping[int, Mapping[str, object]],
+    seconds: float,
+    read: Callable[[Message, str], Result],
+) -> dict[int, Result | Fault]:
+    """Send each client a query with its config; return each answer, or the fault in its place."""
+    sent = [
+        Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
+        for node_id, config in configs.items()
+    ]
+    replies = grid.send_and_receive(sent, timeout=seconds) if sent else []
+    return dict(read_each(sent, replies, lambda node_id, reply: read(reply, f"node {node_id}"), HeteroFLError))

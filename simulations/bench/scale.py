@@ -30,7 +30,8 @@ from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGr
 from heterofl_flwr.client.node_config import answer_capability
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, RunState
 from heterofl_flwr.nn import PAPER
-from heterofl_flwr.strategies.instructions import available_nodes
+from heterofl_flwr.strategies.arrivals import Arrivals
+from heterofl_flwr.strategies.round_messages import Budget
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages
 from simulations.bench.measure import Goal, peak_of
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round
     give_back_freed_memory()
     strategies = {size: make_strategy(options.model, MIX, options.step, size) for size in options.sizes}
-    model = sum(4 * value.numel() for value in strategies[options.sizes[0]].federation.model.parameters())
+    model = sum(4 * value.numel() for value in strategies[options.sizes[0]].federation.architecture.model.parameters())
     way = f"steps of {options.step} replies" if options.step else f"rounds, a window of {options.window} messages"
     print(
         f"{options.nodes} clients, {options.actors} actors; {way}; mix {MIX}, dynamic; seed 0; median of "
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     with RayGrid(APP, nodes, at_once=many) if many else LocalGrid(APP, nodes) as grid:
         start = time.perf_counter()
         for strategy in strategies.values():
-            available_nodes(grid, strategy.federation, 1)
+            Arrivals(grid, strategy.federation, 1, Budget(3600.0)).wait()
         each = (time.perf_counter() - start) / len(strategies)
         print(f"registration: {each:.1f} s, {each * 1e3 / options.nodes:.2f} ms a client\n")
         windowed = grid if options.step else Windowed(grid, options.window)
@@ -111,7 +112,7 @@ def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, first_round: int, 
 
     def play() -> None:
         # From round 2 on it does not ask the clients anew.
-        before = RunState(server_round=first_round - 1, state=strategy.federation.initial_state())
+        before = RunState(server_round=first_round - 1, state=strategy.federation.architecture.initial_state())
         results.append(strategy.start(grid, num_rounds=first_round + rounds - 1, resume=before))
 
     peak = peak_of(play)
@@ -121,7 +122,9 @@ def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, first_round: int, 
             raise HeteroFLError(f"{failed}, expected {replies} good ones")
     check_same(results[0].arrays, strategy)
     seconds = statistics.mean(record.seconds for record in records)
-    bytes_by_rate = {rate: 4 * strategy.federation.plan(rate).parameters for rate in strategy.federation.mix.rates}
+    bytes_by_rate = {
+        rate: 4 * strategy.federation.architecture.plan(rate).parameters for rate in strategy.federation.mix.rates
+    }
     sent = [[bytes_by_rate[rate] for rate in record.rates.values()] for record in records]
     # Steps follow one another without a break, and all who train are under way.
     sent, window = ([[own for one in sent for own in one]], size) if step else (sent, window)
@@ -135,7 +138,7 @@ def most_in_a_row(sizes: Sequence[int], number: int) -> int:
 
 def check_same(arrays: ArrayRecord, strategy: HeteroFL) -> None:
     """Raise if the mean of the clients' slices is not the model that they were cut from; sums of many are rounded."""
-    for name, expected in strategy.federation.initial_state().items():
+    for name, expected in strategy.federation.architecture.initial_state().items():
         torch.testing.assert_close(arrays[name].numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)
 
 

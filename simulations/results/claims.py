@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from heterofl_flwr.core.formatting import NOTHING
-from heterofl_flwr.core.levels import Mix, level_name
-from simulations.results.configurations import Reached
+from heterofl_flwr.core.levels import Mix, level_name, rate_of
+from simulations.results.configurations import OF_LEVEL, Reached
 from simulations.results.formats import Table, show_difference, to_markdown
 from simulations.results.paper import TOO_FEW, Job, Key, Printed
 from simulations.results.runs import short_mix
 from simulations.results.statistics import Summary, summarise
 
-Terms = tuple[tuple[float, Job], ...]
-"""Jobs with their weights: the sum of their results, each times its weight, is what a claim says is above 0."""
+Terms = tuple[tuple[float, Key], ...]
+"""Jobs and metrics with weights: the claim says that the weighted sum of their results is above 0."""
 
 HOLDS, FAILS, CANNOT_TELL = "holds", "does not hold", "no difference seen"
 NORMS = ("none", "in", "gn", "ln")
@@ -21,12 +21,13 @@ NORMS = ("none", "in", "gn", "ln")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A claim of the paper that runs can test."""
+    """A claim that runs can test."""
 
     title: str
-    text: str  # where the paper makes it, and what is compared
-    terms: Callable[[Job], Iterator[Terms]]  # from a job to what is compared with it
+    text: str  # where the paper makes it, and the comparison
+    terms: Callable[[Job, str], Iterator[Terms]]  # from a job and a metric to its comparisons
     scopes: tuple[str, ...] = ("global", "local")
+    of_levels: bool = False  # whether the metric is of a level's own model inside a mix
 
 
 def _levels(job: Job) -> list[Job]:
@@ -35,33 +36,56 @@ def _levels(job: Job) -> list[Job]:
     return [replace(job, mix=level_name(level)) for level in levels] if len(levels) > 1 else []
 
 
-def _near_largest(job: Job) -> Iterator[Terms]:
+def _near_largest(job: Job, metric: str) -> Iterator[Terms]:
     if levels := _levels(job):
-        yield (1, job), (-0.5, levels[0]), (-0.5, levels[-1])
+        yield (1, (job, metric)), (-0.5, (levels[0], metric)), (-0.5, (levels[-1], metric))
 
 
-def _above_levels(job: Job) -> Iterator[Terms]:
-    yield from (((1, job), (-1, level)) for level in _levels(job))
+def _above_largest(job: Job, metric: str) -> Iterator[Terms]:
+    yield from (((1, (job, metric)), (-1, (level, metric))) for level in _levels(job)[:1])
 
 
-def _above_exclusive(job: Job) -> Iterator[Terms]:
-    """Yield a mix beside each level but the smallest, trained by nobody but the clients that can hold it."""
+def _above_smaller(job: Job, metric: str) -> Iterator[Terms]:
+    yield from (((1, (job, metric)), (-1, (level, metric))) for level in _levels(job)[1:])
+
+
+def _exclusive(job: Job, rate: float) -> Job:
+    """Return the job of a level that the clients able to hold it train alone, at equal participation."""
     mix = Mix.parse(job.mix)
-    for place, rate in enumerate(mix.rates[:-1]):
-        able = sum(mix.counts[: place + 1])
-        alone = Mix((rate,), (able,), idle=sum(mix.counts) - able)
-        yield (1, job), (-1, replace(job, mix=short_mix(alone), assignment="fix"))
+    able = sum(count for count, own in zip(mix.counts, mix.rates, strict=True) if own >= rate)
+    idle = sum(mix.counts) + mix.idle - able
+    return replace(job, mix=short_mix(Mix((rate,), (able,), idle=idle)), assignment="fix")
 
 
-def _changed(changes: Sequence[Mapping[str, object]], **own: object) -> Callable[[Job], Iterator[Terms]]:
-    """Return a function that compares jobs of which ``own`` is true with those that differ by a change."""
+def _above_exclusive(job: Job, metric: str) -> Iterator[Terms]:
+    """Yield a Fix mix beside each level but the smallest, trained by the clients that can hold it."""
+    if job.assignment == "fix":
+        for rate in Mix.parse(job.mix).rates[:-1]:
+            yield (1, (job, metric)), (-1, (_exclusive(job, rate), metric))
 
-    def terms(job: Job) -> Iterator[Terms]:
-        if all(getattr(job, name) == value for name, value in own.items()):
+
+def _own_above_exclusive(job: Job, metric: str) -> Iterator[Terms]:
+    """Yield a level's own model inside a Fix mix beside that level trained by the clients that can hold it."""
+    whole, _, level = metric.partition(OF_LEVEL)
+    if job.assignment == "fix":
+        yield (1, (job, metric)), (-1, (_exclusive(job, rate_of(level)), whole))
+
+
+def _own_above_all(job: Job, metric: str) -> Iterator[Terms]:
+    """Yield a level's own model inside a mix beside that level trained by every client, as the paper's tables do."""
+    whole, _, level = metric.partition(OF_LEVEL)
+    yield (1, (job, metric)), (-1, (replace(job, mix=level), whole))
+
+
+def _changed(changes: Sequence[Mapping[str, object]], **fields: object) -> Callable[[Job, str], Iterator[Terms]]:
+    """Return a function that compares jobs with these fields with jobs that differ by a change."""
+
+    def terms(job: Job, metric: str) -> Iterator[Terms]:
+        if all(getattr(job, name) == value for name, value in fields.items()):
             for change in changes:
                 other = replace(job, **change)  # type: ignore[arg-type]
                 if other != job:  # some have no effect on a single level
-                    yield (1, job), (-1, other)
+                    yield (1, (job, metric)), (-1, (other, metric))
 
     return terms
 
@@ -74,16 +98,37 @@ CLAIMS = (
         _near_largest,
     ),
     Claim(
-        "A mix is better than each of its levels alone",
+        "A mix is better than its largest level alone",
+        "Tables 7 to 9. Compared: the global model of a mix, which is as large as its largest level, with that level "
+        "trained by every client, also by those that could not hold it.",
+        _above_largest,
+    ),
+    Claim(
+        "A mix is better than its smaller levels alone",
         "Tables 1 to 3 and 7 to 9, section 4: the paper claims it of the smallest level. Compared: the global model of "
-        "a mix, which is as large as its largest level, with each of its levels alone.",
-        _above_levels,
+        "a mix with each smaller level trained by every client.",
+        _above_smaller,
     ),
     Claim(
         "A mix is better than a level that only the clients who can hold it train",
-        "What small clients add: no number of the paper. Compared: the global model of a mix with each of its levels, "
-        "trained by as many clients as can hold it, with fixed levels; x counts those that take no part.",
+        "The gain by small clients: no number of the paper. Compared: the global model of a mix, Fix, with each of its "
+        "levels at equal participation: trained by the clients that can hold it, each as often as in the mix; x counts "
+        "the clients that take no part.",
         _above_exclusive,
+    ),
+    Claim(
+        "Each level gains by taking part, at equal participation",
+        "No number of the paper. Compared: the own model of each level inside a mix, Fix, with that level trained by "
+        "the clients that can hold it, each as often as in the mix.",
+        _own_above_exclusive,
+        of_levels=True,
+    ),
+    Claim(
+        "Each level gains by taking part, beside that level trained by every client",
+        "No number of the paper. Compared: the own model of each level inside a mix with that level trained by every "
+        "client, also by those that could not hold it.",
+        _own_above_all,
+        of_levels=True,
     ),
     Claim(
         "Dynamic is better than Fix",
@@ -143,12 +188,16 @@ def _count(verdicts: Sequence[str]) -> str:
 
 def _rows(claim: Claim, found: Mapping[Key, Reached], printed: Printed) -> Iterator[tuple[str, ...]]:
     """Yield the comparisons all of whose jobs have runs with the same seeds."""
-    keys = [(job, metric) for job, metric in found if metric.startswith(claim.scopes)]
+    keys = [
+        (job, metric)
+        for job, metric in found
+        if metric.startswith(claim.scopes) and (OF_LEVEL in metric) == claim.of_levels
+    ]
     for job, metric in keys:
         if job.split == "iid" and metric.startswith("local"):
             continue  # clients have all classes: it is the global metric, on parts of the test set
-        for terms in claim.terms(job):
-            own = [(weight, found[other, metric]) for weight, other in terms if (other, metric) in found]
+        for terms in claim.terms(job, metric):
+            own = [(weight, found[key]) for weight, key in terms if key in found]
             sign = -1 if metric.endswith("perplexity") else 1
             seeds = set.intersection(*(set(one.values("final")) for _, one in own)) if len(own) == len(terms) else set()
             if not seeds:
@@ -160,21 +209,21 @@ def _rows(claim: Claim, found: Mapping[Key, Reached], printed: Printed) -> Itera
                 for when in ("final", "best")
             )
             yield (
-                f"{job.data}, {job.split}, {metric.replace('-', ' ')}",
-                f"{job} against {' and '.join(str(other) for _, other in terms[1:])}",
+                f"{job.data}, {job.split}, {metric.replace('-', ' ').replace(OF_LEVEL, ' of ')}",
+                f"{job} against {' and '.join(str(other) for _, (other, _) in terms[1:])}",
                 ", ".join(map(str, sorted(seeds))),
                 *(show_difference(final), _verdict(final)),
                 NOTHING if final.detectable is None else f"{final.detectable:.2f}",
                 *(show_difference(best), _verdict(best)),
-                _printed(terms, metric, printed, sign),
+                _printed(terms, printed, sign),
             )
 
 
-def _printed(terms: Terms, metric: str, printed: Printed, sign: int) -> str:
+def _printed(terms: Terms, printed: Printed, sign: int) -> str:
     """Return the same difference of the numbers of one table."""
     by_table: dict[str, list[float]] = {}
-    for weight, job in terms:
-        for cell in printed.get((job, metric), ()):
+    for weight, key in terms:
+        for cell in printed.get(key, ()):
             by_table.setdefault(cell.table, []).append(sign * weight * cell.value)
     complete = (sum(values) for values in by_table.values() if len(values) == len(terms))
     return next((f"{value:+.2f}" for value in complete), NOTHING)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from heterofl_flwr.app.sweep.job import INCIDENTAL
+from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind
 from heterofl_flwr.settings.auto_values import architectures
@@ -124,9 +125,30 @@ def reached(configurations: Sequence[Configuration]) -> list[Reached]:
     return found
 
 
+OF_LEVEL = "/"
+"""Separates a metric from the level whose own model it is of, as in ``global-accuracy/e``."""
+
+
+def reached_by_levels(configurations: Sequence[Configuration]) -> list[Reached]:
+    """Return the global accuracy that each level's own model reached inside a mix."""
+    results = []
+    for configuration in configurations:
+        for rate in configuration.runs[0].settings.mix.rates:
+            level = level_name(rate)
+            scores = [(run, score) for run in configuration.runs if (score := run.level_score(level))]
+            runs = tuple((run, Score(100 * score.final, 100 * score.best, score.best_round)) for run, score in scores)
+            if runs and len(configuration.runs[0].settings.mix.rates) > 1:
+                ends = ([getattr(score, end) for _, score in runs] for end in ("final", "best"))
+                final, best = (summarise(values, PERCENT) for values in ends)
+                results.append(Reached(configuration, f"global-accuracy{OF_LEVEL}{level}", runs, final, best))
+    return results
+
+
 def published(places: Places) -> dict[Key, Reached]:
-    """Return what the paper's jobs reached."""
-    found = [(one.configuration.job, one) for own in places.values() for one in reached(own)]
+    """Return the results of the paper's jobs, those of each level's own model too."""
+    found = [
+        (one.configuration.job, one) for own in places.values() for one in (*reached(own), *reached_by_levels(own))
+    ]
     found.sort(key=lambda pair: max(run.started for run, _ in pair[1].runs))  # of two of one job the later counts
     by_key = {(job, own.metric): own for job, own in found if job}
     return dict(sorted(by_key.items(), key=lambda item: (item[0][0].split, item[0][1], str(item[0][0]))))

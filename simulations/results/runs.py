@@ -55,6 +55,8 @@ NESTED_METHODS = {
     "all": "HeteroFL with in-place distillation",
 }
 
+ACCURACY = "global-accuracy"
+
 PLACES = ("data.root", "run.dir", "run.resume")
 """Settings in which a copy of a run differs from it."""
 
@@ -210,6 +212,16 @@ class Run:
             return None
         best = chosen_round(found, metric)
         return Score(self.scores[max(found)][metric], self.scores[best][metric], best)
+
+    def level_score(self, level: str) -> Score | None:
+        """Return the global accuracy of a level's own model: after the last round, and in the best round."""
+        results = {record.server_round: record.evaluate_by_level.get(level, {}) for record in self.records}
+        accuracies = {number: values[ACCURACY] for number, values in results.items() if ACCURACY in values}
+        if not accuracies:
+            return None
+        last = max(accuracies)
+        best = chosen_round(self.scores, ACCURACY)
+        return Score(accuracies[last], accuracies.get(best, accuracies[last]), best if best in accuracies else last)
 
     @property
     def parameters(self) -> float | None:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtrit  # type: ignore[import-untyped]
+from scipy.special import nctdtrinc, stdtrit  # type: ignore[import-untyped]
 
 FEWEST = 3
 """Seeds from which on an interval is given; that of two is wider than any use of it."""
@@ -58,8 +58,10 @@ def summarise(values: Sequence[float], possible: Interval = ANYTHING) -> Summary
     if number < FEWEST:
         return Summary(number, mean, deviation, possible=possible)
     error = deviation / math.sqrt(number)
-    quantile, power = (float(stdtrit(number - 1, share)) for share in (0.975, 0.8))
-    return Summary(number, mean, deviation, quantile * error, (quantile + power) * error, possible)
+    quantile = float(stdtrit(number - 1, 0.975))
+    # The mean over its error follows a noncentral t distribution, which passes the quantile in 80 of 100 cases.
+    detectable = float(nctdtrinc(number - 1, 0.2, quantile)) * error
+    return Summary(number, mean, deviation, quantile * error, detectable, possible)
 
 
 def _total(values: Sequence[float]) -> float:

@@ -4,10 +4,9 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from heterofl_flwr.core import formatting
-from heterofl_flwr.core.levels import level_name, rate_of
+from heterofl_flwr.core.levels import Mix, level_name, rate_of
 from heterofl_flwr.runs.costs import LevelCost
 from simulations.results.configurations import (
     Configuration,
@@ -21,20 +20,25 @@ from simulations.results.configurations import (
 )
 from simulations.results.formats import Table, show_interval, show_summary, to_csv
 from simulations.results.paper import AGREES, DIFFERS, TOO_FEW, Cell, Key, Printed, departures
-from simulations.results.runs import FREE, Run, portable
+from simulations.results.runs import ACCURACY, FREE, Run, portable
 from simulations.results.spent import AXES, axes_of, spent_until
-from simulations.results.statistics import Summary, summarise
+from simulations.results.statistics import Interval, Summary, summarise
 
 LEVELS_NOTE = (
     "Multiplications are those of a forward pass of one example; bytes those of the parameters in a message, one way. "
     "After the last round: mean ± standard deviation over the seeds that evaluated it, and the interval as above."
 )
+EVERY_CLIENT, EQUAL_PARTICIPATION, EQUAL_WORK = "every client", "equal participation", "equal work"
+OTHER_CLIENTS, NEITHER = "more clients than hold it", "neither equal participation nor equal work"
 ALONE_NOTE = (
-    "Global accuracy after the last round, in points, paired by seed: above 0 the level gains by taking part. A mix "
-    "such as c3-x1 is level c trained by the clients that can hold it; x counts the others. Of a level alone "
-    "under several settings, those count that have most in common with the configuration's."
+    "Global accuracy after the last round, in points, paired by seed: above 0 the level gains by taking part. Equal "
+    "participation: the clients that can hold the level train it, each as often as in the mix. Equal work: they train "
+    "it, as many a round as train in the mix. Every client: those that could not hold it train it too. Trainings: the "
+    "number of times that a client trained the level, in the mix and alone, in all rounds. Of several runs of one "
+    "baseline those count that share most settings with the mix."
 )
-ACCURACY = "global-accuracy"
+TOLERANCE = 0.15
+"""Relative difference up to which two participations, or two numbers of clients a round, are equal."""
 
 
 def reached_table(configurations: Sequence[Configuration], printed: Printed) -> Table:
@@ -110,36 +114,86 @@ def levels_table(found: Sequence[LevelReached], metrics: Sequence[str]) -> Table
 
 
 def alone_table(configurations: Sequence[Configuration]) -> Table:
-    """Return how far each level's own model is above that level alone; without rows where no level was run alone."""
-    rates = {id(one): one.runs[0].settings.mix.rates for one in configurations}
-    alone = [one for one in configurations if len(rates[id(one)]) == 1]
+    """Return the difference of each level's own model from that level alone, by baseline."""
+    mixes = [_Trained.of(one) for one in configurations if len(one.runs[0].settings.mix.rates) > 1]
+    singles: dict[str, list[_Trained]] = {}
+    for one in configurations:
+        if len(one.runs[0].settings.mix.rates) == 1:
+            trained = _Trained.of(one)
+            singles.setdefault(level_name(trained.mix.rates[0]), []).append(trained)
     rows = []
-    for one, other in product((one for one in configurations if len(rates[id(one)]) > 1), alone):
-        level = level_name(rates[id(other)][0])
-        ends = [_final_by_seed(own, level) for own in (one, other)]
-        seeds = sorted(ends[0].keys() & ends[1].keys())
-        like = [own for own in alone if _mix(own) == _mix(other) and {*seeds} & _final_by_seed(own, level).keys()]
-        if seeds and not any(_apart(one, own) < _apart(one, other) for own in like):
-            apart = summarise([ends[0][seed] - ends[1][seed] for seed in seeds])
-            rows.append((one.label, level, other.label, ", ".join(map(str, seeds)), show_summary(apart)))
-    header = ("configuration", "level", "alone", "seeds", "difference")
+    for mixed in mixes:
+        for level in map(level_name, mixed.mix.rates):
+            nearest: dict[str, list[tuple[int, _Trained]]] = {}
+            for single in singles.get(level, ()):
+                if mixed.accuracies(level).keys() & single.accuracies(level).keys():
+                    baseline = mixed.baseline(single)
+                    nearest.setdefault(baseline, []).append((mixed.differences(single), single))
+            for baseline, pairs in nearest.items():
+                least = min(differences for differences, _ in pairs)
+                for single in (single for differences, single in pairs if differences == least):
+                    rows.append(_alone_row(mixed, single, level, baseline))
+    header = ("configuration", "level", "baseline", "alone", "trainings in the mix", "alone", "seeds", "difference")
     return Table("tab:alone", "Each level's own model beside that level alone", header, tuple(rows), ALONE_NOTE)
 
 
-def _mix(one: Configuration) -> str:
-    return str(one.runs[0].settings.mix)
+def _alone_row(mixed: "_Trained", single: "_Trained", level: str, baseline: str) -> tuple[str, ...]:
+    inside, alone = mixed.accuracies(level), single.accuracies(level)
+    seeds = sorted(inside.keys() & alone.keys())
+    difference = summarise([inside[seed] - alone[seed] for seed in seeds])
+    trainings = (f"{trained.trainings(level):,.0f}" for trained in (mixed, single))
+    labels = mixed.configuration.label, level, baseline, single.configuration.label
+    return *labels, *trainings, ", ".join(map(str, seeds)), show_summary(difference)
 
 
-def _apart(one: Configuration, other: Configuration) -> int:
-    """Return in how many settings two configurations differ."""
-    flat, others = (dict(identify(own.runs[0], *FREE, "mix", "assignment")) for own in (one, other))
-    return sum(value != others.get(key) for key, value in flat.items())
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A configuration, its settings, and how many of its clients train in a round."""
 
+    configuration: Configuration
+    mix: Mix
+    settings: Mapping[str, object]
+    clients: float  # that take part, in all
+    work: float  # clients a round, on average
 
-def _final_by_seed(one: Configuration, level: str) -> dict[int, float]:
-    """Return the global accuracy of a level's own model after the last round, in percent, of the runs that have it."""
-    found = {run.seed: run.records[-1].evaluate_by_level.get(level, {}) for run in one.runs}
-    return {seed: shown(ACCURACY, own[ACCURACY]) for seed, own in found.items() if ACCURACY in own}
+    @classmethod
+    def of(cls, configuration: Configuration) -> "_Trained":
+        """Read a configuration's runs once."""
+        run = configuration.runs[0]
+        mix = run.settings.mix
+        settings = dict(identify(run, *FREE, "mix", "assignment", "sample.fraction"))
+        share = sum(mix.counts) / (sum(mix.counts) + mix.idle)
+        work = sum(len(record.rates) for record in run.records) / len(run.records)
+        return cls(configuration, mix, settings, run.clients * share, work)
+
+    def baseline(self, single: "_Trained") -> str:
+        """Return the name of a level alone as a baseline of this mix."""
+        rate = single.mix.rates[0]
+        counts = zip(self.mix.counts, self.mix.rates, strict=True)
+        able = self.clients * sum(count for count, own in counts if own >= rate) / sum(self.mix.counts)
+        if single.clients > able * (1 + TOLERANCE):
+            return OTHER_CLIENTS if single.mix.idle else EVERY_CLIENT
+        participation = single.work / single.clients, self.work / self.clients
+        names = [EQUAL_PARTICIPATION] if math.isclose(*participation, rel_tol=TOLERANCE) else []
+        names += [EQUAL_WORK] if math.isclose(single.work, self.work, rel_tol=TOLERANCE) else []
+        return ", ".join(names) or NEITHER
+
+    def differences(self, single: "_Trained") -> int:
+        """Return the number of settings that differ."""
+        return sum(value != single.settings.get(key) for key, value in self.settings.items())
+
+    def trainings(self, level: str) -> float:
+        """Return how often a client trained a level, in all rounds, as the mean over seeds."""
+        counts = (
+            sum(level_name(rate) == level for record in run.records for rate in record.rates.values())
+            for run in self.configuration.runs
+        )
+        return sum(counts) / len(self.configuration.runs)
+
+    def accuracies(self, level: str) -> dict[int, float]:
+        """Return the accuracy of a level's own model after the last round by seed, in percent."""
+        results = {run.seed: run.records[-1].evaluate_by_level.get(level, {}) for run in self.configuration.runs}
+        return {seed: shown(ACCURACY, values[ACCURACY]) for seed, values in results.items() if ACCURACY in values}
 
 
 def spent_table(configurations: Sequence[Configuration]) -> Table:
@@ -172,19 +226,37 @@ def _mean(axis: str, values: Sequence[float]) -> str:
     return AXES[axis].write(summarise(known).mean) if known else formatting.NOTHING
 
 
+WIDE = 10.0
+"""Points; a prediction interval wider than this tells little."""
+
+
 def count_verdicts(cells: Sequence[Cell], found: Mapping[Key, Reached]) -> list[str]:
-    """Return how many printed numbers there are, have a run, and agree with it: in all, and by group."""
+    """Return how many printed results there are, have a run, and agree with it: in all, and by group.
+
+    A result is a job and a metric; one that two tables print counts once.
+    """
     lines = []
     for group in ("", *dict.fromkeys(cell.group for cell in cells)):
-        own = [cell for cell in cells if not group or cell.group == group]
-        verdicts = Counter(
-            cell.verdict(found[cell.job, cell.metric].best) for cell in own if (cell.job, cell.metric) in found
+        by_key: dict[Key, list[Cell]] = {}
+        for cell in cells:
+            if group in ("", cell.group):
+                by_key.setdefault((cell.job, cell.metric), []).append(cell)
+        run = {key: found[key].best for key in by_key if key in found}
+        verdicts = {key: {cell.verdict(best) for cell in by_key[key]} for key, best in run.items()}
+        numbers = Counter(
+            next(verdict for verdict in (TOO_FEW, DIFFERS, AGREES) if verdict in own) for own in verdicts.values()
         )
+        wide = sum(best.prediction is not None and _width(best.prediction) > WIDE for best in run.values())
+        note = f" ({wide} by an interval wider than {WIDE:g} points)" if wide else ""
         lines.append(
-            f"{group and f'{group}: '}{verdicts.total()} of {len(own)} printed numbers have a run: {verdicts[AGREES]} "
-            f"agree, {verdicts[DIFFERS]} differ, {verdicts[TOO_FEW]} have too few seeds to tell"
+            f"{group and f'{group}: '}{len(run)} of {len(by_key)} printed results have a run: {numbers[AGREES]} "
+            f"agree{note}, {numbers[DIFFERS]} differ, {numbers[TOO_FEW]} have too few seeds to tell"
         )
     return lines
+
+
+def _width(interval: Interval) -> float:
+    return interval[1] - interval[0]
 
 
 JOB = ("dataset", "split", "configuration", "metric")

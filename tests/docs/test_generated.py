@@ -19,7 +19,11 @@ from tests.docs.pages import DOCS, ROOT, name_of
 PICTURES = {"plans": "plan_picture", "parts": "part_picture", "rings": "ring_picture"}
 PARTS = "adapters classic client core data elastic_models common.errors export grids nn report training"
 PUBLIC = ["", *(f".{part}" for part in PARTS.split())]
-GENERATED = [page for page in sorted(DOCS.rglob("*.md")) if "<!-- generated: " in page.read_text(encoding="utf-8")]
+GENERATED = [
+    page
+    for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+    if "<!-- generated: " in page.read_text(encoding="utf-8")
+]
 _CREATOR = re.compile(r"Matplotlib v([\d.]+)")
 
 

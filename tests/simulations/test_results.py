@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from heterofl_flwr.settings.flat import from_flat
@@ -90,9 +91,32 @@ def test_levels_stand_beside_themselves_alone_paired_by_seed(make_run, tmp_path)
             _set_levels(run, {"e": alone - 0.25 * bool(more)})
     (found,) = configurations(runs_in(tmp_path)).values()
     # Differences of 25, 12.5 and 12.5 points: their mean, their standard deviation, and 4.3027 / sqrt(3) times this.
+    # Records of the fixture say that ten clients train at rate 1 in each of two rounds.
     assert alone_table(found).rows == (
-        ("HeteroFL a-e, cnn", "e", "HeteroFL e, cnn, model.norm=sbn", "0, 1, 2", "16.67 ± 7.22 [-1.26, 34.59]"),
+        (
+            *("HeteroFL a-e, cnn", "e", "equal participation, equal work", "HeteroFL e, cnn, model.norm=sbn"),
+            *("0", "0", "0, 1, 2", "16.67 ± 7.22 [-1.26, 34.59]"),
+        ),
     )
+
+
+@pytest.mark.parametrize(
+    ("mix", "clients", "baseline"),
+    [
+        ("a1", 10, "every client"),
+        ("a1-x1", 5, "equal participation"),
+        ("a1-x1", 10, "equal work"),
+        ("a1-x1", 20, "neither equal participation nor equal work"),
+    ],
+)
+def test_a_level_alone_is_a_baseline_by_participation_or_by_work(make_run, tmp_path, mix, clients, baseline):
+    # In the mix, 10 of 100 clients train in each round, and half of them can hold level a.
+    for name, own, number in (("mix", "a1-e1", 10), ("alone", mix, clients)):
+        run = make_run(name, points((2, 0.9)), num_rounds=2, mix=own, assignment="fix", clients=number)
+        _set_levels(run, {"a": 0.5})
+    (found,) = configurations(runs_in(tmp_path)).values()
+    ((_, level, named, _, *trainings, _, _),) = alone_table(found).rows
+    assert (level, named, trainings) == ("a", baseline, ["20", str(2 * clients)])
 
 
 def _set_levels(folder, accuracies):
@@ -181,8 +205,11 @@ def test_no_interval_of_percentages_leaves_them():
 
 
 def test_the_detectable_mean_is_that_of_a_power_of_80_percent():
-    # Deviation 1 of three values: the quantiles of t with 2 degrees of freedom are 4.3027 and 1.0607.
-    assert summarise([1.0, 2.0, 3.0]).detectable == pytest.approx((4.302653 + 1.060660) / math.sqrt(3), rel=1e-6)
+    # Draw many samples of three values around that mean: four fifths of their intervals leave out 0.
+    found = summarise([1.0, 2.0, 3.0])
+    samples = np.random.default_rng(0).normal(found.detectable, 1.0, (100_000, 3))
+    errors = samples.std(axis=1, ddof=1) / math.sqrt(3)
+    assert (samples.mean(axis=1) > 4.302653 * errors).mean() == pytest.approx(0.8, abs=0.005)
     assert summarise([1.0, 3.0]).detectable is None
 
 

@@ -7,8 +7,8 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import Aggregator, HeteroFL, Limits, Momentum, Privacy, RayGrid, Robust, classic
-from heterofl_flwr.adapters import ProductAggregator
+from heterofl_flwr import Aggregation, HeteroFL, Limits, Momentum, Privacy, RayGrid, Robust, classic
+from heterofl_flwr.adapters import ProductMean
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.secure.fixed_point import largest_steps, to_steps
@@ -69,9 +69,9 @@ def secure(**options):
 def in_clear(found, lost):
     """Return the counting mean of the fixed-point changes that clients in clear replied, and which entries count."""
     federation = found.strategy.federation
-    before = federation.initial_state()
+    before = federation.architecture.initial_state()
     members = [number for number in range(len(found.log.rates)) if lost.get(number) not in ("keys", "shares")]
-    aggregator = Aggregator(
+    aggregator = Aggregation(
         {name: torch.zeros_like(own).double() for name, own in before.items()}, ROWS, extra_rows=False
     )
     replies = {message.metadata.src_node_id: message for message in found.grid.heard}
@@ -79,7 +79,7 @@ def in_clear(found, lost):
         if number not in members or lost.get(number) == "train":
             continue
         node_id, config = message.metadata.dst_node_id, message.content["config"]
-        plan = federation.train_plan(1, node_id, config["rate"])
+        plan = federation.architecture.train_plan(1, config["rate"], federation.nodes.partition(node_id))
         sent = plan.extract(before)
         changes = {
             name: own.double() - sent[name] for name, own in read_tensors(replies[node_id].content["arrays"]).items()
@@ -104,7 +104,7 @@ def test_the_model_is_that_of_the_same_changes_in_clear(mix, rule):
     closed = {
         name: own == before
         for (name, own), before in zip(
-            found.state.items(), plain.strategy.federation.initial_state().values(), strict=True
+            found.state.items(), plain.strategy.federation.architecture.initial_state().values(), strict=True
         )
     }
     for name, own in found.state.items():
@@ -254,7 +254,7 @@ def test_noise_is_added_to_the_sum_of_the_same_changes(monkeypatch):
     ("options", "cause"),
     [
         ({"robust": Robust()}, "SecureSum fits the counting mean; expected robust=None"),
-        ({"aggregator": ProductAggregator}, "SecureSum fits the counting mean; expected aggregator=Aggregator"),
+        ({"aggregator": ProductMean}, "SecureSum fits the counting mean; expected aggregator=CountingMean"),
         ({"weights": "examples"}, "SecureSum fits a mean in which each client counts once"),
         ({"upload": "int8"}, "Compress works on single replies, of which SecureSum lets nobody see any"),
         ({"limits": Limits(norm_bound=1.0)}, "norm_bound is a bound on single replies"),
