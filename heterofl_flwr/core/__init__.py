@@ -4,6 +4,7 @@ from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.core.aggregator import Aggregator, CheckedReply
 from heterofl_flwr.core.axes import Axes, Axis, axes_between
 from heterofl_flwr.core.counting_mean import CountingMean
+from heterofl_flwr.core.exchanged import exchange_frozen
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.core.levels import (
@@ -29,6 +30,7 @@ __all__ = [
     "Robust",
     "RobustMean",
     "axes_between",
+    "exchange_frozen",
     "prefix",
     "register",
     "width",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, RoundError
-from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
+from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint, frozen_parameters
 from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import SliceFunction, SliceRule, make_slice_function, window_number
@@ -72,7 +72,7 @@ class Architecture:
     @property
     def clients_keep(self) -> bool:
         """Whether clients keep parameters or stage state from round to round."""
-        return self.personal or any(stage.needs.fixed_slices for stage in self.options.averaging.stages)
+        return self.personal or any(stage.keeps_client_state for stage in self.options.averaging.stages)
 
     @property
     def trains_all(self) -> bool:
@@ -169,6 +169,7 @@ class GlobalModel(Architecture):
         plan = Plan.of(self.model, model)
         if self.options.transfer.slice_rule != "prefix":
             self._check_tables(model, rate)
+            self._check_frozen(model, rate)
             plan.check_groups()
         return shared_part(plan, self.shared)
 
@@ -223,6 +224,7 @@ class GlobalModel(Architecture):
         # A ``state_dict`` lists a tied parameter under each of its names; the last one counts, as in load_state_dict.
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)
+        self._check_frozen_values(tensors)
         checked = {name: tensors[name].to(dtype) for name, dtype in self.dtypes.items()}
         if fault := next(value_faults(checked), None):
             raise RoundError(
@@ -245,5 +247,25 @@ class GlobalModel(Architecture):
                 f"slice_rule is {self.options.transfer.slice_rule!r}, but the model's buffers {', '.join(tables[:5])} "
                 f"have entries by channel, of which build({rate:g}) holds the first: they are not sent, so a client "
                 f"would train other channels with them. Expected slice_rule='prefix', or in place of the buffer a "
-                f"parameter, torch.nn.Parameter(..., requires_grad=False), which is cut as the others"
+                f"parameter, torch.nn.Parameter(...), which is cut as the others"
             )
+
+    def _check_frozen(self, local: nn.Module, rate: float) -> None:
+        """Raise an error if frozen parameters would be a prefix while the others are another slice."""
+        full, part = frozen_parameters(self.model), frozen_parameters(local)
+        if cut := [name for name, parameter in part.items() if parameter.shape != full[name].shape]:
+            raise ConfigError(
+                f"slice_rule is {self.options.transfer.slice_rule!r}, but the frozen parameters {', '.join(cut[:5])} "
+                f"are not sent, and build({rate:g}) holds the first of their entries. Expected slice_rule='prefix', or "
+                f"a build that returns heterofl_flwr.core.exchange_frozen(model)"
+            )
+
+    def _check_frozen_values(self, state: Mapping[str, Tensor]) -> None:
+        """Raise an error if a state has other values of frozen parameters than the model that nodes build."""
+        for name, parameter in frozen_parameters(self.model).items():
+            if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
+                raise ConfigError(
+                    f"initial_arrays has other values of {name} than build gives it. It is frozen "
+                    f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
+                    f"return heterofl_flwr.core.exchange_frozen(model)"
+                )

@@ -141,7 +141,7 @@ class EvaluationRound:
             )
         if moments and privacy.noise:
             spent.add(MOMENTS, len(moments))
-            self._log.privacy = spent.facts()
+            self._log.privacy = spent.metrics()
             moments = noise_moments(moments, privacy)
         if faults or moments:
             self._restrict_rates(moments)

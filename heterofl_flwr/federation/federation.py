@@ -15,7 +15,7 @@ from heterofl_flwr.federation.levels import Levels
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment
 from heterofl_flwr.federation.records import RunState
-from heterofl_flwr.stages.stage import label
+from heterofl_flwr.stages.server_stage import stage_name
 
 
 class Federation:
@@ -51,7 +51,7 @@ class Federation:
                 f"slice_rule='prefix' nobody trains the rest; expected rolling, random-level or random-client"
             )
         stages = self.options.averaging.stages
-        stays = [f"what {label(stage)} keeps stays" for stage in stages if stage.needs.fixed_slices]
+        stays = [f"what {stage_name(stage)} keeps stays" for stage in stages if stage.keeps_client_state]
         if stays and personal:
             raise ConfigError(f"{stays[0]} with a client for all parameters: expected all of them to be shared")
         stays += ["parameters that are not shared stay"] if personal else []

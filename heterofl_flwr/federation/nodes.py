@@ -41,8 +41,10 @@ class Nodes:
 
     Attributes
     ----------
+    present : set[int]
+        The nodes that are there.
     order : list[int]
-        The nodes that are there, sorted by registered name, then by id.
+        The same, sorted by registered name, then by id.
     all_named : bool
         True if each of them has a registered name. Draws then use the names, and only drawn nodes are asked.
     unanswered : set[int]
@@ -57,7 +59,7 @@ class Nodes:
 
     def __init__(self, reserved: Iterable[int] = ()) -> None:
         self._reserved = frozenset(reserved)  # partitions that are assigned by name only
-        self._present: set[int] = set()
+        self.present: set[int] = set()
         self._names: dict[int, str] = {}
         self._known: dict[int, Capability] = {}
         self._partitions: dict[int, int] = {}
@@ -89,7 +91,7 @@ class Nodes:
 
     def newcomers(self, present: Collection[int]) -> set[int]:
         """Return the nodes that are there now and were not before."""
-        return {*present} - self._present
+        return {*present} - self.present
 
     def update(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
         """Set the nodes that are there; ``names`` has the registered names of the newcomers.
@@ -98,7 +100,7 @@ class Nodes:
         anew may have another id.
         """
         present = {*present}
-        left, came = self._present - present, present - self._present
+        left, came = self.present - present, present - self.present
         if not left and not came:
             return
         for node_id in left:
@@ -107,7 +109,7 @@ class Nodes:
         self.demoted.difference_update(map(self.name, left))
         self.forget(left | (self._known.keys() - present))
         self.unanswered -= left
-        self._present = present
+        self.present = present
         self._names.update((node_id, name) for node_id in came if (name := names.get(node_id)))
         if joined := came - self._seats.keys():  # newcomers may get the numbers of nodes that left
             for node_id in self._seats.keys() - present:
@@ -126,7 +128,7 @@ class Nodes:
         without registered names follow from random node ids, so such a run cannot be repeated.
         """
         if answers.keys() - self._partitions.keys():  # these may have the numbers of nodes that left
-            for node_id in self._partitions.keys() - self._present:
+            for node_id in self._partitions.keys() - self.present:
                 del self._partitions[node_id]
         self._known.update(answers)
         self.unanswered -= answers.keys()
@@ -182,8 +184,9 @@ class Nodes:
         unnumbered = [node_id for node_id in unnumbered if node_id not in self._partitions]
         if unnamed := sum(node_id not in self._names for node_id in unnumbered):
             logger.warning(
-                "%d nodes name no partition-id of their node config and have no registered name: they are numbered by "
-                "their random ids, so this run cannot be repeated exactly",
+                "%d nodes reported no partition-id and have no registered name: they are numbered by their random ids, "
+                "so this run cannot be repeated exactly. A ClientApp that calls answer_queries reports the "
+                "partition-id of its node config",
                 unnamed,
             )
         if self.all_named:  # not all nodes may have answered yet, so the number must not depend on who has

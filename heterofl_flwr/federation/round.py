@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, RoundError, name_faults
+from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, RoundError, listed, name_faults
 from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
@@ -19,7 +19,9 @@ from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.federation.sampling import least_replies
 from heterofl_flwr.stages.chain import Chain
-from heterofl_flwr.stages.stage import Outgoing, RoundContext, Said, Talk, Update
+from heterofl_flwr.stages.client_stage import Fields, Outgoing
+from heterofl_flwr.stages.conversation import Questions
+from heterofl_flwr.stages.server_stage import RoundContext, Update
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ class Round:
         self.slices: dict[int, Sampled] = {}
         self.answers: dict[int, Answer] = {}
         self.silent: set[int] = set()
+        self._late: list[str] = []  # names of nodes that are one message behind
         self._lost = 0  # clients that simulated devices have lost
         for node_id in federation.levels.sample(server_round, trainable, "train") if sampled is None else sampled:
             self.begin(node_id)
@@ -145,8 +148,8 @@ class Round:
         self.log.bytes_down += num_bytes
         by_level[level] = by_level.get(level, 0) + num_bytes
 
-    def before(self) -> Talk[Mapping[int, Said]]:
-        """Ask clients what stages want to know before they train; return who may train, and what each is told."""
+    def before(self) -> Questions[Mapping[int, Fields]]:
+        """Ask clients before training; return the clients that may train, with extra fields of their instructions."""
         clients = {
             node_id: Update(plan=sampled.plan, tensors={}, rate=sampled.rate)
             for node_id, sampled in self.slices.items()
@@ -168,8 +171,8 @@ class Round:
                 form=reply.form,
                 scales=reply.scales,
                 client=node_id,
-                said=reply.said,
-                sent=sampled.sent,
+                fields=reply.fields,
+                version=sampled.sent,
             )
         )
         staleness = {} if sampled.sent is None else {"staleness": float(self.server_round - 1 - sampled.sent.number)}
@@ -187,9 +190,9 @@ class Round:
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note and log why a client's reply is not used; a spare client that does not answer is no failure."""
-        if fault.kind == "silent":
+        if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
-            if self._options.sampling.spare:  # close() decides whether the client was needed
+            if fault.kind == "silent" and self._options.sampling.spare:  # close() decides whether the client was needed
                 return
         self._note_fault(node_id, fault)
 
@@ -201,6 +204,8 @@ class Round:
     def _note_fault(self, node_id: int, fault: Fault) -> None:
         nodes = self._federation.nodes
         partition = nodes.partition(node_id)
+        if fault.kind == "late":
+            self._late.append(nodes.name(node_id))
         self.log.failures[partition] = fault.reason
         if name := nodes.registered_name(node_id):
             self.log.names[partition] = name
@@ -218,9 +223,11 @@ class Round:
             for node_id in (node_id for node_id in self.slices if node_id in self.silent):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         self.log.answered, self.log.notes = len(self.answers), self._federation.nodes.notes()
+        if self._late:
+            self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()
         state = self._chain.close()
-        self.log.privacy = self._chain.facts()
+        self.log.privacy = self._chain.metrics()
         by_level: dict[str, list[Answer]] = {}
         for node_id in sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate):
             by_level.setdefault(self.slices[node_id].level, []).append(self.answers[node_id])

@@ -5,7 +5,7 @@ than its slice. ``heterofl_flwr/secure`` has the protocol, docs/howto/privacy.md
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from reprlib import repr as shown
 from typing import Annotated, Any
 
@@ -27,7 +27,9 @@ from heterofl_flwr.secure.fixed_point import LARGEST_SUM, largest_steps, to_step
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
 from heterofl_flwr.secure.slices import COUNTS
-from heterofl_flwr.stages.stage import ClientContext, Needs, Outgoing, RoundContext, Said, Stage, State, Talk, Update
+from heterofl_flwr.stages.client_stage import ClientContext, Fields, Outgoing, RespondingStage, State, client_stage
+from heterofl_flwr.stages.conversation import Conversation, Questions
+from heterofl_flwr.stages.server_stage import Needs, RoundContext, Update
 from heterofl_flwr.stages.untrained import trained_plan
 
 KEY = "secure-sum"
@@ -43,8 +45,47 @@ FORM = "masked"
 """The form of a masked change: one vector, in uint32."""
 
 
+@client_stage("secure-sum")
+@dataclass(frozen=True)
+class ClientSecureSum(RespondingStage):
+    """Mask the change of a client, and answer the server's questions about keys and shares."""
+
+    def answer(self, context: ClientContext) -> Fields:
+        """Return keys, shares of keys, or shares of what unmasks the sum."""
+        secrets, phase = _secrets(context), context.config.get(KEY)
+        if phase == "keys":
+            keys, secrets[KEY] = make_keys()
+        elif phase == "shares":
+            keys, secrets[KEY] = _client(secrets, Roster.from_bytes(context.config.get(ROSTER))).share_keys()
+        elif phase == "reveal":
+            members, seeds = _list_of(int, context.config, CLIENTS), _list_of(bytes, context.config, SEEDS)
+            keys = _client(secrets).reveal(members, seeds)
+            del secrets[KEY]  # no more shares of this round
+        else:
+            raise ReplyError(f"the server asked for {shown(phase)}, expected keys, shares or reveal")
+        return {KEYS: keys}
+
+    def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
+        """Mask the change; leave out the client's classes, number of examples and metrics."""
+
+        def fill(roster: Roster, held: Plan, clients: int) -> Words:
+            received, trained = context.received(), update.tensors
+            changes = {name: tensor.double() - received[name] for name, tensor in trained.items() if name in held.axes}
+            if roster.grid:
+                return vector_of(roster, held, in_steps(changes, *roster.grid), update.labels)
+            generator = torch.Generator().manual_seed(derive(context.seed, KEY))
+            steps = to_steps(changes, roster.bound, clients, generator)
+            return vector_of(roster, held, steps, update.labels)
+
+        secrets = _secrets(context)
+        members, sealed = _list_of(int, context.config, CLIENTS), _list_of(bytes, context.config, KEYS)
+        (vector, seeds, hashes), secrets[KEY] = _client(secrets).mask(members, sealed, fill)
+        fields = {**update.fields, SEEDS: seeds, HASHES: hashes}
+        return Outgoing(tensors={FORM: torch.from_numpy(vector)}, form=FORM, fields=fields)
+
+
 @with_options
-class SecureSum(Stage):
+class SecureSum(Conversation):
     """Let the server add up masked changes, and unmask their sum alone."""
 
     name = "SecureSum"
@@ -57,24 +98,14 @@ class SecureSum(Stage):
 
     def __post_init__(self) -> None:
         self.needs = Needs(counting_mean=True, equal_weights=True, holders=self.holders)
-        self._asked: Said = {}
         self._nodes: Sequence[int] = ()
         self._round: ServerRound | None = None
 
-    def instruction(self) -> Mapping[str, float | str]:
-        """Tell clients that what they send is to be masked."""
-        return {KEY: "train"}
+    def client(self) -> RespondingStage:
+        """Return the client half."""
+        return ClientSecureSum()
 
-    @classmethod
-    def from_instruction(cls, config: Mapping[str, object]) -> Stage | None:
-        """Return the stage with what an instruction or a question says."""
-        if KEY not in config:
-            return None
-        own = cls()
-        own._asked = dict(config)
-        return own
-
-    def before(self, clients: Mapping[int, Update], context: RoundContext) -> Talk[Mapping[int, Said]]:
+    def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
         """Collect fresh keys, send the roster and collect shares of the keys; return what each member is told."""
         self._round = None
         answers = yield {client: {KEY: "keys"} for client in clients}
@@ -90,7 +121,8 @@ class SecureSum(Stage):
         shares = {self._nodes.index(client): _list_of(bytes, said, KEYS) for client, said in answers.items()}
         fits = {number: own for number, own in shares.items() if len(own) == len(keys)}
         self._round = current = ServerRound(roster, fits)
-        return {self._nodes[one]: {CLIENTS: current.members, KEYS: current.keys_for(one)} for one in current.members}
+        members = {KEY: "train", CLIENTS: current.members}
+        return {self._nodes[one]: {**members, KEYS: current.keys_for(one)} for one in current.members}
 
     def _roster(self, clients: Sequence[Update], keys: Sequence[Sequence[bytes]], context: RoundContext) -> Roster:
         if len(clients) < self.holders:
@@ -115,38 +147,6 @@ class SecureSum(Stage):
             grid=list(context.grid or ()),
         )
 
-    def answer(self, context: ClientContext) -> Said:
-        """Return keys, shares of keys, or shares of what unmasks the sum."""
-        notes, asked = _notes(context), self._asked[KEY]
-        if asked == "keys":
-            keys, notes[KEY] = make_keys()
-        elif asked == "shares":
-            keys, notes[KEY] = _client(notes, Roster.from_bytes(self._asked.get(ROSTER))).share_keys()
-        elif asked == "reveal":
-            keys = _client(notes).reveal(_list_of(int, self._asked, CLIENTS), _list_of(bytes, self._asked, SEEDS))
-            del notes[KEY]  # nobody gets more of this round
-        else:
-            raise ReplyError(f"the server asked for {shown(asked)}, expected keys, shares or reveal")
-        return {KEYS: keys}
-
-    def on_client(self, outgoing: Outgoing, context: ClientContext) -> Outgoing:
-        """Mask the change; leave out which classes the client has, its number of examples and its metrics."""
-
-        def fill(roster: Roster, held: Plan, clients: int) -> Words:
-            received, trained = context.received(), outgoing.tensors
-            changes = {name: own.double() - received[name] for name, own in trained.items() if name in held.axes}
-            if roster.grid:
-                return vector_of(roster, held, in_steps(changes, *roster.grid), outgoing.labels)
-            generator = torch.Generator().manual_seed(derive(context.seed, KEY))
-            steps = to_steps(changes, roster.bound, clients, generator)
-            return vector_of(roster, held, steps, outgoing.labels)
-
-        notes = _notes(context)
-        members, sealed = _list_of(int, self._asked, CLIENTS), _list_of(bytes, self._asked, KEYS)
-        (vector, seeds, hashes), notes[KEY] = _client(notes).mask(members, sealed, fill)
-        said = {**outgoing.said, SEEDS: seeds, HASHES: hashes}
-        return Outgoing(tensors={FORM: torch.from_numpy(vector)}, form=FORM, said=said)
-
     def on_reply(self, update: Update, context: RoundContext) -> Update:
         """Add a masked change to the sum."""
         if update.form != FORM or update.client not in self._nodes:
@@ -155,10 +155,12 @@ class SecureSum(Stage):
                 f"heterofl-flwr on the server and on every node"
             )
         vector, client = update.tensors[FORM].numpy(), self._nodes.index(update.client)
-        self._current().add(client, vector, _list_of(bytes, update.said, SEEDS), _list_of(bytes, update.said, HASHES))
+        self._current().add(
+            client, vector, _list_of(bytes, update.fields, SEEDS), _list_of(bytes, update.fields, HASHES)
+        )
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
-    def after(self, context: RoundContext) -> Talk[None]:
+    def after(self, context: RoundContext) -> Questions[None]:
         """Collect shares of the seeds of those who are in the sum, and of the keys of those who are not; unmask."""
         current = self._current()
         asked = {KEY: "reveal", CLIENTS: current.survivors}
@@ -173,8 +175,8 @@ class SecureSum(Stage):
         self._mean = MeanOfSum(state)
         return self._mean
 
-    def facts(self) -> Mapping[str, float]:
-        """Return how many clients' changes are in the sum."""
+    def metrics(self) -> Mapping[str, float]:
+        """Return the number of clients in the sum."""
         return {"summed-clients": float(len(self._round.survivors))} if self._round else {}
 
     def _current(self) -> ServerRound:
@@ -228,22 +230,22 @@ def vector_of(roster: Roster, held: Plan, steps: Mapping[str, Tensor], labels: S
     return torch.cat(parts).numpy().view(np.uint32)
 
 
-def _notes(context: ClientContext) -> dict[str, bytes]:
-    if context.notes is None:
+def _secrets(context: ClientContext) -> dict[str, bytes]:
+    if context.round_state is None:
         raise ConfigError(
             "SecureSum keeps keys between the messages of a round: call answer_queries(app, ...) in the ClientApp, or "
             "reply(..., context=context)"
         )
-    return context.notes
+    return context.round_state
 
 
-def _client(notes: Mapping[str, bytes], roster: Roster | None = None) -> ClientRound:
-    if KEY not in notes:
+def _client(secrets: Mapping[str, bytes], roster: Roster | None = None) -> ClientRound:
+    if KEY not in secrets:
         raise ReplyError("this node has no keys of this round: it was restarted meanwhile, or has revealed its shares")
-    return ClientRound(notes[KEY], roster)
+    return ClientRound(secrets[KEY], roster)
 
 
-def _list_of(kind: type, said: Said, key: str) -> list[Any]:
+def _list_of(kind: type, fields: Fields, key: str) -> list[Any]:
     """Return a list of bytes or whole numbers; an empty one if there is something else."""
-    found = said.get(key)
+    found = fields.get(key)
     return found if isinstance(found, list) and all(type(own) is kind for own in found) else []

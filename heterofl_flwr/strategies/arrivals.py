@@ -59,8 +59,10 @@ class Arrivals:
             usable = self._nodes.order
             enough = len(present) >= sampling.available
             if enough and self._federation.levels.asks_all:
+                patience = self._patience
                 usable = self.ask(self._nodes.order)
-                present = set(self._nodes.order)
+                deadline += patience - self._patience
+                present = self._nodes.present
                 enough = len(usable) >= sampling.available
             if not (enough or announced):
                 announced, least = True, f"expected at least {sampling.available}"
@@ -94,9 +96,11 @@ class Arrivals:
         }
         if any(isinstance(answer, Fault) for answer in answers.values()):  # nodes may have left meanwhile
             self._look()
-        present = {*self._nodes.order}
+        present = self._nodes.present
         self._nodes.unanswered |= silent & present
-        answered = {node_id: answer for node_id, answer in answers.items() if node_id in present - silent}
+        answered = {
+            node_id: answer for node_id, answer in answers.items() if node_id in present and node_id not in silent
+        }
         if answered:
             self._federation.register(answered, present=present)
         return [node_id for node_id in node_ids if node_id in self._nodes]
@@ -106,8 +110,10 @@ class Arrivals:
         nodes, changes = self._nodes, self._nodes.changes
         if self._begins:
             warn_of_mix(self._federation, self._server_round, nodes.order)
-            known = {name for node_id in nodes.order for name in (str(node_id), nodes.registered_name(node_id))}
-            warn_of_names(self._federation.options.limits, known)
+            limits = self._federation.options.limits
+            if limits.levels or limits.partitions:
+                known = {name for node_id in nodes.order for name in (str(node_id), nodes.registered_name(node_id))}
+                warn_of_names(limits, known)
         for change in () if self._begins else changes:
             host_log.info("round %d: %s", self._server_round, change)
         changes.clear()

@@ -11,7 +11,7 @@ from heterofl_flwr.common.errors import ConfigError, check_count
 from heterofl_flwr.federation.records import Progress, RunState, check_metrics, host_log
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.summary import log_summary
-from heterofl_flwr.stages.stage import State
+from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.hooks import RoundHooks
 from heterofl_flwr.strategies.round_messages import TRAIN_SHARE
@@ -193,7 +193,7 @@ class _Loop:
     def _train(self, server_round: int) -> None:
         strategy, result = self._strategy, self._result
         evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
-        share = TRAIN_SHARE if evaluates or strategy.chain.asks else 1.0
+        share = TRAIN_SHARE if evaluates or strategy.chain.summing else 1.0
         if self._steps is not None:
             seconds = strategy.messages_of(server_round).budget.left(share)
             arrays, metrics = self._steps.run(server_round, result.arrays, seconds)

@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 
 from heterofl_flwr.common.errors import Fault, HeteroFLError, RoundError
 from heterofl_flwr.core.moving_slices import window_number
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
@@ -20,8 +21,8 @@ from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
+from heterofl_flwr.stages.client_stage import Fields, State
 from heterofl_flwr.stages.privacy import Spent
-from heterofl_flwr.stages.stage import Said, State
 from heterofl_flwr.strategies.arrivals import Arrivals
 from heterofl_flwr.strategies.round_messages import (
     MOMENTS_SHARE,
@@ -185,18 +186,27 @@ class RoundHooks(Strategy):
                 unusable = Fault("its answer to what was asked before training is not usable", "rejected")
                 current.refuse(node_id, queries.faults.get(node_id, unusable))
                 continue
-            current.note_sent(node_id, packing.count_bytes(slices.record(sampled.plan)))
+            current.note_sent(node_id, self.sent_bytes(slices, sampled.plan))
             opened.sent.append(self.train_message(current, node_id, slices, config, stage_configs[node_id]))
         # Flower may iterate the result more than once, and this object keeps its own list.
         return list(opened.sent)
 
     def train_message(
-        self, current: Round, node_id: int, slices: Slices, config: ConfigRecord, stage_config: Said
+        self, current: Round, node_id: int, slices: Slices, config: ConfigRecord, stage_config: Fields
     ) -> Message:
         """Return the training instruction of a client."""
         sampled = current.slices[node_id]
         client = self._train_config(current, node_id, sampled.rate)
-        return instruction(self.train_kind, node_id, slices.record(sampled.plan), {**config, **client, **stage_config})
+        full_config = {**config, **client, **stage_config}
+        message = instruction(self.train_kind, node_id, slices.record(sampled.plan), full_config)
+        if self.chain.broadcast:
+            message.content[messages.BROADCAST] = slices.broadcast(sampled.plan, self.chain.broadcast)
+        return message
+
+    def sent_bytes(self, slices: Slices, plan: Plan) -> int:
+        """Return the bytes of the tensors in a training instruction."""
+        broadcast = [slices.broadcast(plan, self.chain.broadcast)] if self.chain.broadcast else []
+        return sum(map(packing.count_bytes, (slices.record(plan), *broadcast)))
 
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
         """Return the config of a training instruction."""
@@ -214,7 +224,7 @@ class RoundHooks(Strategy):
         self.open_round()
         opened = self.messages_of(server_round)
         opened.read(replies, self.add_reply)
-        if self.chain.asks and self._grid[0] is not None:
+        if self.chain.summing and self._grid[0] is not None:
             queries = StageQueries(
                 self._grid[0], server_round, self.chain.instruction(), lambda: opened.budget.left(MOMENTS_SHARE)
             )

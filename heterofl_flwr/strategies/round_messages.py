@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from heterofl_flwr.common.errors import Fault, RoundError, name_faults
 from heterofl_flwr.core.slice_plan import Plan
@@ -14,7 +15,8 @@ from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round
-from heterofl_flwr.stages.stage import Said, Talk
+from heterofl_flwr.stages.client_stage import Fields
+from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.exchange import query, read_each
 
@@ -136,12 +138,21 @@ class Slices:
         # A user's state may also hold running statistics.
         is_exact = list(arrays) == list(global_plan.axes)
         self._records = {global_plan: arrays} if is_exact else {}
+        self._broadcasts: dict[Plan, ArrayRecord] = {}
 
     def record(self, plan: Plan) -> ArrayRecord:
         """Return the record of a slice."""
         if plan not in self._records:
             self._records[plan] = ArrayRecord(plan.extract(self.state))
         return self._records[plan]
+
+    def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
+        """Return the record of a slice of the stages' tensors, named ``stage/parameter``."""
+        if plan not in self._broadcasts:
+            parameters = {name: name.partition("/")[2] for name in tensors}
+            axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}
+            self._broadcasts[plan] = ArrayRecord(Plan(axes).extract(tensors))
+        return self._broadcasts[plan]
 
 
 def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
@@ -184,7 +195,7 @@ class StageQueries:
     seconds: Callable[[], float]  # time limit of the next query
     faults: dict[int, Fault] = field(default_factory=dict)
 
-    def converse(self, talk: Talk[Result]) -> Result:
+    def converse(self, talk: Questions[Result]) -> Result:
         """Run a stage's generator of queries and return its result; a ``RoundError`` of it names the faults."""
         try:
             questions = next(talk)
@@ -197,10 +208,10 @@ class StageQueries:
             faults = {node_id: fault.reason for node_id, fault in self.faults.items()}
             raise RoundError(f"{error}; {name_faults('node', faults)}" if faults else str(error)) from error
 
-    def _query(self, questions: Mapping[int, Said]) -> dict[int, Said]:
+    def _query(self, questions: Mapping[int, Fields]) -> dict[int, Fields]:
         common = {**self.config, messages.SERVER_ROUND: self.server_round}
         configs = {node_id: {**common, **question} for node_id, question in questions.items()}
-        answers: dict[int, Said] = {}
+        answers: dict[int, Fields] = {}
         results = query(self.grid, messages.QUERY_STAGES, configs, self.seconds(), messages.read_config)
         for node_id, result in results.items():
             if isinstance(result, Fault):

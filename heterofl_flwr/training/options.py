@@ -14,6 +14,7 @@ from heterofl_flwr.common.options import Count, Decay, NotNegative, Positive, gr
 from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn.loss import Fill
+from heterofl_flwr.nn.penalty import AlignedQuadratic
 
 JointLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
 """From the masked logits of all outputs of a model, its own depth and width last, and the targets to the loss."""
@@ -124,9 +125,10 @@ class TrainingJob:
     joint_loss
         For a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``), their loss, where not the last alone
         is trained. The engine ``plain`` trains it.
-    towards
-        What ``TrainOptions.proximal`` pulls each of the model's parameters to, in their order; empty for what was
-        received. The engine ``plain`` does.
+    quadratic
+        Quadratic penalty on the model's parameters, apart from FedProx's; None without one.
+    penalty
+        Another term to add to the loss of each batch. The engine ``plain`` trains it.
     """
 
     model: nn.Module
@@ -135,7 +137,8 @@ class TrainingJob:
     classes: Sequence[int] | Tensor | None = None
     step_share: float = 1.0
     joint_loss: JointLoss | None = None
-    towards: Sequence[Tensor] = ()
+    quadratic: AlignedQuadratic | None = None
+    penalty: Callable[[], Tensor | float] | None = None
 
     def __post_init__(self) -> None:
         """Validate the share."""

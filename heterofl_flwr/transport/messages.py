@@ -14,10 +14,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 
 from heterofl_flwr.common.errors import ConfigError, FaultKind, ReplyError
 from heterofl_flwr.core.slice_plan import ALL
-from heterofl_flwr.stages import clip, compress, feddyn, secure_sum
+from heterofl_flwr.stages import client_stage, compress, secure_sum
 from heterofl_flwr.transport.compat import ErrorCode
 
-SCHEMA = 1
+SCHEMA = 2
 """Raise when a message changes its meaning."""
 
 # Names of records.
@@ -25,6 +25,7 @@ ARRAYS = "arrays"
 CHANGES = "changes"
 SCALES = "scales"
 MASKED = secure_sum.FORM
+BROADCAST = "stage-tensors"
 CONFIG = "config"
 METRICS = "metrics"
 MOMENTS = "moments"
@@ -47,7 +48,7 @@ RATES = "rates"
 SLICE_RULE = "slice-rule"
 WINDOW = "window"
 MOMENTS_KIND = "moments-kind"
-UPLOAD, CLIP, FEDDYN, SECURE_SUM = compress.KEY, clip.KEY, feddyn.KEY, secure_sum.KEY
+UPLOAD, CLIENT_STAGES, SECURE_SUM = compress.KEY, client_stage.KEY, secure_sum.KEY
 SECURE_ROSTER, SECURE_CLIENTS = secure_sum.ROSTER, secure_sum.CLIENTS
 SECURE_KEYS, SECURE_SEEDS, SECURE_HASHES = secure_sum.KEYS, secure_sum.SEEDS, secure_sum.HASHES
 SHARED = "shared"
@@ -60,8 +61,8 @@ RUN_KEY = "run-key"
 CHECKPOINT_EVERY = "checkpoint-every"
 
 RESERVED = frozenset(
-    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIP, SHARED, WORK}
-) | {TRAINED, RUN_KEY, CHECKPOINT_EVERY, BASE, FEDDYN, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
+    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIENT_STAGES, SHARED, WORK}
+) | {TRAINED, RUN_KEY, CHECKPOINT_EVERY, BASE, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
 """Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
 
 # Keys of metrics.
@@ -94,12 +95,12 @@ SERVER = "the server"
 NOT_HETEROFL = (
     "the server's strategy is not HeteroFL: use heterofl_flwr.HeteroFL (for a NumPyClient, "
     "heterofl_flwr.classic.HeteroFL) in the ServerApp; under another strategy, such as FedAvg, a client builds and "
-    "loads its model itself, without submodel and reply"
+    "loads its model itself, without a Task"
 )
 NOT_CONVERTED = (
-    "its ClientApp is not converted: let it call answer_queries once, submodel in place of building and loading the "
-    "model, and reply to answer (heterofl_flwr.client); in a NumPyClient properties_of, submodel and parameters_of "
-    "(heterofl_flwr.classic)"
+    "its ClientApp is not converted: let it call answer_queries(app, build) once, and for each message make "
+    "task = Task(message, context, build), train task.model() and return task.reply(...) (heterofl_flwr.client); a "
+    "NumPyClient needs heterofl_flwr.classic, its Task and its HeteroFL"
 )
 
 SIMULATED = "simulated: "

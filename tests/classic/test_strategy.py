@@ -59,7 +59,7 @@ def test_instructions_share_one_packet_a_level():
     assert len({id(ins.parameters) for _, ins in instructions}) == 2
     assert len({id(ins.config) for _, ins in instructions}) == 4
     told = {"rate": 0.25, "rates": "0.25", "global-rate": 1.0, "server-round": 3, "seed": 5, "partition": 3}
-    more = {"heterofl-schema": 1, "epochs": 6, "lr": 0.1 * 0.1, "task": "train"}
+    more = {"heterofl-schema": 2, "epochs": 6, "lr": 0.1 * 0.1, "task": "train"}
     assert instructions[3][1].config == told | more
 
 
@@ -102,7 +102,9 @@ def test_who_answers_with_parameters_that_are_not_shared_reads_how_not_to():
     whole = [own.detach().numpy() for own in build(1.0).parameters()]
     strategy.aggregate_fit(1, [(first, fit_res(whole)), *fit_all(others)], [])
     (fault,) = strategy.log.failures.values()
-    assert "sent 4 arrays, expected 2; not all parameters are shared (shared): let the client call parameters" in fault
+    assert (
+        "sent 4 arrays, expected 2; not all parameters are shared (shared): let the client return classic.Task" in fault
+    )
 
 
 def test_labels_travel_as_text():

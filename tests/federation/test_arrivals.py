@@ -11,7 +11,8 @@ from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr import Evaluation, Limits, LocalGrid
-from heterofl_flwr.client import answer_capability, answer_queries
+from heterofl_flwr.client import answer_queries
+from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.federation.nodes import Capability, Nodes
@@ -162,7 +163,7 @@ def test_without_partitions_names_or_ids_order_the_nodes(grid, warnings, caplog)
     ids = list(found.grid.get_node_ids())
     ordered = sorted(ids) if warnings else ids[::-1]
     assert [found.strategy.federation.nodes.partition(node_id) for node_id in ordered] == [0, 1, 2, 3]
-    said = "4 nodes name no partition-id of their node config and have no registered name"
+    said = "4 nodes reported no partition-id and have no registered name"
     assert caplog.text.count(said) == warnings
 
 

@@ -256,7 +256,7 @@ def test_noise_is_added_to_the_sum_of_the_same_changes(monkeypatch):
         ({"robust": Robust()}, "SecureSum fits the counting mean; expected robust=None"),
         ({"aggregator": ProductMean}, "SecureSum fits the counting mean; expected aggregator=CountingMean"),
         ({"weights": "examples"}, "SecureSum fits a mean in which each client counts once"),
-        ({"upload": "int8"}, "Compress works on single replies, of which SecureSum lets nobody see any"),
+        ({"upload": "int8"}, "Compress reads replies, which SecureSum hides"),
         ({"limits": Limits(norm_bound=1.0)}, "norm_bound is a bound on single replies"),
     ],
 )
