@@ -57,7 +57,7 @@ class Workload:
         """What the numbers of the data set mean; a node with data of its own need not have those that we know."""
         name, label = self.settings.data.name, self.settings.data.label
         facts = Facts.known(name, label)
-        return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.known(name, facts)
+        return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.of_source(name, facts)
 
     @cached_property
     def device(self) -> torch.device:

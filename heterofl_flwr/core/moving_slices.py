@@ -1,7 +1,7 @@
 """Slice rules, which entries of an axis a client keeps: HeteroFL a prefix, FedRolex a window, Federated Dropout any.
 
-A slice function sees the length of one part of an axis and how much of it is kept, and nothing else. Coupled axes, such
-as those of a residual stream, have equal lengths, so every slice function keeps them aligned.
+A slice function sees the length of one part of an axis and how much of it is kept, and nothing else. Coupled axes have
+equal lengths, as in a residual stream, so every slice function keeps them aligned.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ SliceFunction = Callable[[int, int], Sequence[int] | None]
 """From (full, kept) to the kept positions, ascending; ``None`` stands for the first ``kept``."""
 
 SliceRule = Literal["prefix", "rolling", "random-level", "random-client"]
-"""Which slices clients get: HeteroFL's; FedRolex's window; random ones, one for each rate, or one for each client."""
+"""Slices of clients: HeteroFL's; FedRolex's window; random ones, one for each rate, or one for each client."""
 
 
-def prefix(full: int, kept: int) -> None:
+def prefix(length: int, number: int) -> None:
     """Keep the first ``kept`` of ``full`` entries: HeteroFL's slices (section 3.1)."""
 
 

@@ -78,8 +78,8 @@ class PreResNet(nn.Module):
         inputs = width(hidden[0], rate)
         self.stem = _conv(channels, inputs, 3)
         self.stages = nn.Sequential()
-        for stage, (full, number) in enumerate(zip(hidden, blocks, strict=True)):
-            planes = width(full, rate)
+        for stage, (full_width, number) in enumerate(zip(hidden, blocks, strict=True)):
+            planes = width(full_width, rate)
             layers = nn.Sequential()
             for position in range(number):
                 stride = 2 if stage > 0 and position == 0 else 1
