@@ -9,7 +9,8 @@ from functools import cache, cached_property, lru_cache, partial
 import torch
 from torch import nn
 
-from heterofl_flwr.common.errors import ConfigError, load_function
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset

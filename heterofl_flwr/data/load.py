@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import DataError, extra, load_function
+from heterofl_flwr.common.errors import DataError, extra
+from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.data.convert import Raw, to_dataset
 from heterofl_flwr.data.dataset import Dataset, Split
 from heterofl_flwr.data.known import SOURCES, Columns, Source, short_name

@@ -151,6 +151,7 @@ class GlobalModel(Architecture):
         self.shared = tuple(options.transfer.shared)
         self.personal = self.shared != ALL
         self.model = self.build(mix.global_rate)
+        self._frozen_values = frozen_parameters(self.model)
         self.global_plan = self.plan(mix.global_rate)
         if options.transfer.slice_rule != "prefix":
             self.plan(mix.rates[-1])  # check the smallest rate now: Dynamic may draw it late in the run
@@ -262,7 +263,7 @@ class GlobalModel(Architecture):
 
     def _check_frozen_values(self, state: Mapping[str, Tensor]) -> None:
         """Raise an error if a state has other values of frozen parameters than the model that nodes build."""
-        for name, parameter in frozen_parameters(self.model).items():
+        for name, parameter in self._frozen_values.items():
             if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
                 raise ConfigError(
                     f"initial_arrays has other values of {name} than build gives it. It is frozen "

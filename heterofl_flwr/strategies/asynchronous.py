@@ -1,8 +1,9 @@
 """Steps of the model without waiting: one for each ``size`` replies, while other clients still train."""
 
+import math
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -18,6 +19,9 @@ from heterofl_flwr.strategies.round_messages import Slices
 from heterofl_flwr.transport import packing
 from heterofl_flwr.transport.exchange import cancel, first_replies, reply_or_fault
 
+OVERDUE_SHARE = 0.25
+"""Share of a step's time after which a client without a reply is replaced; its reply still counts if it comes."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
@@ -27,6 +31,7 @@ class _Turn:
     sampled: Sampled
     since: float
     num_bytes: int
+    sent_at: float = field(default_factory=time.monotonic)
 
 
 class Steps:
@@ -48,6 +53,7 @@ class Steps:
         self._strategy, self._stage, self._grid, self._config = strategy, stage, grid, config
         self._training: dict[str, _Turn] = {}  # by message id, in the order sent
         self._waiting: list[tuple[_Turn, Message]] = []  # replies without a seat so far
+        self._overdue: set[int] = set()  # clients whose last reply is overdue: they are replaced, and drawn last
 
     @as_flower_error()
     def run(
@@ -60,23 +66,35 @@ class Steps:
         seats = Seats(options.size, options.quota)
         self._seat(current, seats)
         while not seats.full:
+            self._seconds_to_overdue(OVERDUE_SHARE * timeout)
             self._send(current, slices, began)
+            overdue_in = self._seconds_to_overdue(OVERDUE_SHARE * timeout)
             seconds = began + timeout - time.monotonic()
             if not self._training or seconds <= 0:
                 break
-            for reply in first_replies(self._grid, self._training, seconds):
-                self._waiting.append((self._training.pop(reply.metadata.reply_to_message_id), reply))
+            for reply in first_replies(self._grid, self._training, max(0.0, min(seconds, overdue_in))):
+                turn = self._training.pop(reply.metadata.reply_to_message_id)
+                self._overdue.discard(turn.node_id)
+                self._waiting.append((turn, reply))
             self._seat(current, seats)
         nodes, busy = self._strategy.federation.nodes, [turn.node_id for turn in self._busy()]
         self._stage.training = [nodes.partition(node_id) for node_id in busy]
         for node_id in busy:
             current.leave_out(node_id)
-        current.needed = options.size
+        answering = len(current.slices) - len(current.silent)
+        current.needed = min(options.size, max(1, answering))
         return self._strategy.close_round()
 
     def close(self) -> None:
         """Cancel the messages of all clients that still train."""
         cancel(self._grid, list(self._training))
+
+    def _seconds_to_overdue(self, patience: float) -> float:
+        """Note the clients whose replies are overdue; return the seconds until the next one is."""
+        now = time.monotonic()
+        self._overdue |= {turn.node_id for turn in self._training.values() if now - turn.sent_at >= patience}
+        turns = [turn for turn in self._training.values() if turn.node_id not in self._overdue]
+        return min((turn.sent_at + patience - now for turn in turns), default=math.inf)
 
     def _busy(self) -> list[_Turn]:
         """Return the clients that train, or wait for a seat."""
@@ -153,7 +171,8 @@ class Steps:
 
     def _draw(self, current: Round) -> list[int]:
         """Sample the clients that begin now; those that trained when a resumed run was stopped come before others."""
-        nodes, number = self._strategy.federation.nodes, self._stage.options.concurrency - len(self._busy())
+        nodes, training = self._strategy.federation.nodes, [turn.node_id not in self._overdue for turn in self._busy()]
+        number = self._stage.options.concurrency - sum(training)
         free = {nodes.partition(node_id): node_id for node_id in current.trainable if node_id not in current.slices}
         resumed = [free.pop(partition) for partition in self._stage.training if partition in free]
         self._stage.training = []
