@@ -22,8 +22,8 @@ from unittest.mock import patch
 
 from sphinx.pycode import ModuleAnalyzer
 
-from heterofl_flwr.app.cli.main import COMMANDS, parser
-from heterofl_flwr.app.cli.settings import read_settings
+from heterofl_flwr.app.main import COMMANDS, parser
+from heterofl_flwr.app.settings import read_settings
 from heterofl_flwr.core import Fidelity
 from heterofl_flwr.core.formatting import markdown
 from heterofl_flwr.settings.auto_values import NOT_IID, OTHER, PRESETS

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from heterofl_flwr.adapters.lora import lora as lora
     from heterofl_flwr.common.errors import HeteroFLError as HeteroFLError
-    from heterofl_flwr.core.counting_mean import Aggregator as Aggregator
+    from heterofl_flwr.core.aggregation import Aggregation as Aggregation
     from heterofl_flwr.core.fidelity import Fidelity as Fidelity
     from heterofl_flwr.core.levels import Mix as Mix
     from heterofl_flwr.core.robust import Robust as Robust
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Adagrad": "stages.server_optimizer",
     "Adam": "stages.server_optimizer",
-    "Aggregator": "core.counting_mean",
+    "Aggregation": "core.aggregation",
     "Buffered": "stages.asynchronous",
     "DeviceProfile": "grids.devices",
     "Devices": "grids.devices",

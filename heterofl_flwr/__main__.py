@@ -5,7 +5,7 @@ import sys
 if not sys.flags.safe_path:  # the current folder, first: it may be a stranger's, with a module such as argparse.py
     sys.path.append(sys.path.pop(0))
 
-from heterofl_flwr.app.cli.main import main
+from heterofl_flwr.app.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

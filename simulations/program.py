@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from heterofl_flwr.app.cli.main import status_of as status_of
+from heterofl_flwr.app.main import status_of as status_of
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import append_line, remove, write_atomic
 

@@ -25,7 +25,7 @@ from torch.nn.functional import avg_pool2d
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import client_app, server_app
 from heterofl_flwr.app.workload import Workload, load_workload
-from heterofl_flwr.client import seed_of
+from heterofl_flwr.client import Instruction
 from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.randomness import derive
@@ -117,7 +117,8 @@ class HostileApp(client_app.CohortApp):
             return reply
         before = message.content.array_records["arrays"].to_torch_state_dict()
         after = reply.content.array_records["arrays"].to_torch_state_dict()
-        draw, attack = torch.Generator().manual_seed(derive(seed_of(message), "attack")), ATTACKS[self._cell.attack]
+        seed = derive(Instruction.of(message).seed, "attack")
+        draw, attack = torch.Generator().manual_seed(seed), ATTACKS[self._cell.attack]
         said = {name: old + attack(after[name] - old, draw) for name, old in before.items()}
         reply.content["arrays"] = ArrayRecord(said)
         return reply

@@ -2,7 +2,7 @@
 
 import sys
 
-from heterofl_flwr.app.cli.main import main
+from heterofl_flwr.app.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["sweep", *sys.argv[1:]]))

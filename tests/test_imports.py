@@ -62,7 +62,7 @@ def test_each_part_loads_nothing_that_it_does_not_need(tmp_path):
     """In a deployment each message starts a process, so each of these would be paid for with each message."""
     modules = [f"heterofl_flwr.core.{path.stem}" for path in (ROOT / "heterofl_flwr" / "core").glob("*.py")]
     core, training, client, report, images = loaded_after(
-        f"from heterofl_flwr import Aggregator, Mix, Plan\nimport torch, {', '.join(modules)}",
+        f"from heterofl_flwr import Aggregation, Mix, Plan\nimport torch, {', '.join(modules)}",
         TRAIN,
         "import heterofl_flwr.client, heterofl_flwr.app.client_app",
         "import heterofl_flwr.report",

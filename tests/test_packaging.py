@@ -21,10 +21,10 @@ pytestmark = pytest.mark.slow
 MATHS_ALONE = """
 import sys, torch
 import heterofl_flwr
-from heterofl_flwr.core import Aggregator, Plan
+from heterofl_flwr.core import Aggregation, Plan
 
 state = {"weight": torch.zeros(3, 4)}
-aggregator = Aggregator(state)
+aggregator = Aggregation(state)
 aggregator.add(Plan.between({"weight": (3, 4)}, {"weight": (3, 2)}), {"weight": torch.ones(3, 2)})
 aggregator.add(Plan.between({"weight": (3, 4)}, {"weight": (3, 4)}), {"weight": torch.full((3, 4), 3.0)})
 assert aggregator.result()["weight"].tolist() == [[2, 2, 3, 3]] * 3

@@ -15,8 +15,9 @@ READERS = [
     for path in SOURCES
     for room in (
         *("core", "nn", "adapters", "elastic_models", "stages", "training", "federation", "strategies", "classic"),
-        *("client.py", "client_context.py", "node_config.py", "local_model.py", "messages.py", "packing.py"),
-        *("exchange.py", "superlink.py", "grids/windowed.py"),
+        *(f"client/{name}.py" for name in ("instruction", "model", "node_config", "queries", "stages", "task")),
+        *(f"transport/{name}.py" for name in ("messages", "packing", "exchange", "guard")),
+        "grids/windowed.py",
     )
     if path.is_relative_to(ROOT / "heterofl_flwr" / room)
 ]

@@ -1,6 +1,6 @@
 """Adapters of unequal rank on one frozen model that all levels share."""
 
-from heterofl_flwr.adapters.averaging import ProductAggregator
+from heterofl_flwr.adapters.averaging import ProductMean
 from heterofl_flwr.adapters.lora import LoraLevels, lora
 
-__all__ = ["LoraLevels", "ProductAggregator", "lora"]
+__all__ = ["LoraLevels", "ProductMean", "lora"]

@@ -1,27 +1,27 @@
-"""The average of LoRA adapters of unequal rank by their products, beside the counting mean.
+"""Averaging of LoRA adapters of unequal rank by their products.
 
 An adapter adds ``scaling * B @ A`` to what a layer computes, with ``A`` (rank, inputs) and ``B`` (outputs, rank). A
 client of a smaller rank holds the first rows of ``A`` and the first columns of ``B``, and its scaling is the same. The
 counting mean averages the entries of ``A`` and of ``B``, but mean(B) @ mean(A) is not the mean of the products B @ A.
 
-``ProductAggregator`` averages the products and cuts the mean to the server's rank (FlexLoRA, Bai et al., 2024).
+``ProductMean`` averages the products and cuts the mean to the server's rank (FlexLoRA, Bai et al., 2024).
 
-Names are those of peft. What else is shared, such as biases, goes by the counting mean.
+Names are those of peft. Other shared parameters, such as biases, are averaged by the counting mean.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.counting_mean import Aggregator
+from heterofl_flwr.core.aggregator import CheckedReply
+from heterofl_flwr.core.counting_mean import Holders, Sums
 from heterofl_flwr.core.slice_plan import Plan
 
 FACTORS = ("lora_", "lora_embedding_")
-"""How peft begins the names of an adapter's factors: ``lora_A``, or ``lora_embedding_A``."""
+"""Prefixes of the names that peft gives an adapter's factors: ``lora_A``, or ``lora_embedding_A``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,77 +33,88 @@ class Adapter:
 
 
 def find_adapters(names: Iterable[str]) -> list[Adapter]:
-    """Return the adapters of which both factors are among these names."""
-    known, found = set(names), []
+    """Return the adapters with both factors among these names."""
+    all_names, adapters = set(names), []
     for name in names:
-        for start in FACTORS:
-            layer, sign, adapter = name.rpartition(f"{start}A.")
-            other = f"{layer}{start}B.{adapter}"
-            if sign and other in known and layer[-1:] in ("", "."):
-                found.append(Adapter(name, other))
-    return found
+        for prefix in FACTORS:
+            layer, sign, adapter = name.rpartition(f"{prefix}A.")
+            b = f"{layer}{prefix}B.{adapter}"
+            if sign and b in all_names and layer[-1:] in ("", "."):
+                adapters.append(Adapter(name, b))
+    return adapters
 
 
-class ProductAggregator(Aggregator):
-    """An ``Aggregator`` that averages the products B @ A of adapters and cuts the mean to the server's rank.
+class ProductMean:
+    """The mean of adapters' products B @ A, cut to the server's rank; the counting mean of all other parameters.
 
-    The directions come in the order of their singular values, so that the prefix that a level gets is the best
-    approximation of its rank. The memory is that of all replies' factors; the mean itself is never written out. What
-    else is shared goes by the counting mean.
+    The directions are in the order of their singular values, so that the prefix of a level is the best approximation of
+    its rank. The memory is that of all replies' factors; the mean itself is never written out.
+
+    Parameters
+    ----------
+    state : Mapping[str, Tensor]
+        The global state, with at least one adapter.
     """
 
     by_entry = False
 
-    def __init__(self, global_state: Mapping[str, Tensor], label_rows: Sequence[str] = (), **checks: Any) -> None:
-        super().__init__(global_state, label_rows, **checks)
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state, self._sums, self._holders = state, Sums(state), Holders(state)
+        # Of each adapter and client: B times the weights of its rows, A, and these weights.
         self._factors: dict[Adapter, list[tuple[Tensor, Tensor, Tensor]]]
-        self._factors = {own: [] for own in find_adapters(self._state)}
+        self._factors = {adapter: [] for adapter in find_adapters(state)}
         if not self._factors:
             raise ConfigError(
-                f"{type(self).__name__} averages LoRA adapters, and none is shared: found {len(self._state)} "
+                f"{type(self).__name__} averages LoRA adapters, and none is shared: found {len(state)} "
                 f"parameters, expected names such as 'layer.lora_A.default.weight' and 'layer.lora_B.default.weight'"
             )
-        self._others: dict[Plan, Plan] = {}
+        self._other_plans: dict[Plan, Plan] = {}
 
-    def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:
-        if plan not in self._others:
-            self._others[plan] = self._without_adapters(plan)
-        super()._collect(self._others[plan], sub, rows, weight)
-        for adapter, kept in self._factors.items():
+    @torch.no_grad()
+    def add(self, reply: CheckedReply) -> None:
+        """Add a reply."""
+        plan, weight = reply.plan, reply.weight
+        if plan not in self._other_plans:
+            self._other_plans[plan] = self._without_adapters(plan)
+        self._sums.add(self._other_plans[plan], reply.tensors, reply.rows, weight)
+        self._holders.add(plan, reply.rows, weight)
+        for adapter, factors in self._factors.items():
             if adapter.a in plan.axes:
-                left, right = (_matrix(sub[name]) for name in (adapter.b, adapter.a))
-                weights = left.new_full((len(left),), weight)
-                if rows is not None and adapter.b in self._rows.sizes:
-                    held = rows[rows < len(left)]
-                    weights = torch.zeros_like(weights).index_fill_(0, held.to(weights.device), weight)
-                kept.append((left * weights.unsqueeze(1), right, weights))
+                b, a = (_matrix(reply.tensors[name]) for name in (adapter.b, adapter.a))
+                weights = b.new_full((len(b),), weight)  # (outputs,)
+                if adapter.b in reply.rows:
+                    rows = reply.rows[adapter.b].to(weights.device)
+                    weights = torch.zeros_like(weights).index_fill_(0, rows, weight)
+                factors.append((b * weights.unsqueeze(1), a, weights))
 
     def _without_adapters(self, plan: Plan) -> Plan:
-        """Return the part of a plan that goes by the counting mean."""
+        """Return the part of a plan that the counting mean averages."""
         for adapter in self._factors:
-            for name, rank in ((adapter.a, 0), (adapter.b, 1)):
+            for name, rank_axis in ((adapter.a, 0), (adapter.b, 1)):
                 axes = plan.axes.get(name, ())
-                cut = [number for number, axis in enumerate(axes) if axis.kept < axis.full and number != rank]
+                cut = [number for number, axis in enumerate(axes) if axis.kept < axis.full and number != rank_axis]
                 if cut or (adapter.a in plan.axes) != (adapter.b in plan.axes):
                     raise ConfigError(
                         f"{name}: {type(self).__name__} needs both factors of an adapter, cut along the rank alone; "
                         f"found {axes or 'none'}. Use the counting mean where clients cut the layers too"
                     )
-        own = {name for adapter in self._factors for name in (adapter.a, adapter.b)}
-        return Plan({name: axes for name, axes in plan.axes.items() if name not in own})
+        factors = {name for adapter in self._factors for name in (adapter.a, adapter.b)}
+        return Plan({name: axes for name, axes in plan.axes.items() if name not in factors})
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
-        """Return the new global state and end the aggregation."""
-        new = super().result()
-        for adapter, kept in self._factors.items():
-            total = torch.stack([weights for *_, weights in kept]).sum(0) if kept else torch.zeros(1)  # (outputs,)
+        """Return the new global state."""
+        new = self._sums.means(self._holders)
+        for adapter, factors in self._factors.items():
+            total = (
+                torch.stack([weights for *_, weights in factors]).sum(0) if factors else torch.zeros(1)
+            )  # (outputs,)
             if not total.any():
                 continue
-            left = torch.cat([left for left, *_ in kept], 1) / total.where(total > 0, 1.0).unsqueeze(1)
-            right = torch.cat([right for _, right, _ in kept])
-            # Outputs that nobody held keep their product; and where the clients' products have fewer directions than
-            # there are ranks, the others are taken from the old A, with zeros in B.
+            left = torch.cat([b for b, *_ in factors], 1) / total.where(total > 0, 1.0).unsqueeze(1)
+            right = torch.cat([a for _, a, _ in factors])
+            # The old product stands in for outputs without a holder. If the clients' products have fewer directions
+            # than there are ranks, the old A fills the rest, with zeros in B.
             a, b = (_matrix(self._state[name]) for name in (adapter.a, adapter.b))
             left, right = torch.cat([left, b * (total == 0).unsqueeze(1)], 1), torch.cat([right, a])
             for name, tensor in zip((adapter.b, adapter.a), truncated(left, right, len(a)), strict=True):
@@ -111,12 +122,16 @@ class ProductAggregator(Aggregator):
         self._factors.clear()
         return new
 
+    def held(self, name: str) -> Tensor:
+        """Return the total weight of the clients that held each entry of a parameter."""
+        return self._holders.held(name)
+
 
 def truncated(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return B and A of a rank whose product is as close to ``left @ right`` as can be, the largest direction first.
+    """Return B and A of the best approximation of ``left @ right`` at a rank, the largest direction first.
 
-    B has the singular values and A has orthonormal rows, so a direction whose singular value is 0 can still learn: its
-    gradient is that of a fresh adapter. Both are 0 beyond as many ranks as there are outputs or inputs.
+    B has the singular values and A has orthonormal rows, so a direction with singular value 0 can still learn: its
+    gradient is that of a fresh adapter. Ranks beyond the number of outputs or inputs are 0.
     """
     (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right.mT)
     u, values, v = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
@@ -126,5 +141,5 @@ def truncated(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    """Return a parameter as a matrix in double precision: a convolution's kernel is part of its inputs."""
+    """Return a parameter as a matrix in double precision; the kernel of a convolution is part of its inputs."""
     return tensor.detach().to(torch.float64, copy=True).flatten(1)

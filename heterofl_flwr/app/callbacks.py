@@ -6,9 +6,10 @@ from typing import cast
 from flwr.app import ArrayRecord, MetricRecord
 
 from heterofl_flwr.app.workload import Workload
-from heterofl_flwr.client.local_model import for_evaluation, model_at
+from heterofl_flwr.client.model import for_evaluation, load_parameters
 from heterofl_flwr.common.errors import ConfigError, load_function
 from heterofl_flwr.federation.records import RoundCallback
+from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report import Costs, MLflow, Recorder, RunFolder, TensorBoard, WandB
 from heterofl_flwr.settings.flat import to_flat
 from heterofl_flwr.strategies.heterofl import HeteroFL
@@ -27,7 +28,8 @@ def evaluate_global(
     if not server_round:
         return None
     rate = workload.mix.global_rate
-    model = model_at(workload.build, packing.read_tensors(arrays, "the server"), rate, rate)
+    model = new_model(workload.build, rate)
+    load_parameters(model, packing.read_tensors(arrays, "the server"))
     model = for_evaluation(model, strategy.moments.get(rate)).to(workload.device)
     test = workload.whole_test(strategy.federation.nodes.dealt())
     return MetricRecord(dict(workload.evaluate_centrally(model, test, server_round).metrics("global")))

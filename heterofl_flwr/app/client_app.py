@@ -10,12 +10,9 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from heterofl_flwr.app.node import Instruction
-from heterofl_flwr.client import answer_moments, answer_stages, models_to_evaluate, reply
-from heterofl_flwr.client.client_context import answering
-from heterofl_flwr.client.node_config import answer_capability
+from heterofl_flwr.app.node import AppTask
+from heterofl_flwr.client.queries import answer_capability, answer_moments, answer_stages
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError, ReplyError
-from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.training import TrainResult, evaluate, keep_freed_memory, train_together
 from heterofl_flwr.training.distill import learn_from_peers, posteriors
@@ -30,7 +27,7 @@ class CohortApp(ClientApp):
     @staticmethod
     def train_cohort(received: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """Train the slices of several messages, all of one rate, each on its own client's data."""
-        return _answer([Instruction(*pair) for pair in zip(received, contexts, strict=True)])
+        return _answer([AppTask(*pair) for pair in zip(received, contexts, strict=True)])
 
 
 app = CohortApp()
@@ -43,143 +40,139 @@ app.query("stages")(answer_stages)
 @app.query("moments")
 def moments_query(message: Message, context: Context) -> Message:
     """Measure the static batch norm moments of this client's training data."""
-    instruction = Instruction(message, context)
-    workload, split = instruction.workload, instruction.data[0]
+    task = AppTask(message, context)
+    workload, split = task.workload, task.data[0]
     return answer_moments(
-        message,
-        instruction.build,
-        lambda: workload.moments_batches(split, instruction.seed),
+        task,
+        lambda: workload.moments_batches(split, task.seed),
         workload.device,
         together=workload.moments_together,
-        seed_torch=True,
     )
 
 
 @app.train()
 def train_message(message: Message, context: Context) -> Message:
     """Train the slice that the message brings on this client's data."""
-    return _answer([Instruction(message, context)])[0]
+    return _answer([AppTask(message, context)])[0]
 
 
-def _answer(cohort: Sequence[Instruction]) -> list[Message]:
+def _answer(tasks: Sequence[AppTask]) -> list[Message]:
     """Train clients of one rate, and return their replies."""
-    replies = []
-    for instruction, (model, result) in zip(cohort, _train(cohort), strict=True):
-        with answering(instruction.context):
-            answer = reply(
-                instruction.message,
-                model,
-                num_examples=result.examples,
-                labels=instruction.data[2] if instruction.workload.sends_labels else None,
-                metrics={"loss": result.loss, "accuracy": result.accuracy},
-                context=instruction.context,
-            )
-        replies.append(answer)
-    return replies
+    return [
+        task.reply(
+            model,
+            num_examples=result.examples,
+            labels=task.data[2] if task.workload.sends_labels else None,
+            metrics={"loss": result.loss, "accuracy": result.accuracy},
+        )
+        for task, (model, result) in zip(tasks, _train(tasks), strict=True)
+    ]
 
 
-def _train(cohort: Sequence[Instruction]) -> list[tuple[nn.Module, TrainResult]]:
+def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
     """Train clients of one rate; return their models and the results."""
     keep_freed_memory()
-    options, workload, rate = cohort[0].options, cohort[0].workload, cohort[0].rate
-    if any(instruction.options != options for instruction in cohort):
+    options, workload, rate = tasks[0].options, tasks[0].workload, tasks[0].rate
+    if any(task.options != options for task in tasks):
         raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
     try:
-        models = _load_models(cohort)
-        jobs = [instruction.training_job(model) for instruction, model in zip(cohort, models, strict=True)]
+        models = _load_models(tasks)
+        jobs = [task.training_job(model) for task, model in zip(tasks, models, strict=True)]
         results = train_together(jobs, options, engine=workload.settings.engine.name)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {workload.device}: {error}") from error
     return list(zip(models, results, strict=True))
 
 
-def _load_models(cohort: Sequence[Instruction]) -> list[nn.Module]:
-    """Return a model for each message, on the device. A slice that several of them bring is read once."""
+def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
+    """Return a model for each task, on the device. Equal slices in consecutive messages are read once."""
     models: list[nn.Module] = []
     previous: Mapping[str, Array] = {}
-    for instruction in cohort:
-        # Not array_records: what Flower returns there keeps the message alive until the garbage collector comes round.
-        record = instruction.message.content.get(messages.ARRAYS)
-        brought: Mapping[str, Array] = record if isinstance(record, ArrayRecord) else {}
-        same = brought.keys() == previous.keys() and all(brought[name].data is previous[name].data for name in brought)
-        read = not models or instruction.workload.personal or not same
-        previous = brought
-        models.append(instruction.load_model() if read else copy_exchanged(models[-1]))
+    for task in tasks:
+        # Not array_records: Flower returns an object there that keeps the message alive until the collector runs.
+        record = task.message.content.get(messages.ARRAYS)
+        arrays: Mapping[str, Array] = record if isinstance(record, ArrayRecord) else {}
+        is_same = arrays.keys() == previous.keys() and all(arrays[name].data is previous[name].data for name in arrays)
+        is_copy = models and is_same and not task.workload.personal
+        models.append(task.load_model(models[-1] if is_copy else None))
+        previous = arrays
     return models
 
 
 @app.evaluate()
 def evaluate_message(message: Message, context: Context) -> Message:
     """Evaluate the models that the message asks about, or this client's own."""
-    instruction = Instruction(message, context)
-    examples = len(instruction.data[1])
-    measure = _evaluate_personal_model if instruction.workload.personal else _evaluate_sent_models
-    return reply(message, num_examples=examples, metrics=measure(instruction) if examples else {})
+    task = AppTask(message, context)
+    examples = len(task.data[1])
+    measure = _evaluate_personal_model if task.workload.personal else _evaluate_sent_models
+    return task.reply(num_examples=examples, metrics=measure(task) if examples else {})
 
 
-def _evaluate_sent_models(instruction: Instruction) -> dict[str, float]:
-    """Evaluate each rate's model on this client's test data, as it is and with the mask of its classes."""
-    asked = instruction.config.get(messages.CLASSES)
-    classes = asked if isinstance(asked, list) else instruction.data[2]
+def _evaluate_sent_models(task: AppTask) -> dict[str, float]:
+    """Evaluate each rate's model on this client's test data, with and without the mask of its classes."""
+    sent = task.config.get(messages.CLASSES)
+    classes = sent if isinstance(sent, list) else task.data[2]
     metrics: dict[str, float] = {}
-    for rate, model in models_to_evaluate(instruction.message, instruction.build, seed_torch=True):
-        found = _evaluate(instruction, model.to(instruction.workload.device), classes)
-        # The first is the largest: on every client's data it is the global model.
-        metrics = (metrics or found) | {f"{name}/{rate}": value for name, value in found.items()}
+    for rate, model in task.models():
+        by_name = _evaluate(task, model.to(task.workload.device), classes)
+        # The first rate is the largest: on every client's data it is the global model.
+        metrics = (metrics or by_name) | {f"{name}/{rate}": value for name, value in by_name.items()}
     return metrics
 
 
-def _evaluate_personal_model(instruction: Instruction) -> dict[str, float]:
+def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
     """Evaluate this client's own model: locally on its own test data, globally on all, where a node has them."""
-    workload = instruction.workload
-    model = instruction.with_own_moments(instruction.load_model())
-    metrics = _evaluate(instruction, model, instruction.data[2])
-    if workload.settings.evaluate.central and not instruction.has_own_data:
-        test, kind = workload.whole_test(instruction.clients), workload.settings.fidelity
+    workload = task.workload
+    model = task.with_own_moments(task.load_model())
+    metrics = _evaluate(task, model, task.data[2])
+    if workload.settings.evaluate.central and not task.has_own_data:
+        test, kind = workload.whole_test(task.clients), workload.settings.fidelity
         metrics |= evaluate(model, test, perplexity_kind=kind).metrics("global")
-    by_level = {f"{name}/{instruction.rate}": value for name, value in metrics.items()}
+    by_level = {f"{name}/{task.rate}": value for name, value in metrics.items()}
     if len(workload.builds) > 1:  # a mean over all clients hides an architecture that learns nothing
-        own = instruction.architecture
-        metrics |= {f"{own}-{name}": value for name, value in metrics.items() if name.endswith("accuracy")}
+        architecture = task.architecture
+        metrics |= {f"{architecture}-{name}": value for name, value in metrics.items() if name.endswith("accuracy")}
     return metrics | by_level
 
 
-def _evaluate(instruction: Instruction, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
+def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
     """Return the metrics of one model on one client's test data."""
-    workload, split = instruction.workload, instruction.data[1]
+    workload, split = task.workload, task.data[1]
     maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)
     kind = workload.settings.fidelity
-    plain, masked = evaluate_each(model, split, maskings, seed=instruction.seed, perplexity_kind=kind)
+    plain, masked = evaluate_each(model, split, maskings, seed=task.seed, perplexity_kind=kind)
     metrics = {**plain.metrics("global"), **masked.metrics("local")}
-    if math.isinf(masked.loss):  # that of a class which is not among the client's own, with train.mask-fill=-inf
+    if math.isinf(masked.loss):  # train.mask-fill=-inf, and a target outside the client's classes
         del metrics["local-loss"]
     if workload.metric:
         with torch.inference_mode():
-            found = workload.metric(model, split.inputs, split.targets)
-        metrics |= _read_users_metrics(found, metrics)
+            result = workload.metric(model, split.inputs, split.targets)
+        metrics |= _read_users_metrics(result, metrics)
     return metrics
 
 
-def _read_users_metrics(found: object, known: Mapping[str, float]) -> dict[str, float]:
-    """Return what ``evaluate.metric`` has computed; raise an error if it is no metrics, or stands for ours."""
+def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of ``evaluate.metric``; raise an error if they are not numbers by names of their own."""
     try:
-        own = {str(name): float(value) for name, value in found.items()}  # type: ignore[attr-defined]
+        metrics = {str(name): float(value) for name, value in result.items()}  # type: ignore[attr-defined]
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"evaluate.metric returned {shown(found)}; expected a mapping of names to numbers") from error
-    if ours := sorted(own.keys() & known.keys()):
-        raise ConfigError(f"evaluate.metric returned {', '.join(ours)}, which this app measures; expected other names")
-    return own
+        raise ConfigError(
+            f"evaluate.metric returned {shown(result)}; expected a mapping of names to numbers"
+        ) from error
+    if taken := sorted(metrics.keys() & ours.keys()):
+        raise ConfigError(f"evaluate.metric returned {', '.join(taken)}, which this app measures; expected other names")
+    return metrics
 
 
 @app.train("publish")
 def publish_message(message: Message, context: Context) -> Message:
     """Train on this client's own data, and publish posteriors of the round's seed examples (FedH2L)."""
-    instruction = Instruction(message, context)
-    ((model, result),) = _train([instruction])
-    instruction.keep(model)
-    inputs, _ = _load_seed_examples(instruction)
-    published = posteriors(model, inputs, instruction.value(messages.TEMPERATURE, float)).cpu()
-    answer = reply(message, num_examples=result.examples, metrics={"loss": result.loss, "accuracy": result.accuracy})
+    task = AppTask(message, context)
+    ((model, result),) = _train([task])
+    task.keep(model)
+    inputs, _ = _load_seed_examples(task)
+    published = posteriors(model, inputs, task.value(messages.TEMPERATURE, float)).cpu()
+    answer = task.reply(num_examples=result.examples, metrics={"loss": result.loss, "accuracy": result.accuracy})
     answer.content[messages.POSTERIORS] = ArrayRecord({messages.POSTERIORS: published})
     return answer
 
@@ -187,29 +180,26 @@ def publish_message(message: Message, context: Context) -> Message:
 @app.train("learn")
 def learn_message(message: Message, context: Context) -> Message:
     """Learn from the posteriors that the other clients published (FedH2L)."""
-    instruction = Instruction(message, context)
-    workload = instruction.workload
+    task = AppTask(message, context)
+    workload = task.workload
     record = messages.array_records(message.content).get(messages.POSTERIORS)
     if record is None or list(record) != [messages.POSTERIORS]:
         raise ReplyError(f"{messages.SERVER} sent no {messages.POSTERIORS} of peers")
     peers = packing.read_tensors(record)[messages.POSTERIORS].to(workload.device)
-    model = instruction.load_model()
-    temperature = instruction.value(messages.TEMPERATURE, float)
+    model = task.load_model()
+    temperature = task.value(messages.TEMPERATURE, float)
     distill = replace(workload.settings.distill, temperature=temperature)
-    divergence = learn_from_peers(
-        instruction.training_job(model), _load_seed_examples(instruction), peers, instruction.options, distill
-    )
-    instruction.keep(model)
-    return reply(message, model, num_examples=len(instruction.data[0]), metrics={"divergence": divergence})
+    divergence = learn_from_peers(task.training_job(model), _load_seed_examples(task), peers, task.options, distill)
+    return task.reply(model, num_examples=len(task.data[0]), metrics={"divergence": divergence})
 
 
-def _load_seed_examples(instruction: Instruction) -> tuple[torch.Tensor, torch.Tensor]:
+def _load_seed_examples(task: AppTask) -> tuple[torch.Tensor, torch.Tensor]:
     """Return inputs and labels of the round's seed examples."""
-    rows, seeds = instruction.config.get(messages.SEED_ROWS), instruction.workload.seeds
+    rows, seeds = task.config.get(messages.SEED_ROWS), task.workload.seeds
     size = len(seeds)
     if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < size for row in rows):
         raise ReplyError(
             f"{messages.SERVER} sent {rows!r} as {messages.SEED_ROWS}, expected a list of numbers from 0 to {size - 1}"
         )
-    chosen = seeds.select(torch.tensor(rows, device=instruction.workload.device))
+    chosen = seeds.select(torch.tensor(rows, device=task.workload.device))
     return chosen.inputs, chosen.targets

@@ -1,90 +1,63 @@
-"""What an instruction of the server means on a node of our own app: data, model, training, and what the node keeps."""
+"""Tasks of our own app: data, model and training of a node."""
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from typing import TypeVar
 
 import torch
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import Context, Message
 from torch import Tensor, nn
 
 from heterofl_flwr.app.workload import Workload, load_workload
-from heterofl_flwr.client import note_pulled, own_part, pull_of, seed_of, share_of_work, submodel
-from heterofl_flwr.client.client_context import keep_part
 from heterofl_flwr.client.node_config import read_capability
+from heterofl_flwr.client.task import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.data.align import align
 from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
-from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import with_static_norm
-from heterofl_flwr.stages.stage import Pull
 from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.transport import messages
 
 NODE_DATA = "data-path"
-"""The key of a node's own config that names a folder with data of its own."""
+"""Key of the node config that names a folder with the node's own data."""
+
+NodeData = tuple[Split, Split, tuple[int, ...]]
+"""Training and test examples of a node, and its classes."""
 
 Value = TypeVar("Value", int, float, str)
 
 
-class Instruction:
-    """A message of the server, with this node's data and the model that it is about."""
+class AppTask(Task):
+    """A task of our own app, with the data of its node and the model of the run."""
 
     def __init__(self, message: Message, context: Context) -> None:
-        self.message, self.context = message, context
         self.workload = load_workload(context.run_config)
-        self.has_own_data = NODE_DATA in context.node_config  # so that it has no part of ``data.name``
-
-    @cached_property
-    def config(self) -> ConfigRecord:
-        """What the message says beside its parameters."""
-        return messages.read_config(self.message)
+        self.has_own_data = NODE_DATA in context.node_config  # and so no part of ``data.name``
+        partition = messages.read_value(messages.read_config(message), messages.PARTITION, int)
+        self.architecture = self.workload.architecture(partition)
+        super().__init__(message, context, self.workload.builds[self.architecture], seed_torch=True)
 
     def value(self, key: str, kind: type[Value]) -> Value:
-        """Return a value of the message's config; one that is missing or of another type raises ``ReplyError``."""
+        """Return a value of the message's config; a missing one, or one of another type, raises ``ReplyError``."""
         return messages.read_value(self.config, key, kind)
 
     @property
-    def rate(self) -> float:
-        """The rate of the model that the message is about."""
-        return self.value(messages.RATE, float)
-
-    @property
-    def seed(self) -> int:
-        """A function of the run's seed, the round and the client."""
-        return seed_of(self.message)
-
-    @property
     def options(self) -> TrainOptions:
-        """How the message asks its client to train."""
+        """Options of training, with those that the message sets."""
         return replace(
             self.workload.settings.train,
             learning_rate=self.value(messages.LEARNING_RATE, float),
-            proximal=self.pull.strength if self.pull else 0.0,
+            proximal=self.instruction.proximal_mu,
             augment=self.workload.facts.augment,
         )
 
     @cached_property
-    def pull(self) -> Pull | None:
-        """What the message has training pulled to, by FedProx or a stage."""
-        return pull_of(self.message, self.context)
-
-    @cached_property
-    def data(self) -> tuple[Split, Split, tuple[int, ...]]:
+    def data(self) -> NodeData:
         """The node's training and test examples, and its classes."""
-        if self.has_own_data:
-            return _load_own_data(str(self.context.node_config[NODE_DATA]), self.workload)
-        said = read_capability(self.context)
-        partition, number = said.get(messages.PARTITION), said.get(messages.NUM_PARTITIONS)
-        if not isinstance(partition, int) or not isinstance(number, int):
-            raise ConfigError(
-                "this node does not know its data: start it with --node-config 'partition-id=0 num-partitions=10' for "
-                "a part of data.name, or with --node-config 'data-path=\"/path/to/folder\"' for data of its own"
-            )
-        return self.workload.part(partition, number)
+        return load_node_data(self.context, self.workload)
 
     @property
     def clients(self) -> int:
@@ -92,41 +65,22 @@ class Instruction:
         number = read_capability(self.context).get(messages.NUM_PARTITIONS)
         return number if isinstance(number, int) and not self.has_own_data else 0
 
-    @property
-    def architecture(self) -> str:
-        """The name of the architecture of the client that the message goes to."""
-        return self.workload.architecture(self.value(messages.PARTITION, int))
-
-    @cached_property
-    def build(self) -> Build:
-        """From a rate to the model of the client that the message goes to."""
-        return self.workload.builds[self.architecture]
-
-    def load_model(self) -> nn.Module:
-        """Return the model that the message is about, on the device, with what this node keeps for itself."""
-        return submodel(self.message, self.build, context=self.context, seed_torch=True).to(self.workload.device)
-
-    def keep(self, model: nn.Module) -> None:
-        """Keep a trained model for the next rounds, where ``reply`` does not."""
-        keep_part(self.context, self.config, own_part(self.message, model))
+    def load_model(self, like: nn.Module | None = None) -> nn.Module:
+        """Return the model of the message on the device; ``like`` is that of ``Task.model``."""
+        return self.model(like).to(self.workload.device)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
-        """Return the training of a model on this client's examples, with the mask of its classes where there is one."""
+        """Return the training of a model on this client's examples, masked to its classes where the run does so."""
         split, _, classes = self.data
-        towards: list[Tensor] = []
-        # FedProx, where clients keep nothing, pulls to what was received, which all engines know.
-        if self.pull is not None and messages.TRAINED in self.config:
-            places = self.pull.towards()
-            towards = [places[name] for name, _ in model.named_parameters()]
-            note_pulled(model)
+        self.penalty_used = True  # the engines add that of FedProx, by ``options``
         return TrainingJob(
             model=self.workload.with_inner_widths(model, self.rate, self.build),
-            towards=towards,
+            penalty=partial(self.penalty, model) if self.has_stage_penalty else None,
             split=split,
             seed=self.seed,
             classes=torch.tensor(classes) if self.workload.masked else None,
-            step_share=share_of_work(self.message),
-            joint_loss=self.workload.joint_loss(self.value(messages.SERVER_ROUND, int)),
+            step_share=self.work,
+            joint_loss=self.workload.joint_loss(self.instruction.server_round),
         )
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
@@ -138,15 +92,29 @@ class Instruction:
         return with_static_norm(model, moments)
 
     def trained_batches(self) -> Iterable[Tensor]:
-        """Return what this client's own model is trained on: its data and, in FedH2L, the seed set."""
+        """Return the inputs that this client's own model is trained on: its data and, in FedH2L, the seed set."""
         workload = self.workload
-        own = workload.moments_batches(self.data[0], self.seed)
+        batches = workload.moments_batches(self.data[0], self.seed)
         if workload.settings.server.strategy != "fedh2l":
-            return own
-        return chain(own, workload.moments_batches(workload.seeds, self.seed))
+            return batches
+        return chain(batches, workload.moments_batches(workload.seeds, self.seed))
+
+
+def load_node_data(context: Context, workload: Workload) -> NodeData:
+    """Return a node's training and test examples, and its classes: its own data, or its part of ``data.name``."""
+    if NODE_DATA in context.node_config:
+        return _load_own_data(str(context.node_config[NODE_DATA]), workload)
+    node = read_capability(context)
+    partition, number = node.get(messages.PARTITION), node.get(messages.NUM_PARTITIONS)
+    if not isinstance(partition, int) or not isinstance(number, int):
+        raise ConfigError(
+            "this node does not know its data: start it with --node-config 'partition-id=0 num-partitions=10' for "
+            "a part of data.name, or with --node-config 'data-path=\"/path/to/folder\"' for data of its own"
+        )
+    return workload.part(partition, number)
 
 
 @lru_cache(maxsize=2)
-def _load_own_data(path: str, workload: Workload) -> tuple[Split, Split, tuple[int, ...]]:
-    own = align(load_dataset(path, label=workload.settings.data.label), workload.terms)
-    return own.train.to(workload.device), own.test.to(workload.device), tuple(own.train.targets.unique().tolist())
+def _load_own_data(path: str, workload: Workload) -> NodeData:
+    data = align(load_dataset(path, label=workload.settings.data.label), workload.terms)
+    return data.train.to(workload.device), data.test.to(workload.device), tuple(data.train.targets.unique().tolist())

@@ -1,6 +1,6 @@
-"""What a ``NumPyClient`` calls around the user's own training loop: ``heterofl_flwr.client``, translated."""
+"""The task of a ``NumPyClient``: ``heterofl_flwr.client.Task`` with arrays and scalars."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -10,10 +10,11 @@ from torch import nn
 
 from heterofl_flwr import client
 from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
-from heterofl_flwr.client.client_context import keep_part
-from heterofl_flwr.client.local_model import parameters_of as named_parameters
+from heterofl_flwr.client.model import sent_tensor
 from heterofl_flwr.client.node_config import read_capability
-from heterofl_flwr.core.reply_checks import whole_numbers
+from heterofl_flwr.client.queries import Batches, measure_moments
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.slice_plan import is_shared
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.measure_moments import batch_norms
@@ -21,95 +22,99 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.compat import some_identity
 
+FitResult = tuple[NDArrays, int, dict[str, Scalar]]
+"""Return value of ``NumPyClient.fit``."""
 
-def submodel(
-    parameters: NDArrays,
-    config: Mapping[str, Scalar],
-    build: Build,
-    *,
-    context: Context | None = None,
-    seed_torch: bool = False,
-) -> nn.Module:
-    """Return the model at the instruction's rate with these parameters.
 
-    To evaluate, batch norm gets the static moments that came, or normalises by batch where none did. ``context`` and
-    ``seed_torch`` are those of ``heterofl_flwr.client.submodel``.
+class Task(client.Task):
+    """One call of ``NumPyClient.fit`` or ``evaluate`` being answered.
+
+    Parameters
+    ----------
+    parameters, config
+        The arguments of ``fit`` or ``evaluate``.
+    context, build, seed_torch
+        See ``heterofl_flwr.client.Task``.
     """
-    return client.submodel(_instruction(parameters, config, build), build, context=context, seed_torch=seed_torch)
+
+    def __init__(
+        self,
+        parameters: NDArrays,
+        config: Mapping[str, Scalar],
+        context: Context,
+        build: Build,
+        *,
+        seed_torch: bool = False,
+    ) -> None:
+        if not isinstance(config, Mapping):
+            raise ConfigError(
+                f"config is of type {type(config).__name__}; expected a dict: Task(parameters, config, context, build)"
+            )
+        record = from_scalars(config)
+        super().__init__(_to_message(parameters, record, build), context, build, seed_torch=seed_torch)
+
+    @property
+    def asks_for_moments(self) -> bool:
+        """Whether ``fit`` is asked for static batch norm moments; then it returns ``moments(batches)``."""
+        return self.instruction.kind == messages.QUERY_MOMENTS
+
+    def moments(self, batches: Callable[[], Batches], *, device: torch.device | str = "cpu") -> FitResult:
+        """Return the static batch norm moments of this client's data, as ``fit`` does.
+
+        Parameters
+        ----------
+        batches : Callable[[], Iterable]
+            Called once for each rate; returns batches of the training inputs, as for ``heterofl_flwr.client``.
+        device : torch.device | str
+            Device of the batches.
+        """
+        record = measure_moments(self, batches, device)
+        return parameters_to_ndarrays(record_parameters(record)), 0, {}
+
+    def reply(  # type: ignore[override]  # the classic API has no messages
+        self,
+        model: nn.Module,
+        *,
+        num_examples: int,
+        labels: Iterable[int] | None = None,
+        metrics: Mapping[str, Scalar] | None = None,
+        capacity: str | float | None = None,
+    ) -> FitResult:
+        """Return the result of ``fit``, and close the task; the arguments are those of ``client.Task.reply``."""
+        contents = self.contents(model, num_examples, labels, cast("Mapping[str, float]", metrics or {}), capacity)
+        config = dict(contents.config)
+        if messages.LABELS in config:
+            config[messages.LABELS] = labels_text(cast("Sequence[int]", config[messages.LABELS]))
+        arrays = parameters_to_ndarrays(record_parameters(*contents.records.values()))
+        return arrays, contents.num_examples, cast("dict[str, Scalar]", {**contents.metrics, **config})
 
 
-def models_to_evaluate(
-    parameters: NDArrays,
-    config: Mapping[str, Scalar],
-    build: Build,
-    *,
-    context: Context | None = None,
-    seed_torch: bool = False,
-) -> Iterator[tuple[float, nn.Module]]:
-    """Yield each rate that the instruction asks about and its model, as ``submodel`` returns it."""
-    message = _instruction(parameters, config, build)
-    yield from client.models_to_evaluate(message, build, context=context, seed_torch=seed_torch)
-
-
-def asks_for_moments(config: Mapping[str, Scalar]) -> bool:
-    """Whether an instruction to fit asks for static batch norm moments instead; see ``answer_moments``."""
-    return config.get(messages.TASK) == messages.TASK_MOMENTS
-
-
-def answer_moments(
-    parameters: NDArrays,
-    config: Mapping[str, Scalar],
-    build: Build,
-    batches: Callable[[], client.Batches],
-    *,
-    device: torch.device | str = "cpu",
-) -> tuple[NDArrays, int, dict[str, Scalar]]:
-    """Return what ``fit`` answers when it is asked for the static batch norm moments of this client's data.
-
-    ``batches`` is called once for each rate and returns the training inputs, as in ``heterofl_flwr.client``, on
-    ``device``.
-    """
-    reply = client.answer_moments(_instruction(parameters, config, build), build, batches, device)
-    return parameters_to_ndarrays(record_parameters(messages.array_records(reply.content)[messages.MOMENTS])), 0, {}
-
-
-def parameters_of(
-    model: nn.Module, config: Mapping[str, Scalar] | None = None, *, context: Context | None = None
-) -> NDArrays:
-    """Return a model's parameters in the order in which the strategy expects them.
-
-    Where the strategy shares only some (``HeteroFL(shared=...)``), give the instruction's config, and the client's
-    context, which keeps the others for ``submodel``.
-    """
-    instructed = from_scalars(config) if config else ConfigRecord()
-    shared = messages.read_shared(instructed)
-    tensors = named_parameters(model)
-    if context is not None and (own := {name: tensors[name] for name in tensors if not is_shared(name, shared)}):
-        keep_part(context, instructed, own)
-    return [tensor.numpy() for name, tensor in tensors.items() if is_shared(name, shared)]
+def parameters_of(model: nn.Module) -> NDArrays:
+    """Return a model's parameters in the order in which the strategy expects them, as for ``initial_parameters``."""
+    return [sent_tensor(parameter).numpy() for parameter in exchanged_parameters(model).values()]
 
 
 def labels_text(labels: Iterable[int]) -> str:
     """Return a client's classes as the text that travels in ``metrics["labels"]``."""
-    return ",".join(map(str, whole_numbers(labels)))
+    return ",".join(map(str, labels))
 
 
 def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scalar]:
-    """Return what ``get_properties`` answers: level or rate and partition, from the node's own config.
+    """Return the result of ``get_properties``: level or rate and partition, from the node config.
 
-    With ``moments=True`` the client says that its ``fit`` answers questions for static batch norm moments.
+    With ``moments=True`` the client promises that its ``fit`` answers for static batch norm moments.
     """
-    reported = cast("dict[str, Scalar]", read_capability(context))
-    return {**reported, messages.MOMENTS: True} if moments else reported
+    properties = cast("dict[str, Scalar]", read_capability(context))
+    return {**properties, messages.MOMENTS: True} if moments else properties
 
 
-def _instruction(parameters: NDArrays, told: Mapping[str, Scalar], build: Build) -> Message:
-    config = from_scalars(told)
+def _to_message(parameters: NDArrays, config: ConfigRecord, build: Build) -> Message:
+    """Return the message that the arguments of ``fit`` or ``evaluate`` stand for."""
     rate, shared = messages.read_value(config, messages.RATE, float), messages.read_shared(config)
     names = [name for name in plan_between(build, rate, rate).axes if is_shared(name, shared)]
     moments: list[str] = []
     if config.get(messages.TASK) == messages.TASK_EVALUATE and messages.MOMENTS_KIND in config:
-        layers = {own: batch_norms(new_model(build, own)) for own in messages.read_rates(config)}
+        layers = {rate: batch_norms(new_model(build, rate)) for rate in messages.read_rates(config)}
         moments = moment_names(str(config[messages.MOMENTS_KIND]), layers)
     with some_identity():
         return to_message(config, parameters, names, moments)

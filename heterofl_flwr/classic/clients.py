@@ -34,18 +34,18 @@ class Clients:
     federation: Federation
     manager: ClientManager | None = None
     proxies: dict[int, ClientProxy] = field(default_factory=dict)
-    promised: set[int] = field(default_factory=set)  # those whose ``fit`` answers for moments
+    promised: set[int] = field(default_factory=set)  # clients with a ``fit`` that answers for moments
 
     @property
     def are_remote(self) -> bool:
-        """Whether any is on another machine: behind a SuperLink, or at the other end of ``start_server``'s bridge."""
+        """Whether a client is on another machine: behind a SuperLink, or behind the bridge of ``start_server``."""
         return any(
             hasattr(proxy, "bridge") or crosses_superlink(getattr(proxy, "grid", None))
             for proxy in self.proxies.values()
         )
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the clients that are there now."""
+        """Return the ids of the connected clients."""
         if self.manager is not None:
             self.manager.num_available()  # under a ServerApp, this looks for new nodes
             self.proxies = {node_of(proxy): proxy for proxy in dict(self.manager.all()).values()}
@@ -54,20 +54,20 @@ class Clients:
     def send_and_receive(self, sent: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Ask all clients at the same time; return their replies in the order of the messages."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            asked = [(message, pool.submit(self._ask, message, timeout)) for message in sent]
+            calls = [(message, pool.submit(self._ask, message, timeout)) for message in sent]
         # Not in the threads: numpy parses an array's header, in which Python 3.11.7 fails where two do it at once.
-        return [to_reply(message, *answer.result()) for message, answer in asked]
+        return [to_reply(message, *call.result()) for message, call in calls]
 
     def _ask(self, message: Message, timeout: float | None) -> tuple[Reply | Exception, list[str]]:
-        """Return a client's answer, and the names of its arrays where they are not those of the message."""
+        """Return a client's answer, and the names of its arrays if they differ from the message's."""
         number, names = message.metadata.dst_node_id, list[str]()
         set_metadata(message, message_id=str(number))  # as replies name it
         try:
             if message.metadata.message_type == messages.QUERY_CAPABILITY:
-                said = self.proxies[number].get_properties(GetPropertiesIns({}), timeout=timeout, group_id=0)
-                promises = said.properties.get(messages.MOMENTS) is True
+                properties = self.proxies[number].get_properties(GetPropertiesIns({}), timeout=timeout, group_id=0)
+                promises = properties.properties.get(messages.MOMENTS) is True
                 (self.promised.add if promises else self.promised.discard)(number)
-                return said, names
+                return properties, names
             if number not in self.promised:  # as a node that has no data for them
                 return GetPropertiesRes(Status(Code.OK, ""), {}), names
             config = messages.read_config(message)
@@ -75,18 +75,18 @@ class Clients:
             layers = {rate: self.federation.norms(rate) for rate in messages.read_rates(config)}
             names = moment_names(kind, layers)
             parameters = record_parameters(*messages.array_records(message.content).values())
-            asked = FitIns(parameters, to_scalars(message, messages.TASK_MOMENTS, kind))
-            return self.proxies[number].fit(asked, timeout=timeout, group_id=0), names
+            instruction = FitIns(parameters, to_scalars(message, messages.TASK_MOMENTS, kind))
+            return self.proxies[number].fit(instruction, timeout=timeout, group_id=0), names
         except Exception as error:  # each of Flower's runtimes raises errors of its own
             return error, names
 
 
 def collect_answers(
-    sent: Mapping[int, Message], answered: Sequence[tuple[ClientProxy, Answer] | BaseException]
+    sent: Mapping[int, Message], results: Sequence[tuple[ClientProxy, Answer] | BaseException]
 ) -> dict[int, Answer]:
-    """Return the answers by client, of each that was asked the first one."""
-    named = {node_of(own[0]): own[1] for own in reversed(answered) if not isinstance(own, BaseException)}
-    return {number: named[number] for number in sent if number in named}
+    """Return the first answer of each client that got a message."""
+    answers = {node_of(result[0]): result[1] for result in reversed(results) if not isinstance(result, BaseException)}
+    return {number: answers[number] for number in sent if number in answers}
 
 
 def to_replies(
@@ -94,9 +94,9 @@ def to_replies(
     answers: Mapping[int, Answer],
     failures: Sequence[tuple[ClientProxy, Answer] | BaseException],
 ) -> Iterator[Message]:
-    """Yield a reply for each message; where Flower names no client, every silent one has failed with all errors."""
-    unnamed = [own for own in failures if isinstance(own, BaseException)]
-    errors: list[str] = sorted({f"{type(own).__name__}: {own}"[:300] for own in unnamed})
+    """Yield a reply for each message. Errors without a client are the reason of every client without an answer."""
+    unnamed = [failure for failure in failures if isinstance(failure, BaseException)]
+    errors: list[str] = sorted({f"{type(error).__name__}: {error}"[:300] for error in unnamed})
     for number, message in sent.items():
         if number in answers:
             yield to_reply(message, answers[number])

@@ -27,21 +27,18 @@ RESERVED = messages.RESERVED | {messages.TASK}
 PROXIMAL_MU = "proximal_mu"
 """As in Flower's classic ``FedProx``."""
 
-_SAID = {messages.PARTITION, messages.NUM_PARTITIONS}
+_PROPERTIES = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
 
-_SHARES = (
-    "not all parameters are shared (shared): let the client call parameters_of(model, config, context=context), and "
-    "submodel with its context"
-)
+_SHARES = "not all parameters are shared (shared): let the client return classic.Task(...).reply(model, ...)"
 
 
 def read_parameters(parameters: Parameters, sender: str = SERVER) -> list[Array]:
-    """Return arrays, which lie where the bytes of these parameters do."""
+    """Return the arrays of parameters, which share their bytes."""
     with reading_arrays(sender):
-        found = [read_npy(data) for data in parameters.tensors]
-    pairs = zip(found, parameters.tensors, strict=True)
-    return [Array(str(own.dtype), own.shape, _NUMPY, data) for own, data in pairs]
+        arrays = [read_npy(data) for data in parameters.tensors]
+    pairs = zip(arrays, parameters.tensors, strict=True)
+    return [Array(str(array.dtype), array.shape, _NUMPY, data) for array, data in pairs]
 
 
 def to_parameters(tensors: Mapping[str, Tensor]) -> Parameters:
@@ -67,92 +64,96 @@ def name_arrays(
 def moment_names(kind: str, layers: Mapping[float, Iterable[str]]) -> list[str]:
     """Return the names of moments, in the order in which they travel."""
     parts = ("count", "first", "second")
-    return [f"{rate}/{kind}.{name}.{part}" for rate, own in layers.items() for name in own for part in parts]
+    return [f"{rate}/{kind}.{name}.{part}" for rate, names in layers.items() for name in names for part in parts]
 
 
 def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
-    """Return the config of an instruction to do a task; with moments, of this kind, their kind too."""
+    """Return the config of an instruction to do a task; ``kind`` is that of the moments in it."""
     config = messages.read_config(message)
-    told: dict[str, Scalar] = {
-        key: ",".join(map(str, own)) if isinstance(own, list) else own for key, own in config.items()
+    scalars: dict[str, Scalar] = {
+        key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in config.items()
     }
-    told |= {messages.TASK: task, messages.RATES: told.get(messages.RATES, str(config[messages.RATE]))}
+    scalars |= {messages.TASK: task, messages.RATES: scalars.get(messages.RATES, str(config[messages.RATE]))}
     if messages.MOMENTS in message.content:
-        told[messages.MOMENTS_KIND] = kind
-    if messages.PROXIMAL_MU in told:
-        told[PROXIMAL_MU] = told.pop(messages.PROXIMAL_MU)
-    return told
+        scalars[messages.MOMENTS_KIND] = kind
+    if messages.PROXIMAL_MU in scalars:
+        scalars[PROXIMAL_MU] = scalars.pop(messages.PROXIMAL_MU)
+    return scalars
 
 
-def from_scalars(told: Mapping[str, Scalar]) -> ConfigRecord:
+def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
     """Return the config that ``to_scalars`` wrote."""
-    messages.check_schema(told)
-    config = ConfigRecord(cast("dict[str, ConfigRecordValues]", dict(told)))
-    if messages.RATES in told:
-        config[messages.RATES] = [float(rate) for rate in str(told[messages.RATES]).split(",")]
-    if messages.SHARED in told:
-        config[messages.SHARED] = str(told[messages.SHARED]).split(",")
+    messages.check_schema(scalars)
+    config = ConfigRecord(cast("dict[str, ConfigRecordValues]", dict(scalars)))
+    if messages.RATES in scalars:
+        config[messages.RATES] = [float(rate) for rate in str(scalars[messages.RATES]).split(",")]
+    if messages.SHARED in scalars:
+        config[messages.SHARED] = str(scalars[messages.SHARED]).split(",")
+    if PROXIMAL_MU in scalars:
+        config[messages.PROXIMAL_MU] = scalars[PROXIMAL_MU]
     return config
 
 
 def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], moments: Sequence[str]) -> Message:
     """Return the instruction that a client got."""
     records = name_arrays([*names, *moments], [Array(array) for array in arrays])
-    content = RecordDict({messages.CONFIG: config, messages.ARRAYS: ArrayRecord({own: records[own] for own in names})})
+    content = RecordDict(
+        {messages.CONFIG: config, messages.ARRAYS: ArrayRecord({name: records[name] for name in names})}
+    )
     if moments:
-        content[messages.MOMENTS] = ArrayRecord({own: records[own] for own in moments})
+        content[messages.MOMENTS] = ArrayRecord({name: records[name] for name in moments})
     kinds = {messages.TASK_EVALUATE: "evaluate", messages.TASK_MOMENTS: messages.QUERY_MOMENTS}
     return Message(content, 0, kinds.get(str(config.get(messages.TASK)), "train"))
 
 
 def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:
-    """Return the reply that a client's answer is; arrays have these names, or those of the message's parameters."""
+    """Return a client's answer as a reply; its arrays have these names or, by default, the message's."""
     if isinstance(answer, Exception):
         return fail(message, f"{type(answer).__name__}: {answer}")
     if (code := answer.status.code) != Code.OK:
         return fail(message, answer.status.message or code.name)
     try:
         return Message(_read(message, answer, names, f"node {message.metadata.dst_node_id}"), reply_to=message)
-    except (ReplyError, TypeError) as error:  # TypeError: of what no record can hold
+    except (ReplyError, TypeError) as error:  # TypeError: a value that no record can hold
         return Message(LocalFault(short(str(error)), "rejected"), reply_to=message)
 
 
 def fail(message: Message, reason: str) -> Message:
-    """Return the reply that there is none, and why."""
+    """Return the reply of a client that failed, with the reason."""
     return Message(LocalFault(short(explained(reason))), reply_to=message)
 
 
 def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) -> RecordDict:
-    """Return the records that an answer holds."""
+    """Return the records of an answer."""
     if isinstance(answer, GetPropertiesRes):
-        return RecordDict({messages.CONFIG: _read_config(answer.properties, _SAID, sender)})
+        return RecordDict({messages.CONFIG: _read_config(answer.properties, _PROPERTIES, sender)})
     content = RecordDict({messages.CONFIG: _read_config(answer.metrics, {messages.LABELS}, sender)})
-    numbers = {key: own for key, own in answer.metrics.items() if isinstance(own, int | float)}
+    numbers = {key: value for key, value in answer.metrics.items() if isinstance(value, int | float)}
     numbers.pop(messages.CAPACITY, None)
     if isinstance(answer, EvaluateRes):
         numbers["loss"] = answer.loss
     else:
         record = messages.MOMENTS if names else messages.ARRAYS
-        wanted = names or list(messages.array_records(message.content)[messages.ARRAYS])
+        expected = names or list(messages.array_records(message.content)[messages.ARRAYS])
         shares_all = messages.read_shared(messages.read_config(message)) == ALL
         remedy = messages.NOT_CONVERTED if names or shares_all else _SHARES
-        content[record] = name_arrays(wanted, read_parameters(answer.parameters, sender), sender, remedy)
+        content[record] = name_arrays(expected, read_parameters(answer.parameters, sender), sender, remedy)
     content[messages.METRICS] = MetricRecord({**numbers, messages.NUM_EXAMPLES: answer.num_examples})
     return content
 
 
-def _read_config(said: Mapping[str, Scalar], keys: Set[str], sender: str) -> ConfigRecord:
-    """Return what a client says of itself under these keys, and of what it can hold."""
-    found: dict[str, object] = {key: said[key] for key in keys & said.keys()}
-    if messages.LABELS in found:
-        text = str(found[messages.LABELS])
+def _read_config(scalars: Mapping[str, Scalar], keys: Set[str], sender: str) -> ConfigRecord:
+    """Return the fields of an answer under these keys, and the client's capacity."""
+    fields: dict[str, object] = {key: scalars[key] for key in keys & scalars.keys()}
+    if messages.LABELS in fields:
+        text = str(fields[messages.LABELS])
         try:
-            found[messages.LABELS] = [int(label) for label in text.split(",") if label.strip()]
+            fields[messages.LABELS] = [int(label) for label in text.split(",") if label.strip()]
         except ValueError as error:
             raise messages.unexpected(text, messages.LABELS, "whole numbers, as in '3,7'", sender) from error
-    if messages.CAPACITY in said:
+    if messages.CAPACITY in scalars:
         try:
-            found[messages.CAPACITY] = rate_of(said[messages.CAPACITY])  # type: ignore[arg-type]
+            fields[messages.CAPACITY] = rate_of(scalars[messages.CAPACITY])  # type: ignore[arg-type]
         except ConfigError as error:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
-    return messages.new_config(found)
+    return messages.new_config(fields)

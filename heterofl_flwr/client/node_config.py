@@ -1,35 +1,51 @@
-"""What a node's own config says of it: its level or rate, and which part of the data it has."""
+"""The node config (``--node-config``): the level or rate that a node can hold, and its part of the data."""
 
-from flwr.app import Context, Message
+from flwr.app import Context
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.transport import messages
 
-
-def answer_capability(message: Message, context: Context) -> Message:
-    """Return what this node can hold and which part of the data it has."""
-    return messages.answer(message, read_capability(context))
+_KEYS = (messages.NODE_LEVEL, messages.NODE_RATE, messages.NODE_PARTITION, messages.NODE_NUM_PARTITIONS)
+_SYNONYMS = {messages.CAPACITY: messages.NODE_LEVEL}
 
 
 def read_capability(context: Context) -> dict[str, object]:
-    """Return what a node's own config says: level or rate, and which part of the data it has."""
+    """Return the fields that a node config sets: its rate, the number of its part of the data, and of all parts."""
     node = context.node_config
+    for key in node:
+        plain = key.lower().replace("_", "-")
+        expected = _SYNONYMS.get(plain, plain)
+        if expected in _KEYS and key != expected:
+            raise ConfigError(f"the node config has {key}={node[key]!r}, a key that nothing reads: write {expected}=")
     if messages.NODE_LEVEL in node and messages.NODE_RATE in node:
         raise ConfigError("the node config has both level and rate: keep one")
-    reported: dict[str, object] = {}
+    fields: dict[str, object] = {}
     capacity = node.get(messages.NODE_LEVEL, node.get(messages.NODE_RATE))
     if capacity is not None:
-        reported[messages.CAPACITY] = rate_of(capacity)
-    for key, own in (
+        fields[messages.CAPACITY] = rate_of(capacity)
+    for field, key in (
         (messages.PARTITION, messages.NODE_PARTITION),
         (messages.NUM_PARTITIONS, messages.NODE_NUM_PARTITIONS),
     ):
-        if own in node:
-            value = node[own]
+        if key in node:
+            value = node[key]
             if isinstance(value, str) and value.isdecimal():
                 value = int(value)  # Flower's start_simulation writes numbers as text
             if not isinstance(value, int) or isinstance(value, bool):
-                raise ConfigError(f"the node config has {own}={value!r}; expected a whole number")
-            reported[key] = value
-    return reported
+                raise ConfigError(f"the node config has {key}={value!r}; expected a whole number")
+            fields[field] = value
+    return fields
+
+
+def partition_of(context: Context) -> tuple[int, int]:
+    """Return the number of a node's part of the data, counted from 0, and the number of all parts."""
+    fields = read_capability(context)
+    partition, parts = fields.get(messages.PARTITION), fields.get(messages.NUM_PARTITIONS)
+    if not isinstance(partition, int) or not isinstance(parts, int):
+        missing = messages.NODE_NUM_PARTITIONS if isinstance(partition, int) else messages.NODE_PARTITION
+        raise ConfigError(
+            f"the node config has no {missing}; it has {', '.join(context.node_config) or 'nothing'}: start the node "
+            f"with --node-config '{messages.NODE_PARTITION}=0 {messages.NODE_NUM_PARTITIONS}=10'"
+        )
+    return partition, parts

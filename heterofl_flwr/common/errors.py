@@ -70,8 +70,10 @@ class UnsupportedLayerError(HeteroFLError, TypeError):
     """No rule says how to slice a layer."""
 
 
-FaultKind = Literal["failed", "rejected", "silent", "simulated"]
-"""The client failed; its reply is rejected; none came in time; a simulated device was lost, which is nobody's fault."""
+FaultKind = Literal["failed", "rejected", "silent", "gone", "late", "simulated"]
+"""The client failed; its reply is rejected; none came in time; the node or its process is not there; its replies come
+one message late; a simulated device was lost, which is nobody's fault.
+"""
 
 SILENT = "no reply in time"
 """The fault of a client that gave no reply."""
@@ -107,9 +109,16 @@ def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str
     for who, fault in faults.items():
         whose.setdefault(fault, []).append(who)
     others = {fault: f" and {len(all_) - 1} more" if len(all_) > 1 else "" for fault, all_ in whose.items()}
-    named = [f"{what} {all_[0]}{others[fault]}: {fault}" for fault, all_ in whose.items()]
+    named = [f"{what} {all_[0]}{others[fault]}: {fault}".lstrip() for fault, all_ in whose.items()]
     more = [f"{len(named) - SHOWN_FAULTS} other errors"] if len(named) > SHOWN_FAULTS else []
     return "; ".join([*named[:SHOWN_FAULTS], *more])
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Return the first names, sorted, and the number of the others."""
+    ordered = sorted(names)
+    more = [f"{len(ordered) - most} more"] if len(ordered) > most else []
+    return ", ".join([*ordered[:most], *more])
 
 
 @contextmanager

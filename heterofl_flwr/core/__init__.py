@@ -1,7 +1,10 @@
 """Pure maths on torch tensors: levels, widths, plans and the counting mean. Imports no flwr."""
 
+from heterofl_flwr.core.aggregation import Aggregation
+from heterofl_flwr.core.aggregator import Aggregator, CheckedReply
 from heterofl_flwr.core.axes import Axes, Axis, axes_between
-from heterofl_flwr.core.counting_mean import Aggregator
+from heterofl_flwr.core.counting_mean import CountingMean
+from heterofl_flwr.core.exchanged import exchange_frozen
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.core.levels import (
@@ -10,20 +13,24 @@ from heterofl_flwr.core.levels import (
     width,
 )
 from heterofl_flwr.core.moving_slices import prefix
-from heterofl_flwr.core.robust import Robust, RobustAggregator
+from heterofl_flwr.core.robust import Robust, RobustMean
 from heterofl_flwr.core.slice_plan import Plan
 
 __all__ = [
     "LEVELS",
+    "Aggregation",
     "Aggregator",
     "Axes",
     "Axis",
+    "CheckedReply",
+    "CountingMean",
     "Fidelity",
     "Mix",
     "Plan",
     "Robust",
-    "RobustAggregator",
+    "RobustMean",
     "axes_between",
+    "exchange_frozen",
     "prefix",
     "register",
     "width",

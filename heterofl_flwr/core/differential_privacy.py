@@ -161,7 +161,7 @@ def released(
     """Return the global state after a round, with noise.
 
     ``old`` is the state before the round, ``mean`` the counting mean of the clients' changes in steps of the grid (in
-    double precision), ``held`` gives how many clients held each entry of a parameter (``Aggregator.held``), and
+    double precision), ``held`` gives how many clients held each entry of a parameter (``Aggregation.held``), and
     ``step`` is the distance of two points of the grid. Only tests give a ``stream``.
     """
     stream = stream or Keystream()

@@ -1,4 +1,4 @@
-"""Which of a model's parameters server and clients exchange: all but those that the model itself excludes."""
+"""The parameters of a model that server and clients exchange: by default, those that are trained."""
 
 import copy
 import hashlib
@@ -8,46 +8,69 @@ import torch
 from torch import Tensor, nn
 
 _EXCLUDED = "not_exchanged"
+_WITH_FROZEN = "exchanges_frozen"
 
 SAMPLES = 256
-"""Entries of a parameter that its fingerprint is of, at least, where it has so many."""
+"""Lower bound of the entries of a parameter that its fingerprint takes, if it has that many."""
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Mark parameters that are never exchanged, because server and clients build the same ones.
+    """Exclude parameters from the exchange that copies of the model share with it, such as a base under adapters.
 
-    Those of a pre-trained model under adapters are such. They are in no plan, so nobody sends, averages or stores
-    them. The mark is the model's: a copy of the model has it too. That a parameter is frozen does not exclude
-    it, for its values may be random, and then every client would draw others.
+    They are in no plan: they are not sent, averaged or stored. Copies of the model keep this mark.
     """
     vars(model)[_EXCLUDED] = tuple(names)
     for name in vars(model)[_EXCLUDED]:
         model.get_parameter(name)  # raises an error if there is none
 
 
+def exchange_frozen(model: nn.Module) -> nn.Module:
+    """Return the model, with frozen parameters (``requires_grad=False``) exchanged as others are.
+
+    For frozen values that differ from process to process, as random ones do, and for slices that move.
+    """
+    vars(model)[_WITH_FROZEN] = True
+    return model
+
+
 def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a model that server and clients exchange; a tied one has its first name."""
-    excluded: set[int] = set()
-    for layer in model.modules():
-        if names := vars(layer).get(_EXCLUDED, ()):
-            # Some may be gone: those of blocks that a shallower model lacks.
-            excluded |= {id(own) for name, own in layer.named_parameters(remove_duplicate=False) if name in names}
-    return {name: own for name, own in model.named_parameters() if id(own) not in excluded}
+    """Return the parameters of a model that server and clients exchange; a tied one has its first name.
+
+    Frozen parameters are left out: each node builds the same ones, which ``fingerprint`` checks.
+    """
+    excluded = _excluded(model)
+    with_frozen = {
+        id(parameter) for layer in model.modules() if vars(layer).get(_WITH_FROZEN) for parameter in layer.parameters()
+    }
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in excluded and (parameter.requires_grad or id(parameter) in with_frozen)
+    }
+
+
+def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a model that are never exchanged."""
+    exchanged = exchanged_parameters(model)
+    return {name: parameter for name, parameter in model.named_parameters() if name not in exchanged}
+
+
+def shares_parameters(model: nn.Module) -> bool:
+    """Whether copies of the model share parameters with it."""
+    return bool(_excluded(model))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a digest of what is never exchanged: samples of each parameter; empty where everything is.
+    """Return a digest of the parameters that are never exchanged, of samples of each; empty if there are none.
 
     It is that of bfloat16, so a device may hold the base of adapters in half of the server's bytes.
     """
-    exchanged = set(map(id, exchanged_parameters(model).values()))
-    digest, empty = hashlib.sha256(), True
-    for name, own in model.named_parameters():
-        if id(own) not in exchanged:
-            values, empty = own.detach().flatten(), False
-            sample = values[:: max(1, len(values) // SAMPLES)].to("cpu", torch.bfloat16)
-            digest.update(f"{name} {tuple(own.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
-    return "" if empty else digest.hexdigest()
+    digest, frozen = hashlib.sha256(), frozen_parameters(model)
+    for name, parameter in frozen.items():
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, len(values) // SAMPLES)].to("cpu", torch.bfloat16)
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest() if frozen else ""
 
 
 def exchanged_dtype(parameter: Tensor) -> torch.dtype:
@@ -56,6 +79,19 @@ def exchanged_dtype(parameter: Tensor) -> torch.dtype:
 
 
 def copy_exchanged(model: nn.Module) -> nn.Module:
-    """Return a deep copy that shares with the model the parameters that are never exchanged."""
-    own = set(map(id, exchanged_parameters(model).values()))
-    return copy.deepcopy(model, {id(other): other for other in model.parameters() if id(other) not in own})
+    """Return a deep copy that shares the excluded parameters with the model."""
+    shared = _excluded(model)
+    return copy.deepcopy(
+        model, {id(parameter): parameter for parameter in model.parameters() if id(parameter) in shared}
+    )
+
+
+def _excluded(model: nn.Module) -> set[int]:
+    """Return the ids of the excluded parameters."""
+    excluded: set[int] = set()
+    for layer in model.modules():
+        if names := vars(layer).get(_EXCLUDED, ()):
+            # A shallower model may lack the blocks of some.
+            named = layer.named_parameters(remove_duplicate=False)
+            excluded |= {id(parameter) for name, parameter in named if name in names}
+    return excluded

@@ -212,6 +212,12 @@ def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     lazy = [name for name, parameter in named.items() if is_lazy(parameter)]
     if lazy:
         raise ShapeError(f"parameters {', '.join(lazy[:5])} have no shape yet: run one batch through the model first")
+    complex_ones = [name for name, parameter in named.items() if parameter.is_complex()]
+    if complex_ones:
+        raise ShapeError(
+            f"parameters {', '.join(complex_ones[:5])} are complex, and only real numbers are averaged: hold real and "
+            f"imaginary parts in a real parameter (torch.view_as_complex)"
+        )
     return {name: tuple(parameter.shape) for name, parameter in named.items()}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 
 
@@ -54,4 +55,8 @@ def initial_state(build: Callable[[float], nn.Module], rate: float, seed: int) -
     with kept_random_state(seed):
         model = build(rate)
     named = exchanged_parameters(model).items()
+    if meta := [name for name, parameter in named if parameter.is_meta]:
+        raise ConfigError(
+            f"build({rate:g}) returns {', '.join(meta[:3])} on the meta device, which holds no values: build on a CPU"
+        )
     return {name: own.detach().to(exchanged_dtype(own), copy=True) for name, own in named}

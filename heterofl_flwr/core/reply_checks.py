@@ -158,7 +158,11 @@ def class_numbers(
 def whole_numbers(labels: Iterable[int]) -> list[int]:
     """Return classes, each once, ascending; raise an error if one is no whole number."""
     try:
-        return sorted({index(label) for label in labels})
+        numbers = list(labels)
+        # Python, numpy and torch have booleans, and each counts as 0 or 1.
+        if any(isinstance(label, bool) or "bool" in str(getattr(label, "dtype", "")) for label in numbers):
+            raise TypeError("a mask of booleans; name the classes, [label for label in range(10) if label in mine]")
+        return sorted({index(label) for label in numbers})
     except TypeError as error:
         raise ConfigError(
             f"labels is {shown(labels)}; expected the classes of this client's data, as whole numbers: {error}"

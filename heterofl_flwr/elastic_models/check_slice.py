@@ -1,5 +1,6 @@
 """Check a smaller model against the steps of the full one: its code must do the same at every rate."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,42 +18,66 @@ QUIET = {"view", "_unsafe_view", "clone", "expand", "alias", "detach", "as_strid
 """Whether torch views or copies depends on strides, so on widths of 1. What was moved wrongly shows in what follows."""
 
 
-class Step(NamedTuple):
-    """A call of an operator that is the same at every rate.
+SCALES = {"mul", "div", "addmm", "baddbmm", "addbmm", "addmv"}
+"""Operators whose numbers may follow a width: attention divides by the root of a head's, a mean by its length."""
 
-    A length of an output is always the same, as many as are kept of some positions, or any.
+_POWERS = (-1, -1 / 2, -1 / 4, 1 / 4, 1 / 2, 1)
+
+
+class Step(NamedTuple):
+    """Call of an operator that is the same at every rate.
+
+    A length in an output's shape is constant, the number of kept positions of an axis, or None for any.
     """
 
     operator: str
-    tensors: list[str]  # the model's own that go in
-    outputs: list[list[int | Places | None]]  # the shape of each tensor that comes out
-    divisor: float | None = None  # the number by which a sum is divided, if that is the full length of what is cut
+    tensors: list[str]  # names of the parameters and buffers among the inputs
+    outputs: list[list[int | Places | None]]  # shape of each output
+    numbers: tuple[float, ...] = ()  # plain numbers among the arguments
+    divisor: float | None = None  # divisor of a sum, if that is the full length of an axis that is cut
+
+
+class DifferentStepError(Exception):
+    """A slice and the full model differ in a step. No TypeError: Python's binary operators swallow those."""
+
+
+class Findings(NamedTuple):
+    """Layers with code that fits the full width alone, though every shape fits."""
+
+    literal: set[str]  # layers that divide a sum by the full length
+    factors: set[str]  # layers that multiply by a number that changes, and not as a width does
 
 
 def check_slice(
-    steps: Sequence[Step] | None, kept: Sequence[int], skeleton: Skeleton, example_inputs: object, rate: float
-) -> set[str]:
-    """Run a smaller model, beside the steps of the trace if given; raise an error where it does anything else.
-
-    Layers are returned that divide a sum by the full number of what was added.
-    """
-    expected, literal = _expected(steps or (), kept), set()
+    steps: Sequence[Step] | None,
+    kept: Sequence[int],
+    sizes: Sequence[int],
+    skeleton: Skeleton,
+    example_inputs: object,
+    rate: float,
+) -> Findings:
+    """Run a slice and compare it with the steps of the trace, if given; raise an error at the first difference."""
+    expected, findings = _expected(steps or (), kept), Findings(set(), set())
+    powers = [1.0, *((few / size) ** power for few, size in set(zip(kept, sizes, strict=True)) for power in _POWERS)]
 
     def compare(called: Call) -> None:
         if steps is not None and called.name not in QUIET:
             shapes: Any = [list(output.shape) for output in called.outputs]
             step = next(expected, _END)
-            _compare(Step(called.name, skeleton.names_in(called), shapes), step)
+            _compare(Step(called.name, skeleton.names_in(called), shapes, called.numbers), step)
             if step.divisor is not None and step.divisor == called.divisor:
-                literal.add(skeleton.place)
+                findings.literal.add(skeleton.place)
+            if called.name.removesuffix("_") in SCALES and not _follow_widths(called.numbers, step.numbers, powers):
+                findings.factors.add(f"{skeleton.place} ({called.numbers[0]:g} for {step.numbers[0]:g})")
 
     try:
         for mode in MODES:
             skeleton.run(example_inputs, mode, Operators(compare))
         _compare(_END, next(expected, _END))
-        return literal
+        return findings
     except Exception as error:  # whatever the model's own code, and torch's, raise where widths do not fit
-        said = str(error) if isinstance(error, UnsupportedLayerError) else first_line(error)
+        is_ours = isinstance(error, UnsupportedLayerError | DifferentStepError)
+        said = str(error) if is_ours else first_line(error)
         raise UnsupportedLayerError(
             f"at rate {rate:g} {skeleton.place} does something else than in the full model: {said}. Its "
             f"code, or that before it, depends on a width in a way that cannot be followed. Keep the layers whole that "
@@ -81,4 +106,16 @@ def _compare(found: Step, expected: Step) -> None:
         said, wanted = (
             f"{operator} of {', '.join(own)}" if own else operator for operator, own, *_ in (found, expected)
         )
-        raise UnsupportedLayerError(f"{said} gives {found.outputs}, where {wanted} must give {expected.outputs}")
+        raise DifferentStepError(f"{said} gives {found.outputs}, where {wanted} must give {expected.outputs}")
+    # Compared as text, in which a NaN equals itself.
+    if found.operator.removesuffix("_") not in SCALES and repr(found.numbers) != repr(expected.numbers):
+        raise DifferentStepError(
+            f"{found.operator} computes with {found.numbers}, where it must be {expected.numbers}, so the width is "
+            f"used as a value"
+        )
+
+
+def _follow_widths(few: Sequence[float], of: Sequence[float], powers: Sequence[float]) -> bool:
+    """Whether factors changed as a width did, or its root."""
+    pairs = [(one, two) for one, two in zip(few, of, strict=True) if one != two and not isinstance(one, bool)]
+    return all(two and any(math.isclose(one / two, power, rel_tol=1e-6) for power in powers) for one, two in pairs)

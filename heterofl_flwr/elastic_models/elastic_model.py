@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from reprlib import repr as shown
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -14,10 +14,11 @@ from heterofl_flwr.core.levels import exact_rate, width
 from heterofl_flwr.core.moving_slices import prefix
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.elastic_models.channels import kept_positions
-from heterofl_flwr.elastic_models.check_slice import check_slice
+from heterofl_flwr.elastic_models.check_slice import Step, check_slice
 from heterofl_flwr.elastic_models.cut_layers import Slice, adjust_layers, attach_scaler
 from heterofl_flwr.elastic_models.skeleton import Skeleton, copy_with, without_values
 from heterofl_flwr.elastic_models.trace_model import Traced, trace_model
+from heterofl_flwr.elastic_models.zeroing import compare_by_zeroing
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.static_norm import drop_statistics
 
@@ -31,6 +32,11 @@ _LITERAL = (
     "{} divides a sum over channels by their full number, which stands in the code, so a slice, which adds fewer, "
     "divides by too much: use mean, or take the number from the tensor's shape"
 )
+_FACTORS = (
+    "{} multiplies by a number that changes with the rate, and not as a width or its root does: the code computes or "
+    "chooses it by a width, so a slice computes something else than the full model"
+)
+_DIFFERENT = "a slice of rate 0.5 may compute something else than the full model with zeros outside the slice: {}"
 _NOT_SMALLER = 0.6
 """The share of parameters above which a slice of rate 0.5 gets a warning; a quarter to a half is usual."""
 
@@ -69,6 +75,22 @@ class Elastic:
     def checked(self, rate: float) -> nn.Module:
         """Return the slice of a rate with nothing attached, after it has once done the steps of the full model."""
         part = self.part(rate)
+        model = self._cut(part)
+        if part.kept not in self.known:
+            sizes = self.traced.channels.sizes
+            # torch calls other operators for a width of 1, as einsum does. So the steps are those of a slice in which
+            # no group is as narrow, and of this one only that it runs.
+            wide = tuple(max(few, min(2, size)) for few, size in zip(part.kept, sizes, strict=True))
+            if wide not in self.known:
+                slice_ = Slice(self.traced.channels, wide)
+                self._check(self._cut(slice_), slice_, rate, self.traced.steps)
+            if part.kept != wide:
+                self._check(model, part, rate, None)
+            self.known |= {wide, part.kept}
+        return model
+
+    def _cut(self, part: Slice) -> nn.Module:
+        """Return a slice of the model, with the numbers that its layers have at this width."""
         model = copy_with(self.model, part.cut)
         layers = dict(model.named_modules(remove_duplicate=False))
         for number, places in self.traced.numbers.items():
@@ -79,16 +101,15 @@ class Elastic:
             held[number.name] = value
         adjust_layers(self.model, model)
         vars(model)["plan_rule"] = part
-        if part.kept not in self.known:
-            # torch calls other operators for a width of 1, as einsum does; then only that the model runs is checked
-            thin = any(few == 1 < of for few, of in zip(part.kept, self.traced.channels.sizes, strict=True))
-            skeleton = Skeleton(model, self.traced.says_tracing)
-            steps = None if thin else self.traced.steps
-            literal = check_slice(steps, part.kept, skeleton, self.example_inputs, rate)
-            if literal:
-                warnings.warn(_LITERAL.format(", ".join(sorted(literal))), stacklevel=3)
-            self.known.add(part.kept)
         return model
+
+    def _check(self, model: nn.Module, part: Slice, rate: float, steps: Sequence[Step] | None) -> None:
+        """Compare a slice with the steps of the full model; warn of numbers that fit the full width alone."""
+        skeleton = Skeleton(model, self.traced.says_tracing)
+        findings = check_slice(steps, part.kept, part.channels.sizes, skeleton, self.example_inputs, rate)
+        for layers, text in zip(findings, (_LITERAL, _FACTORS), strict=True):
+            if layers:
+                warnings.warn(text.format(", ".join(sorted(layers))), stacklevel=4)
 
     def plan(self, rate: float) -> Plan:
         """Return which entries of the full model the model of this rate holds, as ``Plan.of`` does."""
@@ -113,6 +134,7 @@ def elastic(
     global_rate: float = 1.0,
     scaler: bool | None = None,
     static_norm: bool = False,
+    check: Literal["steps", "zeroing"] = "steps",
 ) -> Elastic:
     """Return ``build``, the function from a rate to a slice of any model, for ``HeteroFL`` and all that takes one.
 
@@ -146,6 +168,10 @@ def elastic(
         from layer to layer, and training diverges.
     static_norm : bool
         Whether batch norm keeps no running statistics. They are never sent either way (section 3.2).
+    check : str
+        How a slice is compared with the full model: ``steps``, by its operators, without values; ``zeroing``, also by
+        its output on the example inputs, which must be that of the full model with zeros outside the slice. That takes
+        one run of each in double precision.
 
     Raises
     ------
@@ -156,6 +182,7 @@ def elastic(
     Warns
     -----
     UserWarning
+        If outputs differ with ``check="zeroing"``.
         If parameters take no part on the example inputs: they stay whole. If the code divides a sum over channels by
         their full number as a literal. Or if a slice of rate 0.5 keeps more than six tenths of the parameters, with the
         reasons, such as an unknown operator.
@@ -178,6 +205,8 @@ def elastic(
     for name, names in (("fixed", fixed), ("outputs", outputs)):
         if isinstance(names, str):
             raise ConfigError(f"{name} is {names!r}; expected a list of names, as [{names!r}]")
+    if check not in ("steps", "zeroing"):
+        raise ConfigError(f"check is {check!r}; expected 'steps' or 'zeroing'")
     traced = trace_model(model, example_inputs, fixed, outputs)
     if traced.unused:
         warnings.warn(_UNUSED.format(", ".join(traced.unused)), stacklevel=2)
@@ -192,6 +221,10 @@ def elastic(
         known={tuple(traced.channels.sizes)},
     )
     build.checked(_CHECKED)
+    if check == "zeroing":
+        difference = compare_by_zeroing(build.model, build.checked(0.5), build.part(0.5), example_inputs)
+        if difference:
+            warnings.warn(_DIFFERENT.format(difference), stacklevel=2)
     _warn_if_large(build, fixed)
     return build
 

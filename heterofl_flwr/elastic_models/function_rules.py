@@ -5,9 +5,10 @@ A rule has the function's own parameters after the trace and ``run``, which call
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -105,8 +106,9 @@ def _index(trace: Trace, one: object, row: Row | None) -> None:
         for end in (one.start, one.stop):
             if end is not None:
                 _use_before(trace, end, row)
-    elif isinstance(one, int):
-        trace.pin(row[: one + 1] if one >= 0 else row[one:])
+    elif isinstance(one, SupportsIndex) and not isinstance(one, Tensor):  # also a whole number of NumPy's
+        place = operator.index(one)
+        trace.pin(row[: place + 1] if place >= 0 else row[place:])
         trace.sliced.append(row)
 
 
@@ -137,8 +139,8 @@ def _use_part(trace: Trace, length: int, row: Row, part: slice) -> None:
 @function(Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split)
 def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int = 0, **_: object) -> object:
     """Let all chunks keep equally many entries."""
-    if isinstance(chunks, int):
-        return split(trace, run, input, trace.lengths(input)[dim] // chunks, dim=dim)
+    if isinstance(chunks, SupportsIndex) and not isinstance(chunks, Tensor):
+        return split(trace, run, input, trace.lengths(input)[dim] // operator.index(chunks), dim=dim)
     trace.pin(trace.rows(input)[dim])
     return run()
 
@@ -203,7 +205,7 @@ def _run_with_shape(trace: Trace, run: Run, given: object) -> object:
     sizes: Sequence[Any] = given if isinstance(given, Sequence) else ()
     if len(sizes) == 1 and isinstance(sizes[0], Sequence):
         sizes = sizes[0]  # a shape may be given as one sequence, or its lengths one by one
-    if not all(isinstance(size, int) for size in sizes):
+    if any(isinstance(size, Tensor) or not isinstance(size, SupportsIndex) for size in sizes):
         sizes = ()
     trace.flexible = [size == -1 or is_length(size) for size in sizes]
     output = run()

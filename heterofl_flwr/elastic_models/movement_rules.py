@@ -25,17 +25,18 @@ _SHUFFLES = ("pixel_shuffle", "pixel_unshuffle")
 def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Move the positions of each axis as the entries; what is added around them is kept at every rate."""
     args, space = call.args[1:], [*[False] * (len(rows) - 3), True, False, False]  # of an image, channels are cut
-    if call.name == "constant_pad_nd":
+    name, shape = call.name.removesuffix("_"), call.shape
+    if name == "constant_pad_nd":
         args = args[:1]  # not the value
         trace.pin(*(rows[-1 - place // 2] for place, width in enumerate(args[0]) if width < 0))  # a number in the code
     found: list[list[Row | None]] = [[None] * one.dim() for one in call.outputs]
     for axis, row in enumerate(rows):
         if row is not None:
             along = [-1 if number == axis else 1 for number in range(len(rows))]
-            probe = torch.from_numpy(trace.positions.roots(row)).view(along).expand(call.args[0].shape)
-            parts = probe.reshape(call.outputs[0].shape) if call.name in _VIEWS else call.function(probe, *args)
+            probe = torch.from_numpy(trace.positions.roots(row)).view(along).expand(shape)
+            parts = probe.reshape(call.outputs[0].shape) if name in _VIEWS else call.function(probe, *args)
             for inner, part in zip(found, tree_leaves(parts), strict=True):
-                _place(trace, inner, part, space if call.name in _SHUFFLES else trace.flexible)
+                _place(trace, inner, part, space if name in _SHUFFLES else trace.flexible)
     for output, inner in zip(call.outputs, found, strict=True):
         trace.mark(inner, output)
 
@@ -143,7 +144,8 @@ def put(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     trace.pin(*(row for one in indices if one is not None for row in trace.rows(one)))
     # An index of truth values stands for as many axes as it has.
     end = sum(one.dim() if one is not None and one.dtype == torch.bool else 1 for one in indices)
-    trace.pin(*rows[:end])
+    # The values' axes of the indices come before those that meet the rest of the tensor.
+    trace.pin(*rows[:end], *trace.rows(values)[: max(values.dim() - len(rows) + end, 0)])
     others = [None] * len(rows) + list(trace.rows(values))
     for place in range(end - len(rows), 0):
         if -place <= values.dim() and values.shape[place] > 1:

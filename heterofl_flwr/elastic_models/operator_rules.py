@@ -19,14 +19,27 @@ from heterofl_flwr.elastic_models.rules import Call, aten, operator, stand_in
 _ENTRYWISE = (
     *("copy", "fill", "zero", "normal", "uniform", "bernoulli", "exponential"),
     *("native_dropout", "detach", "alias", "lift_fresh", "_to_copy", "_softmax", "_safe_softmax", "_log_softmax"),
-    *("cumsum", "hardswish", "hardtanh", "relu6", "_prelu_kernel", "polar"),
+    *("hardswish", "hardtanh", "relu6", "_prelu_kernel", "polar"),
     *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
 )
 _SUMS = (
     *("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "any", "all"),
     "linalg_vector_norm",
 )
-_SEARCHES = ("argmax", "argmin", "max", "min", "median", "mode", "topk", "sort", "kthvalue", "argsort", "cummax")
+_SEARCHES = (
+    "argmax",
+    "argmin",
+    "max",
+    "min",
+    "median",
+    "mode",
+    "topk",
+    "sort",
+    "kthvalue",
+    "argsort",
+    "cummax",
+    "cumsum",
+)
 _POOLS = (
     *("avg_pool{}d", "max_pool{}d_with_indices", "_adaptive_avg_pool{}d", "adaptive_max_pool{}d"),
     *("upsample_nearest{}d", "upsample_linear{}d", "upsample_bilinear{}d", "upsample_bicubic{}d"),

@@ -26,11 +26,25 @@ HOLDS_THE_MODEL = (
 _PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
-class Call:
-    """One call of an operator of torch: its name without the overload, and all tensors that went in and came out."""
+_LENGTHS = {
+    *("size", "normalized_shape", "N", "C", "HxW", "group", "groups", "start", "end", "repeats", "scale"),
+    *("split_size", "split_sizes"),
+}
+"""Names of arguments that are lengths, which show in the outputs' shapes; and of attention's factor."""
 
-    def __init__(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: object) -> None:
-        self.function, self.args, self.kwargs = function, args, kwargs
+
+class Call:
+    """Call of an operator: its name without the overload, its tensors, and the shape the first of them had before."""
+
+    def __init__(
+        self,
+        function: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        output: object,
+        shape: Sequence[int] = (),
+    ) -> None:
+        self.function, self.args, self.kwargs, self.shape = function, args, kwargs, shape
         self.name: str = function.overloadpacket.__name__
         self.inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         self.outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
@@ -41,6 +55,12 @@ class Call:
         arguments = self.function._schema.arguments
         defaults = {one.name: one.default_value for one in arguments if one.has_default_value()}
         return {**defaults, **dict(zip((one.name for one in arguments), self.args, strict=False)), **self.kwargs}
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Plain numbers among the arguments, without lengths."""
+        values = {name: value for name, value in self.given.items() if name not in _LENGTHS}
+        return tuple(leaf for leaf in tree_leaves(values) if isinstance(leaf, int | float))
 
     @property
     def divisor(self) -> float | None:
@@ -167,8 +187,9 @@ class Operators(TorchDispatchMode):
         if _find_operator(func) is None and func._can_decompose():  # it is made of other operators
             with self:
                 return func.decompose(*args, **given)
+        shape = args[0].shape if args and isinstance(args[0], Tensor) else ()  # transpose_ changes it
         output = func(*args, **given)
-        self._listener(Call(func, args, given, output))
+        self._listener(Call(func, args, given, output, shape))
         return output
 
 

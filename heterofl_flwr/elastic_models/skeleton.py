@@ -2,6 +2,7 @@
 
 import copy
 import random
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -143,6 +144,7 @@ class Skeleton:
         left to right.
         """
         self._path.clear()
+        _clear_einops()
         for layer in self._layers.values():
             layer.training = mode and not isinstance(layer, _NormBase)
         given = without_values(example_inputs)
@@ -161,6 +163,14 @@ class Skeleton:
             for one in (Alike(self._given), *watching):
                 stack.enter_context(one)
             return call(self.model, given)
+
+
+def _clear_einops() -> None:
+    """Clear the caches of einops: a shape that it keeps from an earlier call has lengths without their axes."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "einops":
+            for function in vars(module).values():
+                getattr(function, "cache_clear", int)()
 
 
 def without_values(example_inputs: object) -> object:

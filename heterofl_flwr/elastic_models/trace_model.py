@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _Orthogonal
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError, first_line
@@ -25,7 +27,7 @@ from heterofl_flwr.elastic_models.check_slice import MODES, QUIET, Step
 from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.elastic_models.rules import HOLDS_THE_MODEL, Call, Functions, Operators, follow
 from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, entries, find_containers
-from heterofl_flwr.nn.execution import named_tensors
+from heterofl_flwr.nn.execution import named_tensors, tensors_in
 
 _NORM = re.compile("(?<!weight_)norm(?!al)|rsqrt")
 
@@ -50,12 +52,8 @@ def trace_model(
     outputs: Sequence[str] = (),
 ) -> Traced:
     """Trace a model; the arguments are those of ``elastic``."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, torch.jit.ScriptModule | torch.fx.GraphModule):
-            raise UnsupportedLayerError(
-                f"layer {name or '(the model itself)'} is compiled by torch.jit or torch.fx, so its code cannot be "
-                f"followed: give the model from before it was compiled"
-            )
+    _check_model(model)
+    _check_inputs(example_inputs)
     held = [(name, one, copy.copy(one)) for name, one in find_containers(model).items()]
     try:
         return Tracer(Skeleton(model, False), fixed).trace(example_inputs, outputs)
@@ -66,6 +64,56 @@ def trace_model(
             raise refused from refused.__cause__
     finally:
         _restore(held)
+
+
+def _check_model(model: nn.Module) -> None:
+    """Raise ``UnsupportedLayerError`` for layers and parameters that no trace can follow."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule | torch.fx.GraphModule):
+            raise UnsupportedLayerError(
+                f"layer {name or '(the model itself)'} is compiled by torch.jit or torch.fx, so its code cannot be "
+                f"followed: give the model from before it was compiled"
+            )
+    for name, tensor in named_tensors(model).items():
+        if tensor.layout != torch.strided:
+            raise UnsupportedLayerError(f"{name} is a tensor of layout {tensor.layout}: expected a dense one")
+
+
+def _check_inputs(example_inputs: object) -> None:
+    """Raise ``UnsupportedLayerError`` for inputs that cannot lose their values."""
+    replaced = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
+    if any(tensor.layout != torch.strided for tensor in replaced):
+        raise UnsupportedLayerError("example_inputs has a sparse tensor, and a trace follows dense ones: give it dense")
+    others = [leaf for leaf in tree_leaves(example_inputs) if not isinstance(leaf, Tensor)]
+    kinds = {type(leaf).__name__ for leaf in others if any(True for _ in tensors_in(leaf))}
+    if kinds:
+        raise UnsupportedLayerError(
+            f"example_inputs has a {', '.join(sorted(kinds))} with tensors in its attributes, which a trace cannot "
+            f"replace by tensors without values: give a model around this one that takes tensors, as forward(x, edges)"
+        )
+
+
+_CAUSES = {
+    "not on the expected device": "the code uses a tensor that is neither a parameter nor a buffer of a layer, such as "
+    "one of a closure or a global: register it (register_buffer)",
+    "(?i)sparse": "the code uses sparse tensors, and a trace follows dense ones: use torch.Tensor.to_dense",
+    r"aten::\w+|nonzero|item\(\)": "{match} needs the values of tensors, and a trace runs the model without them: "
+    "{remedy}",
+    "": "{error}. A trace runs the model on the example inputs without their values, so nothing may depend on values, "
+    "as packed sequences do. Give inputs that the model takes, or {remedy}",
+}
+"""Explanations of errors that torch raises while a model runs without values, by a pattern of their texts."""
+
+
+def _explain(error: Exception, layer: nn.Module) -> str:
+    """Return why a model cannot be run without values, and a remedy."""
+    text = first_line(error)
+    match, cause = next((match, cause) for pattern, cause in _CAUSES.items() if (match := re.search(pattern, text)))
+    remedy = (
+        f"say by torch's own operators how the axes of the layer's output depend on its inputs and parameters: "
+        f"@heterofl_flwr.elastic_models.stand_in({type(layer).__name__}), a function of the layer and its inputs"
+    )
+    return cause.format(match=match[0], error=text, remedy=remedy)
 
 
 def _restore(held: Sequence[tuple[str, Any, Any]]) -> None:
@@ -92,8 +140,14 @@ class Tracer:
         self._named = named_tensors(self._skeleton.model)
         for name in _names_fixed(self._skeleton.model, fixed):
             self._trace.pin(*self._trace.rows(self._named[name]))
+        for name, layer in self._skeleton.model.named_modules():
+            if isinstance(layer, ParametrizationList) and any(isinstance(one, _Orthogonal) for one in layer):
+                why = f"a part of the orthogonal matrix {name} would not be orthogonal"
+                self._trace.pin(
+                    *(row for one in named_tensors(layer).values() for row in self._trace.rows(one)), why=why
+                )
         self._used: set[str] = set()  # the model's parameters and buffers that went into any operator
-        self._calls: list[tuple[str, list[str], list[tuple[torch.Size, Rows | None]], float | None, list[Row]]] = []
+        self._calls: list[tuple[Step, list[tuple[torch.Size, Rows | None]], list[Row]]] = []
         self._normalises = False
 
     def trace(self, example_inputs: object, outputs: Sequence[str]) -> Traced:
@@ -114,11 +168,7 @@ class Tracer:
             raise UnsupportedLayerError(f"{skeleton.place}: {error}") from error
         except Exception as error:  # whatever the model's own code raises
             raise UnsupportedLayerError(
-                f"{skeleton.place} cannot be traced: {first_line(error)}. A trace runs the model on the example inputs "
-                f"without their values, so nothing may depend on values, as packed sequences do. Give inputs that the "
-                f"model takes, or say by torch's own operators how the axes of the layer's output depend on its inputs "
-                f"and parameters: @heterofl_flwr.elastic_models.stand_in({type(skeleton.at_work[1]).__name__}), a "
-                f"function of the layer and its inputs"
+                f"{skeleton.place} cannot be traced: {_explain(error, skeleton.at_work[1])}"
             ) from error
         if names:
             held = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
@@ -128,13 +178,13 @@ class Tracer:
                     f"{', '.join(map(str, held)) or 'no names'}"
                 )
             output = [held[name] for name in names]
-        found = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        if not found:
+        tensors = list(tensors_in(output))
+        if not tensors:
             raise UnsupportedLayerError(
                 f"the model returned {type(output).__name__}, in which no tensor was found: let it return tensors, or "
-                f"tuples, lists or dicts of them"
+                f"tuples, lists, dicts or dataclasses of them"
             )
-        return found
+        return tensors
 
     def _record(self, called: Call) -> None:
         follow(self._trace, called)
@@ -143,7 +193,7 @@ class Tracer:
         if called.name not in QUIET:
             outputs = [(one.shape, self._trace.known(one)) for one in called.outputs]
             counted = self._trace.counted(called.inputs[0], called.divisor) if called.inputs else []
-            self._calls.append((called.name, tensors, outputs, called.divisor, counted))
+            self._calls.append((Step(called.name, tensors, [], called.numbers, called.divisor), outputs, counted))
         if _NORM.search(called.name):
             # Norms of weights leave activations as they are.
             self._normalises |= "parametrizations" not in self._skeleton.at_work[0].split(".")
@@ -166,9 +216,10 @@ class Tracer:
             return [one if row is None else grouping.length(row) for one, row in zip(shape, rows, strict=True)]
 
         steps = []
-        for name, tensors, made, divisor, summed in self._calls:
+        for step, outputs, summed in self._calls:
             is_cut = any(grouping.places(row) is not None for row in summed)
-            steps.append(Step(name, tensors, [lengths(*one) for one in made], divisor if is_cut else None))
+            divisor = step.divisor if is_cut else None
+            steps.append(step._replace(outputs=[lengths(*output) for output in outputs], divisor=divisor))
         return Traced(
             Channels(tuple(grouping.sizes), axes),
             {number: places for number, places in numbers.items() if places is not None},

@@ -112,37 +112,41 @@ class Limits:
 
 
 def admit(
-    answers: Answers, names: Mapping[int, str], limits: Limits, silent: Capability, check: Callable[[Capability], None]
-) -> tuple[dict[int, Capability], dict[str, str]]:
-    """Return what new clients may hold, by node, and what is wrong with their answers, by name or id.
+    answers: Answers,
+    names: Mapping[int, str],
+    limits: Limits,
+    unusable: Capability,
+    check: Callable[[Capability], None],
+) -> tuple[dict[int, Capability], dict[int, str]]:
+    """Return the capabilities of new clients, as the limits allow, and the faults of answers, by node.
 
-    One of which nothing is usable may hold what a ``silent`` one does; ``check`` raises for what it reports.
+    A client without a usable answer gets the capability ``unusable``; ``check`` raises where a reported one is invalid.
     """
     admitted, faults = {}, {}
     for node_id, answer in answers.items():
-        name, own_id = names.get(node_id, ""), str(node_id)
+        name, node = names.get(node_id, ""), str(node_id)
         try:
             if isinstance(answer, Fault):
                 raise ReplyError(answer.reason)
-            admitted[node_id] = limits.applied(answer, name, own_id)
+            admitted[node_id] = limits.applied(answer, name, node)
             check(admitted[node_id])
         except ReplyError as error:
-            if not {name, own_id} & limits.levels.keys():  # of those it is known
-                faults[name or own_id] = str(error)
-            admitted[node_id] = limits.applied(silent, name, own_id)
+            if not {name, node} & limits.levels.keys():  # the table has these
+                faults[node_id] = str(error)
+            admitted[node_id] = limits.applied(unusable, name, node)
     return admitted, faults
 
 
-def check_faults(faults: Mapping[str, str], *, new: int, present: int, wanted: MinReplies, mix: Mix) -> None:
-    """Warn of new clients that do not say what they can hold; fail if fewer do than a round needs replies.
+def check_faults(faults: Mapping[str, str], *, new: int, known: int, wanted: MinReplies, mix: Mix) -> None:
+    """Warn of new clients without a usable capability; fail if fewer clients have one than a round needs replies.
 
-    The run would look well then, and train small models alone.
+    Such a run would train small models only, and nothing would show it.
     """
-    known, smallest = present - len(faults), mix.rates[-1]
-    least = min(least_replies(wanted, present), present)
-    if known < least and smallest < mix.global_rate:
+    usable, smallest = known - len(faults), mix.rates[-1]
+    least = min(least_replies(wanted, known), known)
+    if usable < least and smallest < mix.global_rate:
         raise RoundError(
-            f"{name_faults('node', faults)}; so the rate that a node can hold is known for {known} of {present} nodes, "
+            f"{name_faults('', faults)}; so the rate that a node can hold is known for {usable} of {known} nodes, "
             f"expected at least {least} (min_replies or sample.min-replies, which is {wanted}): correct these errors, "
             f"because all other nodes would train at the smallest rate, {smallest:g}"
         )
@@ -153,5 +157,5 @@ def check_faults(faults: Mapping[str, str], *, new: int, present: int, wanted: M
             len(faults),
             new,
             smallest,
-            name_faults("node", faults),
+            name_faults("", faults),
         )

@@ -52,12 +52,14 @@ class EvaluationRound:
         server_round: int,
         node_ids: Sequence[int],
         *,
+        drawn: Sequence[int] | None = None,
         num_rounds: int = 0,
         silent: Collection[int] = (),
     ) -> None:
         self._federation, self._options, self._log = federation, federation.options, log
         self._server_round, self._present = server_round, node_ids
-        drawn = federation.sample(server_round, node_ids, "evaluate") if node_ids else []
+        if drawn is None:
+            drawn = federation.sample(server_round, node_ids, "evaluate") if node_ids else []
         levels = self._options.evaluation.levels_due(server_round, num_rounds)
         held = {node_id: own for node_id in drawn if (own := self._pick_rates(node_id, levels=levels))}
         self._whole = {node_id: self._is_whole(own) for node_id, own in held.items()}

@@ -6,16 +6,17 @@ Nothing here knows Flower. The strategies of both of its APIs translate between 
 import math
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.core.counting_mean import held_by
-from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
+from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint, frozen_parameters
 from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.core.levels import Mix, dynamic_rate, exact_rate, fixed_rate, joining_rates
 from heterofl_flwr.core.moving_slices import SliceFunction, SliceRule, make_slice_function, window_number
@@ -138,6 +139,7 @@ class Federation:
         plan = Plan.of(self.model, model)
         if self.options.transfer.slice_rule != "prefix":
             self._check_tables(model, rate)
+            self._check_frozen(model, rate)
             plan.check_groups()
         return shared_part(plan, self.shared)
 
@@ -148,7 +150,17 @@ class Federation:
                 f"slice_rule is {self.options.transfer.slice_rule!r}, but the model's buffers {', '.join(tables[:5])} "
                 f"have entries by channel, of which build({rate:g}) holds the first: they are not sent, so a client "
                 f"would train other channels with them. Expected slice_rule='prefix', or in place of the buffer a "
-                f"parameter, torch.nn.Parameter(..., requires_grad=False), which is cut as the others"
+                f"parameter, torch.nn.Parameter(...), which is cut as the others"
+            )
+
+    def _check_frozen(self, local: nn.Module, rate: float) -> None:
+        """Raise an error where frozen parameters would be a prefix, and the others another slice."""
+        whole, part = frozen_parameters(self.model), frozen_parameters(local)
+        if cut := [name for name, parameter in part.items() if parameter.shape != whole[name].shape]:
+            raise ConfigError(
+                f"slice_rule is {self.options.transfer.slice_rule!r}, but the frozen parameters {', '.join(cut[:5])} "
+                f"are not sent, and build({rate:g}) holds the first of their entries. Expected slice_rule='prefix', or "
+                f"a build that returns heterofl_flwr.core.exchange_frozen(model)"
             )
 
     def _read_norms(self, rate: float) -> Mapping[str, int]:
@@ -244,6 +256,7 @@ class Federation:
         # A ``state_dict`` has tied parameters under each of their names; as when a model loads it, the last one counts.
         own = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.whole.check_state(own)
+        self._check_frozen_values(own)
         found = {name: own[name].to(dtype) for name, dtype in self.types.items()}
         if fault := next(value_faults(found), None):
             raise RoundError(
@@ -252,22 +265,43 @@ class Federation:
             )
         return found
 
-    def register(
-        self, answers: Answers, names: Mapping[int, str] | None = None, present: Iterable[int] | None = None
-    ) -> None:
-        """Register new clients, with what they say of themselves or why that is not usable.
+    def _check_frozen_values(self, state: Mapping[str, Tensor]) -> None:
+        """Raise an error where a state has other values of frozen parameters than the model that nodes build."""
+        for name, parameter in frozen_parameters(self.model).items():
+            if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
+                raise ConfigError(
+                    f"initial_arrays has other values of {name} than build gives it. It is frozen "
+                    f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
+                    f"return heterofl_flwr.core.exchange_frozen(model)"
+                )
 
-        Those of which nothing is usable get the mix's smallest rate, unless they are too many.
+    def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
+        """Set the nodes that are there, with the names of newcomers; each gets a seat, and under *Fix* its rate."""
+        self.nodes.update(present, names, server_round)
+        if self.assignment == "fix":
+            rates, seated = self.nodes.seat_rates, sorted(self.nodes.order, key=self.nodes.seat)
+            if new := [node_id for node_id in seated if node_id not in rates]:
+                held = [rates[node_id] for node_id in seated if node_id in rates]
+                rates.update(zip(new, joining_rates(self.mix, held, len(new)), strict=True))
+
+    def register(
+        self, answers: Answers, names: Mapping[int, str] | None = None, present: Collection[int] | None = None
+    ) -> None:
+        """Register the answers of new clients to the capability query, or why an answer is not usable.
+
+        Clients without a usable answer get the mix's smallest rate, unless they are too many.
         """
-        names, silent = names or {}, Capability(capacity=self.mix.rates[-1])
+        self.update_nodes({*self.nodes.order, *answers} if present is None else present, names or {})
+        names = {node_id: self.nodes.registered_name(node_id) for node_id in answers}
+        unusable = Capability(capacity=self.mix.rates[-1])
         admitted, faults = admit(
-            answers, names, self.options.limits, silent, lambda own: self.check_capacity(own.holds)
+            answers, names, self.options.limits, unusable, lambda answer: self.check_capacity(answer.holds)
         )
-        there = len({*self.nodes, *answers} if present is None else set(present))
+        self.nodes.register(admitted)
+        named = {self.nodes.name(node_id): reason for node_id, reason in faults.items()}
         wanted = self.options.sampling.min_replies
-        check_faults(faults, new=len(answers), present=there, wanted=wanted, mix=self.mix)
-        self.nodes.register(admitted, names, present)
-        self._assign_seat_rates()
+        check_faults(named, new=len(answers), known=len(self.nodes), wanted=wanted, mix=self.mix)
+        self.nodes.demoted |= named.keys()
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
         """Raise ``ReplyError`` unless a client can train at the rate it reports; under *Dynamic* it draws the mix's."""
@@ -279,13 +313,6 @@ class Federation:
                 self.plan(rate)
         except Exception as error:  # a user's ``build`` raises anything for a rate that it has no model of
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
-
-    def _assign_seat_rates(self) -> None:
-        """Give new clients a rate each by their seats, so that what clients say of themselves changes no other's."""
-        rates, seated = self.nodes.seat_rates, sorted(self.nodes, key=self.nodes.seat)
-        new = [node_id for node_id in seated if node_id not in rates]
-        held = [rates[node_id] for node_id in seated if node_id in rates]
-        rates.update(zip(new, joining_rates(self.mix, held, len(new)), strict=True))
 
     def rate(self, server_round: int, node_id: int) -> float:
         """Return the rate at which a client trains in a round; one with parameters of its own keeps its first one."""
@@ -317,12 +344,28 @@ class Federation:
         return min(self.nodes[node_id].holds or 1.0, self.mix.rates[0])
 
     def can_train(self, node_id: int) -> bool:
-        """Whether there is a rate that a client could be given."""
+        """Whether there is a rate that a client could be given; True of one that has not answered yet."""
+        if node_id not in self.nodes:
+            return True
         if self.assignment == "fix":
             # Under Fix it is the same in each round.
             return not self.mix.idle or self._find_rate(0, node_id) > 0
         held = self.nodes[node_id].holds
         return held is None or held >= self.mix.rates[-1]
+
+    @property
+    def asks_all(self) -> bool:
+        """Whether all nodes must have reported their capability before some are drawn.
+
+        Draws need an order of the nodes: that of their registered names, or else that of the partitions they report.
+        """
+        averaging = self.options.averaging
+        return (
+            not self.nodes.all_named
+            or bool(self.mix.idle or self.clients_keep or self.options.asynchronous.size)
+            or self.options.transfer.slice_rule != "prefix"
+            or any(stage.needs.holders for stage in averaging.stages)
+        )
 
     def trainable_nodes(self, node_ids: Sequence[int]) -> list[int]:
         """Return the clients that can be drawn to train; fail if none can."""
@@ -344,6 +387,10 @@ class Federation:
         if purpose == "train" and (least := min(holders, number)):
             rates = {node_id: self.rate(server_round, node_id) for node_id in node_ids}
             largest = [node_id for node_id in node_ids if rates[node_id] == max(rates.values())]
-            first = draw(self.nodes, largest, least, "largest", server_round, seed=self.seed)
-        rest = [node_id for node_id in node_ids if node_id not in first]
-        return first + draw(self.nodes, rest, number - len(first), purpose, server_round, seed=self.seed)
+            first = draw(self._in_order(largest), least, "largest", server_round, seed=self.seed)
+        rest = [node_id for node_id in node_ids if node_id not in first] if first else node_ids
+        return first + draw(self._in_order(rest), number - len(first), purpose, server_round, seed=self.seed)
+
+    def _in_order(self, node_ids: Sequence[int]) -> Sequence[int]:
+        """Return clients in the order of their partitions, or of their names where not all have been asked."""
+        return sorted(node_ids, key=self.nodes.partition) if self.asks_all else node_ids

@@ -11,17 +11,18 @@ from pydantic import InstanceOf
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Count, NotNegative, group
-from heterofl_flwr.core.counting_mean import Aggregator, Weights
+from heterofl_flwr.core.aggregator import OpenAggregator
+from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.reply_checks import LARGEST_ENTRY, LabelRule
-from heterofl_flwr.core.robust import Robust, RobustAggregator
+from heterofl_flwr.core.robust import Robust, RobustMean
 from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
-from heterofl_flwr.stages.chain import Chain, Kind, OpenMean
+from heterofl_flwr.stages.chain import Chain, Kind
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress, Upload
 from heterofl_flwr.stages.noise import Noise
@@ -75,17 +76,17 @@ class Averaging:
     labels: LabelRule = "sent"
     fidelity: Annotated[InstanceOf[Fidelity], "Fidelity(...)"] = Fidelity()
     robust: Annotated[InstanceOf[Robust] | None, "Robust(...)"] = None
-    aggregator: Annotated[OpenMean, "Aggregator, a subclass of it, or what opens one"] = Aggregator
+    aggregator: Annotated[OpenAggregator, "what makes an Aggregator of a state, as CountingMean"] = CountingMean
     stages: Annotated[Sequence[Stage], "a list of stages"] = ()
 
     def __post_init__(self) -> None:
-        if self.robust and self.aggregator is not Aggregator:
+        if self.robust and self.aggregator is not CountingMean:
             raise ConfigError("robust and aggregator both replace the counting mean; expected one of them")
 
     @property
     def kind(self) -> Kind:
         """What the mean is, in words."""
-        return "robust" if self.robust else "counting" if self.aggregator is Aggregator else "other"
+        return "robust" if self.robust else "counting" if self.aggregator is CountingMean else "other"
 
 
 @group
@@ -105,7 +106,7 @@ class Options:
         if self.asynchronous.size and (needs_round or self.sampling.spare):
             raise ConfigError(
                 "asynchronous: robust means, other aggregators, slices that move and spare clients need rounds that "
-                "wait; expected robust=None, aggregator=Aggregator, slice_rule='prefix' and spare=0"
+                "wait; expected robust=None, aggregator=CountingMean, slice_rule='prefix' and spare=0"
             )
         if self.privacy.clip and self.limits.norm_bound:
             raise ConfigError(
@@ -121,9 +122,9 @@ def build_chain(
     privacy, upload, averaging = options.privacy, options.transfer.upload, options.averaging
     open_mean, kind = averaging.aggregator, averaging.kind
     if averaging.robust:
-        open_mean = partial(RobustAggregator, robust=averaging.robust)
+        open_mean = partial(RobustMean, robust=averaging.robust)
     if asynchronous is not None:
-        open_mean, kind = asynchronous.open, "asynchronous"
+        open_mean, kind = asynchronous.open_mean, "asynchronous"
     stages = (
         asynchronous,
         None if all_is_trained else Untrained(),

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, listed
 from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
@@ -41,6 +41,13 @@ class RoundRecord:
         The rate of each client that was asked to train, by partition.
     failures
         For each client that failed or was refused, by partition: why.
+    answered, expected
+        How many clients gave a usable reply, and how many would take part if no node were missing; 0 in histories of
+        older versions.
+    names
+        The registered names of clients in ``failures``, by partition.
+    notes
+        Remarks at the end of the round's line: nodes that are away, that do not answer or answer late, and others.
     refused
         Those of them whose reply was refused: it came, and could not be used.
     train
@@ -81,6 +88,10 @@ class RoundRecord:
     learning_rate: float
     rates: dict[int, float]
     failures: dict[int, str] = field(default_factory=dict)
+    answered: int = 0
+    expected: int = 0
+    names: dict[int, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     refused: Sequence[int] = ()
     train: dict[str, float] = field(default_factory=dict)
     train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -117,6 +128,11 @@ class RoundRecord:
             if name not in self.partial
         }
 
+    @property
+    def failed_names(self) -> list[str]:
+        """The registered name of each client in ``failures``, or else its partition."""
+        return [self.names.get(partition, f"partition {partition}") for partition in self.failures]
+
     def to_json(self) -> dict[str, object]:
         """Return the record as JSON can hold it."""
         return asdict(self)
@@ -132,8 +148,11 @@ class RoundRecord:
             sent = self.bytes_by_level.get(level_name(rate))
             each = "" if sent is None else f"x{text.size(sent / clients)}"
             levels.append(f"{level_name(rate)} {clients}{each}")
-        failed = f", {len(self.failures)} failed" if self.failures else ""
-        return f"round {self.server_round}: {', '.join(levels)}; up {text.size(self.bytes_up)}{failed}"
+        parts = [f"clients={self.answered}/{self.expected}", *levels]
+        failed = [f"failed: {listed(self.failed_names)}"] if self.failures else []
+        return "; ".join(
+            [f"round {self.server_round}: {', '.join(parts)}", f"up {text.size(self.bytes_up)}", *failed, *self.notes]
+        )
 
     def metrics_line(self) -> str:
         """Return the metrics as text: beside those of clients which share of them it is, where that is not all."""

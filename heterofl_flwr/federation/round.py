@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import SILENT, Fault, RoundError, name_faults
+from heterofl_flwr.common.errors import SILENT, Fault, RoundError, listed, name_faults
+from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.core.staleness import Version
 from heterofl_flwr.federation.evaluation import Answer, weighted_means
 from heterofl_flwr.federation.federation import Federation, State
 from heterofl_flwr.federation.records import RoundRecord
@@ -65,9 +65,12 @@ class Round:
         self.slices: dict[int, Sampled] = {}  # of each sampled client, in the order in which replies are added
         self.answers: dict[int, Answer] = {}  # of each client whose reply was added
         self.silent: set[int] = set()  # those that did not answer in time
+        self._late: list[str] = []  # names of nodes that are one message behind
         self._lost = 0
         learning_rate = federation.learning_rate(server_round)
         self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
+        missing = len(federation.nodes.away) + len(federation.nodes.unanswered.difference(trainable))
+        self.log.expected = self._options.sampling.number(len(trainable) + missing, "train")
         for node_id in federation.sample(server_round, trainable, "train") if drawn is None else drawn:
             self.begin(node_id)
         self._check_drawn()
@@ -135,9 +138,10 @@ class Round:
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note why a client's reply is not used, and warn of it; with ``spare``, not of one that nobody waited for."""
-        if fault.kind == "silent":
+        if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
-            if self._options.sampling.spare:  # whether it was waited for shows when all replies are read
+            # Whether a silent one was waited for shows when all replies are read.
+            if fault.kind == "silent" and self._options.sampling.spare:
                 return
         self._note_fault(node_id, fault)
 
@@ -147,13 +151,18 @@ class Round:
         self.needed = min(self.needed, len(self.slices))
 
     def _note_fault(self, node_id: int, fault: Fault) -> None:
-        partition = self._federation.nodes.partition(node_id)
+        nodes = self._federation.nodes
+        partition = nodes.partition(node_id)
+        if fault.kind == "late":
+            self._late.append(nodes.name(node_id))
         self.log.failures[partition] = fault.reason
+        if name := nodes.registered_name(node_id):
+            self.log.names[partition] = name
         if fault.kind == "simulated":
             self._lost += 1
             return
         rate = self.slices[node_id].rate
-        logger.warning("round %d: node %s at rate %g: %s", self.server_round, node_id, rate, fault.reason)
+        logger.warning("round %d: %s at rate %g: %s", self.server_round, nodes.name(node_id), rate, fault.reason)
         if fault.kind == "rejected":
             self.log.refused = (*self.log.refused, partition)
 
@@ -162,6 +171,9 @@ class Round:
         if self._options.sampling.spare and len(self.answers) < self.needed:
             for node_id in (own for own in self.slices if own in self.silent):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
+        self.log.answered, self.log.notes = len(self.answers), self._federation.nodes.notes()
+        if self._late:
+            self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()
         new = self._chain.close()
         self.log.privacy = self._chain.facts()
@@ -181,13 +193,14 @@ class Round:
         if self._lost and not asked:  # chance took all simulated devices: the model stays as it is
             return
         least = least_replies(wanted, min(self.needed, asked))
+        faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))
         if replies >= least:
             self._check_weights()
             return
         raise RoundError(
             f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
             f"least {least}: correct the errors of the others, or let rounds go on with fewer (min_replies or "
-            f"sample.min-replies, which is {wanted}); {name_faults('partition', self.log.failures)}"
+            f"sample.min-replies, which is {wanted}); {name_faults('', faults)}"
         )
 
     def _check_weights(self) -> None:

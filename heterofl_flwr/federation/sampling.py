@@ -1,7 +1,7 @@
 """Sampling: how many clients take part in a round, which of them are drawn, and how many replies it needs."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -9,7 +9,6 @@ from pydantic import Field, Strict
 
 from heterofl_flwr.common.options import Count, Natural, NotNegative, Share, ShareOrNone, group
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.federation.nodes import Nodes
 
 Purpose = Literal["train", "evaluate"]
 
@@ -71,10 +70,8 @@ def least_replies(least: MinReplies, needed: int) -> int:
     return max(math.ceil(share * needed), 1)
 
 
-def draw(nodes: Nodes, node_ids: Iterable[int], number: int, *purpose: int | str, seed: int) -> list[int]:
-    """Return that many of some clients, drawn by partition so that the draw can be repeated, in its order."""
-    by_partition = {nodes.partition(node_id): node_id for node_id in node_ids}
-    if number >= len(by_partition):
-        return [by_partition[partition] for partition in sorted(by_partition)]
-    drawn = generator(seed, "sample", *purpose).sample(sorted(by_partition), number)
-    return [by_partition[partition] for partition in drawn]
+def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) -> list[int]:
+    """Draw clients without replacement; ``ordered`` must be repeatable, as it decides who is drawn."""
+    if number >= len(ordered):
+        return list(ordered)
+    return generator(seed, "sample", *purpose).sample(ordered, number)

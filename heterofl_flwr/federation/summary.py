@@ -73,7 +73,9 @@ def warn_of_names(limits: Limits, known: Collection[str]) -> None:
 def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
     """Warn where the clients that are there, when a run begins, are too few or too small for the mix."""
     mix, clients, privacy = federation.mix, len(node_ids), federation.options.privacy
-    largest = max((federation.largest_rate(server_round, node_id) for node_id in node_ids), default=0.0)
+    known = [node_id for node_id in node_ids if node_id in federation.nodes]
+    rates = [federation.largest_rate(server_round, node_id) for node_id in known] if len(known) == clients else []
+    largest = max(rates, default=0.0)
     if 0 < largest < mix.rates[0] and federation.options.transfer.slice_rule == "prefix":
         whole, part = federation.whole.parameters, federation.plan(largest).parameters
         logger.warning(

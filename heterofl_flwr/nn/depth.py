@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, first_line
 from heterofl_flwr.core.levels import exact_rate, level_name, rate_of, width
 from heterofl_flwr.core.randomness import kept_random_state
-from heterofl_flwr.nn.execution import call
+from heterofl_flwr.nn.depth_roles import CountedError, Watch, watching
+from heterofl_flwr.nn.execution import call, tensors_in
 from heterofl_flwr.nn.models import Build
 
 Rates = tuple[float, float]
@@ -109,8 +110,15 @@ def shallow(
         stacks = ", ".join(_join(name, "*") for name, own in full.named_modules() if isinstance(own, STACKS))
         raise ConfigError(f"{blocks!r} names no blocks of {type(full).__name__}; it has {stacks or 'no stack of any'}")
     if example_inputs is not None:
-        idle, partly = _check_depths(full, blocks, example_inputs)
+        idle, partly, roles = _check_depths(full, blocks, example_inputs)
         build.idle.update(idle)
+        if roles:
+            warnings.warn(
+                f"the role of blocks changes with the depth: {'; '.join(roles)}. A block that is averaged over several "
+                f"depths does another thing in each: give such blocks names that the pattern leaves out, or let each "
+                f"block do the same at every depth",
+                stacklevel=2,
+            )
         if idle:
             names = ", ".join(dict.fromkeys(name for own in idle.values() for name in own))
             warnings.warn(f"shallower models hold {names} and do not train them: they do not count", stacklevel=2)
@@ -192,46 +200,78 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
     return dropped
 
 
-@kept_random_state()
-def _check_depths(model: nn.Module, blocks: str, inputs: object) -> tuple[dict[int, tuple[str, ...]], set[str]]:
-    """Run a model at every depth that a rate gives; name the blocks without which it does not work.
+class Findings(NamedTuple):
+    """Observations of a model at all depths."""
 
-    The model loses its blocks. By how many it has lost, what it then holds without use is returned; and parameters
-    with a row for each block, of which it does not use all.
-    """
-    stacks, modes = find_stacks(model, blocks), [True, False]
-    try:
-        expected, every = _run(model, inputs, modes)
-    except Exception:  # whatever a model raises that trains with more inputs, such as targets
-        modes.remove(True)
-        expected, every = _run(model, inputs, modes)
+    idle: dict[int, tuple[str, ...]]  # unused parameters by the number of blocks dropped
+    partly: set[str]  # parameters with a row for each block, of which some are unused
+    roles: dict[str, None]  # reasons why the role of a block changes with the depth, in their order
+
+
+@kept_random_state()
+def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
+    """Run a model at every depth that a rate gives, and drop its blocks; name those without which it does not work."""
+    findings, stacks = Findings({}, set(), {}), find_stacks(model, blocks)
+    with watching(model, stacks) as watch:
+        modes, expected, every = _run_whole(model, inputs, watch)
+        links, gone = watch.end_run(stacks), 0
+        depth_rates = {Fraction(kept, len(names)) for names in stacks.values() for kept in range(1, len(names))}
+        for depth_rate in sorted(depth_rates, reverse=True):
+            dropped = _drop(model, stacks, depth_rate)
+            gone += len(dropped)
+            used = _run_without(model, dropped, inputs, modes, expected)
+            for block, sources in watch.end_run(find_stacks(model, blocks)).items():
+                if sources != links[block]:
+                    full, here = (", ".join(sorted(names)) or "none other" for names in (links[block], sources))
+                    findings.roles[f"{block} takes the output of {full}, and in a shallower model of {here}"] = None
+            held = [name for name, _ in model.named_parameters() if name in every]
+            if idle := tuple(name for name in held if name not in used):
+                findings.idle[gone] = idle
+            rows = {name for name in held if name in used and len(used[name]) in map(len, stacks.values())}
+            findings.partly.update(name for name in rows if (every[name] & ~used[name]).any())
+    counted = [f"the code counts the blocks of {name}, or takes them from the end" for name in sorted(watch.counted)]
+    return findings._replace(roles=dict.fromkeys([*counted, *findings.roles]))
+
+
+def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
+    """Return the modes in which a model runs, the shape of its output, and which rows of its parameters are used."""
+    modes = [True, False]
+    while True:
+        try:
+            expected, every = _run(model, inputs, modes)
+            break
+        except CountedError as error:
+            watch.note_count(str(error))
+        except Exception:  # whatever a model raises that trains with more inputs, such as targets
+            if True not in modes:
+                raise
+            modes.remove(True)
+        watch.end_run({})
+    watch.raises = False
     if expected is None:
         raise ConfigError(
-            f"{type(model).__name__} returned no tensor: let it return tensors, or tuples or dicts of them"
+            f"{type(model).__name__} returned no tensor: let it return tensors, or tuples, dicts or dataclasses of them"
         )
-    depth_rates = {Fraction(kept, len(names)) for names in stacks.values() for kept in range(1, len(names))}
-    idle, partly, gone = {}, set(), 0
-    for depth_rate in sorted(depth_rates, reverse=True):
-        dropped = _drop(model, stacks, depth_rate)
-        gone += len(dropped)
-        try:
-            shape, used = _run(model, inputs, modes)
-            fault = "" if shape == expected else f"it returns {shape}, not {expected}"
-        except Exception as error:  # whatever the model's code raises
-            fault = first_line(error)
-        if fault:
-            raise ShapeError(
-                f"the model does not work without {', '.join(dropped)} ({fault}): only a block whose input and output "
-                f"have the same shape can be dropped, and its code must go over its blocks as in 'for block in "
-                f"self.blocks', not by number. Name other blocks, or give each depth a head of its own "
-                f"(heterofl_flwr.nn.with_exits)"
-            )
-        held = [name for name, _ in model.named_parameters() if name in every]
-        if own := tuple(name for name in held if name not in used):
-            idle[gone] = own
-        rows = {name for name in held if name in used and len(used[name]) in map(len, stacks.values())}
-        partly |= {name for name in rows if (every[name] & ~used[name]).any()}
-    return idle, partly
+    return modes, expected, every
+
+
+def _run_without(
+    model: nn.Module, dropped: Sequence[str], inputs: object, modes: Sequence[bool], expected: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """Return which rows of its parameters a model without some blocks uses; raise an error if it does not work."""
+    try:
+        shape, used = _run(model, inputs, modes)
+        fault = "" if shape == expected else f"it returns {shape}, not {expected}"
+    except Exception as error:  # whatever the model's code raises
+        fault = first_line(error)
+    if fault:
+        raise ShapeError(
+            f"the model does not work without {', '.join(dropped)} ({fault}): only a block whose input and output "
+            f"have the same shape can be dropped, and its code must go over its blocks as in 'for block in "
+            f"self.blocks', not by number. Name other blocks, or give each depth a head of its own "
+            f"(heterofl_flwr.nn.with_exits)"
+        )
+    return used
 
 
 def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple[int, ...] | None, dict[str, Tensor]]:
@@ -240,7 +280,7 @@ def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple
     for mode in modes:
         for layer in model.modules():
             layer.training = mode and not isinstance(layer, _NormBase)  # which refuses a single example
-        leaves = [leaf for leaf in tree_leaves(call(model, inputs)) if isinstance(leaf, Tensor)]
+        leaves = list(tensors_in(call(model, inputs)))
         ends = [leaf.sum() for leaf in leaves if leaf.requires_grad]
         if ends:
             torch.autograd.backward(ends)  # torch.autograd.grad refuses models with torch.utils.checkpoint

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -29,6 +30,19 @@ def call(model: nn.Module, given: object) -> object:
     """Return what a model makes of a tensor, of a tuple of arguments, or of a mapping of named ones."""
     positional, named = arguments(given)
     return model(*positional, **named)
+
+
+def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator[Tensor]:
+    """Yield all tensors in a value: in tuples, lists and dicts, and in the attributes of other objects."""
+    seen = {} if seen is None else seen
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif id(leaf) not in seen and not isinstance(leaf, nn.Module | type) and not callable(leaf):
+            seen[id(leaf)] = leaf
+            slots = [name for kind in type(leaf).__mro__ for name in vars(kind).get("__slots__", ())]
+            yield from tensors_in([getattr(leaf, name, None) for name in slots], seen)
+            yield from tensors_in(list(getattr(leaf, "__dict__", {}).values()), seen)
 
 
 def bears_channels_last(model: nn.Module) -> bool:

@@ -61,9 +61,9 @@ class Exits(nn.Module):
             # All heads are run, also where one is asked for, so that their batch norm is measured too.
             logits = self.all_logits(x)
             return torch.stack(logits).mean(0) if self.ensemble else logits[-1]
-        for one in self.exits:
-            x = one.get_submodule("body")(x)
-        deepest: Tensor = self.exits[-1].get_submodule("head")(x)
+        for stage in self.exits:
+            x = stage.get_submodule("body")(x)
+        deepest: Tensor = stage.get_submodule("head")(x)
         return deepest
 
     def all_logits(self, x: Tensor) -> list[Tensor]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from rich import console as rich_console
 
+from heterofl_flwr.common.errors import listed
 from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.runs.metrics import KINDS, SCOPES, pick_metric
@@ -107,11 +108,15 @@ def round_line(record: RoundRecord, num_rounds: int, left: float | None) -> str:
     line = f"round {record.server_round}/{num_rounds} took={formatting.duration(record.seconds).replace(' ', '')}"
     if left is not None:
         line += f" left={formatting.duration(left).replace(' ', '')}"
-    return line + "".join(f" {name}={value.replace(' ', '')}" for name, value in _fields(record))
+    line += "".join(f" {name}={value.replace(' ', '')}" for name, value in _fields(record))
+    failed = [f"failed: {listed(record.failed_names)}"] if record.failures else []
+    return "; ".join([line, *failed, *record.notes])
 
 
 def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
     """Yield the names and values of a round, the most important first."""
+    if record.expected:  # not in histories of older versions
+        yield "clients", f"{record.answered}/{record.expected}"
     yield "failed", str(len(record.failures))
     if record.few_answered:
         yield "evaluated-by", f"{record.evaluate_answers}of{record.evaluate_asked}"

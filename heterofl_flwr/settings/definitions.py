@@ -10,14 +10,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from heterofl_flwr.adapters.averaging import ProductAggregator
+from heterofl_flwr.adapters.averaging import ProductMean
 from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Positive, Share, ShareOrNone, group
-from heterofl_flwr.core.counting_mean import Aggregator, Weights
+from heterofl_flwr.core.aggregator import OpenAggregator
+from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.reply_checks import LabelRule
-from heterofl_flwr.core.robust import Few, Robust, RobustMean
+from heterofl_flwr.core.robust import Few, Robust, RobustKind
 from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.admission import Limits
@@ -33,10 +34,10 @@ from heterofl_flwr.training.distill import DistillOptions
 from heterofl_flwr.training.joint_losses import TrainedExits
 from heterofl_flwr.training.options import TrainOptions
 
-AGGREGATORS: Mapping[str, type[Aggregator]] = MappingProxyType(
+AGGREGATORS: Mapping[str, OpenAggregator] = MappingProxyType(
     {
-        "counting-mean": Aggregator,
-        "product": ProductAggregator,
+        "counting-mean": CountingMean,
+        "product": ProductMean,
     }
 )
 """By ``server.aggregator``."""
@@ -124,7 +125,7 @@ class ServerSettings(Limits):
     FedAdagrad, nesterov, feddyn, moving-average, or secure-sum, by which the server learns sums of changes alone; with
     their arguments
     """
-    robust: Literal["none", RobustMean] = "none"
+    robust: Literal["none", RobustKind] = "none"
     """what replaces the mean of an entry's holders, so that a hostile minority cannot move it far: trimmed (a trimmed
     mean) or median; goes with server.weights=equal, and not with privacy.noise
     """

@@ -1,8 +1,8 @@
 """Rounds that do not wait: the options, who has a seat in a step, and what lasts from step to step."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -71,10 +71,10 @@ class Asynchronous(Stage):
         self.options = options
         self.load({})
 
-    def open(self, state: Mapping[str, Tensor], rows: Sequence[str], **limits: Any) -> StaleMean:
-        """Open the mean of a step."""
+    def open_mean(self, state: Mapping[str, Tensor]) -> StaleMean:
+        """Return the aggregator of a step."""
         exponent, one_clock = self.options.staleness, self.options.clocks == "model"
-        return StaleMean(state, rows, clocks=self.clocks, exponent=exponent, one_clock=one_clock, **limits)
+        return StaleMean(state, clocks=self.clocks, exponent=exponent, one_clock=one_clock)
 
     def state(self) -> Mapping[str, Tensor]:
         """Return how many steps there were, and who trains."""

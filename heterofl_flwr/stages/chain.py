@@ -1,7 +1,7 @@
 """The chain: stages around the one mean that sums the updates of a round."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, RoundError
-from heterofl_flwr.core.counting_mean import Aggregator, Weights
+from heterofl_flwr.core.aggregation import Aggregation
+from heterofl_flwr.core.aggregator import OpenAggregator
+from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.reply_checks import value_faults
 from heterofl_flwr.stages.registry import CLIENT_STAGES
 from heterofl_flwr.stages.stage import RoundContext, Said, Stage, State, Talk, Update, label
-
-OpenMean = Callable[..., Aggregator]
-"""Opens the mean of a round, with the arguments of ``Aggregator``."""
-
 
 Kind = Literal["counting", "robust", "asynchronous", "other"]
 """What the mean of a chain is, in words."""
@@ -33,7 +31,7 @@ class Chain:
     def __init__(
         self,
         stages: Iterable[Stage] = (),
-        open_mean: OpenMean = Aggregator,
+        aggregator: OpenAggregator = CountingMean,
         kind: Kind = "counting",
         *,
         weights: Weights = "equal",
@@ -41,10 +39,10 @@ class Chain:
         largest: float = float("inf"),
         norm_bound: float = 0.0,
     ) -> None:
-        self.stages, self._open_mean, self._kind, self._weights = tuple(stages), open_mean, kind, weights
-        self._limits = {"extra_rows": extra_rows, "largest": largest, "norm_bound": norm_bound}
+        self.stages, self._open_aggregator, self._kind, self._weights = tuple(stages), aggregator, kind, weights
+        self._extra_rows, self._limits = extra_rows, {"largest": largest, "norm_bound": norm_bound}
         self._check()
-        self._mean: Aggregator  # from opening to closing
+        self._aggregation: Aggregation  # from opening to closing
         self._context: RoundContext
 
     def _check(self) -> None:
@@ -76,14 +74,14 @@ class Chain:
             remedy = {
                 "robust": "robust=None (server.robust=none)",
                 "asynchronous": "rounds that wait (asynchronous.size=0)",
-                "other": "aggregator=Aggregator (server.aggregator=counting-mean)",
+                "other": "aggregator=CountingMean (server.aggregator=counting-mean)",
             }[kind]
             yield f"{name} fits the counting mean; expected {remedy}"
         if kind == "asynchronous" and (type(stage).before, type(stage).after) != (Stage.before, Stage.after):
             yield f"{name} asks the clients of a round together; expected rounds that wait (asynchronous.size=0)"
         if needs.equal_weights and self._weights != "equal":
             yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
-        if needs.steps and not getattr(self._open_mean, "by_entry", True):
+        if needs.steps and not getattr(self._open_aggregator, "by_entry", True):
             yield (
                 f"{name} steps along what the mean changes, and this aggregator gives factors anew in each round, so "
                 f"that their entries have no direction; expected no {name}"
@@ -109,7 +107,7 @@ class Chain:
     @property
     def summing(self) -> Stage | None:
         """The stage that sums replies itself, so that nobody sees one; None for none."""
-        return next((stage for stage in self.stages if type(stage).mean is not Stage.mean), None)
+        return next((stage for stage in self.stages if type(stage).open_aggregator is not Stage.open_aggregator), None)
 
     @property
     def asks(self) -> bool:
@@ -128,8 +126,10 @@ class Chain:
         if sums_changes:  # the zeros that they start from take no memory
             state = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
         self._context = context
-        brought = self.summing.mean(state, context.rows) if self.summing else None
-        self._mean = self._open_mean(state, context.rows, **limits) if brought is None else brought
+        open_aggregator = self.summing.open_aggregator if self.summing else self._open_aggregator
+        self._aggregation = Aggregation(
+            state, context.rows, aggregator=open_aggregator, extra_rows=self._extra_rows, **limits
+        )
 
     def before(self, clients: Mapping[int, Update]) -> Talk[Mapping[int, Said]]:
         """Ask clients before they train; return those that may train, with what their instructions say beside."""
@@ -154,24 +154,23 @@ class Chain:
             context = replace(context, state=update.sent.state)
         for stage in stages:
             update = _expect(Update, stage.on_reply(update, context), f"{label(stage)}.on_reply")
-        more = {} if update.sent is None else {"sent": update.sent}
-        self._mean.add(update.plan, update.tensors, labels=update.labels, weight=update.weight, **more)
+        self._aggregation.add(update.plan, update.tensors, labels=update.labels, weight=update.weight, sent=update.sent)
 
     @property
     def replies(self) -> int:
         """How many updates were added in this round."""
-        return self._mean.replies
+        return self._aggregation.replies
 
     def close(self) -> State:
         """Return the new model, and end the round."""
-        held, new = self._mean.held, self._mean.result()
+        held, new = self._aggregation.held, self._aggregation.result()
         for stage in self.stages:
             if type(stage).on_mean is Stage.on_mean:
                 continue
             new = _expect(dict, stage.on_mean(new, held, self._context), f"{label(stage)}.on_mean")
             if fault := next(value_faults(new), None):
                 raise RoundError(f"{label(stage)}.on_mean returned a model that is not usable: {fault}")
-        del self._mean, self._context
+        del self._aggregation, self._context
         return new
 
     def evaluated(self, state: State) -> State:

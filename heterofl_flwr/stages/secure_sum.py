@@ -4,7 +4,7 @@ Where slices are of unequal size, clients mask each entry together with those wh
 than its slice. ``heterofl_flwr/secure`` has the protocol, docs/howto/privacy.md who is trusted with what.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as shown
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.common.options import Positive, with_options
-from heterofl_flwr.core.counting_mean import Aggregator
+from heterofl_flwr.core.aggregator import CheckedReply
 from heterofl_flwr.core.differential_privacy import in_steps
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.reply_checks import LabelRows
@@ -165,11 +165,11 @@ class SecureSum(Stage):
         if current.survivors:  # else the round fails for want of replies
             answers = yield {self._nodes[one]: {**asked, SEEDS: current.seeds_for(one)} for one in current.survivors}
             current.unmask({self._nodes.index(one): _list_of(bytes, said, KEYS) for one, said in answers.items()})
-            self._mean.found = current.sums()
-            self._mean.step = 1.0 if current.roster.grid else self.bound / largest_steps(len(current.members))
+            step = 1.0 if current.roster.grid else self.bound / largest_steps(len(current.members))
+            self._mean.set_sums(current.sums(), step)
 
-    def mean(self, state: Mapping[str, Tensor], rows: Iterable[str]) -> Aggregator:
-        """Return the mean of the sum."""
+    def open_aggregator(self, state: Mapping[str, Tensor]) -> "MeanOfSum":
+        """Return the mean of the unmasked sum."""
         self._mean = MeanOfSum(state)
         return self._mean
 
@@ -183,29 +183,34 @@ class SecureSum(Stage):
         return self._round
 
 
-class MeanOfSum(Aggregator):
-    """The counting mean of a sum that was unmasked: replies themselves are no part of it."""
+class MeanOfSum:
+    """The counting mean of an unmasked sum; single replies contribute nothing."""
 
-    found: Mapping[str, tuple[Tensor, Tensor]] = {}  # of each parameter the sum in steps, and who counts
-    step = 1.0
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+        self._sums: Mapping[str, tuple[Tensor, Tensor]] = {}
+        self._step = 1.0
 
-    def add(self, *reply: Any, **options: Any) -> None:
-        """Count a reply, which is in the sum already."""
-        self.replies += 1
+    def set_sums(self, sums: Mapping[str, tuple[Tensor, Tensor]], step: float) -> None:
+        """Set the sum of each parameter in fixed-point steps, with its number of holders, and the size of a step."""
+        self._sums, self._step = sums, step
+
+    def add(self, reply: CheckedReply) -> None:
+        """Do nothing: the reply is part of the sum."""
 
     @torch.no_grad()
-    def result(self) -> dict[str, Tensor]:
+    def result(self) -> State:
         """Return the state, moved by the mean change."""
         new = State()
         for name, old in self._state.items():
-            total, counts = self.found.get(name, (torch.zeros(()), torch.zeros(())))
-            moved = old.double() + total.double() / counts.double().clamp(min=1) * self.step
+            total, counts = self._sums.get(name, (torch.zeros(()), torch.zeros(())))
+            moved = old.double() + total.double() / counts.double().clamp(min=1) * self._step
             new[name] = torch.where(counts > 0, moved, old.double()).to(old.dtype)
         return new
 
     def held(self, name: str) -> Tensor:
-        """Return how many clients count in each entry."""
-        return self.found[name][1] if name in self.found else torch.zeros(self._state[name].shape)
+        """Return the number of holders of each entry."""
+        return self._sums[name][1] if name in self._sums else torch.zeros(self._state[name].shape)
 
 
 def vector_of(roster: Roster, held: Plan, steps: Mapping[str, Tensor], labels: Sequence[int] | None) -> Words:

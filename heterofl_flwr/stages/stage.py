@@ -1,15 +1,14 @@
 """A stage: what happens to a client's update on its way to the mean, and to the mean on its way to the new model."""
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.core.counting_mean import Aggregator
+from heterofl_flwr.core.aggregator import Aggregator, Version
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.core.staleness import Version
 
 State = dict[str, Tensor]
 """Parameters by name."""
@@ -232,10 +231,9 @@ class Stage:
         del context
         return {}
 
-    def mean(self, state: Mapping[str, Tensor], rows: Iterable[str]) -> Aggregator | None:
-        """Return the mean that the stage brings in place of the counting mean, having summed replies itself."""
-        del state, rows
-        return None
+    def open_aggregator(self, state: Mapping[str, Tensor]) -> Aggregator:
+        """Return the aggregator of a stage that sums replies itself, for a round that begins with this state."""
+        raise NotImplementedError(f"{label(self)} has no aggregator")
 
     def after(self, context: RoundContext) -> Talk[None]:
         """Ask clients when all replies were added, before the mean is taken."""

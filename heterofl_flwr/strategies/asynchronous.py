@@ -12,7 +12,9 @@ from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, ReplyError, 
 from heterofl_flwr.federation.round import Round, Sampled
 from heterofl_flwr.federation.sampling import draw
 from heterofl_flwr.stages.asynchronous import Asynchronous, Seats
-from heterofl_flwr.strategies.instructions import Slices, available_nodes
+from heterofl_flwr.strategies.arrivals import Arrivals
+from heterofl_flwr.strategies.budget import Budget
+from heterofl_flwr.strategies.instructions import Slices
 from heterofl_flwr.strategies.strategy import FederationStrategy, as_flower_error
 from heterofl_flwr.transport import packing
 from heterofl_flwr.transport.exchange import cancel, first_replies, reply_or_fault
@@ -84,7 +86,10 @@ class Steps:
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
         """Open a step, without those of which nothing is known any more, or who were asked in one begun before."""
         strategy, federation = self._strategy, self._strategy.federation
-        nodes, known = available_nodes(self._grid, federation, server_round, strategy.timeout), federation.nodes
+        known, budget = federation.nodes, strategy.budget or Budget(strategy.timeout)
+        arrivals = Arrivals(self._grid, federation, server_round, budget)
+        nodes = arrivals.wait()
+        arrivals.log_changes()
         lost = {id_: own for id_, own in self._training.items() if own.since <= before or own.node_id not in known}
         self._training = {id_: own for id_, own in self._training.items() if id_ not in lost}
         self._waiting = [(turn, reply) for turn, reply in self._waiting if turn.node_id in known]
@@ -155,5 +160,7 @@ class Steps:
         # With nobody training, the draw is that of a round that waits.
         turn: tuple[int, ...] = (len(current.slices),) if current.slices else ()
         left, seed = max(number - len(again), 0), self._strategy.federation.seed
-        others = draw(nodes, free.values(), left, "train", current.server_round, *turn, seed=seed)
+        others = draw(
+            [free[partition] for partition in sorted(free)], left, "train", current.server_round, *turn, seed=seed
+        )
         return [*again, *others][:number]

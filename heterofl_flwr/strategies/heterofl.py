@@ -8,7 +8,8 @@ from flwr.serverapp.strategy import Result
 
 from heterofl_flwr.common.errors import ConfigError, check_count
 from heterofl_flwr.common.options import pick
-from heterofl_flwr.core.counting_mean import Aggregator, Weights
+from heterofl_flwr.core.aggregator import OpenAggregator
+from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import SliceRule
@@ -24,7 +25,6 @@ from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.sampling import MinReplies, Sampling
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.asynchronous import Buffered
-from heterofl_flwr.stages.chain import OpenMean
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.stages.stage import Stage
@@ -103,10 +103,10 @@ class HeteroFL(FederationStrategy):
     robust : Robust | None
         What keeps a minority of hostile clients from moving the model far: the mean of each entry is a trimmed mean
         or a median. It goes with ``weights="equal"``, and not with noise. None for the counting mean.
-    aggregator : Callable[..., Aggregator]
-        What combines the replies of a round: ``Aggregator``, the counting mean; for LoRA adapters of unequal rank
-        ``ProductAggregator`` of ``heterofl_flwr.adapters``; or your own subclass of ``Aggregator``. It is called as
-        ``Aggregator`` is, once a round. Another than ``Aggregator`` goes neither with ``robust`` nor with noise.
+    aggregator : Callable[[Mapping[str, Tensor]], Aggregator]
+        Makes the aggregator of a round from the global state: ``CountingMean``; for LoRA adapters of unequal rank
+        ``ProductMean`` of ``heterofl_flwr.adapters``; or your own class with the methods of ``Aggregator``. Another
+        than ``CountingMean`` goes neither with ``robust`` nor with noise.
     stages : Sequence[Stage]
         Further stages of the chain, in their order: a server optimiser, ``Momentum``, ``Adam``, ``Yogi`` or
         ``Adagrad``; ``MovingAverage``; or your own ``Stage``. One serves one strategy, as it keeps what it needs from
@@ -168,7 +168,7 @@ class HeteroFL(FederationStrategy):
         labels: LabelRule = "sent",
         fidelity: Fidelity = Fidelity(),
         robust: Robust | None = None,
-        aggregator: OpenMean = Aggregator,
+        aggregator: OpenAggregator = CountingMean,
         stages: Sequence[Stage] = (),
         limits: Limits = Limits(),
         privacy: Privacy = Privacy(),

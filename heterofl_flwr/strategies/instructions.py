@@ -1,6 +1,5 @@
-"""The messages that the server sends: queries for the clients' capabilities, and instructions with slices."""
+"""The messages that the server sends: instructions with slices, and questions of stages."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -8,20 +7,12 @@ from typing import TypeVar
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from heterofl_flwr.common.errors import Fault, HeteroFLError, RoundError, name_faults
+from heterofl_flwr.common.errors import Fault, RoundError, name_faults
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.records import host_log
-from heterofl_flwr.federation.summary import warn_of_mix, warn_of_names
 from heterofl_flwr.stages.stage import Said, Talk
+from heterofl_flwr.strategies.arrivals import ask
 from heterofl_flwr.transport import messages, packing
-from heterofl_flwr.transport.compat import get_nodes
-from heterofl_flwr.transport.exchange import read_each
-
-QUERY_SECONDS = 120.0
-"""How long a new client may take to say what it can hold: a busy machine may first have to start its clients."""
-
-POLL_SECONDS = 0.5
 
 Result = TypeVar("Result")
 
@@ -77,22 +68,6 @@ def client_config(
     return config
 
 
-def ask(
-    grid: Grid,
-    kind: str,
-    asked: Mapping[int, Mapping[str, object]],
-    seconds: float,
-    read: Callable[[Message, str], Result],
-) -> dict[int, Result | Fault]:
-    """Ask clients for something, each with a config; return what each answers, or why it does not."""
-    sent = [
-        Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
-        for node_id, config in asked.items()
-    ]
-    replies = grid.send_and_receive(sent, timeout=seconds) if sent else []
-    return dict(read_each(sent, replies, lambda own, reply: read(reply, f"node {own}"), HeteroFLError))
-
-
 @dataclass(frozen=True, slots=True)
 class Asking:
     """Asks clients what stages want to know beside training; ``faults`` says why some do not tell."""
@@ -100,7 +75,7 @@ class Asking:
     grid: Grid
     server_round: int
     beside: Mapping[str, object]  # what instructions say of the stages
-    seconds: float
+    seconds: Callable[[], float]  # that a turn may take
     faults: dict[int, Fault] = field(default_factory=dict)
 
     def converse(self, talk: Talk[Result]) -> Result:
@@ -119,55 +94,10 @@ class Asking:
     def _ask(self, asked: Mapping[int, Said]) -> dict[int, Said]:
         full = {own: {**self.beside, messages.SERVER_ROUND: self.server_round, **said} for own, said in asked.items()}
         answers: dict[int, Said] = {}
-        found = ask(self.grid, messages.QUERY_STAGES, full, self.seconds, messages.read_config)
+        found = ask(self.grid, messages.QUERY_STAGES, full, self.seconds(), messages.read_config)
         for node_id, answer in found.items():
             if isinstance(answer, Fault):
                 self.faults[node_id] = answer
             else:
                 answers[node_id] = answer
         return answers
-
-
-def available_nodes(grid: Grid, federation: Federation, server_round: int, timeout: float = QUERY_SECONDS) -> list[int]:
-    """Return the ids of the nodes that are there, as soon as there are enough, having registered the new ones.
-
-    While new ones come and say that there are more, this waits too: otherwise a first round could begin with any part
-    of a simulation's clients.
-    """
-    sampling, begins = federation.options.sampling, not list(federation.nodes)
-    deadline, told = time.monotonic() + sampling.wait, False
-    while True:
-        node_ids = sorted(grid.get_node_ids())
-        federation.nodes.forget({*federation.nodes}.difference(node_ids))
-        enough = len(node_ids) >= sampling.available
-        if not (enough or told):
-            told, least = True, f"expected at least {sampling.available}"
-            host_log.info("waiting up to %g s for nodes: %d are there, %s", sampling.wait, len(node_ids), least)
-        new = [node_id for node_id in node_ids if node_id not in federation.nodes] if enough else []
-        if new:
-            seconds = min(QUERY_SECONDS, timeout)
-            config = {messages.SERVER_ROUND: server_round}  # which mods of apps read in any message
-            answers = ask(grid, messages.QUERY_CAPABILITY, dict.fromkeys(new, config), seconds, packing.read_capability)
-            if any(isinstance(own, Fault) for own in answers.values()):  # nodes may have ended while they were asked
-                gone = {*node_ids}.difference(grid.get_node_ids())
-                node_ids = [own for own in node_ids if own not in gone]
-                answers = {own: answer for own, answer in answers.items() if own not in gone}
-                enough = len(node_ids) >= sampling.available
-            # Whatever the answers say, so that no node decides by what the others are ordered.
-            names = {node.node_id: getattr(node, "name", "") for node in get_nodes(grid) if node.node_id in answers}
-            federation.register(answers, names, node_ids)
-        waits_for_more = not enough or (new and federation.nodes.most_said() > len(node_ids))
-        if not waits_for_more or time.monotonic() >= deadline:
-            break
-        time.sleep(min(POLL_SECONDS, sampling.wait))
-    if not enough:
-        raise RoundError(
-            f"{len(node_ids)} nodes are there after {sampling.wait:g} s, expected at least {sampling.available}: start "
-            f"more SuperNodes (flower-supernode), simulate more (flwr run . --federation-config 'num-supernodes=20'), "
-            f"or ask for fewer (min_available_nodes)"
-        )
-    if begins:
-        warn_of_mix(federation, server_round, node_ids)
-        known = {str(own) for own in node_ids} | {getattr(node, "name", "") for node in get_nodes(grid)}
-        warn_of_names(federation.options.limits, known)
-    return node_ids

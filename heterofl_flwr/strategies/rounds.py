@@ -44,6 +44,7 @@ class Rounds:
             self._evaluate_centrally(0)
         for server_round in range(self.first_round, self.num_rounds + 1):
             started = time.monotonic()
+            strategy.budget = Budget(strategy.timeout)
             self._train(server_round)
             if not shown:
                 host_log.info("%s", strategy.log.line())
@@ -79,11 +80,10 @@ class Rounds:
             result.train_metrics_clientapp[server_round] = metrics
 
     def _train_seconds(self, server_round: int) -> float:
-        """Begin the time of a round, and return how much of it is for training."""
+        """Return how much of the time that is left of a round is for training."""
         strategy = self.strategy
-        strategy.budget = Budget(strategy.timeout)
         evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
-        return strategy.timeout * (TRAIN_SHARE if evaluates or strategy.chain.asks else 1)
+        return strategy.seconds_left(TRAIN_SHARE if evaluates or strategy.chain.asks else 1.0)
 
     def _evaluate(self, server_round: int) -> None:
         strategy, result = self.strategy, self.result

@@ -18,17 +18,17 @@ from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, check_callbacks, check_metrics
 from heterofl_flwr.federation.round import Round, TrainReply
+from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.federation.summary import log_summary
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.privacy import Spent
 from heterofl_flwr.stages.stage import Said, State
-from heterofl_flwr.strategies.budget import MOMENTS_SHARE, Budget
+from heterofl_flwr.strategies.arrivals import Arrivals
+from heterofl_flwr.strategies.budget import MOMENTS_SHARE, STAGES_SHARE, Budget
 from heterofl_flwr.strategies.instructions import (
-    QUERY_SECONDS,
     Asking,
     Slices,
-    available_nodes,
     client_config,
     instruction,
 )
@@ -132,10 +132,10 @@ class FederationStrategy(Strategy):
         """Return a message for each client of the round, with its slice and its rate."""
         messages.check_own_keys(config)
         slices, remote = Slices(self.federation, arrays), self.is_remote(grid)
-        nodes = available_nodes(grid, self.federation, server_round, self.timeout)
-        current = Round(self.federation, self.chain, server_round, nodes, slices.state, remote=remote)
+        nodes, drawn = self.draw_nodes(grid, server_round, "train")
+        current = Round(self.federation, self.chain, server_round, nodes, slices.state, remote=remote, drawn=drawn)
         self.open(current)
-        asking = Asking(grid, server_round, self.chain.instruction(), min(QUERY_SECONDS, self.timeout))
+        asking = Asking(grid, server_round, self.chain.instruction(), lambda: self.seconds_left(STAGES_SHARE))
         told = asking.converse(current.before())
         for node_id, own in current.slices.items():
             if node_id not in told:
@@ -146,6 +146,19 @@ class FederationStrategy(Strategy):
             self._sent.append(self.train_message(node_id, slices, config, told[node_id]))
         # Flower may go through what it gets more than once, so this is a list, and not the one kept here.
         return list(self._sent)
+
+    def draw_nodes(self, grid: Grid, server_round: int, purpose: Purpose) -> tuple[list[int], list[int]]:
+        """Return the nodes that can be drawn, once there are enough, and those that take part in the round."""
+        federation, budget = self.federation, self.budget or Budget(self.timeout)
+        arrivals = Arrivals(grid, federation, server_round, budget)
+        nodes = arrivals.wait()
+        if purpose == "train":
+            nodes = federation.trainable_nodes(nodes)
+        drawn = federation.sample(server_round, nodes, purpose)
+        if not federation.asks_all:
+            drawn = sorted(filter(federation.can_train, arrivals.ask(drawn)), key=federation.nodes.partition)
+        arrivals.log_changes()
+        return nodes, drawn
 
     def open(self, current: Round) -> None:
         """Begin a round, or a step where rounds do not wait."""
@@ -177,8 +190,10 @@ class FederationStrategy(Strategy):
         current = self.open_round()
         self._read_each(current, replies, self.add_reply)
         if self.chain.asks and self._grid[0] is not None:
-            seconds = self.seconds_left(MOMENTS_SHARE)
-            Asking(self._grid[0], server_round, self.chain.instruction(), seconds).converse(self.chain.after())
+            asking = Asking(
+                self._grid[0], server_round, self.chain.instruction(), lambda: self.seconds_left(MOMENTS_SHARE)
+            )
+            asking.converse(self.chain.after())
         return self.close_round()
 
     def add_reply(self, node_id: int, reply: Message) -> None:
@@ -215,9 +230,9 @@ class FederationStrategy(Strategy):
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
             return []
         messages.check_own_keys(config)
-        nodes = available_nodes(grid, federation, server_round, self.seconds_left(MOMENTS_SHARE))
+        nodes, drawn = self.draw_nodes(grid, server_round, "evaluate")
         self.current = current = EvaluationRound(
-            federation, self.log, server_round, nodes, num_rounds=self.num_rounds, silent=self._silent
+            federation, self.log, server_round, nodes, drawn=drawn, num_rounds=self.num_rounds, silent=self._silent
         )
         rule, window = federation.evaluated_rule, window_number(server_round, self.options.transfer.roll_by)
         asked = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}

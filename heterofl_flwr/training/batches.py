@@ -31,7 +31,7 @@ def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
 
 @contextmanager
 def explained_single() -> Iterator[None]:
-    """Say what to do where torch finds a batch of one value per channel, which batch norm cannot normalise."""
+    """Raise ``DataError`` with a remedy if batch norm gets a batch with one value per channel."""
     try:
         yield
     except ValueError as error:
@@ -58,8 +58,8 @@ def training_batches(
     batches = batch_rows(torch.randperm(len(split), generator=generator), options.batch_size)
     number = 1 if split.reading else max(AT_ONCE // options.batch_size, 1)
     for start in range(0, len(batches), number):
-        some = batches[start : start + number]
-        rows, sizes = torch.cat(list(some)).to(device), list(map(len, some))
+        group = batches[start : start + number]
+        rows, sizes = torch.cat(list(group)).to(device), list(map(len, group))
         if split.reading:
             yield from read_tokens(split.inputs[rows], split.reading, generator)
             continue
@@ -81,9 +81,9 @@ def count_steps(job: TrainingJob, options: TrainOptions) -> int:
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """Yield the batches of each epoch, up to the client's share of the steps; read an epoch before the next."""
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
-    whole = steps_per_epoch(job.split, options.batch_size)
-    for left in range(count_steps(job, options), 0, -whole):
-        yield islice(training_batches(job.split, options, generator), left)
+    steps = steps_per_epoch(job.split, options.batch_size)
+    for remaining in range(count_steps(job, options), 0, -steps):
+        yield islice(training_batches(job.split, options, generator), remaining)
 
 
 def input_batches(

@@ -22,7 +22,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         raise ConfigError(f"device is {name!r}; expected one of {', '.join(KINDS)}, or cuda:<number>")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if kind == "auto":
-        return torch.device(next((device for device, there in available.items() if there), "cpu"))
+        return torch.device(next((device for device, present in available.items() if present), "cpu"))
     if not available.get(kind, True):
         raise ConfigError(f"device is {name!r}, but torch {torch.__version__} finds none here: use auto or cpu")
     if number and int(number) >= torch.cuda.device_count():
@@ -33,7 +33,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
     """Return name, shape, type, device and ``requires_grad`` of all parameters and buffers."""
     tensors = named_tensors(model).items()
-    return [(name, own.shape, own.dtype, own.device, own.requires_grad) for name, own in tensors]
+    return [(name, value.shape, value.dtype, value.device, value.requires_grad) for name, value in tensors]
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def give_back_freed_memory() -> bool:
 
 
 def give_back_gaps() -> bool:
-    """Give what lies free between blocks in use back to the system; return whether the C library can do so.
+    """Return free gaps between used blocks to the system; return whether the C library can do so.
 
     glibc finds no room for an aligned block where one of the same size was, if small blocks keep the two neighbours
     apart. With kept memory (``keep_freed_memory``) each step of the paper's Transformer at level c then leaves 6 MB
@@ -86,7 +86,7 @@ def _set_malloc_thresholds(size: int) -> bool:
 def _of_glibc(name: str) -> Callable[..., int] | None:
     """Return a function of this process's C library; None where that is not glibc."""
     try:
-        found: Callable[..., int] = getattr(ctypes.CDLL(None), name)
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):
         return None
-    return found
+    return function

@@ -26,27 +26,27 @@ def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
     either: their product is at least 0 by the inequality of Cauchy and Schwarz.
     """
     gradient = private + shared
-    for one in (private, shared):
-        if one.dot(gradient) < 0:
-            # In units of its own length and in double precision, as the two may be nearly alike.
-            unit, exact = (one.double() / one.double().norm())[None], gradient.double()  # (1, parameters)
+    for part in (private, shared):
+        if part.dot(gradient) < 0:
+            # Normalised and in double precision, as the two gradients may be nearly parallel.
+            unit, exact = (part.double() / part.double().norm())[None], gradient.double()  # (1, parameters)
             nearest: Tensor = exact - (unit @ exact) / (unit @ unit.T)[0] @ unit
             return nearest.to(gradient.dtype)
     return gradient
 
 
 TOLERANCE = 1e-3
-"""By how much the sum of a posterior may miss 1."""
+"""Largest distance of a posterior's sum from 1."""
 
 
 @group
 class DistillOptions:
-    """How a client learns from its peers."""
+    """Options of distillation among peers."""
 
     seed_size: Count = 1000
     """examples of the seed set, which every client has"""
     seed_batch: Count = 100
-    """how many of them a round uses, drawn anew"""
+    """seed examples of a round, drawn anew"""
     steps: Natural = 10
     """seed steps of a client in a round, each with a batch of its own"""
     temperature: Positive = 1.0
@@ -63,30 +63,30 @@ class DistillOptions:
 
 @torch.no_grad()
 def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return the class probabilities of some examples, (examples, classes); the model's mode stays as it is."""
+    """Return class probabilities, (examples, classes), without changing the model's mode."""
     with evaluating(model):
-        found: Tensor = (model(inputs).float() / temperature).softmax(1)
-    return found
+        probabilities: Tensor = (model(inputs).float() / temperature).softmax(1)
+    return probabilities
 
 
-def check_posteriors(found: Tensor, shape: tuple[int, int], sender: str) -> Tensor:
+def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> Tensor:
     """Return valid posteriors: a distribution over the classes for each seed example; else raise ``ReplyError``."""
-    if tuple(found.shape) != shape or found.dtype != torch.float32:
-        what = f"{found.dtype} of shape {tuple(found.shape)}"
+    if tuple(posterior.shape) != shape or posterior.dtype != torch.float32:
+        what = f"{posterior.dtype} of shape {tuple(posterior.shape)}"
         raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")
-    if not found.isfinite().all():
+    if not posterior.isfinite().all():
         raise ReplyError(f"{sender} sent posteriors with NaN or infinity")
-    if found.min() < 0 or (found.sum(1) - 1).abs().max() > TOLERANCE:
-        sums = found.sum(1)
+    if posterior.min() < 0 or (posterior.sum(1) - 1).abs().max() > TOLERANCE:
+        sums = posterior.sum(1)
         raise ReplyError(
-            f"{sender} sent posteriors that are no distributions: the least entry is {float(found.min()):g}, rows sum "
-            f"to {float(sums.min()):g} to {float(sums.max()):g}; expected entries from 0 up that sum to 1"
+            f"{sender} sent posteriors that are no distributions: the least entry is {float(posterior.min()):g}, "
+            f"rows sum to {float(sums.min()):g} to {float(sums.max()):g}; expected entries from 0 up that sum to 1"
         )
-    return found
+    return posterior
 
 
 def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return the mean over peers and examples of the Kullback-Leibler divergence, KL(peer, own).
+    """Return the mean over peers and examples of the Kullback-Leibler divergence, KL(peer, client).
 
     Parameters
     ----------
@@ -97,8 +97,8 @@ def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0) -> Tenso
     temperature : float
         Divides the logits before softmax.
     """
-    own = (logits / temperature).log_softmax(1).expand_as(peers)
-    return F.kl_div(own, peers, reduction="none").sum(2).mean()
+    log_posterior = (logits / temperature).log_softmax(1).expand_as(peers)
+    return F.kl_div(log_posterior, peers, reduction="none").sum(2).mean()
 
 
 def learn_from_peers(
@@ -128,7 +128,7 @@ def learn_from_peers(
     sgd = ParameterSGD(model.parameters(), options)
     generator = torch.Generator().manual_seed(derive(job.seed, "seed-batches"))
     batches = chain.from_iterable(training_batches(job.split, options, generator) for _ in count())
-    first = 0.0
+    initial = 0.0
 
     def gradient(loss: Tensor) -> Tensor:
         parts = torch.autograd.grad(loss, sgd.parameters, allow_unused=True, materialize_grads=True)
@@ -137,40 +137,41 @@ def learn_from_peers(
     with seeded(derive(job.seed, "seed-model"), seeds[0].device):
         for number in range(job.limit_steps(distill.steps)):
             private, _ = compute_loss(model, *next(batches), masking)
-            own = gradient(private)
-            shared, apart = _seed_loss(model(seeds[0]).float(), seeds[1], peers, distill)
-            theirs = gradient(shared)
+            private_gradient = gradient(private)
+            shared, distance = _seed_loss(model(seeds[0]).float(), seeds[1], peers, distill)
+            shared_gradient = gradient(shared)
             if not bool((private + shared).isfinite()):
                 raise DivergedError(
                     f"the loss of seed step {number + 1} is {float((private + shared).detach())} at "
                     f"learning rate {options.learning_rate:g}: lower it, or the weight of the divergence"
                 )
-            first = float(apart.detach()) if number == 0 else first
-            parts = join_gradients(own, theirs).split([parameter.numel() for parameter in sgd.parameters])
+            initial = float(distance.detach()) if number == 0 else initial
+            joined = join_gradients(private_gradient, shared_gradient)
+            parts = joined.split([parameter.numel() for parameter in sgd.parameters])
             sgd.step([part.view(value.shape) for part, value in zip(parts, sgd.parameters, strict=True)])
-    return first
+    return initial
 
 
 def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOptions) -> tuple[Tensor, Tensor]:
     """Return the loss on the seed batch, and the divergence from the peers, which is 0 where there are none."""
-    apart = 0 * logits.sum()
+    distance = 0 * logits.sum()
     if len(peers):
-        apart = divergence(logits, peers, distill.temperature)
-    loss = distill.weight * distill.temperature**2 * apart
+        distance = divergence(logits, peers, distill.temperature)
+    loss = distill.weight * distill.temperature**2 * distance
     if distill.labels:
         loss = loss + masked_cross_entropy(logits, labels)
-    return loss, apart
+    return loss, distance
 
 
 def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
-    """Return the rows of a seed set: so many examples, as evenly from all classes as they come.
+    """Return the rows of a seed set: ``size`` examples, balanced over the classes.
 
     Parameters
     ----------
     split : Split
         Images of all classes, to which every client has access.
     size : int
-        How many examples.
+        Number of examples.
     classes : int
         Number of classes.
     seed : int

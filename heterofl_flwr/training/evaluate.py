@@ -85,9 +85,9 @@ def evaluate_each(
                 losses[number].append(masked_cross_entropy(logits, targets))
                 correct[number] += (logits.argmax(1) == targets).sum()
     examples, results = sum(sizes), []
-    for own, right in zip(losses, correct.tolist(), strict=True):
-        values = torch.stack(own).tolist()
+    for batches_losses, hits in zip(losses, correct.tolist(), strict=True):
+        values = torch.stack(batches_losses).tolist()
         loss = sum(value * size for value, size in zip(values, sizes, strict=True)) / examples
         text = None if reading is None else perplexity(values, sizes, perplexity_kind)
-        results.append(EvaluateResult(examples, loss, right, text))
+        results.append(EvaluateResult(examples, loss, hits, text))
     return results

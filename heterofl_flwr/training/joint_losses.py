@@ -1,4 +1,4 @@
-"""The losses of several outputs of one client's model: what its exits, or the widths inside it, learn from another."""
+"""Losses of a model with several outputs: early exits, or the widths inside it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from heterofl_flwr.nn.loss import masked_cross_entropy
 from heterofl_flwr.training.distill import divergence
 
 TrainedExits = Literal["last", "mutual", "deepest"]
-"""Which exits of its model a client trains: its deepest; all, from one another; or all, from the deepest."""
+"""Exits that a client trains: the deepest; all, from one another; or all, from the deepest."""
 
 
 def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 1.0) -> Tensor:
@@ -20,12 +20,13 @@ def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.
     With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``; p_j gets no gradient.
     In the authors' code T is 1.
     """
-    taught = [_posteriors(own, temperature) for own in logits]
-    total = torch.stack([masked_cross_entropy(own, targets) for own in logits]).sum()
-    for number, own in enumerate(logits):
-        peers = taught[:number] + taught[number + 1 :]
+    posteriors = [_posteriors(exit_logits, temperature) for exit_logits in logits]
+    total = torch.stack([masked_cross_entropy(exit_logits, targets) for exit_logits in logits]).sum()
+    for number, exit_logits in enumerate(logits):
+        peers = posteriors[:number] + posteriors[number + 1 :]
         if peers:
-            total = total + weight * temperature**2 * divergence(_finite(own), torch.stack(peers), temperature)
+            distance = divergence(_finite(exit_logits), torch.stack(peers), temperature)
+            total = total + weight * temperature**2 * distance
     return total
 
 
@@ -37,9 +38,9 @@ def deepest_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1
     """
     teacher, exits = _posteriors(logits[-1], temperature)[None], len(logits)
     total = exits * masked_cross_entropy(logits[-1], targets)
-    for number, own in enumerate(logits[:-1], 1):
-        apart = weight * temperature**2 * divergence(_finite(own), teacher, temperature)
-        total = total + number * (masked_cross_entropy(own, targets) + apart)
+    for number, exit_logits in enumerate(logits[:-1], 1):
+        distance = weight * temperature**2 * divergence(_finite(exit_logits), teacher, temperature)
+        total = total + number * (masked_cross_entropy(exit_logits, targets) + distance)
     return total / (exits * (exits + 1) / 2)
 
 
@@ -52,21 +53,21 @@ def nested_loss(
     label_share: float = 0.0,
     criterion: Callable[[Tensor, Tensor], Tensor] = masked_cross_entropy,
 ) -> Tensor:
-    """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): inner widths learn from the client's own.
+    """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): inner widths learn from the full width.
 
-    The last logits are those of its own width, p their posterior, which gets no gradient: ``CE_own + weight * sum_i
+    The last logits are of the full width; their posterior p gets no gradient: ``CE_full + weight * sum_i
     (label_share * CE_i + (1 - label_share) * T^2 KL(p, p_i))``. FjORD's (Horvath et al., NeurIPS 2021, section 3.2) is
     this with one inner width, ``label_share`` 0 and T 1. CE is the criterion. All logits are masked: a teacher without
     the mask knows the classes that its client lacks no better than chance.
     """
     teacher = _posteriors(logits[-1], temperature)[None]
     total = criterion(logits[-1], targets)
-    for own in logits[:-1]:
+    for inner in logits[:-1]:
         if label_share:
-            total = total + weight * label_share * criterion(own, targets)
+            total = total + weight * label_share * criterion(inner, targets)
         if label_share < 1:
-            apart = temperature**2 * divergence(_finite(own), teacher, temperature)
-            total = total + weight * (1 - label_share) * apart
+            distance = temperature**2 * divergence(_finite(inner), teacher, temperature)
+            total = total + weight * (1 - label_share) * distance
     return total
 
 
@@ -80,10 +81,10 @@ def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
     DepthFL: ``exp(-5 (1 - t / rounds)^2)`` with t from 0 on, over 300 of the authors' 1000 rounds. ScaleFL: nothing
     before, all of it after; in the authors' code after a quarter of the rounds.
     """
-    left = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
+    remaining = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
     if exits == "deepest":
-        return float(left < 1e-9)  # 0.07 of 100 rounds are 7.000000000000001
-    return math.exp(-5 * left**2)
+        return float(remaining < 1e-9)  # 0.07 of 100 rounds are 7.000000000000001
+    return math.exp(-5 * remaining**2)
 
 
 def _posteriors(logits: Tensor, temperature: float) -> Tensor:

@@ -124,9 +124,8 @@ class TrainingJob:
     joint_loss
         For a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``), their loss, where not the last alone
         is trained. The engine ``plain`` trains it.
-    towards
-        What ``TrainOptions.proximal`` pulls each of the model's parameters to, in their order; empty for what was
-        received. The engine ``plain`` does.
+    penalty
+        Term to add to the loss of each batch, apart from FedProx's. The engine ``plain`` trains it.
     """
 
     model: nn.Module
@@ -135,7 +134,7 @@ class TrainingJob:
     classes: Sequence[int] | Tensor | None = None
     step_share: float = 1.0
     joint_loss: JointLoss | None = None
-    towards: Sequence[Tensor] = ()
+    penalty: Callable[[], Tensor | float] | None = None
 
     def __post_init__(self) -> None:
         """Validate the share."""

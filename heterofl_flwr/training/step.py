@@ -132,16 +132,10 @@ class SGD:
 class ParameterSGD(SGD):
     """SGD on a model's parameters, for one client in one round; those that need no gradient stay as they are."""
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], options: TrainOptions, towards: Sequence[Tensor] = ()
-    ) -> None:
-        every = list(parameters)
-        self.parameters = [parameter for parameter in every if parameter.requires_grad]
+    def __init__(self, parameters: Iterable[nn.Parameter], options: TrainOptions) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._strides = [parameter.stride() for parameter in self.parameters]
         super().__init__([_dense(parameter.detach()) for parameter in self.parameters], options)
-        if towards:  # in place of what was received
-            pairs = zip(every, towards, strict=True)
-            self.received = [_dense(torch.empty_like(own).copy_(to)) for own, to in pairs if own.requires_grad]
 
     def minimise(self, loss: Tensor) -> None:
         """Compute the gradient of a loss and take a step along it."""

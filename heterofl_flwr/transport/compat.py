@@ -5,14 +5,13 @@ Flower has no promise for these names. Where no version stands beside a name, 1.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flwr
-from flwr.app import Context, Message
+from flwr.app import Message
 from flwr.app.message import make_message as make_message
-from flwr.clientapp import ClientApp
 from flwr.common.config import get_project_config as get_project_config
 from flwr.common.constant import SUPERLINK_NODE_ID as SUPERLINK_NODE_ID
 from flwr.common.constant import ErrorCode as ErrorCode
@@ -91,19 +90,6 @@ def some_identity() -> Iterator[None]:
 def set_metadata(message: Message, **values: object) -> None:
     """Change metadata of a message: Flower's own grids write them like this, because the properties have no setters."""
     message.metadata.__dict__.update({f"_{name}": value for name, value in values.items()})
-
-
-def wrap_calls(app: ClientApp, around: Callable[[Context], AbstractContextManager[None]]) -> None:
-    """Let each call of a ClientApp run within a context manager, inside of the lifespan that it has."""
-    own: Any = app  # typed as if its lifespan could not change
-    inner = own._lifespan
-
-    @contextmanager
-    def lifespan(context: Context) -> Iterator[None]:
-        with inner(context), around(context):
-            yield
-
-    own._lifespan = lifespan
 
 
 def get_nodes(grid: Any) -> Iterable[NodeInfo]:

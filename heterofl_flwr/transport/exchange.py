@@ -12,13 +12,27 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import SILENT, Fault, HeteroFLError, ReplyError, short
 from heterofl_flwr.transport import compat, messages
-from heterofl_flwr.transport.compat import NO_FUNCTION, SUPERLINK_NODE_ID, Run
+from heterofl_flwr.transport.compat import NO_FUNCTION, SUPERLINK_NODE_ID, ErrorCode, Run
 
 LONGEST_PAUSE = 1.0
 """Seconds between two looks for replies on a grid that cannot wait for them."""
 
-_NOT_CONVERTED = ("Error(s) in loading state_dict", "size mismatch", NO_FUNCTION.format("query"), "get_properties")
-"""How torch says that a slice is not the model into which a client loads it, and Flower that it knows no such query."""
+_NUMPY_CLIENT = "it is a NumPyClient, which needs heterofl_flwr.classic.HeteroFL as the server's strategy"
+_MASKS = "it masks replies for Flower's SecAgg workflows: leave out that mod, and use stages=[SecureSum(...)] instead"
+_REMEDIES = {
+    "fitins.": _NUMPY_CLIENT,
+    "evaluateins.": _NUMPY_CLIENT,
+    "secagg_configs": _MASKS,
+    "secaggplus_configs": _MASKS,
+    "Error(s) in loading state_dict": messages.NOT_CONVERTED,
+    "size mismatch": messages.NOT_CONVERTED,
+    NO_FUNCTION.format("query"): messages.NOT_CONVERTED,
+    "get_properties": messages.NOT_CONVERTED,
+}
+"""Remedies by words of the errors that torch and Flower raise in apps that do not fit the server."""
+
+GONE = (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
+"""Errors of the SuperLink or the SuperNode about a node or a client process that is not there to answer."""
 
 Result = TypeVar("Result")
 
@@ -275,13 +289,16 @@ def reply_or_fault(reply: Message) -> Message | Fault:
     error = reply.error
     if isinstance(error, messages.LocalFault):
         return Fault(error.reason or "", error.kind)
-    return Fault(short(explained(f"error {error.code}: {error.reason or 'no reason given'}")))
+    reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))
+    return Fault(reason, "gone" if error.code in GONE else "failed")
 
 
 def explained(fault: str) -> str:
-    """Return why a client failed, with what to do where its words are those of an app that is not converted."""
-    unconverted = any(words.lower() in fault.lower() for words in _NOT_CONVERTED)
-    return f"{fault}; {messages.NOT_CONVERTED}" if unconverted else fault
+    """Return the reason of a client's failure, with the remedy if its words show one."""
+    for words, remedy in _REMEDIES.items():
+        if words.lower() in fault.lower():
+            return f"{fault}; {remedy}"
+    return fault
 
 
 def read_each(

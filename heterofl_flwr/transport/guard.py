@@ -24,6 +24,7 @@ from heterofl_flwr.transport import compat
 from heterofl_flwr.transport.compat import ErrorCode, make_message
 from heterofl_flwr.transport.compat import get_object_head_values_from_object_content as head_of
 from heterofl_flwr.transport.exchange import Relay, crosses_superlink, exchange
+from heterofl_flwr.transport.late_nodes import LateNodes
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
         own = copy.copy(grid)
         own._grid = inner
         return own
-    return Guarded(grid, largest_reply) if crosses_superlink(grid) else grid
+    return LateNodes(Guarded(grid, largest_reply)) if crosses_superlink(grid) else grid
 
 
 @dataclass(slots=True)

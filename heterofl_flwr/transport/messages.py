@@ -94,12 +94,12 @@ SERVER = "the server"
 NOT_HETEROFL = (
     "the server's strategy is not HeteroFL: use heterofl_flwr.HeteroFL (for a NumPyClient, "
     "heterofl_flwr.classic.HeteroFL) in the ServerApp; under another strategy, such as FedAvg, a client builds and "
-    "loads its model itself, without submodel and reply"
+    "loads its model itself, without a Task"
 )
 NOT_CONVERTED = (
-    "its ClientApp is not converted: let it call answer_queries once, submodel in place of building and loading the "
-    "model, and reply to answer (heterofl_flwr.client); in a NumPyClient properties_of, submodel and parameters_of "
-    "(heterofl_flwr.classic)"
+    "its ClientApp is not converted: let it call answer_queries(app, build) once, and for each message make "
+    "task = Task(message, context, build), train task.model() and return task.reply(...) (heterofl_flwr.client); a "
+    "NumPyClient needs heterofl_flwr.classic, its Task and its HeteroFL"
 )
 
 SIMULATED = "simulated: "

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from heterofl_flwr.core import LEVELS, Aggregator, Axis, Plan
+from heterofl_flwr.core import LEVELS, Aggregation, Axis, Plan
 from heterofl_flwr.nn import PAPER
 from simulations.bench.measure import Goal, in_turns, peak_of
 
@@ -91,7 +91,7 @@ def make_case(name: str, *, labelled: bool) -> Case:
 
 def average(case: Case, times: int = 1) -> State:
     """Average with this package."""
-    aggregator = Aggregator(case.state, case.label_rows, extra_rows=False)
+    aggregator = Aggregation(case.state, case.label_rows, extra_rows=False)
     for plan, sub, labels in [*case.replies] * times:
         aggregator.add(plan, sub, labels=labels)
     return aggregator.result()

@@ -2,10 +2,12 @@
 
 They are drawn from 10,000, have levels a to e of CIFAR10's model, drawn anew each round, and send their slices straight
 back. So what is measured is the server: it cuts slices, sends them through a window of 16 messages, and averages the
-replies. Each measurement is a run of two rounds, for what the first leaves behind is there in the second. Memory is the
-peak of this process above its level before the run, when it holds no state of the model yet; the clients are other
-processes. The window's share of it is what replies under way may hold: as the window moves along a round's messages,
-the most bytes that 16 in a row have.
+replies. Each measurement is a run of three rounds. The first round also asks clients for their capability: all of
+them, as the partitions that they report order a simulation's draws; with ``--named``, as in a deployment with
+registered names, those that are drawn. It is printed apart from the later rounds. Memory is the peak of this process
+above its level before the run, when it holds no state of the model yet; the clients are other processes. The window's
+share of it is what replies under way may hold: the most bytes of 16 neighbours among a round's messages. The bytes of
+a node are those of the registry that lasts from round to round.
 
 With ``--step`` rounds do not wait: so many clients as a round would have train at any time, and the model takes a step
 for every so many replies. All who train are under way then, so the window is as large; a run has three times as many
@@ -15,10 +17,12 @@ replies.
 import argparse
 import logging
 import statistics
-import time
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -27,24 +31,47 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Windowed
-from heterofl_flwr.client.node_config import answer_capability
-from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, RunState
+from heterofl_flwr.client.queries import answer_capability
+from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
 from heterofl_flwr.nn import PAPER
-from heterofl_flwr.strategies.instructions import available_nodes
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages
 from simulations.bench.measure import Goal, peak_of
 
 APP = "simulations.bench.scale:app"
 MIX = "a1-b1-c1-d1-e1"
-ROUNDS = 2
-"""Of each run."""
+ROUNDS = 3
+"""Rounds of each run."""
 
 TURNS = 3
 """Of each place of those that train at any time, in a run of steps."""
 
-Measured = tuple[float, float, float]
-"""Of a run: milliseconds of a round for each of its clients, bytes that the server adds, those of replies under way."""
+
+class Measured(NamedTuple):
+    """Figures of one run."""
+
+    first: float  # seconds of its first round
+    later: float  # mean seconds of the others
+    replies: int  # of a round
+    peak: float  # bytes that the server adds
+    window: int  # bytes of replies under way
+    node: float  # bytes of the registry for each node
+
+
+class Named:
+    """Gives the nodes of a grid registered names, in an order that is not that of their ids."""
+
+    def get_nodes(self) -> Any:
+        ids = list(self.get_node_ids())  # type: ignore[attr-defined]
+        return [SimpleNamespace(node_id=node_id, name=f"node-{number:07}") for number, node_id in enumerate(ids)]
+
+
+class NamedLocalGrid(Named, LocalGrid):
+    """A LocalGrid whose nodes have names."""
+
+
+class NamedRayGrid(Named, RayGrid):
+    """A RayGrid whose nodes have names."""
 
 
 class Records(list[RoundRecord], RoundCallback):
@@ -62,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=["cifar10", "mnist"], default="cifar10", help=model)
     parser.add_argument("--actors", type=int, default=2, help="Ray actors, for the clients; 0: this process")
     parser.add_argument("--window", type=int, default=16, help="messages that may be sent and not answered")
+    parser.add_argument("--named", action="store_true", help="nodes have registered names, as in a deployment")
     parser.add_argument("--step", type=int, default=0, help="replies of a step; 0: rounds that wait")
     parser.add_argument("--rounds", type=int, default=3, help=f"runs of {ROUNDS} rounds of each size, taking turns")
 
@@ -78,19 +106,15 @@ def run(options: argparse.Namespace) -> list[Goal]:
     )
     found: dict[int, list[Measured]] = {size: [] for size in options.sizes}
     many, nodes = options.actors, options.nodes
-    with RayGrid(APP, nodes, at_once=many) if many else LocalGrid(APP, nodes) as grid:
-        start = time.perf_counter()
-        for strategy in strategies.values():
-            available_nodes(grid, strategy.federation, 1)
-        each = (time.perf_counter() - start) / len(strategies)
-        print(f"registration: {each:.1f} s, {each * 1e3 / options.nodes:.2f} ms a client\n")
+    ray, local = (NamedRayGrid, NamedLocalGrid) if options.named else (RayGrid, LocalGrid)
+    with ray(APP, nodes, at_once=many) if many else local(APP, nodes) as grid:
         windowed = grid if options.step else Windowed(grid, options.window)
         measure = partial(measure_run, grid=windowed, nodes=options.nodes, window=options.window)
         first = min(options.sizes)
-        measure(strategies[first], size=first, first_round=2)  # warms up
-        for number, size in enumerate(options.sizes * options.rounds, 1):
-            found[size].append(measure(strategies[size], size=size, first_round=2 + ROUNDS * number))
-    return report(found, model)
+        measure(strategies[first], size=first)  # warms up
+        for size in options.sizes * options.rounds:
+            found[size].append(measure(strategies[size], size=size))
+    return report(found, model, named=options.named)
 
 
 def make_strategy(model: str, mix: str, step: int = 0, size: int = 0) -> HeteroFL:
@@ -99,7 +123,7 @@ def make_strategy(model: str, mix: str, step: int = 0, size: int = 0) -> HeteroF
     return HeteroFL(build, mix, assignment="dynamic", evaluation=never, callbacks=[Records()], asynchronous=steps)
 
 
-def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, first_round: int, nodes: int, window: int) -> Measured:
+def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, nodes: int, window: int) -> Measured:
     """Run rounds of so many clients, or steps while so many train."""
     step = strategy.options.asynchronous.size
     rounds, replies = (-(-TURNS * size // step), step) if step else (ROUNDS, size)
@@ -110,9 +134,7 @@ def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, first_round: int, 
     records.clear()
 
     def play() -> None:
-        # From round 2 on it does not ask the clients anew.
-        before = RunState(server_round=first_round - 1, state=strategy.federation.initial_state())
-        results.append(strategy.start(grid, num_rounds=first_round + rounds - 1, resume=before))
+        results.append(strategy.start(grid, num_rounds=rounds))
 
     peak = peak_of(play)
     for record in records:
@@ -120,12 +142,31 @@ def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, first_round: int, 
             failed = f"{len(record.failures)} of {len(record.rates)} clients failed"
             raise HeteroFLError(f"{failed}, expected {replies} good ones")
     check_same(results[0].arrays, strategy)
-    seconds = statistics.mean(record.seconds for record in records)
+    first, *later = (record.seconds for record in records)
     bytes_by_rate = {rate: 4 * strategy.federation.plan(rate).parameters for rate in strategy.federation.mix.rates}
     sent = [[bytes_by_rate[rate] for rate in record.rates.values()] for record in records]
     # Steps follow one another without a break, and all who train are under way.
     sent, window = ([[own for one in sent for own in one]], size) if step else (sent, window)
-    return seconds * 1e3 / replies, peak, max(most_in_a_row(sizes, window) for sizes in sent)
+    most = max(most_in_a_row(sizes, window) for sizes in sent)
+    registry = deep_size(strategy.federation.nodes) / nodes
+    return Measured(first, statistics.mean(later), replies, peak, most, registry)
+
+
+def deep_size(value: object) -> int:
+    """Return the bytes of an object and of all that it holds, each counted once."""
+    seen: dict[int, object] = {}
+    waiting = [value]
+    while waiting:
+        if id(value := waiting.pop()) in seen:
+            continue
+        seen[id(value)] = value
+        if isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | set | frozenset | tuple):
+            waiting += value
+        elif hasattr(value, "__dict__"):
+            waiting.append(vars(value))
+    return sum(map(sys.getsizeof, seen.values()))
 
 
 def most_in_a_row(sizes: Sequence[int], number: int) -> int:
@@ -139,21 +180,36 @@ def check_same(arrays: ArrayRecord, strategy: HeteroFL) -> None:
         torch.testing.assert_close(arrays[name].numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
-def report(found: dict[int, list[Measured]], model: int) -> list[Goal]:
-    print(f"{'clients':>7}{'ms each':>10}{'memory':>16}{'window':>16}{'memory less window':>20}")
-    milliseconds, rests = [], []
+def report(found: dict[int, list[Measured]], model: int, *, named: bool) -> list[Goal]:
+    print(
+        f"{'clients':>7}{'first round':>14}{'later rounds':>14}{'ms each':>10}{'memory':>16}{'window':>16}"
+        f"{'memory less window':>20}{'bytes a node':>14}"
+    )
+    milliseconds, rests, firsts, laters, registries = [], [], [], [], []
     for size, runs in found.items():
-        each, peak, window = (statistics.median(values) for values in zip(*runs, strict=True))
-        milliseconds.append(each)
-        rests.append(statistics.median(peak - window for _, peak, window in runs) / model)
+        first, later, replies, peak, window, node = (statistics.median(values) for values in zip(*runs, strict=True))
+        firsts.append(first)
+        laters.append(later)
+        registries.append(node)
+        milliseconds.append(later * 1e3 / replies)
+        rests.append(statistics.median(run.peak - run.window for run in runs) / model)
         print(
-            f"{size:>7}{each:>10.2f}{peak / model:>9.2f} models{window / model:>9.2f} models{rests[-1]:>13.2f} models"
+            f"{size:>7}{first:>12.2f} s{later:>12.2f} s{milliseconds[-1]:>10.2f}{peak / model:>9.2f} models"
+            f"{window / model:>9.2f} models{rests[-1]:>13.2f} models{node:>14.0f}"
         )
     largest = "a client's time in the largest rounds, in times that in the smallest"
-    return [
+    goals = [
         Goal("memory beside the window in models, most", max(rests), most=3),
         Goal(largest, milliseconds[-1] / milliseconds[0], most=1.25),
+        Goal("bytes a node, most", max(registries), most=1000),
     ]
+    if named:
+        times = max(first / later for first, later in zip(firsts, laters, strict=True))
+        goals += [
+            Goal("a first round, in times a later one, most", times, most=2),
+            Goal("seconds of a later round of the fewest clients", laters[0], most=0.2),
+        ]
+    return goals
 
 
 app = ClientApp()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core import LEVELS, Aggregator, Plan
+from heterofl_flwr.core import LEVELS, Aggregation, Plan
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.secure.client import ClientRound, Masked, add_pairs, make_keys
 from heterofl_flwr.secure.crypto import Words
@@ -145,7 +145,7 @@ class Federation:
     def average(self, clients: Sequence[int]) -> State:
         """Return the plain mean of as many replies."""
         replies = {level: plan.extract(self.state) for level, plan in self.plans.items()}
-        aggregator = Aggregator(self.state, self.rows)
+        aggregator = Aggregation(self.state, self.rows)
         for level in map(self.level, clients):
             aggregator.add(self.plans[level], replies[level], labels=LABELS)
         return aggregator.result()

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from heterofl_flwr import HeteroFL, LocalGrid, Plan, lora
-from heterofl_flwr.client import answer_queries, reply, submodel
+from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.report import Console
 
 
@@ -49,16 +49,18 @@ def load(context: Context, *, test: bool = False) -> torch.Tensor:
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    rows, model = load(context), submodel(message, build, seed_torch=True)
-    return reply(message, model, num_examples=len(rows), metrics={"train-loss": fit(model, rows, steps=20, lr=2e-3)})
+    rows, task = load(context), Task(message, context, build, seed_torch=True)
+    model = task.model()
+    return task.reply(model, num_examples=len(rows), metrics={"train-loss": fit(model, rows, steps=20, lr=2e-3)})
 
 
 @client.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    rows, model = load(context, test=True), submodel(message, build)
+    rows, task = load(context, test=True), Task(message, context, build)
+    model = task.model()
     with torch.inference_mode():
         loss = model(input_ids=rows, labels=rows).loss.item()
-    return reply(message, num_examples=len(rows), metrics={"local-loss": loss})
+    return task.reply(num_examples=len(rows), metrics={"local-loss": loss})
 
 
 @server.main()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from heterofl_flwr import HeteroFL, LocalGrid, elastic
-from heterofl_flwr.client import answer_queries, reply, submodel
+from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.report import Console
 
 LENGTH = 24
@@ -69,22 +69,24 @@ answer_queries(client, build)  # no batch norm, so nobody asks for moments of th
 @client.train()
 def train(message: Message, context: Context) -> Message:
     rows, labels = load(context)
-    model = submodel(message, build, seed_torch=True)
+    task = Task(message, context, build, seed_torch=True)
+    model = task.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for batch in torch.randperm(len(rows)).repeat(5).split(8):
         optimizer.zero_grad()
         loss = cross_entropy(model(rows[batch]), labels[batch])
         loss.backward()
         optimizer.step()
-    return reply(message, model, num_examples=len(rows), metrics={"train-loss": loss.item()})
+    return task.reply(model, num_examples=len(rows), metrics={"train-loss": loss.item()})
 
 
 @client.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     rows, labels = load(context, test=True)
+    task = Task(message, context, build)
     with torch.inference_mode():
-        right = submodel(message, build)(rows).argmax(1) == labels
-    return reply(message, num_examples=len(rows), metrics={"local-accuracy": right.float().mean().item()})
+        right = task.model()(rows).argmax(1) == labels
+    return task.reply(num_examples=len(rows), metrics={"local-accuracy": right.float().mean().item()})
 
 
 @server.main()

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from torchvision.models import resnet18  # type: ignore[import-untyped]
 
 from heterofl_flwr import HeteroFL, LocalGrid, elastic
-from heterofl_flwr.client import answer_queries, reply, submodel
+from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.data import Split, load_dataset, split_dataset
 from heterofl_flwr.report import Console
 
@@ -30,22 +30,24 @@ def load(context: Context, part: str = "train") -> Split:
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    data, model = load(context), submodel(message, build, seed_torch=True)
+    data, task = load(context), Task(message, context, build, seed_torch=True)
+    model = task.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for rows in torch.randperm(len(data)).split(16):
         loss = cross_entropy(model(data.inputs[rows]), data.targets[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return reply(message, model, num_examples=len(data), metrics={"train-loss": loss.item()})
+    return task.reply(model, num_examples=len(data), metrics={"train-loss": loss.item()})
 
 
 @client.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    data, model = load(context, "test"), submodel(message, build)
+    data, task = load(context, "test"), Task(message, context, build)
+    model = task.model()
     with torch.inference_mode():
         right = model(data.inputs).argmax(1) == data.targets
-    return reply(message, num_examples=len(data), metrics={"local-accuracy": right.float().mean().item()})
+    return task.reply(num_examples=len(data), metrics={"local-accuracy": right.float().mean().item()})
 
 
 @server.main()

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from heterofl_flwr.client.local_model import load_parameters
+from heterofl_flwr.client.model import load_parameters
 from heterofl_flwr.common.errors import HeteroFLError, UnsupportedLayerError, first_line
-from heterofl_flwr.core import Aggregator, Plan
+from heterofl_flwr.core import Aggregation, Plan
 from heterofl_flwr.elastic_models import Elastic, elastic
 from simulations.model_zoo.masks import UnprovenError
 from simulations.model_zoo.twin import Twin, difference
@@ -125,7 +125,7 @@ def _check_slices(
 def _check_training(model: nn.Module, build: Elastic, inputs: Tensor, rates: Sequence[float]) -> None:
     """Demand that slices can be trained, the whole model first, and that their replies can be averaged and loaded."""
     state = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    aggregator = Aggregator(state)
+    aggregator = Aggregation(state)
     idle: set[str] = set()  # parameters that the full model's own training does not reach
     for rate in rates:
         small = build(rate).train()

@@ -29,6 +29,7 @@ LEVELS_NOTE = (
     "After the last round: mean ± standard deviation over the seeds that evaluated it, and the interval as above."
 )
 EVERY_CLIENT, EQUAL_PARTICIPATION, EQUAL_WORK = "every client", "equal participation", "equal work"
+OTHER_CLIENTS, NEITHER = "more clients than hold it", "neither equal participation nor equal work"
 ALONE_NOTE = (
     "Global accuracy after the last round, in points, paired by seed: above 0 the level gains by taking part. Equal "
     "participation: the clients that can hold the level train it, each as often as in the mix. Equal work: they train "
@@ -171,11 +172,11 @@ class _Trained:
         counts = zip(self.mix.counts, self.mix.rates, strict=True)
         able = self.clients * sum(count for count, own in counts if own >= rate) / sum(self.mix.counts)
         if single.clients > able * (1 + TOLERANCE):
-            return EVERY_CLIENT
+            return OTHER_CLIENTS if single.mix.idle else EVERY_CLIENT
         participation = single.work / single.clients, self.work / self.clients
         names = [EQUAL_PARTICIPATION] if math.isclose(*participation, rel_tol=TOLERANCE) else []
         names += [EQUAL_WORK] if math.isclose(single.work, self.work, rel_tol=TOLERANCE) else []
-        return ", ".join(names) or "neither equal participation nor equal work"
+        return ", ".join(names) or NEITHER
 
     def differences(self, single: "_Trained") -> int:
         """Return the number of settings that differ."""

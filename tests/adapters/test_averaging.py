@@ -9,9 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from heterofl_flwr.adapters.averaging import ProductAggregator, find_adapters
+from heterofl_flwr.adapters.averaging import ProductMean, find_adapters
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core import Aggregator, Plan, width
+from heterofl_flwr.core import Aggregation, CountingMean, Plan, width
 from tests.federation.tiny import make_app, play
 
 A, B = "layer.lora_A.default.weight", "layer.lora_B.default.weight"
@@ -45,13 +45,13 @@ class Replies:
     subs: list[dict[str, Tensor]]
     weights: list[float]
 
-    def result(self, aggregate, order=None):
+    def result(self, aggregator, order=None):
         """Return the new global state."""
-        aggregator = aggregate(self.state)
+        aggregation = Aggregation(self.state, aggregator=aggregator)
         for number in range(len(self.subs)) if order is None else order:
             sub = self.subs[number]
-            aggregator.add(Plan.between(self.state, sub), sub, weight=self.weights[number])
-        return aggregator.result()
+            aggregation.add(Plan.between(self.state, sub), sub, weight=self.weights[number])
+        return aggregation.result()
 
     def mean_product(self):
         """Return the mean of B @ A, (outputs, inputs), one entry at a time; the old product where nobody counts."""
@@ -83,7 +83,7 @@ def replies(draw):
     return Replies(factors(rank), [factors(own) for own in ranks], weights)
 
 
-ALL = (Aggregator, ProductAggregator)
+ALL = (CountingMean, ProductMean)
 
 
 def product(state):
@@ -96,7 +96,7 @@ def assert_close(found, expected):
 
 @given(drawn=replies())
 def test_each_prefix_of_the_product_is_the_closest_to_the_mean(drawn):
-    mean, new = drawn.mean_product(), drawn.result(ProductAggregator)
+    mean, new = drawn.mean_product(), drawn.result(ProductMean)
     assume(sum(drawn.weights))
     values = np.linalg.svd(mean, compute_uv=False)
     for rank in range(1, len(new[A]) + 1):
@@ -112,18 +112,18 @@ def test_the_order_of_replies_changes_only_signs(drawn, data):
         assert_close(product(one), product(other))
 
 
-def add(aggregate, state, *clients, rows=(), **options):
+def add(aggregator, state, *clients, rows=(), **options):
     """Return the new state from the factors (A, B) of some clients, given as lists."""
-    aggregator = aggregate(state, rows)
+    aggregation = Aggregation(state, rows, aggregator=aggregator)
     for a, b in clients:
         sub = {**state, **state_of(torch.tensor(a), torch.tensor(b))}
-        aggregator.add(Plan.between(state, sub), sub, **options)
-    return aggregator.result()
+        aggregation.add(Plan.between(state, sub), sub, **options)
+    return aggregation.result()
 
 
 def test_directions_that_no_client_has_can_still_learn():
     new = add(
-        ProductAggregator, state_of(torch.randn(3, 5), torch.zeros(4, 3)), ([[1.0, 0, 0, 0, 0]], [[2.0], [0], [0], [0]])
+        ProductMean, state_of(torch.randn(3, 5), torch.zeros(4, 3)), ([[1.0, 0, 0, 0, 0]], [[2.0], [0], [0], [0]])
     )
     assert_close(new[B][:, 1:].numpy(), np.zeros((4, 2)))
     assert_close((new[A] @ new[A].T).numpy(), np.eye(3))
@@ -132,7 +132,7 @@ def test_directions_that_no_client_has_can_still_learn():
 def test_a_convolutions_kernel_counts_as_inputs():
     state = {"c.lora_A.x.weight": torch.zeros(2, 1, 3, 3), "c.lora_B.x.weight": torch.zeros(4, 2, 1, 1)}
     sub = {name: torch.randn(own.shape) for name, own in state.items()}
-    aggregator = ProductAggregator(state)
+    aggregator = Aggregation(state, aggregator=ProductMean)
     aggregator.add(Plan.between(state, sub), sub)
     (a, b), (new_a, new_b) = sub.values(), aggregator.result().values()
     assert_close((new_b.flatten(1) @ new_a.flatten(1)).numpy(), (b.flatten(1) @ a.flatten(1)).numpy())
@@ -141,7 +141,7 @@ def test_a_convolutions_kernel_counts_as_inputs():
 @pytest.mark.parametrize("more", [{}, {"longer": torch.zeros(5, 2)}], ids=["alone", "beside a layer of more rows"])
 def test_outputs_of_classes_that_nobody_has_stay(more):
     state = state_of(torch.ones(1, 2), torch.ones(3, 1), **more)
-    new = add(ProductAggregator, state, ([[1.0, 1.0]], [[3.0], [3.0], [3.0]]), rows=[B, *more], labels=[1])
+    new = add(ProductMean, state, ([[1.0, 1.0]], [[3.0], [3.0], [3.0]]), rows=[B, *more], labels=[1])
     # Rank 1 holds the three rows exactly, for they are multiples of one another.
     assert_close(product(new), [[1, 1], [3, 3], [1, 1]])
 
@@ -152,7 +152,7 @@ def test_other_parameters_go_by_the_counting_mean(aggregate, dtype):
     state = state_of(torch.rand(2, 3), torch.rand(2, 2), bias=torch.zeros(2))
     state = {name: own.to(dtype) for name, own in state.items()}
     before = {name: own.clone() for name, own in state.items()}
-    aggregator = aggregate(state)
+    aggregator = Aggregation(state, aggregator=aggregate)
     for value in (1.0, 3.0):
         sub = {name: torch.full_like(own, value) for name, own in state.items()}
         aggregator.add(Plan.between(state, sub), sub)
@@ -176,18 +176,18 @@ def test_adapters_are_found_by_both_factors():
 
 
 @pytest.mark.parametrize(
-    ("aggregate", "state", "sub", "text"),
+    ("state", "sub", "text"),
     [
-        (ProductAggregator, {"w": (2,)}, {}, "averages LoRA adapters, and none is shared"),
-        (ProductAggregator, {A: (2, 3)}, {}, "averages LoRA adapters, and none is shared"),
-        (ProductAggregator, {A: (2, 3), B: (4, 2)}, {A: (1, 3), B: (2, 1)}, "lora_B.*cut along the rank alone"),
-        (ProductAggregator, {A: (2, 3), B: (4, 2)}, {A: (1, 3)}, "needs both factors"),
+        ({"w": (2,)}, {}, "averages LoRA adapters, and none is shared"),
+        ({A: (2, 3)}, {}, "averages LoRA adapters, and none is shared"),
+        ({A: (2, 3), B: (4, 2)}, {A: (1, 3), B: (2, 1)}, "lora_B.*cut along the rank alone"),
+        ({A: (2, 3), B: (4, 2)}, {A: (1, 3)}, "needs both factors"),
     ],
 )
-def test_what_has_no_adapters_to_average_is_refused(aggregate, state, sub, text):
+def test_what_has_no_adapters_to_average_is_refused(state, sub, text):
     state, sub = ({name: torch.zeros(shape) for name, shape in own.items()} for own in (state, sub))
     with pytest.raises(ConfigError, match=text):
-        aggregate(state).add(Plan.between(state, sub), sub)
+        Aggregation(state, aggregator=ProductMean).add(Plan.between(state, sub), sub)
 
 
 MIX, RANKS = "a1-c1", (4, 1)
@@ -201,7 +201,7 @@ def expected(state):
 
 @pytest.mark.parametrize(("upload", "tolerance"), [("float32", 1e-5), ("float16", 1e-2), ("int8", 0.2)])
 def test_a_round_averages_products(upload, tolerance):
-    run = play(make_app(build=Adapted), MIX, 2, build=Adapted, aggregator=ProductAggregator, upload=upload)
+    run = play(make_app(build=Adapted), MIX, 2, build=Adapted, aggregator=ProductMean, upload=upload)
     found, before = run.state, run.strategy.federation.initial_state()
     torch.testing.assert_close(found[B] @ found[A], expected(before), atol=tolerance, rtol=0)
     torch.testing.assert_close(found["bias"], torch.full((2,), 1.5), atol=tolerance, rtol=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from heterofl_flwr import HeteroFL, Mix, lora
-from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.report import Costs, Recorder, RunFolder
@@ -23,8 +23,9 @@ def levels():
 
 
 def evaluate(message, context):
-    found = outputs(submodel(message, levels())).mean().item()
-    return reply(message, num_examples=1, metrics={"output": found})
+    task = Task(message, context, levels())
+    found = outputs(task.model()).mean().item()
+    return task.reply(num_examples=1, metrics={"output": found})
 
 
 def run(num_rounds=2, **options):
@@ -56,8 +57,8 @@ def odd(own, partitions=range(NODES)):
     """Return an app whose clients of some partitions build their models by ``own``."""
 
     def train(message, context):
-        model = submodel(message, own if context.node_config["partition-id"] in partitions else levels())
-        return reply(message, model, num_examples=1)
+        task = Task(message, context, own if context.node_config["partition-id"] in partitions else levels())
+        return task.reply(task.model(), num_examples=1)
 
     return make_app(train)
 

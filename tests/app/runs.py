@@ -2,7 +2,7 @@
 
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.workload import load_workload
-from heterofl_flwr.client.client_states import NODE_STATES
+from heterofl_flwr.client.state import NODE_STATES
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import RunFolder
 from tests.federation.tiny import Keep

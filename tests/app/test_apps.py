@@ -9,7 +9,7 @@ from flwr.app import Context, RecordDict
 
 from heterofl_flwr import HeteroFL, LocalGrid
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.node import Instruction
+from heterofl_flwr.app.node import load_node_data
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.common.errors import ConfigError, DataError, RoundError
 from heterofl_flwr.report import Recorder, RunFolder
@@ -212,15 +212,15 @@ def test_a_node_may_have_data_of_its_own(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("\n".join(rows))
     context = node_context({**SMALL, "data.name": str(tmp_path)}, data_path=str(tmp_path))
-    train, test, classes = Instruction(None, context).data  # which no message decides
+    train, test, classes = load_node_data(context, load_workload(context.run_config))
     assert (len(train), len(test), classes) == (20, 20, (0, 1))
     with pytest.raises(DataError, match=r"of shape \(2,\); expected torch.float32 of shape \(1, 8, 8\), as in"):
-        _ = Instruction(None, node_context(SMALL, data_path=str(tmp_path))).data
+        load_node_data(node_context(SMALL, data_path=str(tmp_path)), load_workload(SMALL))
 
 
 def test_a_node_that_does_not_know_its_data_is_told_how():
     with pytest.raises(ConfigError, match="--node-config 'partition-id=0 num-partitions=10'"):
-        _ = Instruction(None, node_context(SMALL, level="b")).data
+        load_node_data(node_context(SMALL, level="b"), load_workload(SMALL))
     with pytest.raises(RoundError, match="num-partitions='many'; expected a whole number"):
         run(num_rounds=1, node_config=lambda partition: {"num-partitions": "many"})
     with pytest.raises(ConfigError, match="partition-id is 9; expected 0 to 7"):

@@ -7,7 +7,7 @@ from torch import nn
 
 from heterofl_flwr import HeteroFLError
 from heterofl_flwr.app import client_app
-from heterofl_flwr.app.node import Instruction
+from heterofl_flwr.app.node import AppTask
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.data import Split
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
@@ -130,12 +130,12 @@ class Below(nn.Module):
 @pytest.mark.usefixtures("identity")
 @pytest.mark.parametrize(("fill", "answered"), [("zero", False), ("-inf", True), ("none", False)])
 def test_local_metrics_have_the_mask_of_training(fill, answered):
-    instruction = Instruction(*(own[0] for own in asked((1.0,), (0.1,), **{"train.mask-fill": fill})))
-    _, test, classes = instruction.data
+    task = AppTask(*(own[0] for own in asked((1.0,), (0.1,), **{"train.mask-fill": fill})))
+    _, test, classes = task.data
     absent = [number for number in range(10) if number not in classes]
-    found = client_app._evaluate(instruction, Below(), classes)
+    found = client_app._evaluate(task, Below(), classes)
     answer = max(classes) if answered or (fill == "none" and 9 in classes) else -1
     expected = (test.targets == answer).float().mean().item()
     assert found["local-accuracy"] == pytest.approx(expected)
-    foreign = client_app._evaluate(instruction, Below(), absent)
+    foreign = client_app._evaluate(task, Below(), absent)
     assert ("local-loss" in foreign) == (fill != "-inf")

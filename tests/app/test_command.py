@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app.cli.main import MISUSED, PROFILED, status_of
+from heterofl_flwr.app.main import MISUSED, status_of
+from heterofl_flwr.app.profile import PROFILED
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS, PAPER
 from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, read_assignments, read_config
@@ -20,7 +21,7 @@ def printed(*words: str) -> str:
 
 
 def test_the_commands_help_loads_nothing_heavy():
-    code = "import sys; from heterofl_flwr.app.cli.main import parser; parser(); print(*sys.modules)"
+    code = "import sys; from heterofl_flwr.app.main import parser; parser(); print(*sys.modules)"
     assert {"torch", "pydantic", "flwr", "cryptography"}.isdisjoint(printed("-c", code).split())
     text = printed("-m", "heterofl_flwr", "--help")
     assert all(name in text for name in ("run", "report", "export", "settings", "profile", "keys"))
@@ -42,7 +43,7 @@ def test_the_commands_help_loads_nothing_heavy():
 )
 def test_what_is_said_of_settings_is_said_before_torch_loads(words, status):
     code = (
-        "import sys; from heterofl_flwr.app.cli.main import main\n"
+        "import sys; from heterofl_flwr.app.main import main\n"
         f"try: status = main({words})\nexcept SystemExit as end: status = end.code\nprint(status, *sys.modules)"
     )
     *said, last = printed("-c", code).splitlines()

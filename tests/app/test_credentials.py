@@ -11,8 +11,8 @@ import threading
 import pytest
 from cryptography import x509
 
-from heterofl_flwr.app.cli.keys import write_certificates, write_node_key
-from heterofl_flwr.app.cli.main import MISUSED, main
+from heterofl_flwr.app.certificates import write_certificates, write_node_key
+from heterofl_flwr.app.main import MISUSED, main
 from heterofl_flwr.common.errors import ConfigError
 
 HOSTS = ("localhost", "127.0.0.1")

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from heterofl_flwr.app.cli.export import inputs_of, preparation
-from heterofl_flwr.app.cli.main import main
+from heterofl_flwr.app.export import inputs_of, preparation
+from heterofl_flwr.app.main import main
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.text import Texts, to_text
 from heterofl_flwr.runs.folder import RunFolder

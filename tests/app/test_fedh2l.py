@@ -7,7 +7,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.node import Instruction
+from heterofl_flwr.app.node import AppTask
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data.dataset import Reading, Split
@@ -66,8 +66,8 @@ def test_moments_are_measured_on_the_seed_set_too(strategy, seeds):
     shared = "*" if strategy == "fedh2l" else ""
     config = {**H2L, "server.strategy": strategy, "server.shared": shared}
     context = node_context(config, partition_id=0, num_partitions=5)
-    asked = Instruction(
-        instruction("evaluate", 2, ArrayRecord(), {"seed": 0, "server-round": 1, "partition": 0}), context
+    asked = AppTask(
+        instruction("evaluate", 2, ArrayRecord(), {"rate": 1.0, "seed": 0, "server-round": 1, "partition": 0}), context
     )
     assert sum(len(batch) for batch in asked.trained_batches()) == len(asked.data[0]) + seeds
 

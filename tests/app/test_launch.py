@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from heterofl_flwr.app.launch.running import LOG
+from heterofl_flwr.app.running import LOG
 from heterofl_flwr.report import RunFolder
 from tests.deployment.processes import MARK, Processes, free_port, marked
 from tests.federation.tiny import equal
@@ -34,7 +34,7 @@ SETTINGS = {
     "engine.name": "plain",
     "sample.min-nodes": CLIENTS,
 }
-COMMAND = [sys.executable, "-c", "import sys; from heterofl_flwr.app.cli.main import main; sys.exit(main())", "run"]
+COMMAND = [sys.executable, "-c", "import sys; from heterofl_flwr.app.main import main; sys.exit(main())", "run"]
 OWN = ["--clients", str(CLIENTS), *(word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}"))]
 LAST = {"evaluate.every": SETTINGS["num-rounds"]}  # what is evaluated leaves the model as it is
 RUNS = {

@@ -3,7 +3,7 @@
 import pytest
 from safetensors.torch import load_file
 
-from heterofl_flwr.client.client_states import NODE_STATES
+from heterofl_flwr.client.state import NODE_STATES
 from tests.app.runs import history_of, run_app, run_kept
 from tests.app.test_apps import SMALL
 from tests.federation.tiny import equal

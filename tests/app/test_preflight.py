@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app.cli.main import main
-from heterofl_flwr.app.launch import running
-from heterofl_flwr.app.launch.preflight import check_task
+from heterofl_flwr.app import running
+from heterofl_flwr.app.main import main
+from heterofl_flwr.app.preflight import check_task
 from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import from_flat

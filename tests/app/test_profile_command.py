@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from heterofl_flwr.app.cli.main import main
+from heterofl_flwr.app.main import main
 
 BASELINES = {"standalone", "fedavg", "lg-fedavg"}  # copied from Liang et al. (2020): other models
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from heterofl_flwr.app.cli.main import main
-from heterofl_flwr.app.launch import preflight, running
+from heterofl_flwr.app import preflight, running
+from heterofl_flwr.app.main import main
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import from_flat, to_flat
 

@@ -35,36 +35,34 @@ def judge(models, partition: int) -> dict[str, float]:
 
 
 def train(message, context):
-    model, partition = client.submodel(message, build, context=context, seed_torch=True), partition_of(context)
-    labels = learn(model, partition)
-    return client.reply(
-        message, model, num_examples=len(labels), labels=labels, metrics={"labels-sum": sum(labels)}, context=context
-    )
+    task = client.Task(message, context, build, seed_torch=True)
+    labels = learn(model := task.model(), partition_of(context))
+    return task.reply(model, num_examples=len(labels), labels=labels, metrics={"labels-sum": sum(labels)})
 
 
 def evaluate(message, context):
-    partition = partition_of(context)
-    metrics = judge(client.models_to_evaluate(message, build, context=context), partition)
-    return client.reply(message, num_examples=6 + partition, metrics=metrics)
+    task, partition = client.Task(message, context, build), partition_of(context)
+    return task.reply(num_examples=6 + partition, metrics=judge(task.models(), partition))
 
 
 class Client(NumPyClient):
     def __init__(self, context: Context):
-        self.own, self.partition = context, partition_of(context)
+        self.node, self.partition = context, partition_of(context)
 
     def get_properties(self, config):
-        return classic.properties_of(self.own, moments=True)
+        return classic.properties_of(self.node, moments=True)
 
     def fit(self, parameters, config):
-        if classic.asks_for_moments(config):
-            return classic.answer_moments(parameters, config, build, lambda: [inputs(self.partition)])
-        model = classic.submodel(parameters, config, build, context=self.own, seed_torch=True)
-        labels = learn(model, self.partition)
-        metrics = {"labels": classic.labels_text(labels), "labels-sum": float(sum(labels))}
-        return classic.parameters_of(model, config, context=self.own), len(labels), metrics
+        task = classic.Task(parameters, config, self.node, build, seed_torch=True)
+        if task.asks_for_moments:
+            return task.moments(lambda: [inputs(self.partition)])
+        labels = learn(model := task.model(), self.partition)
+        metrics = {"labels-sum": float(sum(labels))}
+        return task.reply(model, num_examples=len(labels), labels=labels, metrics=metrics)
 
     def evaluate(self, parameters, config):
-        metrics = judge(classic.models_to_evaluate(parameters, config, build, context=self.own), self.partition)
+        task = classic.Task(parameters, config, self.node, build)
+        metrics = judge(task.models(), self.partition)
         return 1 - metrics["local-accuracy"], 6 + self.partition, metrics
 
 

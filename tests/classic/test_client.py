@@ -5,8 +5,8 @@ import pytest
 from flwr.common import parameters_to_ndarrays
 
 from heterofl_flwr import Evaluation
-from heterofl_flwr.classic import HeteroFL, answer_moments, parameters_of, properties_of, submodel
-from heterofl_flwr.common.errors import ReplyError
+from heterofl_flwr.classic import HeteroFL, Task, parameters_of, properties_of
+from heterofl_flwr.common.errors import ConfigError, ReplyError
 from tests.classic.fakes import Fake, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.tiny import build, build_normed, inputs, node_context
 
@@ -26,7 +26,7 @@ def config(rate=1.0, task="train", **values):
 )
 def test_what_does_not_fit_is_refused_by_name(arrays, told, named):
     with pytest.raises(ReplyError, match=named):
-        submodel(arrays, told, build)
+        Task(arrays, told, node_context(), build).model()
 
 
 def test_properties_are_those_of_the_node_config():
@@ -41,7 +41,8 @@ class Normed(Fake):
 
     def _answer(self, ins):
         arrays = parameters_to_ndarrays(ins.parameters)
-        return fit_res(*answer_moments(arrays, ins.config, build_normed, lambda: [inputs(int(self.cid))])[:2])
+        task = Task(arrays, ins.config, node_context(), build_normed)
+        return fit_res(*task.moments(lambda: [inputs(int(self.cid))])[:2])
 
 
 def said(count, width, value=1.0):
@@ -87,3 +88,17 @@ def test_moments_of_other_machines_are_merged_robustly(remote, mean):
         fakes[0].bridge = None  # as clients of ``start_server`` have
     strategy, *_ = evaluated(fakes, "a1")
     assert strategy._inner.moments[1.0].statistics("norm")[0].tolist() == pytest.approx([mean] * 8, abs=0.04)
+
+
+def test_the_penalty_is_that_of_the_message_api():
+    task = Task(parameters_of(build(1.0)), config() | {"proximal_mu": 0.5}, node_context(), build)
+    model = task.model()
+    for parameter in model.parameters():
+        parameter.data += 2.0
+    entries = sum(parameter.numel() for parameter in model.parameters())
+    assert task.penalty(model).item() == pytest.approx(0.25 * 4 * entries, rel=1e-5)
+
+
+def test_arguments_of_the_message_api_are_named():
+    with pytest.raises(ConfigError, match=r"config is of type Context; expected a dict: Task\(parameters, config"):
+        Task(parameters_of(build(1.0)), node_context(), build, build)

@@ -1,5 +1,6 @@
-"""What a ClientApp calls: the model of a message, its seed, its answer."""
+"""The task of a ClientApp: the model of a message, its reply; and the answers to queries."""
 
+import copy
 import re
 from functools import partial
 from reprlib import repr as shown
@@ -12,9 +13,11 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from heterofl_flwr import Plan
-from heterofl_flwr.client import answer_moments, answer_queries, models_to_evaluate, own_part, reply, submodel
-from heterofl_flwr.client.client_context import keep_part
+from heterofl_flwr.client import Task, answer_queries
+from heterofl_flwr.client.model import warn_once
 from heterofl_flwr.client.node_config import read_capability
+from heterofl_flwr.client.queries import answer_moments
+from heterofl_flwr.client.state import load_tensors, save_tensors
 from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.stages.compress import restore
@@ -42,9 +45,14 @@ def instruction(rate=1.0, kind="train", *, state=None, build=build, moments=None
     return Message(RecordDict(content), 7, kind)
 
 
-def trained(message, partition=2):
-    """Return the message's model after a step on a node's own data, so that no two entries change alike."""
-    model = submodel(message, build)
+def task_of(message, build=build, context=None):
+    """Return the task of a message to a node that keeps nothing."""
+    return Task(message, context or node_context(), build)
+
+
+def trained(task, partition=2):
+    """Return a task's model after a step on a node's own data, so that no two entries change alike."""
+    model = task.model()
     model(inputs(partition)).square().sum().backward()
     torch.optim.SGD(model.parameters(), 0.01).step()
     return model
@@ -54,32 +62,43 @@ class TestSubmodel:
     @pytest.mark.parametrize("rate", [1.0, 0.5, 0.3, 0.0625])
     def test_it_has_the_rate_and_the_parameters_of_the_message(self, rate):
         message = instruction(rate)
-        model = submodel(message, build)
+        model = task_of(message).model()
         assert equal(dict(model.named_parameters()), message.content["arrays"].to_torch_state_dict())
         assert model.training
         assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
     def test_static_moments_stay_out_of_training(self):
         moments = {1.0: collect_moments(build_normed(1.0), [inputs(0)])}
-        model = submodel(instruction(kind="evaluate", build=build_normed, moments=moments), build_normed)
+        model = task_of(instruction(kind="evaluate", build=build_normed, moments=moments), build_normed).model()
         mean, variance = moments[1.0].statistics("norm")
         torch.testing.assert_close(model.norm.running_mean, mean.float())
         torch.testing.assert_close(model.norm.running_var, variance.float())
-        trained = submodel(instruction(build=build_normed, moments=moments), build_normed)
+        trained = task_of(instruction(build=build_normed, moments=moments), build_normed).model()
         assert torch.equal(trained.norm.running_mean, torch.zeros(8))
 
     def test_without_moments_models_normalise_by_batch(self):
-        model = submodel(instruction(kind="evaluate", build=build_normed), build_normed)
+        model = task_of(instruction(kind="evaluate", build=build_normed), build_normed).model()
         hidden = model.norm(model.hidden(inputs(3)))
         torch.testing.assert_close(hidden.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
     def test_a_model_to_evaluate_does_not_spoil_those_to_train(self, mode):
         with mode():
-            submodel(instruction(kind="evaluate"), build)
-            model = submodel(instruction(), build)
+            task_of(instruction(kind="evaluate"), build).model()
+            model = task_of(instruction(), build).model()
         assert not any(own.is_inference() for own in model.parameters())
-        trained(instruction())
+        model(inputs(0)).sum().backward()
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            ((build, node_context(), build), "message is of type type; expected a Message"),
+            ((instruction, build, build), "message is of type function; expected a Message"),
+        ],
+    )
+    def test_swapped_arguments_are_named(self, arguments, named):
+        with pytest.raises(ConfigError, match=named):
+            Task(*arguments)
 
     @pytest.mark.parametrize(
         ("change", "named"),
@@ -92,7 +111,7 @@ class TestSubmodel:
     )
     def test_what_does_not_fit_is_refused_by_name(self, change, named):
         with pytest.raises(ReplyError, match=named):
-            submodel(instruction(**{"state": state_of(1.0)} | change), build)
+            task_of(instruction(**{"state": state_of(1.0)} | change), build).model()
 
     @pytest.mark.parametrize("told", [None, {"server-round": 1, "lr": 0.1}])
     def test_under_another_strategy_the_error_says_so(self, told):
@@ -101,19 +120,21 @@ class TestSubmodel:
         if told:
             message.content["config"] = ConfigRecord(told)
         with pytest.raises(ReplyError, match=r"the server's strategy is not HeteroFL: use heterofl_flwr\.HeteroFL"):
-            submodel(message, build)
+            task_of(message)
 
 
 def test_what_a_client_keeps_outlives_the_next_message():
-    state = {name: own for name, own in state_of(1.0).items() if name.startswith("hidden")}
-    told = {"shared": ["hidden.*"], "global_rate": 1.0, "state": state}
-    model = submodel(message := instruction(**told), build)
+    state = {name: tensor for name, tensor in state_of(1.0).items() if name.startswith("hidden")}
+    values = {"shared": ["hidden.*"], "global_rate": 1.0, "state": state}
+    task, context = task_of(instruction(**values), context=(context := node_context())), context
+    model = task.model()
     nn.init.constant_(model.classifier.weight, 5.0)
-    own = own_part(message, model)
+    task.reply(model, num_examples=1)
     nn.init.constant_(model.classifier.weight, 6.0)  # the caller may go on training it
-    submodel(instruction(**told, partition=1), build)  # another client of the same process
-    assert own.keys() == {"classifier.weight", "classifier.bias"}
-    assert torch.equal(own["classifier.weight"], torch.full((4, 8), 5.0))
+    task_of(instruction(**values, partition=1)).model()  # another client of the same process
+    saved = load_tensors(context, task.instruction)
+    assert saved.keys() == {"classifier.weight", "classifier.bias"}
+    assert torch.equal(saved["classifier.weight"], torch.full((4, 8), 5.0))
 
 
 class TestModelsToEvaluate:
@@ -122,7 +143,7 @@ class TestModelsToEvaluate:
     def test_each_rate_is_cut_from_what_came(self):
         message = instruction(kind="evaluate", rates=list(self.RATES))
         state = message.content["arrays"].to_torch_state_dict()
-        found = dict(models_to_evaluate(message, build))
+        found = dict(task_of(message).models())
         assert list(found) == list(self.RATES)
         for rate, model in found.items():
             assert not model.training
@@ -133,8 +154,9 @@ class TestModelsToEvaluate:
         state = {name: own for name, own in state_of(1.0).items() if name.startswith("hidden")}
         own = {name: one for name, one in state_of(1.0, fill=5.0).items() if name not in state}
         message = instruction(kind="evaluate", rates=list(self.RATES), state=state, **shared)
-        keep_part(context := node_context(), message.content["config"], own)
-        found = dict(models_to_evaluate(message, build, context=context))
+        task = task_of(message, context=(context := node_context()))
+        save_tensors(context, task.instruction, own)
+        found = dict(task.models())
         assert [found[rate].classifier.weight.unique().tolist() for rate in self.RATES] == [[5.0]] * 3
         assert torch.equal(found[1.0].hidden.weight, state["hidden.weight"])
 
@@ -142,9 +164,10 @@ class TestModelsToEvaluate:
 class TestReply:
     def test_it_brings_parameters_metrics_labels_and_capacity(self):
         message = instruction(0.5, build=build_normed)
-        model = submodel(message, build_normed)
+        task = task_of(message, build_normed)
+        model = task.model()
         labels = torch.tensor([3, 1, 3])
-        answer = reply(message, model, num_examples=9, labels=labels, metrics={"loss": torch.tensor(0.5)}, capacity="b")
+        answer = task.reply(model, num_examples=9, labels=labels, metrics={"loss": torch.tensor(0.5)}, capacity="b")
         assert answer.metadata.reply_to_message_id == message.metadata.message_id
         assert equal(answer.content["arrays"].to_torch_state_dict(), dict(model.named_parameters()))
         assert dict(answer.content["metrics"]) == {"loss": 0.5, "num-examples": 9}
@@ -154,8 +177,9 @@ class TestReply:
     def test_where_asked_it_brings_what_the_parameters_changed_by(self, upload, records):
         message = instruction(0.5, upload=upload)
         before = message.content["arrays"].to_torch_state_dict()
-        model = trained(message)
-        answer = reply(message, model, num_examples=9, labels=[1])
+        task = task_of(message)
+        model = trained(task)
+        answer = task.reply(model, num_examples=9, labels=[1])
         assert list(answer.content.array_records) == records
         assert dict(answer.content["config"]) == {"heterofl-schema": 1, "labels": [1], "upload": upload}
         plan = Plan.between(before, before)
@@ -169,39 +193,110 @@ class TestReply:
     def test_metrics_that_are_no_numbers_are_named(self, value):
         said = re.escape(f"metrics['loss'] is {shown(value)}; expected a number, or a list of numbers")
         with pytest.raises(ConfigError, match=said):
-            reply(instruction(kind="evaluate"), num_examples=3, metrics={"accuracy": np.float32(0.5), "loss": value})
+            task_of(instruction(kind="evaluate")).reply(
+                num_examples=3, metrics={"accuracy": np.float32(0.5), "loss": value}
+            )
 
     @pytest.mark.parametrize("number", [1.5, "200", None, [3]])
     def test_a_number_of_examples_is_a_whole_one(self, number):
         with pytest.raises(ConfigError, match=re.escape(f"num_examples is {number!r}; expected a whole number")):
-            reply(instruction(kind="evaluate"), num_examples=number)
+            task_of(instruction(kind="evaluate")).reply(num_examples=number)
 
     @pytest.mark.parametrize("number", [3, np.int64(3), torch.tensor(3)])
     def test_a_number_of_examples_may_be_of_any_library(self, number):
-        assert reply(instruction(kind="evaluate"), num_examples=number).content["metrics"]["num-examples"] == 3
+        assert task_of(instruction(kind="evaluate")).reply(num_examples=number).content["metrics"]["num-examples"] == 3
 
-    def test_a_wrapped_model_is_refused_with_the_remedy(self):
-        message = instruction()
-        model = nn.DataParallel(submodel(message, build))
-        said = (
-            r"\(module.classifier.bias, .*give reply what submodel returned, and not what DataParallel, torch.compile"
-        )
-        with pytest.raises(ConfigError, match=said):
-            reply(message, model, num_examples=1)
+    @pytest.mark.parametrize(
+        "change",
+        [nn.DataParallel, copy.deepcopy, lambda model: build(1.0), lambda model: trained(task_of(instruction()))],
+    )
+    def test_another_model_than_the_tasks_own_is_refused(self, change):
+        task = task_of(instruction())
+        with pytest.raises(ConfigError, match=r"is not the model of this task: give task.reply what task.model\(\)"):
+            task.reply(change(task.model()), num_examples=1)
 
-    def test_an_answer_to_training_has_a_model(self):
-        with pytest.raises(ConfigError, match="has no model: give reply what submodel returned"):
-            reply(instruction(), num_examples=1)
-        with pytest.raises(ConfigError, match="model is of type OrderedDict; expected what submodel returned, trained"):
-            reply(instruction(), build(1.0).state_dict(), num_examples=1)
+    def test_a_model_whose_parameters_have_other_names_is_refused(self):
+        task = task_of(instruction())
+        model = task.model()
+        model.add_module("hidden", nn.Sequential(model.hidden))
+        with pytest.raises(ConfigError, match=r"lost parameters .*\(hidden.bias, hidden.weight\)"):
+            task.reply(model, num_examples=1)
 
-    def test_labels_are_whole_numbers(self):
+    def test_a_reply_to_training_has_a_model_and_one_to_an_evaluation_has_none(self):
+        with pytest.raises(ConfigError, match="carries no model"):
+            task_of(instruction()).reply(num_examples=1)
+        with pytest.raises(ConfigError, match="model is of type OrderedDict"):
+            task_of(instruction()).reply(build(1.0).state_dict(), num_examples=1)
+        task = task_of(instruction(kind="evaluate"))
+        with pytest.raises(ConfigError, match="an evaluation carries no parameters"):
+            task.reply(task.model(), num_examples=1)
+
+    def test_a_task_is_answered_once(self):
+        task = task_of(instruction())
+        model = trained(task)
+        task.reply(model, num_examples=1)
+        for again in (lambda: task.reply(model, num_examples=1), task.model, lambda: next(task.models())):
+            with pytest.raises(ConfigError, match="has been answered"):
+                again()
+
+    def test_a_model_that_nothing_changed_is_warned_of_once(self, caplog):
+        warn_once.cache_clear()
+        for number in range(3):
+            task = task_of(instruction(partition=number))
+            task.reply(task.model(), num_examples=1)
+        assert [record.message for record in caplog.records if "nothing was trained" in record.message] != []
+        assert len(caplog.records) == 1
+        caplog.clear()
+        task = task_of(instruction())
+        task.reply(trained(task), num_examples=1)
+        assert caplog.records == []
+
+    @pytest.mark.parametrize("labels", [[0.5], [True, False, True], ["3"], torch.ones(2, dtype=torch.bool)])
+    def test_labels_are_whole_numbers(self, labels):
         with pytest.raises(ConfigError, match=r"labels is .*; expected the classes of this client's data, as whole"):
-            reply(instruction(kind="evaluate"), num_examples=1, labels=[0.5])
+            task_of(instruction(kind="evaluate")).reply(num_examples=1, labels=labels)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+    def test_a_model_trained_in_another_type_is_sent_in_the_received_one(self, dtype, caplog):
+        warn_once.cache_clear()
+        task = task_of(instruction())
+        model = task.model().to(dtype)
+        with torch.no_grad():
+            model.classifier.bias.fill_(0.5)
+        sent = task.reply(model, num_examples=1).content["arrays"].to_torch_state_dict()
+        assert {tensor.dtype for tensor in sent.values()} == {torch.float32}
+        assert torch.equal(sent["classifier.bias"], torch.full((4,), 0.5))
+        assert ("are sent in torch.float32" in caplog.text) == (dtype != torch.bfloat16)  # which travels as float32
+
+    def test_a_penalty_that_was_asked_for_and_not_used_is_warned_of(self, caplog):
+        warn_once.cache_clear()
+        for used in (True, False):
+            task = task_of(instruction(proximal_mu=0.1))
+            model = trained(task)
+            if used:
+                assert task.penalty(model) > 0
+            task.reply(model, num_examples=1)
+            assert ("add task.penalty(model) to the loss" in caplog.text) == (not used)
+
+    def test_parameters_that_are_trained_and_not_sent_are_warned_of(self, caplog):
+        def freezing(rate):
+            model = build(rate)
+            model.hidden.requires_grad_(False)
+            return model
+
+        warn_once.cache_clear()
+        state = {name: tensor for name, tensor in state_of(1.0).items() if name.startswith("classifier")}
+        task = task_of(instruction(state=state), freezing)
+        model = task.model()
+        with torch.no_grad():
+            model.classifier.bias += 1
+        model.hidden.requires_grad_(True)
+        task.reply(model, num_examples=1)
+        assert "hidden.weight, hidden.bias" in caplog.text
 
     def test_no_labels_and_no_classes_are_not_the_same(self):
-        assert "labels" not in reply(instruction(kind="evaluate"), num_examples=1).content["config"]
-        assert reply(instruction(kind="evaluate"), num_examples=1, labels=[]).content["config"]["labels"] == []
+        assert "labels" not in task_of(instruction(kind="evaluate")).reply(num_examples=1).content["config"]
+        assert task_of(instruction(kind="evaluate")).reply(num_examples=1, labels=[]).content["config"]["labels"] == []
 
 
 class TestQueries:
@@ -222,6 +317,9 @@ class TestQueries:
         [
             ({"level": "f"}, r"'f' is no level: expected one of a \(1\), b \(0.5\), c \(0.25\)"),
             ({"level": "a", "rate": 1.0}, "both level and rate: keep one"),
+            ({"Level": "c"}, "the node config has Level='c', .* write level="),
+            ({"capacity": "c"}, "the node config has capacity='c', .* write level="),
+            ({"Partition_ID": 3}, "write partition-id="),
             ({"partition_id": "first"}, "partition-id='first'; expected a whole number"),
         ],
     )
@@ -260,7 +358,9 @@ class TestQueries:
     def test_batches_of_any_usual_form(self, batch):
         message = instruction(kind="query.moments", build=build_normed, moments_kind="paper")
         found, expected = (
-            answer_moments(message, build_normed, lambda own=own: [own(inputs(0)), own(inputs(1))]).content["moments"]
+            answer_moments(task_of(message, build_normed), lambda own=own: [own(inputs(0)), own(inputs(1))]).content[
+                "moments"
+            ]
             for own in (batch, lambda x: x)
         )
         assert equal(found.to_torch_state_dict(), expected.to_torch_state_dict())
@@ -269,4 +369,4 @@ class TestQueries:
     def test_batches_that_hold_no_inputs_are_refused(self, batch):
         message = instruction(kind="query.moments", build=build_normed, moments_kind="paper")
         with pytest.raises(DataError, match="expected a tensor of inputs, or a tuple or a mapping"):
-            answer_moments(message, build_normed, lambda: [batch])
+            answer_moments(task_of(message, build_normed), lambda: [batch])

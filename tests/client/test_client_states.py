@@ -6,8 +6,8 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr import HeteroFL, LocalGrid
-from heterofl_flwr.client import answer_queries, regularizer, reply, submodel
-from heterofl_flwr.client.client_context import keep_part, kept_part
+from heterofl_flwr.client import Instruction, Task, answer_queries
+from heterofl_flwr.client.state import load_tensors, save_tensors
 from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.feddyn import FedDyn
@@ -22,19 +22,21 @@ def own(tmp_path, identity):
     return tmp_path
 
 
-def told(server_round, partition=3, every=1):
-    return config(run_key=SEVEN, partition=partition, server_round=server_round, checkpoint_every=every)
+def instruction(server_round, partition=3, every=1, kind="train"):
+    values = config(
+        run_key=SEVEN, partition=partition, server_round=server_round, checkpoint_every=every, rate=1.0, seed=0
+    )
+    return Instruction.of(Message(RecordDict({"config": values}), 0, kind))
 
 
 def keep(folder, number, every=1):
     state = {"weight": torch.full((2,), float(number))}
-    keep_part(node_context(states_path=str(folder)), told(number, every=every), state)
+    save_tensors(node_context(states_path=str(folder)), instruction(number, every=every), state)
 
 
 def read(folder, before, partition=3, kind="train"):
-    message = Message(RecordDict({"config": told(before, partition)}), 0, kind)
-    found = kept_part(node_context(states_path=str(folder)), message)
-    return None if found is None else found["weight"][0].item()
+    state = load_tensors(node_context(states_path=str(folder)), instruction(before, partition, kind=kind))
+    return None if state is None else state["weight"][0].item()
 
 
 def test_a_round_begins_with_what_the_last_one_before_it_left(own):
@@ -76,13 +78,14 @@ def test_in_a_round_that_began_what_it_left_counts(own):
 
 
 def train(message, context):
-    model, pull = submodel(message, build, context=context, seed_torch=True), regularizer(message, context)
+    task = Task(message, context, build, seed_torch=True)
+    model = task.model()
     sgd = torch.optim.SGD(model.parameters(), 0.1)
     for _ in range(2):
         sgd.zero_grad()
-        (model(inputs(context.node_config["partition-id"])).square().mean() + pull(model)).backward()
+        (model(inputs(context.node_config["partition-id"])).square().mean() + task.penalty(model)).backward()
         sgd.step()
-    return reply(message, model, num_examples=1, context=context)
+    return task.reply(model, num_examples=1)
 
 
 def run(folder, num_rounds, states, resume=None, **options):

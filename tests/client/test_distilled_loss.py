@@ -1,16 +1,18 @@
 """The loss of a user's own loop in which the smaller models inside a client's learn too."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from heterofl_flwr import HeteroFL, Plan
-from heterofl_flwr.classic import client as classic
-from heterofl_flwr.client import distilled_loss, submodel
+from heterofl_flwr import HeteroFL, Plan, classic
+from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.transport import messages
 from tests.client.test_client import instruction
-from tests.federation.tiny import build
+from tests.federation.tiny import build, node_context
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -23,14 +25,15 @@ def batch():
     return torch.randn(7, 3, generator=generator), torch.tensor([0, 2, 3, 0, 2, 3, 0])
 
 
-def by_message(rate):
-    return submodel(instruction(rate, rates=[own for own in RATES if own <= rate]), build)
+def by_message(rate, **values):
+    message = instruction(rate, rates=[inner for inner in RATES if inner <= rate], **values)
+    return Task(message, node_context(), build)
 
 
 def by_classic_instruction(rate):
     config = {"rate": rate, "seed": 0, "server-round": 1, "partition": 0, "heterofl-schema": messages.SCHEMA}
     config["rates"] = ",".join(str(own) for own in RATES if own <= rate)
-    return classic.submodel(classic.parameters_of(build(rate)), config, build)
+    return classic.Task(classic.parameters_of(build(rate)), config, node_context(), build)
 
 
 def gradients(model, loss):
@@ -40,9 +43,10 @@ def gradients(model, loss):
 @pytest.mark.parametrize("receive", [by_message, by_classic_instruction])
 def test_it_equals_training_each_width_on_its_own(receive):
     torch.manual_seed(0)
-    model, (x, y) = receive(1.0), batch()
+    task, (x, y) = receive(1.0), batch()
+    model = task.model()
     options = {"labels": PRESENT, "label_share": 0.25, "weight": 0.7, "temperature": 2.0}
-    found = gradients(model, distilled_loss(model, (x, y), F.cross_entropy, **options))
+    found = gradients(model, task.loss(model, (x, y), F.cross_entropy, **options))
 
     def masked(logits):
         return logits * torch.tensor([1.0, 0.0, 1.0, 1.0])
@@ -64,20 +68,40 @@ def test_it_equals_training_each_width_on_its_own(receive):
 
 @pytest.mark.parametrize(("rate", "options"), [(1.0, {"weight": 0.0}), (0.25, {})])
 def test_without_inner_widths_it_is_the_criterion(rate, options):
-    model, (x, y) = by_message(rate), batch()
-    loss = distilled_loss(model, (x, y), F.cross_entropy, **options)
+    task, (x, y) = by_message(rate), batch()
+    model = task.model()
+    loss = task.loss(model, (x, y), F.cross_entropy, **options)
     assert torch.equal(loss, F.cross_entropy(model(x), y))
 
 
 def test_inputs_may_be_named_or_several():
-    model, (x, y) = by_message(1.0), batch()
-    losses = [distilled_loss(model, (given, y), F.cross_entropy) for given in (x, (x,), {"x": x})]
+    task, (x, y) = by_message(1.0), batch()
+    model = task.model()
+    losses = [task.loss(model, (given, y), F.cross_entropy) for given in (x, (x,), {"x": x})]
     assert losses[0] == losses[1] == losses[2]
 
 
-def test_a_wrapped_model_is_refused():
-    with pytest.raises(ConfigError, match="knows no smaller models inside this Sequential: give it what submodel"):
-        distilled_loss(torch.nn.Sequential(by_message(1.0)), batch(), F.cross_entropy)
+@pytest.mark.parametrize("wrap", [nn.Sequential, copy.deepcopy])
+def test_a_model_of_another_making_is_refused(wrap):
+    task = by_message(1.0)
+    with pytest.raises(
+        ConfigError, match=r"is not the model of this task: give task.loss what task.model\(\) returned"
+    ):
+        task.loss(wrap(task.model()), batch(), F.cross_entropy)
+
+
+def test_it_has_the_penalty_of_fedprox():
+    task, (x, y) = by_message(0.25, proximal_mu=0.5), batch()
+    model = task.model()
+    received = [parameter.detach().clone() for parameter in model.parameters()]
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters(), 1):
+            parameter += number
+    loss = task.loss(model, (x, y), F.cross_entropy)
+    expected = F.cross_entropy(model(x), y) + 0.25 * sum(
+        number**2 * old.numel() for number, old in enumerate(received, 1)
+    )
+    torch.testing.assert_close(loss, expected)
 
 
 def test_instructions_name_the_rates_inside_unless_slices_move():

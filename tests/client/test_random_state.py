@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from heterofl_flwr import classic as legacy
-from heterofl_flwr import client
+from heterofl_flwr import classic, client
 from heterofl_flwr.classic import parameters_of
+from heterofl_flwr.client.queries import answer_moments
 from heterofl_flwr.core.randomness import initial_state
 from tests.client import test_client as client_tests
-from tests.federation.tiny import Tiny, inputs
+from tests.federation.tiny import Tiny, inputs, node_context
 
 MODELS = {rate: Tiny(rate, norm=True) for rate in (1.0, 0.7, 0.5)}
 TOLD = {"rate": 0.5, "global-rate": 1.0, "seed": 0, "server-round": 1, "partition": 0, "heterofl-schema": 1}
@@ -38,23 +38,28 @@ def instruction(kind="train", **told):
     return client_tests.instruction(kind=kind, state=state, **{**TOLD, "moments-kind": "paper", **told})
 
 
-def classic(function, build, **told):
-    return function(parameters_of(MODELS[0.5]), {**TOLD, **told}, build)
+def task(build, kind="train", **told):
+    return client.Task(instruction(kind, **told), node_context(), build)
+
+
+def classic_task(build, **told):
+    return classic.Task(parameters_of(MODELS[0.5]), {**TOLD, **told}, node_context(), build)
+
+
+def reply(build):
+    answered = task(build, upload="int8")
+    answered.reply(answered.model(), num_examples=1)
 
 
 CALLS = {
-    "submodel": lambda build: client.submodel(instruction(), build),
-    "to evaluate": lambda build: client.submodel(instruction("evaluate"), build),
-    "not shared": lambda build: client.submodel(instruction(shared=[""]), build),
-    "models_to_evaluate": lambda build: list(
-        client.models_to_evaluate(instruction("evaluate", rate=1.0, rates=[1.0, 0.5]), build)
-    ),
-    "answer_moments": lambda build: client.answer_moments(instruction("query.moments"), build, lambda: [inputs(0)]),
-    "reply": lambda build: client.reply(instruction(upload="int8"), MODELS[0.5], num_examples=1),
-    "classic submodel": lambda build: classic(legacy.submodel, build),
-    "classic models_to_evaluate": lambda build: list(
-        classic(legacy.models_to_evaluate, build, rates="0.5,0.25", task="evaluate")
-    ),
+    "model": lambda build: task(build).model(),
+    "to evaluate": lambda build: task(build, "evaluate").model(),
+    "not shared": lambda build: task(build, shared=[""]).model(),
+    "models": lambda build: list(task(build, "evaluate", rate=1.0, rates=[1.0, 0.5]).models()),
+    "answer_moments": lambda build: answer_moments(task(build, "query.moments"), lambda: [inputs(0)]),
+    "reply": reply,
+    "classic model": lambda build: classic_task(build).model(),
+    "classic models": lambda build: list(classic_task(build, rates="0.5,0.25", task="evaluate").models()),
     "the start of a run": lambda build: initial_state(build, 1.0, 0),
 }
 
@@ -77,11 +82,12 @@ def test_global_generators_are_left_as_they_were(call):
 
 
 def asked(**told):
-    client.submodel(instruction(**told), seeds, seed_torch=True)
+    client.Task(instruction(**told), node_context(), seeds, seed_torch=True).model()
 
 
 def asked_classically(**told):
-    legacy.submodel(parameters_of(MODELS[told.get("rate", 0.5)]), {**TOLD, **told}, seeds, seed_torch=True)
+    arrays = parameters_of(MODELS[told.get("rate", 0.5)])
+    classic.Task(arrays, {**TOLD, **told}, node_context(), seeds, seed_torch=True).model()
 
 
 seeds = seeding()
@@ -97,13 +103,15 @@ def test_torch_draws_by_seed_round_and_partition_where_asked(ask):
     draws = [draw(), draw(seed=1), draw(**{"server-round": 2}), draw(partition=1)]
     assert draw() == draw(rate=0.7) == draw(rate=0.7) == draws[0]
     assert len(set(map(tuple, draws))) == 4
-    torch.manual_seed(client.seed_of(instruction()))
+    torch.manual_seed(task(seeds).seed)
     assert torch.rand(3).tolist() == draws[0]
 
 
 def test_torch_is_seeded_before_each_model_to_evaluate():
     message = instruction("evaluate", rate=1.0, rates=[1.0, 0.5, 0.25])
-    assert len({torch.rand(1).item() for _ in client.models_to_evaluate(message, seeds, seed_torch=True)}) == 1
     told = {**TOLD, "rates": "0.5,0.25", "task": "evaluate"}
-    models = legacy.models_to_evaluate(parameters_of(MODELS[0.5]), told, seeds, seed_torch=True)
-    assert len({torch.rand(1).item() for _ in models}) == 1
+    for seeded in (
+        client.Task(message, node_context(), seeds, seed_torch=True),
+        classic.Task(parameters_of(MODELS[0.5]), told, node_context(), seeds, seed_torch=True),
+    ):
+        assert len({torch.rand(1).item() for _ in seeded.models()}) == 1

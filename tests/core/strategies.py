@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Aggregator, Axis, Plan, prefix, width
+from heterofl_flwr.core import Aggregation, Axis, CountingMean, Plan, prefix, width
 from tests.core import twin
 
 
@@ -33,13 +33,13 @@ class Round:
     plans: list[Plan]
     replies: list[twin.Reply]
 
-    def result(self, order=None, aggregate=Aggregator, **options):
-        """Return the aggregator's new state."""
-        aggregator = aggregate(self.state, **self.options, **options)
+    def result(self, order=None, aggregator=CountingMean):
+        """Return the new state of an aggregation."""
+        aggregation = Aggregation(self.state, aggregator=aggregator, **self.options)
         for number in range(len(self.plans)) if order is None else order:
             reply = self.replies[number]
-            aggregator.add(self.plans[number], reply.values, labels=reply.labels, weight=reply.weight)
-        return aggregator.result()
+            aggregation.add(self.plans[number], reply.values, labels=reply.labels, weight=reply.weight)
+        return aggregation.result()
 
     def expected(self, mean=twin.counting_mean, *arguments):
         """Return what the twin makes of it."""

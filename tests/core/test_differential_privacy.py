@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from heterofl_flwr.core import Aggregator, Plan
+from heterofl_flwr.core import Aggregation, Plan
 from heterofl_flwr.core import differential_privacy as gaussian
 from heterofl_flwr.core.differential_privacy import DEVIATION, Keystream, draw
 from heterofl_flwr.core.reply_checks import norm_between
@@ -19,7 +19,7 @@ WIDE, MIDDLE, NARROW = (Plan.between(STATE, {"w": (size, size), "rows.weight": (
 
 def aggregated(state=STATE, value=1.0):
     """Return counts by hand: 10 clients hold the first entry, 3 the second, 1 the third and nobody the fourth."""
-    aggregator = Aggregator(state, label_rows=["rows.weight"])
+    aggregator = Aggregation(state, label_rows=["rows.weight"])
     for plan, clients in ((WIDE, 1), (MIDDLE, 2), (NARROW, 7)):
         for _ in range(clients):
             labels = [0, 2] if plan is MIDDLE else None

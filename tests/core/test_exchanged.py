@@ -1,4 +1,4 @@
-"""Which parameters are exchanged: those that the model does not exclude, frozen or not."""
+"""The parameters that are exchanged: those that are trained and that the model does not exclude."""
 
 import copy
 
@@ -6,12 +6,23 @@ import pytest
 from torch import nn
 
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.exchanged import copy_exchanged, exchanged_parameters, exclude_parameters, fingerprint
+from heterofl_flwr.core.exchanged import (
+    copy_exchanged,
+    exchange_frozen,
+    exchanged_parameters,
+    exclude_parameters,
+    fingerprint,
+    frozen_parameters,
+)
 from heterofl_flwr.core.randomness import initial_state
 
 
 def build(rate: float) -> nn.Module:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def freezing(rate: float) -> nn.Module:
+    model = build(rate)
     model[0].requires_grad_(False)
     return model
 
@@ -22,9 +33,18 @@ def excluding(rate: float) -> nn.Module:
     return model
 
 
-def test_frozen_parameters_are_exchanged_unless_excluded():
+def test_frozen_and_excluded_parameters_are_not_exchanged():
     assert list(exchanged_parameters(build(1.0))) == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert list(exchanged_parameters(excluding(1.0))) == ["0.bias", "1.weight", "1.bias"]
+    assert list(exchanged_parameters(freezing(1.0))) == ["1.weight", "1.bias"]
+    assert list(frozen_parameters(freezing(1.0))) == ["0.weight", "0.bias"]
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, copy.deepcopy, nn.Sequential])
+def test_a_model_may_exchange_its_frozen_parameters(wrap):
+    model = wrap(exchange_frozen(freezing(1.0)))
+    assert len(exchanged_parameters(model)) == 4
+    assert fingerprint(model) == ""
 
 
 def test_a_copy_shares_what_is_never_exchanged():

@@ -11,7 +11,7 @@ level 2 and three have level 3; every entry that a client holds has that client'
 import pytest
 import torch
 
-from heterofl_flwr.core import LEVELS, Aggregator, Fidelity, Plan, width
+from heterofl_flwr.core import LEVELS, Aggregation, Fidelity, Plan, width
 
 CLIENTS = (("a", 60.0), ("b", 6.0), ("b", 12.0), ("c", 1.0), ("c", 2.0), ("c", 3.0))
 
@@ -23,7 +23,7 @@ def _filled(plan, value):
 def test_figure_1_a_hidden_layer():
     # W_g is 4 x 4, so W_l^1 is 4 x 4, W_l^2 is 2 x 2 and W_l^3 is 1 x 1.
     state = {"hidden.weight": torch.full((4, 4), -1.0)}
-    aggregator = Aggregator(state)
+    aggregator = Aggregation(state)
     for level, value in CLIENTS:
         side = width(4, LEVELS[level])
         plan = Plan.between(state, {"hidden.weight": (side, side)})
@@ -43,7 +43,7 @@ def test_figure_1_a_hidden_layer():
 def test_a_classifiers_rows_count_for_the_classes_a_client_has():
     # A classifier of 3 classes on 4 features. Clients 1 to 6 have the classes 0; 0, 1; 1; 0; 0, 1; none.
     state = {"linear.weight": torch.full((3, 4), -1.0), "linear.bias": torch.full((3,), -1.0)}
-    aggregator = Aggregator(state, label_rows=["linear.weight", "linear.bias"])
+    aggregator = Aggregation(state, label_rows=["linear.weight", "linear.bias"])
     for (level, value), labels in zip(CLIENTS, ([0], [1, 0], [1], [0], [0, 1], []), strict=True):
         plan = Plan.between(state, {"linear.weight": (3, width(4, LEVELS[level])), "linear.bias": (3,)})
         aggregator.add(plan, _filled(plan, value), labels=labels)
@@ -68,7 +68,7 @@ def test_the_row_of_mask_counts_for_nobody_or_for_every_holder(choice, mask_row)
         "position": torch.full((2, 2), -1.0),
     }
     extra_rows = Fidelity.of(choice).extra_rows == "fixed"
-    aggregator = Aggregator(state, label_rows=["token", "decoder"], extra_rows=extra_rows)
+    aggregator = Aggregation(state, label_rows=["token", "decoder"], extra_rows=extra_rows)
     for (level, value), labels in zip((("a", 33.0), ("b", 30.0), ("b", 15.0)), ([0], [1], [0, 1]), strict=True):
         kept = width(2, LEVELS[level])
         plan = Plan.between(state, {"token": (3, kept), "decoder": (2, kept), "position": (2, kept)})

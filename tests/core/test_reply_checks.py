@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError, ShapeError
-from heterofl_flwr.core import Aggregator, Mix, Plan, width
+from heterofl_flwr.core import Aggregation, Mix, Plan, width
 from heterofl_flwr.core.reply_checks import check_names, find_label_rows, last_linear, whole_numbers
 from tests.core import strategies
 
@@ -48,7 +48,7 @@ def test_a_refused_reply_changes_nothing(spoil, arguments, message):
     state, plan, (first, bad, last) = strategies.three_replies()
     results = []
     for with_bad in (False, True):
-        aggregator = Aggregator(state, label_rows=["linear.weight", "linear.bias"])
+        aggregator = Aggregation(state, label_rows=["linear.weight", "linear.bias"])
         for good, labels in ((first, [0, 1]), (last, [1, 4])):
             if with_bad:  # before any other, too
                 with pytest.raises(ReplyError, match=message):
@@ -61,12 +61,12 @@ def test_a_refused_reply_changes_nothing(spoil, arguments, message):
 
 def test_labels_that_name_no_whole_rows_are_refused():
     state, plan, (reply, *_) = strategies.three_replies()
-    aggregator = Aggregator(state)
+    aggregator = Aggregation(state)
     with pytest.raises(ReplyError, match="the reply names labels, but the aggregator has no label_rows"):
         aggregator.add(plan, reply, labels=[1])
     assert all(torch.equal(value, state[name]) for name, value in aggregator.result().items())
     plan = Plan.between(state, {"body": (2, 2), "linear.weight": (3, 2), "linear.bias": (3,)})
-    aggregator = Aggregator(state, label_rows=["linear.weight", "linear.bias"])
+    aggregator = Aggregation(state, label_rows=["linear.weight", "linear.bias"])
     sub = {**reply, "linear.weight": torch.ones(3, 2), "linear.bias": torch.ones(3)}
     with pytest.raises(ReplyError, match=r"rows of linear\.weight, linear\.bias belong to classes, .* only some"):
         aggregator.add(plan, sub, labels=[1])
@@ -76,7 +76,7 @@ def test_all_faults_of_a_reply_are_named_at_once():
     state, plan, (reply, *_) = strategies.three_replies()
     bad = {"body": reply["body"][:1], "linear.weight": reply["linear.weight"].half(), "extra": torch.zeros(1)}
     with pytest.raises(ReplyError) as caught:
-        Aggregator(state).add(plan, bad, weight=-2.0)
+        Aggregation(state).add(plan, bad, weight=-2.0)
     faults = "its weight is -2.0", "('extra')", "('linear.bias')", "body has shape", "linear.weight is torch.float16"
     assert all(fault in str(caught.value) for fault in faults)
     with pytest.raises(ReplyError, match=r"1 names are not in its plan \('v'\); 2 parameters of its plan are missing"):
@@ -85,13 +85,13 @@ def test_all_faults_of_a_reply_are_named_at_once():
 
 def test_entries_beyond_the_largest_are_refused():
     plan = Plan.between({"w": (2,)}, {"w": (2,)})
-    aggregator = Aggregator({"w": torch.zeros(2)}, largest=4.0)
+    aggregator = Aggregation({"w": torch.zeros(2)}, largest=4.0)
     with pytest.raises(ReplyError, match=r"w has entries up to 4\.1, expected up to 4"):
         aggregator.add(plan, {"w": torch.tensor([3.9, 4.1])})
     for values in ([-4.0, 0.0], [4.0, 4.0]):
         aggregator.add(plan, {"w": torch.tensor(values)})
     assert aggregator.result()["w"].tolist() == [0.0, 2.0]
-    aggregator, large = Aggregator({"w": torch.zeros(2)}), torch.tensor([3e38, 3e38])
+    aggregator, large = Aggregation({"w": torch.zeros(2)}), torch.tensor([3e38, 3e38])
     aggregator.add(plan, {"w": large})  # their sum is infinite, which is no fault
     assert torch.equal(aggregator.result()["w"], large)
 
@@ -99,7 +99,7 @@ def test_entries_beyond_the_largest_are_refused():
 def test_a_change_beyond_the_bound_is_refused():
     state = {"w": torch.arange(9.0).view(3, 3), "b": torch.ones(1, dtype=torch.float16)}
     plan = Plan.between(state, {"w": (2, 2), "b": (1,)})
-    aggregator = Aggregator(state, norm_bound=5.0)
+    aggregator = Aggregation(state, norm_bound=5.0)
     sub = plan.extract(state)
     far = {"w": sub["w"] + torch.tensor([[3.0, 0.0], [0.0, 4.01]]), "b": sub["b"]}
     with pytest.raises(ReplyError, match=r"its change has an L2 norm of 5\.008, expected up to 5"):
@@ -113,7 +113,7 @@ def test_a_change_beyond_the_bound_is_refused():
 def test_labels_of_few_bits_do_not_wrap_at_many_classes():
     state = {"w": torch.zeros(300)}
     plan = Plan.between(state, state)
-    aggregator = Aggregator(state, label_rows=["w"])
+    aggregator = Aggregation(state, label_rows=["w"])
     aggregator.add(plan, {"w": torch.ones(300)}, labels=torch.tensor([44, 255], dtype=torch.uint8))
     assert aggregator.result()["w"].nonzero().flatten().tolist() == [44, 255]
 

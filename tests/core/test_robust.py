@@ -1,6 +1,7 @@
 """Robust means against their slow twin, by hand, and what hostile replies can do to them."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, ReplyError
-from heterofl_flwr.core import Plan, Robust, RobustAggregator
+from heterofl_flwr.core import Aggregation, Plan, Robust, RobustMean
 from tests.core import strategies, twin
 
 OPTIONS = st.builds(
@@ -21,10 +22,14 @@ OPTIONS = st.builds(
 SPACING = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 2**-20, torch.float64: 1e-12}
 
 
+def aggregation_of(state, **options):
+    return Aggregation(state, aggregator=partial(RobustMean, robust=Robust(**options)))
+
+
 @given(drawn=strategies.rounds(most=6, weights=st.just(1.0)), robust=OPTIONS)
 def test_the_result_is_the_twins(drawn, robust):
     expected = drawn.expected(twin.robust_mean, robust)
-    for name, value in drawn.result(aggregate=RobustAggregator, robust=robust).items():
+    for name, value in drawn.result(aggregator=partial(RobustMean, robust=robust)).items():
         assert value.dtype == drawn.state[name].dtype
         np.testing.assert_allclose(
             value.double().numpy(), expected[name], rtol=SPACING[value.dtype], atol=1e-5, err_msg=name
@@ -34,7 +39,7 @@ def test_the_result_is_the_twins(drawn, robust):
 @pytest.mark.parametrize(("few", "expected"), [("mean", [3, 2, 1, 0]), ("keep", [3, 0, 0, 0])])
 def test_entries_that_keep_their_values_count_as_held_by_nobody(few, expected):
     state = {"w": torch.zeros(4)}
-    aggregator = RobustAggregator(state, robust=Robust(few=few))
+    aggregator = aggregation_of(state, few=few)
     for kept in (1, 2, 3):
         aggregator.add(Plan.between(state, {"w": (kept,)}), {"w": torch.ones(kept)})
     assert aggregator.held("w").tolist() == expected
@@ -43,7 +48,7 @@ def test_entries_that_keep_their_values_count_as_held_by_nobody(few, expected):
 def combined(*replies, old=0.0, **options):
     """Return what becomes of four equal entries of which each client holds the first few."""
     state = {"w": torch.full((4,), old)}
-    aggregator = RobustAggregator(state, robust=Robust(**options))
+    aggregator = aggregation_of(state, **options)
     for values in replies:
         aggregator.add(Plan.between(state, {"w": (len(values),)}), {"w": torch.tensor(values)})
     return aggregator.result()["w"].tolist()
@@ -72,7 +77,7 @@ def test_each_client_counts_once_and_options_mean_something():
         with pytest.raises(ConfigError, match="Robust: "):
             Robust(**fault)
     state = {"w": torch.zeros(2)}
-    aggregator = RobustAggregator(state, robust=Robust())
+    aggregator = aggregation_of(state)
     with pytest.raises(ConfigError, match="counts each client once; found the weight 2, expected 1"):
         aggregator.add(Plan.between(state, state), state, weight=2)
     assert aggregator.replies == 0
@@ -80,7 +85,7 @@ def test_each_client_counts_once_and_options_mean_something():
 
 def test_a_reply_is_kept_as_it_was_and_refused_as_for_the_mean():
     state = {"w": torch.zeros(2)}
-    aggregator = RobustAggregator(state, robust=Robust(), largest=1e15, norm_bound=10.0)
+    aggregator = Aggregation(state, aggregator=partial(RobustMean, robust=Robust()), largest=1e15, norm_bound=10.0)
     plan, values = Plan.between(state, state), torch.ones(2)
     for _ in range(3):
         aggregator.add(plan, {"w": values})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError
-from heterofl_flwr.core import Aggregator, Axis, Plan, axes_between, prefix, register, width
+from heterofl_flwr.core import Aggregation, Axis, Plan, axes_between, prefix, register, width
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.slice_plan import ALL, shared_part
 from tests.core import twin
@@ -122,7 +122,7 @@ def test_a_plan_of_another_model_is_refused(state, reason):
     with pytest.raises(ShapeError, match=reason):
         plan.extract(twin.random_state(state))
     with pytest.raises(ShapeError, match=reason):
-        Aggregator(twin.random_state(state)).add(plan, {"w": torch.zeros(2)})
+        Aggregation(twin.random_state(state)).add(plan, {"w": torch.zeros(2)})
 
 
 def _mlp(width, depth=1):

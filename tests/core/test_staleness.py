@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
-from heterofl_flwr.core import Aggregator, Axis, Plan
+from heterofl_flwr.core import Aggregation, Axis, Plan
 from heterofl_flwr.core.staleness import Clocks, StaleMean
 from tests.core import twin
 from tests.core.twin import random_state
@@ -34,6 +34,10 @@ REPLIES = st.tuples(
 STEPS = st.lists(st.lists(REPLIES, max_size=4), min_size=1, max_size=5)
 
 
+def stale_mean(state, clocks, **options):
+    return Aggregation(state, ROWS, aggregator=partial(StaleMean, clocks=clocks, **options))
+
+
 def sent_now(clocks, state, parts):
     """Return what a client of each rate is sent now."""
     plans = {rate: plan_of(rate, parts=parts) for rate in SIZES}
@@ -45,7 +49,7 @@ def run(steps, *, parts=1, **options):
     clocks, models, told = Clocks(), [random_state(SHAPES)], []
     versions = [sent_now(clocks, models[0], parts)]
     for number, replies in enumerate(steps):
-        mean, own = StaleMean(models[-1], ROWS, clocks=clocks, **options), []
+        mean, own = stale_mean(models[-1], clocks, **options), []
         for place, (rate, age, labels, weight) in enumerate(replies):
             plan, sent = plan_of(rate, parts=parts), max(number - age, 0)
             sub = random_state(plan.shapes, 100 * number + place)
@@ -108,7 +112,7 @@ def test_clocks_are_the_slow_twins(steps, rate, sent):
 @given(replies=st.lists(REPLIES, min_size=1, max_size=5), exponent=st.sampled_from([0.0, 0.5]))
 def test_without_staleness_it_is_the_counting_mean(replies, exponent):
     state = random_state(SHAPES)
-    mean, expected = StaleMean(state, ROWS, clocks=Clocks(7), exponent=exponent), Aggregator(state, ROWS)
+    mean, expected = stale_mean(state, Clocks(7), exponent=exponent), Aggregation(state, ROWS)
     for place, (rate, _, labels, weight) in enumerate(replies):
         sub = random_state(plan_of(rate).shapes, place + 1)
         mean.add(plan_of(rate), sub, labels=labels, weight=weight)
@@ -130,7 +134,7 @@ def test_arguments_are_not_changed():
     clocks = Clocks()
     sent = clocks.snapshot(plan_of(1.0), random_state(SHAPES, 2))
     clocks.step([plan_of(0.5)])
-    mean = StaleMean(state, ROWS, clocks=clocks, exponent=0.5)
+    mean = stale_mean(state, clocks, exponent=0.5)
     mean.add(plan_of(1.0), sub, sent=sent)
     mean.result()
     assert all(torch.equal(own, before[name]) for name, own in state.items())
@@ -142,7 +146,7 @@ def test_the_bound_on_changes_is_about_what_was_sent():
     clocks = Clocks()
     version = clocks.snapshot(plan_of(1.0), sent)
     clocks.step([plan_of(1.0)])
-    mean = StaleMean(present, ROWS, clocks=clocks, norm_bound=0.1)
+    mean = Aggregation(present, ROWS, aggregator=partial(StaleMean, clocks=clocks), norm_bound=0.1)
     with pytest.raises(ReplyError, match="its change has an L2 norm"):
         mean.add(plan_of(1.0), present, sent=version)
     mean.add(plan_of(1.0), sent, sent=version)
@@ -154,5 +158,5 @@ def test_slices_of_which_none_is_inside_the_other_are_refused():
     clocks = Clocks()
     clocks.step([tall])
     for steps, own in ((Clocks(), [tall, wide]), (clocks, [wide])):  # in one step, or one after the other
-        with pytest.raises(ConfigError, match="levels hold other parts of the model"):
+        with pytest.raises(ConfigError, match="two levels hold different parts"):
             steps.step(own)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.cli.keys import write_node_key
+from heterofl_flwr.app.certificates import write_node_key
 from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from heterofl_flwr.app.cli.main import parse
+from heterofl_flwr.app.main import parse
 from heterofl_flwr.settings.flat import from_flat, read_assignments
 from tests.docs.pages import PAGES, ROOT, commands, name_of
 from tests.flower_internals import get_flwr_command

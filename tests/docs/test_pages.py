@@ -1,8 +1,6 @@
 """Pages can be read as they are, on GitHub too: plain Markdown, short, with links that lead somewhere."""
 
-import ast
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +11,8 @@ from tests.docs.pages import DOCS, PAGES, ROOT, fences, name_of
 README = ROOT / "README.md"
 OTHERS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 LINKED = [*PAGES, *(ROOT / name for name in OTHERS), *sorted((ROOT / "results").glob("*.md"))]
-TROUBLES = DOCS / "troubleshooting.md"
 _LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 _FILE = re.compile(r"`((?:conf|docs|heterofl_flwr|hydra_plugins|results|simulations|tests)/[\w/.-]+)`")
-_PLACE = re.compile(r"%[sdg]|\{\}")
 
 
 def prose(page: Path) -> str:
@@ -72,28 +68,3 @@ def test_every_changed_line_in_the_readme_is_in_the_tested_diff():
     tested = (DOCS / "dropin.diff").read_text(encoding="utf-8").splitlines()
     assert len(changed) > 5
     assert [line for line in changed if line not in tested] == []
-
-
-def test_quoted_errors_occur_in_the_code():
-    said = TROUBLES.read_text(encoding="utf-8").partition("## Without a message")[0]
-    quoted = re.findall(r"^\| `(.+?)` \|", said, re.MULTILINE)
-    known = "\n".join(texts())
-    assert len(quoted) >= 25
-    assert [error for error in quoted if error not in known] == []
-
-
-@cache
-def texts() -> list[str]:
-    """Return every text of the package, with an ellipsis in place of what differs."""
-    found = []
-    for path in sorted((ROOT / "heterofl_flwr").rglob("*.py")):
-        found += [_PLACE.sub("…", text) for text in texts_in(ast.parse(path.read_text(encoding="utf-8")))]
-    return found
-
-
-def texts_in(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value

@@ -4,16 +4,19 @@ import re
 import time
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr import Evaluation, Limits, LocalGrid
-from heterofl_flwr.client import answer_capability, answer_queries
+from heterofl_flwr.client import answer_queries
+from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.federation.nodes import Capability, Nodes
+from heterofl_flwr.strategies import arrivals
 from heterofl_flwr.transport import messages
 from tests.federation import tiny
 from tests.federation.tiny import Watched, build, build_normed, config, judge, make_app, play
@@ -75,7 +78,9 @@ def test_where_nobody_says_what_it_can_hold_a_run_ends():
     with pytest.raises(RoundError, match="No query function registered with name 'capability'") as info:
         run(make_app(capability=None))
     said = str(info.value)
-    assert re.match(r"node \d+ and 2 more: error 2: .*its ClientApp is not converted: let it call answer_queries", said)
+    assert re.match(
+        r"partition 0 and 2 more: error 2: .*its ClientApp is not converted: let it call answer_queries", said
+    )
     assert "the rate that a node can hold is known for 0 of 3 nodes, expected at least 2 (min_replies" in said
     assert "smallest rate, 0.25" in said
 
@@ -158,8 +163,13 @@ def test_without_partitions_names_or_ids_order_the_nodes(grid, warnings, caplog)
     ids = list(found.grid.get_node_ids())
     ordered = sorted(ids) if warnings else ids[::-1]
     assert [found.strategy.federation.nodes.partition(node_id) for node_id in ordered] == [0, 1, 2, 3]
-    said = "4 nodes name no partition-id of their node config and have no registered name"
+    said = "4 nodes reported no partition-id and have no registered name"
     assert caplog.text.count(said) == warnings
+
+
+def register(nodes, answers, present=None):
+    nodes.update({*nodes.order, *answers} if present is None else present, {})
+    nodes.register(answers)
 
 
 class TestNodes:
@@ -175,7 +185,7 @@ class TestNodes:
     def test_a_node_keeps_its_number_until_it_leaves(self, caplog, first, then, present, partitions):
         nodes = Nodes()
         for new, there in ((first, list(first)), (then, present)):
-            nodes.register({node: Capability(partition=own) for node, own in new.items()}, present=there)
+            register(nodes, {node: Capability(partition=own) for node, own in new.items()}, there)
             nodes.trained.update(new)
         assert {node: nodes.partition(node) for node in partitions} == partitions
         assert [node for node in first if node in nodes] == [node for node in first if node in present]
@@ -184,30 +194,30 @@ class TestNodes:
 
     def test_who_was_away_for_a_moment_has_its_numbers_again(self):
         nodes, silent = Nodes(), {node: Capability() for node in range(4)}
-        nodes.register(silent, present=range(4))
+        register(nodes, silent)
         nodes.seat_rates.update(dict.fromkeys(range(4), 0.5))
         nodes.forget([0, 1])
-        nodes.register({1: Capability()}, present=[1, 2, 3])
-        nodes.register({0: Capability()}, present=range(4))
+        register(nodes, {1: Capability()}, [1, 2, 3])
+        register(nodes, {0: Capability()}, range(4))
         assert [(nodes.partition(own), nodes.seat(own), nodes.seat_rates[own]) for own in range(4)] == [
             (own, own, 0.5) for own in range(4)
         ]
         nodes.forget([1])
-        nodes.register({9: Capability(partition=1)}, present=[0, 2, 3, 9])
-        nodes.register({1: Capability()}, present=[0, 1, 2, 3, 9])
+        register(nodes, {9: Capability(partition=1)}, [0, 2, 3, 9])
+        register(nodes, {1: Capability()}, [0, 1, 2, 3, 9])
         assert [nodes.partition(own) for own in (9, 1)] == [1, 4]
 
     def test_parts_of_different_numbers_are_warned_of(self, caplog):
         nodes = Nodes()
-        nodes.register({node: Capability(partition=node, num_partitions=2) for node in range(2)})
+        register(nodes, {node: Capability(partition=node, num_partitions=2) for node in range(2)})
         assert "different numbers of parts" not in caplog.text
-        nodes.register({2: Capability(partition=2, num_partitions=3)})
+        register(nodes, {2: Capability(partition=2, num_partitions=3)})
         assert "nodes have the data in different numbers of parts (2, 3), so some data are in several" in caplog.text
 
     def test_a_partition_is_that_of_the_first_node_that_says_it(self, caplog):
         nodes = Nodes()
         for said in ({7: 0}, {6: 2, 5: 0, 4: 2}):
-            nodes.register({node: Capability(partition=own) for node, own in said.items()})
+            register(nodes, {node: Capability(partition=own) for node, own in said.items()})
         assert {node: nodes.partition(node) for node in nodes} == {7: 0, 4: 2, 5: 1, 6: 3}
         for warning in ("node 5 says partition 0, which node 7 has", "node 6 says partition 2, which node 4 has"):
             assert warning in caplog.text
@@ -257,3 +267,99 @@ def test_an_app_without_moments_is_asked_once_and_evaluates(caplog):
     assert [sent["evaluate", number] for number in (1, 2, 3)] == [3, 3, 3]
     assert caplog.text.count("Evaluation(static_norm=False)") == 1
     assert records[-1].evaluate["coverage"] == 1.0
+
+
+class Silent(Watched):
+    """A grid of which some nodes do not answer some queries: ``lost`` has pairs of partition and round."""
+
+    def __init__(self, *args, lost, names="", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.lost, self.names = {*lost}, names
+
+    def get_nodes(self):
+        names = self.names or [""] * len(list(self.get_node_ids()))
+        return [SimpleNamespace(node_id=own, name=name) for own, name in zip(self.get_node_ids(), names, strict=True)]
+
+    def send_and_receive(self, sent, *, timeout=None):
+        return super().send_and_receive([own for own in sent if not self.is_lost(own)], timeout=timeout)
+
+    def is_lost(self, message):
+        number = message.content["config"]["server-round"]
+        is_query = message.metadata.message_type == "query.capability"
+        return is_query and (self.partition_of(message), number) in self.lost
+
+
+def silent(*lost, **options):
+    return partial(Silent, lost=lost, **options)
+
+
+def test_a_silent_node_is_left_out_and_asked_again(caplog):
+    levels = {"node_config": lambda partition: {"level": "abc"[partition], "partition-id": partition}}
+    found = play(None, "a1-b1-c1", 3, 4, grid=silent((0, 1), (0, 2), names="xyz"), **levels)
+    assert [record.rates for record in found.records] == [{1: 0.5, 2: 0.25}] * 2 + [{0: 1.0, 1: 0.5, 2: 0.25}] * 2
+    assert [(record.answered, record.expected) for record in found.records] == [(2, 3)] * 2 + [(3, 3)] * 2
+    assert "clients=2/3" in found.records[1].line()
+    assert "no answer to the capability query: x" in found.records[1].line()
+    assert "smallest" not in caplog.text + found.records[3].line()
+
+
+def test_a_resumed_run_with_a_silent_node_is_the_uninterrupted_one():
+    lost, options = [(2, 1), (2, 2), (0, 4)], {"fraction_train": 0.7, "node_config": lambda own: {"partition-id": own}}
+    whole = play(None, "a1-c1", 4, 4, grid=silent(*lost), **options)
+    half = play(None, "a1-c1", 4, 2, grid=silent(*lost), **options)
+    again = play(None, "a1-c1", 4, 4, grid=silent(*lost[:2]), start={"resume": half.progress[-1]}, **options)
+    assert [record.rates for record in again.records] == [record.rates for record in whole.records[2:]]
+    assert tiny.equal(again.state, whole.state)
+
+
+def test_silent_nodes_do_not_end_a_run_until_too_few_are_left():
+    lost = [(own, number) for own in (0, 1, 2) for number in (1, 2)]
+    assert play(None, "a1-c1", 5, 2, grid=silent(*lost)).log.answered == 2
+    with pytest.raises(RoundError, match=r"2 of 5 nodes that are there answered the capability query, expected at le"):
+        play(None, "a1-c1", 5, 2, grid=silent(*lost), min_available_nodes=3, wait=0.2)
+
+
+def test_who_leaves_joins_and_comes_back_is_named(caplog):
+    caplog.set_level("INFO")
+    grid = partial(Leaving, leaves_at="train", returns_at=3)
+    found = play(None, "a1", 4, 4, grid=grid)
+    assert ["away: partition 0 (since round 2)" in record.notes for record in found.records] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert [(record.answered, record.expected) for record in found.records] == [(4, 4), (3, 4), (3, 4), (4, 4)]
+    said = [record.getMessage() for record in caplog.records if record.name == "flwr"]
+    assert [line for line in said if "away: " in line and "clients" not in line] == ["round 2: away: partition 0"]
+    assert "round 4: back: partition 0, away since round 2" in said
+    arrive = play(None, "a1", 4, 2, grid=arriving(2, 2, 2), fraction_train=1.0)
+    assert arrive.log.answered in (2, 4)
+
+
+def test_named_nodes_are_asked_when_they_are_drawn():
+    names = [f"n{9 - number}" for number in range(10)]
+    found = play(None, "a1-c1", 10, 3, grid=silent(names=names), fraction_train=0.2)
+    asked = [found.grid.partition_of(own) for own in found.grid.of("query.capability")]
+    drawn = [own for record in found.records for own in record.rates]
+    assert asked == list(dict.fromkeys(asked))
+    assert {*asked} == {*drawn}
+    assert len(drawn) == 6
+    half = play(None, "a1-c1", 10, 1, grid=silent(names=names), fraction_train=0.2)
+    again = play(
+        None, "a1-c1", 10, 3, grid=silent(names=names), fraction_train=0.2, start={"resume": half.progress[-1]}
+    )
+    assert tiny.equal(again.state, found.state)
+
+
+def test_all_are_asked_in_windows_where_partitions_order_them(monkeypatch):
+    monkeypatch.setattr(arrivals, "WINDOW", 4)
+    sizes = []
+
+    class Sized(Watched):
+        def send_and_receive(self, sent, *, timeout=None):
+            sizes.append((sent[0].metadata.message_type, len(sent)))
+            return super().send_and_receive(sent, timeout=timeout)
+
+    play(None, "a1", 10, grid=Sized, fraction_train=0.2)
+    assert sizes == [("query.capability", 4), ("query.capability", 4), ("query.capability", 2), ("train", 2)]

@@ -5,7 +5,6 @@ import pytest
 from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import (
-    Aggregator,
     Buffered,
     DeviceProfile,
     Devices,
@@ -20,6 +19,7 @@ from heterofl_flwr import (
     SimulatedDevices,
 )
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core import CountingMean
 from heterofl_flwr.stages.feddyn import FedDyn
 from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.transport import exchange
@@ -321,7 +321,7 @@ def test_a_hook_that_would_not_be_called_is_named():
         Saves(build, "a1", asynchronous=Buffered(size=2, concurrency=3)).start(grid)
 
 
-class Other(Aggregator):
+class Other(CountingMean):
     """A mean of one's own."""
 
 

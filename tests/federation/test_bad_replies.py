@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
-from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.strategies import strategy as hooks
 from tests.federation.tiny import bare_reply, build, config, crash, equal, make_app, play
@@ -20,7 +20,7 @@ def changed(change):
     """Return a client whose model is as it came, but for what ``change`` does to its reply."""
 
     def train(message, context):
-        record = ArrayRecord(dict(submodel(message, build).state_dict()))
+        record = ArrayRecord(dict(Task(message, context, build).model().state_dict()))
         answer = bare_reply(message, arrays=record, config=config(), metrics=MetricRecord(dict(GOOD)))
         change(answer.content)
         return answer
@@ -56,7 +56,7 @@ FAULTS = {
     "large": (changed(raw(b"x" * 5000)), "sent 5,000 bytes as 'hidden.bias', expected up to 1,088"),
     "no arrays": (changed(lacks("arrays")), r"sent records \[\], expected arrays alone"),
     "no metrics": (changed(lacks("metrics")), "sent no metrics record"),
-    "no config": (changed(lacks("config")), "its ClientApp is not converted: let it call answer_queries once"),
+    "no config": (changed(lacks("config")), "its ClientApp is not converted: let it call answer_queries\\(app"),
     "schema": (changed(put("config", "heterofl-schema", 2)), "schema 2, expected 1: install the same version"),
     "examples": (with_numbers(**{"num-examples": 10**15}), "10{15} as num-examples, expected .* up to 10,000,000"),
     "capacity zero": (changed(put("config", "capacity", 0.0)), "the capacity it reports is not usable: a rate of 0.0"),
@@ -112,7 +112,7 @@ def test_replies_to_what_was_not_configured_are_refused():
 def test_what_the_server_finds_out_is_not_for_clients_to_say():
     def evaluate(message, context):
         metrics = {"coverage": 9.0, "local-accuracy": 0.5, "output/1e-300": 1.0}
-        return reply(message, num_examples=1, metrics=metrics)
+        return Task(message, context, build).reply(num_examples=1, metrics=metrics)
 
     found = play(make_app(evaluate=evaluate), nodes=2, evaluation=Evaluation())
     expected = {"coverage": 1.0, "local-accuracy": 0.5, "worst-accuracy": 0.5}

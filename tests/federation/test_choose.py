@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, Windowed
-from heterofl_flwr.client import models_to_evaluate, reply
-from heterofl_flwr.client.local_model import load_parameters
+from heterofl_flwr.client import Task
+from heterofl_flwr.client.model import load_parameters
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Mix, width
 from heterofl_flwr.nn import build_model, collect_moments
@@ -51,8 +51,9 @@ def test_a_level_is_evaluated_on_its_slice_and_moments():
     seen = []
 
     def evaluate(message, context):
-        seen.append([(rate, copy.deepcopy(model)) for rate, model in models_to_evaluate(message, build_normed)])
-        return reply(message, num_examples=1)
+        task = Task(message, context, build_normed)
+        seen.append([(rate, copy.deepcopy(model)) for rate, model in task.models()])
+        return task.reply(num_examples=1)
 
     app, evaluation = make_app(build=build_normed, evaluate=evaluate), Evaluation(every=4, levels=True)
     found = play(app, "a1-c1", 3, 4, build=build_normed, slice_rule="rolling", evaluation=evaluation)
@@ -75,8 +76,9 @@ def test_a_runs_model_of_a_level_is_the_slice_that_was_evaluated(tmp_path):
     seen = []
 
     def evaluate(message, context):
-        seen[:] = [copy.deepcopy(model).state_dict() for _, model in models_to_evaluate(message, build_normed)]
-        return reply(message, num_examples=1, metrics={"loss": 1.0})
+        task = Task(message, context, build_normed)
+        seen[:] = [copy.deepcopy(model).state_dict() for _, model in task.models()]
+        return task.reply(num_examples=1, metrics={"loss": 1.0})
 
     recorder = Recorder(tmp_path, costs=Costs(build_normed, Mix.parse("a1-c1"), inputs(0)))
     options = {"build": build_normed, "slice_rule": "rolling", "evaluation": Evaluation(levels=True)}

@@ -87,7 +87,8 @@ def test_without_evaluation_training_has_all_of_the_time():
     for evaluation in (NEVER, Evaluation()):
         with Noted(make_app(), 2) as grid:
             HeteroFL(build, "a1", evaluation=evaluation).start(grid, num_rounds=1, timeout=60.0)
-    assert (given[1], given[3]) == (60.0, 48.0)
+    assert 48.0 < given[1] <= 60.0
+    assert 36.0 < given[3] <= 48.0
     assert 0 < given[4] <= 60.0
 
 

@@ -6,7 +6,7 @@ import pytest
 from flwr.app import ArrayRecord, MetricRecord
 
 from heterofl_flwr import Evaluation
-from heterofl_flwr.client import reply
+from heterofl_flwr.client import Task
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.federation.records import RunState
 from tests.federation.tiny import bare_reply, build, config, crash, make_app, play
@@ -99,7 +99,7 @@ def test_evaluations_that_cannot_be_used_are_left_out_and_named():
         partition = context.node_config["partition-id"]
         if partition < len(BAD):
             return BAD[partition][0](message, context)
-        return reply(message, num_examples=2, metrics={"local-accuracy": 0.5})
+        return Task(message, context, build).reply(num_examples=2, metrics={"local-accuracy": 0.5})
 
     log = run(make_app(evaluate=sometimes), len(BAD) + 1).log
     assert log.evaluate["local-accuracy"] == 0.5
@@ -113,7 +113,9 @@ def judged(answering, nodes=5, evaluate_fn=None, **options):
     def evaluate(message, context):
         if context.node_config["partition-id"] not in answering:
             crash(message, context)
-        return reply(message, num_examples=1, metrics={"local-accuracy": 1.0, "global-accuracy": 0.9})
+        return Task(message, context, build).reply(
+            num_examples=1, metrics={"local-accuracy": 1.0, "global-accuracy": 0.9}
+        )
 
     options = {"evaluation": Evaluation(), **options}
     return play(make_app(evaluate=evaluate), nodes=nodes, start={"evaluate_fn": evaluate_fn}, **options).log
@@ -139,7 +141,7 @@ def test_a_users_own_names_of_metrics_may_hold_slashes():
     metrics = {"eval/loss": 2.0, "top/5": 0.9, "precision/class 1": 0.7, "accuracy/0.25": 0.5}
 
     def evaluate(message, context):
-        return reply(message, num_examples=4, metrics=metrics)
+        return Task(message, context, build).reply(num_examples=4, metrics=metrics)
 
     strategy = play(make_app(evaluate=evaluate), "a1-c1", 2, evaluation=Evaluation()).strategy
     assert strategy.log.evaluate == {"coverage": 1.0, **metrics}
@@ -152,7 +154,7 @@ def test_a_users_own_names_of_metrics_may_hold_slashes():
 
 def test_lists_are_in_no_mean():
     def evaluate(message, context):
-        return reply(message, num_examples=4, metrics={"accuracy": 0.5, "by-class": [0.25, 0.75]})
+        return Task(message, context, build).reply(num_examples=4, metrics={"accuracy": 0.5, "by-class": [0.25, 0.75]})
 
     def join(records, key):
         return MetricRecord({"by-class": records[0]["metrics"]["by-class"]})

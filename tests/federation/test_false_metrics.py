@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr import Evaluation
-from heterofl_flwr.client import reply
+from heterofl_flwr.client import Task
 from heterofl_flwr.federation.evaluation import medians
 from tests.federation import tiny
 from tests.federation.tiny import make_app
@@ -23,10 +23,10 @@ def lying(metrics=None, number=10, rounds=(1, 2, 3, 4)):
     def evaluate(message, context):
         server_round = message.content["config"]["server-round"]
         if context.node_config["partition-id"] == LIAR and server_round in rounds:
-            return reply(message, num_examples=number, metrics={**HONEST, **(metrics or {})})
+            return Task(message, context, tiny.build).reply(num_examples=number, metrics={**HONEST, **(metrics or {})})
         gain = 0.01 * (server_round - 1)
         own = {name: value - gain if "loss" in name else value + gain for name, value in HONEST.items()}
-        return reply(message, num_examples=10, metrics=own)
+        return Task(message, context, tiny.build).reply(num_examples=10, metrics=own)
 
     return evaluate
 
@@ -59,7 +59,7 @@ def test_the_median_of_clients_stands_beside_the_mean():
     def evaluate(message, context):
         number = context.node_config["partition-id"]
         metrics = {"loss": [1.0, 2.0, 4.0, math.nan, 100.0][number], "local-accuracy": 1.0}
-        return reply(message, num_examples=0 if number == 4 else 1 + number, metrics=metrics)
+        return Task(message, context, tiny.build).reply(num_examples=0 if number == 4 else 1 + number, metrics=metrics)
 
     record, _ = play(evaluate)
     assert record.evaluate["loss"] == pytest.approx((1 + 2 * 2 + 3 * 4) / 6)

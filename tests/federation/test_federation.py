@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr import HeteroFL, Momentum
-from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import width
 from heterofl_flwr.core.exchanged import exclude_parameters
@@ -35,12 +35,13 @@ class Odd(nn.Module):
 
 
 def add_one(message, context):
-    model = submodel(message, Odd)
+    task = Task(message, context, Odd)
+    model = task.model()
     assert not model.two.weight.requires_grad
     with torch.no_grad():
         for parameter in {id(own): own for own in model.parameters()}.values():
             parameter += 1
-    return reply(message, model, num_examples=1)
+    return task.reply(model, num_examples=1)
 
 
 def test_parameters_of_odd_shapes_travel_and_count():
@@ -102,13 +103,13 @@ def test_a_rate_without_a_model_is_the_clients_fault(caplog):
 
     def train(message, context):
         capacity = 0.4 if context.node_config["partition-id"] == 1 else None
-        return reply(message, submodel(message, some), num_examples=1, capacity=capacity)
+        return (task := Task(message, context, some)).reply(task.model(), num_examples=1, capacity=capacity)
 
     node_config = [{"rate": 0.3}, {}, {}].__getitem__
     found = play(make_app(train), "a1-c1", 3, 2, build=some, node_config=node_config, label_rows=())
     assert found.log.rates == {0: 0.25, 1: 0.25, 2: 0.25}
     assert found.log.failures == {1: "the capacity it reports is not usable: no model of 0.4"}
-    assert re.search(r"1 of 3 new nodes .* smallest, 0.25: node \d+: .* not usable: no model of 0.3", caplog.text)
+    assert re.search(r"1 of 3 new nodes .* smallest, 0.25: partition 0: .* not usable: no model of 0.3", caplog.text)
     dynamic = play(make_app(build=some), "a1-c1", 3, build=some, node_config=node_config, assignment="dynamic")
     assert dynamic.log.rates[0] == 0.25
 

@@ -6,7 +6,8 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr import Evaluation, FedH2L
-from heterofl_flwr.client import answer_capability, reply
+from heterofl_flwr.client import Task
+from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.transport import messages
 from tests.federation.tiny import Watched
@@ -34,7 +35,8 @@ def app_of(said=None):
     def _(message, context):
         peers = message.content[messages.POSTERIORS].to_torch_state_dict()[messages.POSTERIORS]
         metrics = {"peers": len(peers), "first": float(peers[:, 0, 0].sum())}
-        return reply(message, torch.nn.Identity(), num_examples=5, metrics=metrics)
+        task = Task(message, context, lambda rate: torch.nn.Identity())
+        return task.reply(task.model(), num_examples=5, metrics=metrics)
 
     return app
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr import Evaluation, HeteroFL, Limits, Mix
-from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
@@ -82,7 +82,7 @@ def test_a_model_that_nobody_can_hold_is_warned_of(caplog, assignment, level, un
 
 def rates(limits, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_rounds=1, **options):
     def train(message, context):
-        return reply(message, submodel(message, build), num_examples=1, capacity=capacity)
+        return (task := Task(message, context, build)).reply(task.model(), num_examples=1, capacity=capacity)
 
     node_config = [{"level": level} if level else {} for level in said].__getitem__
     options |= {

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from heterofl_flwr import HeteroFL, shallow
-from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.client import Task
 from heterofl_flwr.core import Mix, Plan, width
 from heterofl_flwr.nn import build_model, with_exits
 from heterofl_flwr.report import RunFolder, load_model
@@ -37,13 +37,14 @@ class Words(nn.Module):
 
 
 def train(message, context):
-    model = submodel(message, Words)
+    task = Task(message, context, Words)
+    model = task.model()
     assert model.decoder.weight is model.embedding.weight
     partition = context.node_config["partition-id"]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 1 + partition
-    return reply(message, model, num_examples=1, labels=[partition, 3])
+    return task.reply(model, num_examples=1, labels=[partition, 3])
 
 
 def play(mix="a1-c1", clients=2, num_rounds=1, arrays=None, app=train, **options):

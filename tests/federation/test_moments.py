@@ -8,8 +8,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, Limits, LocalGrid, Windowed
-from heterofl_flwr.client import answer_moments
-from heterofl_flwr.client.local_model import load_parameters
+from heterofl_flwr.client import Task
+from heterofl_flwr.client.model import load_parameters
+from heterofl_flwr.client.queries import answer_moments
 from heterofl_flwr.common.errors import DataError, RoundError
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.nn.measure_moments import collect_moments
@@ -55,7 +56,9 @@ def changed(change):
     """Return an answer to the query whose record is changed."""
 
     def moments(message, context):
-        answer = answer_moments(message, build_normed, lambda: [inputs(context.node_config["partition-id"])])
+        answer = answer_moments(
+            Task(message, context, build_normed), lambda: [inputs(context.node_config["partition-id"])]
+        )
         change(answer.content["moments"])
         return answer
 
@@ -90,7 +93,7 @@ def test_moments_that_cannot_be_used_are_left_out_and_named():
         partition = context.node_config["partition-id"]
         if partition in faults:
             return faults[partition][0](message, context)
-        return answer_moments(message, build_normed, lambda: [inputs(partition)])
+        return answer_moments(Task(message, context, build_normed), lambda: [inputs(partition)])
 
     found = play(
         make_app(build=build_normed, moments=moments), nodes=len(BAD) + 2, build=build_normed, evaluation=Evaluation()
@@ -114,7 +117,7 @@ def test_a_round_without_moments_ends_no_run_that_had_some():
     def moments(message, context):
         if message.content["config"]["server-round"] == 2:
             tiny.crash(message, context)
-        return answer_moments(message, build_normed, lambda: [inputs(0)])
+        return answer_moments(Task(message, context, build_normed), lambda: [inputs(0)])
 
     app = make_app(build=build_normed, moments=moments)
     found = play(app, "a1", 4, 3, build=build_normed, evaluation=Evaluation(), fraction_evaluate=0.25)
@@ -126,7 +129,7 @@ def test_a_rate_that_nobody_gives_moments_of_is_not_evaluated(caplog):
     def moments(message, context):
         if context.node_config["partition-id"] == 0:
             tiny.crash(message, context)
-        return answer_moments(message, build_normed, lambda: [inputs(1)])
+        return answer_moments(Task(message, context, build_normed), lambda: [inputs(1)])
 
     node_config = {0: {"level": "a"}, 1: {"level": "c"}}.__getitem__
     found = run(2, moments=moments, node_config=node_config, nodes="capable", levels=True)
@@ -141,7 +144,9 @@ def test_a_rate_that_nobody_gives_moments_of_is_not_evaluated(caplog):
 def test_data_that_shuffles_gives_equal_moments_in_equal_runs():
     def moments(message, context):
         data = inputs(context.node_config["partition-id"])
-        return answer_moments(message, build_normed, lambda: data[torch.randperm(len(data))].split(3), seed_torch=True)
+        return answer_moments(
+            Task(message, context, build_normed, seed_torch=True), lambda: data[torch.randperm(len(data))].split(3)
+        )
 
     found = []
     for seed in (0, 1):

@@ -59,7 +59,7 @@ def test_a_superlinks_error_is_that_of_its_message(caplog):
     sent = messages(30, 10, 20)
     replies = [answer(sent[0]), of_superlink(sent[2]), of_superlink(sent[1])]
     assert {reply.metadata.src_node_id for reply in replies[1:]} == {SUPERLINK_NODE_ID}
-    gone = Fault("error 5: node gone")
+    gone = Fault("error 5: node gone", "gone")
     assert list(outcomes(sent, replies)) == [(30, replies[0]), (10, gone), (20, gone)]
     assert not caplog.records
 
@@ -74,7 +74,7 @@ def test_a_superlinks_error_may_be_of_a_message_sent_later():
             message.metadata.__dict__["_message_id"] = f"late{number}"
             yield of_superlink(message)
 
-    gone = Fault("error 5: node gone")
+    gone = Fault("error 5: node gone", "gone")
     assert list(outcomes(sent, windowed())) == [(30, gone), (10, gone)]
 
 

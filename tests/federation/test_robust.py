@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heterofl_flwr import Adam, Momentum, Robust
-from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.client import Task
 from tests.federation.tiny import build, make_app, play
 
 MEANS = ["trimmed", "median"]
@@ -12,11 +12,12 @@ MEANS = ["trimmed", "median"]
 
 def train(message, context, step=0.5):
     """Train: every entry goes up."""
-    model = submodel(message, build)
+    task = Task(message, context, build)
+    model = task.model()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += step
-    return reply(message, model, num_examples=1)
+    return task.reply(model, num_examples=1)
 
 
 def flip(message, context):

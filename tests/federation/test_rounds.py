@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
 from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Momentum, Windowed, multi_step
-from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.federation.records import RunState
 from tests.federation.tiny import Shuffled, Tiny, Watched, add_one, build, build_normed, equal, make_app, play, untimed
@@ -190,7 +190,7 @@ def test_a_run_says_that_it_waits_for_nodes(caplog):
 
 def test_where_no_client_counts_an_example_the_round_fails():
     def train(message, context):
-        return reply(message, submodel(message, build), num_examples=0)
+        return (task := Task(message, context, build)).reply(task.model(), num_examples=0)
 
     assert play(make_app(train)).log.failures == {}
     with pytest.raises(RoundError, match="round 1: all 3 clients count 0 examples, and with weights='examples'"):

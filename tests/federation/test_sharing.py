@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from heterofl_flwr import Evaluation, HeteroFL
-from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.client.client_context import keep_part, kept_part
+from heterofl_flwr.client import Instruction, Task
+from heterofl_flwr.client.state import load_tensors, save_tensors
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.federation.nodes import Capability
@@ -25,16 +25,20 @@ train = partial(add_one, labels=[0, 1])
 
 def judge(message, context):
     """Report the client's own model on its own data."""
-    model = submodel(message, build, context=context)
+    task = Task(message, context, build)
+    model = task.model()
     with torch.inference_mode():
         output = model(inputs(context.node_config["partition-id"])).mean().item()
-    return reply(message, num_examples=1, metrics={"output": output, "local-accuracy": 0.5})
+    return task.reply(num_examples=1, metrics={"output": output, "local-accuracy": 0.5})
 
 
 def play(shared, mix="a1-c1", num_rounds=2, **options):
     found = tiny.play(make_app(train, judge), mix, NODES, num_rounds, shared=shared, **options)
     contexts = found.grid._contexts.values()
-    kept = {own.node_config["partition-id"]: kept_part(own, found.grid.of("train")[0]) for own in contexts}
+    kept = {
+        own.node_config["partition-id"]: load_tensors(own, Instruction.of(found.grid.of("train")[0]))
+        for own in contexts
+    }
     return found.strategy, found.grid, found.state, kept
 
 
@@ -96,14 +100,6 @@ def test_each_client_evaluates_its_own_model():
     assert grid.of("query.moments") == []
 
 
-def keeps_nothing(message, context):
-    return reply(message, submodel(message, build, context=context), num_examples=1)
-
-
-def loads_nothing(message, context):
-    return reply(message, submodel(message, build), num_examples=1, context=context)
-
-
 def test_who_holds_none_of_what_stays_with_clients_has_nothing_to_lose():
     found = tiny.play(make_app(train, judge), "a1", 2, 2, shared=("*.*",), evaluation=Evaluation())
     assert (found.log.failures, found.log.evaluate_failures) == ({}, {})
@@ -114,18 +110,12 @@ def test_a_second_run_on_a_grid_begins_with_layers_of_its_own():
     with tiny.Watched(make_app(train, judge), 2) as grid:
         for _ in range(2):
             HeteroFL(build, "a1", shared=BODY, evaluation=tiny.NEVER).start(grid, num_rounds=1)
-        kept = [kept_part(own, grid.of("train")[-1]) for own in grid._contexts.values()]
+        kept = [load_tensors(own, Instruction.of(grid.of("train")[-1])) for own in grid._contexts.values()]
     for number, own in enumerate(kept, 1):
         torch.testing.assert_close(own["classifier.bias"], whole["classifier.bias"] + number)
 
 
-NOT_GIVEN = "has trained in this run, and the layers that stay with it .* are not given: .*context=context"
-
-
-@pytest.mark.parametrize("forgets", [keeps_nothing, loads_nothing])
-def test_layers_that_are_forgotten_in_training_end_the_run(forgets):
-    with pytest.raises(RoundError, match=f"round 2: 0 of 3 clients .*{NOT_GIVEN}"):
-        tiny.play(make_app(forgets), num_rounds=2, shared=BODY)
+LOST = "has trained in this run, and the layers that stay with it .* are gone: .*states-path"
 
 
 def test_who_kept_nothing_over_a_break_does_not_begin_anew(tmp_path):
@@ -135,17 +125,8 @@ def test_who_kept_nothing_over_a_break_does_not_begin_anew(tmp_path):
     assert len(state.trained) == 2
     again = tiny.play(make_app(train, judge), "a1", 4, 2, start={"resume": state}, shared=BODY)
     assert set(again.log.failures) == set(state.trained)
-    assert all(re.search(NOT_GIVEN, fault) for fault in again.log.failures.values())
+    assert all(re.search(LOST, fault) for fault in again.log.failures.values())
     assert again.progress[-1].trained == [0, 1, 2, 3]
-
-
-def test_layers_that_are_forgotten_in_evaluation_are_an_error():
-    def judges_others(message, context):
-        return reply(message, submodel(message, build), num_examples=1)
-
-    found = tiny.play(make_app(train, judges_others), shared=BODY, evaluation=Evaluation())
-    assert len(found.log.evaluate_failures) == 3
-    assert all(re.search(NOT_GIVEN, fault) for fault in found.log.evaluate_failures.values())
 
 
 def test_who_has_not_trained_yet_begins_with_those_of_the_seed():
@@ -159,8 +140,9 @@ def test_what_a_client_kept_for_another_model_is_told_apart():
     kept, found = initial_state(build, 0.5, 0), r"classifier\.weight: \(4, 4\), expected \(4, 8\)"
 
     def keeps(message, context):
-        keep_part(context, message.content["config"], kept)
-        return reply(message, submodel(message, build, context=context), num_examples=1, context=context)
+        task = Task(message, context, build)
+        save_tensors(context, task.instruction, kept)
+        return task.reply(task.model(), num_examples=1)
 
     expected = rf"parameters that this client kept do not fit its model at rate 1 \({found}\): a client keeps its rate"
     with pytest.raises(RoundError, match=expected):

@@ -7,17 +7,19 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
-from heterofl_flwr.client import answer_queries, own_part, reply, submodel
+from heterofl_flwr.client import Task, answer_queries
+from heterofl_flwr.client.state import load_tensors
 from heterofl_flwr.nn import build_model
 from tests.client.test_client import trained
-from tests.federation.tiny import Tiny, make_app, play
+from tests.federation.tiny import Tiny, build, make_app, node_context, play
 from tests.flower_internals import get_all_nested_objects
 
 FORMS = ("float16", "int8")
 
 
 def descend(message, context, **said):
-    return reply(message, trained(message, context.node_config["partition-id"]), num_examples=1, **said)
+    task = Task(message, context, build)
+    return task.reply(trained(task, context.node_config["partition-id"]), num_examples=1, **said)
 
 
 def play_with(upload, train=descend, **options):
@@ -60,12 +62,15 @@ def in_bfloat16(rate: float) -> nn.Module:
 
 def set_all(message, context):
     """Train: set every parameter to a number that bfloat16 holds, another for each partition."""
-    partition, model = context.node_config["partition-id"], submodel(message, in_bfloat16, context=context)
+    partition, task = context.node_config["partition-id"], Task(message, context, in_bfloat16)
+    model = task.model()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_((1 + partition) / 8)
-    assert {own.dtype for own in own_part(message, model).values()} <= {torch.float32}
-    return reply(message, model, num_examples=1, context=context)
+    answer = task.reply(model, num_examples=1)
+    saved = load_tensors(context, task.instruction) or {}
+    assert {tensor.dtype for tensor in saved.values()} <= {torch.float32}
+    return answer
 
 
 @pytest.mark.parametrize("options", [{"upload": "float32"}, {"upload": "float16"}, {"upload": "int8"}, SHARED], ids=str)
@@ -111,7 +116,8 @@ def test_messages_carry_only_the_slice(build, upload, width):
     assert sorted(sent, reverse=True) == list(LEVELS)
     with LocalGrid(ClientApp(), 1):
         for rate, message in sent.items():
-            model = submodel(message, build)
+            task = Task(message, node_context(), build)
+            model = task.model()
             for parameter in model.parameters():
                 torch.nn.init.normal_(parameter)
             tensors = list(model.parameters())
@@ -121,5 +127,5 @@ def test_messages_carry_only_the_slice(build, upload, width):
             # Flower sends equal arrays, such as all norms of one width at the start, once: so almost, not above.
             assert 0.99 * 4 * entries < bytes_of(message) <= 4.2 * entries + more, rate
             said = {"num_examples": 600, "metrics": {"train-loss": 1.25}, "capacity": "a"}
-            size = bytes_of(reply(message, model, **said))
+            size = bytes_of(task.reply(model, **said))
             assert width * entries + scales < size <= width * 1.05 * entries + scales + more, rate

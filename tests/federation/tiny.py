@@ -12,7 +12,8 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback
-from heterofl_flwr.client import answer_capability, answer_moments, models_to_evaluate, reply, submodel
+from heterofl_flwr.client import Task
+from heterofl_flwr.client.queries import answer_capability, answer_moments
 from heterofl_flwr.core import width
 from heterofl_flwr.transport import messages
 from tests.core.twin import counting_mean, trained_reply
@@ -47,24 +48,26 @@ def inputs(partition: int) -> Tensor:
 def add_one(message: Message, context: Context, build=build, **said) -> Message:
     """Train: add one more than the partition to what is trained, and run a forward pass in training mode."""
     partition = context.node_config["partition-id"]
-    model = submodel(message, build, context=context)
+    task = Task(message, context, build)
+    model = task.model()
     with torch.no_grad():
         if isinstance(model, Tiny):
             model(inputs(partition))
         for parameter in model.parameters():
             parameter += (1 + partition) * parameter.requires_grad
-    return reply(message, model, num_examples=1 + partition, metrics={"loss": partition}, context=context, **said)
+    return task.reply(model, num_examples=1 + partition, metrics={"loss": partition}, **said)
 
 
 def judge(message: Message, context: Context, build=build) -> Message:
     """Evaluate: report each model's mean output on the node's own data."""
     partition = context.node_config["partition-id"]
     metrics = {}
-    for rate, model in models_to_evaluate(message, build, context=context):
+    task = Task(message, context, build)
+    for rate, model in task.models():
         with torch.inference_mode():
             metrics[f"output/{rate}"] = model(inputs(partition)).mean().item()
     metrics["local-accuracy"] = 1 / (1 + partition)
-    return reply(message, num_examples=1 + partition, metrics=metrics)
+    return task.reply(num_examples=1 + partition, metrics=metrics)
 
 
 def make_app(
@@ -96,7 +99,7 @@ def make_app(
     def _(message: Message, context: Context) -> Message | None:
         if moments is not None:
             return moments(message, context)
-        return answer_moments(message, build, lambda: [inputs(context.node_config["partition-id"])])
+        return answer_moments(Task(message, context, build), lambda: [inputs(context.node_config["partition-id"])])
 
     return app
 

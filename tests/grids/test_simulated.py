@@ -6,7 +6,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from heterofl_flwr import DeviceProfile, Devices, FedH2L, HeteroFL, LocalGrid, SimulatedDevices
-from heterofl_flwr.client import share_of_work
+from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ReplyError, RoundError
 from heterofl_flwr.grids.devices import Turn
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
@@ -90,7 +90,7 @@ def test_clients_are_told_their_share_of_the_work():
     seen = {}
 
     def train(message, context):
-        seen[context.node_config["partition-id"]] = share_of_work(message)
+        seen[context.node_config["partition-id"]] = Task(message, context, build).work
         return add_one(message, context)
 
     devices = Devices(WILD, work)

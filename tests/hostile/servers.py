@@ -8,9 +8,9 @@ from flwr.clientapp import ClientApp
 from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
 
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid, classic
-from heterofl_flwr.client import answer_queries, reply, submodel
+from heterofl_flwr.client import Task, answer_queries
 from tests.classic.fakes import Fake, manager_of
-from tests.federation.tiny import build_normed, inputs
+from tests.federation.tiny import build_normed, inputs, node_context
 
 HOSTILE, CLIENTS, CLASSES = 1, 3, 4
 BOUND = 20.0
@@ -74,9 +74,10 @@ class MessageServer:
     def good(self, number):
         """Return a client's good reply."""
         asked = self.asked[number]
-        model = train(submodel(asked, self.build), number)
+        task = Task(asked, node_context(), self.build)
+        model = train(task.model(), number)
         said = {"num_examples": number + 1, "labels": range(CLASSES), "metrics": {"loss": 1.0}}
-        return Envelope.of(reply(asked, model, **said))
+        return Envelope.of(task.reply(model, **said))
 
     def close(self, replies):
         """End a round with the clients' envelopes, by their number, or messages; return whether one was refused."""
@@ -118,9 +119,8 @@ class Client(Fake):
 
     def _moments(self, ins):
         arrays = parameters_to_ndarrays(ins.parameters)
-        own = Envelope.of_fit(
-            *classic.answer_moments(arrays, ins.config, build_normed, lambda: [inputs(int(self.cid))])
-        )
+        task = classic.Task(arrays, ins.config, node_context(), build_normed)
+        own = Envelope.of_fit(*task.moments(lambda: [inputs(int(self.cid))]))
         if self.change is not None:
             self.change(own)
         return own.fit_res()
@@ -145,9 +145,11 @@ class ClassicServer:
 
     def good(self, number):
         asked = self.asked[number]
-        model = train(classic.submodel(parameters_to_ndarrays(asked.parameters), asked.config, self.build), number)
-        said = {"labels": classic.labels_text(range(CLASSES)), "loss": 1.0}
-        return Envelope.of_fit(classic.parameters_of(model), number + 1, said)
+        task = classic.Task(parameters_to_ndarrays(asked.parameters), asked.config, node_context(), self.build)
+        model = train(task.model(), number)
+        return Envelope.of_fit(
+            *task.reply(model, num_examples=number + 1, labels=range(CLASSES), metrics={"loss": 1.0})
+        )
 
     def close(self, replies):
         results = [(self.clients[number], own.fit_res()) for number, own in replies]

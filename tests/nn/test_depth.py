@@ -1,6 +1,9 @@
 """Models with fewer blocks: nested plans, the counting mean over them, and what is refused."""
 
+import re
+import warnings
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,7 +36,7 @@ class TwoStacks(nn.Module):
         self.second = nn.ModuleList([one, other, one, other])
 
     def forward(self, x, calls):
-        calls.append((len(self.first), len(self.second)))
+        calls.append((len(self.first._modules), len(self.second._modules)))
         return nn.Sequential(*self.first, *self.second)(x)
 
 
@@ -151,10 +154,88 @@ def test_what_a_shallow_model_does_not_use_does_not_count():
         shallow(norms_beside(), "blocks.*")
 
 
+class Blocks(nn.Module):
+    """Four blocks in ``blocks``, and in ``ups`` where they are joined by pairs; ``join`` is the forward."""
+
+    def __init__(self, join, **stacks):
+        super().__init__()
+        self.join = join
+        for name in ("blocks", *stacks):
+            self.add_module(name, nn.ModuleList(nn.Linear(4, 4) for _ in range(4)))
+
+    def forward(self, x):
+        return self.join(self, x)
+
+
+def unet(model, x):
+    skips = [x]
+    for block in model.blocks:
+        skips.append(block(skips[-1]))
+    x = skips[-1]
+    for block in model.ups:
+        x = block(x + skips.pop())
+    return x
+
+
+def encoder_and_decoder(model, x):
+    memory = x
+    for block in model.blocks:
+        memory = block(memory)
+    for block in model.ups:
+        x = block(x + memory)
+    return x
+
+
+def dense(model, x):
+    outputs = [x]
+    for block in model.blocks:
+        outputs.append(block(sum(outputs)))
+    return outputs[-1]
+
+
+ROLES = {
+    "last": (lambda model, x: model.blocks[-1](nn.Sequential(*model.blocks)(x)), "takes them from the end"),
+    "middle": (
+        lambda model, x: sum(b(x) * (n == len(model.blocks) // 2) for n, b in enumerate(model.blocks)),
+        "the code counts the blocks of blocks",
+    ),
+    "mean": (lambda model, x: sum(b(x) for b in model.blocks) / len(model.blocks), "the code counts"),
+    "unet": (unet, r"ups\.1 takes the output of blocks\.2, and in a shallower model of blocks\.1"),
+}
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_a_role_that_changes_with_the_depth_is_a_warning(name):
+    forward, text = ROLES[name]
+    model = Blocks(forward, **({"ups": 4} if name == "unet" else {}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build = shallow(model, "*.*", torch.ones(2, 4))
+    messages = [str(warning.message) for warning in caught]
+    assert any(re.search(f"the role of blocks changes with the depth: .*{text}", message) for message in messages)
+    assert type(build(0.5).blocks) is nn.ModuleList
+
+
+@pytest.mark.parametrize("forward", [encoder_and_decoder, dense])
+def test_a_role_that_stays_is_none(forward):
+    model = Blocks(forward, **({"ups": 4} if forward is encoder_and_decoder else {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shallow(model, "*.*", torch.ones(2, 4))
+
+
 def test_a_model_that_returns_no_tensor_raises():
+    class Silent(nn.Sequential):
+        def forward(self, x):
+            super().forward(x)
+
+    with pytest.raises(ConfigError, match="Silent returned no tensor"):
+        shallow(Silent(*stack()), "1.*", X)
+
+
+def test_a_model_may_return_an_object_with_tensors():
     class Named(nn.Sequential):
         def forward(self, x):
-            return type("Output", (), {"logits": super().forward(x)})()
+            return SimpleNamespace(logits=super().forward(x))
 
-    with pytest.raises(ConfigError, match="Named returned no tensor"):
-        shallow(Named(*stack()), "1.*", X)
+    assert len(shallow(Named(*stack()), "1.*", X)(0.5)[1]) == 2

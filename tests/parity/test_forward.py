@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.core import Aggregator
+from heterofl_flwr.core import Aggregation
 from heterofl_flwr.nn import collect_moments, mask_logits, masked_cross_entropy, with_static_norm
 from tests.parity.theirs import CLASSES, OURS, WORDS, copy_by_position, randomise
 
@@ -131,7 +131,7 @@ def test_two_rounds_of_training_are_theirs(authors, model):
 
     for server_round in range(2):
         sliced, kept = federation.distribute([0, 1, 2, 3])
-        aggregator, replies = Aggregator(state, label_rows=full.label_rows, extra_rows=False), []
+        aggregator, replies = Aggregation(state, label_rows=full.label_rows, extra_rows=False), []
         for client, (rate, known) in enumerate(zip(rates, labels, strict=True)):
             steps = [
                 {**_batch(model, 100 * server_round + 10 * client + step), "label_split": torch.tensor(known)}

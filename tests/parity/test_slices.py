@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from heterofl_flwr.core import Aggregator, Mix, Plan, width
+from heterofl_flwr.core import Aggregation, Mix, Plan, width
 from heterofl_flwr.core.levels import fixed_rate
 from tests.parity.theirs import OURS, THEIR_HEADS, randomise
 
@@ -70,7 +70,7 @@ def _check_means(authors, rates, state, labels):
     build, plans = authors.ours(), authors.plans(set(rates))
     full = build(authors.cfg["global_model_rate"])
     ours = dict(zip(plans[rates[0]].axes, state.values(), strict=True))
-    aggregator = Aggregator(ours, label_rows=full.label_rows, extra_rows=False)
+    aggregator = Aggregation(ours, label_rows=full.label_rows, extra_rows=False)
     for rate, reply, known in zip(rates, replies, labels, strict=True):
         aggregator.add(plans[rate], dict(zip(plans[rate].axes, reply, strict=True)), labels=known)
     pairs = zip(federation.global_parameters.items(), aggregator.result().values(), strict=True)

@@ -14,8 +14,8 @@ import torch
 from flwr.app import ConfigRecord
 from torch.utils.data import ConcatDataset, DataLoader
 
-from heterofl_flwr import HeteroFL, LocalGrid
-from heterofl_flwr.client.local_model import model_at
+from heterofl_flwr import HeteroFL, LocalGrid, Plan
+from heterofl_flwr.client.model import load_parameters
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.nn import collect_moments, with_static_norm
 
@@ -23,7 +23,18 @@ ROOT = Path(__file__).parents[2]
 NODES = 10
 CONFIG = {"fraction-train": 1.0, "local-epochs": 1, "lr": 0.1, "batch-size": 16}
 LINE = "criterion(net(images), labels)"
-DISTILLED = "distilled_loss(net, (images, labels), criterion)"
+DISTILLED = "task.loss(net, (images, labels), criterion)"
+CHANGES = {
+    "task.py": {LINE: DISTILLED, "epochs, lr, device):": "epochs, lr, device, task):"},
+    "client_app.py": {
+        """        msg.content["config"]["lr"],
+        device,
+""": """        msg.content["config"]["lr"],
+        device,
+        task,
+"""
+    },
+}
 
 
 def convert(folder: Path, *, distilled: bool) -> None:
@@ -31,10 +42,13 @@ def convert(folder: Path, *, distilled: bool) -> None:
     shutil.copytree(Path(__file__).parent / "app", folder, dirs_exist_ok=True)
     subprocess.run(["git", "apply", "-p1", str(ROOT / "docs" / "dropin.diff")], cwd=folder, check=True)
     if distilled:
-        task = folder / "quickstart" / "task.py"
-        text = task.read_text(encoding="utf-8")
-        assert text.count(LINE) == 1
-        task.write_text("from heterofl_flwr.client import distilled_loss\n" + text.replace(LINE, DISTILLED), "utf-8")
+        for name, changes in CHANGES.items():
+            path = folder / "quickstart" / name
+            text = path.read_text(encoding="utf-8")
+            for old, new in changes.items():
+                assert text.count(old) == 1
+                text = text.replace(old, new)
+            path.write_text(text, encoding="utf-8")
 
 
 def accuracies(num_rounds: int, seed: int, *, distilled: bool) -> dict[str, float]:
@@ -62,8 +76,9 @@ def _judge(task, state) -> dict[str, float]:
     train, test = (DataLoader(ConcatDataset([own.dataset for own in both]), 256) for both in zip(*loaders, strict=True))
     found = {}
     for level, rate in LEVELS.items():
-        moments = collect_moments(model_at(task.Net, state, 1.0, rate), (batch["img"] for batch in train))
-        model = with_static_norm(model_at(task.Net, state, 1.0, rate), moments)
+        model = task.Net(rate)
+        load_parameters(model, Plan.of(task.Net(), model).extract(state))
+        model = with_static_norm(model, collect_moments(model, (batch["img"] for batch in train)))
         found[level] = 100 * task.test(model, test, "cpu")[1]
     return found
 

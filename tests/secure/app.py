@@ -3,7 +3,7 @@
 import torch
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.client import answer_queries, reply, submodel
+from heterofl_flwr.client import Task, answer_queries
 from tests.federation.tiny import Tiny
 
 CLASSES = 4
@@ -21,16 +21,17 @@ answer_queries(app, Tiny)
 @app.train()
 def train(message, context):
     """Add noise that the seed names to each parameter."""
-    model = submodel(message, Tiny, seed_torch=True)
+    task = Task(message, context, Tiny, seed_torch=True)
+    model = task.model()
     with torch.no_grad():
         for own in model.parameters():
             own += torch.randn(own.shape) / 10
     partition = context.node_config["partition-id"]
     metrics = {"loss": 1.5, "secret": float(partition)}
-    return reply(message, model, num_examples=10 + partition, labels=classes_of(partition), metrics=metrics)
+    return task.reply(model, num_examples=10 + partition, labels=classes_of(partition), metrics=metrics)
 
 
 @app.evaluate()
 def evaluate(message, context):
     """Answer at once."""
-    return reply(message, num_examples=1, metrics={"local-accuracy": 0.5})
+    return Task(message, context, Tiny).reply(num_examples=1, metrics={"local-accuracy": 0.5})

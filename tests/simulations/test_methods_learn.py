@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.cli.main import main
+from heterofl_flwr.app.main import main
 from heterofl_flwr.app.sweep.command import CONF
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.report import RunFolder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from heterofl_flwr.app.cli.main import main
+from heterofl_flwr.app.main import main
 from heterofl_flwr.app.sweep.job import LOCKS
 from heterofl_flwr.runs.folder import RunFolder
 from tests.simulations.sweeping import PLACE, SHRUNKEN, finish, planned, stamps, start

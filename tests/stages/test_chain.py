@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from heterofl_flwr import Adam, HeteroFL, Momentum, Plan, Privacy, Robust
-from heterofl_flwr.adapters import ProductAggregator
+from heterofl_flwr.adapters import ProductMean
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.registry import client_stages
@@ -93,10 +93,10 @@ class Grid(Stage):
         ({"stages": [Momentum(), Adam()]}, "Momentum, Adam: each steps along what the mean changes; expected one"),
         ({"stages": [Grid()], "weights": "examples"}, "Grid fits a mean in which each client counts once"),
         ({"stages": [Grid()], "robust": Robust()}, r"Grid fits the counting mean; expected robust=None"),
-        ({"aggregator": "product"}, "aggregator is 'product', expected Aggregator, a subclass"),
-        ({"robust": Robust(), "aggregator": ProductAggregator}, "robust and aggregator both replace the counting mean"),
-        ({"stages": [Grid()], "aggregator": ProductAggregator}, "expected aggregator=Aggregator"),
-        ({"stages": [Momentum()], "aggregator": ProductAggregator}, "Momentum steps along what the mean"),
+        ({"aggregator": "product"}, "aggregator is 'product', expected what makes an Aggregator"),
+        ({"robust": Robust(), "aggregator": ProductMean}, "robust and aggregator both replace the counting mean"),
+        ({"stages": [Grid()], "aggregator": ProductMean}, "expected aggregator=CountingMean"),
+        ({"stages": [Momentum()], "aggregator": ProductMean}, "Momentum steps along what the mean"),
         ({"privacy": Privacy(clip=1, noise=1), "weights": "examples"}, "Noise fits a mean in which each client counts"),
         ({"robust": Robust(), "weights": "examples"}, "outvotes others; expected weights='equal'"),
     ],

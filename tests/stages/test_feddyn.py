@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import HeteroFL
-from heterofl_flwr.client import answer_queries, regularizer, reply, submodel
+from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.feddyn import FedDyn
 from tests.federation.tiny import Tiny, Watched, equal, play
@@ -29,21 +29,22 @@ def wanted(partition, rate):
     return {name: full[name][tuple(map(slice, own.shape))] for name, own in build(rate).named_parameters()}
 
 
-def make_app(*, pulls=True, keeps=True):
+def make_app(*, with_penalty=True):
     app = ClientApp()
     answer_queries(app, build)
 
     @app.train()
     def train(message, context):
-        model, pull = submodel(message, build), regularizer(message, context)
+        task = Task(message, context, build)
+        model = task.model()
         goal = wanted(context.node_config["partition-id"], message.content["config"]["rate"])
         sgd = torch.optim.SGD(model.parameters(), RATE)
         for _ in range(STEPS):
             sgd.zero_grad()
             loss = sum((own - goal[name]).square().sum() / 2 for name, own in model.named_parameters())
-            (loss + (pull(model) if pulls else 0)).backward()
+            (loss + (task.penalty(model) if with_penalty else 0)).backward()
             sgd.step()
-        return reply(message, model, num_examples=1, context=context if keeps else None)
+        return task.reply(model, num_examples=1)
 
     return app
 
@@ -115,14 +116,13 @@ def test_a_run_that_goes_on_has_the_same_model():
 
 
 def test_clients_that_lost_what_they_kept_over_a_break_do_not_begin_anew():
-    with pytest.raises(AggregationError, match="the gradients that it kept are not given"):
+    with pytest.raises(AggregationError, match="the tensors that FedDyn keeps are gone"):
         run(start={"resume": run(num_rounds=4).progress[3]})
 
 
-@pytest.mark.parametrize("misuse", [{"pulls": False}, {"keeps": False}])
-def test_a_loop_without_the_pull_is_refused(misuse):
-    with pytest.raises(AggregationError, match=r"feddyn: the strategy pulls clients, so add regularizer\(message"):
-        run(app=make_app(**misuse))
+def test_a_loop_without_the_penalty_is_refused():
+    with pytest.raises(AggregationError, match=r"FedDyn: .* add task.penalty\(model\) to the loss"):
+        run(app=make_app(with_penalty=False))
 
 
 @pytest.mark.parametrize(

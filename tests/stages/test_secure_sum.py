@@ -7,8 +7,8 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import Aggregator, HeteroFL, Limits, Momentum, Privacy, RayGrid, Robust, classic
-from heterofl_flwr.adapters import ProductAggregator
+from heterofl_flwr import Aggregation, HeteroFL, Limits, Momentum, Privacy, RayGrid, Robust, classic
+from heterofl_flwr.adapters import ProductMean
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.secure.fixed_point import largest_steps, to_steps
@@ -71,7 +71,7 @@ def in_clear(found, lost):
     federation = found.strategy.federation
     before = federation.initial_state()
     members = [number for number in range(len(found.log.rates)) if lost.get(number) not in ("keys", "shares")]
-    aggregator = Aggregator(
+    aggregator = Aggregation(
         {name: torch.zeros_like(own).double() for name, own in before.items()}, ROWS, extra_rows=False
     )
     replies = {message.metadata.src_node_id: message for message in found.grid.heard}
@@ -254,7 +254,7 @@ def test_noise_is_added_to_the_sum_of_the_same_changes(monkeypatch):
     ("options", "cause"),
     [
         ({"robust": Robust()}, "SecureSum fits the counting mean; expected robust=None"),
-        ({"aggregator": ProductAggregator}, "SecureSum fits the counting mean; expected aggregator=Aggregator"),
+        ({"aggregator": ProductMean}, "SecureSum fits the counting mean; expected aggregator=CountingMean"),
         ({"weights": "examples"}, "SecureSum fits a mean in which each client counts once"),
         ({"upload": "int8"}, "Compress works on single replies, of which SecureSum lets nobody see any"),
         ({"limits": Limits(norm_bound=1.0)}, "norm_bound is a bound on single replies"),

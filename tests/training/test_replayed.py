@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heterofl_flwr.training.engines.replayed import AS_THEY_ARE, Replayed
+from heterofl_flwr.training.engines.replayed import WARM_UP, Replayed
 from heterofl_flwr.training.options import TrainOptions
 from heterofl_flwr.training.step import SGD
 
@@ -47,13 +47,13 @@ def compare(line: Line, sizes: list[int]) -> Replayed:
 def test_a_function_is_recorded_once_and_computes_with_what_is_in_memory_now():
     line = Line("cuda")
     assert not compare(line, [5] * 12).obstacle
-    assert line.calls == AS_THEY_ARE + 1
+    assert line.calls == WARM_UP + 1
 
 
 def test_inputs_of_another_shape_run_as_they_are():
     line = Line("cuda")
     assert not compare(line, [5] * 6 + [3] + [5] * 3 + [7]).obstacle
-    assert line.calls == AS_THEY_ARE + 1 + 2
+    assert line.calls == WARM_UP + 1 + 2
 
 
 def test_what_reads_a_value_back_runs_as_it_is_and_leaves_the_stream_as_it_was():

@@ -1,6 +1,24 @@
-"""Sweeps: from a configuration to jobs, from jobs to runs, with nothing done twice."""
+"""``heterofl sweep``: from a configuration to jobs, and from jobs to runs; a finished job is not run again."""
 
-from heterofl_flwr.common.errors import extra
+import argparse
 
-with extra("sweeps"):
-    import hydra as hydra
+SUMMARY = "run a sweep: several mixes, seeds, a table of the paper"
+DESCRIPTION = """
+Run the jobs of a sweep with Hydra: each combination of the values given, or the rows of an experiment, such as a table
+of the paper. All arguments are Hydra's: group=option, key=value, key=value,value. 'heterofl sweep --help' lists groups
+and all values, 'heterofl settings' says what each setting means. The same command again skips finished jobs and resumes
+those that were cut off. At the end a table has the mean over seeds, the least and the most of each row.
+"""
+EXAMPLES = """
+examples:
+  heterofl sweep -m mix=a1-e1,a1-e4 seed=0,1                   four jobs on scikit-learn's digits
+  heterofl sweep -m experiment=table7 seed=0,1,2 dry=true      only list the jobs, with the time that they take
+  heterofl sweep -m data=mnist method=fedavg,heterofl hydra/launcher=joblib
+"""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the sweep."""
+    from heterofl_flwr.app.sweep.command import run_sweep  # loads Hydra and torch
+
+    return run_sweep(args.arguments)

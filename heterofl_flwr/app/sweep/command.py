@@ -4,17 +4,21 @@ What it adds to Hydra: a job's folder is named by its settings, so what is done 
 done for, and the same command again resumes what was cut off. Jobs are checked before the first one starts.
 """
 
-import argparse
 import logging
 import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import hydra
 from filelock import Timeout
+
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, extra, unknown_settings
+
+with extra("sweeps"):
+    import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -22,10 +26,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from heterofl_flwr.app.cli.main import FAILED
-from heterofl_flwr.app.launch.running import LOG, RunError
+from heterofl_flwr.app.main import FAILED
+from heterofl_flwr.app.running import LOG, RunError
 from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, build_job, check_jobs, flat, read_score, run_once
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError, unknown_settings
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.flat import SPECS
 
@@ -65,10 +68,10 @@ def run_job(config: DictConfig) -> float | None:
     return score.final if score else None
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run what the arguments say; return the exit status."""
+def run_sweep(arguments: Sequence[str]) -> int:
+    """Run a sweep by Hydra's arguments; return the exit status."""
     command()  # as it was typed; the jobs know it
-    sys.argv = [f"{Path(sys.argv[0]).name} sweep", *args.arguments]  # Hydra reads its arguments nowhere else
+    sys.argv = [f"{Path(sys.argv[0]).name} sweep", *arguments]  # Hydra reads its arguments nowhere else
     shown = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"  # else Hydra itself prints what is wrong, in many lines, and ends the process
     try:

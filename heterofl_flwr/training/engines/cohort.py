@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from heterofl_flwr.core.exchanged import exchanged_parameters
+from heterofl_flwr.core.exchanged import shares_parameters
 from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.nn.loss import mask_logits
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_epochs
@@ -28,10 +28,10 @@ from heterofl_flwr.training.step import SGD, present_classes
 logger = logging.getLogger(__name__)
 
 LEAST = {"cpu": 2, "cuda": 1}
-"""How many clients this engine needs, by type of device; on a GPU one gains too, as its steps are replayed."""
+"""Fewest clients for this engine by type of device; on a GPU one client gains too, as its steps are replayed."""
 
 Compute = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-"""Takes a step on inputs and targets of several clients; returns their losses and numbers of right answers."""
+"""Takes a step on inputs and targets of several clients; returns losses and numbers of correct predictions."""
 
 _LAYER_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -79,7 +79,7 @@ def find_obstacle(model: nn.Module) -> str | None:
             return f"{what} draws random numbers"
         if isinstance(layer, _NormBase) and layer.running_mean is not None:
             return f"{what} changes its running statistics"
-    if len(exchanged_parameters(model)) < len(list(model.parameters())):
+    if shares_parameters(model):
         return "it shares parameters with other models"
     for name, parameter in model.named_parameters():
         if any(getattr(parameter, hooks, None) for hooks in _PARAMETER_HOOKS):
@@ -91,17 +91,17 @@ class _Client:
     """One client's progress through its batches, and the results of its steps."""
 
     def __init__(self, job: TrainingJob, options: TrainOptions) -> None:
-        self.job, self.left = job, count_steps(job, options)
+        self.job, self.remaining = job, count_steps(job, options)
         self._batches = chain.from_iterable(training_epochs(job, options))
-        self.ahead = list(islice(self._batches, 1))  # the next batch; none at the end
+        self.pending = list(islice(self._batches, 1))  # the next batch; none at the end
         self.losses: list[Tensor] = []
-        self.right: list[Tensor] = []
+        self.correct: list[Tensor] = []
         self.sizes: list[int] = []
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
-        batch = self.ahead.pop()
-        self.ahead += islice(self._batches, 1)
-        self.left -= 1
+        batch = self.pending.pop()
+        self.pending += islice(self._batches, 1)
+        self.remaining -= 1
         self.sizes.append(len(batch[1]))
         return batch
 
@@ -138,18 +138,18 @@ class Cohort:
         return [self._finish(number, seconds) for number in range(len(self._clients))]
 
     def _next(self) -> list[int]:
-        """Return who steps next: the client with most steps to go, and all whose batches have the shape of its own.
+        """Return the clients of the next step: the one with most remaining steps, and those with equal batch shapes.
 
-        So one with an odd last batch is soon with the others again.
+        A client with an odd last batch therefore rejoins the others soon.
         """
-        shapes = {number: client.ahead[0][0].shape for number, client in enumerate(self._clients) if client.ahead}
+        shapes = {number: client.pending[0][0].shape for number, client in enumerate(self._clients) if client.pending}
         if not shapes:
             return []
-        first = shapes[max(shapes, key=lambda number: self._clients[number].left)]
-        return [number for number, shape in shapes.items() if shape == first]
+        leading = shapes[max(shapes, key=lambda number: self._clients[number].remaining)]
+        return [number for number, shape in shapes.items() if shape == leading]
 
     def _run_steps(self, together: list[int]) -> None:
-        """Run steps as long as these clients go together, at most an epoch; then see whether any has diverged."""
+        """Run steps while these clients share batch shapes, at most one epoch; then check for divergence."""
         rows = torch.tensor(together, device=self._sgd.values[0].device)
         all_of_them = len(together) == len(self._clients)
         sgd = self._sgd if all_of_them else self._sgd.select(rows)
@@ -168,28 +168,28 @@ class Cohort:
         joint.release()  # there may be one for each number of clients
         if not all_of_them:
             self._sgd.write(rows, sgd)
-        losses, right = (torch.stack(parts) for parts in zip(*steps, strict=True))  # (steps, clients)
-        bad = [number for number, own in zip(together, losses.T, strict=True) if not own.isfinite().all()]
-        if bad:
+        losses, correct = (torch.stack(parts) for parts in zip(*steps, strict=True))  # (steps, clients)
+        diverged = [number for number, loss in zip(together, losses.T, strict=True) if not loss.isfinite().all()]
+        if diverged:
             raise DivergedError(
-                f"the loss is no longer finite for {len(bad)} of {len(self._clients)} clients that train together, the "
-                f"first of them number {bad[0] + 1}, at learning rate {self._options.learning_rate:g}"
+                f"the loss is no longer finite for {len(diverged)} of {len(self._clients)} clients that train "
+                f"together, the first being number {diverged[0] + 1}, at learning rate {self._options.learning_rate:g}"
             )
         for place, number in enumerate(together):
             self._clients[number].losses.append(losses[:, place])
-            self._clients[number].right.append(right[:, place].sum())
+            self._clients[number].correct.append(correct[:, place].sum())
 
     def _prepare(self, together: list[int], values: Sequence[Tensor]) -> Joint:
-        """Return what computes these clients, verified when it is new."""
+        """Return the joint model of these clients, verified on first use."""
         number, clients = len(together), [self._clients[client] for client in together]
         if number not in self._joints:
-            models, inputs = [client.job.model for client in clients], [client.ahead[0][0] for client in clients]
+            models, inputs = [client.job.model for client in clients], [client.pending[0][0] for client in clients]
             self._joints[number] = build_verified(models, self._layouts, values, inputs)
         self._joints[number].place(values)
         return self._joints[number]
 
     def _step(self, compute: Compute, together: list[int]) -> tuple[Tensor, ...]:
-        """Run one step; return the losses and the numbers of right answers."""
+        """Run one step; return the losses and the numbers of correct predictions."""
         inputs, targets = zip(*(self._clients[number].next_batch() for number in together), strict=True)
         return compute(torch.cat(inputs, 1), torch.stack(targets, 1))  # (batch, clients * channels, ...)
 
@@ -202,10 +202,10 @@ class Cohort:
     def _mask(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Return logits (batch, clients, classes) with those of each client's absent classes filled."""
         classes = [client.job.classes for client in self._clients]
-        if all(own is None for own in classes):
+        if all(labels is None for labels in classes):
             return logits
         if self._present is None:
-            masks = [present_classes(own, logits.shape[2]).cpu() for own in classes]
+            masks = [present_classes(labels, logits.shape[2]).cpu() for labels in classes]
             self._present = torch.stack(masks).to(logits.device)  # (clients, classes)
         present = self._present if len(rows) == len(classes) else self._present[rows]
         return mask_logits(logits.flatten(1), present.flatten(), self._options.mask_fill).view_as(logits)
@@ -219,5 +219,5 @@ class Cohort:
             if layout.trained:
                 parameters[layout.name].copy_(layout.shaped(rows[number], layout.shape))
         client.job.model.zero_grad()
-        correct = int(torch.stack(client.right).sum())
+        correct = int(torch.stack(client.correct).sum())
         return build_result(client.job, client.losses, client.sizes, correct, seconds * len(client.sizes))

@@ -34,7 +34,7 @@ def _forward(model: nn.Module, batch_size: int, inputs: Tensor) -> Tensor:
         return logits
     torch.compiler.cudagraph_mark_step_begin()
     # Views, as torch takes a parameter to stay where it is in memory: it would record a CUDA graph for each client.
-    trained = {name: own.view_as(own) for name, own in model.named_parameters() if own.requires_grad}
+    trained = {name: value.view_as(value) for name, value in model.named_parameters() if value.requires_grad}
     return _compiler()(model, trained, inputs)
 
 

@@ -13,12 +13,12 @@ from heterofl_flwr.training.device import tensor_specs
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 
 TOLERANCE = 1e-9
-"""How far what is computed together may be from the same alone, relative to the norm of the latter."""
+"""Largest relative difference between joint and single results."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one parameter's values lie in a row: its name, its shape in each model, and whether it is trained.
+    """Memory layout of one parameter in a row: name, shape in each model, and whether it is trained.
 
     ``channels_last`` says whether it is the weight of an image convolution in the order of its memory.
     """
@@ -47,9 +47,9 @@ def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
     in more than the values of their parameters raise ``IncompatibleError``.
     """
     model, specs = models[0], tensor_specs(models[0])
-    if any(tensor_specs(other) != specs for other in models[1:]):
+    if any(tensor_specs(local) != specs for local in models[1:]):
         raise IncompatibleError("the clients' models differ in their parameters or buffers")
-    if not all(all(map(torch.equal, model.buffers(), other.buffers())) for other in models[1:]):
+    if not all(all(map(torch.equal, model.buffers(), local.buffers())) for local in models[1:]):
         raise IncompatibleError("the clients' models differ in the values of their buffers")
     fit = bears_channels_last(model)
     images = {
@@ -69,16 +69,16 @@ class Joint:
 
     def __init__(self, model: nn.Module, layouts: Sequence[Layout], clients: int) -> None:
         self.layouts, self._clients, self._twin = layouts, clients, wide_twin(model, clients)
-        own = dict(self._twin.named_parameters())
-        if own.keys() != {layout.name for layout in layouts}:
+        parameters = dict(self._twin.named_parameters())
+        if parameters.keys() != {layout.name for layout in layouts}:
             raise IncompatibleError("layers share parameters")  # their copies would no longer
-        self._parameters = [own[layout.name] for layout in layouts]
+        self._parameters = [parameters[layout.name] for layout in layouts]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (batch, clients, classes) from inputs (batch, clients * channels, ...)."""
         logits: Tensor = self._twin(inputs)
-        apart: Tensor = logits.unflatten(1, (self._clients, -1))
-        return apart
+        by_client: Tensor = logits.unflatten(1, (self._clients, -1))
+        return by_client
 
     def place(self, values: Sequence[Tensor]) -> None:
         """Compute with these values, (clients, values) for each layout, from now on."""
@@ -86,7 +86,7 @@ class Joint:
             parameter.data = layout.shaped(rows, parameter.shape)
 
     def release(self) -> None:
-        """Hold no values and gradients until others are placed."""
+        """Release values and gradients until ``place`` is called again."""
         for parameter in self._parameters:
             parameter.grad, parameter.data = None, parameter.data.new_empty(()).expand_as(parameter)
 
@@ -105,7 +105,7 @@ class Joint:
 def build_verified(
     models: Sequence[nn.Module], layouts: Sequence[Layout], values: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Joint:
-    """Return what computes models together, once its logits and gradients equal those of each model alone.
+    """Return the joint model after checking that its logits and gradients equal those of each model alone.
 
     The first and the last client are compared, on a batch of each client, all of one shape, in float64: in float32
     rounding that moves one value of many across a kink, as of ReLU, changes gradients by percents. Models that differ,
@@ -113,7 +113,7 @@ def build_verified(
     independent of each other.
     """
     exact = [copy.deepcopy(model).double() for model in models]
-    exact_inputs = [one.double() if one.is_floating_point() else one for one in inputs]
+    exact_inputs = [batch.double() if batch.is_floating_point() else batch for batch in inputs]
     _verify(Joint(exact[0], layouts, len(models)), exact, [rows.double() for rows in values], exact_inputs)
     return Joint(models[0], layouts, len(models))
 
@@ -123,27 +123,31 @@ def _verify(joint: Joint, models: Sequence[nn.Module], values: Sequence[Tensor],
     together = joint.forward(torch.cat(list(inputs), 1))
     gradients = joint.gradients(_probe(together))
     for client in {0, len(inputs) - 1}:
-        own = {
+        parameters = {
             layout.name: layout.shaped(rows[client], layout.shape).detach().requires_grad_(layout.trained)
             for layout, rows in zip(joint.layouts, values, strict=True)
         }
-        logits = _call_alone(models[client], own, inputs[client])
+        logits = _call_alone(models[client], parameters, inputs[client])
         _compare("logits", [together[:, client]], [logits])
-        trained = [value for value in own.values() if value.requires_grad]
+        trained = [value for value in parameters.values() if value.requires_grad]
         alone = torch.autograd.grad(_probe(logits[:, None]), trained, allow_unused=True)
-        if [one is None for one in alone] != [one is None for one in gradients]:
+        if [gradient is None for gradient in alone] != [gradient is None for gradient in gradients]:
             raise IncompatibleError("together, other parameters get gradients")
         _compare(
             "gradients",
-            [one[client] for one in gradients if one is not None],
-            [layout.rows(one, 1)[0] for layout, one in zip(joint.layouts, alone, strict=False) if one is not None],
+            [gradient[client] for gradient in gradients if gradient is not None],
+            [
+                layout.rows(gradient, 1)[0]
+                for layout, gradient in zip(joint.layouts, alone, strict=False)
+                if gradient is not None
+            ],
         )
 
 
 def _probe(logits: Tensor) -> Tensor:
     """Return a sum of logits (batch, clients, ...) in which each counts differently, but alike for each client."""
-    first = logits[:, :1].detach()
-    return (logits * torch.arange(first.numel(), device=first.device).cos().view_as(first)).sum()
+    client = logits[:, :1].detach()  # (batch, 1, ...)
+    return (logits * torch.arange(client.numel(), device=client.device).cos().view_as(client)).sum()
 
 
 def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> Tensor:
@@ -158,10 +162,10 @@ def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> 
 
 def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
     """Compare tensors one by one; small ones, which may be rounding alone, by the size of the largest."""
-    if [one.shape for one in together] != [one.shape for one in alone]:
+    if [tensor.shape for tensor in together] != [tensor.shape for tensor in alone]:
         raise IncompatibleError(f"together, {what} have another shape")
-    norms = [one.norm() for one in alone]
+    norms = [tensor.norm() for tensor in alone]
     least = torch.stack(norms).max() / 10
-    for one, other, norm in zip(together, alone, norms, strict=True):
-        if not (one - other).norm() <= TOLERANCE * norm.maximum(least):  # written so, NaN fails
+    for joint, single, norm in zip(together, alone, norms, strict=True):
+        if not (joint - single).norm() <= TOLERANCE * norm.maximum(least):  # written so, NaN fails
             raise IncompatibleError(f"together, {what} have other values")

@@ -47,12 +47,12 @@ def train_one(
     sizes: list[int] = []
     faster = sum(parameter.numel() for parameter in model.parameters()) in CHANNELS_LAST
     with seeded(derive(job.seed, "model"), device), channels_last(model) if faster else nullcontext():
-        sgd = ParameterSGD(model.parameters(), options, job.towards)
+        sgd = ParameterSGD(model.parameters(), options)
         for batches in training_epochs(job, options):
             losses = []
             for inputs, targets in batches:
                 loss, right = compute_loss(forward or model, inputs, targets, masking, job.joint_loss)
-                sgd.minimise(loss)
+                sgd.minimise(loss + job.penalty() if job.penalty else loss)
                 correct.add_(right.sum())
                 losses.append(loss.detach())
                 sizes.append(targets.numel())

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-AS_THEY_ARE = 3
-"""Calls that run as they are before one is recorded: libraries set themselves up in them, which cannot be recorded."""
+WARM_UP = 3
+"""Calls before one is recorded: libraries initialise in them, and that cannot be recorded."""
 
 
 class Replayed:
@@ -21,7 +21,7 @@ class Replayed:
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], device: torch.device) -> None:
         self.obstacle = ""
-        self._function, self._left = function, AS_THEY_ARE
+        self._function, self._warm_up = function, WARM_UP
         self._stream = torch.cuda.Stream(device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
@@ -29,15 +29,15 @@ class Replayed:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return what the function returns for these inputs."""
-        if self._left:
-            self._left -= 1
+        if self._warm_up:
+            self._warm_up -= 1
             return self._run_aside(inputs)
         if self._graph is None and not self.obstacle:
             self._record(inputs)
-        if self._graph is None or [own.shape for own in inputs] != [own.shape for own in self._inputs]:
+        if self._graph is None or [value.shape for value in inputs] != [value.shape for value in self._inputs]:
             return self._function(*inputs)
-        for own, new in zip(self._inputs, inputs, strict=True):
-            own.copy_(new)
+        for recorded, value in zip(self._inputs, inputs, strict=True):
+            recorded.copy_(value)
         self._graph.replay()
         return tuple(output.clone() for output in self._outputs)  # the next replay overwrites them
 
@@ -52,7 +52,7 @@ class Replayed:
 
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
         """Record the function without running it."""
-        graph, self._inputs = torch.cuda.CUDAGraph(), tuple(own.clone() for own in inputs)
+        graph, self._inputs = torch.cuda.CUDAGraph(), tuple(value.clone() for value in inputs)
         try:
             # The outer context gives the stream back if recording fails. Other threads may compute meanwhile.
             with (

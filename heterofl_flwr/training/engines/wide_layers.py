@@ -23,8 +23,8 @@ class IncompatibleError(HeteroFLError):
 def _joined(layer: nn.Module, clients: int) -> nn.Module:
     """Return a copy of a layer with the clients joined along axis 0 of each parameter."""
     parameters = {
-        id(own): nn.Parameter(own.new_empty(clients * own.shape[0], *own.shape[1:]), own.requires_grad)
-        for own in layer.parameters()
+        id(value): nn.Parameter(value.new_empty(clients * value.shape[0], *value.shape[1:]), value.requires_grad)
+        for value in layer.parameters()
     }
     wide = copy.deepcopy(layer, dict(parameters))  # a deep copy takes what its memo already holds
     for number in GROWING[type(layer)]:
@@ -58,7 +58,7 @@ def wide_twin(model: nn.Module, clients: int) -> nn.Module:
 
     It maps (batch, clients * channels, ...) to (batch, clients * classes), unless the forward pass does something on
     axis 1 that a wide tensor does not bear, such as reshaping it to a fixed size: whoever uses a twin must compare it
-    with the models first. Its parameters, of which each has ``clients`` times the values, hold none yet.
+    with the models first. Its parameters have ``clients`` times as many entries and are uninitialised.
 
     Raises
     ------

@@ -2,7 +2,7 @@
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from heterofl_flwr.client import answer_queries, reply, submodel
+from heterofl_flwr.client import Task, answer_queries
 
 from heterofl.dataset import load_data
 from heterofl.model import model_builder
@@ -37,7 +37,8 @@ answer_queries(app, build_from=build_from, data=moments_batches)
 @app.train()
 def train(msg: Message, context: Context):
     """Train the slice of the model that the message brings."""
-    model = submodel(msg, build_from(context), seed_torch=True)
+    task = Task(msg, context, build_from(context), seed_torch=True)
+    model = task.model()
     data, _ = load(context)
     config = context.run_config
     loss = train_fn(
@@ -49,13 +50,14 @@ def train(msg: Message, context: Context):
     )
     labels = data[1].unique().tolist()  # rows of the classifier count for these
     metrics = {"train_loss": loss}
-    return reply(msg, model, num_examples=len(data[1]), labels=labels, metrics=metrics)
+    return task.reply(model, num_examples=len(data[1]), labels=labels, metrics=metrics)
 
 
 @app.evaluate()
 def evaluate(msg: Message, context: Context):
     """Evaluate the global model on this client's part of the test images."""
-    model = submodel(msg, build_from(context))
+    task = Task(msg, context, build_from(context))
+    model = task.model()
     _, data = load(context)
     accuracy = test_fn(model, data)
-    return reply(msg, num_examples=len(data[1]), metrics={"accuracy": accuracy})
+    return task.reply(num_examples=len(data[1]), metrics={"accuracy": accuracy})

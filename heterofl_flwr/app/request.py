@@ -1,74 +1,77 @@
-"""``heterofl run``: a federated run on this machine, or on a Ray cluster."""
+"""A run as the command line asks for it: settings, folder, clients, and their shares of the machine."""
 
 import argparse
+import math
 import os
 import secrets
 import shlex
-import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from heterofl_flwr.app.cli.main import HOW
-from heterofl_flwr.app.cli.report import show_results
-from heterofl_flwr.app.launch import preflight, running
-from heterofl_flwr.app.launch.request import CLUSTER, Request, read_app
-from heterofl_flwr.app.server_app import find_start
-from heterofl_flwr.app.workload import load_workload
-from heterofl_flwr.common.errors import ConfigError, extra, name_faults, printable
+import torch
+from flwr.app import UserConfig
+
+from heterofl_flwr.app.run import HOW
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.auto_values import CLIENTS
-from heterofl_flwr.settings.flat import from_flat, from_stored, read_assignments, read_config, to_flat
+from heterofl_flwr.settings.flat import flatten, from_flat, from_stored, read_assignments, read_config, to_flat
+from heterofl_flwr.settings.value_types import Flat
+from heterofl_flwr.transport.compat import get_project_config
+
+CLUSTER = "RAY_ADDRESS"
+"""The environment variable that names a Ray cluster; what its machines have is not known here."""
 
 HISTORY = "history.jsonl"
 WINDOW = 64
-"""Messages under way at once, where no setting tells: the server's memory then does not grow with the clients."""
+"""Default of ``engine.window``: the server's memory then does not grow with the clients."""
+
+SERVER_APP = "heterofl_flwr.app.server_app:app"
+CLIENT_APP = "heterofl_flwr.app.client_app:app"
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run it; return 0 only if it did all that it was to do."""
-    request = build_request(args)
-    if request.grid == "ray":
-        with extra("simulation", "use --grid local"):  # not after the folder is there
-            import_module("ray")
-    if args.app is None:
-        finished = _check_run(request)
-        if finished:
-            print(finished)
-            return 0
-    where = "on Ray" if request.grid == "ray" else "in this process (on all cores: --grid ray)"
-    print(f"{request.clients} clients {where}; folder {request.out}", flush=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A run that is to be made; the last three say what each client gets of the machine where Ray's actors run them."""
+
+    config: Mapping[str, Flat]  # all settings of the app
+    out: Path  # the run's folder
+    clients: int  # number of virtual clients
+    app: Path | None = None  # folder of another Flower app; None for this package's own
+    server: str = SERVER_APP  # where the app's two parts are
+    client: str = CLIENT_APP
+    grid: str = "local"  # what runs the clients: ``local``, this process; ``ray``, Ray's actors
+    cpus: int = 1  # processor cores
+    gpus: float | None = None  # a share of a GPU, or a number of whole ones; None where nobody says it
+    parallel: int | None = None  # how many clients may run at once; None for as many as the cores and GPUs allow
+
+    @property
+    def gpu_share(self) -> float:
+        """What each client gets of a GPU: where nobody says it one, or a share where more clients may run at once."""
+        number = torch.cuda.device_count()
+        if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:
+            return self.gpus or 0.0
+        return math.floor(1e4 / math.ceil((self.parallel or number) / number)) / 1e4
+
+
+def read_app(folder: Path, given: Mapping[str, Flat], **how: Any) -> Request:
+    """Return the request for another app, as Flower reads it; ``ConfigError`` for settings that it does not have."""
     try:
-        command()  # the processes of the run then know it
-        running.run_request(request, log=args.log or bool(args.app))
-    except KeyboardInterrupt:
-        if args.app or not RunFolder(request.out).started:
-            raise
-        how = [f"--{name}={value}" for name, usual in HOW.items() if (value := getattr(args, name)) != usual]
-        again = shlex.join(["heterofl", "run", "--resume", str(request.out), *how])
-        raise KeyboardInterrupt(f"go on with: {again}") from None
-    except running.RunError as error:
-        print(
-            printable(f"heterofl: the run failed: {error}\n  the whole log: {request.out / running.LOG}"),
-            file=sys.stderr,
+        table = get_project_config(folder)["tool"]["flwr"]["app"]
+        config: UserConfig = flatten(table.get("config", {}))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} has no pyproject.toml that describes a Flower app: {error}") from error
+    if unknown := sorted(given.keys() - config.keys()):
+        raise ConfigError(
+            f"the app in {folder} has no setting {', '.join(unknown)}; it has {', '.join(config) or 'none'}"
         )
-        return 1
-    return 0 if args.app else _end(request)
-
-
-def _end(request: Request) -> int:
-    """Print what a run has come to; return the exit status."""
-    show_results(request.out)
-    last = next((own for own in reversed(RunFolder(request.out).history()) if own.evaluate_asked), None)
-    if last is None or last.evaluate_answers:
-        return 0
-    why = name_faults("partition", last.evaluate_failures)
-    said = f"heterofl: in round {last.server_round} no client evaluated the global model: {why}"
-    print(printable(said), file=sys.stderr)
-    return 1
+    parts = table["components"]
+    return Request(config={**config, **given}, app=folder, server=parts["serverapp"], client=parts["clientapp"], **how)
 
 
 def build_request(args: argparse.Namespace) -> Request:
@@ -126,19 +129,3 @@ def _choose_folder(args: argparse.Namespace, name: str) -> Path:
     usual = Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
     chosen: Path = args.resume or args.out or usual
     return chosen.resolve()
-
-
-def _check_run(request: Request) -> str:
-    """Raise what is wrong with a run of this package's own app; say so where it has come to its end already."""
-    workload, folder = load_workload(request.config), RunFolder(request.out)
-    start = find_start(folder, workload.settings)
-    if not start.finished:
-        preflight.check_task(workload, request.clients)
-        if workload.settings.sample.spare and request.grid == "local" and not workload.settings.devices.profile:
-            print(
-                "sample.spare: here all clients that are asked answer, so the spare ones count too; let some be late "
-                "(devices.profile), or leave it out"
-            )
-        with folder.lock():
-            pass  # the folder can be written to, and no other process runs there
-    return start.finished

@@ -5,23 +5,35 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from heterofl_flwr.app.workload import load_workload
+from heterofl_flwr.app.arguments import read_path
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import write_atomic
-from heterofl_flwr.core import formatting
-from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.data import Dataset, Split
-from heterofl_flwr.export.export import BATCH, export_model
-from heterofl_flwr.export.formats import FORMATS, formats_named
-from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.models import load_model, model_facts
-from heterofl_flwr.settings.flat import from_stored, to_flat
-from heterofl_flwr.training.batches import read_tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from heterofl_flwr.data import Dataset, Split
+    from heterofl_flwr.report import RunFolder
+
+SUMMARY = "write a run's models as safetensors, torch.export and ONNX"
+DESCRIPTION = """
+Write the models of a run into RUN/exports, a folder each, so that they run without this package:
+
+  model.safetensors  the tensors, for the model's own code; batch norm has the statistics that were measured
+  model.pt2          a program of torch.export: runs wherever torch does
+  model.onnx         the same for onnxruntime and its like, without torch; needs heterofl-flwr[export]
+
+Every file is opened again and compared with the model on examples of the test data, before it gets its name. A table of
+all models (rate, parameters, score, sizes) is printed, and written as README.md, with how to prepare inputs.
+"""
+EXAMPLES = """
+examples:
+  heterofl export runs/mine
+  heterofl export runs/mine --level c --formats onnx
+  heterofl export runs/mine --level b --level e --out models
+"""
 
 PAGE = "README.md"
 
@@ -37,8 +49,27 @@ Scores are of the run's whole test set. {inputs}
 """
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("folder", type=read_path, metavar="RUN", help="the run's folder")
+    level = "such as c; repeatable; by default all"
+    parser.add_argument("--level", action="append", default=[], metavar="LEVEL", help=level)
+    formats = "some of safetensors, pt2 and onnx, with commas; may be repeated; by default all three"
+    parser.add_argument("--formats", action="append", metavar="NAMES", help=formats)
+    parser.add_argument("--out", type=read_path, metavar="DIR", help="where to; by default RUN/exports")
+
+
 def run(args: argparse.Namespace) -> int:
     """Export the models, and print the table."""
+    # Imported here, as they load torch, which takes seconds.
+    from heterofl_flwr.app.workload import load_workload
+    from heterofl_flwr.core import formatting
+    from heterofl_flwr.export.export import BATCH, export_model
+    from heterofl_flwr.export.formats import FORMATS, formats_named
+    from heterofl_flwr.runs.folder import RunFolder
+    from heterofl_flwr.runs.models import load_model
+    from heterofl_flwr.settings.flat import from_stored, to_flat
+
     names = ",".join(args.formats or FORMATS).split(",")
     formats = list(formats_named([name.strip() for name in names]))  # before anything is loaded
     folder = RunFolder(args.folder)
@@ -67,29 +98,36 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def models_of(folder: RunFolder, levels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return what is known of the final models, or of those of some levels."""
-    known = model_facts(folder)
-    if not known:
+def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the facts of the final models, or of those of some levels."""
+    from heterofl_flwr.runs.models import model_facts
+
+    models = model_facts(folder)
+    if not models:
         raise ConfigError(
             f"the run in {folder.path} has no models: it writes them at its end (heterofl run --resume "
             f"{shlex.quote(str(folder.path))}), and none where clients keep parameters of their own (server.shared)"
         )
-    if unknown := [level for level in levels if level not in known]:
-        raise ConfigError(f"--level {unknown[0]}: the run has no such model; expected some of {', '.join(known)}")
-    return {name: facts for name, facts in known.items() if not levels or name in levels}
+    if unknown := [level for level in levels if level not in models]:
+        raise ConfigError(f"--level {unknown[0]}: the run has no such model; expected some of {', '.join(models)}")
+    return {name: facts for name, facts in models.items() if not levels or name in levels}
 
 
-def inputs_of(test: Split, seed: int) -> Tensor:
+def inputs_of(test: "Split", seed: int) -> "Tensor":
     """Return test examples as the model sees them."""
+    import torch
+
+    from heterofl_flwr.core.randomness import derive
+    from heterofl_flwr.training.batches import read_tokens
+
     if test.reading is None:
         return test.inputs[:COMPARED]
     pieces = read_tokens(test.inputs[:COMPARED], test.reading, torch.Generator().manual_seed(derive(seed, "hidden")))
     return next(iter(pieces))[0]
 
 
-def preparation(dataset: Dataset) -> str:
-    """Return what the user of a model has to do with an input before the model sees it, and what it then says."""
+def preparation(dataset: "Dataset") -> str:
+    """Return how to prepare inputs for a model, and the names of its classes."""
     if dataset.test.reading is not None:
         hidden = dataset.test.reading.hides_as
         return f"Inputs are words by number (the `names` of the data set); {hidden} is a hidden word to predict."
@@ -98,6 +136,6 @@ def preparation(dataset: Dataset) -> str:
         return f"Inputs are as {dataset.name} gives them. Classes: {names}."
     what = f"columns {', '.join(dataset.columns)}" if dataset.columns else "channels of pixels, scaled to 0 to 1"
     mean, deviation = (
-        ", ".join(f"{one:.9g}" for one in own) for own in (dataset.normal.mean, dataset.normal.deviation)
+        ", ".join(f"{value:.9g}" for value in values) for values in (dataset.normal.mean, dataset.normal.deviation)
     )
     return f"Inputs are {what}; of each less its mean {mean}, divided by its deviation {deviation}. Classes: {names}."

@@ -1,13 +1,11 @@
-"""``heterofl keys``: certificates for the SuperLink and keys for nodes, in the forms that Flower's commands read.
+"""Certificates of a SuperLink and keys of its nodes.
 
 An authority of its own signs the SuperLink's certificate, and nodes trust that authority alone. It stays when the
 SuperLink's certificate is renewed, so nodes need nothing new.
 """
 
-import argparse
 import ipaddress
 import re
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -29,24 +27,6 @@ _NAME = re.compile(r"\w[\w.-]*(?<!\.(?:key|crt|pub))")  # other files of the fol
 _HOST = re.compile(r"[\w.*-]+", re.ASCII)
 _CURVE = SECP384R1()  # Flower accepts keys of NIST's curves alone
 _BEFORE = timedelta(hours=1)  # clocks of nodes may lag behind
-
-
-def run(args: argparse.Namespace) -> int:
-    """Write the files, and say how nodes are registered."""
-    if not args.host and not args.node:
-        raise ConfigError("nothing to write: name the SuperLink (--host NAME), nodes (--node NAME), or both")
-    if not 1 <= args.days <= AUTHORITY_DAYS:
-        raise ConfigError(f"--days is {args.days}; expected 1 to {AUTHORITY_DAYS}, as an authority is valid no longer")
-    for name in args.node:
-        _new_paths(args.folder, name)  # before the SuperLink's key is replaced
-    written = write_certificates(args.folder, args.host, args.days) if args.host else []
-    pairs = [write_node_key(args.folder, name) for name in dict.fromkeys(args.node)]
-    print(*written, *(path for pair in pairs for path in pair), sep="\n")
-    if pairs:
-        print("register with the SuperLink, by its connection in Flower's config.toml:")
-    for _, public in pairs:
-        print(f"  flwr supernode register {shlex.quote(str(public))} CONNECTION --name {public.stem}")
-    return 0
 
 
 def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
@@ -76,7 +56,7 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
 
 def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
     """Write a node's private key, and beside it the public one to register with the SuperLink; return both paths."""
-    path, public = _new_paths(folder, name)
+    path, public = new_paths(folder, name)
     key = generate_private_key(_CURVE)
     openssh = serialization.PublicFormat.OpenSSH
     write_atomic(path, _private(key, serialization.PrivateFormat.OpenSSH), SECRET)
@@ -84,7 +64,7 @@ def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
     return path, public
 
 
-def _new_paths(folder: Path, name: str) -> tuple[Path, Path]:
+def new_paths(folder: Path, name: str) -> tuple[Path, Path]:
     """Return where a node's two keys go; ``ConfigError`` where the name is invalid, or the node has keys."""
     if not _NAME.fullmatch(name):
         expected = "letters, digits, '.', '_' and '-', which does not end in .key, .crt or .pub"

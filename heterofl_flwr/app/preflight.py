@@ -1,17 +1,35 @@
-"""What is checked before a run starts."""
+"""Checks before a run starts."""
 
 import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.app.callbacks import check_names
-from heterofl_flwr.app.server_app import build_devices, make_strategy
-from heterofl_flwr.app.workload import Workload
-from heterofl_flwr.client.local_model import for_evaluation
+from heterofl_flwr.app.request import Request
+from heterofl_flwr.app.server_app import build_devices, find_start, make_strategy
+from heterofl_flwr.app.workload import Workload, load_workload
+from heterofl_flwr.client.model import for_evaluation
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, first_line
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.federation.summary import find_equal_levels
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
+from heterofl_flwr.report import RunFolder
+
+
+def check_run(request: Request) -> str:
+    """Check a run of this package's own app before it starts; return a sentence if it has finished already."""
+    workload, folder = load_workload(request.config), RunFolder(request.out)
+    start = find_start(folder, workload.settings)
+    if not start.finished:
+        check_task(workload, request.clients)
+        if workload.settings.sample.spare and request.grid == "local" and not workload.settings.devices.profile:
+            print(
+                "sample.spare: here all clients that are asked answer, so the spare ones count too; let some be late "
+                "(devices.profile), or leave it out"
+            )
+        with folder.lock():
+            pass  # the folder can be written to, and no other process runs there
+    return start.finished
 
 
 def check_task(workload: Workload, clients: int) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
-from heterofl_flwr.app.launch.request import Request
+from heterofl_flwr.app.request import Request
 from heterofl_flwr.app.workload import load_workload
-from heterofl_flwr.client.client_states import NODE_STATES
+from heterofl_flwr.client.state import NODE_STATES
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.queued import QueuedGrid

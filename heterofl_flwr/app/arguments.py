@@ -1,0 +1,30 @@
+"""Types of command-line arguments; loads no torch."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def read_path(text: str) -> Path:
+    """Read a path that may begin with ``~``, which shells do not expand in ``--out=~/runs``."""
+    return Path(os.path.expanduser(text))
+
+
+def read_count(text: str) -> int:
+    """Read an integer of 1 or more."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of 1 or more")
+    return int(text)
+
+
+def read_integers(separator: str, example: str) -> Callable[[str], tuple[int, ...]]:
+    """Return a reader of positive integers, whose error shows an example."""
+
+    def read(text: str) -> tuple[int, ...]:
+        parts = text.split(separator)
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected positive integers such as {example}")
+        return tuple(map(int, parts))
+
+    return read

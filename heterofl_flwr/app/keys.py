@@ -1,0 +1,55 @@
+"""``heterofl keys``: certificates for the SuperLink and keys for nodes, in the forms that Flower's commands read."""
+
+import argparse
+import shlex
+
+from heterofl_flwr.app.arguments import read_path
+from heterofl_flwr.common.errors import ConfigError
+
+SUMMARY = "make certificates and keys for a deployment with TLS and known nodes"
+DESCRIPTION = """
+Write the certificates and keys of a deployment into a folder. With --host, those of the SuperLink:
+
+  ca.crt      the authority; every node and everyone who runs 'flwr' gets a copy, and trusts it
+  ca.key      its key; whoever has it can pretend to be the SuperLink, so keep it off the machines
+  server.crt  the SuperLink's certificate, for the names given and for localhost, 127.0.0.1 and ::1
+  server.key  its key
+
+If the authority is there already, only the SuperLink's certificate and key are made anew; nodes need nothing new. With
+--node, the key of each node, which goes to the node, and NAME.pub, which is registered with the SuperLink.
+"""
+EXAMPLES = """
+examples:
+  heterofl keys keys --host superlink.example.org --host 10.0.0.5 --node phone --node camera
+  heterofl keys keys --host superlink.example.org --days 90     renews the SuperLink's certificate
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("folder", type=read_path, help="where to")
+    host = "name or address by which the SuperLink is reached; repeatable"
+    parser.add_argument("--host", action="append", default=[], metavar="NAME", help=host)
+    parser.add_argument("--days", type=int, default=365, help="how long its certificate is valid (%(default)s)")
+    parser.add_argument("--node", action="append", default=[], metavar="NAME", help="a node's name; repeatable")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the files, and say how nodes are registered."""
+    # Imported here, as cryptography takes a while to load.
+    from heterofl_flwr.app.certificates import AUTHORITY_DAYS, new_paths, write_certificates, write_node_key
+
+    if not args.host and not args.node:
+        raise ConfigError("nothing to write: name the SuperLink (--host NAME), nodes (--node NAME), or both")
+    if not 1 <= args.days <= AUTHORITY_DAYS:
+        raise ConfigError(f"--days is {args.days}; expected 1 to {AUTHORITY_DAYS}, as an authority is valid no longer")
+    for name in args.node:
+        new_paths(args.folder, name)  # before the SuperLink's key is replaced
+    written = write_certificates(args.folder, args.host, args.days) if args.host else []
+    pairs = [write_node_key(args.folder, name) for name in dict.fromkeys(args.node)]
+    print(*written, *(path for pair in pairs for path in pair), sep="\n")
+    if pairs:
+        print("register with the SuperLink, by its connection in Flower's config.toml:")
+    for _, public in pairs:
+        print(f"  flwr supernode register {shlex.quote(str(public))} CONNECTION --name {public.stem}")
+    return 0

@@ -1,0 +1,123 @@
+"""The command ``heterofl``: its subcommands, and the exit codes of all programs of this project.
+
+Subcommands load torch only when they run.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType, ModuleType
+
+from heterofl_flwr import __version__
+from heterofl_flwr.app import export, keys, profile, report, run, settings, sweep
+from heterofl_flwr.common.errors import HeteroFLError, not_usable, printable, unknown_settings
+from heterofl_flwr.settings.stored_settings import stored_settings
+
+COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
+    {
+        "run": run,
+        "sweep": sweep,
+        "report": report,
+        "export": export,
+        "settings": settings,
+        "profile": profile,
+        "keys": keys,
+    }
+)
+"""Subcommands; each module has its arguments, its help texts and its work."""
+
+FAILED = 1
+MISUSED = 2
+INTERRUPTED = 130
+
+
+def status_of(program: str, work: Callable[[], int | None]) -> int:
+    """Do the work; return its exit status: 0 if it has none, 2 for what cannot be asked.
+
+    The program's name begins each error message. The work includes reading the arguments, as their parser prints and
+    ends the process too. An interrupt may say how to go on.
+    """
+    try:
+        try:
+            return work() or 0
+        finally:
+            if sys.stdout:  # None where it is closed
+                sys.stdout.flush()  # here a reader that has had enough, such as head, is noticed
+    except HeteroFLError as error:
+        print(printable(f"{program}: {error}"), file=sys.stderr)  # names in it may be a stranger's
+        return MISUSED
+    except KeyboardInterrupt as interrupt:
+        print("; ".join([f"{program}: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.filename is None and sys.stdout:  # may be of the output, which Python would flush once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return FAILED
+        print(f"{program}: {error}", file=sys.stderr)
+        return MISUSED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0 only if it did what was asked, 2 for what cannot be asked."""
+
+    def work() -> int:
+        args = parse(arguments)
+        _import_from_here()
+        code: int = args.run(args)
+        return code
+
+    return status_of("heterofl", work)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read arguments; where settings can be given, words such as ``train.lr=0.05`` are some, as in Hydra."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["sweep"]:  # the others are Hydra's, and --help too
+        return argparse.Namespace(run=sweep.run, arguments=arguments[1:])
+    top = parser()
+    args, words = top.parse_known_args(arguments)
+    if wrong := [word for word in words if word.startswith("-") or "=" not in word or "set" not in args]:
+        hint = "; a setting is one word, such as train.lr=0.05" if "set" in args else ""
+        top.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
+    if words:
+        args.set = [*args.set, *words]
+    if getattr(args, "set", None) and not getattr(args, "app", None):  # the settings of another app are its own
+        _check_settings(args.set)
+    return args
+
+
+def _check_settings(words: Sequence[str]) -> None:
+    """Refuse settings and values that cannot be now, and not when torch is loaded, which takes seconds."""
+    known = {setting.key: setting for setting in stored_settings()}
+    parts = (word.partition("=") for word in words)
+    given = {key.strip(): text for key, equals, text in parts if key.strip() and equals}
+    wrong = [known[key].fault(text) for key, text in given.items() if key in known]
+    if faults := unknown_settings(given, known) + list(filter(None, wrong)):
+        raise not_usable(faults)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    top = argparse.ArgumentParser(
+        prog="heterofl",
+        description="Train one global model over clients of unequal size: HeteroFL on Flower.",
+        epilog="'heterofl COMMAND --help' says more on each.",
+    )
+    top.add_argument("--version", action="version", version=f"heterofl-flwr {__version__}")
+    subparsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    style = argparse.RawDescriptionHelpFormatter
+    for name, command in COMMANDS.items():
+        texts = {"help": command.SUMMARY, "description": command.DESCRIPTION, "epilog": command.EXAMPLES}
+        subparser = subparsers.add_parser(name, **texts, formatter_class=style)
+        subparser.set_defaults(run=command.run)
+        if hasattr(command, "add_arguments"):  # Hydra reads those of a sweep
+            command.add_arguments(subparser)
+    return top
+
+
+def _import_from_here() -> None:
+    """Let functions that are named as ``module:function`` lie in the folder from which the command was called."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # last, as it may be a stranger's folder with a module such as json.py

@@ -1,0 +1,119 @@
+"""``heterofl run``: a federated run on this machine, or on a Ray cluster."""
+
+import argparse
+import shlex
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from heterofl_flwr.app.arguments import read_count, read_path
+from heterofl_flwr.app.report import show_results
+from heterofl_flwr.common.errors import extra, name_faults, printable
+
+SUMMARY = "train, and leave a folder with everything about it"
+DESCRIPTION = """
+Train one global model over virtual clients of unequal size, through Flower. All settings have keys:
+'heterofl settings' lists them. The exit code is 0 only if the run did all that it was to do.
+"""
+EXAMPLES = """
+examples:
+  heterofl run                                          20 clients on scikit-learn's digits
+  heterofl run --data cifar10 --mix a-e data.split=non-iid-2 train.lr=0.05
+  heterofl run --rounds 20 --out runs/mine              and then: heterofl run --resume runs/mine --rounds 40
+  heterofl run --app path/to/flower/app --clients 10    any other Flower app, with a true exit code
+  RAY_ADDRESS=host:6379 heterofl run --clients 1000     on a Ray cluster
+"""
+
+HOW = MappingProxyType({"grid": None, "gpus": None, "cpus": 1, "parallel": None})
+"""Defaults of the options that say where clients run."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    what = parser.add_argument_group("what")
+    given: dict[str, Any] = {"dest": "set", "action": "append", "default": []}
+    for option, long in (
+        ("--data", "data.name=NAME"),
+        ("--mix", "mix=MIX, such as a1-b1-c1-d1-e1 or a1-e9"),
+        ("--rounds", "num-rounds=N"),
+        ("--seed", "seed=N"),
+    ):
+        key, metavar = long.partition(",")[0].split("=")
+        what.add_argument(option, type=f"{key}={{}}".format, metavar=metavar, help=f"short for --set {long}", **given)
+    what.add_argument("--set", metavar="KEY=VALUE", help="any setting; --set may be left out", **given)
+    what.add_argument(
+        "--config", type=read_path, metavar="FILE", help="settings in a TOML file; the options above override it"
+    )
+    what.add_argument(
+        "--clients",
+        type=read_count,
+        metavar="N",
+        help="virtual clients; by default 20 for digits, else 100; 2 with --app",
+    )
+    folder = what.add_mutually_exclusive_group()
+    folder.add_argument("--out", type=read_path, metavar="DIR", help="the run's folder; by default runs/<data>-<time>")
+    folder.add_argument("--resume", type=read_path, metavar="DIR", help="go on with the run in this folder")
+    what.add_argument("--app", type=read_path, metavar="DIR", help="another Flower app, in place of this package's own")
+    parser.set_defaults(**HOW)
+    how = parser.add_argument_group("how")
+    where = "local: this process; ray: processes of Ray, by default with RAY_ADDRESS, --gpus, --cpus or --parallel"
+    how.add_argument("--grid", choices=("local", "ray"), help=where)
+    how.add_argument(
+        "--gpus", type=float, metavar="SHARE", help="of a GPU for each client, on Ray; by default one; 0: none"
+    )
+    how.add_argument("--cpus", type=read_count, metavar="N", help="cores for each client, on Ray; by default 1")
+    how.add_argument("--parallel", type=read_count, metavar="N", help="at most this many clients at once, on Ray")
+    how.add_argument("--log", action="store_true", help="show Flower's log instead of a line for each round")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the app; return 0 only if every round was done."""
+    # Imported here, as they load torch, which takes seconds.
+    from heterofl_flwr.app import preflight, running
+    from heterofl_flwr.app.request import build_request
+    from heterofl_flwr.report import RunFolder
+    from heterofl_flwr.runs.origin import command
+
+    request = build_request(args)
+    if request.grid == "ray":
+        with extra("simulation", "use --grid local"):  # not after the folder is there
+            import_module("ray")
+    if args.app is None:
+        finished = preflight.check_run(request)
+        if finished:
+            print(finished)
+            return 0
+    where = "on Ray" if request.grid == "ray" else "in this process (on all cores: --grid ray)"
+    print(f"{request.clients} clients {where}; folder {request.out}", flush=True)
+    try:
+        command()  # the processes of the run then know it
+        running.run_request(request, log=args.log or bool(args.app))
+    except KeyboardInterrupt:
+        if args.app or not RunFolder(request.out).started:
+            raise
+        how = [f"--{name}={value}" for name, default in HOW.items() if (value := getattr(args, name)) != default]
+        again = shlex.join(["heterofl", "run", "--resume", str(request.out), *how])
+        raise KeyboardInterrupt(f"go on with: {again}") from None
+    except running.RunError as error:
+        print(
+            printable(f"heterofl: the run failed: {error}\n  the whole log: {request.out / running.LOG}"),
+            file=sys.stderr,
+        )
+        return 1
+    return 0 if args.app else _report(request.out)
+
+
+def _report(folder: Path) -> int:
+    """Print the results of a run; return 1 if no client evaluated the model in the last evaluation."""
+    from heterofl_flwr.report import RunFolder
+
+    show_results(folder)
+    last = next((record for record in reversed(RunFolder(folder).history()) if record.evaluate_asked), None)
+    if last is None or last.evaluate_answers:
+        return 0
+    reasons = name_faults("partition", last.evaluate_failures)
+    text = f"heterofl: in round {last.server_round} no client evaluated the global model: {reasons}"
+    print(printable(text), file=sys.stderr)
+    return 1

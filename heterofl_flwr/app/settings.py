@@ -1,0 +1,57 @@
+"""``heterofl settings``: every setting of a run, its value and its meaning."""
+
+import argparse
+import shutil
+import textwrap
+from collections.abc import Sequence
+
+from heterofl_flwr.settings.stored_settings import Setting, stored_settings, to_toml
+
+SUMMARY = "every setting, its value and what it means"
+DESCRIPTION = """
+Every setting of a run, its value and what it means. Set them with 'heterofl run --set key=value', or with
+'flwr run . --run-config "key=value"'. Values that follow from the data set are shown with the word they stand for.
+"""
+EXAMPLES = """
+examples:
+  heterofl settings
+  heterofl settings --set data.name=cifar10 --set data.split=non-iid-2
+  heterofl settings --format toml
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
+    formats = "toml: the defaults, or with --set all values, as in pyproject.toml"
+    parser.add_argument("--format", choices=("text", "toml"), default="text", help=formats)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the settings."""
+    settings = read_settings(args.set) if args.set else stored_settings()
+    if args.format == "toml":
+        print(to_toml({setting.key: setting.value if args.set else setting.default for setting in settings}), end="")
+    else:
+        print("\n".join(map(_explain, settings)))
+    return 0
+
+
+def read_settings(texts: Sequence[str]) -> list[Setting]:
+    """Return every setting, with values given as ``key=value``."""
+    # Here, as it loads torch, which takes seconds.
+    from heterofl_flwr.settings.flat import SPECS, from_flat, read_assignments, to_flat
+
+    changes = read_assignments(texts)
+    values = to_flat(from_flat(changes))
+    return [
+        setting._replace(default=changes.get(key, setting.default), value=values[key]) for key, setting in SPECS.items()
+    ]
+
+
+def _explain(setting: Setting) -> str:
+    stands_for = "" if setting.default == setting.value else f"   (from {setting.default!r})"
+    columns = shutil.get_terminal_size().columns
+    text = f"{setting.help} [{setting.expected}]"
+    lines = textwrap.indent(textwrap.fill(text, columns - 4, break_long_words=False), " " * 4)
+    return f"{to_toml({setting.key: setting.value}).rstrip()}{stands_for}\n{lines}"

@@ -1,0 +1,125 @@
+"""The instruction of a message: its config, parsed and checked once."""
+
+from dataclasses import dataclass
+from typing import get_args
+
+from flwr.app import ConfigRecord, Message, MessageType
+
+from heterofl_flwr.core.moving_slices import SliceRule
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.core.slice_plan import ALL, is_shared
+from heterofl_flwr.transport import messages
+
+FIRST_OF_ROUND = (MessageType.TRAIN, messages.TRAIN_PUBLISH)
+"""Message types that start a client's round; later types of the same round see the state that these have saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """Config of a message that a server sent.
+
+    Attributes
+    ----------
+    config
+        Record of the message, with the server's ``train_config``.
+    kind
+        Message type: ``train``, ``evaluate``, ``query.moments`` or one of FedH2L.
+    rate, rates
+        Rate of the slice, and of all models to evaluate; in training, the rates of the models inside the client's.
+    global_rate
+        Largest rate of the mix.
+    run_seed
+        Random seed of the run.
+    server_round, partition
+        Round, from 1, and number of the client's data.
+    slice_rule, window
+        Which entries of the model of ``rate`` a smaller model takes, and the round that this rule counts from.
+    shared
+        Patterns of the parameters that travel; the others stay with the client.
+    has_trained
+        Whether this client has trained in this run before.
+    run_key
+        Random run id; clients discard state of other runs.
+    checkpoint_every
+        Rounds between two checkpoints of the run.
+    frozen_base
+        Fingerprint of the parameters that are not exchanged; empty if there are none.
+    proximal_mu
+        Strength of FedProx's penalty; 0 for none.
+    work
+        Fraction of local steps to run; below 1 only on simulated devices.
+    """
+
+    config: ConfigRecord
+    kind: str
+    rate: float
+    rates: tuple[float, ...]
+    global_rate: float
+    run_seed: int
+    server_round: int
+    partition: int
+    slice_rule: SliceRule
+    window: int
+    shared: tuple[str, ...]
+    has_trained: bool
+    run_key: int | None
+    checkpoint_every: int
+    frozen_base: str
+    proximal_mu: float
+    work: float
+
+    @classmethod
+    def of(cls, message: Message) -> "Instruction":
+        """Parse a message; raise ``ReplyError`` for a missing value or one of another type."""
+        config = messages.read_config(message)
+        rules: tuple[SliceRule, ...] = get_args(SliceRule)
+        rate = messages.read_value(config, messages.RATE, float)
+        global_rate = messages.read_optional(config, messages.GLOBAL_RATE, float)
+        return cls(
+            config=config,
+            kind=message.metadata.message_type,
+            rate=rate,
+            rates=tuple(messages.read_rates(config)),
+            global_rate=rate if global_rate is None else global_rate,
+            run_seed=messages.read_value(config, messages.SEED, int),
+            server_round=messages.read_value(config, messages.SERVER_ROUND, int),
+            partition=messages.read_value(config, messages.PARTITION, int),
+            slice_rule=messages.read_choice(config, messages.SLICE_RULE, rules, "prefix"),
+            window=messages.read_optional(config, messages.WINDOW, int) or 1,
+            shared=messages.read_shared(config),
+            has_trained=bool(config.get(messages.TRAINED)),
+            run_key=messages.read_optional(config, messages.RUN_KEY, int),
+            checkpoint_every=messages.read_optional(config, messages.CHECKPOINT_EVERY, int) or 1,
+            frozen_base=messages.read_optional(config, messages.BASE, str) or "",
+            proximal_mu=messages.read_optional(config, messages.PROXIMAL_MU, float) or 0.0,
+            work=messages.read_optional(config, messages.WORK, float) or 1.0,
+        )
+
+    @property
+    def seed(self) -> int:
+        """Seed that is a function of the run's seed, the round and the client."""
+        return derive(self.run_seed, "client", self.server_round, self.partition)
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the reply must carry a trained model."""
+        return self.kind == MessageType.TRAIN
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether the message asks for an evaluation."""
+        return self.kind.startswith(MessageType.EVALUATE)
+
+    @property
+    def starts_round(self) -> bool:
+        """Whether the client's state is that of the rounds before."""
+        return self.kind in FIRST_OF_ROUND
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some parameters stay with the client."""
+        return self.shared != ALL
+
+    def travels(self, name: str) -> bool:
+        """Whether the parameter of this name is exchanged with the server."""
+        return is_shared(name, self.shared)

@@ -1,0 +1,208 @@
+"""Models of an instruction: built at a rate, loaded, set to evaluation, and taken back when they are trained."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from weakref import WeakKeyDictionary
+
+import torch
+from flwr.app import ArrayRecord, Message
+from torch import Tensor, nn
+
+from heterofl_flwr.client.instruction import Instruction
+from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
+from heterofl_flwr.core.layer_rules import untied
+from heterofl_flwr.core.moving_slices import make_slice_function
+from heterofl_flwr.core.randomness import initial_state
+from heterofl_flwr.core.reply_checks import name_misfits
+from heterofl_flwr.nn.buffers import renew_spectral_norms
+from heterofl_flwr.nn.build import new_model, plan_between
+from heterofl_flwr.nn.execution import device_of
+from heterofl_flwr.nn.models import Build
+from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.nested import InnerWidth
+from heterofl_flwr.nn.static_norm import with_static_norm, without_statistics
+from heterofl_flwr.transport import messages, packing
+
+logger = logging.getLogger(__name__)
+
+
+def read_received(message: Message) -> dict[str, Tensor]:
+    """Return the parameters in a message."""
+    records = messages.array_records(message.content)
+    if messages.ARRAYS not in records:
+        raise ReplyError(f"{messages.SERVER} sent no {messages.ARRAYS} record")
+    return packing.read_tensors(records[messages.ARRAYS])
+
+
+def load_models(
+    instruction: Instruction,
+    build: Build,
+    state: Mapping[str, Tensor],
+    moments: ArrayRecord | None,
+) -> Iterator[tuple[float, nn.Module]]:
+    """Yield each rate of an instruction with its model, the largest first.
+
+    Parameters
+    ----------
+    instruction : Instruction
+        Names the rates, and which entries of the model of the largest one the smaller models take.
+    build : Callable[[float], nn.Module]
+        From a rate to the model.
+    state : Mapping[str, Tensor]
+        Parameters of the largest model.
+    moments : ArrayRecord | None
+        Static batch norm moments for an evaluation; without them batch norm normalises by batch.
+    """
+    for rate in instruction.rates:
+        model = new_model(build, rate)
+        is_largest = rate == instruction.rate
+        if is_largest and instruction.frozen_base and fingerprint(model) != instruction.frozen_base:
+            raise ReplyError(
+                "the frozen parameters of this node's model, which are not sent, are others than those of the "
+                "server's: let both load the same checkpoint, in float32 or bfloat16, and nothing random; or let build "
+                "return heterofl_flwr.core.exchange_frozen(model)"
+            )
+        load_parameters(model, state if is_largest else _slice(instruction, build, rate, state))
+        if instruction.is_evaluation:
+            model = for_evaluation(model, None if moments is None else packing.unpack_moments(moments, rate))
+        yield rate, model
+        del model  # the caller alone decides how long it lives
+
+
+@torch.no_grad()
+def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy the exchanged parameters into a model; of its buffers, only the vectors of spectral norm change."""
+    parameters = exchanged_parameters(model)
+    if misfits := name_misfits(state, parameters):
+        raise ReplyError(
+            f"{messages.SERVER} sent parameters that do not fit the model this node builds ({misfits}): give both the "
+            f"same function from a rate to the model"
+        )
+    for name, parameter in parameters.items():
+        if parameter.is_meta:
+            raise ConfigError(f"{name} is on the meta device, and so has no values: build the model on a CPU or GPU")
+        parameter.copy_(state[name])
+    renew_spectral_norms(model)
+
+
+def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
+    """Return the model in evaluation mode; without moments, batch norm normalises by batch."""
+    if moments is None:
+        return without_statistics(model).eval()
+    return with_static_norm(model, moments)
+
+
+def sent_tensor(parameter: Tensor) -> Tensor:
+    """Return a parameter as it travels."""
+    return parameter.detach().to("cpu", exchanged_dtype(parameter))
+
+
+def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parameters that stay with a client: the saved ones or, before its first training, the run's initial.
+
+    Parameters
+    ----------
+    instruction : Instruction
+        Says which parameters stay.
+    build : Callable[[float], nn.Module]
+        From a rate to the model.
+    saved : Mapping[str, Tensor]
+        What the client has saved of an earlier model; empty if nothing.
+    """
+    rate = instruction.rate
+    model = new_model(build, rate)
+    expected = {
+        name: parameter for name, parameter in exchanged_parameters(model).items() if not instruction.travels(name)
+    }
+    if expected and not saved:
+        check_not_lost(instruction, "the layers that stay with it (shared)")
+    if not saved:
+        initial = initial_state(build, instruction.global_rate, instruction.run_seed)
+        saved = plan_between(build, instruction.global_rate, rate).extract(initial)
+    state = {name: tensor for name, tensor in untied(model, saved).items() if not instruction.travels(name)}
+    if misfits := name_misfits(state, expected):
+        raise ReplyError(
+            f"the parameters that this client kept do not fit its model at rate {rate:g} ({misfits}): a client keeps "
+            f"its rate where not all parameters are shared, so the run's mix, seed or shared has changed, or they are "
+            f"another client's; remove what it kept, or go back to the run that it is of"
+        )
+    return state
+
+
+def check_not_lost(instruction: Instruction, tensors: str) -> None:
+    """Raise an error if a client that has trained in this run has lost its state."""
+    if instruction.has_trained:
+        raise ReplyError(
+            f"this client has trained in this run, and {tensors} are gone: a context ends with its grid or Flower run. "
+            f"To resume a run, let each node's config name a folder (states-path) from the first round on"
+        )
+
+
+def _slice(instruction: Instruction, build: Build, rate: float, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the parameters of a smaller model, as the run's slice rule takes them from the largest one."""
+    function = make_slice_function(
+        instruction.slice_rule, seed=instruction.run_seed, server_round=instruction.window, rate=rate, partition=0
+    )
+    return plan_between(build, instruction.rate, rate).sliced(function).extract(state)
+
+
+class IssuedModels:
+    """The models that a task has returned, which alone it takes back."""
+
+    def __init__(self) -> None:
+        self._inner = WeakKeyDictionary[nn.Module, list[InnerWidth] | None]()
+        self._names: tuple[str, ...] = ()
+
+    def add(self, model: nn.Module) -> None:
+        """Add a model as it was built: which of its parameters are exchanged does not change afterwards."""
+        self._names = tuple(exchanged_parameters(model))
+        self._inner[model] = None
+
+    def check(self, model: nn.Module, call: str) -> None:
+        """Raise an error for a model that the task has not returned."""
+        if model not in self._inner:
+            raise ConfigError(
+                f"this {type(model).__name__} is not the model of this task: give {call} what task.model() returned; "
+                f"not a copy, a model built anew or of another task, nor what DataParallel, torch.compile or Opacus "
+                f"made of it"
+            )
+
+    def parameters_of(self, model: object) -> dict[str, nn.Parameter]:
+        """Return the parameters of a trained model that travel or stay with the client."""
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                "a reply to training carries no model: give task.reply what task.model() returned, trained"
+                if model is None
+                else f"model is of type {type(model).__name__}; expected what task.model() returned, trained"
+            )
+        self.check(model, "task.reply")
+        parameters = dict(model.named_parameters())
+        if missing := sorted(set(self._names) - parameters.keys()):
+            raise ConfigError(
+                f"the model has lost parameters since task.model() returned it ({', '.join(missing[:3])}): wrap or "
+                f"change a model in build, not afterwards"
+            )
+        trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        if unsent := [name for name in trained if name not in self._names]:
+            warn_once(
+                f"parameters are trained here and not sent, because build returns them with requires_grad=False: "
+                f"{', '.join(unsent[:3])}"
+            )
+        return {name: parameters[name] for name in self._names}
+
+    def inner_widths(self, model: nn.Module, build: Build, rates: Iterable[float]) -> Sequence[InnerWidth]:
+        """Return the smaller models inside one, the smallest first; the first call builds them, on its device."""
+        widths = self._inner[model]
+        if widths is None:
+            device = device_of(model)
+            widths = [InnerWidth(model, new_model(build, rate).to(device)) for rate in sorted(rates)]
+            self._inner[model] = widths
+        return widths
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Log a warning the first time that a process has it."""
+    logger.warning("%s", text)

@@ -1,0 +1,108 @@
+"""Answers to the server's questions: a node's capability, questions of stages, and static batch norm moments."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import get_args
+
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from heterofl_flwr.client.node_config import read_capability
+from heterofl_flwr.client.state import load_notes, save_notes
+from heterofl_flwr.client.task import Task
+from heterofl_flwr.common.errors import ConfigError, DataError
+from heterofl_flwr.core.fidelity import Variant
+from heterofl_flwr.nn.measure_moments import collect_moments
+from heterofl_flwr.nn.models import Build
+from heterofl_flwr.stages.registry import client_stages
+from heterofl_flwr.stages.stage import ClientContext
+from heterofl_flwr.transport import messages, packing
+
+Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
+
+
+def answer_queries(
+    app: ClientApp,
+    build: Build | None = None,
+    data: Callable[[Context], Batches] | None = None,
+    *,
+    build_from: Callable[[Context], Build] | None = None,
+) -> None:
+    """Let a ClientApp answer the server's questions.
+
+    Parameters
+    ----------
+    app : ClientApp
+        Your app; a handler for each query is added to it.
+    build : Callable[[float], nn.Module]
+        From a rate to the model, the same function as the server's.
+    data : Callable[[Context], Batches] | None
+        From the context to batches of this node's training inputs, for static batch norm: tensors, or tuples or
+        mappings that begin with one. Without it the node answers ``query.moments`` with none; where no node has any,
+        the server asks once, and batch norm then normalises by batch.
+    build_from : Callable[[Context], Callable[[float], nn.Module]] | None
+        From the context to ``build``, where the model depends on the context, as on its ``run_config``.
+    """
+    if (build is None) == (build_from is None):
+        raise ConfigError("answer_queries takes either build, from a rate to the model, or build_from, its maker")
+
+    def moments(message: Message, context: Context) -> Message:
+        function = build_from(context) if build_from and data else build
+        if data is None or function is None:
+            return messages.answer(message, {})
+        return answer_moments(Task(message, context, function), lambda: data(context))
+
+    for name, answer in (("capability", answer_capability), ("stages", answer_stages), ("moments", moments)):
+        app.query(name)(answer)
+
+
+def answer_capability(message: Message, context: Context) -> Message:
+    """Answer with the node's rate and its part of the data."""
+    return messages.answer(message, read_capability(context))
+
+
+def answer_stages(message: Message, context: Context) -> Message:
+    """Answer the questions of stages, which are asked before and after training."""
+    answers: dict[str, object] = {}
+    stage_context = ClientContext(received=dict, seed=0, notes=load_notes(context))
+    for stage in client_stages(messages.read_config(message)):
+        answers |= stage.answer(stage_context)
+    save_notes(context, stage_context.notes or {})
+    return messages.answer(message, answers)
+
+
+def answer_moments(
+    task: Task, batches: Callable[[], Batches], device: torch.device | str = "cpu", *, together: int = 1
+) -> Message:
+    """Answer with the static batch norm moments of this node's data."""
+    return messages.answer(task.message, {}, {messages.MOMENTS: measure_moments(task, batches, device, together)})
+
+
+def measure_moments(
+    task: Task, batches: Callable[[], Batches], device: torch.device | str, together: int = 1
+) -> ArrayRecord:
+    """Return the static batch norm moments at each rate of a task, as they travel.
+
+    ``batches`` is called once for each rate; ``together`` is that of ``heterofl_flwr.nn.collect_moments``.
+    """
+    variants: tuple[Variant, ...] = get_args(Variant)
+    kind = messages.read_choice(task.config, messages.MOMENTS_KIND, variants)
+    moments = {
+        rate: collect_moments(model.to(device), map(first_tensor, batches()), kind=kind, together=together)
+        for rate, model in task.models()
+    }
+    return packing.pack_moments(moments)
+
+
+def first_tensor(batch: object) -> Tensor:
+    """Return the model's input of a batch for static batch norm."""
+    tensor = batch
+    if isinstance(batch, tuple | list | Mapping) and batch:
+        tensor = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
+    if not isinstance(tensor, Tensor):
+        raise DataError(
+            f"data for static batch norm gave a batch of {type(batch).__name__}; expected a tensor of inputs, or a "
+            f"tuple or a mapping that begins with one"
+        )
+    return tensor

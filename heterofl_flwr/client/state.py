@@ -1,0 +1,98 @@
+"""State of a client between messages: personal layers and tensors of stages, in its context or in a folder of its node.
+
+Flower keeps a context while the node lives and the run lasts. With ``states-path`` in the node config, tensors are
+written to a file per client and round, so that a run can be resumed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from flwr.app import ArrayRecord, ConfigRecord, Context
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from heterofl_flwr.client.instruction import Instruction
+from heterofl_flwr.common.errors import HeteroFLError
+from heterofl_flwr.common.files import CLIENT_STATES, files_by_round, remove, write_atomic
+from heterofl_flwr.common.tensor_files import pack
+from heterofl_flwr.transport import packing
+
+NODE_STATES = "states-path"
+"""Key of the node config that names the folder of states; a server cannot set it."""
+
+STAGES = "stages/"
+"""Name prefix of tensors kept by stages."""
+
+_TENSORS = "heterofl-own"
+"""Name prefix of the context record with a client's tensors; the run id follows."""
+
+_NOTES = "heterofl-round"
+"""Context record with the per-round state of stages, which is never written to disk."""
+
+
+def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor] | None:
+    """Return the tensors that this client has saved before this message; None if there are none."""
+    if folder := _folder(context, instruction):
+        return _read_file(folder, instruction)
+    record = context.state.get(_record_name(instruction))
+    return packing.read_tensors(record, "this client's context") if isinstance(record, ArrayRecord) else None
+
+
+def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
+    """Save a client's tensors at the end of an instruction, and drop those of other runs."""
+    if folder := _folder(context, instruction):
+        _write_file(folder, instruction, tensors)
+        return
+    for name in [name for name in context.state if name.startswith(_TENSORS)]:
+        del context.state[name]
+    context.state[_record_name(instruction)] = ArrayRecord(dict(tensors))
+
+
+def load_notes(context: Context) -> dict[str, bytes]:
+    """Return the per-round state of stages."""
+    record = context.state.get(_NOTES)
+    return cast("dict[str, bytes]", dict(record)) if isinstance(record, ConfigRecord) else {}
+
+
+def save_notes(context: Context, notes: Mapping[str, bytes]) -> None:
+    """Save the per-round state of stages in the node's memory."""
+    context.state[_NOTES] = ConfigRecord(dict(notes))
+
+
+def _record_name(instruction: Instruction) -> str:
+    return f"{_TENSORS}-{instruction.run_key or 0:016x}"
+
+
+def _folder(context: Context, instruction: Instruction) -> Path | None:
+    """Return the folder of a client's files in this run; None if its node has none."""
+    if not (folder := context.node_config.get(NODE_STATES)) or instruction.run_key is None:
+        return None
+    return Path(str(folder)) / f"{instruction.run_key:016x}" / f"{instruction.partition:05d}"
+
+
+def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | None:
+    """Return the newest state of the rounds before the instruction, or of its round once that has started."""
+    end = instruction.server_round + (not instruction.starts_round)
+    paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < end]
+    if not paths:
+        return None
+    try:
+        return dict(load(paths[-1].read_bytes()))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise HeteroFLError(
+            f"{paths[-1]} cannot be read ({error}), and with it this client's own parameters: put back a copy, or "
+            f"remove the folder {folder} to let the client begin anew"
+        ) from error
+
+
+def _write_file(folder: Path, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
+    """Write the state of a round, and remove files that no checkpoint of the run needs any more."""
+    number, every = instruction.server_round, instruction.checkpoint_every
+    write_atomic(folder / CLIENT_STATES.replace("*", f"{number:06d}"), pack(tensors))
+    # A run may resume from its last checkpoint or, if that one is damaged, from the one before.
+    oldest_checkpoint = ((number - 1) // every - 1) * every
+    unneeded = [path for old, path in files_by_round(folder, CLIENT_STATES).items() if old <= oldest_checkpoint]
+    for path in unneeded[:-1]:
+        remove(path)

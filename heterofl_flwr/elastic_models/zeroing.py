@@ -1,0 +1,197 @@
+"""Compare a slice with the full model in which every entry outside the slice is zero: their outputs must be equal.
+
+The zeros take no part in sums and products. Three things need the slice's own numbers, which are recorded first: the
+count that a mean or a norm divides by, the entries that a softmax or a maximum runs over, and factors that follow a
+width, such as attention's. Outputs at dropped channels that are not zero, as of ``exp``, give false alarms where a mean
+runs over them, so a difference is a warning.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from heterofl_flwr.common.errors import first_line
+from heterofl_flwr.elastic_models.channels import kept_positions
+from heterofl_flwr.elastic_models.check_slice import QUIET, SCALES
+from heterofl_flwr.elastic_models.cut_layers import Slice
+from heterofl_flwr.elastic_models.rules import Call
+from heterofl_flwr.elastic_models.skeleton import copy_with
+from heterofl_flwr.nn.execution import call, evaluating, named_tensors, tensors_in
+
+_TOLERANCE = 1e-6
+_FILLS = {
+    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "logsumexp", "amax", "max", "argmax"), -torch.inf),
+    **dict.fromkeys(("amin", "min", "argmin"), torch.inf),
+    "prod": 1.0,
+}
+"""By operator, the value that takes no part in it."""
+
+
+class _Record(NamedTuple):
+    """Operator call of the slice: its name, the shape of its first input, and its arguments."""
+
+    name: str
+    shape: torch.Size
+    args: Sequence[Any]
+
+
+class _Recorder(TorchDispatchMode):
+    """Record the operators of a slice."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.records: list[_Record] = []
+
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+        name, shape = func.overloadpacket.__name__, _shape(args)
+        if name not in QUIET:
+            self.records.append(_Record(name, shape, args))
+        return func(*args, **(kwargs or {}))
+
+
+class _Replayer(TorchDispatchMode):
+    """Run the full model's operators on tensors with zeros, with the counts and factors of the slice."""
+
+    def __init__(self, records: Sequence[_Record]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._records = iter(records)
+
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+        kwargs, name = kwargs or {}, func.overloadpacket.__name__
+        if name in QUIET:
+            return func(*args, **kwargs)
+        record = next(self._records, None)
+        if record is None or record.name != name:
+            raise RuntimeError(f"the full model calls {name}, the slice {record and record.name}")
+        if name.removesuffix("_") in SCALES:
+            pairs = zip(args, record.args, strict=True)
+            args = [few if isinstance(of, int | float) else of for of, few in pairs]
+        if record.shape == _shape(args):
+            return func(*args, **kwargs)
+        given = Call(func, args, kwargs, None).given
+        if name in ("mean", "var", "var_mean", "std", "std_mean"):
+            return _moments(name, args[0], record.shape, given)
+        if name in ("native_layer_norm", "native_group_norm"):
+            return _norm(args[0], record.shape, given)
+        if name in _FILLS:
+            args = [
+                args[0].masked_fill(_dropped(args[0], record.shape, _dims(args[0], given)), _FILLS[name]),
+                *args[1:],
+            ]
+        output = func(*args, **kwargs)
+        if name == "_weight_norm_interface":  # 0 / 0 in rows that are dropped
+            return tree_map(torch.nan_to_num, output)
+        return output.masked_fill(_dropped(args[0], record.shape), 0.0) if "softmax" in name else output
+
+
+def _shape(args: Sequence[Any]) -> torch.Size:
+    return args[0].shape if args and isinstance(args[0], Tensor) else torch.Size()
+
+
+def _dims(x: Tensor, given: Mapping[str, Any]) -> list[int]:
+    """Return the axes that an operator reduces."""
+    dims = given.get("dim")
+    return [
+        axis % x.dim() for axis in (range(x.dim()) if dims in (None, []) else [dims] if isinstance(dims, int) else dims)
+    ]
+
+
+def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) -> Tensor:
+    """Return which entries of a tensor the slice lacks: those of zeros alone along the axes that are shorter in it."""
+    dropped = torch.zeros_like(x, dtype=torch.bool)
+    for axis, (full, kept) in enumerate(zip(x.shape, shape, strict=True)):
+        if kept < full and (axes is None or axis in axes):
+            others = [other for other in range(x.dim()) if other != axis]
+            dropped |= (x == 0).all(others, keepdim=True) if others else x == 0
+    return dropped
+
+
+def _moments(name: str, x: Tensor, shape: torch.Size, given: Mapping[str, Any]) -> object:
+    """Return mean, variance or both over the slice's entries: the others are zero and add nothing to the sums."""
+    axes = _dims(x, given)
+    count, keep = float(np.prod([shape[axis] for axis in axes])), bool(given.get("keepdim"))
+    mean = x.sum(axes, keepdim=keep) / count
+    correction = given.get("correction", given.get("unbiased", 1))
+    correction = 1.0 if correction is None else float(correction)
+    variance = (x.square().sum(axes, keepdim=keep) - count * mean.square()) / (count - correction)
+    spread = variance.clamp(min=0).sqrt() if name.startswith("std") else variance
+    return mean if name == "mean" else (spread, mean) if name.endswith("_mean") else spread
+
+
+def _norm(x: Tensor, shape: torch.Size, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a layer or group norm over the slice's entries."""
+    groups, dropped = given.get("group"), _dropped(x, shape)
+    if groups is None:
+        axes, parts, alive = list(range(-len(given["normalized_shape"]), 0)), x, ~dropped
+    else:  # (batch, groups, channels of a group x positions)
+        axes, parts, alive = [2], x.reshape(x.shape[0], groups, -1), (~dropped).reshape(x.shape[0], groups, -1)
+    count = alive.sum(axes, keepdim=True).clamp(min=1)
+    mean = parts.sum(axes, keepdim=True) / count
+    variance = (parts.square().sum(axes, keepdim=True) / count - mean.square()).clamp(min=0)
+    scale = (variance + given["eps"]).rsqrt()
+    output = ((parts - mean) * scale).reshape(x.shape).masked_fill(dropped, 0.0)
+    along = (1, -1, *[1] * (x.dim() - 2)) if groups is not None else given["normalized_shape"]
+    for tensor, operate in ((given["weight"], torch.mul), (given["bias"], torch.add)):
+        output = output if tensor is None else operate(output, tensor.reshape(along))
+    return output, mean, scale
+
+
+def compare_by_zeroing(full: nn.Module, small: nn.Module, part: Slice, example_inputs: object) -> str:
+    """Return how the output of a slice differs from that of the full model with zeros, as text; '' if it does not.
+
+    Both run once in evaluation, in double precision.
+    """
+    inputs = tree_map(lambda leaf: _double(leaf) if isinstance(leaf, Tensor) else leaf, example_inputs)
+    models = [copy_with(model, lambda name, tensor: _double(tensor)) for model in (small, full)]
+    for name, tensor in named_tensors(models[1]).items():
+        for axis, places in enumerate(part.channels.axes.get(name, ())):
+            if places is not None:
+                dropped = np.setdiff1d(np.arange(len(places)), kept_positions(places, part.kept))
+                tensor.detach().index_fill_(axis, torch.from_numpy(dropped), 0)
+    recorder = _Recorder()
+    try:
+        outputs, sums = _run(models[0], inputs, recorder)
+        expected, expected_sums = _run(models[1], inputs, _Replayer(recorder.records))
+    except Exception as error:  # whatever the model's own code raises in double precision
+        return f"the comparison ends early: {first_line(error)}"
+    for number, (output, wanted) in enumerate(zip(outputs, expected, strict=False)):
+        if output.shape != wanted.shape or not output.is_floating_point():
+            continue  # hidden states that nobody reads, say
+        largest, distance = float(wanted.abs().max()), float((output - wanted).abs().max())
+        if not distance <= _TOLERANCE * max(1.0, largest):
+            layers = (name for name, value in sums.items() if not np.isclose(value, expected_sums.get(name, value)))
+            return (
+                f"output {number} differs by up to {distance:.3g}, where the full model's is up to {largest:.3g}; the "
+                f"first layer that differs is {next(layers, None) or '(the model itself)'}"
+            )
+    return ""
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor.clone()
+
+
+@torch.no_grad()
+def _run(model: nn.Module, inputs: object, mode: TorchDispatchMode) -> tuple[list[Tensor], dict[str, float]]:
+    """Return a model's outputs, and by layer, in the order in which they end, the sum of its output's entries."""
+    sums: dict[str, float] = {}
+
+    def note(name: str, output: object) -> None:
+        with torch.utils._python_dispatch._disable_current_modes():
+            sums[name] = float(sum(tensor.sum() for tensor in tensors_in(output) if tensor.is_floating_point()))
+
+    for name, layer in model.named_modules():
+        layer.register_forward_hook(lambda layer, given, output, name=name: note(name, output))
+    is_fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for all of attention, whose scale would be the full
+    try:
+        with evaluating(model), sdpa_kernel(SDPBackend.MATH), mode:
+            return list(tensors_in(call(model, inputs))), sums
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fast)

@@ -1,0 +1,114 @@
+"""Roles of blocks that change with the depth: code that counts blocks, takes the last, or connects blocks by pairs."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from heterofl_flwr.nn.execution import tensors_in
+
+Links = Mapping[str, frozenset[str]]
+"""By block, the blocks whose outputs it takes, without the one that runs before it."""
+
+
+class CountedError(TypeError):
+    """Code asks for the number of blocks. Python passes over a TypeError where it only wants a hint, as ``*blocks``."""
+
+
+class Watch:
+    """Observations of runs of a model: which stacks its code counts, and the outputs of the last run's blocks."""
+
+    def __init__(self) -> None:
+        self.counted: set[str] = set()
+        self.raises = True  # whether asking for a length raises CountedError
+        self._outputs: list[tuple[str, list[torch.Tensor]]] = []
+        self._inside = False  # of a container's own method, which counts for itself
+
+    def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
+        """Return how blocks were connected since the last call; the last block of a stack is named so."""
+        ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
+        nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}
+        links: dict[str, frozenset[str]] = {}
+        before = ""
+        for name, tensors in self._outputs:
+            sources = _sources([tensor.grad_fn for tensor in tensors if tensor.grad_fn], nodes) - {name, before}
+            links[name] = links.get(name, frozenset()) | {ends.get(source, source) for source in sources}
+            before = name
+        self._outputs.clear()
+        return links
+
+    def note_count(self, name: str) -> None:
+        """Remember a stack that code counts, and let it from now on."""
+        self.counted.add(name)
+        self.raises = False
+
+    def note_output(self, name: str, output: object) -> None:
+        """Remember what a block returned."""
+        self._outputs.append((name, list(tensors_in(output))))
+
+    def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
+        """Return a container's class that notes when code asks for its length, or counts from its end."""
+
+        def length(stack: Any) -> int:
+            if self.raises and not self._inside:
+                raise CountedError(name)
+            return len(stack._modules)
+
+        def item(stack: Any, index: Any) -> object:
+            ends = (index.start, index.stop) if isinstance(index, slice) else (index,)
+            if any(isinstance(end, int) and end < 0 for end in ends):
+                self.counted.add(name)
+            self._inside = True
+            try:
+                return getattr(container, "__getitem__")(stack, index)  # noqa: B009  # nn.Module itself has none
+            finally:
+                self._inside = False
+
+        return type(container.__name__, (container,), {"__len__": length, "__getitem__": item})
+
+
+def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
+    """Return the blocks whose outputs are nearest on the ways back through autograd's graph."""
+    found, seen = set(), set(ends)
+    waiting = [node for end in ends for node, _ in end.next_functions]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in nodes:
+            found.add(nodes[node])
+        else:
+            waiting += [node for node, _ in node.next_functions]
+    return found
+
+
+def _note(watch: Watch, name: str, block: nn.Module, inputs: object, output: object) -> None:
+    watch.note_output(name, output)
+
+
+@contextmanager
+def watching(model: nn.Module, stacks: Mapping[str, Sequence[str]]) -> Iterator[Watch]:
+    """Observe the stacks of a model, and undo it."""
+    watch, classes, hooks = Watch(), [], []
+    uses = Counter(block for name in stacks for block in model.get_submodule(name)._modules.values())
+    for name, blocks in stacks.items():
+        stack = model.get_submodule(name)
+        classes.append((stack, type(stack)))
+        stack.__class__ = watch.spy(name or "(the model itself)", type(stack))
+        for block in blocks:
+            layer = stack._modules[block]
+            if layer is not None and uses[layer] == 1:  # one at several places has no role of its own
+                note = partial(_note, watch, f"{name}.{block}".lstrip("."))
+                hooks.append(layer.register_forward_hook(note))
+    try:
+        yield watch
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for stack, kind in classes:
+            stack.__class__ = kind

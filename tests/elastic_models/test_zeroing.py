@@ -1,0 +1,200 @@
+"""Slices against the oracle: the full model, in which every entry outside the slice is zero, has the same output."""
+
+import copy
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from heterofl_flwr.common.errors import ConfigError, ShapeError, UnsupportedLayerError
+from heterofl_flwr.core import Plan
+from heterofl_flwr.core.axes import positions
+from heterofl_flwr.elastic_models import elastic
+from tests.elastic_models.families import CASES, Then
+
+RATES = (0.9, 0.5, 0.3, 0.25, 0.125)
+X = torch.randn(4, 3)
+
+
+@dataclass
+class Output:
+    logits: Tensor
+
+
+def around(function, width=8, **layers):
+    return nn.Sequential(nn.Linear(3, width), Then(function, **layers), nn.Linear(width, 2))
+
+
+@torch.no_grad()
+def difference(model, build, rate, inputs):
+    full = copy.deepcopy(model)
+    axes = build.plan(rate).axes
+    for name, parameter in full.named_parameters():
+        kept = torch.zeros_like(parameter, dtype=torch.bool)
+        rows = [torch.tensor(sorted(positions(axis))) for axis in axes[name]]
+        kept[torch.meshgrid(*rows, indexing="ij")] = True
+        parameter.mul_(kept)
+    small, zeroed = build(rate)(inputs), full(inputs)
+    small, zeroed = (one[1].logits if isinstance(one, tuple) else one for one in (small, zeroed))
+    assert small.shape == zeroed.shape
+    return float((small - zeroed).abs().max())
+
+
+def last_entry(self, x):
+    return x * x[:, np.int64(-1)][:, None]
+
+
+def last_selected(self, x):
+    return x * x.select(1, np.int64(-1))[:, None]
+
+
+def halves(self, x):
+    return torch.cat(x.chunk(np.int64(2), 1)[::-1], 1)
+
+
+def shaped(self, x):
+    return x.view(-1, np.int64(2), np.int64(4)).flatten(1)
+
+
+def numbered(self, x):
+    both = torch.cat([self.one(x), self.two(x)], 1)
+    return both * torch.ones_like(both).cumsum(1)
+
+
+class Table(nn.Module):
+    """Scale channels by a parameter that is also written into a table by index."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.gain = nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        table = x.new_zeros(12).index_put((torch.arange(12)[4:],), self.gain)
+        return self.last(self.first(x) * self.gain) + table[6]
+
+
+EXACT = {
+    "a NumPy index": around(last_entry),
+    "a NumPy number selects": around(last_selected),
+    "a NumPy number of chunks": around(halves),
+    "a NumPy number in a shape": around(shaped),
+    "channels numbered": nn.Sequential(Then(numbered, one=nn.Linear(3, 6), two=nn.Linear(3, 4)), nn.Linear(10, 2)),
+    "a parameter put by index": Table(),
+    "a dataclass in a tuple": nn.Sequential(
+        nn.Linear(3, 8), Then(lambda self, x: (x.sum(1), Output(self.head(x))), head=nn.Linear(8, 10))
+    ),
+    "axes moved in place": around(lambda self, x: x.clone().transpose_(0, 1).unsqueeze_(0).sin().squeeze_(0).t_()),
+    "an orthogonal matrix": nn.Sequential(
+        nn.Linear(3, 8), parametrizations.orthogonal(nn.Linear(8, 8)), nn.Linear(8, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("model", EXACT.values(), ids=EXACT)
+@pytest.mark.filterwarnings("ignore:at rate 0.5 a slice keeps")
+def test_a_slice_computes_what_the_full_model_does_with_zeros(model):
+    model = copy.deepcopy(model).double()
+    inputs = X.double()
+    build = elastic(model, inputs, scaler=False)
+    for rate in RATES:
+        assert difference(model, build, rate, inputs) < 1e-12
+
+
+AS_VALUES = {
+    "modulus": (lambda self, x: x % x.shape[1], "remainder"),
+    "clamp": (lambda self, x: x.clamp(max=x.shape[1] / 16), "clamp"),
+    "exponent": (lambda self, x: x.abs().pow(x.shape[1]), "pow"),
+    "slope": (lambda self, x: F.leaky_relu(x, 1 / x.shape[1]), "leaky_relu"),
+    "summand": (lambda self, x: x + x.shape[1], "add"),
+    "dilation": (lambda self, x: x + F.conv1d(self.s[None, None], self.k, dilation=x.shape[1] // 2).sum(), ""),
+    "window": (lambda self, x: x + F.max_pool1d(self.s[None, None], x.shape[1] // 2, 1).sum(), "pool"),
+    "middle": (lambda self, x: x * x[:, x.shape[1] // 2][:, None], "select"),
+    "in a narrow group too": (lambda self, x: (x + self.b(self.g(x).sin())) % x.shape[1], "remainder"),
+}
+
+
+@pytest.mark.parametrize("name", AS_VALUES)
+@pytest.mark.filterwarnings("ignore:at rate 0.5 a slice keeps")
+def test_a_width_that_is_a_value_is_refused(name):
+    function, operator = AS_VALUES[name]
+    layers = {"g": nn.Linear(8, 3), "b": nn.Linear(3, 8)} if "narrow" in name else {}
+    model = around(function, **layers)
+    model[1].register_buffer("s", torch.randn(40))
+    model[1].register_buffer("k", torch.randn(1, 1, 3))
+    with pytest.raises(UnsupportedLayerError, match=f"layer 1 of type Then does something else.*{operator}"):
+        elastic(model, X)
+
+
+def test_a_factor_that_is_chosen_by_a_width_is_a_warning():
+    with pytest.warns(UserWarning, match=r"layer 1 of type Then \(3 for 2\) multiplies by a number"):
+        elastic(around(lambda self, x: x * 2 if x.shape[1] / 4 > 1 else x * 3), X)
+
+
+@pytest.mark.parametrize("power", [-1, -0.5, 0.5, 1])
+def test_factors_that_follow_a_width_are_none(power):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        elastic(around(lambda self, x: x * x.shape[1] ** power), X)
+
+
+def _sliced(name):
+    model, inputs = CASES[name]()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        elastic(model, inputs, check="zeroing")
+    return [str(warning.message) for warning in caught if "zeros outside the slice" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    "name", ["tabular", "grouped", "few_groups", "separate_attention", "torchs_encoder", "swin", "spectral norm"]
+)
+def test_the_check_by_zeroing_is_silent_for_models_that_are_exact(name):
+    assert not _sliced(name)
+
+
+def test_the_check_by_zeroing_names_the_layer_that_differs():
+    class Counted(nn.Module):
+        """Add the number of channels, which no number of an operator shows."""
+
+        def forward(self, x):
+            return x + torch.ones_like(x).sum(1, keepdim=True)
+
+    model = nn.Sequential(nn.Linear(3, 8), Counted(), nn.Linear(8, 2))
+    with pytest.warns(UserWarning, match="a slice of rate 0.5 may compute something else .* first layer .* is 1$"):
+        elastic(model, X, check="zeroing")
+    with pytest.raises(ConfigError, match="check is 'zero'; expected 'steps' or 'zeroing'"):
+        elastic(model, X, check="zero")
+
+
+def test_inputs_and_tensors_that_cannot_lose_their_values_are_refused():
+    class Graph:
+        def __init__(self):
+            self.x = X
+
+    weight = torch.randn(8)
+    refused = [
+        (Then(lambda self, graph: graph.x), Graph(), "example_inputs has a Graph with tensors in its attributes"),
+        (around(lambda self, x: x), X.to_sparse(), "example_inputs has a sparse tensor"),
+        (around(lambda self, x: x * weight), X, "neither a parameter nor a buffer of a layer"),
+        (around(lambda self, x: torch.eye(4).to_sparse() @ x), X, "sparse tensors, and a trace follows dense"),
+        (around(lambda self, x: x * x.max().item()), X, r"item\(\) needs the values of tensors"),
+    ]
+    for model, inputs, text in refused:
+        with pytest.raises(UnsupportedLayerError, match=text):
+            elastic(model, inputs)
+    model = around(lambda self, x: x)
+    model[1].register_buffer("graph", torch.eye(3).to_sparse())
+    with pytest.raises(UnsupportedLayerError, match=r"1.graph is a tensor of layout torch.sparse_coo"):
+        elastic(model, X)
+
+
+def test_complex_parameters_are_refused_by_a_plan():
+    model = nn.Linear(3, 2, dtype=torch.complex64)
+    with pytest.raises(ShapeError, match="parameters weight, bias are complex"):
+        Plan.of(model, copy.deepcopy(model))

@@ -1,0 +1,65 @@
+"""Frozen parameters stay out of messages, and nodes that build others are refused."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from heterofl_flwr import HeteroFL
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core import exchange_frozen, width
+from tests.federation.tiny import add_one, make_app, play
+
+BACKBONE = torch.linspace(-1, 1, 24).reshape(8, 3)
+
+
+def build(rate, scale=1.0, mark=lambda model: model):
+    """Return a model with a frozen backbone, which is cut with its head."""
+    model = nn.Sequential(nn.Linear(3, width(8, rate), bias=False), nn.Linear(width(8, rate), 4))
+    with torch.no_grad():
+        model[0].weight.copy_(scale * BACKBONE[: width(8, rate)])
+    model[0].requires_grad_(False)
+    return mark(model)
+
+
+def run(build, app=None, **options):
+    return play(app or make_app(build=build), "a1-c1", 4, 2, build=build, **options)
+
+
+def test_frozen_parameters_do_not_travel_and_do_not_change():
+    found = run(build)
+    assert found.log.failures == {}
+    assert set(found.state) == {"1.weight", "1.bias"}
+    for message in found.grid.of("train"):
+        assert set(message.content["arrays"]) == {"1.weight", "1.bias"}
+    head = found.strategy.federation.initial_state()["1.bias"]
+    torch.testing.assert_close(found.state["1.bias"], head + 2 * 2.5)  # clients add 1 to 4
+
+
+def test_a_node_with_other_frozen_values_is_refused():
+    app = make_app(build=build, odd={1: lambda message, context: add_one(message, context, partial(build, scale=2.0))})
+    failures = run(build, app).log.failures
+    assert failures.keys() == {1}
+    assert "frozen parameters of this node's model" in failures[1]
+
+
+def test_a_build_may_let_them_travel():
+    found = run(partial(build, mark=exchange_frozen))
+    assert found.log.failures == {}
+    assert "0.weight" in found.state
+
+
+@pytest.mark.parametrize("rule", ["rolling", "random-level"])
+def test_they_do_not_fit_slices_that_move(rule):
+    with pytest.raises(ConfigError, match=r"frozen parameters 0.weight are not sent.*exchange_frozen"):
+        HeteroFL(build, "a1-c1", slice_rule=rule)
+    assert run(partial(build, mark=exchange_frozen), slice_rule=rule).log.failures == {}
+
+
+def test_initial_arrays_with_other_frozen_values_are_refused():
+    federation = HeteroFL(build, "a1").federation
+    state = build(1.0).state_dict()
+    assert set(federation.check_state(state)) == {"1.weight", "1.bias"}
+    with pytest.raises(ConfigError, match=r"other values of 0.weight than build gives it"):
+        federation.check_state({**state, "0.weight": 2 * state["0.weight"]})
