@@ -65,7 +65,7 @@ def answer_capability(message: Message, context: Context) -> Message:
 def answer_stages(message: Message, context: Context) -> Message:
     """Answer the questions of stages, which are asked before and after training."""
     answers: dict[str, object] = {}
-    stage_context = ClientContext(received=dict, seed=0, notes=load_notes(context))
+    stage_context = ClientContext(received=dict, seed=0, notes=load_notes(context), node_config=context.node_config)
     for stage in client_stages(messages.read_config(message)):
         answers |= stage.answer(stage_context)
     save_notes(context, stage_context.notes or {})

@@ -27,6 +27,8 @@ class StageRunner:
         State of stages between messages; ``run`` changes it.
     notes : dict[str, bytes]
         Per-round state of stages; ``run`` changes it.
+    node_config : Mapping[str, object]
+        Config of the node.
     """
 
     def __init__(
@@ -35,10 +37,13 @@ class StageRunner:
         received: Callable[[], Mapping[str, Tensor]],
         tensors: dict[str, Tensor],
         notes: dict[str, bytes],
+        node_config: Mapping[str, object],
     ) -> None:
         self._instruction, self._received, self.tensors, self.notes = instruction, received, tensors, notes
         self._stages = client_stages(instruction.config)
-        self._context = ClientContext(received=received, seed=instruction.seed, kept=tensors, notes=notes)
+        self._context = ClientContext(
+            received=received, seed=instruction.seed, kept=tensors, notes=notes, node_config=node_config
+        )
 
     @cached_property
     def _pulls(self) -> dict[str, Pull]:

@@ -101,7 +101,8 @@ class Task:
         """Client stages of the instruction."""
         saved = {name: tensor for name, tensor in self._saved.items() if name.startswith(STAGES)}
         tensors = {name.removeprefix(STAGES): tensor for name, tensor in saved.items()}
-        return StageRunner(self.instruction, self._received, tensors, load_notes(self.context))
+        notes, node_config = load_notes(self.context), self.context.node_config
+        return StageRunner(self.instruction, self._received, tensors, notes, node_config)
 
     @property
     def rate(self) -> float:

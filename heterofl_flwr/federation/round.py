@@ -190,7 +190,8 @@ class Round:
         """Fail if there are too few usable replies: the model and the metrics would be those of a few clients."""
         replies, wanted = self._chain.replies, self._options.sampling.min_replies
         asked = len(self.slices) - (self._lost if wanted == "auto" else 0)
-        if self._lost and not asked:  # chance took all simulated devices: the model stays as it is
+        # Chance took all simulated devices, or a stage lets nobody train: the model stays as it is.
+        if (self._lost and not asked) or self._chain.skipped:
             return
         least = least_replies(wanted, min(self.needed, asked))
         faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))

@@ -98,16 +98,21 @@ class Chain:
                     f"{label(stage)} works on single replies, of which {label(summing)} lets nobody see any; expected "
                     f"one of them alone"
                 )
-        if self._limits["norm_bound"]:
-            yield (
-                f"norm_bound is a bound on single replies, of which {label(summing)} lets nobody see any; expected "
-                f"norm_bound=0 (server.norm-bound)"
-            )
 
     @property
     def summing(self) -> Stage | None:
         """The stage that sums replies itself, so that nobody sees one; None for none."""
         return next((stage for stage in self.stages if type(stage).open_aggregator is not Stage.open_aggregator), None)
+
+    @property
+    def refused(self) -> dict[int, str]:
+        """Clients that stages left out of this round, or named as liars, with the reason."""
+        return {client: reason for stage in self.stages for client, reason in stage.refused.items()}
+
+    @property
+    def skipped(self) -> bool:
+        """Whether a stage leaves the model as it is in this round."""
+        return any(stage.skipped for stage in self.stages)
 
     @property
     def asks(self) -> bool:
@@ -121,11 +126,11 @@ class Chain:
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
         """Begin a round; ``remote`` says whether clients are on other machines, and so maybe not ours."""
         state, limits, sums_changes = context.state, dict(self._limits), any(own.needs.changes for own in self.stages)
-        if remote and not limits["norm_bound"] and not sums_changes and not self.summing:
+        if remote and not limits["norm_bound"] and not sums_changes:
             limits["norm_bound"] = REMOTE_CHANGE * max(1.0, math.hypot(*(own.norm().item() for own in state.values())))
         if sums_changes:  # the zeros that they start from take no memory
             state = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
-        self._context = context
+        self._context = replace(context, norm_bound=0.0 if sums_changes else limits["norm_bound"])
         open_aggregator = self.summing.open_aggregator if self.summing else self._open_aggregator
         self._aggregation = Aggregation(
             state, context.rows, aggregator=open_aggregator, extra_rows=self._extra_rows, **limits

@@ -108,6 +108,10 @@ class RoundContext:
         Where noise is added: the L2 norm of the longest change, and the step of the grid on which changes are summed.
     learning_rate
         With what clients train in this round; 0 where the server sends them none.
+    run
+        Random id of the run.
+    norm_bound
+        Upper bound on the L2 norm of the mean change of a stage that sums replies itself; 0 for none.
     """
 
     server_round: int
@@ -120,6 +124,8 @@ class RoundContext:
     extra_rows: bool = False
     grid: tuple[float, float] | None = None
     learning_rate: float = 0.0
+    run: int = 0
+    norm_bound: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,12 +143,15 @@ class ClientContext:
     notes
         What they keep from message to message of a round, in the node's memory and never on its disk; None where the
         client's app does not say what its context is.
+    node_config
+        Config of the node, which no server sets.
     """
 
     received: Callable[[], Mapping[str, Tensor]]
     seed: int
     kept: State = field(default_factory=dict)
     notes: dict[str, bytes] | None = None
+    node_config: Said = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +205,12 @@ class Stage:
 
     reads_replies = True
     """Whether what ``on_reply`` does needs each reply; not if clients or ``on_mean`` do as much."""
+
+    refused: Mapping[int, str] = {}
+    """Clients that the stage left out of this round, or named as liars, with the reason."""
+
+    skipped = False
+    """True if the stage leaves the model as it is in this round."""
 
     def instruction(self) -> Mapping[str, float | str]:
         """Return what the instruction to clients says of this stage, by key."""

@@ -11,7 +11,6 @@ from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.secure.client import MaskedRounds
 from tests.secure.federations import CLASSES, Crash, Federation, plan_of, play
 
-
 CLIENTS_IN = np.array([bin(total).count("1") for total in range(2**7)])
 """The number of clients whose changes a total has."""
 
