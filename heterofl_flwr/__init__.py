@@ -27,17 +27,25 @@ if TYPE_CHECKING:
     from heterofl_flwr.grids.simulated import SimulatedDevices as SimulatedDevices
     from heterofl_flwr.grids.windowed import Windowed as Windowed
     from heterofl_flwr.nn.depth import shallow as shallow
+    from heterofl_flwr.nn.penalty import Quadratic as Quadratic
     from heterofl_flwr.stages.asynchronous import Buffered as Buffered
+    from heterofl_flwr.stages.client_stage import ClientContext as ClientContext
+    from heterofl_flwr.stages.client_stage import ClientStage as ClientStage
+    from heterofl_flwr.stages.client_stage import Outgoing as Outgoing
+    from heterofl_flwr.stages.client_stage import client_stage as client_stage
+    from heterofl_flwr.stages.feddyn import FedDyn as FedDyn
     from heterofl_flwr.stages.moving_average import MovingAverage as MovingAverage
     from heterofl_flwr.stages.privacy import Privacy as Privacy
+    from heterofl_flwr.stages.scaffold import Scaffold as Scaffold
     from heterofl_flwr.stages.server_optimizer import Adagrad as Adagrad
     from heterofl_flwr.stages.server_optimizer import Adam as Adam
     from heterofl_flwr.stages.server_optimizer import Momentum as Momentum
     from heterofl_flwr.stages.server_optimizer import Yogi as Yogi
-    from heterofl_flwr.stages.stage import Needs as Needs
-    from heterofl_flwr.stages.stage import RoundContext as RoundContext
-    from heterofl_flwr.stages.stage import Stage as Stage
-    from heterofl_flwr.stages.stage import Update as Update
+    from heterofl_flwr.stages.server_stage import Needs as Needs
+    from heterofl_flwr.stages.server_stage import RoundContext as RoundContext
+    from heterofl_flwr.stages.server_stage import ServerStage as ServerStage
+    from heterofl_flwr.stages.server_stage import StatefulStage as StatefulStage
+    from heterofl_flwr.stages.server_stage import Update as Update
     from heterofl_flwr.strategies.fedh2l import FedH2L as FedH2L
     from heterofl_flwr.strategies.heterofl import HeteroFL as HeteroFL
 
@@ -49,9 +57,12 @@ _HOMES = {
     "Adam": "stages.server_optimizer",
     "Aggregation": "core.aggregation",
     "Buffered": "stages.asynchronous",
+    "ClientContext": "stages.client_stage",
+    "ClientStage": "stages.client_stage",
     "DeviceProfile": "grids.devices",
     "Devices": "grids.devices",
     "Evaluation": "federation.evaluation",
+    "FedDyn": "stages.feddyn",
     "FedH2L": "strategies.fedh2l",
     "Fidelity": "core.fidelity",
     "HeteroFL": "strategies.heterofl",
@@ -61,18 +72,23 @@ _HOMES = {
     "Mix": "core.levels",
     "Momentum": "stages.server_optimizer",
     "MovingAverage": "stages.moving_average",
-    "Needs": "stages.stage",
+    "Needs": "stages.server_stage",
+    "Outgoing": "stages.client_stage",
     "Plan": "core.slice_plan",
     "Privacy": "stages.privacy",
+    "Quadratic": "nn.penalty",
     "RayGrid": "grids.ray_grid",
     "Robust": "core.robust",
     "RoundCallback": "federation.records",
-    "RoundContext": "stages.stage",
+    "RoundContext": "stages.server_stage",
+    "Scaffold": "stages.scaffold",
+    "ServerStage": "stages.server_stage",
     "SimulatedDevices": "grids.simulated",
-    "Stage": "stages.stage",
-    "Update": "stages.stage",
+    "StatefulStage": "stages.server_stage",
+    "Update": "stages.server_stage",
     "Windowed": "grids.windowed",
     "Yogi": "stages.server_optimizer",
+    "client_stage": "stages.client_stage",
     "elastic": "elastic_models.elastic_model",
     "lora": "adapters.lora",
     "multi_step": "federation.options",

@@ -81,6 +81,8 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
         results = train_together(jobs, options, engine=workload.settings.engine.name)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {workload.device}: {error}") from error
+    for task, result in zip(tasks, results, strict=True):
+        task.note_steps(result.steps)
     return list(zip(models, results, strict=True))
 
 

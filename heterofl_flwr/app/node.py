@@ -17,6 +17,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.data.align import align
 from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
+from heterofl_flwr.nn.penalty import Penalty
 from heterofl_flwr.nn.static_norm import with_static_norm
 from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.transport import messages
@@ -72,16 +73,25 @@ class AppTask(Task):
     def training_job(self, model: nn.Module) -> TrainingJob:
         """Return the training of a model on this client's examples, masked to its classes where the run does so."""
         split, _, classes = self.data
-        self.penalty_used = True  # the engines add that of FedProx, by ``options``
+        self.penalty_used = True  # by the engines: FedProx's by ``options``, the stages' by the job
+        quadratic, terms = self.stage_penalty.quadratic, self.stage_penalty.terms
         return TrainingJob(
             model=self.workload.with_inner_widths(model, self.rate, self.build),
-            penalty=partial(self.penalty, model) if self.has_stage_penalty else None,
+            quadratic=None if quadratic is None else quadratic.aligned(model),
+            penalty=partial(Penalty(terms=terms), model) if terms else None,
             split=split,
             seed=self.seed,
             classes=torch.tensor(classes) if self.workload.masked else None,
             step_share=self.work,
             joint_loss=self.workload.joint_loss(self.instruction.server_round),
         )
+
+    def note_steps(self, steps: int) -> None:
+        """Set ``total_step``: the length of the steps along a constant gradient, which momentum lengthens."""
+        options, length = self.options, float(steps)
+        if beta := options.momentum:
+            length = (steps - beta * (1 - beta**steps) / (1 - beta)) / (1 - beta)
+        self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
         """Return this client's own model with the static batch norm moments of what it was trained on."""

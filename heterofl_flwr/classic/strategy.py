@@ -35,7 +35,7 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.records import RoundRecord, host_log
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.stages.stage import Stage, label
+from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 from heterofl_flwr.strategies import heterofl
 from heterofl_flwr.strategies.arguments import CLASSIC
 from heterofl_flwr.transport import messages
@@ -105,9 +105,9 @@ class HeteroFL(Strategy):
         num_rounds: int = 0,
         **options: Any,
     ) -> None:
-        stages: Sequence[Stage] = options.get("stages", ())
-        # They keep something with clients, or ask them more than to train and to evaluate.
-        apart = {label(own) for own in stages if own.needs.fixed_slices or type(own).before is not Stage.before}
+        stages: Sequence[ServerStage] = options.get("stages", ())
+        # A NumPyClient has no place for the client half of a stage.
+        apart = {stage_name(stage) for stage in stages if stage.client() is not None}
         if lacks := sorted(apart | (LACKS & options.keys())):
             raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
         named = {CLASSIC.get(name, name): own for name, own in options.items()}

@@ -44,6 +44,8 @@ class Instruction:
         Rounds between two checkpoints of the run.
     frozen_base
         Fingerprint of the parameters that are not exchanged; empty if there are none.
+    learning_rate
+        Learning rate that the server sent; 0 for none.
     proximal_mu
         Strength of FedProx's penalty; 0 for none.
     work
@@ -65,6 +67,7 @@ class Instruction:
     run_key: int | None
     checkpoint_every: int
     frozen_base: str
+    learning_rate: float
     proximal_mu: float
     work: float
 
@@ -91,6 +94,7 @@ class Instruction:
             run_key=messages.read_optional(config, messages.RUN_KEY, int),
             checkpoint_every=messages.read_optional(config, messages.CHECKPOINT_EVERY, int) or 1,
             frozen_base=messages.read_optional(config, messages.BASE, str) or "",
+            learning_rate=messages.read_optional(config, messages.LEARNING_RATE, float) or 0.0,
             proximal_mu=messages.read_optional(config, messages.PROXIMAL_MU, float) or 0.0,
             work=messages.read_optional(config, messages.WORK, float) or 1.0,
         )

@@ -15,8 +15,8 @@ from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.stages.client_stage import ClientChain, ClientContext
 from heterofl_flwr.stages.registry import client_stages
-from heterofl_flwr.stages.stage import ClientContext
 from heterofl_flwr.transport import messages, packing
 
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
@@ -64,11 +64,13 @@ def answer_capability(message: Message, context: Context) -> Message:
 
 def answer_stages(message: Message, context: Context) -> Message:
     """Answer the questions of stages, which are asked before and after training."""
-    answers: dict[str, object] = {}
-    stage_context = ClientContext(received=dict, seed=0, notes=load_notes(context), node_config=context.node_config)
-    for stage in client_stages(messages.read_config(message)):
-        answers |= stage.answer(stage_context)
-    save_notes(context, stage_context.notes or {})
+    config, round_state = messages.read_config(message), load_notes(context)
+    stage_context = ClientContext(
+        received=dict, seed=0, config=config, round_state=round_state, node_config=context.node_config
+    )
+    chain = ClientChain(client_stages(config), stage_context)
+    answers = chain.answer()
+    save_notes(context, round_state)
     return messages.answer(message, answers)
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.client.model import check_not_lost
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ReplyError
+from heterofl_flwr.nn.penalty import Penalty, Quadratic
+from heterofl_flwr.stages.client_stage import ClientChain, ClientContext, Outgoing
 from heterofl_flwr.stages.registry import client_stages
-from heterofl_flwr.stages.stage import ClientContext, Outgoing, Pull, label
 from heterofl_flwr.transport import messages
 
 
@@ -23,8 +23,10 @@ class StageRunner:
         Names the stages, and the strength of FedProx.
     received : Callable[[], Mapping[str, Tensor]]
         Gives the parameters in the message.
+    broadcast : Mapping[str, Tensor]
+        Tensors of the stages' server halves in the message, by ``stage/parameter``.
     tensors : dict[str, Tensor]
-        State of stages between messages; ``run`` changes it.
+        State of stages between messages.
     notes : dict[str, bytes]
         Per-round state of stages; ``run`` changes it.
     node_config : Mapping[str, object]
@@ -35,61 +37,63 @@ class StageRunner:
         self,
         instruction: Instruction,
         received: Callable[[], Mapping[str, Tensor]],
+        broadcast: Mapping[str, Tensor],
         tensors: dict[str, Tensor],
         notes: dict[str, bytes],
         node_config: Mapping[str, object],
     ) -> None:
-        self._instruction, self._received, self.tensors, self.notes = instruction, received, tensors, notes
-        self._stages = client_stages(instruction.config)
-        self._context = ClientContext(
-            received=received, seed=instruction.seed, kept=tensors, notes=notes, node_config=node_config
+        self._instruction, self._received, self.notes = instruction, received, notes
+        if broadcast:
+            _check_broadcast(broadcast, received())
+        context = ClientContext(
+            received=received,
+            seed=instruction.seed,
+            config=instruction.config,
+            learning_rate=instruction.learning_rate,
+            broadcast=broadcast,
+            state=tensors,
+            round_state=notes,
+            node_config=node_config,
         )
+        self._chain = ClientChain(client_stages(instruction.config), context)
 
-    @cached_property
-    def _pulls(self) -> dict[str, Pull]:
-        pulls = {label(stage): stage.pull(self._context) for stage in self._stages}
-        return {name: pull for name, pull in pulls.items() if pull is not None}
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """State of stages between messages; new after ``run``."""
+        return self._chain.state
 
     @property
     def with_penalty(self) -> list[str]:
         """Names of the stages that add a penalty to the loss."""
-        return list(self._pulls)
+        return self._chain.penalising
 
     @cached_property
-    def penalty(self) -> Callable[[nn.Module], Tensor] | None:
-        """Penalty of FedProx or of a stage; None without them."""
-        pulls = dict(self._pulls)
-        if pulls and not self.tensors:
-            check_not_lost(self._instruction, f"the tensors that {', '.join(pulls)} keeps")
-        if strength := self._instruction.proximal_mu:
-            pulls[messages.PROXIMAL_MU] = Pull(strength, self._received)
-        if len(pulls) > 1:
-            raise ConfigError(f"{' and '.join(pulls)} both add a penalty to the loss; expected one of them")
-        return next((Quadratic(pull.strength, pull.towards()) for pull in pulls.values()), None)
+    def own_penalty(self) -> Penalty:
+        """Penalty of the stages, without FedProx's."""
+        if self._chain.stateful and not self.tensors:
+            check_not_lost(self._instruction, f"the tensors that {', '.join(self._chain.stateful)} keeps")
+        return self._chain.penalty()
 
-    def run(self, outgoing: Outgoing) -> Outgoing:
+    @cached_property
+    def penalty(self) -> Penalty | None:
+        """Penalty of FedProx and of stages; None without them."""
+        penalty, strength = self.own_penalty, self._instruction.proximal_mu
+        if strength:
+            quadratics = [Quadratic(strength, self._received()), *filter(None, [penalty.quadratic])]
+            penalty = Penalty(Quadratic.sum(quadratics), penalty.terms)
+        return penalty or None
+
+    def run(self, update: Outgoing, total_step: float) -> Outgoing:
         """Return the update to send: clipped, compressed or masked."""
-        for stage in self._stages:
-            outgoing = stage.on_client(outgoing, self._context)
-        return outgoing
+        return self._chain.on_update(update, total_step)
 
 
-class Quadratic:
-    """Penalty ``strength / 2 |w - targets|^2`` over the trained parameters."""
-
-    def __init__(self, strength: float, targets: Mapping[str, Tensor]) -> None:
-        self._strength, self._targets = strength, dict(targets)
-
-    def __call__(self, model: nn.Module) -> Tensor:
-        """Return the penalty of a model."""
-        distances = []
-        for name, parameter in model.named_parameters():
-            if name in self._targets and parameter.requires_grad:
-                target = self._targets[name] = self._targets[name].to(parameter)  # to a GPU once, not in each step
-                distances.append((parameter - target).square().sum())
-        if not distances:
-            raise ConfigError(
-                f"this {type(model).__name__} has none of the parameters that were received: give task.penalty what "
-                f"task.model() returned, not a wrapper of it"
+def _check_broadcast(broadcast: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> None:
+    """Reject a tensor of a server half that does not fit its parameter."""
+    for name, tensor in broadcast.items():
+        parameter = received.get(name.partition("/")[2])
+        if parameter is None or (parameter.shape, parameter.dtype) != (tensor.shape, tensor.dtype):
+            raise ReplyError(
+                f"{messages.SERVER} sent {name[:80]!r} of {tensor.dtype} and shape {tuple(tensor.shape)} for a stage, "
+                f"expected the name, type and shape of a parameter"
             )
-        return self._strength / 2 * torch.stack(distances).sum()

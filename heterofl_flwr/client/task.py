@@ -25,7 +25,8 @@ from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.reply_checks import whole_numbers
 from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.stages.stage import AS_THEY_ARE, Outgoing
+from heterofl_flwr.nn.penalty import Penalty
+from heterofl_flwr.stages.client_stage import FULL_PRECISION, Outgoing
 from heterofl_flwr.training.distilled_loss import Criterion, distilled_loss
 from heterofl_flwr.transport import messages, packing
 
@@ -65,6 +66,9 @@ class Task:
         The message's config, parsed.
     penalty_used : bool
         Whether ``penalty`` or ``loss`` was called. Set it where the loop adds the same penalty itself.
+    total_step : float
+        Sum of the learning rates of the local steps, for SCAFFOLD: ``penalty`` and ``loss`` add the rate that the
+        server sent. Set it if a step has several calls, or another learning rate.
 
     Examples
     --------
@@ -85,6 +89,7 @@ class Task:
         self.message, self.context, self.build = message, context, build
         self.instruction = Instruction.of(message)
         self.penalty_used = False
+        self.total_step = 0.0
         self._seed_torch = seed_torch
         self._issued = IssuedModels()
         self._is_open = True
@@ -101,8 +106,10 @@ class Task:
         """Client stages of the instruction."""
         saved = {name: tensor for name, tensor in self._saved.items() if name.startswith(STAGES)}
         tensors = {name.removeprefix(STAGES): tensor for name, tensor in saved.items()}
+        record = messages.array_records(self.message.content).get(messages.BROADCAST)
+        broadcast = {} if record is None else packing.read_tensors(record)
         notes, node_config = load_notes(self.context), self.context.node_config
-        return StageRunner(self.instruction, self._received, tensors, notes, node_config)
+        return StageRunner(self.instruction, self._received, broadcast, tensors, notes, node_config)
 
     @property
     def rate(self) -> float:
@@ -145,15 +152,19 @@ class Task:
         yield from self._load()
 
     def penalty(self, model: nn.Module) -> Tensor | float:
-        """Return the term to add to the loss of each batch, of FedProx or a stage such as FedDyn; 0 without them."""
+        """Return the term to add to the loss of each batch, of FedProx or a stage such as FedDyn; 0 without them.
+
+        Call it once in each step.
+        """
         self.penalty_used = True
+        self.total_step += self.instruction.learning_rate
         penalty = self._stages.penalty
         return penalty(model) if penalty else 0.0
 
     @property
-    def has_stage_penalty(self) -> bool:
-        """Whether a stage adds a penalty to the loss."""
-        return bool(self._stages.with_penalty)
+    def stage_penalty(self) -> Penalty:
+        """Penalty of the stages, without FedProx's."""
+        return self._stages.own_penalty
 
     def loss(
         self,
@@ -250,8 +261,8 @@ class Task:
             outgoing = self._update(model, classes, num_examples, metrics)
             records = packing.pack_trained(outgoing.tensors, outgoing.scales, outgoing.form)
             classes, num_examples, metrics = outgoing.labels, outgoing.num_examples, outgoing.metrics
-            config |= outgoing.said
-            if outgoing.form != AS_THEY_ARE:
+            config |= outgoing.fields
+            if outgoing.form != FULL_PRECISION:
                 config[messages.UPLOAD] = outgoing.form
         if classes is not None:
             config[messages.LABELS] = list(classes)
@@ -303,7 +314,7 @@ class Task:
                 "each task.model(); one of an earlier round trains that round's model"
             )
         outgoing = self._stages.run(
-            Outgoing(tensors=tensors, labels=classes, num_examples=num_examples, metrics=metrics)
+            Outgoing(tensors=tensors, labels=classes, num_examples=num_examples, metrics=metrics), self.total_step
         )
         self.keep(model)
         if self._stages.notes:

@@ -139,7 +139,7 @@ class EvaluationRound:
             logger.warning("%s, so batch norm normalises by batch; they are not asked again: %s", none, ANSWER_MOMENTS)
         if moments and privacy.noise:
             spent.add(MOMENTS, len(moments))
-            self._log.privacy = spent.facts()
+            self._log.privacy = spent.metrics()
             moments = noise_moments(moments, privacy)
         if faults or moments:
             self._restrict_rates(moments)

@@ -31,7 +31,7 @@ from heterofl_flwr.federation.sampling import Purpose, draw
 from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import called_with_rate, check_build
 from heterofl_flwr.nn.measure_moments import batch_norms
-from heterofl_flwr.stages.stage import RoundContext, label
+from heterofl_flwr.stages.server_stage import RoundContext, stage_name
 
 State = dict[str, Tensor]
 
@@ -85,7 +85,7 @@ class Federation:
     @property
     def clients_keep(self) -> bool:
         """Whether clients keep something from round to round: parameters of their own, or what a stage keeps."""
-        return self.personal or any(own.needs.fixed_slices for own in self.options.averaging.stages)
+        return self.personal or any(stage.keeps_client_state for stage in self.options.averaging.stages)
 
     def _check_options(self) -> None:
         """Refuse what does not go together in a federation."""
@@ -104,7 +104,8 @@ class Federation:
                 f"the global model has rate {self.mix.global_rate:g}, and the mix {self.mix} no client of it: with "
                 f"slice_rule='prefix' nobody trains the rest; expected rolling, random-level or random-client"
             )
-        stays = [f"what {label(own)} keeps stays" for own in self.options.averaging.stages if own.needs.fixed_slices]
+        stateful = [stage for stage in self.options.averaging.stages if stage.keeps_client_state]
+        stays = [f"what {stage_name(stage)} keeps stays" for stage in stateful]
         if stays and self.personal:
             raise ConfigError(f"{stays[0]} with a client for all parameters: expected all of them to be shared")
         stays += ["parameters that are not shared stay"] if self.personal else []

@@ -23,11 +23,12 @@ from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
 from heterofl_flwr.stages.chain import Chain, Kind
+from heterofl_flwr.stages.client_stage import FULL_PRECISION
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress, Upload
 from heterofl_flwr.stages.noise import Noise
 from heterofl_flwr.stages.privacy import Privacy, Spent
-from heterofl_flwr.stages.stage import AS_THEY_ARE, Stage
+from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.stages.untrained import Untrained
 
 Assignment = Literal["fix", "dynamic"]
@@ -77,7 +78,7 @@ class Averaging:
     fidelity: Annotated[InstanceOf[Fidelity], "Fidelity(...)"] = Fidelity()
     robust: Annotated[InstanceOf[Robust] | None, "Robust(...)"] = None
     aggregator: Annotated[OpenAggregator, "what makes an Aggregator of a state, as CountingMean"] = CountingMean
-    stages: Annotated[Sequence[Stage], "a list of stages"] = ()
+    stages: Annotated[Sequence[ServerStage], "a list of stages"] = ()
 
     def __post_init__(self) -> None:
         if self.robust and self.aggregator is not CountingMean:
@@ -130,7 +131,7 @@ def build_chain(
         None if all_is_trained else Untrained(),
         Noise(privacy, spent) if privacy.noise else Clip(privacy.clip) if privacy.clip else None,
         *averaging.stages,
-        None if upload == AS_THEY_ARE else Compress(upload),  # the last one: nearest to the wire
+        None if upload == FULL_PRECISION else Compress(upload),  # the last one: nearest to the wire
     )
     return Chain(
         [stage for stage in stages if stage is not None],

@@ -16,7 +16,9 @@ from heterofl_flwr.federation.federation import Federation, State
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.federation.sampling import least_replies
 from heterofl_flwr.stages.chain import Chain
-from heterofl_flwr.stages.stage import Outgoing, Said, Talk, Update
+from heterofl_flwr.stages.client_stage import Fields, Outgoing
+from heterofl_flwr.stages.conversation import Questions
+from heterofl_flwr.stages.server_stage import Update
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +101,8 @@ class Round:
         self.log.bytes_down += num_bytes
         sent[level] = sent.get(level, 0) + num_bytes
 
-    def before(self) -> Talk[Mapping[int, Said]]:
-        """Ask clients what stages want to know before they train; return who may train, and what each is told."""
+    def before(self) -> Questions[Mapping[int, Fields]]:
+        """Ask clients before training; return the clients that may train, with extra fields of their instructions."""
         clients = {node_id: Update(plan=own.plan, tensors={}, rate=own.rate) for node_id, own in self.slices.items()}
         return self._chain.before(clients)
 
@@ -119,8 +121,8 @@ class Round:
                 form=reply.form,
                 scales=reply.scales,
                 client=node_id,
-                said=reply.said,
-                sent=own.sent,
+                fields=reply.fields,
+                version=own.sent,
             )
         )
         stale = {} if own.sent is None else {"staleness": float(self.server_round - 1 - own.sent.number)}
@@ -172,11 +174,13 @@ class Round:
             for node_id in (own for own in self.slices if own in self.silent):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         self.log.answered, self.log.notes = len(self.answers), self._federation.nodes.notes()
+        if closed := self.log.privacy.get("closed-fraction"):
+            self.log.notes = (*self.log.notes, f"{closed:.0%} of the model stays closed (secure-sum)")
         if self._late:
             self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()
         new = self._chain.close()
-        self.log.privacy = self._chain.facts()
+        self.log.privacy = self._chain.metrics()
         ordered = sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate)
         levels = dict.fromkeys(self.slices[node_id].level for node_id in ordered)
         self.log.train = weighted_means(list(self.answers.values()))

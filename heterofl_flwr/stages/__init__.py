@@ -1,4 +1,4 @@
-"""Stages: what happens to a client's update between its training and the new model, one file each.
+"""Stages: the halves of a federated method around training and averaging, one file each.
 
-``stage`` says what a stage is, ``chain`` puts several around the mean that sums the updates of a round.
+``server_stage`` and ``client_stage`` define the halves; ``chain`` puts server halves around the mean of a round.
 """

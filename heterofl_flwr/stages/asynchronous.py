@@ -10,7 +10,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Natural, NotNegative, group
 from heterofl_flwr.core.staleness import Clocks, StaleMean
-from heterofl_flwr.stages.stage import Stage
+from heterofl_flwr.stages.server_stage import ServerStage
 
 
 @group
@@ -60,7 +60,7 @@ class Seats:
         self._taken[rate] += 1
 
 
-class Asynchronous(Stage):
+class Asynchronous(ServerStage):
     """What steps of the model keep from one to the next: the clocks, and the partitions of the clients that train.
 
     A run that goes on asks these clients again, with the model that there is then. No reply that was in a step is lost

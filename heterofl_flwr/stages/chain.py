@@ -1,4 +1,4 @@
-"""The chain: stages around the one mean that sums the updates of a round."""
+"""The chain: server stages around the mean that sums the updates of a round."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,24 +13,32 @@ from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.reply_checks import value_faults
-from heterofl_flwr.stages.registry import CLIENT_STAGES
-from heterofl_flwr.stages.stage import RoundContext, Said, Stage, State, Talk, Update, label
+from heterofl_flwr.stages.client_stage import (
+    CLIENT_METHODS,
+    CLIENT_STAGES,
+    Fields,
+    RespondingStage,
+    State,
+    write_stages,
+)
+from heterofl_flwr.stages.conversation import Conversation, Questions
+from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update, stage_name
 
 Kind = Literal["counting", "robust", "asynchronous", "other"]
-"""What the mean of a chain is, in words."""
+"""The mean of a chain, in words."""
 
 Expected = TypeVar("Expected")
 
 REMOTE_CHANGE = 10
-"""A reply from another machine may change its slice by so many L2 norms of the whole model, if no bound is given."""
+"""Default bound on a reply from another machine, in L2 norms of the whole model."""
 
 
 class Chain:
-    """Stages around a mean; it is made once for a run, and opened, fed and closed in each round."""
+    """Stages around a mean; made once for a run, and opened, fed and closed in each round."""
 
     def __init__(
         self,
-        stages: Iterable[Stage] = (),
+        stages: Iterable[ServerStage] = (),
         aggregator: OpenAggregator = CountingMean,
         kind: Kind = "counting",
         *,
@@ -44,15 +52,24 @@ class Chain:
         self._check()
         self._aggregation: Aggregation  # from opening to closing
         self._context: RoundContext
+        self._broadcast: State = {}
 
     def _check(self) -> None:
-        """Refuse stages that do not go with one another, all at once; each with what to change."""
-        names = [label(stage) for stage in self.stages]
-        faults = [
-            f"{name}: two stages have this name; expected one, or names of their own (Stage.name)"
+        """Raise one error for all stages that do not fit together; each with its remedy."""
+        faults = [fault for stage in self.stages for fault in _faults_of_class(stage)]
+        if faults:
+            raise ConfigError("; ".join(faults))
+        names = [stage_name(stage) for stage in self.stages]
+        faults += [
+            f"{name}: two stages have this name; expected one, or different names (ServerStage.name)"
             for name in sorted({name for name in names if names.count(name) > 1})
         ]
-        if len(steps := {label(stage): 1 for stage in self.stages if stage.needs.steps}) > 1:
+        halves = [client.registered_name for stage in self.stages if (client := stage.client()) is not None]
+        faults += [
+            f"{name}: two stages have this client half; expected one of them"
+            for name in sorted({name for name in halves if halves.count(name) > 1})
+        ]
+        if len(steps := {stage_name(stage): 1 for stage in self.stages if stage.needs.steps}) > 1:
             faults.append(f"{', '.join(steps)}: each steps along what the mean changes; expected one of them")
         for stage in self.stages:
             faults += self._faults(stage)
@@ -62,14 +79,9 @@ class Chain:
         if faults:
             raise ConfigError("; ".join(faults))
 
-    def _faults(self, stage: Stage) -> Iterator[str]:
-        """Yield what a stage needs and does not have."""
-        needs, name, kind = stage.needs, label(stage), self._kind
-        if type(stage).on_client not in {Stage.on_client, *(kind.on_client for kind in CLIENT_STAGES)}:
-            yield (
-                f"{name} overrides on_client, which clients run of this package's stages alone; expected what it does "
-                f"in the client's own app, or in a stage of heterofl_flwr/stages/registry.py"
-            )
+    def _faults(self, stage: ServerStage) -> Iterator[str]:
+        """Yield the needs of a stage that this chain does not meet."""
+        needs, name, kind = stage.needs, stage_name(stage), self._kind
         if needs.counting_mean and kind != "counting":
             remedy = {
                 "robust": "robust=None (server.robust=none)",
@@ -77,146 +89,199 @@ class Chain:
                 "other": "aggregator=CountingMean (server.aggregator=counting-mean)",
             }[kind]
             yield f"{name} fits the counting mean; expected {remedy}"
-        if kind == "asynchronous" and (type(stage).before, type(stage).after) != (Stage.before, Stage.after):
+        if kind == "asynchronous" and isinstance(stage, Conversation):
             yield f"{name} asks the clients of a round together; expected rounds that wait (asynchronous.size=0)"
         if needs.equal_weights and self._weights != "equal":
             yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
         if needs.steps and not getattr(self._open_aggregator, "by_entry", True):
             yield (
-                f"{name} steps along what the mean changes, and this aggregator gives factors anew in each round, so "
+                f"{name} steps along what the mean changes, and this aggregator computes new factors in each round, so "
                 f"that their entries have no direction; expected no {name}"
             )
+        if _overrides(stage, "on_added") and any(other.needs.changes for other in self.stages):
+            yield f"{name} uses single replies, which have no noise; expected privacy.noise=0"
 
     def _faults_of_sum(self) -> Iterator[str]:
-        """Yield what a stage that sums replies itself, so that nobody sees them, makes impossible for others."""
+        """Yield conflicts with a conversation, which hides single replies."""
         summing = self.summing
         if summing is None:
             return
         for stage in self.stages:
-            if stage is not summing and stage.reads_replies and type(stage).on_reply is not Stage.on_reply:
-                yield (
-                    f"{label(stage)} works on single replies, of which {label(summing)} lets nobody see any; expected "
-                    f"one of them alone"
-                )
+            reads = (stage.reads_replies and _overrides(stage, "on_reply")) or _overrides(stage, "on_added")
+            if stage is not summing and reads:
+                yield f"{stage_name(stage)} reads replies, which {stage_name(summing)} hides; expected one of them"
 
     @property
-    def summing(self) -> Stage | None:
-        """The stage that sums replies itself, so that nobody sees one; None for none."""
-        return next((stage for stage in self.stages if type(stage).open_aggregator is not Stage.open_aggregator), None)
+    def summing(self) -> Conversation | None:
+        """The stage that sums replies itself; None without one."""
+        return next((stage for stage in self.stages if isinstance(stage, Conversation)), None)
+
+    def instruction(self) -> Fields:
+        """Return the config entries that name the client stages, with their fields."""
+        return write_stages(client for stage in self.stages if (client := stage.client()) is not None)
 
     @property
-    def refused(self) -> dict[int, str]:
-        """Clients that stages left out of this round, or named as liars, with the reason."""
-        return {client: reason for stage in self.stages for client, reason in stage.refused.items()}
+    def excluded(self) -> dict[int, str]:
+        """Clients that secure aggregation left out of this round, or named as liars, with the reason."""
+        return dict(self.summing.excluded) if self.summing else {}
 
     @property
     def skipped(self) -> bool:
-        """Whether a stage leaves the model as it is in this round."""
-        return any(stage.skipped for stage in self.stages)
-
-    @property
-    def asks(self) -> bool:
-        """Whether stages ask clients after they have trained."""
-        return any(type(stage).after is not Stage.after for stage in self.stages)
-
-    def instruction(self) -> dict[str, float | str]:
-        """Return what the instructions of clients say of the stages."""
-        return {key: value for stage in self.stages for key, value in stage.instruction().items()}
+        """True if the model stays as it is in this round."""
+        return self.summing is not None and self.summing.skipped
 
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
-        """Begin a round; ``remote`` says whether clients are on other machines, and so maybe not ours."""
+        """Begin a round; ``remote`` is True if clients are on other machines."""
         state, limits, sums_changes = context.state, dict(self._limits), any(own.needs.changes for own in self.stages)
         if remote and not limits["norm_bound"] and not sums_changes:
             limits["norm_bound"] = REMOTE_CHANGE * max(1.0, math.hypot(*(own.norm().item() for own in state.values())))
-        if sums_changes:  # the zeros that they start from take no memory
+        if sums_changes:  # expanded zeros take no memory
             state = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
         self._context = replace(context, norm_bound=0.0 if sums_changes else limits["norm_bound"])
+        self._broadcast = {
+            f"{client.registered_name}/{name}": tensor
+            for stage in self.stages
+            if (client := stage.client()) is not None
+            for name, tensor in _check_broadcast(stage, context).items()
+        }
         open_aggregator = self.summing.open_aggregator if self.summing else self._open_aggregator
         self._aggregation = Aggregation(
             state, context.rows, aggregator=open_aggregator, extra_rows=self._extra_rows, **limits
         )
 
-    def before(self, clients: Mapping[int, Update]) -> Talk[Mapping[int, Said]]:
-        """Ask clients before they train; return those that may train, with what their instructions say beside."""
-        told = {client: dict[str, object]() for client in clients}
-        for stage in self.stages:
-            said = yield from stage.before({client: clients[client] for client in told}, self._context)
-            told = {client: {**told[client], **own} for client, own in said.items()}
-        return told
+    @property
+    def broadcast(self) -> Mapping[str, Tensor]:
+        """Tensors that clients receive with the model in this round, by ``client stage/parameter``."""
+        return self._broadcast
 
-    def after(self) -> Talk[None]:
-        """Ask clients when all replies were added."""
-        for stage in self.stages:
-            yield from stage.after(self._context)
+    def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
+        """Ask clients before training; return the clients that may train, with extra fields of their instructions."""
+        extra = {client: dict[str, object]() for client in clients}
+        if self.summing:
+            members = yield from self.summing.before(clients, self._context)
+            extra = {client: dict(fields) for client, fields in members.items()}
+        return extra
+
+    def after(self) -> Questions[None]:
+        """Ask clients after all replies were added."""
+        if self.summing:
+            yield from self.summing.after(self._context)
 
     def add(self, update: Update) -> None:
-        """Add a client's update to the mean; ``ReplyError`` if it does not fit, and then nothing has changed."""
-        stages = [own for own in reversed(self.stages) if type(own).on_reply is not Stage.on_reply]
-        if self.summing:  # the others have nothing to see
+        """Add a client's update to the mean; if it does not fit, raise ``ReplyError`` and change nothing."""
+        stages: list[ServerStage] = [stage for stage in reversed(self.stages) if _overrides(stage, "on_reply")]
+        if self.summing:
             stages = [self.summing]
         context = self._context
-        if stages and update.sent is not None:
-            context = replace(context, state=update.sent.state)
+        if stages and update.version is not None:
+            context = replace(context, state=update.version.state)
         for stage in stages:
-            update = _expect(Update, stage.on_reply(update, context), f"{label(stage)}.on_reply")
-        self._aggregation.add(update.plan, update.tensors, labels=update.labels, weight=update.weight, sent=update.sent)
+            update = _expect(Update, stage.on_reply(update, context), f"{stage_name(stage)}.on_reply")
+        self._aggregation.add(
+            update.plan, update.tensors, labels=update.labels, weight=update.weight, sent=update.version
+        )
+        for stage in self.stages:
+            if _overrides(stage, "on_added"):
+                stage.on_added(update, context)
 
     @property
     def replies(self) -> int:
-        """How many updates were added in this round."""
+        """Number of updates in this round's mean."""
         return self._aggregation.replies
 
     def close(self) -> State:
         """Return the new model, and end the round."""
         held, new = self._aggregation.held, self._aggregation.result()
         for stage in self.stages:
-            if type(stage).on_mean is Stage.on_mean:
+            if not _overrides(stage, "on_mean"):
                 continue
-            new = _expect(dict, stage.on_mean(new, held, self._context), f"{label(stage)}.on_mean")
+            new = _expect(dict, stage.on_mean(new, held, self._context), f"{stage_name(stage)}.on_mean")
             if fault := next(value_faults(new), None):
-                raise RoundError(f"{label(stage)}.on_mean returned a model that is not usable: {fault}")
+                raise RoundError(f"{stage_name(stage)}.on_mean returned a model that is not usable: {fault}")
         del self._aggregation, self._context
+        self._broadcast = {}
         return new
 
     def evaluated(self, state: State) -> State:
-        """Return the model that is evaluated and kept, from the one that is trained."""
+        """Return the model that is evaluated and saved, from the one that is trained."""
         for stage in self.stages:
             state = stage.evaluated(state)
         return state
 
-    def facts(self) -> dict[str, float]:
-        """Return what the record of a round says of the stages."""
-        return {key: value for stage in self.stages for key, value in stage.facts().items()}
+    def metrics(self) -> dict[str, float]:
+        """Return the stages' numbers for the record of a round."""
+        return {key: value for stage in self.stages for key, value in stage.metrics().items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Return what the stages keep from round to round, by the stage's name and its own."""
+        """Return the stages' tensors for a checkpoint, by ``stage/name``."""
         return {
-            f"{label(stage)}/{key}": _expect(Tensor, own, f"{label(stage)}.state, under {key!r},")
+            f"{stage_name(stage)}/{key}": _expect(Tensor, tensor, f"{stage_name(stage)}.state, under {key!r},")
             for stage in self.stages
-            for key, own in stage.state().items()
+            for key, tensor in stage.state().items()
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with what ``state`` returned; with an empty one, begin anew."""
-        known = [label(stage) for stage in self.stages]
+        """Restore the tensors of a checkpoint; an empty mapping begins a new run."""
+        names = [stage_name(stage) for stage in self.stages]
         for stage in self.stages:
             if stage.needs.steps:  # older versions had one name for all server optimisers
-                old, new = "ServerOptimizer/", f"{label(stage)}/"
-                state = {f"{new}{own.removeprefix(old)}" if own.startswith(old) else own: state[own] for own in state}
-        strange = [name for name in state if not name.startswith(tuple(f"{own}/" for own in known))]
-        if other := sorted({name.partition("/")[0] for name in strange}):
+                old, new = "ServerOptimizer/", f"{stage_name(stage)}/"
+                state = {f"{new}{key.removeprefix(old)}" if key.startswith(old) else key: state[key] for key in state}
+        unknown = [key for key in state if not key.startswith(tuple(f"{name}/" for name in names))]
+        if stages := sorted({key.partition("/")[0] for key in unknown}):
             raise ConfigError(
-                f"resume has what {', '.join(other)} kept, and the stages of this strategy are "
-                f"{', '.join(known) or 'none'}: expected those that the run began with, or a run that begins anew from "
-                f"its model (initial_arrays)"
+                f"resume has the state of {', '.join(stages)}, and the stages of this strategy are "
+                f"{', '.join(names) or 'none'}: expected those that the run began with, or a new run from its model "
+                f"(initial_arrays)"
             )
         for stage in self.stages:
-            start = f"{label(stage)}/"
-            stage.load({name.removeprefix(start): own for name, own in state.items() if name.startswith(start)})
+            start = f"{stage_name(stage)}/"
+            stage.load({key.removeprefix(start): own for key, own in state.items() if key.startswith(start)})
 
 
-def _expect(kind: type[Expected], found: object, what: str) -> Expected:
-    """Return what a stage has returned, which may be of the user's own; raise an error if it is of another type."""
-    if not isinstance(found, kind):
-        raise ConfigError(f"{what} returned {type(found).__name__}; expected {kind.__name__}")
-    return found
+def _overrides(stage: ServerStage, method: str) -> bool:
+    return getattr(type(stage), method) is not getattr(ServerStage, method)
+
+
+def _faults_of_class(stage: ServerStage) -> Iterator[str]:
+    """Yield methods of a stage that nothing calls, each with its place."""
+    name, kind = stage_name(stage), type(stage)
+    for method in (method for method in CLIENT_METHODS if callable(getattr(kind, method, None))):
+        yield (
+            f"{name}.{method} is not called on the server; it belongs in a ClientStage, which {name}.client() returns"
+        )
+    if not isinstance(stage, Conversation):
+        for method in (
+            method for method in ("before", "after", "open_aggregator") if callable(getattr(kind, method, None))
+        ):
+            yield f"{name}.{method} is not called; it belongs in a Conversation"
+    client = stage.client()
+    if client is None:
+        if _overrides(stage, "broadcast"):
+            yield f"{name}.broadcast is not called, as {name}.client() returns None; expected a ClientStage"
+        if isinstance(stage, Conversation):
+            yield f"{name}.client() returns None; expected a RespondingStage"
+        return
+    if isinstance(stage, Conversation) and not isinstance(client, RespondingStage):
+        yield f"{name}.client() returns {type(client).__name__}; expected a RespondingStage"
+    if CLIENT_STAGES.get(getattr(client, "registered_name", "")) is not type(client):
+        yield f"{name}.client() returns {type(client).__name__}, without a name; expected @client_stage('name') on it"
+
+
+def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, Tensor]:
+    """Return a stage's tensors for clients; raise an error where one does not fit its parameter."""
+    tensors = stage.broadcast(context)
+    for name, tensor in tensors.items():
+        if name not in context.state or tensor.shape != context.state[name].shape:
+            raise ConfigError(
+                f"{stage_name(stage)}.broadcast: {name} is {tuple(tensor.shape)}; expected the name and shape of a "
+                f"parameter"
+            )
+    return tensors
+
+
+def _expect(kind: type[Expected], result: object, source: str) -> Expected:
+    """Return the result of a stage; raise an error if it is of another type."""
+    if not isinstance(result, kind):
+        raise ConfigError(f"{source} returned {type(result).__name__}; expected {kind.__name__}")
+    return result

@@ -7,62 +7,63 @@ The server knows what it sent, and adds the change to it.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from reprlib import repr as shown
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ReplyError, ShapeError
+from heterofl_flwr.common.options import group
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.reply_checks import check_reply, name_misfits
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.stages.stage import AS_THEY_ARE, ClientContext, Outgoing, RoundContext, Stage, Update
+from heterofl_flwr.stages.client_stage import FULL_PRECISION, ClientContext, ClientStage, Outgoing, client_stage
+from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
 
 KEY = "upload"
-"""What the instruction to a client, and its reply, call the form."""
+"""Config key of a reply: the form of its update."""
 
 Upload = Literal["float32", "float16", "int8"]
-"""How a reply carries parameters: as they are, or what they changed by in so many bits."""
+"""Form of a reply: parameters in full precision, or their changes in 16 or 8 bits."""
 
 _STEPS = 127  # int8 is used evenly on both sides of 0
 
 
-class Compress(Stage):
-    """Let clients send what their parameters changed by, in float16 or in int8; the server restores the parameters.
+@client_stage("compress")
+@group
+class ClientCompress(ClientStage):
+    """Encode the change of the parameters in float16 or int8."""
 
-    In int8 a change is a number of steps; the scales say how large a step is, in float32: one number for each row
-    (axis 0) of each parameter, the parameters sorted by name. A parameter whose rows have one entry each, such as a
-    bias, counts as one row.
+    upload: Upload
+    """form of the update"""
+
+    def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
+        """Return the encoded changes in place of the parameters."""
+        tensors, scales = compress(context.received(), update.tensors, self.upload, seed=context.seed)
+        return replace(update, tensors=tensors, form=self.upload, scales=scales)
+
+
+class Compress(ServerStage):
+    """Restore parameters from changes in float16 or int8.
+
+    In int8 a change is a number of steps; the scales are the step sizes in float32: one number for each row (axis 0) of
+    each parameter, the parameters sorted by name. A parameter whose rows have one entry each, such as a bias, counts as
+    one row.
     """
 
     def __init__(self, upload: Upload) -> None:
         self.upload = upload
 
-    def instruction(self) -> Mapping[str, float | str]:
-        """Tell clients the form."""
-        return {KEY: self.upload}
-
-    @classmethod
-    def from_instruction(cls, config: Mapping[str, object]) -> Stage | None:
-        """Return the stage with the form that an instruction names."""
-        said, known = config.get(KEY, AS_THEY_ARE), get_args(Upload)
-        upload: Upload | None = next((own for own in known if own == said), None)
-        if upload is None:
-            raise ReplyError(f"the server sent {shown(said)} as {KEY}, expected one of {', '.join(known)}")
-        return None if upload == AS_THEY_ARE else Compress(upload)
-
-    def on_client(self, outgoing: Outgoing, context: ClientContext) -> Outgoing:
-        """Turn the parameters into changes in few bits."""
-        tensors, scales = compress(context.received(), outgoing.tensors, self.upload, seed=context.seed)
-        return replace(outgoing, tensors=tensors, form=self.upload, scales=scales)
+    def client(self) -> ClientStage:
+        """Return the client half."""
+        return ClientCompress(upload=self.upload)
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the parameters that changes are of; a client may send another form than it was asked for."""
-        if update.form == AS_THEY_ARE:
+        """Return the restored parameters; a client may send another form than the requested one."""
+        if update.form == FULL_PRECISION:
             return update
         tensors = restore(update.plan, context.state, update.tensors, update.scales)
-        return replace(update, tensors=tensors, form=AS_THEY_ARE, scales=None)
+        return replace(update, tensors=tensors, form=FULL_PRECISION, scales=None)
 
 
 @torch.no_grad()

@@ -1,13 +1,14 @@
-"""Noise: differential privacy of whole clients, by noise on the mean of clipped changes."""
+"""Noise: client-level differential privacy, by noise on the mean of clipped changes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from heterofl_flwr.core.differential_privacy import in_steps, released
 from heterofl_flwr.core.reply_checks import LARGEST_ENTRY, check_reply
+from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.privacy import TRAINING, Privacy, Spent
-from heterofl_flwr.stages.stage import Held, Needs, RoundContext, State, Update
+from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, Update
 
 
 class Noise(Clip):
@@ -20,18 +21,18 @@ class Noise(Clip):
         self.step, self.spent = privacy.step, spent
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the change in whole steps, no longer than the bound."""
+        """Return the clipped change in whole grid steps."""
         check_reply(context.state, update.plan, update.tensors, update.weight, LARGEST_ENTRY)
         before = update.plan.extract(context.state)
-        changes = {name: own.double() - before[name] for name, own in update.tensors.items()}
+        changes = {name: tensor.double() - before[name] for name, tensor in update.tensors.items()}
         return replace(update, tensors=in_steps(changes, self.clip, self.step))
 
-    def on_mean(self, new: State, held: Held, context: RoundContext) -> State:
-        """Return the model of the round before, moved by the mean change with noise on it; it counts as released."""
+    def on_mean(self, new: State, held: HolderCounts, context: RoundContext) -> State:
+        """Return the model of the previous round, moved by the noisy mean change; this counts as a release."""
         moved = released(context.state, new, held, self.step)
         self.spent.add(TRAINING)
         return moved
 
-    def facts(self) -> Mapping[str, float]:
-        """Return what the run has given away so far."""
-        return self.spent.facts()
+    def metrics(self) -> Mapping[str, float]:
+        """Return the privacy that the run has spent."""
+        return self.spent.metrics()

@@ -91,7 +91,7 @@ class Spent:
         number = sum(self.releases.values()) + more
         return epsilon(divergences(self._privacy.noise, number), self._privacy.delta) if number else 0.0
 
-    def facts(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the releases so far and their epsilon."""
         return {
             "epsilon": self.epsilon(),

@@ -8,7 +8,7 @@ import logging
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Annotated, Any
@@ -31,7 +31,9 @@ from heterofl_flwr.secure.fixed_point import LARGEST_SUM, largest_steps, to_step
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound, fits
 from heterofl_flwr.secure.slices import COUNTS
-from heterofl_flwr.stages.stage import ClientContext, Needs, Outgoing, RoundContext, Said, Stage, State, Talk, Update
+from heterofl_flwr.stages.client_stage import ClientContext, Fields, Outgoing, RespondingStage, State, client_stage
+from heterofl_flwr.stages.conversation import Conversation, Questions
+from heterofl_flwr.stages.server_stage import Needs, RoundContext, Update
 from heterofl_flwr.stages.untrained import trained_plan
 
 logger = logging.getLogger(__name__)
@@ -61,8 +63,60 @@ FORM = "masked"
 """The form of a masked change: one vector, in uint32."""
 
 
+@client_stage("secure-sum")
+@dataclass(frozen=True)
+class ClientSecureSum(RespondingStage):
+    """Mask the change of a client, and answer the server's questions about keys and shares."""
+
+    def answer(self, context: ClientContext) -> Fields:
+        """Return keys, shares of keys, or shares of what unmasks the sum."""
+        notes, phase = _notes(context), context.config.get(KEY)
+        if phase == "keys":
+            run, server_round = context.config.get(RUN), context.config.get("server-round")
+            if type(run) is not int or type(server_round) is not int:
+                raise ReplyError(f"the server sent no {RUN} and server-round: install the same version on all machines")
+            if server_round <= (last := _rounds(context).last(run)):
+                return {LAST: last}
+            keys, notes[KEY] = make_keys()
+            return {KEYS: keys}
+        if phase == "shares":
+            minimum = context.node_config.get(NODE_HOLDERS, DEFAULT_HOLDERS)
+            if type(minimum) is not int or minimum < 2:
+                raise ConfigError(f"{NODE_HOLDERS} of the node config is {minimum!r}; expected an integer of 2 or more")
+            shares, notes[KEY] = _client(notes, Roster.from_bytes(context.config.get(ROSTER))).share_keys(minimum)
+            return {KEYS: shares.sealed, HASHES: shares.hashes}
+        if phase == "reveal":
+            survivors = _list_of(int, context.config, CLIENTS)
+            texts, notes[KEY] = _client(notes).reveal(survivors, _dealt(context.config, SEEDS))
+            return {KEYS: texts}
+        if phase == "rows":
+            parts, numbers = _list_of(int, context.config, PARTS), _list_of(int, context.config, NUMBERS)
+            texts = _client(notes).reveal_rows(dict(zip(parts, numbers, strict=False)))
+            del notes[KEY]  # no more shares of this round
+            return {KEYS: texts}
+        raise ReplyError(f"the server asked for {shown(phase)}, expected keys, shares, reveal or rows")
+
+    def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
+        """Mask the change; leave out the client's classes, number of examples and metrics."""
+
+        def fill(roster: Roster, held: Plan, clients: int) -> Words:
+            received, trained = context.received(), update.tensors
+            changes = {name: own.double() - received[name] for name, own in trained.items() if name in held.axes}
+            if roster.grid:
+                return vector_of(roster, held, in_steps(changes, *roster.grid), update.labels)
+            generator = torch.Generator().manual_seed(derive(context.seed, KEY))
+            steps = to_steps(changes, roster.bound, clients, generator)
+            return vector_of(roster, held, steps, update.labels)
+
+        notes = _notes(context)
+        members, keys = _list_of(int, context.config, CLIENTS), _dealt(context.config, KEYS)
+        (vector, seeds, digests), notes[KEY] = _client(notes).mask(members, keys, fill, _rounds(context))
+        fields = {**update.fields, SEEDS: seeds.sealed, HASHES: seeds.hashes, DIGESTS: digests}
+        return Outgoing(tensors={FORM: torch.from_numpy(vector)}, form=FORM, fields=fields)
+
+
 @with_options
-class SecureSum(Stage):
+class SecureSum(Conversation):
     """Let the server add up masked changes, and unmask their sum alone."""
 
     name = "SecureSum"
@@ -75,7 +129,6 @@ class SecureSum(Stage):
 
     def __post_init__(self) -> None:
         self.needs = Needs(counting_mean=True, equal_weights=True, holders=self.holders)
-        self._asked: Said = {}
         self._nodes: Sequence[int] = ()
         self._round: ServerRound | None = None
         self._nonce = secrets.randbits(63)
@@ -87,33 +140,24 @@ class SecureSum(Stage):
         del state
         self._nonce, self._liars = secrets.randbits(63), {}
 
-    def instruction(self) -> Mapping[str, float | str]:
-        """Tell clients that what they send is to be masked."""
-        return {KEY: "train", NONCE: self._nonce}
+    def client(self) -> RespondingStage:
+        """Return the client half."""
+        return ClientSecureSum()
 
-    @classmethod
-    def from_instruction(cls, config: Mapping[str, object]) -> Stage | None:
-        """Return the stage with what an instruction or a question says."""
-        if KEY not in config:
-            return None
-        own = cls()
-        own._asked = dict(config)
-        return own
-
-    def before(self, clients: Mapping[int, Update], context: RoundContext) -> Talk[Mapping[int, Said]]:
+    def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
         """Collect fresh keys, send the roster and collect shares of the keys; return the fields for each member."""
         self._round, self._closed, self.skipped = None, None, False
-        self.refused = {client: f"left out: {self._liars[client]}" for client in clients if client in self._liars}
+        self.excluded = {client: f"left out: {self._liars[client]}" for client in clients if client in self._liars}
         answers = yield {client: {KEY: "keys", RUN: context.run} for client in clients if client not in self._liars}
         keys: dict[int, list[bytes]] = {}
         for client, answer in answers.items():
             if type(last := answer.get(LAST)) is int:
-                self.refused[client] = f"left out: it has masked a change in round {last} of this run"
+                self.excluded[client] = f"left out: it has masked a change in round {last} of this run"
             pair, known = _list_of(bytes, answer, KEYS), {key for pair in keys.values() for key in pair}
             if are_usable(pair) and not known.intersection(pair):
                 keys[client] = pair
         self._nodes = list(keys)
-        if self.refused and len(keys) < self.holders:
+        if self.excluded and len(keys) < self.holders:
             self._skip(f"{len(keys)} clients may take part", context)
             return {}
         roster = self._roster([clients[client] for client in keys], list(keys.values()), context)
@@ -121,10 +165,11 @@ class SecureSum(Stage):
         dealt = {self._nodes.index(client): _dealt(answer, KEYS) for client, answer in answers.items()}
         usable = {number: shares for number, shares in dealt.items() if fits(shares, len(keys), 1)}
         self._round = current = ServerRound(roster, usable)
-        fields = {}
+        fields: dict[int, Fields] = {}
         for member in current.members:
             shares = current.keys_for(member)
-            fields[self._nodes[member]] = {CLIENTS: current.members, KEYS: shares.sealed, HASHES: shares.hashes}
+            clients_and_keys = {CLIENTS: current.members, KEYS: shares.sealed, HASHES: shares.hashes}
+            fields[self._nodes[member]] = {KEY: "train", NONCE: self._nonce, **clients_and_keys}
         return fields
 
     def _skip(self, cause: str, context: RoundContext) -> None:
@@ -158,52 +203,6 @@ class SecureSum(Stage):
             grid=list(context.grid or ()),
         )
 
-    def answer(self, context: ClientContext) -> Said:
-        """Return keys, shares of keys, or shares of what unmasks the sum."""
-        notes, phase = _notes(context), self._asked[KEY]
-        if phase == "keys":
-            run, server_round = self._asked.get(RUN), self._asked.get("server-round")
-            if type(run) is not int or type(server_round) is not int:
-                raise ReplyError(f"the server sent no {RUN} and server-round: install the same version on all machines")
-            if server_round <= (last := _rounds(context).last(run)):
-                return {LAST: last}
-            keys, notes[KEY] = make_keys()
-            return {KEYS: keys}
-        if phase == "shares":
-            minimum = context.node_config.get(NODE_HOLDERS, DEFAULT_HOLDERS)
-            if type(minimum) is not int or minimum < 2:
-                raise ConfigError(f"{NODE_HOLDERS} of the node config is {minimum!r}; expected an integer of 2 or more")
-            shares, notes[KEY] = _client(notes, Roster.from_bytes(self._asked.get(ROSTER))).share_keys(minimum)
-            return {KEYS: shares.sealed, HASHES: shares.hashes}
-        if phase == "reveal":
-            survivors = _list_of(int, self._asked, CLIENTS)
-            texts, notes[KEY] = _client(notes).reveal(survivors, _dealt(self._asked, SEEDS))
-            return {KEYS: texts}
-        if phase == "rows":
-            parts, numbers = _list_of(int, self._asked, PARTS), _list_of(int, self._asked, NUMBERS)
-            texts = _client(notes).reveal_rows(dict(zip(parts, numbers, strict=False)))
-            del notes[KEY]  # no more shares of this round
-            return {KEYS: texts}
-        raise ReplyError(f"the server asked for {shown(phase)}, expected keys, shares, reveal or rows")
-
-    def on_client(self, outgoing: Outgoing, context: ClientContext) -> Outgoing:
-        """Mask the change; leave out which classes the client has, its number of examples and its metrics."""
-
-        def fill(roster: Roster, held: Plan, clients: int) -> Words:
-            received, trained = context.received(), outgoing.tensors
-            changes = {name: own.double() - received[name] for name, own in trained.items() if name in held.axes}
-            if roster.grid:
-                return vector_of(roster, held, in_steps(changes, *roster.grid), outgoing.labels)
-            generator = torch.Generator().manual_seed(derive(context.seed, KEY))
-            steps = to_steps(changes, roster.bound, clients, generator)
-            return vector_of(roster, held, steps, outgoing.labels)
-
-        notes = _notes(context)
-        members, keys = _list_of(int, self._asked, CLIENTS), _dealt(self._asked, KEYS)
-        (vector, seeds, digests), notes[KEY] = _client(notes).mask(members, keys, fill, _rounds(context))
-        said = {**outgoing.said, SEEDS: seeds.sealed, HASHES: seeds.hashes, DIGESTS: digests}
-        return Outgoing(tensors={FORM: torch.from_numpy(vector)}, form=FORM, said=said)
-
     def on_reply(self, update: Update, context: RoundContext) -> Update:
         """Add a masked change to the sum."""
         if update.form != FORM or update.client not in self._nodes:
@@ -212,11 +211,11 @@ class SecureSum(Stage):
                 f"heterofl-flwr on the server and on every node"
             )
         vector, client = update.tensors[FORM].numpy(), self._nodes.index(update.client)
-        digests = _list_of(bytes, update.said, DIGESTS)
-        self._current().add(client, Masked(vector, _dealt(update.said, SEEDS), digests))
+        digests = _list_of(bytes, update.fields, DIGESTS)
+        self._current().add(client, Masked(vector, _dealt(update.fields, SEEDS), digests))
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
-    def after(self, context: RoundContext) -> Talk[None]:
+    def after(self, context: RoundContext) -> Questions[None]:
         """Collect shares of seeds of clients in the sum, and of keys of lost ones; unmask; then the classifier rows."""
         if self.skipped:
             return
@@ -226,7 +225,7 @@ class SecureSum(Stage):
         if not current.can_open:
             self._skip(f"{len(current.survivors)} of {len(current.roster.clients)} clients are left", context)
             return
-        questions = {}
+        questions: dict[int, Fields] = {}
         for member in current.survivors:
             seeds = current.seeds_for(member)
             fields = {KEY: "reveal", CLIENTS: current.survivors, SEEDS: seeds.sealed, HASHES: seeds.hashes}
@@ -245,7 +244,10 @@ class SecureSum(Stage):
     def _name_liars(self, current: ServerRound, context: RoundContext) -> None:
         """Leave liars out of later rounds."""
         named = {self._nodes[number]: reason for number, reason in current.liars.items()}
-        self.refused |= {client: f"{reason}; it is left out of later rounds" for client, reason in named.items()}
+        self.excluded = {
+            **self.excluded,
+            **{client: f"{reason}; it is left out of later rounds" for client, reason in named.items()},
+        }
         self._liars |= {client: f"in round {context.server_round} {reason}" for client, reason in named.items()}
         for name in current.impossible:
             logger.warning(
@@ -275,7 +277,7 @@ class SecureSum(Stage):
         self._mean = MeanOfSum(state)
         return self._mean
 
-    def facts(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """Return the number of clients in the sum, and the fraction of the model that stayed as it was."""
         facts = {} if self._closed is None else {"closed-fraction": self._closed}
         return {"summed-clients": float(len(self._round.survivors)), **facts} if self._round else facts
@@ -332,12 +334,12 @@ def vector_of(roster: Roster, held: Plan, steps: Mapping[str, Tensor], labels: S
 
 
 def _notes(context: ClientContext) -> dict[str, bytes]:
-    if context.notes is None:
+    if context.round_state is None:
         raise ConfigError(
             "SecureSum keeps keys between the messages of a round: call answer_queries(app, ...) in the ClientApp, or "
             "reply(..., context=context)"
         )
-    return context.notes
+    return context.round_state
 
 
 def _client(notes: Mapping[str, bytes], roster: Roster | None = None) -> ClientRound:
@@ -352,12 +354,12 @@ def _rounds(context: ClientContext) -> MaskedRounds:
     return MaskedRounds(_notes(context), Path(str(folder)) / f"secure-{partition}" if folder else None)
 
 
-def _dealt(said: Said, key: str) -> Dealt:
+def _dealt(fields: Fields, key: str) -> Dealt:
     """Return sealed shares and their hashes."""
-    return Dealt(_list_of(bytes, said, key), _list_of(bytes, said, HASHES))
+    return Dealt(_list_of(bytes, fields, key), _list_of(bytes, fields, HASHES))
 
 
-def _list_of(kind: type, said: Said, key: str) -> list[Any]:
+def _list_of(kind: type, fields: Fields, key: str) -> list[Any]:
     """Return a list of bytes or whole numbers; an empty one if there is something else."""
-    found = said.get(key)
+    found = fields.get(key)
     return found if isinstance(found, list) and all(type(own) is kind for own in found) else []

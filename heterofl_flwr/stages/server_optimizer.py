@@ -1,8 +1,8 @@
-"""Server optimisers: from the old global state along what a round's counting mean changes.
+"""Server optimisers: a step of the global model along the change of a round's mean.
 
 Formulas, options and defaults are those of Flower's ``FedAvgM``, ``FedAdagrad``, ``FedAdam`` and ``FedYogi`` (Hsu et
-al., 2019; Reddi et al., 2020). One thing is added: an entry that nobody held in a round does not move, and what the
-optimiser keeps of it stays.
+al., 2019; Reddi et al., 2020). One thing is added: an entry without a holder in a round does not move, and its moments
+keep their values.
 """
 
 import math
@@ -15,37 +15,40 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.options import Decay, Positive, with_options
-from heterofl_flwr.stages.stage import Held, KeepingStage, Needs, RoundContext, State
+from heterofl_flwr.stages.client_stage import State
+from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, StatefulStage
 
 FIRST, SECOND = "first", "second"
-"""The moments that an optimiser keeps of a parameter."""
+"""Names of the moments of a parameter."""
 
-Kept = Mapping[str, Tensor]
+Moments = Mapping[str, Tensor]
 """The first and second moment of one parameter."""
 
 
-class ServerOptimizer(KeepingStage):
-    """A step of the global model along what the mean of a round changes; a subclass says which by ``_step``."""
+class ServerOptimizer(StatefulStage):
+    """A server optimiser; a subclass defines the step of a parameter by ``_step``."""
 
     needs = Needs(steps=True)
 
     @abstractmethod
-    def _step(self, change: Tensor, kept: Kept, server_round: int) -> tuple[Tensor, Kept]:
-        """Return the step of a parameter and its new moments, from the mean's change and the moments; 0 at first."""
+    def _step(self, change: Tensor, moments: Moments, server_round: int) -> tuple[Tensor, Moments]:
+        """Return the step of a parameter and its new moments, from the change of the mean; moments begin at 0."""
 
     @torch.no_grad()
-    def on_mean(self, new: State, held: Held, context: RoundContext) -> State:
-        """Return the model after the step; ``new`` is replaced parameter by parameter, to hold no model twice."""
+    def on_mean(self, new: State, held: HolderCounts, context: RoundContext) -> State:
+        """Return the model after the step; ``new`` is replaced parameter by parameter, which saves memory."""
         for name, mean in new.items():
             old = context.state[name]
             change = mean - old
-            known = {kind: own for kind in (FIRST, SECOND) if (own := self.kept.get(f"{kind}/{name}")) is not None}
-            before = defaultdict(partial(torch.zeros_like, change), known)
-            step, after = self._step(change, before, context.server_round)
+            stored = {
+                kind: self.tensors[f"{kind}/{name}"] for kind in (FIRST, SECOND) if f"{kind}/{name}" in self.tensors
+            }
+            moments = defaultdict(partial(torch.zeros_like, change), stored)
+            step, updated = self._step(change, moments, context.server_round)
             trained = held(name) > 0
             new[name] = torch.where(trained, old + step, old)
-            for kind, tensor in after.items():
-                self.kept[f"{kind}/{name}"] = torch.where(trained, tensor, before[kind])
+            for kind, tensor in updated.items():
+                self.tensors[f"{kind}/{name}"] = torch.where(trained, tensor, moments[kind])
         return new
 
 
@@ -54,14 +57,14 @@ class Momentum(ServerOptimizer):
     """Momentum of the global model, as Flower's ``FedAvgM``."""
 
     server_momentum: Decay = 0.0
-    """how much of the velocity is kept from round to round"""
+    """decay of the velocity from round to round"""
     server_learning_rate: Positive = 1.0
-    """what the step is multiplied by"""
+    """factor of the step"""
 
-    def _step(self, change: Tensor, kept: Kept, _: int) -> tuple[Tensor, Kept]:
+    def _step(self, change: Tensor, moments: Moments, _: int) -> tuple[Tensor, Moments]:
         if not self.server_momentum:
             return self.server_learning_rate * change, {}
-        velocity = self.server_momentum * kept[FIRST] + change
+        velocity = self.server_momentum * moments[FIRST] + change
         return self.server_learning_rate * velocity, {FIRST: velocity}
 
 
@@ -73,12 +76,12 @@ class Nesterov(ServerOptimizer):
     """
 
     momentum: Decay = 0.9
-    """how much of the velocity is kept from round to round"""
+    """decay of the velocity from round to round"""
     learning_rate: Positive = 1.0
-    """what the step is multiplied by"""
+    """factor of the step"""
 
-    def _step(self, change: Tensor, kept: Kept, _: int) -> tuple[Tensor, Kept]:
-        velocity = self.momentum * kept[FIRST] + change
+    def _step(self, change: Tensor, moments: Moments, _: int) -> tuple[Tensor, Moments]:
+        velocity = self.momentum * moments[FIRST] + change
         return self.learning_rate * (change + self.momentum * velocity), {FIRST: velocity}
 
 
@@ -89,10 +92,10 @@ class Adagrad(ServerOptimizer):
     eta: Positive = 1e-1
     """learning rate of the server"""
     tau: Positive = 1e-3
-    """what is added to the root of the second moment: the larger, the less the steps adapt"""
+    """constant added to the root of the second moment: the larger, the less the steps adapt"""
 
-    def _step(self, change: Tensor, kept: Kept, _: int) -> tuple[Tensor, Kept]:
-        second = kept[SECOND] + change**2
+    def _step(self, change: Tensor, moments: Moments, _: int) -> tuple[Tensor, Moments]:
+        second = moments[SECOND] + change**2
         return self.eta * change / (second.sqrt() + self.tau), {SECOND: second}
 
 
@@ -103,15 +106,15 @@ class Adam(ServerOptimizer):
     eta: Positive = 1e-1
     """learning rate of the server"""
     beta_1: Decay = 0.9
-    """how much of the first moment is kept from round to round"""
+    """decay of the first moment from round to round"""
     beta_2: Decay = 0.99
-    """how much of the second moment is kept from round to round"""
+    """decay of the second moment from round to round"""
     tau: Positive = 1e-3
-    """what is added to the root of the second moment: the larger, the less the steps adapt"""
+    """constant added to the root of the second moment: the larger, the less the steps adapt"""
 
-    def _step(self, change: Tensor, kept: Kept, server_round: int) -> tuple[Tensor, Kept]:
-        first = self.beta_1 * kept[FIRST] + (1 - self.beta_1) * change
-        second = self.beta_2 * kept[SECOND] + (1 - self.beta_2) * change**2
+    def _step(self, change: Tensor, moments: Moments, server_round: int) -> tuple[Tensor, Moments]:
+        first = self.beta_1 * moments[FIRST] + (1 - self.beta_1) * change
+        second = self.beta_2 * moments[SECOND] + (1 - self.beta_2) * change**2
         correction = math.sqrt(1 - self.beta_2 ** (server_round + 1)) / (1 - self.beta_1 ** (server_round + 1))
         return self.eta * correction * first / (second.sqrt() + self.tau), {FIRST: first, SECOND: second}
 
@@ -122,8 +125,8 @@ class Yogi(Adam):
 
     eta: Positive = 1e-2
 
-    def _step(self, change: Tensor, kept: Kept, _: int) -> tuple[Tensor, Kept]:
+    def _step(self, change: Tensor, moments: Moments, _: int) -> tuple[Tensor, Moments]:
         square = change**2
-        first = self.beta_1 * kept[FIRST] + (1 - self.beta_1) * change
-        second = kept[SECOND] - (1 - self.beta_2) * square * torch.sign(kept[SECOND] - square)
+        first = self.beta_1 * moments[FIRST] + (1 - self.beta_1) * change
+        second = moments[SECOND] - (1 - self.beta_2) * square * torch.sign(moments[SECOND] - square)
         return self.eta * first / (second.sqrt() + self.tau), {FIRST: first, SECOND: second}

@@ -1,9 +1,9 @@
-"""Untrained: leave out of the mean what a client holds and does not train."""
+"""Untrained: leave parameters that a client does not train out of the mean."""
 
 from dataclasses import replace
 
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.stages.stage import RoundContext, Stage, Update
+from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update
 
 
 def trained_plan(update: Update, context: RoundContext) -> Plan:
@@ -12,8 +12,8 @@ def trained_plan(update: Update, context: RoundContext) -> Plan:
     return Plan({name: axes for name, axes in update.plan.axes.items() if name not in untrained})
 
 
-class Untrained(Stage):
-    """Count a client in the parameters that it trains alone: its copies of the others would hold back those who do."""
+class Untrained(ServerStage):
+    """Count a client only in parameters that it trains, as its copies of the others would pull the mean back."""
 
     reads_replies = False
 

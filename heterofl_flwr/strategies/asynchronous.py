@@ -149,7 +149,7 @@ class Steps:
             if not id_:
                 current.refuse(node_id, Fault("the message could not be sent"))
                 continue
-            self._training[id_] = _Turn(node_id, own, began, packing.count_bytes(slices.record(own.plan)))
+            self._training[id_] = _Turn(node_id, own, began, self._strategy.sent_bytes(slices, own.plan))
 
     def _draw(self, current: Round) -> list[int]:
         """Draw the clients that begin now; first those that trained when a run that goes on was stopped."""

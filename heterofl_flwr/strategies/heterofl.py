@@ -27,7 +27,7 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
-from heterofl_flwr.stages.stage import Stage
+from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.strategies.arguments import CLASSIC, explain_unknown
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
@@ -107,10 +107,10 @@ class HeteroFL(FederationStrategy):
         Makes the aggregator of a round from the global state: ``CountingMean``; for LoRA adapters of unequal rank
         ``ProductMean`` of ``heterofl_flwr.adapters``; or your own class with the methods of ``Aggregator``. Another
         than ``CountingMean`` goes neither with ``robust`` nor with noise.
-    stages : Sequence[Stage]
+    stages : Sequence[ServerStage]
         Further stages of the chain, in their order: a server optimiser, ``Momentum``, ``Adam``, ``Yogi`` or
-        ``Adagrad``; ``MovingAverage``; or your own ``Stage``. One serves one strategy, as it keeps what it needs from
-        round to round.
+        ``Adagrad``; ``MovingAverage``, ``FedDyn``, ``Scaffold``; or your own ``ServerStage``. One object serves one
+        strategy, as it has state.
     limits, privacy, evaluation : Limits, Privacy, Evaluation
         Groups of further options.
     asynchronous : Buffered
@@ -169,7 +169,7 @@ class HeteroFL(FederationStrategy):
         fidelity: Fidelity = Fidelity(),
         robust: Robust | None = None,
         aggregator: OpenAggregator = CountingMean,
-        stages: Sequence[Stage] = (),
+        stages: Sequence[ServerStage] = (),
         limits: Limits = Limits(),
         privacy: Privacy = Privacy(),
         evaluation: Evaluation = Evaluation(),

@@ -6,11 +6,13 @@ from typing import TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from heterofl_flwr.common.errors import Fault, RoundError, name_faults
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.stages.stage import Said, Talk
+from heterofl_flwr.stages.client_stage import Fields
+from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.strategies.arrivals import ask
 from heterofl_flwr.transport import messages, packing
 
@@ -28,12 +30,21 @@ class Slices:
         # A user's state may hold running statistics too.
         is_whole = list(arrays) == list(federation.whole.axes)
         self._records = {federation.whole: arrays} if is_whole else {}
+        self._broadcasts: dict[Plan, ArrayRecord] = {}
 
     def record(self, plan: Plan) -> ArrayRecord:
         """Return the record of a slice."""
         if plan not in self._records:
             self._records[plan] = ArrayRecord(plan.extract(self.state))
         return self._records[plan]
+
+    def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
+        """Return the record of a slice of the stages' tensors, named ``stage/parameter``."""
+        if plan not in self._broadcasts:
+            parameters = {name: name.partition("/")[2] for name in tensors}
+            axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}
+            self._broadcasts[plan] = ArrayRecord(Plan(axes).extract(tensors))
+        return self._broadcasts[plan]
 
 
 def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
@@ -78,7 +89,7 @@ class Asking:
     seconds: Callable[[], float]  # that a turn may take
     faults: dict[int, Fault] = field(default_factory=dict)
 
-    def converse(self, talk: Talk[Result]) -> Result:
+    def converse(self, talk: Questions[Result]) -> Result:
         """Ask turn by turn; return what comes of it. An error that ends the round names the faults."""
         try:
             asked = next(talk)
@@ -91,9 +102,9 @@ class Asking:
             named = {node_id: fault.reason for node_id, fault in self.faults.items()}
             raise RoundError(f"{error}; {name_faults('node', named)}" if named else str(error)) from error
 
-    def _ask(self, asked: Mapping[int, Said]) -> dict[int, Said]:
+    def _ask(self, asked: Mapping[int, Fields]) -> dict[int, Fields]:
         full = {own: {**self.beside, messages.SERVER_ROUND: self.server_round, **said} for own, said in asked.items()}
-        answers: dict[int, Said] = {}
+        answers: dict[int, Fields] = {}
         found = ask(self.grid, messages.QUERY_STAGES, full, self.seconds(), messages.read_config)
         for node_id, answer in found.items():
             if isinstance(answer, Fault):

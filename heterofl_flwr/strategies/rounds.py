@@ -83,7 +83,7 @@ class Rounds:
         """Return how much of the time that is left of a round is for training."""
         strategy = self.strategy
         evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
-        return strategy.seconds_left(TRAIN_SHARE if evaluates or strategy.chain.asks else 1.0)
+        return strategy.seconds_left(TRAIN_SHARE if evaluates or strategy.chain.summing else 1.0)
 
     def _evaluate(self, server_round: int) -> None:
         strategy, result = self.strategy, self.result

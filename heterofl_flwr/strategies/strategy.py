@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 
 from heterofl_flwr.common.errors import Fault, HeteroFLError, RoundError
 from heterofl_flwr.core.moving_slices import window_number
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
@@ -22,8 +23,8 @@ from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.federation.summary import log_summary
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
+from heterofl_flwr.stages.client_stage import Fields, State
 from heterofl_flwr.stages.privacy import Spent
-from heterofl_flwr.stages.stage import Said, State
 from heterofl_flwr.strategies.arrivals import Arrivals
 from heterofl_flwr.strategies.budget import MOMENTS_SHARE, STAGES_SHARE, Budget
 from heterofl_flwr.strategies.instructions import (
@@ -140,10 +141,10 @@ class FederationStrategy(Strategy):
         for node_id, own in current.slices.items():
             if node_id not in told:
                 unusable = Fault("its answer to what was asked before training is not usable", "rejected")
-                fault = Fault(self.chain.refused[node_id], "rejected") if node_id in self.chain.refused else unusable
+                fault = Fault(self.chain.excluded[node_id], "rejected") if node_id in self.chain.excluded else unusable
                 current.refuse(node_id, asking.faults.get(node_id, fault))
                 continue
-            current.note_sent(node_id, packing.count_bytes(slices.record(own.plan)))
+            current.note_sent(node_id, self.sent_bytes(slices, own.plan))
             self._sent.append(self.train_message(node_id, slices, config, told[node_id]))
         # Flower may go through what it gets more than once, so this is a list, and not the one kept here.
         return list(self._sent)
@@ -165,12 +166,20 @@ class FederationStrategy(Strategy):
         """Begin a round, or a step where rounds do not wait."""
         self.current, self.log, self._silent, self._sent, self._replied = current, current.log, current.silent, [], {}
 
-    def train_message(self, node_id: int, slices: Slices, config: ConfigRecord, told: Said) -> Message:
+    def train_message(self, node_id: int, slices: Slices, config: ConfigRecord, told: Fields) -> Message:
         """Return the instruction to a client of the open round; ``told`` is what stages say beside."""
         current = self.open_round()
         own = current.slices[node_id]
         full = {**config, **self._train_config(current.server_round, node_id, own.rate), **told}
-        return instruction(self.train_kind, node_id, slices.record(own.plan), full)
+        message = instruction(self.train_kind, node_id, slices.record(own.plan), full)
+        if self.chain.broadcast:
+            message.content[messages.BROADCAST] = slices.broadcast(own.plan, self.chain.broadcast)
+        return message
+
+    def sent_bytes(self, slices: Slices, plan: Plan) -> int:
+        """Return the bytes of the tensors in an instruction to train."""
+        broadcast = [slices.broadcast(plan, self.chain.broadcast)] if self.chain.broadcast else []
+        return sum(map(packing.count_bytes, (slices.record(plan), *broadcast)))
 
     def _train_config(self, server_round: int, node_id: int, rate: float) -> dict[str, object]:
         """Return what a client needs to know to train."""
@@ -190,14 +199,14 @@ class FederationStrategy(Strategy):
         """Add the replies one by one, in the order of the messages, and return the new global model."""
         current = self.open_round()
         self._read_each(current, replies, self.add_reply)
-        if self.chain.asks and self._grid[0] is not None:
+        if self.chain.summing and self._grid[0] is not None:
             asking = Asking(
                 self._grid[0], server_round, self.chain.instruction(), lambda: self.seconds_left(MOMENTS_SHARE)
             )
-            before = self.chain.refused
+            before = self.chain.excluded
             asking.converse(self.chain.after())
-            for node_id in self.chain.refused.keys() - before.keys():
-                current.refuse(node_id, Fault(self.chain.refused[node_id], "rejected"))
+            for node_id in self.chain.excluded.keys() - before.keys():
+                current.refuse(node_id, Fault(self.chain.excluded[node_id], "rejected"))
         return self.close_round()
 
     def add_reply(self, node_id: int, reply: Message) -> None:

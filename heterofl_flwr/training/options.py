@@ -14,6 +14,7 @@ from heterofl_flwr.common.options import Count, Decay, NotNegative, Positive, gr
 from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn.loss import Fill
+from heterofl_flwr.nn.penalty import AlignedQuadratic
 
 JointLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
 """From the masked logits of all outputs of a model, its own depth and width last, and the targets to the loss."""
@@ -124,8 +125,10 @@ class TrainingJob:
     joint_loss
         For a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``), their loss, where not the last alone
         is trained. The engine ``plain`` trains it.
+    quadratic
+        Quadratic penalty on the model's parameters, apart from FedProx's; None without one.
     penalty
-        Term to add to the loss of each batch, apart from FedProx's. The engine ``plain`` trains it.
+        Another term to add to the loss of each batch. The engine ``plain`` trains it.
     """
 
     model: nn.Module
@@ -134,6 +137,7 @@ class TrainingJob:
     classes: Sequence[int] | Tensor | None = None
     step_share: float = 1.0
     joint_loss: JointLoss | None = None
+    quadratic: AlignedQuadratic | None = None
     penalty: Callable[[], Tensor | float] | None = None
 
     def __post_init__(self) -> None:

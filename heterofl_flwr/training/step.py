@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.nn.loss import Fill, class_mask, mask_logits, masked_cross_entropy
+from heterofl_flwr.nn.penalty import AlignedQuadratic
 from heterofl_flwr.training.options import JointLoss, SeveralOutputs, TrainOptions
 
 FUSED_DEVICES = ("cpu", "cuda")
@@ -48,37 +49,46 @@ def compute_loss(
 
 
 class SGD:
-    """SGD with momentum, weight decay, the pull of FedProx and gradient clipping; momentum starts at zero.
+    """SGD with momentum, weight decay, quadratic penalties and gradient clipping; momentum starts at zero.
 
     Clipping one client costs no pass over the gradients: torch's fused SGD divides by a scale that it is given. Its
     kernel is called directly, because the class ``torch.optim.SGD`` loads torch's compiler, which costs each process
     two seconds and 150 MB. Values that the kernel cannot update are updated by several smaller kernels.
 
     The first ``trained`` values are trained, by default all. With ``by_row`` each tensor has one row for each client,
-    and each row is clipped on its own.
+    and each row is clipped on its own. The tensors of the quadratic penalty are those of the trained values.
     """
 
     def __init__(
-        self, values: Iterable[Tensor], options: TrainOptions, *, trained: int | None = None, by_row: bool = False
+        self,
+        values: Iterable[Tensor],
+        options: TrainOptions,
+        *,
+        trained: int | None = None,
+        by_row: bool = False,
+        quadratic: AlignedQuadratic | None = None,
     ) -> None:
         self.values, self._options, self._by_row = list(values), options, by_row
         # The kernel takes no buffers where there is no momentum.
         self.momentum = [torch.zeros_like(value) for value in self.values[:trained]] if options.momentum else []
         self.received = [value.clone() for value in self.values[:trained]] if options.proximal else []
+        self._strength, centers, directions = quadratic or AlignedQuadratic(0.0, (), ())
+        self.centers, self.directions = list(centers), list(directions)
         self._fused = by_row or all(map(_fits_the_kernel, self.values))
 
     def select(self, rows: Tensor) -> Self:
         """Return the SGD of some clients, on a copy of their rows."""
         part = copy.copy(self)
-        part.values, part.momentum, part.received = (
-            [own[rows] for own in owns] for owns in (self.values, self.momentum, self.received)
+        part.values, part.momentum, part.received, part.centers, part.directions = (
+            [tensor[rows] for tensor in tensors]
+            for tensors in (self.values, self.momentum, self.received, self.centers, self.directions)
         )
         return part
 
     def write(self, rows: Tensor, part: "SGD") -> None:
         """Write the rows back that ``select`` has copied."""
-        for own, new in zip(self.values + self.momentum, part.values + part.momentum, strict=True):
-            own[rows] = new
+        for tensor, new in zip(self.values + self.momentum, part.values + part.momentum, strict=True):
+            tensor[rows] = new
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
@@ -86,12 +96,16 @@ class SGD:
         slopes = [gradient for gradient in gradients if gradient is not None]
         if not slopes:
             return
-        values, momentum, received = (
-            [own for own, gradient in zip(owns, gradients, strict=False) if gradient is not None]
-            for owns in (self.values, self.momentum, self.received)
+        values, momentum, received, centers, directions = (
+            [tensor for tensor, gradient in zip(tensors, gradients, strict=False) if gradient is not None]
+            for tensors in (self.values, self.momentum, self.received, self.centers, self.directions)
         )
         if received:
             torch._foreach_add_(slopes, torch._foreach_sub(values, received), alpha=self._options.proximal)
+        if centers:
+            torch._foreach_add_(slopes, torch._foreach_sub(values, centers), alpha=self._strength)
+        if directions:
+            torch._foreach_add_(slopes, directions)
         scale = None
         if self._options.clip and self._by_row:
             norms = torch.stack([torch.linalg.vector_norm(slope, dim=1) for slope in slopes])
@@ -132,10 +146,21 @@ class SGD:
 class ParameterSGD(SGD):
     """SGD on a model's parameters, for one client in one round; those that need no gradient stay as they are."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], options: TrainOptions) -> None:
-        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], options: TrainOptions, quadratic: AlignedQuadratic | None = None
+    ) -> None:
+        every = list(parameters)
+        self.parameters = [parameter for parameter in every if parameter.requires_grad]
         self._strides = [parameter.stride() for parameter in self.parameters]
-        super().__init__([_dense(parameter.detach()) for parameter in self.parameters], options)
+
+        def select(tensors: Sequence[Tensor]) -> list[Tensor]:
+            pairs = zip(every, tensors, strict=bool(tensors))
+            return [_dense(torch.empty_like(own).copy_(tensor)) for own, tensor in pairs if own.requires_grad]
+
+        if quadratic is not None:
+            quadratic = AlignedQuadratic(quadratic.strength, select(quadratic.centers), select(quadratic.directions))
+        dense = [_dense(parameter.detach()) for parameter in self.parameters]
+        super().__init__(dense, options, quadratic=quadratic)
 
     def minimise(self, loss: Tensor) -> None:
         """Compute the gradient of a loss and take a step along it."""

@@ -14,10 +14,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 
 from heterofl_flwr.common.errors import ConfigError, FaultKind, ReplyError
 from heterofl_flwr.core.slice_plan import ALL
-from heterofl_flwr.stages import clip, compress, feddyn, secure_sum
+from heterofl_flwr.stages import client_stage, compress, secure_sum
 from heterofl_flwr.transport.compat import ErrorCode
 
-SCHEMA = 1
+SCHEMA = 2
 """Raise when a message changes its meaning."""
 
 # Names of records.
@@ -25,6 +25,7 @@ ARRAYS = "arrays"
 CHANGES = "changes"
 SCALES = "scales"
 MASKED = secure_sum.FORM
+BROADCAST = "stage-tensors"
 CONFIG = "config"
 METRICS = "metrics"
 MOMENTS = "moments"
@@ -47,7 +48,7 @@ RATES = "rates"
 SLICE_RULE = "slice-rule"
 WINDOW = "window"
 MOMENTS_KIND = "moments-kind"
-UPLOAD, CLIP, FEDDYN, SECURE_SUM = compress.KEY, clip.KEY, feddyn.KEY, secure_sum.KEY
+UPLOAD, CLIENT_STAGES, SECURE_SUM = compress.KEY, client_stage.KEY, secure_sum.KEY
 SECURE_ROSTER, SECURE_CLIENTS = secure_sum.ROSTER, secure_sum.CLIENTS
 SECURE_KEYS, SECURE_SEEDS, SECURE_HASHES = secure_sum.KEYS, secure_sum.SEEDS, secure_sum.HASHES
 SECURE_DIGESTS, SECURE_RUN, SECURE_LAST = secure_sum.DIGESTS, secure_sum.RUN, secure_sum.LAST
@@ -62,8 +63,8 @@ RUN_KEY = "run-key"
 CHECKPOINT_EVERY = "checkpoint-every"
 
 RESERVED = frozenset(
-    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIP, SHARED, WORK}
-) | {TRAINED, RUN_KEY, CHECKPOINT_EVERY, BASE, FEDDYN, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
+    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIENT_STAGES, SHARED, WORK}
+) | {TRAINED, RUN_KEY, CHECKPOINT_EVERY, BASE, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
 """Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
 
 # Keys of metrics.

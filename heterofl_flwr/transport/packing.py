@@ -23,12 +23,12 @@ from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import TrainReply
 from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.stages.stage import AS_THEY_ARE
+from heterofl_flwr.stages.client_stage import FULL_PRECISION
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.messages import ARRAYS, CHANGES, MASKED, SCALES, SERVER
 
 UPLOAD_RECORDS: Mapping[str, tuple[str, ...]] = {
-    AS_THEY_ARE: (ARRAYS,),
+    FULL_PRECISION: (ARRAYS,),
     "float16": (CHANGES,),
     "int8": (CHANGES, SCALES),
     MASKED: (MASKED,),
@@ -190,7 +190,7 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
     records = messages.array_records(reply.content)
     check_converted(records.values(), plan, sender)
     config = messages.read_config(reply, sender)
-    form = messages.read_choice(config, messages.UPLOAD, list(UPLOAD_RECORDS), AS_THEY_ARE, sender)
+    form = messages.read_choice(config, messages.UPLOAD, list(UPLOAD_RECORDS), FULL_PRECISION, sender)
     tensors, scales = unpack_trained(records, form, plan, sender)
     num_examples, metrics = read_metrics(reply, most, sender)
     labels = config.get(messages.LABELS)  # the aggregator checks each
@@ -204,7 +204,7 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
         labels=cast("list[int] | None", labels),
         capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
         metrics=metrics,
-        said=config,
+        fields=config,
         num_bytes=sum(map(count_bytes, records.values())),
     )
 

@@ -12,7 +12,7 @@ from tests.federation.tiny import build, build_normed, inputs, node_context
 
 
 def config(rate=1.0, task="train", **values):
-    told = {"heterofl-schema": 1, "rate": rate, "seed": 0, "server-round": 1, "partition": 0, "task": task}
+    told = {"heterofl-schema": 2, "rate": rate, "seed": 0, "server-round": 1, "partition": 0, "task": task}
     return told | {key.replace("_", "-"): value for key, value in values.items()}
 
 

@@ -59,7 +59,7 @@ def test_instructions_share_one_packet_a_level():
     assert len({id(ins.parameters) for _, ins in instructions}) == 2
     assert len({id(ins.config) for _, ins in instructions}) == 4
     told = {"rate": 0.25, "rates": "0.25", "global-rate": 1.0, "server-round": 3, "seed": 5, "partition": 3}
-    more = {"heterofl-schema": 1, "epochs": 6, "lr": 0.1 * 0.1, "task": "train"}
+    more = {"heterofl-schema": 2, "epochs": 6, "lr": 0.1 * 0.1, "task": "train"}
     assert instructions[3][1].config == told | more
 
 

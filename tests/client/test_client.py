@@ -171,17 +171,17 @@ class TestReply:
         assert answer.metadata.reply_to_message_id == message.metadata.message_id
         assert equal(answer.content["arrays"].to_torch_state_dict(), dict(model.named_parameters()))
         assert dict(answer.content["metrics"]) == {"loss": 0.5, "num-examples": 9}
-        assert dict(answer.content["config"]) == {"heterofl-schema": 1, "labels": [1, 3], "capacity": 0.5}
+        assert dict(answer.content["config"]) == {"heterofl-schema": 2, "labels": [1, 3], "capacity": 0.5}
 
     @pytest.mark.parametrize(("upload", "records"), [("float16", ["changes"]), ("int8", ["changes", "scales"])])
     def test_where_asked_it_brings_what_the_parameters_changed_by(self, upload, records):
-        message = instruction(0.5, upload=upload)
+        message = instruction(0.5, **{"client-stages": "compress", "compress.upload": upload})
         before = message.content["arrays"].to_torch_state_dict()
         task = task_of(message)
         model = trained(task)
         answer = task.reply(model, num_examples=9, labels=[1])
         assert list(answer.content.array_records) == records
-        assert dict(answer.content["config"]) == {"heterofl-schema": 1, "labels": [1], "upload": upload}
+        assert dict(answer.content["config"]) == {"heterofl-schema": 2, "labels": [1], "upload": upload}
         plan = Plan.between(before, before)
         found = packing.unpack_trained(answer.content.array_records, upload, plan, "it")
         assert {str(change.dtype) for change in found[0].values()} == {f"torch.{upload}"}
@@ -331,7 +331,7 @@ class TestQueries:
         app = ClientApp()
         answer_queries(app, build_normed, data=lambda context: [inputs(context.node_config["partition-id"])])
         asked = Message(RecordDict({"config": messages.new_config({})}), 7, "query.capability")
-        assert dict(app(asked, node_context(level="c")).content["config"]) == {"heterofl-schema": 1, "capacity": 0.25}
+        assert dict(app(asked, node_context(level="c")).content["config"]) == {"heterofl-schema": 2, "capacity": 0.25}
         asked = instruction(kind="query.moments", build=build_normed, rates=[1.0, 0.5], moments_kind="fixed")
         record = app(asked, node_context(partition_id=4)).content["moments"]
         for rate in (1.0, 0.5):

@@ -14,7 +14,7 @@ from tests.client import test_client as client_tests
 from tests.federation.tiny import Tiny, inputs, node_context
 
 MODELS = {rate: Tiny(rate, norm=True) for rate in (1.0, 0.7, 0.5)}
-TOLD = {"rate": 0.5, "global-rate": 1.0, "seed": 0, "server-round": 1, "partition": 0, "heterofl-schema": 1}
+TOLD = {"rate": 0.5, "global-rate": 1.0, "seed": 0, "server-round": 1, "partition": 0, "heterofl-schema": 2}
 
 
 pytestmark = pytest.mark.usefixtures("identity")

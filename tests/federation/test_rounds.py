@@ -37,7 +37,7 @@ def test_every_message_has_a_config_of_its_own():
     assert len({id(message.content["config"]) for message in sent}) == 6
     assert asked == ConfigRecord({"epochs": 3})
     told = {"rate": 1.0, "global-rate": 1.0, "server-round": 1, "seed": 5, "partition": 0}
-    assert configs[0] == told | {"rates": [1.0, 0.25], "heterofl-schema": 1, "epochs": 3, "lr": 0.1}
+    assert configs[0] == told | {"rates": [1.0, 0.25], "heterofl-schema": 2, "epochs": 3, "lr": 0.1}
     assert [config["lr"] for config in configs] == [0.1] * 3 + [0.1 * 0.1] * 3
 
 

@@ -129,7 +129,7 @@ def h2l():
     @app.train("publish")
     def _(message: Message, context: object) -> Message:
         said = {"posteriors": {"posteriors": Array(torch.full((2, 3), 1 / 3))}}
-        return Envelope(said, {"heterofl-schema": 1}, {"num-examples": 1}).message(message)
+        return Envelope(said, {"heterofl-schema": 2}, {"num-examples": 1}).message(message)
 
     with Forging(app) as grid:
         strategy = FedH2L(3, seed_size=4, seed_batch=2)

@@ -1,16 +1,18 @@
 """The chain: in which order stages run, what they may not be beside, a stage of the user's own."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from heterofl_flwr import Adam, HeteroFL, Momentum, Plan, Privacy, Robust
+from heterofl_flwr import Adam, HeteroFL, Momentum, Plan, Privacy, Robust, Scaffold
 from heterofl_flwr.adapters import ProductMean
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.stages.chain import Chain
-from heterofl_flwr.stages.registry import client_stages
-from heterofl_flwr.stages.stage import Needs, RoundContext, Stage, Update
+from heterofl_flwr.stages.client_stage import ClientStage, client_stage
+from heterofl_flwr.stages.conversation import Conversation
+from heterofl_flwr.stages.secure_sum import SecureSum
+from heterofl_flwr.stages.server_stage import Needs, RoundContext, ServerStage, Update
 from tests.federation.tiny import build, equal, play
 
 STATE = {"w": torch.zeros(4)}
@@ -23,7 +25,7 @@ def open_chain(*stages, **options):
     return chain
 
 
-class Writes(Stage):
+class Writes(ServerStage):
     """Writes down what it is asked."""
 
     def __init__(self, name, diary):
@@ -47,7 +49,7 @@ def test_replies_go_back_through_the_stages_and_means_forward():
     assert diary == [("reply", "two"), ("reply", "one"), ("mean", "one"), ("mean", "two")]
 
 
-class Twice(Stage):
+class Twice(ServerStage):
     """Counts what a client changed twice."""
 
     def on_reply(self, update, context):
@@ -62,7 +64,7 @@ def test_a_stage_of_the_users_own_is_an_argument():
         torch.testing.assert_close(tensor - before[name], 2 * (plain.state[name] - before[name]))
 
 
-class Refuses(Stage):
+class Refuses(ServerStage):
     def on_reply(self, update, context):
         if update.rate < 1:
             raise ReplyError("too small")
@@ -76,19 +78,70 @@ def test_a_stage_may_refuse_a_reply_which_leaves_no_trace():
     assert equal(found.state, alone.state)
 
 
-class Masks(Stage):
-    def on_client(self, outgoing, context):
-        return outgoing
+class Pulls(ServerStage):
+    def penalty(self, model, context):
+        return 0.0
 
 
-class Grid(Stage):
+class Asks(ServerStage):
+    def before(self, clients, context):
+        yield {}
+
+
+@client_stage("nudge")
+@dataclass(frozen=True)
+class Nudge(ClientStage):
+    strength: float
+    places: int = 1
+    kind: str = "up"
+
+
+class Nudges(ServerStage):
+    def client(self):
+        return Nudge(strength=0.5)
+
+
+class Unregistered(ClientStage):
+    pass
+
+
+class Unnamed(ServerStage):
+    def client(self):
+        return Unregistered()
+
+
+class Sends(ServerStage):
+    def broadcast(self, context):
+        return {}
+
+
+class Mutters(Conversation):
+    def client(self):
+        return Nudge(strength=0.5)
+
+
+class Grid(ServerStage):
     needs = Needs(changes=True, counting_mean=True, equal_weights=True)
 
 
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ({"stages": [Masks()]}, "Masks overrides on_client, which clients run of this package's stages alone"),
+        (
+            {"stages": [Pulls()]},
+            r"Pulls.penalty is not called on the server; it belongs in a ClientStage, which Pulls.cl",
+        ),
+        ({"stages": [Asks()]}, "Asks.before is not called; it belongs in a Conversation"),
+        ({"stages": [Unnamed()]}, r"Unnamed.client\(\) returns Unregistered, without a name; expected @client_stage"),
+        ({"stages": [Sends()]}, r"Sends.broadcast is not called, as Sends.client\(\) returns None"),
+        ({"stages": [Mutters()]}, r"Mutters.client\(\) returns Nudge; expected a RespondingStage"),
+        ({"stages": [Nudges(), Mutters()]}, "expected a RespondingStage"),
+        (
+            {"stages": [Scaffold()], "privacy": Privacy(clip=1, noise=1)},
+            "Scaffold uses single replies, which have no n",
+        ),
+        ({"stages": [Scaffold(), SecureSum()]}, "Scaffold reads replies, which SecureSum hides"),
+        ({"stages": [Scaffold()], "robust": Robust()}, "Scaffold fits the counting mean"),
         ({"stages": [Momentum(), Momentum()]}, "Momentum: two stages have this name"),
         ({"stages": [Momentum(), Adam()]}, "Momentum, Adam: each steps along what the mean changes; expected one"),
         ({"stages": [Grid()], "weights": "examples"}, "Grid fits a mean in which each client counts once"),
@@ -106,17 +159,17 @@ def test_what_does_not_go_together_is_refused(options, fault):
         HeteroFL(build, "a1-b1", **options)
 
 
-class Ruins(Stage):
+class Ruins(ServerStage):
     def on_mean(self, new, held, context):
         return {name: own / 0 for name, own in new.items()}
 
 
-class Forgets(Stage):
+class Forgets(ServerStage):
     def on_mean(self, new, held, context):
         new["hidden.bias"] = new["hidden.bias"] + 1
 
 
-class Drops(Stage):
+class Drops(ServerStage):
     def on_reply(self, update, context):
         pass
 
@@ -134,7 +187,7 @@ def test_what_a_stage_may_not_return_is_named(stage, fault):
         play(stages=[stage])
 
 
-class Counts(Stage):
+class Counts(ServerStage):
     def state(self):
         return {"rounds": 3}
 
@@ -142,7 +195,3 @@ class Counts(Stage):
 def test_a_stage_keeps_tensors():
     with pytest.raises(ConfigError, match=r"Counts.state, under 'rounds', returned int; expected Tensor"):
         Chain([Counts()]).state()
-
-
-def test_a_client_clips_once():
-    assert [type(stage).__name__ for stage in client_stages({"clip": 1.0})] == ["Clip"]

@@ -116,12 +116,12 @@ def test_a_run_that_goes_on_has_the_same_model():
 
 
 def test_clients_that_lost_what_they_kept_over_a_break_do_not_begin_anew():
-    with pytest.raises(AggregationError, match="the tensors that FedDyn keeps are gone"):
+    with pytest.raises(AggregationError, match="the tensors that feddyn keeps are gone"):
         run(start={"resume": run(num_rounds=4).progress[3]})
 
 
 def test_a_loop_without_the_penalty_is_refused():
-    with pytest.raises(AggregationError, match=r"FedDyn: .* add task.penalty\(model\) to the loss"):
+    with pytest.raises(AggregationError, match=r"feddyn: .* add task.penalty\(model\) to the loss"):
         run(app=make_app(with_penalty=False))
 
 

@@ -9,7 +9,7 @@ from flwr.app import MetricRecord
 from heterofl_flwr import Evaluation, MovingAverage
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.server_optimizer import Nesterov
-from heterofl_flwr.stages.stage import RoundContext
+from heterofl_flwr.stages.server_stage import RoundContext
 from tests.federation.tiny import equal, play
 
 

@@ -224,7 +224,7 @@ def test_one_that_diverges_is_an_error_and_leaves_all_as_it_was():
     clients = make_jobs(exact(small()))
     received = [state(job.model) for job in clients]
     spoil(clients[1], 2)
-    with pytest.raises(DivergedError, match="for 1 of 4 clients that train together, the first of them number 2"):
+    with pytest.raises(DivergedError, match="for 1 of 4 clients that train together, the first being number 2"):
         train_cohort(clients, replace(OPTIONS, epochs=3))
     assert all(equal(state(job.model), before) for job, before in zip(clients, received, strict=True))
 

@@ -93,7 +93,7 @@ def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine
         raise ConfigError(f"engine is {engine!r}; expected auto or one of {', '.join(ENGINES)}")
     if not all(len(job.split) for job in jobs):
         raise DataError("there are no examples to train on")
-    # The others know no loss of several outputs, and no penalty but that of FedProx.
+    # The others know no loss of several outputs, and no penalty but a quadratic one.
     run = train_plain if any(job.joint_loss or job.penalty for job in jobs) else ENGINES[engine]
     with explained_single():
         return run([replace(job, split=job.split.to(device_of(job.model))) for job in jobs], options)

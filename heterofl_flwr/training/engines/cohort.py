@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from itertools import chain, islice
 from time import perf_counter
@@ -16,9 +16,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from heterofl_flwr.core.exchanged import shares_parameters
 from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.nn.loss import mask_logits
+from heterofl_flwr.nn.penalty import AlignedQuadratic
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_epochs
 from heterofl_flwr.training.device import seeded
-from heterofl_flwr.training.engines.joint_models import Joint, build_layouts, build_verified
+from heterofl_flwr.training.engines.joint_models import Joint, Layout, build_layouts, build_verified
 from heterofl_flwr.training.engines.plain import DivergedError, build_result, train_plain
 from heterofl_flwr.training.engines.replayed import Replayed
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError
@@ -120,12 +121,35 @@ class Cohort:
         states = [dict(model.named_parameters()) for model in models]
         with torch.no_grad():
             values = [torch.cat([layout.rows(state[layout.name], 1) for state in states]) for layout in self._layouts]
-        self._sgd = SGD(values, options, trained=sum(layout.trained for layout in self._layouts), by_row=True)
+        trained = sum(layout.trained for layout in self._layouts)
+        self._sgd = SGD(values, options, trained=trained, by_row=True, quadratic=self._join_quadratics(jobs))
         self._clients = [_Client(job, options) for job in jobs]
         self._longest = max(steps_per_epoch(job.split, options.batch_size) for job in jobs)
         self._joints: dict[int, Joint] = {}
         self._present: Tensor | None = None
         self._replayed: Replayed | None = None
+
+    def _join_quadratics(self, jobs: Sequence[TrainingJob]) -> AlignedQuadratic | None:
+        """Return the clients' quadratic penalties as rows in the order of the layouts."""
+        quadratics = [job.quadratic for job in jobs if job.quadratic is not None]
+        if not quadratics:
+            return None
+        kinds = {(own.strength, len(own.centers), len(own.directions)) for own in quadratics}
+        if len(quadratics) < len(jobs) or len(kinds) > 1:
+            raise IncompatibleError("the clients' penalties differ")
+        parameters = dict(jobs[0].model.named_parameters())
+        places = {name: place for place, name in enumerate(parameters)}
+
+        def rows(layout: Layout, tensors: Iterable[Sequence[Tensor]]) -> Tensor:
+            place, like = places[layout.name], parameters[layout.name].detach()
+            return torch.cat([layout.rows(torch.empty_like(like).copy_(own[place]), 1) for own in tensors])
+
+        trained = [layout for layout in self._layouts if layout.trained]
+        return AlignedQuadratic(
+            quadratics[0].strength,
+            [rows(layout, [own.centers for own in quadratics]) for layout in trained if quadratics[0].centers],
+            [rows(layout, [own.directions for own in quadratics]) for layout in trained if quadratics[0].directions],
+        )
 
     def train(self) -> list[TrainResult]:
         """Train the clients and write their models."""

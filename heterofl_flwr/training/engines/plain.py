@@ -47,7 +47,7 @@ def train_one(
     sizes: list[int] = []
     faster = sum(parameter.numel() for parameter in model.parameters()) in CHANNELS_LAST
     with seeded(derive(job.seed, "model"), device), channels_last(model) if faster else nullcontext():
-        sgd = ParameterSGD(model.parameters(), options)
+        sgd = ParameterSGD(model.parameters(), options, job.quadratic)
         for batches in training_epochs(job, options):
             losses = []
             for inputs, targets in batches:

@@ -1,0 +1,108 @@
+"""Penalties on a client's loss: quadratic forms, which training applies without autograd, and any other functions."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from heterofl_flwr.common.errors import ConfigError
+
+Term = Callable[[nn.Module], Tensor | float]
+"""A term of the loss that depends on the model alone."""
+
+
+class AlignedQuadratic(NamedTuple):
+    """A quadratic penalty as tensors in the order of ``model.parameters()``; an empty list for an absent term."""
+
+    strength: float
+    centers: Sequence[Tensor]
+    directions: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quadratic:
+    """The penalty ``strength / 2 * |w - center|^2 + <direction, w>`` on a model's parameters ``w``.
+
+    Attributes
+    ----------
+    strength
+        Weight of the quadratic term.
+    center, direction
+        Tensors by parameter name; a parameter without an entry has no such term.
+    """
+
+    strength: float = 0.0
+    center: Mapping[str, Tensor] = field(default_factory=dict)
+    direction: Mapping[str, Tensor] = field(default_factory=dict)
+    _moved: dict[tuple[int, str], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """Return the penalty of a model."""
+        terms: list[Tensor] = []
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if self.strength and name in self.center:
+                center = self._moved_to(parameter, name, self.center)
+                terms.append(self.strength / 2 * (parameter - center).square().sum())
+            if name in self.direction:
+                terms.append((parameter * self._moved_to(parameter, name, self.direction)).sum())
+        if not terms:
+            raise ConfigError(
+                f"this {type(model).__name__} has none of the parameters that were received: give task.penalty what "
+                f"task.model() returned, not a wrapper of it"
+            )
+        return torch.stack(terms).sum()
+
+    def _moved_to(self, parameter: Tensor, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return a tensor in the device and type of its parameter, copied once and not in each step."""
+        key = id(tensors), name
+        self._moved[key] = self._moved.get(key, tensors[name]).to(parameter)
+        return self._moved[key]
+
+    def aligned(self, model: nn.Module) -> AlignedQuadratic:
+        """Return the penalty for the parameters of a model; one without an entry is its own center."""
+        named = list(model.named_parameters())
+        centers = [self.center.get(name, parameter.detach().clone()) for name, parameter in named if self.strength]
+        zero = torch.zeros(())
+        directions = [
+            self.direction.get(name, zero.expand_as(parameter)) for name, parameter in named if self.direction
+        ]
+        return AlignedQuadratic(self.strength, centers, directions)
+
+    @classmethod
+    def sum(cls, quadratics: Iterable["Quadratic"]) -> "Quadratic":
+        """Return the sum of quadratic penalties, up to a constant."""
+        total = cls()
+        for quadratic in quadratics:
+            strength = total.strength + quadratic.strength
+            center = dict(total.center or quadratic.center)
+            if total.strength and quadratic.strength:
+                share = quadratic.strength / strength
+                center = {name: tensor.lerp(quadratic.center[name], share) for name, tensor in total.center.items()}
+            direction = dict(total.direction)
+            for name, tensor in quadratic.direction.items():
+                direction[name] = direction[name] + tensor if name in direction else tensor
+            total = cls(strength, center, direction)
+        return total
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Penalty:
+    """The sum of a quadratic penalty and of other terms."""
+
+    quadratic: Quadratic | None = None
+    terms: Sequence[Term] = ()
+
+    def __bool__(self) -> bool:
+        """Return False if the penalty is zero for any model."""
+        return self.quadratic is not None or bool(self.terms)
+
+    def __call__(self, model: nn.Module) -> Tensor | float:
+        """Return the penalty of a model."""
+        total: Tensor | float = 0.0 if self.quadratic is None else self.quadratic(model)
+        for term in self.terms:
+            total = total + term(model)
+        return total

@@ -1,0 +1,320 @@
+"""The client half of a stage: a penalty on the client's loss, and a change of the update that it sends.
+
+A server names client stages and sends their fields; the code is what the client's process has registered.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
+from reprlib import repr as short_repr
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.nn.penalty import Penalty, Quadratic, Term
+
+KEY = "client-stages"
+"""Config key of an instruction: the names of its client stages in their order, with commas."""
+
+State = dict[str, Tensor]
+"""Tensors by name."""
+
+Fields = Mapping[str, object]
+"""Extra entries of a message's config, by key: numbers, text, bytes, and lists of these."""
+
+FULL_PRECISION = "float32"
+"""Form of an update that no stage has encoded."""
+
+Value = bool | int | float | str
+LONGEST_TEXT = 200
+LARGEST_INTEGER = 2**53
+MOST_STAGES = 20
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """An update on its way out of a client.
+
+    Attributes
+    ----------
+    tensors
+        The trained parameters by name, or their encoding by a stage.
+    form, scales
+        Form of the encoding, and its step sizes.
+    labels
+        The classes whose rows of the classifier count; None for all rows.
+    num_examples, metrics
+        The size of the client's data set, and its metrics.
+    fields
+        Extra entries of the reply's config.
+    """
+
+    tensors: Mapping[str, Tensor]
+    form: str = FULL_PRECISION
+    scales: Tensor | None = None
+    labels: Sequence[int] | None = None
+    num_examples: int = 1
+    metrics: Mapping[str, float | Sequence[float]] = field(default_factory=dict)
+    fields: Fields = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientContext:
+    """The instruction that a client stage works on.
+
+    Attributes
+    ----------
+    received
+        Reads the parameters that the server sent.
+    seed
+        Random seed of this run, round and client.
+    config
+        Config of the message.
+    learning_rate
+        Learning rate that the server sent; 0 without one.
+    total_step
+        Sum of the learning rates of the local steps that the client has taken; 0 before training. On simulated
+        clients with SGD momentum, the length of these steps along a constant gradient.
+    broadcast
+        Slices of the tensors that the server half has sent (``ServerStage.broadcast``), by parameter name.
+    state
+        Tensors that the stage keeps on this client from task to task, by name; assign to it in ``on_update``.
+    round_state
+        Secrets of one round, in the node's memory alone; None without a context of the client.
+    node_config
+        Config of the node, which no server sets.
+    """
+
+    received: Callable[[], Mapping[str, Tensor]]
+    seed: int
+    config: Fields = field(default_factory=dict)
+    learning_rate: float = 0.0
+    total_step: float = 0.0
+    broadcast: Mapping[str, Tensor] = field(default_factory=dict)
+    state: State = field(default_factory=dict)
+    round_state: dict[str, bytes] | None = None
+    node_config: Fields = field(default_factory=dict)
+
+    def stored(self, name: str, like: Tensor) -> Tensor:
+        """Return a tensor of ``state``; zeros before the first task, and where its shape has changed."""
+        tensor = self.state.get(name)
+        return torch.zeros_like(like) if tensor is None or tensor.shape != like.shape else tensor
+
+
+class ClientStage:
+    """The client half of a stage: a frozen dataclass whose fields the server sends.
+
+    Override ``quadratic`` or ``penalty``, and ``on_update``; each default changes nothing.
+    """
+
+    registered_name: ClassVar[str] = ""
+    stateful: ClassVar[bool] = False
+    """True if the stage assigns to ``context.state``; each client then keeps its slice in all rounds."""
+
+    def quadratic(self, context: ClientContext) -> Quadratic | None:
+        """Return the penalty as a quadratic form, so that clients train together; else override ``penalty``."""
+        del context
+        return None
+
+    def penalty(self, model: nn.Module, context: ClientContext) -> Tensor | float:
+        """Return a term of the client's loss."""
+        quadratic = self.quadratic(context)
+        return 0.0 if quadratic is None else quadratic(model)
+
+    def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
+        """Return the update that the client sends: clipped, compressed, masked."""
+        del context
+        return update
+
+
+class RespondingStage(ClientStage):
+    """The client half of a conversation."""
+
+    def answer(self, context: ClientContext) -> Fields:
+        """Return the answer to a question, which is ``context.config``."""
+        del context
+        return {}
+
+
+CLIENT_METHODS = ("quadratic", "penalty", "on_update", "answer")
+SERVER_METHODS = (
+    *("client", "broadcast", "on_reply", "on_added", "on_mean", "evaluated", "state", "load", "metrics"),
+    *("before", "after", "open_aggregator"),
+)
+
+CLIENT_STAGES: dict[str, type[ClientStage]] = {}
+"""The client stages of this process by name."""
+
+Kind = TypeVar("Kind", bound=ClientStage)
+
+
+def client_stage(name: str) -> Callable[[type[Kind]], type[Kind]]:
+    """Register a class under the name by which a server asks for it."""
+
+    def register(kind: type[Kind]) -> type[Kind]:
+        place = f"{kind.__module__}.{kind.__qualname__}"
+        other = CLIENT_STAGES.get(name)
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"client_stage: the name is {name!r}; expected lower-case letters, digits and hyphens")
+        if other is not None and f"{other.__module__}.{other.__qualname__}" != place:
+            raise ConfigError(f"client_stage: {name!r} is {other.__module__}.{other.__qualname__}; expected a new name")
+        _check_class(kind)
+        kind.registered_name = name
+        CLIENT_STAGES[name] = kind
+        return kind
+
+    return register
+
+
+def _check_class(kind: type[ClientStage]) -> None:
+    """Raise an error where a class is no frozen dataclass, or overrides methods that no client calls."""
+    if not is_dataclass(kind) or not getattr(kind, "__dataclass_params__").frozen:  # noqa: B009 - unknown to mypy
+        raise ConfigError(
+            f"{kind.__name__}: expected a frozen dataclass, as its fields travel: @dataclass(frozen=True)"
+        )
+    if misplaced := [name for name in SERVER_METHODS if callable(getattr(kind, name, None))]:
+        raise ConfigError(f"{kind.__name__}.{misplaced[0]} is not called on clients; it belongs in a ServerStage")
+    if hasattr(kind, "answer") and not issubclass(kind, RespondingStage):
+        raise ConfigError(f"{kind.__name__}.answer is not called; it belongs in a RespondingStage")
+    if kind.quadratic is not ClientStage.quadratic and kind.penalty is not ClientStage.penalty:
+        raise ConfigError(f"{kind.__name__} overrides quadratic and penalty; expected one, as penalty evaluates both")
+    wrong = [f"{name} is {hint}" for name, hint in _field_types(kind).items() if hint not in (bool, int, float, str)]
+    if wrong:
+        raise ConfigError(f"{kind.__name__}: {', '.join(wrong)}; expected fields of bool, int, float or str")
+
+
+def _field_types(kind: type[ClientStage]) -> dict[str, Any]:
+    hints: dict[str, Any] = get_type_hints(kind)
+    types = {own.name: hints[own.name] for own in fields(kind)}  # type: ignore[arg-type]
+    return {name: type(get_args(hint)[0]) if get_origin(hint) is Literal else hint for name, hint in types.items()}
+
+
+def write_stages(stages: Iterable[ClientStage]) -> dict[str, Value]:
+    """Return the config of an instruction that names client stages."""
+    named = {stage.registered_name: stage for stage in stages}
+    config: dict[str, Value] = {KEY: ",".join(named)} if named else {}
+    for name, stage in named.items():
+        config |= {f"{name}.{key}": getattr(stage, key) for key in _field_types(type(stage))}
+    return config
+
+
+def read_stages(config: Fields) -> list[ClientStage]:
+    """Return the client stages that an instruction names; reject unknown names and values of other types."""
+    names = config.get(KEY, "")
+    if not isinstance(names, str) or len(names) > MOST_STAGES * LONGEST_TEXT:
+        raise ReplyError(f"the server sent {short_repr(names)} as {KEY}, expected names with commas")
+    listed = names.split(",") if names else []
+    if len(set(listed)) < len(listed) or len(listed) > MOST_STAGES:
+        raise ReplyError(f"the server sent {short_repr(names)} as {KEY}, expected up to {MOST_STAGES} different names")
+    return [_read_stage(name, config) for name in listed]
+
+
+def _read_stage(name: str, config: Fields) -> ClientStage:
+    kind = CLIENT_STAGES.get(name)
+    if kind is None:
+        raise ReplyError(
+            f"the server asks for the client stage {short_repr(name)}, which this client does not know: import the "
+            f"module with @client_stage({short_repr(name)}) in the client app; it knows {', '.join(CLIENT_STAGES)}"
+        )
+    types = _field_types(kind)
+    values = {key: _read_field(f"{name}.{key}", config.get(f"{name}.{key}"), hint) for key, hint in types.items()}
+    try:
+        return kind(**values)
+    except (ValueError, TypeError) as error:  # a ConfigError is a ValueError
+        raise ReplyError(f"the server sent fields of the client stage {name} that it refuses: {error}") from error
+
+
+def _read_field(key: str, value: object, kind: type[Value]) -> Value:
+    """Return a field; reject another type, numbers that are not finite, and long texts."""
+    if kind is float and type(value) is int:
+        value = float(value) if abs(value) <= LARGEST_INTEGER else value
+    bounded = (
+        (isinstance(value, str) and len(value) <= LONGEST_TEXT)
+        or isinstance(value, bool)
+        or (isinstance(value, int) and abs(value) <= LARGEST_INTEGER)
+        or (isinstance(value, float) and math.isfinite(value))
+    )
+    if type(value) is not kind or not bounded:
+        raise ReplyError(f"the server sent {short_repr(value)} as {key}, expected a finite {kind.__name__}")
+    return value
+
+
+class ClientChain:
+    """The client stages of one task, in the order of the server's chain.
+
+    Parameters
+    ----------
+    stages : Sequence[ClientStage]
+        The stages that the instruction names.
+    context : ClientContext
+        Their context; ``state`` and ``broadcast`` are those of all stages, by ``stage/name``.
+    """
+
+    def __init__(self, stages: Sequence[ClientStage], context: ClientContext) -> None:
+        self.stages, self._context = stages, context
+        self.state: State = dict(context.state)
+
+    def context_of(self, stage: ClientStage, total_step: float = 0.0) -> ClientContext:
+        """Return the context of one stage, with its part of the state and of the broadcast tensors."""
+        state, broadcast = self.state, self._context.broadcast
+        start = f"{stage.registered_name}/"
+        return replace(
+            self._context,
+            total_step=total_step,
+            state={name.removeprefix(start): own for name, own in state.items() if name.startswith(start)},
+            broadcast={name.removeprefix(start): own for name, own in broadcast.items() if name.startswith(start)},
+        )
+
+    def penalty(self) -> Penalty:
+        """Return the sum of the penalties."""
+        quadratics: list[Quadratic] = []
+        terms: list[Term] = []
+        for stage in self.stages:
+            context = self.context_of(stage)
+            if type(stage).penalty is not ClientStage.penalty:
+                terms.append(partial(_penalty_of, stage, context))
+            elif (quadratic := stage.quadratic(context)) is not None:
+                quadratics.append(quadratic)
+        return Penalty(Quadratic.sum(quadratics) if quadratics else None, terms)
+
+    @property
+    def penalising(self) -> list[str]:
+        """Names of the stages that add a penalty to the loss."""
+        defaults = ClientStage.penalty, ClientStage.quadratic
+        kinds = {stage.registered_name: type(stage) for stage in self.stages}
+        return [name for name, kind in kinds.items() if (kind.penalty, kind.quadratic) != defaults]
+
+    @property
+    def stateful(self) -> list[str]:
+        """Names of the stages that keep tensors from task to task."""
+        return [stage.registered_name for stage in self.stages if stage.stateful]
+
+    def on_update(self, update: Outgoing, total_step: float = 0.0) -> Outgoing:
+        """Return the update that the client sends, and note the new state of the stages."""
+        for stage in self.stages:
+            context, name = self.context_of(stage, total_step), f"{type(stage).__name__}.on_update"
+            update = stage.on_update(update, context)
+            if not isinstance(update, Outgoing):
+                raise ConfigError(f"{name} returned {type(update).__name__}; expected Outgoing")
+            if context.state and not stage.stateful:
+                raise ConfigError(f"{name} keeps state; expected stateful = True in {type(stage).__name__}")
+            self.state |= {f"{stage.registered_name}/{key}": tensor for key, tensor in context.state.items()}
+        return update
+
+    def answer(self) -> dict[str, object]:
+        """Return the answers of the stages to the message."""
+        answers: dict[str, object] = {}
+        for stage in self.stages:
+            if isinstance(stage, RespondingStage):
+                answers |= stage.answer(self.context_of(stage))
+        return answers
+
+
+def _penalty_of(stage: ClientStage, context: ClientContext, model: nn.Module) -> Tensor | float:
+    return stage.penalty(model, context)

@@ -1,0 +1,82 @@
+"""SCAFFOLD (Karimireddy et al., ICML 2020): control variates against the drift of clients whose data differ."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
+
+import torch
+
+from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.core.aggregation import Aggregation
+from heterofl_flwr.nn.penalty import Quadratic
+from heterofl_flwr.stages.client_stage import ClientContext, ClientStage, Outgoing, State, client_stage
+from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, StatefulStage, Update
+
+STEP = "scaffold-step"
+"""Config key of a reply: the number of local steps times the learning rate."""
+
+
+@client_stage("scaffold")
+@dataclass(frozen=True)
+class ClientScaffold(ClientStage):
+    """Step along ``gradient - c_i + c``, then set ``c_i`` by option II of the paper (algorithm 1, line 12)."""
+
+    stateful: ClassVar[bool] = True
+
+    def quadratic(self, context: ClientContext) -> Quadratic:
+        """Return the penalty ``<c - c_i, w>``."""
+        controls = context.broadcast.items()
+        return Quadratic(direction={name: control - context.stored(name, control) for name, control in controls})
+
+    def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
+        """Set ``c_i = c_i - c + (x - y_i) / (K * learning rate)``."""
+        if context.total_step <= 0:
+            raise ConfigError("scaffold: the penalty was not in the client's loss, so its steps are not known")
+        received = context.received()
+        for name, control in context.broadcast.items():
+            gradient = (received[name] - update.tensors[name]) / context.total_step
+            context.state[name] = context.stored(name, control) - control + gradient
+        return replace(update, fields={**update.fields, STEP: context.total_step})
+
+
+class Scaffold(StatefulStage):
+    """Keep the control variate ``c``, entry by entry.
+
+    ``c = c + (sum of the changes of c_i over the round's holders) / m``, where m is the number of clients that hold an
+    entry, in the round or not; with models of one size that is all clients, as in the paper. The model is the mean. As
+    the change of c_i is ``(x - y_i) / (K * learning rate) - c``, clients send K times the learning rate, not c_i.
+    """
+
+    needs = Needs(counting_mean=True, equal_weights=True)
+
+    def client(self) -> ClientStage:
+        """Return the client half."""
+        return ClientScaffold()
+
+    def broadcast(self, context: RoundContext) -> State:
+        """Return c, and begin the mean of the clients' gradients."""
+        if context.learning_rate <= 0:
+            raise ConfigError("Scaffold divides by the learning rate, which is 0: expected learning_rate=")
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in context.state.items()}
+        self._gradients = Aggregation(zeros, context.rows, extra_rows=context.extra_rows)
+        return {name: self.tensors.get(name, zero) for name, zero in zeros.items()}
+
+    def on_reply(self, update: Update, context: RoundContext) -> Update:
+        """Reject a reply without the length of its steps."""
+        step = update.fields.get(STEP)
+        if not isinstance(step, float) or not 0.999 * context.learning_rate <= step < math.inf:
+            raise ReplyError(f"{STEP} is {step!r}, expected the learning rate {context.learning_rate:g} or more")
+        return update
+
+    def on_added(self, update: Update, context: RoundContext) -> None:
+        """Add the client's mean corrected gradient."""
+        received, step = update.plan.extract(context.state), cast("float", update.fields[STEP])
+        gradients = {name: (received[name] - tensor) / step for name, tensor in update.tensors.items()}
+        self._gradients.add(update.plan, gradients, labels=update.labels)
+
+    def on_mean(self, new: State, held: HolderCounts, context: RoundContext) -> State:
+        """Move c; the model is the mean."""
+        for name, gradient in self._gradients.result().items():
+            control, share = self.tensors.get(name, torch.zeros_like(gradient)), held(name) / context.holders(name)
+            self.tensors[name] = control + torch.where(held(name) > 0, share * (gradient - control), 0).to(control)
+        return new
