@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heterofl_flwr.app.arguments import read_path
+from heterofl_flwr.app.arguments import add_trust, read_path
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import write_atomic
 
@@ -57,11 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     formats = "some of safetensors, pt2 and onnx, with commas; may be repeated; by default all three"
     parser.add_argument("--formats", action="append", metavar="NAMES", help=formats)
     parser.add_argument("--out", type=read_path, metavar="DIR", help="where to; by default RUN/exports")
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Export the models, and print the table."""
     # Imported here, as they load torch, which takes seconds.
+    from heterofl_flwr.app.request import check_trust
     from heterofl_flwr.app.workload import load_workload
     from heterofl_flwr.core import formatting
     from heterofl_flwr.export.export import BATCH, export_model
@@ -74,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     formats = list(formats_named([name.strip() for name in names]))  # before anything is loaded
     folder = RunFolder(args.folder)
     settings = to_flat(from_stored(folder.settings()))
+    check_trust(settings, args.folder, trusted=args.trust)
     models = models_of(folder, args.level)
     out = args.out or args.folder / "exports"
     if out.exists() and not out.is_dir():

@@ -7,7 +7,8 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from heterofl_flwr.app.arguments import read_count, read_integers
-from heterofl_flwr.common.errors import ConfigError, first_line, load_function
+from heterofl_flwr.common.errors import ConfigError, first_line
+from heterofl_flwr.common.user_code import load_function
 
 if TYPE_CHECKING:
     from torch import Tensor

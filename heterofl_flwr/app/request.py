@@ -5,7 +5,7 @@ import math
 import os
 import secrets
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from flwr.app import UserConfig
 
 from heterofl_flwr.app.run import HOW
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.user_code import allow_modules, named_modules
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.report import RunFolder
@@ -93,7 +94,10 @@ def build_request(args: argparse.Namespace) -> Request:
         if now.get(key):
             raise ConfigError(f"{key} is {now[key]!r}: here {option} FOLDER says it; leave the setting out")
     begun = args.resume is not None
-    given = {**(to_flat(from_stored(RunFolder(args.resume).settings())) if begun else {}), **now}
+    stored = to_flat(from_stored(RunFolder(args.resume).settings())) if begun else {}
+    allow_modules(named_modules(now.values()))
+    check_trust(stored, args.resume, trusted=args.trust, named=now.values())
+    given = {**stored, **now}
     settings = from_flat(given)
     data = short_name(settings.data.name)
     out = _choose_folder(args, Path(data).name.replace(":", "-"))
@@ -129,3 +133,17 @@ def _choose_folder(args: argparse.Namespace, name: str) -> Path:
     usual = Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
     chosen: Path = args.resume or args.out or usual
     return chosen.resolve()
+
+
+def check_trust(
+    settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
+) -> None:
+    """Raise ``ConfigError`` if a run's folder names code that neither the command line names nor ``--trust`` allows."""
+    modules = named_modules(settings.values()) - named_modules(named)
+    if modules and not trusted:
+        functions = [f"{key}={value}" for key, value in settings.items() if named_modules([value]) & modules]
+        raise ConfigError(
+            f"the settings of {folder} name code ({', '.join(functions)}), which would run here: add --trust if you "
+            f"know who wrote them"
+        )
+    allow_modules(modules)

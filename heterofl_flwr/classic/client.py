@@ -81,7 +81,7 @@ class Task(client.Task):
         capacity: str | float | None = None,
     ) -> FitResult:
         """Return the result of ``fit``, and close the task; the arguments are those of ``client.Task.reply``."""
-        contents = self.contents(model, num_examples, labels, cast("Mapping[str, float]", metrics or {}), capacity)
+        contents = self._contents(model, num_examples, labels, cast("Mapping[str, float]", metrics or {}), capacity)
         config = dict(contents.config)
         if messages.LABELS in config:
             config[messages.LABELS] = labels_text(cast("Sequence[int]", config[messages.LABELS]))

@@ -9,14 +9,13 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from heterofl_flwr.client.node_config import read_capability
+from heterofl_flwr.client.stages import answer_questions
 from heterofl_flwr.client.state import load_notes, save_notes
 from heterofl_flwr.client.task import Task
 from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.stages.client_stage import ClientChain, ClientContext
-from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.transport import messages, packing
 
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
@@ -64,13 +63,9 @@ def answer_capability(message: Message, context: Context) -> Message:
 
 def answer_stages(message: Message, context: Context) -> Message:
     """Answer the questions of stages, which are asked before and after training."""
-    config, round_state = messages.read_config(message), load_notes(context)
-    stage_context = ClientContext(
-        received=dict, seed=0, config=config, round_state=round_state, node_config=context.node_config
-    )
-    chain = ClientChain(client_stages(config), stage_context)
-    answers = chain.answer()
-    save_notes(context, round_state)
+    notes = load_notes(context)
+    answers = answer_questions(messages.read_config(message), notes, context.node_config)
+    save_notes(context, notes)
     return messages.answer(message, answers)
 
 

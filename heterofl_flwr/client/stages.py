@@ -9,7 +9,7 @@ from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.client.model import check_not_lost
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.nn.penalty import Penalty, Quadratic
-from heterofl_flwr.stages.client_stage import ClientChain, ClientContext, Outgoing
+from heterofl_flwr.stages.client_stage import ClientChain, ClientContext, Fields, Outgoing
 from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.transport import messages
 
@@ -86,6 +86,14 @@ class StageRunner:
     def run(self, update: Outgoing, total_step: float) -> Outgoing:
         """Return the update to send: clipped, compressed or masked."""
         return self._chain.on_update(update, total_step)
+
+
+def answer_questions(
+    config: Fields, notes: dict[str, bytes], node_config: Mapping[str, object]
+) -> dict[str, object]:
+    """Return the answers of client stages to questions before or after training; ``notes`` is their per-round state."""
+    context = ClientContext(received=dict, seed=0, config=config, round_state=notes, node_config=node_config)
+    return dict(ClientChain(client_stages(config), context).answer())
 
 
 def _check_broadcast(broadcast: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> None:

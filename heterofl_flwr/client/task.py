@@ -238,11 +238,11 @@ class Task:
         capacity : str | float | None
             Level or rate, if what this node can hold has changed; it counts from the next round.
         """
-        contents = self.contents(model, num_examples, labels, metrics or {}, capacity)
+        contents = self._contents(model, num_examples, labels, metrics or {}, capacity)
         reported = messages.new_metrics(contents.metrics, contents.num_examples)
         return messages.answer(self.message, contents.config, {messages.METRICS: reported, **contents.records})
 
-    def contents(
+    def _contents(
         self,
         model: nn.Module | None,
         num_examples: int,

@@ -9,13 +9,14 @@ from typing import ClassVar, NamedTuple, TypeVar
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.common.errors import ConfigError, load_function
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, ErrorCode, get_identity, set_identity
 
 logger = logging.getLogger(__name__)
 
-Given = TypeVar("Given", Message, Context)
+Copied = TypeVar("Copied", Message, Context)
 
 Cohort = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message]]
 
@@ -31,31 +32,31 @@ class Envelope(NamedTuple):
 class Identity:
     """Makes this process the server of a run. What it was before comes back when the last identity is released."""
 
-    _held: ClassVar[int] = 0
+    _count: ClassVar[int] = 0
     _before: ClassVar[tuple[int | None, int | None, int | None]] = (None, None, None)
 
     def __init__(self, run_id: int) -> None:
-        if Identity._held == 0:
+        if Identity._count == 0:
             Identity._before = get_identity()
-        Identity._held += 1
+        Identity._count += 1
         set_identity(run_id, SUPERLINK_NODE_ID)
 
     def release(self) -> None:
         """Give the identity back; to be called once."""
-        Identity._held -= 1
-        if Identity._held == 0:
+        Identity._count -= 1
+        if Identity._count == 0:
             set_identity(*Identity._before)
 
 
 def load(client_app: ClientApp | str) -> ClientApp:
     """Return the ClientApp, imported where a ``"module:attribute"`` names it."""
-    found: object = load_function(client_app, "client_app") if isinstance(client_app, str) else client_app
-    if not isinstance(found, ClientApp):
+    app: object = load_function(client_app, "client_app") if isinstance(client_app, str) else client_app
+    if not isinstance(app, ClientApp):
         raise ConfigError(
-            f"client_app is {client_app!r}, a {type(found).__name__}; expected a ClientApp or where one is, such as "
+            f"client_app is {client_app!r}, a {type(app).__name__}; expected a ClientApp or where one is, such as "
             f"'my_app.client:app'"
         )
-    return found
+    return app
 
 
 def answer(
@@ -88,7 +89,7 @@ def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Contex
     """Return the replies to copies of the messages; what the function raises becomes the error reply of each."""
     # A context replaces the node's only where the client succeeds; the server's messages share their records.
     contexts = [_copy(context, context.state) for context in contexts]
-    received = [_copy(own, own.content if own.has_content() else RecordDict()) for own in messages]
+    received = [_copy(message, message.content if message.has_content() else RecordDict()) for message in messages]
     try:
         with torch_threads(1):  # sums then do not depend on the number of cores, nor on the kind of grid
             replies = list(cohort(received, contexts))
@@ -111,6 +112,8 @@ def failure(message: Message, code: int, reason: str | BaseException, trouble: s
     return Envelope(Message(Error(code, text), reply_to=message), None, trouble or text)
 
 
-def _copy(given: Given, records: RecordDict) -> Given:
+def _copy(value: Copied, records: RecordDict) -> Copied:
     """Return a message or a context that a client may change, with its records; arrays, which are large, are shared."""
-    return deepcopy(given, {id(own): own.copy() for own in records.values() if isinstance(own, ArrayRecord)})
+    return deepcopy(
+        value, {id(record): record.copy() for record in records.values() if isinstance(record, ArrayRecord)}
+    )

@@ -26,7 +26,7 @@ Workload = Callable[[str, int, float, int], float]
 
 @group
 class DeviceProfile:
-    """What the devices of one level can do."""
+    """Speed, availability and power of the devices of one level."""
 
     macs_per_second: Positive
     """multiplications (with addition) in a second, as training reaches them"""
@@ -66,7 +66,7 @@ class Turn:
 
     @property
     def progress(self) -> float:
-        """How far in its work the client has come when it drops out."""
+        """Fraction of the work that is done when the client drops out."""
         return self.draws("reached").random()
 
 
@@ -97,7 +97,7 @@ class Devices:
 
     def profile(self, rate: float) -> DeviceProfile:
         """Return the profile of a rate."""
-        return self._profiles[min((own for own in self._profiles if own >= rate), default=max(self._profiles))]
+        return self._profiles[min((level for level in self._profiles if level >= rate), default=max(self._profiles))]
 
     def is_away(self, turn: Turn) -> bool:
         """Return whether a client's device is not available."""
@@ -139,7 +139,7 @@ BUNDLED: Mapping[str, Mapping[str, DeviceProfile]] = MappingProxyType({"edge": E
 
 
 PASSES = 3
-"""What training on an example costs in forward passes: the backward pass is as two."""
+"""Cost of training on an example, in forward passes: the backward pass counts as two."""
 
 
 class Training:
@@ -175,5 +175,5 @@ class Training:
     def __call__(self, kind: str, partition: int, rate: float, examples: int) -> float:
         """Return the multiplications of a client's work."""
         passes = mean_passes(self._widths, rate, self._rates)
-        forward = math.fsum(number * self._macs(other) for other, number in passes.items())
+        forward = math.fsum(number * self._macs(inner) for inner, number in passes.items())
         return PASSES * self._epochs * examples * (self._inputs * forward)

@@ -72,9 +72,11 @@ class Inline(Runner):
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
         """Run these clients until the deadline, in the order sent; one that has begun is not interrupted."""
         with self._lock:
-            asked = {group.number: group for id_ in ids if (group := self._groups.get(id_))}
-            for _, group in sorted(asked.items()):
+            groups = {group.number: group for id_ in ids if (group := self._groups.get(id_))}
+            for _, group in sorted(groups.items()):
                 if deadline is not None and time.monotonic() >= deadline:
                     break
-                self._keep(group, answer(self._app, group.messages, [self._contexts[own] for own in group.nodes]))
+                self._keep(
+                    group, answer(self._app, group.messages, [self._contexts[node_id] for node_id in group.nodes])
+                )
         return [id_ for id_ in ids if id_ in self._done]

@@ -1,4 +1,4 @@
-"""What grids that run clients themselves share: nodes, the groups and the order of messages, replies, contexts."""
+"""Base of the grids that run clients: nodes, groups and order of messages, replies, contexts."""
 
 import itertools
 import logging
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class Group:
     """Messages to different nodes, answered together; mostly one alone.
 
-    Groups sort by push, so that nobody waits for what was pushed later, then by urgency, then in the order sent.
+    Groups sort by push, then by urgency, then in the order sent, so that no message waits for a later push.
     """
 
     push: int
@@ -82,7 +82,7 @@ class Runner(ABC):
     """Runs groups of messages, and keeps each node's context from one message to the next."""
 
     poll_until: float | None = 0.0
-    """Until when of ``time.monotonic`` ``collect`` may run where replies are pulled; None: as long as it takes."""
+    """Deadline for ``collect``, in seconds of ``time.monotonic``; None for no deadline."""
 
     takes_groups = False
     """Whether the ClientApp answers messages together."""
@@ -107,7 +107,7 @@ class Runner(ABC):
         return [reply for id_ in self.wait(ids, self.poll_until) if (reply := self._done.pop(id_, None))]
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Drop these messages and their replies; nobody will ask for them."""
+        """Drop these messages and their replies."""
         for id_ in ids:
             self._groups.pop(id_, None)
             self._done.pop(id_, None)
@@ -133,7 +133,7 @@ class Runner(ABC):
 
 
 class QueuedGrid(Grid):
-    """What the grids that run clients themselves have in common: nodes, messages, groups and their order.
+    """Base of the grids that run clients: nodes, messages, groups and their order.
 
     ``LocalGrid`` explains the arguments.
     """

@@ -1,4 +1,4 @@
-"""What lets Ray actors run a grid's clients: who gets which messages, and what happens when one dies."""
+"""The pool of Ray actors that run a grid's clients: their messages, and the replacement of dead actors."""
 
 import logging
 import math
@@ -23,22 +23,22 @@ from heterofl_flwr.transport.packing import count_bytes
 logger = logging.getLogger(__name__)
 
 RETRIES = 2
-"""How often a message is given to another actor."""
+"""Number of times that a message is given to another actor."""
 
 STARTS = 3
-"""How many actors in a row may die before they have loaded the ClientApp, until no more are started."""
+"""Number of actors in a row that may die while they load the ClientApp; then no more are started."""
 
 PATIENCE = 60.0
 """Seconds until a warning says that no actor has started, and what the cluster has."""
 
 TURN = 1.0
-"""Seconds after which one that waits looks whether Ray is still alive."""
+"""Seconds between two checks that Ray is alive, while a caller waits."""
 
 LARGE = 1 << 16
 """Bytes from which Ray stores a record once, instead of each message that carries it."""
 
 Reference = Any
-"""What Ray returns at once for what will be there."""
+"""Ray's reference to a future result."""
 
 
 class ActorPool(Runner):
@@ -86,15 +86,15 @@ class ActorPool(Runner):
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
         """Wait for these replies, while there is a message among these that somebody waits for."""
-        left = math.inf
-        while left > 0 and not self._groups.keys().isdisjoint(ids):
-            left = math.inf if deadline is None else deadline - time.monotonic()
+        seconds = math.inf
+        while seconds > 0 and not self._groups.keys().isdisjoint(ids):
+            seconds = math.inf if deadline is None else deadline - time.monotonic()
             with self._lock:
-                self._step(min(max(left, 0.0), TURN))
+                self._step(min(max(seconds, 0.0), TURN))
         return [id_ for id_ in ids if id_ in self._done]
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Drop these messages; actors that are at work for nobody else are ended."""
+        """Drop these messages, and end the actors that work on nothing else."""
         with self._lock:
             super().cancel(ids)
             self._waiting = [group for group in self._waiting if self._is_awaited(group)]
@@ -157,8 +157,8 @@ class ActorPool(Runner):
     def _accept(self, reference: Reference, actor: Actor, group: Group | None) -> None:
         """Accept what an actor says, or its death."""
         try:
-            said = ray.get(reference)
-            answers = [] if group is None else list(map(unpack, said))
+            result = ray.get(reference)
+            answers = [] if group is None else list(map(unpack, result))
         except Exception as error:  # the actor's end, or such as a reply that cannot be unpickled
             dead = isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
             if dead or group is None:
@@ -166,7 +166,7 @@ class ActorPool(Runner):
                 return
             answers = [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages]
         if group is None:
-            self._accept_start(actor, *said)
+            self._accept_start(actor, *result)
         else:
             self._keep(group, answers)
             self._idle.append(actor)
@@ -200,8 +200,8 @@ class ActorPool(Runner):
             self._accept_failed_start(actor, f"it {death} while it loaded the ClientApp")
             return
         self._replace(actor)
-        for other in self._idle:  # it may have died as well, of the same cause
-            self._ask(other)
+        for idle in self._idle:  # it may have died as well, of the same cause
+            self._ask(idle)
         self._idle.clear()
         self.deaths.append(self._describe(group.messages[0], group, death))
         if group.deaths < RETRIES:
@@ -210,7 +210,9 @@ class ActorPool(Runner):
             self._waiting = sorted([group, *self._waiting])
         else:
             code = ErrorCode.CLIENT_APP_CRASHED
-            self._keep(group, [failure(one, code, self._describe(one, group, death)) for one in group.messages])
+            self._keep(
+                group, [failure(message, code, self._describe(message, group, death)) for message in group.messages]
+            )
 
     def _ask(self, actor: Actor) -> None:
         """Let an actor say that it is ready; any answer is a sign of life."""
@@ -220,6 +222,7 @@ class ActorPool(Runner):
         """End an actor, and start another one."""
         _kill(actor)
         self._logs.pop(actor, None)
+        self._warn_at = time.monotonic() + PATIENCE  # a replacement has as long to start as the first actors had
         self._ask(self._options.start())
 
     def _is_awaited(self, group: Group) -> bool:
@@ -228,9 +231,9 @@ class ActorPool(Runner):
 
     def _describe(self, message: Message, group: Group, death: str) -> str:
         """Name the node that an actor ran, maybe among others, and say how it died."""
-        node_id, others = message.metadata.dst_node_id, len(group.messages) - 1
+        node_id, number = message.metadata.dst_node_id, len(group.messages) - 1
         partition = self._contexts[node_id].node_config.get("partition-id")
-        among = f" and {others} others" if others else ""
+        among = f" and {number} others" if number else ""
         before = f" {group.deaths} before it died as well." if group.deaths else ""
         return f"The process that ran node {node_id} (partition {partition}){among} {death}.{before}"
 
@@ -240,9 +243,11 @@ class ActorPool(Runner):
         text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
         log = self._logs.get(actor, Path())
         lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-        last = [line.strip() for line in lines if line.strip() and not line.startswith(":")]  # Ray's begin with a colon
-        said = f" (it said last: {' | '.join(last[-5:])})" if last else ""
-        return f"died: {text.strip().rstrip('.')}{said}"
+        lines = [
+            line.strip() for line in lines if line.strip() and not line.startswith(":")
+        ]  # Ray's begin with a colon
+        end = f" (its last lines: {' | '.join(lines[-5:])})" if lines else ""
+        return f"died: {text.strip().rstrip('.')}{end}"
 
     def _warn_if_none_starts(self) -> None:
         """Say what actors need where none is ready for long: others may use the cluster.

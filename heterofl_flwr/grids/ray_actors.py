@@ -1,4 +1,4 @@
-"""Ray's actors: what each gets of a cluster, what it runs, and what travels to it and back."""
+"""Ray actors: their resources, the clients that they run, and the messages to and from them."""
 
 import io
 import os
@@ -27,7 +27,7 @@ Actor = Any
 
 @dataclass(frozen=True, slots=True)
 class ActorOptions:
-    """What all actors of a grid run, what Ray reserves for each, and what is added to its environment."""
+    """The ClientApp of a grid's actors, what Ray reserves for each, and additions to its environment."""
 
     client_app: ClientApp | str
     num_cpus: float
@@ -47,7 +47,7 @@ class ActorOptions:
     def room(self) -> int:
         """Return how many actors the cluster has room for; one that then does not fit on a machine waits."""
         has, needs = ray.cluster_resources(), {"CPU": self.num_cpus or 1, "GPU": self.num_gpus}
-        return min(int(has.get(kind, 0) / own + 1e-9) for kind, own in needs.items() if own)
+        return min(int(has.get(kind, 0) / number + 1e-9) for kind, number in needs.items() if number)
 
     def lack(self) -> str:
         """Say what an actor needs, and what the cluster has."""
@@ -78,17 +78,21 @@ class Clients:
 
     def ready(self) -> tuple[str, bool, str]:
         """Return why the ClientApp cannot be loaded, whether it answers messages together, and where stderr goes."""
-        return self._trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
+        trouble = f"on {socket.gethostname()}: {self._trouble}" if self._trouble else ""
+        return trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
     def answer(self, pickled: Sequence[bytes], *records: ArrayRecord) -> list[PickleBuffer]:
         """Answer messages that came together, each as its node; an answer that does not pickle fails alone."""
-        envelopes = [unpack(own, records) for own in pickled]
-        messages, contexts = [own.message for own in envelopes], [cast(Context, own.context) for own in envelopes]
+        envelopes = [unpack(envelope, records) for envelope in pickled]
+        messages = [envelope.message for envelope in envelopes]
+        contexts = [cast(Context, envelope.context) for envelope in envelopes]
         answers = answer(self._app, messages, contexts, lambda context: set_identity(context.run_id, context.node_id))
         replies = []
-        for message, own in zip(messages, answers, strict=True):
+        for message, envelope in zip(messages, answers, strict=True):
+            if envelope.trouble:
+                envelope = envelope._replace(trouble=f"on {socket.gethostname()}: {envelope.trouble}")
             try:
-                replies.append(pack(own))
+                replies.append(pack(envelope))
             except Exception as error:
                 code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
                 replies.append(pack(failure(message, code, error, traceback.format_exc())))

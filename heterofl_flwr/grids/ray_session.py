@@ -20,14 +20,15 @@ from urllib.parse import urlsplit
 import ray
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
+from heterofl_flwr.common.user_code import VARIABLE
 
 logger = logging.getLogger(__name__)
 
 SECONDS_TO_END = 5.0
-"""How long each of Ray's processes may take to end."""
+"""Time for each of Ray's processes to end."""
 
 SECONDS_TO_CONNECT = 5.0
-"""How long a cluster may take to answer at its port; Ray itself tries for half a minute."""
+"""Time for a cluster to answer at its port; Ray itself tries for half a minute."""
 
 LONGEST = 28
 """Characters of the folder in which Ray's may lie: the names of sockets have to be short."""
@@ -50,12 +51,12 @@ class Session:
     @classmethod
     def enter(cls) -> Mapping[str, str]:
         """Join or start Ray, for one more grid; return what its actors need in their environment."""
-        own = _environment()
+        environment = _environment()
         with cls._lock, ExitStack() as started:
             if cls._grids == 0:
-                cls._environment, cls._at_end = _connect(own, started), started.pop_all()
+                cls._environment, cls._at_end = _connect(environment, started), started.pop_all()
             cls._grids += 1
-            return {} if own == cls._environment else own  # what Ray has already, actors need not wait for
+            return {} if environment == cls._environment else environment  # Ray has it already
 
     @classmethod
     def leave(cls) -> None:
@@ -66,14 +67,19 @@ class Session:
                 cls._at_end.close()
 
 
-def _connect(own: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
+def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
     """Join or start Ray, with what ends what was started; return the part of our environment that it has."""
     if ray.is_initialized():
         return {}
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        _start({**_SETTINGS, **own}, started)
-        return own
+        _start({**_SETTINGS, **environment}, started)
+        return environment
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"RAY_ADDRESS is {address!r}, for programs outside of the cluster; expected the address of its head, "
+            f"such as RAY_ADDRESS={urlsplit(address).hostname}:6379, and this command on a machine of the cluster"
+        )
     try:
         _probe(address)
         _init()
@@ -90,7 +96,7 @@ def _connect(own: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
 
 
 def _probe(address: str) -> None:
-    """Raise ``OSError`` if nobody listens at an address, where that has a port; ``auto`` has none."""
+    """Raise ``OSError`` if an address has a port at which nothing listens; ``auto`` has no port."""
     place = urlsplit(f"//{address.rpartition('://')[2]}")
     if place.port is not None:
         socket.create_connection((place.hostname or "", place.port), SECONDS_TO_CONNECT).close()
@@ -98,8 +104,8 @@ def _probe(address: str) -> None:
 
 def _start(environment: Mapping[str, str], started: ExitStack) -> None:
     """Start Ray here, in a folder that is removed at the end."""
-    own, short = tempfile.gettempdir(), Path("/tmp")  # noqa: S108  # on purpose
-    folder = tempfile.mkdtemp(prefix="ray-", dir=short if len(own) >= LONGEST and short.is_dir() else own)
+    default, short = tempfile.gettempdir(), Path("/tmp")  # noqa: S108  # on purpose
+    folder = tempfile.mkdtemp(prefix="ray-", dir=short if len(default) >= LONGEST and short.is_dir() else default)
     started.callback(shutil.rmtree, folder, ignore_errors=True)
     # Ray listens on all interfaces, so it has to ask for a token. It lets everybody write into its folder, so that lies
     # in one that nobody else can enter.
@@ -127,7 +133,7 @@ def _read_authentication() -> None:
 def shut_down() -> None:
     """Leave Ray, and wait for the processes that this one has started for it: Ray ends them, but does not wait."""
     node: Any = ray._private.worker._global_node
-    started: list[Any] = [own.process for kind in node.all_processes.values() for own in kind] if node else []
+    started: list[Any] = [info.process for infos in node.all_processes.values() for info in infos] if node else []
     ray.shutdown()
     for process in started:
         with suppress(subprocess.TimeoutExpired):
@@ -138,8 +144,8 @@ def check_alive() -> None:
     """Raise ``HeteroFLError`` if one of Ray's own processes has ended that this one has started: calls then hang."""
     node: Any = ray._private.worker._global_node
     for name in ("gcs_server", "raylet"):
-        for own in node.all_processes.get(name, ()) if node else ():
-            if (code := own.process.poll()) is not None:
+        for info in node.all_processes.get(name, ()) if node else ():
+            if (code := info.process.poll()) is not None:
                 raise HeteroFLError(
                     f"Ray cannot go on: its process {name} has ended (exit code {code}), maybe for lack of memory"
                 )
@@ -160,4 +166,5 @@ def _environment() -> dict[str, str]:
     """Return what an actor's environment adds: the same modules can be imported, and each library uses one thread."""
     modules = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return {**threads, "PYTHONPATH": modules}
+    code = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
+    return {**threads, **code, "PYTHONPATH": modules}

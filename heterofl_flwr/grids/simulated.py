@@ -53,7 +53,7 @@ class SimulatedDevices(Relay):
     An error stands for the reply of a device that is away, drops out, or takes longer than the deadline. The cost of a
     round is in its ``RoundRecord``. Messages other than those to train pass as they are, and take no time.
 
-    A round that waits for all takes as long as the device that answers, drops out or is given up last. Its replies come
+    A round that waits for all devices ends with the last reply, dropout or deadline. Its replies come
     in the grid's order, and none is held. For a server that does not wait (``HeteroFL(asynchronous=...)``, ``spare``)
     time passes where replies are pulled: to when the first of those asked for arrives, whatever runs the clients. A
     reply is then held from when its client has trained until it arrives.
@@ -86,9 +86,9 @@ class SimulatedDevices(Relay):
 
     def take_costs(self) -> dict[str, float]:
         """Return the seconds and joules since the last call, those of lost work included."""
-        found = {"simulated_seconds": self._spent, "joules": self._joules}
+        costs = {"simulated_seconds": self._spent, "joules": self._joules}
         self._spent = self._joules = 0.0
-        return found
+        return costs
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages; return the replies in the grid's order, behind the faults of those that are away."""
@@ -106,7 +106,7 @@ class SimulatedDevices(Relay):
         return chain(faults, self._wait_for(flights, super().send_and_receive(sent, timeout=timeout)))
 
     def _wait_for(self, flights: Mapping[int, _Flight], replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield the replies of a round, which then has taken as long as its slowest device."""
+        """Yield the replies of a round; its slowest device determines how long it took."""
 
         def land(reply: Message) -> Message:
             flight = flights.get(reply.metadata.src_node_id)
@@ -130,21 +130,21 @@ class SimulatedDevices(Relay):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Let time pass until the first of these is answered, and return the replies that have arrived by then.
 
-        Nothing is returned as long as some client still trains on this machine: its device might be faster.
+        The result is empty while a client still trains on this machine, because its device might be faster.
         """
         ids = set(message_ids)
-        asked = [id_ for id_ in self._out if id_ in ids]
-        if not asked:
+        training = [id_ for id_ in self._out if id_ in ids]
+        if not training:
             return super().pull_messages(ids)
         for reply in super().pull_messages([id_ for id_, flight in self._out.items() if flight.reply is None]):
             if flight := self._out.get(reply.metadata.reply_to_message_id):
                 flight.reply = self._land(flight, reply)
         if any(flight.reply is None for flight in self._out.values()):
             return []
-        now = max(self.seconds, min(self._out[id_].arrives for id_ in asked))
+        now = max(self.seconds, min(self._out[id_].arrives for id_ in training))
         self._spent += now - self.seconds
         self.seconds = now
-        due = [self._out.pop(id_) for id_ in asked if self._out[id_].arrives <= now]
+        due = [self._out.pop(id_) for id_ in training if self._out[id_].arrives <= now]
         due.sort(key=lambda flight: flight.arrives)
         return [flight.reply for flight in due if flight.reply is not None]
 

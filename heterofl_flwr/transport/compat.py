@@ -33,7 +33,7 @@ FLOWER = tuple(int(part) for part in flwr.__version__.split(".")[:2])
 NEWEST_TESTED = (1, 42)
 
 NO_FUNCTION = "No {} function registered"
-"""How Flower says that a ClientApp has no function for messages of a kind, such as ``query``."""
+"""Flower's error for a ClientApp without a function for a kind of messages, such as ``query``."""
 
 # mypy reads the names of the newest version alone; the modules of older ones are not there for it to find.
 if TYPE_CHECKING or FLOWER >= (1, 34):
@@ -46,7 +46,7 @@ if TYPE_CHECKING or FLOWER >= (1, 38):
 else:
 
     class TaskIdentity:
-        """What Flower 1.38 introduced; older versions set the run and the sender when a message is pushed."""
+        """Replacement for a class of Flower 1.38; older versions set run and sender when a message is pushed."""
 
         _run_id: ClassVar[int | None] = None
         _node_id: ClassVar[int | None] = None
@@ -56,10 +56,10 @@ else:
 def warn_if_untested(version: tuple[int, ...] = FLOWER) -> None:
     """Warn of a version of Flower that is newer than any that was tested."""
     if version > NEWEST_TESTED:
-        found, newest = (".".join(map(str, own)) for own in (version, NEWEST_TESTED))
+        installed, newest = (".".join(map(str, numbers)) for numbers in (version, NEWEST_TESTED))
         warnings.warn(
-            f"heterofl-flwr is tested with Flower 1.32 to {newest}, and this is Flower {found}, whose internals may "
-            f"have changed. If anything fails, install flwr=={newest}.* or a newer heterofl-flwr",
+            f"heterofl-flwr is tested with Flower 1.32 to {newest}, and this is Flower {installed}, whose internals "
+            f"may have changed. If anything fails, install flwr=={newest}.* or a newer heterofl-flwr",
             stacklevel=2,
         )
 
@@ -78,13 +78,13 @@ def get_identity() -> tuple[int | None, int | None, int | None]:
 @contextmanager
 def some_identity() -> Iterator[None]:
     """Let messages be made where Flower has not said which node this process is, as under ``start_server``."""
-    known = get_identity()
-    if known[0] is None:
+    identity = get_identity()
+    if identity[0] is None:
         set_identity(0, 0)
     try:
         yield
     finally:
-        set_identity(*known)
+        set_identity(*identity)
 
 
 def set_metadata(message: Message, **values: object) -> None:

@@ -1,4 +1,4 @@
-"""What is asked of a grid: one loop that sends messages over any, and the replies in the order of their messages."""
+"""The exchange loop over any grid: sending messages in a window, and replies in the order of their messages."""
 
 import logging
 import math
@@ -64,7 +64,7 @@ class Costs(Protocol):
 
 
 class Relay(Grid):
-    """A grid that is another one, in all that a subclass does not change; the other stays the caller's to close."""
+    """Proxy for a grid; subclasses override what they change. The caller closes the grid."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -125,7 +125,7 @@ def exchange(
     enough: float = math.inf,
     in_order: bool = True,
 ) -> Iterator[Message]:
-    """Send messages, the first of them at once, and yield the replies, of which none is kept.
+    """Send messages, and yield their replies without keeping them; the first messages are sent by the call itself.
 
     It needs ``push_messages`` and ``pull_messages`` alone, and uses what else a grid can do (``Waits``, ``Cancels``).
     What is not answered when the generator ends, or is closed, is dropped.
@@ -143,7 +143,7 @@ def exchange(
         Seconds from this call on, in which the time counts that the caller works on replies. Replies that are not there
         by then are left out, and messages not sent by then are never sent.
     enough : float
-        After how many replies that are no errors nobody waits for more.
+        Number of replies without error after which the exchange ends.
     in_order : bool
         Whether replies come in the order of the messages, or as they arrive. Only in order does a ``LocalGrid`` run
         clients one by one, each when its reply is taken.
@@ -156,13 +156,13 @@ def exchange(
 
 
 class _Flight:
-    """The messages of one call: those that wait, the ids of those that are out, the replies not yet yielded."""
+    """The messages of one exchange: waiting messages, ids of sent ones, and replies not yet yielded."""
 
     def __init__(self, grid: Grid, waiting: deque[Message], window: float, deadline: float, enough: float) -> None:
         self._grid, self._waiting, self._deadline, self._enough = grid, waiting, deadline, enough
         self._window = int(min(window, max(len(waiting), 1)))
         self._out: dict[str, None] = {}  # a set in order
-        self._here: dict[str, Message] = {}
+        self._arrived: dict[str, Message] = {}
         self._good = 0
 
     def refill(self) -> None:
@@ -183,12 +183,12 @@ class _Flight:
                 for id_ in ready:
                     del self._out[id_]
                     self.refill()
-                    yield self._here.pop(id_)
+                    yield self._arrived.pop(id_)
             if self._out and self._good < self._enough:  # the deadline
                 self._pull(self._missing(), 0.0)
-            for id_ in [late for late in self._out if late in self._here]:
+            for id_ in [late for late in self._out if late in self._arrived]:
                 del self._out[id_]
-                yield self._here.pop(id_)
+                yield self._arrived.pop(id_)
         finally:
             cancel(self._grid, list(self._out))
 
@@ -198,19 +198,19 @@ class _Flight:
         if not in_order:
             if now < self._deadline:
                 self._keep(first_replies(self._grid, self._missing(), self._deadline - now))
-            return [id_ for id_ in self._out if id_ in self._here]
-        # One is looked for alone at first: a grid that runs clients when asked then runs only this one.
-        began, first = now, next(iter(self._out))
-        wanted, pause = [first], 0.0
-        while first not in self._here and now < self._deadline:
+            return [id_ for id_ in self._out if id_ in self._arrived]
+        # The first look is for one reply: a grid that runs clients when asked then runs only this client.
+        began, id_ = now, next(iter(self._out))
+        ids, pause = [id_], 0.0
+        while id_ not in self._arrived and now < self._deadline:
             if pause:
                 time.sleep(min(self._deadline - now, pause))
-            self._pull(wanted, self._deadline - now)
+            self._pull(ids, self._deadline - now)
             if isinstance(self._grid, Waits):
                 break
             now = time.monotonic()
-            wanted, pause = self._missing(), pause_after(now - began)
-        return [first] if first in self._here else []
+            ids, pause = self._missing(), pause_after(now - began)
+        return [id_] if id_ in self._arrived else []
 
     def _pull(self, ids: list[str], seconds: float) -> None:
         """Keep the replies that are there, having waited for them where the grid can."""
@@ -220,30 +220,31 @@ class _Flight:
 
     def _keep(self, replies: Iterable[Message]) -> None:
         for reply in replies:
-            self._here[reply.metadata.reply_to_message_id] = reply
+            self._arrived[reply.metadata.reply_to_message_id] = reply
             self._good += not reply.has_error()
 
     def _missing(self) -> list[str]:
-        return [id_ for id_ in self._out if id_ not in self._here]
+        return [id_ for id_ in self._out if id_ not in self._arrived]
 
 
 def pause_after(seconds: float) -> float:
-    """Return how long to wait until the next look for replies, where nobody has answered for so many seconds."""
+    """Return the pause before the next look for replies, after ``seconds`` without any."""
     return min(LONGEST_PAUSE, 0.001 + 0.05 * seconds)
 
 
 def pulled(grid: Grid, message_ids: Collection[str]) -> list[Message]:
     """Return the replies to these messages that are there."""
     # An error reply of the SuperLink names its message by this id alone.
-    return [own for own in grid.pull_messages(message_ids) if own.metadata.reply_to_message_id in message_ids]
+    replies = grid.pull_messages(message_ids)
+    return [reply for reply in replies if reply.metadata.reply_to_message_id in message_ids]
 
 
 def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> list[Message]:
-    """Wait until one of these messages is answered at least, or so many seconds; return the replies that are there."""
+    """Wait for the first reply to any of these messages, up to ``seconds``; return all replies that are there."""
     began = time.monotonic()
-    while not (found := pulled(grid, message_ids)) and (spent := time.monotonic() - began) < seconds:
+    while not (replies := pulled(grid, message_ids)) and (spent := time.monotonic() - began) < seconds:
         time.sleep(min(pause_after(spent), seconds - spent))
-    return found
+    return replies
 
 
 def cancel(grid: Grid, message_ids: Sequence[str]) -> None:
@@ -267,7 +268,9 @@ def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
         node_id, about = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
         if node_id == SUPERLINK_NODE_ID:  # which answers for a node that is gone
             # Looked up now: a message gets its id when it is sent, which may be after the first replies came.
-            node_id = next((own.metadata.dst_node_id for own in sent if own.metadata.message_id == about), node_id)
+            node_id = next(
+                (message.metadata.dst_node_id for message in sent if message.metadata.message_id == about), node_id
+            )
         # Some grids give an id to a copy of the message only, and "" to the message itself.
         if node_id not in pending or pending[node_id].metadata.message_id not in ("", about):
             logger.warning("a reply of node %s is dropped: it was not asked this, or has answered already", node_id)
@@ -283,7 +286,7 @@ def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
 
 
 def reply_or_fault(reply: Message) -> Message | Fault:
-    """Return the reply, or why its node gave no usable one."""
+    """Return the reply, or the fault in place of a usable one."""
     if not reply.has_error():
         return reply
     error = reply.error
@@ -308,13 +311,13 @@ def read_each(
     unusable: type[HeteroFLError] = ReplyError,
 ) -> Iterator[tuple[int, Result | Fault]]:
     """Yield what ``read`` makes of the replies, in the order of the messages, or why there is nothing to use."""
-    for node_id, found in outcomes(sent, replies):
-        if isinstance(found, Fault):
-            yield node_id, found
+    for node_id, outcome in outcomes(sent, replies):
+        if isinstance(outcome, Fault):
+            yield node_id, outcome
             continue
         try:
-            result: Result | Fault = read(node_id, found)
+            result: Result | Fault = read(node_id, outcome)
         except unusable as error:
             result = Fault(short(str(error)), "rejected")
-        del found  # before the next one is waited for
+        del outcome  # before the next one is waited for
         yield node_id, result

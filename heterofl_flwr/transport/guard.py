@@ -1,6 +1,6 @@
 """``Guarded``: checks replies that cross a SuperLink before they are unpacked, so that no node ends or stalls a run.
 
-Flower's own grid unpacks a reply as soon as it is announced. One that is garbage ends the run there, one whose objects
+Flower's own grid unpacks each announced reply at once. One that is garbage ends the run there, one whose objects
 are withheld holds the round up far beyond its deadline, and a few bytes that name one chunk many times become
 gigabytes, as do texts that stand beside the objects. Here each of these is an error of the node that sent it, and of no
 other.
@@ -34,7 +34,7 @@ LargestReply = Callable[[Message], int]
 OBJECT_BYTES = 128  # what the server keeps of an object beside its content, so that many empty ones are not for nothing
 JSON_GROWTH = 8  # times the bytes of numbers in JSON is what they take in memory
 FETCH_SECONDS, TURN_SECONDS = 3.0, 0.2
-"""How long objects are fetched in one look for replies, and of one reply before the next has its turn.
+"""Time to fetch objects in one look for replies, and objects of one reply before the next has its turn.
 
 Each object takes a request, and a reply may have thousands of them.
 """
@@ -48,9 +48,9 @@ def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
         inner = guard(grid._grid, largest_reply)
         if inner is grid._grid:
             return grid
-        own = copy.copy(grid)
-        own._grid = inner
-        return own
+        copied = copy.copy(grid)
+        copied._grid = inner
+        return copied
     return LateNodes(Guarded(grid, largest_reply)) if crosses_superlink(grid) else grid
 
 
@@ -75,7 +75,7 @@ class _Announced:
         id_, _ = self.missing.popitem()
         self.contents[id_] = content
         named = dict.fromkeys(head_of(content)[1])
-        self.missing |= {own: None for own in named if own not in self.contents}
+        self.missing |= {id_: None for id_ in named if id_ not in self.contents}
         self.num_bytes += len(content) + OBJECT_BYTES * len(named)
         if self.num_bytes > self.largest:
             raise _too_large(self.largest)
@@ -114,10 +114,10 @@ class Guarded(Relay):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there whole, and an error for each that cannot be used."""
         ids = list(message_ids)
-        found = {id_: fault for id_ in ids if id_ not in self._announced and (fault := self._look_for(id_))}
+        replies = {id_: fault for id_ in ids if id_ not in self._announced and (fault := self._look_for(id_))}
         until = time.monotonic() + FETCH_SECONDS
         waiting = [self._announced[id_] for id_ in ids if id_ in self._announced]
-        turns = deque(sorted(waiting, key=lambda own: len(own.contents)))  # one with many objects holds up no other
+        turns = deque(sorted(waiting, key=lambda reply: len(reply.contents)))  # one with many objects holds up no other
         while turns and time.monotonic() < until:
             announced = turns.popleft()
             before = len(announced.contents)
@@ -127,11 +127,11 @@ class Guarded(Relay):
                     node=node, run_id=run_id, message_object_id=announced.message_id
                 )
                 compat.runtime_client(self._superlink).ConfirmMessageReceived(request)  # it may drop the reply
-                found[announced.about] = reply
+                replies[announced.about] = reply
             elif len(announced.contents) > before:
                 turns.append(announced)
-        self.cancel(list(found))
-        return [found[id_] for id_ in ids if id_ in found]
+        self.cancel(list(replies))
+        return [replies[id_] for id_ in ids if id_ in replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and yield the replies as they come, up to ``timeout`` seconds, whatever any node does."""
@@ -146,7 +146,7 @@ class Guarded(Relay):
     def _look_for(self, about: str) -> Message | None:
         """Ask the SuperLink whether the reply to a message has been announced; it announces each only once.
 
-        One is asked for at a time: an answer is as long as nodes make it, and is not read if it is too long.
+        Each request asks for one message: nodes decide how long an answer is, and a long one is not read.
         """
         largest = self._largest.get(about, 0)
         request = compat.PullAppMessagesRequest(message_ids=[about])
@@ -204,12 +204,12 @@ class Guarded(Relay):
 
     def _error(self, about: str, error: Exception) -> Message:
         """Return the error reply that stands for one that cannot be used."""
-        own = self._superlink.node.node_id  # as Flower's grid signs the errors that it makes
+        signer = self._superlink.node.node_id  # as Flower's grid signs the errors that it makes
         metadata = Metadata(
             run_id=self.run.run_id,
             message_id="",
-            src_node_id=own,
-            dst_node_id=own,
+            src_node_id=signer,
+            dst_node_id=signer,
             reply_to_message_id=about,
             group_id="",
             created_at=time.time(),
@@ -234,10 +234,10 @@ def _unpack(announced: _Announced) -> Message:
     message = compat.inflate_object_from_contents(announced.message_id, announced.contents)
     if not isinstance(message, Message) or not (message.has_error() or isinstance(message.content, RecordDict)):
         raise ReplyError("the reply is no message with records")
-    own = message.metadata
-    if (own.src_node_id, own.reply_to_message_id) != (announced.node_id, announced.about):
+    claim = message.metadata
+    if (claim.src_node_id, claim.reply_to_message_id) != (announced.node_id, announced.about):
         raise ReplyError(
-            f"the reply says that it is node {own.src_node_id}'s to message {own.reply_to_message_id[:80]!r}; the "
+            f"the reply says that it is node {claim.src_node_id}'s to message {claim.reply_to_message_id[:80]!r}; the "
             f"SuperLink had it of node {announced.node_id}, to another"
         )
     compat.set_metadata(message, message_id=announced.message_id)  # as Flower's grid does

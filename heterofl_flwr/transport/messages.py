@@ -92,7 +92,7 @@ TRAIN_PUBLISH = "train.publish"
 TRAIN_LEARN = "train.learn"
 
 SERVER = "the server"
-"""How clients call the sender of their instructions."""
+"""Name of the sender of instructions, in errors of clients."""
 
 NOT_HETEROFL = (
     "the server's strategy is not HeteroFL: use heterofl_flwr.HeteroFL (for a NumPyClient, "
@@ -106,7 +106,7 @@ NOT_CONVERTED = (
 )
 
 SIMULATED = "simulated: "
-"""How the reason of every ``SimulatedFault`` begins."""
+"""Prefix of the reason of every ``SimulatedFault``."""
 
 
 class LocalFault(Error):
@@ -133,9 +133,9 @@ def new_config(values: Mapping[str, object]) -> ConfigRecord:
     return ConfigRecord({SCHEMA_KEY: SCHEMA, **values})  # type: ignore[dict-item]
 
 
-def answer(message: Message, said: Mapping[str, object], records: Mapping[str, Record] = {}) -> Message:
+def answer(message: Message, config: Mapping[str, object], records: Mapping[str, Record] = {}) -> Message:
     """Return the answer to a message: a config, and other records."""
-    return Message(RecordDict({CONFIG: new_config(said), **records}), reply_to=message)
+    return Message(RecordDict({CONFIG: new_config(config), **records}), reply_to=message)
 
 
 def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int) -> MetricRecord:
@@ -145,7 +145,7 @@ def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int
         try:
             if isinstance(value, str):  # "12" would else be the list of 1 and 2
                 raise TypeError
-            number = [float(own) for own in value] if isinstance(value, Sequence) else float(value)
+            number = [float(entry) for entry in value] if isinstance(value, Sequence) else float(value)
         except (TypeError, ValueError, RuntimeError):
             raise ConfigError(f"metrics[{key!r}] is {shown(value)}; expected a number, or a list of numbers") from None
         metrics[key] = number
@@ -215,7 +215,7 @@ def unexpected(value: object, key: str, expected: str, sender: str = SERVER) -> 
 def read_list(config: Mapping[str, object], key: str, kind: type[Value], default: list[Value]) -> list[Value]:
     """Return a list of values of one type; by default another."""
     value = config.get(key, default)
-    if not isinstance(value, list) or not all(isinstance(own, kind) for own in value):
+    if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
         raise unexpected(value, key, f"a list of {kind.__name__}")
     return list(value)
 
@@ -235,10 +235,10 @@ def read_choice(
 ) -> Value:
     """Return one of some choices; by default the one that is named."""
     value = config.get(key, default)
-    found = next((own for own in choices if own == value), None)
-    if found is None:
+    choice = next((choice for choice in choices if choice == value), None)
+    if choice is None:
         raise unexpected(value, key, f"one of {', '.join(map(str, choices))}", sender)
-    return found
+    return choice
 
 
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:

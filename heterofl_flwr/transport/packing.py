@@ -1,4 +1,4 @@
-"""What records of messages hold: packed, and read again with checks, which say what Flower would not."""
+"""Contents of message records: packing them, and reading them with checks."""
 
 import io
 import logging
@@ -90,8 +90,8 @@ def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]
     """Return the tensors of a record, to be read only: they lie where its bytes do. Reject one that is no array."""
     expected = "numpy.ndarray"  # how Flower names the only form in which it serialises arrays
     with reading_arrays(sender):
-        if others := {array.stype for array in record.values()} - {expected}:
-            raise ValueError(f"serialised as {others.pop()!r}, expected {expected!r}")
+        if unexpected := {array.stype for array in record.values()} - {expected}:
+            raise ValueError(f"serialised as {unexpected.pop()!r}, expected {expected!r}")
         return {name: torch.from_numpy(read_npy(array.data)) for name, array in record.items()}
 
 
@@ -123,23 +123,22 @@ def unpack_trained(
 ) -> tuple[Mapping[str, Tensor], Tensor | None]:
     """Return the tensors of a reply: parameters, or what they changed by and the scales of these.
 
-    Before anything is read, other records than those of its form are rejected, other names, and far more bytes than
-    those of its plan.
+    Records of another form, other names, and far more bytes than the plan has are rejected before anything is read.
     """
     expected = UPLOAD_RECORDS[form]
     if set(records) != set(expected):
         raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {' and '.join(expected)} alone")
-    found = {}
+    tensors = {}
     for name in expected:
         record, sizes = records[name], {name: plan.parameters}
         if name in (ARRAYS, CHANGES):
             check_names(plan, record)
-            sizes = {own: math.prod(shape) for own, shape in plan.shapes.items()}
-        elif list(record) != [name]:  # one vector, of which a stage knows what it is made of
+            sizes = {parameter: math.prod(shape) for parameter, shape in plan.shapes.items()}
+        elif list(record) != [name]:  # one vector, whose parts a stage knows
             raise ReplyError(f"{sender} sent {shown(list(record))} in record {name}, expected {name} alone")
         check_sizes(record, sizes, sender)
-        found[name] = read_tensors(record, sender)
-    return found[expected[0]], found[SCALES][SCALES] if SCALES in found else None
+        tensors[name] = read_tensors(record, sender)
+    return tensors[expected[0]], tensors[SCALES][SCALES] if SCALES in tensors else None
 
 
 def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
@@ -149,37 +148,37 @@ def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
 
 def moment_tensors(moments: Mapping[float, Moments]) -> dict[str, Tensor]:
     """Return static batch norm moments by rate as tensors, with the rate and a slash before each name."""
-    return {f"{rate}/{name}": tensor for rate, own in moments.items() for name, tensor in own.to_tensors().items()}
+    return {f"{rate}/{name}": tensor for rate, sums in moments.items() for name, tensor in sums.to_tensors().items()}
 
 
 def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
     """Return the moments that ``moment_tensors`` made tensors of."""
-    found: dict[float, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        rate, _, own = name.partition("/")
-        found.setdefault(float(rate), {})[own] = tensor
-    return {rate: Moments.from_tensors(own) for rate, own in found.items()}
+    by_rate: dict[float, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        rate, _, name = path.partition("/")
+        by_rate.setdefault(float(rate), {})[name] = tensor
+    return {rate: Moments.from_tensors(named) for rate, named in by_rate.items()}
 
 
 def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Moments:
     """Return the moments of one rate that a record holds; reject a record that lacks them."""
     prefix = f"{rate}/"
     tensors = read_tensors(record, sender)
-    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    if not own:
+    moments = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if not moments:
         raise ReplyError(f"{sender} sent no moments of rate {rate}")
     try:
-        return Moments.from_tensors(own)
+        return Moments.from_tensors(moments)
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise ReplyError(f"{sender} sent moments of rate {rate} that cannot be used: {error}") from error
 
 
 def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> None:
     """Reject the reply of an app that is not converted: with the whole model for a slice."""
-    whole = {name: tuple(axis.full for axis in axes) for name, axes in plan.axes.items()}
+    full_shapes = {name: tuple(axis.full for axis in axes) for name, axes in plan.axes.items()}
     for record in records:
-        shapes = {name: tuple(array.shape) for name, array in record.items() if name in whole}
-        if shapes == whole != plan.shapes:
+        shapes = {name: tuple(array.shape) for name, array in record.items() if name in full_shapes}
+        if shapes == full_shapes != plan.shapes:
             raise ReplyError(
                 f"{sender} sent the whole model, expected the slice that it was sent: {messages.NOT_CONVERTED}"
             )
@@ -243,7 +242,7 @@ def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Momen
     most = 3 * sum(map(len, norms.values()))
     if len(record) > most:
         raise ReplyError(f"{sender} sent {len(record)} arrays of moments, expected {most}")
-    widest = max((channels for own in norms.values() for channels in own.values()), default=0)
+    widest = max((channels for layers in norms.values() for channels in layers.values()), default=0)
     check_sizes(record, dict.fromkeys(record, widest), sender)
     return {rate: unpack_moments(record, rate, sender) for rate in norms}
 
@@ -256,18 +255,18 @@ def read_numbers(metrics: Mapping[str, object], sender: str) -> dict[str, float]
     ReplyError
         If there are too many, or if a name is no short line of text: the record of a run keeps each.
     """
-    found = {
+    numbers = {
         name: value for name, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    wrong = [name for name in found if len(name) > LONGEST_NAME or not name.isprintable()]
-    if len(found) > MOST_METRICS or wrong:
-        what = f"{len(found)} metrics" if not wrong else f"a metric named {shown(wrong[0])}"
+    wrong = [name for name in numbers if len(name) > LONGEST_NAME or not name.isprintable()]
+    if len(numbers) > MOST_METRICS or wrong:
+        what = f"{len(numbers)} metrics" if not wrong else f"a metric named {shown(wrong[0])}"
         raise ReplyError(
             f"{sender} sent {what}, expected up to {MOST_METRICS} with names of up to {LONGEST_NAME} printable letters"
         )
     unusable = {
         name: value
-        for name, value in found.items()
+        for name, value in numbers.items()
         if not (0 <= value <= 1 if is_share(name) else abs(value) <= LARGEST_METRIC)
     }
     if unusable:
@@ -278,4 +277,4 @@ def read_numbers(metrics: Mapping[str, object], sender: str) -> dict[str, float]
             ", ".join(SHARES),
             LARGEST_METRIC,
         )
-    return {name: math.nan if name in unusable else float(value) for name, value in found.items()}
+    return {name: math.nan if name in unusable else float(value) for name, value in numbers.items()}

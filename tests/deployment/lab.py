@@ -1,7 +1,7 @@
 """A SuperLink with TLS and known nodes, of which tests kill some."""
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from heterofl_flwr.settings.stored_settings import to_toml
@@ -31,8 +31,13 @@ class Lab(Processes):
         done = subprocess.run(words, capture_output=True, text=True, env=self.environment, cwd=self.folder)
         assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
 
-    def prepare(self, nodes: int) -> list[subprocess.Popen[bytes]]:
-        """Start the SuperLink and the nodes; return the nodes."""
+    def prepare(
+        self, nodes: int, through: Callable[[int, int], int] = lambda number, port: port
+    ) -> list[subprocess.Popen[bytes]]:
+        """Start the SuperLink and the nodes; return the nodes.
+
+        ``through`` returns, from the number of a node and the SuperLink's port, the port to which the node connects.
+        """
         port, keys = free_port(), self.folder / "keys"
         names = [f"--node=node-{number}" for number in range(nodes)]
         self.do("heterofl", "keys", "keys", "--host", "localhost", *names)
@@ -48,7 +53,7 @@ class Lab(Processes):
         (self.home / "config.toml").write_text(address, encoding="utf-8")
         for number in range(nodes):
             self.do("flwr", "supernode", "register", f"keys/node-{number}.pub", "lab", "--name", f"node-{number}")
-        return [self._start_node(number, nodes, port, keys) for number in range(nodes)]
+        return [self._start_node(number, nodes, through(number, port), keys) for number in range(nodes)]
 
     def _start_node(self, number: int, nodes: int, port: int, keys: Path) -> subprocess.Popen[bytes]:
         words = [

@@ -77,3 +77,10 @@ def test_nodes_that_begin_one_message_behind_are_known_by_their_late_answers(clo
     assert clock.now < arrivals.QUERY_SECONDS + 100
     with pytest.raises(RoundError, match=r"0 of 2 clients gave a usable reply.*no reply in time"):
         run(clock, num_rounds=2, nodes=2, behind={0: 1, 1: 1})
+
+
+def test_a_late_answer_to_a_query_counts_in_the_next_round(clock):
+    found = run(clock, slow={3: {1: arrivals.QUERY_SECONDS + 1.0}})
+    assert [record.answered for record in found.records] == [3, 4, 4, 4]
+    found = run(clock, num_rounds=8, slow={3: dict.fromkeys(range(1, 9), 130.0)})  # longer than rounds
+    assert [record.answered for record in found.records][-1] == 4

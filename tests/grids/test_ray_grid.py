@@ -129,7 +129,7 @@ def test_an_actor_that_always_dies_tells_its_last_words(actors, ask, caplog):
     assert [reply.has_error() for reply in replies] == [False, True, False]
     assert replies[1].error.code == ErrorCode.CLIENT_APP_CRASHED
     assert replies[1].error.reason.startswith(f"The process that ran node {ids[1]} (partition 1) died: ")
-    assert replies[1].error.reason.endswith("(it said last: last words). 2 before it died as well.")
+    assert replies[1].error.reason.endswith("last words). 2 before it died as well.")
     assert len(actors.deaths) == before + 3
     assert caplog.text.count("Another one is given its messages") == 2
 

@@ -154,7 +154,7 @@ def test_no_client_can_claim_that_its_fault_is_simulated():
         answers = [Message(own, reply_to=message) for own in (fault, Error(fault.code, fault.reason))]
     told, claimed = (found for answer in answers for _, found in outcomes([message], [answer]))
     assert (told.reason, told.kind) == (DROPPED_OUT, "simulated")
-    assert (claimed.reason, claimed.kind) == (f"error {fault.code}: {DROPPED_OUT}", "failed")
+    assert (claimed.reason, claimed.kind) == (f"error {fault.code}: {DROPPED_OUT}", "gone")
 
 
 def test_the_deadline_holds_for_each_exchange_of_fedh2l():

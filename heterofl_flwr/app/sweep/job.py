@@ -20,6 +20,7 @@ from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.common.files import to_json
 from heterofl_flwr.common.options import Count
+from heterofl_flwr.common.user_code import allow_modules, named_modules
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.runs.folder import RunFolder
@@ -157,6 +158,7 @@ def build_job(config: Mapping[str, object]) -> Job:
     # Hydra reads -inf, which train.mask-fill can be, as a number.
     config = {key: str(value) if value in (float("inf"), float("-inf")) else value for key, value in config.items()}
     given = {key: value for key, value in config.items() if key not in LAUNCH}
+    allow_modules(named_modules(given.values()))  # the command line chose this configuration
     options, faults = validate(LaunchOptions, {key: config.get(key) for key in LAUNCH}, LAUNCH)
     for key in ("run.dir", "run.resume"):
         if given.get(key):
