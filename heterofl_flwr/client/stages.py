@@ -88,9 +88,7 @@ class StageRunner:
         return self._chain.on_update(update, total_step)
 
 
-def answer_questions(
-    config: Fields, notes: dict[str, bytes], node_config: Mapping[str, object]
-) -> dict[str, object]:
+def answer_questions(config: Fields, notes: dict[str, bytes], node_config: Mapping[str, object]) -> dict[str, object]:
     """Return the answers of client stages to questions before or after training; ``notes`` is their per-round state."""
     context = ClientContext(received=dict, seed=0, config=config, round_state=notes, node_config=node_config)
     return dict(ClientChain(client_stages(config), context).answer())
