@@ -121,6 +121,7 @@ class Round:
             extra_rows=averaging.fidelity.extra_rows == "fixed",
             grid=(privacy.clip, privacy.step) if privacy.noise else None,
             learning_rate=self.log.learning_rate,
+            run=self._federation.run_key,
         )
 
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
@@ -228,6 +229,8 @@ class Round:
         self._check_replies()
         state = self._chain.close()
         self.log.privacy = self._chain.metrics()
+        if closed := self.log.privacy.get("closed-fraction"):
+            self.log.notes = (*self.log.notes, f"{closed:.0%} of the model stays closed (secure-sum)")
         by_level: dict[str, list[Answer]] = {}
         for node_id in sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate):
             by_level.setdefault(self.slices[node_id].level, []).append(self.answers[node_id])
@@ -239,7 +242,8 @@ class Round:
         """Fail if there are too few usable replies: the model and the metrics would be those of a few clients."""
         replies, wanted = self._chain.replies, self._options.sampling.min_replies
         present = len(self.slices) - (self._lost if wanted == "auto" else 0)
-        if self._lost and not present:  # all simulated devices are lost by chance: the model does not change
+        # All simulated devices are lost by chance, or a stage lets no client train: the model does not change.
+        if (self._lost and not present) or self._chain.skipped:
             return
         least = least_replies(wanted, min(self.needed, present))
         faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))

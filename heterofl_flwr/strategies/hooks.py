@@ -184,7 +184,9 @@ class RoundHooks(Strategy):
         for node_id, sampled in current.slices.items():
             if node_id not in stage_configs:
                 unusable = Fault("its answer to what was asked before training is not usable", "rejected")
-                current.refuse(node_id, queries.faults.get(node_id, unusable))
+                excluded = self.chain.excluded.get(node_id)
+                fault = unusable if excluded is None else Fault(excluded, "rejected")
+                current.refuse(node_id, queries.faults.get(node_id, fault))
                 continue
             current.note_sent(node_id, self.sent_bytes(slices, sampled.plan))
             opened.sent.append(self.train_message(current, node_id, slices, config, stage_configs[node_id]))
@@ -221,14 +223,17 @@ class RoundHooks(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the replies in the order of the messages, and return the new global model."""
-        self.open_round()
+        current = self.open_round()
         opened = self.messages_of(server_round)
         opened.read(replies, self.add_reply)
         if self.chain.summing and self._grid[0] is not None:
             queries = StageQueries(
                 self._grid[0], server_round, self.chain.instruction(), lambda: opened.budget.left(MOMENTS_SHARE)
             )
+            before = self.chain.excluded
             queries.converse(self.chain.after())
+            for node_id in self.chain.excluded.keys() - before.keys():
+                current.refuse(node_id, Fault(self.chain.excluded[node_id], "rejected"))
         return self.close_round()
 
     def add_reply(self, node_id: int, reply: Message) -> None:
