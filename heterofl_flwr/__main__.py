@@ -2,8 +2,8 @@
 
 import sys
 
-if not sys.flags.safe_path:  # the current folder, first: it may be a stranger's, with a module such as argparse.py
-    sys.path.append(sys.path.pop(0))
+if not sys.flags.safe_path:  # the current folder may be a stranger's, with a module such as argparse.py
+    sys.path.pop(0)
 
 from heterofl_flwr.app.main import main
 

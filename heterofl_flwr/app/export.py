@@ -56,13 +56,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--level", action="append", default=[], metavar="LEVEL", help=level)
     formats = "some of safetensors, pt2 and onnx, with commas; may be repeated; by default all three"
     parser.add_argument("--formats", action="append", metavar="NAMES", help=formats)
+    parser.add_argument("--trust", action="store_true", help="run code that the settings of the folder name")
     parser.add_argument("--out", type=read_path, metavar="DIR", help="where to; by default RUN/exports")
 
 
 def run(args: argparse.Namespace) -> int:
     """Export the models, and print the table."""
     # Imported here, as they load torch, which takes seconds.
+    from heterofl_flwr.app.request import check_trust
     from heterofl_flwr.app.workload import load_workload
+    from heterofl_flwr.common.named_modules import allow_settings
     from heterofl_flwr.core import formatting
     from heterofl_flwr.export.export import BATCH, export_model
     from heterofl_flwr.export.formats import FORMATS, formats_named
@@ -74,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     formats = list(formats_named([name.strip() for name in names]))  # before anything is loaded
     folder = RunFolder(args.folder)
     settings = to_flat(from_stored(folder.settings()))
+    check_trust(args.folder, settings, args.trust)
+    allow_settings(settings)
     models = models_of(folder, args.level)
     out = args.out or args.folder / "exports"
     if out.exists() and not out.is_dir():

@@ -64,7 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args = parse(arguments)
-        _import_from_here()
         code: int = args.run(args)
         return code
 
@@ -115,9 +114,3 @@ def parser() -> argparse.ArgumentParser:
         if hasattr(command, "add_arguments"):  # Hydra reads those of a sweep
             command.add_arguments(subparser)
     return top
-
-
-def _import_from_here() -> None:
-    """Let functions that are named as ``module:function`` lie in the folder from which the command was called."""
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # last, as it may be a stranger's folder with a module such as json.py

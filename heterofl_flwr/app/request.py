@@ -16,6 +16,7 @@ from flwr.app import UserConfig
 
 from heterofl_flwr.app.run import HOW
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.named_modules import allow_settings, code_references
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.report import RunFolder
@@ -93,8 +94,11 @@ def build_request(args: argparse.Namespace) -> Request:
         if now.get(key):
             raise ConfigError(f"{key} is {now[key]!r}: here {option} FOLDER says it; leave the setting out")
     begun = args.resume is not None
-    given = {**(to_flat(from_stored(RunFolder(args.resume).settings())) if begun else {}), **now}
+    stored = to_flat(from_stored(RunFolder(args.resume).settings())) if begun else {}
+    check_trust(args.resume, {key: value for key, value in stored.items() if key not in now}, args.trust)
+    given = {**stored, **now}
     settings = from_flat(given)
+    allow_settings(to_flat(settings))
     data = short_name(settings.data.name)
     out = _choose_folder(args, Path(data).name.replace(":", "-"))
     if not begun and (out / HISTORY).exists():
@@ -110,6 +114,13 @@ def build_request(args: argparse.Namespace) -> Request:
     if args.gpus is not None and "engine.device" not in now:
         config["engine.device"] = "auto" if args.gpus else "cpu"
     return Request(config=config, out=out, clients=clients, **how)
+
+
+def check_trust(folder: Path | None, stored: Mapping[str, Flat], trusted: bool) -> None:
+    """Raise ``ConfigError`` if a folder's settings name code and nobody trusts the folder."""
+    if not trusted and (code := code_references(stored)):
+        names = "; ".join(f"{key}={','.join(texts)}" for key, texts in code.items())
+        raise ConfigError(f"the settings in {folder} name code ({names}), which would run: if you know it, add --trust")
 
 
 def _count_clients(asked: int | None, out: Path, begun: bool, usual: int) -> int:

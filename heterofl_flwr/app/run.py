@@ -11,6 +11,7 @@ from typing import Any
 from heterofl_flwr.app.arguments import read_count, read_path
 from heterofl_flwr.app.report import show_results
 from heterofl_flwr.common.errors import extra, name_faults, printable
+from heterofl_flwr.common.named_modules import code_references
 
 SUMMARY = "train, and leave a folder with everything about it"
 DESCRIPTION = """
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folder = what.add_mutually_exclusive_group()
     folder.add_argument("--out", type=read_path, metavar="DIR", help="the run's folder; by default runs/<data>-<time>")
     folder.add_argument("--resume", type=read_path, metavar="DIR", help="go on with the run in this folder")
+    what.add_argument("--trust", action="store_true", help="run code that the settings of the resumed folder name")
     what.add_argument("--app", type=read_path, metavar="DIR", help="another Flower app, in place of this package's own")
     parser.set_defaults(**HOW)
     how = parser.add_argument_group("how")
@@ -94,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         if args.app or not RunFolder(request.out).started:
             raise
         how = [f"--{name}={value}" for name, default in HOW.items() if (value := getattr(args, name)) != default]
+        how += ["--trust"] if code_references(request.config) else []
         again = shlex.join(["heterofl", "run", "--resume", str(request.out), *how])
         raise KeyboardInterrupt(f"go on with: {again}") from None
     except running.RunError as error:

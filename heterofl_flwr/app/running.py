@@ -51,6 +51,7 @@ def run_request(request: Request, *, log: bool = False) -> None:
     Flower's log is in the run's folder, and with ``log`` it is shown too.
     """
     path = request.out / LOG
+    RunFolder(request.out).refuse_links()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")
@@ -65,8 +66,8 @@ def run_request(request: Request, *, log: bool = False) -> None:
 
 def _serve(request: Request) -> None:
     """Run the ServerApp on a grid."""
-    # Functions that settings name may lie in the folder from which the command was called.
-    sys.path.insert(0 if request.app else len(sys.path), str(request.app or Path.cwd()))
+    if request.app:
+        sys.path.insert(0, str(request.app))
     with open_grid(request) as grid:
         server: ServerApp = load_app(request.server, ConfigError, request.app)
         checked = Checked(grid)

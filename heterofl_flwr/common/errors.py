@@ -20,6 +20,8 @@ from difflib import get_close_matches
 from pkgutil import resolve_name
 from typing import Any, Literal
 
+from heterofl_flwr.common.named_modules import find_named_modules
+
 __all__ = [
     "ConfigError",
     "DataError",
@@ -144,12 +146,13 @@ def extra(name: str, otherwise: str = "") -> Iterator[None]:
 
 def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigError) -> Callable[..., Any]:
     """Return what is named as ``module:function``; an error begins with ``what`` this is, such as a setting's key."""
+    find_named_modules()
     try:
         found = resolve_name(reference)
     except (ImportError, AttributeError, ValueError) as error:
         raise kind(
-            f"{what} is {reference!r}, which cannot be loaded ({error}): name a function as 'module:function' and "
-            f"start in its folder or put that on PYTHONPATH"
+            f"{what} is {reference!r}, which cannot be loaded ({error}): name a function as 'module:function' on "
+            f"the command line and start in its folder, or put that on PYTHONPATH"
         ) from error
     if not callable(found):
         raise kind(f"{what} is {reference!r}, which is {type(found).__name__}; expected a function")

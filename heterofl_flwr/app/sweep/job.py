@@ -19,6 +19,7 @@ from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.common.files import to_json
+from heterofl_flwr.common.named_modules import allow_settings
 from heterofl_flwr.common.options import Count
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
@@ -163,6 +164,7 @@ def build_job(config: Mapping[str, object]) -> Job:
             faults.append(f"{key}: found {given[key]!r}, but a sweep names and resumes its jobs itself; set folder")
     try:
         settings = _canonical(from_flat(given))
+        allow_settings(to_flat(settings))
     except ConfigError as error:
         faults.append(str(error))
     if options is None or faults:
