@@ -41,11 +41,13 @@ class LoraLevels:
         """Return a new model of this rate: its adapters are copies of the first rows or columns of the full ones."""
         exact_rate(rate)
         # A deep copy takes what its memo already holds.
-        memo: dict[int, object] = {id(own): own for own in map(self.model.get_parameter, self.frozen)}
+        memo: dict[int, object] = {id(parameter): parameter for parameter in map(self.model.get_parameter, self.frozen)}
         for name, axis in self.rank_axes.items():
-            own = self.model.get_parameter(name)
-            kept = own.detach().narrow(axis, 0, width(own.shape[axis], rate))
-            memo[id(own)] = nn.Parameter(kept.clone(memory_format=torch.contiguous_format), own.requires_grad)
+            parameter = self.model.get_parameter(name)
+            part = parameter.detach().narrow(axis, 0, width(parameter.shape[axis], rate))
+            memo[id(parameter)] = nn.Parameter(
+                part.clone(memory_format=torch.contiguous_format), parameter.requires_grad
+            )
         model = copy.deepcopy(self.model, memo)
         layers.set_ranks(self.model, model)
         exclude_parameters(model, self.frozen)
@@ -79,7 +81,7 @@ def lora(peft_model: "PeftModel") -> LoraLevels:
     ConfigError
         If it is no such model.
     UnsupportedLayerError
-        If the rank of a layer's adapter cannot be cut, such as that of a grouped convolution.
+        If the rank of a layer's adapter cannot be cut, as in a grouped convolution.
     MissingExtraError
         If peft is missing.
 
@@ -99,12 +101,18 @@ def lora(peft_model: "PeftModel") -> LoraLevels:
     layers.check_model(peft_model)
     adapted = [(f"{layers.BASE}.{name}", layer) for name, layer in layers.lora_layers(peft_model)]
     register(*{type(layer) for _, layer in adapted})(layers.find_axes)  # peft has no module that all derive from
-    of_adapters = {id(own) for _, layer in adapted for own in layers.adapter_parameters(layer).values()}
+    of_adapters = {id(parameter) for _, layer in adapted for parameter in layers.adapter_parameters(layer).values()}
     named = peft_model.named_parameters()
-    frozen = tuple(name for name, own in named if not own.requires_grad and id(own) not in of_adapters)
+    frozen = tuple(
+        name for name, parameter in named if not parameter.requires_grad and id(parameter) not in of_adapters
+    )
     build = LoraLevels(
         model=peft_model,
-        rank_axes={f"{name}.{own}": axis for name, layer in adapted for own, axis in layers.rank_axes(layer).items()},
+        rank_axes={
+            f"{name}.{parameter}": axis
+            for name, layer in adapted
+            for parameter, axis in layers.rank_axes(layer).items()
+        },
         frozen=frozen,
         label_rows=layers.find_label_rows(peft_model),
         device=_find_device(peft_model, frozen),

@@ -52,15 +52,19 @@ def check_model(model: object) -> None:
         raise ConfigError("ensure_weight_tying ties adapters to each other; expected a LoraConfig without it")
     layers = dict(lora_layers(model))
     faults = [
-        f"layer {name} of type {type(own).__name__} {fault}"
-        for name, own in layers.items()
-        if (fault := find_fault(own))
+        f"layer {name} of type {type(layer_or_parameter).__name__} {fault}"
+        for name, layer_or_parameter in layers.items()
+        if (fault := find_fault(layer_or_parameter))
     ]
     if faults:
         raise UnsupportedLayerError(
             f"{'; '.join(faults[:5])}: leave such layers out of target_modules (or exclude_modules names them)"
         )
-    if not any(own.requires_grad for layer in layers.values() for own in adapter_parameters(layer).values()):
+    if not any(
+        layer_or_parameter.requires_grad
+        for layer in layers.values()
+        for layer_or_parameter in adapter_parameters(layer).values()
+    ):
         raise ConfigError("no adapter can be trained: load it with is_trainable=True, or set inference_mode=False")
 
 
@@ -76,7 +80,7 @@ def lora_layers(model: "PeftModel") -> Iterator[tuple[str, Layer]]:
 def adapter_parameters(layer: Layer) -> dict[str, nn.Parameter]:
     """Return all parameters that a layer's adapter has, by their names in the layer."""
     parts = tuple(layer.adapter_layer_names)
-    return {name: own for name, own in layer.named_parameters() if name.partition(".")[0] in parts}
+    return {name: parameter for name, parameter in layer.named_parameters() if name.partition(".")[0] in parts}
 
 
 def rank_axes(layer: Layer) -> dict[str, int]:
@@ -89,8 +93,8 @@ def find_fault(layer: Layer) -> str:
     """Return why the rank of a layer's adapter cannot be cut; nothing if it can."""
     ((name, rank),) = layer.r.items()
     variant = type(getattr(layer, "lora_variant", {}).get(name)).__name__
-    own = dict(layer.named_parameters())
-    wrong = [path for path, axis in rank_axes(layer).items() if own[path].shape[axis] != rank]
+    parameters = dict(layer.named_parameters())
+    wrong = [path for path, axis in rank_axes(layer).items() if parameters[path].shape[axis] != rank]
     if layer.merged:
         return "has its adapter merged into its weight (unmerge_adapter takes it out)"
     if isinstance(layer.get_base_layer(), nn.MultiheadAttention):
@@ -98,42 +102,47 @@ def find_fault(layer: Layer) -> str:
     if variant != "NoneType" and not variant.startswith("Dora"):
         return f"has an adapter of the kind {variant}, expected plain LoRA or DoRA"
     if wrong:
-        return f"has {', '.join(f'{path} {tuple(own[path].shape)}' for path in wrong)}, expected one axis of {rank}"
+        return (
+            f"has {', '.join(f'{path} {tuple(parameters[path].shape)}' for path in wrong)}, expected one axis of {rank}"
+        )
     return ""
 
 
-def set_ranks(full: "PeftModel", model: "PeftModel") -> None:
+def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
     """Set the ranks in a model's layers and config to those of its weights; ``alpha`` follows, so the scaling stays.
 
-    The adapter adds ``alpha / r * B @ A`` (``alpha / sqrt(r)`` in rsLoRA), and a level with an equal alpha would have
-    another scaling than the full model, of which it is a part.
+    The adapter adds ``alpha / r * B @ A`` (``alpha / sqrt(r)`` in rsLoRA). With an equal alpha, a level would have
+    another scaling than the full model.
     """
-    adjust_layers(full, model)
+    adjust_layers(full_model, model)
     (name,) = model.peft_config
     config: Any = model.peft_config[name]
-    found: dict[str, tuple[int, float]] = {}
-    for (path, whole), (_, layer) in zip(lora_layers(full), lora_layers(model), strict=True):
-        own = dict(layer.named_parameters())
-        rank = next(own[one].shape[axis] for one, axis in rank_axes(layer).items())
-        share = rank / whole.r[name]
-        alpha = whole.lora_alpha[name] * (math.sqrt(share) if config.use_rslora else share)
+    ranks: dict[str, tuple[int, float]] = {}
+    for (path, full_layer), (_, layer) in zip(lora_layers(full_model), lora_layers(model), strict=True):
+        parameters = dict(layer.named_parameters())
+        rank = next(parameters[parameter_name].shape[axis] for parameter_name, axis in rank_axes(layer).items())
+        share = rank / full_layer.r[name]
+        alpha = full_layer.lora_alpha[name] * (math.sqrt(share) if config.use_rslora else share)
         alpha = int(alpha) if float(alpha).is_integer() else alpha
-        layer.r[name], layer.lora_alpha[name] = found[path] = rank, alpha
-    (config.r, config.lora_alpha), _ = Counter(found.values()).most_common(1)[0]
-    patterns = {f"^{re.escape(path)}": own for path, own in found.items()}
+        layer.r[name], layer.lora_alpha[name] = ranks[path] = rank, alpha
+    (config.r, config.lora_alpha), _ = Counter(ranks.values()).most_common(1)[0]
+    patterns = {f"^{re.escape(path)}": parameters for path, parameters in ranks.items()}
     config.rank_pattern = {path: rank for path, (rank, _) in patterns.items() if rank != config.r}
     config.alpha_pattern = {path: alpha for path, (_, alpha) in patterns.items() if alpha != config.lora_alpha}
 
 
-def find_axes(full: Layer, local: Layer) -> dict[str, Axes]:
+def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
     """Return the axes of the adapter's parameters: a prefix of the rank, and all of everything else."""
-    if full.r and (fault := find_fault(full)):
+    if full_layer.r and (fault := find_fault(full_layer)):
         raise ShapeError(fault)
-    kept = dict(local.named_parameters())
-    return {name: axes_between(own.shape, kept[name].shape) for name, own in adapter_parameters(full).items()}
+    local_parameters = dict(local.named_parameters())
+    return {
+        name: axes_between(parameter.shape, local_parameters[name].shape)
+        for name, parameter in adapter_parameters(full_layer).items()
+    }
 
 
 def find_label_rows(model: "PeftModel") -> tuple[str, ...]:
     """Return the parameters of the last linear layer if it is trained whole (``modules_to_save``); else none."""
     (name,) = model.peft_config
-    return tuple(own for own in last_linear(model) if f".modules_to_save.{name}." in own)
+    return tuple(name_of_rows for name_of_rows in last_linear(model) if f".modules_to_save.{name}." in name_of_rows)

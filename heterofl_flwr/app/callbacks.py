@@ -7,7 +7,8 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.client.model import for_evaluation, load_parameters
-from heterofl_flwr.common.errors import ConfigError, load_function
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report import Costs, MLflow, Recorder, RunFolder, TensorBoard, WandB

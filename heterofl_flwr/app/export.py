@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heterofl_flwr.app.arguments import read_path
+from heterofl_flwr.app.arguments import add_trust, read_path
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import write_atomic
 
@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--level", action="append", default=[], metavar="LEVEL", help=level)
     formats = "some of safetensors, pt2 and onnx, with commas; may be repeated; by default all three"
     parser.add_argument("--formats", action="append", metavar="NAMES", help=formats)
-    parser.add_argument("--trust", action="store_true", help="run code that the settings of the folder name")
     parser.add_argument("--out", type=read_path, metavar="DIR", help="where to; by default RUN/exports")
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.app.request import check_trust
     from heterofl_flwr.app.workload import load_workload
-    from heterofl_flwr.common.named_modules import allow_settings
     from heterofl_flwr.core import formatting
     from heterofl_flwr.export.export import BATCH, export_model
     from heterofl_flwr.export.formats import FORMATS, formats_named
@@ -77,8 +76,7 @@ def run(args: argparse.Namespace) -> int:
     formats = list(formats_named([name.strip() for name in names]))  # before anything is loaded
     folder = RunFolder(args.folder)
     settings = to_flat(from_stored(folder.settings()))
-    check_trust(args.folder, settings, args.trust)
-    allow_settings(settings)
+    check_trust(settings, args.folder, trusted=args.trust)
     models = models_of(folder, args.level)
     out = args.out or args.folder / "exports"
     if out.exists() and not out.is_dir():

@@ -12,6 +12,7 @@ from types import MappingProxyType, ModuleType
 from heterofl_flwr import __version__
 from heterofl_flwr.app import export, keys, profile, report, run, settings, sweep
 from heterofl_flwr.common.errors import HeteroFLError, not_usable, printable, unknown_settings
+from heterofl_flwr.common.user_code import allow_modules, named_modules
 from heterofl_flwr.settings.stored_settings import stored_settings
 
 COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args = parse(arguments)
+        allow_modules(named_modules(sys.argv[1:] if arguments is None else arguments))
         code: int = args.run(args)
         return code
 

@@ -7,8 +7,8 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from heterofl_flwr.app.arguments import read_count, read_integers
-from heterofl_flwr.common.errors import ConfigError, first_line, load_function
-from heterofl_flwr.common.named_modules import allow_modules
+from heterofl_flwr.common.errors import ConfigError, first_line
+from heterofl_flwr.common.user_code import load_function
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,7 +150,6 @@ def load_users_model(name: str, shape: tuple[int, ...] | None, *, tokens: bool) 
 
     from heterofl_flwr.nn.build import called_with_rate, check_build
 
-    allow_modules([name])
     build = load_function(name, "the model")
     check_build(build)
     if shape is None:

@@ -5,7 +5,7 @@ import math
 import os
 import secrets
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from flwr.app import UserConfig
 
 from heterofl_flwr.app.run import HOW
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.named_modules import allow_settings, code_references
+from heterofl_flwr.common.user_code import allow_modules, named_modules
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.report import RunFolder
@@ -95,10 +95,10 @@ def build_request(args: argparse.Namespace) -> Request:
             raise ConfigError(f"{key} is {now[key]!r}: here {option} FOLDER says it; leave the setting out")
     begun = args.resume is not None
     stored = to_flat(from_stored(RunFolder(args.resume).settings())) if begun else {}
-    check_trust(args.resume, {key: value for key, value in stored.items() if key not in now}, args.trust)
+    allow_modules(named_modules(now.values()))
+    check_trust(stored, args.resume, trusted=args.trust, named=now.values())
     given = {**stored, **now}
     settings = from_flat(given)
-    allow_settings(to_flat(settings))
     data = short_name(settings.data.name)
     out = _choose_folder(args, Path(data).name.replace(":", "-"))
     if not begun and (out / HISTORY).exists():
@@ -114,13 +114,6 @@ def build_request(args: argparse.Namespace) -> Request:
     if args.gpus is not None and "engine.device" not in now:
         config["engine.device"] = "auto" if args.gpus else "cpu"
     return Request(config=config, out=out, clients=clients, **how)
-
-
-def check_trust(folder: Path | None, stored: Mapping[str, Flat], trusted: bool) -> None:
-    """Raise ``ConfigError`` if a folder's settings name code and nobody trusts the folder."""
-    if not trusted and (code := code_references(stored)):
-        names = "; ".join(f"{key}={','.join(texts)}" for key, texts in code.items())
-        raise ConfigError(f"the settings in {folder} name code ({names}), which would run: if you know it, add --trust")
 
 
 def _count_clients(asked: int | None, out: Path, begun: bool, usual: int) -> int:
@@ -140,3 +133,17 @@ def _choose_folder(args: argparse.Namespace, name: str) -> Path:
     usual = Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
     chosen: Path = args.resume or args.out or usual
     return chosen.resolve()
+
+
+def check_trust(
+    settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
+) -> None:
+    """Raise ``ConfigError`` if a run's folder names code that neither the command line names nor ``--trust`` allows."""
+    modules = named_modules(settings.values()) - named_modules(named)
+    if modules and not trusted:
+        functions = [f"{key}={value}" for key, value in settings.items() if named_modules([value]) & modules]
+        raise ConfigError(
+            f"the settings of {folder} name code ({', '.join(functions)}), which would run here: add --trust if you "
+            f"know who wrote them"
+        )
+    allow_modules(modules)

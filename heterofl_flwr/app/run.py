@@ -3,15 +3,16 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from heterofl_flwr.app.arguments import read_count, read_path
+from heterofl_flwr.app.arguments import add_trust, read_count, read_path
 from heterofl_flwr.app.report import show_results
 from heterofl_flwr.common.errors import extra, name_faults, printable
-from heterofl_flwr.common.named_modules import code_references
+from heterofl_flwr.common.user_code import named_modules
 
 SUMMARY = "train, and leave a folder with everything about it"
 DESCRIPTION = """
@@ -56,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folder = what.add_mutually_exclusive_group()
     folder.add_argument("--out", type=read_path, metavar="DIR", help="the run's folder; by default runs/<data>-<time>")
     folder.add_argument("--resume", type=read_path, metavar="DIR", help="go on with the run in this folder")
-    what.add_argument("--trust", action="store_true", help="run code that the settings of the resumed folder name")
     what.add_argument("--app", type=read_path, metavar="DIR", help="another Flower app, in place of this package's own")
+    add_trust(what)
     parser.set_defaults(**HOW)
     how = parser.add_argument_group("how")
     where = "local: this process; ray: processes of Ray, by default with RAY_ADDRESS, --gpus, --cpus or --parallel"
@@ -89,16 +90,15 @@ def run(args: argparse.Namespace) -> int:
             return 0
     where = "on Ray" if request.grid == "ray" else "in this process (on all cores: --grid ray)"
     print(f"{request.clients} clients {where}; folder {request.out}", flush=True)
+    if args.app is None:
+        print(f"resume with: {_resume_command(args, request.out, request.config)}", flush=True)
     try:
         command()  # the processes of the run then know it
         running.run_request(request, log=args.log or bool(args.app))
     except KeyboardInterrupt:
         if args.app or not RunFolder(request.out).started:
             raise
-        how = [f"--{name}={value}" for name, default in HOW.items() if (value := getattr(args, name)) != default]
-        how += ["--trust"] if code_references(request.config) else []
-        again = shlex.join(["heterofl", "run", "--resume", str(request.out), *how])
-        raise KeyboardInterrupt(f"go on with: {again}") from None
+        raise KeyboardInterrupt(f"resume with: {_resume_command(args, request.out, request.config)}") from None
     except running.RunError as error:
         print(
             printable(f"heterofl: the run failed: {error}\n  the whole log: {request.out / running.LOG}"),
@@ -106,6 +106,13 @@ def run(args: argparse.Namespace) -> int:
         )
         return 1
     return 0 if args.app else _report(request.out)
+
+
+def _resume_command(args: argparse.Namespace, folder: Path, config: Mapping[str, object]) -> str:
+    """Return the command that resumes a run on the same part of this machine."""
+    options = [f"--{name}={value}" for name, default in HOW.items() if (value := getattr(args, name)) != default]
+    trust = ["--trust"] if named_modules(config.values()) else []
+    return shlex.join(["heterofl", "run", "--resume", str(folder), *options, *trust])
 
 
 def _report(folder: Path) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
@@ -17,6 +18,7 @@ from heterofl_flwr.app.request import Request
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.client.state import NODE_STATES
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError
+from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.runs.folder import RunFolder
@@ -64,12 +66,19 @@ def run_request(request: Request, *, log: bool = False) -> None:
         raise RunError(_describe(error)) from error
 
 
+def _load_server(request: Request) -> ServerApp:
+    """Return the ServerApp; only another app's folder is put on ``sys.path``."""
+    if request.app is None:
+        return cast("ServerApp", load_function(request.server, "the ServerApp"))
+    return cast("ServerApp", load_app(request.server, ConfigError, request.app))
+
+
 def _serve(request: Request) -> None:
     """Run the ServerApp on a grid."""
-    if request.app:
+    if request.app is not None:  # the grid loads its client
         sys.path.insert(0, str(request.app))
     with open_grid(request) as grid:
-        server: ServerApp = load_app(request.server, ConfigError, request.app)
+        server = _load_server(request)
         checked = Checked(grid)
         server(checked, Context(grid.run.run_id, 0, {}, RecordDict(), dict(request.config)))
     if request.app is not None:  # our own decides by itself which rounds are good

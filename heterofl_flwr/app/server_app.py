@@ -13,8 +13,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr.app.callbacks import build_callbacks, evaluate_global
 from heterofl_flwr.app.workload import Workload, load_workload
-from heterofl_flwr.common.errors import ConfigError, extra, load_function
+from heterofl_flwr.common.errors import ConfigError, extra
 from heterofl_flwr.common.options import values
+from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.federation.options import multi_step
 from heterofl_flwr.federation.records import RoundCallback, RunState

@@ -9,7 +9,8 @@ from functools import cache, cached_property, lru_cache, partial
 import torch
 from torch import nn
 
-from heterofl_flwr.common.errors import ConfigError, load_function
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
@@ -57,7 +58,7 @@ class Workload:
         """What the numbers of the data set mean; a node with data of its own need not have those that we know."""
         name, label = self.settings.data.name, self.settings.data.label
         facts = Facts.known(name, label)
-        return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.known(name, facts)
+        return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.of_source(name, facts)
 
     @cached_property
     def device(self) -> torch.device:

@@ -35,6 +35,7 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.records import RoundRecord, host_log
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.stages.server_optimizer import Adagrad, Adam
 from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 from heterofl_flwr.strategies import heterofl
 from heterofl_flwr.strategies.arguments import CLASSIC
@@ -45,6 +46,9 @@ from heterofl_flwr.transport.packing import read_tensors
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 ConfigFn = Callable[[int], dict[str, Scalar]]
 Instruction = TypeVar("Instruction", FitIns, EvaluateIns)
+
+CLASSIC_TAU = 1e-9
+"""Default ``tau`` of ``FedAdam``, ``FedYogi`` and ``FedAdagrad`` in ``flwr.server.strategy``."""
 
 LACKS = frozenset({"asynchronous", "callbacks", "spare", "upload"})
 """Arguments of ``heterofl_flwr.HeteroFL`` that the classic API has no place for."""
@@ -110,6 +114,7 @@ class HeteroFL(Strategy):
         apart = {stage_name(stage) for stage in stages if stage.client() is not None}
         if lacks := sorted(apart | (LACKS & options.keys())):
             raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
+        _warn_of_tau(stages)
         named = {CLASSIC.get(name, name): own for name, own in options.items()}
         self._inner = _Strategy(build, mix, **named)
         self.federation = self._inner.federation
@@ -242,6 +247,17 @@ class HeteroFL(Strategy):
         found = function([(answer.num_examples, answer.metrics) for answer in answers])
         self.log.note_computed(means, found)
         return found
+
+
+def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
+    """Warn where a server optimiser takes other steps than its namesake of the classic API."""
+    for stage in stages:
+        if isinstance(stage, Adam | Adagrad) and stage.tau != CLASSIC_TAU:
+            host_log.warning(
+                "%s: tau is %g, and Flower's classic FedAdam, FedYogi and FedAdagrad have %g by default: give "
+                "tau=%g for the same steps",
+                *(stage_name(stage), stage.tau, CLASSIC_TAU, CLASSIC_TAU),
+            )
 
 
 def _asked(config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:

@@ -13,14 +13,11 @@ Every error raised on purpose derives from ``HeteroFLError``, so a caller can ca
     └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pkgutil import resolve_name
-from typing import Any, Literal
-
-from heterofl_flwr.common.named_modules import find_named_modules
+from typing import Literal
 
 __all__ = [
     "ConfigError",
@@ -142,21 +139,6 @@ def extra(name: str, otherwise: str = "") -> Iterator[None]:
         remedy = f"pip install 'heterofl-flwr[{name}]' (in a checkout '.[{name}]')"
         remedy += f", or {otherwise}" if otherwise else ""
         raise MissingExtraError(f"{error}: {remedy}") from error
-
-
-def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigError) -> Callable[..., Any]:
-    """Return what is named as ``module:function``; an error begins with ``what`` this is, such as a setting's key."""
-    find_named_modules()
-    try:
-        found = resolve_name(reference)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise kind(
-            f"{what} is {reference!r}, which cannot be loaded ({error}): name a function as 'module:function' on "
-            f"the command line and start in its folder, or put that on PYTHONPATH"
-        ) from error
-    if not callable(found):
-        raise kind(f"{what} is {reference!r}, which is {type(found).__name__}; expected a function")
-    return found  # type: ignore[no-any-return]
 
 
 def first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.core.aggregator import CheckedReply, OpenAggregator, Version
 from heterofl_flwr.core.counting_mean import CountingMean
-from heterofl_flwr.core.reply_checks import LabelRows, check_reply
+from heterofl_flwr.core.reply_checks import LabelRows, Labels, check_reply
 from heterofl_flwr.core.slice_plan import Plan
 
 
@@ -73,7 +73,7 @@ class Aggregation:
         plan: Plan,
         sub: Mapping[str, Tensor],
         *,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         weight: float = 1.0,
         sent: Version | None = None,
     ) -> None:
@@ -85,8 +85,9 @@ class Aggregation:
             The slice that the client holds.
         sub : Mapping[str, Tensor]
             Its parameters, in the plan's shapes and the global model's dtypes.
-        labels : Sequence[int] | None
-            The classes whose rows count; None means all rows.
+        labels : Sequence[int] | Mapping[str, Sequence[int]] | None
+            The classes whose rows count; None means all rows. With several heads, the classes of each by the name of
+            its layer or parameter: ``{"digits": [1, 2], "months.weight": [11]}``.
         weight : float
             The client's weight in the mean; HeteroFL counts every client once.
         sent : Version | None
@@ -102,11 +103,7 @@ class Aggregation:
         # The version's state is computed only for the check that needs it.
         start = sent.state if sent is not None and self._norm_bound else self._state
         check_reply(start, plan, sub, weight, self._largest, norm_bound=self._norm_bound)
-        index = self._label_rows.held(plan, labels)
-        rows = {}
-        if index is not None:
-            sizes = self._label_rows.sizes.items()
-            rows = {name: index[index < size] for name, size in sizes if name in plan.axes}
+        rows = self._label_rows.by_name(plan, labels)
         self._aggregator.add(CheckedReply(plan=plan, tensors=sub, rows=rows, weight=float(weight), sent=sent))
         self.replies += 1
 

@@ -30,13 +30,13 @@ class Axis:
             raise ShapeError(
                 f"an axis that keeps {self.kept} of {self.full} entries does not divide into {self.parts} parts"
             )
-        index, (full, kept) = self.index, self.part
+        index, (part_length, part_kept) = self.index, self.part
         if index is None:
             return
-        if len(index) != kept or not all(left < right for left, right in pairwise((-1, *index, full))):
+        if len(index) != part_kept or not all(start < end for start, end in pairwise((-1, *index, part_length))):
             shown = ", ".join(map(str, index[:8])) + (", ..." if len(index) > 8 else "")
             raise ShapeError(
-                f"expected {kept} ascending positions below {full} of each part, got {len(index)}: {shown}"
+                f"expected {part_kept} ascending positions below {part_length} of each part, got {len(index)}: {shown}"
             )
 
     @property
@@ -44,9 +44,9 @@ class Axis:
         """The full and the kept length of one part."""
         return self.full // self.parts, self.kept // self.parts
 
-    def contains(self, other: "Axis") -> bool:
-        """Whether every entry that ``other`` holds is held here."""
-        return self.full == other.full and positions(other) <= positions(self)
+    def contains(self, axis: "Axis") -> bool:
+        """Whether every entry that another axis holds is held here."""
+        return self.full == axis.full and positions(axis) <= positions(self)
 
     def sliced(self, function: SliceFunction) -> "Axis":
         """Return this axis with the positions that ``function`` keeps of each part."""
@@ -57,15 +57,15 @@ class Axis:
         return replace(self, index=None if index == tuple(range(self.part[1])) else index)
 
     def _find_index(self, function: SliceFunction) -> tuple[int, ...] | None:
-        found = function(*self.part)
-        return None if found is None else tuple(map(int, found))
+        index = function(*self.part)
+        return None if index is None else tuple(map(int, index))
 
 
 Axes = tuple[Axis, ...]
 """The axes of one parameter."""
 
 
-def axes_between(full: Sequence[int], local: Sequence[int], parts: Mapping[int, int] | None = None) -> Axes:
+def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mapping[int, int] | None = None) -> Axes:
     """Return the axes of a parameter from its full and its local shape.
 
     Parameters
@@ -80,13 +80,15 @@ def axes_between(full: Sequence[int], local: Sequence[int], parts: Mapping[int, 
     ShapeError
         If the local shape is no slice of the full one.
     """
-    given = parts or {}
-    if len(full) != len(local) or any(not 0 <= number < len(full) for number in given):
-        raise ShapeError(f"shapes {tuple(full)} and {tuple(local)} with parts of axes {list(given)} do not match")
+    parts_of = parts or {}
+    if len(shape) != len(local_shape) or any(not 0 <= number < len(shape) for number in parts_of):
+        raise ShapeError(
+            f"shapes {tuple(shape)} and {tuple(local_shape)} with parts of axes {list(parts_of)} do not match"
+        )
     return tuple(
         # An axis held whole has no use for parts; without them, plans that mean the same are equal.
-        Axis(large, small, given.get(number, 1) if small != large else 1)
-        for number, (large, small) in enumerate(zip(full, local, strict=True))
+        Axis(large, small, parts_of.get(number, 1) if small != large else 1)
+        for number, (large, small) in enumerate(zip(shape, local_shape, strict=True))
     )
 
 
@@ -107,29 +109,31 @@ class CoupledAxis(Axis):
         return hash((self.full, self.kept, self.groups))
 
     def _find_index(self, function: SliceFunction) -> tuple[int, ...]:
-        held = []
+        channels_kept = []
         for channels, kept in self.groups:
-            found = None if kept == channels else function(channels, kept)
-            held.append(set(range(kept) if found is None else map(int, found)))
-        return tuple(place for place, (group, channel) in enumerate(self.places) if group < 0 or channel in held[group])
+            index = None if kept == channels else function(channels, kept)
+            channels_kept.append(set(range(kept) if index is None else map(int, index)))
+        return tuple(
+            place for place, (group, channel) in enumerate(self.places) if group < 0 or channel in channels_kept[group]
+        )
 
 
 def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
     """Return the axis that keeps the first channels of each group: a plain ``Axis`` where one can express it."""
-    full = len(places)
+    length = len(places)
     used = sorted({group for group, _ in places if group >= 0})
     kept = sum(group < 0 or channel < groups[group][1] for group, channel in places)
-    if len(used) == 1 and kept < full:
+    if len(used) == 1 and kept < length:
         channels = groups[used[0]][0]
-        if list(places) == [(used[0], channel) for channel in range(channels)] * (full // channels):
-            return Axis(full, kept, full // channels)
+        if list(places) == [(used[0], channel) for channel in range(channels)] * (length // channels):
+            return Axis(length, kept, length // channels)
     numbers = {group: number for number, group in enumerate(used)} | {-1: -1}
-    own = tuple((numbers[group], channel) for group, channel in places)
-    return CoupledAxis(full, kept, 1, None, tuple(groups[group] for group in used), own).sliced(prefix)
+    renumbered = tuple((numbers[group], channel) for group, channel in places)
+    return CoupledAxis(length, kept, 1, None, tuple(groups[group] for group in used), renumbered).sliced(prefix)
 
 
 def positions(axis: Axis) -> set[int]:
     """Return the positions that an axis keeps."""
-    full, kept = axis.part
-    held = range(kept) if axis.index is None else axis.index
-    return {part * full + place for part in range(axis.parts) for place in held}
+    length, part_kept = axis.part
+    within = range(part_kept) if axis.index is None else axis.index
+    return {part * length + place for part in range(axis.parts) for place in within}

@@ -85,9 +85,9 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> 
         return file.getvalue().rstrip("\n")
     if style == "markdown":
         return markdown(header, rows, "---:")
-    first, *widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    label, *widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
-        "  ".join([row[0].strip().ljust(first), *map(str.rjust, row[1:], widths)]).rstrip() for row in [header, *rows]
+        "  ".join([row[0].strip().ljust(label), *map(str.rjust, row[1:], widths)]).rstrip() for row in [header, *rows]
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 

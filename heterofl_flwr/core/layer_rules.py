@@ -21,9 +21,9 @@ LayerRule = Callable[[Any, Any], Mapping[str, Axes]]
 _Rule = TypeVar("_Rule", bound=Callable[..., object])
 
 
-def is_layer_type(one: object) -> bool:
+def is_layer_type(value: object) -> bool:
     """Whether something is a subclass of ``torch.nn.Module``."""
-    return isinstance(one, type) and issubclass(one, nn.Module)
+    return isinstance(value, type) and issubclass(value, nn.Module)
 
 
 class Registry(dict[Any, Callable[..., Any]]):
@@ -73,62 +73,70 @@ def register(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
 
 
 def axes_by_name(
-    full: nn.Module, local: nn.Module, parts: Callable[[str], Mapping[int, int]], *, recurse: bool = True
+    full_layer: nn.Module, local: nn.Module, parts: Callable[[str], Mapping[int, int]], *, recurse: bool = True
 ) -> dict[str, Axes]:
     """Return the axes of each parameter of a layer; ``parts`` gives those of a name."""
-    whole, kept = (dict(layer.named_parameters(recurse=recurse)) for layer in (full, local))
-    chains = any(isinstance(child, ParametrizationList) for child in full.modules())
-    if recurse and chains and any(own.shape != kept[name].shape for name, own in whole.items()):
+    full_parameters, parameters = (dict(layer.named_parameters(recurse=recurse)) for layer in (full_layer, local))
+    chains = any(isinstance(child, ParametrizationList) for child in full_layer.modules())
+    if (
+        recurse
+        and chains
+        and any(parameter.shape != parameters[name].shape for name, parameter in full_parameters.items())
+    ):
         raise ShapeError(
             "the tensors of its parametrizations (weight_norm, say) do not say where its gates, heads or groups are: "
             "leave them out of this layer"
         )
-    return {name: axes_between(own.shape, kept[name].shape, parts(name)) for name, own in whole.items()}
+    return {
+        name: axes_between(parameter.shape, parameters[name].shape, parts(name))
+        for name, parameter in full_parameters.items()
+    }
 
 
 @register(nn.Linear, nn.Embedding, nn.EmbeddingBag)
 @register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 @register(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _InstanceNorm)
-def prefix_of_every_axis(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
+def prefix_of_every_axis(full_layer: nn.Module, local: nn.Module) -> dict[str, Axes]:
     """Keep a prefix of every axis."""
-    return axes_by_name(full, local, lambda name: {}, recurse=False)
+    return axes_by_name(full_layer, local, lambda name: {}, recurse=False)
 
 
 @register(_ConvNd)
-def convolution(full: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
+def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
     """Keep a prefix of the input and the output channels, and every tap of the kernel.
 
     Groups must shrink with the channels and keep their size, as in a depthwise convolution: otherwise a prefix of the
     channels would move to other groups.
     """
-    if full.kernel_size != local.kernel_size:
-        raise ShapeError(f"kernel sizes {full.kernel_size} and {local.kernel_size} differ; kernels are never cut")
-    sizes = [(own.in_channels // own.groups, own.out_channels // own.groups) for own in (full, local)]
-    if max(full.groups, local.groups) > 1 and sizes[0] != sizes[1]:
+    if full_layer.kernel_size != local.kernel_size:
+        raise ShapeError(f"kernel sizes {full_layer.kernel_size} and {local.kernel_size} differ; kernels are never cut")
+    sizes = [(layer.in_channels // layer.groups, layer.out_channels // layer.groups) for layer in (full_layer, local)]
+    if max(full_layer.groups, local.groups) > 1 and sizes[0] != sizes[1]:
         raise ShapeError(
-            f"{full.in_channels} to {full.out_channels} channels in {full.groups} groups became {local.in_channels} to "
-            f"{local.out_channels} in {local.groups}: groups must shrink with the channels and keep their size"
+            f"{full_layer.in_channels} to {full_layer.out_channels} channels in {full_layer.groups} groups became "
+            f"{local.in_channels} to {local.out_channels} in {local.groups}: groups must shrink with the channels and "
+            f"keep their size"
         )
-    if full.groups != local.groups and sizes[0] != (1, 1):
-        return _prefix_only(axes_by_name(full, local, lambda name: {}))
-    return prefix_of_every_axis(full, local)
+    if full_layer.groups != local.groups and sizes[0] != (1, 1):
+        return _prefix_only(axes_by_name(full_layer, local, lambda name: {}))
+    return prefix_of_every_axis(full_layer, local)
 
 
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
     """Return the axes of a layer whose last groups or heads are dropped."""
     return {
-        name: tuple(PrefixAxis(axis.full, axis.kept, axis.parts) if axis.kept < axis.full else axis for axis in own)
-        for name, own in axes.items()
+        name: tuple(PrefixAxis(axis.full, axis.kept, axis.parts) if axis.kept < axis.full else axis for axis in of_name)
+        for name, of_name in axes.items()
     }
 
 
 @register(ParametrizationList)
-def parametrized_tensor(full: ParametrizationList, local: ParametrizationList) -> dict[str, Axes]:
+def parametrized_tensor(full_layer: ParametrizationList, local: ParametrizationList) -> dict[str, Axes]:
     """Keep a prefix of every axis of what a tensor is computed from, as in weight norm and spectral norm."""
     # The vectors of spectral norm are computed anew, but other buffers, such as a random basis, do not travel.
-    if any(not isinstance(one, _SpectralNorm) and list(one.buffers()) for one in full):
-        raise ShapeError(f"{full[0]} has a buffer, which is not sent: clients would compute another tensor")
-    return prefix_of_every_axis(full, local)
+    if any(not isinstance(step, _SpectralNorm) and list(step.buffers()) for step in full_layer):
+        raise ShapeError(f"{full_layer[0]} has a buffer, which is not sent: clients would compute another tensor")
+    return prefix_of_every_axis(full_layer, local)
 
 
 # Axes made of heads, for each parameter: (axis, how many times the heads stand one after another).
@@ -145,17 +153,17 @@ _HEADED = {
 
 
 @register(nn.MultiheadAttention)
-def multihead_attention(full: nn.MultiheadAttention, local: nn.MultiheadAttention) -> dict[str, Axes]:
+def multihead_attention(full_layer: nn.MultiheadAttention, local: nn.MultiheadAttention) -> dict[str, Axes]:
     """Keep all heads, each with a prefix of its rows; or, where the head dimension stays, the first heads."""
-    if full.num_heads != local.num_heads and full.head_dim != local.head_dim:
+    if full_layer.num_heads != local.num_heads and full_layer.head_dim != local.head_dim:
         raise ShapeError(
-            f"{full.num_heads} heads of {full.head_dim} became {local.num_heads} heads of {local.head_dim}: "
-            f"keep either the number of heads or their dimension"
+            f"{full_layer.num_heads} heads of {full_layer.head_dim} became {local.num_heads} heads of "
+            f"{local.head_dim}: keep either the number of heads or their dimension"
         )
-    dropped = full.num_heads != local.num_heads
-    heads = 1 if dropped else full.num_heads
+    dropped = full_layer.num_heads != local.num_heads
+    heads = 1 if dropped else full_layer.num_heads
     parts = {name: {axis: heads * times} for name, (axis, times) in _HEADED.items()}
-    axes = axes_by_name(full, local, lambda name: parts.get(name, {}))
+    axes = axes_by_name(full_layer, local, lambda name: parts.get(name, {}))
     return _prefix_only(axes) if dropped else axes
 
 
@@ -163,26 +171,26 @@ _GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.
 
 
 @register(*_GATES)
-def recurrent(full: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RNNCellBase) -> dict[str, Axes]:
+def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RNNCellBase) -> dict[str, Axes]:
     """Keep a prefix of each gate's rows; later layers of a bidirectional one keep a prefix of each direction."""
-    gates = next(number for kind, number in _GATES.items() if isinstance(full, kind))
-    directions = 2 if getattr(full, "bidirectional", False) else 1
+    gates = next(number for kind, number in _GATES.items() if isinstance(full_layer, kind))
+    directions = 2 if getattr(full_layer, "bidirectional", False) else 1
 
     def parts(name: str) -> dict[int, int]:
         later = re.fullmatch(r"weight_ih_l[1-9]\d*(_reverse)?", name)
         # The projection (weight_hr) has no gates: its rows are the projected units.
         return ({} if name.startswith("weight_hr") else {0: gates}) | ({1: directions} if later else {})
 
-    return axes_by_name(full, local, parts)
+    return axes_by_name(full_layer, local, parts)
 
 
-def find_module_axes(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
+def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
     """Return the axes of every parameter of ``local`` that is exchanged, a tied one under its first name alone."""
-    expected, found = _find_shapes(full), _find_shapes(local)
-    unknown = [name for name in found if name not in expected]
+    expected, shapes = _find_shapes(full_model), _find_shapes(local)
+    unknown = [name for name in shapes if name not in expected]
     if unknown:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
-    empty = [name for name, shape in found.items() if 0 in shape and 0 not in expected[name]]
+    empty = [name for name, shape in shapes.items() if 0 in shape and 0 not in expected[name]]
     if empty:
         raise ShapeError(
             f"parameters {', '.join(empty[:5])} of the local model have no entries: round its widths up, as "
@@ -190,20 +198,43 @@ def find_module_axes(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
         )
     layers = dict(local.named_modules(remove_duplicate=False))
     axes: dict[str, Axes] = {}
-    for name, layer in full.named_modules(remove_duplicate=False):
-        own = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters(recurse=False)]
+    for name, layer in full_model.named_modules(remove_duplicate=False):
+        axes_of = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters(recurse=False)]
         # The rule of a container comes before those of its children.
-        ruled = own and all(parameter in axes for parameter in own)
+        ruled = axes_of and all(parameter in axes for parameter in axes_of)
         if name in layers and not ruled:
             axes = _find_layer_axes(name, layer, layers[name]) | axes
-    for name, shape in found.items():
-        kept = tuple(axis.kept for axis in axes.get(name, ()))
-        if name not in axes or kept != shape or tuple(axis.full for axis in axes[name]) != expected[name]:
+    for name, shape in shapes.items():
+        lengths = tuple(axis.kept for axis in axes.get(name, ()))
+        if name not in axes or lengths != shape or tuple(axis.full for axis in axes[name]) != expected[name]:
             raise ShapeError(
                 f"parameter {name}: its rule gives {axes.get(name)}, but the model has {shape} of {expected[name]}"
             )
-    exchanged = exchanged_parameters(full)
-    return {name: own for name, own in _without_tied(full, local, axes).items() if name in exchanged}
+    _check_last_layer(full_model, local)
+    exchanged = exchanged_parameters(full_model)
+    return {name: axes_of for name, axes_of in _without_tied(full_model, local, axes).items() if name in exchanged}
+
+
+def _check_last_layer(full_model: nn.Module, local: nn.Module) -> None:
+    """Raise ``ShapeError`` if a model with fewer layers has its classifier under the name of a hidden layer."""
+    layers, smaller = (
+        {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)}
+        for model in (full_model, local)
+    )
+    if not layers or not smaller:
+        return
+    classifier, name = next(reversed(layers)), next(reversed(smaller))
+    hidden, classes = _outputs(layers[name]), _outputs(layers[classifier])
+    if name != classifier and _outputs(smaller[name]) == classes != hidden:
+        raise ShapeError(
+            f"layer {name} is the last of the local model, with {classes} outputs as {classifier}, the last of the "
+            f"global model; but there {name} is another layer, with {hidden} outputs, and would be averaged with its "
+            f"slice: give it the name {classifier} at every rate"
+        )
+
+
+def _outputs(layer: nn.Linear | _ConvNd) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -221,12 +252,12 @@ def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in named.items()}
 
 
-def _find_layer_axes(name: str, full: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    mine, its = (dict(layer.named_parameters(recurse=False)) for layer in (full, local))
+def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict[str, Axes]:
+    mine, its = (dict(layer.named_parameters(recurse=False)) for layer in (full_layer, local))
     # Each parametrized layer has a class of its own.
-    types = type_before_parametrizations(full), type_before_parametrizations(local)
-    kind, where, rule = types[0].__name__, name or "(the model itself)", _rules.find(full)
-    slices = [vars(layer).get("plan_rule") for layer in (full, local)]  # those of elastic bring their own rule
+    types = type_before_parametrizations(full_layer), type_before_parametrizations(local)
+    kind, where, rule = types[0].__name__, name or "(the model itself)", _rules.find(full_layer)
+    slices = [vars(layer).get("plan_rule") for layer in (full_layer, local)]  # those of elastic bring their own rule
     if slices.count(None) == 1:
         raise ShapeError(f"layer {where}: either the global or the local model is of elastic: build both with it")
     rule = slices[0] or rule
@@ -235,43 +266,47 @@ def _find_layer_axes(name: str, full: nn.Module, local: nn.Module) -> dict[str, 
             f"layer {where} is {kind} with {list(mine)} in the global model, but {types[1].__name__} with "
             f"{list(its)} in the local one"
         )
-    if rule is None and any(mine[own].shape != its[own].shape for own in mine):
-        shapes = ", ".join(f"{own} {tuple(mine[own].shape)} -> {tuple(its[own].shape)}" for own in mine)
+    if rule is None and any(mine[parameter].shape != its[parameter].shape for parameter in mine):
+        shapes = ", ".join(
+            f"{parameter} {tuple(mine[parameter].shape)} -> {tuple(its[parameter].shape)}" for parameter in mine
+        )
         raise UnsupportedLayerError(
             f"layer {where} of type {kind}: no rule says which entries a smaller one keeps ({shapes}). Add a rule: "
             f"@heterofl_flwr.core.register({kind}), a function of the full and the local layer that returns the axes "
-            f"of each parameter; rules exist for {', '.join(sorted(known.__name__ for known in _rules))}"
+            f"of each parameter; rules exist for {', '.join(sorted(rule_type.__name__ for rule_type in _rules))}"
         )
     try:
-        ruled = (rule or prefix_of_every_axis)(full, local)
+        ruled = (rule or prefix_of_every_axis)(full_layer, local)
     except ShapeError as error:
         raise ShapeError(f"layer {where} of type {kind}: {error}") from error
-    return {f"{name}.{own}" if name else own: axes for own, axes in ruled.items()}
+    return {f"{name}.{parameter}" if name else parameter: axes for parameter, axes in ruled.items()}
 
 
-def _without_tied(full: nn.Module, local: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
+def _without_tied(full_model: nn.Module, local: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
     """Return the axes of each parameter under its first name, which both models must tie alike."""
-    whole, first = first_names(full), first_names(local)
-    for name, own in first.items():
-        if whole[name] != own:
-            ties = ("one of its own" if name == other else f"tied to {other}" for other in (whole[name], own))
+    full_names, local_names = first_names(full_model), first_names(local)
+    for name, tied_to in local_names.items():
+        if full_names[name] != tied_to:
+            ties = (
+                "one of its own" if name == target else f"tied to {target}" for target in (full_names[name], tied_to)
+            )
             raise ShapeError(
                 "parameter {} is {} in the global model, but {} in the local one: tie the same parameters at every "
                 "rate".format(name, *ties)
             )
-        if axes[name] != axes[own]:
+        if axes[name] != axes[tied_to]:
             raise ShapeError(
-                f"parameter {own} is {name} too, but their layers keep different entries of it: {axes[own]} and "
-                f"{axes[name]}"
+                f"parameter {tied_to} is {name} too, but their layers keep different entries of it: {axes[tied_to]} "
+                f"and {axes[name]}"
             )
-    return {name: axes[name] for name, own in first.items() if name == own}
+    return {name: axes[name] for name, tied_to in local_names.items() if name == tied_to}
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
     """Return the first name of each parameter, by each of its names, in the model's order."""
-    first: dict[int, str] = {}
+    names: dict[int, str] = {}
     named = model.named_parameters(remove_duplicate=False)
-    return {name: first.setdefault(id(parameter), name) for name, parameter in named}
+    return {name: names.setdefault(id(parameter), name) for name, parameter in named}
 
 
 def untied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -280,5 +315,5 @@ def untied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     A ``state_dict``, or a checkpoint of an earlier version, has tied parameters under each of their names. As when a
     model loads it, the last value counts.
     """
-    first = first_names(model)
-    return {first.get(name, name): tensor for name, tensor in state.items()}
+    names = first_names(model)
+    return {names.get(name, name): tensor for name, tensor in state.items()}

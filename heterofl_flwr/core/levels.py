@@ -44,15 +44,15 @@ def rate_of(level: str | float) -> float:
     try:
         return float(exact_rate(level))
     except ConfigError as error:
-        known = ", ".join(f"{letter} ({rate:g})" for letter, rate in LEVELS.items())
+        rates = ", ".join(f"{letter} ({rate:g})" for letter, rate in LEVELS.items())
         raise ConfigError(
-            f"{reprlib.repr(level)} is no level: expected one of {known} or a rate above 0 and up to 1"
+            f"{reprlib.repr(level)} is no level: expected one of {rates} or a rate above 0 and up to 1"
         ) from error
 
 
 def level_name(rate: float) -> str:
     """Return the letter of a rate, or the rate itself as text where it has none."""
-    return next((letter for letter, known in LEVELS.items() if known == rate), format(Decimal(str(rate)), "f"))
+    return next((letter for letter, value in LEVELS.items() if value == rate), format(Decimal(str(rate)), "f"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Mix:
         return cls(rates, tuple(counts[rate] for rate in rates), idle=idle)
 
     def with_global_rate(self, level: str | float | None) -> "Mix":
-        """Return the mix with a global model of a level or rate; as it is where there is none ('' or None)."""
+        """Return the mix with a global model of a level or rate; unchanged without one ('' or None)."""
         return self if level is None or level == "" else replace(self, global_rate=rate_of(level))
 
     @property
@@ -148,12 +148,12 @@ class Mix:
         return f"{text}-x{self.idle}" if self.idle else text
 
 
-def width(full: int, rate: float | Fraction, heads: int = 1) -> int:
-    """Return the number of channels, of ``full``, that a model of a rate keeps.
+def width(size: int, rate: float | Fraction, heads: int = 1) -> int:
+    """Return the number of channels, of ``size``, that a model of a rate keeps.
 
     Parameters
     ----------
-    full : int
+    size : int
         The layer's width at rate 1.
     rate : float | Fraction
         The model's rate, 0 < rate <= 1. A float means the decimal number it prints as.
@@ -161,11 +161,11 @@ def width(full: int, rate: float | Fraction, heads: int = 1) -> int:
         Number of equal parts of the width, each of which is cut by itself. An embedding of an attention model with
         ``h`` heads has ``heads=h``: the result is always a multiple of ``h``.
     """
-    if full < 1 or heads < 1 or full % heads:
+    if size < 1 or heads < 1 or size % heads:
         raise ConfigError(
-            f"a width of {full} in {heads} heads is not usable: expected a positive multiple of the number of heads"
+            f"a width of {size} in {heads} heads is not usable: expected a positive multiple of the number of heads"
         )
-    return heads * math.ceil(full // heads * exact_rate(rate))
+    return heads * math.ceil(size // heads * exact_rate(rate))
 
 
 def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float | None = None) -> float:
@@ -182,8 +182,8 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
         return min(float(exact_rate(capacity)), mix.global_rate)
     parts = mix.parts
     if num_partitions < len(parts):
-        last = max(num_partitions - 1, 1)
-        return parts[(2 * partition * (len(parts) - 1) + last) // (2 * last)]
+        intervals = max(num_partitions - 1, 1)
+        return parts[(2 * partition * (len(parts) - 1) + intervals) // (2 * intervals)]
     return parts[min(partition // (num_partitions // len(parts)), len(parts) - 1)]
 
 
@@ -193,25 +193,25 @@ def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capa
     A client with a ``capacity`` draws among the rates that it can hold; where there is none, that is an error.
     """
     limit = 1.0 if capacity is None else float(exact_rate(capacity))
-    held = [(rate, count) for rate, count in zip(mix.rates, mix.counts, strict=True) if rate <= limit]
-    if not held:
+    allowed = [(rate, count) for rate, count in zip(mix.rates, mix.counts, strict=True) if rate <= limit]
+    if not allowed:
         raise ConfigError(
             f"partition {partition} can hold rate {limit:g}, but the smallest rate of the mix {mix} is "
             f"{mix.rates[-1]:g}: add a smaller rate to the mix or leave this client out"
         )
-    rates, counts = zip(*held, strict=True)
+    rates, counts = zip(*allowed, strict=True)
     return float(generator(seed, "rate", server_round, partition).choices(rates, weights=counts)[0])
 
 
-def joining_rates(mix: Mix, held: Sequence[float], number: int) -> list[float]:
+def joining_rates(mix: Mix, counts: Sequence[float], number: int) -> list[float]:
     """Return the rates of that many new clients under *Fix*, where the others keep the rates that they hold.
 
     Without others these are the rates of ``fixed_rate``. Later clients get, one by one, the rate of which the mix's
     proportions lack most; of equals the largest.
     """
-    if not held:
+    if not counts:
         return [fixed_rate(mix, place, number) for place in range(number)]
-    clients, shares, new = Counter(held), Counter(mix.parts), []
+    clients, shares, new = Counter(counts), Counter(mix.parts), []
     for _ in range(number):
         new.append(max(shares, key=lambda rate: shares[rate] / (clients[rate] + 1)))
         clients[new[-1]] += 1

@@ -59,4 +59,4 @@ def initial_state(build: Callable[[float], nn.Module], rate: float, seed: int) -
         raise ConfigError(
             f"build({rate:g}) returns {', '.join(meta[:3])} on the meta device, which holds no values: build on a CPU"
         )
-    return {name: own.detach().to(exchanged_dtype(own), copy=True) for name, own in named}
+    return {name: value.detach().to(exchanged_dtype(value), copy=True) for name, value in named}

@@ -27,7 +27,7 @@ Place = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """Which entries of each parameter of the global model a client holds.
+    """Entries of the global model's parameters that a client holds.
 
     A plan is a value: it never changes, holds no tensors, and two plans that hold the same entries are equal. Make
     one with ``Plan.of`` from two modules or with ``Plan.between`` from two sets of shapes.
@@ -42,7 +42,12 @@ class Plan:
 
     @classmethod
     def of(
-        cls, full: nn.Module, local: nn.Module, *, heads: Heads | None = None, slice_function: SliceFunction = prefix
+        cls,
+        full_model: nn.Module,
+        local: nn.Module,
+        *,
+        heads: Heads | None = None,
+        slice_function: SliceFunction = prefix,
     ) -> "Plan":
         """Return the plan between a global and a local module, by the rules of their layers' types.
 
@@ -68,7 +73,7 @@ class Plan:
         ShapeError
             If the local module is no slice of the full one.
         """
-        return _build_plan(find_module_axes(full, local), heads, slice_function)
+        return _build_plan(find_module_axes(full_model, local), heads, slice_function)
 
     @classmethod
     def between(
@@ -88,9 +93,12 @@ class Plan:
             raise ShapeError(f"the global model has no parameter {_some(unknown)}; it has {_some(full_shapes)}")
         axes = {}
         for name in local_shapes:
-            full, local = (tuple(getattr(own, "shape", own)) for own in (full_shapes[name], local_shapes[name]))
+            full_shape, local = (
+                tuple(getattr(shape_or_tensor, "shape", shape_or_tensor))
+                for shape_or_tensor in (full_shapes[name], local_shapes[name])
+            )
             try:
-                axes[name] = axes_between(full, local)
+                axes[name] = axes_between(full_shape, local)
             except ShapeError as error:
                 raise ShapeError(f"parameter {name}: {error}") from error
         return _build_plan(axes, heads, slice_function)
@@ -138,11 +146,11 @@ class Plan:
                 f"makes them narrower, or a model made by elastic, which knows the channels of each group"
             )
 
-    def contains(self, other: "Plan") -> bool:
-        """Whether every entry that ``other`` holds is held here too."""
+    def contains(self, plan: "Plan") -> bool:
+        """Whether every entry that another plan holds is held here too."""
         return all(
             name in self.axes and all(large.contains(small) for large, small in zip(self.axes[name], axes, strict=True))
-            for name, axes in other.axes.items()
+            for name, axes in plan.axes.items()
         )
 
     def extract(self, global_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -163,8 +171,8 @@ class Plan:
                 remedy = "ArrayRecord(build(rate).state_dict()) has the names that are expected"
                 raise ShapeError(f"the global state has no parameter {name}; it has {_some(global_state)}: {remedy}")
             if tuple(global_state[name].shape) != expected:
-                found = tuple(global_state[name].shape)
-                raise ShapeError(f"parameter {name} of the global state is {found}, the plan was made for {expected}")
+                shape = tuple(global_state[name].shape)
+                raise ShapeError(f"parameter {name} of the global state is {shape}, the plan was made for {expected}")
 
 
 def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFunction) -> Plan:
@@ -172,13 +180,13 @@ def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFu
     heads = heads or {}
     _check_patterns("heads", heads, axes)
     headed = {}
-    for name, own in axes.items():
+    for name, plan_axes in axes.items():
         parts = {axis: number for pattern, (number, axis) in heads.items() if fnmatchcase(name, pattern)}
         try:
-            given = axes_between([axis.full for axis in own], [axis.kept for axis in own], parts)
+            with_parts = axes_between([axis.full for axis in plan_axes], [axis.kept for axis in plan_axes], parts)
         except ShapeError as error:
             raise ShapeError(f"parameter {name} with heads {parts}: {error}") from error
-        headed[name] = tuple(given[number] if number in parts else axis for number, axis in enumerate(own))
+        headed[name] = tuple(with_parts[number] if number in parts else axis for number, axis in enumerate(plan_axes))
     return Plan(headed).sliced(function)
 
 
@@ -231,8 +239,8 @@ class Region:
 
     def read(self) -> Tensor:
         """Return a copy of the region, contiguous, in the client's shape."""
-        found = self.view if self._index is None else self.view[self._index]
-        return found.clone(memory_format=torch.contiguous_format).view(self._local_shape)
+        tensor = self.view if self._index is None else self.view[self._index]
+        return tensor.clone(memory_format=torch.contiguous_format).view(self._local_shape)
 
     def write(self, local: Tensor) -> None:
         """Put a client's tensor into the region."""
@@ -248,12 +256,12 @@ class Region:
     def add(self, local: Tensor, weight: float, rows: Tensor | None = None) -> None:
         """Add ``weight`` times a client's tensor to the region, or some rows of it if the first axis is held whole."""
         if rows is not None:
-            found = local.reshape(self._shape)[rows].to(self.view.dtype)
+            added = local.reshape(self._shape)[rows].to(self.view.dtype)
             if self._index is None:
-                self.view.index_add_(0, rows, found, alpha=weight)
+                self.view.index_add_(0, rows, added, alpha=weight)
             else:
-                place = (rows.view(-1, *[1] * (found.dim() - 1)), *self._index[1:])
-                self.view[place] = self.view[place].add_(found, alpha=weight)
+                place = (rows.view(-1, *[1] * (added.dim() - 1)), *self._index[1:])
+                self.view[place] = self.view[place].add_(added, alpha=weight)
         elif self._index is None:
             self.view.add_(local.view(self._shape) if self._shape != self._local_shape else local, alpha=weight)
         else:
@@ -277,14 +285,22 @@ def _find_geometry(
     Then the region's shape, the client's, and whether the region is all of the tensor. An axis is given by its full
     and its kept length, its parts, and whether it keeps a prefix.
     """
-    dimensions: list[tuple[int, slice, int]] = []
-    for full, kept, parts, first in axes:
+    # An axis of 6 in 2 parts of which 4 are kept becomes two dimensions, (2, 3), and the region [:, :2] of them.
+    dimensions: list[tuple[int, slice, int]] = []  # full length, slice and kept length of each
+    for length, number, parts, is_prefix in axes:
         if parts > 1:
             dimensions.append((parts, slice(None), parts))
-        dimensions.append((full // parts, slice(kept // parts) if first else slice(None), kept // parts))
+        dimensions.append((length // parts, slice(number // parts) if is_prefix else slice(None), number // parts))
     opened, place, shape = zip(*dimensions, strict=True) if dimensions else ((), (), ())
-    local = tuple(kept for _, kept, *_ in axes)
-    return opened, place, all(first for *_, first in axes), shape, local, local == tuple(full for full, *_ in axes)
+    local = tuple(number for _, number, *_ in axes)
+    return (
+        opened,
+        place,
+        all(is_prefix for *_, is_prefix in axes),
+        shape,
+        local,
+        local == tuple(length for length, *_ in axes),
+    )
 
 
 def _build_index(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
@@ -293,6 +309,6 @@ def _build_index(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
     for axis in axes:
         if axis.parts > 1:
             lists.append(torch.arange(axis.parts, device=device))
-        kept = range(axis.part[1]) if axis.index is None else axis.index
-        lists.append(torch.tensor(kept, dtype=torch.long, device=device))
+        indices = range(axis.part[1]) if axis.index is None else axis.index
+        lists.append(torch.tensor(indices, dtype=torch.long, device=device))
     return tuple(positions.view(-1, *[1] * (len(lists) - 1 - number)) for number, positions in enumerate(lists))

@@ -15,7 +15,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a data set's numbers mean; what is not known of it is empty or None."""
+    """Meaning of a data set's numbers; unknown parts are empty or None."""
 
     name: str
     classes: int
@@ -42,13 +42,13 @@ class Terms:
         )
 
     @classmethod
-    def known(cls, name: str, facts: Facts) -> "Terms":
-        """Return what is known of a data set before it is read."""
+    def of_source(cls, name: str, facts: Facts) -> "Terms":
+        """Return the terms of a data set that has not been read."""
         source = SOURCES[short_name(name)]
         return cls(name, facts.classes, facts.shape, names=source.names, normal=source.normal or source.measured)
 
 
-def align(own: Dataset, terms: Terms) -> Dataset:
+def align(dataset: Dataset, terms: Terms) -> Dataset:
     """Return a node's own data in the terms of the run's data set.
 
     Raises
@@ -56,56 +56,62 @@ def align(own: Dataset, terms: Terms) -> Dataset:
     DataError
         If it has classes or columns that the run's data set lacks, or inputs of another shape.
     """
-    if (own.train.reading is None) != (terms.reading is None):
-        raise DataError(f"{own.name} and the run's data set, {terms.name}, are not both text, or both not")
-    if own.train.reading is not None:
-        return _align_text(own, terms)
-    order = _order_columns(own, terms)
-    shape, dtype = tuple(own.train.inputs.shape[1:]), own.train.inputs.dtype
+    if (dataset.train.reading is None) != (terms.reading is None):
+        raise DataError(f"{dataset.name} and the run's data set, {terms.name}, are not both text, or both not")
+    if dataset.train.reading is not None:
+        return _align_text(dataset, terms)
+    order = _order_columns(dataset, terms)
+    shape, dtype = tuple(dataset.train.inputs.shape[1:]), dataset.train.inputs.dtype
     if (shape, dtype) != (terms.shape, terms.dtype):
         raise DataError(
-            f"inputs of {own.name} are {dtype} of shape {shape}; expected {terms.dtype} of shape {terms.shape}, as in "
-            f"the run's data set, {terms.name}"
+            f"inputs of {dataset.name} are {dtype} of shape {shape}; expected {terms.dtype} of shape {terms.shape}, as "
+            f"in the run's data set, {terms.name}"
         )
-    lookup = _number_classes(own, terms)
-    normal = terms.normal if own.normal and terms.normal else own.normal
-    train, test = (_align_split(split, order, lookup, own.normal, normal) for split in (own.train, own.test))
+    lookup = _number_classes(dataset, terms)
+    normal = terms.normal if dataset.normal and terms.normal else dataset.normal
+    train, test = (
+        _align_split(split, order, lookup, dataset.normal, normal) for split in (dataset.train, dataset.test)
+    )
     return replace(
-        own, train=train, test=test, classes=terms.classes, names=terms.names, columns=terms.columns, normal=normal
+        dataset, train=train, test=test, classes=terms.classes, names=terms.names, columns=terms.columns, normal=normal
     )
 
 
-def _order_columns(own: Dataset, terms: Terms) -> list[int] | None:
+def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
     """Return which columns stand first, second and so on in the run's data set; None where all are in order."""
-    if own.columns == terms.columns or not (own.columns and terms.columns):
+    if dataset.columns == terms.columns or not (dataset.columns and terms.columns):
         return None
-    missing = [name for name in terms.columns if name not in own.columns]
-    more = [name for name in own.columns if name not in terms.columns]
-    if missing or more:
-        wrong = [f"{what} {', '.join(names[:_SHOWN])}" for what, names in (("lacks", missing), ("adds", more)) if names]
+    missing = [name for name in terms.columns if name not in dataset.columns]
+    added = [name for name in dataset.columns if name not in terms.columns]
+    if missing or added:
+        wrong = [
+            f"{what} {', '.join(names[:_SHOWN])}" for what, names in (("lacks", missing), ("adds", added)) if names
+        ]
         raise DataError(
-            f"{own.name} {' and '.join(wrong)}; expected the columns of the run's data set, {terms.name}: "
+            f"{dataset.name} {' and '.join(wrong)}; expected the columns of the run's data set, {terms.name}: "
             f"{', '.join(terms.columns)}"
         )
-    return [own.columns.index(name) for name in terms.columns]
+    return [dataset.columns.index(name) for name in terms.columns]
 
 
-def _number_classes(own: Dataset, terms: Terms) -> Tensor | None:
+def _number_classes(dataset: Dataset, terms: Terms) -> Tensor | None:
     """Return the run's class number of each of the node's; None where they are the same."""
-    if own.names and terms.names:
-        if strange := [name for name in own.names if name not in terms.names]:
+    if dataset.names and terms.names:
+        if strange := [name for name in dataset.names if name not in terms.names]:
             raise DataError(
-                f"{own.name} has the classes {', '.join(strange[:_SHOWN])}, which the run's data set, {terms.name}, "
-                f"lacks; expected some of {_some(terms.names)}"
+                f"{dataset.name} has the classes {', '.join(strange[:_SHOWN])}, which the run's data set, "
+                f"{terms.name}, lacks; expected some of {_some(terms.names)}"
             )
-        return torch.tensor([terms.names.index(name) for name in own.names])
-    if own.names and own.classes != terms.classes:
+        return torch.tensor([terms.names.index(name) for name in dataset.names])
+    if dataset.names and dataset.classes != terms.classes:
         raise DataError(
-            f"{own.name} names {own.classes} classes ({_some(own.names)}), and the run has {terms.classes} without "
-            f"names: expected as many, or a table with class numbers"
+            f"{dataset.name} names {dataset.classes} classes ({_some(dataset.names)}), and the run has "
+            f"{terms.classes} without names: expected as many, or a table with class numbers"
         )
-    if own.classes > terms.classes:
-        raise DataError(f"{own.name} has class numbers up to {own.classes - 1}; expected up to {terms.classes - 1}")
+    if dataset.classes > terms.classes:
+        raise DataError(
+            f"{dataset.name} has class numbers up to {dataset.classes - 1}; expected up to {terms.classes - 1}"
+        )
     return None
 
 
@@ -120,7 +126,7 @@ def _align_split(
     targets, black = split.targets, split.black
     inputs = split.inputs if order is None else split.inputs[:, order]
     if before is not None and after is not None and before != after:
-        old, new = (torch.tensor([own.mean, own.deviation]) for own in (before, after))
+        old, new = (torch.tensor([normal.mean, normal.deviation]) for normal in (before, after))
         if order is not None:
             old = old[:, order]
         shape = (-1, *[1] * (inputs.dim() - 2))
@@ -130,11 +136,11 @@ def _align_split(
     return replace(split, inputs=inputs, targets=targets if lookup is None else lookup[targets], black=black)
 
 
-def _align_text(own: Dataset, terms: Terms) -> Dataset:
+def _align_text(dataset: Dataset, terms: Terms) -> Dataset:
     """Return a text by the run's words; those that it lacks are unknown words, number 0."""
     numbers = {name: number for number, name in enumerate(terms.names)}
-    lookup = torch.tensor([numbers.get(name, 0) for name in own.names])
+    lookup = torch.tensor([numbers.get(name, 0) for name in dataset.names])
     train, test = (
-        Split(rows, rows, reading=terms.reading) for rows in (lookup[own.train.inputs], lookup[own.test.inputs])
+        Split(rows, rows, reading=terms.reading) for rows in (lookup[dataset.train.inputs], lookup[dataset.test.inputs])
     )
-    return replace(own, train=train, test=test, classes=terms.classes, names=terms.names)
+    return replace(dataset, train=train, test=test, classes=terms.classes, names=terms.names)

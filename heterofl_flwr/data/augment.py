@@ -34,11 +34,11 @@ def crop_flip(inputs: Tensor, generator: torch.Generator, black: Tensor | None =
             f"shape {tuple(inputs.shape)}: use augment=none"
         )
     number, channels, height, width = inputs.shape
-    top, left = torch.randint(2 * PADDING + 1, (2, number), generator=generator).to(inputs.device)
+    top, x_start = torch.randint(2 * PADDING + 1, (2, number), generator=generator).to(inputs.device)
     mirrored = torch.randint(2, (number, 1), generator=generator).to(inputs.device)
     rows = top[:, None] + torch.arange(height, device=inputs.device)  # (number, height)
     across = torch.arange(width, device=inputs.device)
-    columns = left[:, None] + torch.where(mirrored.bool(), across.flip(0), across)  # (number, width)
+    columns = x_start[:, None] + torch.where(mirrored.bool(), across.flip(0), across)  # (number, width)
     image = torch.arange(number, device=inputs.device)[:, None, None, None]
     channel = torch.arange(channels, device=inputs.device)[:, None, None]
     padded = inputs.new_zeros(number, channels, height + 2 * PADDING, width + 2 * PADDING)

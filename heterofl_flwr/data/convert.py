@@ -1,4 +1,4 @@
-"""From what a source holds to a ``Dataset``: classes are numbered, test examples held out, inputs normalised."""
+"""Make a ``Dataset`` of raw splits: number classes, hold out test examples, normalise inputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Dataset, Normal, Split
 
 HELD_OUT = 5
-"""One of so many examples is held out for testing where a data set has no test split."""
+"""Every fifth example is held out for testing if a data set has no test split."""
 
 Values = Sequence[int | str]
 """One for each example: its class, or its owner."""
@@ -41,20 +41,20 @@ def to_dataset(
     targets, classes, names = _number_labels(raws)
     inputs, owners = [raw.inputs for raw in raws], number_owners(*(raw.owners for raw in raws))
     if test is None:
-        held = hold_out(train.place, (owners or targets)[0])
+        is_test = hold_out(train.place, (owners or targets)[0])
         inputs, targets, owners = (
-            [own[part] for own in values for part in (~held, held)] for values in (inputs, targets, owners)
+            [tensor[part] for tensor in values for part in (~is_test, is_test)] for values in (inputs, targets, owners)
         )
-    inputs = [_to_floats(own) for own in inputs]
+    inputs = [_to_floats(tensor) for tensor in inputs]
     normal = normal or _measure(inputs[0])
     mean, deviation = torch.tensor(normal.mean), torch.tensor(normal.deviation)
     splits = []
-    for own, target, place in zip(inputs, targets, (train.place, raws[-1].place), strict=True):
-        if own.shape[1] != len(mean):
-            raise DataError(f"{place}: found {own.shape[1]} channels, expected {len(mean)}")
-        shape = (-1, *[1] * (own.dim() - 2))
-        own.sub_(mean.view(shape)).div_(deviation.view(shape))
-        splits.append(Split(own, target, -mean / deviation if own.dim() == 4 else None))
+    for tensor, target, place in zip(inputs, targets, (train.place, raws[-1].place), strict=True):
+        if tensor.shape[1] != len(mean):
+            raise DataError(f"{place}: found {tensor.shape[1]} channels, expected {len(mean)}")
+        shape = (-1, *[1] * (tensor.dim() - 2))
+        tensor.sub_(mean.view(shape)).div_(deviation.view(shape))
+        splits.append(Split(tensor, target, -mean / deviation if tensor.dim() == 4 else None))
     owned = (owners[0], owners[1]) if owners else None
     return Dataset(name, splits[0], splits[1], classes, augment, normal, names, train.columns, owned)
 
@@ -117,10 +117,10 @@ def hold_out(place: str, groups: Tensor) -> Tensor:
     sizes = groups.unique(return_counts=True)[1].tolist()
     rank = torch.empty_like(groups)
     rank[groups.argsort(stable=True)] = torch.cat([torch.arange(size) for size in sizes])
-    held = rank % HELD_OUT == HELD_OUT - 1
-    if not held.any():
+    is_test = rank % HELD_OUT == HELD_OUT - 1
+    if not is_test.any():
         raise DataError(
             f"{place} has no test split, and none of its {len(sizes)} groups (owners or classes) has {HELD_OUT} "
             f"examples, of which one could be held out: add a test split"
         )
-    return held
+    return is_test

@@ -11,7 +11,7 @@ from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How rows of text are read: piece by piece in their order, some words hidden, all of them to be predicted.
+    """Reading of rows of text: pieces in their order, with hidden words, and all words as targets.
 
     Attributes
     ----------

@@ -25,17 +25,17 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".p
 
 def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Dataset:
     """Return the data set in a folder, or without one that of the hub. ``datasets`` gives its splits equal columns."""
-    found: Mapping[str, datasets.Dataset] = _read_folder(folder) if folder else _read_hub(source.path)
+    splits: Mapping[str, datasets.Dataset] = _read_folder(folder) if folder else _read_hub(source.path)
     place = str(folder) if folder else f"the hub's data set {source.path!r}"
-    missing = [split for split in ("train", "test") if split not in found]
-    if missing and list(found) != ["train"]:
+    missing = [split for split in ("train", "test") if split not in splits]
+    if missing and list(splits) != ["train"]:
         raise DataError(
-            f"{place} has no {' and no '.join(missing)} split, only {', '.join(sorted(found)[:10])}: expected train "
+            f"{place} has no {' and no '.join(missing)} split, only {', '.join(sorted(splits)[:10])}: expected train "
             "and test, or train alone; a function can make them (module:function)"
         )
-    parts = (part for part in ("train", "test") if part in found)
-    train, *others = (_read_split(found[part], f"{place}, split {part}", columns) for part in parts)
-    test = next(iter(others), None)
+    parts = (part for part in ("train", "test") if part in splits)
+    train, *rest = (_read_split(splits[part], f"{place}, split {part}", columns) for part in parts)
+    test = next(iter(rest), None)
     if isinstance(train, Texts):
         return to_text(name, train, cast("Texts | None", test), source.rows)
     return to_dataset(name, train, cast("Raw | None", test), source.normal, source.augment)
@@ -49,16 +49,16 @@ def _read_folder(folder: Path) -> Any:
     """
     datasets.disable_progress_bars()
     # Else a folder of images of one class alone has no label.
-    more = {"drop_labels": False} if _has_classes_of_images(folder) else {}
+    options = {"drop_labels": False} if _has_classes_of_images(folder) else {}
     try:
         with TemporaryDirectory(ignore_cleanup_errors=True) as cache:  # nobody's data may lie about in a second place
-            return datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True, **more)
+            return datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True, **options)
     except Exception as error:  # no files, damaged ones, several configurations: each has errors of its own
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        said = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
-        held = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
+        text = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        files = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
         raise DataError(
-            f"{folder} cannot be read ({said}). It holds {held}; expected "
+            f"{folder} cannot be read ({text}). It holds {files}; expected "
             f"train/<class>/*.png and test/<class>/*.png, or train and test files of equal columns as .parquet or "
             f".csv: is the copy complete?"
         ) from error
@@ -69,9 +69,9 @@ def _read_folder(folder: Path) -> Any:
 def _has_classes_of_images(folder: Path) -> bool:
     """Whether a folder holds images alone, each in a folder of its class."""
     below = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    found = [path for path in below if not any(part.startswith(".") for part in path.parts)]
-    return bool(found) and all(
-        path.suffix.lower() in IMAGES and path.parent.name not in ("", "train", "test") for path in found
+    folders = [path for path in below if not any(part.startswith(".") for part in path.parts)]
+    return bool(folders) and all(
+        path.suffix.lower() in IMAGES and path.parent.name not in ("", "train", "test") for path in folders
     )
 
 
@@ -99,12 +99,12 @@ class _Table:
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a column that has a value for each example."""
         if name not in self.table.column_names:
-            found = ", ".join(self.table.column_names)
-            raise DataError(f"{self.place}: found the columns {found}; expected one named {name}: name one found")
+            matches = ", ".join(self.table.column_names)
+            raise DataError(f"{self.place}: found the columns {matches}; expected one named {name}: name one found")
         column = self.table.column(name)
         if missing := column.null_count:
-            found = f"{missing} of {len(column)} values of column {name} are missing"
-            raise DataError(f"{self.place}: {found}; fill them in")
+            matches = f"{missing} of {len(column)} values of column {name} are missing"
+            raise DataError(f"{self.place}: {matches}; fill them in")
         return column
 
     def values(self, name: str, what: str) -> Values:
@@ -133,11 +133,11 @@ class _Table:
                 raise DataError(f"{self.place}: column {name} holds NaN or infinities; expected finite numbers")
         return torch.stack(numbers, dim=1)
 
-    def error(self, found: str, expected: str) -> DataError:
+    def error(self, actual: str, expected: str) -> DataError:
         """Return the error that its columns are not what is expected."""
         return DataError(
-            f"{self.place}: found {found} among the columns {', '.join(self.table.column_names)}; expected {expected}: "
-            "rename or drop columns, or write a function and name it as module:function"
+            f"{self.place}: found {actual} among the columns {', '.join(self.table.column_names)}; expected "
+            f"{expected}: rename or drop columns, or write a function and name it as module:function"
         )
 
 
@@ -156,7 +156,7 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
     if len(images) > 1:
         raise table.error(f"{len(images)} image columns ({', '.join(images)})", "one")
     names = [name for name in features if name != columns.owner]
-    stated = {name: own.names for name in names if isinstance(own := features[name], datasets.ClassLabel)}
+    stated = {name: feature.names for name in names if isinstance(feature := features[name], datasets.ClassLabel)}
     is_text = "label" not in names and getattr(features.get("text"), "dtype", "") in ("string", "large_string")
     if columns.text or (is_text and not (images or stated or columns.label)):
         return Texts(table.column(columns.text or "text").cast(pa.string()).to_pylist(), place, owners)
@@ -167,8 +167,8 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
     elif not stated and not images and len(names) > 1:
         label = names[-1]
     else:
-        found = f"{len(stated)} class columns ({', '.join(stated)})" if stated else "no class column"
-        raise table.error(found, "a column named label or by data.label, or one only of type ClassLabel")
+        columns_found = f"{len(stated)} class columns ({', '.join(stated)})" if stated else "no class column"
+        raise table.error(columns_found, "a column named label or by data.label, or one only of type ClassLabel")
     labels, classes = table.values(label, "label"), tuple(stated[label]) if label in stated else None
     if images:
         table.column(images[0])
@@ -191,8 +191,8 @@ def _read_images(split: datasets.Dataset, name: str, place: str) -> torch.Tensor
     try:
         for image in split.cast_column(name, datasets.Image())[name]:
             if image.mode in ("I", "F", "I;16", "I;16B", "I;16L"):
-                found = f"found {image.mode} pixels, expected 8 bits a channel: convert the image"
-                raise DataError(f"{place}, image {len(images)}: {found}")
+                fault = f"found {image.mode} pixels, expected 8 bits a channel: convert the image"
+                raise DataError(f"{place}, image {len(images)}: {fault}")
             images.append(np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")))
             if images[-1].shape != images[0].shape:
                 raise DataError(

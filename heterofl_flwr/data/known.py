@@ -12,7 +12,7 @@ from heterofl_flwr.data.dataset import Dataset, Normal
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns of a table are read; the types tell the others."""
+    """Columns of a table to read; empty ones follow from the types."""
 
     label: str = ""
     owner: str | None = None  # whose each example is; None where nobody asks
@@ -34,7 +34,7 @@ class Source:
     rows: Mapping[str, int] = field(default_factory=dict)  # of the text of each split; none: as many as are full
 
     def fill(self, named: Columns) -> Columns:
-        """Return the columns to read, of which a caller may name some."""
+        """Return the columns to read; arguments of a caller come first."""
         usual = self.columns
         if usual.text and named.label:
             raise DataError(f"{self.path} is a text, without classes: found data.label={named.label!r}, expected ''")

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import DataError, extra, load_function
+from heterofl_flwr.common.errors import DataError, extra
+from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.data.convert import Raw, to_dataset
 from heterofl_flwr.data.dataset import Dataset, Split
 from heterofl_flwr.data.known import SOURCES, Columns, Source, short_name
@@ -91,7 +92,7 @@ def _load(name: str, root: str, columns: Columns) -> Dataset:
 
 
 def _find_folder(root: str, hub_name: str) -> Path | None:
-    """Return the folder to read, or None where the hub is to be asked."""
+    """Return the folder to read, or None for the hub."""
     path, remedy = Path(hub_name), "name another one"
     if not path.is_absolute():
         if not root:
@@ -130,9 +131,9 @@ def _to_split(pair: Sequence[object], place: str) -> Split:
     inputs, targets = tensors
     if targets.is_floating_point() or targets.is_complex():
         raise DataError(f"{place}: targets are {targets.dtype}; expected class numbers, as integers from 0")
-    whole = not inputs.is_floating_point() and inputs.dtype != torch.uint8
+    is_integer = not inputs.is_floating_point() and inputs.dtype != torch.uint8
     try:
-        return Split(inputs.to(torch.int64 if whole else torch.float32), targets.to(torch.int64))
+        return Split(inputs.to(torch.int64 if is_integer else torch.float32), targets.to(torch.int64))
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
 
@@ -141,10 +142,10 @@ def _digits() -> Raw:
     """Return scikit-learn's handwritten digits, 1,797 images of 8x8 pixels."""
     # Not load_digits(), which does the same: scikit-learn takes more than a second to load, in each process.
     with extra("data"):
-        found = find_spec("sklearn")
-        if found is None or found.origin is None:
+        digits = find_spec("sklearn")
+        if digits is None or digits.origin is None:
             raise ImportError("the data set digits is a file of scikit-learn, which is not installed")
-    file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    file = Path(digits.origin).parent / "datasets" / "data" / "digits.csv.gz"
     rows = torch.from_numpy(np.loadtxt(file, delimiter=","))  # (number, 64 + 1)
     images = rows[:, :-1].reshape(-1, 1, 8, 8) / 16  # (number, 1, 8, 8), in 0 to 1
     return Raw(images.float(), rows[:, -1].int().tolist(), tuple("0123456789"), "digits")

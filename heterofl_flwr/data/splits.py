@@ -1,4 +1,4 @@
-"""Which client holds which examples (section 4, "data"). Pure functions of the targets and a seed.
+"""Partitions of examples among clients (section 4, "data"): pure functions of the targets and a seed.
 
 All of them work on class numbers alone and return row numbers, so that 60,000 examples are dealt to 100 clients in
 milliseconds and no image is copied.
@@ -37,7 +37,7 @@ class Partitions:
     test: tuple[Tensor, ...]
     classes: tuple[tuple[int, ...], ...]
     partial: bool = False
-    """Whether other examples belong to nobody here, so that the global model is not tested on them."""
+    """Whether examples are left out, so that the global model is not tested on them."""
 
     def __len__(self) -> int:
         """Return the number of clients."""
@@ -66,8 +66,8 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
     fidelity : Variant
         For ``non-iid``: what becomes of a class that a client draws twice; see ``noniid``.
 
-    A text's rows are dealt by owner, or as equally; of its few test rows, clients then get one each as long as there
-    are some. A client's classes are its words.
+    A text's rows are dealt by owner, or equally. Its test rows are few: then the first clients get one each. A client's
+    classes are its words.
     """
     match = check_kind(kind)
     train, test = dataset.train.targets, dataset.test.targets
@@ -150,8 +150,8 @@ def noniid(
         )
     each, rest = divmod(draws, number)
     generator = _generator(seed, "classes")
-    more = torch.randperm(number, generator=generator)[:rest] if rest else torch.empty(0, dtype=torch.int64)
-    shards = torch.cat([present.repeat(each), present[more]])
+    extra_classes = torch.randperm(number, generator=generator)[:rest] if rest else torch.empty(0, dtype=torch.int64)
+    shards = torch.cat([present.repeat(each), present[extra_classes]])
     dealt = shards[torch.randperm(draws, generator=generator)].view(clients, classes_per_client)
     deal = tuple(tuple(sorted(classes)) for classes in dealt.tolist())
     rows = matching_test(targets, deal, seed, fidelity=fidelity)
@@ -176,9 +176,9 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
         rows = torch.nonzero(targets == name).flatten()
         # Cut in data set order; what the division leaves over goes one each to the first shards.
         size = len(rows) // number
-        body, left = rows[: size * number].view(number, size), rows[size * number :]
+        body, remainder = rows[: size * number].view(number, size), rows[size * number :]
         order = torch.randperm(number, generator=generator).tolist()
-        stacks[name] = [torch.cat([body[shard], left[shard : shard + 1]]) for shard in order]
+        stacks[name] = [torch.cat([body[shard], remainder[shard : shard + 1]]) for shard in order]
     if fidelity == "paper":
         deal = tuple(tuple(sorted(set(classes))) for classes in deal)
     return tuple(torch.cat([stacks[name].pop() for name in classes]) for classes in deal)
@@ -231,11 +231,11 @@ def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tenso
     generator = _generator(seed, "shares")
     parts: list[list[Tensor]] = [[] for _ in rows]
     for name in targets.unique().tolist():
-        held = torch.tensor([int((targets[mine] == name).sum()) for mine in rows])
+        counts = torch.tensor([int((targets[mine] == name).sum()) for mine in rows])
         tested = torch.nonzero(test_targets == name).flatten()
         tested = tested[torch.randperm(len(tested), generator=generator)]
         # Rounding the running total, not each share, deals every example once.
-        ends = (held.cumsum(0).double() / held.sum() * len(tested)).round().long()
+        ends = (counts.cumsum(0).double() / counts.sum() * len(tested)).round().long()
         for mine, part in zip(parts, tested.tensor_split(ends[:-1]), strict=True):
             mine.append(part)
     return tuple(torch.cat(mine) for mine in parts)

@@ -36,12 +36,12 @@ def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int]
     """
     raws, numbers = [train] if test is None else [train, test], {UNKNOWN: 0, END: 1}
     named = number_owners(*(raw.owners for raw in raws))
-    whose = [own.tolist() for own in named] or [[0] * len(raw.texts) for raw in raws]
+    whose = [numbers_of_owners.tolist() for numbers_of_owners in named] or [[0] * len(raw.texts) for raw in raws]
     counts = {} if named or rows is None else rows
     parts = [_cut(train, whose[0], lambda token: numbers.setdefault(token, len(numbers)), counts.get("train", 0))]
     if test is None:
-        (tokens, owners), held = parts[0], hold_out(train.place, parts[0][1])
-        parts = [(tokens[part], owners[part]) for part in (~held, held)]
+        (tokens, owners), is_test = parts[0], hold_out(train.place, parts[0][1])
+        parts = [(tokens[part], owners[part]) for part in (~is_test, is_test)]
     else:
         parts.append(_cut(test, whose[1], lambda token: numbers.get(token, 0), counts.get("test", 0)))
     reading = Reading(hides_as=len(numbers))
@@ -63,6 +63,6 @@ def _cut(raw: Texts, owners: Sequence[int], lookup: Callable[[str], int], rows: 
             whose.append(torch.full((number,), owner))
     if not cut:
         expected = f"{rows} rows" if rows else f"a row of {LENGTH} tokens of one owner"
-        found = sum(map(len, streams.values()))
-        raise DataError(f"{raw.place}: found {found} tokens, too few for {expected}; is the copy complete?")
+        count = sum(map(len, streams.values()))
+        raise DataError(f"{raw.place}: found {count} tokens, too few for {expected}; is the copy complete?")
     return torch.cat(cut), torch.cat(whose)

@@ -1,4 +1,4 @@
-"""Which positions, of all axes of all tensors of a model, are one channel, and which channels one width counts."""
+"""Channels, the positions of all axes that are cut together, and groups of channels that one width counts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,36 +29,36 @@ class Positions:
 
     def new(self, number: int) -> Row:
         """Return a row of new positions."""
-        first, self.number = self.number, self.number + number
+        start, self.number = self.number, self.number + number
         if self.number > len(self._parents):
-            self._parents = np.pad(self._parents[:first], (0, 2 * self.number - first))
-        row = np.arange(first, self.number)
+            self._parents = np.pad(self._parents[:start], (0, 2 * self.number - start))
+        row = np.arange(start, self.number)
         self._parents[row] = row
         return row
 
     def roots(self, row: Row) -> Row:
         """Return for each position the smallest one of its set."""
-        found = self._parents[row]
-        while not np.array_equal(above := self._parents[found], found):
-            found = above
-        self._parents[row] = found  # the next search is short
-        return found
+        roots = self._parents[row]
+        while not np.array_equal(above := self._parents[roots], roots):
+            roots = above
+        self._parents[row] = roots  # the next search is short
+        return roots
 
-    def unite(self, one: Row, two: Row) -> None:
+    def unite(self, row: Row, partners: Row) -> None:
         """Make one set of each position of a row and its partner in the other; shapes broadcast."""
         while True:
-            first, second = np.broadcast_arrays(self.roots(one), self.roots(two))
-            differ = first != second
+            roots, partner_roots = np.broadcast_arrays(self.roots(row), self.roots(partners))
+            differ = roots != partner_roots
             if not differ.any():
                 return
-            low, high = np.minimum(first, second)[differ], np.maximum(first, second)[differ]
+            low, high = np.minimum(roots, partner_roots)[differ], np.maximum(roots, partner_roots)[differ]
             # A root with several partners takes the smallest; the next turn unites it with the others.
             np.minimum.at(self._parents, high, low)
 
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """How a model is cut.
+    """Channels and groups of a model.
 
     A channel is a set of positions, of any axes of any parameters, that are kept or dropped together. A group is a
     sequence of channels that one width counts: the first of them are kept.
@@ -67,25 +67,25 @@ class Channels:
     sizes: Sequence[int]  # the number of channels of each group
     axes: Mapping[str, Sequence[Places | None]]  # of each parameter and buffer; None for an axis that is kept whole
 
-    def equal(self, other: "Channels") -> bool:
+    def equal(self, channels: "Channels") -> bool:
         """Whether both cut in the same way; the other may have come from another process."""
-        if self is other:
+        if self is channels:
             return True
-        return self.sizes == other.sizes and all(
-            len(own) == len(other.axes.get(name, ())) and all(map(_same, own, other.axes[name]))
-            for name, own in self.axes.items()
+        return self.sizes == channels.sizes and all(
+            len(places) == len(channels.axes.get(name, ())) and all(map(_same, places, channels.axes[name]))
+            for name, places in self.axes.items()
         )
 
 
-def _same(one: Places | None, two: Places | None) -> bool:
-    return one is two if one is None or two is None else np.array_equal(one, two)
+def _same(places: Places | None, others_places: Places | None) -> bool:
+    return places is others_places if places is None or others_places is None else np.array_equal(places, others_places)
 
 
 class Grouping:
     """Sorts the positions of a trace into channels and groups.
 
-    Channels that occur in the same axes of parameters are one group: those of a residual stream, those of one part of
-    a concatenation. Their order is that of the first axis they occur in.
+    Channels that occur in the same axes of parameters are one group, as in a residual stream or one part of a
+    concatenation. Their order is that of the first axis they occur in.
     """
 
     def __init__(self, positions: Positions, axes: Sequence[Row]) -> None:
@@ -100,10 +100,9 @@ class Grouping:
             signs[np.unique(positions.roots(row))] ^= draw
         signs[0] = 0
         channels = np.flatnonzero(signs)
-        _, first, group = np.unique(signs[channels], return_index=True, return_inverse=True)
-        order = np.argsort(np.argsort(first))  # groups in the order of their first channels
-        for number in range(len(first)):
-            members = channels[order[group] == number]
+        sets, group = np.unique(signs[channels], return_inverse=True)
+        for number in range(len(sets)):
+            members = channels[group == number]
             self._table[members] = np.stack([np.full(len(members), number), np.arange(len(members))], 1)
             self.sizes.append(len(members))
 

@@ -77,9 +77,9 @@ def check_slice(
         return findings
     except Exception as error:  # whatever the model's own code, and torch's, raise where widths do not fit
         is_ours = isinstance(error, UnsupportedLayerError | DifferentStepError)
-        said = str(error) if is_ours else first_line(error)
+        difference = str(error) if is_ours else first_line(error)
         raise UnsupportedLayerError(
-            f"at rate {rate:g} {skeleton.place} does something else than in the full model: {said}. Its "
+            f"at rate {rate:g} {skeleton.place} does something else than in the full model: {difference}. Its "
             f"code, or that before it, depends on a width in a way that cannot be followed. Keep the layers whole that "
             f"it is about (fixed=...), or take the width from a tensor's shape"
         ) from None
@@ -89,33 +89,41 @@ _END = Step("nothing more", [], [])
 
 
 def _expected(steps: Sequence[Step], kept: Sequence[int]) -> Iterator[Step]:
-    """Yield steps with the lengths that a model has which keeps so many channels of each group."""
+    """Yield steps with the lengths of a slice, from the number of channels kept of each group."""
     arrays = {id(x): x for step in steps for shape in step.outputs for x in shape if isinstance(x, np.ndarray)}
     counts = {key: len(kept_positions(array, kept)) for key, array in arrays.items()}  # few, in many steps
     for step in steps:
         yield step._replace(outputs=[[counts.get(id(x), x) for x in shape] for shape in step.outputs])
 
 
-def _compare(found: Step, expected: Step) -> None:
+def _compare(step: Step, expected: Step) -> None:
     """Raise an error if a call is not the step expected."""
     fit = all(
-        len(one) == len(other) and all(length in (few, None) for few, length in zip(one, other, strict=True))
-        for one, other in zip(found.outputs, expected.outputs, strict=False)
+        len(shape) == len(expected_shape)
+        and all(length in (few, None) for few, length in zip(shape, expected_shape, strict=True))
+        for shape, expected_shape in zip(step.outputs, expected.outputs, strict=False)
     )
-    if found[:2] != expected[:2] or not fit:
-        said, wanted = (
-            f"{operator} of {', '.join(own)}" if own else operator for operator, own, *_ in (found, expected)
+    if step[:2] != expected[:2] or not fit:
+        text, expected_text = (
+            f"{operator} of {', '.join(names)}" if names else operator for operator, names, *_ in (step, expected)
         )
-        raise DifferentStepError(f"{said} gives {found.outputs}, where {wanted} must give {expected.outputs}")
+        raise DifferentStepError(f"{text} gives {step.outputs}, where {expected_text} must give {expected.outputs}")
     # Compared as text, in which a NaN equals itself.
-    if found.operator.removesuffix("_") not in SCALES and repr(found.numbers) != repr(expected.numbers):
+    if step.operator.removesuffix("_") not in SCALES and repr(step.numbers) != repr(expected.numbers):
         raise DifferentStepError(
-            f"{found.operator} computes with {found.numbers}, where it must be {expected.numbers}, so the width is "
+            f"{step.operator} computes with {step.numbers}, where it must be {expected.numbers}, so the width is "
             f"used as a value"
         )
 
 
-def _follow_widths(few: Sequence[float], of: Sequence[float], powers: Sequence[float]) -> bool:
+def _follow_widths(numbers: Sequence[float], full_numbers: Sequence[float], powers: Sequence[float]) -> bool:
     """Whether factors changed as a width did, or its root."""
-    pairs = [(one, two) for one, two in zip(few, of, strict=True) if one != two and not isinstance(one, bool)]
-    return all(two and any(math.isclose(one / two, power, rel_tol=1e-6) for power in powers) for one, two in pairs)
+    pairs = [
+        (number, full_number)
+        for number, full_number in zip(numbers, full_numbers, strict=True)
+        if number != full_number and not isinstance(number, bool)
+    ]
+    return all(
+        full_number and any(math.isclose(number / full_number, power, rel_tol=1e-6) for power in powers)
+        for number, full_number in pairs
+    )

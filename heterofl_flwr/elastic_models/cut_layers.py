@@ -20,7 +20,7 @@ from heterofl_flwr.nn.layers import Scaler
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:
-    """Which part of a model: how it is cut, and how many channels of each group are kept."""
+    """Part of a model: its channels, and the number of channels kept of each group."""
 
     channels: Channels
     kept: tuple[int, ...]
@@ -31,16 +31,16 @@ class Slice:
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         """Return the part of one of the model's tensors, as a copy."""
-        own = tensor
+        whole_tensor = tensor
         for axis, places in enumerate(self.channels.axes.get(name, ())):
-            kept = None if places is None else kept_positions(places, self.kept)
-            if kept is not None and len(kept) < tensor.shape[axis]:
-                tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
-        return tensor.clone() if tensor is own else tensor
+            indices = None if places is None else kept_positions(places, self.kept)
+            if indices is not None and len(indices) < tensor.shape[axis]:
+                tensor = tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))
+        return tensor.clone() if tensor is whole_tensor else tensor
 
-    def __call__(self, full: nn.Module, local: nn.Module) -> dict[str, Axes]:
+    def __call__(self, full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
         """Return which part of each parameter the local slice holds of the full one, as rules for layers do."""
-        return self.axes(full.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
+        return self.axes(full_model.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
 
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
         """Return which part of each of this slice's parameters a smaller slice holds."""
@@ -49,15 +49,15 @@ class Slice:
         if any(its > mine for mine, its in zip(self.kept, smaller.kept, strict=True)):
             raise ShapeError("the local model keeps more channels than the global one")
         groups = tuple(zip(self.kept, smaller.kept, strict=True))
-        found: dict[int, Axis] = {}  # equal axes have one array, and large models have many
+        axes_by_places: dict[int, Axis] = {}  # equal axes have one array, and large models have many
 
         def axis(length: int, places: Places | None) -> Axis:
             if places is None:
                 return Axis(length, length)
-            if id(places) not in found:
-                own = places[kept_positions(places, self.kept)]
-                found[id(places)] = build_channel_axis(list(map(tuple, own.tolist())), groups)
-            return found[id(places)]
+            if id(places) not in axes_by_places:
+                places_here = places[kept_positions(places, self.kept)]
+                axes_by_places[id(places)] = build_channel_axis(list(map(tuple, places_here.tolist())), groups)
+            return axes_by_places[id(places)]
 
         every = self.channels.axes
         return {
@@ -77,15 +77,13 @@ Add a type of yours whose output is a product with its parameters: ``SCALED[Conv
 """
 
 
-def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction) -> None:
+def attach_scaler(full_model: nn.Module, model: nn.Module, ratio: Fraction) -> None:
     """Let a Scaler follow each layer of a slice that has fewer outputs than in the full model (``SCALED``)."""
     if ratio > 1:
         raise ConfigError(f"the rate is {float(ratio):g} times the global rate; the global rate is the largest")
-    if ratio == 1:
-        return
     hook = partial(_scale, Scaler(ratio))
     layers = dict(model.named_modules())
-    for name, layer in full.named_modules():
+    for name, layer in full_model.named_modules():
         outputs = _outputs(layer)
         if outputs is not None and outputs != _outputs(layers[name]):
             layers[name].register_forward_hook(hook)
@@ -101,20 +99,23 @@ def _outputs(layer: nn.Module) -> int | None:
     """Return how many outputs a layer has that the Scaler is for. Its weight may be parametrised, and is not asked."""
     if isinstance(layer, nn.MultiheadAttention):
         layer = layer.out_proj
-    return next((getattr(layer, own) for kind, own in SCALED.items() if isinstance(layer, kind)), None)
+    return next((getattr(layer, attribute) for kind, attribute in SCALED.items() if isinstance(layer, kind)), None)
 
 
-def adjust_layers(full: nn.Module, model: nn.Module) -> None:
+def adjust_layers(full_model: nn.Module, model: nn.Module) -> None:
     """Set right the numbers that layers hold about their widths, where their own tensors were cut.
 
     A trace finds the numbers that a model's code uses. These are the others: torch's layers say how wide they are,
     though they compute with what their weights have.
     """
-    before = dict(full.named_modules())
+    before = dict(full_model.named_modules())
     with evaluating(model):  # spectral norm, say, computes in training with what it has computed before
         for name, layer in model.named_modules():
             rule = ADJUSTMENTS.find(layer)
-            new, old = ([one.shape for one in (*own.parameters(), *own.buffers())] for own in (layer, before[name]))
+            new, old = (
+                [tensor.shape for tensor in (*module.parameters(), *module.buffers())]
+                for module in (layer, before[name])
+            )
             if rule is not None and new != old:
                 rule(layer)
 
@@ -130,25 +131,25 @@ _LENGTHS: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
 
 @adjust(*_LENGTHS)
 def _lengths(layer: nn.Module) -> None:
-    lengths = next(own for kind, own in _LENGTHS.items() if isinstance(layer, kind))
+    lengths = next(lengths_of for kind, lengths_of in _LENGTHS.items() if isinstance(layer, kind))
     for number, (name, axis) in lengths.items():
         setattr(layer, number, getattr(layer, name).shape[axis])
 
 
 @adjust(_ConvNd)
 def _convolution(layer: _ConvNd) -> None:
-    first, second = layer.weight.shape[:2]
+    outputs, inputs = layer.weight.shape[:2]
     if layer.transposed:
-        layer.in_channels, layer.out_channels = first, second * layer.groups
+        layer.in_channels, layer.out_channels = outputs, inputs * layer.groups
     else:
-        layer.in_channels, layer.out_channels = second * layer.groups, first
+        layer.in_channels, layer.out_channels = inputs * layer.groups, outputs
 
 
 @adjust(_NormBase)
 def _channels(layer: _NormBase) -> None:
-    held = layer.running_mean if layer.weight is None else layer.weight
-    if held is not None:
-        layer.num_features = len(held)
+    tensor = layer.running_mean if layer.weight is None else layer.weight
+    if tensor is not None:
+        layer.num_features = len(tensor)
 
 
 @adjust(nn.MultiheadAttention)

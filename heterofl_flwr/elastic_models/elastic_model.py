@@ -52,7 +52,7 @@ class Elastic:
     global_rate: float
     scaler: bool
     static_norm: bool
-    known: set[tuple[int, ...]]  # the widths of slices that do what the full model does
+    checked_widths: set[tuple[int, ...]]  # the widths of slices that do what the full model does
 
     def __call__(self, rate: float) -> nn.Module:
         """Return a new model of this rate with the weights that it has in the model given; at rate 1, all of them.
@@ -76,17 +76,17 @@ class Elastic:
         """Return the slice of a rate with nothing attached, after it has once done the steps of the full model."""
         part = self.part(rate)
         model = self._cut(part)
-        if part.kept not in self.known:
+        if part.kept not in self.checked_widths:
             sizes = self.traced.channels.sizes
             # torch calls other operators for a width of 1, as einsum does. So the steps are those of a slice in which
             # no group is as narrow, and of this one only that it runs.
             wide = tuple(max(few, min(2, size)) for few, size in zip(part.kept, sizes, strict=True))
-            if wide not in self.known:
+            if wide not in self.checked_widths:
                 slice_ = Slice(self.traced.channels, wide)
                 self._check(self._cut(slice_), slice_, rate, self.traced.steps)
             if part.kept != wide:
                 self._check(model, part, rate, None)
-            self.known |= {wide, part.kept}
+            self.checked_widths |= {wide, part.kept}
         return model
 
     def _cut(self, part: Slice) -> nn.Module:
@@ -94,11 +94,13 @@ class Elastic:
         model = copy_with(self.model, part.cut)
         layers = dict(model.named_modules(remove_duplicate=False))
         for number, places in self.traced.numbers.items():
-            held, value = layers[number.layer].__dict__, len(kept_positions(places, part.kept))
+            attributes, value = layers[number.layer].__dict__, len(kept_positions(places, part.kept))
             if number.place is not None:  # it is one of a sequence
-                old: Any = held[number.name]
-                value = type(old)(value if place == number.place else one for place, one in enumerate(old))
-            held[number.name] = value
+                old: Any = attributes[number.name]
+                value = type(old)(
+                    value if place == number.place else number_there for place, number_there in enumerate(old)
+                )
+            attributes[number.name] = value
         adjust_layers(self.model, model)
         vars(model)["plan_rule"] = part
         return model
@@ -218,7 +220,7 @@ def elastic(
         global_rate=global_rate,
         scaler=traced.normalises if scaler is None else scaler,
         static_norm=static_norm,
-        known={tuple(traced.channels.sizes)},
+        checked_widths={tuple(traced.channels.sizes)},
     )
     build.checked(_CHECKED)
     if check == "zeroing":

@@ -28,7 +28,7 @@ _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 def layer_norm(
     trace: Trace, run: Run, input: Tensor, normalized_shape: Sequence[int], *_: object, **__: object
 ) -> object:
-    """Let the last axes of the input be as long as the code says."""
+    """Tie the last axes of the input to the lengths in the code."""
     return _use_shape(trace, run(), normalized_shape)
 
 
@@ -43,10 +43,10 @@ def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: objec
 
 @function(torch.conv1d, torch.conv2d, torch.conv3d)
 @function(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
-def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *more: Any, **named: Any) -> object:
+def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> object:
     """Let the number of groups shrink with the channels, or stay."""
     output = run()
-    groups = named.get("groups", more[4] if len(more) > 4 else 1)
+    groups = named.get("groups", options[4] if len(options) > 4 else 1)
     if groups > 1:
         channels = trace.rows(output)[1]
         dropped = channels if drops_groups(groups, input.shape[1]) else None
@@ -66,26 +66,26 @@ def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | N
 def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
     """Let the embedding be as wide as all heads together, as this function asks."""
     output = run()
-    given = _ATTENTION.bind(*args, **named).arguments
-    outer = trace.rows(given["query"])[-1]
-    trace.tie(outer, trace.rows(given["out_proj_weight"])[1])
-    trace.use(given["embed_dim_to_check"], trace.open(outer))
-    trace.use(given["num_heads"], None)
+    arguments = _ATTENTION.bind(*args, **named).arguments
+    outer = trace.rows(arguments["query"])[-1]
+    trace.tie(outer, trace.rows(arguments["out_proj_weight"])[1])
+    trace.use(arguments["embed_dim_to_check"], trace.open(outer))
+    trace.use(arguments["num_heads"], None)
     return output
 
 
 @function(Tensor.__getitem__, Tensor.__setitem__)
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
-    """Let what lies before each end of a slice be as long as the code says."""
-    given = index if isinstance(index, tuple) else (index,)
+    """Tie the part before each end of a slice to the length in the code."""
+    index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)
-    if not any(isinstance(one, Tensor) and one.dtype == torch.bool for one in given):
-        said = [one for one in given if one is not None]
-        place = next((number for number, one in enumerate(said) if one is Ellipsis), None)
+    if not any(isinstance(part, Tensor) and part.dtype == torch.bool for part in index_tuple):
+        indices = [part for part in index_tuple if part is not None]
+        place = next((number for number, part in enumerate(indices) if part is Ellipsis), None)
         if place is not None:
-            said[place : place + 1] = [slice(None)] * (len(rows) - len(said) + 1)
-        for one, row in zip(said, rows, strict=False):
-            _index(trace, one, row)
+            indices[place : place + 1] = [slice(None)] * (len(rows) - len(indices) + 1)
+        for part, row in zip(indices, rows, strict=False):
+            _index(trace, part, row)
     return run()
 
 
@@ -96,33 +96,33 @@ def select(trace: Trace, run: Run, input: Tensor, dim: int, index: int) -> objec
     return run()
 
 
-def _index(trace: Trace, one: object, row: Row | None) -> None:
+def _index(trace: Trace, index: object, row: Row | None) -> None:
     if row is None:
         return
-    if isinstance(one, slice):
-        if one.step not in (None, 1):
-            _use_step(trace, one, row)
+    if isinstance(index, slice):
+        if index.step not in (None, 1):
+            _use_step(trace, index, row)
             return
-        for end in (one.start, one.stop):
+        for end in (index.start, index.stop):
             if end is not None:
                 _use_before(trace, end, row)
-    elif isinstance(one, SupportsIndex) and not isinstance(one, Tensor):  # also a whole number of NumPy's
-        place = operator.index(one)
+    elif isinstance(index, SupportsIndex) and not isinstance(index, Tensor):  # also a whole number of NumPy's
+        place = operator.index(index)
         trace.pin(row[: place + 1] if place >= 0 else row[place:])
         trace.sliced.append(row)
 
 
-def _use_step(trace: Trace, one: slice, row: Row) -> None:
+def _use_step(trace: Trace, steps: slice, row: Row) -> None:
     """Cut together the entries from one step to the next, if the slice takes one of each, as of pairs that turn."""
-    if one.stop is None and 0 <= (one.start or 0) < one.step and len(row) % one.step == 0:
-        parts = row.reshape(-1, one.step)
+    if steps.stop is None and 0 <= (steps.start or 0) < steps.step and len(row) % steps.step == 0:
+        parts = row.reshape(-1, steps.step)
         trace.positions.unite(parts, parts[:, :1])
     else:
-        trace.pin(row, why=f"a slice has the step {one.step}")
+        trace.pin(row, why=f"a slice has the step {steps.step}")
 
 
 def _use_before(trace: Trace, end: int, row: Row) -> None:
-    """Let what lies before an end, or after one that is counted from the back, be as long as the code says."""
+    """Tie the part before an end, or after a negative one, to the length in the code."""
     if end < 0:
         trace.pin(row[end:])
         trace.sliced.append(row)
@@ -147,12 +147,16 @@ def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int
 
 @function(Tensor.split, torch.split, torch.functional.split, Tensor.split_with_sizes, torch.split_with_sizes)
 def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **named: Any) -> object:
-    """Let each part be as long as the code says."""
-    given, dim = (*sizes, *named.values(), dim)[:2]  # the length has a name of its own in each of these functions
+    """Tie each part to its length in the code."""
+    size_or_sizes, dim = (*sizes, *named.values(), dim)[
+        :2
+    ]  # the length has a name of its own in each of these functions
     row = trace.rows(tensor)[dim]
     if row is not None:
         start = 0
-        for size in [given] * -(-len(row) // given) if isinstance(given, int) else given:
+        for size in (
+            [size_or_sizes] * -(-len(row) // size_or_sizes) if isinstance(size_or_sizes, int) else size_or_sizes
+        ):
             trace.use(size, row[start : start + size])
             start += size
     return run()
@@ -160,7 +164,7 @@ def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **n
 
 @function(Tensor.narrow, torch.narrow)
 def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: int) -> object:
-    """Let the part and what lies before it be as long as the code says."""
+    """Tie the part, and the entries before it, to the lengths in the code."""
     row = trace.rows(input)[dim]
     if row is not None:
         _use_before(trace, start, row)
@@ -200,9 +204,9 @@ def unflatten(trace: Trace, run: Run, input: Tensor, dim: int, sizes: Sequence[i
     return _run_with_shape(trace, run, [*[-1] * before, *sizes, *[-1] * (input.dim() - before - 1)])
 
 
-def _run_with_shape(trace: Trace, run: Run, given: object) -> object:
+def _run_with_shape(trace: Trace, run: Run, shape: object) -> object:
     """Call the function; let each axis of the result be cut as the length says that the code gave for it."""
-    sizes: Sequence[Any] = given if isinstance(given, Sequence) else ()
+    sizes: Sequence[Any] = shape if isinstance(shape, Sequence) else ()
     if len(sizes) == 1 and isinstance(sizes[0], Sequence):
         sizes = sizes[0]  # a shape may be given as one sequence, or its lengths one by one
     if any(isinstance(size, Tensor) or not isinstance(size, SupportsIndex) for size in sizes):
@@ -214,8 +218,8 @@ def _run_with_shape(trace: Trace, run: Run, given: object) -> object:
 
 
 def _use_shape(trace: Trace, output: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Let a tensor's last axes be as long as the code says; it says nothing by -1."""
-    for wanted, row in zip(reversed(sizes), reversed(trace.rows(output)), strict=False):
-        if wanted != -1:
-            trace.use(wanted, row)
+    """Tie a tensor's last axes to the lengths in the code; -1 leaves an axis free."""
+    for length, row in zip(reversed(sizes), reversed(trace.rows(output)), strict=False):
+        if length != -1:
+            trace.use(length, row)
     return output

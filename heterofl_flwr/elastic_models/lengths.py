@@ -1,4 +1,4 @@
-"""What is known of a model while it is traced: for every tensor and axis, which positions it is made of.
+"""State of a trace: the positions of every axis of every tensor.
 
 A length that the model's code reads is a whole number that remembers its axis.
 """
@@ -33,16 +33,16 @@ def _computed(name: str) -> Callable[..., Any]:
     """Return a method of whole numbers whose result remembers the sources of its operands."""
     plain = getattr(int, name)
 
-    def compute(self: "Length", *others: Any) -> object:
-        result = plain(self, *others)
+    def compute(self: "Length", *operands: Any) -> object:
+        result = plain(self, *operands)
         if type(result) is not int:
             return result
-        other = others[0] if others else 1
-        sources, divisors = getattr(other, "sources", ()), getattr(other, "divisors", ())
-        exact = self.exact and getattr(other, "exact", True)
+        operand = operands[0] if operands else 1
+        sources, divisors = getattr(operand, "sources", ()), getattr(operand, "divisors", ())
+        exact = self.exact and getattr(operand, "exact", True)
         if exact and name == "__mul__":
             return Length.of(result, self.sources + sources, self.divisors + divisors)
-        if exact and name == "__floordiv__" and int(self) == result * int(other):
+        if exact and name == "__floordiv__" and int(self) == result * int(operand):
             return Length.of(result, self.sources + divisors, self.divisors + sources)
         return Length.of(result, self.sources + self.divisors + sources + divisors, exact=False)
 
@@ -52,17 +52,17 @@ def _computed(name: str) -> Callable[..., Any]:
 def _compared(name: str) -> Callable[..., Any]:
     """Return a comparison of whole numbers of which the trace takes note.
 
-    Numbers of different traces are never equal. So a function that keeps its results by its arguments, as those of
-    einops do with ``functools.lru_cache``, computes anew what it has kept from an earlier trace.
+    Numbers of different traces are never equal. So functions with a cache (``functools.lru_cache``)
+    compute their results anew in each trace.
     """
     plain = getattr(int, name)
 
-    def compare(self: "Length", other: object) -> Any:
-        if name in ("__eq__", "__ne__") and isinstance(other, Length) and other.trace is not self.trace:
+    def compare(self: "Length", operand: object) -> Any:
+        if name in ("__eq__", "__ne__") and isinstance(operand, Length) and operand.trace is not self.trace:
             return name == "__ne__"
-        if isinstance(other, int | float):
-            self.trace.compare(self, other)
-        return plain(self, other)
+        if isinstance(operand, int | float):
+            self.trace.compare(self, operand)
+        return plain(self, operand)
 
     return compare
 
@@ -136,9 +136,9 @@ class Trace:
 
     def rows(self, tensor: Tensor) -> tuple[Row | None, ...]:
         """Return the positions of a tensor's axes; an unknown tensor is kept whole."""
-        return tuple(map(self.open, self.known(tensor) or [None] * tensor.dim()))
+        return tuple(map(self.open, self.marked_rows(tensor) or [None] * tensor.dim()))
 
-    def known(self, tensor: Tensor) -> Rows | None:
+    def marked_rows(self, tensor: Tensor) -> Rows | None:
         """Return the rows with which a tensor was marked, if it was."""
         return self._rows[id(tensor)][1] if id(tensor) in self._rows else None
 
@@ -167,31 +167,31 @@ class Trace:
 
     def meet(self, *rows: Row | None) -> Row | None:
         """Let axes of equal length be cut alike; with one that is whole, all are."""
-        first, *others = rows
-        present = [row for row in others if row is not None]
-        if first is None or len(present) < len(others):
+        row, *rest = rows
+        present = [partner for partner in rest if partner is not None]
+        if row is None or len(present) < len(rest):
             self.pin(*rows)
             return None
-        for row in present:
-            self.positions.unite(first, row)
-        return first
+        for partner in present:
+            self.positions.unite(row, partner)
+        return row
 
-    def tie(self, one: Row | None, two: Row | None) -> None:
+    def tie(self, row_a: Row | None, row_b: Row | None) -> None:
         """Let two axes keep numbers of entries that are in one proportion at every rate."""
-        if one is None or two is None:
-            self.pin(one, two)
+        if row_a is None or row_b is None:
+            self.pin(row_a, row_b)
             return
-        first, counts = np.unique(self.positions.roots(one), return_counts=True)
-        second, others = np.unique(self.positions.roots(two), return_counts=True)
-        if np.array_equal(first, second) and np.array_equal(counts * len(two), others * len(one)):
+        roots_a, counts = np.unique(self.positions.roots(row_a), return_counts=True)
+        roots_b, counts_b = np.unique(self.positions.roots(row_b), return_counts=True)
+        if np.array_equal(roots_a, roots_b) and np.array_equal(counts * len(row_b), counts_b * len(row_a)):
             return  # they are in proportion
-        part = math.gcd(len(one), len(two))
-        for row in (one, two):
-            self.positions.unite(row.reshape(-1, part), one[:part])
+        part = math.gcd(len(row_a), len(row_b))
+        for row in (row_a, row_b):
+            self.positions.unite(row.reshape(-1, part), row_a[:part])
 
     def use(self, length: object, row: Row | None) -> None:
         """Take note that code wants an axis of this length; a plain number keeps it whole."""
-        if isinstance(length, Length) and any(one.trace is not self for one in length.sources + length.divisors):
+        if isinstance(length, Length) and any(source.trace is not self for source in length.sources + length.divisors):
             raise UnsupportedLayerError(
                 f"the code uses the length {int(length)} that it has kept from an earlier call (functools.lru_cache?), "
                 f"so it cannot be told which axis it is that of: clear what is kept before each trace (cache_clear())"
@@ -206,7 +206,7 @@ class Trace:
         _, summed = self.sums.get(id(tensor), (None, []))
         return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 
-    def compare(self, one: Length, two: float) -> None:
+    def compare(self, length: Length, operand: float) -> None:
         """Take note that the model's code compares two numbers: what follows must be the same at every rate.
 
         Lengths keep their proportion. What is compared with a number that stands in the code is kept whole, unless that
@@ -214,13 +214,13 @@ class Trace:
         """
         if not self.listening:
             return
-        if isinstance(two, Length) and two.trace is not self:
-            two = int(two)  # the model's code has kept it from an earlier trace
-        if isinstance(two, Length) and one.exact and two.exact:
-            self.tie(self._variable(one), self._variable(two))
-        elif isinstance(two, Length) or two >= 1 or not _at_least_one(one):
-            rows = one.rows + (two.rows if isinstance(two, Length) else [])
-            self.pin(*rows, why=f"the code compares a length with {int(two)}")
+        if isinstance(operand, Length) and operand.trace is not self:
+            operand = int(operand)  # the model's code has kept it from an earlier trace
+        if isinstance(operand, Length) and length.exact and operand.exact:
+            self.tie(self._variable(length), self._variable(operand))
+        elif isinstance(operand, Length) or operand >= 1 or not _at_least_one(length):
+            rows = length.rows + (operand.rows if isinstance(operand, Length) else [])
+            self.pin(*rows, why=f"the code compares a length with {int(operand)}")
 
     def lengths(self, tensor: Tensor) -> tuple[int, ...]:
         """Return a tensor's shape, in which the axes that may shrink remember what they are."""

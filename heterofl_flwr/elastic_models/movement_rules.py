@@ -29,28 +29,31 @@ def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     if name == "constant_pad_nd":
         args = args[:1]  # not the value
         trace.pin(*(rows[-1 - place // 2] for place, width in enumerate(args[0]) if width < 0))  # a number in the code
-    found: list[list[Row | None]] = [[None] * one.dim() for one in call.outputs]
+    outputs: list[list[Row | None]] = [[None] * output.dim() for output in call.outputs]
     for axis, row in enumerate(rows):
         if row is not None:
             along = [-1 if number == axis else 1 for number in range(len(rows))]
             probe = torch.from_numpy(trace.positions.roots(row)).view(along).expand(shape)
             parts = probe.reshape(call.outputs[0].shape) if name in _VIEWS else call.function(probe, *args)
-            for inner, part in zip(found, tree_leaves(parts), strict=True):
+            for inner, part in zip(outputs, tree_leaves(parts), strict=True):
                 _place(trace, inner, part, space if name in _SHUFFLES else trace.flexible)
-    for output, inner in zip(call.outputs, found, strict=True):
+    for output, inner in zip(call.outputs, outputs, strict=True):
         trace.mark(inner, output)
 
 
 def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Sequence[bool]) -> None:
     """Find the axis of a result along which the positions run, and make sure that it is one."""
-    lines = result[tuple(slice(None if step else 1) for step in result.stride())]  # without what is only repeated
+    # An axis of stride 0 repeats one entry, so its first says all. Of the others, those along which the numbers change
+    # are parts of the old axis: (2, 4) after an axis of 8 is viewed as two.
+    lines = result[tuple(slice(None if step else 1) for step in result.stride())]
     axes = [axis for axis, length in enumerate(lines.shape) if length > 1 and (lines.diff(dim=axis) != 0).any()]
     if not axes:
         trace.pin(lines.flatten()[:1].numpy())  # all entries depend on one position
         return
     may = [axis for axis in axes if len(flexible) == result.dim() and flexible[axis]]
     chosen = (may or axes)[-1]  # the innermost, of those that may shrink by the code
-    table = lines.movedim(chosen, 0).reshape(lines.shape[chosen], -1).numpy()
+    table = lines.movedim(chosen, 0).reshape(lines.shape[chosen], -1).numpy()  # (entries of the axis, all others)
+    # An entry of the axis now stands for a position in each of the other parts: they are kept or dropped together.
     if len(axes) > 1:
         trace.positions.unite(table, table[:, :1])
     trace.pin(rows[chosen])  # where two axes become one, the outer stays whole
@@ -69,7 +72,7 @@ def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 @operator("roll")
 def rolled(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Keep the axes whole: by how much they are rolled is a number in the code."""
-    trace.pin(*(rows[dim] for dim in call.given["dims"] or range(len(rows))))
+    trace.pin(*(rows[dim] for dim in call.named_arguments["dims"] or range(len(rows))))
     return rows
 
 
@@ -77,28 +80,28 @@ def rolled(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Put the positions of the parts one after another; all other axes meet."""
     parts = [tensor for tensor in call.inputs if tensor.shape != (0,)]  # torch lets these join anything
-    axis = call.given["dim"] % call.outputs[0].dim()
-    found = []
+    axis = call.named_arguments["dim"] % call.outputs[0].dim()
+    joined = []
     for number, together in enumerate(zip(*map(trace.rows, parts), strict=True)):
         if number != axis:
-            found.append(trace.meet(*together))
+            joined.append(trace.meet(*together))
         else:
             ends = [np.zeros(p.shape[axis], np.int64) if r is None else r for p, r in zip(parts, together, strict=True)]
-            found.append(np.concatenate(ends))
-    return found
+            joined.append(np.concatenate(ends))
+    return joined
 
 
 @stand_in(aten.stack)
 def stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Concatenate along a new axis."""
-    return torch.cat([one.unsqueeze(dim) for one in tensors], dim)
+    return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
 
 
 @stand_in(aten.glu)
 def gated(x: Tensor, dim: int = -1) -> Tensor:
     """Multiply the halves."""
-    one, two = torch.chunk(x, 2, dim)
-    return one * two.sigmoid()
+    values, gates = torch.chunk(x, 2, dim)
+    return values * gates.sigmoid()
 
 
 @stand_in(aten.channel_shuffle, aten.native_channel_shuffle)
@@ -118,11 +121,11 @@ def embedding(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 @operator("index", "_unsafe_index")
 def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Keep the axes that are not indexed; those of the indices come where the first of them was."""
-    given = {axis: one for axis, one in enumerate(call.args[1]) if one is not None}
-    trace.pin(*(rows[axis] for axis in given), *(row for one in given.values() for row in trace.rows(one)))
-    rest = [row for axis, row in enumerate(rows) if axis not in given]
-    first, last = min(given), max(given)
-    start = first if len(given) == last - first + 1 else 0  # axes that are not neighbours come first
+    indices = {axis: index for axis, index in enumerate(call.args[1]) if index is not None}
+    trace.pin(*(rows[axis] for axis in indices), *(row for index in indices.values() for row in trace.rows(index)))
+    rest = [row for axis, row in enumerate(rows) if axis not in indices]
+    start_axis, end_axis = min(indices), max(indices)
+    start = start_axis if len(indices) == end_axis - start_axis + 1 else 0  # axes that are not neighbours come first
     return [*rest[:start], *[None] * (call.outputs[0].dim() - len(rest)), *rest[start:]]
 
 
@@ -130,26 +133,26 @@ def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 def into_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Keep the axis whole that is indexed; the others are those of what is put there."""
     _, _, index, source = (call.args[place] for place in range(4))
-    axis, others = call.args[1] % len(rows), trace.rows(source)
-    trace.pin(rows[axis], others[axis], *trace.rows(index))
-    found = [trace.meet(one, other) for one, other in zip(rows, others, strict=True)]
-    found[axis] = None
-    return found
+    axis, source_rows = call.args[1] % len(rows), trace.rows(source)
+    trace.pin(rows[axis], source_rows[axis], *trace.rows(index))
+    joined = [trace.meet(row, source_row) for row, source_row in zip(rows, source_rows, strict=True)]
+    joined[axis] = None
+    return joined
 
 
 @operator("index_put", "_index_put_impl", "_unsafe_index_put")
 def put(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Keep the axes whole that are indexed, and those before; let the others meet those of what is put there."""
     indices, values = call.args[1:3]
-    trace.pin(*(row for one in indices if one is not None for row in trace.rows(one)))
+    trace.pin(*(row for index in indices if index is not None for row in trace.rows(index)))
     # An index of truth values stands for as many axes as it has.
-    end = sum(one.dim() if one is not None and one.dtype == torch.bool else 1 for one in indices)
+    end = sum(index.dim() if index is not None and index.dtype == torch.bool else 1 for index in indices)
     # The values' axes of the indices come before those that meet the rest of the tensor.
     trace.pin(*rows[:end], *trace.rows(values)[: max(values.dim() - len(rows) + end, 0)])
-    others = [None] * len(rows) + list(trace.rows(values))
+    value_rows = [None] * len(rows) + list(trace.rows(values))
     for place in range(end - len(rows), 0):
         if -place <= values.dim() and values.shape[place] > 1:
-            trace.meet(rows[place], others[place])
+            trace.meet(rows[place], value_rows[place])
     return [*[None] * end, *rows[end:]]
 
 

@@ -57,11 +57,11 @@ def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
     """Return the axes of tensors that are broadcast to a shape, without the last ``inner``, which are not."""
-    known = [(tensor, trace.rows(tensor)) for tensor in tensors]
+    row_lists = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []
     for axis in range(-len(shape), -inner):
-        found = [r[axis] for tensor, r in known if tensor.dim() >= -axis and tensor.shape[axis] == shape[axis]]
-        rows.append(trace.meet(*found) if found and shape[axis] > 1 else None)
+        meeting = [r[axis] for tensor, r in row_lists if tensor.dim() >= -axis and tensor.shape[axis] == shape[axis]]
+        rows.append(trace.meet(*meeting) if meeting and shape[axis] > 1 else None)
     return rows
 
 
@@ -85,14 +85,14 @@ def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
     An axis that is searched stays whole, because a place in it has a meaning.
     """
-    given = call.given.get("dim")
-    dims = range(len(rows)) if given is None or given == [] else [given] if isinstance(given, int) else given
+    dim = call.named_arguments.get("dim")
+    dims = range(len(rows)) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
     axes = [axis % len(rows) for axis in dims]
     if call.name in _SEARCHES:
         trace.pin(*(rows[axis] for axis in axes))
     keep = call.outputs[0].dim() == len(rows)
-    kept = [None if axis in axes else row for axis, row in enumerate(rows) if keep or axis not in axes]
-    trace.mark(kept, *call.outputs)
+    remaining = [None if axis in axes else row for axis, row in enumerate(rows) if keep or axis not in axes]
+    trace.mark(remaining, *call.outputs)
     if call.name == "sum":
         trace.sums[id(call.outputs[0])] = call.outputs[0], [row for axis in axes if (row := rows[axis]) is not None]
 
@@ -108,16 +108,16 @@ def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 @operator("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "addbmm")
 def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let the axes that are summed over meet, and those of what is added with the product's."""
-    *added, one, two = call.inputs
-    left, right = trace.rows(one), trace.rows(two)
-    inner = max(len(right) - 2, 0)
-    summed = trace.meet(left[-1], right[inner])
+    *added, a, b = call.inputs
+    a_rows, b_rows = trace.rows(a), trace.rows(b)
+    inner = max(len(b_rows) - 2, 0)
+    summed = trace.meet(a_rows[-1], b_rows[inner])
     trace.sums[id(call.outputs[0])] = call.outputs[0], [] if summed is None else [summed]
-    batch = [trace.meet(left[0], right[0])] if len(left) == 3 else []
-    found, output = [*batch, *left[len(batch) : -1], *right[inner + 1 :]], call.outputs[0]
+    batch = [trace.meet(a_rows[0], b_rows[0])] if len(a_rows) == 3 else []
+    output_rows, output = [*batch, *a_rows[len(batch) : -1], *b_rows[inner + 1 :]], call.outputs[0]
     if not added:
-        return found
-    trace.mark(found, output)
+        return output_rows
+    trace.mark(output_rows, output)
     return broadcast(trace, [*added, output], output.shape)
 
 
@@ -139,15 +139,15 @@ def grouped_product(
 @operator("linalg_solve_triangular")
 def solved(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Keep the axes of the equations whole; each column of the other side is a problem of its own."""
-    others = trace.rows(call.inputs[1])
-    trace.pin(*rows[-2:], others[-2])
-    return [*broadcast(trace, call.inputs, call.outputs[0].shape, inner=2), None, others[-1]]
+    right_rows = trace.rows(call.inputs[1])
+    trace.pin(*rows[-2:], right_rows[-2])
+    return [*broadcast(trace, call.inputs, call.outputs[0].shape, inner=2), None, right_rows[-1]]
 
 
 @operator("_fft_c2c", "_fft_r2c", "_fft_c2r")
 def fourier(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Keep the axes whole that are transformed: every frequency depends on all entries and on their number."""
-    for axis in call.given["dim"]:
+    for axis in call.named_arguments["dim"]:
         trace.pin(rows[axis])
         rows[axis] = None
     return rows
@@ -162,7 +162,7 @@ def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None
     """Couple the channels of groups; return the groups' positions if groups are dropped."""
     if channels is None:
         return None
-    parts = channels.reshape(groups, -1)
+    parts = channels.reshape(groups, -1)  # (groups, channels of a group)
     dropped = drops_groups(groups, len(channels))
     trace.positions.unite(parts, parts[:, :1] if dropped else parts[:1])
     return parts[:, 0] if dropped else None
@@ -170,22 +170,24 @@ def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None
 
 def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *, transposed: bool) -> Row | None:
     """Couple inputs and weight of a grouped convolution; return its outputs."""
-    first, second, *_ = trace.rows(weight)
+    first_row, second_row, *_ = trace.rows(weight)
     inputs = weight.shape[0] if transposed else weight.shape[1] * groups
     if transposed:
-        channels = trace.meet(channels, first)
-    held = couple_groups(trace, channels, groups)
+        channels = trace.meet(channels, first_row)
+    group_rows = couple_groups(trace, channels, groups)
+    # Weights are (outputs, inputs of a group, ...), transposed ones (inputs, outputs of a group, ...). If groups are
+    # dropped, what is in a group stays whole and the outputs follow their group; else all groups share one cut.
     if drops_groups(groups, inputs):
-        trace.pin(second)
+        trace.pin(second_row)
         each = weight.shape[1] if transposed else weight.shape[0] // groups
-        outputs = None if held is None else np.repeat(held, each)
-        return outputs if transposed else trace.meet(first, outputs)
+        outputs = None if group_rows is None else np.repeat(group_rows, each)
+        return outputs if transposed else trace.meet(first_row, outputs)
     if transposed:
-        return None if second is None else np.tile(second, groups)
-    trace.meet(second, None if channels is None else channels[: weight.shape[1]])
-    if first is not None:
-        trace.positions.unite(first.reshape(groups, -1), first[: weight.shape[0] // groups])
-    return first
+        return None if second_row is None else np.tile(second_row, groups)
+    trace.meet(second_row, None if channels is None else channels[: weight.shape[1]])
+    if first_row is not None:
+        trace.positions.unite(first_row.reshape(groups, -1), first_row[: weight.shape[0] // groups])
+    return first_row
 
 
 @operator("convolution", "_convolution")
@@ -193,11 +195,11 @@ def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let input channels meet the weight's."""
     weight, bias, transposed, groups = (call.args[place] for place in (1, 2, 6, 8))
     batch, channels, *space = rows
-    first, second, *kernel = trace.rows(weight)
+    first_row, second_row, *kernel = trace.rows(weight)
     trace.pin(*space, *kernel)
     if groups == 1:
-        outputs = second if transposed else first
-        trace.meet(channels, first if transposed else second)
+        outputs = second_row if transposed else first_row
+        trace.meet(channels, first_row if transposed else second_row)
     else:
         outputs = _grouped(trace, channels, weight, groups, transposed=transposed)
     if bias is not None:
@@ -211,8 +213,8 @@ def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let the input's channels meet those of weight, bias and running statistics, and couple groups."""
     rows[1] = trace.meet(rows[1], *(trace.rows(tensor)[0] for tensor in call.inputs[1:]))
-    if "group" in call.given:
-        couple_groups(trace, rows[1], call.given["group"])
+    if "group" in call.named_arguments:
+        couple_groups(trace, rows[1], call.named_arguments["group"])
     return rows
 
 
@@ -220,14 +222,16 @@ def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 def weight_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Let directions and lengths meet. A smaller model's norms are those of what it keeps."""
     directions, lengths = call.inputs
-    found = broadcast(trace, [directions, lengths], directions.shape)
-    trace.mark(found, call.outputs[0])
-    trace.mark([row if length > 1 else None for row, length in zip(found, lengths.shape, strict=True)], call.outputs[1])
+    joined = broadcast(trace, [directions, lengths], directions.shape)
+    trace.mark(joined, call.outputs[0])
+    trace.mark(
+        [row if length > 1 else None for row, length in zip(joined, lengths.shape, strict=True)], call.outputs[1]
+    )
 
 
 @operator("native_layer_norm", "_fused_rms_norm")
 def layer_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let the last axes of the input meet those of weight and bias. A smaller model's moments are its own."""
-    for axis in range(-len(call.given["normalized_shape"]), 0):
+    for axis in range(-len(call.named_arguments["normalized_shape"]), 0):
         rows[axis] = trace.meet(rows[axis], *(trace.rows(tensor)[axis] for tensor in call.inputs[1:]))
     return rows

@@ -50,16 +50,20 @@ class Call:
         self.outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
     @cached_property
-    def given(self) -> Mapping[str, Any]:
+    def named_arguments(self) -> Mapping[str, Any]:
         """The arguments by the names in the operator's schema, with defaults."""
         arguments = self.function._schema.arguments
-        defaults = {one.name: one.default_value for one in arguments if one.has_default_value()}
-        return {**defaults, **dict(zip((one.name for one in arguments), self.args, strict=False)), **self.kwargs}
+        defaults = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+        return {
+            **defaults,
+            **dict(zip((argument.name for argument in arguments), self.args, strict=False)),
+            **self.kwargs,
+        }
 
     @property
     def numbers(self) -> tuple[float, ...]:
         """Plain numbers among the arguments, without lengths."""
-        values = {name: value for name, value in self.given.items() if name not in _LENGTHS}
+        values = {name: value for name, value in self.named_arguments.items() if name not in _LENGTHS}
         return tuple(leaf for leaf in tree_leaves(values) if isinstance(leaf, int | float))
 
     @property
@@ -71,12 +75,12 @@ class Call:
         return number if self.name.startswith("div") else 1 / number
 
 
-OPERATORS = Registry("operator", "operators of torch.ops.aten", lambda one: isinstance(one, OpOverloadPacket))
+OPERATORS = Registry("operator", "operators of torch.ops.aten", lambda value: isinstance(value, OpOverloadPacket))
 FUNCTIONS = Registry("function", "functions of torch", callable)
 STAND_INS = Registry(
     "stand_in",
     "subclasses of torch.nn.Module and operators of torch.ops",
-    lambda one: is_layer_type(one) or isinstance(one, OpOverload | OpOverloadPacket),
+    lambda value: is_layer_type(value) or isinstance(value, OpOverload | OpOverloadPacket),
 )
 ADJUSTMENTS = Registry("adjust")
 
@@ -89,8 +93,8 @@ def operator(*names: str) -> Callable[[OperatorRule], OperatorRule]:
     It gets the trace, the call, and the positions of the first input's axes, and returns those of the first output's
     axes. Where there are several outputs, or none is known, it marks them itself.
     """
-    known = [name for plain in names for name in (plain, f"{plain}_") if hasattr(aten, name)]
-    return OPERATORS.add(*(getattr(aten, name) for name in known))
+    existing = [name for plain in names for name in (plain, f"{plain}_") if hasattr(aten, name)]
+    return OPERATORS.add(*(getattr(aten, name) for name in existing))
 
 
 def function(*called: object) -> Callable[[_Rule], _Rule]:
@@ -147,22 +151,22 @@ def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
     # The form in place of an operator may lack torch's tag.
     plain = getattr(aten, packet.__name__.removesuffix("_"), packet)
     forms = [called, *(getattr(plain, name) for name in plain.overloads())]
-    return OPERATORS[aten.add] if any(torch.Tag.pointwise in one.tags for one in forms) else None
+    return OPERATORS[aten.add] if any(torch.Tag.pointwise in form.tags for form in forms) else None
 
 
 def follow(trace: Trace, call: Call) -> None:
     """Let an operator's rule mark the axes of its outputs."""
     rule = _find_operator(call.function)
     if rule is not None:
-        found = rule(trace, call, list(trace.rows(call.inputs[0])) if call.inputs else [])
-        if found is not None:
-            trace.mark(found, call.outputs[0])
+        rows = rule(trace, call, list(trace.rows(call.inputs[0])) if call.inputs else [])
+        if rows is not None:
+            trace.mark(rows, call.outputs[0])
     else:
-        lengths = [one for one in tree_leaves(trace.arguments) if isinstance(one, Length)]
+        lengths = [leaf for leaf in tree_leaves(trace.arguments) if isinstance(leaf, Length)]
         name = f"torch.ops.{call.function.overloadpacket}"
         why = f"{name} is not known (@heterofl_flwr.elastic_models.stand_in({name}) can say what it does)"
-        trace.pin(*(row for one in call.inputs for row in trace.rows(one)), why=why)
-        trace.pin(*(row for one in lengths for row in one.rows), why=why)
+        trace.pin(*(row for leaf in call.inputs for row in trace.rows(leaf)), why=why)
+        trace.pin(*(row for leaf in lengths for row in leaf.rows), why=why)
     if len(call.inputs) == 1 and id(call.inputs[0]) in trace.sums:  # a sum that is moved or scaled is still one
         for output in call.outputs:
             trace.sums.setdefault(id(output), (output, trace.sums[id(call.inputs[0])][1]))
@@ -179,17 +183,17 @@ class Operators(TorchDispatchMode):
         self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
         """Call the operator."""
-        given = dict(kwargs or {})
+        named = dict(kwargs or {})
         replacement = STAND_INS.get(func) or STAND_INS.get(func.overloadpacket)
         if replacement is not None:
             with self:
-                return replacement(*args, **given)
+                return replacement(*args, **named)
         if _find_operator(func) is None and func._can_decompose():  # it is made of other operators
             with self:
-                return func.decompose(*args, **given)
+                return func.decompose(*args, **named)
         shape = args[0].shape if args and isinstance(args[0], Tensor) else ()  # transpose_ changes it
-        output = func(*args, **given)
-        self._listener(Call(func, args, given, output, shape))
+        output = func(*args, **named)
+        self._listener(Call(func, args, named, output, shape))
         return output
 
 
@@ -220,19 +224,19 @@ class Alike(TorchFunctionMode):
     that code draws alone is 1, so that a layer that is left out by chance is not left out.
     """
 
-    def __init__(self, given: Mapping[int, str]) -> None:
+    def __init__(self, tensors: Mapping[int, str]) -> None:
         super().__init__()
-        self._given = given  # the tensors of the model that was copied
+        self._originals = tensors  # the tensors of the model that was copied
 
     def __torch_function__(
         self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
         """Call the function."""
-        theirs = [self._given[id(one)] for one in tree_leaves((args, kwargs)) if id(one) in self._given]
-        if theirs:
-            raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"uses {', '.join(theirs)}"))
+        names = [self._originals[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._originals]
+        if names:
+            raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"uses {', '.join(names)}"))
         if func in _PRODUCTS:
-            args = [one.contiguous() if isinstance(one, Tensor) else one for one in args]
+            args = [leaf.contiguous() if isinstance(leaf, Tensor) else leaf for leaf in args]
         if func is torch.rand and (kwargs or {}).get("size", args[0] if args else None) in ((), []):
             return torch.ones((), device="cpu")
         return func(*args, **(kwargs or {}))

@@ -34,15 +34,15 @@ class Number(NamedTuple):
 
 def find_containers(model: nn.Module) -> dict[str, dict[Any, Any] | list[Any]]:
     """Return all dicts and lists in which layers hold what they hold, their own attributes first, by name."""
-    found = {f"{name}.": vars(layer) for name, layer in model.named_modules()}
-    names, seen = list(found), set(map(id, found.values()))
+    containers = {f"{name}.": vars(layer) for name, layer in model.named_modules()}
+    names, seen = list(containers), set(map(id, containers.values()))
     for name in names:  # which grows
-        for key, one in entries(found[name]).items():
-            if isinstance(one, dict | list) and id(one) not in seen:
-                seen.add(id(one))
+        for key, value in entries(containers[name]).items():
+            if isinstance(value, dict | list) and id(value) not in seen:
+                seen.add(id(value))
                 names.append(f"{name}{key}.")
-                found[names[-1]] = one
-    return found
+                containers[names[-1]] = value
+    return containers
 
 
 def entries(container: dict[Any, Any] | list[Any]) -> dict[Any, Any]:
@@ -51,10 +51,14 @@ def entries(container: dict[Any, Any] | list[Any]) -> dict[Any, Any]:
 
 
 def other_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return tensors that layers hold beside parameters and buffers, such as those that code has kept from a call."""
-    known = set(map(id, named_tensors(model).values()))
-    held = {f"{name}{key}": one for name, own in find_containers(model).items() for key, one in entries(own).items()}
-    return {name: one for name, one in held.items() if isinstance(one, Tensor) and id(one) not in known}
+    """Return tensors in layers' attributes that are neither parameters nor buffers, as from an earlier call."""
+    registered = set(map(id, named_tensors(model).values()))
+    values = {
+        f"{name}{key}": value
+        for name, container in find_containers(model).items()
+        for key, value in entries(container).items()
+    }
+    return {name: value for name, value in values.items() if isinstance(value, Tensor) and id(value) not in registered}
 
 
 def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
@@ -62,9 +66,9 @@ def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Modu
     memo: dict[int, object] = {}
     for name, tensor in (named_tensors(model) | other_tensors(model)).items():
         if id(tensor) not in memo:
-            other = new(name, tensor.detach())
+            values = new(name, tensor.detach())
             is_parameter = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if is_parameter else other
+            memo[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
     try:
         return copy.deepcopy(model, memo)
     except TypeError as error:
@@ -82,7 +86,7 @@ class Skeleton:
 
     def __init__(self, model: nn.Module, says_tracing: bool) -> None:
         self.says_tracing = says_tracing
-        self._given = {id(tensor): name for name, tensor in named_tensors(model).items()}
+        self._originals = {id(tensor): name for name, tensor in named_tensors(model).items()}
         self.model = copy_with(model, lambda name, tensor: torch.empty_like(tensor, device="meta"))
         self._names = {id(tensor): name for name, tensor in reversed(named_tensors(self.model).items())}
         self._path: list[str] = []
@@ -91,10 +95,10 @@ class Skeleton:
             replacement = STAND_INS.find(layer)
             if replacement is not None:
                 layer.__dict__["forward"] = partial(replacement, layer)
-            layer.register_forward_pre_hook(lambda *given, name=name: self._path.append(name))
+            layer.register_forward_pre_hook(lambda *arguments, name=name: self._path.append(name))
             layer.register_forward_hook(self._leave)
 
-    def _leave(self, *given: object) -> None:
+    def _leave(self, *arguments: object) -> None:
         self._path.pop()
 
     @property
@@ -111,7 +115,7 @@ class Skeleton:
 
     def names_in(self, called: Call) -> list[str]:
         """Return the names of those of the model's own tensors that go into a call."""
-        return [self._names[id(one)] for one in called.inputs if id(one) in self._names]
+        return [self._names[id(tensor)] for tensor in called.inputs if id(tensor) in self._names]
 
     def remember(self, trace: Trace) -> dict[Number, Source]:
         """Give every tensor positions of its own, and every number of every layer a source; return the sources."""
@@ -131,38 +135,41 @@ class Skeleton:
         for layer, module in self._layers.items():
             for name, value in list(vars(module).items()):
                 if type(value) in (tuple, list, torch.Size):
-                    held = type(value)(length(one, layer, name, place) for place, one in enumerate(value))
+                    replacement = type(value)(length(number, layer, name, place) for place, number in enumerate(value))
                 else:
-                    held = length(value, layer, name, None)
-                module.__dict__[name] = held
+                    replacement = length(value, layer, name, None)
+                module.__dict__[name] = replacement
         return sources
 
     def run(self, example_inputs: object, mode: bool, *watching: AbstractContextManager[object]) -> object:
         """Return what comes out; batch norm stays in evaluation: in training it raises an error for small batches.
 
-        All runs make the same draws, such as those of layers that are left out by chance, and einsum multiplies from
-        left to right.
+        All runs make the same random draws, as for stochastic depth, and einsum multiplies from left to right.
         """
         self._path.clear()
         _clear_einops()
         for layer in self._layers.values():
             layer.training = mode and not isinstance(layer, _NormBase)
-        given = without_values(example_inputs)
+        inputs = without_values(example_inputs)
         with ExitStack() as stack, kept_random_state(0), torch.no_grad(), torch.device("meta"):
             random.seed(0)
             np.random.seed(0)  # noqa: NPY002 - the model's code may draw from the old generator
             if torch.backends.opt_einsum.enabled:  # then the order follows from the widths
                 stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
             if self.says_tracing:
-                held = vars(torch.jit)  # from where code reads it
-                stack.callback(held.__setitem__, "is_tracing", held["is_tracing"])
-                held["is_tracing"] = lambda: True
-            if (name := "_detect_is_causal_mask") in (held := vars(transformer)):  # it looks at a mask's values for a
-                stack.callback(held.__setitem__, name, held[name])  # hint alone: with and without one, masks count
-                held[name] = lambda mask, is_causal, size: bool(is_causal)
-            for one in (Alike(self._given), *watching):
-                stack.enter_context(one)
-            return call(self.model, given)
+                module_names = vars(torch.jit)  # from where code reads it
+                stack.callback(module_names.__setitem__, "is_tracing", module_names["is_tracing"])
+                module_names["is_tracing"] = lambda: True
+            if (name := "_detect_is_causal_mask") in (
+                module_names := vars(transformer)
+            ):  # it looks at a mask's values for a
+                stack.callback(
+                    module_names.__setitem__, name, module_names[name]
+                )  # hint alone: with and without one, masks count
+                module_names[name] = lambda mask, is_causal, size: bool(is_causal)
+            for torch_mode in (Alike(self._originals), *watching):
+                stack.enter_context(torch_mode)
+            return call(self.model, inputs)
 
 
 def _clear_einops() -> None:
@@ -175,4 +182,4 @@ def _clear_einops() -> None:
 
 def without_values(example_inputs: object) -> object:
     """Return inputs as tensors on torch's meta device."""
-    return tree_map(lambda one: one.to("meta") if isinstance(one, Tensor) else one, example_inputs)
+    return tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, example_inputs)

@@ -34,7 +34,7 @@ _NORM = re.compile("(?<!weight_)norm(?!al)|rsqrt")
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """What a trace found."""
+    """Result of a trace."""
 
     channels: Channels
     numbers: Mapping[Number, Places]  # whole numbers that layers hold and that shrink, each with the axis it belongs to
@@ -54,7 +54,7 @@ def trace_model(
     """Trace a model; the arguments are those of ``elastic``."""
     _check_model(model)
     _check_inputs(example_inputs)
-    held = [(name, one, copy.copy(one)) for name, one in find_containers(model).items()]
+    containers = [(name, container, copy.copy(container)) for name, container in find_containers(model).items()]
     try:
         return Tracer(Skeleton(model, False), fixed).trace(example_inputs, outputs)
     except UnsupportedLayerError as refused:
@@ -63,7 +63,7 @@ def trace_model(
         except UnsupportedLayerError:
             raise refused from refused.__cause__
     finally:
-        _restore(held)
+        _restore(containers)
 
 
 def _check_model(model: nn.Module) -> None:
@@ -84,8 +84,8 @@ def _check_inputs(example_inputs: object) -> None:
     replaced = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
     if any(tensor.layout != torch.strided for tensor in replaced):
         raise UnsupportedLayerError("example_inputs has a sparse tensor, and a trace follows dense ones: give it dense")
-    others = [leaf for leaf in tree_leaves(example_inputs) if not isinstance(leaf, Tensor)]
-    kinds = {type(leaf).__name__ for leaf in others if any(True for _ in tensors_in(leaf))}
+    objects = [leaf for leaf in tree_leaves(example_inputs) if not isinstance(leaf, Tensor)]
+    kinds = {type(leaf).__name__ for leaf in objects if any(True for _ in tensors_in(leaf))}
     if kinds:
         raise UnsupportedLayerError(
             f"example_inputs has a {', '.join(sorted(kinds))} with tensors in its attributes, which a trace cannot "
@@ -116,16 +116,18 @@ def _explain(error: Exception, layer: nn.Module) -> str:
     return cause.format(match=match[0], error=text, remedy=remedy)
 
 
-def _restore(held: Sequence[tuple[str, Any, Any]]) -> None:
+def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
     """Undo what a trace changed in the model given; raise ``UnsupportedLayerError`` if it did."""
     changed = []
-    for name, one, before in held:
+    for name, container, before in containers:
         old = entries(before)
-        found = [f"{name}{key}".lstrip(".") for key, value in entries(one).items() if value is not old.get(key)]
-        if found or len(one) != len(before):
-            changed += found or [name]
-            one.clear()
-            (one.update if isinstance(one, dict) else one.extend)(before)
+        entries_changed = [
+            f"{name}{key}".lstrip(".") for key, value in entries(container).items() if value is not old.get(key)
+        ]
+        if entries_changed or len(container) != len(before):
+            changed += entries_changed or [name]
+            container.clear()
+            (container.update if isinstance(container, dict) else container.extend)(before)
     if changed:
         raise UnsupportedLayerError(HOLDS_THE_MODEL.format(f"sets {', '.join(changed)}"))
 
@@ -141,10 +143,10 @@ class Tracer:
         for name in _names_fixed(self._skeleton.model, fixed):
             self._trace.pin(*self._trace.rows(self._named[name]))
         for name, layer in self._skeleton.model.named_modules():
-            if isinstance(layer, ParametrizationList) and any(isinstance(one, _Orthogonal) for one in layer):
+            if isinstance(layer, ParametrizationList) and any(isinstance(part, _Orthogonal) for part in layer):
                 why = f"a part of the orthogonal matrix {name} would not be orthogonal"
                 self._trace.pin(
-                    *(row for one in named_tensors(layer).values() for row in self._trace.rows(one)), why=why
+                    *(row for part in named_tensors(layer).values() for row in self._trace.rows(part)), why=why
                 )
         self._used: set[str] = set()  # the model's parameters and buffers that went into any operator
         self._calls: list[tuple[Step, list[tuple[torch.Size, Rows | None]], list[Row]]] = []
@@ -171,13 +173,13 @@ class Tracer:
                 f"{skeleton.place} cannot be traced: {_explain(error, skeleton.at_work[1])}"
             ) from error
         if names:
-            held = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
-            if missing := [name for name in names if held.get(name) is None]:
+            named = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+            if missing := [name for name in names if named.get(name) is None]:
                 raise ConfigError(
                     f"outputs: the model returned a {type(output).__name__} without {', '.join(missing)}; it has "
-                    f"{', '.join(map(str, held)) or 'no names'}"
+                    f"{', '.join(map(str, named)) or 'no names'}"
                 )
-            output = [held[name] for name in names]
+            output = [named[name] for name in names]
         tensors = list(tensors_in(output))
         if not tensors:
             raise UnsupportedLayerError(
@@ -191,7 +193,7 @@ class Tracer:
         tensors = self._skeleton.names_in(called)
         self._used.update(tensors)
         if called.name not in QUIET:
-            outputs = [(one.shape, self._trace.known(one)) for one in called.outputs]
+            outputs = [(output.shape, self._trace.marked_rows(output)) for output in called.outputs]
             counted = self._trace.counted(called.inputs[0], called.divisor) if called.inputs else []
             self._calls.append((Step(called.name, tensors, [], called.numbers, called.divisor), outputs, counted))
         if _NORM.search(called.name):
@@ -203,7 +205,7 @@ class Tracer:
         trace.listening = False
         unused = _pin_unused(self._skeleton.model, trace, self._used)
         parameters = [trace.rows(parameter) for parameter in self._skeleton.model.parameters()]
-        rows = [row for own in parameters for row in own if row is not None]
+        rows = [row for rows_of in parameters for row in rows_of if row is not None]
         _pin_tables(trace, rows)
         grouping = Grouping(trace.positions, rows)
         axes = {name: tuple(map(grouping.places, trace.rows(tensor))) for name, tensor in self._named.items()}
@@ -213,7 +215,7 @@ class Tracer:
         def lengths(shape: torch.Size, rows: Rows | None) -> list[int | Places | None]:
             if rows is None:
                 return [None] * len(shape)
-            return [one if row is None else grouping.length(row) for one, row in zip(shape, rows, strict=True)]
+            return [length if row is None else grouping.length(row) for length, row in zip(shape, rows, strict=True)]
 
         steps = []
         for step, outputs, summed in self._calls:
@@ -234,17 +236,20 @@ class Tracer:
 def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
     """Keep all parameters whole that went into no operator; return the outermost layers that hold nothing else.
 
-    The code that uses them was not seen, so nobody knows which of their axes must fit to what.
+    The code that uses them was not seen, so it is unknown which of their axes belong together.
     """
     parameters = dict(model.named_parameters())
     busy = [f"{name}." for name in parameters if name in used]
     rows = {name: trace.rows(parameters[name]) for name in sorted(parameters.keys() - used)}
-    idle = [name for name, own in rows.items() if any(row is not None for row in own)]
+    idle = [name for name, path_parts in rows.items() if any(row is not None for row in path_parts)]
     for name in idle:
         trace.pin(*rows[name])
     paths = [accumulate(name.split("."), "{}.{}".format) for name in idle]
-    found = [next(path for path in own if not any(one.startswith(f"{path}.") for one in busy)) for own in paths]
-    return list(dict.fromkeys(found))
+    outermost = [
+        next(path for path in path_parts if not any(prefix.startswith(f"{path}.") for prefix in busy))
+        for path_parts in paths
+    ]
+    return list(dict.fromkeys(outermost))
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
@@ -270,4 +275,6 @@ def _names_fixed(model: nn.Module, fixed: Sequence[str]) -> Iterator[str]:
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching:
             raise ConfigError(f"fixed: no layer or parameter matches {pattern!r}; there are {', '.join(names[:8])} ...")
-        yield from (name for name in tensors if any(name == one or name.startswith(f"{one}.") for one in matching))
+        yield from (
+            name for name in tensors if any(name == match or name.startswith(f"{match}.") for match in matching)
+        )

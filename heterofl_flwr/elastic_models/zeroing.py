@@ -74,14 +74,14 @@ class _Replayer(TorchDispatchMode):
             args = [few if isinstance(of, int | float) else of for of, few in pairs]
         if record.shape == _shape(args):
             return func(*args, **kwargs)
-        given = Call(func, args, kwargs, None).given
+        arguments = Call(func, args, kwargs, None).named_arguments
         if name in ("mean", "var", "var_mean", "std", "std_mean"):
-            return _moments(name, args[0], record.shape, given)
+            return _moments(name, args[0], record.shape, arguments)
         if name in ("native_layer_norm", "native_group_norm"):
-            return _norm(args[0], record.shape, given)
+            return _norm(args[0], record.shape, arguments)
         if name in _FILLS:
             args = [
-                args[0].masked_fill(_dropped(args[0], record.shape, _dims(args[0], given)), _FILLS[name]),
+                args[0].masked_fill(_dropped(args[0], record.shape, _dims(args[0], arguments)), _FILLS[name]),
                 *args[1:],
             ]
         output = func(*args, **kwargs)
@@ -94,9 +94,9 @@ def _shape(args: Sequence[Any]) -> torch.Size:
     return args[0].shape if args and isinstance(args[0], Tensor) else torch.Size()
 
 
-def _dims(x: Tensor, given: Mapping[str, Any]) -> list[int]:
+def _dims(x: Tensor, arguments: Mapping[str, Any]) -> list[int]:
     """Return the axes that an operator reduces."""
-    dims = given.get("dim")
+    dims = arguments.get("dim")
     return [
         axis % x.dim() for axis in (range(x.dim()) if dims in (None, []) else [dims] if isinstance(dims, int) else dims)
     ]
@@ -105,50 +105,50 @@ def _dims(x: Tensor, given: Mapping[str, Any]) -> list[int]:
 def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) -> Tensor:
     """Return which entries of a tensor the slice lacks: those of zeros alone along the axes that are shorter in it."""
     dropped = torch.zeros_like(x, dtype=torch.bool)
-    for axis, (full, kept) in enumerate(zip(x.shape, shape, strict=True)):
-        if kept < full and (axes is None or axis in axes):
-            others = [other for other in range(x.dim()) if other != axis]
-            dropped |= (x == 0).all(others, keepdim=True) if others else x == 0
+    for axis, (length, slice_length) in enumerate(zip(x.shape, shape, strict=True)):
+        if slice_length < length and (axes is None or axis in axes):
+            other_axes = [other_axis for other_axis in range(x.dim()) if other_axis != axis]
+            dropped |= (x == 0).all(other_axes, keepdim=True) if other_axes else x == 0
     return dropped
 
 
-def _moments(name: str, x: Tensor, shape: torch.Size, given: Mapping[str, Any]) -> object:
+def _moments(name: str, x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> object:
     """Return mean, variance or both over the slice's entries: the others are zero and add nothing to the sums."""
-    axes = _dims(x, given)
-    count, keep = float(np.prod([shape[axis] for axis in axes])), bool(given.get("keepdim"))
+    axes = _dims(x, arguments)
+    count, keep = float(np.prod([shape[axis] for axis in axes])), bool(arguments.get("keepdim"))
     mean = x.sum(axes, keepdim=keep) / count
-    correction = given.get("correction", given.get("unbiased", 1))
+    correction = arguments.get("correction", arguments.get("unbiased", 1))
     correction = 1.0 if correction is None else float(correction)
     variance = (x.square().sum(axes, keepdim=keep) - count * mean.square()) / (count - correction)
     spread = variance.clamp(min=0).sqrt() if name.startswith("std") else variance
     return mean if name == "mean" else (spread, mean) if name.endswith("_mean") else spread
 
 
-def _norm(x: Tensor, shape: torch.Size, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def _norm(x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Return a layer or group norm over the slice's entries."""
-    groups, dropped = given.get("group"), _dropped(x, shape)
+    groups, dropped = arguments.get("group"), _dropped(x, shape)
     if groups is None:
-        axes, parts, alive = list(range(-len(given["normalized_shape"]), 0)), x, ~dropped
+        axes, parts, alive = list(range(-len(arguments["normalized_shape"]), 0)), x, ~dropped
     else:  # (batch, groups, channels of a group x positions)
         axes, parts, alive = [2], x.reshape(x.shape[0], groups, -1), (~dropped).reshape(x.shape[0], groups, -1)
     count = alive.sum(axes, keepdim=True).clamp(min=1)
     mean = parts.sum(axes, keepdim=True) / count
     variance = (parts.square().sum(axes, keepdim=True) / count - mean.square()).clamp(min=0)
-    scale = (variance + given["eps"]).rsqrt()
+    scale = (variance + arguments["eps"]).rsqrt()
     output = ((parts - mean) * scale).reshape(x.shape).masked_fill(dropped, 0.0)
-    along = (1, -1, *[1] * (x.dim() - 2)) if groups is not None else given["normalized_shape"]
-    for tensor, operate in ((given["weight"], torch.mul), (given["bias"], torch.add)):
+    along = (1, -1, *[1] * (x.dim() - 2)) if groups is not None else arguments["normalized_shape"]
+    for tensor, operate in ((arguments["weight"], torch.mul), (arguments["bias"], torch.add)):
         output = output if tensor is None else operate(output, tensor.reshape(along))
     return output, mean, scale
 
 
-def compare_by_zeroing(full: nn.Module, small: nn.Module, part: Slice, example_inputs: object) -> str:
+def compare_by_zeroing(full_model: nn.Module, slice_: nn.Module, part: Slice, example_inputs: object) -> str:
     """Return how the output of a slice differs from that of the full model with zeros, as text; '' if it does not.
 
     Both run once in evaluation, in double precision.
     """
     inputs = tree_map(lambda leaf: _double(leaf) if isinstance(leaf, Tensor) else leaf, example_inputs)
-    models = [copy_with(model, lambda name, tensor: _double(tensor)) for model in (small, full)]
+    models = [copy_with(model, lambda name, tensor: _double(tensor)) for model in (slice_, full_model)]
     for name, tensor in named_tensors(models[1]).items():
         for axis, places in enumerate(part.channels.axes.get(name, ())):
             if places is not None:
@@ -160,10 +160,10 @@ def compare_by_zeroing(full: nn.Module, small: nn.Module, part: Slice, example_i
         expected, expected_sums = _run(models[1], inputs, _Replayer(recorder.records))
     except Exception as error:  # whatever the model's own code raises in double precision
         return f"the comparison ends early: {first_line(error)}"
-    for number, (output, wanted) in enumerate(zip(outputs, expected, strict=False)):
-        if output.shape != wanted.shape or not output.is_floating_point():
+    for number, (output, expected_output) in enumerate(zip(outputs, expected, strict=False)):
+        if output.shape != expected_output.shape or not output.is_floating_point():
             continue  # hidden states that nobody reads, say
-        largest, distance = float(wanted.abs().max()), float((output - wanted).abs().max())
+        largest, distance = float(expected_output.abs().max()), float((output - expected_output).abs().max())
         if not distance <= _TOLERANCE * max(1.0, largest):
             layers = (name for name, value in sums.items() if not np.isclose(value, expected_sums.get(name, value)))
             return (
@@ -187,7 +187,7 @@ def _run(model: nn.Module, inputs: object, mode: TorchDispatchMode) -> tuple[lis
             sums[name] = float(sum(tensor.sum() for tensor in tensors_in(output) if tensor.is_floating_point()))
 
     for name, layer in model.named_modules():
-        layer.register_forward_hook(lambda layer, given, output, name=name: note(name, output))
+        layer.register_forward_hook(lambda layer, arguments, output, name=name: note(name, output))
     is_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operator for all of attention, whose scale would be the full
     try:

@@ -73,6 +73,7 @@ class Federation:
         self.reset()
         self.model = self.build(self.mix.global_rate)  # the global model's architecture; its weights are only a start
         self.whole = self.plan(self.mix.global_rate)
+        self._frozen_values = frozen_parameters(self.model)
         if self.options.transfer.slice_rule != "prefix":
             self.plan(self.mix.rates[-1])  # it is checked now, as Dynamic may draw that rate late
         exchanged, self._first_names = exchanged_parameters(self.model), MappingProxyType(first_names(self.model))
@@ -268,7 +269,7 @@ class Federation:
 
     def _check_frozen_values(self, state: Mapping[str, Tensor]) -> None:
         """Raise an error where a state has other values of frozen parameters than the model that nodes build."""
-        for name, parameter in frozen_parameters(self.model).items():
+        for name, parameter in self._frozen_values.items():
             if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
                 raise ConfigError(
                     f"initial_arrays has other values of {name} than build gives it. It is frozen "

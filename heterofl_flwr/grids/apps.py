@@ -9,7 +9,8 @@ from typing import ClassVar, NamedTuple, TypeVar
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.common.errors import ConfigError, load_function
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, ErrorCode, get_identity, set_identity
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import ray
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
-from heterofl_flwr.common.named_modules import VARIABLE
+from heterofl_flwr.common.user_code import VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -166,5 +166,5 @@ def _environment() -> dict[str, str]:
     """Return what an actor's environment adds: the same modules can be imported, and each library uses one thread."""
     modules = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    named = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
-    return {**threads, **named, "PYTHONPATH": modules}
+    code = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
+    return {**threads, **code, "PYTHONPATH": modules}

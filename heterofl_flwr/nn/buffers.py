@@ -22,7 +22,9 @@ def renew_spectral_norms(model: nn.Module) -> None:
     equal parameters has equal ones. Both of torch's forms are known, that of ``parametrizations`` and the older one.
     """
     for layer in model.modules():
-        if isinstance(layer, ParametrizationList) and any(isinstance(one, _SpectralNorm) for one in layer):
+        if isinstance(layer, ParametrizationList) and any(
+            isinstance(parametrization, _SpectralNorm) for parametrization in layer
+        ):
             _renew(layer)
         for hook in _older_norms(layer):
             _start(getattr(layer, f"{hook.name}_u"))
@@ -37,10 +39,12 @@ def _older_norms(layer: nn.Module) -> Iterator[SpectralNorm]:
 def _renew(chain: ParametrizationList) -> None:
     """Compute a parametrized tensor several times; only in training does spectral norm step."""
     with evaluating(chain):  # other parametrizations in the chain might draw
-        for one in chain:
-            if isinstance(one, _SpectralNorm) and hasattr(one, "_v"):  # a vector is normalised without any
-                _start(one._v)
-                one.train()
+        for parametrization in chain:
+            if isinstance(parametrization, _SpectralNorm) and hasattr(
+                parametrization, "_v"
+            ):  # a vector is normalised without any
+                _start(parametrization._v)
+                parametrization.train()
         for _ in range(_STEPS):
             chain()
 
@@ -51,7 +55,7 @@ def _start(vector: Tensor) -> None:
     vector.copy_(nn.functional.normalize(torch.randn(len(vector), generator=fixed, device="cpu"), dim=0))
 
 
-def find_channel_tables(full: nn.Module, local: nn.Module) -> list[str]:
+def find_channel_tables(full_model: nn.Module, local: nn.Module) -> list[str]:
     """Return the buffers that say something else of each channel, and of which a smaller model has only some.
 
     Sines of positions and random features are such. Statistics of norms and vectors of spectral norm are not, as they
@@ -59,14 +63,22 @@ def find_channel_tables(full: nn.Module, local: nn.Module) -> list[str]:
     """
     shapes = {name: buffer.shape for name, buffer in local.named_buffers()}
     renewed: set[int] = set()
-    for layer in full.modules():
+    for layer in full_model.modules():
         if isinstance(layer, _NormBase | _SpectralNorm):
             renewed.update(map(id, layer.buffers()))
         renewed.update(id(getattr(layer, f"{hook.name}_{end}")) for hook in _older_norms(layer) for end in "uv")
 
     def tells_apart(buffer: Tensor, shape: torch.Size) -> bool:
-        axes = [axis for axis, (full, few) in enumerate(zip(buffer.shape, shape, strict=True)) if few < full]
+        axes = [
+            axis
+            for axis, (length, local_length) in enumerate(zip(buffer.shape, shape, strict=True))
+            if local_length < length
+        ]
         return any(not torch.equal(buffer, buffer.roll(1, axis)) for axis in axes)
 
-    named = full.named_buffers()
-    return [name for name, one in named if name in shapes and id(one) not in renewed and tells_apart(one, shapes[name])]
+    named = full_model.named_buffers()
+    return [
+        name
+        for name, buffer in named
+        if name in shapes and id(buffer) not in renewed and tells_apart(buffer, shapes[name])
+    ]

@@ -1,4 +1,4 @@
-"""What ``build`` gives: a new model for each message, and the plan of a rate, which is worked out once."""
+"""Models that ``build`` returns, one for each message, and cached plans by rate."""
 
 import inspect
 from collections import defaultdict

@@ -43,8 +43,8 @@ class Shallow:
         model = self.build(width_rate)
         dropped = _drop(model, find_stacks(model, self.blocks), depth_rate)
         if self.idle:  # what clients hold and do not train would hold back those who do
-            own = (*getattr(model, "untrained", ()), *self.idle.get(len(dropped), ()))
-            setattr(model, "untrained", own)  # noqa: B010  # a module may hold anything
+            untrained = (*getattr(model, "untrained", ()), *self.idle.get(len(dropped), ()))
+            setattr(model, "untrained", untrained)  # noqa: B010  # a module may hold anything
         return model
 
     def _rates(self, rate: float) -> Rates:
@@ -52,8 +52,8 @@ class Shallow:
         if not self.levels:
             return 1.0, float(exact_rate(rate))
         if rate not in self.levels:
-            known = ", ".join(map(level_name, self.levels))
-            raise ConfigError(f"level {level_name(rate)} has no widths and depths; levels names {known}: add it there")
+            levels = ", ".join(map(level_name, self.levels))
+            raise ConfigError(f"level {level_name(rate)} has no widths and depths; levels names {levels}: add it there")
         return self.levels[rate]
 
 
@@ -95,22 +95,24 @@ def shallow(
     >>> len(build(0.5))
     2
     """
-    known = _parse_levels((levels or {}).items())
-    width_rates = [width_rate for width_rate, _ in known.values()]
+    rates_by_level = _parse_levels((levels or {}).items())
+    width_rates = [width_rate for width_rate, _ in rates_by_level.values()]
     if isinstance(model, nn.Module):
         if any(width_rate != 1 for width_rate in width_rates):
             raise ConfigError(
                 "a single model has one width: where levels differ in width, give elastic(model, example)"
             )
         model = partial(_copied, copy.deepcopy(model))
-    build = Shallow(model, blocks, known)
+    build = Shallow(model, blocks, rates_by_level)
     with kept_random_state():
-        full = model(max(width_rates, default=1.0))
-    if not find_stacks(full, blocks):
-        stacks = ", ".join(_join(name, "*") for name, own in full.named_modules() if isinstance(own, STACKS))
-        raise ConfigError(f"{blocks!r} names no blocks of {type(full).__name__}; it has {stacks or 'no stack of any'}")
+        full_model = model(max(width_rates, default=1.0))
+    if not find_stacks(full_model, blocks):
+        stacks = ", ".join(_join(name, "*") for name, layer in full_model.named_modules() if isinstance(layer, STACKS))
+        raise ConfigError(
+            f"{blocks!r} names no blocks of {type(full_model).__name__}; it has {stacks or 'no stack of any'}"
+        )
     if example_inputs is not None:
-        idle, partly, roles = _check_depths(full, blocks, example_inputs)
+        idle, partly, roles = _check_depths(full_model, blocks, example_inputs)
         build.idle.update(idle)
         if roles:
             warnings.warn(
@@ -120,7 +122,7 @@ def shallow(
                 stacklevel=2,
             )
         if idle:
-            names = ", ".join(dict.fromkeys(name for own in idle.values() for name in own))
+            names = ", ".join(dict.fromkeys(name for layer in idle.values() for name in layer))
             warnings.warn(f"shallower models hold {names} and do not train them: they do not count", stacklevel=2)
         if partly:
             warnings.warn(
@@ -152,15 +154,15 @@ def read_levels(text: str) -> Mapping[float, Rates] | None:
 
 def _parse_levels(pairs: Iterable[tuple[str | float, object]]) -> dict[float, Rates]:
     """Return the width rate and the depth rate by the rate of each level."""
-    found: dict[float, Rates] = {}
+    parsed: dict[float, Rates] = {}
     for level, rates in pairs:
         if not isinstance(rates, tuple | list) or len(rates) != 2:
             raise ConfigError(f"level {level} has {rates!r}; expected a width rate and a depth rate, as (0.7, 0.75)")
         rate = rate_of(level)
-        if rate in found:
+        if rate in parsed:
             raise ConfigError(f"level {level} is given twice: leave one of them out")
-        found[rate] = float(exact_rate(rates[0])), float(exact_rate(rates[1]))
-    return found
+        parsed[rate] = float(exact_rate(rates[0])), float(exact_rate(rates[1]))
+    return parsed
 
 
 def _copied(model: nn.Module, rate: float) -> nn.Module:
@@ -172,7 +174,9 @@ def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
     """Return the stacks of the blocks that fit a pattern: by the name of each, the names of the blocks in it."""
     stacks = {
         parent: [
-            own for own, block in stack._modules.items() if block is not None and _fits(_join(parent, own), pattern)
+            child
+            for child, block in stack._modules.items()
+            if block is not None and _fits(_join(parent, child), pattern)
         ]
         for parent, stack in model.named_modules()
         if isinstance(stack, STACKS)
@@ -184,8 +188,8 @@ def _fits(name: str, pattern: str) -> bool:
     return name.count(".") == pattern.count(".") and fnmatchcase(name, pattern)
 
 
-def _join(parent: str, own: str) -> str:
-    return f"{parent}.{own}" if parent else own
+def _join(parent: str, child: str) -> str:
+    return f"{parent}.{child}" if parent else child
 
 
 def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float | Fraction) -> list[str]:
@@ -194,9 +198,9 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
     for parent, names in stacks.items():
         # Not del stack[...]: nn.Sequential would give the blocks that are left other names.
         modules = model.get_submodule(parent)._modules
-        for own in names[width(len(names), depth_rate) :]:
-            if modules.pop(own, None) is not None:
-                dropped.append(_join(parent, own))
+        for child in names[width(len(names), depth_rate) :]:
+            if modules.pop(child, None) is not None:
+                dropped.append(_join(parent, child))
     return dropped
 
 
@@ -215,19 +219,23 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
     with watching(model, stacks) as watch:
         modes, expected, every = _run_whole(model, inputs, watch)
         links, gone = watch.end_run(stacks), 0
-        depth_rates = {Fraction(kept, len(names)) for names in stacks.values() for kept in range(1, len(names))}
+        depth_rates = {Fraction(number, len(names)) for names in stacks.values() for number in range(1, len(names))}
         for depth_rate in sorted(depth_rates, reverse=True):
             dropped = _drop(model, stacks, depth_rate)
             gone += len(dropped)
             used = _run_without(model, dropped, inputs, modes, expected)
             for block, sources in watch.end_run(find_stacks(model, blocks)).items():
                 if sources != links[block]:
-                    full, here = (", ".join(sorted(names)) or "none other" for names in (links[block], sources))
-                    findings.roles[f"{block} takes the output of {full}, and in a shallower model of {here}"] = None
-            held = [name for name, _ in model.named_parameters() if name in every]
-            if idle := tuple(name for name in held if name not in used):
+                    expected_sources, actual_sources = (
+                        ", ".join(sorted(names)) or "none other" for names in (links[block], sources)
+                    )
+                    findings.roles[
+                        f"{block} takes the output of {expected_sources}, and in a shallower model of {actual_sources}"
+                    ] = None
+            names = [name for name, _ in model.named_parameters() if name in every]
+            if idle := tuple(name for name in names if name not in used):
                 findings.idle[gone] = idle
-            rows = {name for name in held if name in used and len(used[name]) in map(len, stacks.values())}
+            rows = {name for name in names if name in used and len(used[name]) in map(len, stacks.values())}
             findings.partly.update(name for name in rows if (every[name] & ~used[name]).any())
     counted = [f"the code counts the blocks of {name}, or takes them from the end" for name in sorted(watch.counted)]
     return findings._replace(roles=dict.fromkeys([*counted, *findings.roles]))
@@ -284,6 +292,6 @@ def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple
         ends = [leaf.sum() for leaf in leaves if leaf.requires_grad]
         if ends:
             torch.autograd.backward(ends)  # torch.autograd.grad refuses models with torch.utils.checkpoint
-    trained = {name: own.grad for name, own in model.named_parameters() if own.grad is not None}
-    used = {name: own.reshape(*own.shape[:1], -1).any(-1) for name, own in trained.items()}
+    trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    used = {name: parameter.reshape(*parameter.shape[:1], -1).any(-1) for name, parameter in trained.items()}
     return (tuple(leaves[0].shape) if leaves else None), used

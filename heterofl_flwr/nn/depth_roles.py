@@ -73,7 +73,7 @@ class Watch:
 
 def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
     """Return the blocks whose outputs are nearest on the ways back through autograd's graph."""
-    found, seen = set(), set(ends)
+    blocks, seen = set(), set(ends)
     waiting = [node for end in ends for node, _ in end.next_functions]
     while waiting:
         node = waiting.pop()
@@ -81,10 +81,10 @@ def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
             continue
         seen.add(node)
         if node in nodes:
-            found.add(nodes[node])
+            blocks.add(nodes[node])
         else:
             waiting += [node for node, _ in node.next_functions]
-    return found
+    return blocks
 
 
 def _note(watch: Watch, name: str, block: nn.Module, inputs: object, output: object) -> None:

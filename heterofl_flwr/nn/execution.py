@@ -1,4 +1,4 @@
-"""How a model is run: what it is called with, its tensors and their device, layouts and threads."""
+"""Running a model: its inputs, its tensors and their device, memory layouts and threads."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's parameters are; the CPU where it has none."""
+    """Return the device of a model's parameters; the CPU if it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
@@ -19,17 +19,17 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(named)
 
 
-def arguments(given: object) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Return what a model is called with: a tensor, a tuple of arguments, or a mapping of named ones."""
-    if isinstance(given, Mapping):
-        return (), dict(given)
-    return (given if isinstance(given, tuple) else (given,)), {}
+def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Return positional and keyword arguments from a tensor, a tuple, or a mapping by name."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
-def call(model: nn.Module, given: object) -> object:
-    """Return what a model makes of a tensor, of a tuple of arguments, or of a mapping of named ones."""
-    positional, named = arguments(given)
-    return model(*positional, **named)
+def call(model: nn.Module, inputs: object) -> object:
+    """Call a model with a tensor, a tuple of arguments, or a mapping by name."""
+    positional, keywords = arguments(inputs)
+    return model(*positional, **keywords)
 
 
 def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator[Tensor]:
@@ -51,7 +51,7 @@ def bears_channels_last(model: nn.Module) -> bool:
     Where it has AVX2 and no AVX512, the backward pass of a strided 1x1 convolution of fewer than eight input channels
     then writes outside of its memory, in torch 2.14.
     """
-    fewest = min((own.shape[1] for own in model.parameters() if own.shape[2:] == (1, 1)), default=8)
+    fewest = min((parameter.shape[1] for parameter in model.parameters() if parameter.shape[2:] == (1, 1)), default=8)
     return fewest >= 8 or torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
@@ -89,7 +89,7 @@ def channels_last(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Let torch use so many threads, and then as many as before."""
+    """Set the number of torch's threads, and restore it."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -68,17 +68,17 @@ class Exits(nn.Module):
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
         """Return the logits of all exits, the shallowest first."""
-        found = []
-        for one in self.exits:
-            x = one.get_submodule("body")(x)
-            found.append(one.get_submodule("head")(x))
-        return found
+        logits = []
+        for stage in self.exits:
+            x = stage.get_submodule("body")(x)
+            logits.append(stage.get_submodule("head")(x))
+        return logits
 
     @property
     def label_rows(self) -> tuple[str, ...]:
         """The parameters whose rows belong to classes: those of each head's last linear layer, if it has one."""
-        heads = {f"exits.{number}.head": one.get_submodule("head") for number, one in enumerate(self.exits)}
-        return tuple(own for name, head in heads.items() for own in last_linear(head, name))
+        heads = {f"exits.{number}.head": stage.get_submodule("head") for number, stage in enumerate(self.exits)}
+        return tuple(parameter for name, head in heads.items() for parameter in last_linear(head, name))
 
     @property
     def untrained(self) -> tuple[str, ...]:
@@ -118,9 +118,9 @@ def _(model: CNN) -> Sequence[Stage]:
 @split_stages.register
 def _(model: PreResNet) -> Sequence[Stage]:
     """End a PreResNet after each stage; before its head comes the norm that the next stage begins with."""
-    first, *others = model.stages.children()
-    bodies = [nn.Sequential(OrderedDict(stem=model.stem, blocks=first)), *others]
-    norms = [*(copy.deepcopy(stage.get_submodule("0.norm1")) for stage in others), model.norm]
+    first_stage, *later_stages = model.stages.children()
+    bodies = [nn.Sequential(OrderedDict(stem=model.stem, blocks=first_stage)), *later_stages]
+    norms = [*(copy.deepcopy(stage.get_submodule("0.norm1")) for stage in later_stages), model.norm]
     return [
         _with_head(body, model.linear.out_features, scaler=model.scaler, norm=norm, relu=nn.ReLU())
         for body, norm in zip(bodies, norms, strict=True)

@@ -1,4 +1,4 @@
-"""What models of several widths are made of: the Scaler (section 3.3) and norms."""
+"""Layers of models of several widths: the Scaler (section 3.3) and norms."""
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction

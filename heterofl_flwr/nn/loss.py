@@ -11,7 +11,7 @@ from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.reply_checks import class_numbers
 
 Fill = Literal["zero", "-inf", "none"]
-"""What becomes of the logits of absent classes."""
+"""Treatment of the logits of absent classes."""
 
 
 def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tensor:
@@ -19,9 +19,9 @@ def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tens
 
     Build it once per client: the check reads values, which on a GPU waits for all work before it.
     """
-    given = class_numbers(classes, number, DataError)
-    mask = torch.zeros(number, dtype=torch.bool, device=given.device)
-    mask[given] = True
+    present = class_numbers(classes, number, DataError)
+    mask = torch.zeros(number, dtype=torch.bool, device=present.device)
+    mask[present] = True
     return mask
 
 

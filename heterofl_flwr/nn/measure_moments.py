@@ -67,11 +67,11 @@ def collect_moments(
             number += len(some)
     if not some:
         raise DataError("there are no batches to measure moments on")
-    return Moments(kind, {name: own.moments(number) for name, own in sums.items()})
+    return Moments(kind, {name: sums_of_layer.moments(number) for name, sums_of_layer in sums.items()})
 
 
 def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Tensor]]:
-    """Yield up to so many neighbours of equal shape at a time."""
+    """Yield lists of up to ``most`` neighbouring batches of equal shape."""
     some: list[torch.Tensor] = []
     for number, batch in enumerate(batches, 1):
         if isinstance(batch, list | tuple):
@@ -105,7 +105,7 @@ class _Sums:
         vars(layer)["forward"] = self.forward
 
     def moments(self, batches: int) -> LayerMoments:
-        """Return the sums over so many batches; one for which the layer was called several times counts once."""
+        """Return the sums over a number of batches; several calls of the layer for one batch count once."""
         count = min(self.count, batches) if self.kind == "paper" else self.count
         calls = self.count / count if count else 1
         return LayerMoments(count, (self.first / calls).cpu(), (self.second / calls).cpu())
@@ -139,8 +139,8 @@ class _Sums:
         """Normalise several batches in one call, in which the channels of each are channels of their own."""
         layer, number = self.layer, self.batches
         wide = x.reshape(number, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)  # (examples, batches * channels, ...)
-        given = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
-        mean, variance, scale, shift = (None if own is None else own.repeat(number) for own in given)
+        tensors = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+        mean, variance, scale, shift = (None if tensor is None else tensor.repeat(number) for tensor in tensors)
         output = F.batch_norm(wide, mean, variance, scale, shift, training=True, momentum=1.0, eps=layer.eps)
         self._add(wide, mean, variance)
         return output.reshape(-1, number, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
@@ -150,10 +150,12 @@ class _Sums:
         # A layer in half precision keeps its moments in half precision too.
         half = x.dtype in (torch.float16, torch.bfloat16)
         axes = [axis for axis in range(x.dim()) if axis != 1]
-        found = torch.var_mean(x.float(), axes)[::-1] if half else moments
+        statistics = torch.var_mean(x.float(), axes)[::-1] if half else moments
         place = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
         shape = (-1, self.layer.num_features)
-        mean, variance = (own.to(place).double().view(shape) for own in found if own is not None)  # (batches, channels)
+        mean, variance = (
+            tensor.to(place).double().view(shape) for tensor in statistics if tensor is not None
+        )  # (batches, channels)
         if self.kind == "paper":
             weight, second = 1, variance
         else:

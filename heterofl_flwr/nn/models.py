@@ -57,15 +57,15 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for number, full in enumerate(hidden, 1):
+        for number, full_width in enumerate(hidden, 1):
             if number > 1:
                 layers[f"pool{number - 1}"] = nn.MaxPool2d(2)
-            kept = width(full, rate)
-            layers[f"conv{number}"] = nn.Conv2d(channels, kept, 3, padding=1)
+            channels_kept = width(full_width, rate)
+            layers[f"conv{number}"] = nn.Conv2d(channels, channels_kept, 3, padding=1)
             layers[f"scaler{number}"] = make_scaler(rate, global_rate, scaler)
-            layers[f"norm{number}"] = make_norm(norm, kept)
+            layers[f"norm{number}"] = make_norm(norm, channels_kept)
             layers[f"relu{number}"] = nn.ReLU(inplace=True)
-            channels = kept
+            channels = channels_kept
         self.features = nn.Sequential(layers)
         self.linear = nn.Linear(channels, classes)
         nn.init.zeros_(self.linear.bias)
@@ -101,16 +101,16 @@ class MLP(nn.Module):
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         shape = tuple(inputs)
-        for number, full in enumerate(hidden, 1):
-            kept = width(full, rate)
+        for number, full_width in enumerate(hidden, 1):
+            channels_kept = width(full_width, rate)
             if number <= convolutions:
-                layers[f"conv{number}"] = nn.Conv2d(shape[0], kept, 5)
-                shape = kept, *((side - 4) // 2 for side in shape[1:])
+                layers[f"conv{number}"] = nn.Conv2d(shape[0], channels_kept, 5)
+                shape = channels_kept, *((side - 4) // 2 for side in shape[1:])
             else:
                 # The first of them sees whole maps, one after the other, so a prefix of it is whole maps too.
                 layers.setdefault("flatten", nn.Flatten())
-                layers[f"linear{number}"] = nn.Linear(prod(shape), kept)
-                shape = (kept,)
+                layers[f"linear{number}"] = nn.Linear(prod(shape), channels_kept)
+                shape = (channels_kept,)
             layers[f"scaler{number}"] = make_scaler(rate, global_rate, scaler)
             layers[f"relu{number}"] = nn.ReLU(inplace=True)
             if number <= convolutions:
@@ -152,8 +152,8 @@ def build_model(name: str, **options: object) -> Build:
     try:
         signature.bind(**options, rate=1.0)
     except TypeError as error:
-        known = ", ".join(option for option in signature.parameters if option != "rate")
-        raise ConfigError(f"model {name}: {error}; its options are {known}") from error
+        parameters = ", ".join(option for option in signature.parameters if option != "rate")
+        raise ConfigError(f"model {name}: {error}; its options are {parameters}") from error
     return partial(_build, MODELS[name], options)
 
 

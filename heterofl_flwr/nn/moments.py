@@ -28,8 +28,8 @@ class LayerMoments:
     first: torch.Tensor  # sum of the batches' means (paper), or of all values (fixed)
     second: torch.Tensor  # sum of the batches' unbiased variances (paper), or of all squares (fixed)
 
-    def __add__(self, other: "LayerMoments") -> "LayerMoments":
-        return LayerMoments(self.count + other.count, self.first + other.first, self.second + other.second)
+    def __add__(self, term: "LayerMoments") -> "LayerMoments":
+        return LayerMoments(self.count + term.count, self.first + term.first, self.second + term.second)
 
     def statistics(self, kind: Variant) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean and the variance of each channel."""
@@ -75,11 +75,11 @@ class Moments:
                 f"diverged"
             )
 
-    def __add__(self, other: "Moments") -> "Moments":
-        if self.kind != other.kind:
-            raise DataError(f"moments of kind {self.kind} and of kind {other.kind} cannot be added")
-        check_layers(other, {name: len(layer.first) for name, layer in self.layers.items()})
-        return Moments(self.kind, {name: layer + other.layers[name] for name, layer in self.layers.items()})
+    def __add__(self, term: "Moments") -> "Moments":
+        if self.kind != term.kind:
+            raise DataError(f"moments of kind {self.kind} and of kind {term.kind} cannot be added")
+        check_layers(term, {name: len(layer.first) for name, layer in self.layers.items()})
+        return Moments(self.kind, {name: layer + term.layers[name] for name, layer in self.layers.items()})
 
     def statistics(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean and the variance that a layer's running statistics become, in float64."""
@@ -109,21 +109,21 @@ class Moments:
 
 
 def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
-    """Raise ``ShapeError`` unless moments are of these layers, each with so many channels."""
-    found = {name: len(layer.first) for name, layer in moments.layers.items()}
-    faults = [f"{name} is missing" for name in channels if name not in found]
-    faults += [f"{name} is unknown" for name in found if name not in channels]
+    """Raise ``ShapeError`` unless moments have these layers with these numbers of channels."""
+    sizes = {name: len(layer.first) for name, layer in moments.layers.items()}
+    faults = [f"{name} is missing" for name in channels if name not in sizes]
+    faults += [f"{name} is unknown" for name in sizes if name not in channels]
     faults += [
-        f"{name} has {found[name]} channels, expected {expected}"
+        f"{name} has {sizes[name]} channels, expected {expected}"
         for name, expected in channels.items()
-        if found.get(name, expected) != expected
+        if sizes.get(name, expected) != expected
     ]
     if faults:
         raise ShapeError(f"moments are of another model: {'; '.join(faults)}")
 
 
 def check_possible(moments: Moments, examples: int) -> None:
-    """Raise ``DataError`` for counts that so many examples cannot have, and for sums that no data have."""
+    """Raise ``DataError`` for counts beyond a number of examples, and for sums that no data can have."""
     most, what = (examples, "batches") if moments.kind == "paper" else (examples * POSITIONS, "values a channel")
     for name, layer in moments.layers.items():
         if layer.count > most:
@@ -158,20 +158,20 @@ def sum_robust(clients: Sequence[Moments]) -> Moments:
     Fewer than half of the clients cannot move a median beyond the values of the others. Of two, it is unknown which one
     lies, so fewer than three that reached a layer are joined as they are.
     """
-    first, *others = clients
+    start, *rest = clients
     layers = {
-        name: _sum_robust(first.kind, [layer, *(own.layers[name] for own in others)])
-        for name, layer in first.layers.items()
+        name: _sum_robust(start.kind, [layer, *(moments.layers[name] for moments in rest)])
+        for name, layer in start.layers.items()
     }
-    return Moments(first.kind, layers)
+    return Moments(start.kind, layers)
 
 
 def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
     seen = [layer for layer in layers if layer.count]
     if len(seen) < 3:
         return reduce(add, layers)
-    found = [layer.statistics(kind) for layer in seen]
-    means, variances = (torch.stack(own) for own in zip(*found, strict=True))  # (clients, channels)
+    statistics = [layer.statistics(kind) for layer in seen]
+    means, variances = (torch.stack(values) for values in zip(*statistics, strict=True))  # (clients, channels)
     usual = _median(variances)
     near = zip(_clipped(means, CLOSE * usual.sqrt()), _clipped(variances, CLOSE * usual), strict=True)
     most = int(WEIGHT * median(layer.count for layer in seen))
@@ -180,9 +180,9 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
         # Sums that need no change keep their bits.
         (
             layer
-            if layer.count <= most and all(map(torch.equal, own, kept))
-            else build_layer_moments(kind, min(layer.count, most), *kept)
-            for layer, own, kept in zip(seen, found, near, strict=True)
+            if layer.count <= most and all(map(torch.equal, values, clipped))
+            else build_layer_moments(kind, min(layer.count, most), *clipped)
+            for layer, values, clipped in zip(seen, statistics, near, strict=True)
         ),
     )
 
@@ -202,8 +202,8 @@ def _median(values: torch.Tensor) -> torch.Tensor:
 
 def _read_layer(count: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> LayerMoments:
     if count.numel() != 1 or count.dtype != torch.int64:
-        found = f"{count.dtype} of shape {tuple(count.shape)}"
-        raise ShapeError(f"a count of moments is {found}, expected one number of torch.int64")
+        description = f"{count.dtype} of shape {tuple(count.shape)}"
+        raise ShapeError(f"a count of moments is {description}, expected one number of torch.int64")
     if not first.is_floating_point() or not second.is_floating_point():
         raise DataError(f"sums of moments are {first.dtype} and {second.dtype}, expected torch.float64")
     return LayerMoments(int(count), first.double(), second.double())

@@ -12,26 +12,26 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.nn.execution import arguments
 
 InnerWidths = Literal["none", "ordered", "drawn", "sandwich", "all"]
-"""Which widths a step trains: a client's own, and which of the smaller ones inside it.
+"""Widths that a step trains, of a client's full width and the smaller ones inside it.
 
-``none``: its own alone. ``ordered``: one, drawn from its own and the smaller ones (FjORD without distillation).
-``drawn``: its own and, if the draw is a smaller one, that (FjORD). ``sandwich``: its own, the smallest and one drawn
-from those between (the sandwich rule). ``all``: its own and all smaller ones.
+``none``: the full width. ``ordered``: one, drawn from all (FjORD without distillation). ``drawn``: the full width and,
+if the draw is a smaller one, that (FjORD). ``sandwich``: the full width, the smallest and one drawn from those between
+(the sandwich rule). ``all``: all of them.
 """
 
 
-def mean_passes(widths: InnerWidths, own: float, rates: Iterable[float]) -> Mapping[float, float]:
-    """Return how often a step runs the model of each rate in the mean, at the rates of a mix and a client's own."""
-    smaller = sorted((rate for rate in rates if rate < own), reverse=True)
+def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> Mapping[float, float]:
+    """Return the mean number of runs of each rate's model in a step of a client with the ``largest`` rate."""
+    smaller = sorted((rate for rate in rates if rate < largest), reverse=True)
     if widths == "none" or not smaller:
-        return {own: 1.0}
+        return {largest: 1.0}
     if widths == "ordered":
-        return dict.fromkeys((own, *smaller), 1 / (len(smaller) + 1))
+        return dict.fromkeys((largest, *smaller), 1 / (len(smaller) + 1))
     if widths == "drawn":
-        return {own: 1.0, **dict.fromkeys(smaller, 1 / (len(smaller) + 1))}
+        return {largest: 1.0, **dict.fromkeys(smaller, 1 / (len(smaller) + 1))}
     if widths == "sandwich":
-        return {own: 1.0, **dict.fromkeys(smaller[:-1], 1 / max(len(smaller) - 1, 1)), smaller[-1]: 1.0}
-    return dict.fromkeys((own, *smaller), 1.0)
+        return {largest: 1.0, **dict.fromkeys(smaller[:-1], 1 / max(len(smaller) - 1, 1)), smaller[-1]: 1.0}
+    return dict.fromkeys((largest, *smaller), 1.0)
 
 
 class InnerWidth:
@@ -43,10 +43,10 @@ class InnerWidth:
     def __init__(self, model: nn.Module, smaller: nn.Module) -> None:
         self._smaller, self._plan = smaller.train(), Plan.of(model, smaller)
 
-    def output(self, model: nn.Module, given: object) -> object:
+    def output(self, model: nn.Module, inputs: object) -> object:
         """Return what the smaller model makes of a tensor, a tuple of arguments or a mapping, inside this model."""
         parts = self._plan.parts(dict(model.named_parameters()))
-        return functional_call(self._smaller, parts, *arguments(given))
+        return functional_call(self._smaller, parts, *arguments(inputs))
 
 
 class Nested(nn.Module):
@@ -70,7 +70,7 @@ class Nested(nn.Module):
             raise ConfigError(f"widths is {widths!r}; expected one of {', '.join(get_args(InnerWidths))}")
         self.model, self.widths = model, widths
         # In a tuple, so that torch does not register them as children of this module.
-        self._smaller = tuple(InnerWidth(model, one) for one in smaller)
+        self._smaller = tuple(InnerWidth(model, inner) for inner in smaller)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of the client's own width."""
@@ -80,8 +80,8 @@ class Nested(nn.Module):
     def all_logits(self, x: Tensor) -> list[Tensor]:
         """Return the logits of the widths that a step trains, the smallest first; its own is the last, if it is one."""
         inner = self._draw()
-        own = [] if self.widths == "ordered" and inner else [self(x)]
-        return [cast("Tensor", self._smaller[number].output(self.model, x)) for number in inner] + own
+        outer = [] if self.widths == "ordered" and inner else [self(x)]
+        return [cast("Tensor", self._smaller[number].output(self.model, x)) for number in inner] + outer
 
     def _draw(self) -> list[int]:
         """Return the numbers of the smaller models that a step trains, the smallest model first."""

@@ -35,12 +35,12 @@ class _Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the block's output; a shortcut convolution sees the first activation, not the raw input."""
-        y, first = x, x
+        y, activation = x, x
         for number in self._numbers:
             y = F.relu(getattr(self, f"norm{number}")(self.scaler(y)))
-            first = y if number == 1 else first
+            activation = y if number == 1 else activation
             y = getattr(self, f"conv{number}")(y)
-        return y + (x if self.shortcut is None else self.shortcut(first))
+        return y + (x if self.shortcut is None else self.shortcut(activation))
 
 
 class PreResNet(nn.Module):
@@ -78,8 +78,8 @@ class PreResNet(nn.Module):
         inputs = width(hidden[0], rate)
         self.stem = _conv(channels, inputs, 3)
         self.stages = nn.Sequential()
-        for stage, (full, number) in enumerate(zip(hidden, blocks, strict=True)):
-            planes = width(full, rate)
+        for stage, (full_width, number) in enumerate(zip(hidden, blocks, strict=True)):
+            planes = width(full_width, rate)
             layers = nn.Sequential()
             for position in range(number):
                 stride = 2 if stage > 0 and position == 0 else 1

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiplications, and what the paper prints as space."""
+"""Costs of a model: parameters, multiplications, and the paper's unit of space."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +71,7 @@ def profile(model: nn.Module, example_input: object) -> Profile:
             norm.running_var = torch.ones(norm.num_features, device=device)
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops})
     with _plain_attention(), counter:
-        call(probe, tree_map_only(torch.Tensor, lambda one: one.to(device), example_input))
+        call(probe, tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), example_input))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Profile(parameters, counter.get_total_flops() // 2, parameters * 4 / 1024**2)
 
@@ -101,7 +101,7 @@ def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) ->
 def mean_profile(profiles: Mapping[float, Profile], mix: Mix) -> MixProfile:
     """Return the mean over a mix's clients of profiles that are given by rate."""
     means = {
-        field.name: mix.mean({rate: getattr(one, field.name) for rate, one in profiles.items()})
+        field.name: mix.mean({rate: getattr(cost, field.name) for rate, cost in profiles.items()})
         for field in fields(Profile)
     }
     return MixProfile(**means, ratio=means["parameters"] / profiles[mix.global_rate].parameters)

@@ -16,7 +16,7 @@ from heterofl_flwr.nn.moments import Moments, check_layers
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
     """Return a copy of the model in evaluation mode, whose batch norm layers use these statistics.
 
-    The model itself stays as it is. Layers that no data reached keep theirs; instance norm normalises by example.
+    The model is not changed. Layers that no data reached keep theirs; instance norm normalises by example.
     """
     static = copy_exchanged(without_statistics(model, _InstanceNorm)).eval()
     layers = batch_norms(static)
@@ -39,13 +39,13 @@ def without_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> n
     batch, or by example, in evaluation too.
     """
 
-    def found(own: nn.Module) -> list[_NormBase]:
-        layers = [layer for layer in own.modules() if isinstance(layer, kind)]
+    def tracking_layers(module: nn.Module) -> list[_NormBase]:
+        layers = [layer for layer in module.modules() if isinstance(layer, kind)]
         return [layer for layer in layers if layer.running_mean is not None]
 
-    if found(model):
+    if tracking_layers(model):
         model = copy_exchanged(model)
-        drop_statistics(found(model))
+        drop_statistics(tracking_layers(model))
     return model
 
 

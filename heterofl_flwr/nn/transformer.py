@@ -55,15 +55,15 @@ class MultiHeadAttention(nn.Module):
 
 
 @register(MultiHeadAttention)
-def _attention_axes(full: MultiHeadAttention, local: MultiHeadAttention) -> dict[str, Axes]:
+def _attention_axes(full_layer: MultiHeadAttention, local: MultiHeadAttention) -> dict[str, Axes]:
     """Cut q, k, v by row and o by column within each head; their other axes are the residual stream, a prefix."""
-    if full.heads != local.heads:
-        raise ShapeError(f"attention has {full.heads} heads in the full model and {local.heads} in the local one")
-    if full.linear_o.out_features == local.linear_o.out_features:
+    if full_layer.heads != local.heads:
+        raise ShapeError(f"attention has {full_layer.heads} heads in the full model and {local.heads} in the local one")
+    if full_layer.linear_o.out_features == local.linear_o.out_features:
         return {}  # No head is cut. The projections have rules of their own, also those that peft has wrapped.
-    parts = {f"linear_{letter}.{kind}": {0: full.heads} for letter in "qkv" for kind in ("weight", "bias")}
-    parts |= {"linear_o.weight": {1: full.heads}, "linear_o.bias": {}}
-    return axes_by_name(full, local, parts.__getitem__)
+    parts = {f"linear_{letter}.{kind}": {0: full_layer.heads} for letter in "qkv" for kind in ("weight", "bias")}
+    parts |= {"linear_o.weight": {1: full_layer.heads}, "linear_o.bias": {}}
+    return axes_by_name(full_layer, local, parts.__getitem__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +119,11 @@ class Transformer(nn.Module):
             hidden = width(shape.hidden, rate)
             return _EncoderLayer(embedding, hidden, shape.heads, shape.dropout, scaler=scale)
 
-        first = layer()
-        others = (layer() if encoder_init == "fixed" else copy.deepcopy(first) for _ in range(1, shape.layers))
-        self.encoder = nn.Sequential(first, *others)
+        first_layer = layer()
+        later_layers = (
+            layer() if encoder_init == "fixed" else copy.deepcopy(first_layer) for _ in range(1, shape.layers)
+        )
+        self.encoder = nn.Sequential(first_layer, *later_layers)
         decoder = {"linear1": nn.Linear(embedding, embedding), "scaler": scale, "activation": nn.GELU()}
         decoder |= {"norm": nn.LayerNorm(embedding), "linear2": nn.Linear(embedding, vocabulary)}
         self.decoder = nn.Sequential(OrderedDict(decoder))

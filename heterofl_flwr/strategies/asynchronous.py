@@ -1,8 +1,9 @@
 """The loop where rounds do not wait: a step of the model for every so many replies, whoever still trains."""
 
+import math
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -19,6 +20,9 @@ from heterofl_flwr.strategies.strategy import FederationStrategy, as_flower_erro
 from heterofl_flwr.transport import packing
 from heterofl_flwr.transport.exchange import cancel, first_replies, reply_or_fault
 
+OVERDUE_SHARE = 0.25
+"""Share of a step's time after which a client without a reply is replaced; its reply still counts if it comes."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
@@ -28,6 +32,7 @@ class _Turn:
     sampled: Sampled
     since: float
     num_bytes: int
+    sent_at: float = field(default_factory=time.monotonic)
 
 
 class Steps:
@@ -48,6 +53,7 @@ class Steps:
                 )
         self._strategy, self._kept, self._grid, self._config = strategy, kept, grid, config
         self._training: dict[str, _Turn] = {}  # by message, in the order sent
+        self._overdue: set[int] = set()  # clients whose last reply is overdue: they are replaced, and drawn last
         self._waiting: list[tuple[_Turn, Message]] = []  # answered, without a seat so far
 
     @as_flower_error()
@@ -61,19 +67,30 @@ class Steps:
         seats = Seats(options.size, options.quota)
         self._seat(current, seats)
         while not seats.full:
+            self._seconds_to_overdue(OVERDUE_SHARE * timeout)
             self._send(current, slices, began)
-            left = began + timeout - time.monotonic()
-            if not self._training or left <= 0:
+            overdue_in = self._seconds_to_overdue(OVERDUE_SHARE * timeout)
+            seconds = began + timeout - time.monotonic()
+            if not self._training or seconds <= 0:
                 break
-            for reply in first_replies(self._grid, self._training, left):
-                self._waiting.append((self._training.pop(reply.metadata.reply_to_message_id), reply))
+            for reply in first_replies(self._grid, self._training, max(0.0, min(seconds, overdue_in))):
+                turn = self._training.pop(reply.metadata.reply_to_message_id)
+                self._overdue.discard(turn.node_id)
+                self._waiting.append((turn, reply))
             self._seat(current, seats)
         nodes, busy = self._strategy.federation.nodes, [turn.node_id for turn in self._busy()]
         self._kept.training = [nodes.partition(node_id) for node_id in busy]
         for node_id in busy:  # this step is not about them
             current.leave_out(node_id)
-        current.needed = options.size
+        current.needed = min(options.size, max(1, len(current.slices) - len(current.silent)))  # of those that are heard
         return self._strategy.close_round()
+
+    def _seconds_to_overdue(self, patience: float) -> float:
+        """Note the clients whose replies are overdue; return the seconds until the next one is."""
+        now = time.monotonic()
+        self._overdue |= {turn.node_id for turn in self._training.values() if now - turn.sent_at >= patience}
+        turns = [turn for turn in self._training.values() if turn.node_id not in self._overdue]
+        return min((turn.sent_at + patience - now for turn in turns), default=math.inf)
 
     def close(self) -> None:
         """Let go of all who still train."""
@@ -153,7 +170,10 @@ class Steps:
 
     def _draw(self, current: Round) -> list[int]:
         """Draw the clients that begin now; first those that trained when a run that goes on was stopped."""
-        nodes, number = self._strategy.federation.nodes, self._kept.options.concurrency - len(self._busy())
+        nodes, number = (
+            self._strategy.federation.nodes,
+            self._kept.options.concurrency - sum(turn.node_id not in self._overdue for turn in self._busy()),
+        )
         free = {nodes.partition(own): own for own in current.trainable if own not in current.slices}
         again = [free.pop(partition) for partition in self._kept.training if partition in free]
         self._kept.training = []

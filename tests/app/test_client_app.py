@@ -11,6 +11,7 @@ from heterofl_flwr.app.node import AppTask
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.data import Split
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
+from heterofl_flwr.training.engines.cohort import Cohort
 from heterofl_flwr.transport import messages as wire
 from tests.app.runs import run_rounds
 from tests.federation.tiny import node_context
@@ -55,6 +56,19 @@ def test_clients_of_a_cohort_mask_each_its_own_change(sizes):
     assert masked.record.privacy == {"summed-clients": CLIENTS}
     for name, own in plain.state.items():
         torch.testing.assert_close(masked.state[name], own, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("stages", ["feddyn(0.1)", "scaffold"])
+def test_quadratic_penalties_train_together_as_alone(stages, monkeypatch):
+    """In the engine ``cohort``, which no other penalty enters, the model is that of ``plain`` up to rounding."""
+    same = {"mix": "a1", "assignment": "fix", "server.stages": stages, "model.norm": "gn", "model.name": "cnn"}
+    alone = last_round(1, **same, **{"engine.name": "plain"})
+    entered, train = [], Cohort.train
+    monkeypatch.setattr(Cohort, "train", lambda self: entered.append(len(self._clients)) or train(self))
+    together = last_round(3, **same, **{"engine.name": "cohort"})
+    assert entered == [3] * 4
+    for name, tensor in alone.state.items():
+        torch.testing.assert_close(together.state[name], tensor, atol=1e-4, rtol=1e-3)
 
 
 def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), **changes):

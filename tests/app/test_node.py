@@ -17,7 +17,13 @@ def run(folder, **settings):
 
 
 @pytest.mark.parametrize(
-    "kept", [{"server.shared": ""}, {"server.shared": "linear.*"}, {"server.stages": "feddyn(0.1)"}]
+    "kept",
+    [
+        {"server.shared": ""},
+        {"server.shared": "linear.*"},
+        {"server.stages": "feddyn(0.1)"},
+        {"server.stages": "scaffold", "train.momentum": 0.0},
+    ],
 )
 def test_a_resumed_run_equals_one_without_a_break(tmp_path, kept):
     whole = run(tmp_path / "whole", **{"num-rounds": 3, **kept})

@@ -183,14 +183,6 @@ def test_words_that_are_no_settings_raise(words, capsys):
     assert ("a setting is one word, such as train.lr=0.05" in error) == (words[0] == "run")
 
 
-def test_a_module_in_the_folder_replaces_no_installed_one(asked, tmp_path):
-    (tmp_path / "colorsys.py").write_text("raise SystemExit('a stranger was here')")
-    sys.modules.pop("colorsys", None)
-    asked()
-    assert str(tmp_path) not in sys.path
-    assert "hls_to_rgb" in dir(__import__("colorsys"))
-
-
 def test_as_a_module_it_does_not_look_into_the_folder(tmp_path):
     for name in ("argparse", "pathlib"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger was here')")

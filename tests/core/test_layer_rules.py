@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 from torch.nn.utils.parametrize import ParametrizationList
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, UnsupportedLayerError
-from heterofl_flwr.core import Axis, Plan, axes_between, prefix, register
+from heterofl_flwr.core import Axis, Plan, axes_between, prefix, register, width
 from heterofl_flwr.core import layer_rules as registry
 from heterofl_flwr.core.layer_rules import _rules
 from tests.core import twin
@@ -305,3 +305,26 @@ def test_a_slice_of_elastic_beside_another_model_raises():
     vars(full)["plan_rule"] = registry._rules.find(full)
     with pytest.raises(ShapeError, match=r"\(the model itself\): either .* of elastic: build both with it"):
         Plan.of(full, local)
+
+
+def deep(rate, head):
+    """Return a model with two hidden layers, and one at a smaller rate; ``head`` is the classifier's name in it."""
+    model = nn.Sequential(nn.Linear(4, width(8, rate)))
+    if rate == 1:
+        model.append(nn.Linear(8, 8))
+    model.add_module("2" if rate == 1 else head, nn.Linear(width(8, rate), 3))
+    return model
+
+
+def test_a_classifier_with_the_name_of_a_hidden_layer_is_refused():
+    with pytest.raises(ShapeError, match="layer 1 is the last of the local model, with 3 outputs as 2, the last of"):
+        Plan.of(deep(1, "2"), deep(0.5, "1"))
+    plan = Plan.of(deep(1, "2"), deep(0.5, "2"))
+    assert plan.shapes == {"0.weight": (4, 4), "0.bias": (4,), "2.weight": (3, 4), "2.bias": (3,)}
+    hidden = Plan.of(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8)), nn.Sequential(nn.Linear(4, 4)))
+    assert hidden.shapes["0.weight"] == (4, 4)  # the last of a body without a classifier
+
+
+def test_a_kernel_is_never_cut():
+    with pytest.raises(ShapeError, match=r"kernel sizes \(5, 5\) and \(3, 3\) differ"):
+        Plan.of(nn.Conv2d(3, 8, 5), nn.Conv2d(3, 4, 3))

@@ -132,6 +132,23 @@ def stack(rate, last=nn.Linear):
     return nn.Sequential(nn.Linear(3, width(8, rate)), nn.Linear(width(8, rate), 5), last(5, width(2, rate)))
 
 
+SECOND = "1.weight", "1.bias"
+
+
+def autoencoder(rate):
+    """Return the layers of a VAE: the decoder's last has a row for each pixel."""
+    hidden, names = width(32, rate), ("inner", "mean", "variance", "decoder", "last")
+    sizes = (64, hidden), (hidden, 8), (hidden, 8), (8, hidden), (hidden, 64)
+    return nn.ModuleDict({name: nn.Linear(*size) for name, size in zip(names, sizes, strict=True)})
+
+
+def two_heads(rate):
+    hidden = width(16, rate)
+    return nn.ModuleDict(
+        {"body": nn.Linear(3, hidden), "digits": nn.Linear(hidden, 10), "months": nn.Linear(hidden, 12)}
+    )
+
+
 def test_the_last_linear_layer_is_the_last_at_any_depth():
     model = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 4), nn.ReLU()), nn.LayerNorm(4))
     assert last_linear(model) == ["1.0.weight", "1.0.bias"]
@@ -159,6 +176,17 @@ def test_the_last_linear_layer_is_the_last_at_any_depth():
             ("0.weight", "0.bias"),
         ),
         (Encoder, "a1-b1", ("layer.bias",)),
+        (autoencoder, "a1", ()),
+        (autoencoder, "a1-b1", ()),
+        (two_heads, "a1", ()),
+        (two_heads, "a1-b1", ()),
+        (lambda rate: nn.Sequential(nn.Linear(9, 4), nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 1)), "a1", ()),
+        (lambda rate: nn.Sequential(nn.Linear(6, width(32, rate)), nn.Linear(width(32, rate), 6)), "a1", SECOND),
+        (
+            lambda rate: nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 24), nn.Linear(24, 6)),
+            "a1",
+            ("2.weight", "2.bias"),
+        ),
     ],
 )
 def test_label_rows_are_named_or_those_of_the_last_linear_layer(build, mix, rows):
@@ -175,7 +203,34 @@ def test_labels_may_be_of_any_library(labels):
     assert whole_numbers(labels) == [1, 2]
 
 
-@pytest.mark.parametrize("labels", [3, [0.0, 2.5], "02", torch.tensor([1.5])])
+@pytest.mark.parametrize("labels", [3, [0.0, 2.5], "02", torch.tensor([1.5]), [True, False]])
 def test_labels_are_whole_numbers(labels):
     with pytest.raises(ConfigError, match=r"labels is .*; expected the classes of this client's data, as whole"):
         whole_numbers(labels)
+
+
+def test_each_head_has_its_own_labels():
+    state = {name: torch.zeros(size, 2) for name, size in (("main.weight", 3), ("aux.weight", 5), ("body", 4))}
+    state["main.bias"] = torch.zeros(3)
+    plan, ones = Plan.between(state, state), {name: torch.ones_like(tensor) for name, tensor in state.items()}
+    aggregation = Aggregation(state, label_rows=["main.weight", "main.bias", "aux.weight"])
+    aggregation.add(plan, ones, labels={"main": [2], "aux.weight": [0, 4]})
+    new = aggregation.result()
+    assert {
+        name: tensor.reshape(len(tensor), -1).any(1).nonzero().flatten().tolist() for name, tensor in new.items()
+    } == {
+        "main.weight": [2],
+        "main.bias": [2],
+        "aux.weight": [0, 4],
+        "body": [0, 1, 2, 3],
+    }
+    aggregation = Aggregation(state, label_rows=["main.weight", "aux.weight"])
+    aggregation.add(plan, ones, labels={"aux": [4]})
+    assert aggregation.result()["main.weight"].all()  # a head without labels counts whole
+    aggregation = Aggregation(state, label_rows=["main.weight", "aux.weight"])
+    with pytest.raises(
+        ReplyError, match=r"labels names 'body'; expected layers or parameters of label_rows: main\.weight"
+    ):
+        aggregation.add(plan, ones, labels={"body": [1]})
+    with pytest.raises(ReplyError, match=r"out of range: expected whole numbers from 0 to 2, the rows of main\.weight"):
+        aggregation.add(plan, ones, labels={"main": [3]})

@@ -44,7 +44,7 @@ def test_images_have_the_numbers_and_the_normalisation_of_a_known_data_set(tmp_p
             write(tmp_path / part / name / "0.png", png(40 * number))
         (tmp_path / part / "9").mkdir()  # without an image
     facts = Facts((1, *SIZE), 10)
-    own = align(load_dataset(str(tmp_path)), Terms.known("mnist", facts))
+    own = align(load_dataset(str(tmp_path)), Terms.of_source("mnist", facts))
     assert own.train.targets.tolist() == targets
     expected = torch.tensor([(40 * number / 255 - 0.1307) / 0.3081 for number in range(len(names))])
     torch.testing.assert_close(own.train.inputs[:, 0, 0, 0], expected)

@@ -140,7 +140,8 @@ def test_a_factor_that_is_chosen_by_a_width_is_a_warning():
 def test_factors_that_follow_a_width_are_none(power):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        elastic(around(lambda self, x: x * x.shape[1] ** power), X)
+        build = elastic(around(lambda self, x: x * x.shape[1] ** power), X)
+    assert build(0.5)[0].out_features == 4
 
 
 def _sliced(name):

@@ -241,6 +241,29 @@ class TestWhoIsLost:
         assert found.records[1].failures == {1: "no reply in time"}
         assert [len(record.rates.keys() - record.failures.keys()) for record in found.records] == [1, 1]
 
+    def test_silent_clients_are_replaced_within_a_step_and_put_off(self):
+        class Silent(Watched):
+            def pull_messages(self, message_ids):
+                silent = [own.metadata.message_id for own in self.of("train") if self.partition_of(own) < 3]
+                return super().pull_messages([id_ for id_ in message_ids if id_ not in silent])
+
+        options = {"mix": "a1", "nodes": 12, "grid": Silent, "wrap": None, "start": {"timeout": 2.0}}
+        found = run(Buffered(size=4, concurrency=4), num_rounds=12, **options)
+        answered = [set(record.rates) - set(record.failures) for record in found.records]
+        assert [len(partitions) for partitions in answered] == [4] * 12
+        sent = [partition for _, partition, _ in sent_by(found.grid) if partition < 3]
+        assert sorted(sent) == [0, 1, 2]  # each of the silent ones once
+
+    def test_where_most_are_silent_the_others_go_on(self):
+        class Silent(Watched):
+            def pull_messages(self, message_ids):
+                silent = [own.metadata.message_id for own in self.of("train") if self.partition_of(own) > 0]
+                return super().pull_messages([id_ for id_ in message_ids if id_ not in silent])
+
+        options = {"mix": "a1", "nodes": 4, "grid": Silent, "wrap": None, "start": {"timeout": 0.5}}
+        found = run(Buffered(size=3, concurrency=3), num_rounds=3, **options)
+        assert [set(record.rates) - set(record.failures) for record in found.records] == [{0}] * 3
+
     def test_a_message_that_cannot_be_sent_is_a_failure(self):
         class Full(Watched):
             def push_messages(self, messages):
@@ -250,9 +273,9 @@ class TestWhoIsLost:
                 ids = iter(super().push_messages([own for own, no in zip(messages, refused, strict=True) if not no]))
                 return ["" if no else next(ids) for no in refused]
 
-        found = run(Buffered(size=3, concurrency=3), num_rounds=1, mix="a1", nodes=4, grid=Full, wrap=None)
-        assert found.log.failures.get(2, "the message could not be sent") == "the message could not be sent"
-        assert len(found.log.rates.keys() - found.log.failures.keys()) == 3
+        found = run(Buffered(size=2, concurrency=3), num_rounds=1, mix="a1", nodes=3, grid=Full, wrap=None)
+        assert found.log.failures == {2: "the message could not be sent"}
+        assert set(found.log.rates) == {0, 1, 2}
 
     def test_with_too_few_replies_a_step_fails(self):
         with pytest.raises(AggregationError, match=r"round 1: 0 of 4 clients gave a usable reply, expected at least 2"):

@@ -221,7 +221,8 @@ def test_a_role_that_stays_is_none(forward):
     model = Blocks(forward, **({"ups": 4} if forward is encoder_and_decoder else {}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        shallow(model, "*.*", torch.ones(2, 4))
+        build = shallow(model, "*.*", torch.ones(2, 4))
+    assert len(build(0.5).blocks) == 2
 
 
 def test_a_model_that_returns_no_tensor_raises():

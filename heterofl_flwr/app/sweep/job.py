@@ -19,8 +19,8 @@ from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.common.files import to_json
-from heterofl_flwr.common.named_modules import allow_settings
 from heterofl_flwr.common.options import Count
+from heterofl_flwr.common.user_code import allow_modules, named_modules
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.runs.folder import RunFolder
@@ -158,13 +158,13 @@ def build_job(config: Mapping[str, object]) -> Job:
     # Hydra reads -inf, which train.mask-fill can be, as a number.
     config = {key: str(value) if value in (float("inf"), float("-inf")) else value for key, value in config.items()}
     given = {key: value for key, value in config.items() if key not in LAUNCH}
+    allow_modules(named_modules(given.values()))  # the command line chose this configuration
     options, faults = validate(LaunchOptions, {key: config.get(key) for key in LAUNCH}, LAUNCH)
     for key in ("run.dir", "run.resume"):
         if given.get(key):
             faults.append(f"{key}: found {given[key]!r}, but a sweep names and resumes its jobs itself; set folder")
     try:
         settings = _canonical(from_flat(given))
-        allow_settings(to_flat(settings))
     except ConfigError as error:
         faults.append(str(error))
     if options is None or faults:

@@ -1,0 +1,69 @@
+"""Code in the folder from which a command is called: only what its command line names is loaded."""
+
+import json
+import sys
+
+import pytest
+
+from heterofl_flwr.app.main import MISUSED, main
+from heterofl_flwr.common.user_code import VARIABLE, load_function, named_modules
+
+NET = """
+import torch
+from helper_of_net import HIDDEN
+from heterofl_flwr.core import width
+
+def build(rate):
+    hidden = width(HIDDEN, rate)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, hidden), torch.nn.Linear(hidden, 10))
+"""
+SHORT = ("--clients", "2", "--mix", "a1", "num-rounds=1", "train.epochs=1")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Work in a folder with a model, a module that it imports, and one that libraries may look for."""
+    (tmp_path / "user_net.py").write_text(NET)
+    (tmp_path / "helper_of_net.py").write_text("HIDDEN = 8")
+    (tmp_path / "optional_of_a_library.py").write_text("raise SystemExit('a stranger was here')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, '["", []]')
+    yield tmp_path
+    for name in ("user_net", "helper_of_net", "optional_of_a_library"):
+        sys.modules.pop(name, None)
+
+
+def test_a_command_loads_what_its_line_names_and_nothing_else(folder):
+    with pytest.raises(ModuleNotFoundError):
+        import user_net  # noqa: F401
+    assert main(["run", *SHORT, "--set", "model.name=user_net:build", "--out", "run"]) == 0
+    assert load_function("user_net:build", "the model")(0.5)[1].out_features == 4
+    with pytest.raises(ModuleNotFoundError):
+        import optional_of_a_library  # noqa: F401
+
+
+def test_the_folder_of_a_run_names_no_code_unless_it_is_trusted(folder, monkeypatch, capsys):
+    assert main(["run", *SHORT, "--set", "model.name=user_net:build", "--out", "run"]) == 0
+    assert f"--resume {folder / 'run'} --trust" in capsys.readouterr().out
+    settings = folder / "run" / "settings.json"
+    content = json.loads(settings.read_text())
+    content["settings"]["model.name"] = "optional_of_a_library:build"
+    settings.write_text(json.dumps(content))
+    monkeypatch.setenv(VARIABLE, '["", []]')
+    for words in (["run", "--resume", "run", "num-rounds=2"], ["export", "run"]):
+        assert main(words) == MISUSED
+        error = capsys.readouterr().err
+        assert "model.name=optional_of_a_library:build" in error
+        assert "--trust" in error
+    assert main(["report", "run"]) == 0  # which needs no code
+    content["settings"]["model.name"] = "user_net:build"
+    settings.write_text(json.dumps(content))
+    assert main(["run", "--resume", "run", "--trust", "num-rounds=2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "modules"),
+    [("net:build", {"net"}), ("pkg.mod:f,other:g", {"pkg", "other"}), ("b=0.7:0.75", set()), ("host:6379", set())],
+)
+def test_functions_are_named_as_module_and_function(text, modules):
+    assert named_modules([text]) == modules

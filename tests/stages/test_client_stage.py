@@ -1,0 +1,153 @@
+"""Client stages on the client: what a hostile server may send, unknown names, classes that nothing would call."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.nn.penalty import Penalty, Quadratic
+from heterofl_flwr.stages.client_stage import (
+    ClientChain,
+    ClientContext,
+    ClientStage,
+    Outgoing,
+    client_stage,
+    read_stages,
+    write_stages,
+)
+
+
+@client_stage("sample-stage")
+@dataclass(frozen=True)
+class Sample(ClientStage):
+    strength: float
+    places: int = 1
+    kind: str = "up"
+    flag: bool = False
+
+
+FIELDS = {"strength": 0.5, "places": 2, "kind": "down", "flag": True}
+CONFIG = {"client-stages": "sample-stage", **{f"sample-stage.{name}": value for name, value in FIELDS.items()}}
+
+
+def test_name_and_fields_travel():
+    stage = Sample(**FIELDS)
+    assert write_stages([stage]) == CONFIG
+    assert read_stages(CONFIG) == [stage]
+    assert read_stages({"lr": 0.1}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"sample-stage.strength": "0.5"}, "sample-stage.strength"),
+        ({"sample-stage.strength": math.nan}, "sample-stage.strength"),
+        ({"sample-stage.strength": -math.inf}, "sample-stage.strength"),
+        ({"sample-stage.strength": True}, "sample-stage.strength"),
+        ({"sample-stage.places": 1.0}, "sample-stage.places"),
+        ({"sample-stage.places": 2**60}, "sample-stage.places"),
+        ({"sample-stage.kind": "x" * 10_000}, "sample-stage.kind"),
+        ({"sample-stage.kind": [1]}, "sample-stage.kind"),
+        ({"sample-stage.flag": 1}, "sample-stage.flag"),
+        ({"client-stages": ["sample-stage"]}, "client-stages"),
+        ({"client-stages": "sample-stage,sample-stage"}, "client-stages"),
+        ({"client-stages": ",".join(f"s{number}" for number in range(100))}, "client-stages"),
+    ],
+)
+def test_values_of_other_types_and_out_of_bounds_are_rejected(change, key):
+    with pytest.raises(ReplyError, match=key):
+        read_stages({**CONFIG, **change})
+
+
+def test_a_missing_field_is_named():
+    config = {key: value for key, value in CONFIG.items() if key != "sample-stage.places"}
+    with pytest.raises(ReplyError, match=r"sample-stage\.places"):
+        read_stages(config)
+
+
+def test_an_unknown_name_says_what_to_import():
+    with pytest.raises(ReplyError, match=r"'nobodys', which this client does not know: import the module"):
+        read_stages({"client-stages": "nobodys"})
+
+
+def test_bounds_of_included_stages_hold_on_the_client():
+    for config in (
+        {"client-stages": "feddyn", "feddyn.alpha": 0.0},
+        {"client-stages": "compress", "compress.upload": "x"},
+    ):
+        with pytest.raises(ReplyError):
+            read_stages(config)
+
+
+def test_classes_that_nothing_would_call_are_refused():
+    @dataclass(frozen=True)
+    class OnServer(ClientStage):
+        def on_mean(self, new, held, context):
+            return new
+
+    @dataclass(frozen=True)
+    class Answers(ClientStage):
+        def answer(self, context):
+            return {}
+
+    @dataclass(frozen=True)
+    class Twice(ClientStage):
+        def quadratic(self, context):
+            return None
+
+        def penalty(self, model, context):
+            return 0.0
+
+    @dataclass(frozen=True)
+    class Lists(ClientStage):
+        places: list
+
+    @dataclass
+    class Thawed(ClientStage):
+        places: int
+
+    kinds = {OnServer: "ServerStage", Answers: "RespondingStage", Twice: "quadratic", Lists: "places", Thawed: "frozen"}
+    for kind, cause in kinds.items():
+        with pytest.raises(ConfigError, match=cause):
+            client_stage("refused")(kind)
+    with pytest.raises(ConfigError, match="clip"):
+        client_stage("clip")(Sample)
+
+
+def context(**values):
+    return ClientContext(received=lambda: {"weight": torch.zeros(1, 2)}, seed=0, **values)
+
+
+@client_stage("counting-stage")
+@dataclass(frozen=True)
+class Counts(ClientStage):
+    def on_update(self, update, context):
+        context.state["number"] = torch.ones(1)
+        return update
+
+
+def test_state_without_stateful_is_an_error():
+    with pytest.raises(ConfigError, match="stateful = True in Counts"):
+        ClientChain([Counts()], context()).on_update(Outgoing(tensors={}))
+
+
+def test_the_sum_of_quadratic_penalties_has_the_sum_of_the_gradients():
+    generator = torch.Generator().manual_seed(0)
+    model, draw = nn.Linear(3, 2).double(), lambda own: torch.randn(own.shape, generator=generator).double()
+    parts = [
+        Quadratic(strength, *({name: draw(own) for name, own in model.named_parameters()} for _ in range(2)))
+        for strength in (0.3, 0.0, 1.7)
+    ]
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(Penalty(terms=parts)(model), parameters)
+    together = Quadratic.sum(parts)
+    for one, other in zip(torch.autograd.grad(together(model), parameters), expected, strict=True):
+        torch.testing.assert_close(one, other)
+    aligned = together.aligned(model)
+    for parameter, center, direction, other in zip(
+        parameters, aligned.centers, aligned.directions, expected, strict=True
+    ):
+        torch.testing.assert_close(aligned.strength * (parameter - center) + direction, other)

@@ -1,0 +1,192 @@
+"""SCAFFOLD: the paper's update by hand; a slow twin with masks over slices; after a break; over processes."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from flwr.clientapp import ClientApp
+from flwr.serverapp.exception import AggregationError
+from torch import nn
+
+from heterofl_flwr import HeteroFL, RayGrid, Scaffold
+from heterofl_flwr.client import Task, answer_queries
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.stages.scaffold import STEP
+from tests.federation.tiny import NEVER, Tiny, Watched, equal, play
+
+RATE, NODES = 0.2, 6
+SIZES = {1.0: 8, 0.5: 4, 0.25: 2}
+RATES = {"a1": [1.0] * 6, "a1-b1-c1": [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]}
+
+
+def build(rate):
+    return Tiny(rate).double()
+
+
+def steps_of(partition):
+    """Return the number of local steps of a client."""
+    return 2 + partition % 3
+
+
+def minimum_of(partition, rate):
+    """Return the minimum of a client's loss."""
+    generator = torch.Generator().manual_seed(partition)
+    full = {name: torch.randn(own.shape, generator=generator).double() for name, own in Tiny(1.0).named_parameters()}
+    return {name: full[name][tuple(map(slice, own.shape))] for name, own in build(rate).named_parameters()}
+
+
+def make_app(*, with_penalty=True):
+    app = ClientApp()
+    answer_queries(app, build)
+
+    @app.train()
+    def train(message, context):
+        task = Task(message, context, build)
+        model, partition = task.model(), context.node_config["partition-id"]
+        minimum = minimum_of(partition, task.rate)
+        sgd = torch.optim.SGD(model.parameters(), RATE)
+        for _ in range(steps_of(partition)):
+            sgd.zero_grad()
+            loss = sum((own - minimum[name]).square().sum() / 2 for name, own in model.named_parameters())
+            (loss + (task.penalty(model) if with_penalty else 0)).backward()
+            sgd.step()
+        return task.reply(model, num_examples=1)
+
+    return app
+
+
+app = make_app()
+
+
+def run(mix="a1-b1-c1", app=app, num_rounds=5, **options):
+    options = {"learning_rate": lambda _: RATE, "stages": [Scaffold()], "fraction_train": 0.5, **options}
+    return play(app, mix, NODES, num_rounds, build=build, **options)
+
+
+def rounds_of(grid):
+    """Return for each round the partitions that trained, in order."""
+    rounds = {}
+    for message in grid.of("train"):
+        config = message.content["config"]
+        rounds.setdefault(config["server-round"], []).append(config["partition"])
+    return rounds.values()
+
+
+def mask_of(rate, name, shape):
+    """Return the entries of a parameter that a client of a rate holds, as 0 and 1."""
+    mask = np.zeros(shape)
+    if name.startswith("hidden"):
+        mask[: SIZES[rate]] = 1
+    elif name == "classifier.weight":
+        mask[:, : SIZES[rate]] = 1
+    else:
+        mask[:] = 1
+    return mask
+
+
+@pytest.mark.parametrize("mix", ["a1-b1-c1", "a1"])
+def test_it_equals_a_slow_twin_over_full_tensors_with_masks(mix):
+    found = run(mix)
+    start = {name: own.detach().numpy().copy() for name, own in HeteroFL(build, mix).federation.initial_state().items()}
+    for name, x in start.items():
+        c, controls = np.zeros_like(x), [np.zeros_like(x) for _ in range(NODES)]
+        masks = [mask_of(rate, name, x.shape) for rate in RATES[mix]]
+        for drawn in rounds_of(found.grid):
+            total, changes, holders = np.zeros_like(x), np.zeros_like(x), np.zeros_like(x)
+            for client in drawn:
+                y, minimum, steps = x.copy(), minimum_of(client, 1.0)[name].numpy(), steps_of(client)
+                for _ in range(steps):
+                    y = y - RATE * (y - minimum - controls[client] + c)  # algorithm 1, line 10
+                control = controls[client] - c + (x - y) / (steps * RATE)  # line 12, option II
+                changes += masks[client] * (control - controls[client])
+                controls[client] = control * masks[client]
+                total += masks[client] * y
+                holders += masks[client]
+            x = np.where(holders > 0, total / np.maximum(holders, 1), x)
+            c = c + changes / np.maximum(sum(masks), 1)
+        np.testing.assert_allclose(found.state[name].numpy(), x, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(found.strategy.chain.state()[f"Scaffold/{name}"].numpy(), c, rtol=0, atol=1e-9)
+
+
+class Number(nn.Module):
+    """One parameter, at 0."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+
+
+def test_two_rounds_by_hand():
+    """Clients 0 and 1 with losses (w - 1)^2 / 2 and (w - 3)^2 / 2, one and two steps of 1/2."""
+    app = ClientApp()
+    answer_queries(app, Number)
+
+    @app.train()
+    def train(message, context):
+        task, partition = Task(message, context, Number), context.node_config["partition-id"]
+        model = task.model()
+        for _ in range(1 + partition):
+            loss = (model.w - (1 + 2 * partition)).square().sum() / 2 + task.penalty(model)
+            model.w.data -= 0.5 * torch.autograd.grad(loss, model.w)[0]
+        return task.reply(model, num_examples=1)
+
+    options = {"learning_rate": lambda _: 0.5, "stages": [Scaffold()], "label_rows": []}
+    found = play(app, "a1", 2, 2, build=Number, **options)
+    # Round 1: y = 1/2 and 9/4, so x = 11/8, and c_i = -1 and -9/4, so c = -13/8.
+    # Round 2, client 0: 11/8 - 1/2 (3/8 + 1 - 13/8) = 3/2.
+    # Client 1: 11/8 - 1/2 (-13/8 + 9/4 - 13/8) = 15/8, then 15/8 - 1/2 (-9/8 + 5/8) = 17/8. The mean is 29/16.
+    assert found.progress[0].state["w"].item() == 11 / 8
+    assert found.progress[0].stages["Scaffold/w"].item() == -13 / 8
+    assert found.state["w"].item() == 29 / 16
+
+
+def test_a_run_that_goes_on_has_the_same_model():
+    whole = run()
+    with Watched(app, NODES) as grid:  # its clients keep their state
+        options = {"grid": lambda *_, **__: nullcontext(grid)}
+        begun = run(num_rounds=3, **options)
+        rest = run(start={"resume": begun.progress[2]}, **options)
+    assert equal(rest.state, whole.state)
+
+
+def test_bytes_of_the_control_variates_are_counted():
+    scaffold, plain = run(num_rounds=1), run(num_rounds=1, stages=[])
+    assert scaffold.log.bytes_down == 2 * plain.log.bytes_down
+    assert scaffold.log.bytes_up == plain.log.bytes_up
+
+
+@pytest.mark.parametrize(
+    ("step", "cause"), [(0.0, f"{STEP} is 0.0"), (float("inf"), f"{STEP} is inf"), ("x", f"{STEP} is 'x'")]
+)
+def test_a_reply_with_a_wrong_length_of_its_steps_is_rejected(step, cause):
+    class Tampered(Watched):
+        def send_and_receive(self, messages, *, timeout=None):
+            for number, reply in enumerate(super().send_and_receive(messages, timeout=timeout)):
+                if number == 0 and not reply.has_error() and STEP in reply.content["config"]:
+                    reply.content["config"][STEP] = step
+                yield reply
+
+    found = run(num_rounds=1, grid=Tampered)
+    assert [cause in failure for failure in found.log.failures.values()] == [True]
+
+
+def test_misuse_is_named():
+    with pytest.raises(ConfigError, match=r"Scaffold divides by the learning rate.*learning_rate="):
+        run(learning_rate=None)
+    with pytest.raises(AggregationError, match=r"scaffold: .* add task.penalty\(model\) to the loss"):
+        run(app=make_app(with_penalty=False))
+    with pytest.raises(ConfigError, match="what Scaffold keeps stays with a client, so it keeps its slice"):
+        HeteroFL(build, "a1-b1", stages=[Scaffold()], assignment="dynamic")
+
+
+@pytest.mark.simulation
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")
+def test_actors_give_the_same_model():
+    strategy = HeteroFL(
+        build, "a1-b1-c1", stages=[Scaffold()], learning_rate=lambda _: RATE, fraction_train=0.5, evaluation=NEVER
+    )
+    with RayGrid("tests.stages.test_scaffold:app", NODES, at_once=2) as grid:
+        found = strategy.start(grid, num_rounds=5).arrays
+    assert equal(found.to_torch_state_dict(), run().state)
