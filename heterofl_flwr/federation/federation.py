@@ -191,6 +191,7 @@ class Federation:
     def context(self, server_round: int, state: Mapping[str, Tensor]) -> RoundContext:
         """Return what stages may know of a round."""
         return RoundContext(
+            run=self.run_key,
             server_round=server_round,
             state=state,
             model=self.model,

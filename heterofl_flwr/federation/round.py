@@ -174,6 +174,8 @@ class Round:
             for node_id in (own for own in self.slices if own in self.silent):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         self.log.answered, self.log.notes = len(self.answers), self._federation.nodes.notes()
+        if closed := self.log.privacy.get("closed-fraction"):
+            self.log.notes = (*self.log.notes, f"{closed:.0%} of the model stays closed (secure-sum)")
         if self._late:
             self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()
@@ -192,7 +194,8 @@ class Round:
         """Fail if there are too few usable replies: the model and the metrics would be those of a few clients."""
         replies, wanted = self._chain.replies, self._options.sampling.min_replies
         asked = len(self.slices) - (self._lost if wanted == "auto" else 0)
-        if self._lost and not asked:  # chance took all simulated devices: the model stays as it is
+        # Chance took all simulated devices, or a stage lets nobody train: the model stays as it is.
+        if (self._lost and not asked) or self._chain.skipped:
             return
         least = least_replies(wanted, min(self.needed, asked))
         faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))

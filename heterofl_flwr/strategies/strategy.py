@@ -141,7 +141,8 @@ class FederationStrategy(Strategy):
         for node_id, own in current.slices.items():
             if node_id not in told:
                 unusable = Fault("its answer to what was asked before training is not usable", "rejected")
-                current.refuse(node_id, asking.faults.get(node_id, unusable))
+                fault = Fault(self.chain.excluded[node_id], "rejected") if node_id in self.chain.excluded else unusable
+                current.refuse(node_id, asking.faults.get(node_id, fault))
                 continue
             current.note_sent(node_id, self.sent_bytes(slices, own.plan))
             self._sent.append(self.train_message(node_id, slices, config, told[node_id]))
@@ -202,7 +203,10 @@ class FederationStrategy(Strategy):
             asking = Asking(
                 self._grid[0], server_round, self.chain.instruction(), lambda: self.seconds_left(MOMENTS_SHARE)
             )
+            before = self.chain.excluded
             asking.converse(self.chain.after())
+            for node_id in self.chain.excluded.keys() - before.keys():
+                current.refuse(node_id, Fault(self.chain.excluded[node_id], "rejected"))
         return self.close_round()
 
     def add_reply(self, node_id: int, reply: Message) -> None:
