@@ -174,13 +174,13 @@ class Round:
             for node_id in (own for own in self.slices if own in self.silent):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         self.log.answered, self.log.notes = len(self.answers), self._federation.nodes.notes()
-        if closed := self.log.privacy.get("closed-fraction"):
-            self.log.notes = (*self.log.notes, f"{closed:.0%} of the model stays closed (secure-sum)")
         if self._late:
             self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()
         new = self._chain.close()
         self.log.privacy = self._chain.metrics()
+        if closed := self.log.privacy.get("closed-fraction"):
+            self.log.notes = (*self.log.notes, f"{closed:.0%} of the model stays closed (secure-sum)")
         ordered = sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate)
         levels = dict.fromkeys(self.slices[node_id].level for node_id in ordered)
         self.log.train = weighted_means(list(self.answers.values()))
