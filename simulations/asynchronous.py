@@ -154,7 +154,7 @@ def run_cell(cell: Cell, study: Study, rounds: int = ROUNDS) -> list[dict[str, f
 
 def level_accuracies(workload: Workload, strategy: HeteroFL, state: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the accuracy of each level's own model on test images."""
-    train, test, plan = workload.dataset.train, workload.dataset.test, strategy.federation.plan
+    train, test, plan = workload.dataset.train, workload.dataset.test, strategy.federation.architecture.plan
     test = replace(test, inputs=test.inputs[::2], targets=test.targets[::2])
     train = replace(train, inputs=train.inputs[:MEASURED], targets=train.targets[:MEASURED])
     less = replace(workload.dataset, train=train, test=test)

@@ -134,7 +134,9 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     with LocalGrid(HostileApp(cell), CLIENTS, run_config=config, cohort=CLIENTS) as grid:
         state = strategy.start(grid, num_rounds=workload.settings.num_rounds).arrays.to_torch_state_dict()
     found = {
-        end: accuracy(workload.build(rate), strategy.federation.plan(rate).extract(state), workload.dataset)
+        end: accuracy(
+            workload.build(rate), strategy.federation.architecture.plan(rate).extract(state), workload.dataset
+        )
         for end, rate in (("largest", workload.mix.rates[0]), ("smallest", workload.mix.rates[-1]))
     }
     refused = refusals.counted

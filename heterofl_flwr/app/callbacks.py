@@ -13,7 +13,7 @@ from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report import Costs, MLflow, Recorder, RunFolder, TensorBoard, WandB
 from heterofl_flwr.settings.flat import to_flat
-from heterofl_flwr.strategies.heterofl import HeteroFL
+from heterofl_flwr.strategies.base import FederationStrategy
 from heterofl_flwr.transport import packing
 
 PROJECT = "heterofl-flwr"
@@ -23,7 +23,7 @@ NAMES = ("tensorboard", "wandb", "mlflow")
 
 
 def evaluate_global(
-    strategy: HeteroFL, workload: Workload, server_round: int, arrays: ArrayRecord
+    strategy: FederationStrategy, workload: Workload, server_round: int, arrays: ArrayRecord
 ) -> MetricRecord | None:
     """Return accuracy and loss on the whole test set without any mask; nothing of a model that nobody has trained."""
     if not server_round:

@@ -53,6 +53,7 @@ def run_request(request: Request, *, log: bool = False) -> None:
     Flower's log is in the run's folder, and with ``log`` it is shown too.
     """
     path = request.out / LOG
+    RunFolder(request.out).refuse_links()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")

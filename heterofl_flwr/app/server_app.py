@@ -29,6 +29,7 @@ from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
 from heterofl_flwr.settings.flat import from_stored, to_flat
 from heterofl_flwr.stages.registry import parse_stages
+from heterofl_flwr.strategies.base import FederationStrategy
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.training import give_back_freed_memory
@@ -63,7 +64,7 @@ def main(grid: Grid, context: Context) -> None:
     run(grid, load_workload(context.run_config))
 
 
-def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> HeteroFL:
+def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:
     """Run HeteroFL on any grid; with ``run.dir``, leave a folder that tells all about it."""
     give_back_freed_memory()
     folder = RunFolder(workload.settings.run.dir) if workload.settings.run.dir else None
@@ -73,7 +74,7 @@ def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback]
 
 def _run(
     grid: Grid, workload: Workload, folder: RunFolder | None, extra_callbacks: Sequence[RoundCallback]
-) -> HeteroFL:
+) -> FederationStrategy:
     settings = workload.settings
     start = find_start(folder, settings)
     if start.finished:
@@ -110,7 +111,7 @@ def _run(
     return strategy
 
 
-def make_strategy(workload: Workload, callbacks: Sequence[RoundCallback]) -> HeteroFL:
+def make_strategy(workload: Workload, callbacks: Sequence[RoundCallback]) -> FederationStrategy:
     """Return the strategy that the settings describe."""
     settings = workload.settings
     train, server, distill = settings.train, settings.server, settings.distill
@@ -214,14 +215,16 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
     return Start(checkpoint)
 
 
-def _say_epsilon(strategy: HeteroFL, settings: Settings, start: Start, *, simulated: bool) -> None:
+def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start, *, simulated: bool) -> None:
     """Print what epsilon will be at most after the last round, with what was released before."""
     rounds = range(start.state.server_round + 1 if start.state else 1, settings.num_rounds + 1)
     final = strategy.spent.epsilon(count_releases(strategy.federation, rounds, simulated=simulated))
     print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
 
 
-def _start_folder(folder: RunFolder, workload: Workload, start: Start, strategy: HeteroFL, clients: int | None) -> None:
+def _start_folder(
+    folder: RunFolder, workload: Workload, start: Start, strategy: FederationStrategy, clients: int | None
+) -> None:
     """Begin a run in its folder, and go on from what the folder knows of the rounds that are over."""
     settings = workload.settings
     about = {

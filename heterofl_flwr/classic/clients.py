@@ -72,7 +72,7 @@ class Clients:
                 return GetPropertiesRes(Status(Code.OK, ""), {}), names
             config = messages.read_config(message)
             kind = str(config[messages.MOMENTS_KIND])
-            layers = {rate: self.federation.norms(rate) for rate in messages.read_rates(config)}
+            layers = {rate: self.federation.architecture.norms(rate) for rate in messages.read_rates(config)}
             names = moment_names(kind, layers)
             parameters = record_parameters(*messages.array_records(message.content).values())
             instruction = FitIns(parameters, to_scalars(message, messages.TASK_MOMENTS, kind))

@@ -35,6 +35,7 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.records import RoundRecord, host_log
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Yogi
 from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 from heterofl_flwr.strategies import heterofl
 from heterofl_flwr.strategies.arguments import CLASSIC
@@ -45,6 +46,9 @@ from heterofl_flwr.transport.packing import read_tensors
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 ConfigFn = Callable[[int], dict[str, Scalar]]
 Instruction = TypeVar("Instruction", FitIns, EvaluateIns)
+
+CLASSIC_TAU = 1e-9
+"""Default ``tau`` of ``FedAdam`` and ``FedAdagrad`` in ``flwr.server.strategy``; that of ``FedYogi`` is ours."""
 
 LACKS = frozenset({"asynchronous", "callbacks", "spare", "upload"})
 """Arguments of ``heterofl_flwr.HeteroFL`` that the classic API has no place for."""
@@ -110,6 +114,7 @@ class HeteroFL(Strategy):
         apart = {stage_name(stage) for stage in stages if stage.client() is not None}
         if lacks := sorted(apart | (LACKS & options.keys())):
             raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
+        _warn_of_tau(stages)
         named = {CLASSIC.get(name, name): own for name, own in options.items()}
         self._inner = _Strategy(build, mix, **named)
         self.federation = self._inner.federation
@@ -134,8 +139,8 @@ class HeteroFL(Strategy):
             self._inner.clients = Clients(self.federation)
         self._inner.summary()
         if self._initial_parameters is None:
-            return to_parameters(self.federation.initial_state())
-        arrays, whole = read_parameters(self._initial_parameters), list(self.federation.model.state_dict())
+            return to_parameters(self.federation.architecture.initial_state())
+        arrays, whole = read_parameters(self._initial_parameters), list(self.federation.architecture.model.state_dict())
         names = self._names
         if len(arrays) not in (len(names), len(whole)):
             raise ConfigError(
@@ -143,7 +148,7 @@ class HeteroFL(Strategy):
                 f"the global model, or all {len(whole)} of its state_dict"
             )
         given = read_tensors(name_arrays(names if len(arrays) == len(names) else whole, arrays))
-        return to_parameters(self.federation.check_state(given))
+        return to_parameters(self.federation.architecture.check_state(given))
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -193,7 +198,7 @@ class HeteroFL(Strategy):
         if means is None:
             return None, {}
         loss = self.log.evaluate.get("loss")
-        counted = [answers[number] for number in current.whole_answers()]
+        counted = [answers[number] for number in current.global_answers()]
         found = self._aggregated(self._evaluate_metrics_fn, counted, self.log.evaluate)
         return loss, {key: own for key, own in found.items() if self._evaluate_metrics_fn or key != "loss"}
 
@@ -206,7 +211,7 @@ class HeteroFL(Strategy):
 
     @property
     def _names(self) -> list[str]:
-        return list(self.federation.whole.axes)
+        return list(self.federation.architecture.global_plan.axes)
 
     def _record(self, parameters: Parameters) -> ArrayRecord:
         return name_arrays(self._names, read_parameters(parameters))
@@ -226,7 +231,7 @@ class HeteroFL(Strategy):
             set_metadata(message, message_id=str(number))  # as replies name it
             records = messages.array_records(message.content).values()
             packet = packets.setdefault(tuple(map(id, records)), record_parameters(*records))
-            config = to_scalars(message, task, self.federation.fidelity.moments)
+            config = to_scalars(message, task, self._inner.options.averaging.fidelity.moments)
             instructions.append((self._inner.clients.proxies[number], kind(packet, config)))
         return instructions
 
@@ -242,6 +247,17 @@ class HeteroFL(Strategy):
         found = function([(answer.num_examples, answer.metrics) for answer in answers])
         self.log.note_computed(means, found)
         return found
+
+
+def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
+    """Warn where a server optimiser takes other steps than its namesake of the classic API."""
+    for stage in stages:
+        if isinstance(stage, Adam | Adagrad) and type(stage) is not Yogi and stage.tau != CLASSIC_TAU:
+            host_log.warning(
+                "%s: tau is %g, and Flower's classic FedAdam and FedAdagrad have %g by default: give "
+                "tau=%g for the same steps",
+                *(stage_name(stage), stage.tau, CLASSIC_TAU, CLASSIC_TAU),
+            )
 
 
 def _asked(config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:

@@ -102,7 +102,8 @@ class Instruction:
     @property
     def seed(self) -> int:
         """Seed that is a function of the run's seed, the round and the client."""
-        return derive(self.run_seed, "client", self.server_round, self.partition)
+        start = messages.read_optional(self.config, messages.SECURE_START, int)
+        return derive(self.run_seed, "client", self.server_round, self.partition, *([start] if start else []))
 
     @property
     def is_training(self) -> bool:

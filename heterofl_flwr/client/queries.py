@@ -64,7 +64,7 @@ def answer_capability(message: Message, context: Context) -> Message:
 def answer_stages(message: Message, context: Context) -> Message:
     """Answer the questions of stages, which are asked before and after training."""
     notes = load_notes(context)
-    answers = answer_questions(messages.read_config(message), notes)
+    answers = answer_questions(messages.read_config(message), notes, context.node_config)
     save_notes(context, notes)
     return messages.answer(message, answers)
 

@@ -29,6 +29,8 @@ class StageRunner:
         State of stages between messages.
     notes : dict[str, bytes]
         Per-round state of stages; ``run`` changes it.
+    node_config : Mapping[str, object]
+        Config of the node.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class StageRunner:
         broadcast: Mapping[str, Tensor],
         tensors: dict[str, Tensor],
         notes: dict[str, bytes],
+        node_config: Mapping[str, object],
     ) -> None:
         self._instruction, self._received, self.notes = instruction, received, notes
         if broadcast:
@@ -50,6 +53,7 @@ class StageRunner:
             broadcast=broadcast,
             state=tensors,
             round_state=notes,
+            node_config=node_config,
         )
         self._chain = ClientChain(client_stages(instruction.config), context)
 
@@ -84,9 +88,9 @@ class StageRunner:
         return self._chain.on_update(update, total_step)
 
 
-def answer_questions(config: Fields, notes: dict[str, bytes]) -> dict[str, object]:
+def answer_questions(config: Fields, notes: dict[str, bytes], node_config: Mapping[str, object]) -> dict[str, object]:
     """Return the answers of client stages to questions before or after training; ``notes`` is their per-round state."""
-    context = ClientContext(received=dict, seed=0, config=config, round_state=notes)
+    context = ClientContext(received=dict, seed=0, config=config, round_state=notes, node_config=node_config)
     return dict(ClientChain(client_stages(config), context).answer())
 
 

@@ -108,7 +108,8 @@ class Task:
         tensors = {name.removeprefix(STAGES): tensor for name, tensor in saved.items()}
         record = messages.array_records(self.message.content).get(messages.BROADCAST)
         broadcast = {} if record is None else packing.read_tensors(record)
-        return StageRunner(self.instruction, self._received, broadcast, tensors, load_notes(self.context))
+        notes, node_config = load_notes(self.context), self.context.node_config
+        return StageRunner(self.instruction, self._received, broadcast, tensors, notes, node_config)
 
     @property
     def rate(self) -> float:

@@ -125,8 +125,8 @@ def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
     """Return the axes of a layer whose last groups or heads are dropped."""
     return {
-        name: tuple(PrefixAxis(axis.full, axis.kept, axis.parts) if axis.kept < axis.full else axis for axis in own)
-        for name, own in axes.items()
+        name: tuple(PrefixAxis(axis.full, axis.kept, axis.parts) if axis.kept < axis.full else axis for axis in of_name)
+        for name, of_name in axes.items()
     }
 
 

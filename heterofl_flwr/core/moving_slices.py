@@ -10,14 +10,14 @@ from typing import Literal
 from heterofl_flwr.core.randomness import generator
 
 SliceFunction = Callable[[int, int], Sequence[int] | None]
-"""From (full, kept) to the kept positions, ascending; ``None`` stands for the first ``kept``."""
+"""From the length of an axis and the number of entries to keep, their positions, ascending; ``None`` is a prefix."""
 
 SliceRule = Literal["prefix", "rolling", "random-level", "random-client"]
 """Slices of clients: HeteroFL's; FedRolex's window; random ones, one for each rate, or one for each client."""
 
 
 def prefix(length: int, number: int) -> None:
-    """Keep the first ``kept`` of ``full`` entries: HeteroFL's slices (section 3.1)."""
+    """Keep the first ``number`` of ``length`` entries: HeteroFL's slices (section 3.1)."""
 
 
 def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: float, partition: int) -> SliceFunction:
@@ -34,11 +34,11 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
     if rule == "prefix":
         return prefix
     if rule == "rolling":
-        return lambda full, kept: sorted((server_round - 1 + number) % full for number in range(kept))
+        return lambda length, number: sorted((server_round - 1 + place) % length for place in range(number))
     owner = str(rate) if rule == "random-level" else partition
     # Axes of equal lengths get equal draws.
-    return lambda full, kept: sorted(
-        generator(seed, "slice", server_round, owner, full, kept).sample(range(full), kept)
+    return lambda length, number: sorted(
+        generator(seed, "slice", server_round, owner, length, number).sample(range(length), number)
     )
 
 

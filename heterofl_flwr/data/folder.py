@@ -156,7 +156,7 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
     if len(images) > 1:
         raise table.error(f"{len(images)} image columns ({', '.join(images)})", "one")
     names = [name for name in features if name != columns.owner]
-    stated = {name: own.names for name in names if isinstance(own := features[name], datasets.ClassLabel)}
+    stated = {name: feature.names for name in names if isinstance(feature := features[name], datasets.ClassLabel)}
     is_text = "label" not in names and getattr(features.get("text"), "dtype", "") in ("string", "large_string")
     if columns.text or (is_text and not (images or stated or columns.label)):
         return Texts(table.column(columns.text or "text").cast(pa.string()).to_pylist(), place, owners)
@@ -167,8 +167,8 @@ def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | 
     elif not stated and not images and len(names) > 1:
         label = names[-1]
     else:
-        found = f"{len(stated)} class columns ({', '.join(stated)})" if stated else "no class column"
-        raise table.error(found, "a column named label or by data.label, or one only of type ClassLabel")
+        columns_found = f"{len(stated)} class columns ({', '.join(stated)})" if stated else "no class column"
+        raise table.error(columns_found, "a column named label or by data.label, or one only of type ClassLabel")
     labels, classes = table.values(label, "label"), tuple(stated[label]) if label in stated else None
     if images:
         table.column(images[0])

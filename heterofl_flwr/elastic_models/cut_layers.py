@@ -81,8 +81,6 @@ def attach_scaler(full_model: nn.Module, model: nn.Module, ratio: Fraction) -> N
     """Let a Scaler follow each layer of a slice that has fewer outputs than in the full model (``SCALED``)."""
     if ratio > 1:
         raise ConfigError(f"the rate is {float(ratio):g} times the global rate; the global rate is the largest")
-    if ratio == 1:
-        return
     hook = partial(_scale, Scaler(ratio))
     layers = dict(model.named_modules())
     for name, layer in full_model.named_modules():

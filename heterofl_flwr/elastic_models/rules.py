@@ -75,12 +75,12 @@ class Call:
         return number if self.name.startswith("div") else 1 / number
 
 
-OPERATORS = Registry("operator", "operators of torch.ops.aten", lambda one: isinstance(one, OpOverloadPacket))
+OPERATORS = Registry("operator", "operators of torch.ops.aten", lambda value: isinstance(value, OpOverloadPacket))
 FUNCTIONS = Registry("function", "functions of torch", callable)
 STAND_INS = Registry(
     "stand_in",
     "subclasses of torch.nn.Module and operators of torch.ops",
-    lambda one: is_layer_type(one) or isinstance(one, OpOverload | OpOverloadPacket),
+    lambda value: is_layer_type(value) or isinstance(value, OpOverload | OpOverloadPacket),
 )
 ADJUSTMENTS = Registry("adjust")
 

@@ -1,8 +1,6 @@
-"""The options of evaluation, and the means of the clients' metrics."""
+"""Options of evaluation, and the names of its metrics."""
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from statistics import median
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -10,12 +8,12 @@ from pydantic import Field
 from heterofl_flwr.common.options import Flag, Natural, group
 
 Answer = tuple[float, Mapping[str, float]]
-"""The examples and the metrics of a client."""
+"""Number of examples and metrics of a client."""
 
 LOCAL_ACCURACY = "local-accuracy"
 WORST_ACCURACY = "worst-accuracy"
 SHARES = ("global-accuracy", LOCAL_ACCURACY, WORST_ACCURACY)
-"""Metrics that are from 0 to 1. Others are as their app means them: its ``accuracy`` may be in percent."""
+"""Metrics between 0 and 1. Other metrics have the range that their app gives them: ``accuracy`` may be in percent."""
 
 
 @group
@@ -56,49 +54,17 @@ def split_metric(key: str) -> tuple[str, float | None]:
 def split_metrics(
     metrics: Mapping[str, float], rates: Collection[float], plain: float | None
 ) -> dict[float | None, dict[str, float]]:
-    """Return metrics by the rate that their keys name, of these rates; ``plain`` is the rate of all other metrics."""
-    found: dict[float | None, dict[str, float]] = {}
+    """Group metrics by the rate in their keys, if it is one of ``rates``; ``plain`` is the rate of all others."""
+    by_rate: dict[float | None, dict[str, float]] = {}
     for key, value in metrics.items():
         metric, rate = split_metric(key)
         if rate in rates:
-            found.setdefault(rate, {})[metric] = value
-        else:  # a metric of the user's, such as ap/0.5, may look like one of a rate
-            found.setdefault(plain, {})[key] = value
-    return found
+            by_rate.setdefault(rate, {})[metric] = value
+        else:  # a user's metric, such as ap/0.5, may look like the metric of a rate
+            by_rate.setdefault(plain, {})[key] = value
+    return by_rate
 
 
 def is_share(key: str) -> bool:
     """Whether a metric, also of a level, is one of ``SHARES``."""
     return split_metric(key)[0].rpartition("/")[2] in SHARES
-
-
-def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the mean of each metric over the clients that report it, weighted by examples.
-
-    NaN counts in no mean, so that one client cannot spoil that of all; where there is nothing else, it is the mean.
-    """
-    return {
-        key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
-        for key, pairs in _by_metric(answers).items()
-    }
-
-
-def means_and_worst(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the weighted means, and the accuracy of the worst client."""
-    own = [metrics[LOCAL_ACCURACY] for number, metrics in answers if number and LOCAL_ACCURACY in metrics]
-    own = [accuracy for accuracy in own if not math.isnan(accuracy)]
-    return weighted_means(answers) | ({WORST_ACCURACY: min(own)} if own else {})
-
-
-def medians(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the median of each metric over the clients that ``weighted_means`` counts, each of them once."""
-    return {key: median(value for _, value in pairs) for key, pairs in _by_metric(answers).items()}
-
-
-def _by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:
-    """Return examples and values by metric, of clients with examples: NaN only where all values are."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for number, own in answers:
-        for key in own if number > 0 else ():
-            found.setdefault(key, []).append((number, own[key]))
-    return {key: [one for one in pairs if not math.isnan(one[1])] or pairs for key, pairs in found.items()}

@@ -1,31 +1,34 @@
-"""One round of training: who trains which slice, the replies one by one, the new global model."""
+"""A round of training: the sampled clients and their slices, the replies one by one, the new global model."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import SILENT, Fault, RoundError, listed, name_faults
+from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, RoundError, listed, name_faults
 from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.federation.evaluation import Answer, weighted_means
-from heterofl_flwr.federation.federation import Federation, State
+from heterofl_flwr.federation.architecture import State
+from heterofl_flwr.federation.evaluation import Answer
+from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.federation.sampling import least_replies
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.client_stage import Fields, Outgoing
 from heterofl_flwr.stages.conversation import Questions
-from heterofl_flwr.stages.server_stage import Update
+from heterofl_flwr.stages.server_stage import RoundContext, Update
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReply(Outgoing):
-    """A client's reply to an instruction to train: what it sends, what it can hold now, and the bytes of its arrays."""
+    """A client's reply to a training instruction, with its present capacity and the bytes of its arrays."""
 
     metrics: Mapping[str, float]
     capacity: float | None = None
@@ -34,9 +37,9 @@ class TrainReply(Outgoing):
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a client trains: its rate, the rate's level, and its slice of the global state.
+    """The training of a client: its rate, the rate's level, and its slice of the global state.
 
-    ``sent`` is that slice, where its state may be another than the round's.
+    ``sent`` is the version of the slice that the client got, if rounds do not wait; it may be older than the round.
     """
 
     rate: float
@@ -46,7 +49,23 @@ class Sampled:
 
 
 class Round:
-    """A round of training: opened for the clients that are there; ``add`` or ``refuse`` for each; then ``close``."""
+    """A round of training: ``add`` or ``refuse`` for each sampled client, then ``close``.
+
+    Attributes
+    ----------
+    trainable
+        The clients that can be sampled.
+    needed
+        Number of usable replies to wait for.
+    slices
+        The training of each sampled client, in the order in which replies are added.
+    answers
+        Examples and metrics of each client whose reply was added.
+    silent
+        Clients that did not answer in time.
+    log
+        The record of the round.
+    """
 
     def __init__(
         self,
@@ -56,99 +75,130 @@ class Round:
         node_ids: Sequence[int],
         state: Mapping[str, Tensor],
         *,
+        learning_rate: float | None = None,
         remote: bool = False,
-        drawn: Sequence[int] | None = None,
+        sampled: Sequence[int] | None = None,
     ) -> None:
         self._federation, self._chain, self._options = federation, chain, federation.options
         self.server_round, self._state = server_round, state
-        self.trainable = trainable = federation.trainable_nodes(node_ids)
-        self.needed = self._options.sampling.number(len(trainable), "train")  # good replies
-        chain.open(federation.context(server_round, state), remote=remote)
-        self.slices: dict[int, Sampled] = {}  # of each sampled client, in the order in which replies are added
-        self.answers: dict[int, Answer] = {}  # of each client whose reply was added
-        self.silent: set[int] = set()  # those that did not answer in time
-        self._late: list[str] = []  # names of nodes that are one message behind
-        self._lost = 0
-        learning_rate = federation.learning_rate(server_round)
+        self.trainable = trainable = federation.levels.trainable_nodes(node_ids)
+        self.needed = self._options.sampling.number(len(trainable), "train")
+        if learning_rate is None:
+            learning_rate = self._scheduled_learning_rate()
         self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
-        missing = len(federation.nodes.away) + len(federation.nodes.unanswered.difference(trainable))
+        nodes = federation.nodes
+        missing = len(nodes.away) + len(nodes.unanswered.difference(trainable))
         self.log.expected = self._options.sampling.number(len(trainable) + missing, "train")
-        for node_id in federation.sample(server_round, trainable, "train") if drawn is None else drawn:
+        chain.open(self._context(), remote=remote)
+        self.slices: dict[int, Sampled] = {}
+        self.answers: dict[int, Answer] = {}
+        self.silent: set[int] = set()
+        self._late: list[str] = []  # names of nodes that are one message behind
+        self._lost = 0  # clients that simulated devices have lost
+        for node_id in federation.levels.sample(server_round, trainable, "train") if sampled is None else sampled:
             self.begin(node_id)
-        self._check_drawn()
+        self._check_sampled()
 
-    def begin(self, node_id: int, own: Sampled | None = None) -> None:
-        """Let a client train in this round: what it has begun already, or the slice of its rate."""
-        if own is None:
-            rate = self._federation.rate(self.server_round, node_id)
-            plan = self._federation.train_plan(self.server_round, node_id, rate)
-            own = Sampled(rate, level_name(rate), plan)
-        self.slices[node_id] = own
-        self.log.rates[self._federation.nodes.partition(node_id)] = own.rate
+    def _scheduled_learning_rate(self) -> float:
+        """Return the learning rate of the schedule; 0 without a schedule."""
+        schedule, server_round = self._options.transfer.learning_rate, self.server_round
+        value = schedule(server_round) if schedule else 0.0
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ConfigError(f"learning_rate({server_round}) returned {value!r}; expected a number of 0 or more")
+        return float(value)
 
-    def _check_drawn(self) -> None:
-        """Fail before anybody trains in vain, if there cannot be enough replies."""
-        drawn, wanted = len(self.slices), self._options.sampling.min_replies
-        if drawn and isinstance(wanted, int) and wanted > drawn:
+    def _context(self) -> RoundContext:
+        """Return the information that stages get about the round."""
+        architecture, privacy, averaging = self._federation.architecture, self._options.privacy, self._options.averaging
+        return RoundContext(
+            server_round=self.server_round,
+            state=self._state,
+            model=architecture.model,
+            rows=architecture.rows,
+            untrained=architecture.untrained,
+            holders=partial(self._federation.levels.count_holders, self.server_round, self._state),
+            by_label=averaging.labels != "none",
+            extra_rows=averaging.fidelity.extra_rows == "fixed",
+            grid=(privacy.clip, privacy.step) if privacy.noise else None,
+            learning_rate=self.log.learning_rate,
+            run=self._federation.run_key,
+        )
+
+    def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
+        """Let a client train in this round: the slice of its rate, or training that it began before."""
+        partition = self._federation.nodes.partition(node_id)
+        if sampled is None:
+            rate = self._federation.levels.rate(self.server_round, node_id)
+            plan = self._federation.architecture.train_plan(self.server_round, rate, partition)
+            sampled = Sampled(rate, level_name(rate), plan)
+        self.slices[node_id] = sampled
+        self.log.rates[partition] = sampled.rate
+
+    def _check_sampled(self) -> None:
+        """Fail before anybody trains if there cannot be enough replies."""
+        number, wanted = len(self.slices), self._options.sampling.min_replies
+        if number and isinstance(wanted, int) and wanted > number:
             raise RoundError(
-                f"round {self.server_round}: {drawn} clients take part, and it needs replies of {wanted} (min_replies "
+                f"round {self.server_round}: {number} clients take part, and it needs replies of {wanted} (min_replies "
                 f"or sample.min-replies): let more take part, or ask for fewer replies"
             )
 
     def note_sent(self, node_id: int, num_bytes: int) -> None:
         """Note the bytes sent to a client."""
-        level, sent = self.slices[node_id].level, self.log.bytes_by_level
+        level, by_level = self.slices[node_id].level, self.log.bytes_by_level
         self.log.bytes_down += num_bytes
-        sent[level] = sent.get(level, 0) + num_bytes
+        by_level[level] = by_level.get(level, 0) + num_bytes
 
     def before(self) -> Questions[Mapping[int, Fields]]:
         """Ask clients before training; return the clients that may train, with extra fields of their instructions."""
-        clients = {node_id: Update(plan=own.plan, tensors={}, rate=own.rate) for node_id, own in self.slices.items()}
+        clients = {
+            node_id: Update(plan=sampled.plan, tensors={}, rate=sampled.rate)
+            for node_id, sampled in self.slices.items()
+        }
         return self._chain.before(clients)
 
     def add(self, node_id: int, reply: TrainReply) -> None:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
-        own, nodes = self.slices[node_id], self._federation.nodes
+        sampled, nodes = self.slices[node_id], self._federation.nodes
         if reply.capacity is not None:
-            self._federation.check_capacity(reply.capacity, nodes[node_id].limit)
+            self._federation.levels.check_capacity(reply.capacity, nodes[node_id].limit)
         self._chain.add(
             Update(
-                plan=own.plan,
-                tensors={name: self._as_single(name, own) for name, own in reply.tensors.items()},
-                rate=own.rate,
-                labels=None if self._federation.ignores_labels else reply.labels,
+                plan=sampled.plan,
+                tensors={name: self._in_model_dtype(name, tensor) for name, tensor in reply.tensors.items()},
+                rate=sampled.rate,
+                labels=None if self._federation.architecture.ignores_labels else reply.labels,
                 weight=1.0 if self._options.averaging.weights == "equal" else float(reply.num_examples),
                 form=reply.form,
                 scales=reply.scales,
                 client=node_id,
                 fields=reply.fields,
-                version=own.sent,
+                version=sampled.sent,
             )
         )
-        stale = {} if own.sent is None else {"staleness": float(self.server_round - 1 - own.sent.number)}
-        self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **stale}
+        staleness = {} if sampled.sent is None else {"staleness": float(self.server_round - 1 - sampled.sent.number)}
+        self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **staleness}
         self.log.bytes_up += reply.num_bytes
         nodes.trained.add(node_id)
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
             logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)
             nodes.set_capacity(node_id, reply.capacity)
 
-    def _as_single(self, name: str, own: Tensor) -> Tensor:
-        """Return a tensor in the model's type where it came in double precision, as from Flower's SecAgg+."""
-        known = self._state.get(name)
-        return own if known is None or own.dtype != torch.float64 else own.to(known.dtype)
+    def _in_model_dtype(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor in the model's type if it came in double precision, as from Flower's SecAgg+."""
+        parameter = self._state.get(name)
+        return tensor if parameter is None or tensor.dtype != torch.float64 else tensor.to(parameter.dtype)
 
     def refuse(self, node_id: int, fault: Fault) -> None:
-        """Note why a client's reply is not used, and warn of it; with ``spare``, not of one that nobody waited for."""
+        """Note and log why a client's reply is not used; a spare client that does not answer is no failure."""
         if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
-            # Whether a silent one was waited for shows when all replies are read.
-            if fault.kind == "silent" and self._options.sampling.spare:
+            if fault.kind == "silent" and self._options.sampling.spare:  # close() decides whether the client was needed
                 return
         self._note_fault(node_id, fault)
 
     def leave_out(self, node_id: int) -> None:
-        """Go on without a client of which the strategy's user wants nothing in this round, which is nobody's fault."""
+        """Remove a client whose message or reply a subclass has dropped; it is no failure."""
         del self.slices[node_id], self.log.rates[self._federation.nodes.partition(node_id)]
         self.needed = min(self.needed, len(self.slices))
 
@@ -171,30 +221,31 @@ class Round:
     def close(self) -> State:
         """Return the new global state; fail if too few clients gave a usable reply."""
         if self._options.sampling.spare and len(self.answers) < self.needed:
-            for node_id in (own for own in self.slices if own in self.silent):
+            for node_id in (node_id for node_id in self.slices if node_id in self.silent):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         self.log.answered, self.log.notes = len(self.answers), self._federation.nodes.notes()
         if self._late:
             self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()
-        new = self._chain.close()
+        state = self._chain.close()
         self.log.privacy = self._chain.metrics()
-        ordered = sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate)
-        levels = dict.fromkeys(self.slices[node_id].level for node_id in ordered)
+        if closed := self.log.privacy.get("closed-fraction"):
+            self.log.notes = (*self.log.notes, f"{closed:.0%} of the model stays closed (secure-sum)")
+        by_level: dict[str, list[Answer]] = {}
+        for node_id in sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate):
+            by_level.setdefault(self.slices[node_id].level, []).append(self.answers[node_id])
         self.log.train = weighted_means(list(self.answers.values()))
-        self.log.train_by_level = {
-            level: weighted_means([own for node_id, own in self.answers.items() if self.slices[node_id].level == level])
-            for level in levels
-        }
-        return new
+        self.log.train_by_level = {level: weighted_means(answers) for level, answers in by_level.items()}
+        return state
 
     def _check_replies(self) -> None:
         """Fail if there are too few usable replies: the model and the metrics would be those of a few clients."""
         replies, wanted = self._chain.replies, self._options.sampling.min_replies
-        asked = len(self.slices) - (self._lost if wanted == "auto" else 0)
-        if self._lost and not asked:  # chance took all simulated devices: the model stays as it is
+        present = len(self.slices) - (self._lost if wanted == "auto" else 0)
+        # All simulated devices are lost by chance, or a stage lets no client train: the model does not change.
+        if (self._lost and not present) or self._chain.skipped:
             return
-        least = least_replies(wanted, min(self.needed, asked))
+        least = least_replies(wanted, min(self.needed, present))
         faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))
         if replies >= least:
             self._check_weights()
@@ -213,3 +264,23 @@ class Round:
                 f"weights='examples' none of them counts: let reply have the number of examples that a client trained "
                 f"on, or choose weights='equal'"
             )
+
+
+def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the mean of each metric over the clients that report it, weighted by examples.
+
+    NaN is left out, so that one client cannot spoil the mean of all, unless every value is NaN.
+    """
+    return {
+        key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
+        for key, pairs in values_by_metric(answers).items()
+    }
+
+
+def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:
+    """Return examples and values by metric, of clients with examples; NaN only if all values are."""
+    by_metric: dict[str, list[tuple[float, float]]] = {}
+    for number, metrics in answers:
+        for key in metrics if number > 0 else ():
+            by_metric.setdefault(key, []).append((number, metrics[key]))
+    return {key: [pair for pair in pairs if not math.isnan(pair[1])] or pairs for key, pairs in by_metric.items()}

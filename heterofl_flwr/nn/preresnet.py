@@ -35,12 +35,12 @@ class _Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the block's output; a shortcut convolution sees the first activation, not the raw input."""
-        y, first = x, x
+        y, activation = x, x
         for number in self._numbers:
             y = F.relu(getattr(self, f"norm{number}")(self.scaler(y)))
-            first = y if number == 1 else first
+            activation = y if number == 1 else activation
             y = getattr(self, f"conv{number}")(y)
-        return y + (x if self.shortcut is None else self.shortcut(first))
+        return y + (x if self.shortcut is None else self.shortcut(activation))
 
 
 class PreResNet(nn.Module):

@@ -1,15 +1,18 @@
 """Callbacks that send curves to experiment trackers, which are installed on demand."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, ClassVar
 
-from heterofl_flwr.common.errors import extra
+from heterofl_flwr.common.errors import extra, first_line, short
 from heterofl_flwr.federation.records import Progress, RoundCallback, State
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import scalars
 from heterofl_flwr.settings.flat import flatten
+
+log = logging.getLogger(__name__)
 
 
 class _Tracker(RoundCallback):
@@ -20,7 +23,11 @@ class _Tracker(RoundCallback):
 
     def on_round_end(self, progress: Progress) -> bool:
         """Send one round."""
-        self._log(scalars(progress.record), step=progress.record.server_round)
+        server_round = progress.record.server_round
+        try:
+            self._log(scalars(progress.record), step=server_round)
+        except Exception as error:  # a tracker's own, such as a metric name that it does not take
+            log.warning("%s took nothing of round %d: %s", type(self).__name__, server_round, short(first_line(error)))
         return False
 
     def on_end(self, state: State) -> None:

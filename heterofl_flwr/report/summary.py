@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from heterofl_flwr.common.errors import short
+from heterofl_flwr.common.errors import printable, short
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.evaluation import is_share
@@ -133,6 +133,8 @@ def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = Non
         for number, head in enumerate(heads):
             table.add_column(head, justify="right" if number else "left")
         for cells in rows:
-            table.add_row(*map(Text, cells))  # as it is: clients name metrics, and rich would read [..] as markup
+            table.add_row(
+                *(Text(printable(cell)) for cell in cells)
+            )  # as it is: clients name metrics, and rich would read [..] as markup
         parts += [table] if rows or not parts else []
-    return Group(*parts, *map(Text, summary_lines(records, costs)))
+    return Group(*parts, *(Text(printable(line)) for line in summary_lines(records, costs)))

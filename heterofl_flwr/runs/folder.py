@@ -75,6 +75,7 @@ class RunFolder:
         self._history = self.path / "history.jsonl"
         self._checkpoints = self.path / "checkpoint"
         self._privacy = self.path / "privacy.json"
+        self._lock: FileLock | None = None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -82,13 +83,28 @@ class RunFolder:
 
         The folder is made where there is none. The system unlocks it when this process ends in any way.
         """
+        self._lock = self._acquire()
+        try:
+            yield
+        finally:
+            self.unlock()
+
+    def unlock(self) -> None:
+        """Let other processes run in the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _acquire(self, *, shared: bool = False) -> FileLock:
+        """Return the folder's lock, acquired; a shared one can be acquired again in this process, as after an error."""
+        self.refuse_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"the folder {self.path} cannot be made: {error.strerror}; grant access, or choose another"
             ) from error
-        lock = FileLock(self.path / ".lock", blocking=False)
+        lock = FileLock(self.path.resolve() / ".lock", blocking=False, thread_local=False, is_singleton=shared)
         try:
             lock.acquire()
         except Timeout as error:
@@ -97,10 +113,7 @@ class RunFolder:
             ) from error
         except (OSError, NotImplementedError) as error:  # such as a network's file system without locks
             log.warning("%s cannot be locked (%s): let no other run write there", self.path, error)
-        try:
-            yield
-        finally:
-            lock.release()
+        return lock
 
     def start(
         self,
@@ -112,6 +125,8 @@ class RunFolder:
         complete: Complete = dict,
     ) -> None:
         """Make the folder ready for a run, or resume the run that is in it; rounds without a checkpoint are forgotten.
+
+        The folder is locked until ``unlock``, which the end of ``lock`` and of a recorded run calls.
 
         Parameters
         ----------
@@ -133,6 +148,7 @@ class RunFolder:
             is then as it was.
         """
         self.check(settings, resume=resume, may_differ=may_differ, complete=complete)
+        self._lock = self._lock or self._acquire(shared=True)
         if resume and not self.has_checkpoint:
             self.rewind(0)
         before = self._read() if resume else {}
@@ -154,7 +170,7 @@ class RunFolder:
         complete: Complete = dict,
     ) -> None:
         """Raise the ``ConfigError`` that ``start`` would raise; nothing is written."""
-        self._refuse_links()
+        self.refuse_links()
         if not self.started:
             if resume:
                 raise ConfigError(f"{self.path} holds no run to resume: check the folder, or start without resume")
@@ -235,7 +251,7 @@ class RunFolder:
 
     def rewind(self, last_round: int) -> None:
         """Forget the rounds after one; a run that goes on from it then writes the history of an uninterrupted one."""
-        self._refuse_links()
+        self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
         found = records[-1].server_round if records else 0
         if found != last_round:
@@ -278,15 +294,21 @@ class RunFolder:
         records = self.history()
         return checkpoints.load_checkpoint(self._checkpoints, records[-1].server_round if records else None)
 
-    def _refuse_links(self) -> None:
-        """Raise ``ConfigError`` for links in the folder: files of others would be written and removed through them."""
-        if links := [str(path.relative_to(self.path)) for path in self.path.rglob("*") if path.is_symlink()]:
+    def refuse_links(self) -> None:
+        """Raise ``ConfigError`` for links in the folder: files of others would be written and removed through them.
+
+        Hard links count where a run writes into a file that is there: history, lock and log.
+        """
+        links = [str(path.relative_to(self.path)) for path in self.path.rglob("*") if path.is_symlink()]
+        opened = (self._history, self.path / ".lock", *self.path.glob("logs/*"))
+        links += [str(path.relative_to(self.path)) for path in opened if path.is_file() and path.stat().st_nlink > 1]
+        if links:
             raise ConfigError(f"{self.path} has links ({', '.join(links)}): expected files and folders of its own")
 
     def _read(self) -> dict[str, Any]:
         if not self.started:
             raise ConfigError(f"{self.path} is no folder of a run: it has no {self._settings.name}")
-        self._refuse_links()
+        self.refuse_links()
         with reading(self._settings, "remove the folder or restore it"):
             found = json.loads(self._settings.read_text(encoding="utf-8"))
             return {**found, "settings": dict(found["settings"]), "about": dict(found["about"])}
@@ -300,7 +322,7 @@ def parse_record(values: Mapping[str, Any]) -> RoundRecord:
     # Older histories claim an epsilon that counts on the chance of being drawn; it does not hold.
     privacy = {name: own for name, own in values.get("privacy", {}).items() if name != "epsilon-sampled"}
     record = _RECORD.validate_python({**values, "privacy": privacy})
-    return replace(record, refused=tuple(record.refused), partial=tuple(record.partial))
+    return replace(record, refused=tuple(record.refused), notes=tuple(record.notes), partial=tuple(record.partial))
 
 
 def _show(values: Mapping[str, object], key: str) -> str:

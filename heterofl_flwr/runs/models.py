@@ -100,6 +100,8 @@ def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for path in folder.models.glob("*.json"):
+        if not path.stem[0].isalnum() or not path.stem.isprintable():
+            raise ConfigError(f"{folder.models} has a model named {path.stem!r}; expected a level such as a, or a rate")
         with reading(path, _REMEDY):
             facts = dict(json.loads(path.read_bytes()))
             found[path.stem] = {**facts, "rate": float(facts["rate"])}

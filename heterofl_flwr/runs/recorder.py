@@ -101,6 +101,7 @@ class Recorder(RoundCallback):
                 slices = {rate: self._last.evaluated_slice(record.server_round, rate) for rate in rates}
             save_models(self.folder, self._costs.build, rates, state, moments=moments, slices=slices, record=record)
         self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))
+        self.folder.unlock()
 
     def _note_evaluation(self, record: RoundRecord) -> bool:
         """Keep the record of the last evaluation; return whether this is one."""

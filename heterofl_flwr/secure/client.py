@@ -1,30 +1,48 @@
-"""A client's side of a round of secure aggregation: four answers, each given once for each key.
+"""A client's side of a round of secure aggregation: five answers, each given once for each key.
 
-What it keeps between them is a text with its secrets, for which it answers the next question alone: keys, shares of
-them, the masked change, and shares of what others need to unmask the sum. A question out of turn, a second time or for
-other keys is rejected, and a new round begins with fresh keys.
+Between them it keeps a text with its secrets, for which it answers the next question alone: keys, shares of them, the
+masked change, then shares that unmask the sum, and those that unmask its classifier rows. A question out of turn, a
+second time or for other keys is rejected, and a new round begins with fresh keys.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from secrets import token_bytes
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heterofl_flwr.common.errors import ReplyError
+from heterofl_flwr.common.errors import HeteroFLError, ReplyError
+from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure import crypto
-from heterofl_flwr.secure.roster import Roster
+from heterofl_flwr.secure.roster import Part, Roster
 from heterofl_flwr.secure.slices import add_part, overlap
 
 Fill = Callable[[Roster, Plan, int], crypto.Words]
-"""Gives the vector of a slice: the client's steps, where so many clients are added up."""
+"""Returns the vector of a slice, the client's change in steps, for a number of members."""
 
-Masked = tuple[crypto.Words, list[bytes], list[bytes]]
-"""What a client sends of its change: the masked vector, sealed shares of its seeds, and a hash of each seed."""
+Place = NDArray[np.bool_] | NDArray[np.int64]
+"""Entries of a vector, as a mask or as positions."""
+
+
+class Dealt(NamedTuple):
+    """Sealed shares for each receiver, and the hashes of the shares of each receiver, joined."""
+
+    sealed: list[bytes]
+    hashes: list[bytes]
+
+
+class Masked(NamedTuple):
+    """A masked change, shares of its seeds, and the hash of each seed."""
+
+    vector: crypto.Words
+    shares: Dealt
+    digests: list[bytes]
 
 
 def make_keys() -> tuple[list[bytes], bytes]:
@@ -33,124 +51,245 @@ def make_keys() -> tuple[list[bytes], bytes]:
     return [public, other], json.dumps({"next": "shares", "mask": mask.hex(), "box": box.hex()}).encode()
 
 
-class ClientRound:
-    """A client in a round: what it has kept, and the roster that it is sent now, or that it has kept too."""
+class MaskedRounds:
+    """The last round of each run in which this client masked its change, so that it masks none a second time.
 
-    def __init__(self, kept: bytes, roster: Roster | None = None) -> None:
-        self._kept = json.loads(kept)
-        self.roster = roster or Roster.from_bytes(self._kept.get("roster"))
+    Two sums over equal changes, with and without a client, would give the client's change. ``memory`` lasts as long as
+    the node's context; a ``folder`` outlives the node and the run.
+    """
+
+    KEY = "masked-rounds"
+
+    def __init__(self, memory: dict[str, bytes], folder: Path | None = None) -> None:
+        self._memory, self._folder = memory, folder
+
+    def last(self, run: int) -> int:
+        """Return the last round of a run; 0 for none."""
+        rounds = [json.loads(self._memory.get(self.KEY, b"{}")).get(str(run), 0)]
+        if self._folder is not None and (path := self._path(self._folder, run)).exists():
+            try:
+                rounds.append(int(path.read_bytes()))
+            except (OSError, ValueError) as error:
+                raise HeteroFLError(
+                    f"{path} cannot be read ({error}); expected the last round of secure aggregation that this node "
+                    f"took part in: put back a copy, or write that number into it"
+                ) from error
+        return int(max(rounds))
+
+    def check(self, run: int, server_round: int) -> None:
+        """Reject a round that is not after the last one."""
+        if server_round <= (last := self.last(run)):
+            raise ReplyError(
+                f"round {server_round} of this run asks for a masked change a second time, which two sums could tell "
+                f"from the others' changes; the last was in round {last}, expected a later round"
+            )
+
+    def note(self, run: int, server_round: int) -> None:
+        """Keep a round before its masked change leaves this node."""
+        self.check(run, server_round)
+        rounds = json.loads(self._memory.get(self.KEY, b"{}"))
+        self._memory[self.KEY] = json.dumps({**rounds, str(run): server_round}).encode()
+        if self._folder is not None:
+            write_atomic(self._path(self._folder, run), str(server_round).encode())
+
+    @staticmethod
+    def _path(folder: Path, run: int) -> Path:
+        return folder / f"{run:016x}" / "masked-round"
+
+
+class ClientRound:
+    """A client in a round: its secrets, and the roster that the server sends now or sent before."""
+
+    def __init__(self, secrets: bytes, roster: Roster | None = None) -> None:
+        self._secrets = json.loads(secrets)
+        self.roster = roster or Roster.from_bytes(self._secrets.get("roster"))
 
     def private(self, use: str) -> bytes:
         """Return one of the client's private keys: ``mask`` or ``box``."""
-        return bytes.fromhex(self._kept[use])
+        return bytes.fromhex(self._secrets[use])
 
     @cached_property
     def number(self) -> int:
-        """The client's number in the roster, which it finds by its own keys: nobody else has them."""
-        own = [crypto.public_of(self.private(use)).hex() for use in ("mask", "box")]
-        found = [number for number, (_, *keys) in enumerate(self.roster.clients) if keys == own]
-        if not found:
+        """The client's number in the roster, found by its keys, which nobody else has."""
+        keys = [crypto.public_of(self.private(use)).hex() for use in ("mask", "box")]
+        numbers = [number for number, (_, *pair) in enumerate(self.roster.clients) if pair == keys]
+        if not numbers:
             raise ReplyError("the server sent a roster without this client's keys: it is that of another round")
-        return found[0]
+        return numbers[0]
 
-    def share_keys(self) -> tuple[list[bytes], bytes]:
-        """Return a sealed share of the private key for masks for each client of the roster, and what to keep."""
+    def share_keys(self, holders: int = 2) -> tuple[Dealt, bytes]:
+        """Return shares of the private key for masks, one for each client of the roster, and the text to keep.
+
+        ``holders`` is this client's own minimum of clients in a sum.
+        """
         self._turn("shares")
-        shares = crypto.split(self.private("mask"), self.roster.threshold, len(self.roster.clients))
-        sealed = [self._seal(other, self.roster.digest, share) for other, share in enumerate(shares)]
-        return sealed, self._keep(next="train", roster=self.roster.to_bytes().decode())
+        roster = self.roster
+        if roster.least < holders:
+            raise ReplyError(
+                f"the server would unmask sums of {roster.least} clients, and this node takes part in sums of at least "
+                f"{holders} (secure-holders of its node config): raise holders of secure-sum"
+            )
+        shares = crypto.split(self.private("mask"), roster.threshold, len(roster.clients))
+        dealt = self._deal(range(len(roster.clients)), roster.digest, [shares])
+        return dealt, self._keep(next="train", roster=roster.to_bytes().decode())
 
-    def mask(self, members: Sequence[int], sealed: Sequence[bytes], fill: Fill) -> tuple[Masked, bytes]:
-        """Return the masked change, and what to keep; ``sealed`` are the shares of the members' keys."""
+    def mask(self, members: Sequence[int], keys: Dealt, fill: Fill, rounds: MaskedRounds) -> tuple[Masked, bytes]:
+        """Return the masked change, and the text to keep; ``keys`` are the members' shares of their keys.
+
+        The round is noted in ``rounds``, which must not have it.
+        """
         self._turn("train")
         roster, view = self.roster, self.roster.view(members)
-        self._check(members, range(len(roster.clients)), sealed)
-        own = roster.slices[roster.clients[self.number][0]]
-        rings = roster.count(own, members)
-        vector = fill(roster, own, len(members))
-        vector[rings < roster.least] = 0  # of so few, nothing is added up
+        self._check(members, range(len(roster.clients)), keys)
+        rounds.note(roster.run, roster.server_round)
+        plan = roster.slices[roster.clients[self.number][0]]
+        parts = roster.parts(plan, roster.count(plan, members))
+        vector = fill(roster, plan, len(members))
+        vector[parts == 0] = 0  # too few holders: never summed
         add_pairs(vector, roster, view, self.number, self.private("mask"), set(members) - {self.number})
-        seeds = {ring: token_bytes(crypto.KEY_BYTES) for ring in roster.shared_rings(rings)}
-        for ring, seed in seeds.items():
-            add_private(vector, rings == ring, [seed])
-        shares = [crypto.split(seed, roster.threshold, len(roster.clients)) for seed in seeds.values()]
-        to_send = [self._seal(other, view, b"".join(own[other] for own in shares)) for other in members]
-        kept = self._keep(next="reveal", members=list(members), sealed=[text.hex() for text in sealed])
-        return (vector, to_send, [crypto.digest(seed) for seed in seeds.values()]), kept
+        places = places_of(parts, roster)
+        seeds = [token_bytes(crypto.KEY_BYTES) for _ in places]
+        for place, seed in zip(places.values(), seeds, strict=True):
+            add_private(vector, place, [seed])
+        shares = [crypto.split(seed, roster.threshold, len(roster.clients)) for seed in seeds]
+        kept = self._keep(next="reveal", members=list(members), keys=_as_text(keys))
+        return Masked(vector, self._deal(members, view, shares), [crypto.digest(seed) for seed in seeds]), kept
 
-    def reveal(self, survivors: Sequence[int], sealed: Sequence[bytes]) -> list[bytes]:
-        """Return for each member shares of its seeds, if its change is in the sum; of its key, if it was lost.
+    def reveal(self, survivors: Sequence[int], seeds: Dealt) -> tuple[list[bytes], bytes]:
+        """Return for each member shares of its seeds, if its change is in the sum, else of its key; and what to keep.
 
-        It is asked this once in a round, so nobody gets both of one client from it. Of seeds it gives those of rings
-        that may be unmasked. A share that was sealed for another round, sender or set of members is left out.
+        The server gets one answer a round, so never both of one client. Shares are of seeds of rings that may be
+        unmasked, without classifier rows. Where a member sealed shares that do not fit its hashes, there are none.
         """
         self._turn("reveal")
-        roster, members = self.roster, self._kept["members"]
-        self._check(survivors, members, sealed)
-        allowed, view = roster.open_rings(members, survivors), roster.view(members)
-        rings, found = roster.rings_by_slice(members), []
-        seeds = dict(zip(survivors, sealed, strict=True))
-        for other, key in zip(members, self._kept["sealed"], strict=True):
-            if other in seeds:
-                shares = crypto.cut(self._unseal(other, view, seeds[other]))
-                own = zip(shares, rings[roster.clients[other][0]], strict=False)
-                found.append(b"".join(share for share, ring in own if ring in allowed))
+        roster, members = self.roster, self._secrets["members"]
+        self._check(survivors, members, seeds)
+        rings, view = roster.open_rings(members, survivors), roster.view(members)
+        by_survivor = dict(zip(survivors, zip(*seeds, strict=True), strict=True))
+        answer = []
+        for member, pair in zip(members, zip(*_from_text(self._secrets["keys"]), strict=True), strict=True):
+            if member in by_survivor:
+                shares = self._shares(member, view, *by_survivor[member])
+                parts = [part for part in shares if roster.ring_of(part) in rings and not roster.is_rows(part)]
+                answer.append(b"".join(shares[part] for part in parts))
             else:
-                found.append(self._unseal(other, roster.digest, bytes.fromhex(key)))
-        return found
+                answer.append(b"".join(self._open(member, roster.digest, *pair)))
+        return answer, self._keep(next="rows", survivors=list(survivors), seeds=_as_text(seeds), keys=[[], []])
 
-    def _turn(self, asked: str) -> None:
-        if self._kept["next"] != asked:
+    def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
+        """Return for each survivor shares of its seeds of classifier rows.
+
+        ``numbers`` has the least number of clients in any row of a part. Shares of parts with too few are refused.
+        """
+        self._turn("rows")
+        roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]
+        rings, view = roster.open_rings(members, survivors), roster.view(members)
+        for part, number in numbers.items():
+            ring = roster.ring_of(part)
+            if not roster.is_rows(part) or ring not in rings or not roster.least <= number <= ring:
+                raise ReplyError(
+                    f"the server asked for classifier rows that {number} clients trained, expected at least "
+                    f"{roster.least}, and rows of a ring that is open"
+                )
+        seeds = zip(*_from_text(self._secrets["seeds"]), strict=True)
+        answer = []
+        for survivor, pair in zip(survivors, seeds, strict=True):
+            shares = self._shares(survivor, view, *pair)
+            answer.append(b"".join(share for part, share in shares.items() if part in numbers))
+        return answer
+
+    def _turn(self, question: str) -> None:
+        if self._secrets["next"] != question:
             raise ReplyError(
-                f"the server asked to {asked} out of turn, or a second time under the same keys; expected "
-                f"{self._kept['next']}, or a new round"
+                f"the server asked to {question} out of turn, or a second time under the same keys; expected "
+                f"{self._secrets['next']}, or a new round"
             )
 
-    def _keep(self, **more: object) -> bytes:
-        return json.dumps({**self._kept, **more}).encode()
+    def _keep(self, **values: object) -> bytes:
+        return json.dumps({**self._secrets, **values}).encode()
 
-    def _seal(self, receiver: int, about: bytes, plain: bytes) -> bytes:
-        """Return what only another client can read, about the roster or a view."""
-        key = crypto.agree(self.private("box"), self.roster.public(receiver, 2), about, "share", self.number, receiver)
-        return crypto.seal(key, plain)
+    @cached_property
+    def _parts(self) -> list[list[Part]]:
+        return self.roster.parts_by_slice(self._secrets["members"])
 
-    def _unseal(self, sender: int, about: bytes, sealed: bytes) -> bytes:
-        key = crypto.agree(self.private("box"), self.roster.public(sender, 2), about, "share", sender, self.number)
-        return crypto.unseal(key, sealed)
+    def _deal(self, receivers: Sequence[int], about: bytes, shares: Sequence[Sequence[bytes]]) -> Dealt:
+        """Return shares of several secrets for each receiver, sealed so that only the receiver can read them."""
+        private, sealed, hashes = self.private("box"), [], []
+        for receiver in receivers:
+            key = crypto.agree(private, self.roster.public(receiver, 2), about, "share", self.number, receiver)
+            texts = [row[receiver] for row in shares]
+            sealed.append(crypto.seal(key, b"".join(texts)))
+            hashes.append(crypto.hash_shares(texts))
+        return Dealt(sealed, hashes)
 
-    def _check(self, clients: Sequence[int], of: Collection[int], sealed: Sequence[bytes]) -> None:
-        """Reject clients that are not among some others, each once and in order; and too few, or without this one."""
-        least = self.roster.threshold
-        if list(clients) != sorted(set(of).intersection(clients)) or len(sealed) != len(clients):
+    def _open(self, sender: int, about: bytes, sealed: bytes, hashes: bytes) -> list[bytes]:
+        """Return the shares that another client sealed; none if they do not fit its hashes."""
+        public = self.roster.public(sender, 2)
+        key = crypto.agree(self.private("box"), public, about, "share", sender, self.number)
+        shares = crypto.cut(crypto.unseal(key, sealed))
+        return shares if crypto.hash_shares(shares) == hashes else []
+
+    def _shares(self, sender: int, view: bytes, sealed: bytes, hashes: bytes) -> dict[Part, bytes]:
+        """Return a survivor's shares of seeds by part."""
+        shares, parts = self._open(sender, view, sealed, hashes), self._parts[self.roster.clients[sender][0]]
+        return dict(zip(parts, shares, strict=True)) if len(shares) == len(parts) else {}
+
+    def _check(self, clients: Sequence[int], members: Collection[int], dealt: Dealt) -> None:
+        """Reject clients that are not members, each once and in order; and too few, or without this one."""
+        minimum = self.roster.threshold
+        if list(clients) != sorted(set(members).intersection(clients)) or {*map(len, dealt)} != {len(clients)}:
             raise ReplyError("the server named other clients than those that take part, or not each of them once")
-        if self.number not in clients or len(clients) < least:
+        if self.number not in clients or len(clients) < minimum:
             raise ReplyError(
                 f"the server named {len(clients)} clients whose changes are to be added up, expected this one and in "
-                f"all at least {least}: of fewer nobody could take the masks away"
+                f"all at least {minimum}: of fewer nobody could take the masks away"
             )
 
 
 def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, private: bytes, others: set[int]) -> None:
     """Add the masks that a client shares with others, where both hold an entry, in place.
 
-    Of a pair the first adds what the second subtracts.
+    The first of a pair adds what the second subtracts.
     """
-    own, by_slice = roster.slices[roster.clients[client][0]], defaultdict[int, list[int]](list)
+    plan, by_slice = roster.slices[roster.clients[client][0]], defaultdict[int, list[int]](list)
     for other in others:
         by_slice[roster.clients[other][0]].append(other)
-    for number, some in by_slice.items():
-        both = overlap(own, roster.slices[number])
-        total = np.zeros(both.parameters, np.uint32)
-        for other in some:
+    for number, neighbours in by_slice.items():
+        shared = overlap(plan, roster.slices[number])
+        total = np.zeros(shared.parameters, np.uint32)
+        for other in neighbours:
             pair = min(client, other), max(client, other)
             key = crypto.agree(private, roster.public(other, 1), view, "mask", *pair)
             crypto.add_stream(total, key, 1 if client < other else -1)
-        add_part(vector, own, both, total)
+        add_part(vector, plan, shared, total)
 
 
-def add_private(vector: crypto.Words, where: NDArray[np.bool_], seeds: Sequence[bytes], sign: int = 1) -> None:
-    """Add the streams of seeds to some entries, or subtract them, in place."""
-    total = np.zeros(np.count_nonzero(where), np.uint32)
+def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
+    """Return the entries of each part of a slice, in the order of the parts.
+
+    Classifier rows have many parts of few entries each, so positions find them in one pass over the slice.
+    """
+    rows = np.flatnonzero(parts % (roster.row_groups + 1)) if roster.row_groups else np.zeros(0, np.int64)
+    ordered = rows[np.argsort(parts[rows], kind="stable")]
+    numbers, starts = np.unique(parts[ordered], return_index=True)
+    places: dict[Part, Place] = dict(zip(map(int, numbers), np.split(ordered, starts[1:]), strict=False))
+    for part in np.unique(parts):
+        if part and not roster.is_rows(int(part)):
+            places[int(part)] = parts == part
+    return dict(sorted(places.items()))
+
+
+def add_private(vector: crypto.Words, place: Place, seeds: Sequence[bytes], sign: int = 1) -> None:
+    """Add the streams of seeds to these entries, or subtract them, in place."""
+    total = np.zeros(np.count_nonzero(place) if place.dtype == np.bool_ else len(place), np.uint32)
     for seed in seeds:
         crypto.add_stream(total, seed, sign)
-    vector[where] += total
+    vector[place] += total
+
+
+def _as_text(dealt: Dealt) -> list[list[str]]:
+    return [[text.hex() for text in texts] for texts in dealt]
+
+
+def _from_text(texts: list[list[str]]) -> Dealt:
+    return Dealt(*([bytes.fromhex(text) for text in column] for column in texts))

@@ -1,7 +1,7 @@
-"""Keys, sealed texts, streams of masks and shares of secrets: X25519, HKDF, ChaCha20-Poly1305, AES-256-CTR, Shamir.
+"""Keys, sealed texts, mask streams and secret shares: X25519, HKDF, ChaCha20-Poly1305, AES-256-CTR, Shamir.
 
-Flower's own shares secrets in pieces of 16 bytes over GF(2^128), in Python bit by bit. In a prime field that holds 32
-bytes, Python's own integers do it in milliseconds.
+Flower's SecAgg+ shares secrets in pieces of 16 bytes over GF(2^128), in Python bit by bit. In a prime field that holds
+32 bytes, Python's integers do it in milliseconds.
 """
 
 import hashlib
@@ -24,40 +24,40 @@ from heterofl_flwr.common.errors import ReplyError
 Words = NDArray[np.uint32]
 """Masked values: arithmetic modulo 2^32."""
 
-KEY_BYTES, SHARE_BYTES, TAG_BYTES = 32, 33, 16
+KEY_BYTES, SHARE_BYTES, TAG_BYTES, HASH_BYTES = 32, 33, 16, 16
 PRIME = 2**256 + 297
-"""The smallest prime above all secrets."""
+"""Modulus of the shares: the smallest prime above all secrets."""
 
-_BLOCK = 2**16  # words at once, which stay in the processor's cache
+_BLOCK = 2**16  # words per call, which stay in the processor's cache
 _ZEROS = bytes(4 * _BLOCK)
 
 
 def new_pair() -> tuple[bytes, bytes]:
     """Return a fresh private key and its public key."""
-    own = X25519PrivateKey.generate()
-    return own.private_bytes_raw(), own.public_key().public_bytes_raw()
+    key = X25519PrivateKey.generate()
+    return key.private_bytes_raw(), key.public_key().public_bytes_raw()
 
 
 def public_of(private: bytes) -> bytes:
-    """Return the public key of a private one."""
+    """Return the public key of a private key."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
 def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
-    """Return the key that two clients share for a purpose; another purpose gives a key that has nothing to do with it.
+    """Return the key that two clients share for a purpose; keys of different purposes are independent.
 
-    The purpose begins with the digest of what both know of the round. So a key is of use in this round and for this
-    pair alone, and two clients that were told different things have different keys.
+    The purpose begins with the digest of the roster. So a key serves one round and one pair, and two clients with
+    different rosters derive different keys.
     """
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
         raise ReplyError("a public key of secure aggregation is not usable: it gives the same secret to all") from error
-    return HKDF(SHA256(), KEY_BYTES, salt=None, info=repr(("heterofl secure-sum 1", *purpose)).encode()).derive(secret)
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=repr(("heterofl secure-sum 2", *purpose)).encode()).derive(secret)
 
 
 def are_usable(keys: Sequence[bytes]) -> bool:
-    """Whether these are the two public keys of a client, with which each other one has a secret of its own."""
+    """Whether these are two different, valid public keys."""
     try:
         for key in keys:
             agree(new_pair()[0], key)
@@ -67,12 +67,12 @@ def are_usable(keys: Sequence[bytes]) -> bool:
 
 
 def seal(key: bytes, plain: bytes) -> bytes:
-    """Return a text encrypted and authenticated with a key that seals nothing else, so that its nonce can be zero."""
+    """Return a text encrypted and authenticated with a key that is used once, so the nonce may be zero."""
     return ChaCha20Poly1305(key).encrypt(bytes(12), plain, None)
 
 
 def unseal(key: bytes, sealed: bytes) -> bytes:
-    """Return the text; an empty one if it is of another round, sender or receiver, or was changed on the way."""
+    """Return the text; empty if it was changed, or is of another round, sender or receiver."""
     try:
         return ChaCha20Poly1305(key).decrypt(bytes(12), sealed, None)
     except InvalidTag:
@@ -80,8 +80,13 @@ def unseal(key: bytes, sealed: bytes) -> bytes:
 
 
 def digest(*parts: bytes) -> bytes:
-    """Return a hash of some parts."""
+    """Return the hash of a sequence of texts."""
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
+
+
+def hash_shares(shares: Sequence[bytes]) -> bytes:
+    """Return the hashes of shares, joined. A share is uniform in 2^256, so its hash hides it."""
+    return b"".join(hashlib.sha256(share).digest()[:HASH_BYTES] for share in shares)
 
 
 def add_stream(total: Words, key: bytes, sign: int = 1) -> None:
@@ -89,17 +94,17 @@ def add_stream(total: Words, key: bytes, sign: int = 1) -> None:
     encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
     combine = np.add if sign > 0 else np.subtract
     for start in range(0, len(total), _BLOCK):
-        part = total[start : start + _BLOCK]
-        combine(part, np.frombuffer(encryptor.update(_ZEROS[: 4 * len(part)]), dtype="<u4"), out=part)
+        block = total[start : start + _BLOCK]
+        combine(block, np.frombuffer(encryptor.update(_ZEROS[: 4 * len(block)]), dtype="<u4"), out=block)
 
 
-def cut(shares: bytes) -> list[bytes]:
-    """Return shares that were joined."""
-    return [shares[place : place + SHARE_BYTES] for place in range(0, len(shares), SHARE_BYTES)]
+def cut(text: bytes, size: int = SHARE_BYTES) -> list[bytes]:
+    """Return the pieces of a text, such as shares that were joined."""
+    return [text[start : start + size] for start in range(0, len(text), size)]
 
 
 def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
-    """Return so many shares of a secret, of which any ``threshold`` give it: a polynomial's values from 1 on."""
+    """Return Shamir shares of a secret: values of a polynomial of degree ``threshold - 1``, from 1 on."""
     coefficients = [int.from_bytes(secret, "big"), *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
     shares = []
     for point in range(1, number + 1):
@@ -111,18 +116,32 @@ def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
 
 
 def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """Return the secret of shares by their place, counted from 0; an empty one if they cannot be shares of one."""
-    points = tuple(place + 1 for place in sorted(shares))[:threshold]
-    weighed = zip(_weights(points), (int.from_bytes(shares[point - 1], "big") for point in points), strict=True)
-    value = sum(weight * share for weight, share in weighed) % PRIME
+    """Return the secret of shares by position, counted from 0; empty if these are shares of no secret."""
+    points = tuple(position + 1 for position in sorted(shares))[:threshold]
+    value = _interpolate(shares, points, 0)
     return value.to_bytes(KEY_BYTES, "big") if value < 2 ** (8 * KEY_BYTES) else b""
 
 
+def are_consistent(shares: Mapping[int, bytes], threshold: int) -> bool:
+    """Whether shares by position are values of one polynomial of degree ``threshold - 1``."""
+    points = tuple(position + 1 for position in sorted(shares))
+    return all(
+        _interpolate(shares, points[:threshold], point) == int.from_bytes(shares[point - 1], "big")
+        for point in points[threshold:]
+    )
+
+
+def _interpolate(shares: Mapping[int, bytes], points: tuple[int, ...], argument: int) -> int:
+    """Return the value at ``argument`` of the polynomial through these points."""
+    values = (int.from_bytes(shares[point - 1], "big") for point in points)
+    return sum(weight * value for weight, value in zip(_weights(points, argument), values, strict=True)) % PRIME
+
+
 @lru_cache(maxsize=1024)
-def _weights(points: tuple[int, ...]) -> list[int]:
-    """Return Lagrange's weights at 0."""
+def _weights(points: tuple[int, ...], argument: int = 0) -> list[int]:
+    """Return Lagrange's weights at an argument."""
     others: Sequence[Sequence[int]] = [[other for other in points if other != point] for point in points]
     return [
-        prod(some) % PRIME * pow(prod(other - point for other in some), -1, PRIME) % PRIME
-        for point, some in zip(points, others, strict=True)
+        prod(other - argument for other in row) % PRIME * pow(prod(other - point for other in row), -1, PRIME) % PRIME
+        for point, row in zip(points, others, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Fixed point: changes of parameters as whole numbers of steps, of which the sums of all clients fit into 32 bits."""
+"""Fixed point: changes of parameters as whole numbers of steps, whose sum over all clients fits into 32 bits."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ LARGEST_SUM = 2**31 - 1
 
 
 def largest_steps(clients: int) -> int:
-    """Return how many steps one of so many clients can change an entry by."""
+    """Return the largest change of an entry in steps, for a number of clients."""
     return LARGEST_SUM // clients
 
 
@@ -21,13 +21,14 @@ def to_steps(
 ) -> dict[str, Tensor]:
     """Return changes in steps of ``bound / largest_steps(clients)``, each cut to the bound.
 
-    Each becomes one of the two whole numbers beside it, drawn so that it is right on average. The nearest would lose
-    what all clients change by less than half a step, round after round.
+    A change is rounded up or down at random, with the change as its expectation. Rounding to the nearest step would
+    lose changes below half a step, round after round.
     """
-    most, steps = largest_steps(clients), {}
+    largest, steps = largest_steps(clients), {}
     for name, change in changes.items():
         if not change.isfinite().all():
             raise ReplyError(f"parameter {name} changed to what is no finite number: train with a lower learning rate")
         draws = torch.rand(change.shape, generator=generator, dtype=torch.float64)
-        steps[name] = (change.to("cpu", torch.float64) * (most / bound)).add_(draws).floor_().clamp_(-most, most)
+        scaled = change.to("cpu", torch.float64) * (largest / bound)
+        steps[name] = scaled.add_(draws).floor_().clamp_(-largest, largest)
     return steps

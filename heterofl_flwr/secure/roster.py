@@ -1,4 +1,4 @@
-"""The roster of a round: what all its clients know alike."""
+"""The roster of a round, which all its clients know, and the parts of the sum that open together."""
 
 import json
 from collections import Counter
@@ -8,38 +8,46 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.axes import Axis, positions
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure.crypto import KEY_BYTES, digest
-from heterofl_flwr.secure.slices import classes_of, count_holders, reduced, whole, with_counts
+from heterofl_flwr.secure.slices import as_state, classes_of, count_holders, reduced, whole, with_counts
+
+ROW_GROUPS = 64
+"""Upper bound on the groups of classifier rows, each with seeds of its own; more classes share groups."""
+
+Part = int
+"""A part of the sum, with a seed of each of its clients: a ring without its classifier rows, or one group of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roster:
-    """Who takes part in a round, with which slices and keys. All are neighbours: each pair shares a mask.
+    """The clients of a round, with their slices and keys. All are neighbours: each pair shares a mask.
 
     Attributes
     ----------
-    server_round
-        The round, from 1.
+    run, server_round
+        The random id of the run, and the round, from 1. A client masks its change once for both.
     least
-        A ring that fewer clients hold is not unmasked.
+        Minimum number of clients in a sum that is unmasked.
     bound
-        By how much a client may change an entry.
+        Largest change of an entry by one client.
     rows, extra_rows
         The parameters whose rows belong to classes; whether rows beyond the classes count for all.
     grid
-        Where noise is added: to which L2 norm a change is shortened, and the step of the noise; else nothing.
+        With noise: the L2 norm that a change is clipped to, and the step of the noise; else empty.
     plans
-        The different slices: for each axis of each parameter its length in the global model, and its positions, or
-        their number where these are the first ones.
+        The distinct slices: for each axis of each parameter its length in the global model, and its positions, or
+        their number if these are the first ones.
     clients
-        Of each client: the number of its slice, its public key for masks and that for shares, in hexadecimal.
+        For each client the number of its slice, its public key for masks and that for shares, in hexadecimal.
     """
 
+    run: int
     server_round: int
     least: int
     bound: float
@@ -50,89 +58,125 @@ class Roster:
     clients: Sequence[Sequence[Any]]
 
     @classmethod
-    def of(cls, plans: Sequence[Plan], keys: Sequence[Sequence[bytes]], **told: Any) -> "Roster":
-        """Return the roster of clients with these slices and public keys; ``told`` is all else that it says."""
+    def of(cls, plans: Sequence[Plan], keys: Sequence[Sequence[bytes]], **values: Any) -> "Roster":
+        """Return the roster of clients with these slices and public keys; ``values`` are the other attributes."""
         written = [{name: [_write(axis) for axis in axes] for name, axes in plan.axes.items()} for plan in plans]
-        different = [own for place, own in enumerate(written) if own not in written[:place]]
-        named = zip(map(different.index, written), keys, strict=True)
-        return cls(plans=different, clients=[(number, *(key.hex() for key in own)) for number, own in named], **told)
+        distinct = [plan for place, plan in enumerate(written) if plan not in written[:place]]
+        pairs = zip(map(distinct.index, written), keys, strict=True)
+        return cls(plans=distinct, clients=[(number, *(key.hex() for key in pair)) for number, pair in pairs], **values)
 
     def to_bytes(self) -> bytes:
         """Return the roster as it travels."""
-        return json.dumps({own.name: getattr(self, own.name) for own in fields(self)}).encode()
+        return json.dumps({attribute.name: getattr(self, attribute.name) for attribute in fields(self)}).encode()
 
     @classmethod
     def from_bytes(cls, text: object) -> "Roster":
-        """Return the roster that a server sent; reject what is none."""
+        """Return the roster that a server sent; reject an invalid one."""
         try:
-            own = cls(**json.loads(text))  # type: ignore[arg-type]
-            keys = [bytes.fromhex(key) for _, *pair in own.clients for key in pair]
-            fits = {len(key) for key in keys} == {KEY_BYTES} and len(set(keys)) == len(keys) and own.least > 1
-            fits &= {number for number, *_ in own.clients} <= set(range(len(own.slices)))
+            roster = cls(**json.loads(text))  # type: ignore[arg-type]
+            keys = [bytes.fromhex(key) for _, *pair in roster.clients for key in pair]
+            fits = {len(key) for key in keys} == {KEY_BYTES} and len(set(keys)) == len(keys) and roster.least > 1
+            fits &= {number for number, *_ in roster.clients} <= set(range(len(roster.slices)))
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise ReplyError(f"the server sent a roster that cannot be read: {error}") from error
         if not fits:
             raise ReplyError(
                 "the server sent a roster with keys that come twice, rings of one client, or slices it lacks"
             )
-        return own
+        return roster
 
     @cached_property
     def digest(self) -> bytes:
-        """What stands for the roster in the purpose of each key."""
+        """Hash of the roster, in the purpose of each key."""
         return digest(self.to_bytes())
 
     @cached_property
     def slices(self) -> Sequence[Plan]:
-        """The different slices, with entries for the numbers of clients that count in rows."""
-        plans = ({name: tuple(_read(*axis) for axis in own) for name, own in plan.items()} for plan in self.plans)
+        """The distinct slices, with entries for the number of clients in each row."""
+        plans = ({name: tuple(_read(*axis) for axis in axes) for name, axes in plan.items()} for plan in self.plans)
         return with_counts(list(map(Plan, plans)), self.rows)
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """The slices with classes of positions in place of positions, which have the same rings."""
-        return reduced(self.slices, {name: classes_of(self.slices, name) for name in whole(self.slices).axes})
+        """The slices with classes of positions instead of positions; they have the same parts."""
+        names = whole(self.slices).axes
+        return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Rows of the largest parameter whose rows belong to classes."""
+        lengths = (axes[0].full for plan in self.slices for name, axes in plan.axes.items() if name in self.rows)
+        return max(lengths, default=0)
+
+    @property
+    def row_groups(self) -> int:
+        """Number of groups of rows."""
+        return min(self.num_rows, ROW_GROUPS)
+
+    def group_of(self, row: int) -> int:
+        """Return the group of a row, from 1."""
+        return row * self.row_groups // self.num_rows + 1
 
     @property
     def threshold(self) -> int:
-        """How many shares give a secret: over two thirds, so that two sets of helpers have over a third in common."""
+        """Number of shares that give a secret: over two thirds, so two sets of helpers share over a third."""
         return 2 * len(self.clients) // 3 + 1
+
+    @property
+    def tolerated(self) -> int:
+        """Upper bound on the clients that may lie, and at least 1: with as many accusers a client is a liar."""
+        return max(1, len(self.clients) - self.threshold)
 
     def public(self, client: int, use: int) -> bytes:
         """Return a client's public key: 1 for masks, 2 for shares."""
         return bytes.fromhex(str(self.clients[client][use]))
 
-    def count(self, own: Plan, clients: Collection[int], slices: Sequence[Plan] = ()) -> NDArray[np.int32]:
-        """Return how many of some clients hold each entry of a slice; of a small one, ``slices`` are the small ones."""
+    def count(self, plan: Plan, clients: Collection[int], slices: Sequence[Plan] = ()) -> NDArray[np.int32]:
+        """Return how many of these clients hold each entry of a slice; for a small slice, pass the small ``slices``."""
         numbers = Counter(self.clients[client][0] for client in set(clients))
-        return count_holders(own, slices or self.slices, [numbers[number] for number in range(len(self.slices))])
+        return count_holders(plan, slices or self.slices, [numbers[number] for number in range(len(self.slices))])
+
+    def parts(self, plan: Plan, holders: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return the part of each entry of a slice, from its number of holders; 0 for entries with too few."""
+        parts = np.where(holders >= self.least, holders * (self.row_groups + 1), 0).astype(np.int32)
+        for name, tensor in as_state(parts, plan).items():
+            if name not in self.rows:
+                continue
+            groups = torch.tensor([self.group_of(row) for row in sorted(positions(plan.axes[name][0]))])
+            tensor += (tensor > 0) * groups.to(torch.int32).view(-1, *[1] * (tensor.dim() - 1))
+        return parts
+
+    def ring_of(self, part: Part) -> int:
+        """Return the ring of a part: the number of members that hold its entries."""
+        return part // (self.row_groups + 1)
+
+    def is_rows(self, part: Part) -> bool:
+        """Whether a part is a group of classifier rows."""
+        return part % (self.row_groups + 1) > 0
 
     def open_rings(self, members: Collection[int], survivors: Collection[int]) -> set[int]:
-        """Return the rings that may be unmasked where some clients masked, and some of them are left.
+        """Return the rings that may be unmasked: each entry still has the minimum number of holders.
 
-        A ring is the entries that equally many members hold. It may be unmasked if each of them still has the least
-        number of holders.
+        A ring is all entries that equally many members hold.
         """
-        counts, left = (self.count(whole(self.small), some, self.small) for some in (members, survivors))
-        return {ring for ring in self.shared_rings(counts) if left[counts == ring].min() >= self.least}
+        rings, left = (self.count(whole(self.small), clients, self.small) for clients in (members, survivors))
+        candidates = [int(ring) for ring in np.unique(rings) if ring >= self.least]
+        return {ring for ring in candidates if left[rings == ring].min() >= self.least}
 
-    def shared_rings(self, counts: NDArray[np.int32]) -> list[int]:
-        """Return the rings that enough clients hold, in order, from how many hold each entry."""
-        return [int(ring) for ring in np.unique(counts) if ring >= self.least]
-
-    def rings_by_slice(self, members: Collection[int]) -> list[list[int]]:
-        """Return for each slice the rings that its clients have seeds for, in order."""
-        return [self.shared_rings(self.count(own, members, self.small)) for own in self.small]
+    def parts_by_slice(self, members: Collection[int]) -> list[list[Part]]:
+        """Return for each slice the parts that its clients have seeds for, in order."""
+        found = (np.unique(self.parts(plan, self.count(plan, members, self.small))) for plan in self.small)
+        return [[int(part) for part in parts if part] for parts in found]
 
     def view(self, members: Collection[int]) -> bytes:
-        """Return the digest of the roster and of who is left of it, on which masks and shares of seeds depend."""
+        """Return the hash of the roster and its remaining members, which masks and shares of seeds depend on."""
         return digest(self.digest, repr(sorted(members)).encode())
 
 
 def _write(axis: Axis) -> tuple[int, int | list[int]]:
-    held = sorted(positions(axis))
-    return axis.full, axis.kept if held == list(range(axis.kept)) else held
+    members = sorted(positions(axis))
+    return axis.full, axis.kept if members == list(range(axis.kept)) else members
 
 
-def _read(full: int, held: int | Sequence[int]) -> Axis:
-    return Axis(full, held) if isinstance(held, int) else Axis(full, len(held), 1, tuple(held))
+def _read(full: int, members: int | Sequence[int]) -> Axis:
+    return Axis(full, members) if isinstance(members, int) else Axis(full, len(members), 1, tuple(members))

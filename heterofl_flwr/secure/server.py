@@ -7,118 +7,250 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ReplyError, RoundError
+from heterofl_flwr.common.errors import ReplyError
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure import crypto
-from heterofl_flwr.secure.client import add_pairs, add_private
-from heterofl_flwr.secure.roster import Roster
+from heterofl_flwr.secure.client import Dealt, Masked, add_pairs, add_private, places_of
+from heterofl_flwr.secure.roster import Part, Roster
 from heterofl_flwr.secure.slices import COUNTS, add_part, as_state, classes_of, whole
+
+KEY_PART: Part = 0
+"""Stands for a client's private key among the parts that it has seeds of."""
 
 
 class ServerRound:
     """A sum of masked vectors over the entries of the global model.
 
-    ``shares`` are the sealed shares of keys of each client that sent them. Those are the members, whose changes can be
-    added up.
+    ``shares`` are each client's shares of its key. Their senders are the members, whose changes can be added up.
+
+    Attributes
+    ----------
+    liars
+        Reasons by client: it revealed shares that do not fit their hashes, which it could check; or dealt such shares.
     """
 
-    def __init__(self, roster: Roster, shares: Mapping[int, Sequence[bytes]]) -> None:
+    def __init__(self, roster: Roster, shares: Mapping[int, Dealt]) -> None:
         self.roster, self.members = roster, sorted(shares)
-        self._shares, self._rings = shares, roster.rings_by_slice(self.members)
+        self.liars: dict[int, str] = {}
+        self._keys, self._parts = shares, roster.parts_by_slice(self.members)
         self._whole = whole(roster.slices)
         self._total = np.zeros(self._whole.parameters, np.uint32)
-        self._sealed: dict[int, Sequence[bytes]] = {}  # seeds' shares of each survivor
-        self._marks = {one: {0: roster.public(one, 1)} for one in self.members}  # of its key and of seeds, by ring
-        self._open: set[int] = set()
+        self._seeds: dict[int, tuple[Dealt, dict[Part, bytes]]] = {}  # each survivor's shares, and hashes of its seeds
+        self._spoiled = np.zeros(self._whole.parameters, np.int32)  # entries with masks that cannot be taken off
+        self._opened = np.zeros(self._whole.parameters, np.bool_)
+        self._accusers: defaultdict[int, set[int]] = defaultdict(set)  # by dealer, those without usable shares of it
 
     @property
     def survivors(self) -> list[int]:
         """The clients whose masked vectors were added."""
-        return sorted(self._sealed)
+        return sorted(self._seeds)
 
-    def keys_for(self, client: int) -> list[bytes]:
-        """Return the sealed shares of the members' keys that a client is to get."""
-        return [self._shares[other][client] for other in self.members]
+    @property
+    def can_open(self) -> bool:
+        """Whether enough clients are left to take the masks off."""
+        return len(self._seeds) >= self.roster.threshold
 
-    def seeds_for(self, client: int) -> list[bytes]:
-        """Return the sealed shares of the survivors' seeds that a client is to get."""
-        return [self._sealed[other][self.members.index(client)] for other in self.survivors]
+    def keys_for(self, client: int) -> Dealt:
+        """Return the shares of the members' keys for a client."""
+        pairs = ((self._keys[other].sealed[client], self._keys[other].hashes[client]) for other in self.members)
+        return Dealt(*map(list, zip(*pairs, strict=True)))
 
-    def add(self, client: int, vector: crypto.Words, sealed: Sequence[bytes], hashes: Sequence[bytes]) -> None:
+    def seeds_for(self, client: int) -> Dealt:
+        """Return the shares of the survivors' seeds for a client."""
+        place = self.members.index(client)
+        dealt = (self._seeds[other][0] for other in self.survivors)
+        return Dealt(*map(list, zip(*((own.sealed[place], own.hashes[place]) for own in dealt), strict=True)))
+
+    def add(self, client: int, masked: Masked) -> None:
         """Add a member's masked vector; ``ReplyError`` if it does not fit, and then nothing has changed."""
+        vector, shares, digests = masked
         number = self.roster.clients[client][0]
-        expected, rings = (self.roster.slices[number].parameters,), self._rings[number]
+        expected, parts = (self.roster.slices[number].parameters,), self._parts[number]
         if vector.dtype != np.uint32 or vector.shape != expected:
             found = f"{vector.dtype} of shape {vector.shape}"
             raise ReplyError(f"reply refused: its masked change is {found}, expected uint32 of shape {expected}")
-        lengths = [len(rings) * crypto.SHARE_BYTES + crypto.TAG_BYTES] * len(self.members)
-        if list(map(len, sealed)) != lengths or len(hashes) != len(rings):
+        if not fits(shares, len(self.members), len(parts)) or len(digests) != len(parts):
             raise ReplyError("reply refused: it has not one sealed share of its seeds for each client")
         add_part(self._total, self._whole, self.roster.slices[number], vector)
-        self._sealed[client] = sealed
-        self._marks[client].update(zip(rings, hashes, strict=True))
+        self._seeds[client] = shares, dict(zip(parts, digests, strict=True))
 
     def unmask(self, revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Take the masks off the sum, in the rings in which that is allowed, with what ``ClientRound.reveal`` gave."""
+        """Take the masks off all but classifier rows, with what ``ClientRound.reveal`` returned.
+
+        Entries with masks that nobody can take off stay closed.
+        """
         roster, survivors = self.roster, self.survivors
-        self._open = roster.open_rings(self.members, survivors)
-        shares = self._collect(revealed)
+        rings = roster.open_rings(self.members, survivors)
+        parts = {part for row in self._parts for part in row if roster.ring_of(part) in rings}
+        parts = {part for part in parts if not roster.is_rows(part)}
+        by_client = {
+            client: [KEY_PART] if client not in self._seeds else self._of(client, parts) for client in self.members
+        }
+        shares = self._collect(revealed, by_client)
         # What a lost client would have added cancels what the others share with it.
-        for client in [one for one in self.members if one not in survivors]:
-            private, own = self._secret(client, 0, shares[client, 0]), roster.slices[roster.clients[client][0]]
-            masks = np.zeros(own.parameters, np.uint32)
+        for client in [client for client in self.members if client not in self._seeds]:
+            plan, private = roster.slices[roster.clients[client][0]], self._secret(client, KEY_PART, shares)
+            if private is None:
+                add_part(self._spoiled, self._whole, plan, np.ones(plan.parameters, np.int32))
+                continue
+            masks = np.zeros(plan.parameters, np.uint32)
             add_pairs(masks, roster, roster.view(self.members), client, private, set(survivors))
-            add_part(self._total, self._whole, own, masks)
-        for number in {roster.clients[client][0] for client in survivors}:
-            own, clients = roster.slices[number], [one for one in survivors if roster.clients[one][0] == number]
-            rings, masks = roster.count(own, self.members), np.zeros(own.parameters, np.uint32)
-            for ring in self._open.intersection(self._rings[number]):
-                seeds = [self._secret(client, ring, shares[client, ring]) for client in clients]
-                add_private(masks, rings == ring, seeds, -1)
-            add_part(self._total, self._whole, own, masks)
+            add_part(self._total, self._whole, plan, masks)
+        self._take_off(parts, shares)
 
-    def _collect(self, revealed: Mapping[int, Sequence[bytes]]) -> defaultdict[tuple[int, int], dict[int, bytes]]:
-        """Return the shares of each client's secrets by ring, those of its key as ring 0, from whom they came."""
-        shares: defaultdict[tuple[int, int], dict[int, bytes]] = defaultdict(dict)
-        for helper, texts in revealed.items():
-            for client, text in zip(self.members, texts, strict=False):
-                rings = [ring for ring in self._rings[self.roster.clients[client][0]] if ring in self._open]
-                secrets = rings if client in self._sealed else [0]
-                if len(text) == len(secrets) * crypto.SHARE_BYTES:
-                    for ring, share in zip(secrets, crypto.cut(text), strict=True):
-                        shares[client, ring][helper] = share
-        return shares
+    def row_numbers(self) -> dict[Part, int]:
+        """Return the least number of clients in any row of each part of classifier rows that may be unmasked.
 
-    def _secret(self, client: int, ring: int, shares: Mapping[int, bytes]) -> bytes:
-        """Return a secret of its shares, which is checked: a seed by its hash, a key (ring 0) by its public one."""
-        threshold = self.roster.threshold
-        secret = crypto.combine_shares(shares, threshold) if len(shares) >= threshold else b""
-        if not secret or (crypto.digest(secret) if ring else crypto.public_of(secret)) != self._marks[client][ring]:
-            cause = "too few" if len(shares) < threshold else "false"
-            raise RoundError(
-                f"round {self.roster.server_round}: the masks of the sum cannot be taken away: {len(shares)} shares of "
-                f"a secret of client {client} of the roster came, which are {cause}; expected {threshold} of "
-                f"{len(self.roster.clients)}. Let more clients stay to the end of a round"
-            )
-        return secret
+        A part with a row of fewer clients than the minimum stays closed; rows without clients are no hindrance.
+        """
+        numbers: defaultdict[Part, list[int]] = defaultdict(list)
+        for name in self._row_names:
+            counts, rings = self._counts(name), self._holders(name, self.members)
+            groups = torch.tensor([self.roster.group_of(row) for row in range(len(counts))])
+            parts = rings * (self.roster.row_groups + 1) + groups.view(-1, *[1] * (counts.dim() - 1))
+            for part, number in zip(parts[counts != 0].tolist(), counts[counts != 0].tolist(), strict=True):
+                numbers[part].append(number)
+        return {part: min(row) for part, row in sorted(numbers.items()) if min(row) >= self.roster.least}
+
+    def unmask_rows(self, numbers: Mapping[Part, int], revealed: Mapping[int, Sequence[bytes]]) -> None:
+        """Take the masks off classifier rows, with what ``ClientRound.reveal_rows`` returned for these numbers."""
+        shares = self._collect(revealed, {client: self._of(client, set(numbers)) for client in self.survivors})
+        self._take_off(set(numbers), shares)
 
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return for each parameter the sum of changes in steps, and how many clients count: 0 in closed rings."""
-        rings, counts = (self.roster.count(self._whole, some) for some in (self.members, self.survivors))
-        counts[~np.isin(rings, list(self._open))] = 0
-        totals, held = as_state(self._total.view(np.int32), self._whole), as_state(counts, self._whole)
-        for name in [name for name in totals if name.startswith(COUNTS)]:
-            own = name.removeprefix(COUNTS)
-            held[own] = self._count_rows(own, totals.pop(name), held.pop(name))
-        return {name: (total, held[name].float()) for name, total in totals.items()}
+        """Return for each parameter the sum of changes in steps, and how many clients count: 0 where it is closed."""
+        holders = self.roster.count(self._whole, self.survivors)
+        holders[~self._opened] = 0
+        counts = as_state(holders, self._whole)
+        for name in self._row_names:
+            counts[name] = torch.where(counts[name] > 0, self._expand(name, self._counts(name)), 0)
+        totals = as_state(self._total.view(np.int32), self._whole)
+        return {name: (totals[name], counts[name].float()) for name in totals if not name.startswith(COUNTS)}
 
-    def _count_rows(self, name: str, numbers: Tensor, holders: Tensor) -> Tensor:
-        """Return how many clients count in each entry of a parameter whose rows belong to classes."""
-        if ((holders > 0) & ((numbers < 0) | (numbers > holders))).any():
-            raise RoundError(
-                f"round {self.roster.server_round}: the sum of the numbers of clients that count in the rows of {name} "
-                f"is impossible, so one of them sent something else than its change; nobody can see which"
-            )
-        counted = torch.where(holders > 0, numbers, 0)
+    def closed(self) -> dict[str, Tensor]:
+        """Return for each parameter which entries stayed closed, without rows in which no client counts."""
+        opened = as_state(self._opened, self._whole)
+        closed = {name: ~tensor for name, tensor in opened.items() if not name.startswith(COUNTS)}
+        for name in self._row_names:
+            closed[name] &= self._expand(name, self._counts(name)) != 0
+        return closed
+
+    @property
+    def impossible(self) -> list[str]:
+        """The parameters with a row whose number of clients cannot be true: one client lied, and nobody sees which."""
+        opened = as_state(self._opened, self._whole)
+        return [name for name in self._row_names if (opened[COUNTS + name] & (self._counts(name) < 0)).any()]
+
+    @property
+    def _row_names(self) -> list[str]:
+        return [name for name in self.roster.rows if name in self._whole.axes]
+
+    def _counts(self, name: str) -> Tensor:
+        """Return how many clients count in each row and class of columns; -1 where that is closed or impossible."""
+        vectors = self._total.view(np.int32), self._opened
+        numbers, opened = (as_state(vector, self._whole)[COUNTS + name] for vector in vectors)
+        holders = self._holders(name, self.survivors)
+        return torch.where(opened & (numbers >= 0) & (numbers <= holders), numbers, -1)
+
+    def _holders(self, name: str, clients: Sequence[int]) -> Tensor:
+        """Return how many of these clients hold each row and class of columns."""
+        plan = Plan({COUNTS + name: self._whole.axes[COUNTS + name]})
+        return as_state(self.roster.count(plan, clients), plan)[COUNTS + name]
+
+    def _expand(self, name: str, counts: Tensor) -> Tensor:
+        """Return one number for each column from one for each class of columns."""
         for axis, classes in enumerate(classes_of(self.roster.slices, name)[1:], 1):
-            counted = counted.index_select(axis, torch.from_numpy(classes))
-        return counted
+            counts = counts.index_select(axis, torch.from_numpy(classes))
+        return counts
+
+    def _of(self, client: int, parts: set[Part]) -> list[Part]:
+        """Return those of some parts that a client has seeds of."""
+        return [part for part in self._parts[self.roster.clients[client][0]] if part in parts]
+
+    def _take_off(self, parts: set[Part], shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> None:
+        """Take the private masks of all survivors off some parts."""
+        roster, by_slice = self.roster, defaultdict[int, list[int]](list)
+        for client in self.survivors:
+            by_slice[roster.clients[client][0]].append(client)
+        for number, clients in by_slice.items():
+            plan = roster.slices[number]
+            masks, spoiled = np.zeros(plan.parameters, np.uint32), np.zeros(plan.parameters, np.int32)
+            places = places_of(roster.parts(plan, roster.count(plan, self.members)), roster)
+            for part in parts.intersection(places):
+                seeds = [self._secret(client, part, shares) for client in clients]
+                add_private(masks, places[part], [seed for seed in seeds if seed is not None], -1)
+                spoiled[places[part]] += None in seeds
+            add_part(self._total, self._whole, plan, masks)
+            if spoiled.any():
+                add_part(self._spoiled, self._whole, plan, spoiled)
+        opened = self.roster.parts(self._whole, self.roster.count(self._whole, self.members))
+        self._opened = (self._opened | np.isin(opened, list(parts))) & (self._spoiled == 0)
+
+    def _collect(
+        self, revealed: Mapping[int, Sequence[bytes]], expected: Mapping[int, Sequence[Part]]
+    ) -> Mapping[tuple[int, Part], Mapping[int, bytes]]:
+        """Return the true shares of each client's secrets by part and sender; name those who sent false ones.
+
+        A sender knows the hashes of its shares, so an honest one sends none that does not fit.
+        """
+        shares: defaultdict[tuple[int, Part], dict[int, bytes]] = defaultdict(dict)
+        for helper, texts in revealed.items():
+            pairs = list(zip(expected.items(), texts, strict=False)) if len(texts) == len(expected) else []
+            for (client, parts), text in pairs or [(pair, b"") for pair in expected.items()]:
+                true = dict(zip(parts, self._hashes(client, helper, parts), strict=True))
+                sent = dict(zip(parts, crypto.cut(text), strict=False))
+                if parts and not text:
+                    self._accusers[client].add(helper)
+                elif len(text) != len(parts) * crypto.SHARE_BYTES or any(
+                    crypto.hash_shares([share]) != true[part] for part, share in sent.items()
+                ):
+                    self.liars.setdefault(helper, "it revealed false shares")
+                else:
+                    for part, share in sent.items():
+                        shares[client, part][helper] = share
+        self._weigh_accusations()
+        return shares
+
+    def _weigh_accusations(self) -> None:
+        """Name clients whose shares more clients lack, or that lack more clients' shares, than may lie."""
+        accused = defaultdict[int, int](int)
+        for helpers in self._accusers.values():
+            for helper in helpers:
+                accused[helper] += 1
+        for helper, number in accused.items():
+            if number > self.roster.tolerated:
+                self.liars.setdefault(helper, "it revealed no shares of others' secrets")
+        for client, helpers in self._accusers.items():
+            if len(helpers.difference(self.liars)) > self.roster.tolerated:
+                self.liars.setdefault(client, "it dealt shares that do not fit their hashes")
+
+    def _hashes(self, client: int, helper: int, parts: Sequence[Part]) -> list[bytes]:
+        """Return the hashes of a helper's shares of a client's secrets."""
+        if KEY_PART in parts:
+            return [self._keys[client].hashes[helper]]
+        (dealt, _), all_parts = self._seeds[client], self._parts[self.roster.clients[client][0]]
+        hashes = crypto.cut(dealt.hashes[self.members.index(helper)], crypto.HASH_BYTES)
+        return [own for part, own in zip(all_parts, hashes, strict=True) if part in set(parts)]
+
+    def _secret(self, client: int, part: Part, shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> bytes | None:
+        """Return a secret from true shares; None if too few came, or if no polynomial has these values.
+
+        A seed is what its shares say, whatever its hash; a key must fit the public one.
+        """
+        own, threshold = shares.get((client, part), {}), self.roster.threshold
+        if len(own) < threshold:
+            return None
+        secret, is_key = crypto.combine_shares(own, threshold), part == KEY_PART
+        if is_key and secret and crypto.public_of(secret) == self.roster.public(client, 1):
+            return secret
+        if not is_key and secret and crypto.digest(secret) == self._seeds[client][1][part]:
+            return secret
+        self.liars.setdefault(client, "the secret of its shares is not the one that it announced")
+        return secret if secret and not is_key and crypto.are_consistent(own, threshold) else None
+
+
+def fits(dealt: Dealt, receivers: int, secrets: int) -> bool:
+    """Whether there are shares and hashes of all secrets for each receiver."""
+    sealed = [secrets * crypto.SHARE_BYTES + crypto.TAG_BYTES] * receivers
+    hashes = [secrets * crypto.HASH_BYTES] * receivers
+    return list(map(len, dealt.sealed)) == sealed and list(map(len, dealt.hashes)) == hashes

@@ -1,7 +1,7 @@
-"""Slices, as plans, and what several of them share: where two overlap, and how many clients hold each entry.
+"""Slices, as plans: where two of them overlap, and how many clients hold each entry.
 
-What two slices share is a slice too, and both sides know its entries in the same order, that of the global model. So
-the n-th word of the stream of two clients is that of the n-th entry that they share.
+The overlap of two slices is a slice too, and both sides know its entries in the same order, that of the global model.
+So word n of the stream of two clients belongs to entry n of their overlap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,67 +16,68 @@ from heterofl_flwr.core.axes import Axes, Axis, positions
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 Classes = NDArray[np.int64]
-"""For each position of an axis the number of its class; positions of a class are in the same slices."""
+"""The class of each position of an axis; positions of a class are in the same slices."""
 
-COUNTS = "how many count for "
-"""What stands before a parameter's name for the numbers of clients that count in its rows."""
+COUNTS = "number of clients for "
+"""Name prefix of the entries with the number of clients that count in each row of a parameter."""
 
 
 def whole(slices: Sequence[Plan]) -> Plan:
-    """Return the slice that holds everything of the parameters of these slices."""
-    held = [item for own in slices for item in own.axes.items()]
-    return Plan({name: tuple(Axis(axis.full, axis.full) for axis in axes) for name, axes in held})
+    """Return the slice with all entries of the parameters of these slices."""
+    parameters = [item for plan in slices for item in plan.axes.items()]
+    return Plan({name: tuple(Axis(axis.full, axis.full) for axis in axes) for name, axes in parameters})
 
 
-def as_state(vector: NDArray[np.generic], own: Plan) -> dict[str, Tensor]:
-    """Return the parameters of a slice, one after another in a vector, as tensors that share its memory."""
-    parts = torch.from_numpy(vector).split([prod(shape) for shape in own.shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(own.shapes.items(), parts, strict=True)}
+def as_state(vector: NDArray[np.generic], plan: Plan) -> dict[str, Tensor]:
+    """Return the parameters of a slice as tensors that share the vector's memory."""
+    parts = torch.from_numpy(vector).split([prod(shape) for shape in plan.shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(plan.shapes.items(), parts, strict=True)}
 
 
-def overlap(own: Plan, other: Plan) -> Plan:
-    """Return what two slices share, as a slice of the first."""
-    return Plan({name: _within(axes, other.axes[name]) for name, axes in own.axes.items() if name in other.axes})
+def overlap(plan: Plan, other: Plan) -> Plan:
+    """Return the overlap of two slices, as a slice of the first."""
+    return Plan({name: _within(axes, other.axes[name]) for name, axes in plan.axes.items() if name in other.axes})
 
 
-def _within(one: Axes, two: Axes) -> Axes:
-    found = []
-    for own, other in zip(one, two, strict=True):
-        held = positions(other)
-        places = tuple(place for place, position in enumerate(sorted(positions(own))) if position in held)
-        found.append(Axis(own.kept, len(places), 1, None if places == tuple(range(len(places))) else places))
-    return tuple(found)
+def _within(axes: Axes, others: Axes) -> Axes:
+    shared = []
+    for axis, other in zip(axes, others, strict=True):
+        members = positions(other)
+        places = tuple(place for place, position in enumerate(sorted(positions(axis))) if position in members)
+        shared.append(Axis(axis.kept, len(places), 1, None if places == tuple(range(len(places))) else places))
+    return tuple(shared)
 
 
-def add_part(vector: NDArray[np.generic], own: Plan, part: Plan, values: NDArray[np.generic]) -> None:
-    """Add a vector of a part of a slice to one of the slice, in place, modulo 2^32."""
-    state = as_state(vector.view(np.int32), own)
-    for name, added in as_state(values.view(np.int32), part).items():
-        Region(state[name], part.axes[name]).add(added, 1)
+def add_part(vector: NDArray[np.generic], plan: Plan, part: Plan, values: NDArray[np.generic]) -> None:
+    """Add the values of a part of a slice to the slice's vector, in place, modulo 2^32."""
+    state = as_state(vector.view(np.int32), plan)
+    for name, tensor in as_state(values.view(np.int32), part).items():
+        Region(state[name], part.axes[name]).add(tensor, 1)
 
 
-def count_holders(own: Plan, slices: Sequence[Plan], clients: Sequence[int]) -> NDArray[np.int32]:
-    """Return how many clients hold each entry of a slice, as a vector; so many have each of the slices."""
-    counts = np.zeros(own.parameters, np.int32)
+def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) -> NDArray[np.int32]:
+    """Return how many clients hold each entry of a slice, as a vector; ``clients`` counts them by slice."""
+    counts = np.zeros(plan.parameters, np.int32)
     for other, number in zip(slices, clients, strict=True):
         if number:
-            both = overlap(own, other)
-            add_part(counts, own, both, np.full(both.parameters, number, np.int32))
+            shared = overlap(plan, other)
+            add_part(counts, plan, shared, np.full(shared.parameters, number, np.int32))
     return counts
 
 
-def classes_of(slices: Sequence[Plan], name: str) -> list[Classes]:
-    """Return the classes of each axis of a parameter."""
-    axes = zip(*(own.axes[name] for own in slices if name in own.axes), strict=True)
-    held = ([np.isin(np.arange(axis.full), list(positions(axis))) for axis in column] for column in axes)
-    return [np.unique(np.stack(member), axis=1, return_inverse=True)[1].reshape(-1) for member in held]
+def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list[Classes]:
+    """Return the classes of each axis of a parameter; with ``rows``, each row is a class."""
+    axes = zip(*(plan.axes[name] for plan in slices if name in plan.axes), strict=True)
+    members = ([np.isin(np.arange(axis.full), list(positions(axis))) for axis in column] for column in axes)
+    classes = [np.unique(np.stack(member), axis=1, return_inverse=True)[1].reshape(-1) for member in members]
+    return [np.arange(len(classes[0])), *classes[1:]] if rows else classes
 
 
 def reduced(slices: Sequence[Plan], classes: Mapping[str, Sequence[Classes]]) -> list[Plan]:
-    """Return some parameters of slices with classes in place of positions, of which one stands for all."""
+    """Return slices of some parameters with one position for each class."""
     return [
-        Plan({name: tuple(map(_reduce, own.axes[name], some)) for name, some in classes.items() if name in own.axes})
-        for own in slices
+        Plan({name: tuple(map(_reduce, plan.axes[name], axes)) for name, axes in classes.items() if name in plan.axes})
+        for plan in slices
     ]
 
 
@@ -86,11 +87,10 @@ def _reduce(axis: Axis, classes: Classes) -> Axis:
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:
-    """Return the slices with entries for how many clients count in each row of parameters whose rows belong to classes.
+    """Return the slices with entries for the number of clients that count in each row of parameters by class.
 
-    Who counts in a row is the same wherever the same clients hold it, so each class of columns has one number a row.
+    The number is equal wherever the same clients hold the row, so each class of columns has one number a row.
     """
-    classes = {name: classes_of(slices, name) for name in rows if any(name in own.axes for own in slices)}
-    by_row = {name: [np.arange(len(first)), *others] for name, (first, *others) in classes.items()}
-    named = ({COUNTS + name: axes for name, axes in own.axes.items()} for own in reduced(slices, by_row))
-    return [Plan({**own.axes, **more}) for own, more in zip(slices, named, strict=True)]
+    by_row = {name: classes_of(slices, name, rows=True) for name in rows if any(name in plan.axes for plan in slices)}
+    counts = ({COUNTS + name: axes for name, axes in plan.axes.items()} for plan in reduced(slices, by_row))
+    return [Plan({**plan.axes, **axes}) for plan, axes in zip(slices, counts, strict=True)]

@@ -122,8 +122,8 @@ class ServerSettings(Limits):
     """what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)"""
     stages: value_types.StagesText = ""
     """further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi and
-    FedAdagrad, nesterov, feddyn, moving-average, or secure-sum, by which the server learns sums of changes alone; with
-    their arguments
+    FedAdagrad, nesterov, feddyn, scaffold, moving-average, or secure-sum, by which the server learns sums of
+    changes alone; with their arguments
     """
     robust: Literal["none", RobustKind] = "none"
     """what replaces the mean of an entry's holders, so that a hostile minority cannot move it far: trimmed (a trimmed

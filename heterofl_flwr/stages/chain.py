@@ -110,11 +110,6 @@ class Chain:
             reads = (stage.reads_replies and _overrides(stage, "on_reply")) or _overrides(stage, "on_added")
             if stage is not summing and reads:
                 yield f"{stage_name(stage)} reads replies, which {stage_name(summing)} hides; expected one of them"
-        if self._limits["norm_bound"]:
-            yield (
-                f"norm_bound is a bound on single replies, which {stage_name(summing)} hides; expected norm_bound=0 "
-                f"(server.norm-bound)"
-            )
 
     @property
     def summing(self) -> Conversation | None:
@@ -125,14 +120,24 @@ class Chain:
         """Return the config entries that name the client stages, with their fields."""
         return write_stages(client for stage in self.stages if (client := stage.client()) is not None)
 
+    @property
+    def excluded(self) -> dict[int, str]:
+        """Clients that secure aggregation left out of this round, or named as liars, with the reason."""
+        return dict(self.summing.excluded) if self.summing else {}
+
+    @property
+    def skipped(self) -> bool:
+        """True if the model stays as it is in this round."""
+        return self.summing is not None and self.summing.skipped
+
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
         """Begin a round; ``remote`` is True if clients are on other machines."""
         state, limits, sums_changes = context.state, dict(self._limits), any(own.needs.changes for own in self.stages)
-        if remote and not limits["norm_bound"] and not sums_changes and not self.summing:
+        if remote and not limits["norm_bound"] and not sums_changes:
             limits["norm_bound"] = REMOTE_CHANGE * max(1.0, math.hypot(*(own.norm().item() for own in state.values())))
         if sums_changes:  # expanded zeros take no memory
             state = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
-        self._context = context
+        self._context = replace(context, norm_bound=0.0 if sums_changes else limits["norm_bound"])
         self._broadcast = {
             f"{client.registered_name}/{name}": tensor
             for stage in self.stages

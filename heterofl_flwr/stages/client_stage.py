@@ -87,6 +87,8 @@ class ClientContext:
         Tensors that the stage keeps on this client from task to task, by name; assign to it in ``on_update``.
     round_state
         Secrets of one round, in the node's memory alone; None without a context of the client.
+    node_config
+        Config of the node, which no server sets.
     """
 
     received: Callable[[], Mapping[str, Tensor]]
@@ -97,6 +99,7 @@ class ClientContext:
     broadcast: Mapping[str, Tensor] = field(default_factory=dict)
     state: State = field(default_factory=dict)
     round_state: dict[str, bytes] | None = None
+    node_config: Fields = field(default_factory=dict)
 
     def stored(self, name: str, like: Tensor) -> Tensor:
         """Return a tensor of ``state``; zeros before the first task, and where its shape has changed."""

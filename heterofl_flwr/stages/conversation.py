@@ -19,7 +19,17 @@ class Conversation(ServerStage):
     """A server stage that asks clients in several turns; its client half is a ``RespondingStage``.
 
     Other stages see none of the single replies.
+
+    Attributes
+    ----------
+    excluded
+        Clients that the stage left out of this round, or named as liars, with the reason.
+    skipped
+        True if the stage leaves the model as it is in this round.
     """
+
+    excluded: Mapping[int, str] = {}
+    skipped = False
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
         """Ask clients before training; return the clients that may train, with extra fields of their instructions.

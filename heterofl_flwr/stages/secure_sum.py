@@ -4,8 +4,12 @@ Where slices are of unequal size, clients mask each entry together with those wh
 than its slice. ``heterofl_flwr/secure`` has the protocol, docs/howto/privacy.md who is trusted with what.
 """
 
+import logging
+import math
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from reprlib import repr as shown
 from typing import Annotated, Any
 
@@ -21,25 +25,39 @@ from heterofl_flwr.core.differential_privacy import in_steps
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.reply_checks import LabelRows
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.secure.client import ClientRound, make_keys
+from heterofl_flwr.secure.client import ClientRound, Dealt, Masked, MaskedRounds, make_keys
 from heterofl_flwr.secure.crypto import Words, are_usable
 from heterofl_flwr.secure.fixed_point import LARGEST_SUM, largest_steps, to_steps
 from heterofl_flwr.secure.roster import Roster
-from heterofl_flwr.secure.server import ServerRound
+from heterofl_flwr.secure.server import ServerRound, fits
 from heterofl_flwr.secure.slices import COUNTS
 from heterofl_flwr.stages.client_stage import ClientContext, Fields, Outgoing, RespondingStage, State, client_stage
 from heterofl_flwr.stages.conversation import Conversation, Questions
 from heterofl_flwr.stages.server_stage import Needs, RoundContext, Update
 from heterofl_flwr.stages.untrained import trained_plan
 
+logger = logging.getLogger(__name__)
+
 KEY = "secure-sum"
-"""What messages call what a client is to do: ``keys``, ``shares``, ``train`` or ``reveal``.
+"""Config key of the phase, ``keys``, ``shares``, ``train``, ``reveal`` or ``rows``; and of a client's secrets."""
 
-By this name it also keeps its secrets during a round.
-"""
+ROSTER, CLIENTS, KEYS, SEEDS = (f"secure-{name}" for name in ("roster", "clients", "keys", "seeds"))
+"""The roster; clients by number; public keys, or shares of private ones; shares of seeds."""
 
-ROSTER, CLIENTS, KEYS, SEEDS, HASHES = (f"secure-{name}" for name in ("roster", "clients", "keys", "seeds", "hashes"))
-"""What goes with it: the roster; clients by number; public keys, or shares of private ones; shares, hashes of seeds."""
+HASHES, DIGESTS, RUN, LAST = (f"secure-{name}" for name in ("hashes", "digests", "run", "last-round"))
+"""Hashes of shares; hashes of seeds; the random id of the run; the last round in which a client took part."""
+
+PARTS, NUMBERS = "secure-parts", "secure-numbers"
+"""Parts of the classifier to reveal, and the least number of clients in their rows."""
+
+NONCE = "secure-start"
+"""Random number of a start of a run, in the seeds of its clients: a run that begins again repeats no training."""
+
+NODE_HOLDERS = "secure-holders"
+"""Key of the node config with the node's own minimum of clients in a sum; a server cannot set it."""
+
+DEFAULT_HOLDERS = 3
+NODE_STATES = "states-path"
 
 FORM = "masked"
 """The form of a masked change: one vector, in uint32."""
@@ -52,35 +70,48 @@ class ClientSecureSum(RespondingStage):
 
     def answer(self, context: ClientContext) -> Fields:
         """Return keys, shares of keys, or shares of what unmasks the sum."""
-        secrets, phase = _secrets(context), context.config.get(KEY)
+        notes, phase = _notes(context), context.config.get(KEY)
         if phase == "keys":
-            keys, secrets[KEY] = make_keys()
-        elif phase == "shares":
-            keys, secrets[KEY] = _client(secrets, Roster.from_bytes(context.config.get(ROSTER))).share_keys()
-        elif phase == "reveal":
-            members, seeds = _list_of(int, context.config, CLIENTS), _list_of(bytes, context.config, SEEDS)
-            keys = _client(secrets).reveal(members, seeds)
-            del secrets[KEY]  # no more shares of this round
-        else:
-            raise ReplyError(f"the server asked for {shown(phase)}, expected keys, shares or reveal")
-        return {KEYS: keys}
+            run, server_round = context.config.get(RUN), context.config.get("server-round")
+            if type(run) is not int or type(server_round) is not int:
+                raise ReplyError(f"the server sent no {RUN} and server-round: install the same version on all machines")
+            if server_round <= (last := _rounds(context).last(run)):
+                return {LAST: last}
+            keys, notes[KEY] = make_keys()
+            return {KEYS: keys}
+        if phase == "shares":
+            minimum = context.node_config.get(NODE_HOLDERS, DEFAULT_HOLDERS)
+            if type(minimum) is not int or minimum < 2:
+                raise ConfigError(f"{NODE_HOLDERS} of the node config is {minimum!r}; expected an integer of 2 or more")
+            shares, notes[KEY] = _client(notes, Roster.from_bytes(context.config.get(ROSTER))).share_keys(minimum)
+            return {KEYS: shares.sealed, HASHES: shares.hashes}
+        if phase == "reveal":
+            survivors = _list_of(int, context.config, CLIENTS)
+            texts, notes[KEY] = _client(notes).reveal(survivors, _dealt(context.config, SEEDS))
+            return {KEYS: texts}
+        if phase == "rows":
+            parts, numbers = _list_of(int, context.config, PARTS), _list_of(int, context.config, NUMBERS)
+            texts = _client(notes).reveal_rows(dict(zip(parts, numbers, strict=False)))
+            del notes[KEY]  # no more shares of this round
+            return {KEYS: texts}
+        raise ReplyError(f"the server asked for {shown(phase)}, expected keys, shares, reveal or rows")
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
         """Mask the change; leave out the client's classes, number of examples and metrics."""
 
         def fill(roster: Roster, held: Plan, clients: int) -> Words:
             received, trained = context.received(), update.tensors
-            changes = {name: tensor.double() - received[name] for name, tensor in trained.items() if name in held.axes}
+            changes = {name: own.double() - received[name] for name, own in trained.items() if name in held.axes}
             if roster.grid:
                 return vector_of(roster, held, in_steps(changes, *roster.grid), update.labels)
             generator = torch.Generator().manual_seed(derive(context.seed, KEY))
             steps = to_steps(changes, roster.bound, clients, generator)
             return vector_of(roster, held, steps, update.labels)
 
-        secrets = _secrets(context)
-        members, sealed = _list_of(int, context.config, CLIENTS), _list_of(bytes, context.config, KEYS)
-        (vector, seeds, hashes), secrets[KEY] = _client(secrets).mask(members, sealed, fill)
-        fields = {**update.fields, SEEDS: seeds, HASHES: hashes}
+        notes = _notes(context)
+        members, keys = _list_of(int, context.config, CLIENTS), _dealt(context.config, KEYS)
+        (vector, seeds, digests), notes[KEY] = _client(notes).mask(members, keys, fill, _rounds(context))
+        fields = {**update.fields, SEEDS: seeds.sealed, HASHES: seeds.hashes, DIGESTS: digests}
         return Outgoing(tensors={FORM: torch.from_numpy(vector)}, form=FORM, fields=fields)
 
 
@@ -100,29 +131,53 @@ class SecureSum(Conversation):
         self.needs = Needs(counting_mean=True, equal_weights=True, holders=self.holders)
         self._nodes: Sequence[int] = ()
         self._round: ServerRound | None = None
+        self._nonce = secrets.randbits(63)
+        self._liars: dict[int, str] = {}  # by client, for the rest of the run
+        self._closed: float | None = None  # fraction of the model
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Begin a run, or go on with one: with other seeds, and clients that are not known as liars."""
+        del state
+        self._nonce, self._liars = secrets.randbits(63), {}
 
     def client(self) -> RespondingStage:
         """Return the client half."""
         return ClientSecureSum()
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
-        """Collect fresh keys, send the roster and collect shares of the keys; return what each member is told."""
-        self._round = None
-        answers = yield {client: {KEY: "keys"} for client in clients}
+        """Collect fresh keys, send the roster and collect shares of the keys; return the fields for each member."""
+        self._round, self._closed, self.skipped = None, None, False
+        self.excluded = {client: f"left out: {self._liars[client]}" for client in clients if client in self._liars}
+        answers = yield {client: {KEY: "keys", RUN: context.run} for client in clients if client not in self._liars}
         keys: dict[int, list[bytes]] = {}
-        for client, said in answers.items():
-            own, known = _list_of(bytes, said, KEYS), {key for pair in keys.values() for key in pair}
-            if are_usable(own) and not known.intersection(own):
-                keys[client] = own
+        for client, answer in answers.items():
+            if type(last := answer.get(LAST)) is int:
+                self.excluded[client] = f"left out: it has masked a change in round {last} of this run"
+            pair, known = _list_of(bytes, answer, KEYS), {key for pair in keys.values() for key in pair}
+            if are_usable(pair) and not known.intersection(pair):
+                keys[client] = pair
         self._nodes = list(keys)
+        if self.excluded and len(keys) < self.holders:
+            self._skip(f"{len(keys)} clients may take part", context)
+            return {}
         roster = self._roster([clients[client] for client in keys], list(keys.values()), context)
-        text = roster.to_bytes()
-        answers = yield {client: {KEY: "shares", ROSTER: text} for client in keys}
-        shares = {self._nodes.index(client): _list_of(bytes, said, KEYS) for client, said in answers.items()}
-        fits = {number: own for number, own in shares.items() if len(own) == len(keys)}
-        self._round = current = ServerRound(roster, fits)
-        members = {KEY: "train", CLIENTS: current.members}
-        return {self._nodes[one]: {**members, KEYS: current.keys_for(one)} for one in current.members}
+        answers = yield {client: {KEY: "shares", ROSTER: roster.to_bytes()} for client in keys}
+        dealt = {self._nodes.index(client): _dealt(answer, KEYS) for client, answer in answers.items()}
+        usable = {number: shares for number, shares in dealt.items() if fits(shares, len(keys), 1)}
+        self._round = current = ServerRound(roster, usable)
+        fields: dict[int, Fields] = {}
+        for member in current.members:
+            shares = current.keys_for(member)
+            clients_and_keys = {CLIENTS: current.members, KEYS: shares.sealed, HASHES: shares.hashes}
+            fields[self._nodes[member]] = {KEY: "train", NONCE: self._nonce, **clients_and_keys}
+        return fields
+
+    def _skip(self, cause: str, context: RoundContext) -> None:
+        """Leave the model as it is in this round."""
+        self.skipped, self._closed = True, 1.0
+        logger.warning(
+            "round %d: SecureSum opens no sum, and the model stays as it is: %s", context.server_round, cause
+        )
 
     def _roster(self, clients: Sequence[Update], keys: Sequence[Sequence[bytes]], context: RoundContext) -> Roster:
         if len(clients) < self.holders:
@@ -139,6 +194,7 @@ class SecureSum(Conversation):
         return Roster.of(
             [trained_plan(own, context) for own in clients],
             keys,
+            run=context.run,
             server_round=context.server_round,
             least=self.holders,
             bound=self.bound,
@@ -155,20 +211,66 @@ class SecureSum(Conversation):
                 f"heterofl-flwr on the server and on every node"
             )
         vector, client = update.tensors[FORM].numpy(), self._nodes.index(update.client)
-        self._current().add(
-            client, vector, _list_of(bytes, update.fields, SEEDS), _list_of(bytes, update.fields, HASHES)
-        )
+        digests = _list_of(bytes, update.fields, DIGESTS)
+        self._current().add(client, Masked(vector, _dealt(update.fields, SEEDS), digests))
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Collect shares of the seeds of those who are in the sum, and of the keys of those who are not; unmask."""
+        """Collect shares of seeds of clients in the sum, and of keys of lost ones; unmask; then the classifier rows."""
+        if self.skipped:
+            return
         current = self._current()
-        asked = {KEY: "reveal", CLIENTS: current.survivors}
-        if current.survivors:  # else the round fails for want of replies
-            answers = yield {self._nodes[one]: {**asked, SEEDS: current.seeds_for(one)} for one in current.survivors}
-            current.unmask({self._nodes.index(one): _list_of(bytes, said, KEYS) for one, said in answers.items()})
-            step = 1.0 if current.roster.grid else self.bound / largest_steps(len(current.members))
-            self._mean.set_sums(current.sums(), step)
+        if not current.survivors:  # the round fails for want of replies
+            return
+        if not current.can_open:
+            self._skip(f"{len(current.survivors)} of {len(current.roster.clients)} clients are left", context)
+            return
+        questions: dict[int, Fields] = {}
+        for member in current.survivors:
+            seeds = current.seeds_for(member)
+            fields = {KEY: "reveal", CLIENTS: current.survivors, SEEDS: seeds.sealed, HASHES: seeds.hashes}
+            questions[self._nodes[member]] = fields
+        answers = yield questions
+        current.unmask({self._nodes.index(client): _list_of(bytes, own, KEYS) for client, own in answers.items()})
+        numbers = current.row_numbers()
+        rows = {KEY: "rows", PARTS: list(numbers), NUMBERS: list(numbers.values())}
+        answers = yield dict.fromkeys(answers, rows) if current.roster.rows else {}
+        if numbers:
+            texts = {self._nodes.index(client): _list_of(bytes, own, KEYS) for client, own in answers.items()}
+            current.unmask_rows(numbers, texts)
+        self._name_liars(current, context)
+        self._use(current, context)
+
+    def _name_liars(self, current: ServerRound, context: RoundContext) -> None:
+        """Leave liars out of later rounds."""
+        named = {self._nodes[number]: reason for number, reason in current.liars.items()}
+        self.excluded = {
+            **self.excluded,
+            **{client: f"{reason}; it is left out of later rounds" for client, reason in named.items()},
+        }
+        self._liars |= {client: f"in round {context.server_round} {reason}" for client, reason in named.items()}
+        for name in current.impossible:
+            logger.warning(
+                "round %d: rows of %s stay as they are: the sum of the numbers of clients that count in them is "
+                "impossible, so one of them sent a false one; nobody can see which",
+                context.server_round,
+                name,
+            )
+
+    def _use(self, current: ServerRound, context: RoundContext) -> None:
+        """Give the sum to the mean, unless the mean change is longer than the norm bound."""
+        sums, closed = current.sums(), current.closed()
+        step = 1.0 if current.roster.grid else self.bound / largest_steps(len(current.members))
+        if context.norm_bound:
+            means = (total.double() / count.double().clamp(min=1) * (count > 0) for total, count in sums.values())
+            length = math.hypot(*(mean.norm().item() * step for mean in means))
+            if not length <= context.norm_bound:
+                cause = f"the mean change has an L2 norm of {length:.4g}, expected up to {context.norm_bound:g}"
+                self._skip(f"{cause} (norm_bound); one of the clients sent a false change", context)
+                return
+        entries = sum(own.numel() for own in closed.values())
+        self._closed = sum(int(own.sum()) for own in closed.values()) / max(1, entries)
+        self._mean.set_sums(sums, step)
 
     def open_aggregator(self, state: Mapping[str, Tensor]) -> "MeanOfSum":
         """Return the mean of the unmasked sum."""
@@ -176,8 +278,9 @@ class SecureSum(Conversation):
         return self._mean
 
     def metrics(self) -> Mapping[str, float]:
-        """Return the number of clients in the sum."""
-        return {"summed-clients": float(len(self._round.survivors))} if self._round else {}
+        """Return the number of clients in the sum, and the fraction of the model that stayed as it was."""
+        facts = {} if self._closed is None else {"closed-fraction": self._closed}
+        return {"summed-clients": float(len(self._round.survivors)), **facts} if self._round else facts
 
     def _current(self) -> ServerRound:
         if self._round is None:
@@ -230,7 +333,7 @@ def vector_of(roster: Roster, held: Plan, steps: Mapping[str, Tensor], labels: S
     return torch.cat(parts).numpy().view(np.uint32)
 
 
-def _secrets(context: ClientContext) -> dict[str, bytes]:
+def _notes(context: ClientContext) -> dict[str, bytes]:
     if context.round_state is None:
         raise ConfigError(
             "SecureSum keeps keys between the messages of a round: call answer_queries(app, ...) in the ClientApp, or "
@@ -239,10 +342,21 @@ def _secrets(context: ClientContext) -> dict[str, bytes]:
     return context.round_state
 
 
-def _client(secrets: Mapping[str, bytes], roster: Roster | None = None) -> ClientRound:
-    if KEY not in secrets:
+def _client(notes: Mapping[str, bytes], roster: Roster | None = None) -> ClientRound:
+    if KEY not in notes:
         raise ReplyError("this node has no keys of this round: it was restarted meanwhile, or has revealed its shares")
-    return ClientRound(secrets[KEY], roster)
+    return ClientRound(notes[KEY], roster)
+
+
+def _rounds(context: ClientContext) -> MaskedRounds:
+    """Return what the client has masked, in its context, and in the folder of its node if it has one."""
+    folder, partition = context.node_config.get(NODE_STATES), context.node_config.get("partition-id", "node")
+    return MaskedRounds(_notes(context), Path(str(folder)) / f"secure-{partition}" if folder else None)
+
+
+def _dealt(fields: Fields, key: str) -> Dealt:
+    """Return sealed shares and their hashes."""
+    return Dealt(_list_of(bytes, fields, key), _list_of(bytes, fields, HASHES))
 
 
 def _list_of(kind: type, fields: Fields, key: str) -> list[Any]:

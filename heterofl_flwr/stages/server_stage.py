@@ -79,6 +79,10 @@ class RoundContext:
         With noise, the largest L2 norm of a change, and the grid step in which changes are summed.
     learning_rate
         Learning rate of the clients in this round; 0 if the server sends none.
+    run
+        Random id of the run.
+    norm_bound
+        Upper bound on the L2 norm of the mean change of a ``Conversation``; 0 for none.
     """
 
     server_round: int
@@ -91,6 +95,8 @@ class RoundContext:
     extra_rows: bool = False
     grid: tuple[float, float] | None = None
     learning_rate: float = 0.0
+    run: int = 0
+    norm_bound: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,20 +2,18 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
 
-from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from heterofl_flwr.common.errors import Fault, HeteroFLError, RoundError
+from heterofl_flwr.common.errors import Fault, RoundError
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.federation.summary import warn_of_mix, warn_of_names
-from heterofl_flwr.strategies.budget import Budget
+from heterofl_flwr.strategies.round_messages import Budget
 from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.compat import get_nodes
-from heterofl_flwr.transport.exchange import read_each
+from heterofl_flwr.transport.exchange import query
 
 QUERY_SHARE = 0.25
 """Upper bound on the share of a round's time in which new nodes may report their capability."""
@@ -30,24 +28,6 @@ WINDOW = 1000
 """Queries sent at once."""
 
 POLL_SECONDS = 0.5
-
-Result = TypeVar("Result")
-
-
-def ask(
-    grid: Grid,
-    kind: str,
-    configs: Mapping[int, Mapping[str, object]],
-    seconds: float,
-    read: Callable[[Message, str], Result],
-) -> dict[int, Result | Fault]:
-    """Send each client a query with its config; return each answer, or the fault in its place."""
-    sent = [
-        Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
-        for node_id, config in configs.items()
-    ]
-    replies = grid.send_and_receive(sent, timeout=seconds) if sent else []
-    return dict(read_each(sent, replies, lambda node_id, reply: read(reply, f"node {node_id}"), HeteroFLError))
 
 
 class Arrivals:
@@ -78,7 +58,7 @@ class Arrivals:
             present, newcomers = self._look()
             usable = self._nodes.order
             enough = len(present) >= sampling.available
-            if enough and self._federation.asks_all:
+            if enough and self._federation.levels.asks_all:
                 patience = self._patience
                 usable = self.ask(self._nodes.order)
                 deadline += patience - self._patience
@@ -155,7 +135,7 @@ class Arrivals:
         windows = [node_ids[start : start + WINDOW] for start in range(0, len(node_ids), WINDOW)]
         for number, window in enumerate(windows):
             share = max(0.0, seconds()) / (len(windows) - number)
-            answers |= ask(
+            answers |= query(
                 self._grid, messages.QUERY_CAPABILITY, dict.fromkeys(window, config), share, packing.read_capability
             )
         return answers

@@ -1,4 +1,4 @@
-"""The loop where rounds do not wait: a step of the model for every so many replies, whoever still trains."""
+"""Steps of the model without waiting: one for each ``size`` replies, while other clients still train."""
 
 import math
 import time
@@ -14,9 +14,8 @@ from heterofl_flwr.federation.round import Round, Sampled
 from heterofl_flwr.federation.sampling import draw
 from heterofl_flwr.stages.asynchronous import Asynchronous, Seats
 from heterofl_flwr.strategies.arrivals import Arrivals
-from heterofl_flwr.strategies.budget import Budget
-from heterofl_flwr.strategies.instructions import Slices
-from heterofl_flwr.strategies.strategy import FederationStrategy, as_flower_error
+from heterofl_flwr.strategies.hooks import RoundHooks, as_flower_error
+from heterofl_flwr.strategies.round_messages import Slices
 from heterofl_flwr.transport import packing
 from heterofl_flwr.transport.exchange import cancel, first_replies, reply_or_fault
 
@@ -26,7 +25,7 @@ OVERDUE_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A client that trains: what, since a step that began when, and the bytes that it was sent."""
+    """The training of a client, the start of the step in which it began, and the bytes sent."""
 
     node_id: int
     sampled: Sampled
@@ -38,30 +37,30 @@ class _Turn:
 class Steps:
     """Keeps clients training, and lets the model take steps.
 
-    A step is a ``Round`` in which clients may train that began before it, or go on after it. One whose turn has ended
-    in a step does not train again before the next: it would train from the same model. What each client was sent is
-    kept as long as it trains: one slice for each version and level that somebody trains from.
+    A step is a ``Round`` whose clients may have begun before it and may go on after it. A client that has answered in a
+    step trains again in the next one at the earliest, because until then it would train from the same model. One slice
+    is stored for each version and level from which a client trains.
     """
 
-    def __init__(self, strategy: FederationStrategy, kept: Asynchronous, grid: Grid, config: ConfigRecord) -> None:
+    def __init__(self, strategy: RoundHooks, stage: Asynchronous, grid: Grid, config: ConfigRecord) -> None:
         for name in ("configure_train", "aggregate_train"):
-            if getattr(type(strategy), name) is not getattr(FederationStrategy, name):
+            if getattr(type(strategy), name) is not getattr(RoundHooks, name):
                 raise ConfigError(
                     f"{type(strategy).__name__} overrides {name}, which is not called where rounds do not wait: "
                     f"expected learning_rate= for a schedule and callbacks= for what comes after a step, or rounds "
                     f"that wait (asynchronous.size=0)"
                 )
-        self._strategy, self._kept, self._grid, self._config = strategy, kept, grid, config
-        self._training: dict[str, _Turn] = {}  # by message, in the order sent
+        self._strategy, self._stage, self._grid, self._config = strategy, stage, grid, config
+        self._training: dict[str, _Turn] = {}  # by message id, in the order sent
+        self._waiting: list[tuple[_Turn, Message]] = []  # replies without a seat so far
         self._overdue: set[int] = set()  # clients whose last reply is overdue: they are replaced, and drawn last
-        self._waiting: list[tuple[_Turn, Message]] = []  # answered, without a seat so far
 
     @as_flower_error()
     def run(
         self, server_round: int, arrays: ArrayRecord, timeout: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the model after a step: when there are as many replies as it takes, or after so many seconds."""
-        began, options = time.monotonic(), self._kept.options
+        """Return the model after a step: when it has enough replies, or after ``timeout`` seconds."""
+        began, options = time.monotonic(), self._stage.options
         slices = Slices(self._strategy.federation, arrays)
         current = self._open(server_round, slices, began - timeout)
         seats = Seats(options.size, options.quota)
@@ -79,11 +78,16 @@ class Steps:
                 self._waiting.append((turn, reply))
             self._seat(current, seats)
         nodes, busy = self._strategy.federation.nodes, [turn.node_id for turn in self._busy()]
-        self._kept.training = [nodes.partition(node_id) for node_id in busy]
-        for node_id in busy:  # this step is not about them
+        self._stage.training = [nodes.partition(node_id) for node_id in busy]
+        for node_id in busy:
             current.leave_out(node_id)
-        current.needed = min(options.size, max(1, len(current.slices) - len(current.silent)))  # of those that are heard
+        answering = len(current.slices) - len(current.silent)
+        current.needed = min(options.size, max(1, answering))
         return self._strategy.close_round()
+
+    def close(self) -> None:
+        """Cancel the messages of all clients that still train."""
+        cancel(self._grid, list(self._training))
 
     def _seconds_to_overdue(self, patience: float) -> float:
         """Note the clients whose replies are overdue; return the seconds until the next one is."""
@@ -92,95 +96,89 @@ class Steps:
         turns = [turn for turn in self._training.values() if turn.node_id not in self._overdue]
         return min((turn.sent_at + patience - now for turn in turns), default=math.inf)
 
-    def close(self) -> None:
-        """Let go of all who still train."""
-        cancel(self._grid, list(self._training))
-
     def _busy(self) -> list[_Turn]:
-        """Return who trains, or waits for a seat."""
+        """Return the clients that train, or wait for a seat."""
         return [*self._training.values(), *(turn for turn, _ in self._waiting)]
 
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
-        """Open a step, without those of which nothing is known any more, or who were asked in one begun before."""
+        """Open a step, without clients that have left or have trained since ``before``."""
         strategy, federation = self._strategy, self._strategy.federation
-        known, budget = federation.nodes, strategy.budget or Budget(strategy.timeout)
-        arrivals = Arrivals(self._grid, federation, server_round, budget)
-        nodes = arrivals.wait()
+        nodes = federation.nodes
+        arrivals = Arrivals(self._grid, federation, server_round, strategy.messages_of(server_round).budget)
+        node_ids = arrivals.wait()
         arrivals.log_changes()
-        lost = {id_: own for id_, own in self._training.items() if own.since <= before or own.node_id not in known}
-        self._training = {id_: own for id_, own in self._training.items() if id_ not in lost}
-        self._waiting = [(turn, reply) for turn, reply in self._waiting if turn.node_id in known]
+        lost = {id_: turn for id_, turn in self._training.items() if turn.since <= before or turn.node_id not in nodes}
+        self._training = {id_: turn for id_, turn in self._training.items() if id_ not in lost}
+        self._waiting = [(turn, reply) for turn, reply in self._waiting if turn.node_id in nodes]
         cancel(self._grid, list(lost))
-        remote = strategy.is_remote(self._grid)
-        current = Round(federation, strategy.chain, server_round, nodes, slices.state, remote=remote, drawn=())
-        strategy.open(current)
-        for turn in (*self._busy(), *(own for own in lost.values() if own.node_id in known)):
+        late = [turn for turn in lost.values() if turn.node_id in nodes]
+        current = strategy.new_round(server_round, node_ids, slices.state, self._config, self._grid, sampled=())
+        for turn in (*self._busy(), *late):
             current.begin(turn.node_id, turn.sampled)
-        for turn in lost.values():
-            if turn.node_id in known:
-                current.refuse(turn.node_id, Fault(SILENT, "silent"))
+        for turn in late:
+            current.refuse(turn.node_id, Fault(SILENT, "silent"))
         return current
 
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Add the replies that there is a seat for, in the order in which they came; the others wait."""
+        """Add the replies that have a seat, in the order of arrival; the others wait."""
         waiting, self._waiting = deque(self._waiting), []
         while waiting:
             turn, reply = waiting.popleft()
-            rate, found = turn.sampled.rate, self._too_stale(turn.sampled) or reply_or_fault(reply)
-            others = [own.sampled.rate for own in (*self._busy(), *(left for left, _ in waiting))]
-            if not isinstance(found, Fault) and not seats.has_seat(rate, others):
+            rate, result = turn.sampled.rate, self._too_stale(turn.sampled) or reply_or_fault(reply)
+            later = [later_turn.sampled.rate for later_turn in (*self._busy(), *(pair[0] for pair in waiting))]
+            if not isinstance(result, Fault) and not seats.has_seat(rate, later):
                 self._waiting.append((turn, reply))
                 continue
             current.note_sent(turn.node_id, turn.num_bytes)
             try:
-                if not isinstance(found, Fault):
-                    self._strategy.add_reply(turn.node_id, found)
+                if not isinstance(result, Fault):
+                    self._strategy.add_reply(turn.node_id, result)
                     seats.take(rate)
             except ReplyError as error:
-                found = Fault(short(str(error)), "rejected")
-            if isinstance(found, Fault):
-                current.refuse(turn.node_id, found)
+                result = Fault(short(str(error)), "rejected")
+            if isinstance(result, Fault):
+                current.refuse(turn.node_id, result)
                 continue
             for callback in self._strategy.callbacks:
-                callback.on_reply("trained", len(current.answers), self._kept.options.size)
+                callback.on_reply("trained", len(current.answers), self._stage.options.size)
 
-    def _too_stale(self, own: Sampled) -> Fault | None:
-        """Return the fault of a reply that is older than the bound, even where it is least stale."""
-        bound = self._kept.options.bound
-        found = self._kept.clocks.staleness(own.plan, own.sent)[own.plan] if bound and own.sent else 0
-        return Fault(f"{found} steps stale, expected up to {bound} (asynchronous.bound)") if found > bound else None
+    def _too_stale(self, sampled: Sampled) -> Fault | None:
+        """Return a fault if every entry of a reply is staler than the bound."""
+        bound = self._stage.options.bound
+        if not bound or sampled.sent is None:
+            return None
+        steps = self._stage.clocks.staleness(sampled.plan, sampled.sent)[sampled.plan]
+        return Fault(f"{steps} steps stale, expected up to {bound} (asynchronous.bound)") if steps > bound else None
 
     def _send(self, current: Round, slices: Slices, began: float) -> None:
-        """Send clients their slices, so that as many train as are to."""
-        drawn, clocks = self._draw(current), self._kept.clocks
+        """Send slices to further clients, up to ``concurrency`` that train."""
+        drawn, clocks = self._draw(current), self._stage.clocks
         for node_id in drawn:
             current.begin(node_id)
-            own = current.slices[node_id]
-            # Its tensors lie where the record does that all of this plan share.
-            version = clocks.snapshot(own.plan, packing.read_tensors(slices.record(own.plan)))
-            current.begin(node_id, replace(own, sent=version))
-        sent = [self._strategy.train_message(node_id, slices, self._config, {}) for node_id in drawn]
+            sampled = current.slices[node_id]
+            # The snapshot shares the memory of the record, which all clients of this plan get.
+            version = clocks.snapshot(sampled.plan, packing.read_tensors(slices.record(sampled.plan)))
+            current.begin(node_id, replace(sampled, sent=version))
+        sent = [self._strategy.train_message(current, node_id, slices, self._config, {}) for node_id in drawn]
         ids = list(self._grid.push_messages(sent)) if sent else []
         for node_id, id_ in zip_longest(drawn, ids[: len(drawn)]):
-            own = current.slices[node_id]
+            sampled = current.slices[node_id]
             if not id_:
                 current.refuse(node_id, Fault("the message could not be sent"))
                 continue
-            self._training[id_] = _Turn(node_id, own, began, self._strategy.sent_bytes(slices, own.plan))
+            num_bytes = self._strategy.sent_bytes(slices, sampled.plan)
+            self._training[id_] = _Turn(node_id, sampled, began, num_bytes)
 
     def _draw(self, current: Round) -> list[int]:
-        """Draw the clients that begin now; first those that trained when a run that goes on was stopped."""
-        nodes, number = (
-            self._strategy.federation.nodes,
-            self._kept.options.concurrency - sum(turn.node_id not in self._overdue for turn in self._busy()),
-        )
-        free = {nodes.partition(own): own for own in current.trainable if own not in current.slices}
-        again = [free.pop(partition) for partition in self._kept.training if partition in free]
-        self._kept.training = []
-        # With nobody training, the draw is that of a round that waits.
+        """Sample the clients that begin now; those that trained when a resumed run was stopped come before others."""
+        nodes, training = self._strategy.federation.nodes, [turn.node_id not in self._overdue for turn in self._busy()]
+        number = self._stage.options.concurrency - sum(training)
+        free = {nodes.partition(node_id): node_id for node_id in current.trainable if node_id not in current.slices}
+        resumed = [free.pop(partition) for partition in self._stage.training if partition in free]
+        self._stage.training = []
+        # While no client trains, the draw equals that of a round that waits.
         turn: tuple[int, ...] = (len(current.slices),) if current.slices else ()
-        left, seed = max(number - len(again), 0), self._strategy.federation.seed
-        others = draw(
-            [free[partition] for partition in sorted(free)], left, "train", current.server_round, *turn, seed=seed
-        )
-        return [*again, *others][:number]
+        places, seed = max(number - len(resumed), 0), self._strategy.federation.seed
+        ordered = [free[partition] for partition in sorted(free)]
+        drawn = draw(ordered, places, "train", current.server_round, *turn, seed=seed)
+        return [*resumed, *drawn][:number]

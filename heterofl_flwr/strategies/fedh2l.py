@@ -11,23 +11,25 @@ from reprlib import repr as shown
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
-from torch import Tensor, nn, stack, zeros
+from torch import Tensor, stack, zeros
 
 from heterofl_flwr.common.errors import ReplyError, check_count
 from heterofl_flwr.common.options import pick
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.federation.admission import Limits
+from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.options import Schedule
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.options import Options, Schedule, Transfer
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round, TrainReply
-from heterofl_flwr.federation.sampling import MinReplies
+from heterofl_flwr.federation.sampling import MinReplies, Sampling
 from heterofl_flwr.strategies.arguments import explain_unknown
-from heterofl_flwr.strategies.budget import Budget
+from heterofl_flwr.strategies.base import FederationStrategy
 from heterofl_flwr.strategies.heterofl import HeteroFL
-from heterofl_flwr.strategies.instructions import instruction
-from heterofl_flwr.strategies.strategy import MetricsFn
+from heterofl_flwr.strategies.hooks import MetricsFn
+from heterofl_flwr.strategies.round_messages import Budget, instruction
 from heterofl_flwr.training.distill import DistillOptions, check_posteriors
 from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.exchange import read_each
@@ -36,7 +38,7 @@ PUBLISH_SHARE = 0.8
 """Of the time for training, for the first exchange: clients train in it, and take a few steps in the second."""
 
 
-class FedH2L(HeteroFL):
+class FedH2L(FederationStrategy):
     """Train a model on each client, of any architecture, with the help of its peers.
 
     Clients answer ``train.publish`` and ``train.learn``; see ``heterofl_flwr.training.distill`` for what they do.
@@ -88,67 +90,75 @@ class FedH2L(HeteroFL):
         evaluate_metrics_aggr_fn: MetricsFn | None = None,
         callbacks: Sequence[RoundCallback] = (),
     ) -> None:
-        given = locals()
+        arguments = locals()
         check_count("classes", classes, 2)
-        self._seeds = pick(DistillOptions, given)
-        ours = {name: given[name] for name in signature(HeteroFL).parameters if name in given}
-        # The server holds a model without parameters.
-        super().__init__(lambda rate: nn.Identity(), shared=(), label_rows=(), **ours)
+        self._seeds = pick(DistillOptions, arguments)
+        options = Options(
+            sampling=pick(Sampling, arguments),
+            transfer=Transfer(learning_rate=learning_rate),
+            limits=limits,
+            evaluation=evaluation,
+        )
+        federation = Federation(Architecture(Mix.parse(mix), options, seed))
+        super().__init__(federation, train_metrics_aggr_fn, evaluate_metrics_aggr_fn, callbacks)
         self._shape = (self._seeds.seed_batch, classes)
-        self._first: dict[int, Mapping[str, float]] = {}
+        self._publish_metrics: dict[int, Mapping[str, float]] = {}  # of the first exchange, by client
 
     def largest_reply(self, message: Message) -> int:
-        """Return how many bytes the reply to a message may have, posteriors among them."""
+        """Return an upper bound on the bytes of the reply to a message, with its posteriors."""
         return super().largest_reply(message) + 8 * math.prod(self._shape)
 
     def seed_rows(self, server_round: int) -> list[int]:
-        """Return which examples of the seed set a round uses, ascending."""
+        """Return the indices of the seed examples of a round, in ascending order."""
         draw = generator(self.federation.seed, "seed-batch", server_round)
         return sorted(draw.sample(range(self._seeds.seed_size), self._seeds.seed_batch))
 
-    def _train_config(self, server_round: int, node_id: int, rate: float) -> dict[str, object]:
-        seeds = {messages.SEED_ROWS: self.seed_rows(server_round), messages.TEMPERATURE: self._seeds.temperature}
-        return {**super()._train_config(server_round, node_id, rate), **seeds}
+    def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
+        rows = self.seed_rows(current.server_round)
+        seeds = {messages.SEED_ROWS: rows, messages.TEMPERATURE: self._seeds.temperature}
+        return {**super()._train_config(current, node_id, rate), **seeds}
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
-        """Send the messages of ``configure_train``, then those of ``relay``, and return the replies to these."""
+        """Send the messages of ``configure_train``, then those of ``relay``, and return the replies to ``relay``'s."""
         budget = Budget(timeout)
         learners = self.relay(grid, sent, PUBLISH_SHARE * timeout)
         return grid.send_and_receive(learners, timeout=budget.left())
 
     def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
-        """Let clients publish; return for each the same message with what its peers published.
+        """Let clients publish; return a message to each with the posteriors of its peers.
 
-        One that sends invalid posteriors is refused, with an error that names it, and left out of the round.
+        A client that sends invalid posteriors is refused and left out of the round.
         """
         current = self.open_round()
-        published: dict[int, Tensor] = {}
-        self._first = {}
+        opened = self.messages_of(current.server_round)
+        posteriors: dict[int, Tensor] = {}
+        self._publish_metrics = {}
 
         def read(node_id: int, reply: Message) -> None:
             sender = f"node {node_id}"
-            found, size = _read_posteriors(reply, self._shape, sender)
-            _, self._first[node_id] = packing.read_metrics(reply, self.options.limits.examples, sender)
-            published[node_id] = found
+            tensor, size = _read_posteriors(reply, self._shape, sender)
+            _, self._publish_metrics[node_id] = packing.read_metrics(reply, self.options.limits.examples, sender)
+            posteriors[node_id] = tensor
             self.log.bytes_up += size
 
         for node_id, fault in read_each(sent, grid.send_and_receive(sent, timeout=timeout), read):
             if fault is not None:
                 current.refuse(node_id, fault)
-        self._sent, asked = [], {message.metadata.dst_node_id: messages.read_config(message) for message in sent}
-        for node_id in published:
-            peers = [own for other, own in published.items() if other != node_id]
+        configs = {message.metadata.dst_node_id: messages.read_config(message) for message in sent}
+        opened.sent = []
+        for node_id in posteriors:
+            peers = [tensor for peer, tensor in posteriors.items() if peer != node_id]
             record = ArrayRecord({messages.POSTERIORS: stack(peers) if peers else zeros(0, *self._shape)})
             current.note_sent(node_id, packing.count_bytes(record))
-            message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), asked[node_id])
+            message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), configs[node_id])
             message.content[messages.POSTERIORS] = record
-            self._sent.append(message)
-        return list(self._sent)
+            opened.sent.append(message)
+        return list(opened.sent)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
-        """Return what a reply holds; its metrics are those of both exchanges."""
-        found = super()._read_train_reply(node_id, reply, current)
-        return replace(found, metrics={**self._first[node_id], **found.metrics})
+        """Return the content of a reply with the metrics of both exchanges."""
+        content = super()._read_train_reply(node_id, reply, current)
+        return replace(content, metrics={**self._publish_metrics[node_id], **content.metrics})
 
 
 def _read_posteriors(reply: Message, shape: tuple[int, int], sender: str) -> tuple[Tensor, int]:
@@ -159,5 +169,5 @@ def _read_posteriors(reply: Message, shape: tuple[int, int], sender: str) -> tup
         raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {messages.POSTERIORS} alone")
     record = records[messages.POSTERIORS]
     packing.check_sizes(record, {messages.POSTERIORS: math.prod(shape)}, sender)
-    found = packing.read_tensors(record, sender)[messages.POSTERIORS]
-    return check_posteriors(found, shape, sender), packing.count_bytes(record)
+    posteriors = packing.read_tensors(record, sender)[messages.POSTERIORS]
+    return check_posteriors(posteriors, shape, sender), packing.count_bytes(record)

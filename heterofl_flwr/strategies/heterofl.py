@@ -1,12 +1,7 @@
-"""HeteroFL as a strategy of Flower's Message API: its arguments, and its rounds."""
+"""HeteroFL as a strategy of Flower's Message API."""
 
 from collections.abc import Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result
-
-from heterofl_flwr.common.errors import ConfigError, check_count
 from heterofl_flwr.common.options import pick
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
@@ -17,11 +12,11 @@ from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Robust
 from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.federation.admission import Limits
+from heterofl_flwr.federation.architecture import GlobalModel
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import Assignment, Averaging, Options, Schedule, Transfer
-from heterofl_flwr.federation.records import RoundCallback, RunState
-from heterofl_flwr.federation.round import Round
+from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.sampling import MinReplies, Sampling
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.asynchronous import Buffered
@@ -29,17 +24,8 @@ from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.strategies.arguments import CLASSIC, explain_unknown
-from heterofl_flwr.strategies.asynchronous import Steps
-from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
-from heterofl_flwr.strategies.strategy import FederationStrategy, MetricsFn
-from heterofl_flwr.transport import messages, packing
-from heterofl_flwr.transport.guard import guard
-
-BESIDE_BYTES = 1 << 20
-"""Of a reply, for everything that is not parameters: metrics, labels, moments."""
-
-NAME_BYTES = 2048
-"""Of a reply, for each parameter: its name, its shape, how Flower packs it."""
+from heterofl_flwr.strategies.base import FederationStrategy
+from heterofl_flwr.strategies.hooks import MetricsFn
 
 
 class HeteroFL(FederationStrategy):
@@ -188,84 +174,6 @@ class HeteroFL(FederationStrategy):
             evaluation=evaluation,
             asynchronous=asynchronous,
         )
-        whole = Mix.parse(mix).with_global_rate(global_rate)
-        federation = Federation(build=build, mix=whole, assignment=assignment, seed=seed, options=options)
+        architecture = GlobalModel(build, Mix.parse(mix).with_global_rate(global_rate), options, seed)
+        federation = Federation(architecture, assignment)
         super().__init__(federation, train_metrics_aggr_fn, evaluate_metrics_aggr_fn, callbacks)
-
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord | None = None,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: EvaluateFn | None = None,
-        *,
-        resume: RunState | None = None,
-    ) -> Result:
-        """Run the rounds; as Flower's own ``start``, which can also draw the first model, and ``resume`` a run.
-
-        ``initial_arrays`` default to a freshly built global model. A run that stopped goes on from its state
-        (a ``Progress``, or a checkpoint), with the round after it, up to ``num_rounds``. One that has done all
-        rounds has nothing left to do but to call its callbacks.
-        As all evaluation, ``evaluate_fn`` is called every ``evaluation.every`` rounds; it also sees the initial arrays,
-        as round 0. With ``shared`` it gets the shared parameters alone, from round 1 on whatever the initial arrays
-        hold: the others are each client's own. Load them with ``strict=False``, or let the clients evaluate, each of
-        which has a whole model.
-        """
-        check_count("num_rounds", num_rounds, 0)
-        if resume is not None and initial_arrays is not None:
-            raise ConfigError("found both resume and initial_arrays: leave out initial_arrays, as resume has the model")
-        if not isinstance(resume, RunState | None):
-            raise ConfigError(
-                f"resume is of type {type(resume).__name__}; expected the state of a run, such as "
-                f"RunFolder(path).load_checkpoint()"
-            )
-        if resume is not None and resume.server_round > num_rounds:
-            raise ConfigError(
-                f"resume is the state after round {resume.server_round}; expected num_rounds of so many or more, found "
-                f"{num_rounds}"
-            )
-        if initial_arrays is not None and not isinstance(initial_arrays, ArrayRecord):
-            raise ConfigError(
-                f"initial_arrays is of type {type(initial_arrays).__name__}; expected an ArrayRecord, such as "
-                f"ArrayRecord(model.state_dict())"
-            )
-        configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
-        for config in configs:
-            messages.check_own_keys(config)
-        self.summary()
-        self.num_rounds, self.timeout, first_round = num_rounds, timeout, 1
-        if resume is None:
-            self.reset()
-        else:
-            self._load(resume)
-            initial_arrays, first_round = ArrayRecord(dict(resume.state)), resume.server_round + 1
-        if initial_arrays is None:
-            initial_arrays = packing.move_to_record(self.federation.initial_state())
-        result = Result(arrays=initial_arrays)
-        del initial_arrays, resume  # else this frame would keep them to the end of the run
-        guarded, kept = guard(grid, self.largest_reply), self.asynchronous
-        steps = None if kept is None else Steps(self, kept, guarded, configs[0])
-        Rounds(self, guarded, result, first_round, num_rounds, configs, evaluate_fn, steps).run()
-        if steps is not None:
-            steps.close()
-        self.budget = None
-        return result
-
-    def largest_reply(self, message: Message) -> int:
-        """Return how many bytes the reply to a message may have."""
-        plan = self.federation.whole
-        if message.metadata.message_type.startswith(MessageType.TRAIN) and isinstance(self.current, Round):
-            own = self.current.slices.get(message.metadata.dst_node_id)
-            plan = own.plan if own else plan
-        entry = max((own.itemsize for own in self.federation.types.values()), default=0)
-        return plan.parameters * entry + len(plan.axes) * NAME_BYTES + BESIDE_BYTES
-
-    def _load(self, state: RunState) -> None:
-        """Go on from a state; clients that are not known are asked what they can hold."""
-        self.chain.load(state.stages)
-        self.federation.load(state)
-        self.moments = packing.moments_by_rate(state.moments)
-        self._have_moments = bool(self.moments) or None

@@ -321,3 +321,19 @@ def read_each(
             result = Fault(short(str(error)), "rejected")
         del outcome  # before the next one is waited for
         yield node_id, result
+
+
+def query(
+    grid: Grid,
+    kind: str,
+    configs: Mapping[int, Mapping[str, object]],
+    seconds: float,
+    read: Callable[[Message, str], Result],
+) -> dict[int, Result | Fault]:
+    """Send each client a query with its config; return each answer, or the fault in its place."""
+    sent = [
+        Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
+        for node_id, config in configs.items()
+    ]
+    replies = grid.send_and_receive(sent, timeout=seconds) if sent else []
+    return dict(read_each(sent, replies, lambda node_id, reply: read(reply, f"node {node_id}"), HeteroFLError))

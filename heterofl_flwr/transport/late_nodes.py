@@ -83,8 +83,10 @@ class LateNodes(Relay):
         answered = {reply.metadata.reply_to_message_id for reply in replies}
         for id_ in answered:
             self._forget(id_)
-        for reply in pulled(self._grid, [*ids, *earlier]):
+        for reply in pulled(self._grid, [id_ for id_ in (*ids, *earlier) if id_ in self._sent]):
             about = reply.metadata.reply_to_message_id
+            if about not in self._sent:
+                continue
             if about in earlier:
                 if not self._takes_late(reply, earlier[about], now):
                     continue

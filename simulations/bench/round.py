@@ -149,7 +149,7 @@ def measure_overhead(experiment: Experiment, rounds: int, *, ray: bool) -> list[
 def time_rounds(request: Request, make: Callable[..., QueuedGrid], rounds: int) -> tuple[float, float]:
     """Return the median seconds of rounds, after one to warm up, and what of them is training in this process."""
     strategy = make_strategy(load_workload(request.config), ())
-    arrays = ArrayRecord(strategy.federation.initial_state())
+    arrays = ArrayRecord(strategy.federation.architecture.initial_state())
     times, training = [], 0.0
 
     def timed(*arguments: Any, **options: Any) -> list[TrainResult]:

@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round
     give_back_freed_memory()
     strategies = {size: make_strategy(options.model, MIX, options.step, size) for size in options.sizes}
-    model = sum(4 * value.numel() for value in strategies[options.sizes[0]].federation.model.parameters())
+    model = sum(4 * value.numel() for value in strategies[options.sizes[0]].federation.architecture.model.parameters())
     way = f"steps of {options.step} replies" if options.step else f"rounds, a window of {options.window} messages"
     print(
         f"{options.nodes} clients, {options.actors} actors; {way}; mix {MIX}, dynamic; seed 0; median of "
@@ -143,7 +143,9 @@ def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, nodes: int, window
             raise HeteroFLError(f"{failed}, expected {replies} good ones")
     check_same(results[0].arrays, strategy)
     first, *later = (record.seconds for record in records)
-    bytes_by_rate = {rate: 4 * strategy.federation.plan(rate).parameters for rate in strategy.federation.mix.rates}
+    bytes_by_rate = {
+        rate: 4 * strategy.federation.architecture.plan(rate).parameters for rate in strategy.federation.mix.rates
+    }
     sent = [[bytes_by_rate[rate] for rate in record.rates.values()] for record in records]
     # Steps follow one another without a break, and all who train are under way.
     sent, window = ([[own for one in sent for own in one]], size) if step else (sent, window)
@@ -176,7 +178,7 @@ def most_in_a_row(sizes: Sequence[int], number: int) -> int:
 
 def check_same(arrays: ArrayRecord, strategy: HeteroFL) -> None:
     """Raise if the mean of the clients' slices is not the model that they were cut from; sums of many are rounded."""
-    for name, expected in strategy.federation.initial_state().items():
+    for name, expected in strategy.federation.architecture.initial_state().items():
         torch.testing.assert_close(arrays[name].numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import LEVELS, Aggregation, Plan
 from heterofl_flwr.nn import PAPER
-from heterofl_flwr.secure.client import ClientRound, Masked, add_pairs, make_keys
+from heterofl_flwr.secure.client import ClientRound, Dealt, Masked, MaskedRounds, add_pairs, make_keys
 from heterofl_flwr.secure.crypto import Words
 from heterofl_flwr.secure.fixed_point import to_steps
 from heterofl_flwr.secure.roster import Roster
@@ -92,14 +92,19 @@ class Federation:
         adding, sizes, beside = 0.0, dict[str, int](), 0
         for client in survivors:
             masked = self.mask(client, server)
-            adding += timed(server.add, client, *masked)[0]
-            sizes[self.level(client)] = masked[0].nbytes
-            beside = max(beside, len(roster.to_bytes()) + 2 * sum(map(len, [*shares[client], *masked[1]])))
+            adding += timed(server.add, client, masked)[0]
+            sizes[self.level(client)] = masked.vector.nbytes
+            texts = [*shares[client].sealed, *shares[client].hashes, *masked.shares.sealed, *masked.shares.hashes]
+            beside = max(beside, len(roster.to_bytes()) + 2 * sum(map(len, texts)))
         revealed = {}
         for client in survivors:
             arguments = server.survivors, server.seeds_for(client)
-            revealed[client] = self.spend("reveal", client, self.clients[client].reveal, *arguments)
-        closing = timed(server.unmask, revealed)[0] + timed(server.sums)[0]
+            revealed[client], kept = self.spend("reveal", client, self.clients[client].reveal, *arguments)
+            self.clients[client] = ClientRound(kept, self.clients[client].roster)
+        closing = timed(server.unmask, revealed)[0]
+        seconds, numbers = timed(server.row_numbers)
+        rows = {client: self.spend("rows", client, self.clients[client].reveal_rows, numbers) for client in survivors}
+        closing += seconds + timed(server.unmask_rows, numbers, rows)[0] + timed(server.sums)[0]
         plain = timed(self.average, survivors)[0]
         print(f"{self.number} clients: server {opening + adding + closing:.2f} s (plain {plain:.2f} s)")
         print(f"  beside its change a client sends and receives up to {beside:,} bytes")
@@ -118,12 +123,12 @@ class Federation:
         answers = {client: self.spend("keys", client, make_keys) for client in range(self.number)}
         plans, keys = [self.plans[self.level(client)] for client in answers], [own for own, _ in answers.values()]
         roster = Roster.of(
-            plans, keys, server_round=1, least=LEAST, bound=BOUND, rows=self.rows, extra_rows=True, grid=()
+            plans, keys, run=1, server_round=1, least=LEAST, bound=BOUND, rows=self.rows, extra_rows=True, grid=()
         )
         self.clients = {client: ClientRound(kept, roster) for client, (_, kept) in answers.items()}
         return roster
 
-    def share(self, client: int) -> list[bytes]:
+    def share(self, client: int) -> Dealt:
         shares, kept = self.spend("shares", client, self.clients[client].share_keys)
         # As in a deployment, where each message is answered by a process of its own, which reads the roster again.
         self.clients[client] = ClientRound(kept)
@@ -137,7 +142,7 @@ class Federation:
         def fill(roster: Roster, held: Plan, members: int) -> Words:
             return vector_of(roster, held, to_steps(changes, BOUND, members, generator), LABELS)
 
-        arguments = server.members, server.keys_for(client), fill
+        arguments = server.members, server.keys_for(client), fill, MaskedRounds({})
         masked, kept = self.spend("mask", client, self.clients[client].mask, *arguments)
         self.clients[client] = ClientRound(kept, self.clients[client].roster)
         return masked

@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass
 
 from heterofl_flwr.core import Mix
 from heterofl_flwr.data import Dataset, load_dataset
+from heterofl_flwr.federation.architecture import GlobalModel
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.options import Options
@@ -66,10 +67,10 @@ class Experiment:
 def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> Mapping[int, float]:
     """Return the clients that train in a round of ours under *Fix*, by partition, with their rates."""
     options = Options(sampling=Sampling(fraction_train=TRAINED / clients))
-    federation = Federation(build=PAPER["mnist"].build(), mix=Mix.parse(mix), seed=seed, options=options)
+    federation = Federation(GlobalModel(PAPER["mnist"].build(), Mix.parse(mix), options, seed))
     federation.register({number: Capability(partition=number, num_partitions=clients) for number in range(clients)})
-    drawn = federation.sample(server_round, range(clients), "train")
-    return {partition: federation.rate(server_round, partition) for partition in drawn}
+    drawn = federation.levels.sample(server_round, range(clients), "train")
+    return {partition: federation.levels.rate(server_round, partition) for partition in drawn}
 
 
 def balanced_seed(clients: int) -> int:

@@ -51,7 +51,7 @@ def test_clients_learn_together_what_each_learns_alone(sizes):
 
 def test_clients_of_a_cohort_mask_each_its_own_change(sizes):
     same = {"mix": "a1", "assignment": "fix", "engine.name": "plain"}
-    plain, masked = (last_round(3, **same, **{"server.stages": own}) for own in ("", "secure-sum(holders=2)"))
+    plain, masked = (last_round(3, **same, **{"server.stages": own}) for own in ("", "secure-sum"))
     assert set(sizes) == {3}
     assert masked.record.privacy == {"summed-clients": CLIENTS}
     for name, own in plain.state.items():

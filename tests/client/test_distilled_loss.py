@@ -106,6 +106,6 @@ def test_it_has_the_penalty_of_fedprox():
 
 def test_instructions_name_the_rates_inside_unless_slices_move():
     strategy = HeteroFL(build, "a1-c1-e1")
-    assert strategy.federation.rates_inside(1.0) == [1.0, 0.25, 0.0625]
-    assert strategy.federation.rates_inside(0.25) == [0.25, 0.0625]
-    assert HeteroFL(build, "a1-c1", slice_rule="rolling").federation.rates_inside(1.0) == [1.0]
+    assert strategy.federation.architecture.nested_rates(1.0) == [1.0, 0.25, 0.0625]
+    assert strategy.federation.architecture.nested_rates(0.25) == [0.25, 0.0625]
+    assert HeteroFL(build, "a1-c1", slice_rule="rolling").federation.architecture.nested_rates(1.0) == [1.0]

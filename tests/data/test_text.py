@@ -94,3 +94,8 @@ def test_the_papers_text(shared):
     words = [len(own) for own in parts.classes]
     assert min(words) >= 2_500
     assert max(words) <= 5_000
+
+
+def test_a_row_of_one_token_is_too_short():
+    with pytest.raises(DataError, match="test: found 12 tokens, too few for 10 rows"):
+        to_text("corpus", Texts(["a b"] * 100, "train"), Texts(["a", "b"] * 3, "test"), ROWS)

@@ -98,6 +98,7 @@ def _reach(function, **layers):
     ("function", "kept"),
     [
         (lambda self, x: x.view(-1, 8), 8),
+        (lambda self, x: x.view(-1, (x.shape[1] - 4) * 2), 8),
         (lambda self, x: x.view(-1, 2, x.shape[1] // 2).flatten(1), 4),
         (lambda self, x: x[:, 1::2].mean(1, keepdim=True) + x, 4),
         (lambda self, x: torch.stack([x[:, 1::2], x[:, ::2]], -1).flatten(1), 4),

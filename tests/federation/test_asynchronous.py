@@ -83,9 +83,9 @@ def test_equal_devices_that_all_count_train_as_in_rounds(wrap, options):
     assert [own.bytes_by_level for own in found.records] == [own.bytes_by_level for own in waiting.records]
 
 
-def slow_run(federation, sent, steps, work, num_rounds):
+def slow_run(architecture, sent, steps, work, num_rounds):
     """Return the model, the ages by step, and the seconds of each, one event and one entry at a time."""
-    model = {name: own.double().numpy() for name, own in federation.initial_state().items()}
+    model = {name: own.double().numpy() for name, own in architecture.initial_state().items()}
     models, clocks = [model], [{name: np.zeros_like(own) for name, own in model.items()}]
     now, training, order, ages, seconds = 0.0, [], list(sent), [], []
     for step in range(1, num_rounds + 1):
@@ -98,7 +98,7 @@ def slow_run(federation, sent, steps, work, num_rounds):
             buffer += arrived
             training = [own for own in training if own not in arrived]
         replies = [
-            (federation.plan(rate), version - 1, 1, lambda *_, own=partition: 1 + own)
+            (architecture.plan(rate), version - 1, 1, lambda *_, own=partition: 1 + own)
             for _, _, version, partition, rate in buffer
         ]
         twin.stale_step(replies, models, clocks, exponent=steps.staleness, one_clock=steps.clocks == "model")
@@ -123,7 +123,7 @@ def test_models_clocks_and_times_are_the_slow_twins(steps):
 
     found = run(steps, work, num_rounds=12)
     federation = found.strategy.federation
-    model, ages, seconds = slow_run(federation, sent_by(found.grid), steps, work, 12)
+    model, ages, seconds = slow_run(federation.architecture, sent_by(found.grid), steps, work, 12)
     for name, own in model.items():
         np.testing.assert_allclose(found.state[name].numpy(), own, atol=1e-4, err_msg=name)
     assert [record.simulated_seconds for record in found.records] == pytest.approx(seconds)
@@ -199,7 +199,7 @@ def slow_run_from(state, found, steps):
 
     class Begun:
         initial_state = staticmethod(lambda: state.state)
-        plan = found.strategy.federation.plan
+        plan = found.strategy.federation.architecture.plan
 
     sent = [(step - state.server_round, *rest) for step, *rest in sent_by(found.grid)]
     return slow_run(Begun, sent, steps, lambda partition: 1.0 + partition, 3)

@@ -10,7 +10,7 @@ from flwr.serverapp.exception import AggregationError
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import RoundError
-from heterofl_flwr.strategies import strategy as hooks
+from heterofl_flwr.strategies import hooks
 from tests.federation.tiny import bare_reply, build, config, crash, equal, make_app, play
 
 GOOD = MetricRecord({"num-examples": 1})
@@ -103,7 +103,9 @@ def test_replies_to_what_was_not_configured_are_refused():
         strategy = HeteroFL(build, min_available_nodes=1)
         with pytest.raises(RoundError, match="the round was not configured"):
             strategy.aggregate_train(1, [])
-        sent = strategy.configure_train(1, ArrayRecord(strategy.federation.initial_state()), config(), grid)
+        sent = strategy.configure_train(
+            1, ArrayRecord(strategy.federation.architecture.initial_state()), config(), grid
+        )
         strategy.aggregate_train(1, grid.send_and_receive(sent))
         with pytest.raises(RoundError, match="the round was not configured"):
             strategy.aggregate_train(1, [])

@@ -33,7 +33,7 @@ LARGER = {"mix": "b1-c1", "global_rate": "a"}
 def test_each_entry_is_the_mean_over_those_that_held_it(rule, options):
     strategy, grid, state = run(rule, 3, **options)
     assert strategy.log.failures == {}
-    assert strategy.federation.model.hidden.out_features == 8
+    assert strategy.federation.architecture.model.hidden.out_features == 8
     for name, expected in twin(strategy.federation, grid.get_node_ids(), 3).items():
         torch.testing.assert_close(state[name], expected)
 
@@ -42,9 +42,13 @@ def test_each_entry_is_the_mean_over_those_that_held_it(rule, options):
 def test_slices_change_from_round_to_round(rule, slices):
     strategy, grid, _ = run(rule)
     federation = strategy.federation
-    small = [node for node in grid.get_node_ids() if federation.rate(1, node) == 0.25]
-    assert len({federation.train_plan(1, node, 0.25) for node in small}) == slices
-    assert federation.train_plan(1, small[0], 0.25) != federation.train_plan(2, small[0], 0.25)
+    small = [node for node in grid.get_node_ids() if federation.levels.rate(1, node) == 0.25]
+    assert (
+        len({federation.architecture.train_plan(1, 0.25, federation.nodes.partition(node)) for node in small}) == slices
+    )
+    place = federation.nodes.partition(small[0])
+    plans = [federation.architecture.train_plan(server_round, 0.25, place) for server_round in (1, 2)]
+    assert plans[0] != plans[1]
 
 
 def test_a_level_is_evaluated_on_its_slice_and_moments():
@@ -58,7 +62,7 @@ def test_a_level_is_evaluated_on_its_slice_and_moments():
     app, evaluation = make_app(build=build_normed, evaluate=evaluate), Evaluation(every=4, levels=True)
     found = play(app, "a1-c1", 3, 4, build=build_normed, slice_rule="rolling", evaluation=evaluation)
     federation = found.strategy.federation
-    plan = federation.plan(0.25).sliced(federation.evaluated_slice(4, 0.25))
+    plan = federation.architecture.plan(0.25).sliced(federation.evaluated_slice(4, 0.25))
     assert plan.axes["hidden.weight"][0].index == (3, 4)
     own = build_normed(0.25)
     load_parameters(own, plan.extract(found.state))
@@ -102,11 +106,11 @@ def test_tables_by_channel_that_would_not_move_are_refused(rule):
     with pytest.raises(ConfigError, match=text):
         play(make_app(build=Waves), "a1-c1", 2, build=Waves, slice_rule=rule, assignment="dynamic")
     with pytest.raises(ConfigError, match=text):  # a node may have a smaller rate than the mix
-        HeteroFL(Waves, "a1", slice_rule=rule).federation.plan(0.25)
-    assert HeteroFL(Waves, "a1-c1").federation.plan(0.25).parameters == 2 * 3 + 3
+        HeteroFL(Waves, "a1", slice_rule=rule).federation.architecture.plan(0.25)
+    assert HeteroFL(Waves, "a1-c1").federation.architecture.plan(0.25).parameters == 2 * 3 + 3
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_of_this_package_may_have_slices_that_move(name):
     build = build_model(name, **({"vocabulary": 11} if name == "transformer" else {}))
-    assert HeteroFL(build, "a1-e1", slice_rule="rolling").federation.plan(0.0625).parameters
+    assert HeteroFL(build, "a1-e1", slice_rule="rolling").federation.architecture.plan(0.0625).parameters

@@ -7,7 +7,7 @@ import torch
 
 from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
 from heterofl_flwr.common.errors import RoundError
-from heterofl_flwr.strategies import budget
+from heterofl_flwr.strategies import round_messages
 from heterofl_flwr.transport import exchange, messages
 from tests.federation.tiny import NEVER, Watched, build, build_normed, crash, make_app, play
 from tests.hostile.superlink import Clock
@@ -36,7 +36,7 @@ class Withholding(LocalGrid):
 
 def test_no_node_holds_a_round_beyond_its_deadline(monkeypatch):
     clock = Clock()
-    for module in (exchange, budget):
+    for module in (exchange, round_messages):
         monkeypatch.setattr(module, "time", clock)
     with Withholding(clock) as grid:
         strategy = HeteroFL(build_normed, "a1-b1", evaluation=Evaluation(nodes="all"))
@@ -72,7 +72,10 @@ def test_clients_that_a_subclass_leaves_out_are_no_fault(kind):
     assert (log.failures, log.evaluate_failures) == ({}, {})
     assert log.rates == {0: 1.0}
     assert (log.evaluate_answers, log.evaluate_asked) == (1, 1)
-    change = result.arrays.to_torch_state_dict()["hidden.bias"] - strategy.federation.initial_state()["hidden.bias"]
+    change = (
+        result.arrays.to_torch_state_dict()["hidden.bias"]
+        - strategy.federation.architecture.initial_state()["hidden.bias"]
+    )
     torch.testing.assert_close(change, torch.full((8,), 2.0))  # client 0 adds 1 in each round
 
 
@@ -132,7 +135,7 @@ def run(app=None, nodes=4, late=None, seconds=30, **options):
     found = play(
         app, nodes=nodes, grid=grid, start={"timeout": seconds}, **{"fraction_train": 0.75, "spare": 0.3} | options
     )
-    found.change = found.state["hidden.bias"] - found.strategy.federation.initial_state()["hidden.bias"]
+    found.change = found.state["hidden.bias"] - found.strategy.federation.architecture.initial_state()["hidden.bias"]
     return found
 
 

@@ -11,7 +11,7 @@ from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import width
 from heterofl_flwr.core.exchanged import exclude_parameters
-from heterofl_flwr.federation import federation
+from heterofl_flwr.federation import architecture
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Round, TrainReply
 from tests.federation.tiny import build, equal, make_app, play
@@ -46,7 +46,7 @@ def add_one(message, context):
 
 def test_parameters_of_odd_shapes_travel_and_count():
     found = play(make_app(add_one), "a1-c1", 3, 2, build=Odd, stages=[Momentum(server_momentum=0.5)])
-    before = found.strategy.federation.initial_state()
+    before = found.strategy.federation.architecture.initial_state()
     assert found.log.failures == {}
     assert list(found.state) == list(before)
     for name, tensor in found.state.items():
@@ -58,7 +58,7 @@ def one_reply(change=lambda state: state, build=build, **options):
     """Return the model before and after a round of one client, whose labels are [1]."""
     strategy = HeteroFL(build, "a1", **options)
     strategy.federation.register({7: Capability()})
-    state = strategy.federation.initial_state()
+    state = strategy.federation.architecture.initial_state()
     current = Round(strategy.federation, strategy.chain, 1, [7], state)
     current.add(7, TrainReply(tensors=change(state), num_examples=1, labels=[1], metrics={}))
     return state, current.close()
@@ -83,14 +83,14 @@ def test_a_classifier_that_stays_has_no_rows_that_count():
         exclude_parameters(model, ["classifier.weight", "classifier.bias"])
         return model
 
-    assert HeteroFL(frozen, "a1").federation.rows == []
+    assert HeteroFL(frozen, "a1").federation.architecture.rows == []
     assert equal(*one_reply(build=frozen))
 
 
 def test_initial_arrays_take_the_types_of_the_model():
     federation = HeteroFL(build, "a1").federation
-    state = federation.initial_state()
-    found = federation.check_state({name: own.double() for name, own in state.items()})
+    state = federation.architecture.initial_state()
+    found = federation.architecture.check_state({name: own.double() for name, own in state.items()})
     assert equal(found, state)
     assert {own.dtype for own in found.values()} == {torch.float32}
 
@@ -115,11 +115,11 @@ def test_a_rate_without_a_model_is_the_clients_fault(caplog):
 
 
 def test_nodes_that_name_ever_new_rates_do_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(federation, "KEPT_RATES", 4)
-    own = HeteroFL(build, "a1").federation
+    monkeypatch.setattr(architecture, "CACHED_RATES", 4)
+    model = HeteroFL(build, "a1").federation.architecture
     for number in range(1, 21):
-        own.plan(number / 20)
-    assert own.plan.cache_info().currsize == 4
+        model.plan(number / 20)
+    assert model.caches["plan"].cache_info().currsize == 4
 
 
 def test_a_model_whose_widths_ignore_the_rate_is_warned_of(caplog):

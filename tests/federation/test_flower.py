@@ -40,7 +40,7 @@ def both(nodes=5, num_rounds=2, ours=None, **options):
     """Return what Flower's FedAvg and ours of one full-size level give with the same arguments."""
     results = []
     for strategy in (flowers.FedAvg(**options), HeteroFL(build, "a1", weights="examples", **options, **(ours or {}))):
-        arrays = ArrayRecord(HeteroFL(build, "a1").federation.initial_state())
+        arrays = ArrayRecord(HeteroFL(build, "a1").federation.architecture.initial_state())
         with Watched(make_app(plain_train, plain_evaluate), nodes) as grid:
             result = strategy.start(grid, arrays, num_rounds=num_rounds)
             results.append((result, grid.of("train"), grid.of("evaluate")))
@@ -140,7 +140,7 @@ def app_with(mod, build=build):
 
 
 def initial(strategy):
-    return ArrayRecord(strategy.federation.initial_state())
+    return ArrayRecord(strategy.federation.architecture.initial_state())
 
 
 def test_flowers_own_loop_gives_the_same_model():

@@ -33,7 +33,7 @@ def test_frozen_parameters_do_not_travel_and_do_not_change():
     assert set(found.state) == {"1.weight", "1.bias"}
     for message in found.grid.of("train"):
         assert set(message.content["arrays"]) == {"1.weight", "1.bias"}
-    head = found.strategy.federation.initial_state()["1.bias"]
+    head = found.strategy.federation.architecture.initial_state()["1.bias"]
     torch.testing.assert_close(found.state["1.bias"], head + 2 * 2.5)  # clients add 1 to 4
 
 
@@ -60,6 +60,6 @@ def test_they_do_not_fit_slices_that_move(rule):
 def test_initial_arrays_with_other_frozen_values_are_refused():
     federation = HeteroFL(build, "a1").federation
     state = build(1.0).state_dict()
-    assert set(federation.check_state(state)) == {"1.weight", "1.bias"}
+    assert set(federation.architecture.check_state(state)) == {"1.weight", "1.bias"}
     with pytest.raises(ConfigError, match=r"other values of 0.weight than build gives it"):
-        federation.check_state({**state, "0.weight": 2 * state["0.weight"]})
+        federation.architecture.check_state({**state, "0.weight": 2 * state["0.weight"]})

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from heterofl_flwr import Evaluation, HeteroFL, Limits, Mix
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.federation.architecture import GlobalModel
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.options import Options
@@ -28,11 +29,11 @@ SILENT = Capability()
 
 
 def federation_of(mix="a1-e1", limits=None, **options):
-    return Federation(build=build, mix=Mix.parse(mix), options=Options(limits=limits or Limits()), **options)
+    return Federation(GlobalModel(build, Mix.parse(mix), Options(limits=limits or Limits())), **options)
 
 
 def levels_of(federation, node_ids, server_round=1):
-    return {node: federation.rate(server_round, node) for node in node_ids if federation.can_train(node)}
+    return {node: federation.levels.rate(server_round, node) for node in node_ids if federation.levels.can_train(node)}
 
 
 @given(
@@ -144,7 +145,7 @@ def test_a_table_that_cannot_be_is_one_error_at_the_start(mix, levels, named):
 def test_a_partition_beyond_its_number_has_the_last_ones_level():
     federation = federation_of("a1-e1")
     federation.register({7: Capability(partition=9, num_partitions=4)})
-    assert federation.rate(1, 7) == 0.0625
+    assert federation.levels.rate(1, 7) == 0.0625
 
 
 def test_a_partition_belongs_to_the_registered_name(caplog):

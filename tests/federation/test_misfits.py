@@ -32,4 +32,4 @@ def test_a_build_without_values():
             return build(rate)
 
     with pytest.raises(ConfigError, match=r"returns hidden.weight, .* on the meta device"):
-        HeteroFL(on_meta, "a1").federation.initial_state()
+        HeteroFL(on_meta, "a1").federation.architecture.initial_state()

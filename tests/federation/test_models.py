@@ -57,13 +57,13 @@ def play(mix="a1-c1", clients=2, num_rounds=1, arrays=None, app=train, **options
 @pytest.mark.parametrize("rows", [{}, ROWS, {"label_rows": ["embedding.weight", *ROWS["label_rows"]]}])
 def test_the_mean_is_the_slow_twins_under_either_name(rows):
     strategy, _, state = play(clients=3, **rows)
-    before = strategy.federation.initial_state()
+    before = strategy.federation.architecture.initial_state()
     replies = []
     for partition, rate in strategy.log.rates.items():
         plan = Plan.of(Words(1.0), Words(rate))
         replies.append(trained_reply(plan, before, 1 + partition, [partition, 3]))
-    assert strategy.federation.rows == ["embedding.weight", "decoder.bias"]
-    means, _ = counting_mean(before, replies, strategy.federation.rows, classes=7)
+    assert strategy.federation.architecture.rows == ["embedding.weight", "decoder.bias"]
+    means, _ = counting_mean(before, replies, strategy.federation.architecture.rows, classes=7)
     for name, tensor in state.items():
         np.testing.assert_allclose(tensor.numpy(), means[name], atol=1e-6)
 
@@ -100,7 +100,7 @@ def run(build, mix, odd=None, **options):
     """Run a round with one client for each part of the mix; return the state before and after."""
     app, clients = tiny.make_app(build=build, odd=odd), sum(Mix.parse(mix).counts)
     found = tiny.play(app, mix, clients, build=build, labels="none", min_available_nodes=clients, **options)
-    return found.strategy.federation.initial_state(), found.state
+    return found.strategy.federation.architecture.initial_state(), found.state
 
 
 def change(before, after, name):
@@ -120,8 +120,8 @@ def test_heads_that_a_client_does_not_train_do_not_count():
     exits = with_exits(build_model("cnn", classes=4, hidden=(4, 4), norm="gn"), deepest_only=True)
     with_depth = shallow(exits, "exits.*", None)
     federation = HeteroFL(with_depth, "a1-b1").federation
-    assert federation.untrained(1.0) == {"exits.0.head.linear.weight", "exits.0.head.linear.bias"}
-    assert federation.untrained(0.5) == set()
+    assert federation.architecture.untrained(1.0) == {"exits.0.head.linear.weight", "exits.0.head.linear.bias"}
+    assert federation.architecture.untrained(0.5) == set()
     before, after = run(with_depth, "a1-b1")
     assert change(before, after, "exits.0.head.linear.bias") == [2.0]  # client 1's alone
     assert change(before, after, "exits.1.head.linear.bias") == [1.0]

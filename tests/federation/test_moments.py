@@ -36,7 +36,7 @@ def test_merged_moments_are_those_of_all_data_in_one_place(moments, wrap):
     assert sorted(found.strategy.moments) == [0.25, 0.5, 1.0]
     for rate, merged in found.strategy.moments.items():
         model = build_normed(rate)
-        load_parameters(model, found.strategy.federation.plan(rate).extract(found.state))
+        load_parameters(model, found.strategy.federation.architecture.plan(rate).extract(found.state))
         central = collect_moments(model, [inputs(partition) for partition in range(4)], kind=moments)
         for one, two in zip(merged.statistics("norm"), central.statistics("norm"), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
@@ -180,6 +180,6 @@ def test_moments_from_behind_a_superlink_are_merged_robustly(grid, mean):
 
     strategy = HeteroFL(build_normed, "a1")
     with grid(make_app(moments=moments, build=build_normed), 3) as clients:
-        arrays = ArrayRecord(strategy.federation.initial_state())
+        arrays = ArrayRecord(strategy.federation.architecture.initial_state())
         strategy.configure_evaluate(1, arrays, ConfigRecord(), Windowed(clients, 3))
     assert strategy.moments[1.0].statistics("norm")[0].tolist() == pytest.approx([mean] * 8, abs=0.04)

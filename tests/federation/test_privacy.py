@@ -54,7 +54,7 @@ def deaf(message, context):
 
 
 def test_noise_differs_and_is_only_on_what_somebody_held():
-    before = HeteroFL(build, "a1-c1").federation.initial_state()
+    before = HeteroFL(build, "a1-c1").federation.architecture.initial_state()
     options = {"mix": "a1-c1", "fraction_train": 0.5, "nodes": 2}
     states = []
     for _ in range(2):
@@ -63,7 +63,7 @@ def test_noise_differs_and_is_only_on_what_somebody_held():
     strategy, _, _ = run(Privacy(), **options)
     assert not tiny.equal(*states)
     (rate,) = strategy.log.rates.values()
-    for name, own in strategy.federation.plan(rate).axes.items():
+    for name, own in strategy.federation.architecture.plan(rate).axes.items():
         held = torch.zeros_like(before[name], dtype=torch.bool)
         held[tuple(slice(axis.kept) for axis in own)] = True
         assert ((states[0][name] != before[name]) == held).all()

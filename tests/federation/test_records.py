@@ -41,7 +41,7 @@ def test_every_callback_sees_start_rounds_and_end():
     strategy, result = run(*spies)
     for spy in spies:
         assert spy.calls == [("start", 1, 3), ("round", 1), ("round", 2), ("round", 3), ("end",)]
-        assert equal(spy.first, strategy.federation.initial_state())
+        assert equal(spy.first, strategy.federation.architecture.initial_state())
         assert equal(spy.last, result.arrays.to_torch_state_dict())
         assert equal(spy.progress[-1].state, spy.last)
         assert {progress.num_rounds for progress in spy.progress} == {3}

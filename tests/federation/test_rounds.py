@@ -79,7 +79,7 @@ def test_rows_count_for_the_classes_of_a_reply():
         return lambda message, context: add_one(message, context, labels=labels)
 
     found = run(2, "a1", app=make_app(odd={0: knows([0, 1]), 1: knows([1, 3])}))
-    gain = found.state["classifier.bias"] - found.strategy.federation.initial_state()["classifier.bias"]
+    gain = found.state["classifier.bias"] - found.strategy.federation.architecture.initial_state()["classifier.bias"]
     torch.testing.assert_close(gain, torch.tensor([1.0, 1.5, 0.0, 2.0]))
 
 
@@ -112,7 +112,9 @@ def test_a_window_changes_nothing(window):
 def test_slices_are_freed_after_the_round():
     with LocalGrid(make_app(), 4) as grid:
         strategy = HeteroFL(build, "a1-c1", evaluation=Evaluation(every=0))
-        messages = strategy.configure_train(1, ArrayRecord(strategy.federation.initial_state()), ConfigRecord(), grid)
+        messages = strategy.configure_train(
+            1, ArrayRecord(strategy.federation.architecture.initial_state()), ConfigRecord(), grid
+        )
         slices = [weakref.ref(message.content["arrays"]) for message in messages]
         strategy.aggregate_train(1, grid.send_and_receive(messages))
     del messages

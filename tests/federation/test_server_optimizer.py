@@ -43,7 +43,7 @@ def test_entries_that_nobody_held_keep_still(optimizer):
     found = run(8, optimizer, seed=3)
     assert min(max(one.rates.values()) for one in found.records) < 1  # in some rounds nobody held the full model
     for before, after in pairwise(found.progress):
-        largest = found.strategy.federation.plan(max(after.record.rates.values())).shapes["hidden.bias"][0]
+        largest = found.strategy.federation.architecture.plan(max(after.record.rates.values())).shapes["hidden.bias"][0]
         kept = [name for name in after.stages if name.endswith("hidden.bias")]
         assert kept
         for one, two, names in ((before.state, after.state, ["hidden.bias"]), (before.stages, after.stages, kept)):
@@ -70,7 +70,7 @@ def test_one_level_gives_what_flowers_optimizers_give(theirs, ours):
         theirs(min_available_nodes=4, fraction_evaluate=0.0),
         HeteroFL(in_double, "a1", weights="examples", stages=[ours(**numbers)], evaluation=Evaluation(every=0)),
     ):
-        arrays = ArrayRecord(HeteroFL(in_double, "a1").federation.initial_state())
+        arrays = ArrayRecord(HeteroFL(in_double, "a1").federation.architecture.initial_state())
         with LocalGrid(make_app(nudge), 4) as grid:
             states.append(strategy.start(grid, arrays, num_rounds=6).arrays.to_torch_state_dict())
     for name, tensor in states[0].items():

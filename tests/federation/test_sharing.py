@@ -70,10 +70,10 @@ def test_rows_of_a_shared_classifier_count_by_label():
 def test_a_client_keeps_its_rate_whatever_it_reports():
     federation = HeteroFL(build, "a1-c1", shared=BODY).federation
     federation.register({node: Capability(partition=node) for node in (0, 1)})
-    assert [federation.rate(1, node) for node in (0, 1)] == [1.0, 0.25]
+    assert [federation.levels.rate(1, node) for node in (0, 1)] == [1.0, 0.25]
     federation.nodes.set_capacity(0, 0.25)
     federation.register({node: Capability(partition=node) for node in (2, 3)})
-    assert [federation.rate(2, node) for node in range(4)] == [1.0, 0.25, 1.0, 0.25]
+    assert [federation.levels.rate(2, node) for node in range(4)] == [1.0, 0.25, 1.0, 0.25]
 
 
 def test_standalone_sends_no_parameter():

@@ -30,7 +30,7 @@ def play_with(upload, train=descend, **options):
 def test_the_model_is_nearly_that_of_whole_replies(upload):
     exact, found = play_with("float32", num_rounds=3).state, play_with(upload, num_rounds=3)
     assert found.log.failures == {}
-    start = found.strategy.federation.initial_state()
+    start = found.strategy.federation.architecture.initial_state()
     for name, tensor in exact.items():
         change = tensor - start[name]
         assert 0 < (found.state[name] - tensor).norm() < change.norm() * {"float16": 1e-3, "int8": 3e-2}[upload], name
@@ -103,7 +103,7 @@ def instructions(build, upload="float32") -> dict[float, Message]:
     answer_queries(app, build)
     with LocalGrid(app, 5) as grid:
         strategy = HeteroFL(build, "a1-b1-c1-d1-e1", learning_rate=lambda server_round: 0.1, upload=upload)
-        state = ArrayRecord(strategy.federation.initial_state())
+        state = ArrayRecord(strategy.federation.architecture.initial_state())
         sent = strategy.configure_train(1, state, ConfigRecord({"epochs": 5}), grid)
     return {message.content["config"]["rate"]: message for message in sent}
 

@@ -207,11 +207,13 @@ def equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
 
 def twin(federation, nodes, num_rounds):
     """Return the global model after rounds of ``add_one``, entry by entry: each the mean over those who held it."""
-    state = federation.initial_state()
+    state = federation.architecture.initial_state()
     for server_round in range(1, num_rounds + 1):
         replies = []
         for partition, node_id in enumerate(nodes):
-            plan = federation.train_plan(server_round, node_id, federation.rate(server_round, node_id))
+            plan = federation.architecture.train_plan(
+                server_round, federation.levels.rate(server_round, node_id), partition
+            )
             replies.append(trained_reply(plan, state, 1 + partition))
         means, _ = counting_mean(state, replies)
         state = {name: torch.from_numpy(own).to(state[name]) for name, own in means.items()}

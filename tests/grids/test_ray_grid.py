@@ -363,6 +363,12 @@ def test_an_address_at_which_nobody_listens_raises_soon(place):
     assert time.monotonic() - began < ray_session.SECONDS_TO_CONNECT
 
 
+def test_the_address_of_ray_client_is_refused_with_the_one_to_use(place, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(ConfigError, match=r"'ray://head:10001'.*RAY_ADDRESS=head:6379"):
+        ray_session._connect({}, ExitStack())
+
+
 @pytest.mark.parametrize(("mode", "warned"), [(None, True), ("disabled", True), ("token", False)])
 def test_a_cluster_without_a_token_is_warned_of(place, monkeypatch, caplog, mode, warned):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)

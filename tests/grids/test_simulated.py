@@ -34,7 +34,7 @@ def run(devices, app=None, mix="a1", nodes=4, num_rounds=1, **options):
 
 def gain(found):
     """Return by how much the model changed, which is by the same everywhere."""
-    start = found.strategy.federation.initial_state()["hidden.bias"]
+    start = found.strategy.federation.architecture.initial_state()["hidden.bias"]
     return pytest.approx((found.state["hidden.bias"] - start).tolist(), abs=1e-5)
 
 
@@ -62,7 +62,7 @@ def twin(devices, record, sizes, seed=0):
 def test_time_and_energy_are_those_of_the_slow_twin(deadline):
     devices = Devices(WILD, work, deadline=deadline)
     found = run(devices, None, "a1-c1", 6, 12, fraction_train=0.7)
-    arrays, plan = found.strategy.federation.initial_state(), found.strategy.federation.plan
+    arrays, plan = found.strategy.federation.architecture.initial_state(), found.strategy.federation.architecture.plan
     sizes = {rate: count_bytes(ArrayRecord(plan(rate).extract(arrays))) for rate in (1.0, 0.25)}
     for record in found.records:
         seconds, joules = twin(devices, record, sizes)
@@ -193,7 +193,7 @@ def on(devices, number, *, app=None, mix="a1"):
     """Return what each look brings for the messages of a round."""
     with LocalGrid(app or make_app(), number) as inner:
         strategy = HeteroFL(build, mix, evaluation=NEVER)
-        arrays = ArrayRecord(strategy.federation.initial_state())
+        arrays = ArrayRecord(strategy.federation.architecture.initial_state())
         messages = strategy.configure_train(1, arrays, ConfigRecord(), inner)
         grid = SimulatedDevices(inner, devices)
         nodes = list(inner.get_node_ids())

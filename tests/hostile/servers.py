@@ -60,7 +60,7 @@ class MessageServer:
     def __init__(self, build, mix="a1", *, grid, **options):
         self.build, self.grid = build, grid
         self.strategy = HeteroFL(build, mix, **{"evaluation": Evaluation(every=0), **options})
-        self.state = self.before = self.strategy.federation.initial_state()
+        self.state = self.before = self.strategy.federation.architecture.initial_state()
         self.hostile = list(grid.get_node_ids())[HOSTILE]
 
     def ask(self, server_round=1):
@@ -134,7 +134,7 @@ class ClassicServer:
     def __init__(self, build, mix="a1", *, grid=None, **options):
         self.build = build
         self.strategy = classic.HeteroFL(build, mix, **{"evaluation": Evaluation(every=0), **options})
-        self.state = self.before = self.strategy.federation.initial_state()
+        self.state = self.before = self.strategy.federation.architecture.initial_state()
         self.clients = [Client(str(number)) for number in range(CLIENTS)]
 
     def ask(self, server_round=1):

@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -9,6 +11,7 @@ import torch
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.records import RunState
 from heterofl_flwr.runs.folder import RunFolder, parse_record
+from heterofl_flwr.runs.models import model_facts
 from heterofl_flwr.runs.origin import commit, machine
 
 SETTINGS = {"model": "cnn", "optim": {"lr": 0.1, "milestones": (60, 80)}, "rounds": 10}
@@ -159,3 +162,36 @@ def test_a_history_of_an_older_version_is_read(record):
     assert found.privacy == {"epsilon": 8.0, "delta": 1e-5, "training-releases": 1.0}
     assert (found.few_answered, found.simulated_seconds, found.worst_client) == (False, 0, None)
     assert found.comparable == found.evaluate == one.evaluate
+
+
+def test_a_second_process_cannot_resume_a_run_that_goes_on(folder):
+    folder.start({"seed": 1})
+    script = (
+        f"from heterofl_flwr.report import RunFolder; RunFolder({str(folder.path)!r}).start({{'seed': 1}}, resume=True)"
+    )
+    command = [sys.executable, "-c", script]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode
+    assert "another process runs in" in refused.stderr
+    folder.unlock()
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", [".lock", "history.jsonl", "logs/flower.log"])
+def test_hard_links_and_linked_locks_are_refused_before_they_are_opened(folder, name, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    path = folder.path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.hardlink_to(victim)
+    with pytest.raises(ConfigError, match="has links"), folder.lock():
+        pass
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["..", "\x1b[2Ja"])
+def test_models_are_named_by_levels(folder, name):
+    folder.models.mkdir(parents=True)
+    (folder.models / f"{name}.json").write_text('{"rate": 1}')
+    with pytest.raises(ConfigError, match="has a model named"):
+        model_facts(folder)

@@ -1,13 +1,15 @@
 """Federations in memory: both sides of secure aggregation without Flower, and a slow twin in plain integers."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 from hypothesis import strategies as st
 
+from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core import Plan
 from heterofl_flwr.core.moving_slices import make_slice_function
-from heterofl_flwr.secure.client import ClientRound, make_keys
+from heterofl_flwr.secure.client import ClientRound, MaskedRounds, make_keys
 from heterofl_flwr.secure.fixed_point import largest_steps
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
@@ -45,12 +47,14 @@ class Federation:
     labels: list
     lost: dict = field(default_factory=dict)
     least: int = 3
+    run: int = 1
 
     def roster(self, keys, server_round=1):
         """Return the roster of the clients whose keys came."""
         return Roster.of(
             [self.plans[number] for number in keys],
             list(keys.values()),
+            run=self.run,
             server_round=server_round,
             least=self.least,
             bound=1.0,
@@ -83,32 +87,54 @@ class Federation:
         return vector
 
 
-def play(federation, *, spy=None):
-    """Return the sums and counts of a federation as its server finds them, through all phases."""
+class Crash(Exception):
+    """The server has crashed."""
+
+
+def play(federation, *, spy=None, lie=lambda phase, client, answer: answer, rounds=None, crash=None):
+    """Return the sums and counts of a federation as its server computes them, through all phases.
+
+    ``lie(phase, client, answer)`` returns what a client answers instead; ``rounds`` are the masked rounds of each
+    client; the server crashes after the phase ``crash``.
+    """
+    rounds = rounds or [MaskedRounds({}) for _ in federation.plans]
     answers = {number: make_keys() for number in federation.left("keys")}
     roster = federation.roster({number: keys for number, (keys, _) in answers.items()})
     places = dict(zip(answers, range(len(answers)), strict=True))
     clients = {places[number]: ClientRound(kept, roster) for number, (_, kept) in answers.items()}
-    numbers = {place: number for number, place in places.items()}
     shares = {}
     for number in federation.left("shares"):
         own = places[number]
-        shares[own], kept = clients[own].share_keys()
+        dealt, kept = clients[own].share_keys()
+        shares[own] = lie("shares", number, dealt)
         clients[own] = ClientRound(kept)  # which has kept the roster
     server = ServerRound(roster, shares)
+    _crash_at("shares", crash)
     for number in federation.left("train"):
+        own, fill = places[number], federation.fill(number)
+        with suppress(ReplyError):  # it is lost
+            masked, kept = clients[own].mask(server.members, server.keys_for(own), fill, rounds[number])
+            clients[own] = ClientRound(kept, roster)
+            server.add(own, lie("train", number, masked))
+    _crash_at("train", crash)
+    revealed, left = {}, [number for number in federation.left("reveal") if places[number] in server.survivors]
+    for number in left:
         own = places[number]
-        masked, kept = clients[own].mask(server.members, server.keys_for(own), federation.fill(numbers[own]))
+        answer, kept = clients[own].reveal(server.survivors, server.seeds_for(own))
+        revealed[own] = lie("reveal", number, answer)
         clients[own] = ClientRound(kept, roster)
-        server.add(own, *masked)
-    revealed = {}
-    for number in federation.left("reveal"):
-        own = places[number]
-        revealed[own] = clients[own].reveal(server.survivors, server.seeds_for(own))
     if spy is not None:
         spy.update(server=server, clients=clients, revealed=revealed, roster=roster, places=places)
     server.unmask(revealed)
+    if rows := server.row_numbers():
+        answers = {places[number]: lie("rows", number, clients[places[number]].reveal_rows(rows)) for number in left}
+        server.unmask_rows(rows, answers)
     return {name: (total.numpy(), counts.numpy()) for name, (total, counts) in server.sums().items()}
+
+
+def _crash_at(phase, crash):
+    if phase == crash:
+        raise Crash
 
 
 def holds(plan, name, index):
@@ -122,19 +148,20 @@ def holds(plan, name, index):
 def twin(federation):
     """Return sums and counts entry by entry, in Python's integers: the protocol's promise, without any masks."""
     members, survivors = federation.left("shares"), federation.left("train")
-    found = {}
+    found, closed = {}, _closed(federation, members, survivors)
+    few = {ring: _few(federation, ring, members, survivors) for ring in range(len(members) + 1)}
     for name, shape in SHAPES.items():
         total, count = np.zeros(shape, object), np.zeros(shape, object)
         for index in np.ndindex(*shape):
             before = [number for number in members if holds(federation.plans[number], name, index)]
             ring = len(before)
             # The ring is everything that equally many held before; each entry of it must have enough who are left.
-            if ring < federation.least or ring in _closed(federation, members, survivors):
+            if ring < federation.least or ring in closed:
                 continue
-            for number in set(before) & set(survivors):
-                labels = federation.labels[number]
-                if name in ROWS and labels is not None and index[0] not in labels:
-                    continue
+            counted = _counted(federation, name, index, survivors)
+            if name in ROWS and index[0] in few[ring]:
+                continue
+            for number in counted:
                 local = tuple(
                     at if axis.index is None else axis.index.index(at)
                     for at, axis in zip(index, federation.plans[number].axes[name], strict=True)
@@ -143,6 +170,26 @@ def twin(federation):
                 count[index] += 1
         found[name] = total, count
     return found
+
+
+def _counted(federation, name, index, survivors):
+    """Return the clients whose changes count in an entry."""
+    there = {number for number in survivors if holds(federation.plans[number], name, index)}
+    of_class = {
+        number for number in there if federation.labels[number] is None or index[0] in federation.labels[number]
+    }
+    return of_class if name in ROWS else there
+
+
+def _few(federation, ring, members, survivors):
+    """Return the rows with an entry of this ring in which too few clients count, and at least one."""
+    return {
+        index[0]
+        for name in ROWS
+        for index in np.ndindex(*SHAPES[name])
+        if sum(holds(federation.plans[number], name, index) for number in members) == ring
+        and 0 < len(_counted(federation, name, index, survivors)) < federation.least
+    }
 
 
 def _closed(federation, members, survivors):

@@ -10,13 +10,23 @@ import pytest
 import torch
 from hypothesis import given
 
-from heterofl_flwr.common.errors import ReplyError, RoundError
+from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.slice_plan import Region
-from heterofl_flwr.secure.client import ClientRound, add_pairs, add_private, make_keys
+from heterofl_flwr.secure import crypto
+from heterofl_flwr.secure.client import (
+    ClientRound,
+    Dealt,
+    Masked,
+    MaskedRounds,
+    add_pairs,
+    add_private,
+    make_keys,
+    places_of,
+)
 from heterofl_flwr.secure.crypto import SHARE_BYTES
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
-from heterofl_flwr.secure.slices import as_state, overlap
+from heterofl_flwr.secure.slices import COUNTS, as_state, overlap
 from tests.secure import federations as module
 from tests.secure.federations import federations, play, twin
 
@@ -48,7 +58,7 @@ def test_the_sum_is_exact_whoever_is_lost(federation):
         check_exact(federation)
         return
     # Where nothing is unmasked, an empty sum is all that is left.
-    with suppress(RoundError, ReplyError):
+    with suppress(ReplyError):
         assert all((counts == 0).all() for _, counts in play(federation).values())
 
 
@@ -67,10 +77,10 @@ def masked_of(federation, server_round=1):
     server = ServerRound(roster, shares)
     masked = []
     for number, client in enumerate(clients):
-        own, kept = client.mask(server.members, server.keys_for(number), federation.fill(number))
+        own, kept = client.mask(server.members, server.keys_for(number), federation.fill(number), MaskedRounds({}))
         clients[number] = ClientRound(kept, roster)
         masked.append(own)
-        server.add(number, *own)
+        server.add(number, own)
     return server, clients, masked
 
 
@@ -82,13 +92,13 @@ def left_masked(server, clients, masked, one, two, seeds):
     """
     roster, members = server.roster, server.members
     number = roster.clients[one][0]
-    own, vector = roster.slices[number], masked[one][0].copy()
+    own, vector = roster.slices[number], masked[one].vector.copy()
     pairs, known = np.zeros_like(vector), set(members) - {one, two}
     add_pairs(pairs, roster, roster.view(members), one, clients[one].private("mask"), known)
     vector -= pairs
-    rings = roster.count(own, members)
-    for ring, seed in seeds.items():
-        add_private(vector, rings == ring, [seed], -1)
+    places = places_of(roster.parts(own, roster.count(own, members)), roster)
+    for part, seed in seeds.items():
+        add_private(vector, places[part], [seed], -1)
     both = roster.slices[roster.clients[two][0]]
     state, shared = as_state(vector.view(np.int32), own), overlap(own, both)
     parts = [Region(state[name], axes).read().flatten() for name, axes in shared.axes.items()]
@@ -111,14 +121,15 @@ def test_masked_changes_are_even_with_any_two_unknown_clients(monkeypatch):
     while any(sum(map(len, words)) < 2000 for words in drawn.values()):
         seeds.clear()
         found = masked_of(federation)
-        by_ring = [dict(zip(rings, [seeds.pop(0) for _ in rings], strict=True)) for rings in ([2, 4], [2, 4], [4], [4])]
+        by_client = [found[0]._parts[number] for number, *_ in found[0].roster.clients]
+        by_part = [dict(zip(parts, [seeds.pop(0) for _ in parts], strict=True)) for parts in by_client]
         for (one, two, known), words in drawn.items():
-            words.append(left_masked(*found, one, two, by_ring[one] if known else {}))
+            words.append(left_masked(*found, one, two, by_part[one] if known else {}))
     for words in map(np.concatenate, drawn.values()):
         assert chi_squared(words & 15) < UNLIKELY
         assert chi_squared(words >> 28) < UNLIKELY
     # Of one client alone the server then knows all masks: those of the others were all taken off.
-    alone = left_masked(*found, 0, 0, by_ring[0])
+    alone = left_masked(*found, 0, 0, by_part[0])
     assert set(alone.tolist()) == {1}
     assert chi_squared(alone) > UNLIKELY
 
@@ -132,7 +143,7 @@ def test_a_ring_with_too_few_holders_keeps_its_secret(lost):
     assert counts[4:].tolist() == [0] * 4
     assert counts[:4].min() > 3
     server, left = spy["server"], spy["places"][2]
-    rings = server._rings[server.roster.clients[left][0]]
+    rings = {server.roster.ring_of(part) for part in server._parts[server.roster.clients[left][0]]}
     texts = {len(found[server.members.index(left)]) for found in spy["revealed"].values()}
     assert texts == {SHARE_BYTES}  # of the inner ring alone
     assert len(rings) == (2 if list(lost.values()) == ["train"] * len(lost) else 1)
@@ -155,8 +166,9 @@ def test_no_two_claims_of_who_is_lost_give_both_secrets():
             if number == 0 and told == 0:
                 continue
             there = sorted(survivors)
-            sealed = [server._sealed[other][number] for other in there]
-            found = client.reveal(survivors, sealed)[0]
+            dealt = [server._seeds[other][0] for other in there]
+            seeds_of = Dealt([own.sealed[number] for own in dealt], [own.hashes[number] for own in dealt])
+            found = client.reveal(survivors, seeds_of)[0][0]
             seeds += 0 in there and len(found) > 0
             keys += 0 not in there and len(found) > 0
         assert min(seeds, keys) < server.roster.threshold
@@ -176,7 +188,7 @@ def test_nothing_is_answered_twice_or_out_of_turn(after_masking):
     with pytest.raises(ReplyError, match="to shares out of turn, or a second time"):
         first.share_keys()
     with pytest.raises(ReplyError, match="to train out of turn, or a second time"):
-        first.mask(server.members, server.keys_for(0), lambda *_: None)
+        first.mask(server.members, server.keys_for(0), lambda *_: None, MaskedRounds({}))
     with pytest.raises(ReplyError, match="other clients than those that take part"):
         first.reveal([0, 1, 2, 9], server.seeds_for(0))
     with pytest.raises(ReplyError, match="to reveal out of turn"):
@@ -192,10 +204,10 @@ def test_a_repeated_round_has_fresh_keys_and_forgets_the_old():
 
 def test_replayed_and_changed_shares_are_left_out(after_masking):
     server, clients, _ = after_masking
-    other = masked_of(example([8, 8, 8, 4]))[0]
-    sealed = server.seeds_for(0)
-    replayed = [sealed[0], other.seeds_for(0)[1], sealed[2][:-1] + bytes([sealed[2][-1] ^ 1]), sealed[1]]
-    seeds = clients[0].reveal(server.members, replayed)
+    other = masked_of(example([8, 8, 8, 4]))[0].seeds_for(0)
+    sealed, hashes = server.seeds_for(0)
+    replayed = [sealed[0], other.sealed[1], sealed[2][:-1] + bytes([sealed[2][-1] ^ 1]), sealed[1]]
+    seeds, _ = clients[0].reveal(server.members, Dealt(replayed, [hashes[0], other.hashes[1], *hashes[2:]]))
     assert [bool(own) for own in seeds] == [True, False, False, False]
 
 
@@ -214,9 +226,10 @@ def test_clients_told_of_other_members_reveal_nothing():
     # Client 8 is told of a smaller circle: what it seals then opens for nobody who was told of all.
     fresh = ClientRound(clients[8]._keep(next="train"), server.roster)
     some = list(range(2, 9))
-    (_, shares, _), _ = fresh.mask(some, [server.keys_for(8)[number] for number in some], federation.fill(8))
-    server._sealed[8] = [b"", b"", *shares]
-    assert clients[3].reveal(server.members, server.seeds_for(3))[8] == b""
+    keys = Dealt(*([column[number] for number in some] for column in server.keys_for(8)))
+    (_, shares, _), _ = fresh.mask(some, keys, federation.fill(8), MaskedRounds({}))
+    server._seeds[8] = Dealt(*([b"", b"", *column] for column in shares)), server._seeds[8][1]
+    assert clients[3].reveal(server.members, server.seeds_for(3))[0][8] == b""
 
 
 @pytest.mark.parametrize(
@@ -233,11 +246,11 @@ def test_clients_that_are_named_must_be_of_the_roster_and_enough(after_masking, 
     server, clients, _ = after_masking
     before = ClientRound(clients[0]._keep(next="train"), server.roster)
     for answer in (
-        lambda sealed: before.mask(told, sealed, lambda *_: None),
+        lambda sealed: before.mask(told, sealed, lambda *_: None, MaskedRounds({})),
         lambda sealed: clients[0].reveal(told, sealed),
     ):
         with pytest.raises(ReplyError, match=cause):
-            answer([b""] * len(told))
+            answer(Dealt([b""] * len(told), [b""] * len(told)))
 
 
 @pytest.mark.parametrize("text", [None, b"", b"{}", b"[]", b'{"server_round": 1}'])
@@ -265,42 +278,220 @@ def test_a_roster_with_a_client_of_no_slice_is_rejected(number):
 # What the server refuses
 
 
-def test_false_shares_end_the_round_and_not_the_model(after_masking):
-    server, clients, _ = after_masking
-    revealed = {
-        number: client.reveal(server.members, server.seeds_for(number)) for number, client in enumerate(clients)
+TEN = [8, 8, 8, 8, 8, 4, 4, 4, 4, 4]
+LIARS = [{3}, {0, 9}, {1, 4, 7}]
+
+
+def false_shares(texts):
+    return [bytes(len(text)) for text in texts]
+
+
+def short_shares(texts):
+    return [text[:-1] for text in texts]
+
+
+@pytest.mark.parametrize("liars", LIARS)
+@pytest.mark.parametrize("change", [false_shares, short_shares])
+@pytest.mark.parametrize("phase", ["reveal", "rows"])
+def test_one_to_three_of_ten_that_reveal_false_shares_are_named_and_the_sum_is_that_of_all(liars, change, phase):
+    def lie(when, client, answer):
+        return change(answer) if when == phase and client in liars else answer
+
+    federation, spy = example(TEN), {}
+    found = play(federation, lie=lie, spy=spy)
+    for name, (total, count) in twin(federation).items():
+        assert found[name][0].tolist() == total.tolist()
+        assert found[name][1].tolist() == count.tolist()
+    assert spy["server"].liars.keys() == liars
+
+
+def test_a_liar_about_a_lost_clients_key_is_named():
+    federation, spy = example(TEN, lost={9: "train"}), {}
+
+    def lie(when, client, answer):
+        return [*answer[:9], bytes(len(answer[9]))] if when == "reveal" and client == 2 else answer
+
+    found = play(federation, lie=lie, spy=spy)
+    assert {name: count.tolist() for name, (_, count) in found.items()} == {
+        name: count.tolist() for name, (_, count) in twin(federation).items()
     }
-    revealed[1][0] = bytes(len(revealed[1][0]))
-    with pytest.raises(RoundError, match="4 shares of a secret of client 0 of the roster came, which are false"):
-        server.unmask(revealed)
+    assert spy["server"].liars == {2: "it revealed false shares"}
 
 
-def test_false_shares_of_a_lost_clients_key_are_noticed():
-    spy = {}
-    play(example(lost={9: "train"}), spy=spy)
-    false = {one: [*found[:9], bytes(len(found[9]))] for one, found in spy["revealed"].items()}
-    with pytest.raises(RoundError, match="9 shares of a secret of client 9 of the roster came, which are false"):
-        spy["server"].unmask(false)
+@pytest.mark.parametrize("liars", LIARS)
+def test_those_who_say_that_they_have_no_shares_are_named_and_the_sum_is_that_of_all(liars):
+    federation, spy = example(TEN), {}
+
+    def lie(when, client, answer):
+        return [b""] * len(answer) if when == "reveal" and client in liars else answer
+
+    found = play(federation, lie=lie, spy=spy)
+    for name, (total, count) in twin(federation).items():
+        assert (found[name][0].tolist(), found[name][1].tolist()) == (total.tolist(), count.tolist())
+    assert spy["server"].liars.keys() == liars
+
+
+@pytest.mark.parametrize("liars", LIARS)
+def test_false_hashes_of_seeds_are_named_and_close_nothing(liars):
+    federation, spy = example(TEN), {}
+
+    def lie(when, client, answer):
+        digests = [bytes(32) for _ in answer.digests] if when == "train" else ()
+        return answer._replace(digests=digests) if when == "train" and client in liars else answer
+
+    found = play(federation, lie=lie, spy=spy)
+    for name, (total, count) in twin(federation).items():
+        assert (found[name][0].tolist(), found[name][1].tolist()) == (total.tolist(), count.tolist())
+    assert spy["server"].liars.keys() == liars
+
+
+@pytest.mark.parametrize("liars", LIARS)
+def test_shares_that_do_not_fit_their_hashes_close_their_dealers_slice_and_name_the_dealer(liars):
+    federation, spy = example(TEN), {}
+
+    def lie(when, client, answer):
+        if when != "train" or client not in liars:
+            return answer
+        false = [bytes(len(own)) for own in answer.shares.hashes]
+        return answer._replace(shares=answer.shares._replace(hashes=false))
+
+    found = play(federation, lie=lie, spy=spy)
+    assert spy["server"].liars.keys() == liars
+    inner = any(client >= 0 for client in liars)
+    assert not inner or not found["hidden.bias"][1][:4].any()
+    if min(TEN[client] for client in liars) == max(TEN[client] for client in liars) == 4:
+        assert found["hidden.bias"][1][4:].all()
+
+
+def test_shares_on_no_polynomial_close_their_dealers_slice_and_name_the_dealer(monkeypatch):
+    federation, spy, split = example(TEN), {}, crypto.split
+    dealing = []
+
+    def lie(when, client, answer):
+        return answer
+
+    def crooked(secret, threshold, number):
+        shares = split(secret, threshold, number)
+        return [*shares[:-1], token_bytes(32).rjust(SHARE_BYTES, b"\0")] if dealing else shares
+
+    original = ClientRound.mask
+
+    def mask(self, *args):
+        dealing[:] = [True] if self.number == 7 else []
+        try:
+            return original(self, *args)
+        finally:
+            dealing.clear()
+
+    monkeypatch.setattr(ClientRound, "mask", mask)
+    monkeypatch.setattr("heterofl_flwr.secure.client.crypto.split", crooked)
+    found = play(federation, spy=spy)
+    # The last share alone is off the polynomial, and the first seven give the seed that was announced.
+    assert spy["server"].liars == {}
+    assert found["hidden.bias"][1].tolist() == twin(federation)["hidden.bias"][1].tolist()
+
+
+def test_a_false_secret_whose_shares_lie_on_no_polynomial_stays_closed():
+    secret, other = bytes(range(32)), bytes(reversed(range(32)))
+    shares = dict(enumerate(crypto.split(secret, 7, 10)))
+    assert crypto.are_consistent(shares, 7)
+    mixed = {**shares, 0: crypto.split(other, 7, 10)[0]}
+    assert not crypto.are_consistent(mixed, 7)
+
+
+@pytest.mark.parametrize("dealers", [{0}, {2, 5}])
+def test_no_two_accusers_make_an_innocent_dealer_a_liar(dealers):
+    federation, spy = example(TEN), {}
+
+    def lie(when, client, answer):  # three helpers have, they say, no shares of these dealers
+        if when != "reveal" or client not in (7, 8, 9):
+            return answer
+        return [b"" if dealer in dealers else text for dealer, text in enumerate(answer)]
+
+    found = play(federation, lie=lie, spy=spy)
+    assert found["hidden.bias"][1].tolist() == twin(federation)["hidden.bias"][1].tolist()
+    assert not spy["server"].liars
 
 
 def test_a_masked_change_that_does_not_fit_changes_nothing(after_masking):
     server, _, masked = after_masking
     before = server._total.copy()
-    vector, sealed, hashes = masked[0]
+    vector, (sealed, hashes), digests = masked[0]
     for reply in [
-        (vector[:-1], sealed, hashes),
-        (vector.astype(np.int64), sealed, hashes),
-        (vector, sealed[:-1], hashes),
-        (vector, sealed, hashes[:-1]),
+        (vector[:-1], (sealed, hashes), digests),
+        (vector.astype(np.int64), (sealed, hashes), digests),
+        (vector, (sealed[:-1], hashes), digests),
+        (vector, (sealed, hashes[:-1]), digests),
+        (vector, (sealed, hashes), digests[:-1]),
     ]:
         with pytest.raises(ReplyError, match="reply refused"):
-            server.add(0, *reply)
+            server.add(0, Masked(reply[0], Dealt(*reply[1]), reply[2]))
     assert (server._total == before).all()
 
 
-def test_an_impossible_number_of_clients_in_a_row_is_noticed():
-    federation = example([8, 8, 8])
+def test_an_impossible_number_of_clients_closes_the_row_alone():
+    federation, spy = example([8, 8, 8, 8], labels=[[0, 1]] * 4), {}
     fill = federation.fill
-    federation.fill = lambda number: lambda *told: fill(number)(*told) + np.uint32(5 * (number == 0))
-    with pytest.raises(RoundError, match=r"that count in the rows of last\.\w+ is impossible"):
-        play(federation)
+
+    def liar(roster, plan, clients):
+        vector = fill(0)(roster, plan, clients)
+        for name in ("last.weight", "last.bias"):
+            as_state(vector.view(np.int32), plan)[COUNTS + name][0] += 5
+        return vector
+
+    federation.fill = lambda number: liar if number == 0 else fill(number)
+    found = play(federation, spy=spy)
+    assert found["last.weight"][1][:, 0].tolist() == [0, 4, 0]
+    assert found["hidden.weight"][1].min() == 4
+    assert spy["server"].impossible == ["last.weight", "last.bias"]
+    closed = spy["server"].closed()
+    assert closed["last.bias"].tolist() == [True, False, False]  # of the third class nobody has rows
+    assert not closed["hidden.weight"].any()
+
+
+# Rows of few clients
+
+
+@pytest.mark.parametrize("few", [1, 2])
+def test_rows_of_one_or_two_clients_stay_closed(few):
+    # All ten hold the row of class 2; one or two have changed it.
+    labels = [[0, 1, 2] if number < few else [0, 1] for number in range(10)]
+    federation, spy = example(TEN, labels=labels), {}
+    found = play(federation, spy=spy)
+    for name in module.ROWS:
+        total, count = found[name]
+        assert not count[2].any()
+        assert count[:2].all()
+        assert not np.isin(total[2], np.arange(64)).any()  # masked still
+    check_exact(federation)
+    server, clients = spy["server"], spy["clients"]
+    rows = [part for part in server._parts[0] if server.roster.is_rows(part)]
+    with pytest.raises(ReplyError, match=f"classifier rows that {few} clients trained, expected at least 3"):
+        clients[0].reveal_rows(dict.fromkeys(rows, few))
+
+
+@pytest.mark.parametrize("part", [0, 10**6])
+def test_no_other_parts_than_open_rows_are_revealed(part):
+    spy = {}
+    play(example(TEN), spy=spy)
+    with pytest.raises(ReplyError, match="rows of a ring that is open"):
+        spy["clients"][0].reveal_rows({part: 10})
+
+
+def test_more_classes_than_groups_share_seeds(monkeypatch):
+    monkeypatch.setattr("heterofl_flwr.secure.roster.ROW_GROUPS", 2)  # classes 0 and 1, and 2
+    labels = [[0, 2] if number else [0, 1, 2] for number in range(10)]
+    found = play(example(TEN, labels=labels))
+    assert not found["last.bias"][1][:2].any()
+    assert found["last.bias"][1][2] == 10
+
+
+@pytest.mark.parametrize(("least", "accepted"), [(3, True), (2, False)])
+def test_a_client_has_a_minimum_of_its_own(least, accepted):
+    keys, secrets = make_keys()
+    roster = example([8, 8, 8], least=least).roster({0: keys, 1: make_keys()[0], 2: make_keys()[0]})
+    if accepted:
+        assert len(ClientRound(secrets, roster).share_keys(holders=3)[0].sealed) == 3
+        return
+    with pytest.raises(ReplyError, match="sums of 2 clients, and this node takes part in sums of at least 3"):
+        ClientRound(secrets, roster).share_keys(holders=3)

@@ -79,7 +79,10 @@ def falling(server_round):
 def test_it_equals_a_slow_twin_and_the_paper_at_one_size(mix, learning_rate):
     found = run(mix, learning_rate=learning_rate)
     rates = {"a1": [1.0] * 6, "a1-b1-c1": [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]}[mix]
-    model = {name: own.detach().numpy().copy() for name, own in HeteroFL(build, mix).federation.initial_state().items()}
+    model = {
+        name: own.detach().numpy().copy()
+        for name, own in HeteroFL(build, mix).federation.architecture.initial_state().items()
+    }
     for name, theta in model.items():
         goals = [wanted(client, 1.0)[name].numpy() for client in range(NODES)]
         for index in np.ndindex(*theta.shape):

@@ -88,7 +88,10 @@ def mask_of(rate, name, shape):
 @pytest.mark.parametrize("mix", ["a1-b1-c1", "a1"])
 def test_it_equals_a_slow_twin_over_full_tensors_with_masks(mix):
     found = run(mix)
-    start = {name: own.detach().numpy().copy() for name, own in HeteroFL(build, mix).federation.initial_state().items()}
+    start = {
+        name: own.detach().numpy().copy()
+        for name, own in HeteroFL(build, mix).federation.architecture.initial_state().items()
+    }
     for name, x in start.items():
         c, controls = np.zeros_like(x), [np.zeros_like(x) for _ in range(NODES)]
         masks = [mask_of(rate, name, x.shape) for rate in RATES[mix]]

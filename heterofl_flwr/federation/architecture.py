@@ -1,0 +1,272 @@
+"""Architectures: the parameters that travel, the slices of each rate, and checks of global states."""
+
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache, partial, wraps
+from types import MappingProxyType
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from heterofl_flwr.common.errors import ConfigError, RoundError
+from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint, frozen_parameters
+from heterofl_flwr.core.layer_rules import first_names
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.moving_slices import SliceFunction, SliceRule, make_slice_function, window_number
+from heterofl_flwr.core.randomness import initial_state, kept_random_state
+from heterofl_flwr.core.reply_checks import find_label_rows, value_faults
+from heterofl_flwr.core.slice_plan import ALL, Plan, is_shared, shared_part
+from heterofl_flwr.federation.options import Options
+from heterofl_flwr.nn.buffers import find_channel_tables
+from heterofl_flwr.nn.build import called_with_rate, check_build
+from heterofl_flwr.nn.measure_moments import batch_norms
+from heterofl_flwr.nn.models import Build
+
+State = dict[str, Tensor]
+
+CACHED_ROUNDS = 16
+"""Number of cached plans of slices that move."""
+
+CACHED_RATES = 128
+"""Number of rates with cached plans; an upper bound, because nodes may report any rate."""
+
+Value = TypeVar("Value")
+
+
+class Architecture:
+    """The parameters of a federation. This base has none: each client has a model of its own, and none of it travels.
+
+    Attributes
+    ----------
+    mix, options, seed
+        The mix of rates, the server's options, and the random seed of the run.
+    shared
+        Patterns (``fnmatch``) of the parameters that travel.
+    personal
+        Whether clients have parameters of their own.
+    model
+        The global model; its values are arbitrary.
+    global_plan
+        The plan of the whole global model.
+    dtypes
+        The type of each parameter, as it travels.
+    rows
+        Parameters whose rows belong to classes.
+    ignores_labels
+        Whether labels of replies are ignored.
+    """
+
+    personal = True
+
+    def __init__(self, mix: Mix, options: Options, seed: int = 0) -> None:
+        if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+            raise ConfigError(f"seed is {seed!r}; expected an integer of less than 2^63, as messages hold 64 bits")
+        self.mix, self.options, self.seed = mix, options, seed
+        self.shared: tuple[str, ...] = ()
+        self.model = nn.Module()
+        self.global_plan = Plan({})
+        self.dtypes: Mapping[str, torch.dtype] = {}
+        self.rows: list[str] = []
+        self.ignores_labels = True
+
+    @property
+    def clients_keep(self) -> bool:
+        """Whether clients keep parameters or stage state from round to round."""
+        return self.personal or any(stage.keeps_client_state for stage in self.options.averaging.stages)
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether clients train all parameters that they hold."""
+        return True
+
+    def plan(self, rate: float) -> Plan:
+        """Return the prefix slice of a rate, reduced to the shared parameters."""
+        del rate
+        return self.global_plan
+
+    def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
+        """Return the slice that the client of a partition trains in a round."""
+        del server_round, partition
+        return self.plan(rate)
+
+    def norms(self, rate: float) -> Mapping[str, int]:
+        """Return the batch norm layers of a rate, each with its number of channels."""
+        del rate
+        return {}
+
+    def untrained(self, rate: float) -> frozenset[str]:
+        """Return the parameters that clients of a rate hold and do not train."""
+        del rate
+        return frozenset()
+
+    def frozen_fingerprint(self, rate: float) -> str:
+        """Return the fingerprint of a model's frozen base, such as LoRA's; empty without one."""
+        del rate
+        return ""
+
+    def slice_function(self, rule: SliceRule, server_round: int, rate: float, partition: int = 0) -> SliceFunction:
+        """Return the function that selects the entries of a slice."""
+        number = window_number(server_round, self.options.transfer.roll_by)
+        return make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
+
+    def nested_rates(self, rate: float) -> list[float]:
+        """Return a rate, and the smaller rates of the mix whose models are part of its slice."""
+        nested = self.mix.rates_inside(rate) if self.options.transfer.slice_rule == "prefix" else ()
+        return [rate, *nested]
+
+    def initial_state(self) -> State:
+        """Return the shared parameters of a newly built global model, the same for equal seeds."""
+        return {}
+
+    def check_state(self, state: Mapping[str, Tensor]) -> State:
+        """Return the shared parameters of a state in the types in which they travel, without buffers."""
+        del state
+        return {}
+
+
+def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["GlobalModel", float], Value]:
+    """Cache a method of a rate, for each model separately."""
+
+    @wraps(method)
+    def cached(self: "GlobalModel", rate: float) -> Value:
+        caches, name = self.caches, method.__name__
+        if name not in caches:
+            caches[name] = lru_cache(CACHED_RATES)(partial(method, self))
+        return cast("Value", caches[name](rate))
+
+    return cached
+
+
+class GlobalModel(Architecture):
+    """The architecture of ``build(rate)``, of which clients train slices."""
+
+    personal = False
+
+    def __init__(self, build: Build, mix: Mix, options: Options, seed: int = 0) -> None:
+        super().__init__(mix, options, seed)
+        check_build(build)
+        self.caches: dict[str, Callable[..., object]] = {}
+        # A user's build may draw from the global generators.
+        self.build = kept_random_state()(called_with_rate(build))
+        self.shared = tuple(options.transfer.shared)
+        self.personal = self.shared != ALL
+        self.model = self.build(mix.global_rate)
+        self._frozen_values = frozen_parameters(self.model)
+        self.global_plan = self.plan(mix.global_rate)
+        if options.transfer.slice_rule != "prefix":
+            self.plan(mix.rates[-1])  # check the smallest rate now: Dynamic may draw it late in the run
+        self._first_names = MappingProxyType(first_names(self.model))
+        self.dtypes = {name: exchanged_dtype(self.model.get_parameter(name)) for name in self.global_plan.axes}
+        exchanged = exchanged_parameters(self.model)
+        self.rows = self._find_rows(exchanged)
+        rows_stay = not self.rows and (self.personal or len(exchanged) < len(list(self.model.parameters())))
+        self.ignores_labels = options.averaging.labels == "none" or rows_stay
+        self._cached_moved_plan = lru_cache(CACHED_ROUNDS)(self._moved_plan)
+
+    @_cached
+    def plan(self, rate: float) -> Plan:
+        """Return the prefix slice of a rate, reduced to the shared parameters."""
+        model = self.build(rate)
+        plan = Plan.of(self.model, model)
+        if self.options.transfer.slice_rule != "prefix":
+            self._check_tables(model, rate)
+            self._check_frozen(model, rate)
+            plan.check_groups()
+        return shared_part(plan, self.shared)
+
+    def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
+        """Return the slice that the client of a partition trains in a round."""
+        rule = self.options.transfer.slice_rule
+        if rule == "prefix":
+            return self.plan(rate)
+        return self._cached_moved_plan(server_round, rate, partition if rule == "random-client" else 0)
+
+    def _moved_plan(self, server_round: int, rate: float, partition: int) -> Plan:
+        function = self.slice_function(self.options.transfer.slice_rule, server_round, rate, partition)
+        return self.plan(rate).sliced(function)
+
+    @_cached
+    def norms(self, rate: float) -> Mapping[str, int]:
+        """Return the batch norm layers of a rate, each with its number of channels."""
+        return {name: layer.num_features for name, layer in batch_norms(self.build(rate)).items()}
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether clients train all parameters that they hold."""
+        return not (hasattr(self.model, "untrained") or self._frozen)
+
+    @property
+    def _frozen(self) -> set[str]:
+        """Names of frozen parameters; empty without noise, because then their mean does not change."""
+        parameters = self.model.named_parameters() if self.options.privacy.noise else ()
+        return {name for name, parameter in parameters if not parameter.requires_grad}
+
+    @_cached
+    def untrained(self, rate: float) -> frozenset[str]:
+        """Return the parameters that clients of a rate hold and do not train, as their model declares."""
+        if self.trains_all:
+            return frozenset()
+        patterns: tuple[str, ...] = getattr(self.build(rate), "untrained", ())
+        frozen = self._frozen
+        return frozenset(name for name in self.plan(rate).axes if name in frozen or is_shared(name, patterns))
+
+    @_cached
+    def frozen_fingerprint(self, rate: float) -> str:
+        """Return the fingerprint of a model's frozen base, such as LoRA's; empty without one."""
+        return fingerprint(self.build(rate))
+
+    def initial_state(self) -> State:
+        """Return the shared parameters of a newly built global model, the same for equal seeds."""
+        state = initial_state(self.build, self.mix.global_rate, self.seed)
+        return {name: tensor for name, tensor in state.items() if is_shared(name, self.shared)}
+
+    def check_state(self, state: Mapping[str, Tensor]) -> State:
+        """Return the shared parameters of a state in the types in which they travel, without buffers."""
+        # A ``state_dict`` lists a tied parameter under each of its names; the last one counts, as in load_state_dict.
+        tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
+        self.global_plan.check_state(tensors)
+        self._check_frozen_values(tensors)
+        checked = {name: tensors[name].to(dtype) for name, dtype in self.dtypes.items()}
+        if fault := next(value_faults(checked), None):
+            raise RoundError(
+                f"the global model is not usable: {fault}; expected finite numbers of initial_arrays, and of what "
+                f"changes the model between rounds"
+            )
+        return checked
+
+    def _find_rows(self, exchanged: Collection[str]) -> list[str]:
+        """Return the shared parameters whose rows belong to classes."""
+        label_rows = self.options.averaging.label_rows
+        names = find_label_rows(self.build, self.mix) if label_rows is None else label_rows
+        rows = dict.fromkeys(self._first_names.get(name, name) for name in names)
+        return [name for name in rows if is_shared(name, self.shared) and (label_rows or name in exchanged)]
+
+    def _check_tables(self, local: nn.Module, rate: float) -> None:
+        """Raise an error if a client's buffers belong to other channels than the ones it would train."""
+        if tables := find_channel_tables(self.model, local):
+            raise ConfigError(
+                f"slice_rule is {self.options.transfer.slice_rule!r}, but the model's buffers {', '.join(tables[:5])} "
+                f"have entries by channel, of which build({rate:g}) holds the first: they are not sent, so a client "
+                f"would train other channels with them. Expected slice_rule='prefix', or in place of the buffer a "
+                f"parameter, torch.nn.Parameter(...), which is cut as the others"
+            )
+
+    def _check_frozen(self, local: nn.Module, rate: float) -> None:
+        """Raise an error if frozen parameters would be a prefix while the others are another slice."""
+        full, part = frozen_parameters(self.model), frozen_parameters(local)
+        if cut := [name for name, parameter in part.items() if parameter.shape != full[name].shape]:
+            raise ConfigError(
+                f"slice_rule is {self.options.transfer.slice_rule!r}, but the frozen parameters {', '.join(cut[:5])} "
+                f"are not sent, and build({rate:g}) holds the first of their entries. Expected slice_rule='prefix', or "
+                f"a build that returns heterofl_flwr.core.exchange_frozen(model)"
+            )
+
+    def _check_frozen_values(self, state: Mapping[str, Tensor]) -> None:
+        """Raise an error if a state has other values of frozen parameters than the model that nodes build."""
+        for name, parameter in self._frozen_values.items():
+            if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
+                raise ConfigError(
+                    f"initial_arrays has other values of {name} than build gives it. It is frozen "
+                    f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
+                    f"return heterofl_flwr.core.exchange_frozen(model)"
+                )

@@ -1,0 +1,133 @@
+"""Levels of clients: the rate at which each client trains in a round, by the mix, its capacity and its seat."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
+from heterofl_flwr.core.counting_mean import held_by
+from heterofl_flwr.core.levels import dynamic_rate, exact_rate, fixed_rate, joining_rates
+from heterofl_flwr.federation.architecture import Architecture
+from heterofl_flwr.federation.nodes import Nodes
+from heterofl_flwr.federation.options import Assignment
+from heterofl_flwr.federation.sampling import Purpose, draw
+
+
+class Levels:
+    """Rates of the clients of one run, and the clients that a round samples by them.
+
+    Under *Fix* a client keeps its rate; under *Dynamic* it draws one of the mix in each round, up to its capacity.
+    """
+
+    def __init__(self, architecture: Architecture, nodes: Nodes, assignment: Assignment = "fix") -> None:
+        if assignment not in ("fix", "dynamic"):
+            raise ConfigError(f"assignment is {assignment!r}; expected fix or dynamic")
+        self._architecture, self._nodes, self._assignment = architecture, nodes, assignment
+        self._mix, self._seed, self._options = architecture.mix, architecture.seed, architecture.options
+
+    def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
+        """Raise ``ReplyError`` if a client cannot train at the rate that it reports; under *Dynamic* it never does."""
+        if capacity is None:
+            return
+        try:
+            rate = min(float(exact_rate(capacity)), self._mix.global_rate, limit)
+            if self._assignment == "fix":
+                self._architecture.plan(rate)
+        except Exception as error:  # a user's ``build`` may raise any error for a rate that it does not support
+            raise ReplyError(f"the capacity it reports is not usable: {error}") from error
+
+    def assign_seats(self) -> None:
+        """Under *Fix*, assign a rate to the seat of each new node, so that no report changes another client's rate."""
+        rates, node_ids = self._nodes.seat_rates, sorted(self._nodes.order, key=self._nodes.seat)
+        joining = [node_id for node_id in node_ids if node_id not in rates]
+        if self._assignment == "fix" and joining:
+            taken = [rates[node_id] for node_id in node_ids if node_id in rates]
+            rates.update(zip(joining, joining_rates(self._mix, taken, len(joining)), strict=True))
+
+    def rate(self, server_round: int, node_id: int) -> float:
+        """Return the rate at which a client trains in a round; with personal parameters it keeps the initial one."""
+        rate = self._find_rate(server_round, node_id)
+        return self._nodes.own_rates.setdefault(node_id, rate) if self._architecture.personal else rate
+
+    def _find_rate(self, server_round: int, node_id: int) -> float:
+        """Return the rate by the mix and the client's present capacity."""
+        node = self._nodes[node_id]
+        place = self._nodes.seat(node_id) if node.partition is None else node.partition
+        if self._assignment == "dynamic":
+            return dynamic_rate(
+                self._mix, seed=self._seed, server_round=server_round, partition=place, capacity=node.holds
+            )
+        if node.partition is None and node.capacity is None:
+            return min(self._nodes.seat_rates[node_id], node.limit)
+        if node.num_partitions is None:  # cycle through the mix, so that a joining client changes no other's level
+            number = len(self._mix.parts)
+            place %= number
+        else:
+            number = node.num_partitions
+            place = min(place, number - 1)  # a node may report a partition beyond its own number of partitions
+        return min(fixed_rate(self._mix, place, number, capacity=node.capacity), node.limit)
+
+    def largest_rate(self, server_round: int, node_id: int) -> float:
+        """Return the largest rate at which a client may train in any round."""
+        if self._assignment == "fix":
+            return self._find_rate(server_round, node_id)
+        return min(self._nodes[node_id].holds or 1.0, self._mix.rates[0])
+
+    def can_train(self, node_id: int) -> bool:
+        """Whether the mix has a rate for a client; True for a client that has not answered yet."""
+        if node_id not in self._nodes:
+            return True
+        if self._assignment == "fix":
+            return not self._mix.idle or self._find_rate(0, node_id) > 0  # the same in each round
+        capacity = self._nodes[node_id].holds
+        return capacity is None or capacity >= self._mix.rates[-1]
+
+    def trainable_nodes(self, node_ids: Sequence[int]) -> list[int]:
+        """Return the clients that can be sampled to train; fail if there is none."""
+        trainable = [node_id for node_id in node_ids if self.can_train(node_id)]
+        if not trainable:
+            raise RoundError(
+                f"none of {len(node_ids)} clients can train, as they can hold no rate of the mix {self._mix}: add a "
+                f"smaller rate to it"
+            )
+        return trainable
+
+    def sample(self, server_round: int, node_ids: Sequence[int], purpose: Purpose) -> list[int]:
+        """Sample the clients of a round without replacement; to train, with spare ones."""
+        number = self._options.sampling.number(len(node_ids), purpose)
+        if purpose == "train":
+            number = self._options.sampling.with_spare(number)
+        sampled: list[int] = []
+        holders = max((stage.needs.holders for stage in self._options.averaging.stages), default=0)
+        if purpose == "train" and (least := min(holders, number)):
+            rates = {node_id: self.rate(server_round, node_id) for node_id in node_ids}
+            largest = [node_id for node_id in node_ids if rates[node_id] == max(rates.values())]
+            sampled = draw(self._in_order(largest), least, "largest", server_round, seed=self._seed)
+        rest = [node_id for node_id in node_ids if node_id not in sampled] if sampled else node_ids
+        number -= len(sampled)
+        return sampled + draw(self._in_order(rest), number, purpose, server_round, seed=self._seed)
+
+    def _in_order(self, node_ids: Sequence[int]) -> Sequence[int]:
+        """Return clients in the order of their partitions, or of their names if not all have been asked."""
+        return sorted(node_ids, key=self._nodes.partition) if self.asks_all else node_ids
+
+    @property
+    def asks_all(self) -> bool:
+        """Whether all nodes must have reported their capability before some are drawn.
+
+        Draws need an order of the nodes: by registered name, or else by the partitions that they report.
+        """
+        options = self._options
+        return (
+            not self._nodes.all_named
+            or bool(self._mix.idle or self._architecture.clients_keep or options.asynchronous.size)
+            or options.transfer.slice_rule != "prefix"
+            or any(stage.needs.holders for stage in options.averaging.stages)
+        )
+
+    def count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:
+        """Return the number of clients, sampled or not, that hold each entry of a parameter."""
+        rates = [self.rate(server_round, node_id) for node_id in self._nodes if self.can_train(node_id)]
+        plans = [self._architecture.plan(rate) for rate in rates]
+        return held_by(state[name].float(), Counter(plan.axes[name] for plan in plans if name in plan.axes))

@@ -1,0 +1,247 @@
+"""The base of the strategies: ``start``, and its loop over rounds."""
+
+import time
+from collections.abc import Callable, Iterable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from heterofl_flwr.common.errors import ConfigError, check_count
+from heterofl_flwr.federation.records import Progress, RunState, check_metrics, host_log
+from heterofl_flwr.federation.round import Round
+from heterofl_flwr.federation.summary import log_summary
+from heterofl_flwr.stages.client_stage import State
+from heterofl_flwr.strategies.asynchronous import Steps
+from heterofl_flwr.strategies.hooks import RoundHooks
+from heterofl_flwr.strategies.round_messages import TRAIN_SHARE
+from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport.exchange import Costs, exchange
+from heterofl_flwr.transport.guard import guard
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+NAME_BYTES = 2048
+"""Bytes of a reply for each parameter's name, shape and packing."""
+
+OTHER_BYTES = 1 << 20
+"""Bytes of a reply for everything but parameters: metrics, labels, moments."""
+
+
+class FederationStrategy(RoundHooks):
+    """A strategy over a federation: Flower's ``start``, with evaluation every k rounds, callbacks and resume."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+        *,
+        resume: RunState | None = None,
+    ) -> Result:
+        """Run the rounds, as Flower's own ``start``.
+
+        Parameters
+        ----------
+        grid, num_rounds, timeout, train_config, evaluate_config
+            As in Flower's ``Strategy.start``.
+        initial_arrays : ArrayRecord | None
+            The initial parameters; by default those of a newly built global model.
+        evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None] | None
+            Evaluates the global model on the server, every ``evaluation.every`` rounds and once before the first. With
+            ``shared`` it gets the shared parameters alone, because clients keep the others: load them with
+            ``strict=False``.
+        resume : RunState | None
+            The state of a run that was stopped, such as ``Progress`` or a checkpoint; its next round follows, up to
+            ``num_rounds``. A run that has done all its rounds calls only its callbacks.
+        """
+        check_count("num_rounds", num_rounds, 0)
+        if resume is not None and initial_arrays is not None:
+            raise ConfigError("found both resume and initial_arrays: leave out initial_arrays, as resume has the model")
+        if not isinstance(resume, RunState | None):
+            raise ConfigError(
+                f"resume is of type {type(resume).__name__}; expected the state of a run, such as "
+                f"RunFolder(path).load_checkpoint()"
+            )
+        if resume is not None and resume.server_round > num_rounds:
+            raise ConfigError(
+                f"resume is the state after round {resume.server_round}; expected num_rounds of that or more, found "
+                f"{num_rounds}"
+            )
+        if initial_arrays is not None and not isinstance(initial_arrays, ArrayRecord):
+            raise ConfigError(
+                f"initial_arrays is of type {type(initial_arrays).__name__}; expected an ArrayRecord, such as "
+                f"ArrayRecord(model.state_dict())"
+            )
+        configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        for config in configs:
+            messages.check_own_keys(config)
+        self.summary()
+        self.num_rounds, self.timeout, first_round = num_rounds, timeout, 1
+        if resume is None:
+            self.reset()
+        else:
+            self._load(resume)
+            initial_arrays, first_round = ArrayRecord(dict(resume.state)), resume.server_round + 1
+        if initial_arrays is None:
+            initial_arrays = packing.move_to_record(self.federation.architecture.initial_state())
+        result = Result(arrays=initial_arrays)
+        del initial_arrays, resume  # this frame would keep them until the end of the run
+        guarded = guard(grid, self.largest_reply)
+        steps = None if self.asynchronous is None else Steps(self, self.asynchronous, guarded, configs[0])
+        _Loop(self, guarded, result, configs, evaluate_fn, steps).run(first_round, num_rounds)
+        if steps is not None:
+            steps.close()
+        return result
+
+    def progress(self, state: State) -> Progress:
+        """Return the progress of the run after this round, of which ``state`` is the global model."""
+        return Progress(
+            server_round=self.log.server_round,
+            state=state,
+            stages=self.chain.state(),
+            moments=packing.moment_tensors(self.moments),
+            run_key=self.federation.run_key,
+            trained=self.federation.nodes.have_trained() if self.federation.architecture.clients_keep else (),
+            dealt=self.federation.nodes.dealt(),
+            record=self.log,
+            evaluated=self.chain.evaluated(state),
+            num_rounds=self.num_rounds,
+            evaluated_slice=self.federation.evaluated_slice,
+        )
+
+    def summary(self) -> None:
+        """Log the configuration of this strategy."""
+        log_summary(self.federation)
+
+    def largest_reply(self, message: Message) -> int:
+        """Return an upper bound on the bytes of the reply to a message."""
+        plan = self.federation.architecture.global_plan
+        if message.metadata.message_type.startswith(MessageType.TRAIN) and isinstance(self.current, Round):
+            sampled = self.current.slices.get(message.metadata.dst_node_id)
+            plan = sampled.plan if sampled else plan
+        dtypes = self.federation.architecture.dtypes.values()
+        entry = max((dtype.itemsize for dtype in dtypes), default=0)
+        return plan.parameters * entry + len(plan.axes) * NAME_BYTES + OTHER_BYTES
+
+    def _load(self, state: RunState) -> None:
+        """Resume from a state; clients are queried again."""
+        self.chain.load(state.stages)
+        self.federation.load(state)
+        self.round_messages = None
+        self.moments = packing.moments_by_rate(state.moments)
+        self._have_moments = bool(self.moments) or None
+
+    def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
+        """Send the messages of ``configure_train`` and return the replies; with ``spare``, until enough have come."""
+        if self.options.sampling.spare and isinstance(self.current, Round):
+            return exchange(grid, sent, timeout=timeout, enough=self.current.needed, in_order=False)
+        return grid.send_and_receive(sent, timeout=timeout)
+
+
+class _Loop:
+    """The rounds of one call of ``start``; ``result`` holds the arrays and metrics so far."""
+
+    def __init__(
+        self,
+        strategy: FederationStrategy,
+        grid: Grid,
+        result: Result,
+        configs: tuple[ConfigRecord, ConfigRecord],  # of training and of evaluation
+        evaluate_fn: EvaluateFn | None,
+        steps: Steps | None,  # if rounds do not wait
+    ) -> None:
+        self._strategy, self._grid, self._result = strategy, grid, result
+        self._configs, self._evaluate_fn, self._steps = configs, evaluate_fn, steps
+
+    def run(self, first_round: int, num_rounds: int) -> None:
+        """Run the rounds; callbacks may end them early."""
+        strategy, result = self._strategy, self._result
+        quiet = any(callback.prints_rounds for callback in strategy.callbacks)
+        for callback in strategy.callbacks:
+            callback.on_start(first_round, num_rounds, result.arrays.to_torch_state_dict())
+        if first_round == 1 and self._is_due(0):
+            self._evaluate_centrally(0)
+        for server_round in range(first_round, num_rounds + 1):
+            started = time.monotonic()
+            strategy.messages_of(server_round, timed=True)
+            self._train(server_round)
+            if not quiet:
+                host_log.info("%s", strategy.log.line())
+            if self._is_due(server_round):
+                self._evaluate(server_round)
+            strategy.round_messages = None
+            record = strategy.log
+            record.seconds = time.monotonic() - started
+            if isinstance(self._grid, Costs):
+                record.note_costs(self._grid.take_costs())
+            if (metrics := record.metrics_line()) and not quiet:
+                host_log.info("[ROUND %d/%d] %s", server_round, num_rounds, metrics)
+            if self._call_back():
+                break
+        result.arrays = strategy.evaluated_arrays(result.arrays)
+        for callback in strategy.callbacks:
+            callback.on_end(result.arrays.to_torch_state_dict())
+
+    def _is_due(self, server_round: int) -> bool:
+        return self._strategy.options.evaluation.due(server_round, self._strategy.num_rounds)
+
+    def _train(self, server_round: int) -> None:
+        strategy, result = self._strategy, self._result
+        evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
+        share = TRAIN_SHARE if evaluates or strategy.chain.summing else 1.0
+        if self._steps is not None:
+            seconds = strategy.messages_of(server_round).budget.left(share)
+            arrays, metrics = self._steps.run(server_round, result.arrays, seconds)
+        else:
+            sent = list(strategy.configure_train(server_round, result.arrays, self._configs[0], self._grid))
+            replies = self._send(server_round, sent, "trained", share)
+            arrays, metrics = strategy.aggregate_train(server_round, replies)
+        if arrays is not None:
+            result.arrays = arrays
+        if metrics is not None:
+            result.train_metrics_clientapp[server_round] = metrics
+
+    def _evaluate(self, server_round: int) -> None:
+        strategy, result = self._strategy, self._result
+        sent = list(strategy.configure_evaluate(server_round, result.arrays, self._configs[1], self._grid))
+        metrics = strategy.aggregate_evaluate(server_round, self._send(server_round, sent, "evaluated"))
+        if metrics is not None:
+            result.evaluate_metrics_clientapp[server_round] = metrics
+        self._evaluate_centrally(server_round)
+
+    def _send(
+        self, server_round: int, sent: list[Message], what: str, train_share: float | None = None
+    ) -> Iterable[Message]:
+        """Send the instructions of a hook and return the replies."""
+        strategy, opened = self._strategy, self._strategy.messages_of(server_round)
+        opened.restrict(sent)
+        if train_share is None:
+            replies = self._grid.send_and_receive(sent, timeout=opened.budget.left())
+        else:
+            replies = strategy.exchange(self._grid, sent, opened.budget.left(train_share))
+        return opened.watch(replies, what, len(sent), strategy.callbacks)
+
+    def _evaluate_centrally(self, server_round: int) -> None:
+        if self._evaluate_fn is None:
+            return
+        metrics = self._evaluate_fn(server_round, self._strategy.evaluated_arrays(self._result.arrays))
+        check_metrics(metrics, "evaluate_fn")
+        if metrics is not None:
+            self._result.evaluate_metrics_serverapp[server_round] = metrics
+            if server_round:
+                self._strategy.log.note_central(metrics)
+
+    def _call_back(self) -> bool:
+        """Call the callbacks after a round; return whether one of them ends the run."""
+        strategy = self._strategy
+        if not strategy.callbacks:
+            return False
+        progress = strategy.progress(self._result.arrays.to_torch_state_dict())
+        # Every callback sees every round, so all are called before any of them may end the run.
+        stops = [callback.on_round_end(progress) for callback in strategy.callbacks]
+        return any(stops)

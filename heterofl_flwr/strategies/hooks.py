@@ -1,0 +1,361 @@
+"""Flower's four hooks over a federation: instructions to clients, and aggregation of their replies."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import ClassVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
+from flwr.serverapp.strategy import Strategy
+
+from heterofl_flwr.common.errors import Fault, HeteroFLError, RoundError
+from heterofl_flwr.core.moving_slices import window_number
+from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.federation.evaluation_round import EvaluationRound
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.options import build_chain
+from heterofl_flwr.federation.records import RoundCallback, RoundRecord, check_callbacks, check_metrics
+from heterofl_flwr.federation.round import Round, TrainReply
+from heterofl_flwr.federation.sampling import Purpose
+from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.stages.asynchronous import Asynchronous
+from heterofl_flwr.stages.client_stage import Fields, State
+from heterofl_flwr.stages.privacy import Spent
+from heterofl_flwr.strategies.arrivals import Arrivals
+from heterofl_flwr.strategies.round_messages import (
+    MOMENTS_SHARE,
+    STAGES_SHARE,
+    RoundMessages,
+    Slices,
+    StageQueries,
+    client_config,
+    instruction,
+)
+from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport.exchange import crosses_superlink, read_each
+
+MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
+"""Function from the records of replies, and the key of their numbers of examples, to a record of metrics, or None."""
+
+
+class FailedRound(RoundError, AggregationError):
+    """A ``RoundError`` that is also Flower's own error, by which Flower ends the run as failed."""
+
+
+@contextmanager
+def as_flower_error() -> Iterator[None]:
+    """Raise a ``RoundError`` as Flower's ``AggregationError`` too."""
+    try:
+        yield
+    except RoundError as error:
+        raise FailedRound(str(error)) from error
+
+
+class RoundHooks(Strategy):
+    """The four hooks of a strategy over a federation, and the state of a run.
+
+    Attributes
+    ----------
+    federation, options
+        The federation and its options.
+    chain
+        The stages around the mean, with their state.
+    moments
+        Static batch norm moments of the last evaluation, by rate.
+    log
+        The record of the current round.
+    round_messages
+        The messages of the current round; None between rounds.
+    """
+
+    train_kind: ClassVar[str] = MessageType.TRAIN
+
+    def __init__(
+        self,
+        federation: Federation,
+        train_metrics_aggr_fn: MetricsFn | None,
+        evaluate_metrics_aggr_fn: MetricsFn | None,
+        callbacks: Sequence[RoundCallback],
+    ) -> None:
+        self.federation, self.options = federation, federation.options
+        self._train_metrics_fn, self._evaluate_metrics_fn = train_metrics_aggr_fn, evaluate_metrics_aggr_fn
+        self.callbacks = check_callbacks(callbacks)
+        self._checkpoint_every = max((callback.checkpoint_every for callback in self.callbacks), default=1)
+        self.spent = Spent(self.options.privacy)  # of all runs: a release of data cannot be undone
+        buffered = self.options.asynchronous
+        self.asynchronous = Asynchronous(buffered) if buffered.size else None
+        trains_all = federation.architecture.trains_all
+        self.chain = build_chain(self.options, self.spent, all_is_trained=trains_all, asynchronous=self.asynchronous)
+        self.num_rounds = 0  # the last round of the run; 0 if unknown
+        self.timeout = 3600.0
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new run: forget clients, rounds and the state of stages."""
+        self.federation.reset()
+        self.chain.load({})
+        self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})
+        self.moments: dict[float, Moments] = {}
+        self._have_moments: bool | None = None  # None until clients were asked for moments
+        self.round_messages: RoundMessages | None = None
+        self._grid: tuple[Grid | None, bool] = None, False  # the last grid, and whether it is remote
+
+    def evaluated_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the parameters to evaluate and save; stages such as ``MovingAverage`` change them."""
+        state = packing.read_tensors(arrays)
+        evaluated = self.chain.evaluated(state)
+        return arrays if evaluated is state else ArrayRecord(evaluated)
+
+    @property
+    def current(self) -> Round | EvaluationRound | None:
+        """The training or evaluation round whose replies are awaited."""
+        return self.round_messages.current if self.round_messages else None
+
+    def open_round(self) -> Round:
+        """Return the open training round; fail if there is none."""
+        if not isinstance(self.current, Round):
+            raise RoundError("the round was not configured: call configure_train (configure_fit) before aggregating")
+        return self.current
+
+    def new_round(
+        self,
+        server_round: int,
+        node_ids: Sequence[int],
+        state: State,
+        config: ConfigRecord,
+        grid: Grid,
+        sampled: Sequence[int] | None = None,
+    ) -> Round:
+        """Open a training round, or a step if rounds do not wait; without a schedule, ``config`` may set ``lr``."""
+        rate = config.get(messages.LEARNING_RATE) if self.options.transfer.learning_rate is None else None
+        current = Round(
+            self.federation,
+            self.chain,
+            server_round,
+            node_ids,
+            state,
+            learning_rate=float(rate) if isinstance(rate, int | float) else None,
+            remote=self.is_remote(grid),
+            sampled=sampled,
+        )
+        self.log = current.log
+        self.messages_of(server_round).open(current)
+        return current
+
+    def messages_of(self, server_round: int, *, timed: bool = False) -> RoundMessages:
+        """Return the messages of a server round; ``timed`` is whether its exchanges share the time of the round."""
+        if self.round_messages is None or self.round_messages.server_round != server_round:
+            self.round_messages = RoundMessages(server_round, self.timeout, timed=timed)
+        return self.round_messages
+
+    def sample_nodes(self, grid: Grid, server_round: int, purpose: Purpose) -> tuple[list[int], list[int]]:
+        """Return the nodes that can be sampled, once there are enough, and those that take part in the round."""
+        federation, levels = self.federation, self.federation.levels
+        arrivals = Arrivals(grid, federation, server_round, self.messages_of(server_round).budget)
+        node_ids = arrivals.wait()
+        if purpose == "train":
+            node_ids = levels.trainable_nodes(node_ids)
+        sampled = levels.sample(server_round, node_ids, purpose)
+        if not levels.asks_all:
+            sampled = sorted(filter(levels.can_train, arrivals.ask(sampled)), key=federation.nodes.partition)
+        arrivals.log_changes()
+        return node_ids, sampled
+
+    def is_remote(self, grid: Grid) -> bool:
+        """Whether clients are on other machines; computed once for each grid."""
+        if self._grid[0] is not grid:
+            self._grid = grid, crosses_superlink(grid)
+        return self._grid[1]
+
+    @as_flower_error()
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return a message for each client of the round, with its slice and its rate."""
+        messages.check_own_keys(config)
+        slices = Slices(self.federation, arrays)
+        opened = self.messages_of(server_round)
+        node_ids, sampled_ids = self.sample_nodes(grid, server_round, "train")
+        current = self.new_round(server_round, node_ids, slices.state, config, grid, sampled_ids)
+        queries = StageQueries(grid, server_round, self.chain.instruction(), lambda: opened.budget.left(STAGES_SHARE))
+        stage_configs = queries.converse(current.before())
+        for node_id, sampled in current.slices.items():
+            if node_id not in stage_configs:
+                unusable = Fault("its answer to what was asked before training is not usable", "rejected")
+                excluded = self.chain.excluded.get(node_id)
+                fault = unusable if excluded is None else Fault(excluded, "rejected")
+                current.refuse(node_id, queries.faults.get(node_id, fault))
+                continue
+            current.note_sent(node_id, self.sent_bytes(slices, sampled.plan))
+            opened.sent.append(self.train_message(current, node_id, slices, config, stage_configs[node_id]))
+        # Flower may iterate the result more than once, and this object keeps its own list.
+        return list(opened.sent)
+
+    def train_message(
+        self, current: Round, node_id: int, slices: Slices, config: ConfigRecord, stage_config: Fields
+    ) -> Message:
+        """Return the training instruction of a client."""
+        sampled = current.slices[node_id]
+        client = self._train_config(current, node_id, sampled.rate)
+        full_config = {**config, **client, **stage_config}
+        message = instruction(self.train_kind, node_id, slices.record(sampled.plan), full_config)
+        if self.chain.broadcast:
+            message.content[messages.BROADCAST] = slices.broadcast(sampled.plan, self.chain.broadcast)
+        return message
+
+    def sent_bytes(self, slices: Slices, plan: Plan) -> int:
+        """Return the bytes of the tensors in a training instruction."""
+        broadcast = [slices.broadcast(plan, self.chain.broadcast)] if self.chain.broadcast else []
+        return sum(map(packing.count_bytes, (slices.record(plan), *broadcast)))
+
+    def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
+        """Return the config of a training instruction."""
+        config = client_config(self.federation, current.server_round, node_id, rate, self._checkpoint_every)
+        if self.options.transfer.learning_rate is not None:
+            config[messages.LEARNING_RATE] = current.log.learning_rate
+        nested = self.federation.architecture.nested_rates(rate)
+        return {**config, messages.RATES: nested, **self.chain.instruction()}
+
+    @as_flower_error()
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add the replies in the order of the messages, and return the new global model."""
+        current = self.open_round()
+        opened = self.messages_of(server_round)
+        opened.read(replies, self.add_reply)
+        if self.chain.summing and self._grid[0] is not None:
+            queries = StageQueries(
+                self._grid[0], server_round, self.chain.instruction(), lambda: opened.budget.left(MOMENTS_SHARE)
+            )
+            before = self.chain.excluded
+            queries.converse(self.chain.after())
+            for node_id in self.chain.excluded.keys() - before.keys():
+                current.refuse(node_id, Fault(self.chain.excluded[node_id], "rejected"))
+        return self.close_round()
+
+    def add_reply(self, node_id: int, reply: Message) -> None:
+        """Add a client's training reply to the open round."""
+        current = self.open_round()
+        current.add(node_id, self._read_train_reply(node_id, reply, current))
+        if self.round_messages is not None and self._train_metrics_fn is not None:
+            self.round_messages.keep_records(node_id, reply)
+
+    def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
+        """Return the content of a reply; ``ReplyError`` if it is incomplete or of another type."""
+        plan, most = current.slices[node_id].plan, self.options.limits.examples
+        return packing.read_train_reply(reply, plan, most, f"node {node_id}")
+
+    def close_round(self) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the new global model, and the training metrics."""
+        current = self.open_round()
+        state = current.close()
+        metrics = self._aggregate_metrics(self._train_metrics_fn, current.answers, self.log.train)
+        if self.round_messages is not None:
+            self.round_messages.current = None
+        return packing.move_to_record(state), metrics
+
+    @as_flower_error()
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return a message for each client that evaluates, with the model and its static batch norm moments."""
+        evaluation, federation = self.options.evaluation, self.federation
+        if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
+            return []
+        messages.check_own_keys(config)
+        opened = self.messages_of(server_round)
+        node_ids, sampled_ids = self.sample_nodes(grid, server_round, "evaluate")
+        current = EvaluationRound(
+            federation,
+            self.log,
+            server_round,
+            node_ids,
+            sampled=sampled_ids,
+            num_rounds=self.num_rounds,
+            silent=opened.silent,
+        )
+        opened.open(current)
+        rule, window = federation.evaluated_rule, window_number(server_round, self.options.transfer.roll_by)
+        moved = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
+        slices = Slices(federation, self.evaluated_arrays(arrays))
+
+        def make_message(kind: str, node_id: int, extra: Mapping[str, object]) -> Message:
+            rates = current.rates[node_id]
+            client = client_config(federation, server_round, node_id, rates[0], self._checkpoint_every)
+            full_config = {**config, **client, **extra, messages.RATES: list(rates)}
+            if rates[0] == federation.mix.global_rate:
+                full_config |= moved
+            return instruction(kind, node_id, slices.record(federation.architecture.plan(rates[0])), full_config)
+
+        self._collect_moments(opened, current, grid, make_message)
+
+        @cache
+        def pack(rates: tuple[float, ...]) -> ArrayRecord:
+            return packing.pack_moments({rate: self.moments[rate] for rate in rates})
+
+        for node_id, rates in current.rates.items():
+            message = make_message(MessageType.EVALUATE, node_id, {})
+            if self.moments:
+                message.content[messages.MOMENTS] = pack(rates)
+            opened.sent.append(message)
+        return list(opened.sent)
+
+    def _collect_moments(
+        self,
+        opened: RoundMessages,
+        current: EvaluationRound,
+        grid: Grid,
+        make_message: Callable[[str, int, Mapping[str, object]], Message],
+    ) -> None:
+        """Query static batch norm moments if the model needs them, unless clients have answered that they have none."""
+        self.moments, norms = {}, current.open_moments(remote=self.is_remote(grid))
+        if not norms or self._have_moments is False:
+            return
+        kind = {messages.MOMENTS_KIND: self.options.averaging.fidelity.moments}
+        sent = [make_message(messages.QUERY_MOMENTS, node_id, kind) for node_id in norms]
+
+        def read(node_id: int, reply: Message) -> None:
+            # All rates are read before any is added, so an answer that does not fit changes nothing.
+            current.add_moments(packing.read_moments(reply, norms[node_id], f"node {node_id}"))
+
+        replies = grid.send_and_receive(sent, timeout=opened.budget.left(MOMENTS_SHARE))
+        replies = opened.watch(replies, "sent moments", len(sent), self.callbacks)
+        for node_id, fault in read_each(sent, replies, read, HeteroFLError):
+            if fault is not None:
+                current.refuse_moments(node_id, fault)
+        self.moments = current.close_moments(self.spent, needed=self._have_moments is None)
+        self._have_moments = self._have_moments or bool(self.moments)
+
+    @as_flower_error()
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return the means over the clients, weighted by examples, and the accuracy of the worst client."""
+        opened, current, function = self.round_messages, self.current, self._evaluate_metrics_fn
+        if opened is None or not isinstance(current, EvaluationRound):
+            return None
+
+        def read(node_id: int, reply: Message) -> None:
+            current.answers[node_id] = packing.read_metrics(reply, self.options.limits.examples, f"node {node_id}")
+            if function is not None:
+                opened.keep_records(node_id, reply)
+
+        opened.read(replies, read)
+        current.close()
+        opened.current = None
+        return (
+            self._aggregate_metrics(function, current.global_answers(), self.log.evaluate) if current.answers else None
+        )
+
+    def _aggregate_metrics(
+        self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
+    ) -> MetricRecord | None:
+        """Return the metrics that a function computes from clients' records, or the means without a function."""
+        if function is None or not node_ids or self.round_messages is None:
+            return MetricRecord(dict(means))
+        metrics = function([self.round_messages.records[node_id] for node_id in node_ids], messages.NUM_EXAMPLES)
+        check_metrics(metrics, "a metrics_aggr_fn")
+        if metrics is not None:
+            self.log.note_computed(means, metrics)
+        return metrics

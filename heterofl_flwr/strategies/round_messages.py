@@ -1,0 +1,221 @@
+"""Messages of a round: instructions with slices, queries of stages, the replies, and the time for them."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from heterofl_flwr.common.errors import Fault, RoundError, name_faults
+from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.federation.evaluation_round import EvaluationRound
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.records import RoundCallback
+from heterofl_flwr.federation.round import Round
+from heterofl_flwr.stages.client_stage import Fields
+from heterofl_flwr.stages.conversation import Questions
+from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport.exchange import query, read_each
+
+TRAIN_SHARE = 0.8
+"""Fraction of a round's time for training, if clients are asked again after it."""
+
+MOMENTS_SHARE = 0.5
+"""Fraction of the remaining time of a round for moments; the rest is for the evaluation."""
+
+STAGES_SHARE = 0.25
+"""Fraction of the remaining time of a round for each query of stages before training."""
+
+Result = TypeVar("Result")
+
+
+class Budget:
+    """The seconds of a round, which all of its exchanges share, so that no client delays each of them."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def extend(self, seconds: float) -> None:
+        """Leave out time that does not count."""
+        self._deadline += seconds
+
+    def left(self, share: float = 1.0) -> float:
+        """Return a fraction of the remaining seconds."""
+        return share * max(0.0, self._deadline - time.monotonic())
+
+
+class RoundMessages:
+    """The messages of one server round, made when it begins and dropped when it ends.
+
+    Attributes
+    ----------
+    current
+        The training or evaluation round whose replies are awaited; None when it is closed.
+    silent
+        Clients that did not answer in time when they were asked to train.
+    sent
+        Instructions of the current exchange.
+    records
+        Records of replies without their arrays, by client, for a metrics function.
+    """
+
+    def __init__(self, server_round: int, timeout: float, *, timed: bool = False) -> None:
+        self.server_round, self._timeout = server_round, timeout
+        self._budget = Budget(timeout) if timed else None
+        self.silent: set[int] = set()
+        self.sent: list[Message] = []
+        self.records: dict[int, RecordDict] = {}
+        self.current: Round | EvaluationRound | None = None
+        self._received: set[str] = set()  # ids of answered messages
+
+    @property
+    def budget(self) -> Budget:
+        """The time of the round; outside ``start`` each exchange has all of it."""
+        return self._budget or Budget(self._timeout)
+
+    def open(self, current: Round | EvaluationRound) -> None:
+        """Begin an exchange of training or of evaluation."""
+        self.current = current
+        if isinstance(current, Round):
+            self.silent = current.silent
+        self.sent, self.records, self._received = [], {}, set()
+
+    def restrict(self, sent: Iterable[Message]) -> None:
+        """Remove clients from the round whose instructions a subclass has dropped."""
+        node_ids = {message.metadata.dst_node_id for message in sent}
+        for message in self.sent:
+            if self.current is not None and message.metadata.dst_node_id not in node_ids:
+                self.current.leave_out(message.metadata.dst_node_id)
+        self.sent = [message for message in self.sent if message.metadata.dst_node_id in node_ids]
+
+    def watch(
+        self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]
+    ) -> Iterator[Message]:
+        """Yield the replies of a grid and call the callbacks; a subclass may drop replies afterwards."""
+        done = 0
+        for reply in replies:
+            self._received.add(reply.metadata.reply_to_message_id)
+            done += 1  # noqa: SIM113 - enumerate would keep the reply
+            for callback in callbacks:
+                callback.on_reply(what, done, number)
+            yield reply
+            del reply  # the consumer alone decides how long a reply lives
+
+    def read(self, replies: Iterable[Message], read: Callable[[int, Message], None]) -> None:
+        """Read the replies and note faults; a client whose reply a subclass has dropped is left out."""
+        current = self.current
+        if current is None:
+            return
+        ids = {message.metadata.dst_node_id: message.metadata for message in self.sent}
+        for node_id, fault in read_each(self.sent, replies, read):
+            if fault is None:
+                continue
+            if fault.kind == "silent" and ids[node_id].message_id in self._received:
+                current.leave_out(node_id)
+            else:
+                current.refuse(node_id, fault)
+        self.sent = []
+
+    def keep_records(self, node_id: int, reply: Message) -> None:
+        """Keep all records of a reply but its arrays."""
+        self.records[node_id] = RecordDict(
+            {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
+        )
+
+
+class Slices:
+    """The slices of a global state as records: one for each plan, shared by its messages.
+
+    Flower keeps, and in a deployment uploads, equal objects once. The global model's record is the original one.
+    """
+
+    def __init__(self, federation: Federation, arrays: ArrayRecord) -> None:
+        self.state = federation.architecture.check_state(packing.read_tensors(arrays))
+        global_plan = federation.architecture.global_plan
+        # A user's state may also hold running statistics.
+        is_exact = list(arrays) == list(global_plan.axes)
+        self._records = {global_plan: arrays} if is_exact else {}
+        self._broadcasts: dict[Plan, ArrayRecord] = {}
+
+    def record(self, plan: Plan) -> ArrayRecord:
+        """Return the record of a slice."""
+        if plan not in self._records:
+            self._records[plan] = ArrayRecord(plan.extract(self.state))
+        return self._records[plan]
+
+    def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
+        """Return the record of a slice of the stages' tensors, named ``stage/parameter``."""
+        if plan not in self._broadcasts:
+            parameters = {name: name.partition("/")[2] for name in tensors}
+            axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}
+            self._broadcasts[plan] = ArrayRecord(Plan(axes).extract(tensors))
+        return self._broadcasts[plan]
+
+
+def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
+    """Return a message with arrays and a config."""
+    return Message(RecordDict({messages.ARRAYS: arrays, messages.CONFIG: messages.new_config(config)}), node_id, kind)
+
+
+def client_config(
+    federation: Federation, server_round: int, node_id: int, rate: float, checkpoint_every: int = 1
+) -> dict[str, object]:
+    """Return the config that every instruction contains."""
+    transfer, architecture = federation.options.transfer, federation.architecture
+    config: dict[str, object] = {
+        messages.RATE: rate,
+        messages.GLOBAL_RATE: federation.mix.global_rate,
+        messages.SERVER_ROUND: server_round,
+        messages.SEED: federation.seed,
+        messages.PARTITION: federation.nodes.partition(node_id),
+    }
+    if base := architecture.frozen_fingerprint(rate):
+        config[messages.BASE] = base
+    if architecture.personal:
+        config[messages.SHARED] = list(architecture.shared) or [""]  # a config has no empty list
+    if architecture.clients_keep:
+        config[messages.TRAINED] = node_id in federation.nodes.trained
+        config[messages.RUN_KEY] = federation.run_key
+        config[messages.CHECKPOINT_EVERY] = checkpoint_every
+    if transfer.proximal_mu is not None:
+        config[messages.PROXIMAL_MU] = float(transfer.proximal_mu)
+    return config
+
+
+@dataclass(frozen=True, slots=True)
+class StageQueries:
+    """Queries of stages before and after training; ``faults`` holds the clients that gave no usable answer."""
+
+    grid: Grid
+    server_round: int
+    config: Mapping[str, object]  # the stages' part of an instruction
+    seconds: Callable[[], float]  # time limit of the next query
+    faults: dict[int, Fault] = field(default_factory=dict)
+
+    def converse(self, talk: Questions[Result]) -> Result:
+        """Run a stage's generator of queries and return its result; a ``RoundError`` of it names the faults."""
+        try:
+            questions = next(talk)
+            while True:
+                questions = talk.send(self._query(questions))
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        except RoundError as error:
+            faults = {node_id: fault.reason for node_id, fault in self.faults.items()}
+            raise RoundError(f"{error}; {name_faults('node', faults)}" if faults else str(error)) from error
+
+    def _query(self, questions: Mapping[int, Fields]) -> dict[int, Fields]:
+        common = {**self.config, messages.SERVER_ROUND: self.server_round}
+        configs = {node_id: {**common, **question} for node_id, question in questions.items()}
+        answers: dict[int, Fields] = {}
+        results = query(self.grid, messages.QUERY_STAGES, configs, self.seconds(), messages.read_config)
+        for node_id, result in results.items():
+            if isinstance(result, Fault):
+                self.faults[node_id] = result
+            else:
+                answers[node_id] = result
+        return answers
