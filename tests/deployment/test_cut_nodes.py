@@ -1,7 +1,7 @@
 """Runs through a SuperLink whose connections are slow, or cut: the model is that of the replies that counted.
 
 Node 1 is slow in all rounds. In round 2 node 0 is cut off for 30 seconds, in round 3 all are for 20 seconds, and from
-the end of round 3 to that of round 4 node 2 is. What each fault costs depends on the machine; the run's history says it.
+the end of round 3 to that of round 4 node 2 is. What each fault costs depends on the machine; the history says it.
 A replay in this process, without the replies and nodes that the history names as lost, gives the same model.
 """
 
