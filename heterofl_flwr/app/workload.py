@@ -51,13 +51,13 @@ class Workload:
     @cached_property
     def facts(self) -> Facts:
         """What the model's shape follows from; the data set is loaded only where that is not known without."""
-        return Facts.known(self.settings.data.name, self.settings.data.label) or Facts.of(self.dataset)
+        return Facts.find(self.settings.data.name, self.settings.data.label) or Facts.of(self.dataset)
 
     @cached_property
     def terms(self) -> Terms:
         """What the numbers of the data set mean; a node with data of its own need not have those that we know."""
         name, label = self.settings.data.name, self.settings.data.label
-        facts = Facts.known(name, label)
+        facts = Facts.find(name, label)
         return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.of_source(name, facts)
 
     @cached_property

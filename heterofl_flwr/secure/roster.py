@@ -105,7 +105,7 @@ class Roster:
     @cached_property
     def num_rows(self) -> int:
         """Rows of the largest parameter whose rows belong to classes."""
-        lengths = (axes[0].full for plan in self.slices for name, axes in plan.axes.items() if name in self.rows)
+        lengths = (axes[0].size for plan in self.slices for name, axes in plan.axes.items() if name in self.rows)
         return max(lengths, default=0)
 
     @property
@@ -175,7 +175,7 @@ class Roster:
 
 def _write(axis: Axis) -> tuple[int, int | list[int]]:
     members = sorted(positions(axis))
-    return axis.full, axis.kept if members == list(range(axis.kept)) else members
+    return axis.size, axis.local_size if members == list(range(axis.local_size)) else members
 
 
 def _read(full: int, members: int | Sequence[int]) -> Axis:

@@ -25,7 +25,7 @@ COUNTS = "number of clients for "
 def whole(slices: Sequence[Plan]) -> Plan:
     """Return the slice with all entries of the parameters of these slices."""
     parameters = [item for plan in slices for item in plan.axes.items()]
-    return Plan({name: tuple(Axis(axis.full, axis.full) for axis in axes) for name, axes in parameters})
+    return Plan({name: tuple(Axis(axis.size, axis.size) for axis in axes) for name, axes in parameters})
 
 
 def as_state(vector: NDArray[np.generic], plan: Plan) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ def _within(axes: Axes, others: Axes) -> Axes:
     for axis, other in zip(axes, others, strict=True):
         members = positions(other)
         places = tuple(place for place, position in enumerate(sorted(positions(axis))) if position in members)
-        shared.append(Axis(axis.kept, len(places), 1, None if places == tuple(range(len(places))) else places))
+        shared.append(Axis(axis.local_size, len(places), 1, None if places == tuple(range(len(places))) else places))
     return tuple(shared)
 
 
@@ -68,7 +68,7 @@ def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) ->
 def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list[Classes]:
     """Return the classes of each axis of a parameter; with ``rows``, each row is a class."""
     axes = zip(*(plan.axes[name] for plan in slices if name in plan.axes), strict=True)
-    members = ([np.isin(np.arange(axis.full), list(positions(axis))) for axis in column] for column in axes)
+    members = ([np.isin(np.arange(axis.size), list(positions(axis))) for axis in column] for column in axes)
     classes = [np.unique(np.stack(member), axis=1, return_inverse=True)[1].reshape(-1) for member in members]
     return [np.arange(len(classes[0])), *classes[1:]] if rows else classes
 

@@ -1,4 +1,4 @@
-"""Differential privacy of whole clients: what is clipped and noised, and what a run has given away so far."""
+"""Client-level differential privacy: the options, the ledger of releases, and the moments of static batch norm."""
 
 from collections.abc import Mapping
 from typing import Annotated, Protocol
@@ -25,7 +25,7 @@ _OnGridOrZero = Annotated[
 
 @group
 class Privacy:
-    """How the clients' data are protected from those who see the model; the server itself is trusted."""
+    """Options of client-level differential privacy with a trusted server."""
 
     clip: _OnGridOrZero = 0.0
     """L2 norm to which a client's change of its slice is shortened; 0 for no clipping"""
@@ -64,7 +64,7 @@ class Ledger(Protocol):
 
 
 class Spent:
-    """What a run with noise has given away."""
+    """The releases of a run with noise, and their epsilon."""
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
@@ -76,8 +76,8 @@ class Spent:
 
         A run that is cut off and resumed repeats rounds with new noise. What it released before counts as well.
         """
-        known = ledger.releases()
-        self.releases = {kind: max(own, int(known.get(kind, 0))) for kind, own in self.releases.items()}
+        stored = ledger.releases()
+        self.releases = {kind: max(number, int(stored.get(kind, 0))) for kind, number in self.releases.items()}
         self._ledger = ledger
 
     def add(self, kind: str, number: int = 1) -> None:
@@ -86,9 +86,9 @@ class Spent:
         if self._ledger:
             self._ledger.write_releases(self.releases)
 
-    def epsilon(self, more: int = 0) -> float:
-        """Return the epsilon of the releases so far, and of so many more."""
-        number = sum(self.releases.values()) + more
+    def epsilon(self, further: int = 0) -> float:
+        """Return the epsilon of the releases so far and of ``further`` ones."""
+        number = sum(self.releases.values()) + further
         return epsilon(divergences(self._privacy.noise, number), self._privacy.delta) if number else 0.0
 
     def metrics(self) -> dict[str, float]:
@@ -96,7 +96,7 @@ class Spent:
         return {
             "epsilon": self.epsilon(),
             "delta": self._privacy.delta,
-            **{kind: float(own) for kind, own in self.releases.items()},
+            **{kind: float(number) for kind, number in self.releases.items()},
         }
 
 
@@ -106,8 +106,8 @@ def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
     They are in steps of the grid, as ``noise_moments`` expects their sums.
     """
     counted = {name: layer for name, layer in moments.layers.items() if layer.count}
-    vector = {("first", name): layer.first / layer.count for name, layer in counted.items()}
-    vector |= {("second", name): layer.second / layer.count for name, layer in counted.items()}
+    vector = {("first", name): layer.first_sum / layer.count for name, layer in counted.items()}
+    vector |= {("second", name): layer.second_sum / layer.count for name, layer in counted.items()}
     short = in_steps(vector, privacy.moments_clip, privacy.moments_step)
     layers = {name: LayerMoments(1, short["first", name], short["second", name]) for name in counted}
     return Moments(moments.kind, {**moments.layers, **layers})
@@ -120,13 +120,15 @@ def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[flo
     def released(kind: Variant, layer: LayerMoments) -> LayerMoments:
         if not layer.count:
             return layer
-        mean, second = (noised(own, privacy.moments_step, stream) / layer.count for own in (layer.first, layer.second))
+        mean, second = (
+            noised(total, privacy.moments_step, stream) / layer.count for total in (layer.first_sum, layer.second_sum)
+        )
         # A variance cannot be negative: what noise says below 0 is no news to anybody.
         variance = (second if kind == "paper" else second - mean**2).clamp(min=1e-5)
         # Here the count is one of clients, and a single value would have no variance.
         return build_layer_moments(kind, max(layer.count, 2), mean, variance)
 
     return {
-        rate: Moments(own.kind, {name: released(own.kind, layer) for name, layer in own.layers.items()})
-        for rate, own in merged.items()
+        rate: Moments(sums.kind, {name: released(sums.kind, layer) for name, layer in sums.layers.items()})
+        for rate, sums in merged.items()
     }

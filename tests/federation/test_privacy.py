@@ -65,7 +65,7 @@ def test_noise_differs_and_is_only_on_what_somebody_held():
     (rate,) = strategy.log.rates.values()
     for name, own in strategy.federation.architecture.plan(rate).axes.items():
         held = torch.zeros_like(before[name], dtype=torch.bool)
-        held[tuple(slice(axis.kept) for axis in own)] = True
+        held[tuple(slice(axis.local_size) for axis in own)] = True
         assert ((states[0][name] != before[name]) == held).all()
 
 
@@ -148,10 +148,10 @@ def test_a_clients_moments_count_once_and_within_the_bound():
     layer = LayerMoments(4, torch.full((3,), 12.0).double(), torch.full((3,), 16.0).double())
     exact = Privacy(clip=1, noise=DEVIATION / 800, moments_clip=100.0)  # steps of an eighth
     (short,) = clip_moments(Moments("paper", {"norm": layer}), exact).layers.values()
-    assert (short.count, short.first.tolist(), short.second.tolist()) == (1, [24.0] * 3, [32.0] * 3)
+    assert (short.count, short.first_sum.tolist(), short.second_sum.tolist()) == (1, [24.0] * 3, [32.0] * 3)
     near = Privacy(clip=1, noise=1, moments_clip=1.0)
     (short,) = clip_moments(Moments("paper", {"norm": layer}), near).layers.values()
-    length = math.hypot(short.first.norm(), short.second.norm()) * near.moments_step
+    length = math.hypot(short.first_sum.norm(), short.second_sum.norm()) * near.moments_step
     assert length == pytest.approx(1, rel=1e-5)
     assert length <= 1
     nothing = Moments("paper", {"norm": LayerMoments(0, torch.zeros(3), torch.zeros(3))})
@@ -165,10 +165,10 @@ def test_noise_on_moments_is_that_of_their_bound():
     layer = LayerMoments(5, torch.zeros(size).double(), far)
     merged = {1.0: Moments("paper", {"norm": layer})}
     found, again = (noise_moments(merged, privacy)[1.0].layers["norm"] for _ in range(2))
-    for draws in (found.first, found.second - far * privacy.moments_step):
+    for draws in (found.first_sum, found.second_sum - far * privacy.moments_step):
         assert draws.std().item() == pytest.approx(4, rel=0.02)
         assert (draws.abs() > 8).double().mean().item() == pytest.approx(0.0455, abs=0.006)
-    assert not (found.first == again.first).all()
+    assert not (found.first_sum == again.first_sum).all()
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
@@ -181,7 +181,7 @@ def test_noisy_statistics_are_those_of_shortened_moments(moments, nodes):
         own = collect_moments(build_normed(1.0), [tiny.inputs(context.node_config["partition-id"])], moments).layers[
             "norm"
         ]
-        found.append((own.first / own.count, own.second / own.count))
+        found.append((own.first_sum / own.count, own.second_sum / own.count))
         record = packing.pack_moments({1.0: Moments(moments, {"norm": own})})
         return tiny.bare_reply(message, moments=record, config=config())
 

@@ -35,9 +35,9 @@ class Writes(ServerStage):
         self._diary.append(("reply", self.name))
         return update
 
-    def on_mean(self, new, held, context):
+    def on_mean(self, new, holders, context):
         self._diary.append(("mean", self.name))
-        assert held("w").tolist() == [1, 1, 0, 0]
+        assert holders("w").tolist() == [1, 1, 0, 0]
         return new
 
 
@@ -160,12 +160,12 @@ def test_what_does_not_go_together_is_refused(options, fault):
 
 
 class Ruins(ServerStage):
-    def on_mean(self, new, held, context):
+    def on_mean(self, new, holders, context):
         return {name: own / 0 for name, own in new.items()}
 
 
 class Forgets(ServerStage):
-    def on_mean(self, new, held, context):
+    def on_mean(self, new, holders, context):
         new["hidden.bias"] = new["hidden.bias"] + 1
 
 

@@ -99,7 +99,7 @@ def in_clear(found, lost):
         seed = derive(config["seed"], "client", 1, config["partition"])
         steps = to_steps(changes, BOUND, len(members), torch.Generator().manual_seed(derive(seed, KEY)))
         aggregator.add(plan, {name: own.double() for name, own in steps.items()}, labels=classes_of(number))
-    held = {name: aggregator.held(name) for name in before}
+    held = {name: aggregator.holders(name) for name in before}
     for name in ROWS:  # rows of one client stay as they are
         held[name] = torch.where(held[name] < 2, 0, held[name])
     step = BOUND / largest_steps(len(members))
