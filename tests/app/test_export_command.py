@@ -102,7 +102,9 @@ def test_a_text_is_checked_as_its_model_sees_it():
 
 def test_names_of_a_strangers_run_do_not_command_the_terminal(run, capsys):
     history = run / "history.jsonl"
-    history.write_text(history.read_text().replace('"evaluate": {', '"evaluate": {"\\u001b]0;x\\u0007-accuracy": 0.5, '))
+    history.write_text(
+        history.read_text().replace('"evaluate": {', '"evaluate": {"\\u001b]0;x\\u0007-accuracy": 0.5, ')
+    )
     assert "\x1b]0;x\x07-accuracy" in RunFolder(run).history()[-1].evaluate
     assert main(["report", str(run)]) == 0
     shown = capsys.readouterr().out
