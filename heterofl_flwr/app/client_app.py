@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from heterofl_flwr.app.node import AppTask
+from heterofl_flwr.app.node import AppTask, release_models
 from heterofl_flwr.client.queries import answer_capability, answer_moments, answer_stages
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError, ReplyError
 from heterofl_flwr.core.levels import level_name
@@ -72,6 +72,7 @@ def _answer(tasks: Sequence[AppTask]) -> list[Message]:
 def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
     """Train clients of one rate; return their models and the results."""
     keep_freed_memory()
+    release_models()
     options, workload, rate = tasks[0].options, tasks[0].workload, tasks[0].rate
     if any(task.options != options for task in tasks):
         raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
@@ -116,7 +117,7 @@ def _evaluate_sent_models(task: AppTask) -> dict[str, float]:
     classes = sent if isinstance(sent, list) else task.data[2]
     metrics: dict[str, float] = {}
     for rate, model in task.models():
-        by_name = _evaluate(task, model.to(task.workload.device), classes)
+        by_name = _evaluate(task, model, classes)
         # The first rate is the largest: on every client's data it is the global model.
         metrics = (metrics or by_name) | {f"{name}/{rate}": value for name, value in by_name.items()}
     return metrics

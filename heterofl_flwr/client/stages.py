@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
 from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.client.model import check_not_lost
+from heterofl_flwr.client.state import NodeFiles
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.nn.penalty import Penalty, Quadratic
 from heterofl_flwr.stages.client_stage import ClientChain, ClientContext, Fields, Outgoing
@@ -54,6 +56,7 @@ class StageRunner:
             state=tensors,
             round_state=notes,
             node_config=node_config,
+            records=NodeFiles.of(node_config),
         )
         self._chain = ClientChain(client_stages(instruction.config), context)
 
@@ -90,7 +93,8 @@ class StageRunner:
 
 def answer_questions(config: Fields, notes: dict[str, bytes], node_config: Mapping[str, object]) -> dict[str, object]:
     """Return the answers of client stages to questions before or after training; ``notes`` is their per-round state."""
-    context = ClientContext(received=dict, seed=0, config=config, round_state=notes, node_config=node_config)
+    node: dict[str, Any] = {"node_config": node_config, "records": NodeFiles.of(node_config)}
+    context = ClientContext(received=dict, seed=0, config=config, round_state=notes, **node)
     return dict(ClientChain(client_stages(config), context).answer())
 
 

@@ -50,6 +50,31 @@ def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[st
     context.state[_record_name(instruction)] = ArrayRecord(dict(tensors))
 
 
+class NodeFiles:
+    """Records of a node in its folder of states, as files; they outlive the node's process and the run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, object]) -> "NodeFiles | None":
+        """Return the records of a node; None without a folder. Simulated nodes share one, so each has a part of it."""
+        folder = node_config.get(NODE_STATES)
+        return cls(Path(str(folder)) / f"node-{node_config.get('partition-id', 'alone')}") if folder else None
+
+    def read(self, name: str) -> bytes | None:
+        """Return a record; None if there is none."""
+        path = self._folder / name
+        try:
+            return path.read_bytes() if path.exists() else None
+        except OSError as error:
+            raise HeteroFLError(f"{path} cannot be read ({error}): let the node's user read it") from error
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a record to the disk."""
+        write_atomic(self._folder / name, data)
+
+
 def load_notes(context: Context) -> dict[str, bytes]:
     """Return the per-round state of stages."""
     record = context.state.get(_NOTES)

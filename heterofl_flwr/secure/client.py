@@ -9,15 +9,13 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from secrets import token_bytes
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from heterofl_flwr.common.errors import HeteroFLError, ReplyError
-from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure import crypto
 from heterofl_flwr.secure.roster import Part, Roster
@@ -51,29 +49,38 @@ def make_keys() -> tuple[list[bytes], bytes]:
     return [public, other], json.dumps({"next": "shares", "mask": mask.hex(), "box": box.hex()}).encode()
 
 
+class NodeRecords(Protocol):
+    """Records of a node that outlive its process and the run, by name."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return a record; None if there is none."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a record to the disk."""
+
+
 class MaskedRounds:
     """The last round of each run in which this client masked its change, so that it masks none a second time.
 
     Two sums over equal changes, with and without a client, would give the client's change. ``memory`` lasts as long as
-    the node's context; a ``folder`` outlives the node and the run.
+    the node's context; ``records`` outlive it.
     """
 
     KEY = "masked-rounds"
 
-    def __init__(self, memory: dict[str, bytes], folder: Path | None = None) -> None:
-        self._memory, self._folder = memory, folder
+    def __init__(self, memory: dict[str, bytes], records: NodeRecords | None = None) -> None:
+        self._memory, self._records = memory, records
 
     def last(self, run: int) -> int:
         """Return the last round of a run; 0 for none."""
         rounds = [json.loads(self._memory.get(self.KEY, b"{}")).get(str(run), 0)]
-        if self._folder is not None and (path := self._path(self._folder, run)).exists():
-            try:
-                rounds.append(int(path.read_bytes()))
-            except (OSError, ValueError) as error:
+        if self._records is not None and (record := self._records.read(f"{self.KEY}-{run:016x}")) is not None:
+            if not record.isdigit():
                 raise HeteroFLError(
-                    f"{path} cannot be read ({error}); expected the last round of secure aggregation that this node "
-                    f"took part in: put back a copy, or write that number into it"
-                ) from error
+                    f"the record {self.KEY}-{run:016x} of this node is {record[:20]!r}; expected the last round of "
+                    f"secure aggregation that it took part in: put back a copy, or write that number into it"
+                )
+            rounds.append(int(record))
         return int(max(rounds))
 
     def check(self, run: int, server_round: int) -> None:
@@ -89,12 +96,8 @@ class MaskedRounds:
         self.check(run, server_round)
         rounds = json.loads(self._memory.get(self.KEY, b"{}"))
         self._memory[self.KEY] = json.dumps({**rounds, str(run): server_round}).encode()
-        if self._folder is not None:
-            write_atomic(self._path(self._folder, run), str(server_round).encode())
-
-    @staticmethod
-    def _path(folder: Path, run: int) -> Path:
-        return folder / f"{run:016x}" / "masked-round"
+        if self._records is not None:
+            self._records.write(f"{self.KEY}-{run:016x}", str(server_round).encode())
 
 
 class ClientRound:

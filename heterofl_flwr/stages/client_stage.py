@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.nn.penalty import Penalty, Quadratic, Term
+from heterofl_flwr.secure.client import NodeRecords
 
 KEY = "client-stages"
 """Config key of an instruction: the names of its client stages in their order, with commas."""
@@ -89,6 +90,8 @@ class ClientContext:
         Secrets of one round, in the node's memory alone; None without a context of the client.
     node_config
         Config of the node, which no server sets.
+    records
+        Records of the node that outlive the run; None without a ``states-path``.
     """
 
     received: Callable[[], Mapping[str, Tensor]]
@@ -100,6 +103,7 @@ class ClientContext:
     state: State = field(default_factory=dict)
     round_state: dict[str, bytes] | None = None
     node_config: Fields = field(default_factory=dict)
+    records: NodeRecords | None = None
 
     def stored(self, name: str, like: Tensor) -> Tensor:
         """Return a tensor of ``state``; zeros before the first task, and where its shape has changed."""

@@ -9,7 +9,6 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from reprlib import repr as shown
 from typing import Annotated, Any
 
@@ -57,7 +56,6 @@ NODE_HOLDERS = "secure-holders"
 """Key of the node config with the node's own minimum of clients in a sum; a server cannot set it."""
 
 DEFAULT_HOLDERS = 3
-NODE_STATES = "states-path"
 
 FORM = "masked"
 """The form of a masked change: one vector, in uint32."""
@@ -349,9 +347,8 @@ def _client(notes: Mapping[str, bytes], roster: Roster | None = None) -> ClientR
 
 
 def _rounds(context: ClientContext) -> MaskedRounds:
-    """Return what the client has masked, in its context, and in the folder of its node if it has one."""
-    folder, partition = context.node_config.get(NODE_STATES), context.node_config.get("partition-id", "node")
-    return MaskedRounds(_notes(context), Path(str(folder)) / f"secure-{partition}" if folder else None)
+    """Return the rounds that the client has masked, from its context and the records of its node."""
+    return MaskedRounds(_notes(context), context.records)
 
 
 def _dealt(fields: Fields, key: str) -> Dealt:
