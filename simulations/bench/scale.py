@@ -30,7 +30,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Windowed
+from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Slicing, Windowed
 from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
 from heterofl_flwr.nn import PAPER
@@ -120,7 +120,9 @@ def run(options: argparse.Namespace) -> list[Goal]:
 def make_strategy(model: str, mix: str, step: int = 0, size: int = 0) -> HeteroFL:
     build, never = PAPER[model].build(), Evaluation(every=0)
     steps = Buffered(size=step, concurrency=size if step else 0)
-    return HeteroFL(build, mix, assignment="dynamic", evaluation=never, callbacks=[Records()], asynchronous=steps)
+    return HeteroFL(
+        build, mix, slicing=Slicing(assignment="dynamic"), evaluation=never, callbacks=[Records()], asynchronous=steps
+    )
 
 
 def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, nodes: int, window: int) -> Measured:

@@ -7,6 +7,7 @@ import pytest
 from heterofl_flwr import Adam, Evaluation, FedH2L, HeteroFL, Limits, Momentum, Privacy
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.nodes import Capability
+from tests.federation.grouped import grouped
 from tests.federation.tiny import build
 
 CLIP, NOISE = Privacy(clip=1), Privacy(clip=1, noise=1)
@@ -76,4 +77,4 @@ def test_a_value_without_a_name_is_not_lost(make, fault):
 @pytest.mark.parametrize(("options", "fault"), STRATEGY)
 def test_an_invalid_option_of_a_strategy_is_named(options, fault):
     with pytest.raises(ConfigError, match=fault):
-        HeteroFL(build, **options)
+        HeteroFL(build, **grouped(options))
