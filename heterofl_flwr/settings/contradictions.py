@@ -60,7 +60,7 @@ def _server_rules(settings: Settings) -> Iterable[Contradiction]:
 
 
 TRAVELS = (
-    *("assignment", "train.upload", "train.proximal", "server.choose", "server.shared", "server.stages"),
+    *("assignment", "train.upload", "train.proximal", "server.slice-rule", "server.shared", "server.stages"),
     *("server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
 )
 """Settings of parameters that travel, which FedH2L has none of.

@@ -110,7 +110,7 @@ class ServerSettings(Limits):
     """what clients exchange: parameters (heterofl, with the settings below also FedAvg and others), or posteriors
     (fedh2l)
     """
-    slice_rule: SliceRule = Field(default="prefix", alias="choose")
+    slice_rule: SliceRule = "prefix"
     """which slices clients get: prefix (HeteroFL), rolling (FedRolex: moves on each round), random-level or
     random-client (drawn each round for each rate, or for each client)
     """
@@ -217,7 +217,7 @@ class Settings(Group):
     """which levels the clients have, and in which proportions; x3: three parts take no part"""
     global_rate: value_types.OptionalLevel = ""
     """level or rate of the global model; '' for the largest of the mix. One that is larger than every client (FedRolex)
-    needs slices that move (server.choose)
+    needs slices that move (server.slice-rule)
     """
     assignment: Literal["fix", "dynamic"] = "fix"
     """levels stay with their clients or are drawn anew each round"""

@@ -76,6 +76,9 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
     return settings.model_copy(update={"mix": settings.mix.with_global_rate(settings.global_rate)})
 
 
+RENAMED: Mapping[str, str] = MappingProxyType({"server.choose": "server.slice-rule"})
+"""Settings of earlier versions by their current names, for stored runs alone."""
+
 REMOVED: Mapping[str, tuple[Flat, ...]] = {
     "train.factor": (0.1,),
     "train.precision": ("float32",),
@@ -90,9 +93,15 @@ REMOVED: Mapping[str, tuple[Flat, ...]] = {
 """Settings that earlier versions had, each with the values with which a run is what it is without them."""
 
 
+def first_names(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return settings by the names of the first version, which are in the digests of runs."""
+    names = {new: old for old, new in RENAMED.items()}
+    return {names.get(key, key): value for key, value in settings.items()}
+
+
 def from_stored(mapping: Mapping[str, object]) -> Settings:
-    """Return the settings that a run's folder holds; one error for all that this version does not have."""
-    mapping = {key: value for key, value in mapping.items() if value not in REMOVED.get(key, ())}
+    """Return the settings of a run folder; one error for all that this version does not have."""
+    mapping = {RENAMED.get(key, key): value for key, value in mapping.items() if value not in REMOVED.get(key, ())}
     if unknown := [key for key in mapping if key not in SPECS]:
         raise ConfigError(
             f"the run was made by another app or version, whose settings {', '.join(unknown)} are not known here: use "

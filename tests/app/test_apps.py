@@ -170,10 +170,10 @@ def test_a_run_of_a_version_that_had_fewer_settings_goes_on(tmp_path):
     run(clients=2, num_rounds=1, run__dir=str(tmp_path))
     path = tmp_path / "settings.json"
     stored = json.loads(path.read_text())
-    del stored["settings"]["devices.profile"], stored["settings"]["server.choose"]
+    del stored["settings"]["devices.profile"], stored["settings"]["server.slice-rule"]
     path.write_text(json.dumps(stored))
-    with pytest.raises(ConfigError, match=r'had other settings: server\.choose was "prefix" and is "rolling"'):
-        run(clients=2, num_rounds=2, run__dir=str(tmp_path), run__resume=True, server__choose="rolling")
+    with pytest.raises(ConfigError, match=r'had other settings: server\.slice-rule was "prefix" and is "rolling"'):
+        run(clients=2, num_rounds=2, run__dir=str(tmp_path), run__resume=True, server__slice_rule="rolling")
     assert rounds_of(run(clients=2, num_rounds=2, run__dir=str(tmp_path), run__resume=True)) == [2]
 
 

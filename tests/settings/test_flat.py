@@ -55,6 +55,7 @@ def test_settings_survive_the_way_there_and_back(mapping):
 
 def test_a_run_with_settings_of_another_version_is_not_read():
     assert from_stored({"seed": 3, "train.factor": 0.1}) == from_flat({"seed": 3})
+    assert from_stored({"server.choose": "rolling"}) == from_flat({"server.slice-rule": "rolling"})
     with pytest.raises(
         ConfigError, match=r"another app or version, whose settings server\.speed, lr are not known here"
     ):
@@ -139,7 +140,7 @@ def test_settings_that_contradict_one_another_are_rejected(key, value, others):
     assert complaint({key: value, **others}).startswith(f"{key}: found {value!r}, ")
 
 
-AVERAGING = {"assignment": "dynamic", "train.upload": "int8", "server.choose": "rolling", "server.shared": "a.*"}
+AVERAGING = {"assignment": "dynamic", "train.upload": "int8", "server.slice-rule": "rolling", "server.shared": "a.*"}
 AVERAGING |= {"server.stages": "adam", "server.robust": "median", "server.aggregator": "product"}
 AVERAGING |= {"server.norm-bound": 2.0}
 

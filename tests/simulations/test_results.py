@@ -31,7 +31,7 @@ def points(*values):
     ("changes", "name"),
     [
         ({}, "HeteroFL"),
-        ({"server.choose": "rolling"}, "FedRolex"),
+        ({"server.slice-rule": "rolling"}, "FedRolex"),
         ({"train.distill": "drawn"}, "FjORD"),
         ({"model.shrink": "depth"}, "depth"),
         ({"model.shrink": "b=1:0.5,c=1:0.5,d=1:0.5,e=1:0.5", "train.exits": "deepest"}, "ScaleFL"),

@@ -24,6 +24,7 @@ def test_names_stay_as_they_are():
         job("data=cifar10", "mix=a-e", "split=non-iid-2", dynamic).name == "cifar10-non-iid-2-a1-e1-dynamic-s0-d5a07d10"
     )
     assert job("model.norm=gn", "engine.clients=7", dynamic).name == "digits-iid-a1-b1-c1-d1-e1-dynamic-s0-92f2ff41"
+    assert job("data=mnist", "mix=e", "method=fedrolex").name == "mnist-iid-e1-fix-s0-3b255307"
 
 
 SAME = """

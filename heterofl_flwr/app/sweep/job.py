@@ -27,7 +27,7 @@ from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import Score, headline, scores
 from heterofl_flwr.settings.auto_values import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
-from heterofl_flwr.settings.flat import DEFAULTS, flatten, from_flat, read_specs, to_flat, validate
+from heterofl_flwr.settings.flat import DEFAULTS, first_names, flatten, from_flat, read_specs, to_flat, validate
 from heterofl_flwr.settings.stored_settings import Setting
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text
 from heterofl_flwr.training.engines.plain import DivergedError
@@ -98,7 +98,8 @@ class Job:
         flat, changes = to_flat(self.settings), self.changes
         always = {key: flat[key] for key in (*IN_NAME, "model.name", "num-rounds")}
         identity = {**always, **changes, "engine.clients": self.clients}
-        digest = sha256(to_json(dict(sorted(identity.items()))).encode()).hexdigest()[:8]
+        # Names of earlier versions, so that folders of finished jobs are found.
+        digest = sha256(to_json(dict(sorted(first_names(identity).items()))).encode()).hexdigest()[:8]
         data, mix = re.sub(r"[^\w.-]+", "-", Path(self.settings.data.name).name), str(self.settings.mix)[:60]
         return f"{data}-{flat['data.split']}-{mix}-{flat['assignment']}-s{flat['seed']}-{digest}"
 
