@@ -14,6 +14,7 @@ from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share
+from heterofl_flwr.stages.privacy import Releases
 
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
@@ -73,7 +74,7 @@ class RoundRecord:
     partial
         The metrics of ``evaluate`` that come from fewer than half of the clients asked, and are never the best.
     privacy
-        Where noise is added: ``epsilon``, what the run has given away so far at ``delta``; see ``Spent.facts``.
+        Where noise is added: ``epsilon``, what the run has given away so far at ``delta``; see ``Spent.metrics``.
     bytes_down, bytes_up
         Parameters and labels sent to and received from the clients for training.
     bytes_by_level
@@ -203,6 +204,8 @@ class RunState:
         The partitions of the clients that have trained, where clients keep something from round to round.
     dealt
         Of how many parts of the data the clients have one each, where all of them say so; else 0.
+    releases
+        The releases with noise that led to the model, those of the models that it was trained from included.
     """
 
     server_round: int
@@ -212,6 +215,7 @@ class RunState:
     run_key: int | None = None
     trained: Sequence[int] = ()
     dealt: int = 0
+    releases: Sequence[Releases] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -14,7 +14,7 @@ from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.architecture import State
-from heterofl_flwr.federation.evaluation import Answer
+from heterofl_flwr.federation.evaluation import Answer, minority_headlines
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.federation.sampling import least_replies
@@ -234,8 +234,8 @@ class Round:
         by_level: dict[str, list[Answer]] = {}
         for node_id in sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate):
             by_level.setdefault(self.slices[node_id].level, []).append(self.answers[node_id])
-        self.log.train = weighted_means(list(self.answers.values()))
-        self.log.train_by_level = {level: weighted_means(answers) for level, answers in by_level.items()}
+        self.log.train = majority_means(list(self.answers.values()))
+        self.log.train_by_level = {level: majority_means(answers) for level, answers in by_level.items()}
         return state
 
     def _check_replies(self) -> None:
@@ -275,6 +275,12 @@ def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
         key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
         for key, pairs in values_by_metric(answers).items()
     }
+
+
+def majority_means(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the weighted means without headline metrics of a minority of the clients."""
+    dropped = minority_headlines(answers)
+    return {name: mean for name, mean in weighted_means(answers).items() if name not in dropped}
 
 
 def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:

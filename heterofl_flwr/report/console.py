@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 from rich import console as rich_console
 
-from heterofl_flwr.common.errors import listed
+from heterofl_flwr.common.errors import listed, printable
 from heterofl_flwr.core import formatting
+from heterofl_flwr.federation.evaluation import HEADLINE_KINDS
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
-from heterofl_flwr.runs.metrics import KINDS, SCOPES, pick_metric
+from heterofl_flwr.runs.metrics import SCOPES, pick_metric
 
 QUIET_SECONDS = 30.0
 """After so long without a line, the next reply prints one; so does the time, within ``by_time``."""
@@ -100,7 +101,7 @@ class Console(RoundCallback):
 
     def _print(self, line: str) -> None:
         self._last_line = time.monotonic()
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def round_line(record: RoundRecord, num_rounds: int, left: float | None) -> str:
@@ -126,7 +127,7 @@ def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
     if loss is not None:
         yield "train-loss", formatting.number(loss)
     for scope in SCOPES:
-        name = next((f"{scope}-{kind}" for kind in KINDS if f"{scope}-{kind}" in record.evaluate), "")
+        name = next((f"{scope}-{kind}" for kind in HEADLINE_KINDS if f"{scope}-{kind}" in record.evaluate), "")
         if name:
             yield name.removesuffix("-accuracy"), formatting.score(name, record.evaluate[name])
     if record.simulated_seconds:

@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,7 @@ from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.origin import command, commit, machine
 from heterofl_flwr.settings.flat import flatten
-from heterofl_flwr.stages.privacy import KINDS
+from heterofl_flwr.stages.privacy import KINDS, TRAINING, Releases
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class RunFolder:
     ``settings.json``   the run's settings, how it was started, and what its models cost
     ``history.jsonl``   one ``RoundRecord`` a line
     ``checkpoint/``     the last two checkpoints
-    ``privacy.json``    where noise is added, how often models and moments were released, those of repeated rounds too
+    ``privacy.json``    numbers of models and moments released with noise, by noise and clip, repeated rounds included
     ``events/``         for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
     ``exports/``        what ``heterofl export`` made of the models
@@ -272,18 +272,42 @@ class RunFolder:
             if path.suffix in (".json", ".safetensors"):
                 remove(path)
 
-    def releases(self) -> dict[str, float]:
-        """Return how often something was released with noise, by kind; at least as often as the history knows."""
-        known = [{name: value for name, value in record.privacy.items() if name in KINDS} for record in self.history()]
+    def releases(self) -> list[Releases]:
+        """Return the releases with noise; at least as many as the history counts."""
+        counted = {
+            kind: max((int(record.privacy.get(kind, 0)) for record in self.history()), default=0) for kind in KINDS
+        }
+        releases: list[Releases] = []
         if self._privacy.exists():
             with reading(self._privacy, "restore it, as nothing else says all that the run gave away"):
-                found = json.loads(self._privacy.read_text(encoding="utf-8"))
-                known.append({kind: float(found[kind]) for kind in KINDS})
-        return {kind: max(own.get(kind, 0) for own in known) for kind in KINDS} if known else {}
+                content = json.loads(self._privacy.read_text(encoding="utf-8"))
+                if isinstance(content, dict):  # of an older version, which wrote numbers without their noise
+                    counted = {kind: max(number, int(content[kind])) for kind, number in counted.items()}
+                else:
+                    releases = checkpoints.RELEASES.validate_python(content)
+        for kind, number in counted.items():
+            missing = number - sum(entry.number for entry in releases if entry.kind == kind)
+            if missing > 0:
+                releases.append(Releases(kind, *self._noise_of_settings(kind), missing, "history"))
+        return releases
 
-    def write_releases(self, releases: Mapping[str, int]) -> None:
-        """Write how often something was released with noise; ``rewind`` does not forget it."""
-        write_atomic(self._privacy, f"{to_json(releases, indent=2)}\n".encode())
+    def _noise_of_settings(self, kind: str) -> tuple[float, float]:
+        """Return noise and clip of the run's settings, for releases that were counted without them."""
+        settings = flatten(self.settings())
+        noise, clip = (
+            settings.get("privacy.noise"),
+            settings.get("privacy.clip" if kind == TRAINING else "privacy.moments-clip"),
+        )
+        if not isinstance(noise, float | int) or noise <= 0:
+            raise ConfigError(
+                f"{self._privacy} and {self._history.name} count releases without their noise, and privacy.noise of "
+                f"{self._settings.name} is {noise!r}: set it there to the least noise that the run ever had"
+            )
+        return float(noise), float(clip) if isinstance(clip, float | int) else 0.0
+
+    def write_releases(self, releases: Sequence[Releases]) -> None:
+        """Write the releases with noise; ``rewind`` keeps them."""
+        write_atomic(self._privacy, f"{to_json([asdict(entry) for entry in releases], indent=2)}\n".encode())
 
     def save_checkpoint(self, checkpoint: RunState) -> None:
         """Write a checkpoint whole or not at all; the last two are kept."""

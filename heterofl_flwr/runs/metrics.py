@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from heterofl_flwr.federation.evaluation import WORST_ACCURACY
+from heterofl_flwr.federation.evaluation import HEADLINE_KINDS, WORST_ACCURACY
 from heterofl_flwr.federation.records import RoundRecord
 
 SCOPES = ("global", "local", "worst")
-KINDS = ("perplexity", "accuracy", "loss")
-"""What models are compared by: the first that a run has. Only texts have a perplexity; they have an accuracy too."""
 UNKNOWN = "accuracy"  # the kind where a run has none of them
 
 
@@ -41,7 +39,7 @@ def is_better(value: float, than: float | None, mode: str) -> bool:
 def headline_kind(records: Sequence[RoundRecord]) -> str:
     """Return the kind of metric by which the run is compared: perplexity (of texts), else accuracy, else loss."""
     found = [own for record in records for own in (record.evaluate, *record.evaluate_by_level.values())]
-    return next((kind for kind in KINDS if any(name.endswith(kind) for own in found for name in own)), UNKNOWN)
+    return next((kind for kind in HEADLINE_KINDS if any(name.endswith(kind) for own in found for name in own)), UNKNOWN)
 
 
 def find_metric(values: Mapping[str, float], *kinds: str) -> str:
@@ -53,7 +51,7 @@ def find_metric(values: Mapping[str, float], *kinds: str) -> str:
 
 def headline(records: Sequence[RoundRecord]) -> str:
     """Return the name of the metric by which global models are compared; ``""`` where no round was evaluated."""
-    return next(filter(None, (find_metric(record.evaluate, *KINDS) for record in records)), "")
+    return next(filter(None, (find_metric(record.evaluate, *HEADLINE_KINDS) for record in records)), "")
 
 
 def pick_metric(values: Mapping[str, float], kind: str) -> float | None:

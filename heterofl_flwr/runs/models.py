@@ -104,7 +104,8 @@ def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
             raise ConfigError(f"{folder.models} has a model named {path.stem!r}; expected a level such as a, or a rate")
         with reading(path, _REMEDY):
             facts = dict(json.loads(path.read_bytes()))
-            found[path.stem] = {**facts, "rate": float(facts["rate"])}
+            numbers = {"rate": float(facts["rate"]), "parameters": int(facts["parameters"])}
+            found[path.stem] = {**facts, **numbers}
     return dict(sorted(found.items(), key=lambda item: -item[1]["rate"]))
 
 

@@ -80,6 +80,11 @@ class FederationStrategy(RoundHooks):
         configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         for config in configs:
             messages.check_own_keys(config)
+        if initial_arrays is not None and self.options.privacy.noise:
+            host_log.warning(
+                "epsilon counts from initial_arrays on: if they were trained on data of these clients, pass the state "
+                "of that run as resume, which has its releases"
+            )
         self.summary()
         self.num_rounds, self.timeout, first_round = num_rounds, timeout, 1
         if resume is None:
@@ -108,6 +113,7 @@ class FederationStrategy(RoundHooks):
             run_key=self.federation.run_key,
             trained=self.federation.nodes.have_trained() if self.federation.architecture.clients_keep else (),
             dealt=self.federation.nodes.dealt(),
+            releases=self.spent.releases,
             record=self.log,
             evaluated=self.chain.evaluated(state),
             num_rounds=self.num_rounds,
@@ -131,6 +137,13 @@ class FederationStrategy(RoundHooks):
     def _load(self, state: RunState) -> None:
         """Resume from a state; clients are queried again."""
         self.chain.load(state.stages)
+        self.spent.merge(state.releases)
+        if self.options.privacy.noise and state.server_round and not self.spent.releases:
+            host_log.warning(
+                "resume has no releases, so epsilon counts from here on: what the clients gave away in the %d rounds "
+                "before, without noise or in an older version, comes on top",
+                state.server_round,
+            )
         self.federation.load(state)
         self.round_messages = None
         self.moments = packing.moments_by_rate(state.moments)
