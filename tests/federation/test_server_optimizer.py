@@ -132,7 +132,7 @@ def test_older_checkpoints_named_all_optimizers_alike():
 
 def test_what_one_optimizer_kept_is_not_anothers():
     state = run(2, Momentum(0.9)).progress[-1]
-    with pytest.raises(ConfigError, match=r"resume has the state of Momentum, and the stages of this strategy are Adam"):
+    with pytest.raises(ConfigError, match=r"Momentum.*the stages of this strategy are Adam"):
         run(3, Adam(), resume=state)
     with pytest.raises(ConfigError, match="are none: expected those that the run began with"):
         run(3, None, resume=state)
