@@ -48,7 +48,7 @@ RESUMED: Mapping[str, Any] = {
     # A setting that a later version adds has a default that leaves runs as they were.
     "complete": lambda old: to_flat(from_stored(old)),
 }
-"""How the settings of a run that goes on are compared with those that it had."""
+"""Arguments for the comparison of a resumed run's settings with its earlier ones."""
 
 app = ServerApp()
 

@@ -19,7 +19,7 @@ from heterofl_flwr.nn.measure_moments import batch_norms
 BATCH: Axes = {0: "batch"}
 
 TOLERANCE = 1e-4
-"""How far an output may be from the model's, as a share of the largest of the model's outputs.
+"""Largest distance of an output from the model's, as a fraction of the largest of the model's outputs.
 
 Float32 has seven digits. With additions in another order a deep model keeps about five of them; another model, or one
 with wrong statistics, none. The share is of the largest output because an error is as large as the terms that were
@@ -64,33 +64,33 @@ def export_model(
         If the model cannot be exported, or a file says something else than it does.
     """
     chosen = formats_named(formats)
-    given = read_inputs(inputs)
-    own = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    _check_statistics(own)
-    expected = _compute(lambda found: call(own, found), given)
-    if not all(bool(one.isfinite().all()) for one in expected):
+    examples = read_inputs(inputs)
+    copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    _check_statistics(copied)
+    expected = _compute(lambda values: call(copied, values), examples)
+    if not all(bool(output.isfinite().all()) for output in expected):
         raise HeteroFLError(
             "the model's own outputs hold NaN or infinities: its training has diverged, or the inputs are not what it "
             "was trained on"
         )
-    traced = Traced(own, trace(own, given, dynamic), given, dynamic, outputs)
+    traced = Traced(copied, trace(copied, examples, dynamic), examples, dynamic, outputs)
     target = Path(folder)
     sizes: dict[str, int] = {}
     with writing(target), TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        for name, one in chosen.items():
-            path = Path(temporary, one.file)
+        for name, kind in chosen.items():
+            path = Path(temporary, kind.file)
             try:
-                one.write(traced, path)
-                opened = one.open(traced, path)
+                kind.write(traced, path)
+                opened = kind.open(traced, path)
             except (HeteroFLError, OSError):
                 raise
             except Exception as error:  # of torch, of ONNX's exporter and of its runtime
                 raise HeteroFLError(
-                    f"{type(model).__name__} cannot be written as {name} and opened again: {_whole(error)}. Other "
-                    f"formats: {', '.join(own for own in FORMATS if own != name)} (formats=[...])"
+                    f"{type(model).__name__} cannot be written as {name} and opened again: {_describe(error)}. Other "
+                    f"formats: {', '.join(text for text in FORMATS if text != name)} (formats=[...])"
                 ) from error
-            compare(name, opened, given, expected)
-            sizes[name] = sum(part.stat().st_size for part in path.parent.glob(f"{one.file}*"))
+            compare(name, opened, examples, expected)
+            sizes[name] = sum(part.stat().st_size for part in path.parent.glob(f"{kind.file}*"))
         _replace(target, Path(temporary))
     return sizes
 
@@ -98,24 +98,26 @@ def export_model(
 def _replace(target: Path, new: Path) -> None:
     """Move the new files to their folder; those of an earlier export go, also in formats that are not written now."""
     target.mkdir(exist_ok=True)
-    for one in FORMATS.values():
+    for kind in FORMATS.values():
         for end in ("", ".data"):
-            (target / f"{one.file}{end}").unlink(missing_ok=True)
+            (target / f"{kind.file}{end}").unlink(missing_ok=True)
     for path in new.iterdir():
         path.rename(target / path.name)
 
 
-def read_inputs(given: object) -> Inputs:
+def read_inputs(inputs: object) -> Inputs:
     """Return a tensor, a tuple of tensors or a mapping of named ones as inputs on the CPU."""
-    found = dict(given) if isinstance(given, Mapping) else (given,) if isinstance(given, Tensor) else given
-    leaves = list(found.values()) if isinstance(found, dict) else found if isinstance(found, tuple) else ()
-    if not leaves or not all(isinstance(one, Tensor) and one.dim() and one.numel() for one in leaves):
+    arguments = dict(inputs) if isinstance(inputs, Mapping) else (inputs,) if isinstance(inputs, Tensor) else inputs
+    leaves = (
+        list(arguments.values()) if isinstance(arguments, dict) else arguments if isinstance(arguments, tuple) else ()
+    )
+    if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() and leaf.numel() for leaf in leaves):
         raise DataError(
-            f"the inputs are {type(given).__name__}; expected what the model is called with: a tensor of some "
+            f"the inputs are {type(inputs).__name__}; expected what the model is called with: a tensor of some "
             f"examples, a tuple of such tensors, or a mapping of named ones"
         )
-    inputs: Inputs = tree_map(lambda one: one.detach().cpu(), found)
-    return inputs
+    on_cpu: Inputs = tree_map(lambda leaf: leaf.detach().cpu(), arguments)
+    return on_cpu
 
 
 def _check_statistics(model: nn.Module) -> None:
@@ -128,7 +130,7 @@ def _check_statistics(model: nn.Module) -> None:
         )
 
 
-def _whole(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """Return what an error says in one line: which of its lines tells, differs."""
     return short(" ".join(f"{type(error).__name__}: {error}".split()), 600)
 
@@ -149,14 +151,14 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
         If ``torch.export`` cannot follow the model, or an axis cannot have any length.
     """
     # Zeros, because a program keeps its example, and nobody's data may travel.
-    example: Inputs = tree_map(lambda one: one.new_zeros([2, *one.shape[1:]] if 0 in axes else one.shape), inputs)
-    dynamic = tree_map(lambda one: {axis: Dim.DYNAMIC for axis in axes if axis < one.dim()}, example)
+    example: Inputs = tree_map(lambda leaf: leaf.new_zeros([2, *leaf.shape[1:]] if 0 in axes else leaf.shape), inputs)
+    dynamic = tree_map(lambda leaf: {axis: Dim.DYNAMIC for axis in axes if axis < leaf.dim()}, example)
     args, named = ((), example) if isinstance(example, dict) else (example, {})
     try:
         program = torch.export.export(model, args, named, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch's own, and whatever the model's code raises
         raise HeteroFLError(
-            f"torch.export cannot make a program of {type(model).__name__}: {_whole(error)}. {_REMEDY}"
+            f"torch.export cannot make a program of {type(model).__name__}: {_describe(error)}. {_REMEDY}"
         ) from error
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
@@ -167,19 +169,21 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected: Sequence[Tensor]) -> None:
     """Raise ``HeteroFLError`` if a file's outputs are further than ``TOLERANCE`` off, or of other shapes."""
     try:
-        found = _compute(run, inputs)
+        outputs = _compute(run, inputs)
     except Exception as error:  # a guard of torch's, or the runtime's own
         raise HeteroFLError(
             f"the {name} file does not run on the inputs: {first_line(error)}. Nothing was written; if the model's "
             f"code asks for a certain length, leave that axis out of dynamic"
         ) from error
-    kinds = [", ".join(f"{tuple(one.shape)} {one.dtype}" for one in own) for own in (found, expected)]
+    kinds = [
+        ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors) for tensors in (outputs, expected)
+    ]
     if kinds[0] != kinds[1]:
         raise HeteroFLError(f"the {name} file puts out {kinds[0]}; the model puts out {kinds[1]}. Nothing was written")
-    for one, other in zip(found, expected, strict=True):
-        largest = other.double().abs().max().item() if other.numel() else 0.0
-        if not torch.allclose(one.double(), other.double(), rtol=0, atol=TOLERANCE * largest):
-            distance = (one.double() - other.double()).abs().max().item()
+    for output, reference in zip(outputs, expected, strict=True):
+        largest = reference.double().abs().max().item() if reference.numel() else 0.0
+        if not torch.allclose(output.double(), reference.double(), rtol=0, atol=TOLERANCE * largest):
+            distance = (output.double() - reference.double()).abs().max().item()
             raise HeteroFLError(
                 f"the {name} file says something else than the model: its outputs are up to {distance:.3g} off, and "
                 f"the largest is {largest:.3g}; expected {TOLERANCE:g} of that at most. Nothing was written; please "
@@ -191,7 +195,7 @@ def _compute(run: Callable[[Inputs], object], inputs: Inputs) -> list[Tensor]:
     """Return all tensors that are put out, in their order."""
     with torch.inference_mode():
         output = run(inputs)
-    found = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    if not found:
+    tensors = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    if not tensors:
         raise DataError(f"the model returned {type(output).__name__}, in which no tensor was found")
-    return found
+    return tensors

@@ -113,8 +113,10 @@ def _tables(
     yield "Metrics", metrics, note if metrics[1] else "No round was evaluated."
     failures = summary.failure_cells(records)
     yield "Failures", failures, "" if failures[1] else "No client failed."
-    told = {key: list(dict.fromkeys(value)) if isinstance(value, list) else value for key, value in about.items()}
-    facts = [(name.replace("_", "-"), _shown(value)) for name, value in flatten(told).items()]
+    facts_of_run = {
+        key: list(dict.fromkeys(value)) if isinstance(value, list) else value for key, value in about.items()
+    }
+    facts = [(name.replace("_", "-"), _shown(value)) for name, value in flatten(facts_of_run).items()]
     yield "How it was run", (("fact", "value"), facts), ""
     rows = [(name, _shown(value)) for name, value in sorted(flatten(settings).items())]
     yield "Settings", (("setting", "value"), rows), "" if rows else "None were recorded."

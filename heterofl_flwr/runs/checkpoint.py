@@ -1,4 +1,4 @@
-"""Checkpoints: all tensors in one safetensors file, and beside it a JSON file with the checksums of both.
+"""Checkpoints: a safetensors file with all tensors, and a JSON file with the checksums of both.
 
 The JSON file is written last, so a checkpoint exists from the moment it has its name, and damage of either file is
 found when it is read.
@@ -33,7 +33,7 @@ _PARTS = ("state", "moments", "stages")
 def save_checkpoint(folder: Path, state: RunState) -> None:
     """Write a checkpoint, then remove all but the last two; on failure those before it stay."""
     parts = {part: getattr(state, part) for part in _PARTS}
-    tensors = pack({f"{part}/{name}": tensor for part, own in parts.items() for name, tensor in own.items()})
+    tensors = pack({f"{part}/{name}": tensor for part, values in parts.items() for name, tensor in values.items()})
     content = {
         "format": FORMAT,
         "server_round": state.server_round,

@@ -176,7 +176,7 @@ class RunFolder:
                 raise ConfigError(f"{self.path} holds no run to resume: check the folder, or start without resume")
             return
         # Written as JSON and read back, tuples and lists are equal, and so are paths and their text.
-        new, old = (flatten(json.loads(to_json(own))) for own in (settings, complete(self.settings())))
+        new, old = (flatten(json.loads(to_json(values))) for values in (settings, complete(self.settings())))
         differences = "; ".join(
             f"{key} was {_show(old, key)} and is {_show(new, key)}"
             for key in {**old, **new}
@@ -253,10 +253,10 @@ class RunFolder:
         """Forget the rounds after one; a run that goes on from it then writes the history of an uninterrupted one."""
         self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
-        found = records[-1].server_round if records else 0
-        if found != last_round:
+        final = records[-1].server_round if records else 0
+        if final != last_round:
             raise ConfigError(
-                f"{self._history} ends with round {found}, but the run is to go on after round {last_round}: put back "
+                f"{self._history} ends with round {final}, but the run is to go on after round {last_round}: put back "
                 f"a copy of the file, or start the run anew in another folder"
             )
         write_atomic(self._history, "".join(f"{to_json(record.to_json())}\n" for record in records).encode())
@@ -334,8 +334,8 @@ class RunFolder:
             raise ConfigError(f"{self.path} is no folder of a run: it has no {self._settings.name}")
         self.refuse_links()
         with reading(self._settings, "remove the folder or restore it"):
-            found = json.loads(self._settings.read_text(encoding="utf-8"))
-            return {**found, "settings": dict(found["settings"]), "about": dict(found["about"])}
+            content = json.loads(self._settings.read_text(encoding="utf-8"))
+            return {**content, "settings": dict(content["settings"]), "about": dict(content["about"])}
 
     def _write(self, content: Mapping[str, object]) -> None:
         write_atomic(self._settings, f"{to_json(content, indent=2)}\n".encode())
@@ -344,7 +344,7 @@ class RunFolder:
 def parse_record(values: Mapping[str, Any]) -> RoundRecord:
     """Return the record that ``RoundRecord.to_json`` gave, also in an older version, after a journey through JSON."""
     # Older histories claim an epsilon that counts on the chance of being drawn; it does not hold.
-    privacy = {name: own for name, own in values.get("privacy", {}).items() if name != "epsilon-sampled"}
+    privacy = {name: value for name, value in values.get("privacy", {}).items() if name != "epsilon-sampled"}
     record = _RECORD.validate_python({**values, "privacy": privacy})
     return replace(record, refused=tuple(record.refused), notes=tuple(record.notes), partial=tuple(record.partial))
 
