@@ -101,7 +101,7 @@ class Round:
 
     def _scheduled_learning_rate(self) -> float:
         """Return the learning rate of the schedule; 0 without a schedule."""
-        schedule, server_round = self._options.transfer.learning_rate, self.server_round
+        schedule, server_round = self._options.training.schedule, self.server_round
         value = schedule(server_round) if schedule else 0.0
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ConfigError(f"learning_rate({server_round}) returned {value!r}; expected a number of 0 or more")

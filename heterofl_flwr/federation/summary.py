@@ -28,7 +28,7 @@ def log_summary(federation: Federation) -> None:
             "choose labels='none' (train.labels=none)",
             options.averaging.labels,
         )
-    logger.info("\t└──> Slices: %s; uploads: %s", options.transfer.slice_rule, options.transfer.upload)
+    logger.info("\t└──> Slices: %s; uploads: %s", options.slicing.slice_rule, options.training.upload)
 
 
 def find_equal_levels(federation: Federation) -> list[str]:
@@ -80,7 +80,7 @@ def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[in
     answered = all(node_id in federation.nodes for node_id in node_ids)
     rates = [federation.levels.largest_rate(server_round, node_id) for node_id in node_ids] if answered else []
     largest = max(rates, default=0.0)
-    if 0 < largest < mix.rates[0] and federation.options.transfer.slice_rule == "prefix":
+    if 0 < largest < mix.rates[0] and federation.options.slicing.slice_rule == "prefix":
         total, part = federation.architecture.global_plan.parameters, federation.architecture.plan(largest).parameters
         logger.warning(
             "no client that is there can train more than rate %g, and the mix %s has a model of rate %g: %d of its "

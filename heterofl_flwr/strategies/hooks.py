@@ -129,7 +129,7 @@ class RoundHooks(Strategy):
         sampled: Sequence[int] | None = None,
     ) -> Round:
         """Open a training round, or a step if rounds do not wait; without a schedule, ``config`` may set ``lr``."""
-        rate = config.get(messages.LEARNING_RATE) if self.options.transfer.learning_rate is None else None
+        rate = config.get(messages.LEARNING_RATE) if self.options.training.learning_rate is None else None
         current = Round(
             self.federation,
             self.chain,
@@ -213,7 +213,7 @@ class RoundHooks(Strategy):
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
         """Return the config of a training instruction."""
         config = client_config(self.federation, current.server_round, node_id, rate, self._checkpoint_every)
-        if self.options.transfer.learning_rate is not None:
+        if self.options.training.learning_rate is not None:
             config[messages.LEARNING_RATE] = current.log.learning_rate
         nested = self.federation.architecture.nested_rates(rate)
         return {**config, messages.RATES: nested, **self.chain.instruction()}
@@ -278,7 +278,7 @@ class RoundHooks(Strategy):
             silent=opened.silent,
         )
         opened.open(current)
-        rule, window = federation.evaluated_rule, window_number(server_round, self.options.transfer.roll_by)
+        rule, window = federation.evaluated_rule, window_number(server_round, self.options.slicing.roll_by)
         moved = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
         slices = Slices(federation, self.evaluated_arrays(arrays))
 
