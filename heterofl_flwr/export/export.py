@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, first_line, short
@@ -15,6 +16,8 @@ from heterofl_flwr.common.files import writing
 from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Traced, formats_named
 from heterofl_flwr.nn.execution import call
 from heterofl_flwr.nn.measure_moments import batch_norms
+from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.static_norm import with_static_norm
 
 BATCH: Axes = {0: "batch"}
 
@@ -34,7 +37,8 @@ def export_model(
     *,
     formats: Sequence[str] = tuple(FORMATS),
     dynamic: Axes = BATCH,
-    outputs: Sequence[str] = ("logits",),
+    outputs: Sequence[str] = (),
+    moments: Moments | None = None,
 ) -> dict[str, int]:
     """Write a model's files into a folder, and return how many bytes each format takes.
 
@@ -44,7 +48,7 @@ def export_model(
     Parameters
     ----------
     model : nn.Module
-        Any model; one with static batch norm as ``with_static_norm`` returns it. It is copied, never changed.
+        Any model. It is copied, never changed.
     inputs : object
         Real examples, such as some of the test data: a tensor, a tuple of the model's arguments, or a mapping of named
         ones. Files are compared on them. None of them is written.
@@ -56,7 +60,9 @@ def export_model(
         Which axes of the inputs may have any length, and their names; for a model that reads text,
         ``{0: "batch", 1: "sequence"}``.
     outputs : Sequence[str]
-        What the outputs are called in ONNX.
+        Names of the outputs in ONNX; by default the keys of a dict that the model returns, or else ``logits``.
+    moments : Moments | None
+        Static batch norm moments of a model whose batch norm has no statistics, such as ``strategy.moments[rate]``.
 
     Raises
     ------
@@ -65,15 +71,18 @@ def export_model(
     """
     chosen = formats_named(formats)
     examples = read_inputs(inputs)
-    copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    copied = copy.deepcopy(model if moments is None else with_static_norm(model, moments))
+    copied.cpu().eval().requires_grad_(False)
     _check_statistics(copied)
-    expected = _compute(lambda values: call(copied, values), examples)
+    with torch.inference_mode():
+        returned = call(copied, examples)
+    expected, names = _read_outputs(returned), _name_outputs(returned, outputs)
     if not all(bool(output.isfinite().all()) for output in expected):
         raise HeteroFLError(
             "the model's own outputs hold NaN or infinities: its training has diverged, or the inputs are not what it "
             "was trained on"
         )
-    traced = Traced(copied, trace(copied, examples, dynamic), examples, dynamic, outputs)
+    traced = Traced(copied, trace(copied, examples, dynamic), examples, dynamic, names)
     target = Path(folder)
     sizes: dict[str, int] = {}
     with writing(target), TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
@@ -121,13 +130,19 @@ def read_inputs(inputs: object) -> Inputs:
 
 
 def _check_statistics(model: nn.Module) -> None:
-    without = [name for name, layer in batch_norms(model).items() if layer.running_mean is None]
+    without = [name for name, layer in batch_norms(model).items() if not _is_measured(layer)]
     if without:
         raise ConfigError(
-            f"batch norm has no statistics in {len(without)} layers ({', '.join(without[:3])}), so what the model says "
-            f"of an example would depend on the others beside it: measure them with "
-            f"heterofl_flwr.nn.collect_moments and export heterofl_flwr.nn.with_static_norm(model, moments)"
+            f"batch norm has no statistics in {len(without)} layers ({', '.join(without[:3])}), so its outputs "
+            f"would be wrong or depend on the batch: pass moments=, measured by heterofl_flwr.nn.collect_moments or by "
+            f"the run (strategy.moments[rate])"
         )
+
+
+def _is_measured(layer: _BatchNorm) -> bool:
+    """Whether a layer has running statistics that are not those of a new layer, which do not travel in a federation."""
+    mean, variance = layer.running_mean, layer.running_var
+    return mean is not None and variance is not None and not (bool((mean == 0).all()) and bool((variance == 1).all()))
 
 
 def _describe(error: Exception) -> str:
@@ -191,10 +206,25 @@ def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected
             )
 
 
+def _name_outputs(returned: object, names: Sequence[str]) -> Sequence[str]:
+    """Return the names of the output tensors, in their order; those of a dict are its keys."""
+    if not isinstance(returned, Mapping) or not all(isinstance(value, Tensor) for value in returned.values()):
+        return names or ("logits",)
+    keys = [str(key) for key in tree_leaves({key: key for key in returned})]
+    if names and sorted(names) != sorted(keys):
+        raise ConfigError(
+            f"outputs is {', '.join(names)}, and the model returns a dict of {', '.join(keys)}: leave it out"
+        )
+    return keys
+
+
 def _compute(run: Callable[[Inputs], object], inputs: Inputs) -> list[Tensor]:
-    """Return all tensors that are put out, in their order."""
     with torch.inference_mode():
-        output = run(inputs)
+        return _read_outputs(run(inputs))
+
+
+def _read_outputs(output: object) -> list[Tensor]:
+    """Return all output tensors, in their order."""
     tensors = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     if not tensors:
         raise DataError(f"the model returned {type(output).__name__}, in which no tensor was found")

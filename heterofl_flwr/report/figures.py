@@ -1,7 +1,7 @@
 """The figures of a run, drawn from its records alone."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from heterofl_flwr.core import formatting
+from heterofl_flwr.federation.evaluation import HEADLINE_KINDS
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import summary
 from heterofl_flwr.report.drawing import add_legend, new_axes, series
@@ -23,6 +24,7 @@ FEW = 30  # with fewer points than this, each is marked
 CLIMB = 4  # the first of so many parts of a curve may leave the axis, which follows the others
 SHORT = 10  # all of a curve with fewer points than this is on the axis
 NEAR = 0.25  # so is what would leave the axis by less than this share of it
+MOST_METRICS = 12  # figures of metrics with names of the app
 ALIKE = 0.02  # curves nowhere further apart than this share of the axis are one line
 
 TEXTS = {
@@ -62,11 +64,27 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
         "bytes": _draw_bytes(records, costs, rounds),
         "for-time": draw_curves(_scopes(records, kind, times), kind, f"simulated {unit_name}"),
     }
-    return [
+    drawings = [
         Drawing(name, TEXTS[name][0].format(kind=kind.capitalize()), TEXTS[name][1], figure)
         for name, figure in drawn.items()
         if figure
     ]
+    return drawings + list(_draw_users_metrics(records, rounds))
+
+
+def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Iterator[Drawing]:
+    """Yield a figure for each metric that an app has under a name of its own, for evaluation and training."""
+    usual = {"coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS)}
+    names = dict.fromkeys(name for record in records for name in record.evaluate if name not in usual)
+    names |= dict.fromkeys(name for record in records for name in record.train if name not in HEADLINE_KINDS)
+    for number, name in enumerate(list(names)[:MOST_METRICS], 1):
+        curves = {
+            "evaluation": points(rounds, [record.evaluate.get(name) for record in records]),
+            "training": points(rounds, [record.train.get(name) for record in records]),
+        }
+        # An unpaired dollar sign would be a formula that cannot be drawn.
+        if figure := draw_curves(curves, name.replace("$", r"\$")):
+            yield Drawing(f"metric-{number}", name, "A metric of this app, as the mean over clients.", figure)
 
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:

@@ -54,7 +54,7 @@ class FederationStrategy(RoundHooks):
         evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None] | None
             Evaluates the global model on the server, every ``evaluation.every`` rounds and once before the first. With
             ``shared`` it gets the shared parameters alone, because clients keep the others: load them with
-            ``strict=False``.
+            ``strict=False``. Batch norm has no statistics then: measure them (``with_static_norm``).
         resume : RunState | None
             The state of a run that was stopped, such as ``Progress`` or a checkpoint; its next round follows, up to
             ``num_rounds``. A run that has done all its rounds calls only its callbacks.
