@@ -41,7 +41,7 @@ def run(num_rounds, options):
     """Return the strategies of both APIs after a run, and the model of the Message API's."""
     named = {"fraction_fit" if name == "fraction_train" else name: own for name, own in options.items()}
     one, two = (
-        Kept(numpy_clients.build, MIX, num_rounds=num_rounds, **named),
+        Kept(numpy_clients.build, MIX, num_rounds=num_rounds, **grouped(named)),
         heterofl_flwr.HeteroFL(numpy_clients.build, MIX, **grouped(options)),
     )
     parts = ServerAppComponents(strategy=one, config=ServerConfig(num_rounds=num_rounds))
@@ -118,10 +118,12 @@ def test_metrics_functions_get_what_flower_gives_them():
     assert ours[1][1] == {"largest": 5, "name": "of examples"}
 
 
-@pytest.mark.parametrize("name", ["callbacks", "asynchronous", "upload"])
-def test_what_the_classic_api_has_no_place_for_is_refused(name):
+@pytest.mark.parametrize(
+    ("name", "value"), [("callbacks", ()), ("asynchronous", ()), ("training.upload", "int8"), ("sampling.spare", 0.5)]
+)
+def test_what_the_classic_api_has_no_place_for_is_refused(name, value):
     with pytest.raises(ConfigError, match=f"the classic API has no place for {name}; use heterofl_flwr.HeteroFL"):
-        HeteroFL(build, **grouped({name: ()}))
+        HeteroFL(build, **grouped({name.rpartition(".")[2]: value}))
 
 
 @pytest.mark.parametrize("key", ["task", "rate", "seed"])

@@ -27,7 +27,7 @@ def clients(number=3, **options):
 
 
 def begin(fakes, mix="a1-c1", server_round=1, **options):
-    strategy = HeteroFL(build, mix, sampling=Sampling(wait=1.0), **grouped(options))
+    strategy = HeteroFL(build, mix, **grouped({"wait": 1.0, **options}))
     manager = manager_of(*fakes)
     parameters = strategy.initialize_parameters(client_manager=manager)
     instructions = strategy.configure_fit(server_round=server_round, parameters=parameters, client_manager=manager)
