@@ -33,8 +33,11 @@ from heterofl_flwr.classic.translation import (
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
+from heterofl_flwr.federation.options import Training
 from heterofl_flwr.federation.records import RoundRecord, host_log
+from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.stages.client_stage import FULL_PRECISION
 from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Yogi
 from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 from heterofl_flwr.strategies import heterofl
@@ -50,7 +53,7 @@ Instruction = TypeVar("Instruction", FitIns, EvaluateIns)
 CLASSIC_TAU = 1e-9
 """Default ``tau`` of ``FedAdam`` and ``FedAdagrad`` in ``flwr.server.strategy``; that of ``FedYogi`` is ours."""
 
-LACKS = frozenset({"asynchronous", "callbacks", "spare", "upload"})
+LACKS = frozenset({"asynchronous", "callbacks"})
 """Arguments of ``heterofl_flwr.HeteroFL`` that the classic API has no place for."""
 
 
@@ -68,9 +71,9 @@ class HeteroFL(Strategy):
     """Train one global model over clients of unequal size, through Flower's classic API.
 
     Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments. It has no
-    ``callbacks``, as nothing in the classic API says that a round has ended, no ``upload``, as what a ``NumPyClient``
-    returns has no place to say its form, and neither ``spare`` nor ``asynchronous``, as its server waits for all
-    clients that it asks.
+    ``callbacks``, because the classic API does not say that a round has ended, no ``training.upload``, because a
+    ``NumPyClient`` cannot say the form of what it returns, and neither ``sampling.spare`` nor ``asynchronous``, because
+    its server waits for all clients.
 
     Parameters
     ----------
@@ -112,6 +115,9 @@ class HeteroFL(Strategy):
         stages: Sequence[ServerStage] = options.get("stages", ())
         # A NumPyClient has no place for the client half of a stage.
         apart = {stage_name(stage) for stage in stages if stage.client() is not None}
+        sampling, training = options.get("sampling", Sampling()), options.get("training", Training())
+        unsupported = {"sampling.spare": sampling.spare, "training.upload": training.upload != FULL_PRECISION}
+        apart |= {name for name, is_set in unsupported.items() if is_set}
         if lacks := sorted(apart | (LACKS & options.keys())):
             raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
         _warn_of_tau(stages)

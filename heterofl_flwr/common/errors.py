@@ -91,10 +91,13 @@ class Fault:
 
 
 def short(fault: str, longest: int = LONGEST_FAULT) -> str:
-    """Return what a client failed with as text that is safe to log and to keep: no control characters, its two ends."""
+    """Return a client's error as text that is safe to log: its two ends, no control characters, indented lines.
+
+    Indented, because a line break in a client's error could otherwise forge a line of the log.
+    """
     if len(fault) > longest:
         fault = f"{fault[: longest // 2]} ... {fault[-longest // 2 :]}"
-    return printable(fault)
+    return printable(fault.rstrip("\n")).replace("\n", "\n    ")
 
 
 def printable(text: str) -> str:

@@ -95,6 +95,17 @@ def values(of: Any) -> dict[str, Any]:
     return {name: getattr(of, name) for name in specs(of)}
 
 
+def is_group(value: object) -> bool:
+    """Whether a value is a group of options."""
+    return hasattr(type(value), "__pydantic_fields__")
+
+
+def same(kind: Any, name: str) -> Any:
+    """Return a field with the default and the text of another group's option."""
+    option = specs(kind)[name]
+    return Field(default=option.default, description=option.description)
+
+
 def pick(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:
     """Return a group from the arguments that are its options; ignore the rest."""
     return kind(**{name: arguments[name] for name in specs(kind) if name in arguments})

@@ -57,7 +57,7 @@ FAULTS = {
     "no arrays": (changed(lacks("arrays")), r"sent records \[\], expected arrays alone"),
     "no metrics": (changed(lacks("metrics")), "sent no metrics record"),
     "no config": (changed(lacks("config")), "its ClientApp is not converted: let it call answer_queries\\(app"),
-    "schema": (changed(put("config", "heterofl-schema", 2)), "schema 2, expected 1: install the same version"),
+    "schema": (changed(put("config", "heterofl-schema", 3)), "schema 3, expected 2: install the same version"),
     "examples": (with_numbers(**{"num-examples": 10**15}), "10{15} as num-examples, expected .* up to 10,000,000"),
     "capacity zero": (changed(put("config", "capacity", 0.0)), "the capacity it reports is not usable: a rate of 0.0"),
     "metrics": (

@@ -2,9 +2,12 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Plan, Privacy
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, ReplyError
@@ -12,8 +15,9 @@ from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsi
 from heterofl_flwr.core.reply_checks import norm_between
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
+from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.compress import restore
-from heterofl_flwr.stages.privacy import Spent, clip_moments, noise_moments
+from heterofl_flwr.stages.privacy import Releases, Spent, clip_moments, noise_moments
 from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.transport import messages, packing
 from tests.federation import tiny
@@ -90,17 +94,16 @@ def test_the_record_says_what_was_given_away_so_far():
 class Kept:
     """A ledger in memory; it fails at a kind of release, as a full disk would."""
 
-    def __init__(self, full_at=None, **known):
-        self.known = {kind.replace("_", "-"): number for kind, number in known.items()}
-        self._full_at = full_at
+    def __init__(self, full_at=None, known=()):
+        self.known, self._full_at = list(known), full_at
 
     def releases(self):
         return self.known
 
     def write_releases(self, releases):
-        if self._full_at and releases[self._full_at]:
+        if any(entry.kind == self._full_at for entry in releases):
             raise HeteroFLError("disk full")
-        self.known = dict(releases)
+        self.known = list(releases)
 
 
 @pytest.mark.parametrize(
@@ -118,16 +121,48 @@ def test_a_release_is_counted_on_disk_before_anybody_gets_it(full_at, sent):
 
 def test_releases_add_up_over_runs():
     spent = Spent(Privacy(clip=1, noise=1))
-    ledger = Kept(training_releases=3.0)
+    ledger = Kept(known=[Releases("training-releases", 1.0, 1.0, 3, "before")])
     spent.keep_in(ledger)
     spent.add("training-releases")
     spent.add("moments-releases", 2)
-    assert ledger.known == {"training-releases": 4, "moments-releases": 2}
+    assert spent.metrics() == {**spent.metrics(), "training-releases": 4, "moments-releases": 2}
+    assert spent.epsilon() == epsilon(divergences(1, 6), 1e-5)
     spent.keep_in(ledger)  # as a strategy does that starts again in this process
-    assert spent.releases == ledger.known
+    assert spent.releases == tuple(ledger.known)
     again = Spent(Privacy(clip=1, noise=1))
     again.keep_in(ledger)
     assert again.metrics() == spent.metrics()
+
+
+@given(st.lists(st.tuples(st.floats(0.3, 20), st.integers(1, 9)), min_size=1, max_size=4), st.integers(0, 5))
+def test_epsilon_adds_up_releases_of_different_noise(entries, more):
+    """A script that changed the noise was told 2.12, and 30.2 was true: the ledger had counts without noise."""
+    spent = Spent(Privacy(clip=1, noise=4))
+    for number, (noise, releases) in enumerate(entries):
+        spent.merge([Releases("training-releases", noise, 1.0, releases, str(number))] * 2)
+    # k releases of noise s are one of noise s / sqrt(k).
+    precision = math.fsum([number / noise**2 for noise, number in entries] + [more / 16])
+    assert spent.epsilon(more) == pytest.approx(epsilon(divergences(precision**-0.5, 1), 1e-5))
+
+
+def test_a_second_strategy_counts_the_releases_of_the_model_that_it_starts_from(tmp_path, caplog):
+    """7.08 was said of the second one alone, and 10.73 of both was true."""
+    noisy, quiet = Privacy(clip=1, noise=1), Privacy(clip=1, noise=2)
+    with LocalGrid(make_app(), 2) as grid:
+        HeteroFL(build, "a1", privacy=noisy, callbacks=[Recorder(tmp_path)]).start(grid, num_rounds=2)
+        checkpoint = RunFolder(tmp_path).load_checkpoint()
+        second = HeteroFL(build, "a1", privacy=quiet)
+        second.start(grid, num_rounds=3, resume=checkpoint)
+        second.start(grid, num_rounds=3, resume=checkpoint)  # counts the first model's releases once
+        expected = epsilon([sum(both) for both in zip(divergences(1, 2), divergences(2, 2), strict=True)], 1e-5)
+        assert second.log.privacy["epsilon"] == second.spent.epsilon() == pytest.approx(expected)
+        assert second.progress(checkpoint.state).releases == second.spent.releases
+        plain = HeteroFL(build, "a1")
+        plain.start(grid, num_rounds=3, resume=checkpoint)
+        assert plain.progress(checkpoint.state).releases == checkpoint.releases
+        assert "resume has no releases" not in caplog.text
+        HeteroFL(build, "a1", privacy=quiet).start(grid, num_rounds=3, resume=replace(checkpoint, releases=()))
+    assert "resume has no releases" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["much", -1.0, 0.0, math.inf, math.nan])

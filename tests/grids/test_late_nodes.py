@@ -3,7 +3,7 @@
 import pytest
 
 from heterofl_flwr.common.errors import RoundError
-from heterofl_flwr.strategies import arrivals, budget
+from heterofl_flwr.strategies import arrivals, round_messages
 from heterofl_flwr.transport import exchange, late_nodes
 from heterofl_flwr.transport.late_nodes import LateNodes
 from tests.federation.tiny import Watched, play
@@ -44,7 +44,7 @@ class Behind(Watched):
 @pytest.fixture
 def clock(monkeypatch):
     found = Clock()
-    for module in (exchange, budget, arrivals, late_nodes):
+    for module in (exchange, round_messages, arrivals, late_nodes):
         monkeypatch.setattr(module, "time", found)
     return found
 

@@ -10,6 +10,7 @@ from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid, classic
 from heterofl_flwr.client import Task, answer_queries
 from tests.classic.fakes import Fake, manager_of
+from tests.federation.grouped import grouped
 from tests.federation.tiny import build_normed, inputs, node_context
 
 HOSTILE, CLIENTS, CLASSES = 1, 3, 4
@@ -59,7 +60,7 @@ class MessageServer:
 
     def __init__(self, build, mix="a1", *, grid, **options):
         self.build, self.grid = build, grid
-        self.strategy = HeteroFL(build, mix, **{"evaluation": Evaluation(every=0), **options})
+        self.strategy = HeteroFL(build, mix, **grouped({"evaluation": Evaluation(every=0), **options}))
         self.state = self.before = self.strategy.federation.architecture.initial_state()
         self.hostile = list(grid.get_node_ids())[HOSTILE]
 
@@ -133,7 +134,7 @@ class ClassicServer:
 
     def __init__(self, build, mix="a1", *, grid=None, **options):
         self.build = build
-        self.strategy = classic.HeteroFL(build, mix, **{"evaluation": Evaluation(every=0), **options})
+        self.strategy = classic.HeteroFL(build, mix, **grouped({"evaluation": Evaluation(every=0), **options}))
         self.state = self.before = self.strategy.federation.architecture.initial_state()
         self.clients = [Client(str(number)) for number in range(CLIENTS)]
 

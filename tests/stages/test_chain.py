@@ -13,6 +13,7 @@ from heterofl_flwr.stages.client_stage import ClientStage, client_stage
 from heterofl_flwr.stages.conversation import Conversation
 from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.stages.server_stage import Needs, RoundContext, ServerStage, Update
+from tests.federation.grouped import grouped
 from tests.federation.tiny import build, equal, play
 
 STATE = {"w": torch.zeros(4)}
@@ -156,7 +157,7 @@ class Grid(ServerStage):
 )
 def test_what_does_not_go_together_is_refused(options, fault):
     with pytest.raises(ConfigError, match=fault):
-        HeteroFL(build, "a1-b1", **options)
+        HeteroFL(build, "a1-b1", **grouped(options))
 
 
 class Ruins(ServerStage):
