@@ -138,7 +138,7 @@ def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["Globa
 
 
 class GlobalModel(Architecture):
-    """The architecture of ``build(rate)``, of which clients train slices."""
+    """The architecture of ``build(rate)`` at every rate."""
 
     personal = False
 
@@ -253,8 +253,8 @@ class GlobalModel(Architecture):
 
     def _check_frozen(self, local: nn.Module, rate: float) -> None:
         """Raise an error if frozen parameters would be a prefix while the others are another slice."""
-        full, part = frozen_parameters(self.model), frozen_parameters(local)
-        if cut := [name for name, parameter in part.items() if parameter.shape != full[name].shape]:
+        parameters, part = frozen_parameters(self.model), frozen_parameters(local)
+        if cut := [name for name, parameter in part.items() if parameter.shape != parameters[name].shape]:
             raise ConfigError(
                 f"slice_rule is {self.options.slicing.slice_rule!r}, but the frozen parameters {', '.join(cut[:5])} "
                 f"are not sent, and build({rate:g}) holds the first of their entries. Expected slice_rule='prefix', or "

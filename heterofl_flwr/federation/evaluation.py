@@ -25,7 +25,7 @@ Only texts have a perplexity; they have an accuracy too.
 
 @group
 class Evaluation:
-    """How the clients evaluate."""
+    """Options of evaluation."""
 
     every: Natural = 1
     """rounds from one evaluation to the next; the last round has one; 0 for none"""

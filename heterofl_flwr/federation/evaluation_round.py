@@ -225,9 +225,9 @@ class EvaluationRound:
             plain = None if self._has_global_model(rates) else rates[0]
             answers[node_id] = number, split_metrics(metrics, rates, plain)
         for rate in {rate for _, metrics in answers.values() for rate in metrics}:
-            asked = [node_id for node_id in answers if rate in self.rates[node_id]]
-            asked = self.global_answers() if rate is None else asked
-            of_rate = [(answers[node_id][0], answers[node_id][1].get(rate, {})) for node_id in asked]
+            node_ids = [node_id for node_id in answers if rate in self.rates[node_id]]
+            node_ids = self.global_answers() if rate is None else node_ids
+            of_rate = [(answers[node_id][0], answers[node_id][1].get(rate, {})) for node_id in node_ids]
             if dropped := minority_headlines(of_rate):
                 logger.warning(
                     "round %d: fewer than half of the clients reported %s, which is left out: let all clients report "

@@ -98,8 +98,8 @@ class Federation:
         )
         self.nodes.register(admitted)
         named = {self.nodes.name(node_id): reason for node_id, reason in faults.items()}
-        wanted = self.options.sampling.min_replies
-        check_faults(named, new=len(answers), known=len(self.nodes), wanted=wanted, mix=self.mix)
+        min_replies = self.options.sampling.min_replies
+        check_faults(named, new=len(answers), total=len(self.nodes), min_replies=min_replies, mix=self.mix)
         self.nodes.demoted |= named.keys()
 
     @property

@@ -111,7 +111,7 @@ class Training:
 
 @group
 class Averaging:
-    """How the server combines the replies."""
+    """Options of the mean of replies."""
 
     weights: Weights = "equal"
     """weight of a client in the mean: 1 (equal: HeteroFL) or its number of examples (examples: FedAvg)"""

@@ -14,10 +14,10 @@ from heterofl_flwr.core.randomness import generator
 Purpose = Literal["train", "evaluate"]
 
 MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["auto"]
-"""How many good replies a round needs: a number, a share of the clients that are needed, or half of them."""
+"""Fewest good replies of a round: a number, a fraction of the clients needed, or half of them (``auto``)."""
 
 REPLIES = "a whole number of 1 or more, or a share between 0 and 1"
-"""What is expected beside ``auto``."""
+"""Expected values other than ``auto``, in words."""
 
 _Fewest = Annotated[Natural | None, "an integer of 0 or more"]
 
@@ -62,11 +62,11 @@ class Participation(Sampling):
 
     @property
     def available(self) -> int:
-        """How many nodes a round waits for."""
+        """Number of nodes that a round waits for."""
         return max(self.min_available_nodes, self.min_train_nodes or 0, self.min_evaluate_nodes or 0, 1)
 
     def number(self, clients: int, purpose: Purpose) -> int:
-        """Return how many of some clients take part, rounded up; with a least number rounded down, as in ``FedAvg``."""
+        """Return the number of clients to sample, rounded up; with a minimum rounded down, as in ``FedAvg``."""
         share, least = self.fraction_train, self.min_train_nodes
         if purpose == "evaluate":
             share, least = self.fraction_evaluate, self.min_evaluate_nodes
@@ -75,12 +75,12 @@ class Participation(Sampling):
         return max(math.ceil(Fraction(str(share)) * clients), 1)
 
     def with_spare(self, number: int) -> int:
-        """Return how many clients are asked to train where this many are needed."""
+        """Return the number of clients to train where ``number`` are needed, with the spare ones."""
         return number + math.ceil(Fraction(str(self.spare)) * number)
 
 
 def least_replies(least: MinReplies, needed: int) -> int:
-    """Return how many good replies a round needs, of which this many would be all."""
+    """Return the fewest good replies of a round that needs ``needed`` clients."""
     if isinstance(least, int):
         return least
     share = Fraction(1, 2) if least == "auto" else Fraction(str(least))

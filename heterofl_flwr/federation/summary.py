@@ -50,15 +50,17 @@ def count_releases(federation: Federation, rounds: range, *, simulated: bool) ->
 
     Clients on other machines may report a capacity, and then an evaluation may measure every level.
     """
-    options, last = federation.options, rounds.stop - 1
+    options, final_round = federation.options, rounds.stop - 1
     evaluation, levels = options.evaluation, len(federation.mix.all_rates)
     asks = evaluation.static_norm and options.sampling.fraction_evaluate and batch_norms(federation.architecture.model)
     evaluated = [
-        number for number in rounds if asks and not federation.architecture.personal and evaluation.due(number, last)
+        number
+        for number in rounds
+        if asks and not federation.architecture.personal and evaluation.due(number, final_round)
     ]
     global_only = simulated or evaluation.nodes == "all"
     return len(rounds) + sum(
-        1 if global_only and not evaluation.levels_due(number, last) else levels for number in evaluated
+        1 if global_only and not evaluation.levels_due(number, final_round) else levels for number in evaluated
     )
 
 

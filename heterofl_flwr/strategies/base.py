@@ -105,7 +105,7 @@ class FederationStrategy(RoundHooks):
         return result
 
     def progress(self, state: State) -> Progress:
-        """Return the progress of the run after this round, of which ``state`` is the global model."""
+        """Return the progress of the run after this round; ``state`` is the global model."""
         return Progress(
             server_round=self.log.server_round,
             state=state,
@@ -209,7 +209,7 @@ class _Loop:
         evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
         share = TRAIN_SHARE if evaluates or strategy.chain.summing else 1.0
         if self._steps is not None:
-            seconds = strategy.messages_of(server_round).budget.left(share)
+            seconds = strategy.messages_of(server_round).budget.remaining(share)
             arrays, metrics = self._steps.run(server_round, result.arrays, seconds)
         else:
             sent = list(strategy.configure_train(server_round, result.arrays, self._configs[0], self._grid))
@@ -235,9 +235,9 @@ class _Loop:
         strategy, opened = self._strategy, self._strategy.messages_of(server_round)
         opened.restrict(sent)
         if train_share is None:
-            replies = self._grid.send_and_receive(sent, timeout=opened.budget.left())
+            replies = self._grid.send_and_receive(sent, timeout=opened.budget.remaining())
         else:
-            replies = strategy.exchange(self._grid, sent, opened.budget.left(train_share))
+            replies = strategy.exchange(self._grid, sent, opened.budget.remaining(train_share))
         return opened.watch(replies, what, len(sent), strategy.callbacks)
 
     def _evaluate_centrally(self, server_round: int) -> None:

@@ -46,7 +46,7 @@ class FedH2L(FederationStrategy):
     Parameters
     ----------
     classes : int
-        Number of classes, of which a posterior has an entry each.
+        Number of classes, and of entries of a posterior.
     mix : str | Mix
         The rates at which clients build their models, and their shares; a client keeps its rate.
     distill : DistillOptions
@@ -126,7 +126,7 @@ class FedH2L(FederationStrategy):
         """Send the messages of ``configure_train``, then those of ``relay``, and return the replies to ``relay``'s."""
         budget = Budget(timeout)
         learners = self.relay(grid, sent, PUBLISH_SHARE * timeout)
-        return grid.send_and_receive(learners, timeout=budget.left())
+        return grid.send_and_receive(learners, timeout=budget.remaining())
 
     def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
         """Let clients publish; return a message to each with the posteriors of its peers.

@@ -62,7 +62,7 @@ class HeteroFL(FederationStrategy):
     evaluation : Evaluation
         When and where models are evaluated.
     asynchronous : Buffered
-        With a ``size``, rounds do not wait: the model takes a step after so many replies, and each client that has
+        With a ``size``, rounds do not wait: the model takes a step after ``size`` replies, and each client that has
         answered is replaced by another at once. A round is then such a step.
     callbacks : Sequence[RoundCallback]
         Called after each round.

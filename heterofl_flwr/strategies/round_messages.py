@@ -42,7 +42,7 @@ class Budget:
         """Leave out time that does not count."""
         self._deadline += seconds
 
-    def left(self, share: float = 1.0) -> float:
+    def remaining(self, share: float = 1.0) -> float:
         """Return a fraction of the remaining seconds."""
         return share * max(0.0, self._deadline - time.monotonic())
 
