@@ -17,6 +17,7 @@ from heterofl_flwr.common.errors import ConfigError, extra
 from heterofl_flwr.common.options import pick, values
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.federation.options import Averaging, Slicing, Training
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.federation.summary import count_releases
@@ -219,13 +220,32 @@ def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start,
     print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
 
 
+def method_name(settings: Settings) -> str:
+    """Return the name of the method that the settings describe."""
+    server, train = settings.server, settings.train
+    names = {
+        "FedH2L": server.strategy == "fedh2l",
+        "Standalone": not server.shared,
+        "LG-FedAvg": server.shared != ALL,
+        "DepthFL": train.exits == "mutual",
+        "ScaleFL": train.exits == "deepest",
+        "FjORD": train.distill == "drawn",
+        "HeteroFL, distilled,": train.distill != "none",
+        "SCAFFOLD": "scaffold" in server.stages,
+        "FedRolex": server.slice_rule == "rolling",
+        "Federated Dropout": server.slice_rule.startswith("random"),
+        "FedAvg": len(settings.mix.rates) == 1,
+    }
+    return next((name for name, applies in names.items() if applies), "HeteroFL")
+
+
 def _start_folder(
     folder: RunFolder, workload: Workload, start: Start, strategy: FederationStrategy, clients: int | None
 ) -> None:
     """Begin a run in its folder, and go on from what the folder knows of the rounds that are over."""
     settings = workload.settings
     about = {
-        "title": f"HeteroFL on {settings.data.name}, {settings.mix}",
+        "title": f"{method_name(settings)} on {settings.data.name}, {settings.mix}",
         "device": device_name(workload.device),
         **({"clients": clients} if clients else {}),  # which no setting tells
     }
