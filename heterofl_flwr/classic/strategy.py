@@ -114,14 +114,14 @@ class HeteroFL(Strategy):
     ) -> None:
         stages: Sequence[ServerStage] = options.get("stages", ())
         # A NumPyClient has no place for the client half of a stage.
-        apart = {stage_name(stage) for stage in stages if stage.client() is not None}
+        conflicts = {stage_name(stage) for stage in stages if stage.client() is not None}
         sampling, training = options.get("sampling", Sampling()), options.get("training", Training())
         unsupported = {"sampling.spare": sampling.spare, "training.upload": training.upload != FULL_PRECISION}
-        apart |= {name for name, is_set in unsupported.items() if is_set}
-        if lacks := sorted(apart | (LACKS & options.keys())):
+        conflicts |= {name for name, is_set in unsupported.items() if is_set}
+        if lacks := sorted(conflicts | (LACKS & options.keys())):
             raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
         _warn_of_tau(stages)
-        named = {CLASSIC.get(name, name): own for name, own in options.items()}
+        named = {CLASSIC.get(name, name): value for name, value in options.items()}
         self._inner = _Strategy(build, mix, **named)
         self.federation = self._inner.federation
         self._inner.num_rounds = num_rounds
@@ -146,23 +146,26 @@ class HeteroFL(Strategy):
         self._inner.summary()
         if self._initial_parameters is None:
             return to_parameters(self.federation.architecture.initial_state())
-        arrays, whole = read_parameters(self._initial_parameters), list(self.federation.architecture.model.state_dict())
+        arrays, names_of_state = (
+            read_parameters(self._initial_parameters),
+            list(self.federation.architecture.model.state_dict()),
+        )
         names = self._names
-        if len(arrays) not in (len(names), len(whole)):
+        if len(arrays) not in (len(names), len(names_of_state)):
             raise ConfigError(
                 f"initial_parameters has {len(arrays)} arrays; expected {len(names)}, as parameters_of(model) gives of "
-                f"the global model, or all {len(whole)} of its state_dict"
+                f"the global model, or all {len(names_of_state)} of its state_dict"
             )
-        given = read_tensors(name_arrays(names if len(arrays) == len(names) else whole, arrays))
-        return to_parameters(self.federation.architecture.check_state(given))
+        tensors = read_tensors(name_arrays(names if len(arrays) == len(names) else names_of_state, arrays))
+        return to_parameters(self.federation.architecture.check_state(tensors))
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
         """Return an instruction for each client of the round, with its slice and its rate."""
-        asked, grid = _asked(self._fit_config_fn, server_round), self._grid(client_manager)
+        config, grid = _config(self._fit_config_fn, server_round), self._grid(client_manager)
         with some_identity():
-            sent = self._inner.configure_train(server_round, self._record(parameters), asked, grid)
+            sent = self._inner.configure_train(server_round, self._record(parameters), config, grid)
         return self._instructions(sent, messages.TASK_TRAIN, FitIns)
 
     def aggregate_fit(
@@ -184,9 +187,9 @@ class HeteroFL(Strategy):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Return an instruction for each client that evaluates, with the model and its static batch norm moments."""
-        asked, grid = _asked(self._evaluate_config_fn, server_round), self._grid(client_manager)
+        config, grid = _config(self._evaluate_config_fn, server_round), self._grid(client_manager)
         with some_identity():
-            sent = self._inner.configure_evaluate(server_round, self._record(parameters), asked, grid)
+            sent = self._inner.configure_evaluate(server_round, self._record(parameters), config, grid)
         return self._instructions(sent, messages.TASK_EVALUATE, EvaluateIns)
 
     def aggregate_evaluate(
@@ -205,8 +208,8 @@ class HeteroFL(Strategy):
             return None, {}
         loss = self.log.evaluate.get("loss")
         counted = [answers[number] for number in current.global_answers()]
-        found = self._aggregated(self._evaluate_metrics_fn, counted, self.log.evaluate)
-        return loss, {key: own for key, own in found.items() if self._evaluate_metrics_fn or key != "loss"}
+        metrics = self._aggregated(self._evaluate_metrics_fn, counted, self.log.evaluate)
+        return loss, {key: value for key, value in metrics.items() if self._evaluate_metrics_fn or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
         """Evaluate the global model on the server, if there is a function for it."""
@@ -250,9 +253,9 @@ class HeteroFL(Strategy):
         """Return what a metrics function computes from clients' answers, and note it; without one, the means."""
         if function is None or not answers:
             return dict(means)
-        found = function([(answer.num_examples, answer.metrics) for answer in answers])
-        self.log.note_computed(means, found)
-        return found
+        metrics = function([(answer.num_examples, answer.metrics) for answer in answers])
+        self.log.note_computed(means, metrics)
+        return metrics
 
 
 def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
@@ -266,8 +269,8 @@ def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
             )
 
 
-def _asked(config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:
+def _config(config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:
     """Return what the caller wants to go with a round's instructions."""
-    asked = dict(config_fn(server_round)) if config_fn else {}
-    messages.check_own_keys(asked, RESERVED)
-    return ConfigRecord(cast("dict[str, ConfigRecordValues]", asked))
+    config = dict(config_fn(server_round)) if config_fn else {}
+    messages.check_own_keys(config, RESERVED)
+    return ConfigRecord(cast("dict[str, ConfigRecordValues]", config))

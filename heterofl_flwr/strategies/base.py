@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
@@ -257,4 +258,9 @@ class _Loop:
         progress = strategy.progress(self._result.arrays.to_torch_state_dict())
         # Every callback sees every round, so all are called before any of them may end the run.
         stops = [callback.on_round_end(progress) for callback in strategy.callbacks]
-        return any(stops)
+        for callback, stop in zip(strategy.callbacks, stops, strict=True):
+            # Only a truth value (NumPy's too, as comparisons give) ends a run; other return values do not.
+            if isinstance(stop, bool | np.bool_) and stop:
+                host_log.info("%s ends the run after round %d", type(callback).__name__, progress.record.server_round)
+                return True
+        return False
