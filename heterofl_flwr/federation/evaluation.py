@@ -1,5 +1,6 @@
 """Options of evaluation, and the names of its metrics."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Literal
@@ -15,6 +16,8 @@ LOCAL_ACCURACY = "local-accuracy"
 WORST_ACCURACY = "worst-accuracy"
 SHARES = ("global-accuracy", LOCAL_ACCURACY, WORST_ACCURACY)
 """Metrics between 0 and 1. Other metrics have the range that their app gives them: ``accuracy`` may be in percent."""
+
+_OF_ARCHITECTURE = re.compile(r".+-(global|local)-\w+$")
 
 HEADLINE_KINDS = ("perplexity", "accuracy", "loss")
 """Endings of headline metrics, by which models and runs are compared; a run's first kind is used.
@@ -75,11 +78,13 @@ def split_metrics(
 def minority_headlines(answers: Sequence[Answer]) -> set[str]:
     """Return the headline metrics that fewer than half of the clients with examples report.
 
-    If they counted, one client could choose the metric by which models are compared.
+    If they counted, one client could choose the metric by which models are compared. A metric of some clients' own
+    architecture, such as ``mlp-global-accuracy``, is no headline.
     """
     reported = Counter(name for number, metrics in answers if number > 0 for name in metrics)
     clients = sum(number > 0 for number, _ in answers)
-    return {name for name, times in reported.items() if name.endswith(HEADLINE_KINDS) and 2 * times < clients}
+    headlines = {name for name in reported if name.endswith(HEADLINE_KINDS) and not _OF_ARCHITECTURE.match(name)}
+    return {name for name in headlines if 2 * reported[name] < clients}
 
 
 def is_share(key: str) -> bool:

@@ -66,7 +66,7 @@ class MessageServer:
 
     def ask(self, server_round=1):
         """Open a round, and return the rates of its clients."""
-        arrays = ArrayRecord(dict(self.state))
+        arrays, self.number = ArrayRecord(dict(self.state)), server_round
         self.asked = self.strategy.configure_train(server_round, arrays, ConfigRecord(), self.grid)
         for number, message in enumerate(self.asked):
             message.metadata.__dict__["_message_id"] = f"{number}-{server_round}"
@@ -83,7 +83,7 @@ class MessageServer:
     def close(self, replies):
         """End a round with the clients' envelopes, by their number, or messages; return whether one was refused."""
         sent = [own if number is None else own.message(self.asked[number]) for number, own in replies]
-        new, _ = self.strategy.aggregate_train(1, iter(sent))
+        new, _ = self.strategy.aggregate_train(self.number, iter(sent))
         self.state = new.to_torch_state_dict()
         return HOSTILE in self.strategy.log.failures
 
@@ -139,6 +139,7 @@ class ClassicServer:
         self.clients = [Client(str(number)) for number in range(CLIENTS)]
 
     def ask(self, server_round=1):
+        self.number = server_round
         parameters = ndarrays_to_parameters([own.numpy() for own in self.state.values()])
         asked = self.strategy.configure_fit(server_round, parameters, manager_of(*self.clients))
         self.asked = [instruction for _, instruction in asked]
@@ -154,7 +155,7 @@ class ClassicServer:
 
     def close(self, replies):
         results = [(self.clients[number], own.fit_res()) for number, own in replies]
-        new, _ = self.strategy.aggregate_fit(1, results, [])
+        new, _ = self.strategy.aggregate_fit(self.number, results, [])
         self.state = dict(zip(self.before, map(torch.from_numpy, parameters_to_ndarrays(new)), strict=True))
         return HOSTILE in self.strategy.log.failures
 
