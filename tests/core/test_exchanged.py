@@ -88,3 +88,9 @@ def test_marks_name_parameters_that_the_model_has_at_the_time():
     assert list(exchanged_parameters(model)) == ["0.bias"]
     with pytest.raises(AttributeError):
         exclude_parameters(model, ["1.kernel"])
+
+
+def test_frozen_parameters_are_those_that_are_not_exchanged():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    model[0].requires_grad_(False)
+    assert list(frozen_parameters(model)) == ["0.weight", "0.bias"]
