@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from heterofl_flwr.elastic_models.elastic_model import elastic as elastic
     from heterofl_flwr.federation.admission import Limits as Limits
     from heterofl_flwr.federation.evaluation import Evaluation as Evaluation
+    from heterofl_flwr.federation.options import Averaging as Averaging
+    from heterofl_flwr.federation.options import Slicing as Slicing
+    from heterofl_flwr.federation.options import Training as Training
     from heterofl_flwr.federation.options import multi_step as multi_step
     from heterofl_flwr.federation.records import RoundCallback as RoundCallback
+    from heterofl_flwr.federation.sampling import Sampling as Sampling
     from heterofl_flwr.grids.devices import DeviceProfile as DeviceProfile
     from heterofl_flwr.grids.devices import Devices as Devices
     from heterofl_flwr.grids.local import LocalGrid as LocalGrid
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.stages.server_stage import Update as Update
     from heterofl_flwr.strategies.fedh2l import FedH2L as FedH2L
     from heterofl_flwr.strategies.heterofl import HeteroFL as HeteroFL
+    from heterofl_flwr.training.distill import DistillOptions as DistillOptions
 
     __version__: str
 
@@ -56,11 +61,13 @@ _HOMES = {
     "Adagrad": "stages.server_optimizer",
     "Adam": "stages.server_optimizer",
     "Aggregation": "core.aggregation",
+    "Averaging": "federation.options",
     "Buffered": "stages.asynchronous",
     "ClientContext": "stages.client_stage",
     "ClientStage": "stages.client_stage",
     "DeviceProfile": "grids.devices",
     "Devices": "grids.devices",
+    "DistillOptions": "training.distill",
     "Evaluation": "federation.evaluation",
     "FedDyn": "stages.feddyn",
     "FedH2L": "strategies.fedh2l",
@@ -81,10 +88,13 @@ _HOMES = {
     "Robust": "core.robust",
     "RoundCallback": "federation.records",
     "RoundContext": "stages.server_stage",
+    "Sampling": "federation.sampling",
     "Scaffold": "stages.scaffold",
     "ServerStage": "stages.server_stage",
     "SimulatedDevices": "grids.simulated",
+    "Slicing": "federation.options",
     "StatefulStage": "stages.server_stage",
+    "Training": "federation.options",
     "Update": "stages.server_stage",
     "Windowed": "grids.windowed",
     "Yogi": "stages.server_optimizer",

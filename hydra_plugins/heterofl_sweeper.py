@@ -67,8 +67,8 @@ class BlockSweeper(Sweeper):
         try:
             results: list[JobReturn] = list(self._launcher.launch(rows, initial_job_idx=0))
         except Exception as error:
-            again = "the same command goes on with what is left"
-            raise RunError(f"the launcher ended: {type(error).__name__}: {error}; {again}") from error
+            remedy = "the same command resumes the unfinished jobs"
+            raise RunError(f"the launcher ended: {type(error).__name__}: {error}; {remedy}") from error
         stages = [job.stage for job in jobs]
         diverged = f", {stages.count(DIVERGED)} diverged" if DIVERGED in stages else ""
         ends = f"{stages.count(DONE)} of {len(jobs)} jobs done{diverged}; the runs are in {folder}"
@@ -86,41 +86,41 @@ class BlockSweeper(Sweeper):
     def rows(self, parser: OverridesParser, arguments: Iterable[str]) -> list[list[str]]:
         """Return the values of each job."""
         blocks = [_values(parser, block) for block in self._blocks]
-        known = {text for block in blocks for texts in block.values() for text in texts}
-        others, picked = _values(parser, self._params), []
+        in_blocks = {text for block in blocks for texts in block.values() for text in texts}
+        added, picked = _values(parser, self._params), []
         for key, texts in _choices(parser.parse_overrides(list(arguments))).items():
             values = set(texts)
-            if not values & known:
-                others[key] = texts
-            elif values <= known:
+            if not values & in_blocks:
+                added[key] = texts
+            elif values <= in_blocks:
                 picked.append(values)
             else:
-                inside, outside = min(values & known), min(values - known)
+                inside, outside = min(values & in_blocks), min(values - in_blocks)
                 raise ConfigError(f"{inside} is in the experiment and {outside} is not: give values of one kind")
-        rows = (row for block in blocks for row in product(*(block | others).values()))
-        found = dict.fromkeys(row for row in rows if all(values & set(row) for values in picked))
-        if not found:
-            wanted = " and ".join(text for values in picked for text in sorted(values))
-            raise ConfigError(f"no row of the experiment has {wanted}; dry=true lists the rows that there are")
-        return list(map(list, found))
+        rows = (row for block in blocks for row in product(*(block | added).values()))
+        chosen = dict.fromkeys(row for row in rows if all(values & set(row) for values in picked))
+        if not chosen:
+            condition = " and ".join(text for values in picked for text in sorted(values))
+            raise ConfigError(f"no row of the experiment has {condition}; dry=true lists the rows that there are")
+        return list(map(list, chosen))
 
     def _build_jobs(self, rows: list[list[str]]) -> tuple[list["Job"], list[list[str]]]:
         """Return the jobs and their rows; of rows with equal jobs in one folder, the first one."""
         from heterofl_flwr.app.sweep.job import build_job, flat
 
-        found: dict[Path, tuple[Job, list[str]]] = {}
+        jobs: dict[Path, tuple[Job, list[str]]] = {}
         for row in rows:
             config = self._loader.load_sweep_config(self._master, row)
-            job, config.hydra.job.num = build_job(flat(config)), len(found)
+            job, config.hydra.job.num = build_job(flat(config)), len(jobs)
             path = Path(os.path.abspath(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)))
-            first, _ = found.setdefault(path, (replace(job, path=path), row))
+            earlier, _ = jobs.setdefault(path, (replace(job, path=path), row))
             # The folder of the data is no part of a job's name, as on another machine equal data lie elsewhere.
-            one, other = (f"{own.name} with data.root={own.config['data.root']!r}" for own in (first, job))
-            if one != other:
+            names = [f"{each.name} with data.root={each.config['data.root']!r}" for each in (earlier, job)]
+            if len(set(names)) > 1:
                 raise ConfigError(
-                    f"{path} would hold two jobs, {one} and {other}; expected hydra.sweep.subdir to differ in them"
+                    f"{path} would hold two jobs, {' and '.join(names)}; expected hydra.sweep.subdir to differ in them"
                 )
-        return [job for job, _ in found.values()], [row for _, row in found.values()]
+        return [job for job, _ in jobs.values()], [row for _, row in jobs.values()]
 
 
 def _values(parser: OverridesParser, values: Mapping[str, object]) -> dict[str, list[str]]:
@@ -130,7 +130,7 @@ def _values(parser: OverridesParser, values: Mapping[str, object]) -> dict[str, 
 
 def _choices(overrides: Iterable[Override]) -> dict[str, list[str]]:
     """Return the values of each key, as overrides of a job."""
-    found = {}
+    choices = {}
     for override in overrides:
         key = override.get_key_element()
         if not override.is_sweep_override():
@@ -141,14 +141,14 @@ def _choices(overrides: Iterable[Override]) -> dict[str, list[str]]:
             values = override.sweep_string_iterator()
         else:
             raise ConfigError(f"{override.input_line}: a search over an interval needs hparams_search=optuna")
-        found[key] = [f"{key}={value}" for value in values]
-    return found
+        choices[key] = [f"{key}={value}" for value in values]
+    return choices
 
 
 def _leaves(blocks: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
     """Yield the blocks; an experiment has its own within one, and so has one that is part of another."""
-    if values := {key: own for key, own in blocks.items() if not isinstance(own, Mapping)}:
+    if values := {key: value for key, value in blocks.items() if not isinstance(value, Mapping)}:
         yield values
-    for own in blocks.values():
-        if isinstance(own, Mapping):
-            yield from _leaves(own)
+    for block in blocks.values():
+        if isinstance(block, Mapping):
+            yield from _leaves(block)

@@ -22,13 +22,23 @@ from flwr.app import ArrayRecord
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from heterofl_flwr import Buffered, DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
+from heterofl_flwr import (
+    Buffered,
+    DeviceProfile,
+    Devices,
+    Evaluation,
+    HeteroFL,
+    LocalGrid,
+    Sampling,
+    SimulatedDevices,
+    Training,
+)
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.grids.devices import EDGE, Training
+from heterofl_flwr.grids.devices import EDGE, TrainingCost
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.report.drawing import SIZE, SMALL, series
 from simulations.bench.measure import describe_machine
@@ -131,14 +141,14 @@ def run_cell(cell: Cell, study: Study, rounds: int = ROUNDS) -> list[dict[str, f
         fraction_train=STEPS.concurrency / CLIENTS,
         fraction_evaluate=0.0,
         min_available_nodes=CLIENTS,
-        learning_rate=lambda _: learning_rate,
-        spare=spare,
+        training=Training(learning_rate=learning_rate),
+        sampling=Sampling(spare=spare),
         asynchronous=steps,
         evaluation=Evaluation(every=2 * EVERY if steps.size else EVERY),
     )
     found: list[dict[str, float]] = []
     devices = Devices(
-        PACES[cell.pace], Training(workload.build, workload.example(), epochs=workload.settings.train.epochs)
+        PACES[cell.pace], TrainingCost(workload.build, workload.example(), epochs=workload.settings.train.epochs)
     )
     with LocalGrid(client_app.app, CLIENTS, run_config=config, cohort=workload.cohort) as inner:
         grid = SimulatedDevices(inner, devices)

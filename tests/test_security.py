@@ -75,16 +75,11 @@ def test_what_reads_messages_runs_nothing_of_them():
     assert [runs_what_it_gets(own.strip()) for own in text.split(";")] == [["pickle"], ["eval"], ["torch.load"], []]
 
 
-def test_each_promise_names_its_test():
+def test_tests_that_promises_name_exist():
     text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
-    rows = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("|")][2:]
-    assert len(rows) > 10
-    assert [own for own in rows if "`tests/" not in own and own != "nothing"] == []
-    bullets = re.findall(r"^- \*\*(?:(?!\n- |\n\n).)*", text, re.MULTILINE | re.DOTALL)
-    promises = [own for own in bullets if not own.startswith("- **Clients are trusted with")]
-    assert len(promises) > 8
-    assert [own for own in promises if "`tests/" not in own] == []
-    assert [path for path in re.findall(r"`((?:tests|simulations)/[\w/.]+)`", text) if not (ROOT / path).exists()] == []
+    paths = re.findall(r"`((?:tests|simulations)/[\w/.]+)`", text)
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_the_checker_finds_what_touches_files():

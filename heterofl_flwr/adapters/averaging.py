@@ -92,7 +92,9 @@ class ProductMean:
         for adapter in self._factors:
             for name, rank_axis in ((adapter.a, 0), (adapter.b, 1)):
                 axes = plan.axes.get(name, ())
-                cut = [number for number, axis in enumerate(axes) if axis.kept < axis.full and number != rank_axis]
+                cut = [
+                    number for number, axis in enumerate(axes) if axis.local_size < axis.size and number != rank_axis
+                ]
                 if cut or (adapter.a in plan.axes) != (adapter.b in plan.axes):
                     raise ConfigError(
                         f"{name}: {type(self).__name__} needs both factors of an adapter, cut along the rank alone; "
@@ -111,31 +113,31 @@ class ProductMean:
             )  # (outputs,)
             if not total.any():
                 continue
-            left = torch.cat([b for b, *_ in factors], 1) / total.where(total > 0, 1.0).unsqueeze(1)
-            right = torch.cat([a for _, a, _ in factors])
+            b_all = torch.cat([b for b, *_ in factors], 1) / total.where(total > 0, 1.0).unsqueeze(1)
+            a_all = torch.cat([a for _, a, _ in factors])
             # The old product stands in for outputs without a holder. If the clients' products have fewer directions
             # than there are ranks, the old A fills the rest, with zeros in B.
             a, b = (_matrix(self._state[name]) for name in (adapter.a, adapter.b))
-            left, right = torch.cat([left, b * (total == 0).unsqueeze(1)], 1), torch.cat([right, a])
-            for name, tensor in zip((adapter.b, adapter.a), truncated(left, right, len(a)), strict=True):
+            b_all, a_all = torch.cat([b_all, b * (total == 0).unsqueeze(1)], 1), torch.cat([a_all, a])
+            for name, tensor in zip((adapter.b, adapter.a), truncated(b_all, a_all, len(a)), strict=True):
                 new[name] = tensor.to(self._state[name].dtype).reshape(self._state[name].shape)
         self._factors.clear()
         return new
 
-    def held(self, name: str) -> Tensor:
+    def holders(self, name: str) -> Tensor:
         """Return the total weight of the clients that held each entry of a parameter."""
-        return self._holders.held(name)
+        return self._holders.holders(name)
 
 
-def truncated(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return B and A of the best approximation of ``left @ right`` at a rank, the largest direction first.
+def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return B and A of the best approximation of ``b_all @ a_all`` at a rank, the largest direction first.
 
     B has the singular values and A has orthonormal rows, so a direction with singular value 0 can still learn: its
     gradient is that of a fresh adapter. Ranks beyond the number of outputs or inputs are 0.
     """
-    (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right.mT)
-    u, values, v = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
-    b, a = (q_left @ u * values)[:, :rank], (v @ q_right.mT)[:rank]
+    (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b_all), torch.linalg.qr(a_all.mT)
+    u, values, v = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+    b, a = (q_b @ u * values)[:, :rank], (v @ q_a.mT)[:rank]
     missing = rank - len(a)
     return torch.nn.functional.pad(b, (0, missing)), torch.nn.functional.pad(a, (0, 0, 0, missing))
 

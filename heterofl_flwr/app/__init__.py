@@ -1,1 +1,1 @@
-"""What is started from outside: Flower's ServerApp and ClientApp, the launcher and the command ``heterofl``."""
+"""Entry points: Flower's ServerApp and ClientApp, the launcher and the command ``heterofl``."""

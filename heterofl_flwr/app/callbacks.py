@@ -1,4 +1,4 @@
-"""What the server evaluates by itself, and the callbacks that the settings name."""
+"""The server's evaluation, and the callbacks named in the settings."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -25,7 +25,7 @@ NAMES = ("tensorboard", "wandb", "mlflow")
 def evaluate_global(
     strategy: FederationStrategy, workload: Workload, server_round: int, arrays: ArrayRecord
 ) -> MetricRecord | None:
-    """Return accuracy and loss on the whole test set without any mask; nothing of a model that nobody has trained."""
+    """Return accuracy and loss on the whole test set without any mask; None before the first round."""
     if not server_round:
         return None
     rate = workload.mix.global_rate
@@ -40,7 +40,7 @@ def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundC
     """Return the recorder of the run folder, and what ``run.callbacks`` names."""
     run = workload.settings.run
     check_names(run.callbacks)
-    found: list[RoundCallback] = []
+    callbacks: list[RoundCallback] = []
     if folder is not None:
         # The models of FedH2L have no levels, and travel nowhere.
         costs = (
@@ -48,10 +48,10 @@ def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundC
             if workload.settings.server.strategy == "fedh2l"
             else Costs(workload.build, workload.mix, workload.example())
         )
-        found.append(Recorder(folder, run.checkpoint_every, costs=costs, models=not workload.personal))
+        callbacks.append(Recorder(folder, run.checkpoint_every, costs=costs, models=not workload.personal))
     # Without a folder the default, tensorboard, has nowhere to write.
     names = [name for name in run.callbacks if folder is not None or name != "tensorboard"]
-    return found + [_build_callback(name, workload, folder) for name in names]
+    return callbacks + [_build_callback(name, workload, folder) for name in names]
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -55,7 +55,7 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
 
 
 def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
-    """Write a node's private key, and beside it the public one to register with the SuperLink; return both paths."""
+    """Write a node's private key and its public key, which the SuperLink registers; return both paths."""
     path, public = new_paths(folder, name)
     key = generate_private_key(_CURVE)
     openssh = serialization.PublicFormat.OpenSSH
@@ -134,10 +134,10 @@ def _private(key: EllipticCurvePrivateKey, form: serialization.PrivateFormat) ->
 def _read_authority(key: Path, certificate: Path) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
     """Return the authority's key and certificate."""
     try:
-        own = serialization.load_pem_private_key(key.read_bytes(), password=None)
+        authority_key = serialization.load_pem_private_key(key.read_bytes(), password=None)
         authority = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{key} and {certificate} cannot be read: {error}; put them back, or remove both") from error
-    if not isinstance(own, EllipticCurvePrivateKey) or authority.public_key() != own.public_key():
+    if not isinstance(authority_key, EllipticCurvePrivateKey) or authority.public_key() != authority_key.public_key():
         raise ConfigError(f"{certificate} is not of {key.name}: put back the one that is, or remove both")
-    return own, authority
+    return authority_key, authority

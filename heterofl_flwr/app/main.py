@@ -91,11 +91,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _check_settings(words: Sequence[str]) -> None:
     """Refuse settings and values that cannot be now, and not when torch is loaded, which takes seconds."""
-    known = {setting.key: setting for setting in stored_settings()}
+    settings = {setting.key: setting for setting in stored_settings()}
     parts = (word.partition("=") for word in words)
-    given = {key.strip(): text for key, equals, text in parts if key.strip() and equals}
-    wrong = [known[key].fault(text) for key, text in given.items() if key in known]
-    if faults := unknown_settings(given, known) + list(filter(None, wrong)):
+    assignments = {key.strip(): text for key, equals, text in parts if key.strip() and equals}
+    wrong = [settings[key].fault(text) for key, text in assignments.items() if key in settings]
+    if faults := unknown_settings(assignments, set(settings)) + list(filter(None, wrong)):
         raise not_usable(faults)
 
 

@@ -58,9 +58,9 @@ def check_task(workload: Workload, clients: int) -> None:
 
 def _say_size(workload: Workload, clients: int) -> None:
     """Print how many clients a round asks, and how far each trains."""
-    asked = workload.settings.asynchronous.size or workload.settings.sample.number(clients, "train")
+    number = workload.settings.asynchronous.size or workload.settings.sample.number(clients, "train")
     steps = workload.steps_each(clients)
-    print(f"{asked} of {clients} clients train in each round{f', about {steps:.0f} steps each' if steps else ''}")
+    print(f"{number} of {clients} clients train in each round{f', about {steps:.0f} steps each' if steps else ''}")
     if workload.settings.assignment == "fix" and clients < len(workload.mix.parts):
         print(
             f"{clients} clients share the {len(workload.mix.parts)} parts of the mix {workload.mix}, "
@@ -100,8 +100,8 @@ def _check_output(workload: Workload, name: str, model: nn.Module) -> None:
         return
     if isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] >= classes:
         return
-    found = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    returned = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     raise ConfigError(
-        f"the model {name} returns {found} for {len(inputs)} examples of {workload.settings.data.name}; expected a "
+        f"the model {name} returns {returned} for {len(inputs)} examples of {workload.settings.data.name}; expected a "
         f"tensor ({len(inputs)}, {classes}), a score for each class"
     )

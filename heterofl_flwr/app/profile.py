@@ -138,8 +138,8 @@ def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, obj
         base = next((setup for setup in PAPER.values() if setup.model == name), None) or Setup(name, (3, 32, 32))
     shape = shape or base.shape
     if len(shape) != len(base.shape):
-        found, expected = ("x".join(map(str, sizes)) for sizes in (shape, base.shape))
-        raise ConfigError(f"--shape {found}: {base.model} takes inputs like {expected}")
+        sizes, expected = ("x".join(map(str, lengths)) for lengths in (shape, base.shape))
+        raise ConfigError(f"--shape {sizes}: {base.model} takes inputs like {expected}")
     images = {"channels": shape[0], "inputs": shape} if len(shape) > 1 else {}
     return Setup(base.model, shape, base.dtype, {**base.options, **options_of(base.model, images), **options})
 

@@ -1,27 +1,47 @@
 """``heterofl report``: write a run's report again, and print its tables."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from heterofl_flwr.app.arguments import read_path
 
 SUMMARY = "make the report of a run, and print its tables"
-DESCRIPTION = "Make a run's report.html and figures anew from its folder, and print its tables."
+DESCRIPTION = "Make a run's report.html and figures anew, and print its tables; or compare several runs."
 EXAMPLES = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument("folder", type=read_path, metavar="RUN", help="the run's folder")
+    text = "a run's folder; several runs are compared on one page and in one table"
+    parser.add_argument("folders", type=read_path, nargs="+", metavar="RUN", help=text)
+    out = "page of a comparison; by default comparison.html"
+    parser.add_argument("--out", type=read_path, default=Path("comparison.html"), metavar="FILE", help=out)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the report of a run, and print its tables."""
     from heterofl_flwr.report import write_report
 
-    write_report(args.folder)
-    show_results(args.folder)
+    if len(args.folders) > 1:
+        _compare(args.folders, args.out)
+        return 0
+    write_report(args.folders[0])
+    show_results(args.folders[0])
     return 0
+
+
+def _compare(paths: Sequence[Path], out: Path) -> None:
+    """Write the page that compares runs, and print its table."""
+    from heterofl_flwr.common.errors import extra
+    from heterofl_flwr.core.formatting import render
+    from heterofl_flwr.runs.folder import RunFolder
+
+    with extra("report"):
+        from heterofl_flwr.report.compare import write_comparison
+
+    heads, rows = write_comparison([RunFolder(path) for path in paths], out)
+    print(f"{render(heads, rows, 'table')}\n\ncomparison: {out}")
 
 
 def show_results(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run as the command line asks for it: settings, folder, clients, and their shares of the machine."""
+"""The run that a command line requests: settings, folder, clients and their resources."""
 
 import argparse
 import math
@@ -38,7 +38,7 @@ CLIENT_APP = "heterofl_flwr.app.client_app:app"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A run that is to be made; the last three say what each client gets of the machine where Ray's actors run them."""
+    """A requested run; the last three fields are the resources of each client on Ray."""
 
     config: Mapping[str, Flat]  # all settings of the app
     out: Path  # the run's folder
@@ -53,26 +53,28 @@ class Request:
 
     @property
     def gpu_share(self) -> float:
-        """What each client gets of a GPU: where nobody says it one, or a share where more clients may run at once."""
+        """The fraction of a GPU for each client; by default one GPU, or a share if more clients may run at once."""
         number = torch.cuda.device_count()
         if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:
             return self.gpus or 0.0
         return math.floor(1e4 / math.ceil((self.parallel or number) / number)) / 1e4
 
 
-def read_app(folder: Path, given: Mapping[str, Flat], **how: Any) -> Request:
+def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
     """Return the request for another app, as Flower reads it; ``ConfigError`` for settings that it does not have."""
     try:
         table = get_project_config(folder)["tool"]["flwr"]["app"]
         config: UserConfig = flatten(table.get("config", {}))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} has no pyproject.toml that describes a Flower app: {error}") from error
-    if unknown := sorted(given.keys() - config.keys()):
+    if unknown := sorted(changes.keys() - config.keys()):
         raise ConfigError(
             f"the app in {folder} has no setting {', '.join(unknown)}; it has {', '.join(config) or 'none'}"
         )
     parts = table["components"]
-    return Request(config={**config, **given}, app=folder, server=parts["serverapp"], client=parts["clientapp"], **how)
+    return Request(
+        config={**config, **changes}, app=folder, server=parts["serverapp"], client=parts["clientapp"], **how
+    )
 
 
 def build_request(args: argparse.Namespace) -> Request:
@@ -93,38 +95,38 @@ def build_request(args: argparse.Namespace) -> Request:
     for key, option in (("run.dir", "--out"), ("run.resume", "--resume")):
         if now.get(key):
             raise ConfigError(f"{key} is {now[key]!r}: here {option} FOLDER says it; leave the setting out")
-    begun = args.resume is not None
-    stored = to_flat(from_stored(RunFolder(args.resume).settings())) if begun else {}
+    resumes = args.resume is not None
+    stored = to_flat(from_stored(RunFolder(args.resume).settings())) if resumes else {}
     allow_modules(named_modules(now.values()))
     check_trust(stored, args.resume, trusted=args.trust, named=now.values())
-    given = {**stored, **now}
-    settings = from_flat(given)
+    assigned = {**stored, **now}
+    settings = from_flat(assigned)
     data = short_name(settings.data.name)
     out = _choose_folder(args, Path(data).name.replace(":", "-"))
-    if not begun and (out / HISTORY).exists():
-        own = shlex.quote(str(out))
-        raise ConfigError(f"{out} holds a run already: go on with it (--resume {own}), or choose another folder")
-    clients = _count_clients(args.clients, out, begun, CLIENTS.get(data, 100))
+    if not resumes and (out / HISTORY).exists():
+        path = shlex.quote(str(out))
+        raise ConfigError(f"{out} holds a run already: go on with it (--resume {path}), or choose another folder")
+    clients = _count_clients(args.clients, out, resumes, CLIENTS.get(data, 100))
     name, root = absolute_paths(settings.data.name, settings.data.root)
-    config = {**to_flat(settings), "data.name": name, "data.root": root, "run.dir": str(out), "run.resume": begun}
-    if "sample.min-nodes" not in (now if args.clients else given):
+    config = {**to_flat(settings), "data.name": name, "data.root": root, "run.dir": str(out), "run.resume": resumes}
+    if "sample.min-nodes" not in (now if args.clients else assigned):
         config["sample.min-nodes"] = clients  # Flower starts the server before the nodes
-    if "engine.window" not in given:
+    if "engine.window" not in assigned:
         config["engine.window"] = WINDOW
     if args.gpus is not None and "engine.device" not in now:
         config["engine.device"] = "auto" if args.gpus else "cpu"
     return Request(config=config, out=out, clients=clients, **how)
 
 
-def _count_clients(asked: int | None, out: Path, begun: bool, usual: int) -> int:
-    """Return how many clients take part: in a run that has begun, as many as it has."""
-    if not begun:
-        return asked or usual
-    has = RunFolder(out).about().get("clients") or asked
+def _count_clients(requested: int | None, out: Path, resumes: bool, usual: int) -> int:
+    """Return how many clients take part: in a run that has resumes, as many as it has."""
+    if not resumes:
+        return requested or usual
+    has = RunFolder(out).about().get("clients") or requested
     if has is None:
         raise ConfigError(f"the run in {out} does not tell how many clients it has: name as many with --clients")
-    if asked not in (has, None):
-        raise ConfigError(f"--clients is {asked}, but the run in {out} has {has}; expected as many, or none")
+    if requested not in (has, None):
+        raise ConfigError(f"--clients is {requested}, but the run in {out} has {has}; expected as many, or none")
     return has
 
 

@@ -35,7 +35,7 @@ HOW = MappingProxyType({"grid": None, "gpus": None, "cpus": 1, "parallel": None}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     what = parser.add_argument_group("what")
-    given: dict[str, Any] = {"dest": "set", "action": "append", "default": []}
+    appends: dict[str, Any] = {"dest": "set", "action": "append", "default": []}
     for option, long in (
         ("--data", "data.name=NAME"),
         ("--mix", "mix=MIX, such as a1-b1-c1-d1-e1 or a1-e9"),
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--seed", "seed=N"),
     ):
         key, metavar = long.partition(",")[0].split("=")
-        what.add_argument(option, type=f"{key}={{}}".format, metavar=metavar, help=f"short for --set {long}", **given)
-    what.add_argument("--set", metavar="KEY=VALUE", help="any setting; --set may be left out", **given)
+        what.add_argument(option, type=f"{key}={{}}".format, metavar=metavar, help=f"short for --set {long}", **appends)
+    what.add_argument("--set", metavar="KEY=VALUE", help="any setting; --set may be left out", **appends)
     what.add_argument(
         "--config", type=read_path, metavar="FILE", help="settings in a TOML file; the options above override it"
     )
@@ -120,10 +120,10 @@ def _report(folder: Path) -> int:
     from heterofl_flwr.report import RunFolder
 
     show_results(folder)
-    last = next((record for record in reversed(RunFolder(folder).history()) if record.evaluate_asked), None)
-    if last is None or last.evaluate_answers:
+    evaluated = next((record for record in reversed(RunFolder(folder).history()) if record.evaluate_asked), None)
+    if evaluated is None or evaluated.evaluate_answers:
         return 0
-    reasons = name_faults("partition", last.evaluate_failures)
-    text = f"heterofl: in round {last.server_round} no client evaluated the global model: {reasons}"
+    reasons = name_faults("partition", evaluated.evaluate_failures)
+    text = f"heterofl: in round {evaluated.server_round} no client evaluated the global model: {reasons}"
     print(printable(text), file=sys.stderr)
     return 1

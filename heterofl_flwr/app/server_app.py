@@ -14,14 +14,15 @@ from flwr.serverapp import Grid, ServerApp
 from heterofl_flwr.app.callbacks import build_callbacks, evaluate_global
 from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.common.errors import ConfigError, extra
-from heterofl_flwr.common.options import values
+from heterofl_flwr.common.options import pick, values
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.federation.options import multi_step
+from heterofl_flwr.core.slice_plan import ALL
+from heterofl_flwr.federation.options import Averaging, Slicing, Training
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.federation.summary import count_releases
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, Training
+from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, TrainingCost
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.report import Console, RunFolder
@@ -48,7 +49,7 @@ RESUMED: Mapping[str, Any] = {
     # A setting that a later version adds has a default that leaves runs as they were.
     "complete": lambda old: to_flat(from_stored(old)),
 }
-"""How the settings of a run that goes on are compared with those that it had."""
+"""Arguments for the comparison of a resumed run's settings with its earlier ones."""
 
 app = ServerApp()
 
@@ -114,11 +115,13 @@ def _run(
 def make_strategy(workload: Workload, callbacks: Sequence[RoundCallback]) -> FederationStrategy:
     """Return the strategy that the settings describe."""
     settings = workload.settings
-    train, server, distill = settings.train, settings.server, settings.distill
-    options = {
-        **values(settings.sample),
+    train, server, sample = settings.train, settings.server, settings.sample
+    options: dict[str, Any] = {
+        "fraction_train": sample.fraction_train,
+        "min_available_nodes": sample.min_available_nodes,
         "seed": settings.seed,
-        "learning_rate": multi_step(train.learning_rate, train.milestones, decay=train.lr_decay),
+        "sampling": sample,
+        "training": pick(Training, {**values(train), "proximal_mu": train.proximal}),
         "limits": server,
         "evaluation": settings.evaluate,
         "callbacks": callbacks,
@@ -129,23 +132,18 @@ def make_strategy(workload: Workload, callbacks: Sequence[RoundCallback]) -> Fed
                 f"server.strategy=fedh2l exchanges what models say of the classes of examples, and the data set "
                 f"{settings.data.name} is text: choose one with classes"
             )
-        del options["spare"]
-        sizes = {name: getattr(distill, name) for name in ("seed_size", "seed_batch", "temperature")}
-        return FedH2L(workload.dataset.classes, settings.mix, **sizes, **options)
+        return FedH2L(workload.dataset.classes, settings.mix, distill=settings.distill, **options)
     return HeteroFL(
         workload.build,
         settings.mix,
-        assignment=settings.assignment,
-        slice_rule=server.slice_rule,
-        roll_by=server.roll_by,
-        shared=server.shared,
-        upload=train.upload,
-        proximal_mu=train.proximal or None,
-        weights=server.weights,
-        labels=train.labels if workload.counts_labels else "sent",
-        fidelity=Fidelity.of(settings.fidelity),
-        robust=server.build_robust_mean(),
-        aggregator=AGGREGATORS[server.aggregator],
+        slicing=pick(Slicing, {**values(server), "assignment": settings.assignment}),
+        averaging=Averaging(
+            weights=server.weights,
+            labels=train.labels if workload.counts_labels else "sent",
+            fidelity=Fidelity.of(settings.fidelity),
+            robust=server.build_robust_mean(),
+            aggregator=AGGREGATORS[server.aggregator],
+        ),
         stages=parse_stages(server.stages),
         privacy=settings.privacy,
         asynchronous=settings.asynchronous,
@@ -162,7 +160,7 @@ def build_devices(workload: Workload) -> Devices | None:
     profiles: Profiles = BUNDLED[name] if name in BUNDLED else load_function(name, "devices.profile")()
     examples, train = workload.dataset.train, settings.train
     pieces = 1.0 if examples.reading is None else examples.inputs.shape[1] / examples.reading.length
-    cost = Training(
+    cost = TrainingCost(
         workload.build,
         workload.example(),
         epochs=train.epochs,
@@ -222,13 +220,32 @@ def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start,
     print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
 
 
+def method_name(settings: Settings) -> str:
+    """Return the name of the method that the settings describe."""
+    server, train = settings.server, settings.train
+    names = {
+        "FedH2L": server.strategy == "fedh2l",
+        "Standalone": not server.shared,
+        "LG-FedAvg": server.shared != ALL,
+        "DepthFL": train.exits == "mutual",
+        "ScaleFL": train.exits == "deepest",
+        "FjORD": train.distill == "drawn",
+        "HeteroFL, distilled,": train.distill != "none",
+        "SCAFFOLD": "scaffold" in server.stages,
+        "FedRolex": server.slice_rule == "rolling",
+        "Federated Dropout": server.slice_rule.startswith("random"),
+        "FedAvg": len(settings.mix.rates) == 1,
+    }
+    return next((name for name, applies in names.items() if applies), "HeteroFL")
+
+
 def _start_folder(
     folder: RunFolder, workload: Workload, start: Start, strategy: FederationStrategy, clients: int | None
 ) -> None:
     """Begin a run in its folder, and go on from what the folder knows of the rounds that are over."""
     settings = workload.settings
     about = {
-        "title": f"HeteroFL on {settings.data.name}, {settings.mix}",
+        "title": f"{method_name(settings)} on {settings.data.name}, {settings.mix}",
         "device": device_name(workload.device),
         **({"clients": clients} if clients else {}),  # which no setting tells
     }

@@ -1,4 +1,4 @@
-"""What server and clients of our own app share: the data set, its parts, and the model at each rate.
+"""Data set, its partitions and the model at each rate, shared by server and clients of this package's app.
 
 A workload is made once in each process and kept, so data and models survive the rounds of a simulation.
 """
@@ -30,7 +30,7 @@ from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_u
 from heterofl_flwr.training.options import JointLoss
 
 COHORTS = {"cpu": 5, "cuda": 50}
-"""How many clients train together by default, by type of device."""
+"""Default number of clients that train together, by type of device."""
 
 AT_ONCE = {"cpu": 50, "cuda": 1000}
 """Examples that go through a model at once where moments are measured, by type of device."""
@@ -50,14 +50,14 @@ class Workload:
 
     @cached_property
     def facts(self) -> Facts:
-        """What the model's shape follows from; the data set is loaded only where that is not known without."""
-        return Facts.known(self.settings.data.name, self.settings.data.label) or Facts.of(self.dataset)
+        """Facts of the data set that decide the model's shape; it is loaded only if they are not listed."""
+        return Facts.find(self.settings.data.name, self.settings.data.label) or Facts.of(self.dataset)
 
     @cached_property
     def terms(self) -> Terms:
-        """What the numbers of the data set mean; a node with data of its own need not have those that we know."""
+        """Meaning of the data set's values, to which a node with data of its own is aligned."""
         name, label = self.settings.data.name, self.settings.data.label
-        facts = Facts.known(name, label)
+        facts = Facts.find(name, label)
         return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.of_source(name, facts)
 
     @cached_property
@@ -88,7 +88,7 @@ class Workload:
 
     @cached_property
     def metric(self) -> Callable[..., Mapping[str, float]] | None:
-        """What computes further metrics on clients (``evaluate.metric``)."""
+        """Function for further metrics on clients (``evaluate.metric``)."""
         name = self.settings.evaluate.metric
         return load_function(name, "evaluate.metric") if name else None
 
@@ -100,16 +100,18 @@ class Workload:
             return build
         if BLOCKS[model.name] == "exits.*":
             # The widths inside a model are its shallower ones here, with exits of their own.
-            last = train.exits == "last" and train.distill == "none"
-            build = with_exits(build, ensemble=model.ensemble, deepest_only=last)
-        held: dict[str | float, Rates] = {rate: own for rate, own in levels.items() if rate <= self.mix.global_rate}
-        return shallow(build, BLOCKS[model.name], None, levels=held)
+            only_deepest = train.exits == "last" and train.distill == "none"
+            build = with_exits(build, ensemble=model.ensemble, deepest_only=only_deepest)
+        within: dict[str | float, Rates] = {
+            rate: blocks for rate, blocks in levels.items() if rate <= self.mix.global_rate
+        }
+        return shallow(build, BLOCKS[model.name], None, levels=within)
 
     @cached_property
     def builds(self) -> Mapping[str, Build]:
         """From a rate to a model, by its architecture: one, or in FedH2L each of ``distill.models``."""
-        found = {name: Workload(with_architecture(self.settings, name)).build for name in architectures(self.settings)}
-        return found or {self.settings.model.name: self.build}
+        builds = {name: Workload(with_architecture(self.settings, name)).build for name in architectures(self.settings)}
+        return builds or {self.settings.model.name: self.build}
 
     def architecture(self, partition: int) -> str:
         """Return the name of a client's architecture; they are dealt in turns."""
@@ -137,7 +139,7 @@ class Workload:
 
     @property
     def cohort(self) -> int:
-        """How many clients may train together."""
+        """Number of clients that may train together."""
         engine = self.settings.engine
         return (engine.cohort or COHORTS.get(self.device.type, 1)) if engine.name in ("auto", "cohort") else 1
 
@@ -181,7 +183,7 @@ class Workload:
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
         """Return what is trained of a client's model: where inner widths learn too, the smaller models inside it."""
         widths = self.settings.train.distill
-        smaller = (build(other).to(self.device) for other in self.mix.rates if other < rate)
+        smaller = (build(inner).to(self.device) for inner in self.mix.rates if inner < rate)
         return model if widths == "none" else Nested(model, [*smaller], widths)
 
     def joint_loss(self, server_round: int) -> JointLoss | None:
@@ -210,7 +212,7 @@ class Workload:
 
     @property
     def moments_together(self) -> int:
-        """How many such batches go through the model in one pass; a user's may mix the examples of a batch."""
+        """Number of such batches in one forward pass; one for a user's model, which may mix examples of a batch."""
         ours = all(name in MODELS for name in self.builds)
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 

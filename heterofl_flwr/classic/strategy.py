@@ -33,8 +33,11 @@ from heterofl_flwr.classic.translation import (
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
+from heterofl_flwr.federation.options import Training
 from heterofl_flwr.federation.records import RoundRecord, host_log
+from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.stages.client_stage import FULL_PRECISION
 from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Yogi
 from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 from heterofl_flwr.strategies import heterofl
@@ -50,7 +53,7 @@ Instruction = TypeVar("Instruction", FitIns, EvaluateIns)
 CLASSIC_TAU = 1e-9
 """Default ``tau`` of ``FedAdam`` and ``FedAdagrad`` in ``flwr.server.strategy``; that of ``FedYogi`` is ours."""
 
-LACKS = frozenset({"asynchronous", "callbacks", "spare", "upload"})
+LACKS = frozenset({"asynchronous", "callbacks"})
 """Arguments of ``heterofl_flwr.HeteroFL`` that the classic API has no place for."""
 
 
@@ -68,9 +71,9 @@ class HeteroFL(Strategy):
     """Train one global model over clients of unequal size, through Flower's classic API.
 
     Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments. It has no
-    ``callbacks``, as nothing in the classic API says that a round has ended, no ``upload``, as what a ``NumPyClient``
-    returns has no place to say its form, and neither ``spare`` nor ``asynchronous``, as its server waits for all
-    clients that it asks.
+    ``callbacks``, because the classic API does not say that a round has ended, no ``training.upload``, because a
+    ``NumPyClient`` cannot say the form of what it returns, and neither ``sampling.spare`` nor ``asynchronous``, because
+    its server waits for all clients.
 
     Parameters
     ----------
@@ -111,11 +114,14 @@ class HeteroFL(Strategy):
     ) -> None:
         stages: Sequence[ServerStage] = options.get("stages", ())
         # A NumPyClient has no place for the client half of a stage.
-        apart = {stage_name(stage) for stage in stages if stage.client() is not None}
-        if lacks := sorted(apart | (LACKS & options.keys())):
+        conflicts = {stage_name(stage) for stage in stages if stage.client() is not None}
+        sampling, training = options.get("sampling", Sampling()), options.get("training", Training())
+        unsupported = {"sampling.spare": sampling.spare, "training.upload": training.upload != FULL_PRECISION}
+        conflicts |= {name for name, is_set in unsupported.items() if is_set}
+        if lacks := sorted(conflicts | (LACKS & options.keys())):
             raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")
         _warn_of_tau(stages)
-        named = {CLASSIC.get(name, name): own for name, own in options.items()}
+        named = {CLASSIC.get(name, name): value for name, value in options.items()}
         self._inner = _Strategy(build, mix, **named)
         self.federation = self._inner.federation
         self._inner.num_rounds = num_rounds
@@ -140,23 +146,26 @@ class HeteroFL(Strategy):
         self._inner.summary()
         if self._initial_parameters is None:
             return to_parameters(self.federation.architecture.initial_state())
-        arrays, whole = read_parameters(self._initial_parameters), list(self.federation.architecture.model.state_dict())
+        arrays, names_of_state = (
+            read_parameters(self._initial_parameters),
+            list(self.federation.architecture.model.state_dict()),
+        )
         names = self._names
-        if len(arrays) not in (len(names), len(whole)):
+        if len(arrays) not in (len(names), len(names_of_state)):
             raise ConfigError(
                 f"initial_parameters has {len(arrays)} arrays; expected {len(names)}, as parameters_of(model) gives of "
-                f"the global model, or all {len(whole)} of its state_dict"
+                f"the global model, or all {len(names_of_state)} of its state_dict"
             )
-        given = read_tensors(name_arrays(names if len(arrays) == len(names) else whole, arrays))
-        return to_parameters(self.federation.architecture.check_state(given))
+        tensors = read_tensors(name_arrays(names if len(arrays) == len(names) else names_of_state, arrays))
+        return to_parameters(self.federation.architecture.check_state(tensors))
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
         """Return an instruction for each client of the round, with its slice and its rate."""
-        asked, grid = _asked(self._fit_config_fn, server_round), self._grid(client_manager)
+        config, grid = _config(self._fit_config_fn, server_round), self._grid(client_manager)
         with some_identity():
-            sent = self._inner.configure_train(server_round, self._record(parameters), asked, grid)
+            sent = self._inner.configure_train(server_round, self._record(parameters), config, grid)
         return self._instructions(sent, messages.TASK_TRAIN, FitIns)
 
     def aggregate_fit(
@@ -178,9 +187,9 @@ class HeteroFL(Strategy):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Return an instruction for each client that evaluates, with the model and its static batch norm moments."""
-        asked, grid = _asked(self._evaluate_config_fn, server_round), self._grid(client_manager)
+        config, grid = _config(self._evaluate_config_fn, server_round), self._grid(client_manager)
         with some_identity():
-            sent = self._inner.configure_evaluate(server_round, self._record(parameters), asked, grid)
+            sent = self._inner.configure_evaluate(server_round, self._record(parameters), config, grid)
         return self._instructions(sent, messages.TASK_EVALUATE, EvaluateIns)
 
     def aggregate_evaluate(
@@ -199,8 +208,8 @@ class HeteroFL(Strategy):
             return None, {}
         loss = self.log.evaluate.get("loss")
         counted = [answers[number] for number in current.global_answers()]
-        found = self._aggregated(self._evaluate_metrics_fn, counted, self.log.evaluate)
-        return loss, {key: own for key, own in found.items() if self._evaluate_metrics_fn or key != "loss"}
+        metrics = self._aggregated(self._evaluate_metrics_fn, counted, self.log.evaluate)
+        return loss, {key: value for key, value in metrics.items() if self._evaluate_metrics_fn or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
         """Evaluate the global model on the server, if there is a function for it."""
@@ -244,9 +253,9 @@ class HeteroFL(Strategy):
         """Return what a metrics function computes from clients' answers, and note it; without one, the means."""
         if function is None or not answers:
             return dict(means)
-        found = function([(answer.num_examples, answer.metrics) for answer in answers])
-        self.log.note_computed(means, found)
-        return found
+        metrics = function([(answer.num_examples, answer.metrics) for answer in answers])
+        self.log.note_computed(means, metrics)
+        return metrics
 
 
 def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
@@ -260,8 +269,8 @@ def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
             )
 
 
-def _asked(config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:
+def _config(config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:
     """Return what the caller wants to go with a round's instructions."""
-    asked = dict(config_fn(server_round)) if config_fn else {}
-    messages.check_own_keys(asked, RESERVED)
-    return ConfigRecord(cast("dict[str, ConfigRecordValues]", asked))
+    config = dict(config_fn(server_round)) if config_fn else {}
+    messages.check_own_keys(config, RESERVED)
+    return ConfigRecord(cast("dict[str, ConfigRecordValues]", config))

@@ -1,1 +1,1 @@
-"""What every other package may import: errors, files written whole, groups of options."""
+"""Foundations that every other package may import: errors, atomic files, groups of options."""

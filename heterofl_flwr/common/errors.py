@@ -71,7 +71,7 @@ class UnsupportedLayerError(HeteroFLError, TypeError):
 
 FaultKind = Literal["failed", "rejected", "silent", "gone", "late", "simulated"]
 """The client failed; its reply is rejected; none came in time; the node or its process is not there; its replies come
-one message late; a simulated device was lost, which is nobody's fault.
+one message late; a simulated device was lost, which is no fault of the client.
 """
 
 SILENT = "no reply in time"
@@ -91,33 +91,36 @@ class Fault:
 
 
 def short(fault: str, longest: int = LONGEST_FAULT) -> str:
-    """Return what a client failed with as text that is safe to log and to keep: no control characters, its two ends."""
+    """Return a client's error as text that is safe to log: its two ends, no control characters, indented lines.
+
+    Indented, because a line break in a client's error could otherwise forge a line of the log.
+    """
     if len(fault) > longest:
         fault = f"{fault[: longest // 2]} ... {fault[-longest // 2 :]}"
-    return printable(fault)
+    return printable(fault.rstrip("\n")).replace("\n", "\n    ")
 
 
 def printable(text: str) -> str:
     """Return text that a terminal shows and does not obey: without control characters but for line breaks."""
-    return "".join(own if own.isprintable() or own == "\n" else "\N{REPLACEMENT CHARACTER}" for own in text)
+    return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str:
-    """Return what clients failed with: each error once, with the first that had it and the number of the others."""
-    whose: dict[str, list[object]] = {}
-    for who, fault in faults.items():
-        whose.setdefault(fault, []).append(who)
-    others = {fault: f" and {len(all_) - 1} more" if len(all_) > 1 else "" for fault, all_ in whose.items()}
-    named = [f"{what} {all_[0]}{others[fault]}: {fault}".lstrip() for fault, all_ in whose.items()]
-    more = [f"{len(named) - SHOWN_FAULTS} other errors"] if len(named) > SHOWN_FAULTS else []
-    return "; ".join([*named[:SHOWN_FAULTS], *more])
+    """Return the clients' errors, each once, with the first client that had it and the number of further ones."""
+    clients: dict[str, list[object]] = {}
+    for client, fault in faults.items():
+        clients.setdefault(fault, []).append(client)
+    counts = {fault: f" and {len(ids) - 1} more" if len(ids) > 1 else "" for fault, ids in clients.items()}
+    named = [f"{what} {ids[0]}{counts[fault]}: {fault}".lstrip() for fault, ids in clients.items()]
+    rest = [f"{len(named) - SHOWN_FAULTS} other errors"] if len(named) > SHOWN_FAULTS else []
+    return "; ".join([*named[:SHOWN_FAULTS], *rest])
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
-    """Return the first names, sorted, and the number of the others."""
+    """Return the first names, sorted, and the number of the rest."""
     ordered = sorted(names)
-    more = [f"{len(ordered) - most} more"] if len(ordered) > most else []
-    return ", ".join([*ordered[:most], *more])
+    rest = [f"{len(ordered) - most} more"] if len(ordered) > most else []
+    return ", ".join([*ordered[:most], *rest])
 
 
 @contextmanager
@@ -152,13 +155,13 @@ def check_count(name: str, value: object, least: int) -> None:
         raise ConfigError(f"{name} is {value!r}; expected an integer of {least} or more")
 
 
-def unknown_settings(keys: Iterable[str], known: Collection[str]) -> list[str]:
-    """Return what is wrong with keys of settings that do not exist, each with those that may be meant."""
+def unknown_settings(keys: Iterable[str], settings: Collection[str]) -> list[str]:
+    """Return an error for each key that is no setting, with the settings that may be meant."""
     faults = []
-    for key in (own for own in keys if own not in known):
+    for key in (key for key in keys if key not in settings):
         # A key without its group, or with a wrong one, need not be near in letters.
-        near = [own for own in known if own.rpartition(".")[2] == key.rpartition(".")[2]]
-        near = near or get_close_matches(key, known, n=1)
+        near = [name for name in settings if name.rpartition(".")[2] == key.rpartition(".")[2]]
+        near = near or get_close_matches(key, settings, n=1)
         hint = f"did you mean {' or '.join(near)}?" if near else "'heterofl settings' lists them all"
         hint = "sweeps have methods by name: heterofl sweep method=NAME" if key == "method" else hint
         faults.append(f"{key}: no setting has this name; {hint}")

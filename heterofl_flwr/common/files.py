@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
-"""What reading a damaged or forged file raises; endless brackets in JSON end in a ``RecursionError``."""
+"""Errors of reading a damaged or forged file; endless brackets in JSON end in a ``RecursionError``."""
 
 CLIENT_STATES = "*.safetensors"
 """The states of one client, by round."""

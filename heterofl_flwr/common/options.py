@@ -26,7 +26,7 @@ KEYS = ConfigDict(
     alias_generator=lambda name: name.replace("_", "-"),
     use_attribute_docstrings=True,
 )
-"""How groups are read: by keys in kebab-case, of which none is unknown."""
+"""Pydantic's configuration of groups: keys in kebab-case, unknown keys rejected."""
 
 
 def check(test: Callable[[Any], object]) -> AfterValidator:
@@ -67,7 +67,7 @@ def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
     construct = kind.__init__
     for name, option in kind.__pydantic_fields__.items():  # pydantic reads the texts of the class alone
         inherited = (getattr(base, "__pydantic_fields__", {}).get(name) for base in kind.__mro__[1:])
-        option.description = option.description or next((own.description for own in inherited if own), None)
+        option.description = option.description or next((field.description for field in inherited if field), None)
 
     @wraps(construct)
     def checked(self: object, *values: object, **options: object) -> None:
@@ -87,7 +87,7 @@ def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
 
 def specs(kind: Any) -> dict[str, FieldInfo]:
     """Return the options of a group by name, as pydantic describes them."""
-    return {own.name: kind.__pydantic_fields__[own.name] for own in fields(kind)}
+    return {field.name: kind.__pydantic_fields__[field.name] for field in fields(kind)}
 
 
 def values(of: Any) -> dict[str, Any]:
@@ -95,24 +95,35 @@ def values(of: Any) -> dict[str, Any]:
     return {name: getattr(of, name) for name in specs(of)}
 
 
-def pick(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
-    """Return a group with those of the values given that are its options, such as the arguments of a function."""
-    return kind(**{name: given[name] for name in specs(kind) if name in given})
+def is_group(value: object) -> bool:
+    """Whether a value is a group of options."""
+    return hasattr(type(value), "__pydantic_fields__")
+
+
+def same(kind: Any, name: str) -> Any:
+    """Return a field with the default and the text of another group's option."""
+    option = specs(kind)[name]
+    return Field(default=option.default, description=option.description)
+
+
+def pick(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:
+    """Return a group from the arguments that are its options; ignore the rest."""
+    return kind(**{name: arguments[name] for name in specs(kind) if name in arguments})
 
 
 def _explain(kind: Any, error: ValidationError) -> Exception:
-    """Return the error that says of each option what was found and what is expected."""
-    known = {key: own for name, own in specs(kind).items() for key in (name, str(own.alias))}
+    """Return the error that names each wrong option, its value and the values that are expected."""
+    options = {key: field for name, field in specs(kind).items() for key in (name, str(field.alias))}
     faults: dict[str, str] = {}
-    for one in error.errors(include_url=False):
-        name, cause = str(next(iter(one["loc"]), "")), one.get("ctx", {}).get("error")
+    for entry in error.errors(include_url=False):
+        name, cause = str(next(iter(entry["loc"]), "")), entry.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):
             faults[name] = str(cause)
-        elif one["type"] in ("missing", "unexpected_keyword_argument"):
-            return TypeError(f"{kind.__name__}: {one['msg'].lower()}, {name}; it has {', '.join(specs(kind))}")
+        elif entry["type"] in ("missing", "unexpected_keyword_argument"):
+            return TypeError(f"{kind.__name__}: {entry['msg'].lower()}, {name}; it has {', '.join(specs(kind))}")
         else:
-            faults.setdefault(name, f"{name} is {one['input']!r}, expected {expected(known[name])}")
-    return ConfigError(f"{kind.__name__}: {'; '.join(faults[name] for name in (*known, '') if name in faults)}")
+            faults.setdefault(name, f"{name} is {entry['input']!r}, expected {expected(options[name])}")
+    return ConfigError(f"{kind.__name__}: {'; '.join(faults[name] for name in (*options, '') if name in faults)}")
 
 
 _BOUNDS = {"ge": "of {:g} or more", "gt": "above {:g}", "le": "up to {:g}", "lt": "less than {:g}"}
@@ -120,14 +131,14 @@ _BOUNDS = {"ge": "of {:g} or more", "gt": "above {:g}", "le": "up to {:g}", "lt"
 
 def expected(field: FieldInfo) -> str:
     """Return what an option can be, in words that follow "expected"."""
-    words = next((own for own in field.metadata if isinstance(own, str)), None)
+    words = next((entry for entry in field.metadata if isinstance(entry, str)), None)
     if words is not None:
         return words
     if get_origin(field.annotation) is Literal:
         return f"one of {', '.join(option or repr(option) for option in get_args(field.annotation))}"
     if field.annotation is bool:
         return "true or false"
-    bounds = {name: getattr(own, name) for own in field.metadata for name in _BOUNDS if hasattr(own, name)}
+    bounds = {name: getattr(entry, name) for entry in field.metadata for name in _BOUNDS if hasattr(entry, name)}
     if field.annotation is int:
         return "an integer " + ("from {ge} to {le:,}" if "le" in bounds else "of {ge} or more").format(**bounds)
     return "a number " + " and ".join(_BOUNDS[name].format(value) for name, value in bounds.items())

@@ -29,7 +29,7 @@ def named_modules(texts: Iterable[object]) -> set[str]:
 
 
 def allow_modules(modules: Iterable[str]) -> None:
-    """Let these modules, and what they import beside them, be found in the current folder."""
+    """Make these modules of the current folder, and the modules there that they import, importable."""
     folder, allowed = _allowed()
     names = sorted({*modules, *(allowed if folder == os.getcwd() else ())})
     if names:

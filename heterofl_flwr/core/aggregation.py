@@ -113,9 +113,9 @@ class Aggregation:
         self._has_result = True
         return self._aggregator.result()
 
-    def held(self, name: str) -> Tensor:
+    def holders(self, name: str) -> Tensor:
         """Return the total weight of the clients that held each entry of a parameter."""
-        return self._aggregator.held(name)
+        return self._aggregator.holders(name)
 
     def _check_plan(self, plan: Plan) -> None:
         """Raise unless a plan fits the global state and holds floating point alone."""

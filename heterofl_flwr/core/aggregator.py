@@ -1,4 +1,4 @@
-"""What an aggregator is, and the replies that it gets."""
+"""The protocol of aggregators, and the replies that they receive."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class Version:
         """The slice in the shapes of the global model, with zeros elsewhere."""
         state = {}
         for name, axes in self.plan.axes.items():
-            state[name] = self.tensors[name].new_zeros([axis.full for axis in axes])
+            state[name] = self.tensors[name].new_zeros([axis.size for axis in axes])
             Region(state[name], axes).write(self.tensors[name])
         return state
 
@@ -69,7 +69,7 @@ class CheckedReply:
 
 
 class Aggregator(Protocol):
-    """What combines the replies of a round: add them one by one, then ask for the result once.
+    """Combination of the replies of a round: ``add`` each one, then call ``result`` once.
 
     An aggregator is made in each round from the global state, which it never changes. A class attribute ``by_entry``
     that is False says that an entry of the result does not come from that entry of the replies alone, so that no server
@@ -82,7 +82,7 @@ class Aggregator(Protocol):
     def result(self) -> dict[str, Tensor]:
         """Return the new global state in new tensors; entries that no client held are unchanged."""
 
-    def held(self, name: str) -> Tensor:
+    def holders(self, name: str) -> Tensor:
         """Return the total weight of the clients that held each entry of a parameter; also after ``result``."""
 
 

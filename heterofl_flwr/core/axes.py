@@ -10,25 +10,25 @@ from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An axis of ``full`` entries of which ``kept`` are held.
+    """An axis of ``size`` entries; a client holds ``local_size`` of them.
 
-    The axis is made of ``parts`` equal parts, each of which keeps its own ``kept / parts`` entries: the heads of an
+    The axis is made of ``parts`` equal parts, each of which keeps ``local_size / parts`` entries: the heads of an
     attention layer, the gates of an LSTM. Most axes are one part. ``index`` names the positions that every part
     keeps, ascending; without it they are the first.
     """
 
-    full: int
-    kept: int
+    size: int
+    local_size: int
     parts: int = 1
     index: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check that lengths and positions fit one another."""
-        if not 0 <= self.kept <= self.full:
-            raise ShapeError(f"an axis of {self.full} entries cannot keep {self.kept}")
-        if self.parts < 1 or self.full % self.parts or self.kept % self.parts:
+        if not 0 <= self.local_size <= self.size:
+            raise ShapeError(f"an axis of {self.size} entries cannot keep {self.local_size}")
+        if self.parts < 1 or self.size % self.parts or self.local_size % self.parts:
             raise ShapeError(
-                f"an axis that keeps {self.kept} of {self.full} entries does not divide into {self.parts} parts"
+                f"an axis that keeps {self.local_size} of {self.size} entries does not divide into {self.parts} parts"
             )
         index, (part_length, part_kept) = self.index, self.part
         if index is None:
@@ -42,17 +42,17 @@ class Axis:
     @property
     def part(self) -> tuple[int, int]:
         """The full and the kept length of one part."""
-        return self.full // self.parts, self.kept // self.parts
+        return self.size // self.parts, self.local_size // self.parts
 
     def contains(self, axis: "Axis") -> bool:
         """Whether every entry that another axis holds is held here."""
-        return self.full == axis.full and positions(axis) <= positions(self)
+        return self.size == axis.size and positions(axis) <= positions(self)
 
     def sliced(self, function: SliceFunction) -> "Axis":
         """Return this axis with the positions that ``function`` keeps of each part."""
         # What is held whole, or a prefix, has one form only, so that plans that mean the same are equal.
-        if self.kept == self.full:
-            return Axis(self.full, self.full)
+        if self.local_size == self.size:
+            return Axis(self.size, self.size)
         index = self._find_index(function)
         return replace(self, index=None if index == tuple(range(self.part[1])) else index)
 
@@ -106,13 +106,13 @@ class CoupledAxis(Axis):
 
     def __hash__(self) -> int:
         """Leave out what is long; axes that differ only in it are rare."""
-        return hash((self.full, self.kept, self.groups))
+        return hash((self.size, self.local_size, self.groups))
 
     def _find_index(self, function: SliceFunction) -> tuple[int, ...]:
         channels_kept = []
-        for channels, kept in self.groups:
-            index = None if kept == channels else function(channels, kept)
-            channels_kept.append(set(range(kept) if index is None else map(int, index)))
+        for channels, width in self.groups:
+            index = None if width == channels else function(channels, width)
+            channels_kept.append(set(range(width) if index is None else map(int, index)))
         return tuple(
             place for place, (group, channel) in enumerate(self.places) if group < 0 or channel in channels_kept[group]
         )
@@ -122,14 +122,14 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
     """Return the axis that keeps the first channels of each group: a plain ``Axis`` where one can express it."""
     length = len(places)
     used = sorted({group for group, _ in places if group >= 0})
-    kept = sum(group < 0 or channel < groups[group][1] for group, channel in places)
-    if len(used) == 1 and kept < length:
+    local_size = sum(group < 0 or channel < groups[group][1] for group, channel in places)
+    if len(used) == 1 and local_size < length:
         channels = groups[used[0]][0]
         if list(places) == [(used[0], channel) for channel in range(channels)] * (length // channels):
-            return Axis(length, kept, length // channels)
+            return Axis(length, local_size, length // channels)
     numbers = {group: number for number, group in enumerate(used)} | {-1: -1}
     renumbered = tuple((numbers[group], channel) for group, channel in places)
-    return CoupledAxis(length, kept, 1, None, tuple(groups[group] for group in used), renumbered).sliced(prefix)
+    return CoupledAxis(length, local_size, 1, None, tuple(groups[group] for group in used), renumbered).sliced(prefix)
 
 
 def positions(axis: Axis) -> set[int]:

@@ -46,17 +46,17 @@ class Nested(NamedTuple):
 @lru_cache(maxsize=4096)
 def nest(slices: tuple[Axes, ...]) -> Nested | None:
     """Return prefix slices ordered by size, or None if they are not nested."""
-    ordered = sorted(slices, key=lambda axes: [axis.kept for axis in axes], reverse=True)
+    ordered = sorted(slices, key=lambda axes: [axis.local_size for axis in axes], reverse=True)
     parts: list[int] = []
     bounds: list[tuple[int, ...]] = []
     for column in zip(*ordered, strict=True):
-        kept = [axis.kept for axis in column]
-        divided = {axis.parts for axis in column if axis.kept < axis.full} or {1}
-        if kept != sorted(kept, reverse=True) or len(divided) > 1:
+        sizes = [axis.local_size for axis in column]
+        divided = {axis.parts for axis in column if axis.local_size < axis.size} or {1}
+        if sizes != sorted(sizes, reverse=True) or len(divided) > 1:
             return None
         parts += divided
     # The upper bounds of the whole tensor and of each slice on each dimension.
-    for lengths in ([axis.full for axis in ordered[0]], *([axis.kept for axis in axes] for axes in ordered)):
+    for lengths in ([axis.size for axis in ordered[0]], *([axis.local_size for axis in axes] for axes in ordered)):
         pairs = zip(lengths, parts, strict=True)
         bounds.append(tuple(bound for length, n in pairs for bound in ([n, length // n] if n > 1 else [length])))
     core = tuple(map(slice, bounds[-1]))
@@ -93,7 +93,7 @@ def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
     for axes, count in counts.items():
         number = torch.as_tensor(count, dtype=total.dtype, device=total.device)
         by_row = number.view(-1, *[1] * (len(axes) - 1)) if number.dim() else number
-        Region(weights, axes).add(by_row.expand([axis.kept for axis in axes]).contiguous(), 1.0)
+        Region(weights, axes).add(by_row.expand([axis.local_size for axis in axes]).contiguous(), 1.0)
     return weights
 
 
@@ -130,8 +130,8 @@ class Holders:
         by_row = self._by_row.setdefault(plan, {})
         for name in rows.keys() & plan.axes.keys() - by_row.keys():
             axis = plan.axes[name][0]
-            if axis.kept == axis.full:
-                by_row[name] = torch.full((axis.full,), before, dtype=torch.float64)
+            if axis.local_size == axis.size:
+                by_row[name] = torch.full((axis.size,), before, dtype=torch.float64)
         for name, weights in by_row.items():
             weights[rows.get(name, slice(None))] += weight
         self._weights[plan] = before + weight
@@ -146,7 +146,7 @@ class Holders:
         return counts
 
     @torch.no_grad()
-    def held(self, name: str) -> Tensor:
+    def holders(self, name: str) -> Tensor:
         """Return the weight of each entry of a parameter."""
         old = self._state[name]
         return held_by(torch.empty_like(old, dtype=sum_dtype(old)), self.counts(name))
@@ -161,7 +161,7 @@ class Sums:
 
     @torch.no_grad()
     def add(self, plan: Plan, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor], weight: float) -> None:
-        """Add a client's parameters, of which only some rows may count."""
+        """Add a client's parameters, or only their rows that count."""
         for name, axes in plan.axes.items():
             old = self._state[name]
             local, is_first = tensors[name].to(old.device), name not in self._sums
@@ -169,7 +169,7 @@ class Sums:
             if is_first:
                 self._sums[name] = empty_sum(old)
             region = Region(self._sums[name], axes)
-            if is_first and region.whole and weight == 1 and index is None:
+            if is_first and region.is_whole and weight == 1 and index is None:
                 # The first reply is copied: zeroing a large sum just to add to it costs as much again.
                 region.view.copy_(local)
                 continue
@@ -210,6 +210,6 @@ class CountingMean:
         """Return the new global state."""
         return self._sums.means(self._holders)
 
-    def held(self, name: str) -> Tensor:
+    def holders(self, name: str) -> Tensor:
         """Return the total weight of the clients that held each entry of a parameter."""
-        return self._holders.held(name)
+        return self._holders.holders(name)

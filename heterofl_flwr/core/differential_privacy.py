@@ -1,8 +1,7 @@
 """Clipping and noise that fit the counting mean.
 
-A mean over the clients that held an entry moves by up to C/m where one of m clients changes by up to C, so the noise on
-it is that on the sum, divided by m: entries that few hold get more. An entry that nobody held is not released anew, and
-gets none.
+The mean over m holders of an entry moves by up to C/m where one client changes by up to C, so its noise is that of the
+sum, divided by m: entries with few holders get more. An entry without a holder keeps its value and gets no noise.
 
 What is summed are whole numbers of steps of a grid, in double precision, which adds them exactly. A client's change is
 shortened first and rounded towards zero then, so rounding makes no change longer than C, and the sum moves by no more
@@ -47,9 +46,9 @@ class Keystream:
     """
 
     def __init__(self, key: bytes | None = None) -> None:
-        own = secrets.token_bytes(32) if key is None else key
         # Each key makes one stream, so the counter can begin at 0.
-        self._encryptor = Cipher(algorithms.AES256(own), modes.CTR(bytes(16))).encryptor()
+        cipher = algorithms.AES256(secrets.token_bytes(32) if key is None else key)
+        self._encryptor = Cipher(cipher, modes.CTR(bytes(16))).encryptor()
 
     def words(self, number: int) -> NDArray[np.uint64]:
         """Return the next words of 64 bits."""
@@ -67,15 +66,15 @@ def draw(stream: Keystream, shape: torch.Size) -> Tensor:
 
 
 def _values(stream: Keystream, number: int) -> NDArray[np.int64]:
-    values, kept = _proposed(stream, number)
-    again = np.flatnonzero(~kept)
-    if len(again):
-        values[again] = _values(stream, len(again))
+    values, accepted = _proposed(stream, number)
+    rejected = np.flatnonzero(~accepted)
+    if len(rejected):
+        values[rejected] = _values(stream, len(rejected))
     return values
 
 
 def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return values, and which of them to keep."""
+    """Return values, and which of them are accepted."""
     # From the top: the cell of the table, the sign, ``fine``, and the first bits of the number that decides.
     word = stream.words(number)
     cell = (word >> np.uint64(64 - _CELL_BITS)).view(np.int64)
@@ -89,14 +88,14 @@ def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArra
     coarse[split] = len(tails) - np.searchsorted(tails, share, side="right")
     base = coarse << _FINE_BITS
     value = base + fine
-    # 1 - exp(-x) is below x, so almost all are kept without a look at the exact probability.
+    # 1 - exp(-x) is below x, so almost all are accepted without a look at the exact probability.
     exponent = fine * (value + base)
-    kept = (decides << _KEEP_SHIFT) > exponent
-    doubtful = np.flatnonzero(~kept)
+    accepted = (decides << _KEEP_SHIFT) > exponent
+    doubtful = np.flatnonzero(~accepted)
     share = (decides[doubtful] + _share(stream, len(doubtful))) / 2**_KEEP_BITS
-    kept[doubtful] = share >= -np.expm1(exponent[doubtful] / (-2 * DEVIATION**2))
-    kept &= (value > 0) | (negative == 0)  # else 0 would come twice as often
-    return (value ^ -negative) + negative, kept
+    accepted[doubtful] = share >= -np.expm1(exponent[doubtful] / (-2 * DEVIATION**2))
+    accepted &= (value > 0) | (negative == 0)  # else 0 would come twice as often
+    return (value ^ -negative) + negative, accepted
 
 
 def _share(stream: Keystream, number: int) -> NDArray[np.float64]:
@@ -133,15 +132,15 @@ def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: flo
     if length <= clip:
         return dict(after)
     share = _ROUNDING * clip / length
-    return {name: torch.lerp(before[name], own, share) for name, own in after.items()}
+    return {name: torch.lerp(before[name], tensor, share) for name, tensor in after.items()}
 
 
 @torch.no_grad()
 def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Name, Tensor]:
     """Return a vector, given in double precision, in whole steps of the grid, with an L2 norm of at most ``clip``."""
-    length = math.hypot(*(own.norm().item() for own in vector.values()))
+    length = math.hypot(*(part.norm().item() for part in vector.values()))
     share = min(1.0, _ROUNDING * clip / length) if length else 1.0
-    return {name: (own * share / step).trunc_() for name, own in vector.items()}
+    return {name: (part * share / step).trunc_() for name, part in vector.items()}
 
 
 @torch.no_grad()
@@ -154,20 +153,20 @@ def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
 def released(
     old: Mapping[str, Tensor],
     mean: Mapping[str, Tensor],
-    held: Callable[[str], Tensor],
+    holders: Callable[[str], Tensor],
     step: float,
     stream: Keystream | None = None,
 ) -> dict[str, Tensor]:
     """Return the global state after a round, with noise.
 
     ``old`` is the state before the round, ``mean`` the counting mean of the clients' changes in steps of the grid (in
-    double precision), ``held`` gives how many clients held each entry of a parameter (``Aggregation.held``), and
-    ``step`` is the distance of two points of the grid. Only tests give a ``stream``.
+    double precision), ``holders`` the number of holders of each entry of a parameter (``Aggregation.holders``), and
+    ``step`` the distance of two points of the grid. Only tests give a ``stream``.
     """
     stream = stream or Keystream()
-    new = {name: own.clone(memory_format=torch.contiguous_format) for name, own in old.items()}
-    for name, own in new.items():
-        parts = (values.reshape(-1).split(BLOCK) for values in (own, mean[name], held(name)))
+    new = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in old.items()}
+    for name, tensor in new.items():
+        parts = (values.reshape(-1).split(BLOCK) for values in (tensor, mean[name], holders(name)))
         for entries, means, clients in zip(*parts, strict=True):
             # Dividing rounded the means, by far less than would lead to another whole sum.
             total = (means * clients).round_()
@@ -181,13 +180,13 @@ ORDERS: Sequence[float] = tuple(1 + 2 ** (step / 8) for step in range(-80, 161))
 
 
 def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -> list[float]:
-    """Return the Rényi divergence of so many releases, which add up, by order."""
+    """Return the Rényi divergence of all releases together, by order."""
     return [releases * order / (2 * noise**2) for order in orders]
 
 
 def epsilon(spent: Sequence[float], delta: float, orders: Sequence[float] = ORDERS) -> float:
     """Return the epsilon of divergences by order (Canonne, Kamath and Steinke, 2020, proposition 12)."""
     return min(
-        max(own + math.log1p(-1 / order) - math.log(delta * order) / (order - 1), 0.0)
-        for own, order in zip(spent, orders, strict=True)
+        max(divergence + math.log1p(-1 / order) - math.log(delta * order) / (order - 1), 0.0)
+        for divergence, order in zip(spent, orders, strict=True)
     )

@@ -5,6 +5,8 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 
+from heterofl_flwr.common.errors import printable
+
 NOTHING = "-"
 
 
@@ -85,10 +87,10 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> 
         return file.getvalue().rstrip("\n")
     if style == "markdown":
         return markdown(header, rows, "---:")
-    label, *widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [
-        "  ".join([row[0].strip().ljust(label), *map(str.rjust, row[1:], widths)]).rstrip() for row in [header, *rows]
-    ]
+    # A terminal shows this style, and its names may be from somebody else's run.
+    texts = [[printable(cell) for cell in row] for row in (header, *rows)]
+    label, *widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    lines = ["  ".join([row[0].strip().ljust(label), *map(str.rjust, row[1:], widths)]).rstrip() for row in texts]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

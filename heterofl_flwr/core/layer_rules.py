@@ -125,7 +125,10 @@ def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
     """Return the axes of a layer whose last groups or heads are dropped."""
     return {
-        name: tuple(PrefixAxis(axis.full, axis.kept, axis.parts) if axis.kept < axis.full else axis for axis in of_name)
+        name: tuple(
+            PrefixAxis(axis.size, axis.local_size, axis.parts) if axis.local_size < axis.size else axis
+            for axis in of_name
+        )
         for name, of_name in axes.items()
     }
 
@@ -205,8 +208,8 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
         if name in layers and not ruled:
             axes = _find_layer_axes(name, layer, layers[name]) | axes
     for name, shape in shapes.items():
-        lengths = tuple(axis.kept for axis in axes.get(name, ()))
-        if name not in axes or lengths != shape or tuple(axis.full for axis in axes[name]) != expected[name]:
+        lengths = tuple(axis.local_size for axis in axes.get(name, ()))
+        if name not in axes or lengths != shape or tuple(axis.size for axis in axes[name]) != expected[name]:
             raise ShapeError(
                 f"parameter {name}: its rule gives {axes.get(name)}, but the model has {shape} of {expected[name]}"
             )

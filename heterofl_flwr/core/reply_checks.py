@@ -133,12 +133,14 @@ class LabelRows:
                 raise ReplyError(
                     f"labels names {head!r}; expected layers or parameters of label_rows: {self._listed()}"
                 )
-            index = self.held(plan, classes, sizes)
+            index = self.indices(plan, classes, sizes)
             if index is not None:
                 rows |= {name: index[index < size] for name, size in sizes.items() if name in plan.axes}
         return rows
 
-    def held(self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None) -> Tensor | None:
+    def indices(
+        self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
+    ) -> Tensor | None:
         """Return the rows that count for a client in parameters of these sizes, ascending, or None for all."""
         sizes = self.sizes if sizes is None else sizes
         if labels is None:
@@ -149,7 +151,7 @@ class LabelRows:
                 "which layer has a row for each class: name it, as label_rows=['head.weight', 'head.bias'], or send no "
                 "labels"
             )
-        cut = [name for name in sizes if name in plan.axes and plan.axes[name][0].kept != sizes[name]]
+        cut = [name for name in sizes if name in plan.axes and plan.axes[name][0].local_size != sizes[name]]
         if cut:
             raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
         number = min(sizes.values())

@@ -27,7 +27,7 @@ from heterofl_flwr.core.counting_mean import Holders, sum_dtype
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 RobustKind = Literal["trimmed", "median"]
-"""How three holders or more of an entry are combined."""
+"""Robust mean of an entry with three holders or more."""
 
 Few = Literal["mean", "keep"]
 """The new value of entries with one or two holders: their plain mean, or the old value."""
@@ -41,7 +41,7 @@ class Robust:
     """A mean that a minority of hostile clients cannot move far."""
 
     mean: RobustKind = "trimmed"
-    """How three holders or more of an entry are combined."""
+    """Robust mean of an entry with three holders or more."""
     trim: Annotated[float, Strict(), Field(ge=0, lt=0.5)] = 0.2
     """Fraction of an entry's holders that trimmed drops at each end, rounded down, but at least one."""
     few: Few = "mean"
@@ -102,9 +102,9 @@ class RobustMean:
         self._changes = []
         return new
 
-    def held(self, name: str) -> Tensor:
+    def holders(self, name: str) -> Tensor:
         """Return the number of holders of each entry; 0 where they are too few to move it."""
-        holders = self._holders.held(name)
+        holders = self._holders.holders(name)
         return holders.where(holders >= self._robust.fewest, 0.0)
 
     def _stack(self, name: str) -> Tensor:

@@ -106,7 +106,7 @@ class Plan:
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of each of the client's parameters."""
-        return {name: tuple(axis.kept for axis in axes) for name, axes in self.axes.items()}
+        return {name: tuple(axis.local_size for axis in axes) for name, axes in self.axes.items()}
 
     @cached_property
     def parameters(self) -> int:
@@ -166,7 +166,7 @@ class Plan:
     def check_state(self, global_state: Mapping[str, Tensor]) -> None:
         """Raise ``ShapeError`` unless this plan was made for a model of these shapes."""
         for name, axes in self.axes.items():
-            expected = tuple(axis.full for axis in axes)
+            expected = tuple(axis.size for axis in axes)
             if name not in global_state:
                 remedy = "ArrayRecord(build(rate).state_dict()) has the names that are expected"
                 raise ShapeError(f"the global state has no parameter {name}; it has {_some(global_state)}: {remedy}")
@@ -183,7 +183,7 @@ def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFu
     for name, plan_axes in axes.items():
         parts = {axis: number for pattern, (number, axis) in heads.items() if fnmatchcase(name, pattern)}
         try:
-            with_parts = axes_between([axis.full for axis in plan_axes], [axis.kept for axis in plan_axes], parts)
+            with_parts = axes_between([axis.size for axis in plan_axes], [axis.local_size for axis in plan_axes], parts)
         except ShapeError as error:
             raise ShapeError(f"parameter {name} with heads {parts}: {error}") from error
         headed[name] = tuple(with_parts[number] if number in parts else axis for number, axis in enumerate(plan_axes))
@@ -223,14 +223,14 @@ def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
 class Region:
     """The entries of one tensor that one slice holds."""
 
-    __slots__ = ("_index", "_local_shape", "_shape", "view", "whole")
+    __slots__ = ("_index", "_local_shape", "_shape", "is_whole", "view")
 
     def __init__(self, tensor: Tensor, axes: Axes) -> None:
-        opened, place, prefix, self._shape, self._local_shape, self.whole = _find_geometry(
-            tuple([(axis.full, axis.kept, axis.parts, axis.index is None) for axis in axes])
+        opened, place, prefix, self._shape, self._local_shape, self.is_whole = _find_geometry(
+            tuple([(axis.size, axis.local_size, axis.parts, axis.index is None) for axis in axes])
         )
         view = tensor if len(opened) == tensor.dim() else tensor.view(opened)
-        self.view = view if self.whole else view[place]
+        self.view = view if self.is_whole else view[place]
         self._index = None if prefix else _build_index(axes, tensor.device)
 
     def part(self) -> Tensor:

@@ -48,13 +48,13 @@ class Clocks:
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
         """Return the staleness of a reply: of its plan, then of each smaller plan inside with more."""
-        steps = {other: number - sent.moved.get(other, 0) for other, number in self._moved.items()}
-        total = sum(number for other, number in steps.items() if _contains(other, plan))
+        steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
+        total = sum(number for region, number in steps.items() if _contains(region, plan))
         staleness = {plan: total}
-        for other, number in steps.items():
-            if number and not _contains(other, plan):
+        for region, number in steps.items():
+            if number and not _contains(region, plan):
                 total += number
-                staleness[other] = total
+                staleness[region] = total
         return staleness
 
 
@@ -120,13 +120,13 @@ class StaleMean:
     def result(self) -> dict[str, Tensor]:
         """Return the new global state, and advance the clocks of the entries that it moved."""
         new = self._sums.means(self._holders)
-        whole = Plan({name: tuple(Axis(size, size) for size in old.shape) for name, old in self._state.items()})
-        self._clocks.step({whole} if self._one_clock else self._holders.plans)
+        full_plan = Plan({name: tuple(Axis(size, size) for size in old.shape) for name, old in self._state.items()})
+        self._clocks.step({full_plan} if self._one_clock else self._holders.plans)
         return new
 
-    def held(self, name: str) -> Tensor:
+    def holders(self, name: str) -> Tensor:
         """Return the total weight of the clients that held each entry of a parameter, less for stale replies."""
-        return self._holders.held(name)
+        return self._holders.holders(name)
 
 
 @lru_cache(maxsize=4096)
@@ -136,5 +136,7 @@ def _within(outer: Axes, inner: Axes) -> Axes:
     for large, small in zip(outer, inner, strict=True):
         inside = positions(small)
         index = tuple(number for number, position in enumerate(sorted(positions(large))) if position in inside)
-        relative.append(Axis(large.kept, small.kept, index=None if index == tuple(range(small.kept)) else index))
+        relative.append(
+            Axis(large.local_size, small.local_size, index=None if index == tuple(range(small.local_size)) else index)
+        )
     return tuple(relative)

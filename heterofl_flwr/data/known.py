@@ -92,7 +92,7 @@ class Facts:
         return cls(tuple(dataset.train.inputs.shape[1:]), dataset.classes, dataset.augment)
 
     @classmethod
-    def known(cls, name: str, label: str = "") -> Self | None:
+    def find(cls, name: str, label: str = "") -> Self | None:
         """Return the facts of a data set with these labels; None if they are not known before it is read."""
         source = SOURCES.get(short_name(name), Source(name))
         number = source.classes.get(label) if label else next(iter(source.classes.values()), None)

@@ -123,7 +123,7 @@ class Grouping:
         return None if ((places[:, 0] < 0) & (roots > 0)).any() else places
 
 
-def kept_positions(places: Places, kept: Sequence[int]) -> Row:
+def kept_positions(places: Places, widths: Sequence[int]) -> Row:
     """Return the positions of an axis that are kept, ascending."""
     # Group -1, which is always kept, is the last entry here.
-    return np.flatnonzero(places[:, 1] < np.array([*kept, 1])[places[:, 0]])
+    return np.flatnonzero(places[:, 1] < np.array([*widths, 1])[places[:, 0]])

@@ -50,15 +50,15 @@ class Findings(NamedTuple):
 
 def check_slice(
     steps: Sequence[Step] | None,
-    kept: Sequence[int],
+    widths: Sequence[int],
     sizes: Sequence[int],
     skeleton: Skeleton,
     example_inputs: object,
     rate: float,
 ) -> Findings:
     """Run a slice and compare it with the steps of the trace, if given; raise an error at the first difference."""
-    expected, findings = _expected(steps or (), kept), Findings(set(), set())
-    powers = [1.0, *((few / size) ** power for few, size in set(zip(kept, sizes, strict=True)) for power in _POWERS)]
+    expected, findings = _expected(steps or (), widths), Findings(set(), set())
+    powers = [1.0, *((few / size) ** power for few, size in set(zip(widths, sizes, strict=True)) for power in _POWERS)]
 
     def compare(called: Call) -> None:
         if steps is not None and called.name not in QUIET:
@@ -88,10 +88,10 @@ def check_slice(
 _END = Step("nothing more", [], [])
 
 
-def _expected(steps: Sequence[Step], kept: Sequence[int]) -> Iterator[Step]:
+def _expected(steps: Sequence[Step], widths: Sequence[int]) -> Iterator[Step]:
     """Yield steps with the lengths of a slice, from the number of channels kept of each group."""
     arrays = {id(x): x for step in steps for shape in step.outputs for x in shape if isinstance(x, np.ndarray)}
-    counts = {key: len(kept_positions(array, kept)) for key, array in arrays.items()}  # few, in many steps
+    counts = {key: len(kept_positions(array, widths)) for key, array in arrays.items()}  # few, in many steps
     for step in steps:
         yield step._replace(outputs=[[counts.get(id(x), x) for x in shape] for shape in step.outputs])
 

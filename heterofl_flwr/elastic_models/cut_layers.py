@@ -23,7 +23,7 @@ class Slice:
     """Part of a model: its channels, and the number of channels kept of each group."""
 
     channels: Channels
-    kept: tuple[int, ...]
+    widths: tuple[int, ...]
 
     def __deepcopy__(self, memo: object) -> "Slice":
         """Return this: it never changes."""
@@ -33,7 +33,7 @@ class Slice:
         """Return the part of one of the model's tensors, as a copy."""
         whole_tensor = tensor
         for axis, places in enumerate(self.channels.axes.get(name, ())):
-            indices = None if places is None else kept_positions(places, self.kept)
+            indices = None if places is None else kept_positions(places, self.widths)
             if indices is not None and len(indices) < tensor.shape[axis]:
                 tensor = tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))
         return tensor.clone() if tensor is whole_tensor else tensor
@@ -46,16 +46,16 @@ class Slice:
         """Return which part of each of this slice's parameters a smaller slice holds."""
         if not self.channels.equal(smaller.channels):
             raise ShapeError("the two models are slices of different models, or of one that was traced differently")
-        if any(its > mine for mine, its in zip(self.kept, smaller.kept, strict=True)):
+        if any(its > mine for mine, its in zip(self.widths, smaller.widths, strict=True)):
             raise ShapeError("the local model keeps more channels than the global one")
-        groups = tuple(zip(self.kept, smaller.kept, strict=True))
+        groups = tuple(zip(self.widths, smaller.widths, strict=True))
         axes_by_places: dict[int, Axis] = {}  # equal axes have one array, and large models have many
 
         def axis(length: int, places: Places | None) -> Axis:
             if places is None:
                 return Axis(length, length)
             if id(places) not in axes_by_places:
-                places_here = places[kept_positions(places, self.kept)]
+                places_here = places[kept_positions(places, self.widths)]
                 axes_by_places[id(places)] = build_channel_axis(list(map(tuple, places_here.tolist())), groups)
             return axes_by_places[id(places)]
 

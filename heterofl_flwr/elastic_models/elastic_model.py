@@ -76,17 +76,17 @@ class Elastic:
         """Return the slice of a rate with nothing attached, after it has once done the steps of the full model."""
         part = self.part(rate)
         model = self._cut(part)
-        if part.kept not in self.checked_widths:
+        if part.widths not in self.checked_widths:
             sizes = self.traced.channels.sizes
             # torch calls other operators for a width of 1, as einsum does. So the steps are those of a slice in which
             # no group is as narrow, and of this one only that it runs.
-            wide = tuple(max(few, min(2, size)) for few, size in zip(part.kept, sizes, strict=True))
+            wide = tuple(max(few, min(2, size)) for few, size in zip(part.widths, sizes, strict=True))
             if wide not in self.checked_widths:
                 slice_ = Slice(self.traced.channels, wide)
                 self._check(self._cut(slice_), slice_, rate, self.traced.steps)
-            if part.kept != wide:
+            if part.widths != wide:
                 self._check(model, part, rate, None)
-            self.checked_widths |= {wide, part.kept}
+            self.checked_widths |= {wide, part.widths}
         return model
 
     def _cut(self, part: Slice) -> nn.Module:
@@ -94,7 +94,7 @@ class Elastic:
         model = copy_with(self.model, part.cut)
         layers = dict(model.named_modules(remove_duplicate=False))
         for number, places in self.traced.numbers.items():
-            attributes, value = layers[number.layer].__dict__, len(kept_positions(places, part.kept))
+            attributes, value = layers[number.layer].__dict__, len(kept_positions(places, part.widths))
             if number.place is not None:  # it is one of a sequence
                 old: Any = attributes[number.name]
                 value = type(old)(
@@ -108,7 +108,7 @@ class Elastic:
     def _check(self, model: nn.Module, part: Slice, rate: float, steps: Sequence[Step] | None) -> None:
         """Compare a slice with the steps of the full model; warn of numbers that fit the full width alone."""
         skeleton = Skeleton(model, self.traced.says_tracing)
-        findings = check_slice(steps, part.kept, part.channels.sizes, skeleton, self.example_inputs, rate)
+        findings = check_slice(steps, part.widths, part.channels.sizes, skeleton, self.example_inputs, rate)
         for layers, text in zip(findings, (_LITERAL, _FACTORS), strict=True):
             if layers:
                 warnings.warn(text.format(", ".join(sorted(layers))), stacklevel=4)

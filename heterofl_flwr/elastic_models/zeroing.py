@@ -152,7 +152,7 @@ def compare_by_zeroing(full_model: nn.Module, slice_: nn.Module, part: Slice, ex
     for name, tensor in named_tensors(models[1]).items():
         for axis, places in enumerate(part.channels.axes.get(name, ())):
             if places is not None:
-                dropped = np.setdiff1d(np.arange(len(places)), kept_positions(places, part.kept))
+                dropped = np.setdiff1d(np.arange(len(places)), kept_positions(places, part.widths))
                 tensor.detach().index_fill_(axis, torch.from_numpy(dropped), 0)
     recorder = _Recorder()
     try:

@@ -26,9 +26,9 @@ PASSES = TrainOptions(learning_rate=0.01, epochs=2, batch_size=20)
 @cache
 def read_images() -> tuple[Dataset, Split]:
     """Return the data set of the clients, and the images that the base model is trained on."""
-    found = load_dataset("mnist")
-    base, own = (found.train.select(rows) for rows in torch.arange(len(found.train)).chunk(2))
-    return replace(found, name="turned-mnist", train=_turned(own), test=_turned(found.test)), base
+    dataset = load_dataset("mnist")
+    base, clients = (dataset.train.select(rows) for rows in torch.arange(len(dataset.train)).chunk(2))
+    return replace(dataset, name="turned-mnist", train=_turned(clients), test=_turned(dataset.test)), base
 
 
 def _turned(split: Split) -> Split:

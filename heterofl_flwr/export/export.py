@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, first_line, short
@@ -15,11 +16,13 @@ from heterofl_flwr.common.files import writing
 from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Traced, formats_named
 from heterofl_flwr.nn.execution import call
 from heterofl_flwr.nn.measure_moments import batch_norms
+from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.static_norm import with_static_norm
 
 BATCH: Axes = {0: "batch"}
 
 TOLERANCE = 1e-4
-"""How far an output may be from the model's, as a share of the largest of the model's outputs.
+"""Largest distance of an output from the model's, as a fraction of the largest of the model's outputs.
 
 Float32 has seven digits. With additions in another order a deep model keeps about five of them; another model, or one
 with wrong statistics, none. The share is of the largest output because an error is as large as the terms that were
@@ -34,7 +37,8 @@ def export_model(
     *,
     formats: Sequence[str] = tuple(FORMATS),
     dynamic: Axes = BATCH,
-    outputs: Sequence[str] = ("logits",),
+    outputs: Sequence[str] = (),
+    moments: Moments | None = None,
 ) -> dict[str, int]:
     """Write a model's files into a folder, and return how many bytes each format takes.
 
@@ -44,7 +48,7 @@ def export_model(
     Parameters
     ----------
     model : nn.Module
-        Any model; one with static batch norm as ``with_static_norm`` returns it. It is copied, never changed.
+        Any model. It is copied, never changed.
     inputs : object
         Real examples, such as some of the test data: a tensor, a tuple of the model's arguments, or a mapping of named
         ones. Files are compared on them. None of them is written.
@@ -56,7 +60,9 @@ def export_model(
         Which axes of the inputs may have any length, and their names; for a model that reads text,
         ``{0: "batch", 1: "sequence"}``.
     outputs : Sequence[str]
-        What the outputs are called in ONNX.
+        Names of the outputs in ONNX; by default the keys of a dict that the model returns, or else ``logits``.
+    moments : Moments | None
+        Static batch norm moments of a model whose batch norm has no statistics, such as ``strategy.moments[rate]``.
 
     Raises
     ------
@@ -64,33 +70,36 @@ def export_model(
         If the model cannot be exported, or a file says something else than it does.
     """
     chosen = formats_named(formats)
-    given = read_inputs(inputs)
-    own = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    _check_statistics(own)
-    expected = _compute(lambda found: call(own, found), given)
-    if not all(bool(one.isfinite().all()) for one in expected):
+    examples = read_inputs(inputs)
+    copied = copy.deepcopy(model if moments is None else with_static_norm(model, moments))
+    copied.cpu().eval().requires_grad_(False)
+    _check_statistics(copied)
+    with torch.inference_mode():
+        returned = call(copied, examples)
+    expected, names = _read_outputs(returned), _name_outputs(returned, outputs)
+    if not all(bool(output.isfinite().all()) for output in expected):
         raise HeteroFLError(
             "the model's own outputs hold NaN or infinities: its training has diverged, or the inputs are not what it "
             "was trained on"
         )
-    traced = Traced(own, trace(own, given, dynamic), given, dynamic, outputs)
+    traced = Traced(copied, trace(copied, examples, dynamic), examples, dynamic, names)
     target = Path(folder)
     sizes: dict[str, int] = {}
     with writing(target), TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        for name, one in chosen.items():
-            path = Path(temporary, one.file)
+        for name, kind in chosen.items():
+            path = Path(temporary, kind.file)
             try:
-                one.write(traced, path)
-                opened = one.open(traced, path)
+                kind.write(traced, path)
+                opened = kind.open(traced, path)
             except (HeteroFLError, OSError):
                 raise
             except Exception as error:  # of torch, of ONNX's exporter and of its runtime
                 raise HeteroFLError(
-                    f"{type(model).__name__} cannot be written as {name} and opened again: {_whole(error)}. Other "
-                    f"formats: {', '.join(own for own in FORMATS if own != name)} (formats=[...])"
+                    f"{type(model).__name__} cannot be written as {name} and opened again: {_describe(error)}. Other "
+                    f"formats: {', '.join(text for text in FORMATS if text != name)} (formats=[...])"
                 ) from error
-            compare(name, opened, given, expected)
-            sizes[name] = sum(part.stat().st_size for part in path.parent.glob(f"{one.file}*"))
+            compare(name, opened, examples, expected)
+            sizes[name] = sum(part.stat().st_size for part in path.parent.glob(f"{kind.file}*"))
         _replace(target, Path(temporary))
     return sizes
 
@@ -98,37 +107,45 @@ def export_model(
 def _replace(target: Path, new: Path) -> None:
     """Move the new files to their folder; those of an earlier export go, also in formats that are not written now."""
     target.mkdir(exist_ok=True)
-    for one in FORMATS.values():
+    for kind in FORMATS.values():
         for end in ("", ".data"):
-            (target / f"{one.file}{end}").unlink(missing_ok=True)
+            (target / f"{kind.file}{end}").unlink(missing_ok=True)
     for path in new.iterdir():
         path.rename(target / path.name)
 
 
-def read_inputs(given: object) -> Inputs:
+def read_inputs(inputs: object) -> Inputs:
     """Return a tensor, a tuple of tensors or a mapping of named ones as inputs on the CPU."""
-    found = dict(given) if isinstance(given, Mapping) else (given,) if isinstance(given, Tensor) else given
-    leaves = list(found.values()) if isinstance(found, dict) else found if isinstance(found, tuple) else ()
-    if not leaves or not all(isinstance(one, Tensor) and one.dim() and one.numel() for one in leaves):
+    arguments = dict(inputs) if isinstance(inputs, Mapping) else (inputs,) if isinstance(inputs, Tensor) else inputs
+    leaves = (
+        list(arguments.values()) if isinstance(arguments, dict) else arguments if isinstance(arguments, tuple) else ()
+    )
+    if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() and leaf.numel() for leaf in leaves):
         raise DataError(
-            f"the inputs are {type(given).__name__}; expected what the model is called with: a tensor of some "
+            f"the inputs are {type(inputs).__name__}; expected what the model is called with: a tensor of some "
             f"examples, a tuple of such tensors, or a mapping of named ones"
         )
-    inputs: Inputs = tree_map(lambda one: one.detach().cpu(), found)
-    return inputs
+    on_cpu: Inputs = tree_map(lambda leaf: leaf.detach().cpu(), arguments)
+    return on_cpu
 
 
 def _check_statistics(model: nn.Module) -> None:
-    without = [name for name, layer in batch_norms(model).items() if layer.running_mean is None]
+    without = [name for name, layer in batch_norms(model).items() if not _is_measured(layer)]
     if without:
         raise ConfigError(
-            f"batch norm has no statistics in {len(without)} layers ({', '.join(without[:3])}), so what the model says "
-            f"of an example would depend on the others beside it: measure them with "
-            f"heterofl_flwr.nn.collect_moments and export heterofl_flwr.nn.with_static_norm(model, moments)"
+            f"batch norm has no statistics in {len(without)} layers ({', '.join(without[:3])}), so its outputs "
+            f"would be wrong or depend on the batch: pass moments=, measured by heterofl_flwr.nn.collect_moments or by "
+            f"the run (strategy.moments[rate])"
         )
 
 
-def _whole(error: Exception) -> str:
+def _is_measured(layer: _BatchNorm) -> bool:
+    """Whether a layer has running statistics that are not those of a new layer, which do not travel in a federation."""
+    mean, variance = layer.running_mean, layer.running_var
+    return mean is not None and variance is not None and not (bool((mean == 0).all()) and bool((variance == 1).all()))
+
+
+def _describe(error: Exception) -> str:
     """Return what an error says in one line: which of its lines tells, differs."""
     return short(" ".join(f"{type(error).__name__}: {error}".split()), 600)
 
@@ -149,14 +166,14 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
         If ``torch.export`` cannot follow the model, or an axis cannot have any length.
     """
     # Zeros, because a program keeps its example, and nobody's data may travel.
-    example: Inputs = tree_map(lambda one: one.new_zeros([2, *one.shape[1:]] if 0 in axes else one.shape), inputs)
-    dynamic = tree_map(lambda one: {axis: Dim.DYNAMIC for axis in axes if axis < one.dim()}, example)
+    example: Inputs = tree_map(lambda leaf: leaf.new_zeros([2, *leaf.shape[1:]] if 0 in axes else leaf.shape), inputs)
+    dynamic = tree_map(lambda leaf: {axis: Dim.DYNAMIC for axis in axes if axis < leaf.dim()}, example)
     args, named = ((), example) if isinstance(example, dict) else (example, {})
     try:
         program = torch.export.export(model, args, named, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch's own, and whatever the model's code raises
         raise HeteroFLError(
-            f"torch.export cannot make a program of {type(model).__name__}: {_whole(error)}. {_REMEDY}"
+            f"torch.export cannot make a program of {type(model).__name__}: {_describe(error)}. {_REMEDY}"
         ) from error
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
@@ -167,19 +184,21 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected: Sequence[Tensor]) -> None:
     """Raise ``HeteroFLError`` if a file's outputs are further than ``TOLERANCE`` off, or of other shapes."""
     try:
-        found = _compute(run, inputs)
+        outputs = _compute(run, inputs)
     except Exception as error:  # a guard of torch's, or the runtime's own
         raise HeteroFLError(
             f"the {name} file does not run on the inputs: {first_line(error)}. Nothing was written; if the model's "
             f"code asks for a certain length, leave that axis out of dynamic"
         ) from error
-    kinds = [", ".join(f"{tuple(one.shape)} {one.dtype}" for one in own) for own in (found, expected)]
+    kinds = [
+        ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors) for tensors in (outputs, expected)
+    ]
     if kinds[0] != kinds[1]:
         raise HeteroFLError(f"the {name} file puts out {kinds[0]}; the model puts out {kinds[1]}. Nothing was written")
-    for one, other in zip(found, expected, strict=True):
-        largest = other.double().abs().max().item() if other.numel() else 0.0
-        if not torch.allclose(one.double(), other.double(), rtol=0, atol=TOLERANCE * largest):
-            distance = (one.double() - other.double()).abs().max().item()
+    for output, reference in zip(outputs, expected, strict=True):
+        largest = reference.double().abs().max().item() if reference.numel() else 0.0
+        if not torch.allclose(output.double(), reference.double(), rtol=0, atol=TOLERANCE * largest):
+            distance = (output.double() - reference.double()).abs().max().item()
             raise HeteroFLError(
                 f"the {name} file says something else than the model: its outputs are up to {distance:.3g} off, and "
                 f"the largest is {largest:.3g}; expected {TOLERANCE:g} of that at most. Nothing was written; please "
@@ -187,11 +206,26 @@ def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected
             )
 
 
+def _name_outputs(returned: object, names: Sequence[str]) -> Sequence[str]:
+    """Return the names of the output tensors, in their order; those of a dict are its keys."""
+    if not isinstance(returned, Mapping) or not all(isinstance(value, Tensor) for value in returned.values()):
+        return names or ("logits",)
+    keys = [str(key) for key in tree_leaves({key: key for key in returned})]
+    if names and sorted(names) != sorted(keys):
+        raise ConfigError(
+            f"outputs is {', '.join(names)}, and the model returns a dict of {', '.join(keys)}: leave it out"
+        )
+    return keys
+
+
 def _compute(run: Callable[[Inputs], object], inputs: Inputs) -> list[Tensor]:
-    """Return all tensors that are put out, in their order."""
     with torch.inference_mode():
-        output = run(inputs)
-    found = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    if not found:
+        return _read_outputs(run(inputs))
+
+
+def _read_outputs(output: object) -> list[Tensor]:
+    """Return all output tensors, in their order."""
+    tensors = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    if not tensors:
         raise DataError(f"the model returned {type(output).__name__}, in which no tensor was found")
-    return found
+    return tensors

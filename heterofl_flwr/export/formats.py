@@ -24,10 +24,10 @@ from heterofl_flwr.nn.execution import call, device_of
 from heterofl_flwr.nn.measure_moments import batch_norms
 
 Axes = Mapping[int, str]
-"""Which axes of the inputs may have any length, and what they are called."""
+"""Axes of the inputs that may have any length, with their names."""
 
 Inputs = tuple[Tensor, ...] | dict[str, Tensor]
-"""What a model is called with: tensors by position, or by name."""
+"""Arguments of a model: tensors by position, or by name."""
 
 Run = Callable[[Inputs], object]
 
@@ -45,8 +45,8 @@ class Traced:
 
 def write_state(traced: Traced, path: Path) -> None:
     """Write a model's parameters and buffers; a tied parameter once, under the first of its names."""
-    first = first_names(traced.model)
-    state = {name: one for name, one in traced.model.state_dict().items() if first.get(name, name) == name}
+    names = first_names(traced.model)
+    state = {name: tensor for name, tensor in traced.model.state_dict().items() if names.get(name, name) == name}
     path.write_bytes(pack(state))
 
 
@@ -74,27 +74,27 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
         state: Mapping[str, Tensor] = load(Path(path).read_bytes())
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; expected a model.safetensors of an export") from error
-    own = copy.deepcopy(model).eval()
-    device = device_of(own)
-    for name, layer in batch_norms(own).items():
+    loaded = copy.deepcopy(model).eval()
+    device = device_of(loaded)
+    for name, layer in batch_norms(loaded).items():
         if f"{name}.running_mean" in state and layer.running_mean is None:
             layer.track_running_stats = True
             for buffer in ("running_mean", "running_var", "num_batches_tracked"):
                 setattr(layer, buffer, torch.zeros_like(state[f"{name}.{buffer}"], device=device))
-    tied = {name: state[first] for name, first in first_names(own).items() if name not in state and first in state}
+    tied = {name: state[alias] for name, alias in first_names(loaded).items() if name not in state and alias in state}
     try:
-        own.load_state_dict({**state, **tied})
+        loaded.load_state_dict({**state, **tied})
     except RuntimeError as error:
-        said = " ".join(str(error).split())
+        details = " ".join(str(error).split())
         raise ShapeError(
-            f"{path} does not fit this {type(model).__name__}; expected one of the level that was exported: {said}"
+            f"{path} does not fit this {type(model).__name__}; expected one of the level that was exported: {details}"
         ) from error
-    return own
+    return loaded
 
 
 def write_onnx(traced: Traced, path: Path) -> None:
     """Write the program as ONNX; torch folds batch norm, and puts tensors beside the file if it would be too large."""
-    axes = tree_map(lambda one: {axis: name for axis, name in traced.axes.items() if axis < one.dim()}, traced.inputs)
+    axes = tree_map(lambda leaf: {axis: name for axis, name in traced.axes.items() if axis < leaf.dim()}, traced.inputs)
     names = list(traced.outputs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "# The axis name")  # two inputs have the same axis, under one name
@@ -112,8 +112,8 @@ def open_onnx(traced: Traced, path: Path) -> Run:
     names = [port.name for port in session.get_inputs()]
 
     def run(inputs: Inputs) -> list[Tensor]:
-        feed = {name: one.numpy() for name, one in zip(names, tree_leaves(inputs), strict=True)}
-        return [torch.from_numpy(one) for one in session.run(None, feed)]
+        feed = {name: leaf.numpy() for name, leaf in zip(names, tree_leaves(inputs), strict=True)}
+        return [torch.from_numpy(output) for output in session.run(None, feed)]
 
     return run
 
@@ -148,7 +148,9 @@ def formats_named(names: Sequence[str]) -> dict[str, Format]:
     if unknown or not names:
         raise ConfigError(f"formats are {', '.join(unknown) or 'none'}; expected some of {', '.join(FORMATS)}")
     chosen = {name: FORMATS[name] for name in FORMATS if name in names}
-    with extra("export", f"choose other formats ({','.join(name for name, one in FORMATS.items() if not one.needs)})"):
-        for package in (package for one in chosen.values() for package in one.needs):
+    with extra(
+        "export", f"choose other formats ({','.join(name for name, kind in FORMATS.items() if not kind.needs)})"
+    ):
+        for package in (package for kind in chosen.values() for package in kind.needs):
             import_module(package)
     return chosen

@@ -16,7 +16,7 @@ from heterofl_flwr.federation.sampling import MinReplies, least_replies
 logger = logging.getLogger(__name__)
 
 Answers = Mapping[int, Capability | Fault]
-"""What new clients say of themselves, by node, or why that is not usable."""
+"""Capability of each new client by node id, or the fault of its answer."""
 
 
 def _read_named(value: object) -> dict[str, Any]:
@@ -40,18 +40,18 @@ def _read_levels(value: object) -> dict[str, str | float]:
 
 
 def _read_partitions(value: object) -> dict[str, int]:
-    numbers = {name: int(str(own)) for name, own in _read_named(value).items()}
+    numbers = {name: int(str(number)) for name, number in _read_named(value).items()}
     if len(set(numbers.values())) < len(numbers):
         raise ValueError
     return numbers
 
 
-_AsText = PlainSerializer(lambda named: ",".join(f"{name}={own}" for name, own in named.items()), return_type=str)
+_AsText = PlainSerializer(lambda named: ",".join(f"{name}={value}" for name, value in named.items()), return_type=str)
 
 
 @group
 class Limits:
-    """What a client may have and answer at most."""
+    """Bounds on the replies and levels of clients."""
 
     norm_bound: NotNegative = 0.0
     """a reply that changes its slice by more (L2 norm) is rejected, not clipped; 0: no bound in simulations, and ten
@@ -90,23 +90,23 @@ class Limits:
         if faults:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
-    def applied(self, said: Capability, name: str, node_id: str) -> Capability:
-        """Return what a client may hold, from what it says of itself, its registered name and its id."""
+    def applied(self, reported: Capability, name: str, node_id: str) -> Capability:
+        """Return a client's capability from its reported capability, its registered name and its id."""
         key = name if name in self.levels else node_id
         limit = rate_of(self.levels.get(key, self.largest_level))
         bound = self.partitions.get(name, self.partitions.get(node_id))
-        if bound is None and said.partition in self.partitions.values():
-            logger.warning("node %s says partition %s, which is another node's", name or node_id, said.partition)
-            said = replace(said, partition=None)
+        if bound is None and reported.partition in self.partitions.values():
+            logger.warning("node %s says partition %s, which is another node's", name or node_id, reported.partition)
+            reported = replace(reported, partition=None)
         elif bound is not None:
-            said = replace(said, partition=bound)
-        changed = replace(said, capacity=limit if key in self.levels else said.capacity, limit=limit)
-        if said.capacity not in (None, changed.holds):
+            reported = replace(reported, partition=bound)
+        changed = replace(reported, capacity=limit if key in self.levels else reported.capacity, limit=limit)
+        if reported.capacity not in (None, changed.holds):
             logger.warning(
                 "node %s gets rate %g by the server's levels, in place of %g",
                 name or node_id,
                 changed.holds,
-                said.capacity,
+                reported.capacity,
             )
         return changed
 
@@ -137,18 +137,18 @@ def admit(
     return admitted, faults
 
 
-def check_faults(faults: Mapping[str, str], *, new: int, known: int, wanted: MinReplies, mix: Mix) -> None:
+def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:
     """Warn of new clients without a usable capability; fail if fewer clients have one than a round needs replies.
 
     Such a run would train small models only, and nothing would show it.
     """
-    usable, smallest = known - len(faults), mix.rates[-1]
-    least = min(least_replies(wanted, known), known)
+    usable, smallest = total - len(faults), mix.rates[-1]
+    least = min(least_replies(min_replies, total), total)
     if usable < least and smallest < mix.global_rate:
         raise RoundError(
-            f"{name_faults('', faults)}; so the rate that a node can hold is known for {usable} of {known} nodes, "
-            f"expected at least {least} (min_replies or sample.min-replies, which is {wanted}): correct these errors, "
-            f"because all other nodes would train at the smallest rate, {smallest:g}"
+            f"{name_faults('', faults)}; so the rate that a node can hold is known for {usable} of {total} nodes, "
+            f"expected at least {least} (min_replies or sample.min-replies, which is {min_replies}): correct these "
+            f"errors, because all other nodes would train at the smallest rate, {smallest:g}"
         )
     if faults:
         logger.warning(

@@ -72,7 +72,7 @@ class Architecture:
     @property
     def clients_keep(self) -> bool:
         """Whether clients keep parameters or stage state from round to round."""
-        return self.personal or any(stage.keeps_client_state for stage in self.options.averaging.stages)
+        return self.personal or any(stage.keeps_client_state for stage in self.options.stages)
 
     @property
     def trains_all(self) -> bool:
@@ -106,12 +106,12 @@ class Architecture:
 
     def slice_function(self, rule: SliceRule, server_round: int, rate: float, partition: int = 0) -> SliceFunction:
         """Return the function that selects the entries of a slice."""
-        number = window_number(server_round, self.options.transfer.roll_by)
+        number = window_number(server_round, self.options.slicing.roll_by)
         return make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
 
     def nested_rates(self, rate: float) -> list[float]:
         """Return a rate, and the smaller rates of the mix whose models are part of its slice."""
-        nested = self.mix.rates_inside(rate) if self.options.transfer.slice_rule == "prefix" else ()
+        nested = self.mix.rates_inside(rate) if self.options.slicing.slice_rule == "prefix" else ()
         return [rate, *nested]
 
     def initial_state(self) -> State:
@@ -138,7 +138,7 @@ def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["Globa
 
 
 class GlobalModel(Architecture):
-    """The architecture of ``build(rate)``, of which clients train slices."""
+    """The architecture of ``build(rate)`` at every rate."""
 
     personal = False
 
@@ -148,12 +148,12 @@ class GlobalModel(Architecture):
         self.caches: dict[str, Callable[..., object]] = {}
         # A user's build may draw from the global generators.
         self.build = kept_random_state()(called_with_rate(build))
-        self.shared = tuple(options.transfer.shared)
+        self.shared = tuple(options.slicing.shared)
         self.personal = self.shared != ALL
         self.model = self.build(mix.global_rate)
         self._frozen_values = frozen_parameters(self.model)
         self.global_plan = self.plan(mix.global_rate)
-        if options.transfer.slice_rule != "prefix":
+        if options.slicing.slice_rule != "prefix":
             self.plan(mix.rates[-1])  # check the smallest rate now: Dynamic may draw it late in the run
         self._first_names = MappingProxyType(first_names(self.model))
         self.dtypes = {name: exchanged_dtype(self.model.get_parameter(name)) for name in self.global_plan.axes}
@@ -168,7 +168,7 @@ class GlobalModel(Architecture):
         """Return the prefix slice of a rate, reduced to the shared parameters."""
         model = self.build(rate)
         plan = Plan.of(self.model, model)
-        if self.options.transfer.slice_rule != "prefix":
+        if self.options.slicing.slice_rule != "prefix":
             self._check_tables(model, rate)
             self._check_frozen(model, rate)
             plan.check_groups()
@@ -176,13 +176,13 @@ class GlobalModel(Architecture):
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
         """Return the slice that the client of a partition trains in a round."""
-        rule = self.options.transfer.slice_rule
+        rule = self.options.slicing.slice_rule
         if rule == "prefix":
             return self.plan(rate)
         return self._cached_moved_plan(server_round, rate, partition if rule == "random-client" else 0)
 
     def _moved_plan(self, server_round: int, rate: float, partition: int) -> Plan:
-        function = self.slice_function(self.options.transfer.slice_rule, server_round, rate, partition)
+        function = self.slice_function(self.options.slicing.slice_rule, server_round, rate, partition)
         return self.plan(rate).sliced(function)
 
     @_cached
@@ -245,7 +245,7 @@ class GlobalModel(Architecture):
         """Raise an error if a client's buffers belong to other channels than the ones it would train."""
         if tables := find_channel_tables(self.model, local):
             raise ConfigError(
-                f"slice_rule is {self.options.transfer.slice_rule!r}, but the model's buffers {', '.join(tables[:5])} "
+                f"slice_rule is {self.options.slicing.slice_rule!r}, but the model's buffers {', '.join(tables[:5])} "
                 f"have entries by channel, of which build({rate:g}) holds the first: they are not sent, so a client "
                 f"would train other channels with them. Expected slice_rule='prefix', or in place of the buffer a "
                 f"parameter, torch.nn.Parameter(...), which is cut as the others"
@@ -253,10 +253,10 @@ class GlobalModel(Architecture):
 
     def _check_frozen(self, local: nn.Module, rate: float) -> None:
         """Raise an error if frozen parameters would be a prefix while the others are another slice."""
-        full, part = frozen_parameters(self.model), frozen_parameters(local)
-        if cut := [name for name, parameter in part.items() if parameter.shape != full[name].shape]:
+        parameters, part = frozen_parameters(self.model), frozen_parameters(local)
+        if cut := [name for name, parameter in part.items() if parameter.shape != parameters[name].shape]:
             raise ConfigError(
-                f"slice_rule is {self.options.transfer.slice_rule!r}, but the frozen parameters {', '.join(cut[:5])} "
+                f"slice_rule is {self.options.slicing.slice_rule!r}, but the frozen parameters {', '.join(cut[:5])} "
                 f"are not sent, and build({rate:g}) holds the first of their entries. Expected slice_rule='prefix', or "
                 f"a build that returns heterofl_flwr.core.exchange_frozen(model)"
             )

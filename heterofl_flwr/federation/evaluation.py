@@ -1,6 +1,8 @@
 """Options of evaluation, and the names of its metrics."""
 
-from collections.abc import Collection, Mapping
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,10 +17,18 @@ WORST_ACCURACY = "worst-accuracy"
 SHARES = ("global-accuracy", LOCAL_ACCURACY, WORST_ACCURACY)
 """Metrics between 0 and 1. Other metrics have the range that their app gives them: ``accuracy`` may be in percent."""
 
+_OF_ARCHITECTURE = re.compile(r".+-(global|local)-\w+$")
+
+HEADLINE_KINDS = ("perplexity", "accuracy", "loss")
+"""Endings of headline metrics, by which models and runs are compared; a run's first kind is used.
+
+Only texts have a perplexity; they have an accuracy too.
+"""
+
 
 @group
 class Evaluation:
-    """How the clients evaluate."""
+    """Options of evaluation."""
 
     every: Natural = 1
     """rounds from one evaluation to the next; the last round has one; 0 for none"""
@@ -63,6 +73,18 @@ def split_metrics(
         else:  # a user's metric, such as ap/0.5, may look like the metric of a rate
             by_rate.setdefault(plain, {})[key] = value
     return by_rate
+
+
+def minority_headlines(answers: Sequence[Answer]) -> set[str]:
+    """Return the headline metrics that fewer than half of the clients with examples report.
+
+    If they counted, one client could choose the metric by which models are compared. A metric of some clients' own
+    architecture, such as ``mlp-global-accuracy``, is no headline.
+    """
+    reported = Counter(name for number, metrics in answers if number > 0 for name in metrics)
+    clients = sum(number > 0 for number, _ in answers)
+    headlines = {name for name in reported if name.endswith(HEADLINE_KINDS) and not _OF_ARCHITECTURE.match(name)}
+    return {name for name in headlines if 2 * reported[name] < clients}
 
 
 def is_share(key: str) -> bool:

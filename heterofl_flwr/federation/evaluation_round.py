@@ -6,9 +6,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-from heterofl_flwr.common.errors import Fault, ReplyError, RoundError
+from heterofl_flwr.common.errors import Fault, ReplyError, RoundError, listed
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.federation.evaluation import LOCAL_ACCURACY, WORST_ACCURACY, Answer, split_metrics
+from heterofl_flwr.federation.evaluation import (
+    HEADLINE_KINDS,
+    LOCAL_ACCURACY,
+    WORST_ACCURACY,
+    Answer,
+    minority_headlines,
+    split_metrics,
+)
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.federation.round import values_by_metric, weighted_means
@@ -211,13 +218,31 @@ class EvaluationRound:
         return log.few_answered
 
     def _split_answers(self) -> SplitAnswers:
-        """Return the answers with their metrics by rate."""
-        answers = {}
+        """Return the answers with their metrics by rate, without headline metrics of a minority of the clients."""
+        answers: dict[int, tuple[float, dict[float | None, dict[str, float]]]] = {}
         for node_id, (number, metrics) in self.answers.items():
             rates = self.rates[node_id]
             plain = None if self._has_global_model(rates) else rates[0]
             answers[node_id] = number, split_metrics(metrics, rates, plain)
-        return answers
+        for rate in {rate for _, metrics in answers.values() for rate in metrics}:
+            node_ids = [node_id for node_id in answers if rate in self.rates[node_id]]
+            node_ids = self.global_answers() if rate is None else node_ids
+            of_rate = [(answers[node_id][0], answers[node_id][1].get(rate, {})) for node_id in node_ids]
+            if dropped := minority_headlines(of_rate):
+                logger.warning(
+                    "round %d: fewer than half of the clients reported %s, which is left out: let all clients report "
+                    "it, or name it otherwise than ...%s",
+                    self._server_round,
+                    listed(dropped),
+                    ", ...".join(HEADLINE_KINDS),
+                )
+            for _, metrics in of_rate:
+                for name in dropped & metrics.keys():
+                    del metrics[name]
+        return {
+            node_id: (number, {rate: values for rate, values in metrics.items() if values})
+            for node_id, (number, metrics) in answers.items()
+        }
 
     def _summarise(
         self, answers: SplitAnswers, rate: float | None, summary: Callable[[Sequence[Answer]], dict[str, float]]

@@ -39,7 +39,7 @@ class Federation:
 
     def _check_options(self) -> None:
         """Raise an error for options that contradict one another."""
-        personal, slice_rule = self.architecture.personal, self.options.transfer.slice_rule
+        personal, slice_rule = self.architecture.personal, self.options.slicing.slice_rule
         if self.mix.idle and (self.assignment == "dynamic" or personal):
             raise ConfigError(
                 f"in the mix {self.mix} some clients take no part, always the same ones: expected assignment='fix' and "
@@ -50,7 +50,7 @@ class Federation:
                 f"the global model has rate {self.mix.global_rate:g}, and the mix {self.mix} no client of it: with "
                 f"slice_rule='prefix' nobody trains the rest; expected rolling, random-level or random-client"
             )
-        stages = self.options.averaging.stages
+        stages = self.options.stages
         stays = [f"what {stage_name(stage)} keeps stays" for stage in stages if stage.keeps_client_state]
         if stays and personal:
             raise ConfigError(f"{stays[0]} with a client for all parameters: expected all of them to be shared")
@@ -98,8 +98,8 @@ class Federation:
         )
         self.nodes.register(admitted)
         named = {self.nodes.name(node_id): reason for node_id, reason in faults.items()}
-        wanted = self.options.sampling.min_replies
-        check_faults(named, new=len(answers), known=len(self.nodes), wanted=wanted, mix=self.mix)
+        min_replies = self.options.sampling.min_replies
+        check_faults(named, new=len(answers), total=len(self.nodes), min_replies=min_replies, mix=self.mix)
         self.nodes.demoted |= named.keys()
 
     @property
@@ -107,7 +107,7 @@ class Federation:
         """The slice rule of evaluation: clients cut moved slices only if all of them hold the global model."""
         capacities = [self.nodes[node_id].holds for node_id in self.nodes]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
-        return self.options.transfer.slice_rule if all_hold or self.options.evaluation.nodes == "all" else "prefix"
+        return self.options.slicing.slice_rule if all_hold or self.options.evaluation.nodes == "all" else "prefix"
 
     def evaluated_slice(self, server_round: int, rate: float) -> SliceFunction:
         """Return the slice of a smaller rate that an evaluation measures; under ``random-client``, client 0's."""

@@ -99,7 +99,7 @@ class Levels:
         if purpose == "train":
             number = self._options.sampling.with_spare(number)
         sampled: list[int] = []
-        holders = max((stage.needs.holders for stage in self._options.averaging.stages), default=0)
+        holders = max((stage.needs.holders for stage in self._options.stages), default=0)
         if purpose == "train" and (least := min(holders, number)):
             rates = {node_id: self.rate(server_round, node_id) for node_id in node_ids}
             largest = [node_id for node_id in node_ids if rates[node_id] == max(rates.values())]
@@ -122,8 +122,8 @@ class Levels:
         return (
             not self._nodes.all_named
             or bool(self._mix.idle or self._architecture.clients_keep or options.asynchronous.size)
-            or options.transfer.slice_rule != "prefix"
-            or any(stage.needs.holders for stage in options.averaging.stages)
+            or options.slicing.slice_rule != "prefix"
+            or any(stage.needs.holders for stage in options.stages)
         )
 
     def count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:

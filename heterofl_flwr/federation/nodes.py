@@ -61,7 +61,7 @@ class Nodes:
         self._reserved = frozenset(reserved)  # partitions that are assigned by name only
         self.present: set[int] = set()
         self._names: dict[int, str] = {}
-        self._known: dict[int, Capability] = {}
+        self._capabilities: dict[int, Capability] = {}
         self._partitions: dict[int, int] = {}
         self._seats: dict[int, int] = {}
         self._greeted: set[int] = set()  # nodes whose arrival is in ``changes``, or was
@@ -78,16 +78,16 @@ class Nodes:
         self.own_rates: dict[int, float] = {}  # of clients with private layers, which keep their first rate
 
     def __contains__(self, node_id: int) -> bool:
-        return node_id in self._known
+        return node_id in self._capabilities
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._known)
+        return iter(self._capabilities)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._capabilities)
 
     def __getitem__(self, node_id: int) -> Capability:
-        return self._known[node_id]
+        return self._capabilities[node_id]
 
     def newcomers(self, present: Collection[int]) -> set[int]:
         """Return the nodes that are there now and were not before."""
@@ -100,15 +100,15 @@ class Nodes:
         anew may have another id.
         """
         present = {*present}
-        left, came = self.present - present, present - self.present
-        if not left and not came:
+        gone, came = self.present - present, present - self.present
+        if not gone and not came:
             return
-        for node_id in left:
+        for node_id in gone:
             self.away.setdefault(self.name(node_id), server_round)
             self.changes.append(f"away: {self.name(node_id)}")
-        self.demoted.difference_update(map(self.name, left))
-        self.forget(left | (self._known.keys() - present))
-        self.unanswered -= left
+        self.demoted.difference_update(map(self.name, gone))
+        self.forget(gone | (self._capabilities.keys() - present))
+        self.unanswered -= gone
         self.present = present
         self._names.update((node_id, name) for node_id in came if (name := names.get(node_id)))
         if joined := came - self._seats.keys():  # newcomers may get the numbers of nodes that left
@@ -116,7 +116,7 @@ class Nodes:
                 del self._seats[node_id]
                 self.seat_rates.pop(node_id, None)
             _number(self._seats, self._by_name(joined))
-        self._greeted -= left
+        self._greeted -= gone
         self._greet(node_id for node_id in came if node_id in self._names)
         self.order = self._by_name(present)
         self.all_named = all(node_id in self._names for node_id in self.order)
@@ -130,7 +130,7 @@ class Nodes:
         if answers.keys() - self._partitions.keys():  # these may have the numbers of nodes that left
             for node_id in self._partitions.keys() - self.present:
                 del self._partitions[node_id]
-        self._known.update(answers)
+        self._capabilities.update(answers)
         self.unanswered -= answers.keys()
         self._number_partitions(answers)
         self._greet(answers)
@@ -142,7 +142,7 @@ class Nodes:
         }
         self.trained |= {node_id for partition, node_id in sure.items() if partition in self._trained_before}
         self._trained_before -= sure.keys()
-        numbers = {answer.num_partitions for answer in self._known.values() if answer.num_partitions}
+        numbers = {answer.num_partitions for answer in self._capabilities.values() if answer.num_partitions}
         if len(numbers) > 1:
             logger.warning(
                 "nodes have the data in different numbers of parts (%s), so some data are in several of them; let all "
@@ -170,13 +170,15 @@ class Nodes:
         claimed = {partition: node for node, partition in self._partitions.items() if node not in answers}
         unnumbered = []
         for node_id in sorted(answers):
-            wanted = answers[node_id].partition
-            if wanted is None or claimed.setdefault(wanted, node_id) != node_id:
-                if wanted is not None:
-                    logger.warning("node %s says partition %s, which node %s has", node_id, wanted, claimed[wanted])
+            partition = answers[node_id].partition
+            if partition is None or claimed.setdefault(partition, node_id) != node_id:
+                if partition is not None:
+                    logger.warning(
+                        "node %s says partition %s, which node %s has", node_id, partition, claimed[partition]
+                    )
                 unnumbered.append(node_id)
             else:
-                self._partitions[node_id] = wanted
+                self._partitions[node_id] = partition
         # A returning client gets its number again, unless another client reports it.
         for node_id in unnumbered:
             if node_id in self._partitions and claimed.setdefault(self._partitions[node_id], node_id) != node_id:
@@ -198,8 +200,8 @@ class Nodes:
 
     def forget(self, node_ids: Iterable[int]) -> None:
         """Forget the answers of clients, which are asked again; their numbers stay their own."""
-        for node_id in {*node_ids} & self._known.keys():
-            del self._known[node_id]
+        for node_id in {*node_ids} & self._capabilities.keys():
+            del self._capabilities[node_id]
             self.trained.discard(node_id)  # its state may be gone
 
     def have_trained(self) -> list[int]:
@@ -212,7 +214,7 @@ class Nodes:
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
         """Set the capacity that a client reported; it counts from the next round on."""
-        self._known[node_id] = replace(self._known[node_id], capacity=capacity)
+        self._capabilities[node_id] = replace(self._capabilities[node_id], capacity=capacity)
         self.demoted.discard(self.name(node_id))
 
     def partition(self, node_id: int) -> int:
@@ -241,11 +243,11 @@ class Nodes:
 
     def most_said(self) -> int:
         """Return the largest number of partitions that a client reports; 0 if none reports any."""
-        return max((known.num_partitions or 0 for known in self._known.values()), default=0)
+        return max((capability.num_partitions or 0 for capability in self._capabilities.values()), default=0)
 
     def dealt(self) -> int:
         """Return the number of partitions if all clients report the same one, else 0."""
-        numbers = {known.num_partitions or 0 for known in self._known.values()}
+        numbers = {capability.num_partitions or 0 for capability in self._capabilities.values()}
         return numbers.pop() if len(numbers) == 1 else 0
 
     def _by_name(self, node_ids: Iterable[int]) -> list[int]:

@@ -1,26 +1,27 @@
 """The server's options in groups, each checked in one place, and the chain of stages that they describe.
 
-``Sampling``, ``Evaluation`` and ``Privacy`` are groups too; they lie beside the code that uses them.
+``Sampling``, ``Limits``, ``Evaluation``, ``Privacy`` and ``Buffered`` are groups in the modules that use them.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import InstanceOf
+from pydantic import InstanceOf, Strict
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.options import Count, NotNegative, group
+from heterofl_flwr.common.options import Count, NotNegative, Positive, Share, check, group
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.reply_checks import LARGEST_ENTRY, LabelRule
 from heterofl_flwr.core.robust import Robust, RobustMean
 from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.sampling import Sampling
+from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
 from heterofl_flwr.stages.chain import Chain, Kind
 from heterofl_flwr.stages.client_stage import FULL_PRECISION
@@ -52,33 +53,80 @@ def multi_step(
     return rate
 
 
-@group
-class Transfer:
-    """What travels between the server and the clients."""
+OptionalLevel = Annotated[
+    str | Annotated[float, Strict()],
+    check(lambda level: [level == "" or rate_of(level)]),
+    "a level such as 'a', a rate such as '0.5', or ''",
+]
 
+
+@group
+class Slicing:
+    """The part of the global model that each client trains."""
+
+    assignment: Assignment = "fix"
+    """levels stay with their clients (fix) or are drawn anew each round (dynamic)"""
+    global_rate: OptionalLevel = ""
+    """level or rate of the global model; '' for the largest of the mix. One that is larger than every client (FedRolex)
+    needs a slice rule that moves slices
+    """
     slice_rule: SliceRule = "prefix"
+    """slices of clients: prefix (HeteroFL), rolling (FedRolex: moves on each round), random-level or random-client
+    (drawn each round for each rate, or for each client)
+    """
     roll_by: Count = 1
+    """entries by which rolling slices move on each round"""
     shared: Annotated[Sequence[str], "patterns of parameters, as ['hidden.*']"] = ALL
-    upload: Upload = "float32"
-    learning_rate: Annotated[Schedule | None, "a function from the round to a number"] = None
-    proximal_mu: Annotated[NotNegative | None, "a number of 0 or more"] = None
+    """parameters that are sent and averaged, as fnmatch patterns; all others stay with their client, which then has a
+    model of its own: LG-FedAvg, or Standalone if none is sent
+    """
 
     def __post_init__(self) -> None:
         if self.roll_by > 1 and self.slice_rule != "rolling":
-            raise ConfigError(f"roll_by is {self.roll_by}, expected slice_rule='rolling' beside it")
+            raise ConfigError(f"roll_by is {self.roll_by}, expected slice_rule='rolling' with it")
+
+
+@group
+class Training:
+    """Training options that the server sends to clients."""
+
+    learning_rate: Annotated[Positive | Schedule | None, "a number above 0, or a function from the round to one"] = None
+    """learning rate of the first round, or a function from the round to it; None: clients choose their own"""
+    milestones: Annotated[Sequence[Count], "rounds, as [150, 250]"] = ()
+    """rounds after each of which the learning rate is divided by 10"""
+    lr_decay: Share = 1.0
+    """factor of the learning rate after each round"""
+    proximal_mu: NotNegative = 0.0
+    """weight of FedProx's proximal term; 0 for none"""
+    upload: Upload = "float32"
+    """form of replies: parameters (float32), or their changes in two bytes (float16) or in one (int8)"""
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The learning rate by round."""
+        if self.learning_rate is None or callable(self.learning_rate):
+            return self.learning_rate
+        return multi_step(self.learning_rate, self.milestones, decay=self.lr_decay)
 
 
 @group
 class Averaging:
-    """What the server makes of the replies."""
+    """Options of the mean of replies."""
 
     weights: Weights = "equal"
-    label_rows: Annotated[Sequence[str] | None, "names of parameters"] = None
+    """weight of a client in the mean: 1 (equal: HeteroFL) or its number of examples (examples: FedAvg)"""
     labels: LabelRule = "sent"
+    """classifier rows that count: of classes that a client names (sent), or all (none)"""
+    label_rows: Annotated[Sequence[str] | None, "names of parameters"] = None
+    """parameters whose rows belong to classes; None finds the classifier (find_label_rows)"""
     fidelity: Annotated[InstanceOf[Fidelity], "Fidelity(...)"] = Fidelity()
+    """quirks of the authors' code to keep"""
     robust: Annotated[InstanceOf[Robust] | None, "Robust(...)"] = None
+    """trimmed mean or median, which a hostile minority cannot move far; excludes weights='examples' and noise"""
     aggregator: Annotated[OpenAggregator, "what makes an Aggregator of a state, as CountingMean"] = CountingMean
-    stages: Annotated[Sequence[ServerStage], "a list of stages"] = ()
+    """callable from the global state to the Aggregator of a round: CountingMean, ProductMean for LoRA
+    adapters of unequal rank, or your own; all but CountingMean exclude robust and noise
+    """
 
     def __post_init__(self) -> None:
         if self.robust and self.aggregator is not CountingMean:
@@ -86,7 +134,7 @@ class Averaging:
 
     @property
     def kind(self) -> Kind:
-        """What the mean is, in words."""
+        """The kind of mean."""
         return "robust" if self.robust else "counting" if self.aggregator is CountingMean else "other"
 
 
@@ -94,16 +142,18 @@ class Averaging:
 class Options:
     """All options of the server; here they are checked against one another."""
 
-    sampling: Sampling = Sampling()
-    transfer: Transfer = Transfer()
-    averaging: Averaging = Averaging()
+    sampling: Participation = Participation()
+    slicing: Annotated[InstanceOf[Slicing], "Slicing(...), or leave it out"] = Slicing()
+    training: Annotated[InstanceOf[Training], "Training(...), or leave it out"] = Training()
+    averaging: Annotated[InstanceOf[Averaging], "Averaging(...), or leave it out"] = Averaging()
+    stages: Annotated[Sequence[ServerStage], "a list of stages"] = ()
     limits: Annotated[InstanceOf[Limits], "Limits(...), or leave it out"] = Limits()
     privacy: Annotated[InstanceOf[Privacy], "Privacy(...), or leave it out"] = Privacy()
     evaluation: Annotated[InstanceOf[Evaluation], "Evaluation(...), or leave it out"] = Evaluation()
     asynchronous: Annotated[InstanceOf[Buffered], "Buffered(...), or leave it out"] = Buffered()
 
     def __post_init__(self) -> None:
-        needs_round = self.averaging.kind != "counting" or self.transfer.slice_rule != "prefix"
+        needs_round = self.averaging.kind != "counting" or self.slicing.slice_rule != "prefix"
         if self.asynchronous.size and (needs_round or self.sampling.spare):
             raise ConfigError(
                 "asynchronous: robust means, other aggregators, slices that move and spare clients need rounds that "
@@ -120,7 +170,7 @@ def build_chain(
     options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None = None
 ) -> Chain:
     """Return the chain of a run: the stages that have something to do in it, in their order, around the mean."""
-    privacy, upload, averaging = options.privacy, options.transfer.upload, options.averaging
+    privacy, upload, averaging = options.privacy, options.training.upload, options.averaging
     open_mean, kind = averaging.aggregator, averaging.kind
     if averaging.robust:
         open_mean = partial(RobustMean, robust=averaging.robust)
@@ -130,7 +180,7 @@ def build_chain(
         asynchronous,
         None if all_is_trained else Untrained(),
         Noise(privacy, spent) if privacy.noise else Clip(privacy.clip) if privacy.clip else None,
-        *averaging.stages,
+        *options.stages,
         None if upload == FULL_PRECISION else Compress(upload),  # the last one: nearest to the wire
     )
     return Chain(

@@ -14,6 +14,7 @@ from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share
+from heterofl_flwr.stages.privacy import Releases
 
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
@@ -73,7 +74,7 @@ class RoundRecord:
     partial
         The metrics of ``evaluate`` that come from fewer than half of the clients asked, and are never the best.
     privacy
-        Where noise is added: ``epsilon``, what the run has given away so far at ``delta``; see ``Spent.facts``.
+        Where noise is added: ``epsilon``, what the run has given away so far at ``delta``; see ``Spent.metrics``.
     bytes_down, bytes_up
         Parameters and labels sent to and received from the clients for training.
     bytes_by_level
@@ -168,18 +169,18 @@ class RoundRecord:
         numbers = self.note_computed(self.evaluate, metrics)
         self.partial = tuple(name for name in self.partial if name not in numbers)
 
-    def note_computed(self, means: dict[str, float], found: Mapping[str, object]) -> dict[str, float]:
-        """Replace means, and the medians beside them, by the numbers among what was computed in another way."""
-        numbers = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
+        """Replace means by the numbers of a user's metrics function, and drop their medians."""
+        numbers = {name: float(value) for name, value in computed.items() if isinstance(value, int | float)}
         means |= numbers
-        self.evaluate_medians = {name: own for name, own in self.evaluate_medians.items() if name not in numbers}
+        self.evaluate_medians = {name: median for name, median in self.evaluate_medians.items() if name not in numbers}
         return numbers
 
 
-def check_metrics(found: object, whose: str) -> None:
+def check_metrics(metrics: object, whose: str) -> None:
     """Raise an error if what a user's function has computed is neither metrics nor None."""
-    if found is not None and not isinstance(found, Mapping):
-        raise ConfigError(f"{whose} returned {shown(found)}; expected a MetricRecord, or None")
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise ConfigError(f"{whose} returned {shown(metrics)}; expected a MetricRecord, or None")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -203,6 +204,8 @@ class RunState:
         The partitions of the clients that have trained, where clients keep something from round to round.
     dealt
         Of how many parts of the data the clients have one each, where all of them say so; else 0.
+    releases
+        The releases with noise that led to the model, those of the models that it was trained from included.
     """
 
     server_round: int
@@ -212,6 +215,7 @@ class RunState:
     run_key: int | None = None
     trained: Sequence[int] = ()
     dealt: int = 0
+    releases: Sequence[Releases] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -249,8 +253,8 @@ class RoundCallback:
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Run before the first round; ``first_round`` is above 1 where a run goes on."""
 
-    def on_reply(self, what: str, done: int, asked: int) -> None:
-        """Run after each reply of a round: ``done`` of ``asked`` clients have ``trained`` or ``evaluated``."""
+    def on_reply(self, what: str, done: int, total: int) -> None:
+        """Run after each reply of a round: ``done`` of ``total`` clients have ``trained`` or ``evaluated``."""
 
     def on_round_end(self, progress: Progress) -> bool:
         """Run after each round; return True to stop the run after it."""
@@ -263,7 +267,7 @@ class RoundCallback:
 
 def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, ...]:
     """Return callbacks; raise an error if one is none."""
-    given = callbacks if isinstance(callbacks, Sequence) else [callbacks]
-    if given is not callbacks or not all(isinstance(own, RoundCallback) for own in given):
+    sequence = callbacks if isinstance(callbacks, Sequence) else [callbacks]
+    if sequence is not callbacks or not all(isinstance(callback, RoundCallback) for callback in sequence):
         raise ConfigError(f"callbacks is {shown(callbacks)}; expected a list of instances of RoundCallback")
-    return tuple(given)
+    return tuple(sequence)

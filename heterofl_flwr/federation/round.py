@@ -14,7 +14,7 @@ from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.architecture import State
-from heterofl_flwr.federation.evaluation import Answer
+from heterofl_flwr.federation.evaluation import Answer, minority_headlines
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.federation.sampling import least_replies
@@ -101,7 +101,7 @@ class Round:
 
     def _scheduled_learning_rate(self) -> float:
         """Return the learning rate of the schedule; 0 without a schedule."""
-        schedule, server_round = self._options.transfer.learning_rate, self.server_round
+        schedule, server_round = self._options.training.schedule, self.server_round
         value = schedule(server_round) if schedule else 0.0
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ConfigError(f"learning_rate({server_round}) returned {value!r}; expected a number of 0 or more")
@@ -136,11 +136,11 @@ class Round:
 
     def _check_sampled(self) -> None:
         """Fail before anybody trains if there cannot be enough replies."""
-        number, wanted = len(self.slices), self._options.sampling.min_replies
-        if number and isinstance(wanted, int) and wanted > number:
+        number, min_replies = len(self.slices), self._options.sampling.min_replies
+        if number and isinstance(min_replies, int) and min_replies > number:
             raise RoundError(
-                f"round {self.server_round}: {number} clients take part, and it needs replies of {wanted} (min_replies "
-                f"or sample.min-replies): let more take part, or ask for fewer replies"
+                f"round {self.server_round}: {number} clients take part, and it needs replies of {min_replies} "
+                f"(min_replies or sample.min-replies): let more take part, or ask for fewer replies"
             )
 
     def note_sent(self, node_id: int, num_bytes: int) -> None:
@@ -234,18 +234,18 @@ class Round:
         by_level: dict[str, list[Answer]] = {}
         for node_id in sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate):
             by_level.setdefault(self.slices[node_id].level, []).append(self.answers[node_id])
-        self.log.train = weighted_means(list(self.answers.values()))
-        self.log.train_by_level = {level: weighted_means(answers) for level, answers in by_level.items()}
+        self.log.train = majority_means(list(self.answers.values()))
+        self.log.train_by_level = {level: majority_means(answers) for level, answers in by_level.items()}
         return state
 
     def _check_replies(self) -> None:
         """Fail if there are too few usable replies: the model and the metrics would be those of a few clients."""
-        replies, wanted = self._chain.replies, self._options.sampling.min_replies
-        present = len(self.slices) - (self._lost if wanted == "auto" else 0)
+        replies, min_replies = self._chain.replies, self._options.sampling.min_replies
+        present = len(self.slices) - (self._lost if min_replies == "auto" else 0)
         # All simulated devices are lost by chance, or a stage lets no client train: the model does not change.
         if (self._lost and not present) or self._chain.skipped:
             return
-        least = least_replies(wanted, min(self.needed, present))
+        least = least_replies(min_replies, min(self.needed, present))
         faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))
         if replies >= least:
             self._check_weights()
@@ -253,11 +253,11 @@ class Round:
         raise RoundError(
             f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
             f"least {least}: correct the errors of the others, or let rounds go on with fewer (min_replies or "
-            f"sample.min-replies, which is {wanted}); {name_faults('', faults)}"
+            f"sample.min-replies, which is {min_replies}); {name_faults('', faults)}"
         )
 
     def _check_weights(self) -> None:
-        """Fail if no reply would count in the mean: the model would stay as it is, round after round."""
+        """Fail if every reply has weight 0: the model would never change."""
         if self._options.averaging.weights == "examples" and not any(number for number, _ in self.answers.values()):
             raise RoundError(
                 f"round {self.server_round}: all {len(self.answers)} clients count 0 examples, and with "
@@ -275,6 +275,12 @@ def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
         key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
         for key, pairs in values_by_metric(answers).items()
     }
+
+
+def majority_means(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the weighted means without headline metrics of a minority of the clients."""
+    dropped = minority_headlines(answers)
+    return {name: mean for name, mean in weighted_means(answers).items() if name not in dropped}
 
 
 def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:

@@ -28,7 +28,7 @@ def log_summary(federation: Federation) -> None:
             "choose labels='none' (train.labels=none)",
             options.averaging.labels,
         )
-    logger.info("\t└──> Slices: %s; uploads: %s", options.transfer.slice_rule, options.transfer.upload)
+    logger.info("\t└──> Slices: %s; uploads: %s", options.slicing.slice_rule, options.training.upload)
 
 
 def find_equal_levels(federation: Federation) -> list[str]:
@@ -50,15 +50,17 @@ def count_releases(federation: Federation, rounds: range, *, simulated: bool) ->
 
     Clients on other machines may report a capacity, and then an evaluation may measure every level.
     """
-    options, last = federation.options, rounds.stop - 1
+    options, final_round = federation.options, rounds.stop - 1
     evaluation, levels = options.evaluation, len(federation.mix.all_rates)
     asks = evaluation.static_norm and options.sampling.fraction_evaluate and batch_norms(federation.architecture.model)
     evaluated = [
-        number for number in rounds if asks and not federation.architecture.personal and evaluation.due(number, last)
+        number
+        for number in rounds
+        if asks and not federation.architecture.personal and evaluation.due(number, final_round)
     ]
     global_only = simulated or evaluation.nodes == "all"
     return len(rounds) + sum(
-        1 if global_only and not evaluation.levels_due(number, last) else levels for number in evaluated
+        1 if global_only and not evaluation.levels_due(number, final_round) else levels for number in evaluated
     )
 
 
@@ -80,7 +82,7 @@ def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[in
     answered = all(node_id in federation.nodes for node_id in node_ids)
     rates = [federation.levels.largest_rate(server_round, node_id) for node_id in node_ids] if answered else []
     largest = max(rates, default=0.0)
-    if 0 < largest < mix.rates[0] and federation.options.transfer.slice_rule == "prefix":
+    if 0 < largest < mix.rates[0] and federation.options.slicing.slice_rule == "prefix":
         total, part = federation.architecture.global_plan.parameters, federation.architecture.plan(largest).parameters
         logger.warning(
             "no client that is there can train more than rate %g, and the mix %s has a model of rate %g: %d of its "

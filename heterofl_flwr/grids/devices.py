@@ -78,7 +78,7 @@ class Devices:
     profiles : Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
         By level or rate. A rate that is not there has the profile of the nearest larger one that is, or of the largest.
     work : Workload
-        How much a client computes; ``heterofl_flwr.grids.devices.Training`` measures it.
+        How much a client computes; ``heterofl_flwr.grids.devices.TrainingCost`` measures it.
     deadline : float
         The simulated seconds for which a round waits for replies; by default without limit.
     """
@@ -142,7 +142,7 @@ PASSES = 3
 """Cost of training on an example, in forward passes: the backward pass counts as two."""
 
 
-class Training:
+class TrainingCost:
     """The work of training on one's own examples; each rate's model is measured once.
 
     Parameters

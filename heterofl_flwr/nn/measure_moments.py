@@ -96,11 +96,11 @@ class _Sums:
         self.normalise = layer.forward
         self.batches = 1  # in what comes next
         self.count = 0
-        self.first = self.second = torch.zeros(layer.num_features, dtype=torch.float64)
+        self.first_sum = self.second_sum = torch.zeros(layer.num_features, dtype=torch.float64)
         layer.training = layer.track_running_stats = True
         layer.momentum, layer.num_batches_tracked = 1.0, None  # keeps nothing of the batch before
         place = next(layer.parameters(), place)
-        layer.running_mean = torch.zeros_like(self.first, dtype=place.dtype, device=place.device)
+        layer.running_mean = torch.zeros_like(self.first_sum, dtype=place.dtype, device=place.device)
         layer.running_var = torch.zeros_like(layer.running_mean)
         vars(layer)["forward"] = self.forward
 
@@ -108,7 +108,7 @@ class _Sums:
         """Return the sums over a number of batches; several calls of the layer for one batch count once."""
         count = min(self.count, batches) if self.kind == "paper" else self.count
         calls = self.count / count if count else 1
-        return LayerMoments(count, (self.first / calls).cpu(), (self.second / calls).cpu())
+        return LayerMoments(count, (self.first_sum / calls).cpu(), (self.second_sum / calls).cpu())
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # so torch calls it
         """Normalise each batch by its own statistics, and add them up; takes the place of the layer's ``forward``."""
@@ -162,5 +162,5 @@ class _Sums:
             weight = x.numel() // mean.numel()
             second = variance * ((weight - 1) / weight) + mean**2
         self.count += weight * len(mean)
-        self.first = self.first.to(place) + mean.sum(0) * weight
-        self.second = self.second.to(place) + second.sum(0) * weight
+        self.first_sum = self.first_sum.to(place) + mean.sum(0) * weight
+        self.second_sum = self.second_sum.to(place) + second.sum(0) * weight

@@ -25,18 +25,18 @@ class LayerMoments:
     """Sums over the inputs of one layer, by channel and in float64; moments of two data sets add up part by part."""
 
     count: int  # batches (paper) or values per channel (fixed)
-    first: torch.Tensor  # sum of the batches' means (paper), or of all values (fixed)
-    second: torch.Tensor  # sum of the batches' unbiased variances (paper), or of all squares (fixed)
+    first_sum: torch.Tensor  # sum of the batches' means (paper), or of all values (fixed)
+    second_sum: torch.Tensor  # sum of the batches' unbiased variances (paper), or of all squares (fixed)
 
     def __add__(self, term: "LayerMoments") -> "LayerMoments":
-        return LayerMoments(self.count + term.count, self.first + term.first, self.second + term.second)
+        return LayerMoments(self.count + term.count, self.first_sum + term.first_sum, self.second_sum + term.second_sum)
 
     def statistics(self, kind: Variant) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean and the variance of each channel."""
-        mean = self.first / self.count  # (channels,)
+        mean = self.first_sum / self.count  # (channels,)
         if kind == "paper":
-            return mean, self.second / self.count
-        return mean, ((self.second - self.first * mean) / (self.count - 1)).clamp(min=0)
+            return mean, self.second_sum / self.count
+        return mean, ((self.second_sum - self.first_sum * mean) / (self.count - 1)).clamp(min=0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,13 +61,15 @@ class Moments:
         """Check that all sums are finite and that their shapes fit one another."""
         Fidelity(moments=self.kind)
         for name, layer in self.layers.items():
-            shapes = tuple(layer.first.shape), tuple(layer.second.shape)
-            if layer.first.dim() != 1 or shapes[0] != shapes[1]:
+            shapes = tuple(layer.first_sum.shape), tuple(layer.second_sum.shape)
+            if layer.first_sum.dim() != 1 or shapes[0] != shapes[1]:
                 raise ShapeError(f"moments of {name}: expected two vectors of equal length, got {shapes}")
             if layer.count < 0:
                 raise DataError(f"moments of {name}: a count of {layer.count} is not usable")
         wrong = [
-            name for name, layer in self.layers.items() if not (layer.first.isfinite() & layer.second.isfinite()).all()
+            name
+            for name, layer in self.layers.items()
+            if not (layer.first_sum.isfinite() & layer.second_sum.isfinite()).all()
         ]
         if wrong:
             raise DataError(
@@ -78,7 +80,7 @@ class Moments:
     def __add__(self, term: "Moments") -> "Moments":
         if self.kind != term.kind:
             raise DataError(f"moments of kind {self.kind} and of kind {term.kind} cannot be added")
-        check_layers(term, {name: len(layer.first) for name, layer in self.layers.items()})
+        check_layers(term, {name: len(layer.first_sum) for name, layer in self.layers.items()})
         return Moments(self.kind, {name: layer + term.layers[name] for name, layer in self.layers.items()})
 
     def statistics(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,9 +90,9 @@ class Moments:
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Return all sums as a flat mapping, for a message; ``from_tensors`` reads it."""
         return {
-            f"{self.kind}.{name}.{part}": torch.as_tensor(getattr(layer, part))
+            f"{self.kind}.{name}.{part}": torch.as_tensor(value)
             for name, layer in self.layers.items()
-            for part in _PARTS
+            for part, value in zip(_PARTS, (layer.count, layer.first_sum, layer.second_sum), strict=True)
         }
 
     @classmethod
@@ -110,7 +112,7 @@ class Moments:
 
 def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
     """Raise ``ShapeError`` unless moments have these layers with these numbers of channels."""
-    sizes = {name: len(layer.first) for name, layer in moments.layers.items()}
+    sizes = {name: len(layer.first_sum) for name, layer in moments.layers.items()}
     faults = [f"{name} is missing" for name in channels if name not in sizes]
     faults += [f"{name} is unknown" for name in sizes if name not in channels]
     faults += [
@@ -131,12 +133,12 @@ def check_possible(moments: Moments, examples: int) -> None:
                 f"moments of {name} count {layer.count:,} {what}, expected up to {most:,}: those of the "
                 f"{examples:,} examples that its client says it has, or may have (server.max-examples)"
             )
-        count, first, second = layer.count, layer.first.double(), layer.second.double()
+        count, firsts, seconds = layer.count, layer.first_sum.double(), layer.second_sum.double()
         largest = count * torch.finfo(torch.float32).max
-        fits = (first.abs() <= largest) & (second >= 0) & (second <= largest)
+        fits = (firsts.abs() <= largest) & (seconds >= 0) & (seconds <= largest)
         if moments.kind == "fixed":
             # A single value has no variance.
-            fits &= (second * count >= first**2 * (1 - 1e-6)) & (count != 1)
+            fits &= (seconds * count >= firsts**2 * (1 - 1e-6)) & (count != 1)
         if not fits.all():
             raise DataError(f"moments of {name} are those of no data: a count of {count} does not fit its sums")
 
@@ -200,10 +202,10 @@ def _median(values: torch.Tensor) -> torch.Tensor:
     return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 
 
-def _read_layer(count: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> LayerMoments:
+def _read_layer(count: torch.Tensor, firsts: torch.Tensor, seconds: torch.Tensor) -> LayerMoments:
     if count.numel() != 1 or count.dtype != torch.int64:
         description = f"{count.dtype} of shape {tuple(count.shape)}"
         raise ShapeError(f"a count of moments is {description}, expected one number of torch.int64")
-    if not first.is_floating_point() or not second.is_floating_point():
-        raise DataError(f"sums of moments are {first.dtype} and {second.dtype}, expected torch.float64")
-    return LayerMoments(int(count), first.double(), second.double())
+    if not firsts.is_floating_point() or not seconds.is_floating_point():
+        raise DataError(f"sums of moments are {firsts.dtype} and {seconds.dtype}, expected torch.float64")
+    return LayerMoments(int(count), firsts.double(), seconds.double())

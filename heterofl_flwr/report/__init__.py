@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: its folder, the lines it prints, tables, figures and one HTML page.
+"""Output of a run: its folder, lines on the terminal, tables, figures and one HTML page.
 
 What draws is loaded on first use: it needs the extra ``report``, which a server without a run folder can do without.
 """

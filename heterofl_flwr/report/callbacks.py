@@ -2,11 +2,12 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, ClassVar
 
-from heterofl_flwr.common.errors import extra, first_line, short
+from heterofl_flwr.common.errors import HeteroFLError, extra, first_line, short
 from heterofl_flwr.federation.records import Progress, RoundCallback, State
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import scalars
@@ -16,23 +17,46 @@ log = logging.getLogger(__name__)
 
 
 class _Tracker(RoundCallback):
-    """Sends every number of every round to what ``on_start`` opens and puts into ``_log`` and ``_close``."""
+    """Sends every number of every round to a tracker; an error of the tracker is a warning and the run goes on.
 
-    _log: Callable[..., object]
-    _close: Callable[[], object]
+    ``_connect`` sets ``_log`` and ``_close``.
+    """
+
+    _log: Callable[..., object] | None = None
+    _close: Callable[[], object] | None = None
+
+    @abstractmethod
+    def _connect(self, first_round: int) -> None:
+        """Open the tracker's run."""
+
+    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+        """Open the tracker's run."""
+        with self._warning("did not open, and gets no round"):
+            self._connect(first_round)
 
     def on_round_end(self, progress: Progress) -> bool:
         """Send one round."""
         server_round = progress.record.server_round
-        try:
-            self._log(scalars(progress.record), step=server_round)
-        except Exception as error:  # a tracker's own, such as a metric name that it does not take
-            log.warning("%s took nothing of round %d: %s", type(self).__name__, server_round, short(first_line(error)))
+        with self._warning(f"took nothing of round {server_round}"):
+            if self._log is not None:
+                self._log(scalars(progress.record), step=server_round)
         return False
 
     def on_end(self, state: State) -> None:
-        """Close the run there."""
-        self._close()
+        """Close the tracker's run."""
+        with self._warning("did not close"):
+            if self._close is not None:
+                self._close()
+
+    @contextmanager
+    def _warning(self, event: str) -> Iterator[None]:
+        """Log an error of the tracker, such as of a metric name that it refuses, as a warning."""
+        try:
+            yield
+        except HeteroFLError:  # such as a missing package
+            raise
+        except Exception as error:
+            log.warning("%s %s: %s", type(self).__name__, event, short(first_line(error)))
 
 
 class TensorBoard(_Tracker):
@@ -44,7 +68,7 @@ class TensorBoard(_Tracker):
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
 
-    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+    def _connect(self, first_round: int) -> None:
         """Open a new file of events."""
         with extra("report", "leave tensorboard out of run.callbacks"):  # here, as it is slow and may load TensorFlow
             from torch.utils.tensorboard import SummaryWriter
@@ -77,15 +101,15 @@ class _Service(_Tracker):
         self._project, self._settings, self._folder = project, flatten(settings or {}), folder
         self._options = options
 
-    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Open the run there, and keep its id there."""
+    def _connect(self, first_round: int) -> None:
+        """Open the service's run, and note its id in the folder."""
         run_id = self._open(self._folder.about().get(self._name) if self._folder else None)
         if self._folder:
             self._folder.note(**{self._name: run_id})
 
     @abstractmethod
-    def _open(self, known: str | None) -> str:
-        """Open the run there, which may have an id from before; return its id."""
+    def _open(self, earlier_id: str | None) -> str:
+        """Open the service's run, or continue the run with an earlier id; return its id."""
 
 
 class WandB(_Service):
@@ -96,18 +120,18 @@ class WandB(_Service):
     project : str
         The project.
     settings : Mapping[str, object] | None
-        The run's settings, to be shown there.
+        The run's settings, as its configuration in the service.
     folder : RunFolder | None
-        The run's folder, which keeps the id there, so that a run that goes on does so there as well.
+        The run's folder; it stores the service's run id, with which a resumed run continues in the service.
     options : object
         More arguments of ``wandb.init``.
     """
 
     _name = "wandb"
 
-    def _open(self, known: str | None) -> str:
-        goes_on = {"id": known, "resume": "allow"} if known else {}
-        run = self._module.init(project=self._project, config=self._settings, **self._options, **goes_on)
+    def _open(self, earlier_id: str | None) -> str:
+        resumed = {"id": earlier_id, "resume": "allow"} if earlier_id else {}
+        run = self._module.init(project=self._project, config=self._settings, **self._options, **resumed)
         self._log, self._close = run.log, run.finish
         return str(run.id)
 
@@ -127,10 +151,10 @@ class MLflow(_Service):
 
     _name = "mlflow"
 
-    def _open(self, known: str | None) -> str:
+    def _open(self, earlier_id: str | None) -> str:
         self._module.set_experiment(self._project)
-        run = self._module.start_run(**self._options, **({"run_id": known} if known else {}))
-        if not known:  # a run that goes on has its parameters, and MLflow lets no one change them
+        run = self._module.start_run(**self._options, **({"run_id": earlier_id} if earlier_id else {}))
+        if not earlier_id:  # MLflow refuses to change the parameters of a run
             self._module.log_params(self._settings)
         self._log, self._close = self._module.log_metrics, self._module.end_run
         return str(run.info.run_id)

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 from rich import console as rich_console
 
-from heterofl_flwr.common.errors import listed
+from heterofl_flwr.common.errors import listed, printable
 from heterofl_flwr.core import formatting
+from heterofl_flwr.federation.evaluation import HEADLINE_KINDS
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
-from heterofl_flwr.runs.metrics import KINDS, SCOPES, pick_metric
+from heterofl_flwr.runs.metrics import SCOPES, pick_metric
 
 QUIET_SECONDS = 30.0
 """After so long without a line, the next reply prints one; so does the time, within ``by_time``."""
@@ -64,22 +65,22 @@ class Console(RoundCallback):
         self._num_rounds = num_rounds
         self._begin_round(first_round)
 
-    def on_reply(self, what: str, done: int, asked: int) -> None:
+    def on_reply(self, what: str, done: int, total: int) -> None:
         """Print how far a round is, if nothing was printed for half a minute; in the first, how long all will take."""
         now = time.monotonic()
         if done == 1:
             self._began = self._last_reply
-        self._last_reply, self._so_far = now, f"{done} of {asked} clients have {what}"
+        self._last_reply, self._so_far = now, f"{done} of {total} clients have {what}"
         if now - self._last_line < QUIET_SECONDS:
             return
         each = (now - self._began) / done
         line = f"round {self._round}/{self._num_rounds}: {self._so_far}"
         if what == "trained" and self._steps:
             line += f", {formatting.number(self._steps / each)} steps/s"
-        line += f", {formatting.duration(each * (asked - done))} to go"
+        line += f", {formatting.duration(each * (total - done))} to go"
         if what == "trained" and not self._seconds:
             rounds = self._num_rounds - self._round + 1
-            line += f"; training of all {rounds} rounds takes about {formatting.duration(each * asked * rounds)}"
+            line += f"; training of all {rounds} rounds takes about {formatting.duration(each * total * rounds)}"
         self._print(line)
 
     def on_round_end(self, progress: Progress) -> bool:
@@ -89,8 +90,8 @@ class Console(RoundCallback):
         # The mean of several, as evaluation makes single rounds long; the first one has to start what the others find.
         recent = self._seconds[1:][-10:]
         to_come = num_rounds - record.server_round
-        left = to_come * sum(recent) / len(recent) if recent and to_come else None
-        self._print(round_line(record, num_rounds, left))
+        seconds_left = to_come * sum(recent) / len(recent) if recent and to_come else None
+        self._print(round_line(record, num_rounds, seconds_left))
         self._begin_round(record.server_round + 1)
         return False
 
@@ -100,14 +101,14 @@ class Console(RoundCallback):
 
     def _print(self, line: str) -> None:
         self._last_line = time.monotonic()
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(printable(line), markup=False, soft_wrap=True)
 
 
-def round_line(record: RoundRecord, num_rounds: int, left: float | None) -> str:
+def round_line(record: RoundRecord, num_rounds: int, seconds_left: float | None) -> str:
     """Return a round as one line of names and values, however long: programs read it, too."""
     line = f"round {record.server_round}/{num_rounds} took={formatting.duration(record.seconds).replace(' ', '')}"
-    if left is not None:
-        line += f" left={formatting.duration(left).replace(' ', '')}"
+    if seconds_left is not None:
+        line += f" left={formatting.duration(seconds_left).replace(' ', '')}"
     line += "".join(f" {name}={value.replace(' ', '')}" for name, value in _fields(record))
     failed = [f"failed: {listed(record.failed_names)}"] if record.failures else []
     return "; ".join([line, *failed, *record.notes])
@@ -126,7 +127,7 @@ def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
     if loss is not None:
         yield "train-loss", formatting.number(loss)
     for scope in SCOPES:
-        name = next((f"{scope}-{kind}" for kind in KINDS if f"{scope}-{kind}" in record.evaluate), "")
+        name = next((f"{scope}-{kind}" for kind in HEADLINE_KINDS if f"{scope}-{kind}" in record.evaluate), "")
         if name:
             yield name.removesuffix("-accuracy"), formatting.score(name, record.evaluate[name])
     if record.simulated_seconds:

@@ -1,7 +1,7 @@
 """The figures of a run, drawn from its records alone."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from heterofl_flwr.core import formatting
+from heterofl_flwr.federation.evaluation import HEADLINE_KINDS
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import summary
 from heterofl_flwr.report.drawing import add_legend, new_axes, series
@@ -23,6 +24,7 @@ FEW = 30  # with fewer points than this, each is marked
 CLIMB = 4  # the first of so many parts of a curve may leave the axis, which follows the others
 SHORT = 10  # all of a curve with fewer points than this is on the axis
 NEAR = 0.25  # so is what would leave the axis by less than this share of it
+MOST_METRICS = 12  # figures of metrics with names of the app
 ALIKE = 0.02  # curves nowhere further apart than this share of the axis are one line
 
 TEXTS = {
@@ -55,32 +57,50 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
     unit, unit_name = next((time for time in TIMES if seconds and seconds[-1] >= 2 * time[0]), TIMES[-1])
     times = [total / unit for total in seconds]
     levels = {level: summary.level_points(records, level, kind) for level in summary.levels(records, costs).values()}
-    found = {
+    drawn = {
         "learning-curves": draw_curves(_scopes(records, kind, rounds), kind),
         "levels": draw_curves(levels, kind),
         "loss": draw_curves(_losses(records, rounds), "loss"),
         "bytes": _draw_bytes(records, costs, rounds),
         "for-time": draw_curves(_scopes(records, kind, times), kind, f"simulated {unit_name}"),
     }
-    return [
+    drawings = [
         Drawing(name, TEXTS[name][0].format(kind=kind.capitalize()), TEXTS[name][1], figure)
-        for name, figure in found.items()
+        for name, figure in drawn.items()
         if figure
     ]
+    return drawings + list(_draw_users_metrics(records, rounds))
+
+
+def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Iterator[Drawing]:
+    """Yield a figure for each metric that an app has under a name of its own, for evaluation and training."""
+    usual = {"coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS)}
+    names = dict.fromkeys(name for record in records for name in record.evaluate if name not in usual)
+    names |= dict.fromkeys(name for record in records for name in record.train if name not in HEADLINE_KINDS)
+    for number, name in enumerate(list(names)[:MOST_METRICS], 1):
+        curves = {
+            "evaluation": points(rounds, [record.evaluate.get(name) for record in records]),
+            "training": points(rounds, [record.train.get(name) for record in records]),
+        }
+        # An unpaired dollar sign would be a formula that cannot be drawn.
+        if figure := draw_curves(curves, name.replace("$", r"\$")):
+            yield Drawing(f"metric-{number}", name, "A metric of this app, as the mean over clients.", figure)
 
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:
     """Return the metric of each scope over what was spent by then; nothing where nothing was spent."""
-    found = {scope: [record.evaluate.get(f"{scope}-{kind}") for record in records] for scope in SCOPES}
-    return {scope: points(spent, values) for scope, values in found.items()} if any(spent) else {}
+    metrics = {scope: [record.evaluate.get(f"{scope}-{kind}") for record in records] for scope in SCOPES}
+    return {scope: points(spent, values) for scope, values in metrics.items()} if any(spent) else {}
 
 
 def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
     """Return the training loss of each level, or of all clients where levels are not known."""
     levels = sorted({level for record in records for level in record.train_by_level})
-    found = {level: [record.train_by_level.get(level, {}) for record in records] for level in levels}
-    found = found or {"all clients": [record.train for record in records]}
-    return {level: points(rounds, [pick_metric(own, "loss") for own in means]) for level, means in found.items()}
+    by_level = {level: [record.train_by_level.get(level, {}) for record in records] for level in levels}
+    by_level = by_level or {"all clients": [record.train for record in records]}
+    return {
+        level: points(rounds, [pick_metric(metrics, "loss") for metrics in means]) for level, means in by_level.items()
+    }
 
 
 def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | None:
@@ -114,25 +134,25 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | 
 
 def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Return the least and the greatest value that the axis shows."""
-    settled = [value for own in curves for value in own[len(own) // CLIMB if len(own) >= SHORT else 0 :]]
-    known = [value for value in settled if not math.isnan(value)]
-    low, high = min(known, default=0.0), max(known, default=1.0)
+    settled = [value for curve in curves for value in curve[len(curve) // CLIMB if len(curve) >= SHORT else 0 :]]
+    numbers = [value for value in settled if not math.isnan(value)]
+    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
     reach = NEAR * (high - low)
-    shown = [value for own in curves for value in own if low - reach <= value <= high + reach]
+    shown = [value for curve in curves for value in curve if low - reach <= value <= high + reach]
     return min(shown, default=low), max(shown, default=high)
 
 
-def _join_alike(curves: Curves, apart: float) -> Curves:
-    """Return the curves, of which those that coincide are one, with all of their names."""
+def _join_alike(curves: Curves, distance: float) -> Curves:
+    """Return the curves; those that coincide become one curve, with all of their names."""
 
-    def coincide(one: Points, other: Points) -> bool:
-        return one[0] == other[0] and all(abs(a - b) <= apart for a, b in zip(one[1], other[1], strict=True))
+    def coincide(a: Points, b: Points) -> bool:
+        return a[0] == b[0] and all(abs(y - z) <= distance for y, z in zip(a[1], b[1], strict=True))
 
     names: dict[str, list[str]] = {}
-    for name, own in curves.items():
-        twin = next((other for other in names if coincide(curves[other], own)), name)
+    for name, curve in curves.items():
+        twin = next((drawn for drawn in names if coincide(curves[drawn], curve)), name)
         names.setdefault(twin, []).append(name)
-    return {" and ".join(own): curves[first] for first, own in names.items()}
+    return {" and ".join(alike): curves[name] for name, alike in names.items()}
 
 
 def _draw_bytes(records: Sequence[RoundRecord], costs: ModelCosts | None, rounds: Sequence[int]) -> Figure | None:
@@ -141,6 +161,6 @@ def _draw_bytes(records: Sequence[RoundRecord], costs: ModelCosts | None, rounds
         curves["full-size FedAvg"] = rounds, list(accumulate(full_bytes(record, costs) for record in records))
     if figure := draw_curves(curves, "sent in total"):
         axes = figure.axes[0]
-        axes.set_ylim(0, 1.05 * max(max(own) for _, own in curves.values()) or 1)
+        axes.set_ylim(0, 1.05 * max(max(values) for _, values in curves.values()) or 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(formatting.size(value))))
     return figure

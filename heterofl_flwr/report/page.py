@@ -80,6 +80,11 @@ _ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_bloc
 Table = tuple[str, summary.Cells, str]  # a table with its title, and a note below it
 
 
+def render_page(**content: object) -> str:
+    """Return the template with its title, status, lines, figures and tables."""
+    return _ENVIRONMENT.from_string(TEMPLATE).render(**content)
+
+
 def write_page(folder: RunFolder) -> Path:
     """Write the page and the figures; return the page's path."""
     about, settings, records, costs = folder.about(), folder.settings(), folder.history(), folder.costs()
@@ -87,7 +92,7 @@ def write_page(folder: RunFolder) -> Path:
     done, planned = records[-1].server_round if records else 0, about.get("num_rounds")
     rounds = f"{done} rounds" if planned in (None, done) else f"{done} of {planned} rounds"
     started = [str(start)[:16].replace("T", " ") for start in about.get("starts", [])[:1]]
-    page = _ENVIRONMENT.from_string(TEMPLATE).render(
+    page = render_page(
         title=str(about.get("title") or folder.path.resolve().name),
         status=" · ".join([*started, rounds, *([] if about.get("finished") else ["not finished"])]),
         lines=list(summary.summary_lines(records, costs)),
@@ -113,8 +118,10 @@ def _tables(
     yield "Metrics", metrics, note if metrics[1] else "No round was evaluated."
     failures = summary.failure_cells(records)
     yield "Failures", failures, "" if failures[1] else "No client failed."
-    told = {key: list(dict.fromkeys(value)) if isinstance(value, list) else value for key, value in about.items()}
-    facts = [(name.replace("_", "-"), _shown(value)) for name, value in flatten(told).items()]
+    facts_of_run = {
+        key: list(dict.fromkeys(value)) if isinstance(value, list) else value for key, value in about.items()
+    }
+    facts = [(name.replace("_", "-"), _shown(value)) for name, value in flatten(facts_of_run).items()]
     yield "How it was run", (("fact", "value"), facts), ""
     rows = [(name, _shown(value)) for name, value in sorted(flatten(settings).items())]
     yield "Settings", (("setting", "value"), rows), "" if rows else "None were recorded."

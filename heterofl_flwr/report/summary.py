@@ -39,22 +39,22 @@ def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple
 
 def failure_cells(records: Sequence[RoundRecord]) -> Cells:
     """Return the table of failures by reason, the most frequent first."""
-    found: dict[str, list[tuple[int, int]]] = {}
+    by_reason: dict[str, list[tuple[int, int]]] = {}
     for record in records:
         for partition, reason in chain(record.failures.items(), record.evaluate_failures.items()):
             # In one line and with both ends: what a program prints last is often why.
             line = short(" ".join(reason.split()), LONGEST)
-            found.setdefault(line, []).append((record.server_round, partition))
+            by_reason.setdefault(line, []).append((record.server_round, partition))
     rows = []
-    for reason, own in sorted(found.items(), key=lambda item: -len(item[1])):
-        rounds, clients = (formatting.numbers(sorted(set(numbers))) for numbers in zip(*own, strict=True))
-        rows.append((reason, str(len(own)), rounds, clients))
+    for reason, cases in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        rounds, clients = (formatting.numbers(sorted(set(numbers))) for numbers in zip(*cases, strict=True))
+        rows.append((reason, str(len(cases)), rounds, clients))
     return ("failure", "times", "rounds", "clients"), rows
 
 
 def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cells:
     """Return the table of levels: cost of the model if known, share of the clients, and last score."""
-    kind, known = headline_kind(records), costs.by_rate if costs else {}
+    kind, by_rate = headline_kind(records), costs.by_rate if costs else {}
     drawn = Counter(rate for record in records for rate in record.rates.values())
     few = {record.server_round for record in records if record.few_answered}
     rows = []
@@ -63,7 +63,7 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
         score = marked(formatting.score(kind, values[-1] if values else None), bool(few & set(rounds[-1:])))
         share = formatting.percent(drawn[rate] / (drawn.total() or 1))
         parameters = macs = size = formatting.NOTHING
-        if cost := known.get(rate):
+        if cost := by_rate.get(rate):
             parameters, macs = f"{cost.parameters:,}", formatting.count(cost.macs)
             size = formatting.size(2 * cost.bytes)
         rows.append([level, f"{rate:g}", parameters, macs, share, score, size])
@@ -75,9 +75,9 @@ def score_cells(records: Sequence[RoundRecord]) -> Cells:
     rows = []
     for score in scores(records):
         name = score.name if score.client is None else f"{score.name} (client {score.client})"
-        found = {"": score.final} if score.median is None else {"mean": score.final, "median": score.median}
-        compared = "median" if score.median is not None and not is_share(score.name) else next(iter(found))
-        for statistic, final in found.items():
+        statistics = {"": score.final} if score.median is None else {"mean": score.final, "median": score.median}
+        compared = "median" if score.median is not None and not is_share(score.name) else next(iter(statistics))
+        for statistic, final in statistics.items():
             best, best_round = (score.best, score.best_round) if statistic == compared else (None, None)
             shown = marked(formatting.score(score.name, final), score.partial)
             number = formatting.NOTHING if best_round is None else str(best_round)
@@ -95,15 +95,15 @@ def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
     if few := [record.server_round for record in records if record.few_answered]:
         rounds = formatting.numbers(few, 4)
         yield f"* fewer than half of the clients asked evaluated in rounds {rounds}: never the best"
-    asked, failed = sum(len(record.rates) for record in records), sum(len(record.failures) for record in records)
+    trainings, failed = sum(len(record.rates) for record in records), sum(len(record.failures) for record in records)
     if records:
         seconds = math.fsum(record.seconds for record in records)
-        each = f"{asked / len(records):.4g} clients and {formatting.duration(seconds / len(records))}"
-        yield f"{formatting.duration(seconds)}, {each} a round; {failed} of {asked} trainings failed"
+        each = f"{trainings / len(records):.4g} clients and {formatting.duration(seconds / len(records))}"
+        yield f"{formatting.duration(seconds)}, {each} a round; {failed} of {trainings} trainings failed"
     if saved := savings(records, costs):
-        sent, full = formatting.size(saved.bytes_sent), formatting.size(saved.bytes_full)
+        sent, full_size = formatting.size(saved.bytes_sent), formatting.size(saved.bytes_full)
         share, macs = formatting.percent(saved.bytes_share), formatting.percent(saved.macs_share)
-        yield f"against full-size FedAvg: {share} of the bytes ({sent} of {full}), {macs} of the multiplications"
+        yield f"against full-size FedAvg: {share} of the bytes ({sent} of {full_size}), {macs} of the multiplications"
     seconds = math.fsum(record.simulated_seconds for record in records)
     joules = math.fsum(record.joules for record in records)
     if seconds or joules:

@@ -1,4 +1,4 @@
-"""Checkpoints: all tensors in one safetensors file, and beside it a JSON file with the checksums of both.
+"""Checkpoints: a safetensors file with all tensors, and a JSON file with the checksums of both.
 
 The JSON file is written last, so a checkpoint exists from the moment it has its name, and damage of either file is
 found when it is read.
@@ -7,9 +7,11 @@ found when it is read.
 import json
 import logging
 from contextlib import suppress
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from safetensors.torch import load
 from torch import Tensor
 
@@ -17,19 +19,21 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import DAMAGED, files_by_round, to_json, write_atomic
 from heterofl_flwr.common.tensor_files import pack
 from heterofl_flwr.federation.records import RunState
+from heterofl_flwr.stages.privacy import Releases
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
 FORMAT = 2
 PATTERN = "round-*.json"
+RELEASES = TypeAdapter(list[Releases])
 _PARTS = ("state", "moments", "stages")
 
 
 def save_checkpoint(folder: Path, state: RunState) -> None:
     """Write a checkpoint, then remove all but the last two; on failure those before it stay."""
     parts = {part: getattr(state, part) for part in _PARTS}
-    tensors = pack({f"{part}/{name}": tensor for part, own in parts.items() for name, tensor in own.items()})
+    tensors = pack({f"{part}/{name}": tensor for part, values in parts.items() for name, tensor in values.items()})
     content = {
         "format": FORMAT,
         "server_round": state.server_round,
@@ -37,6 +41,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         "run_key": state.run_key,
         "trained": list(state.trained),
         "dealt": state.dealt,
+        "releases": [asdict(entry) for entry in state.releases],
     }
     signed = {"content": content, "sha256": sha256(to_json(content).encode()).hexdigest()}
     path = folder / f"round-{state.server_round:06d}.json"
@@ -93,4 +98,5 @@ def _read(path: Path) -> RunState:
         run_key=content.get("run_key"),  # older versions have none of these
         trained=content.get("trained", ()),
         dealt=content.get("dealt", 0),
+        releases=tuple(RELEASES.validate_python(content.get("releases", []))),
     )

@@ -1,4 +1,4 @@
-"""What the model of each level costs, and what a run saved against full-size FedAvg."""
+"""Cost of the model of each level, and the savings of a run against full-size FedAvg."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ class ModelCosts:
         return {cost.rate: cost for cost in self.levels}
 
     @property
-    def full(self) -> LevelCost:
+    def global_model(self) -> LevelCost:
         """The cost of the global model."""
         return self.by_rate[self.global_rate]
 
@@ -51,8 +51,8 @@ class ModelCosts:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ModelCosts":
         """Return what ``to_json`` gave."""
-        found = _COSTS.validate_python(values)
-        return cls(found.global_rate, tuple(sorted(found.levels, key=lambda cost: -cost.rate)))
+        costs = _COSTS.validate_python(values)
+        return cls(costs.global_rate, tuple(sorted(costs.levels, key=lambda cost: -cost.rate)))
 
 
 _COSTS = TypeAdapter(ModelCosts)
@@ -74,22 +74,22 @@ class Costs:
     def __init__(self, build: Build, mix: Mix, example: Tensor) -> None:
         self.build, self.mix = build, mix
         self._example = example
-        self._known: dict[float, LevelCost] = {}
+        self._costs: dict[float, LevelCost] = {}
         self.add(mix.all_rates)
 
     def add(self, rates: Sequence[float]) -> bool:
         """Measure the rates that are not known yet; return whether there was one."""
-        new = set(rates) - self._known.keys()
+        new = set(rates) - self._costs.keys()
         for rate in new:
             model, cost = build_and_profile(self.build, rate, self._example)
             # As measured of messages, to which it is compared.
             size = sum(map(count_packed, exchanged_parameters(model).values()))
-            self._known[rate] = LevelCost(level_name(rate), rate, cost.parameters, cost.macs, bytes=size)
+            self._costs[rate] = LevelCost(level_name(rate), rate, cost.parameters, cost.macs, bytes=size)
         return bool(new)
 
     def model(self) -> ModelCosts:
         """Return all that is known."""
-        return ModelCosts(self.mix.global_rate, tuple(self._known[rate] for rate in sorted(self._known, reverse=True)))
+        return ModelCosts(self.mix.global_rate, tuple(self._costs[rate] for rate in sorted(self._costs, reverse=True)))
 
 
 class Savings(NamedTuple):
@@ -108,7 +108,7 @@ def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
 
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
     """Return the bytes that FedAvg with the global model would have sent in a round, both ways."""
-    return costs.full.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
+    return costs.global_model.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
 
 
 def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings | None:
@@ -116,6 +116,6 @@ def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings
     rates = [rate for record in records for rate in record.rates.values()]
     if costs is None or not rates or not set(rates) <= set(costs.by_rate):
         return None
-    sent, full = sum(bytes_sent(records)), sum(full_bytes(record, costs) for record in records)
-    macs = sum(costs.by_rate[rate].macs for rate in rates) / (costs.full.macs * len(rates) or 1)
-    return Savings(sent, full, sent / full if full else math.nan, macs)
+    sent, full_size = sum(bytes_sent(records)), sum(full_bytes(record, costs) for record in records)
+    macs = sum(costs.by_rate[rate].macs for rate in rates) / (costs.global_model.macs * len(rates) or 1)
+    return Savings(sent, full_size, sent / full_size if full_size else math.nan, macs)

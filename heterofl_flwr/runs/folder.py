@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,7 @@ from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.origin import command, commit, machine
 from heterofl_flwr.settings.flat import flatten
-from heterofl_flwr.stages.privacy import KINDS
+from heterofl_flwr.stages.privacy import KINDS, TRAINING, Releases
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class RunFolder:
     ``settings.json``   the run's settings, how it was started, and what its models cost
     ``history.jsonl``   one ``RoundRecord`` a line
     ``checkpoint/``     the last two checkpoints
-    ``privacy.json``    where noise is added, how often models and moments were released, those of repeated rounds too
+    ``privacy.json``    numbers of models and moments released with noise, by noise and clip, repeated rounds included
     ``events/``         for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
     ``exports/``        what ``heterofl export`` made of the models
@@ -176,7 +176,7 @@ class RunFolder:
                 raise ConfigError(f"{self.path} holds no run to resume: check the folder, or start without resume")
             return
         # Written as JSON and read back, tuples and lists are equal, and so are paths and their text.
-        new, old = (flatten(json.loads(to_json(own))) for own in (settings, complete(self.settings())))
+        new, old = (flatten(json.loads(to_json(values))) for values in (settings, complete(self.settings())))
         differences = "; ".join(
             f"{key} was {_show(old, key)} and is {_show(new, key)}"
             for key in {**old, **new}
@@ -253,10 +253,10 @@ class RunFolder:
         """Forget the rounds after one; a run that goes on from it then writes the history of an uninterrupted one."""
         self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
-        found = records[-1].server_round if records else 0
-        if found != last_round:
+        final = records[-1].server_round if records else 0
+        if final != last_round:
             raise ConfigError(
-                f"{self._history} ends with round {found}, but the run is to go on after round {last_round}: put back "
+                f"{self._history} ends with round {final}, but the run is to go on after round {last_round}: put back "
                 f"a copy of the file, or start the run anew in another folder"
             )
         write_atomic(self._history, "".join(f"{to_json(record.to_json())}\n" for record in records).encode())
@@ -272,18 +272,42 @@ class RunFolder:
             if path.suffix in (".json", ".safetensors"):
                 remove(path)
 
-    def releases(self) -> dict[str, float]:
-        """Return how often something was released with noise, by kind; at least as often as the history knows."""
-        known = [{name: value for name, value in record.privacy.items() if name in KINDS} for record in self.history()]
+    def releases(self) -> list[Releases]:
+        """Return the releases with noise; at least as many as the history counts."""
+        counted = {
+            kind: max((int(record.privacy.get(kind, 0)) for record in self.history()), default=0) for kind in KINDS
+        }
+        releases: list[Releases] = []
         if self._privacy.exists():
             with reading(self._privacy, "restore it, as nothing else says all that the run gave away"):
-                found = json.loads(self._privacy.read_text(encoding="utf-8"))
-                known.append({kind: float(found[kind]) for kind in KINDS})
-        return {kind: max(own.get(kind, 0) for own in known) for kind in KINDS} if known else {}
+                content = json.loads(self._privacy.read_text(encoding="utf-8"))
+                if isinstance(content, dict):  # of an older version, which wrote numbers without their noise
+                    counted = {kind: max(number, int(content[kind])) for kind, number in counted.items()}
+                else:
+                    releases = checkpoints.RELEASES.validate_python(content)
+        for kind, number in counted.items():
+            missing = number - sum(entry.number for entry in releases if entry.kind == kind)
+            if missing > 0:
+                releases.append(Releases(kind, *self._noise_of_settings(kind), missing, "history"))
+        return releases
 
-    def write_releases(self, releases: Mapping[str, int]) -> None:
-        """Write how often something was released with noise; ``rewind`` does not forget it."""
-        write_atomic(self._privacy, f"{to_json(releases, indent=2)}\n".encode())
+    def _noise_of_settings(self, kind: str) -> tuple[float, float]:
+        """Return noise and clip of the run's settings, for releases that were counted without them."""
+        settings = flatten(self.settings())
+        noise, clip = (
+            settings.get("privacy.noise"),
+            settings.get("privacy.clip" if kind == TRAINING else "privacy.moments-clip"),
+        )
+        if not isinstance(noise, float | int) or noise <= 0:
+            raise ConfigError(
+                f"{self._privacy} and {self._history.name} count releases without their noise, and privacy.noise of "
+                f"{self._settings.name} is {noise!r}: set it there to the least noise that the run ever had"
+            )
+        return float(noise), float(clip) if isinstance(clip, float | int) else 0.0
+
+    def write_releases(self, releases: Sequence[Releases]) -> None:
+        """Write the releases with noise; ``rewind`` keeps them."""
+        write_atomic(self._privacy, f"{to_json([asdict(entry) for entry in releases], indent=2)}\n".encode())
 
     def save_checkpoint(self, checkpoint: RunState) -> None:
         """Write a checkpoint whole or not at all; the last two are kept."""
@@ -310,8 +334,8 @@ class RunFolder:
             raise ConfigError(f"{self.path} is no folder of a run: it has no {self._settings.name}")
         self.refuse_links()
         with reading(self._settings, "remove the folder or restore it"):
-            found = json.loads(self._settings.read_text(encoding="utf-8"))
-            return {**found, "settings": dict(found["settings"]), "about": dict(found["about"])}
+            content = json.loads(self._settings.read_text(encoding="utf-8"))
+            return {**content, "settings": dict(content["settings"]), "about": dict(content["about"])}
 
     def _write(self, content: Mapping[str, object]) -> None:
         write_atomic(self._settings, f"{to_json(content, indent=2)}\n".encode())
@@ -320,7 +344,7 @@ class RunFolder:
 def parse_record(values: Mapping[str, Any]) -> RoundRecord:
     """Return the record that ``RoundRecord.to_json`` gave, also in an older version, after a journey through JSON."""
     # Older histories claim an epsilon that counts on the chance of being drawn; it does not hold.
-    privacy = {name: own for name, own in values.get("privacy", {}).items() if name != "epsilon-sampled"}
+    privacy = {name: value for name, value in values.get("privacy", {}).items() if name != "epsilon-sampled"}
     record = _RECORD.validate_python({**values, "privacy": privacy})
     return replace(record, refused=tuple(record.refused), notes=tuple(record.notes), partial=tuple(record.partial))
 

@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from heterofl_flwr.federation.evaluation import WORST_ACCURACY
+from heterofl_flwr.federation.evaluation import HEADLINE_KINDS, WORST_ACCURACY
 from heterofl_flwr.federation.records import RoundRecord
 
 SCOPES = ("global", "local", "worst")
-KINDS = ("perplexity", "accuracy", "loss")
-"""What models are compared by: the first that a run has. Only texts have a perplexity; they have an accuracy too."""
 UNKNOWN = "accuracy"  # the kind where a run has none of them
 
 
@@ -40,8 +38,10 @@ def is_better(value: float, than: float | None, mode: str) -> bool:
 
 def headline_kind(records: Sequence[RoundRecord]) -> str:
     """Return the kind of metric by which the run is compared: perplexity (of texts), else accuracy, else loss."""
-    found = [own for record in records for own in (record.evaluate, *record.evaluate_by_level.values())]
-    return next((kind for kind in KINDS if any(name.endswith(kind) for own in found for name in own)), UNKNOWN)
+    metrics = [values for record in records for values in (record.evaluate, *record.evaluate_by_level.values())]
+    return next(
+        (kind for kind in HEADLINE_KINDS if any(name.endswith(kind) for values in metrics for name in values)), UNKNOWN
+    )
 
 
 def find_metric(values: Mapping[str, float], *kinds: str) -> str:
@@ -53,7 +53,7 @@ def find_metric(values: Mapping[str, float], *kinds: str) -> str:
 
 def headline(records: Sequence[RoundRecord]) -> str:
     """Return the name of the metric by which global models are compared; ``""`` where no round was evaluated."""
-    return next(filter(None, (find_metric(record.evaluate, *KINDS) for record in records)), "")
+    return next(filter(None, (find_metric(record.evaluate, *HEADLINE_KINDS) for record in records)), "")
 
 
 def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
@@ -63,8 +63,8 @@ def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
 
 def points(places: Sequence[float], values: Sequence[float | None]) -> tuple[list[float], list[float]]:
     """Return the places on an axis that have a value, and the values."""
-    known = [(place, own) for place, own in zip(places, values, strict=True) if own is not None]
-    return [place for place, _ in known], [own for _, own in known]
+    pairs = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
+    return [place for place, _ in pairs], [value for _, value in pairs]
 
 
 def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float | None:
@@ -81,40 +81,40 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
     """
     passed = accumulate(record.simulated_seconds for record in records)
     for record, seconds in zip(records, passed, strict=True):
-        found = record.comparable.get(name, math.nan)
-        if found == value or is_better(found, value, mode_of(name)):
+        metric = record.comparable.get(name, math.nan)
+        if metric == value or is_better(metric, value, mode_of(name)):
             return seconds
     return None
 
 
 def scores(records: Sequence[RoundRecord]) -> list[Score]:
     """Return final and best of every metric of evaluation, in the order in which they first appear."""
-    found = []
+    results = []
     for name in dict.fromkeys(name for record in records for name in record.evaluate):
-        last = next(record for record in reversed(records) if name in record.evaluate)
+        final = next(record for record in reversed(records) if name in record.evaluate)
         best, best_round = None, None
         for record in records:
             value = record.comparable.get(name)
             # The first value stands until a better one comes, even where it is not a number.
             if value is not None and (best is None or is_better(value, best, mode_of(name))):
                 best, best_round = value, record.server_round
-        worst = last.worst_client if name == WORST_ACCURACY else None
-        median = last.evaluate_medians.get(name)
-        found.append(Score(name, last.evaluate[name], best, best_round, name in last.partial, median, worst))
-    return found
+        worst = final.worst_client if name == WORST_ACCURACY else None
+        median = final.evaluate_medians.get(name)
+        results.append(Score(name, final.evaluate[name], best, best_round, name in final.partial, median, worst))
+    return results
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
     """Return all numbers of a record under names such as ``evaluate/a/accuracy``, for trackers."""
     groups: dict[str, Mapping[str, float]] = {"evaluate": record.evaluate, "train": record.train}
-    groups |= {f"evaluate/{level}": own for level, own in record.evaluate_by_level.items()}
-    groups |= {f"train/{level}": own for level, own in record.train_by_level.items()}
+    groups |= {f"evaluate/{level}": metrics for level, metrics in record.evaluate_by_level.items()}
+    groups |= {f"train/{level}": metrics for level, metrics in record.train_by_level.items()}
     numbers: dict[str, float] = {}
     if record.simulated_seconds or record.joules:
         numbers |= {"simulated-seconds": record.simulated_seconds, "joules-estimate": record.joules}
     if record.evaluate_asked:
-        asked, answers = record.evaluate_asked, record.evaluate_answers
-        numbers |= {"evaluation-asked": asked, "evaluation-answers": answers, "evaluation-partial": record.few_answered}
+        numbers |= {"evaluation-asked": record.evaluate_asked, "evaluation-answers": record.evaluate_answers}
+        numbers["evaluation-partial"] = record.few_answered
     numbers |= {
         "seconds": record.seconds,
         "learning-rate": record.learning_rate,

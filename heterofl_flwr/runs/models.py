@@ -38,7 +38,7 @@ def save_models(
     slices: Mapping[float, SliceFunction] | None = None,
     record: RoundRecord | None = None,
 ) -> None:
-    """Write the model of each rate, cut from the global one by its plan, as safetensors with a JSON file beside it.
+    """Write the model of each rate, cut from the global model by its plan, as a safetensors and a JSON file.
 
     ``load_model`` loads one; so does ``build(rate).load_state_dict(safetensors.torch.load_file(path), strict=False)``
     where no layer has batch norm or spectral norm.
@@ -67,7 +67,7 @@ def save_models(
         level, plan = level_name(rate), Plan.of(models[largest], model)
         if slices and rate != largest:
             plan = plan.sliced(slices[rate])
-        own = plan.extract(untied(models[largest], state))
+        tensors = plan.extract(untied(models[largest], state))
         metrics: dict[str, float] = {}
         few = {}
         if record:
@@ -82,9 +82,9 @@ def save_models(
             "server_round": record.server_round if record else None,
             "metrics": metrics,
             **few,
-            "shapes": {key: list(value.shape) for key, value in own.items()},
+            "shapes": {key: list(value.shape) for key, value in tensors.items()},
         }
-        write_atomic(folder.models / f"{level}.safetensors", pack(own))
+        write_atomic(folder.models / f"{level}.safetensors", pack(tensors))
         if moments and rate in moments:
             write_atomic(folder.models / f"{level}.moments.safetensors", pack(moments[rate].to_tensors()))
         write_atomic(folder.models / f"{level}.json", f"{to_json(facts, indent=2)}\n".encode())
@@ -98,14 +98,15 @@ def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
 
     A run writes them when it ends. Where clients keep parameters of their own there are none.
     """
-    found: dict[str, dict[str, Any]] = {}
+    models: dict[str, dict[str, Any]] = {}
     for path in folder.models.glob("*.json"):
         if not path.stem[0].isalnum() or not path.stem.isprintable():
             raise ConfigError(f"{folder.models} has a model named {path.stem!r}; expected a level such as a, or a rate")
         with reading(path, _REMEDY):
             facts = dict(json.loads(path.read_bytes()))
-            found[path.stem] = {**facts, "rate": float(facts["rate"])}
-    return dict(sorted(found.items(), key=lambda item: -item[1]["rate"]))
+            numbers = {"rate": float(facts["rate"]), "parameters": int(facts["parameters"])}
+            models[path.stem] = {**facts, **numbers}
+    return dict(sorted(models.items(), key=lambda item: -item[1]["rate"]))
 
 
 def load_model(folder: RunFolder, name: str, build: Build) -> nn.Module:

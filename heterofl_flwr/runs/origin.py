@@ -41,19 +41,19 @@ def commit() -> str:
 def commit_of(checkout: Path, package: str) -> str | None:
     """Return the commit of a checkout that holds the package in its top folder; None where there is no such."""
     git = ("git", "-C", str(checkout))
-    top, _, found = (_ask(*git, "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")
+    top, _, head = (_ask(*git, "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")
     # A package installed below someone else's repository is not part of it.
-    if not found or Path(top).resolve() != checkout.resolve() or not (checkout / package).is_dir():
+    if not head or Path(top).resolve() != checkout.resolve() or not (checkout / package).is_dir():
         return None
-    return found + (CHANGED if _ask(*git, "status", "--porcelain", "--", package) else "")
+    return head + (CHANGED if _ask(*git, "status", "--porcelain", "--", package) else "")
 
 
 @cache
 def machine() -> str:
     """Return processor, number of cores and GPUs."""
     path = Path("/proc/cpuinfo")
-    known = re.search(r"^model name\s*:(.*)", path.read_text(errors="replace"), re.MULTILINE) if path.exists() else None
-    processor = known[1].strip() if known else platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*:(.*)", path.read_text(errors="replace"), re.MULTILINE) if path.exists() else None
+    processor = model[1].strip() if model else platform.processor() or platform.machine()
     # Asking torch for a GPU's name would open a context on it, in a process that may need none.
     number = torch.cuda.device_count()
     return f"{processor}, {os.cpu_count()} cores, {f'{number} x {_gpu_names()}' if number else 'no GPU'}"

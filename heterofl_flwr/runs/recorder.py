@@ -42,13 +42,13 @@ class Recorder(RoundCallback):
         check_count("every", every, 1)
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.checkpoint_every, self._costs, self._models = every, costs, models
-        self._last: Progress | None = None
+        self._progress: Progress | None = None
         self._moments: State = {}
         self._evaluated: RoundRecord | None = None
         self._saved_round = 0
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Read what is there, and write what the models cost."""
+        """Read the folder, and write the costs of the models."""
         if not self.folder.started:
             self.folder.start({})
         records = self.folder.history()
@@ -80,7 +80,7 @@ class Recorder(RoundCallback):
         """Write the round, and a checkpoint when it is time for one."""
         self.folder.append(progress.record)
         self.folder.drop_models()
-        record, self._last = progress.record, progress
+        record, self._progress = progress.record, progress
         if self._note_evaluation(record):
             self._moments = progress.moments
         if self._costs and self._costs.add(tuple(record.rates.values())):
@@ -91,14 +91,14 @@ class Recorder(RoundCallback):
 
     def on_end(self, state: State) -> None:
         """Write the last checkpoint and the final models."""
-        if self._last and self._last.record.server_round != self._saved_round:
-            self._save(self._last)
+        if self._progress and self._progress.record.server_round != self._saved_round:
+            self._save(self._progress)
         if self._costs and self._models:
             rates = self._costs.mix.all_rates
             moments, record = moments_by_rate(self._moments), self._evaluated
             slices = {}
-            if record and self._last:
-                slices = {rate: self._last.evaluated_slice(record.server_round, rate) for rate in rates}
+            if record and self._progress:
+                slices = {rate: self._progress.evaluated_slice(record.server_round, rate) for rate in rates}
             save_models(self.folder, self._costs.build, rates, state, moments=moments, slices=slices, record=record)
         self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))
         self.folder.unlock()

@@ -45,8 +45,8 @@ class Masked(NamedTuple):
 
 def make_keys() -> tuple[list[bytes], bytes]:
     """Return two fresh public keys, for masks and for sealing shares, and the text to keep, with the private ones."""
-    (mask, public), (box, other) = crypto.new_pair(), crypto.new_pair()
-    return [public, other], json.dumps({"next": "shares", "mask": mask.hex(), "box": box.hex()}).encode()
+    (mask, public), (box, box_public) = crypto.new_pair(), crypto.new_pair()
+    return [public, box_public], json.dumps({"next": "shares", "mask": mask.hex(), "box": box.hex()}).encode()
 
 
 class NodeRecords(Protocol):
@@ -85,10 +85,10 @@ class MaskedRounds:
 
     def check(self, run: int, server_round: int) -> None:
         """Reject a round that is not after the last one."""
-        if server_round <= (last := self.last(run)):
+        if server_round <= (masked_round := self.last(run)):
             raise ReplyError(
                 f"round {server_round} of this run asks for a masked change a second time, which two sums could tell "
-                f"from the others' changes; the last was in round {last}, expected a later round"
+                f"from the others' changes; the last was in round {masked_round}, expected a later round"
             )
 
     def note(self, run: int, server_round: int) -> None:
@@ -113,7 +113,7 @@ class ClientRound:
 
     @cached_property
     def number(self) -> int:
-        """The client's number in the roster, found by its keys, which nobody else has."""
+        """The client's number in the roster, found by its own keys."""
         keys = [crypto.public_of(self.private(use)).hex() for use in ("mask", "box")]
         numbers = [number for number, (_, *pair) in enumerate(self.roster.clients) if pair == keys]
         if not numbers:
@@ -155,8 +155,8 @@ class ClientRound:
         for place, seed in zip(places.values(), seeds, strict=True):
             add_private(vector, place, [seed])
         shares = [crypto.split(seed, roster.threshold, len(roster.clients)) for seed in seeds]
-        kept = self._keep(next="reveal", members=list(members), keys=_as_text(keys))
-        return Masked(vector, self._deal(members, view, shares), [crypto.digest(seed) for seed in seeds]), kept
+        secrets_saved = self._keep(next="reveal", members=list(members), keys=_as_text(keys))
+        return Masked(vector, self._deal(members, view, shares), [crypto.digest(seed) for seed in seeds]), secrets_saved
 
     def reveal(self, survivors: Sequence[int], seeds: Dealt) -> tuple[list[bytes], bytes]:
         """Return for each member shares of its seeds, if its change is in the sum, else of its key; and what to keep.
@@ -249,21 +249,21 @@ class ClientRound:
             )
 
 
-def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, private: bytes, others: set[int]) -> None:
+def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, private: bytes, peers: set[int]) -> None:
     """Add the masks that a client shares with others, where both hold an entry, in place.
 
     The first of a pair adds what the second subtracts.
     """
     plan, by_slice = roster.slices[roster.clients[client][0]], defaultdict[int, list[int]](list)
-    for other in others:
-        by_slice[roster.clients[other][0]].append(other)
+    for peer in peers:
+        by_slice[roster.clients[peer][0]].append(peer)
     for number, neighbours in by_slice.items():
         shared = overlap(plan, roster.slices[number])
         total = np.zeros(shared.parameters, np.uint32)
-        for other in neighbours:
-            pair = min(client, other), max(client, other)
-            key = crypto.agree(private, roster.public(other, 1), view, "mask", *pair)
-            crypto.add_stream(total, key, 1 if client < other else -1)
+        for peer in neighbours:
+            pair = min(client, peer), max(client, peer)
+            key = crypto.agree(private, roster.public(peer, 1), view, "mask", *pair)
+            crypto.add_stream(total, key, 1 if client < peer else -1)
         add_part(vector, plan, shared, total)
 
 

@@ -140,8 +140,8 @@ def _interpolate(shares: Mapping[int, bytes], points: tuple[int, ...], argument:
 @lru_cache(maxsize=1024)
 def _weights(points: tuple[int, ...], argument: int = 0) -> list[int]:
     """Return Lagrange's weights at an argument."""
-    others: Sequence[Sequence[int]] = [[other for other in points if other != point] for point in points]
+    remaining: Sequence[Sequence[int]] = [[value for value in points if value != point] for point in points]
     return [
-        prod(other - argument for other in row) % PRIME * pow(prod(other - point for other in row), -1, PRIME) % PRIME
-        for point, row in zip(points, others, strict=True)
+        prod(value - argument for value in row) % PRIME * pow(prod(value - point for value in row), -1, PRIME) % PRIME
+        for point, row in zip(points, remaining, strict=True)
     ]

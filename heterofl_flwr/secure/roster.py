@@ -105,7 +105,7 @@ class Roster:
     @cached_property
     def num_rows(self) -> int:
         """Rows of the largest parameter whose rows belong to classes."""
-        lengths = (axes[0].full for plan in self.slices for name, axes in plan.axes.items() if name in self.rows)
+        lengths = (axes[0].size for plan in self.slices for name, axes in plan.axes.items() if name in self.rows)
         return max(lengths, default=0)
 
     @property
@@ -159,14 +159,14 @@ class Roster:
 
         A ring is all entries that equally many members hold.
         """
-        rings, left = (self.count(whole(self.small), clients, self.small) for clients in (members, survivors))
+        rings, remaining = (self.count(whole(self.small), clients, self.small) for clients in (members, survivors))
         candidates = [int(ring) for ring in np.unique(rings) if ring >= self.least]
-        return {ring for ring in candidates if left[rings == ring].min() >= self.least}
+        return {ring for ring in candidates if remaining[rings == ring].min() >= self.least}
 
     def parts_by_slice(self, members: Collection[int]) -> list[list[Part]]:
         """Return for each slice the parts that its clients have seeds for, in order."""
-        found = (np.unique(self.parts(plan, self.count(plan, members, self.small))) for plan in self.small)
-        return [[int(part) for part in parts if part] for parts in found]
+        parts_by_ring = (np.unique(self.parts(plan, self.count(plan, members, self.small))) for plan in self.small)
+        return [[int(part) for part in parts if part] for parts in parts_by_ring]
 
     def view(self, members: Collection[int]) -> bytes:
         """Return the hash of the roster and its remaining members, which masks and shares of seeds depend on."""
@@ -175,8 +175,8 @@ class Roster:
 
 def _write(axis: Axis) -> tuple[int, int | list[int]]:
     members = sorted(positions(axis))
-    return axis.full, axis.kept if members == list(range(axis.kept)) else members
+    return axis.size, axis.local_size if members == list(range(axis.local_size)) else members
 
 
-def _read(full: int, members: int | Sequence[int]) -> Axis:
-    return Axis(full, members) if isinstance(members, int) else Axis(full, len(members), 1, tuple(members))
+def _read(size: int, members: int | Sequence[int]) -> Axis:
+    return Axis(size, members) if isinstance(members, int) else Axis(size, len(members), 1, tuple(members))

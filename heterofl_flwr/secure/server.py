@@ -33,11 +33,11 @@ class ServerRound:
         self.roster, self.members = roster, sorted(shares)
         self.liars: dict[int, str] = {}
         self._keys, self._parts = shares, roster.parts_by_slice(self.members)
-        self._whole = whole(roster.slices)
-        self._total = np.zeros(self._whole.parameters, np.uint32)
+        self._union = whole(roster.slices)
+        self._total = np.zeros(self._union.parameters, np.uint32)
         self._seeds: dict[int, tuple[Dealt, dict[Part, bytes]]] = {}  # each survivor's shares, and hashes of its seeds
-        self._spoiled = np.zeros(self._whole.parameters, np.int32)  # entries with masks that cannot be taken off
-        self._opened = np.zeros(self._whole.parameters, np.bool_)
+        self._spoiled = np.zeros(self._union.parameters, np.int32)  # entries with masks that cannot be taken off
+        self._opened = np.zeros(self._union.parameters, np.bool_)
         self._accusers: defaultdict[int, set[int]] = defaultdict(set)  # by dealer, those without usable shares of it
 
     @property
@@ -52,14 +52,14 @@ class ServerRound:
 
     def keys_for(self, client: int) -> Dealt:
         """Return the shares of the members' keys for a client."""
-        pairs = ((self._keys[other].sealed[client], self._keys[other].hashes[client]) for other in self.members)
+        pairs = ((self._keys[dealer].sealed[client], self._keys[dealer].hashes[client]) for dealer in self.members)
         return Dealt(*map(list, zip(*pairs, strict=True)))
 
     def seeds_for(self, client: int) -> Dealt:
         """Return the shares of the survivors' seeds for a client."""
         place = self.members.index(client)
-        dealt = (self._seeds[other][0] for other in self.survivors)
-        return Dealt(*map(list, zip(*((own.sealed[place], own.hashes[place]) for own in dealt), strict=True)))
+        dealt = (self._seeds[dealer][0] for dealer in self.survivors)
+        return Dealt(*map(list, zip(*((seed.sealed[place], seed.hashes[place]) for seed in dealt), strict=True)))
 
     def add(self, client: int, masked: Masked) -> None:
         """Add a member's masked vector; ``ReplyError`` if it does not fit, and then nothing has changed."""
@@ -67,17 +67,17 @@ class ServerRound:
         number = self.roster.clients[client][0]
         expected, parts = (self.roster.slices[number].parameters,), self._parts[number]
         if vector.dtype != np.uint32 or vector.shape != expected:
-            found = f"{vector.dtype} of shape {vector.shape}"
-            raise ReplyError(f"reply refused: its masked change is {found}, expected uint32 of shape {expected}")
+            form = f"{vector.dtype} of shape {vector.shape}"
+            raise ReplyError(f"reply refused: its masked change is {form}, expected uint32 of shape {expected}")
         if not fits(shares, len(self.members), len(parts)) or len(digests) != len(parts):
             raise ReplyError("reply refused: it has not one sealed share of its seeds for each client")
-        add_part(self._total, self._whole, self.roster.slices[number], vector)
+        add_part(self._total, self._union, self.roster.slices[number], vector)
         self._seeds[client] = shares, dict(zip(parts, digests, strict=True))
 
     def unmask(self, revealed: Mapping[int, Sequence[bytes]]) -> None:
         """Take the masks off all but classifier rows, with what ``ClientRound.reveal`` returned.
 
-        Entries with masks that nobody can take off stay closed.
+        Entries with masks that cannot be removed stay closed.
         """
         roster, survivors = self.roster, self.survivors
         rings = roster.open_rings(self.members, survivors)
@@ -91,11 +91,11 @@ class ServerRound:
         for client in [client for client in self.members if client not in self._seeds]:
             plan, private = roster.slices[roster.clients[client][0]], self._secret(client, KEY_PART, shares)
             if private is None:
-                add_part(self._spoiled, self._whole, plan, np.ones(plan.parameters, np.int32))
+                add_part(self._spoiled, self._union, plan, np.ones(plan.parameters, np.int32))
                 continue
             masks = np.zeros(plan.parameters, np.uint32)
             add_pairs(masks, roster, roster.view(self.members), client, private, set(survivors))
-            add_part(self._total, self._whole, plan, masks)
+            add_part(self._total, self._union, plan, masks)
         self._take_off(parts, shares)
 
     def row_numbers(self) -> dict[Part, int]:
@@ -119,17 +119,17 @@ class ServerRound:
 
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return for each parameter the sum of changes in steps, and how many clients count: 0 where it is closed."""
-        holders = self.roster.count(self._whole, self.survivors)
+        holders = self.roster.count(self._union, self.survivors)
         holders[~self._opened] = 0
-        counts = as_state(holders, self._whole)
+        counts = as_state(holders, self._union)
         for name in self._row_names:
             counts[name] = torch.where(counts[name] > 0, self._expand(name, self._counts(name)), 0)
-        totals = as_state(self._total.view(np.int32), self._whole)
+        totals = as_state(self._total.view(np.int32), self._union)
         return {name: (totals[name], counts[name].float()) for name in totals if not name.startswith(COUNTS)}
 
     def closed(self) -> dict[str, Tensor]:
         """Return for each parameter which entries stayed closed, without rows in which no client counts."""
-        opened = as_state(self._opened, self._whole)
+        opened = as_state(self._opened, self._union)
         closed = {name: ~tensor for name, tensor in opened.items() if not name.startswith(COUNTS)}
         for name in self._row_names:
             closed[name] &= self._expand(name, self._counts(name)) != 0
@@ -137,24 +137,24 @@ class ServerRound:
 
     @property
     def impossible(self) -> list[str]:
-        """The parameters with a row whose number of clients cannot be true: one client lied, and nobody sees which."""
-        opened = as_state(self._opened, self._whole)
+        """The parameters with an impossible number of clients in a row: one client lied, and which one is unknown."""
+        opened = as_state(self._opened, self._union)
         return [name for name in self._row_names if (opened[COUNTS + name] & (self._counts(name) < 0)).any()]
 
     @property
     def _row_names(self) -> list[str]:
-        return [name for name in self.roster.rows if name in self._whole.axes]
+        return [name for name in self.roster.rows if name in self._union.axes]
 
     def _counts(self, name: str) -> Tensor:
         """Return how many clients count in each row and class of columns; -1 where that is closed or impossible."""
         vectors = self._total.view(np.int32), self._opened
-        numbers, opened = (as_state(vector, self._whole)[COUNTS + name] for vector in vectors)
+        numbers, opened = (as_state(vector, self._union)[COUNTS + name] for vector in vectors)
         holders = self._holders(name, self.survivors)
         return torch.where(opened & (numbers >= 0) & (numbers <= holders), numbers, -1)
 
     def _holders(self, name: str, clients: Sequence[int]) -> Tensor:
         """Return how many of these clients hold each row and class of columns."""
-        plan = Plan({COUNTS + name: self._whole.axes[COUNTS + name]})
+        plan = Plan({COUNTS + name: self._union.axes[COUNTS + name]})
         return as_state(self.roster.count(plan, clients), plan)[COUNTS + name]
 
     def _expand(self, name: str, counts: Tensor) -> Tensor:
@@ -180,10 +180,10 @@ class ServerRound:
                 seeds = [self._secret(client, part, shares) for client in clients]
                 add_private(masks, places[part], [seed for seed in seeds if seed is not None], -1)
                 spoiled[places[part]] += None in seeds
-            add_part(self._total, self._whole, plan, masks)
+            add_part(self._total, self._union, plan, masks)
             if spoiled.any():
-                add_part(self._spoiled, self._whole, plan, spoiled)
-        opened = self.roster.parts(self._whole, self.roster.count(self._whole, self.members))
+                add_part(self._spoiled, self._union, plan, spoiled)
+        opened = self.roster.parts(self._union, self.roster.count(self._union, self.members))
         self._opened = (self._opened | np.isin(opened, list(parts))) & (self._spoiled == 0)
 
     def _collect(
@@ -230,23 +230,23 @@ class ServerRound:
             return [self._keys[client].hashes[helper]]
         (dealt, _), all_parts = self._seeds[client], self._parts[self.roster.clients[client][0]]
         hashes = crypto.cut(dealt.hashes[self.members.index(helper)], crypto.HASH_BYTES)
-        return [own for part, own in zip(all_parts, hashes, strict=True) if part in set(parts)]
+        return [digest for part, digest in zip(all_parts, hashes, strict=True) if part in set(parts)]
 
     def _secret(self, client: int, part: Part, shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> bytes | None:
         """Return a secret from true shares; None if too few came, or if no polynomial has these values.
 
         A seed is what its shares say, whatever its hash; a key must fit the public one.
         """
-        own, threshold = shares.get((client, part), {}), self.roster.threshold
-        if len(own) < threshold:
+        dealt_shares, threshold = shares.get((client, part), {}), self.roster.threshold
+        if len(dealt_shares) < threshold:
             return None
-        secret, is_key = crypto.combine_shares(own, threshold), part == KEY_PART
+        secret, is_key = crypto.combine_shares(dealt_shares, threshold), part == KEY_PART
         if is_key and secret and crypto.public_of(secret) == self.roster.public(client, 1):
             return secret
         if not is_key and secret and crypto.digest(secret) == self._seeds[client][1][part]:
             return secret
         self.liars.setdefault(client, "the secret of its shares is not the one that it announced")
-        return secret if secret and not is_key and crypto.are_consistent(own, threshold) else None
+        return secret if secret and not is_key and crypto.are_consistent(dealt_shares, threshold) else None
 
 
 def fits(dealt: Dealt, receivers: int, secrets: int) -> bool:

@@ -25,7 +25,7 @@ COUNTS = "number of clients for "
 def whole(slices: Sequence[Plan]) -> Plan:
     """Return the slice with all entries of the parameters of these slices."""
     parameters = [item for plan in slices for item in plan.axes.items()]
-    return Plan({name: tuple(Axis(axis.full, axis.full) for axis in axes) for name, axes in parameters})
+    return Plan({name: tuple(Axis(axis.size, axis.size) for axis in axes) for name, axes in parameters})
 
 
 def as_state(vector: NDArray[np.generic], plan: Plan) -> dict[str, Tensor]:
@@ -34,17 +34,17 @@ def as_state(vector: NDArray[np.generic], plan: Plan) -> dict[str, Tensor]:
     return {name: part.view(shape) for (name, shape), part in zip(plan.shapes.items(), parts, strict=True)}
 
 
-def overlap(plan: Plan, other: Plan) -> Plan:
+def overlap(plan: Plan, second: Plan) -> Plan:
     """Return the overlap of two slices, as a slice of the first."""
-    return Plan({name: _within(axes, other.axes[name]) for name, axes in plan.axes.items() if name in other.axes})
+    return Plan({name: _within(axes, second.axes[name]) for name, axes in plan.axes.items() if name in second.axes})
 
 
-def _within(axes: Axes, others: Axes) -> Axes:
+def _within(axes: Axes, second_axes: Axes) -> Axes:
     shared = []
-    for axis, other in zip(axes, others, strict=True):
-        members = positions(other)
+    for axis, second in zip(axes, second_axes, strict=True):
+        members = positions(second)
         places = tuple(place for place, position in enumerate(sorted(positions(axis))) if position in members)
-        shared.append(Axis(axis.kept, len(places), 1, None if places == tuple(range(len(places))) else places))
+        shared.append(Axis(axis.local_size, len(places), 1, None if places == tuple(range(len(places))) else places))
     return tuple(shared)
 
 
@@ -58,9 +58,9 @@ def add_part(vector: NDArray[np.generic], plan: Plan, part: Plan, values: NDArra
 def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) -> NDArray[np.int32]:
     """Return how many clients hold each entry of a slice, as a vector; ``clients`` counts them by slice."""
     counts = np.zeros(plan.parameters, np.int32)
-    for other, number in zip(slices, clients, strict=True):
+    for slice_plan, number in zip(slices, clients, strict=True):
         if number:
-            shared = overlap(plan, other)
+            shared = overlap(plan, slice_plan)
             add_part(counts, plan, shared, np.full(shared.parameters, number, np.int32))
     return counts
 
@@ -68,7 +68,7 @@ def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) ->
 def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list[Classes]:
     """Return the classes of each axis of a parameter; with ``rows``, each row is a class."""
     axes = zip(*(plan.axes[name] for plan in slices if name in plan.axes), strict=True)
-    members = ([np.isin(np.arange(axis.full), list(positions(axis))) for axis in column] for column in axes)
+    members = ([np.isin(np.arange(axis.size), list(positions(axis))) for axis in column] for column in axes)
     classes = [np.unique(np.stack(member), axis=1, return_inverse=True)[1].reshape(-1) for member in members]
     return [np.arange(len(classes[0])), *classes[1:]] if rows else classes
 
@@ -82,8 +82,8 @@ def reduced(slices: Sequence[Plan], classes: Mapping[str, Sequence[Classes]]) ->
 
 
 def _reduce(axis: Axis, classes: Classes) -> Axis:
-    kept = tuple(np.unique(classes[sorted(positions(axis))]).tolist())
-    return Axis(int(classes.max()) + 1, len(kept), 1, kept)
+    groups = tuple(np.unique(classes[sorted(positions(axis))]).tolist())
+    return Axis(int(classes.max()) + 1, len(groups), 1, groups)
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:

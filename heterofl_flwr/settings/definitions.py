@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from heterofl_flwr.adapters.averaging import ProductMean
-from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Positive, Share, ShareOrNone, group
+from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Positive, Share, ShareOrNone, group, same
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Variant
@@ -19,11 +19,11 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustKind
-from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.sampling import Sampling
+from heterofl_flwr.federation.options import Assignment, Averaging, OptionalLevel, Slicing, Training
+from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.settings import value_types
 from heterofl_flwr.settings.value_types import Group
@@ -83,10 +83,8 @@ class ModelSettings(Group):
 class TrainSettings(TrainOptions):
     """What a client does in a round."""
 
-    milestones: value_types.Rounds = ()
-    """rounds after each of which the learning rate is divided by 10"""
-    lr_decay: Share = 1.0
-    """what the learning rate is multiplied by after each round"""
+    milestones: value_types.Rounds = same(Training, "milestones")
+    lr_decay: Share = same(Training, "lr_decay")
     distill: InnerWidths = "none"
     """widths inside its model that a step of a client trains too, on the posterior of its own width: all, the smallest
     and one drawn (sandwich), one drawn (drawn: FjORD); or, in place of its own, one drawn on labels (ordered: FjORD
@@ -96,10 +94,8 @@ class TrainSettings(TrainOptions):
     """exits of its model that a client trains: the deepest alone (last), all with distillation among them (mutual:
     DepthFL), or all with distillation from the deepest (deepest: ScaleFL)
     """
-    upload: Upload = "float32"
-    """what clients send: parameters (float32), or their changes in two bytes (float16) or in one (int8)"""
-    labels: LabelRule = "sent"
-    """classifier rows that count: of classes that a client names (sent), or all (none)"""
+    upload: Upload = same(Training, "upload")
+    labels: LabelRule = same(Averaging, "labels")
 
 
 @group
@@ -110,16 +106,10 @@ class ServerSettings(Limits):
     """what clients exchange: parameters (heterofl, with the settings below also FedAvg and others), or posteriors
     (fedh2l)
     """
-    slice_rule: SliceRule = "prefix"
-    """which slices clients get: prefix (HeteroFL), rolling (FedRolex: moves on each round), random-level or
-    random-client (drawn each round for each rate, or for each client)
-    """
-    roll_by: Count = 1
-    """by how many entries rolling slices move on each round"""
-    shared: value_types.Patterns = ALL
-    """what travels and is averaged; all other parameters stay with their client, which then has a model of its own"""
-    weights: Weights = "equal"
-    """what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)"""
+    slice_rule: SliceRule = same(Slicing, "slice_rule")
+    roll_by: Count = same(Slicing, "roll_by")
+    shared: value_types.Patterns = same(Slicing, "shared")
+    weights: Weights = same(Averaging, "weights")
     stages: value_types.StagesText = ""
     """further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi and
     FedAdagrad, nesterov, feddyn, scaffold, moving-average, or secure-sum, by which the server learns sums of
@@ -215,12 +205,8 @@ class Settings(Group):
 
     mix: value_types.MixText = Mix.parse("a1-b1-c1-d1-e1")
     """which levels the clients have, and in which proportions; x3: three parts take no part"""
-    global_rate: value_types.OptionalLevel = ""
-    """level or rate of the global model; '' for the largest of the mix. One that is larger than every client (FedRolex)
-    needs slices that move (server.slice-rule)
-    """
-    assignment: Literal["fix", "dynamic"] = "fix"
-    """levels stay with their clients or are drawn anew each round"""
+    global_rate: OptionalLevel = same(Slicing, "global_rate")
+    assignment: Assignment = same(Slicing, "assignment")
     num_rounds: Count
     """rounds of the run"""
     seed: Natural = 0
@@ -230,7 +216,7 @@ class Settings(Group):
     data: DataSettings
     model: ModelSettings
     train: TrainSettings
-    sample: Sampling
+    sample: Participation
     server: ServerSettings
     asynchronous: Buffered
     privacy: Privacy

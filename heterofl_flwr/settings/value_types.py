@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator
 
 from heterofl_flwr.common.options import KEYS, Count, check
-from heterofl_flwr.core.levels import Mix, rate_of
+from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data.splits import check_kind
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.stages.registry import parse_stages
@@ -82,9 +82,4 @@ StagesText = Annotated[
     str,
     check(lambda text: [parse_stages(text)]),  # which raises what is wrong
     "names such as 'momentum(0.9), moving-average' or 'adam(eta=0.1, tau=0.001)', or '' for none",
-]
-OptionalLevel = Annotated[
-    str | Annotated[float, Strict()],
-    check(lambda level: [level == "" or rate_of(level)]),
-    "a level such as 'a', a rate such as '0.5', or ''",
 ]

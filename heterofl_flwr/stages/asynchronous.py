@@ -20,7 +20,7 @@ class Buffered:
     size: Natural = 0
     """replies of a step, which takes the place of a round; 0: synchronous rounds"""
     concurrency: Natural = 0
-    """clients that train at any time, in place of sample.fraction"""
+    """number of clients that train at any time; replaces sample.fraction"""
     staleness: NotNegative = 0.5
     """exponent a of a reply's weight 1 / (1 + s)^a, where s is how many steps have moved an entry since the client was
     sent it; 0: stale replies count as others
@@ -30,7 +30,7 @@ class Buffered:
     clocks: Literal["regions", "model"] = "regions"
     """what a step makes stale: the entries that it moved (regions), or the whole model (model), as in FedBuff"""
     quota: Natural = 0
-    """replies of a step that are kept for each level of which clients train"""
+    """replies of a step reserved for each level that is in training"""
 
     def __post_init__(self) -> None:
         if self.concurrency < self.size:
@@ -38,22 +38,23 @@ class Buffered:
 
 
 class Seats:
-    """The replies of one step: ``size`` of them, of which each level that trains keeps ``quota`` for itself."""
+    """The ``size`` seats of one step; each level in training reserves ``quota`` of them."""
 
     def __init__(self, size: int, quota: int = 0) -> None:
         self._size, self._quota = size, quota
         self._taken: Counter[float] = Counter()
 
     @property
-    def full(self) -> bool:
-        """Whether none is left."""
+    def all_taken(self) -> bool:
+        """True if no seat is free."""
         return self._taken.total() >= self._size
 
-    def has_seat(self, rate: float, others: Collection[float]) -> bool:
-        """Whether one is left for a reply of a rate, where ``others`` are those of clients that come later."""
-        kept = sum(max(self._quota - self._taken[other], 0) for other in set(others) - {rate})
-        own = 0 if self._taken[rate] < self._quota else kept  # nobody waits for its own
-        return self._taken.total() + own < self._size
+    def has_seat(self, rate: float, pending: Collection[float]) -> bool:
+        """Return whether a reply of this rate gets a seat; ``pending`` are the rates of later replies."""
+        reserved = sum(max(self._quota - self._taken[level], 0) for level in set(pending) - {rate})
+        if self._taken[rate] < self._quota:  # a reserved seat of this level
+            reserved = 0
+        return self._taken.total() + reserved < self._size
 
     def take(self, rate: float) -> None:
         """Take a seat."""
@@ -61,10 +62,10 @@ class Seats:
 
 
 class Asynchronous(ServerStage):
-    """What steps of the model keep from one to the next: the clocks, and the partitions of the clients that train.
+    """The state of an asynchronous run: the clocks, and the partitions of the clients in training.
 
-    A run that goes on asks these clients again, with the model that there is then. No reply that was in a step is lost
-    or counts twice, as their state is that of the last step.
+    A resumed run instructs these clients again, with the current model. Checkpoints are written at steps, so no reply
+    of a finished step is lost or counted twice.
     """
 
     def __init__(self, options: Buffered) -> None:

@@ -98,7 +98,7 @@ class Chain:
                 f"{name} steps along what the mean changes, and this aggregator computes new factors in each round, so "
                 f"that their entries have no direction; expected no {name}"
             )
-        if _overrides(stage, "on_added") and any(other.needs.changes for other in self.stages):
+        if _overrides(stage, "on_added") and any(rule.needs.changes for rule in self.stages):
             yield f"{name} uses single replies, which have no noise; expected privacy.noise=0"
 
     def _faults_of_sum(self) -> Iterator[str]:
@@ -127,16 +127,22 @@ class Chain:
 
     @property
     def skipped(self) -> bool:
-        """True if the model stays as it is in this round."""
+        """True if the model does not change in this round."""
         return self.summing is not None and self.summing.skipped
 
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
         """Begin a round; ``remote`` is True if clients are on other machines."""
-        state, limits, sums_changes = context.state, dict(self._limits), any(own.needs.changes for own in self.stages)
+        state, limits, sums_changes = (
+            context.state,
+            dict(self._limits),
+            any(stage.needs.changes for stage in self.stages),
+        )
         if remote and not limits["norm_bound"] and not sums_changes:
-            limits["norm_bound"] = REMOTE_CHANGE * max(1.0, math.hypot(*(own.norm().item() for own in state.values())))
+            limits["norm_bound"] = REMOTE_CHANGE * max(
+                1.0, math.hypot(*(tensor.norm().item() for tensor in state.values()))
+            )
         if sums_changes:  # expanded zeros take no memory
-            state = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
+            state = {name: old.new_zeros((), dtype=torch.float64).expand_as(old) for name, old in state.items()}
         self._context = replace(context, norm_bound=0.0 if sums_changes else limits["norm_bound"])
         self._broadcast = {
             f"{client.registered_name}/{name}": tensor
@@ -191,11 +197,11 @@ class Chain:
 
     def close(self) -> State:
         """Return the new model, and end the round."""
-        held, new = self._aggregation.held, self._aggregation.result()
+        holders, new = self._aggregation.holders, self._aggregation.result()
         for stage in self.stages:
             if not _overrides(stage, "on_mean"):
                 continue
-            new = _expect(dict, stage.on_mean(new, held, self._context), f"{stage_name(stage)}.on_mean")
+            new = _expect(dict, stage.on_mean(new, holders, self._context), f"{stage_name(stage)}.on_mean")
             if fault := next(value_faults(new), None):
                 raise RoundError(f"{stage_name(stage)}.on_mean returned a model that is not usable: {fault}")
         del self._aggregation, self._context
@@ -236,7 +242,7 @@ class Chain:
             )
         for stage in self.stages:
             start = f"{stage_name(stage)}/"
-            stage.load({key.removeprefix(start): own for key, own in state.items() if key.startswith(start)})
+            stage.load({key.removeprefix(start): tensor for key, tensor in state.items() if key.startswith(start)})
 
 
 def _overrides(stage: ServerStage, method: str) -> bool:

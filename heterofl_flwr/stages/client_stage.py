@@ -163,11 +163,11 @@ def client_stage(name: str) -> Callable[[type[Kind]], type[Kind]]:
 
     def register(kind: type[Kind]) -> type[Kind]:
         place = f"{kind.__module__}.{kind.__qualname__}"
-        other = CLIENT_STAGES.get(name)
+        registered = CLIENT_STAGES.get(name)
         if not _NAME.fullmatch(name):
             raise ConfigError(f"client_stage: the name is {name!r}; expected lower-case letters, digits and hyphens")
-        if other is not None and f"{other.__module__}.{other.__qualname__}" != place:
-            raise ConfigError(f"client_stage: {name!r} is {other.__module__}.{other.__qualname__}; expected a new name")
+        if registered and (taken_by := f"{registered.__module__}.{registered.__qualname__}") != place:
+            raise ConfigError(f"client_stage: {name!r} is {taken_by}; expected a new name")
         _check_class(kind)
         kind.registered_name = name
         CLIENT_STAGES[name] = kind
@@ -195,7 +195,7 @@ def _check_class(kind: type[ClientStage]) -> None:
 
 def _field_types(kind: type[ClientStage]) -> dict[str, Any]:
     hints: dict[str, Any] = get_type_hints(kind)
-    types = {own.name: hints[own.name] for own in fields(kind)}  # type: ignore[arg-type]
+    types = {option.name: hints[option.name] for option in fields(kind)}  # type: ignore[arg-type]
     return {name: type(get_args(hint)[0]) if get_origin(hint) is Literal else hint for name, hint in types.items()}
 
 
@@ -271,8 +271,10 @@ class ClientChain:
         return replace(
             self._context,
             total_step=total_step,
-            state={name.removeprefix(start): own for name, own in state.items() if name.startswith(start)},
-            broadcast={name.removeprefix(start): own for name, own in broadcast.items() if name.startswith(start)},
+            state={name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)},
+            broadcast={
+                name.removeprefix(start): tensor for name, tensor in broadcast.items() if name.startswith(start)
+            },
         )
 
     def penalty(self) -> Penalty:

@@ -38,7 +38,7 @@ class ClientCompress(ClientStage):
     """form of the update"""
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Return the encoded changes in place of the parameters."""
+        """Return the update with its changes encoded."""
         tensors, scales = compress(context.received(), update.tensors, self.upload, seed=context.seed)
         return replace(update, tensors=tensors, form=self.upload, scales=scales)
 
@@ -72,10 +72,9 @@ def compress(
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return the changes of parameters from those that the server sent to those after training, and their scales.
 
-    In int8 the largest change of a row is 127 steps, and each change becomes one of the two whole numbers of steps
-    beside it: drawn so that it is right on average. Each client and round has another ``seed``, so that errors cancel
-    out in their mean. Other names or shapes raise ``ShapeError``; a change that is not finite, or too large for the
-    form, raises ``ReplyError``.
+    In int8 the largest change of a row is 127 steps, and each change is rounded up or down at random, without bias.
+    Each client and round has another ``seed``, so that rounding errors cancel out in the mean. Other names or shapes
+    raise ``ShapeError``; a change that is not finite, or too large for the form, raises ``ReplyError``.
     """
     if wrong := name_misfits(after, before):
         raise ShapeError(f"the model of the reply is not the one that the server sent ({wrong})")
@@ -141,10 +140,10 @@ def _scales_by_name(plan: Plan, scales: Tensor) -> dict[str, Tensor]:
     rows = {name: _rows(plan.shapes[name])[0] for name in sorted(plan.axes)}
     expected = (sum(rows.values()),)
     if scales.dtype != torch.float32 or scales.shape != expected:
-        found = f"{scales.dtype} of shape {tuple(scales.shape)}"
-        raise ReplyError(f"reply refused: its scales are {found}, expected torch.float32 of shape {expected}")
+        form = f"{scales.dtype} of shape {tuple(scales.shape)}"
+        raise ReplyError(f"reply refused: its scales are {form}, expected torch.float32 of shape {expected}")
     by_name = dict(zip(rows, scales.split(list(rows.values())), strict=True))
-    wrong = [name for name, own in by_name.items() if not (own.isfinite() & (own >= 0)).all()]
+    wrong = [name for name, steps in by_name.items() if not (steps.isfinite() & (steps >= 0)).all()]
     if wrong:
         raise ReplyError(f"reply refused: scales of {', '.join(wrong[:5])} are no finite numbers from 0 up")
     return by_name

@@ -25,7 +25,7 @@ class Conversation(ServerStage):
     excluded
         Clients that the stage left out of this round, or named as liars, with the reason.
     skipped
-        True if the stage leaves the model as it is in this round.
+        True if the stage does not change the model in this round.
     """
 
     excluded: Mapping[int, str] = {}

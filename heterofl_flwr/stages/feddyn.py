@@ -64,13 +64,13 @@ class FedDyn(StatefulStage):
         return ClientFedDyn(alpha=self.alpha)
 
     @torch.no_grad()
-    def on_mean(self, new: State, held: HolderCounts, context: RoundContext) -> State:
+    def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Add the drift to the mean."""
         previous = float(self.tensors.get("learning-rate", 0.0))
         shrinkage = context.learning_rate / previous if previous else 1.0
         self.tensors["learning-rate"] = torch.tensor(context.learning_rate, dtype=torch.float64)
         for name, mean in new.items():
-            old, number, key = context.state[name], held(name), f"drift/{name}"
+            old, number, key = context.state[name], holders(name), f"drift/{name}"
             drift = shrinkage * self.tensors.get(key, torch.zeros_like(old))
             share = number / context.holders(name).clamp(min=1)
             self.tensors[key] = torch.where(number > 0, drift + share * (mean - old), drift).to(old.dtype)

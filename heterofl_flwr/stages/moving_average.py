@@ -19,12 +19,12 @@ class MovingAverage(StatefulStage):
     """weight of the previous average"""
 
     @torch.no_grad()
-    def on_mean(self, new: State, held: HolderCounts, context: RoundContext) -> State:
-        """Move the average towards the new model, which stays as it is."""
+    def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
+        """Move the average towards the new model; return the model unchanged."""
         del context
         for name, tensor in new.items():
             average = self.tensors.get(name, tensor)
-            self.tensors[name] = torch.where(held(name) > 0, average.lerp(tensor, 1 - self.decay), average)
+            self.tensors[name] = torch.where(holders(name) > 0, average.lerp(tensor, 1 - self.decay), average)
         return new
 
     def evaluated(self, state: State) -> State:

@@ -27,9 +27,9 @@ class Noise(Clip):
         changes = {name: tensor.double() - before[name] for name, tensor in update.tensors.items()}
         return replace(update, tensors=in_steps(changes, self.clip, self.step))
 
-    def on_mean(self, new: State, held: HolderCounts, context: RoundContext) -> State:
+    def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the model of the previous round, moved by the noisy mean change; this counts as a release."""
-        moved = released(context.state, new, held, self.step)
+        moved = released(context.state, new, holders, self.step)
         self.spent.add(TRAINING)
         return moved
 

@@ -1,7 +1,11 @@
-"""Differential privacy of whole clients: what is clipped and noised, and what a run has given away so far."""
+"""Differential privacy of whole clients: clipping, noise, and the privacy that a run has spent."""
 
-from collections.abc import Mapping
-from typing import Annotated, Protocol
+import math
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, Strict
 
@@ -11,7 +15,10 @@ from heterofl_flwr.core.differential_privacy import DEVIATION, Keystream, diverg
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.nn.moments import LayerMoments, Moments, build_layer_moments
 
-KINDS = TRAINING, MOMENTS = "training-releases", "moments-releases"
+Kind = Literal["training-releases", "moments-releases"]
+TRAINING: Kind = "training-releases"
+MOMENTS: Kind = "moments-releases"
+KINDS: tuple[Kind, ...] = (TRAINING, MOMENTS)
 
 
 _LEAST, _MOST = 1e-8, 1e8
@@ -25,7 +32,7 @@ _OnGridOrZero = Annotated[
 
 @group
 class Privacy:
-    """How the clients' data are protected from those who see the model; the server itself is trusted."""
+    """Options of client-level differential privacy with a trusted server."""
 
     clip: _OnGridOrZero = 0.0
     """L2 norm to which a client's change of its slice is shortened; 0 for no clipping"""
@@ -53,51 +60,81 @@ class Privacy:
         return self.noise * self.moments_clip / DEVIATION
 
 
+@dataclass(frozen=True, slots=True)
+class Releases:
+    """A number of releases with the same noise."""
+
+    kind: Kind
+    noise: Annotated[float, Field(gt=0, allow_inf_nan=False)]  #: Standard deviation, in multiples of ``clip``.
+    clip: float  #: L2 norm to which one client's contribution was clipped.
+    number: Annotated[int, Field(ge=0)]
+    source: str = ""  #: Random id of the ``Spent`` that counted them.
+
+
 class Ledger(Protocol):
-    """Where the number of releases is kept so that it outlives the run; a ``RunFolder`` is one."""
+    """Storage of releases that outlives the run, such as a ``RunFolder``."""
 
-    def releases(self) -> Mapping[str, float]:
-        """Return the releases so far, by kind."""
+    def releases(self) -> Sequence[Releases]:
+        """Return the releases so far."""
 
-    def write_releases(self, releases: Mapping[str, int]) -> None:
-        """Keep the releases so far; they are on the disk when this returns."""
+    def write_releases(self, releases: Sequence[Releases]) -> None:
+        """Store the releases so far; they are on the disk when this returns."""
 
 
 class Spent:
-    """What a run with noise has given away."""
+    """The privacy that a run with noise has spent, with the releases of the models that it was trained from."""
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
         self._ledger: Ledger | None = None
-        self.releases = dict.fromkeys(KINDS, 0)
+        self._source = secrets.token_hex(8)
+        self._releases: dict[tuple[str, float, float, str], Releases] = {}
+
+    @property
+    def releases(self) -> tuple[Releases, ...]:
+        """The releases so far, by kind, noise, clip and source."""
+        return tuple(self._releases.values())
+
+    def merge(self, releases: Iterable[Releases]) -> None:
+        """Add releases of a ledger or a checkpoint; those of one source are counted once."""
+        for entry in releases:
+            key = entry.kind, entry.noise, entry.clip, entry.source
+            if key not in self._releases or self._releases[key].number < entry.number:
+                self._releases[key] = entry
 
     def keep_in(self, ledger: Ledger) -> None:
-        """Go on from the releases that a ledger knows, and write each there before anybody gets it.
+        """Add a ledger's releases, and write each later release there before anybody gets it.
 
-        A run that is cut off and resumed repeats rounds with new noise. What it released before counts as well.
+        A run that is interrupted and resumed repeats rounds with new noise. What it released before counts as well.
         """
-        known = ledger.releases()
-        self.releases = {kind: max(own, int(known.get(kind, 0))) for kind, own in self.releases.items()}
+        self.merge(ledger.releases())
         self._ledger = ledger
 
-    def add(self, kind: str, number: int = 1) -> None:
+    def add(self, kind: Kind, number: int = 1) -> None:
         """Count releases, before anybody gets them."""
-        self.releases[kind] += number
+        privacy = self._privacy
+        clip = privacy.clip if kind == TRAINING else privacy.moments_clip
+        before = self._releases.get((kind, privacy.noise, clip, self._source))
+        total = number + (before.number if before else 0)
+        self.merge([Releases(kind, privacy.noise, clip, total, self._source)])
         if self._ledger:
             self._ledger.write_releases(self.releases)
 
-    def epsilon(self, more: int = 0) -> float:
-        """Return the epsilon of the releases so far, and of so many more."""
-        number = sum(self.releases.values()) + more
-        return epsilon(divergences(self._privacy.noise, number), self._privacy.delta) if number else 0.0
+    def epsilon(self, further: int = 0) -> float:
+        """Return the epsilon of the releases so far and of ``further`` ones; releases of any noise add up."""
+        by_noise = Counter({self._privacy.noise: further})
+        for entry in self.releases:
+            by_noise[entry.noise] += entry.number
+        by_order = [divergences(noise, number) for noise, number in by_noise.items() if number]
+        spent = [math.fsum(values) for values in zip(*by_order, strict=True)]
+        return epsilon(spent, self._privacy.delta) if spent else 0.0
 
     def metrics(self) -> dict[str, float]:
-        """Return the releases so far and their epsilon."""
-        return {
-            "epsilon": self.epsilon(),
-            "delta": self._privacy.delta,
-            **{kind: float(own) for kind, own in self.releases.items()},
-        }
+        """Return the epsilon, and the numbers of releases by kind."""
+        numbers: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+        for entry in self.releases:
+            numbers[entry.kind] += entry.number
+        return {"epsilon": self.epsilon(), "delta": self._privacy.delta, **numbers}
 
 
 def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
@@ -106,8 +143,8 @@ def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
     They are in steps of the grid, as ``noise_moments`` expects their sums.
     """
     counted = {name: layer for name, layer in moments.layers.items() if layer.count}
-    vector = {("first", name): layer.first / layer.count for name, layer in counted.items()}
-    vector |= {("second", name): layer.second / layer.count for name, layer in counted.items()}
+    vector = {("first", name): layer.first_sum / layer.count for name, layer in counted.items()}
+    vector |= {("second", name): layer.second_sum / layer.count for name, layer in counted.items()}
     short = in_steps(vector, privacy.moments_clip, privacy.moments_step)
     layers = {name: LayerMoments(1, short["first", name], short["second", name]) for name in counted}
     return Moments(moments.kind, {**moments.layers, **layers})
@@ -120,13 +157,15 @@ def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[flo
     def released(kind: Variant, layer: LayerMoments) -> LayerMoments:
         if not layer.count:
             return layer
-        mean, second = (noised(own, privacy.moments_step, stream) / layer.count for own in (layer.first, layer.second))
+        mean, second = (
+            noised(total, privacy.moments_step, stream) / layer.count for total in (layer.first_sum, layer.second_sum)
+        )
         # A variance cannot be negative: what noise says below 0 is no news to anybody.
         variance = (second if kind == "paper" else second - mean**2).clamp(min=1e-5)
         # Here the count is one of clients, and a single value would have no variance.
         return build_layer_moments(kind, max(layer.count, 2), mean, variance)
 
     return {
-        rate: Moments(own.kind, {name: released(own.kind, layer) for name, layer in own.layers.items()})
-        for rate, own in merged.items()
+        rate: Moments(sums.kind, {name: released(sums.kind, layer) for name, layer in sums.layers.items()})
+        for rate, sums in merged.items()
     }

@@ -74,9 +74,9 @@ class Scaffold(StatefulStage):
         gradients = {name: (received[name] - tensor) / step for name, tensor in update.tensors.items()}
         self._gradients.add(update.plan, gradients, labels=update.labels)
 
-    def on_mean(self, new: State, held: HolderCounts, context: RoundContext) -> State:
+    def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Move c; the model is the mean."""
         for name, gradient in self._gradients.result().items():
-            control, share = self.tensors.get(name, torch.zeros_like(gradient)), held(name) / context.holders(name)
-            self.tensors[name] = control + torch.where(held(name) > 0, share * (gradient - control), 0).to(control)
+            control, share = self.tensors.get(name, torch.zeros_like(gradient)), holders(name) / context.holders(name)
+            self.tensors[name] = control + torch.where(holders(name) > 0, share * (gradient - control), 0).to(control)
         return new

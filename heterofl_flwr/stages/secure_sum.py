@@ -311,7 +311,7 @@ class MeanOfSum:
             new[name] = torch.where(counts > 0, moved, old.double()).to(old.dtype)
         return new
 
-    def held(self, name: str) -> Tensor:
+    def holders(self, name: str) -> Tensor:
         """Return the number of holders of each entry."""
         return self._sums[name][1] if name in self._sums else torch.zeros(self._state[name].shape)
 
@@ -319,7 +319,7 @@ class MeanOfSum:
 def vector_of(roster: Roster, held: Plan, steps: Mapping[str, Tensor], labels: Sequence[int] | None) -> Words:
     """Return a client's change as a vector: 0 in rows of classes that it lacks; then which rows count, as 0 and 1."""
     rows = [name for name in roster.rows if name in held.axes]
-    known = LabelRows(steps, rows, extra_rows=roster.extra_rows).held(Plan({}), labels if rows else None)
+    known = LabelRows(steps, rows, extra_rows=roster.extra_rows).indices(Plan({}), labels if rows else None)
     parts = []
     for name, shape in held.shapes.items():
         own = torch.ones(shape) if name.startswith(COUNTS) else steps[name]

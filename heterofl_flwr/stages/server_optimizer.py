@@ -35,7 +35,7 @@ class ServerOptimizer(StatefulStage):
         """Return the step of a parameter and its new moments, from the change of the mean; moments begin at 0."""
 
     @torch.no_grad()
-    def on_mean(self, new: State, held: HolderCounts, context: RoundContext) -> State:
+    def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the model after the step; ``new`` is replaced parameter by parameter, which saves memory."""
         for name, mean in new.items():
             old = context.state[name]
@@ -45,7 +45,7 @@ class ServerOptimizer(StatefulStage):
             }
             moments = defaultdict(partial(torch.zeros_like, change), stored)
             step, updated = self._step(change, moments, context.server_round)
-            trained = held(name) > 0
+            trained = holders(name) > 0
             new[name] = torch.where(trained, old + step, old)
             for kind, tensor in updated.items():
                 self.tensors[f"{kind}/{name}"] = torch.where(trained, tensor, moments[kind])
@@ -113,10 +113,10 @@ class Adam(ServerOptimizer):
     """constant added to the root of the second moment: the larger, the less the steps adapt"""
 
     def _step(self, change: Tensor, moments: Moments, server_round: int) -> tuple[Tensor, Moments]:
-        first = self.beta_1 * moments[FIRST] + (1 - self.beta_1) * change
+        mean = self.beta_1 * moments[FIRST] + (1 - self.beta_1) * change
         second = self.beta_2 * moments[SECOND] + (1 - self.beta_2) * change**2
         correction = math.sqrt(1 - self.beta_2 ** (server_round + 1)) / (1 - self.beta_1 ** (server_round + 1))
-        return self.eta * correction * first / (second.sqrt() + self.tau), {FIRST: first, SECOND: second}
+        return self.eta * correction * mean / (second.sqrt() + self.tau), {FIRST: mean, SECOND: second}
 
 
 @with_options
@@ -127,6 +127,6 @@ class Yogi(Adam):
 
     def _step(self, change: Tensor, moments: Moments, _: int) -> tuple[Tensor, Moments]:
         square = change**2
-        first = self.beta_1 * moments[FIRST] + (1 - self.beta_1) * change
+        mean = self.beta_1 * moments[FIRST] + (1 - self.beta_1) * change
         second = moments[SECOND] - (1 - self.beta_2) * square * torch.sign(moments[SECOND] - square)
-        return self.eta * first / (second.sqrt() + self.tau), {FIRST: first, SECOND: second}
+        return self.eta * mean / (second.sqrt() + self.tau), {FIRST: mean, SECOND: second}

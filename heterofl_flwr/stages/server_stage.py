@@ -101,7 +101,7 @@ class RoundContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a stage requires of the rest of the chain.
+    """Requirements of a stage on the rest of the chain.
 
     Attributes
     ----------
@@ -156,9 +156,9 @@ class ServerStage:
     def on_added(self, update: Update, context: RoundContext) -> None:
         """Use an update that has entered the mean, after ``on_reply`` of all stages."""
 
-    def on_mean(self, new: State, held: HolderCounts, context: RoundContext) -> State:
+    def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the new model from the mean of the round; entries without a holder keep their value."""
-        del held, context
+        del holders, context
         return new
 
     def evaluated(self, state: State) -> State:

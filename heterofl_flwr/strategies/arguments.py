@@ -1,17 +1,18 @@
-"""Arguments by their names in Flower's two APIs, and what is said of one that a strategy does not have."""
+"""Names of arguments in Flower's two APIs, and the errors for unknown arguments."""
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, signature
 from typing import ParamSpec
 
-from heterofl_flwr.common.options import specs
-from heterofl_flwr.federation.admission import Limits
-from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.stages.privacy import Privacy
+from heterofl_flwr.common.options import is_group, specs
+from heterofl_flwr.federation.sampling import Participation
 
 Arguments = ParamSpec("Arguments")
+
+FEDAVG = Participation()
+"""The defaults of the arguments that have the names of ``FedAvg``."""
 
 CLASSIC: Mapping[str, str] = {
     "fraction_fit": "fraction_train",
@@ -21,30 +22,38 @@ CLASSIC: Mapping[str, str] = {
     "fit_metrics_aggregation_fn": "train_metrics_aggr_fn",
     "evaluate_metrics_aggregation_fn": "evaluate_metrics_aggr_fn",
 }
-"""From what Flower's classic API calls an argument to what its Message API does."""
+"""Arguments of Flower's classic API, with their names in its Message API."""
 
-IN_GROUPS: Mapping[str, str] = {
-    **{name: f"use {kind.__name__.lower()}={kind.__name__}({name}=...)"
-       for kind in (Limits, Privacy, Evaluation) for name in specs(kind)},
+STAGES: Mapping[str, str] = {
     **dict.fromkeys(("server_learning_rate", "server_momentum"), "use stages=[Momentum(...)]"),
     **dict.fromkeys(("eta", "tau", "beta_1", "beta_2"), "use stages=[Adam(...)]"),
-}  # fmt: skip
-"""From an option that another argument has to that argument."""
+}
+"""Arguments of Flower's strategies that are stages here."""
+
+
+def find_groups(parameters: Mapping[str, Parameter]) -> dict[str, str]:
+    """Return the place of each option of the groups among some parameters."""
+    groups = {name: type(parameter.default) for name, parameter in parameters.items() if is_group(parameter.default)}
+    return {option: f"{name}={kind.__name__}({option}=...)" for name, kind in groups.items() for option in specs(kind)}
 
 
 def explain_unknown(
     remedies: Mapping[str, str],
 ) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
-    """Let a constructor say of an argument that it does not have what to use: by name, or the nearest that it has."""
+    """Let a constructor's error for an unknown argument name its group, its replacement or the nearest argument."""
 
     def decorate(construct: Callable[Arguments, None]) -> Callable[Arguments, None]:
-        known = list(signature(construct).parameters)
+        parameters = signature(construct).parameters
+        places = find_groups(parameters)
+        all_remedies = {**STAGES, **remedies, **{name: f"use {place}" for name, place in places.items()}}
+        names = [*parameters, *places]
 
         @wraps(construct)
         def explained(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> None:
-            for name in keywords.keys() - known:
-                near = [f"did you mean {own}?" for own in get_close_matches(name, known, n=1)]
-                remedy = {**IN_GROUPS, **remedies}.get(name) or next(iter(near), f"it has {', '.join(known[1:])}")
+            for name in keywords.keys() - parameters.keys():
+                nearest = next(iter(get_close_matches(name, names, n=1)), None)
+                guess = f"did you mean {places.get(nearest, nearest)}?" if nearest else ""
+                remedy = all_remedies.get(name) or guess or f"it has {', '.join(list(parameters)[1:])}"
                 kind, _, _ = construct.__qualname__.partition(".")
                 raise TypeError(f"{kind} has no argument {name}: {remedy}")
             construct(*arguments, **keywords)

@@ -40,8 +40,8 @@ class Arrivals:
     def __init__(self, grid: Grid, federation: Federation, server_round: int, budget: Budget) -> None:
         self._grid, self._federation, self._nodes = grid, federation, federation.nodes
         self._server_round, self._budget = server_round, budget
-        self._patience = min(QUERY_SECONDS, budget.left(QUERY_SHARE))  # seconds for queries, in this round
-        self._asked: set[int] = set()  # in this round
+        self._patience = min(QUERY_SECONDS, budget.remaining(QUERY_SHARE))  # seconds for queries, in this round
+        self._queried: set[int] = set()  # in this round
         self._begins = not self._nodes.order
 
     def wait(self) -> list[int]:
@@ -73,7 +73,7 @@ class Arrivals:
             time.sleep(min(POLL_SECONDS, sampling.wait))
             if not enough:
                 self._budget.extend(time.monotonic() - began)
-                self._asked -= self._nodes.unanswered
+                self._queried -= self._nodes.unanswered
         if not enough:
             self._fail(len(present), len(usable))
         return usable
@@ -82,13 +82,13 @@ class Arrivals:
         """Ask the nodes that are not known for their capability; return the known ones of all these."""
         unknown = [node_id for node_id in node_ids if node_id not in self._nodes]
         # One query a round: that of a node without an answer is still under way.
-        new = [node_id for node_id in unknown if node_id not in self._asked and node_id not in self._nodes.unanswered]
-        again = [node_id for node_id in unknown if node_id not in self._asked and node_id in self._nodes.unanswered]
-        self._asked.update(unknown)
+        new = [node_id for node_id in unknown if node_id not in self._queried and node_id not in self._nodes.unanswered]
+        retries = [node_id for node_id in unknown if node_id not in self._queried and node_id in self._nodes.unanswered]
+        self._queried.update(unknown)
         began = time.monotonic()
         answers = self._query(new, lambda: self._patience - (time.monotonic() - began))
         self._patience = max(0.0, self._patience - (time.monotonic() - began))
-        answers |= self._query(again, lambda: min(AGAIN_SECONDS, self._budget.left()))
+        answers |= self._query(retries, lambda: min(AGAIN_SECONDS, self._budget.remaining()))
         silent = {
             node_id
             for node_id, answer in answers.items()
@@ -112,8 +112,8 @@ class Arrivals:
             warn_of_mix(self._federation, self._server_round, nodes.order)
             limits = self._federation.options.limits
             if limits.levels or limits.partitions:
-                known = {name for node_id in nodes.order for name in (str(node_id), nodes.registered_name(node_id))}
-                warn_of_names(limits, known)
+                names = {name for node_id in nodes.order for name in (str(node_id), nodes.registered_name(node_id))}
+                warn_of_names(limits, names)
         for change in () if self._begins else changes:
             host_log.info("round %d: %s", self._server_round, change)
         changes.clear()

@@ -65,7 +65,7 @@ class Steps:
         current = self._open(server_round, slices, began - timeout)
         seats = Seats(options.size, options.quota)
         self._seat(current, seats)
-        while not seats.full:
+        while not seats.all_taken:
             self._seconds_to_overdue(OVERDUE_SHARE * timeout)
             self._send(current, slices, began)
             overdue_in = self._seconds_to_overdue(OVERDUE_SHARE * timeout)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
@@ -54,7 +55,7 @@ class FederationStrategy(RoundHooks):
         evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None] | None
             Evaluates the global model on the server, every ``evaluation.every`` rounds and once before the first. With
             ``shared`` it gets the shared parameters alone, because clients keep the others: load them with
-            ``strict=False``.
+            ``strict=False``. Batch norm has no statistics then: measure them (``with_static_norm``).
         resume : RunState | None
             The state of a run that was stopped, such as ``Progress`` or a checkpoint; its next round follows, up to
             ``num_rounds``. A run that has done all its rounds calls only its callbacks.
@@ -80,6 +81,11 @@ class FederationStrategy(RoundHooks):
         configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         for config in configs:
             messages.check_own_keys(config)
+        if initial_arrays is not None and self.options.privacy.noise:
+            host_log.warning(
+                "epsilon counts from initial_arrays on: if they were trained on data of these clients, pass the state "
+                "of that run as resume, which has its releases"
+            )
         self.summary()
         self.num_rounds, self.timeout, first_round = num_rounds, timeout, 1
         if resume is None:
@@ -99,7 +105,7 @@ class FederationStrategy(RoundHooks):
         return result
 
     def progress(self, state: State) -> Progress:
-        """Return the progress of the run after this round, of which ``state`` is the global model."""
+        """Return the progress of the run after this round; ``state`` is the global model."""
         return Progress(
             server_round=self.log.server_round,
             state=state,
@@ -108,6 +114,7 @@ class FederationStrategy(RoundHooks):
             run_key=self.federation.run_key,
             trained=self.federation.nodes.have_trained() if self.federation.architecture.clients_keep else (),
             dealt=self.federation.nodes.dealt(),
+            releases=self.spent.releases,
             record=self.log,
             evaluated=self.chain.evaluated(state),
             num_rounds=self.num_rounds,
@@ -131,6 +138,13 @@ class FederationStrategy(RoundHooks):
     def _load(self, state: RunState) -> None:
         """Resume from a state; clients are queried again."""
         self.chain.load(state.stages)
+        self.spent.merge(state.releases)
+        if self.options.privacy.noise and state.server_round and not self.spent.releases:
+            host_log.warning(
+                "resume has no releases, so epsilon counts from here on: what the clients gave away in the %d rounds "
+                "before, without noise or in an older version, comes on top",
+                state.server_round,
+            )
         self.federation.load(state)
         self.round_messages = None
         self.moments = packing.moments_by_rate(state.moments)
@@ -195,7 +209,7 @@ class _Loop:
         evaluates = strategy.options.sampling.fraction_evaluate and self._is_due(server_round)
         share = TRAIN_SHARE if evaluates or strategy.chain.summing else 1.0
         if self._steps is not None:
-            seconds = strategy.messages_of(server_round).budget.left(share)
+            seconds = strategy.messages_of(server_round).budget.remaining(share)
             arrays, metrics = self._steps.run(server_round, result.arrays, seconds)
         else:
             sent = list(strategy.configure_train(server_round, result.arrays, self._configs[0], self._grid))
@@ -221,9 +235,9 @@ class _Loop:
         strategy, opened = self._strategy, self._strategy.messages_of(server_round)
         opened.restrict(sent)
         if train_share is None:
-            replies = self._grid.send_and_receive(sent, timeout=opened.budget.left())
+            replies = self._grid.send_and_receive(sent, timeout=opened.budget.remaining())
         else:
-            replies = strategy.exchange(self._grid, sent, opened.budget.left(train_share))
+            replies = strategy.exchange(self._grid, sent, opened.budget.remaining(train_share))
         return opened.watch(replies, what, len(sent), strategy.callbacks)
 
     def _evaluate_centrally(self, server_round: int) -> None:
@@ -244,4 +258,9 @@ class _Loop:
         progress = strategy.progress(self._result.arrays.to_torch_state_dict())
         # Every callback sees every round, so all are called before any of them may end the run.
         stops = [callback.on_round_end(progress) for callback in strategy.callbacks]
-        return any(stops)
+        for callback, stop in zip(strategy.callbacks, stops, strict=True):
+            # Only a truth value (NumPy's too, as comparisons give) ends a run; other return values do not.
+            if isinstance(stop, bool | np.bool_) and stop:
+                host_log.info("%s ends the run after round %d", type(callback).__name__, progress.record.server_round)
+                return True
+        return False

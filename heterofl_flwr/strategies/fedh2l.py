@@ -13,19 +13,19 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor, stack, zeros
 
-from heterofl_flwr.common.errors import ReplyError, check_count
-from heterofl_flwr.common.options import pick
+from heterofl_flwr.common.errors import ConfigError, ReplyError, check_count
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.options import Options, Schedule, Transfer
+from heterofl_flwr.federation.options import Options, Training
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round, TrainReply
-from heterofl_flwr.federation.sampling import MinReplies, Sampling
-from heterofl_flwr.strategies.arguments import explain_unknown
+from heterofl_flwr.federation.sampling import Participation, Sampling
+from heterofl_flwr.stages.client_stage import FULL_PRECISION
+from heterofl_flwr.strategies.arguments import FEDAVG, explain_unknown
 from heterofl_flwr.strategies.base import FederationStrategy
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.hooks import MetricsFn
@@ -46,59 +46,63 @@ class FedH2L(FederationStrategy):
     Parameters
     ----------
     classes : int
-        Number of classes, of which a posterior has an entry each.
+        Number of classes, and of entries of a posterior.
     mix : str | Mix
         The rates at which clients build their models, and their shares; a client keeps its rate.
-    seed_size : int
-        Examples of the seed set.
-    seed_batch : int
-        How many of them a round uses, drawn anew.
-    temperature : float
-        By what clients divide logits before they become posteriors.
-    learning_rate : Callable[[int], float] | None
-        As all others, that of ``HeteroFL``.
+    distill : DistillOptions
+        The seed set, and the temperature of the posteriors.
+    sampling : Sampling
+        As in ``HeteroFL``, without spare clients.
+    training : Training
+        The learning rate; clients send no parameters, so ``upload`` and ``proximal_mu`` keep their defaults.
+
+    All other arguments are those of ``HeteroFL``.
     """
 
     train_kind = messages.TRAIN_PUBLISH
 
-    @explain_unknown(
-        {
-            **dict.fromkeys(signature(HeteroFL).parameters, "it exchanges posteriors, and no parameters"),
-            "spare": "clients learn from all others",
-        }
-    )
+    @explain_unknown(dict.fromkeys(signature(HeteroFL).parameters, "it exchanges posteriors, and no parameters"))
     def __init__(
         self,
         classes: int,
         mix: str | Mix = "a1",
         *,
-        seed_size: int = 1000,
-        seed_batch: int = 100,
-        temperature: float = 1.0,
-        seed: int = 0,
-        fraction_train: float = 1.0,
-        fraction_evaluate: float = 1.0,
-        min_train_nodes: int | None = None,
-        min_evaluate_nodes: int | None = None,
-        min_available_nodes: int = 2,
-        min_replies: MinReplies = "auto",
-        wait: float = 60.0,
-        learning_rate: Schedule | None = None,
-        limits: Limits = Limits(),
-        evaluation: Evaluation = Evaluation(),
+        distill: DistillOptions = DistillOptions(),
+        fraction_train: float = FEDAVG.fraction_train,
+        fraction_evaluate: float = FEDAVG.fraction_evaluate,
+        min_train_nodes: int | None = FEDAVG.min_train_nodes,
+        min_evaluate_nodes: int | None = FEDAVG.min_evaluate_nodes,
+        min_available_nodes: int = FEDAVG.min_available_nodes,
         train_metrics_aggr_fn: MetricsFn | None = None,
         evaluate_metrics_aggr_fn: MetricsFn | None = None,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),
+        training: Training = Training(),
+        limits: Limits = Limits(),
+        evaluation: Evaluation = Evaluation(),
         callbacks: Sequence[RoundCallback] = (),
     ) -> None:
-        arguments = locals()
         check_count("classes", classes, 2)
-        self._seeds = pick(DistillOptions, arguments)
         options = Options(
-            sampling=pick(Sampling, arguments),
-            transfer=Transfer(learning_rate=learning_rate),
+            sampling=Participation.of(
+                sampling,
+                fraction_train=fraction_train,
+                fraction_evaluate=fraction_evaluate,
+                min_train_nodes=min_train_nodes,
+                min_evaluate_nodes=min_evaluate_nodes,
+                min_available_nodes=min_available_nodes,
+            ),
+            training=training,
             limits=limits,
             evaluation=evaluation,
         )
+        if sampling.spare or training.upload != FULL_PRECISION or training.proximal_mu:
+            raise ConfigError(
+                f"FedH2L: found spare={sampling.spare:g}, upload={training.upload!r} and "
+                f"proximal_mu={training.proximal_mu:g}; expected 0, {FULL_PRECISION!r} and 0, because clients learn "
+                f"from all others and exchange posteriors alone"
+            )
+        self._seeds = distill
         federation = Federation(Architecture(Mix.parse(mix), options, seed))
         super().__init__(federation, train_metrics_aggr_fn, evaluate_metrics_aggr_fn, callbacks)
         self._shape = (self._seeds.seed_batch, classes)
@@ -122,7 +126,7 @@ class FedH2L(FederationStrategy):
         """Send the messages of ``configure_train``, then those of ``relay``, and return the replies to ``relay``'s."""
         budget = Budget(timeout)
         learners = self.relay(grid, sent, PUBLISH_SHARE * timeout)
-        return grid.send_and_receive(learners, timeout=budget.left())
+        return grid.send_and_receive(learners, timeout=budget.remaining())
 
     def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
         """Let clients publish; return a message to each with the posteriors of its peers.

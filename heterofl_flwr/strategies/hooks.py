@@ -129,7 +129,7 @@ class RoundHooks(Strategy):
         sampled: Sequence[int] | None = None,
     ) -> Round:
         """Open a training round, or a step if rounds do not wait; without a schedule, ``config`` may set ``lr``."""
-        rate = config.get(messages.LEARNING_RATE) if self.options.transfer.learning_rate is None else None
+        rate = config.get(messages.LEARNING_RATE) if self.options.training.learning_rate is None else None
         current = Round(
             self.federation,
             self.chain,
@@ -179,7 +179,9 @@ class RoundHooks(Strategy):
         opened = self.messages_of(server_round)
         node_ids, sampled_ids = self.sample_nodes(grid, server_round, "train")
         current = self.new_round(server_round, node_ids, slices.state, config, grid, sampled_ids)
-        queries = StageQueries(grid, server_round, self.chain.instruction(), lambda: opened.budget.left(STAGES_SHARE))
+        queries = StageQueries(
+            grid, server_round, self.chain.instruction(), lambda: opened.budget.remaining(STAGES_SHARE)
+        )
         stage_configs = queries.converse(current.before())
         for node_id, sampled in current.slices.items():
             if node_id not in stage_configs:
@@ -213,7 +215,7 @@ class RoundHooks(Strategy):
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
         """Return the config of a training instruction."""
         config = client_config(self.federation, current.server_round, node_id, rate, self._checkpoint_every)
-        if self.options.transfer.learning_rate is not None:
+        if self.options.training.learning_rate is not None:
             config[messages.LEARNING_RATE] = current.log.learning_rate
         nested = self.federation.architecture.nested_rates(rate)
         return {**config, messages.RATES: nested, **self.chain.instruction()}
@@ -228,7 +230,7 @@ class RoundHooks(Strategy):
         opened.read(replies, self.add_reply)
         if self.chain.summing and self._grid[0] is not None:
             queries = StageQueries(
-                self._grid[0], server_round, self.chain.instruction(), lambda: opened.budget.left(MOMENTS_SHARE)
+                self._grid[0], server_round, self.chain.instruction(), lambda: opened.budget.remaining(MOMENTS_SHARE)
             )
             before = self.chain.excluded
             queries.converse(self.chain.after())
@@ -278,7 +280,7 @@ class RoundHooks(Strategy):
             silent=opened.silent,
         )
         opened.open(current)
-        rule, window = federation.evaluated_rule, window_number(server_round, self.options.transfer.roll_by)
+        rule, window = federation.evaluated_rule, window_number(server_round, self.options.slicing.roll_by)
         moved = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
         slices = Slices(federation, self.evaluated_arrays(arrays))
 
@@ -321,7 +323,7 @@ class RoundHooks(Strategy):
             # All rates are read before any is added, so an answer that does not fit changes nothing.
             current.add_moments(packing.read_moments(reply, norms[node_id], f"node {node_id}"))
 
-        replies = grid.send_and_receive(sent, timeout=opened.budget.left(MOMENTS_SHARE))
+        replies = grid.send_and_receive(sent, timeout=opened.budget.remaining(MOMENTS_SHARE))
         replies = opened.watch(replies, "sent moments", len(sent), self.callbacks)
         for node_id, fault in read_each(sent, replies, read, HeteroFLError):
             if fault is not None:

@@ -42,7 +42,7 @@ class Budget:
         """Leave out time that does not count."""
         self._deadline += seconds
 
-    def left(self, share: float = 1.0) -> float:
+    def remaining(self, share: float = 1.0) -> float:
         """Return a fraction of the remaining seconds."""
         return share * max(0.0, self._deadline - time.monotonic())
 
@@ -164,7 +164,7 @@ def client_config(
     federation: Federation, server_round: int, node_id: int, rate: float, checkpoint_every: int = 1
 ) -> dict[str, object]:
     """Return the config that every instruction contains."""
-    transfer, architecture = federation.options.transfer, federation.architecture
+    training, architecture = federation.options.training, federation.architecture
     config: dict[str, object] = {
         messages.RATE: rate,
         messages.GLOBAL_RATE: federation.mix.global_rate,
@@ -180,8 +180,8 @@ def client_config(
         config[messages.TRAINED] = node_id in federation.nodes.trained
         config[messages.RUN_KEY] = federation.run_key
         config[messages.CHECKPOINT_EVERY] = checkpoint_every
-    if transfer.proximal_mu is not None:
-        config[messages.PROXIMAL_MU] = float(transfer.proximal_mu)
+    if training.proximal_mu:
+        config[messages.PROXIMAL_MU] = float(training.proximal_mu)
     return config
 
 

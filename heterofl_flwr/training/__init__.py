@@ -1,4 +1,4 @@
-"""What a client does: train, measure moments, evaluate. Plain torch; imports no flwr."""
+"""A client's work: training, moments, evaluation. Plain torch; imports no flwr."""
 
 from heterofl_flwr.training.batches import input_batches
 from heterofl_flwr.training.device import give_back_freed_memory, keep_freed_memory, resolve_device

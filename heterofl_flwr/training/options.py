@@ -1,4 +1,4 @@
-"""How a client trains, and the results of training and evaluation."""
+"""Options of a client's training, and the results of training and evaluation."""
 
 import math
 from collections.abc import Callable, Sequence

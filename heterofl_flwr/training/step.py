@@ -43,7 +43,7 @@ def compute_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of a batch, and for each target whether the model, or the last of its outputs, predicts it."""
     outputs = [model(inputs)] if joint_loss is None else cast("SeveralOutputs", model).all_logits(inputs)
-    logits = [masking(one.float()) for one in outputs]
+    logits = [masking(output.float()) for output in outputs]
     loss = masked_cross_entropy(logits[-1], targets) if joint_loss is None else joint_loss(logits, targets)
     return loss, logits[-1].detach().argmax(1) == targets
 
@@ -155,7 +155,7 @@ class ParameterSGD(SGD):
 
         def select(tensors: Sequence[Tensor]) -> list[Tensor]:
             pairs = zip(every, tensors, strict=bool(tensors))
-            return [_dense(torch.empty_like(own).copy_(tensor)) for own, tensor in pairs if own.requires_grad]
+            return [_dense(torch.empty_like(like).copy_(tensor)) for like, tensor in pairs if like.requires_grad]
 
         if quadratic is not None:
             quadratic = AlignedQuadratic(quadratic.strength, select(quadratic.centers), select(quadratic.directions))

@@ -175,7 +175,7 @@ def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Mo
 
 def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> None:
     """Reject the reply of an app that is not converted: with the whole model for a slice."""
-    full_shapes = {name: tuple(axis.full for axis in axes) for name, axes in plan.axes.items()}
+    full_shapes = {name: tuple(axis.size for axis in axes) for name, axes in plan.axes.items()}
     for record in records:
         shapes = {name: tuple(array.shape) for name, array in record.items() if name in full_shapes}
         if shapes == full_shapes != plan.shapes:

@@ -117,7 +117,7 @@ def average_plainly(case: Case) -> State:
 
 def positions(axis: Axis) -> Tensor:
     """Return the positions that an axis keeps."""
-    return torch.arange(axis.full).view(axis.parts, -1)[:, : axis.part[1]].reshape(-1)
+    return torch.arange(axis.size).view(axis.parts, -1)[:, : axis.part[1]].reshape(-1)
 
 
 def check_equal(mine: State, theirs: State) -> None:

@@ -19,7 +19,6 @@ import logging
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Windowed
+from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Slicing, Windowed
 from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
 from heterofl_flwr.nn import PAPER
@@ -97,7 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> list[Goal]:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round
     give_back_freed_memory()
-    strategies = {size: make_strategy(options.model, MIX, options.step, size) for size in options.sizes}
+    strategies = {
+        size: make_strategy(options.model, MIX, options.step, size, size / options.nodes) for size in options.sizes
+    }
     model = sum(4 * value.numel() for value in strategies[options.sizes[0]].federation.architecture.model.parameters())
     way = f"steps of {options.step} replies" if options.step else f"rounds, a window of {options.window} messages"
     print(
@@ -117,18 +118,24 @@ def run(options: argparse.Namespace) -> list[Goal]:
     return report(found, model, named=options.named)
 
 
-def make_strategy(model: str, mix: str, step: int = 0, size: int = 0) -> HeteroFL:
+def make_strategy(model: str, mix: str, step: int = 0, size: int = 0, fraction: float = 1.0) -> HeteroFL:
     build, never = PAPER[model].build(), Evaluation(every=0)
     steps = Buffered(size=step, concurrency=size if step else 0)
-    return HeteroFL(build, mix, assignment="dynamic", evaluation=never, callbacks=[Records()], asynchronous=steps)
+    return HeteroFL(
+        build,
+        mix,
+        slicing=Slicing(assignment="dynamic"),
+        fraction_train=fraction,
+        evaluation=never,
+        callbacks=[Records()],
+        asynchronous=steps,
+    )
 
 
 def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, nodes: int, window: int) -> Measured:
     """Run rounds of so many clients, or steps while so many train."""
     step = strategy.options.asynchronous.size
     rounds, replies = (-(-TURNS * size // step), step) if step else (ROUNDS, size)
-    sampling = replace(strategy.options.sampling, fraction_train=size / nodes)
-    strategy.federation.options = replace(strategy.options, sampling=sampling)
     results: list[Result] = []
     records: Records = strategy.callbacks[0]  # type: ignore[assignment]
     records.clear()

@@ -88,7 +88,7 @@ def _find(plan: Plan, name: str) -> str:
 
 def _count(plans: Sequence[Plan], name: str) -> Picture:
     """Return how many of the plans hold each entry of a parameter."""
-    counts = np.zeros([axis.full for axis in plans[0].axes[name]])
+    counts = np.zeros([axis.size for axis in plans[0].axes[name]])
     for plan in plans:
         if name in plan.axes:  # a model of fewer blocks lacks it
             counts[np.ix_(*(sorted(positions(axis)) for axis in plan.axes[name]))] += 1

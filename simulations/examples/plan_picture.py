@@ -23,7 +23,7 @@ def draw() -> Figure:
     build = PAPER["mnist"].build()
     full = new_model(build, 1.0)
     plans = {level: Plan.of(full, new_model(build, rate)) for level, rate in LEVELS.items()}
-    kept = {level: (plan.axes[WEIGHT][0].kept, plan.axes[WEIGHT][1].kept) for level, plan in plans.items()}
+    kept = {level: (plan.axes[WEIGHT][0].local_size, plan.axes[WEIGHT][1].local_size) for level, plan in plans.items()}
     rows, columns = kept["a"]
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     halves = figure.add_gridspec(1, 2, width_ratios=(1.15, 1))

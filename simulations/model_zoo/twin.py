@@ -79,6 +79,6 @@ def difference(small: nn.Module, twin: Callable[..., Any], inputs: Tensor) -> fl
 def _zero(tensor: Tensor, axes: Axes) -> None:
     """Set to zero what is not held."""
     for number, axis in enumerate(axes):
-        if axis.kept < axis.full:
-            dropped = sorted(set(range(axis.full)) - positions(axis))
+        if axis.local_size < axis.size:
+            dropped = sorted(set(range(axis.size)) - positions(axis))
             tensor.index_fill_(number, torch.tensor(dropped), 0)

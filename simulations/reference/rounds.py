@@ -12,7 +12,7 @@ from heterofl_flwr.federation.architecture import GlobalModel
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.options import Options
-from heterofl_flwr.federation.sampling import Sampling
+from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.nn import PAPER
 
 MIX = "a1-b1-c1-d1-e1"
@@ -66,7 +66,7 @@ class Experiment:
 
 def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> Mapping[int, float]:
     """Return the clients that train in a round of ours under *Fix*, by partition, with their rates."""
-    options = Options(sampling=Sampling(fraction_train=TRAINED / clients))
+    options = Options(sampling=Participation(fraction_train=TRAINED / clients))
     federation = Federation(GlobalModel(PAPER["mnist"].build(), Mix.parse(mix), options, seed))
     federation.register({number: Capability(partition=number, num_partitions=clients) for number in range(clients)})
     drawn = federation.levels.sample(server_round, range(clients), "train")

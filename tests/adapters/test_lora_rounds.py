@@ -79,7 +79,7 @@ def test_a_base_in_bfloat16_is_the_same():
 
 def test_a_run_goes_on_from_a_checkpoint_of_adapters_alone(tmp_path):
     costs = Costs(levels(), Mix.parse(MIX), words())
-    assert costs.model().full.bytes == sum(
+    assert costs.model().global_model.bytes == sum(
         128 + 8 * own.numel() for own in exchanged_parameters(levels()(1.0)).values()
     )
     folder = RunFolder(tmp_path / "run")

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections import Counter
 
 import pytest
 from flwr.app import Context, RecordDict
@@ -136,7 +137,11 @@ def test_releases_of_rounds_that_are_repeated_count_as_well(tmp_path, monkeypatc
     (last,) = run(**settings, run__resume=True)
     assert len(shown) == 1 + 2 + 1
     assert last.record.privacy["training-releases"] == last.record.privacy["moments-releases"] == 4
-    assert RunFolder(tmp_path).releases() == {"training-releases": 4, "moments-releases": 4}
+    counted = Counter()
+    for entry in RunFolder(tmp_path).releases():
+        assert (entry.noise, entry.clip) == (1.0, 1.0 if entry.kind == "training-releases" else 10.0)
+        counted[entry.kind] += entry.number
+    assert counted == {"training-releases": 4, "moments-releases": 4}
     assert told_epsilon(capsys, rounds=2) == f"{last.record.privacy['epsilon']:.4g}"
 
 
@@ -225,3 +230,19 @@ def test_a_node_that_does_not_know_its_data_is_told_how():
         run(num_rounds=1, node_config=lambda partition: {"num-partitions": "many"})
     with pytest.raises(ConfigError, match="partition-id is 9; expected 0 to 7"):
         Workload(from_flat({})).part(9, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "HeteroFL"),
+        ({"server.strategy": "fedh2l", "distill.models": "mlp"}, "FedH2L"),
+        ({"server.slice-rule": "rolling"}, "FedRolex"),
+        ({"server.shared": "", "mix": "a"}, "Standalone"),
+        ({"mix": "a"}, "FedAvg"),
+        ({"server.stages": "scaffold", "train.momentum": 0.0}, "SCAFFOLD"),
+    ],
+)
+def test_the_title_of_a_run_names_its_method(changes, name):
+    """All of them were called HeteroFL."""
+    assert server_app.method_name(from_flat(changes)) == name

@@ -98,3 +98,19 @@ def test_a_text_is_checked_as_its_model_sees_it():
     assert inputs.eq(dataset.test.reading.hides_as).float().mean().item() == pytest.approx(0.15, abs=0.04)
     assert "words by number" in preparation(dataset)
     assert dataset.names[2:4] == ("w0", "w1")
+
+
+def test_names_of_a_strangers_run_do_not_command_the_terminal(run, capsys):
+    history = run / "history.jsonl"
+    history.write_text(
+        history.read_text().replace('"evaluate": {', '"evaluate": {"\\u001b]0;x\\u0007-accuracy": 0.5, ')
+    )
+    assert "\x1b]0;x\x07-accuracy" in RunFolder(run).history()[-1].evaluate
+    assert main(["report", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "]0;x" in shown
+    assert all(line.isprintable() for line in shown.splitlines())
+    changed = json.loads((run / "models" / "c.json").read_text())
+    (run / "models" / "c.json").write_text(json.dumps({**changed, "parameters": "\x1b[2J"}))
+    assert main(["export", str(run), *QUICK]) == 2
+    assert all(line.isprintable() for line in "".join(capsys.readouterr()).splitlines())

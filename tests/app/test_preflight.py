@@ -155,6 +155,6 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, started, monkeypatch):
     RunFolder(out).start(requests[0].config, about={"clients": requests[0].clients})
     assert main(["run", "--resume", str(out), "--grid=local", "--parallel=1"]) == 130
     assert capsys.readouterr().err == (
-        f"heterofl: interrupted; go on with: heterofl run --resume '{out}' --grid=local --parallel=1\n"
+        f"heterofl: interrupted; resume with: heterofl run --resume '{out}' --grid=local --parallel=1\n"
     )
     assert requests[1].config == {**requests[0].config, "run.resume": True}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.common import parameters_to_ndarrays
 
-from heterofl_flwr import Evaluation
+from heterofl_flwr import Evaluation, Sampling
 from heterofl_flwr.classic import HeteroFL, Task, parameters_of, properties_of
 from heterofl_flwr.common.errors import ConfigError, ReplyError
 from tests.classic.fakes import Fake, evaluate_all, fit_all, fit_res, manager_of
@@ -51,7 +51,10 @@ def said(count, width, value=1.0):
 
 
 def evaluated(fakes, mix="a1-c1", **options):
-    strategy, manager = HeteroFL(build_normed, mix, wait=1.0, evaluation=Evaluation(**options)), manager_of(*fakes)
+    strategy, manager = (
+        HeteroFL(build_normed, mix, sampling=Sampling(wait=1.0), evaluation=Evaluation(**options)),
+        manager_of(*fakes),
+    )
     instructions = strategy.configure_fit(1, strategy.initialize_parameters(manager), manager)
     parameters, _ = strategy.aggregate_fit(1, fit_all(instructions), [])
     instructions = strategy.configure_evaluate(1, parameters, manager)
@@ -69,7 +72,7 @@ def test_clients_that_do_not_promise_moments_are_not_asked():
 
 def test_a_client_that_is_back_may_answer_for_moments():
     first, *others = [Normed(str(cid)) for cid in range(3)]
-    strategy, says = HeteroFL(build_normed, "a1", wait=1.0), first.says
+    strategy, says = HeteroFL(build_normed, "a1", sampling=Sampling(wait=1.0)), first.says
     parameters = strategy.initialize_parameters(manager_of())
     first.says = RuntimeError("busy")
     strategy.configure_fit(1, parameters, manager_of(first, *others))

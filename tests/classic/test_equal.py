@@ -12,12 +12,13 @@ from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp import ServerApp
 
 import heterofl_flwr
-from heterofl_flwr import Adam, Evaluation, LocalGrid, MovingAverage, classic
+from heterofl_flwr import Adam, Averaging, Evaluation, LocalGrid, MovingAverage, Sampling, classic
 from heterofl_flwr.classic import HeteroFL
 from heterofl_flwr.common.errors import ConfigError
 from tests.classic import numpy_clients
 from tests.classic.fakes import Fake, evaluate_all, fit_all, manager_of
 from tests.classic.numpy_clients import classic_app, message_app
+from tests.federation.grouped import grouped
 from tests.federation.tiny import build
 
 NODES, MIX = 6, "a1-b1-c1-d1-e1"
@@ -40,8 +41,8 @@ def run(num_rounds, options):
     """Return the strategies of both APIs after a run, and the model of the Message API's."""
     named = {"fraction_fit" if name == "fraction_train" else name: own for name, own in options.items()}
     one, two = (
-        Kept(numpy_clients.build, MIX, num_rounds=num_rounds, **named),
-        heterofl_flwr.HeteroFL(numpy_clients.build, MIX, **options),
+        Kept(numpy_clients.build, MIX, num_rounds=num_rounds, **grouped(named)),
+        heterofl_flwr.HeteroFL(numpy_clients.build, MIX, **grouped(options)),
     )
     parts = ServerAppComponents(strategy=one, config=ServerConfig(num_rounds=num_rounds))
     with LocalGrid(classic_app, NODES) as grid:
@@ -80,7 +81,7 @@ def test_both_apis_evaluate_the_average_that_a_stage_keeps():
 
 def both(number=5, ours=None, **options):
     """Return Flower's strategy and ours of one full-size level, and a manager of the same clients for each."""
-    for strategy in (FedAvg(**options), HeteroFL(build, "a1", wait=0.0, **options)):
+    for strategy in (FedAvg(**options), HeteroFL(build, "a1", sampling=Sampling(wait=0.0), **grouped(options))):
         manager = manager_of(*(Fake(str(cid), 1.0 + cid, metrics={"loss": cid}) for cid in range(number)))
         parameters = HeteroFL(build, "a1").initialize_parameters(client_manager=manager)
         yield strategy, manager, parameters
@@ -117,10 +118,12 @@ def test_metrics_functions_get_what_flower_gives_them():
     assert ours[1][1] == {"largest": 5, "name": "of examples"}
 
 
-@pytest.mark.parametrize("name", ["callbacks", "asynchronous", "upload"])
-def test_what_the_classic_api_has_no_place_for_is_refused(name):
+@pytest.mark.parametrize(
+    ("name", "value"), [("callbacks", ()), ("asynchronous", ()), ("training.upload", "int8"), ("sampling.spare", 0.5)]
+)
+def test_what_the_classic_api_has_no_place_for_is_refused(name, value):
     with pytest.raises(ConfigError, match=f"the classic API has no place for {name}; use heterofl_flwr.HeteroFL"):
-        HeteroFL(build, **{name: ()})
+        HeteroFL(build, **grouped({name.rpartition(".")[2]: value}))
 
 
 @pytest.mark.parametrize("key", ["task", "rate", "seed"])
@@ -135,7 +138,9 @@ def test_secure_aggregation_of_one_size_is_the_mean():
     found = []
     for workflow in (None, SecAggPlusWorkflow(3, 2, quantization_range=2**20, modulus_range=2**30)):
         app = ClientApp(client_fn=numpy_clients.client_fn, mods=[secaggplus_mod] if workflow else [])
-        strategy = HeteroFL(numpy_clients.build, "a1", weights="examples", labels="none", fraction_evaluate=0.0)
+        strategy = HeteroFL(
+            numpy_clients.build, "a1", averaging=Averaging(weights="examples", labels="none"), fraction_evaluate=0.0
+        )
         with LocalGrid(app, 3) as grid:
             context = LegacyContext(
                 Context(grid.run.run_id, 0, {}, RecordDict(), {}), config=ServerConfig(num_rounds=1), strategy=strategy

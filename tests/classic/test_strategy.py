@@ -11,11 +11,12 @@ from flwr.server.strategy import FedAdagrad, FedAdam
 from torch import nn
 
 import heterofl_flwr
-from heterofl_flwr import Adagrad, Adam, multi_step
+from heterofl_flwr import Adagrad, Adam, Sampling, multi_step
 from heterofl_flwr.classic import HeteroFL
 from heterofl_flwr.classic.strategy import CLASSIC_TAU
 from heterofl_flwr.core import width
 from tests.classic.fakes import Fake, broken, evaluate_all, fit_all, fit_res, manager_of
+from tests.federation.grouped import grouped
 from tests.federation.tiny import build
 
 FAILED = Status(Code.FIT_NOT_IMPLEMENTED, "fit is not there")
@@ -26,7 +27,7 @@ def clients(number=3, **options):
 
 
 def begin(fakes, mix="a1-c1", server_round=1, **options):
-    strategy = HeteroFL(build, mix, wait=1.0, **options)
+    strategy = HeteroFL(build, mix, **grouped({"wait": 1.0, **options}))
     manager = manager_of(*fakes)
     parameters = strategy.initialize_parameters(client_manager=manager)
     instructions = strategy.configure_fit(server_round=server_round, parameters=parameters, client_manager=manager)
@@ -178,7 +179,7 @@ def test_clients_are_seen_at_once_under_a_server_app():
                 self.register(client)
             return super().num_available()
 
-    strategy = HeteroFL(build, wait=0.2)
+    strategy = HeteroFL(build, sampling=Sampling(wait=0.2))
     assert len(strategy.configure_fit(1, strategy.initialize_parameters(SimpleClientManager()), Lazy())) == 2
 
 

@@ -11,6 +11,7 @@ from heterofl_flwr.client.state import load_tensors, save_tensors
 from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.feddyn import FedDyn
+from tests.federation.grouped import grouped
 from tests.federation.tiny import NEVER, build, config, equal, inputs, node_context
 
 SEVEN = 7
@@ -92,7 +93,9 @@ def run(folder, num_rounds, states, resume=None, **options):
     app = ClientApp()
     answer_queries(app, build)
     app.train()(train)
-    strategy = HeteroFL(build, "a1-b1", fraction_train=0.7, evaluation=NEVER, callbacks=[Recorder(folder)], **options)
+    strategy = HeteroFL(
+        build, "a1-b1", fraction_train=0.7, evaluation=NEVER, callbacks=[Recorder(folder)], **grouped(options)
+    )
     with LocalGrid(app, 4, node_config=lambda _: {"states-path": str(states)}) as grid:
         return strategy.start(grid, num_rounds=num_rounds, resume=resume).arrays.to_torch_state_dict()
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heterofl_flwr import HeteroFL, Plan, classic
+from heterofl_flwr import HeteroFL, Plan, Slicing, classic
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.transport import messages
@@ -108,4 +108,6 @@ def test_instructions_name_the_rates_inside_unless_slices_move():
     strategy = HeteroFL(build, "a1-c1-e1")
     assert strategy.federation.architecture.nested_rates(1.0) == [1.0, 0.25, 0.0625]
     assert strategy.federation.architecture.nested_rates(0.25) == [0.25, 0.0625]
-    assert HeteroFL(build, "a1-c1", slice_rule="rolling").federation.architecture.nested_rates(1.0) == [1.0]
+    assert HeteroFL(build, "a1-c1", slicing=Slicing(slice_rule="rolling")).federation.architecture.nested_rates(
+        1.0
+    ) == [1.0]

@@ -15,14 +15,14 @@ from tests.core import strategies, twin
 
 
 def _positions(axis):
-    return set(twin.positions(axis.full, axis.kept, axis.parts, axis.index))
+    return set(twin.positions(axis.size, axis.local_size, axis.parts, axis.index))
 
 
 @given(data=st.data(), one=strategies.axis())
 def test_an_axis_contains_another_that_keeps_no_more_positions(data, one):
-    other = data.draw(strategies.axis(one.full))
+    other = data.draw(strategies.axis(one.size))
     assert one.contains(other) == (_positions(other) <= _positions(one))
-    assert not Axis(one.full + 1, one.full + 1).contains(one)
+    assert not Axis(one.size + 1, one.size + 1).contains(one)
 
 
 INVALID = [(4, 5), (4, -1), (8, 4, 3), (8, 3, 2), (8, 4, 0), (8, 4, -2), (8, 2, 2, (4,)), (8, 0, 1, (0,))]
@@ -98,7 +98,7 @@ def test_a_choice_of_another_number_of_entries_is_refused():
 
 @given(axes=strategies.axes(), transposed=st.booleans())
 def test_a_region_reads_what_the_twin_cuts(axes, transposed):
-    tensor = torch.randn([axis.full for axis in axes], generator=torch.Generator().manual_seed(0))
+    tensor = torch.randn([axis.size for axis in axes], generator=torch.Generator().manual_seed(0))
     if transposed:  # the same values in another memory order
         backwards = list(range(tensor.dim()))[::-1]
         tensor = tensor.permute(backwards).contiguous().permute(backwards)

@@ -31,11 +31,11 @@ def aggregated(state=STATE, value=1.0):
 def summed(value=1.0):
     """Return the mean in steps, and who held what."""
     aggregator = aggregated({name: own.double() for name, own in STATE.items()}, value)
-    return aggregator.result(), aggregator.held
+    return aggregator.result(), aggregator.holders
 
 
 def test_the_aggregator_counts_who_held_each_entry_and_row():
-    held = aggregated().held
+    held = aggregated().holders
     assert held("w").tolist() == [[10, 3, 1, 0], [3, 3, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
     assert held("rows.weight").tolist() == [[10, 3, 1, 0], [8, 1, 1, 0], [10, 3, 1, 0]]
 

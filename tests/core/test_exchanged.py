@@ -13,6 +13,7 @@ from heterofl_flwr.core.exchanged import (
     exclude_parameters,
     fingerprint,
     frozen_parameters,
+    shares_parameters,
 )
 from heterofl_flwr.core.randomness import initial_state
 
@@ -88,3 +89,13 @@ def test_marks_name_parameters_that_the_model_has_at_the_time():
     assert list(exchanged_parameters(model)) == ["0.bias"]
     with pytest.raises(AttributeError):
         exclude_parameters(model, ["1.kernel"])
+
+
+def test_frozen_parameters_are_those_that_are_not_exchanged():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    model[0].requires_grad_(False)
+    assert list(frozen_parameters(model)) == ["0.weight", "0.bias"]
+
+
+def test_a_module_that_is_left_out_of_copies_shares_its_parameters():
+    assert not shares_parameters(nn.Linear(2, 3))

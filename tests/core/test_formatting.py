@@ -45,3 +45,8 @@ def test_long_lists_of_numbers_are_short():
 )
 def test_tables(style, expected):
     assert text.render(["name", "n"], [["a", "1"], ["long", "22"]], style) == expected
+
+
+def test_a_name_in_a_table_does_not_command_the_terminal():
+    shown = text.render(["name", "n\x1b[2J"], [["a\x1b]0;title\x07", "1"]], "table")
+    assert all(line.isprintable() for line in shown.splitlines())

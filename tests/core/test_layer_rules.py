@@ -266,7 +266,8 @@ def test_a_rule_serves_subclasses_and_the_nearest_one_wins():
 
 
 @pytest.mark.parametrize(
-    ("axes", "found"), [({}, "None"), ({"kernel": (Axis(4, 3),)}, ".*kept=3"), ({"kernel": (Axis(5, 2),)}, ".*full=5")]
+    ("axes", "found"),
+    [({}, "None"), ({"kernel": (Axis(4, 3),)}, ".*local_size=3"), ({"kernel": (Axis(5, 2),)}, ".*size=5")],
 )
 def test_a_rule_that_does_not_fit_the_models_raises(axes, found):
     register(Gain)(lambda full, local: axes)
@@ -328,3 +329,10 @@ def test_a_classifier_with_the_name_of_a_hidden_layer_is_refused():
 def test_a_kernel_is_never_cut():
     with pytest.raises(ShapeError, match=r"kernel sizes \(5, 5\) and \(3, 3\) differ"):
         Plan.of(nn.Conv2d(3, 8, 5), nn.Conv2d(3, 4, 3))
+
+
+def test_complex_parameters_are_refused():
+    model = nn.Linear(2, 3)
+    model.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(ShapeError, match="phase are complex"):
+        Plan.of(model, copy.deepcopy(model))

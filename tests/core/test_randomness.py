@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.randomness import derive, generator, initial_state, kept_random_state
 
 
@@ -62,3 +63,8 @@ def test_an_initial_state_depends_on_its_seed_alone():
     assert not torch.equal(one["weight"], other["weight"])
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_a_model_without_values_is_no_initial_state():
+    with pytest.raises(ConfigError, match=r"build\(0.5\) returns weight, bias on the meta device"):
+        initial_state(lambda rate: torch.nn.Linear(2, 3, device="meta"), 0.5, 0)

@@ -42,7 +42,7 @@ def test_entries_that_keep_their_values_count_as_held_by_nobody(few, expected):
     aggregator = aggregation_of(state, few=few)
     for kept in (1, 2, 3):
         aggregator.add(Plan.between(state, {"w": (kept,)}), {"w": torch.ones(kept)})
-    assert aggregator.held("w").tolist() == expected
+    assert aggregator.holders("w").tolist() == expected
 
 
 def combined(*replies, old=0.0, **options):

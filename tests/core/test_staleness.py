@@ -64,7 +64,7 @@ def run(steps, *, parts=1, **options):
 def spread(clocks, name, plan, sent):
     """Return the staleness of each entry of a slice."""
     axes = plan.axes[name]
-    found = torch.full([axis.full for axis in axes], torch.nan, dtype=torch.float64)
+    found = torch.full([axis.size for axis in axes], torch.nan, dtype=torch.float64)
     for part, steps in clocks.staleness(plan, sent).items():
         for _, entry in twin.entries(twin.held(part.axes[name])):
             found[entry] = steps
@@ -117,7 +117,7 @@ def test_without_staleness_it_is_the_counting_mean(replies, exponent):
         sub = random_state(plan_of(rate).shapes, place + 1)
         mean.add(plan_of(rate), sub, labels=labels, weight=weight)
         expected.add(plan_of(rate), sub, labels=labels, weight=weight)
-    assert all(torch.equal(mean.held(name), expected.held(name)) for name in state)
+    assert all(torch.equal(mean.holders(name), expected.holders(name)) for name in state)
     found, wanted = mean.result(), expected.result()
     assert all(torch.equal(found[name], wanted[name]) for name in state)
 

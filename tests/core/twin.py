@@ -46,7 +46,7 @@ def positions(full: int, kept: int, parts: int = 1, places: Sequence[int] | None
 
 def held(axes: Axes) -> Positions:
     """Return the positions that a parameter's axes name."""
-    return tuple(positions(axis.full, axis.kept, axis.parts, axis.index) for axis in axes)
+    return tuple(positions(axis.size, axis.local_size, axis.parts, axis.index) for axis in axes)
 
 
 def entries(held: Positions) -> Iterator[tuple[Entry, Entry]]:

@@ -64,7 +64,7 @@ def test_digits_are_split_by_class_and_normalised():
     assert data.train.inputs.std(correction=0).item() == pytest.approx(1, abs=1e-4)
     assert data.train.inputs.min().item() == data.train.black.item()
     assert load_dataset("digits") is data
-    assert Facts.of(data) == Facts.known("digits")
+    assert Facts.of(data) == Facts.find("digits")
 
 
 def test_a_function_may_load_another_data_set(users_module):
@@ -162,7 +162,7 @@ def test_real_images(shared, tmp_path, name, hub_name, config, shape, first):
     data = load_dataset(name, tmp_path)
     assert data.train.inputs.shape == (10_000, *shape)
     assert data.train.targets[:5].tolist() == first
-    assert Facts.of(data) == Facts.known(name)
+    assert Facts.of(data) == Facts.find(name)
     assert data.train.inputs.mean((0, 2, 3)).abs().max() < 0.02
     assert data.train.inputs.std((0, 2, 3)).sub(1).abs().max() < 0.35  # the published deviations of CIFAR10 are low
     parts = split_dataset(data, "non-iid-2", 100, 0)

@@ -16,7 +16,7 @@ from heterofl_flwr.common.errors import ConfigError, HeteroFLError, MissingExtra
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.export import FORMATS, export, export_model, formats, load_state
 from heterofl_flwr.export.export import compare
-from heterofl_flwr.nn import CNN, PreResNet
+from heterofl_flwr.nn import CNN, PreResNet, collect_moments
 from tests.elastic_models.families import Then
 from tests.export.models import CASES, cnn, images, preresnet, text
 
@@ -121,6 +121,37 @@ def test_inputs_may_be_named_and_outputs_several(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "two" / "model.onnx", providers=["CPUExecutionProvider"])
     feed = {name: one.numpy() for name, one in inputs.items()}
     assert np.isfinite(session.run(["sum"], feed)[0]).all()
+
+
+@pytest.mark.parametrize("outputs", [(), ("double", "sum"), ("sum", "double")])
+def test_outputs_of_a_dict_have_its_keys_as_names(outputs, tmp_path):
+    """Names went by position, so that ``outputs`` in another order than the model's swapped them."""
+    inputs, model = {"x": torch.randn(4, 3), "weight": torch.randn(4, 1)}, Two()
+    export_model(model, inputs, tmp_path / "two", outputs=outputs, formats=["onnx"])
+    session = onnxruntime.InferenceSession(tmp_path / "two" / "model.onnx", providers=["CPUExecutionProvider"])
+    for name, expected in model(**inputs).items():
+        (found,) = session.run([name], {port: value.numpy() for port, value in inputs.items()})
+        assert np.allclose(found, expected.detach().numpy(), atol=1e-5)
+    with pytest.raises(ConfigError, match=r"outputs is logits.* dict of double, sum"):
+        export_model(model, inputs, tmp_path / "other", outputs=("logits",), formats=["pt2"])
+
+
+def test_batch_norm_of_a_new_model_is_not_exported(tmp_path):
+    """The statistics do not travel, so a fresh model's were exported: 11 % in place of 76.7 %."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    inputs = images(1) + 3
+    with pytest.raises(ConfigError, match=r"no statistics in 1 layers \(1\).*moments="):
+        export_model(model, inputs, tmp_path / "a", formats=["safetensors"])
+    moments = collect_moments(model, [inputs])
+    export_model(model, inputs, tmp_path / "a", formats=["pt2"], moments=moments)
+    program = torch.export.load(tmp_path / "a" / "model.pt2").module()
+    normed = (model[0](inputs) - model[0](inputs).mean((0, 2, 3), keepdim=True)) / (
+        model[0](inputs).var((0, 2, 3), keepdim=True, correction=0) + 1e-5
+    ).sqrt()
+    assert program(inputs).allclose(normed.relu().flatten(1), atol=1e-2)
+    trained = model.train()
+    trained(inputs)  # as a model that was trained elsewhere
+    export_model(trained, inputs, tmp_path / "b", formats=["safetensors"])
 
 
 def test_a_model_is_left_as_it_was(tmp_path):

@@ -25,6 +25,7 @@ from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.transport import exchange
 from tests.core import twin
 from tests.federation import test_sharing
+from tests.federation.grouped import grouped
 from tests.federation.tiny import Keep, Watched, add_one, build, crash, equal, make_app, play
 
 FAST = DeviceProfile(macs_per_second=1.0, download=1e300, upload=1e300)
@@ -363,4 +364,4 @@ class Other(CountingMean):
 )
 def test_what_does_not_fit_is_refused(options, cause):
     with pytest.raises(ConfigError, match=cause):
-        HeteroFL(build, MIX, **{"asynchronous": Buffered(size=2, concurrency=2), **options})
+        HeteroFL(build, MIX, **grouped({"asynchronous": Buffered(size=2, concurrency=2), **options}))

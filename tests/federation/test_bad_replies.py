@@ -11,6 +11,7 @@ from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.strategies import hooks
+from heterofl_flwr.transport.messages import SCHEMA, SCHEMA_KEY
 from tests.federation.tiny import bare_reply, build, config, crash, equal, make_app, play
 
 GOOD = MetricRecord({"num-examples": 1})
@@ -57,7 +58,10 @@ FAULTS = {
     "no arrays": (changed(lacks("arrays")), r"sent records \[\], expected arrays alone"),
     "no metrics": (changed(lacks("metrics")), "sent no metrics record"),
     "no config": (changed(lacks("config")), "its ClientApp is not converted: let it call answer_queries\\(app"),
-    "schema": (changed(put("config", "heterofl-schema", 2)), "schema 2, expected 1: install the same version"),
+    "schema": (
+        changed(put("config", SCHEMA_KEY, SCHEMA + 1)),
+        f"schema {SCHEMA + 1}, expected {SCHEMA}: install the same version",
+    ),
     "examples": (with_numbers(**{"num-examples": 10**15}), "10{15} as num-examples, expected .* up to 10,000,000"),
     "capacity zero": (changed(put("config", "capacity", 0.0)), "the capacity it reports is not usable: a rate of 0.0"),
     "metrics": (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr import Evaluation, HeteroFL, Windowed
+from heterofl_flwr import Evaluation, HeteroFL, Slicing, Windowed
 from heterofl_flwr.client import Task
 from heterofl_flwr.client.model import load_parameters
 from heterofl_flwr.common.errors import ConfigError
@@ -106,11 +106,13 @@ def test_tables_by_channel_that_would_not_move_are_refused(rule):
     with pytest.raises(ConfigError, match=text):
         play(make_app(build=Waves), "a1-c1", 2, build=Waves, slice_rule=rule, assignment="dynamic")
     with pytest.raises(ConfigError, match=text):  # a node may have a smaller rate than the mix
-        HeteroFL(Waves, "a1", slice_rule=rule).federation.architecture.plan(0.25)
+        HeteroFL(Waves, "a1", slicing=Slicing(slice_rule=rule)).federation.architecture.plan(0.25)
     assert HeteroFL(Waves, "a1-c1").federation.architecture.plan(0.25).parameters == 2 * 3 + 3
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_of_this_package_may_have_slices_that_move(name):
     build = build_model(name, **({"vocabulary": 11} if name == "transformer" else {}))
-    assert HeteroFL(build, "a1-e1", slice_rule="rolling").federation.architecture.plan(0.0625).parameters
+    assert (
+        HeteroFL(build, "a1-e1", slicing=Slicing(slice_rule="rolling")).federation.architecture.plan(0.0625).parameters
+    )

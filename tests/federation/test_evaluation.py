@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, Error, Message, MetricRecord
 
 from heterofl_flwr import Evaluation
 from heterofl_flwr.client import Task
@@ -105,6 +105,18 @@ def test_evaluations_that_cannot_be_used_are_left_out_and_named():
     assert log.evaluate["local-accuracy"] == 0.5
     for (_, named), (_, found) in zip(BAD, sorted(log.evaluate_failures.items()), strict=True):
         assert re.search(named, found)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028"])
+def test_an_error_of_a_client_forges_no_line_of_the_log(end, caplog):
+    def evaluate(message, context):
+        return Message(Error(0, f"no data{end}round 9: clients=9/9"), reply_to=message)
+
+    log = run(make_app(evaluate=evaluate), 2).log
+    (reason, _) = log.evaluate_failures.values()
+    assert "no data" in reason
+    assert "round 9" in caplog.text
+    assert not re.search(r"^round 9|[\r\u2028]", "\n".join([reason, *caplog.messages]), re.MULTILINE)
 
 
 def judged(answering, nodes=5, evaluate_fn=None, **options):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from heterofl_flwr import Evaluation
 from heterofl_flwr.client import Task
 from heterofl_flwr.federation.evaluation_round import medians
+from heterofl_flwr.runs.metrics import headline, headline_kind
 from tests.federation import tiny
 from tests.federation.tiny import make_app
 
@@ -75,3 +76,26 @@ def test_what_the_server_finds_decides_in_place_of_the_median(tmp_path):
     assert record.comparable["accuracy"] == record.evaluate_medians["accuracy"]
     central = {"evaluate_fn": lambda number, arrays: MetricRecord({"global-loss": 9.0})}
     assert play(lying(), nodes=2, start=central)[0].comparable["global-loss"] == 9.0
+
+
+@pytest.mark.parametrize("level", ["", "/1.0"])
+@pytest.mark.parametrize("name", ["global-perplexity", "perplexity", "local-perplexity", "x-perplexity"])
+def test_a_metric_of_one_client_is_not_the_headline(name, level, caplog):
+    """A perplexity from one of ten became the metric that runs and sweeps are compared by."""
+    record, _ = play(lying({f"{name}{level}": 1e-9}), nodes=10)
+    assert headline([record]) == "global-accuracy"
+    assert headline_kind([record]) == "accuracy"
+    assert name in caplog.text
+    assert record.evaluate.keys() == {*HONEST, "coverage", "worst-accuracy"}
+
+
+def test_a_metric_of_half_of_the_clients_counts():
+    def evaluate(message, context):
+        metrics = {"perplexity": 9.0} if context.node_config["partition-id"] % 2 else {"f1": 0.5}
+        return Task(message, context, tiny.build).reply(num_examples=10, metrics=metrics)
+
+    record, _ = play(evaluate, nodes=4)
+    assert record.evaluate["perplexity"] == 9.0
+    assert headline([record]) == "perplexity"
+    record, _ = play(evaluate, nodes=5)  # 2 of 5
+    assert record.evaluate == {"coverage": 1.0, "f1": 0.5}

@@ -14,6 +14,7 @@ from heterofl_flwr.core.exchanged import exclude_parameters
 from heterofl_flwr.federation import architecture
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Round, TrainReply
+from tests.federation.grouped import grouped
 from tests.federation.tiny import build, equal, make_app, play
 
 
@@ -56,7 +57,7 @@ def test_parameters_of_odd_shapes_travel_and_count():
 
 def one_reply(change=lambda state: state, build=build, **options):
     """Return the model before and after a round of one client, whose labels are [1]."""
-    strategy = HeteroFL(build, "a1", **options)
+    strategy = HeteroFL(build, "a1", **grouped(options))
     strategy.federation.register({7: Capability()})
     state = strategy.federation.architecture.initial_state()
     current = Round(strategy.federation, strategy.chain, 1, [7], state)

@@ -5,11 +5,12 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import Evaluation, FedH2L
+from heterofl_flwr import DistillOptions, Evaluation, FedH2L
 from heterofl_flwr.client import Task
 from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.transport import messages
+from tests.federation.grouped import grouped
 from tests.federation.tiny import Watched
 
 CLASSES, BATCH, NODES = 3, 4, 3
@@ -46,7 +47,12 @@ def posterior(partition):
 
 
 def play(said=None, num_rounds=1, **options):
-    strategy = FedH2L(CLASSES, seed_size=10, seed_batch=BATCH, evaluation=Evaluation(every=0), **options)
+    strategy = FedH2L(
+        CLASSES,
+        distill=DistillOptions(seed_size=10, seed_batch=BATCH),
+        evaluation=Evaluation(every=0),
+        **grouped(options),
+    )
     with Watched(app_of(said), NODES) as grid:
         result = strategy.start(grid, num_rounds=num_rounds)
     return strategy, grid, result

@@ -1,6 +1,5 @@
 """The arguments of Flower's FedAvg do here what they do there; Flower's own loop, wrappers and mods."""
 
-from dataclasses import fields
 from functools import partial
 from inspect import signature
 
@@ -10,13 +9,14 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.serverapp import strategy as flowers
-from pydantic.fields import FieldInfo
 
-from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid, Momentum
+from heterofl_flwr import Averaging, Evaluation, FedH2L, HeteroFL, LocalGrid, Momentum, Training
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.federation.options import Averaging, Options, Sampling, Transfer
+from heterofl_flwr.common.options import is_group, values
+from heterofl_flwr.federation.sampling import Participation
 from tests.federation import tiny
+from tests.federation.grouped import grouped
 from tests.federation.tiny import Watched, bare_reply, build, build_normed, config, make_app, play
 
 
@@ -39,7 +39,10 @@ def said(partition):
 def both(nodes=5, num_rounds=2, ours=None, **options):
     """Return what Flower's FedAvg and ours of one full-size level give with the same arguments."""
     results = []
-    for strategy in (flowers.FedAvg(**options), HeteroFL(build, "a1", weights="examples", **options, **(ours or {}))):
+    for strategy in (
+        flowers.FedAvg(**options),
+        HeteroFL(build, "a1", averaging=Averaging(weights="examples"), **grouped(options), **grouped(ours or {})),
+    ):
         arrays = ArrayRecord(HeteroFL(build, "a1").federation.architecture.initial_state())
         with Watched(make_app(plain_train, plain_evaluate), nodes) as grid:
             result = strategy.start(grid, arrays, num_rounds=num_rounds)
@@ -97,12 +100,12 @@ def test_a_users_config_cannot_have_keys_of_ours(which, key):
 
 @pytest.mark.parametrize("kind", [HeteroFL, FedH2L])
 def test_the_signature_shows_every_argument_with_its_default(kind):
-    shown = {name: own.default for name, own in signature(kind).parameters.items() if own.kind is own.KEYWORD_ONLY}
-    options = {own.name: own.default for group in (Sampling, Transfer, Averaging, Options) for own in fields(group)}
-    defaults = {name: own.default if isinstance(own, FieldInfo) else own for name, own in options.items()}
-    assert [name for name in defaults.keys() & shown if shown[name] != defaults[name]] == []
-    if kind is HeteroFL:
-        assert defaults.keys() - {"sampling", "transfer", "averaging", "counts_examples"} <= shown.keys()
+    parameters = signature(kind).parameters
+    assert len(parameters) <= 20
+    shown = {name: own.default for name, own in parameters.items() if own.kind is own.KEYWORD_ONLY}
+    fedavg = values(Participation())
+    for name, default in shown.items():
+        assert default == (fedavg[name] if name in fedavg else type(default)() if is_group(default) else default)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +113,9 @@ def test_the_signature_shows_every_argument_with_its_default(kind):
     [
         (HeteroFL, "fraction_fit", "use fraction_train"),
         (HeteroFL, "noise", r"use privacy=Privacy\(noise=...\)"),
-        (HeteroFL, "proximal", r"did you mean proximal_mu\?"),
-        (HeteroFL, "zebra", "it has build, mix, assignment, global_rate"),
+        (HeteroFL, "slice_rule", r"use slicing=Slicing\(slice_rule=...\)"),
+        (HeteroFL, "proximal", r"did you mean training=Training\(proximal_mu=...\)\?"),
+        (HeteroFL, "zebra", "it has build, mix, fraction_train"),
         (FedH2L, "privacy", "it exchanges posteriors, and no parameters"),
     ],
 )
@@ -126,7 +130,11 @@ def test_clients_are_sent_fedproxs_weight_as_flower_sends_it():
             strategy.start(grid, ArrayRecord(build(1.0).state_dict()), num_rounds=1)
         return [message.content["config"].get("proximal-mu") for message in grid.of("train")]
 
-    assert prox(HeteroFL(build, "a1", proximal_mu=0.25)) == prox(flowers.FedProx(proximal_mu=0.25)) == [0.25, 0.25]
+    assert (
+        prox(HeteroFL(build, "a1", training=Training(proximal_mu=0.25)))
+        == prox(flowers.FedProx(proximal_mu=0.25))
+        == [0.25, 0.25]
+    )
     assert prox(HeteroFL(build, "a1")) == [None, None]
 
 
@@ -157,7 +165,7 @@ def test_flowers_own_loop_gives_the_same_model():
 def test_fixed_clipping_on_clients_bounds_their_changes():
     """The noise is switched off here: its scale assumes that all clients hold every entry, which is not so."""
     with Watched(app_with(fixedclipping_mod, build_normed), 4) as grid:
-        inner = HeteroFL(build_normed, "a1-c1", learning_rate=lambda server_round: 0.1)
+        inner = HeteroFL(build_normed, "a1-c1", training=Training(learning_rate=lambda server_round: 0.1))
         strategy = flowers.DifferentialPrivacyClientSideFixedClipping(
             inner, noise_multiplier=0.0, clipping_norm=0.25, num_sampled_clients=4
         )

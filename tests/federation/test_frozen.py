@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr import HeteroFL
+from heterofl_flwr import HeteroFL, Slicing
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import exchange_frozen, width
 from tests.federation.tiny import add_one, make_app, play
@@ -53,7 +53,7 @@ def test_a_build_may_let_them_travel():
 @pytest.mark.parametrize("rule", ["rolling", "random-level"])
 def test_they_do_not_fit_slices_that_move(rule):
     with pytest.raises(ConfigError, match=r"frozen parameters 0.weight are not sent.*exchange_frozen"):
-        HeteroFL(build, "a1-c1", slice_rule=rule)
+        HeteroFL(build, "a1-c1", slicing=Slicing(slice_rule=rule))
     assert run(partial(build, mark=exchange_frozen), slice_rule=rule).log.failures == {}
 
 

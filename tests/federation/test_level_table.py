@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr import Evaluation, HeteroFL, Limits, Mix
+from heterofl_flwr import Evaluation, HeteroFL, Limits, Mix, Slicing
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.architecture import GlobalModel
@@ -139,7 +139,7 @@ def test_a_later_report_may_lower_a_level_only(reported, expected, assignment):
 )
 def test_a_table_that_cannot_be_is_one_error_at_the_start(mix, levels, named):
     with pytest.raises(ConfigError, match=named):
-        HeteroFL(build, mix, assignment="dynamic", limits=Limits(**levels))
+        HeteroFL(build, mix, slicing=Slicing(assignment="dynamic"), limits=Limits(**levels))
 
 
 def test_a_partition_beyond_its_number_has_the_last_ones_level():

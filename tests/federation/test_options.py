@@ -4,9 +4,10 @@ import math
 
 import pytest
 
-from heterofl_flwr import Adam, Evaluation, FedH2L, HeteroFL, Limits, Momentum, Privacy
+from heterofl_flwr import Adam, DistillOptions, Evaluation, HeteroFL, Limits, Momentum, Privacy
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.nodes import Capability
+from tests.federation.grouped import grouped
 from tests.federation.tiny import build
 
 CLIP, NOISE = Privacy(clip=1), Privacy(clip=1, noise=1)
@@ -21,7 +22,7 @@ INVALID = [
     (Privacy, {"delta": 0, "moments_clip": 0}, "Privacy: delta is 0, .*; moments_clip is 0"),
     (Momentum, {"server_momentum": 1.0}, f"server_momentum is 1.0, {DECAY}"),
     (Adam, {"beta_1": 1.0, "eta": -1.0}, "eta is -1.0, expected a number above 0; beta_1 is 1.0"),
-    (FedH2L, {"classes": 3, "seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
+    (DistillOptions, {"seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
     (
         Capability,
         {"capacity": 1.5, "partition": -1},
@@ -76,4 +77,4 @@ def test_a_value_without_a_name_is_not_lost(make, fault):
 @pytest.mark.parametrize(("options", "fault"), STRATEGY)
 def test_an_invalid_option_of_a_strategy_is_named(options, fault):
     with pytest.raises(ConfigError, match=fault):
-        HeteroFL(build, **options)
+        HeteroFL(build, **grouped(options))

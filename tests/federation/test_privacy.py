@@ -2,9 +2,12 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Plan, Privacy
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, ReplyError
@@ -12,8 +15,9 @@ from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsi
 from heterofl_flwr.core.reply_checks import norm_between
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
+from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.compress import restore
-from heterofl_flwr.stages.privacy import Spent, clip_moments, noise_moments
+from heterofl_flwr.stages.privacy import Releases, Spent, clip_moments, noise_moments
 from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.transport import messages, packing
 from tests.federation import tiny
@@ -65,7 +69,7 @@ def test_noise_differs_and_is_only_on_what_somebody_held():
     (rate,) = strategy.log.rates.values()
     for name, own in strategy.federation.architecture.plan(rate).axes.items():
         held = torch.zeros_like(before[name], dtype=torch.bool)
-        held[tuple(slice(axis.kept) for axis in own)] = True
+        held[tuple(slice(axis.local_size) for axis in own)] = True
         assert ((states[0][name] != before[name]) == held).all()
 
 
@@ -90,17 +94,16 @@ def test_the_record_says_what_was_given_away_so_far():
 class Kept:
     """A ledger in memory; it fails at a kind of release, as a full disk would."""
 
-    def __init__(self, full_at=None, **known):
-        self.known = {kind.replace("_", "-"): number for kind, number in known.items()}
-        self._full_at = full_at
+    def __init__(self, full_at=None, known=()):
+        self.known, self._full_at = list(known), full_at
 
     def releases(self):
         return self.known
 
     def write_releases(self, releases):
-        if self._full_at and releases[self._full_at]:
+        if any(entry.kind == self._full_at for entry in releases):
             raise HeteroFLError("disk full")
-        self.known = dict(releases)
+        self.known = list(releases)
 
 
 @pytest.mark.parametrize(
@@ -118,16 +121,48 @@ def test_a_release_is_counted_on_disk_before_anybody_gets_it(full_at, sent):
 
 def test_releases_add_up_over_runs():
     spent = Spent(Privacy(clip=1, noise=1))
-    ledger = Kept(training_releases=3.0)
+    ledger = Kept(known=[Releases("training-releases", 1.0, 1.0, 3, "before")])
     spent.keep_in(ledger)
     spent.add("training-releases")
     spent.add("moments-releases", 2)
-    assert ledger.known == {"training-releases": 4, "moments-releases": 2}
+    assert spent.metrics() == {**spent.metrics(), "training-releases": 4, "moments-releases": 2}
+    assert spent.epsilon() == epsilon(divergences(1, 6), 1e-5)
     spent.keep_in(ledger)  # as a strategy does that starts again in this process
-    assert spent.releases == ledger.known
+    assert spent.releases == tuple(ledger.known)
     again = Spent(Privacy(clip=1, noise=1))
     again.keep_in(ledger)
     assert again.metrics() == spent.metrics()
+
+
+@given(st.lists(st.tuples(st.floats(0.3, 20), st.integers(1, 9)), min_size=1, max_size=4), st.integers(0, 5))
+def test_epsilon_adds_up_releases_of_different_noise(entries, more):
+    """A script that changed the noise was told 2.12, and 30.2 was true: the ledger had counts without noise."""
+    spent = Spent(Privacy(clip=1, noise=4))
+    for number, (noise, releases) in enumerate(entries):
+        spent.merge([Releases("training-releases", noise, 1.0, releases, str(number))] * 2)
+    # k releases of noise s are one of noise s / sqrt(k).
+    precision = math.fsum([number / noise**2 for noise, number in entries] + [more / 16])
+    assert spent.epsilon(more) == pytest.approx(epsilon(divergences(precision**-0.5, 1), 1e-5))
+
+
+def test_a_second_strategy_counts_the_releases_of_the_model_that_it_starts_from(tmp_path, caplog):
+    """7.08 was said of the second one alone, and 10.73 of both was true."""
+    noisy, quiet = Privacy(clip=1, noise=1), Privacy(clip=1, noise=2)
+    with LocalGrid(make_app(), 2) as grid:
+        HeteroFL(build, "a1", privacy=noisy, callbacks=[Recorder(tmp_path)]).start(grid, num_rounds=2)
+        checkpoint = RunFolder(tmp_path).load_checkpoint()
+        second = HeteroFL(build, "a1", privacy=quiet)
+        second.start(grid, num_rounds=3, resume=checkpoint)
+        second.start(grid, num_rounds=3, resume=checkpoint)  # counts the first model's releases once
+        expected = epsilon([sum(both) for both in zip(divergences(1, 2), divergences(2, 2), strict=True)], 1e-5)
+        assert second.log.privacy["epsilon"] == second.spent.epsilon() == pytest.approx(expected)
+        assert second.progress(checkpoint.state).releases == second.spent.releases
+        plain = HeteroFL(build, "a1")
+        plain.start(grid, num_rounds=3, resume=checkpoint)
+        assert plain.progress(checkpoint.state).releases == checkpoint.releases
+        assert "resume has no releases" not in caplog.text
+        HeteroFL(build, "a1", privacy=quiet).start(grid, num_rounds=3, resume=replace(checkpoint, releases=()))
+    assert "resume has no releases" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["much", -1.0, 0.0, math.inf, math.nan])
@@ -148,10 +183,10 @@ def test_a_clients_moments_count_once_and_within_the_bound():
     layer = LayerMoments(4, torch.full((3,), 12.0).double(), torch.full((3,), 16.0).double())
     exact = Privacy(clip=1, noise=DEVIATION / 800, moments_clip=100.0)  # steps of an eighth
     (short,) = clip_moments(Moments("paper", {"norm": layer}), exact).layers.values()
-    assert (short.count, short.first.tolist(), short.second.tolist()) == (1, [24.0] * 3, [32.0] * 3)
+    assert (short.count, short.first_sum.tolist(), short.second_sum.tolist()) == (1, [24.0] * 3, [32.0] * 3)
     near = Privacy(clip=1, noise=1, moments_clip=1.0)
     (short,) = clip_moments(Moments("paper", {"norm": layer}), near).layers.values()
-    length = math.hypot(short.first.norm(), short.second.norm()) * near.moments_step
+    length = math.hypot(short.first_sum.norm(), short.second_sum.norm()) * near.moments_step
     assert length == pytest.approx(1, rel=1e-5)
     assert length <= 1
     nothing = Moments("paper", {"norm": LayerMoments(0, torch.zeros(3), torch.zeros(3))})
@@ -165,10 +200,10 @@ def test_noise_on_moments_is_that_of_their_bound():
     layer = LayerMoments(5, torch.zeros(size).double(), far)
     merged = {1.0: Moments("paper", {"norm": layer})}
     found, again = (noise_moments(merged, privacy)[1.0].layers["norm"] for _ in range(2))
-    for draws in (found.first, found.second - far * privacy.moments_step):
+    for draws in (found.first_sum, found.second_sum - far * privacy.moments_step):
         assert draws.std().item() == pytest.approx(4, rel=0.02)
         assert (draws.abs() > 8).double().mean().item() == pytest.approx(0.0455, abs=0.006)
-    assert not (found.first == again.first).all()
+    assert not (found.first_sum == again.first_sum).all()
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
@@ -181,7 +216,7 @@ def test_noisy_statistics_are_those_of_shortened_moments(moments, nodes):
         own = collect_moments(build_normed(1.0), [tiny.inputs(context.node_config["partition-id"])], moments).layers[
             "norm"
         ]
-        found.append((own.first / own.count, own.second / own.count))
+        found.append((own.first_sum / own.count, own.second_sum / own.count))
         record = packing.pack_moments({1.0: Moments(moments, {"norm": own})})
         return tiny.bare_reply(message, moments=record, config=config())
 

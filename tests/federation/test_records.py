@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 
 from heterofl_flwr import Evaluation, RoundCallback, multi_step
@@ -34,6 +35,20 @@ class Spy(RoundCallback):
 def run(*callbacks, num_rounds=3, app=None, **options):
     found = play(app, "a1-c1", 4, num_rounds, callbacks=callbacks, **{"evaluation": Evaluation(), **options})
     return found.strategy, found.result
+
+
+@pytest.mark.parametrize(("value", "rounds"), [({"loss": 1.0}, 3), (1, 3), (None, 3), (True, 1), (np.True_, 1)])
+def test_only_true_ends_a_run_and_the_log_names_the_callback(value, rounds, caplog):
+    class Returning(Spy):
+        def on_round_end(self, progress):
+            super().on_round_end(progress)
+            return value
+
+    spy = Returning()
+    with caplog.at_level("INFO"):
+        run(spy)
+    assert len(spy.progress) == rounds
+    assert ("Returning ends the run after round 1" in caplog.text) == (rounds == 1)
 
 
 def test_every_callback_sees_start_rounds_and_end():

@@ -50,7 +50,7 @@ def test_strangers_and_second_replies_are_dropped(caplog):
 
 
 def test_a_fault_is_kept_short_and_plain():
-    assert short("a\x1b[31mb\nc") == "a�[31mb\nc"
+    assert short("a\x1b[31mb\nc\n") == "a�[31mb\n    c"
     assert len(short("x" * 10**6)) < 1010
     assert short("start" + "x" * 10**6 + "end").endswith("end")
 

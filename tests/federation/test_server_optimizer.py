@@ -10,7 +10,18 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 
-from heterofl_flwr import Adagrad, Adam, Evaluation, HeteroFL, LocalGrid, Momentum, MovingAverage, Yogi, multi_step
+from heterofl_flwr import (
+    Adagrad,
+    Adam,
+    Averaging,
+    Evaluation,
+    HeteroFL,
+    LocalGrid,
+    Momentum,
+    MovingAverage,
+    Yogi,
+    multi_step,
+)
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.server_optimizer import Nesterov
 from tests.federation.tiny import bare_reply, build, build_normed, config, equal, make_app, play
@@ -68,7 +79,13 @@ def test_one_level_gives_what_flowers_optimizers_give(theirs, ours):
     states = []
     for strategy in (
         theirs(min_available_nodes=4, fraction_evaluate=0.0),
-        HeteroFL(in_double, "a1", weights="examples", stages=[ours(**numbers)], evaluation=Evaluation(every=0)),
+        HeteroFL(
+            in_double,
+            "a1",
+            averaging=Averaging(weights="examples"),
+            stages=[ours(**numbers)],
+            evaluation=Evaluation(every=0),
+        ),
     ):
         arrays = ArrayRecord(HeteroFL(in_double, "a1").federation.architecture.initial_state())
         with LocalGrid(make_app(nudge), 4) as grid:
@@ -115,7 +132,7 @@ def test_older_checkpoints_named_all_optimizers_alike():
 
 def test_what_one_optimizer_kept_is_not_anothers():
     state = run(2, Momentum(0.9)).progress[-1]
-    with pytest.raises(ConfigError, match=r"resume has what Momentum kept, and the stages of this strategy are Adam"):
+    with pytest.raises(ConfigError, match=r"Momentum.*the stages of this strategy are Adam"):
         run(3, Adam(), resume=state)
     with pytest.raises(ConfigError, match="are none: expected those that the run began with"):
         run(3, None, resume=state)

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from heterofl_flwr import Evaluation, HeteroFL
+from heterofl_flwr import Evaluation, HeteroFL, Slicing
 from heterofl_flwr.client import Instruction, Task
 from heterofl_flwr.client.state import load_tensors, save_tensors
 from heterofl_flwr.common.errors import RoundError
@@ -68,7 +68,7 @@ def test_rows_of_a_shared_classifier_count_by_label():
 
 
 def test_a_client_keeps_its_rate_whatever_it_reports():
-    federation = HeteroFL(build, "a1-c1", shared=BODY).federation
+    federation = HeteroFL(build, "a1-c1", slicing=Slicing(shared=BODY)).federation
     federation.register({node: Capability(partition=node) for node in (0, 1)})
     assert [federation.levels.rate(1, node) for node in (0, 1)] == [1.0, 0.25]
     federation.nodes.set_capacity(0, 0.25)
@@ -109,7 +109,7 @@ def test_a_second_run_on_a_grid_begins_with_layers_of_its_own():
     whole = initial_state(build, 1.0, 0)
     with tiny.Watched(make_app(train, judge), 2) as grid:
         for _ in range(2):
-            HeteroFL(build, "a1", shared=BODY, evaluation=tiny.NEVER).start(grid, num_rounds=1)
+            HeteroFL(build, "a1", slicing=Slicing(shared=BODY), evaluation=tiny.NEVER).start(grid, num_rounds=1)
         kept = [load_tensors(own, Instruction.of(grid.of("train")[-1])) for own in grid._contexts.values()]
     for number, own in enumerate(kept, 1):
         torch.testing.assert_close(own["classifier.bias"], whole["classifier.bias"] + number)

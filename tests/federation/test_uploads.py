@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Training
 from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.client.state import load_tensors
 from heterofl_flwr.nn import build_model
@@ -102,7 +102,9 @@ def instructions(build, upload="float32") -> dict[float, Message]:
     app = ClientApp()
     answer_queries(app, build)
     with LocalGrid(app, 5) as grid:
-        strategy = HeteroFL(build, "a1-b1-c1-d1-e1", learning_rate=lambda server_round: 0.1, upload=upload)
+        strategy = HeteroFL(
+            build, "a1-b1-c1-d1-e1", training=Training(learning_rate=lambda server_round: 0.1, upload=upload)
+        )
         state = ArrayRecord(strategy.federation.architecture.initial_state())
         sent = strategy.configure_train(1, state, ConfigRecord({"epochs": 5}), grid)
     return {message.content["config"]["rate"]: message for message in sent}

@@ -17,6 +17,7 @@ from heterofl_flwr.client.queries import answer_capability, answer_moments
 from heterofl_flwr.core import width
 from heterofl_flwr.transport import messages
 from tests.core.twin import counting_mean, trained_reply
+from tests.federation.grouped import grouped
 
 NEVER = Evaluation(every=0)
 Handler = Callable[[Message, Context], Message | None]
@@ -187,7 +188,7 @@ def play(app=None, mix="a1", nodes=3, num_rounds=1, *, build=build, grid=Watched
     keep = Keep()
     node_config = options.pop("node_config", None)
     with grid(app or make_app(build=build), nodes, node_config=node_config) as own:
-        strategy = HeteroFL(build, mix, **{"evaluation": NEVER, "callbacks": [keep], **options})
+        strategy = HeteroFL(build, mix, **grouped({"evaluation": NEVER, "callbacks": [keep], **options}))
         result = strategy.start(wrap(own) if wrap else own, num_rounds=num_rounds, **(start or {}))
     state = result.arrays.to_torch_state_dict()
     found = SimpleNamespace(strategy=strategy, log=strategy.log, state=state, result=result, grid=own)

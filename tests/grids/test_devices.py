@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from heterofl_flwr import DeviceProfile, Devices
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import LEVELS, width
-from heterofl_flwr.grids.devices import EDGE, Training, Turn
+from heterofl_flwr.grids.devices import EDGE, TrainingCost, Turn
 from tests.federation.tiny import Tiny
 
 FAST = DeviceProfile(macs_per_second=1e9, download=5.0, upload=3.0, compute_watts=10.0, radio_watts=1.0)
@@ -80,11 +80,11 @@ def test_all_invalid_fields_of_a_profile_are_named_at_once():
 def test_training_takes_three_forward_passes_of_each_example(rate):
     before = torch.get_rng_state()
     macs = (3 + 4) * width(8, rate)
-    assert Training(Tiny, torch.zeros(1, 3), epochs=5)("train", 0, rate, 7) == 3 * 5 * 7 * macs
-    assert Training(Tiny, torch.zeros(1, 3), inputs=2.5)("train", 0, rate, 1) == 3 * 2.5 * macs
+    assert TrainingCost(Tiny, torch.zeros(1, 3), epochs=5)("train", 0, rate, 7) == 3 * 5 * 7 * macs
+    assert TrainingCost(Tiny, torch.zeros(1, 3), inputs=2.5)("train", 0, rate, 1) == 3 * 2.5 * macs
     assert torch.equal(torch.get_rng_state(), before)  # measuring draws nothing
 
 
 def test_with_models_inside_a_clients_own_it_is_the_mean():
-    work = Training(Tiny, torch.zeros(1, 3), widths="ordered", rates=(1.0, 0.5, 0.25))
+    work = TrainingCost(Tiny, torch.zeros(1, 3), widths="ordered", rates=(1.0, 0.5, 0.25))
     assert work("train", 0, 0.5, 1) == 3 * (3 + 4) * (width(8, 0.5) + width(8, 0.25)) / 2

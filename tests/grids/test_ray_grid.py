@@ -282,9 +282,9 @@ def test_so_many_actors_fit_on_a_cluster(monkeypatch, cpus, gpus, has, expected)
     ("client_app", "num_gpus", "complaint"),
     [
         ("odd_clients:app", 3, "needs num_cpus=1 and num_gpus=3; the cluster has 8 CPUs and 2 GPUs"),
-        ("odd_clients:app", 1, "in an actor: Ray counts a GPU on .*, and torch .* finds none there"),
-        pytest.param("no_such_module:app", 0, "in an actor: client_app is '.*', which cannot", marks=pytest.mark.slow),
-        pytest.param("dies_on_import:app", 0, "in an actor: it died: .* while it loaded", marks=pytest.mark.slow),
+        ("odd_clients:app", 1, "in an actor: on .*: Ray counts a GPU on .*, and torch .* finds none there"),
+        pytest.param("no_such_module:app", 0, "in an actor: on .*: client_app is '.*', which", marks=pytest.mark.slow),
+        pytest.param("dies_on_import:app", 0, "in an actor: .*it died: .* while it loaded", marks=pytest.mark.slow),
     ],
 )
 def test_actors_that_cannot_start_raise(machine, client_app, num_gpus, complaint):

@@ -5,7 +5,7 @@ import math
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from heterofl_flwr import DeviceProfile, Devices, FedH2L, HeteroFL, LocalGrid, SimulatedDevices
+from heterofl_flwr import DeviceProfile, Devices, DistillOptions, FedH2L, HeteroFL, LocalGrid, SimulatedDevices
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ReplyError, RoundError
 from heterofl_flwr.grids.devices import Turn
@@ -162,7 +162,7 @@ def test_the_deadline_holds_for_each_exchange_of_fedh2l():
         return {"train.publish": 1.0, "train.learn": 10.0}[kind] * (1 + partition) * examples / 5
 
     own = DeviceProfile(macs_per_second=1.0, download=1e12, upload=1e12, compute_watts=1.0)
-    strategy = FedH2L(3, seed_size=10, seed_batch=4, evaluation=NEVER)
+    strategy = FedH2L(3, distill=DistillOptions(seed_size=10, seed_batch=4), evaluation=NEVER)
     with LocalGrid(test_fedh2l.app_of(), 3) as grid:
         strategy.start(SimulatedDevices(grid, Devices({"a": own}, seconds, deadline=15.0)), num_rounds=1)
     assert strategy.log.failures == {2: late(15.0), 1: late(15.0)}

@@ -10,6 +10,7 @@ from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid, classic
 from heterofl_flwr.client import Task, answer_queries
 from tests.classic.fakes import Fake, manager_of
+from tests.federation.grouped import grouped
 from tests.federation.tiny import build_normed, inputs, node_context
 
 HOSTILE, CLIENTS, CLASSES = 1, 3, 4
@@ -59,13 +60,13 @@ class MessageServer:
 
     def __init__(self, build, mix="a1", *, grid, **options):
         self.build, self.grid = build, grid
-        self.strategy = HeteroFL(build, mix, **{"evaluation": Evaluation(every=0), **options})
+        self.strategy = HeteroFL(build, mix, **grouped({"evaluation": Evaluation(every=0), **options}))
         self.state = self.before = self.strategy.federation.architecture.initial_state()
         self.hostile = list(grid.get_node_ids())[HOSTILE]
 
     def ask(self, server_round=1):
         """Open a round, and return the rates of its clients."""
-        arrays = ArrayRecord(dict(self.state))
+        arrays, self.number = ArrayRecord(dict(self.state)), server_round
         self.asked = self.strategy.configure_train(server_round, arrays, ConfigRecord(), self.grid)
         for number, message in enumerate(self.asked):
             message.metadata.__dict__["_message_id"] = f"{number}-{server_round}"
@@ -82,7 +83,7 @@ class MessageServer:
     def close(self, replies):
         """End a round with the clients' envelopes, by their number, or messages; return whether one was refused."""
         sent = [own if number is None else own.message(self.asked[number]) for number, own in replies]
-        new, _ = self.strategy.aggregate_train(1, iter(sent))
+        new, _ = self.strategy.aggregate_train(self.number, iter(sent))
         self.state = new.to_torch_state_dict()
         return HOSTILE in self.strategy.log.failures
 
@@ -133,11 +134,12 @@ class ClassicServer:
 
     def __init__(self, build, mix="a1", *, grid=None, **options):
         self.build = build
-        self.strategy = classic.HeteroFL(build, mix, **{"evaluation": Evaluation(every=0), **options})
+        self.strategy = classic.HeteroFL(build, mix, **grouped({"evaluation": Evaluation(every=0), **options}))
         self.state = self.before = self.strategy.federation.architecture.initial_state()
         self.clients = [Client(str(number)) for number in range(CLIENTS)]
 
     def ask(self, server_round=1):
+        self.number = server_round
         parameters = ndarrays_to_parameters([own.numpy() for own in self.state.values()])
         asked = self.strategy.configure_fit(server_round, parameters, manager_of(*self.clients))
         self.asked = [instruction for _, instruction in asked]
@@ -153,7 +155,7 @@ class ClassicServer:
 
     def close(self, replies):
         results = [(self.clients[number], own.fit_res()) for number, own in replies]
-        new, _ = self.strategy.aggregate_fit(1, results, [])
+        new, _ = self.strategy.aggregate_fit(self.number, results, [])
         self.state = dict(zip(self.before, map(torch.from_numpy, parameters_to_ndarrays(new)), strict=True))
         return HOSTILE in self.strategy.log.failures
 

@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr import Evaluation, FedH2L, Fidelity
+from heterofl_flwr import DistillOptions, Evaluation, FedH2L, Fidelity
 from tests.federation.tiny import build, build_normed
 from tests.hostile import changes as to
 from tests.hostile.servers import CLIENTS, ClassicServer, Envelope, Forging, MessageServer
@@ -132,6 +132,6 @@ def h2l():
         return Envelope(said, {"heterofl-schema": 2}, {"num-examples": 1}).message(message)
 
     with Forging(app) as grid:
-        strategy = FedH2L(3, seed_size=4, seed_batch=2)
+        strategy = FedH2L(3, distill=DistillOptions(seed_size=4, seed_batch=2))
         strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)  # it registers its nodes
         yield grid, strategy

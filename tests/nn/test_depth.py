@@ -77,7 +77,7 @@ def test_levels_may_differ_in_width_and_depth():
     full, both, least = (build(rate) for rate in (1.0, 0.5, 0.1))
     assert [(len(own[1]), own[0].out_features) for own in (full, both, least)] == [(4, 6), (3, 3), (1, 3)]
     assert Plan.of(full, both).contains(Plan.of(full, least))
-    assert Plan.of(full, both).axes["1.2.0.weight"][0].kept == 3
+    assert Plan.of(full, both).axes["1.2.0.weight"][0].local_size == 3
     with pytest.raises(ConfigError, match=r"level c has no widths and depths; levels names a, b, 0\.1: add it there"):
         build(0.25)
 

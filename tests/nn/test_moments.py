@@ -27,8 +27,8 @@ def test_a_message_carries_them_unchanged(kind, name):
     assert restored.kind == kind
     assert restored.layers.keys() == {name}
     assert restored.layers[name].count == 4
-    assert torch.equal(restored.layers[name].first, moments.layers[name].first)
-    assert torch.equal(restored.layers[name].second, moments.layers[name].second)
+    assert torch.equal(restored.layers[name].first_sum, moments.layers[name].first_sum)
+    assert torch.equal(restored.layers[name].second_sum, moments.layers[name].second_sum)
 
 
 BAD_MESSAGES = {
@@ -157,7 +157,7 @@ def test_the_robust_sum_is_that_of_its_slow_twin(kind, said):
 def test_clients_that_agree_are_joined_bit_for_bit_as_plainly(kind, said):
     clients = [_client(kind, *own) for own in said]
     one, two = sum_robust(clients).layers["bn"], reduce(add, clients).layers["bn"]
-    assert (one.count, one.first, one.second) == (two.count, two.first, two.second)
+    assert (one.count, one.first_sum, one.second_sum) == (two.count, two.first_sum, two.second_sum)
 
 
 @given(

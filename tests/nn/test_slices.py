@@ -55,5 +55,5 @@ def _cut(moments, plan):
     layers = {}
     for name, layer in moments.layers.items():
         (places,) = twin.held(plan.axes[f"{name}.weight"])
-        layers[name] = LayerMoments(layer.count, layer.first[list(places)], layer.second[list(places)])
+        layers[name] = LayerMoments(layer.count, layer.first_sum[list(places)], layer.second_sum[list(places)])
     return Moments(moments.kind, layers)

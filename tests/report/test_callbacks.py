@@ -59,6 +59,39 @@ def test_a_run_that_goes_on_does_so_at_the_service(calls, fake, tmp_path, tracke
     assert [name for name, *_ in calls].count("log_params") == (tracker is MLflow)
 
 
+@pytest.mark.parametrize(
+    ("tracker", "call", "rounds"),
+    [
+        (WandB, "wandb.init", 0),
+        (WandB, "log", 0),
+        (WandB, "finish", 3),
+        (MLflow, "mlflow.start_run", 0),
+        (MLflow, "mlflow.log_params", 0),
+        (MLflow, "mlflow.log_metrics", 0),
+        (MLflow, "mlflow.end_run", 3),
+    ],
+)
+def test_an_error_of_a_tracker_is_a_warning(calls, fake, monkeypatch, caplog, tracker, call, rounds):
+    """One name of a metric ended runs with MLflow."""
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("no such name\x1b]0;x\x07\nround 9: ok")
+
+    callback = tracker("heterofl")
+    module, _, attribute = call.rpartition(".")
+    if module:
+        monkeypatch.setattr(sys.modules[module], attribute, fail)
+    else:
+        run = sys.modules["wandb"].init()
+        monkeypatch.setattr(run, attribute, fail)
+    fake.run([callback], 1, 3)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings
+    assert all(tracker.__name__ in warning and "no such name" in warning for warning in warnings)
+    assert all(warning.isprintable() for warning in warnings)
+    assert [name for name, *_ in calls].count("log" if tracker is WandB else "log_metrics") == rounds
+
+
 def shown(fake, first=1, last=10, **options) -> str:
     """Return what a run prints on a console with these options."""
     stream = options.pop("file", io.StringIO())

@@ -96,6 +96,21 @@ def figures(records, costs=None):
     return {drawing.name: drawing.figure for drawing in draw_run(records, costs.model() if costs else None)}
 
 
+def test_metrics_with_names_of_the_app_have_curves(records):
+    """They were in the table alone."""
+    for number, record in enumerate(records):
+        record.train["f1 of $"] = number / 10
+        if record.evaluate:
+            record.evaluate |= {"f1 of $": number / 5, "latency": 3.0}
+    axes = {
+        figure.axes[0].get_ylabel(): figure.axes[0] for name, figure in figures(records).items() if "metric-" in name
+    }
+    assert axes.keys() == {r"f1 of \$", "latency"}
+    evaluated, trained = axes[r"f1 of \$"].lines
+    assert list(evaluated.get_ydata()) == [record.evaluate["f1 of $"] for record in records if record.evaluate]
+    assert list(trained.get_ydata()) == [number / 10 for number in range(len(records))]
+
+
 def test_bytes_lie_below_those_of_fedavg(records, costs):
     sent, full = figures(records, costs)["bytes"].axes[0].lines
     assert full.get_label() == "full-size FedAvg"

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.files import to_json
 from heterofl_flwr.federation.records import RunState
 from heterofl_flwr.runs.folder import RunFolder, parse_record
 from heterofl_flwr.runs.models import model_facts
 from heterofl_flwr.runs.origin import commit, machine
+from heterofl_flwr.stages.privacy import Releases
 
 SETTINGS = {"model": "cnn", "optim": {"lr": 0.1, "milestones": (60, 80)}, "rounds": 10}
 
@@ -100,12 +102,35 @@ def test_a_folder_with_links_to_elsewhere_is_refused(folder, linked, started, tm
 
 
 def test_releases_are_not_forgotten_with_their_rounds(used, record):
-    assert used.releases() == {"training-releases": 0, "moments-releases": 0}
+    (used.path / "settings.json").write_text(
+        to_json({"settings": {"privacy.noise": 2.0, "privacy.clip": 1.5}, "about": {}})
+    )
+    assert used.releases() == []
     used.append(replace(record(2), privacy={"epsilon": 3.0, "training-releases": 2.0, "moments-releases": 4.0}))
-    assert used.releases() == {"training-releases": 2, "moments-releases": 4}
-    used.write_releases({"training-releases": 3, "moments-releases": 4})
+    counted = [("training-releases", 2.0, 2), ("moments-releases", 2.0, 4)]
+    assert [(entry.kind, entry.noise, entry.number) for entry in used.releases()] == counted
+    written = [Releases("training-releases", 1.0, 1.5, 3, "x"), Releases("moments-releases", 1.0, 10.0, 4, "x")]
+    used.write_releases(written)
     used.rewind(1)
-    assert RunFolder(used.path).releases() == {"training-releases": 3, "moments-releases": 4}
+    assert RunFolder(used.path).releases() == written
+
+
+def test_releases_of_an_older_version_have_the_noise_of_the_settings(used):
+    (used.path / "privacy.json").write_text('{"training-releases": 3, "moments-releases": 0}')
+    with pytest.raises(ConfigError, match=r"privacy\.json .*without their noise.*privacy\.noise"):
+        used.releases()
+    (used.path / "settings.json").write_text(
+        to_json({"settings": {"privacy.noise": 2.0, "privacy.clip": 1.5}, "about": {}})
+    )
+    assert used.releases() == [Releases("training-releases", 2.0, 1.5, 3, "history")]
+
+
+@pytest.mark.parametrize("changed", [{"noise": 0.0}, {"noise": "inf"}, {"number": -1}, {"kind": "x"}, {"noise": None}])
+def test_forged_releases_are_refused(used, changed):
+    entry = {"kind": "training-releases", "noise": 1.0, "clip": 1.0, "number": 1, "source": ""}
+    (used.path / "privacy.json").write_text(to_json([{**entry, **changed}]))
+    with pytest.raises(ConfigError, match=r"privacy\.json cannot be read"):
+        used.releases()
 
 
 def test_releases_that_cannot_be_read_are_not_taken_for_none(used):

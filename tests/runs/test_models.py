@@ -21,7 +21,7 @@ def test_each_rate_is_measured(build, costs):
         sent = dict(build(cost.rate).named_parameters())
         assert cost.bytes == count_bytes(ArrayRecord(sent)) == 4 * cost.parameters + 128 * len(sent)
         assert cost.macs == expected.macs
-    assert model.full == model.levels[0]
+    assert model.global_model == model.levels[0]
     assert ModelCosts.from_json(model.to_json()) == model
 
 

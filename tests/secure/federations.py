@@ -140,7 +140,7 @@ def _crash_at(phase, crash):
 def holds(plan, name, index):
     """Whether a plan holds an entry."""
     return all(
-        at in (axis.index if axis.index is not None else range(axis.kept))
+        at in (axis.index if axis.index is not None else range(axis.local_size))
         for at, axis in zip(index, plan.axes[name], strict=True)
     )
 

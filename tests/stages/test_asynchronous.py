@@ -33,7 +33,7 @@ def test_a_reply_waits_only_where_another_level_has_its_seat(arrivals, quota, ex
         expected = sum(taken.values()) < size and (taken[rate] < quota or sum(taken.values()) + kept < size)
         assert take(seats, rate, left) == expected
         taken[rate] += expected
-        assert seats.full == (sum(taken.values()) >= size)
+        assert seats.all_taken == (sum(taken.values()) >= size)
 
 
 @given(arrivals=ARRIVALS.filter(len), quota=st.integers(0, 2), extra=st.integers(0, 4))
@@ -55,7 +55,7 @@ def test_every_level_that_trains_has_its_quota(quota, arrivals):
     seats, wanted = Seats(quota * len(RATES), quota), Counter()
     for rate in (*arrivals, *[rate for rate in RATES for _ in range(quota)]):
         wanted[rate] += take(seats, rate, RATES)
-    assert seats.full
+    assert seats.all_taken
     assert all(wanted[rate] == quota for rate in RATES)
 
 

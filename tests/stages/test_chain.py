@@ -13,6 +13,7 @@ from heterofl_flwr.stages.client_stage import ClientStage, client_stage
 from heterofl_flwr.stages.conversation import Conversation
 from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.stages.server_stage import Needs, RoundContext, ServerStage, Update
+from tests.federation.grouped import grouped
 from tests.federation.tiny import build, equal, play
 
 STATE = {"w": torch.zeros(4)}
@@ -35,9 +36,9 @@ class Writes(ServerStage):
         self._diary.append(("reply", self.name))
         return update
 
-    def on_mean(self, new, held, context):
+    def on_mean(self, new, holders, context):
         self._diary.append(("mean", self.name))
-        assert held("w").tolist() == [1, 1, 0, 0]
+        assert holders("w").tolist() == [1, 1, 0, 0]
         return new
 
 
@@ -156,16 +157,16 @@ class Grid(ServerStage):
 )
 def test_what_does_not_go_together_is_refused(options, fault):
     with pytest.raises(ConfigError, match=fault):
-        HeteroFL(build, "a1-b1", **options)
+        HeteroFL(build, "a1-b1", **grouped(options))
 
 
 class Ruins(ServerStage):
-    def on_mean(self, new, held, context):
+    def on_mean(self, new, holders, context):
         return {name: own / 0 for name, own in new.items()}
 
 
 class Forgets(ServerStage):
-    def on_mean(self, new, held, context):
+    def on_mean(self, new, holders, context):
         new["hidden.bias"] = new["hidden.bias"] + 1
 
 

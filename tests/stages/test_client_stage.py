@@ -85,7 +85,7 @@ def test_bounds_of_included_stages_hold_on_the_client():
 def test_classes_that_nothing_would_call_are_refused():
     @dataclass(frozen=True)
     class OnServer(ClientStage):
-        def on_mean(self, new, held, context):
+        def on_mean(self, new, holders, context):
             return new
 
     @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from heterofl_flwr import HeteroFL
 from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.feddyn import FedDyn
+from tests.federation.grouped import grouped
 from tests.federation.tiny import Tiny, Watched, equal, play
 
 ALPHA, RATE, STEPS, NODES = 0.3, 0.2, 3, 6
@@ -138,7 +139,7 @@ def test_a_loop_without_the_penalty_is_refused():
 )
 def test_what_does_not_fit_is_refused(options, cause):
     with pytest.raises(ConfigError, match=cause):
-        HeteroFL(build, "a1-b1", stages=[FedDyn()], **options)
+        HeteroFL(build, "a1-b1", stages=[FedDyn()], **grouped(options))
 
     with pytest.raises(ConfigError, match="FedDyn: alpha is 0, expected a number above 0"):
         FedDyn(0)

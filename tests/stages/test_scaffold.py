@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.exception import AggregationError
 from torch import nn
 
-from heterofl_flwr import HeteroFL, RayGrid, Scaffold
+from heterofl_flwr import HeteroFL, RayGrid, Scaffold, Slicing, Training
 from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.scaffold import STEP
@@ -180,7 +180,7 @@ def test_misuse_is_named():
     with pytest.raises(AggregationError, match=r"scaffold: .* add task.penalty\(model\) to the loss"):
         run(app=make_app(with_penalty=False))
     with pytest.raises(ConfigError, match="what Scaffold keeps stays with a client, so it keeps its slice"):
-        HeteroFL(build, "a1-b1", stages=[Scaffold()], assignment="dynamic")
+        HeteroFL(build, "a1-b1", stages=[Scaffold()], slicing=Slicing(assignment="dynamic"))
 
 
 @pytest.mark.simulation
@@ -188,7 +188,12 @@ def test_misuse_is_named():
 @pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")
 def test_actors_give_the_same_model():
     strategy = HeteroFL(
-        build, "a1-b1-c1", stages=[Scaffold()], learning_rate=lambda _: RATE, fraction_train=0.5, evaluation=NEVER
+        build,
+        "a1-b1-c1",
+        stages=[Scaffold()],
+        training=Training(learning_rate=lambda _: RATE),
+        fraction_train=0.5,
+        evaluation=NEVER,
     )
     with RayGrid("tests.stages.test_scaffold:app", NODES, at_once=2) as grid:
         found = strategy.start(grid, num_rounds=5).arrays

@@ -17,6 +17,7 @@ from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.stages.secure_sum import KEY, SecureSum
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.packing import read_tensors
+from tests.federation.grouped import grouped
 from tests.federation.tiny import Tiny, Watched, equal, make_app, play
 from tests.secure.app import app, classes_of
 
@@ -99,7 +100,7 @@ def in_clear(found, lost):
         seed = derive(config["seed"], "client", 1, config["partition"])
         steps = to_steps(changes, BOUND, len(members), torch.Generator().manual_seed(derive(seed, KEY)))
         aggregator.add(plan, {name: own.double() for name, own in steps.items()}, labels=classes_of(number))
-    held = {name: aggregator.held(name) for name in before}
+    held = {name: aggregator.holders(name) for name in before}
     for name in ROWS:  # rows of one client stay as they are
         held[name] = torch.where(held[name] < 2, 0, held[name])
     step = BOUND / largest_steps(len(members))
@@ -330,7 +331,7 @@ def test_noise_is_added_to_the_sum_of_the_same_changes(monkeypatch):
 )
 def test_what_needs_single_replies_is_refused(options, cause):
     with pytest.raises(ConfigError, match=cause):
-        HeteroFL(Tiny, "a1-b1", stages=[SecureSum()], **options)
+        HeteroFL(Tiny, "a1-b1", stages=[SecureSum()], **grouped(options))
     with pytest.raises(ConfigError, match="the classic API has no place for SecureSum"):
         classic.HeteroFL(Tiny, "a1-b1", stages=[SecureSum()])
 

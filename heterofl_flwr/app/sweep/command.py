@@ -1,7 +1,7 @@
 """``heterofl sweep``: run what ``conf/`` describes with Hydra: a job, several seeds, a table or a figure of the paper.
 
-What it adds to Hydra: a job's folder is named by its settings, so what is done is not repeated, whichever sweep it was
-done for, and the same command again resumes what was cut off. Jobs are checked before the first one starts.
+A job's folder is named by its settings, so a finished job of any sweep is not repeated, and the same command resumes
+interrupted jobs. Jobs are checked before the first one starts.
 """
 
 import logging
@@ -36,7 +36,7 @@ logger = logging.getLogger("sweep")  # not below the package, whose own log a ru
 
 PACKAGE = Path(__file__).parents[2]
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
-"""The configurations: in the package where it was installed, beside it in a checkout."""
+"""Folder of the configurations: inside an installed package, next to the package in a checkout."""
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -44,17 +44,17 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def run_job(config: DictConfig) -> float | None:
     """Run one job; return its metric, for sweepers that optimise it, or None if another process runs it."""
-    own = HydraConfig.get()
-    job = replace(build_job(flat(config)), path=Path(own.runtime.output_dir))
-    if own.mode is RunMode.RUN or "blocks" not in own.sweeper:  # else our sweeper has done this
+    hydra_config = HydraConfig.get()
+    job = replace(build_job(flat(config)), path=Path(hydra_config.runtime.output_dir))
+    if hydra_config.mode is RunMode.RUN or "blocks" not in hydra_config.sweeper:  # else our sweeper has done this
         if config.dry:
             raise ConfigError("dry: found true, but here jobs are known one after the other; expected false")
         check_jobs([job] if job.stage not in ENDED else [])
     logger.info("%s", "; ".join(filter(None, [f"job {job.path.name}", job.describe_changes()])))
     try:
         if not run_once(job):
-            again = "; remove its folder to run it again" if job.stage == DIVERGED else ""
-            logger.info("%s before%s", job.stage, again)
+            remedy = "; remove its folder to run it again" if job.stage == DIVERGED else ""
+            logger.info("%s before%s", job.stage, remedy)
     except Timeout:
         logger.warning("not done here: %s runs in another process", job.path.name)
         return None

@@ -34,7 +34,7 @@ from heterofl_flwr.training.engines.plain import DivergedError
 
 NEW, BEGUN, DONE, DIVERGED, BLOCKED = "new", "begun", "done", "diverged", "blocked"
 ENDED = (DONE, DIVERGED)
-"""Of which nothing is left to run; a job that diverged would do so again."""
+"""Stages without further work; a diverged job would diverge again."""
 
 LOCKS = ".locks"
 
@@ -45,7 +45,7 @@ _CountOrAuto = Annotated[Count | _Auto, "an integer of 1 or more"]
 
 
 class EngineOptions(Group):
-    """What runs a job's clients."""
+    """Options of the grid that runs a job's clients."""
 
     grid: Literal["local", "ray"] = "local"
     """the process of the job, or Ray's"""
@@ -60,7 +60,7 @@ class EngineOptions(Group):
 
 
 class LaunchOptions(Group):
-    """What a configuration says beside a run's settings: how it is started."""
+    """Options of a configuration that are no settings of a run: how it is started."""
 
     folder: Text = ""
     """the folder of all runs"""
@@ -105,7 +105,7 @@ class Job:
 
     @property
     def changes(self) -> dict[str, Flat]:
-        """What differs from the published settings of the data set, beside what is in the name.
+        """Differences from the published settings of the data set that are not in the name.
 
         A setting that a later version adds, with a default that changes nothing, leaves jobs as they are.
         """
@@ -113,7 +113,7 @@ class Job:
         data, split, model = (str(flat[key]) for key in ("data.name", "data.split", "model.name"))
         usual = to_flat(from_flat({"data.name": data, "data.split": split, "model.name": model}))
         usual |= {"model.name": preset(data, split)["model.name"], "engine.clients": CLIENTS.get(data, 100)}
-        return {key: own for key, own in flat.items() if key not in (*IN_NAME, *INCIDENTAL) and own != usual[key]}
+        return {key: value for key, value in flat.items() if key not in (*IN_NAME, *INCIDENTAL) and value != usual[key]}
 
     def describe_changes(self) -> str:
         """Return in a line what differs from the published settings."""
@@ -122,8 +122,8 @@ class Job:
     @property
     def clients(self) -> int:
         """The number of virtual clients."""
-        given = self.engine.clients
-        return CLIENTS.get(self.settings.data.name, 100) if given == "auto" else given
+        number = self.engine.clients
+        return CLIENTS.get(self.settings.data.name, 100) if number == "auto" else number
 
     @property
     def config(self) -> dict[str, Flat]:
@@ -150,22 +150,22 @@ class Job:
 
 def flat(config: DictConfig) -> dict[str, object]:
     """Return a composed configuration without Hydra's own part, with dotted keys."""
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return flatten(cast("dict[str, object]", OmegaConf.to_container(own, resolve=True)))
+    settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return flatten(cast("dict[str, object]", OmegaConf.to_container(settings, resolve=True)))
 
 
 def build_job(config: Mapping[str, object]) -> Job:
     """Return the job of a configuration with dotted keys; all its faults are raised in one ``ConfigError``."""
     # Hydra reads -inf, which train.mask-fill can be, as a number.
     config = {key: str(value) if value in (float("inf"), float("-inf")) else value for key, value in config.items()}
-    given = {key: value for key, value in config.items() if key not in LAUNCH}
-    allow_modules(named_modules(given.values()))  # the command line chose this configuration
+    assigned = {key: value for key, value in config.items() if key not in LAUNCH}
+    allow_modules(named_modules(assigned.values()))  # the command line chose this configuration
     options, faults = validate(LaunchOptions, {key: config.get(key) for key in LAUNCH}, LAUNCH)
     for key in ("run.dir", "run.resume"):
-        if given.get(key):
-            faults.append(f"{key}: found {given[key]!r}, but a sweep names and resumes its jobs itself; set folder")
+        if assigned.get(key):
+            faults.append(f"{key}: found {assigned[key]!r}, but a sweep names and resumes its jobs itself; set folder")
     try:
-        settings = _canonical(from_flat(given))
+        settings = _canonical(from_flat(assigned))
     except ConfigError as error:
         faults.append(str(error))
     if options is None or faults:
@@ -204,8 +204,8 @@ def check_jobs(jobs: Iterable[Job]) -> None:
     """
     kinds: dict[tuple[object, ...], Job] = {}
     for job in jobs:
-        own = {**to_flat(job.settings), "mix": "", "assignment": "", "seed": 0, "num-rounds": 0}
-        kinds[*own.values(), job.clients] = job
+        kind = {**to_flat(job.settings), "mix": "", "assignment": "", "seed": 0, "num-rounds": 0}
+        kinds[*kind.values(), job.clients] = job
     for job in kinds.values():
         check_task(load_workload(job.config), job.clients)
 
@@ -227,7 +227,7 @@ def run_once(job: Job) -> bool:
         if folder.started:
             stored = cast("dict[str, Flat]", folder.settings())
             config |= {"run.resume": True, **{key: stored[key] for key in KEPT if key in stored}}
-        options: dict[str, Any] = {name: None if own == AUTO else own for name, own in job.engine}
+        options: dict[str, Any] = {name: None if value == AUTO else value for name, value in job.engine}
         options["clients"] = job.clients
         try:
             run_request(Request(config=config, out=job.path, **options))

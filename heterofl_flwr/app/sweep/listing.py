@@ -17,40 +17,40 @@ RESULTS = ("settings", "seeds", "final metric", "mean", "least", "most", "mean o
 def list_jobs(jobs: Sequence[Job]) -> str:
     """Return a table of jobs: how long the rest of each takes, or all of it took, how far it is, and what it changes.
 
-    A round takes as long as the job's own rounds before it did, or else as those of all jobs with the same data.
+    The estimate is the mean time of the job's earlier rounds, or else of all jobs with the same data.
     """
-    seconds, known, left, rows = [], defaultdict[str, list[float]](list), [], []
+    seconds, by_data, to_come, rows = [], defaultdict[str, list[float]](list), [], []
     for job in jobs:
         records = RunFolder(job.path).history() if job.stage in (BEGUN, DONE) else []
         seconds.append([record.seconds for record in records])
-        known[job.settings.data.name] += seconds[-1]
-    for job, own in zip(jobs, seconds, strict=True):
-        rounds, stage, like = job.settings.num_rounds, job.stage, own or known[job.settings.data.name]
-        rest = (rounds - len(own)) * fmean(like) if like else math.nan
+        by_data[job.settings.data.name] += seconds[-1]
+    for job, rounds_done in zip(jobs, seconds, strict=True):
+        rounds, stage, like = job.settings.num_rounds, job.stage, rounds_done or by_data[job.settings.data.name]
+        rest = (rounds - len(rounds_done)) * fmean(like) if like else math.nan
         if stage not in ENDED:
-            left.append(rest)
-        time = duration(math.fsum(own) if stage == DONE else rest).replace("nan s", "?")
-        state = f"round {len(own)} of {rounds}" if stage == BEGUN else stage
+            to_come.append(rest)
+        time = duration(math.fsum(rounds_done) if stage == DONE else rest).replace("nan s", "?")
+        state = f"round {len(rounds_done)} of {rounds}" if stage == BEGUN else stage
         rows.append((job.path.name, time, state, job.describe_changes()))
-    done, still = sum(job.stage == DONE for job in jobs), math.fsum(left)
-    said = (
+    done, still = sum(job.stage == DONE for job in jobs), math.fsum(to_come)
+    forecast = (
         "the time of the others is known after a round" if math.isnan(still) else f"the others take {duration(still)}"
     )
-    return f"{render(HEADER, rows, 'table')}\n\n{len(jobs)} jobs, {done} of them done; {said}"
+    return f"{render(HEADER, rows, 'table')}\n\n{len(jobs)} jobs, {done} of them done; {forecast}"
 
 
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
     """Return a table of the jobs that are done: means over seeds, named by those values of ``rows`` that vary."""
     everywhere = set(rows[0]).intersection(*rows)
-    found = defaultdict[tuple[str, str], list[Score]](list)
+    by_name = defaultdict[tuple[str, str], list[Score]](list)
     for job, row in zip(jobs, rows, strict=True):
-        if job.stage == DONE and (own := read_score(job)):
+        if job.stage == DONE and (result := read_score(job)):
             texts = [text for text in row if text not in everywhere and not text.startswith("seed=")]
-            found[" ".join(texts) or "all", own.name].append(own)
+            by_name[" ".join(texts) or "all", result.name].append(result)
     lines = []
-    for (name, metric), seeds in found.items():
-        finals = [own.final for own in seeds]
-        bests = [own.best for own in seeds if own.best is not None]
+    for (name, metric), seeds in by_name.items():
+        finals = [result.final for result in seeds]
+        bests = [result.best for result in seeds if result.best is not None]
         values = fmean(finals), min(finals), max(finals), fmean(bests) if bests else None
         lines.append((name, str(len(seeds)), metric, *(score(metric, value) for value in values)))
     return render(RESULTS, lines, "table") if lines else ""

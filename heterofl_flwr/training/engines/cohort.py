@@ -134,7 +134,7 @@ class Cohort:
         quadratics = [job.quadratic for job in jobs if job.quadratic is not None]
         if not quadratics:
             return None
-        kinds = {(own.strength, len(own.centers), len(own.directions)) for own in quadratics}
+        kinds = {(form.strength, len(form.centers), len(form.directions)) for form in quadratics}
         if len(quadratics) < len(jobs) or len(kinds) > 1:
             raise IncompatibleError("the clients' penalties differ")
         parameters = dict(jobs[0].model.named_parameters())
@@ -142,13 +142,13 @@ class Cohort:
 
         def rows(layout: Layout, tensors: Iterable[Sequence[Tensor]]) -> Tensor:
             place, like = places[layout.name], parameters[layout.name].detach()
-            return torch.cat([layout.rows(torch.empty_like(like).copy_(own[place]), 1) for own in tensors])
+            return torch.cat([layout.rows(torch.empty_like(like).copy_(client[place]), 1) for client in tensors])
 
         trained = [layout for layout in self._layouts if layout.trained]
         return AlignedQuadratic(
             quadratics[0].strength,
-            [rows(layout, [own.centers for own in quadratics]) for layout in trained if quadratics[0].centers],
-            [rows(layout, [own.directions for own in quadratics]) for layout in trained if quadratics[0].directions],
+            [rows(layout, [form.centers for form in quadratics]) for layout in trained if quadratics[0].centers],
+            [rows(layout, [form.directions for form in quadratics]) for layout in trained if quadratics[0].directions],
         )
 
     def train(self) -> list[TrainResult]:

@@ -16,7 +16,7 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 STEPS_BETWEEN_GAPS = 50
-"""After so many steps a client gives memory back that it cannot use again."""
+"""Number of steps after which a client gives memory back that it cannot use again."""
 
 
 CHANNELS_LAST = range(10_000, 1_000_000)
@@ -51,9 +51,9 @@ def train_one(
         for batches in training_epochs(job, options):
             losses = []
             for inputs, targets in batches:
-                loss, right = compute_loss(forward or model, inputs, targets, masking, job.joint_loss)
+                loss, hits = compute_loss(forward or model, inputs, targets, masking, job.joint_loss)
                 sgd.minimise(loss + job.penalty() if job.penalty else loss)
-                correct.add_(right.sum())
+                correct.add_(hits.sum())
                 losses.append(loss.detach())
                 sizes.append(targets.numel())
                 if len(sizes) % STEPS_BETWEEN_GAPS == 0:

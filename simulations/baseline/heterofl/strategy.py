@@ -1,6 +1,7 @@
 """heterofl: A Flower Baseline."""
 
 from flwr.app import UserConfig
+from heterofl_flwr import Slicing, Training
 from heterofl_flwr import Evaluation, HeteroFL
 from heterofl_flwr.report import Console
 
@@ -18,11 +19,11 @@ def make_strategy(config: UserConfig) -> HeteroFL:
     return HeteroFL(
         model_builder(config["mix"]),
         config["mix"],
-        assignment=config["assignment"],
+        slicing=Slicing(assignment=config["assignment"]),
         seed=int(config["seed"]),
         fraction_train=float(config["fraction-train"]),
         min_available_nodes=int(config["num-clients"]),
-        learning_rate=learning_rate(config),
+        training=Training(learning_rate=learning_rate(config)),
         evaluation=Evaluation(every=int(config["evaluate-every"])),
         callbacks=[Console()],
     )

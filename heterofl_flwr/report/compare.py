@@ -1,0 +1,123 @@
+"""Comparison of several runs: one table and one page, with means over seeds and paired differences."""
+
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.files import to_json, write_atomic
+from heterofl_flwr.core import formatting
+from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.report.drawing import to_png
+from heterofl_flwr.report.figures import Drawing, draw_curves
+from heterofl_flwr.report.page import render_page
+from heterofl_flwr.report.summary import Cells
+from heterofl_flwr.runs.costs import bytes_sent
+from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.runs.metrics import headline, points, scores
+from heterofl_flwr.settings.flat import flatten
+
+UNCOMPARED = ("seed", "run.dir", "run.resume", "data.root", "engine.window", "sample.min-nodes")
+QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % quantiles of Student's t distribution, from one degree of freedom on."""
+LEAST_SEEDS = 3
+NORMAL_QUANTILE = 2.228  # of ten degrees of freedom: wider than needed beyond
+
+HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "against the first row")
+
+
+def compare_runs(folders: Sequence[RunFolder]) -> Cells:
+    """Return the table of runs: a row for each combination of settings and metric, with means over seeds."""
+    rows, table = _rows(folders), []
+    names = dict.fromkeys(score.name for folder in folders for score in scores(folder.history()))
+    for metric in names:
+        finals = {
+            row: {seed: score for seed, run in runs.items() if (score := _final(run.history(), metric)) is not None}
+            for row, runs in rows.items()
+        }
+        reference = next(iter(finals.values()))
+        for row, runs in rows.items():
+            values = list(finals[row].values())
+            bests = [s.best for run in runs.values() for s in scores(run.history()) if s.name == metric]
+            compared = [best for best in bests if best is not None]
+            sent = fmean(sum(bytes_sent(run.history())) for run in runs.values())
+            best = formatting.score(metric, fmean(compared) if compared else None)
+            difference = "" if finals[row] is reference else paired_difference(metric, reference, finals[row])
+            table.append((row, str(len(runs)), metric, _mean(metric, values), best, formatting.size(sent), difference))
+    return HEADS, table
+
+
+def paired_difference(metric: str, reference: Mapping[Any, float], second: Mapping[Any, float]) -> str:
+    """Return the mean difference over common seeds; from three on with its 95 % interval of Student's t."""
+    differences = [second[seed] - reference[seed] for seed in reference if seed in second]
+    if not differences:
+        return formatting.NOTHING
+    mean = formatting.score(metric, fmean(differences))
+    if len(differences) < LEAST_SEEDS:
+        return mean
+    freedom = len(differences) - 1
+    quantile = QUANTILES[freedom - 1] if freedom <= len(QUANTILES) else NORMAL_QUANTILE
+    half = quantile * stdev(differences) / len(differences) ** 0.5
+    low, high = (formatting.score(metric, fmean(differences) + side * half) for side in (-1, 1))
+    return f"{mean} [{low}, {high}]"
+
+
+def write_comparison(folders: Sequence[RunFolder], path: Path) -> Cells:
+    """Write the page that compares runs; return its table."""
+    table = compare_runs(folders)
+    figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(folders)]
+    note = "Means and deviations over seeds; differences of equal seeds, from three on with 95 % intervals."
+    page = render_page(
+        title="Comparison of runs",
+        status=", ".join(folder.path.name for folder in folders),
+        lines=[],
+        figures=figures,
+        tables=[("Runs", table, note)],
+    )
+    write_atomic(path, page.encode())
+    return table
+
+
+def _rows(folders: Sequence[RunFolder]) -> dict[str, dict[object, RunFolder]]:
+    """Return the runs by the settings that differ, and by seed."""
+    settings = [flatten(folder.settings()) for folder in folders]
+    keys = dict.fromkeys(key for values in settings for key in values if key not in UNCOMPARED)
+    differing = [key for key in keys if len({to_json(values.get(key)) for values in settings}) > 1]
+    rows: dict[str, dict[object, RunFolder]] = {}
+    for folder, values in zip(folders, settings, strict=True):
+        row, seed = " ".join(f"{key}={values.get(key, '')}" for key in differing) or "all", values.get("seed")
+        if seed in rows.setdefault(row, {}):
+            raise ConfigError(f"{rows[row][seed].path} and {folder.path} have equal settings and seed: leave one out")
+        rows[row][seed] = folder
+    return rows
+
+
+def _final(records: Sequence[RoundRecord], metric: str) -> float | None:
+    return next((score.final for score in scores(records) if score.name == metric), None)
+
+
+def _mean(metric: str, values: Sequence[float]) -> str:
+    mean = formatting.score(metric, fmean(values) if values else None)
+    return f"{mean} ± {formatting.score(metric, stdev(values))}" if len(values) > 1 else mean
+
+
+def _draw(folders: Sequence[RunFolder]) -> Iterator[Drawing]:
+    """Yield the headline metric of each run over rounds, bytes and multiplications."""
+    curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {"round": {}, "bytes": {}, "MACs": {}}
+    metric = next(filter(None, (headline(folder.history()) for folder in folders)), "")
+    for folder in folders:
+        records, costs = folder.history(), folder.costs()
+        values = [record.evaluate.get(metric) for record in records]
+        name = folder.path.resolve().name
+        curves["round"][name] = points([record.server_round for record in records], values)
+        curves["bytes"][name] = points(list(accumulate(bytes_sent(records))), values)
+        if costs and all(rate in costs.by_rate for record in records for rate in record.rates.values()):
+            macs = [sum(costs.by_rate[rate].macs for rate in record.rates.values()) for record in records]
+            curves["MACs"][name] = points(list(accumulate(macs)), values)
+    labels = "round", "bytes sent", "multiplications of one sample for each client"
+    for number, (unit, lines) in enumerate(curves.items()):
+        if figure := draw_curves(lines, metric, labels[number]):
+            yield Drawing(unit.lower(), f"{metric} over {unit}", f"{metric} of each run over {unit}.", figure)

@@ -1,0 +1,61 @@
+"""Several runs in one table and on one page."""
+
+from statistics import fmean, stdev
+
+import pytest
+from scipy.stats import t
+
+from heterofl_flwr.app.main import main
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.report import RunFolder
+from heterofl_flwr.report.compare import compare_runs, paired_difference
+from tests.runs.conftest import make_record
+
+
+def run(path, mix, seed, accuracy):
+    folder = RunFolder(path)
+    folder.start({"mix": mix, "seed": seed, "data": {"name": "digits"}})
+    for number in (1, 2):
+        record = make_record(number)
+        record.evaluate = {"global-accuracy": accuracy - 0.1 * (2 - number)}
+        record.evaluate_medians, record.partial = {}, ()
+        folder.append(record)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    values = {"a1": (0.5, 0.6, 0.7), "e1": (0.4, 0.45, 0.65)}
+    return [
+        run(tmp_path / f"{mix}-{seed}", mix, seed, accuracy)
+        for mix, accuracies in values.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+
+
+def test_runs_are_rows_of_the_settings_that_differ(folders):
+    heads, rows = compare_runs(folders)
+    assert [row[:4] for row in rows] == [
+        ("mix=a1", "3", "global-accuracy", "60.0 % ± 10.0 %"),
+        ("mix=e1", "3", "global-accuracy", "50.0 % ± 13.2 %"),
+    ]
+    differences = [-0.1, -0.15, -0.05]
+    half = t.ppf(0.975, 2) * stdev(differences) / 3**0.5
+    low, high = fmean(differences) - half, fmean(differences) + half
+    assert rows[1][-1] == f"-10.0 % [{100 * low:.1f} %, {100 * high:.1f} %]"
+    assert len(heads) == len(rows[0])
+    assert paired_difference("loss", {0: 1.0, 1: 2.0}, {1: 1.5}) == "-0.5"
+
+
+def test_the_same_run_twice_is_refused(folders):
+    with pytest.raises(ConfigError, match="equal settings and seed"):
+        compare_runs([folders[0], folders[0]])
+
+
+def test_the_command_writes_a_page(folders, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert main(["report", *(str(folder.path) for folder in folders), "--out", str(page)]) == 0
+    assert "mix=e1" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.count("<figure>") == 2
+    assert "60.0 % ± 10.0 %" in text
