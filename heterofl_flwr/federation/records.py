@@ -185,7 +185,7 @@ def check_metrics(metrics: object, whose: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunState:
-    """What a run carries from a round to the next: all that it needs to go on from here.
+    """State of a run between two rounds, from which it can be resumed.
 
     Attributes
     ----------
@@ -220,7 +220,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Progress(RunState):
-    """Where a run stands after a round: its state, and what callbacks want to know beside it.
+    """State and record of a run after a round, for callbacks.
 
     Attributes
     ----------

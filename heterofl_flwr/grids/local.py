@@ -40,7 +40,7 @@ class LocalGrid(QueuedGrid):
         ``Context.run_config`` of every node.
     cost : callable, optional
         From a message to how long its client may take, in any unit. Of the messages that were pushed together, the
-        actors of a ``RayGrid`` begin with the longest; a group takes as long as its members in a row.
+        actors of a ``RayGrid`` begin with the longest; a group takes the sum of its members' times.
     seed : int
         What the ids of the run and of its nodes are drawn from.
 

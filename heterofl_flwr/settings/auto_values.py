@@ -1,4 +1,4 @@
-"""What ``auto`` stands for: the published settings of each data set of the paper, and ours for other data."""
+"""Values of ``auto``: the published settings of each data set of the paper, and ours for other data."""
 
 import inspect
 from collections.abc import Mapping
@@ -41,10 +41,10 @@ NOT_IID: Mapping[str, Mapping[str, Flat]] = MappingProxyType(
         **{name: {"num-rounds": 800, "train.milestones": "300,500"} for name in ("cifar10", "cifar100")},
     }
 )
-"""What changes where the clients' data differ in kind."""
+"""Values of ``auto`` for data that are not IID."""
 
 CLIENTS: Mapping[str, int] = MappingProxyType({"digits": 20})
-"""How many clients ``heterofl run`` starts for a data set; for all others 100, as in the paper."""
+"""Default number of clients by data set; 100 for all others, as in the paper."""
 
 
 def preset(data: str, split: str, model: str = AUTO) -> Mapping[str, Flat]:

@@ -44,7 +44,7 @@ AGGREGATORS: Mapping[str, OpenAggregator] = MappingProxyType(
 
 
 class DataSettings(Group):
-    """What the clients learn from."""
+    """Data of the clients."""
 
     name: value_types.Text = Field(
         default="digits",
@@ -59,7 +59,7 @@ class DataSettings(Group):
 
 
 class ModelSettings(Group):
-    """The global model, of which clients train parts."""
+    """The global model."""
 
     name: value_types.Text
     """cnn, mlp, lenet, preresnet18, preresnet18-later, preresnet50, transformer, or a function from a rate to a model,
@@ -81,7 +81,7 @@ class ModelSettings(Group):
 
 @group
 class TrainSettings(TrainOptions):
-    """What a client does in a round."""
+    """Training of a client in a round."""
 
     milestones: value_types.Rounds = same(Training, "milestones")
     lr_decay: Share = same(Training, "lr_decay")
@@ -100,7 +100,7 @@ class TrainSettings(TrainOptions):
 
 @group
 class ServerSettings(Limits):
-    """What the server sends, and what it does beyond averaging."""
+    """The server: slices, means and stages."""
 
     strategy: Literal["heterofl", "fedh2l"] = "heterofl"
     """what clients exchange: parameters (heterofl, with the settings below also FedAvg and others), or posteriors
@@ -133,7 +133,7 @@ class ServerSettings(Limits):
 
 @group
 class DistillSettings(DistillOptions):
-    """How clients learn from one another (FedH2L), and exits and inner widths from a client's own model."""
+    """Distillation among peers (FedH2L), and from a model to its exits and inner widths."""
 
     models: value_types.Architectures = ()
     """the architectures, assigned to clients in turn"""
@@ -145,7 +145,7 @@ class DistillSettings(DistillOptions):
 
 @group
 class EvaluateSettings(Evaluation):
-    """How the model is evaluated."""
+    """Evaluation of the model."""
 
     central: Flag = True
     """the server evaluates the global model on the whole test set of data.name"""
@@ -158,7 +158,7 @@ class EvaluateSettings(Evaluation):
 
 
 class EngineSettings(Group):
-    """What runs the clients."""
+    """Engine, device and messages."""
 
     name: Literal["auto", "plain", "compile", "cohort"] = "auto"
     """how clients train: plain (one by one, the same bit for bit on any grid), compile (plain with torch.compile),
@@ -175,7 +175,7 @@ class EngineSettings(Group):
 
 
 class DevicesSettings(Group):
-    """What the clients' devices can do, to simulate time, energy and what goes wrong."""
+    """Simulated devices: time, energy and failures."""
 
     profile: value_types.Text = ""
     """the profile of each level: edge (bundled; its numbers are assumptions), or 'module:function', which returns a
@@ -186,7 +186,7 @@ class DevicesSettings(Group):
 
 
 class RunSettings(Group):
-    """What a run leaves behind."""
+    """Files and callbacks of a run."""
 
     dir: value_types.Text = ""
     """folder for settings, history, checkpoints and models; 'heterofl run' makes one"""

@@ -22,7 +22,7 @@ GroupType = TypeVar("GroupType", bound=Group)
 
 
 AUTOS = {*OTHER, "train.mask-fill"}
-"""What follows from other settings unless it is given."""
+"""Settings that follow from others by default."""
 
 
 def fields_of(group: Any) -> Mapping[str, FieldInfo]:

@@ -13,7 +13,7 @@ FILE = Path(__file__).with_name("stored_settings.json")
 Value = bool | int | float | str
 
 KINDS: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float)}
-"""What values of a setting may be, by the type of the one that it has."""
+"""Allowed types of a value, by the type of the default."""
 
 
 class Setting(NamedTuple):
