@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import ReplyError
-from heterofl_flwr.transport import compat
-from heterofl_flwr.transport.compat import ErrorCode, make_message
+from heterofl_flwr.transport import compat, messages
+from heterofl_flwr.transport.compat import ErrorCode
 from heterofl_flwr.transport.compat import get_object_head_values_from_object_content as head_of
 from heterofl_flwr.transport.exchange import Relay, crosses_superlink, exchange
 from heterofl_flwr.transport.late_nodes import LateNodes
@@ -204,20 +204,9 @@ class Guarded(Relay):
 
     def _error(self, about: str, error: Exception) -> Message:
         """Return the error reply that stands for one that cannot be used."""
-        signer = self._superlink.node.node_id  # as Flower's grid signs the errors that it makes
-        metadata = Metadata(
-            run_id=self.run.run_id,
-            message_id="",
-            src_node_id=signer,
-            dst_node_id=signer,
-            reply_to_message_id=about,
-            group_id="",
-            created_at=time.time(),
-            ttl=0,
-            message_type=compat.SYSTEM_MESSAGE_TYPE,
-        )
         reason = f"unusable reply: {type(error).__name__}: {error}"
-        return make_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
+        signer = self._superlink.node.node_id  # as Flower's grid signs the errors that it makes
+        return messages.error_reply(about, self.run.run_id, signer, Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
 
 
 def _unpack(announced: _Announced) -> Message:

@@ -4,12 +4,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flwr.app import Error, Message, Metadata
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
-from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, SYSTEM_MESSAGE_TYPE, make_message, set_metadata
+from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, set_metadata
 from heterofl_flwr.transport.exchange import Relay, exchange, pulled
-from heterofl_flwr.transport.messages import QUERY_CAPABILITY, LocalFault
+from heterofl_flwr.transport.messages import QUERY_CAPABILITY, LocalFault, error_reply
 
 GRACE_SECONDS = 10.0
 """Time for a node that is one message behind, beyond twice the time that others take."""
@@ -155,16 +155,5 @@ class LateNodes(Relay):
 
 def _error(about: str, run_id: int) -> Message:
     """Return the error reply to a message that is given up."""
-    metadata = Metadata(
-        run_id=run_id,
-        message_id="",
-        src_node_id=SUPERLINK_NODE_ID,
-        dst_node_id=SUPERLINK_NODE_ID,
-        reply_to_message_id=about,
-        group_id="",
-        created_at=time.time(),
-        ttl=0,
-        message_type=SYSTEM_MESSAGE_TYPE,
-    )
     error: Error = LocalFault(LATE, "late")
-    return make_message(metadata, error=error)
+    return error_reply(about, run_id, SUPERLINK_NODE_ID, error)

@@ -5,16 +5,18 @@ and a ``ConfigRecord``. Every config carries the schema version, so that two ver
 misunderstand one another say so instead. A sender is by default the server, as clients read its messages.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from operator import index
 from reprlib import repr as shown
 from typing import TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
 
 from heterofl_flwr.common.errors import ConfigError, FaultKind, ReplyError
 from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.stages import client_stage, compress, secure_sum
+from heterofl_flwr.transport import compat
 from heterofl_flwr.transport.compat import ErrorCode
 
 SCHEMA = 2
@@ -248,3 +250,19 @@ def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
     alive until the garbage collector runs.
     """
     return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+
+
+def error_reply(reply_to: str, run_id: int, signer: int, error: Error) -> Message:
+    """Return the error reply that a grid makes in place of a node's reply."""
+    metadata = Metadata(
+        run_id=run_id,
+        message_id="",
+        src_node_id=signer,
+        dst_node_id=signer,
+        reply_to_message_id=reply_to,
+        group_id="",
+        created_at=time.time(),
+        ttl=0,
+        message_type=compat.SYSTEM_MESSAGE_TYPE,
+    )
+    return compat.make_message(metadata, error=error)
