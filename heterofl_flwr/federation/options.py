@@ -161,8 +161,8 @@ class Options:
         needs_round = self.averaging.kind != "counting" or self.slicing.slice_rule != "prefix"
         if self.asynchronous.size and (needs_round or self.sampling.spare):
             raise ConfigError(
-                "asynchronous: robust means, other aggregators, slices that move, sorted channels and spare clients need "
-                "rounds that wait; expected robust=None, aggregator=CountingMean, slice_rule='prefix' and spare=0"
+                "asynchronous: robust means, other aggregators, slices that move and spare clients need rounds that "
+                "wait; expected robust=None, aggregator=CountingMean, slice_rule='prefix' and spare=0"
             )
         if self.privacy.clip and self.limits.norm_bound:
             raise ConfigError(
