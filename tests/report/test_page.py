@@ -149,4 +149,5 @@ def test_settings_that_were_changed_are_apart_from_those_that_were_not(tmp_path,
     write_report(folder)
     changed, unchanged = folder.report.read_text(encoding="utf-8").split('id="settings"')[1].split("<details>")
     assert all(name in changed for name in ("num-rounds", "of-my-own"))
-    assert "train.momentum" in unchanged and "train.momentum" not in changed
+    assert "train.momentum" in unchanged
+    assert "train.momentum" not in changed
