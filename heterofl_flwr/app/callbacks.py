@@ -13,7 +13,7 @@ from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report import Costs, MLflow, Recorder, RunFolder, TensorBoard, WandB
 from heterofl_flwr.settings.flat import to_flat
-from heterofl_flwr.strategies.base import FederationStrategy
+from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.transport import packing
 
 PROJECT = "heterofl-flwr"

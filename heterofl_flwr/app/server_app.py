@@ -30,9 +30,9 @@ from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
 from heterofl_flwr.settings.flat import from_stored, to_flat
 from heterofl_flwr.stages.registry import parse_stages
-from heterofl_flwr.strategies.base import FederationStrategy
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
+from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.exchange import Relay

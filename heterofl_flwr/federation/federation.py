@@ -11,7 +11,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule
 from heterofl_flwr.federation.admission import Answers, admit, check_faults
 from heterofl_flwr.federation.architecture import Architecture
-from heterofl_flwr.federation.levels import Levels
+from heterofl_flwr.federation.client_levels import Levels
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment
 from heterofl_flwr.federation.records import RunState

@@ -15,9 +15,9 @@ from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Posi
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Variant
+from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import SliceRule
-from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustKind
 from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.admission import Limits

@@ -23,7 +23,7 @@ from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.client_stage import Fields, State
 from heterofl_flwr.stages.privacy import Spent
-from heterofl_flwr.strategies.arrivals import Arrivals
+from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import (
     MOMENTS_SHARE,
     STAGES_SHARE,
@@ -153,14 +153,14 @@ class RoundHooks(Strategy):
     def sample_nodes(self, grid: Grid, server_round: int, purpose: Purpose) -> tuple[list[int], list[int]]:
         """Return the nodes that can be sampled, once there are enough, and those that take part in the round."""
         federation, levels = self.federation, self.federation.levels
-        arrivals = Arrivals(grid, federation, server_round, self.messages_of(server_round).budget)
-        node_ids = arrivals.wait()
+        registration = NodeRegistration(grid, federation, server_round, self.messages_of(server_round).budget)
+        node_ids = registration.wait()
         if purpose == "train":
             node_ids = levels.trainable_nodes(node_ids)
         sampled = levels.sample(server_round, node_ids, purpose)
         if not levels.asks_all:
-            sampled = sorted(filter(levels.can_train, arrivals.ask(sampled)), key=federation.nodes.partition)
-        arrivals.log_changes()
+            sampled = sorted(filter(levels.can_train, registration.ask(sampled)), key=federation.nodes.partition)
+        registration.log_changes()
         return node_ids, sampled
 
     def is_remote(self, grid: Grid) -> bool:
