@@ -236,6 +236,7 @@ def method_name(settings: Settings) -> str:
         "HeteroFL, distilled,": train.distill != "none",
         "SCAFFOLD": "scaffold" in server.stages,
         "FedRolex": server.slice_rule == "rolling",
+        "FIARSE, structured,": server.slice_rule == "important",
         "Federated Dropout": server.slice_rule.startswith("random"),
         "FedAvg": len(settings.mix.rates) == 1,
     }
