@@ -1,0 +1,65 @@
+"""What the page says about operation, followed: a certificate is renewed, a node withdrawn, the database restored."""
+
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+
+import pytest
+
+from tests.deployment.howto import NGINX
+from tests.deployment.lab import LONGEST
+from tests.deployment.processes import kill
+from tests.deployment.test_deployment import NAMES, Follower
+
+pytestmark = [pytest.mark.deployment, pytest.mark.release, pytest.mark.skipif(NGINX is None, reason="needs nginx")]
+
+
+def online(follower):
+    """Return the numbers of the nodes that are there, by name."""
+    words = ["flwr", "supernode", "list", "lab", "--format", "json"]
+    done = subprocess.run(words, capture_output=True, text=True, env=follower.environment, check=True)
+    return {
+        node["name"]: str(node["node-id"]) for node in json.loads(done.stdout)["nodes"] if node["status"] == "online"
+    }
+
+
+def certificate(follower):
+    """Return the certificate at the open port."""
+    host, _, port = follower.page.open_address.partition(":")
+    context = ssl.create_default_context(cafile=follower.folder / "keys" / "ca.crt")
+    with (
+        socket.create_connection((host, int(port)), 30) as plain,
+        context.wrap_socket(plain, server_hostname=host) as own,
+    ):
+        return own.getpeercert()["serialNumber"]
+
+
+def test_certificates_nodes_and_backups(tmp_path):
+    with Follower(tmp_path) as follower:
+        page = follower.page
+        superlink_command = next(command for command in page.commands if command.startswith("flower-superlink"))
+        nodes = follower.prepare()
+        follower.wait_for(lambda: online(follower).keys() == {*NAMES}, "both nodes", LONGEST)
+        page.commands = page.operations
+        before = certificate(follower)
+        follower.do("heterofl keys")
+        follower.do("nginx")
+        follower.wait_for(lambda: certificate(follower) != before, "the new certificate")
+        follower.do("python")
+        follower.do("flwr supernode list")
+        number = online(follower)["camera"]
+        page.commands = [command.replace("1234567890", number) for command in page.commands]
+        follower.do("flwr supernode unregister")
+        assert page.commands == []
+        follower.wait_for(lambda: online(follower).keys() == {"phone"}, "the withdrawal", LONGEST)
+        follower.wait_for(lambda: nodes["camera"].poll() is not None, "the end of the SuperNode", LONGEST)
+        (superlink,) = [own for own in follower._started if "flower-superlink" in str(own.args)]
+        kill(superlink)
+        for path in tmp_path.glob("superlink.db-*"):
+            path.unlink()
+        shutil.copy(tmp_path / "backup.db", tmp_path / "superlink.db")
+        follower.start(superlink_command, "restored")
+        follower.start_node("camera", follower.node_commands["camera"])
+        follower.wait_for(lambda: online(follower).keys() == {*NAMES}, "both nodes again", LONGEST)
