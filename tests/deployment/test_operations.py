@@ -17,12 +17,11 @@ pytestmark = [pytest.mark.deployment, pytest.mark.release, pytest.mark.skipif(NG
 
 
 def online(follower):
-    """Return the numbers of the nodes that are there, by name."""
+    """Return the numbers of the nodes that are there, in the order of their registration."""
     words = ["flwr", "supernode", "list", "lab", "--format", "json"]
     done = subprocess.run(words, capture_output=True, text=True, env=follower.environment, check=True)
-    return {
-        node["name"]: str(node["node-id"]) for node in json.loads(done.stdout)["nodes"] if node["status"] == "online"
-    }
+    nodes = sorted(json.loads(done.stdout)["nodes"], key=lambda node: node["created-at"])
+    return [node["node-id"] for node in nodes if node["status"] == "online"]
 
 
 def certificate(follower):
@@ -41,7 +40,7 @@ def test_certificates_nodes_and_backups(tmp_path):
         page = follower.page
         superlink_command = next(command for command in page.commands if command.startswith("flower-superlink"))
         nodes = follower.prepare()
-        follower.wait_for(lambda: online(follower).keys() == {*NAMES}, "both nodes", LONGEST)
+        follower.wait_for(lambda: len(online(follower)) == len(NAMES), "both nodes", LONGEST)
         page.commands = page.operations
         before = certificate(follower)
         follower.do("heterofl keys")
@@ -49,11 +48,11 @@ def test_certificates_nodes_and_backups(tmp_path):
         follower.wait_for(lambda: certificate(follower) != before, "the new certificate")
         follower.do("python")
         follower.do("flwr supernode list")
-        number = online(follower)["camera"]
-        page.commands = [command.replace("1234567890", number) for command in page.commands]
+        phone, camera = online(follower)
+        page.commands = [command.replace("1234567890", camera) for command in page.commands]
         follower.do("flwr supernode unregister")
         assert page.commands == []
-        follower.wait_for(lambda: online(follower).keys() == {"phone"}, "the withdrawal", LONGEST)
+        follower.wait_for(lambda: online(follower) == [phone], "the withdrawal", LONGEST)
         follower.wait_for(lambda: nodes["camera"].poll() is not None, "the end of the SuperNode", LONGEST)
         (superlink,) = [own for own in follower._started if "flower-superlink" in str(own.args)]
         kill(superlink)
@@ -62,4 +61,5 @@ def test_certificates_nodes_and_backups(tmp_path):
         shutil.copy(tmp_path / "backup.db", tmp_path / "superlink.db")
         follower.start(superlink_command, "restored")
         follower.start_node("camera", follower.node_commands["camera"])
-        follower.wait_for(lambda: online(follower).keys() == {*NAMES}, "both nodes again", LONGEST)
+        follower.wait_for(lambda: len(online(follower)) == len(NAMES), "both nodes again", LONGEST)
+        assert online(follower) == [phone, camera]
