@@ -232,6 +232,7 @@ def method_name(settings: Settings) -> str:
         "FjORD": train.distill == "drawn",
         "HeteroFL, distilled,": train.distill != "none",
         "SCAFFOLD": "scaffold" in server.stages,
+        "NeFL, level parameters,": bool(server.by_level),
         "FedRolex": server.slice_rule == "rolling",
         "FIARSE, structured,": server.slice_rule == "important",
         "Federated Dropout": server.slice_rule.startswith("random"),

@@ -287,7 +287,9 @@ class Task:
             saved = {name: tensor for name, tensor in self._saved.items() if not name.startswith(STAGES)}
             state = {**personal_state(instruction, self.build, saved), **state}
         moments = messages.array_records(self.message.content).get(messages.MOMENTS)
-        for rate, model in load_models(instruction, self.build, state, moments):
+        levels = messages.array_records(self.message.content).get(messages.LEVELS)
+        level_tensors = {} if levels is None else packing.read_tensors(levels)
+        for rate, model in load_models(instruction, self.build, state, moments, level_tensors):
             if self._seed_torch:
                 torch.manual_seed(self.seed)
             yield rate, model

@@ -100,6 +100,8 @@ def method_of(settings: Settings) -> str:
         return {"mutual": "DepthFL", "deepest": "ScaleFL", "last": "depth"}[settings.train.exits]
     if server.weights == "examples" and len(settings.mix.rates) == 1:
         return "FedAvg"
+    if server.by_level:
+        return "NeFL, level parameters"
     return SLICE_METHODS[server.slice_rule]
 
 
