@@ -56,7 +56,7 @@ class LevelParameters(StatefulStage):
         means = {rate: level.result() for rate, level in self._levels.items()}
         self._levels = {}
         largest = means.pop(context.global_rate, {})
-        kept = {f"{rate}/{name}": tensor for rate, mean in means.items() for name, tensor in mean.items()}
-        self.tensors = {**self.tensors, **kept}
+        smaller = {f"{rate}/{name}": tensor for rate, mean in means.items() for name, tensor in mean.items()}
+        self.tensors = {**self.tensors, **smaller}
         old = {name: context.state[name] for name in new if is_shared(name, self._patterns)}
         return {**new, **old, **largest}
