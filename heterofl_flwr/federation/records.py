@@ -165,9 +165,15 @@ class RoundRecord:
         )
 
     def note_central(self, metrics: Mapping[str, object]) -> None:
-        """Note the server's own metrics, which replace those of the clients of the same name."""
-        numbers = self.note_computed(self.evaluate, metrics)
+        """Note the server's metrics: ``global-...`` replace those of clients, others of equal name get ``server-``."""
+        clients = {name for name in (*self.train, *self.evaluate) if not name.startswith("global-")}
+        named = {f"server-{name}" if name in clients else name: value for name, value in metrics.items()}
+        numbers = self.note_computed(self.evaluate, named)
         self.partial = tuple(name for name in self.partial if name not in numbers)
+
+    def note_changed(self, means: dict[str, float], metrics: Mapping[str, object]) -> None:
+        """Note the metrics that a strategy's subclass has added to the means, or changed."""
+        self.note_computed(means, {name: value for name, value in metrics.items() if means.get(name) != value})
 
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
         """Replace means by the numbers of a user's metrics function, and drop their medians."""
