@@ -51,7 +51,7 @@ class BlockSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Check all jobs, run them, print results, and raise ``RunError`` if some failed; with ``dry``, only list."""
-        from heterofl_flwr.app.running import RunError
+        from heterofl_flwr.app.simulation import RunError
         from heterofl_flwr.app.sweep.job import DIVERGED, DONE, ENDED, check_jobs
         from heterofl_flwr.app.sweep.listing import list_jobs, list_results
 

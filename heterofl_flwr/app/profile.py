@@ -6,7 +6,7 @@ from collections.abc import Collection
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from heterofl_flwr.app.arguments import read_count, read_integers
+from heterofl_flwr.app.argument_types import read_count, read_integers
 from heterofl_flwr.common.errors import ConfigError, first_line
 from heterofl_flwr.common.user_code import load_function
 

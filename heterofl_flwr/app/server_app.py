@@ -30,9 +30,9 @@ from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
 from heterofl_flwr.settings.flat import from_stored, to_flat
 from heterofl_flwr.stages.registry import parse_stages
-from heterofl_flwr.strategies.base import FederationStrategy
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
+from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.exchange import Relay
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 MAY_DIFFER_ON_RESUME = (
     *("num-rounds", "run.resume", "run.dir", "data.root", "sample.min-nodes", "sample.min-replies", "sample.wait"),
-    *("engine.device", "engine.window", "engine.timeout"),
+    *("engine.device", "engine.window", "engine.timeout", "run.metrics-address"),
 )
 
 RESUMED: Mapping[str, Any] = {
@@ -57,6 +57,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run HeteroFL."""
+    for handler in logging.getLogger("flwr").handlers:
+        if hasattr(handler, "timestamps"):  # Flower's own
+            handler.timestamps = True
     ours = logging.getLogger("heterofl_flwr")
     if not ours.handlers:  # its messages appear where Flower's do
         ours.handlers = list(logging.getLogger("flwr").handlers)
@@ -233,6 +236,7 @@ def method_name(settings: Settings) -> str:
         "HeteroFL, distilled,": train.distill != "none",
         "SCAFFOLD": "scaffold" in server.stages,
         "FedRolex": server.slice_rule == "rolling",
+        "FIARSE, structured,": server.slice_rule == "important",
         "Federated Dropout": server.slice_rule.startswith("random"),
         "FedAvg": len(settings.mix.rates) == 1,
     }

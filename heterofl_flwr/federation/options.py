@@ -14,9 +14,10 @@ from heterofl_flwr.common.options import Count, NotNegative, Positive, Share, ch
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.moving_slices import SliceRule
-from heterofl_flwr.core.reply_checks import LARGEST_ENTRY, LabelRule
+from heterofl_flwr.core.reply_checks import LARGEST_ENTRY
 from heterofl_flwr.core.robust import Robust, RobustMean
 from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.federation.admission import Limits
@@ -71,11 +72,16 @@ class Slicing:
     needs a slice rule that moves slices
     """
     slice_rule: SliceRule = "prefix"
-    """slices of clients: prefix (HeteroFL), rolling (FedRolex: moves on each round), random-level or random-client
-    (drawn each round for each rate, or for each client)
+    """slices of clients: prefix (HeteroFL), important (a prefix of channels that are sorted by their norm: FIARSE,
+    structured), rolling (FedRolex: moves on each round), random-level or random-client (drawn each round for each
+    rate, or for each client)
     """
     roll_by: Count = 1
     """entries by which rolling slices move on each round"""
+    rank_every: Count = 5
+    """rounds from one sorting of channels to the next, with important"""
+    rank_margin: NotNegative = 0.1
+    """fraction by which a channel's norm must exceed that of one in a slice to take its place, with important"""
     shared: Annotated[Sequence[str], "patterns of parameters, as ['hidden.*']"] = ALL
     """parameters that are sent and averaged, as fnmatch patterns; all others stay with their client, which then has a
     model of its own: LG-FedAvg, or Standalone if none is sent

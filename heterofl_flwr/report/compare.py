@@ -75,7 +75,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path) -> Cells:
         status=", ".join(folder.path.name for folder in folders),
         lines=[],
         figures=figures,
-        tables=[("Runs", table, note)],
+        tables=[("Runs", table, note, ())],
     )
     write_atomic(path, page.encode())
     return table

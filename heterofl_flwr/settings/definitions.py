@@ -15,9 +15,9 @@ from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Posi
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Variant
+from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import SliceRule
-from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustKind
 from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.admission import Limits
@@ -108,6 +108,8 @@ class ServerSettings(Limits):
     """
     slice_rule: SliceRule = same(Slicing, "slice_rule")
     roll_by: Count = same(Slicing, "roll_by")
+    rank_every: Count = same(Slicing, "rank_every")
+    rank_margin: NotNegative = same(Slicing, "rank_margin")
     shared: value_types.Patterns = same(Slicing, "shared")
     weights: Weights = same(Averaging, "weights")
     stages: value_types.StagesText = ""
@@ -198,6 +200,8 @@ class RunSettings(Group):
     """the metric, such as local-accuracy, that a sweeper that searches goes by; '': the global model's"""
     callbacks: value_types.Callbacks = ("tensorboard",)
     """what is called with the record of each round"""
+    metrics_address: value_types.Text = ""
+    """where the server serves the run's metrics and health over HTTP, such as 127.0.0.1:9090; '': nowhere"""
 
 
 class Settings(Group):

@@ -44,6 +44,7 @@ FREE = (
 
 SLICE_METHODS = {
     "prefix": "HeteroFL",
+    "important": "FIARSE, structured",
     "rolling": "FedRolex",
     "random-level": "random slices by level",
     "random-client": "Federated Dropout",

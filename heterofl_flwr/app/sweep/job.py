@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from heterofl_flwr.app.preflight import check_task
-from heterofl_flwr.app.request import WINDOW, Request
-from heterofl_flwr.app.running import run_request
+from heterofl_flwr.app.run_request import WINDOW, Request
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
+from heterofl_flwr.app.simulation import run_request
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.common.files import to_json

@@ -14,7 +14,7 @@ from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.summary import log_summary
 from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.strategies.asynchronous import Steps
-from heterofl_flwr.strategies.hooks import RoundHooks
+from heterofl_flwr.strategies.configure_aggregate import RoundHooks
 from heterofl_flwr.strategies.round_messages import TRAIN_SHARE
 from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.exchange import Costs, exchange
