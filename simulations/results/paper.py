@@ -16,7 +16,7 @@ from heterofl_flwr.settings.auto_values import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import from_flat, to_flat
 from heterofl_flwr.settings.value_types import Flat
-from simulations.results.runs import FREE, PROJECT, SPLITS, Run, file_name, method_of, short_mix
+from simulations.results.runs import FREE, PROJECT, SPLITS, Run, file_name, short_mix
 from simulations.results.statistics import Summary
 
 DATA = ("mnist", "cifar10", "wikitext2")
@@ -114,7 +114,7 @@ def name_of(run: Run) -> str:
 
     Where more differs from the published settings than a name can hold, a checksum stands for it.
     """
-    job, method = job_of(run.settings), method_of(run.settings)
+    job, method = job_of(run.settings)(run.settings)
     changes = [file_name(own.replace(INSTEAD, " not ")) for own in departures(run) if INSTEAD in own]
     if len("_".join(changes)) > LONGEST:
         changes = [f"changed-{crc32(' '.join(changes).encode()):08x}"]
