@@ -8,6 +8,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.core.counting_mean import held_by
 from heterofl_flwr.core.levels import dynamic_rate, exact_rate, fixed_rate, joining_rates
+from heterofl_flwr.core.moving_slices import NESTED_RULES
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.nodes import Nodes
 from heterofl_flwr.federation.options import Assignment
@@ -122,7 +123,7 @@ class Levels:
         return (
             not self._nodes.all_named
             or bool(self._mix.idle or self._architecture.clients_keep or options.asynchronous.size)
-            or options.slicing.slice_rule != "prefix"
+            or options.slicing.slice_rule not in NESTED_RULES
             or any(stage.needs.holders for stage in options.stages)
         )
 

@@ -72,11 +72,16 @@ class Slicing:
     needs a slice rule that moves slices
     """
     slice_rule: SliceRule = "prefix"
-    """slices of clients: prefix (HeteroFL), rolling (FedRolex: moves on each round), random-level or random-client
-    (drawn each round for each rate, or for each client)
+    """slices of clients: prefix (HeteroFL), important (a prefix of channels that are sorted by their norm: FIARSE,
+    structured), rolling (FedRolex: moves on each round), random-level or random-client (drawn each round for each
+    rate, or for each client)
     """
     roll_by: Count = 1
     """entries by which rolling slices move on each round"""
+    rank_every: Count = 5
+    """rounds from one sorting of channels to the next, with important"""
+    rank_margin: NotNegative = 0.1
+    """fraction by which a channel's norm must exceed that of one in a slice to take its place, with important"""
     shared: Annotated[Sequence[str], "patterns of parameters, as ['hidden.*']"] = ALL
     """parameters that are sent and averaged, as fnmatch patterns; all others stay with their client, which then has a
     model of its own: LG-FedAvg, or Standalone if none is sent

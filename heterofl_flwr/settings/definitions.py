@@ -108,6 +108,8 @@ class ServerSettings(Limits):
     """
     slice_rule: SliceRule = same(Slicing, "slice_rule")
     roll_by: Count = same(Slicing, "roll_by")
+    rank_every: Count = same(Slicing, "rank_every")
+    rank_margin: NotNegative = same(Slicing, "rank_margin")
     shared: value_types.Patterns = same(Slicing, "shared")
     weights: Weights = same(Averaging, "weights")
     stages: value_types.StagesText = ""

@@ -8,6 +8,7 @@ from heterofl_flwr.settings.definitions import Settings
 SLICES = MappingProxyType(
     {
         "prefix": "HeteroFL",
+        "important": "FIARSE, structured",
         "rolling": "FedRolex",
         "random-level": "random slices by level",
         "random-client": "Federated Dropout",

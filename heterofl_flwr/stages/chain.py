@@ -1,7 +1,7 @@
 """The chain: server stages around the mean that sums the updates of a round."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -225,6 +225,16 @@ class Chain:
             for stage in self.stages
             for key, tensor in stage.state().items()
         }
+
+    def reorder(self, apply: Callable[[str, Tensor], Tensor], shapes: Mapping[str, torch.Size]) -> None:
+        """Change the order of channels in the stages' tensors; a tensor's name ends with that of its parameter."""
+        for stage in self.stages:
+            tensors = {key: (key.rpartition("/")[2], tensor) for key, tensor in stage.state().items()}
+            if tensors:
+                stage.load({
+                    key: apply(name, tensor) if shapes.get(name) == tensor.shape else tensor
+                    for key, (name, tensor) in tensors.items()
+                })  # fmt: skip
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore the tensors of a checkpoint; an empty mapping begins a new run."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -175,7 +175,7 @@ class RoundHooks(Strategy):
     ) -> list[Message]:
         """Return a message for each client of the round, with its slice and its rate."""
         messages.check_own_keys(config)
-        slices = Slices(self.federation, arrays)
+        slices = Slices(self.federation, self._sort_channels(server_round, arrays))
         opened = self.messages_of(server_round)
         node_ids, sampled_ids = self.sample_nodes(grid, server_round, "train")
         current = self.new_round(server_round, node_ids, slices.state, config, grid, sampled_ids)
@@ -194,6 +194,20 @@ class RoundHooks(Strategy):
             opened.sent.append(self.train_message(current, node_id, slices, config, stage_configs[node_id]))
         # Flower may iterate the result more than once, and this object keeps its own list.
         return list(opened.sent)
+
+    def _sort_channels(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the global model; with ``slice_rule="important"``, every k rounds, its channels by importance."""
+        channel_order = self.federation.architecture.channel_order
+        if channel_order is None or (server_round - 1) % self.options.slicing.rank_every:
+            return arrays
+        state = self.federation.architecture.check_state(packing.read_tensors(arrays))
+        order = channel_order.find(state)
+        if order is None:
+            return arrays
+        apply = partial(channel_order.apply, order)
+        self.chain.reorder(apply, {name: tensor.shape for name, tensor in state.items()})
+        self.moments = {}  # of the channels in their earlier places
+        return ArrayRecord({name: apply(name, tensor) for name, tensor in state.items()})
 
     def train_message(
         self, current: Round, node_id: int, slices: Slices, config: ConfigRecord, stage_config: Fields

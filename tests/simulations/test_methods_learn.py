@@ -27,6 +27,7 @@ LEARNS = {
     "fedavg": (("mix=a", "split=iid"), "global-accuracy", 0.8),
     "fedrolex": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "federated-dropout": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
+    "fiarse": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "fjord": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "scaffold": (("mix=a-b", "split=iid", "train.lr=0.2"), "global-accuracy", 0.7),
     "depthfl": (("mix=a-c", *DEEP), "global-accuracy", 0.8),
