@@ -114,7 +114,7 @@ def name_of(run: Run) -> str:
 
     Where more differs from the published settings than a name can hold, a checksum stands for it.
     """
-    job, method = job_of(run.settings)(run.settings)
+    job, method = job_of(run.settings), method_name(run.settings)
     changes = [file_name(own.replace(INSTEAD, " not ")) for own in departures(run) if INSTEAD in own]
     if len("_".join(changes)) > LONGEST:
         changes = [f"changed-{crc32(' '.join(changes).encode()):08x}"]
