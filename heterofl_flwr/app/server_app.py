@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 MAY_DIFFER_ON_RESUME = (
     *("num-rounds", "run.resume", "run.dir", "data.root", "sample.min-nodes", "sample.min-replies", "sample.wait"),
-    *("engine.device", "engine.window", "engine.timeout"),
+    *("engine.device", "engine.window", "engine.timeout", "run.metrics-address"),
 )
 
 RESUMED: Mapping[str, Any] = {
@@ -57,6 +57,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run HeteroFL."""
+    for handler in logging.getLogger("flwr").handlers:
+        if hasattr(handler, "timestamps"):  # Flower's own
+            handler.timestamps = True
     ours = logging.getLogger("heterofl_flwr")
     if not ours.handlers:  # its messages appear where Flower's do
         ours.handlers = list(logging.getLogger("flwr").handlers)

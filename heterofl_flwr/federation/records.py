@@ -47,6 +47,8 @@ class RoundRecord:
         older versions.
     names
         The registered names of clients in ``failures``, by partition.
+    away
+        The names of nodes that left, with the round in which they were missed first.
     notes
         Remarks at the end of the round's line: nodes that are away, that do not answer or answer late, and others.
     refused
@@ -92,6 +94,7 @@ class RoundRecord:
     answered: int = 0
     expected: int = 0
     names: dict[int, str] = field(default_factory=dict)
+    away: dict[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
     refused: Sequence[int] = ()
     train: dict[str, float] = field(default_factory=dict)

@@ -200,6 +200,8 @@ class RunSettings(Group):
     """the metric, such as local-accuracy, that a sweeper that searches goes by; '': the global model's"""
     callbacks: value_types.Callbacks = ("tensorboard",)
     """what is called with the record of each round"""
+    metrics_address: value_types.Text = ""
+    """where the server serves the run's metrics and health over HTTP, such as 127.0.0.1:9090; '': nowhere"""
 
 
 class Settings(Group):
