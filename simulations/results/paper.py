@@ -15,6 +15,7 @@ from heterofl_flwr.data.known import short_name
 from heterofl_flwr.settings.auto_values import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import from_flat, to_flat
+from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.value_types import Flat
 from simulations.results.runs import FREE, PROJECT, SPLITS, Run, file_name, short_mix
 from simulations.results.statistics import Summary
@@ -118,7 +119,13 @@ def name_of(run: Run) -> str:
     changes = [file_name(own.replace(INSTEAD, " not ")) for own in departures(run) if INSTEAD in own]
     if len("_".join(changes)) > LONGEST:
         changes = [f"changed-{crc32(' '.join(changes).encode()):08x}"]
-    words = (job.split, job.mix, "" if method == "HeteroFL" else method.lower(), job.assignment, *job.variant)
+    words = (
+        job.split,
+        job.mix,
+        "" if method == "HeteroFL" else method.removesuffix(" (variant)").lower(),
+        job.assignment,
+        *job.variant,
+    )
     return "_".join([*map(file_name, filter(None, words)), *changes, f"seed-{run.seed}"])
 
 
