@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from heterofl_flwr.app.sweep.job import INCIDENTAL
+from heterofl_flwr.app.sweep.run_job import INCIDENTAL
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind
-from heterofl_flwr.settings.auto_values import architectures
+from heterofl_flwr.settings.defaults import architectures
 from heterofl_flwr.settings.flat import to_flat
 from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.value_types import Flat
