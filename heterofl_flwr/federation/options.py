@@ -29,7 +29,7 @@ from heterofl_flwr.stages.client_stage import FULL_PRECISION
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress, Upload
 from heterofl_flwr.stages.noise import Noise
-from heterofl_flwr.stages.privacy import Privacy, Spent
+from heterofl_flwr.stages.privacy_accountant import Privacy, Spent
 from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.stages.untrained import Untrained
 

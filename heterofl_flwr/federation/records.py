@@ -14,7 +14,7 @@ from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share
-from heterofl_flwr.stages.privacy import Releases
+from heterofl_flwr.stages.privacy_accountant import Releases
 
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
@@ -116,7 +116,7 @@ class RoundRecord:
 
     @property
     def few_answered(self) -> bool:
-        """Whether fewer than half of the clients that were asked to evaluate did."""
+        """Whether fewer than half of the clients asked to evaluate answered."""
         return 2 * self.evaluate_answers < self.evaluate_asked
 
     @property

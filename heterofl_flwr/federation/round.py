@@ -150,7 +150,7 @@ class Round:
         by_level[level] = by_level.get(level, 0) + num_bytes
 
     def before(self) -> Questions[Mapping[int, Fields]]:
-        """Ask clients before training; return the clients that may train, with extra fields of their instructions."""
+        """Query clients before training; return for each that may train the extra fields of its instruction."""
         clients = {
             node_id: Update(plan=sampled.plan, tensors={}, rate=sampled.rate)
             for node_id, sampled in self.slices.items()

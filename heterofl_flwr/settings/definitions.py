@@ -29,7 +29,7 @@ from heterofl_flwr.settings import value_types
 from heterofl_flwr.settings.value_types import Group
 from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.compress import Upload
-from heterofl_flwr.stages.privacy import Privacy
+from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.training.distill import DistillOptions
 from heterofl_flwr.training.joint_losses import TrainedExits
 from heterofl_flwr.training.options import TrainOptions
