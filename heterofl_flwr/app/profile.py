@@ -126,7 +126,7 @@ def all_mixes(levels: str) -> list[str]:
 def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, object]) -> "Setup":
     """Return the paper's set-up of a data set, or one for a model, with the options that the user changed."""
     from heterofl_flwr.nn.models import PAPER, Setup
-    from heterofl_flwr.settings.auto_values import options_of
+    from heterofl_flwr.settings.defaults import options_of
     from heterofl_flwr.settings.flat import from_flat
 
     if name in PAPER:

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from torch import Tensor, nn
 
 from heterofl_flwr.client.instruction import Instruction
-from heterofl_flwr.client.model import (
+from heterofl_flwr.client.load_model import (
     IssuedModels,
     load_models,
     personal_state,

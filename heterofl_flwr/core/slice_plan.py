@@ -270,7 +270,7 @@ class Region:
 
 
 def is_prefix(axes: Axes) -> bool:
-    """Whether every axis keeps a prefix, whole or by parts, so that the region is a plain view."""
+    """Whether each axis keeps a prefix of itself, or of each of its parts, so that slicing gives a view and no copy."""
     return all(axis.index is None for axis in axes)
 
 

@@ -104,7 +104,7 @@ class Federation:
 
     @property
     def evaluated_rule(self) -> SliceRule:
-        """The slice rule of evaluation: clients cut moved slices only if all of them hold the global model."""
+        """The slice rule of evaluation: moved slices only if every client holds the global model, else prefixes."""
         capacities = [self.nodes[node_id].holds for node_id in self.nodes]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
         rule = self.options.slicing.slice_rule

@@ -30,7 +30,7 @@ from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress, Upload
 from heterofl_flwr.stages.level_parameters import LevelParameters
 from heterofl_flwr.stages.noise import Noise
-from heterofl_flwr.stages.privacy import Privacy, Spent
+from heterofl_flwr.stages.privacy_accountant import Privacy, Spent
 from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 from heterofl_flwr.stages.untrained import Untrained
 

@@ -29,7 +29,7 @@ from heterofl_flwr.settings import value_types
 from heterofl_flwr.settings.value_types import Group
 from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.compress import Upload
-from heterofl_flwr.stages.privacy import Privacy
+from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.training.distill import DistillOptions
 from heterofl_flwr.training.joint_losses import TrainedExits
 from heterofl_flwr.training.options import TrainOptions
@@ -201,6 +201,8 @@ class RunSettings(Group):
     """the metric, such as local-accuracy, that a sweeper that searches goes by; '': the global model's"""
     callbacks: value_types.Callbacks = ("tensorboard",)
     """what is called with the record of each round"""
+    metrics_address: value_types.Text = ""
+    """where the server serves the run's metrics and health over HTTP, such as 127.0.0.1:9090; '': nowhere"""
 
 
 class Settings(Group):

@@ -161,7 +161,7 @@ class Chain:
         return self._broadcast
 
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
-        """Ask clients before training; return the clients that may train, with extra fields of their instructions."""
+        """Query clients before training; return for each that may train the extra fields of its instruction."""
         extra = {client: dict[str, object]() for client in clients}
         if self.summing:
             members = yield from self.summing.before(clients, self._context)

@@ -22,7 +22,7 @@ from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.client_stage import Fields, State
-from heterofl_flwr.stages.privacy import Spent
+from heterofl_flwr.stages.privacy_accountant import Spent
 from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import (
     MOMENTS_SHARE,

@@ -323,6 +323,7 @@ def test_who_leaves_joins_and_comes_back_is_named(caplog):
     caplog.set_level("INFO")
     grid = partial(Leaving, leaves_at="train", returns_at=3)
     found = play(None, "a1", 4, 4, grid=grid)
+    assert [record.away for record in found.records] == [{}, {"partition 0": 2}, {"partition 0": 2}, {}]
     assert ["away: partition 0 (since round 2)" in record.notes for record in found.records] == [
         False,
         True,

@@ -77,7 +77,7 @@ def load_models(
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy the exchanged parameters into a model; of its buffers, only the vectors of spectral norm change."""
+    """Copy the exchanged parameters into a model, and compute its spectral norm vectors anew; other buffers stay."""
     parameters = exchanged_parameters(model)
     if misfits := name_misfits(state, parameters):
         raise ReplyError(
