@@ -22,6 +22,7 @@ from heterofl_flwr.client.state import STAGES, load_notes, load_tensors, save_no
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.core.randomness import seed_torch
 from heterofl_flwr.core.reply_checks import whole_numbers
 from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.models import Build
@@ -289,7 +290,7 @@ class Task:
         moments = messages.array_records(self.message.content).get(messages.MOMENTS)
         for rate, model in load_models(instruction, self.build, state, moments):
             if self._seed_torch:
-                torch.manual_seed(self.seed)
+                seed_torch(self.seed)
             yield rate, model
             del model  # the caller alone decides how long it lives
 
