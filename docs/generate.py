@@ -26,7 +26,7 @@ from heterofl_flwr.app.main import COMMANDS, parser
 from heterofl_flwr.app.settings import read_settings
 from heterofl_flwr.core import Fidelity
 from heterofl_flwr.core.formatting import markdown
-from heterofl_flwr.settings.auto_values import NOT_IID, OTHER, PRESETS
+from heterofl_flwr.settings.defaults import NOT_IID, OTHER, PRESETS
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import DEFAULTS, SPECS
 from heterofl_flwr.settings.stored_settings import FILE, to_toml
@@ -250,8 +250,8 @@ def authors() -> str:
     return text.partition("authors' code\n\n")[2].partition("\n## ")[0]
 
 
-def headline() -> str:
-    """Return how much of the paper is reproduced, and mixes beside single levels."""
+def reproduced() -> str:
+    """Return how much of the paper is reproduced."""
     text = (TABLES / "tables.md").read_text(encoding="utf-8")
     total = re.search(
         r"^- (\d+) of (\d+) printed results have a run: (.+)$", text, re.MULTILINE
@@ -259,12 +259,18 @@ def headline() -> str:
     if total is None:
         raise ValueError("results/tables/tables.md has no line on printed results")
     runs, printed, verdicts = total.groups()
-    intro = (
+    return (
         f"Of {printed} results that the paper prints for HeteroFL "
         f"and its ablations, **{runs} have a run here**: {verdicts} "
-        f"([all runs](results/tables/tables.md)). Global accuracy in percent, mean ± "
-        f"standard deviation over seeds, IID data; the paper prints the best round, "
-        f"chosen on the test set:"
+        f"([all runs](results/tables/tables.md))."
+    )
+
+
+def headline() -> str:
+    """Return mixes beside single levels, with the paper's numbers."""
+    intro = (
+        "Global accuracy in percent, mean ± standard deviation over seeds, IID data; "
+        "the paper prints the best round, chosen on the test set:"
     )
     header = ("data", "clients", "after the last round", "best round", "paper", "seeds")
     return f"{intro}\n\n{markdown(header, list(_headline_rows()), '---:')}"
@@ -318,6 +324,7 @@ TEXTS: Mapping[str, Callable[[], str]] = {
     "dropin": dropin,
     "claims": claims,
     "authors": authors,
+    "reproduced": reproduced,
     "headline": headline,
 }
 

@@ -90,7 +90,7 @@ for module in pkgutil.walk_packages(heterofl_flwr.__path__, "heterofl_flwr."):
 from heterofl_flwr.data import load_dataset, splits
 from heterofl_flwr.export.formats import formats_named
 from heterofl_flwr.grids import RayGrid
-from heterofl_flwr.report import MLflow, TensorBoard, WandB, RunFolder
+from heterofl_flwr.report import MLflow, Monitor, TensorBoard, WandB, RunFolder
 
 images = splits.Split(torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
 for name, call in {
@@ -106,6 +106,7 @@ for name, call in {
     "tensorboard": lambda: TensorBoard(RunFolder("run")).on_start(1, 1, {}),
     "wandb": lambda: WandB("project"),
     "mlflow": lambda: MLflow("project"),
+    "monitor": lambda: Monitor(),
 }.items():
     try:
         call()
@@ -135,6 +136,7 @@ def test_without_extras_a_client_trains_and_parts_name_theirs(tmp_path):
         "lora": "lora",
         "wandb": "wandb",
         "mlflow": "mlflow",
+        "monitor": "prometheus",
     }
     assert set(needs.values()) <= PROJECT["optional-dependencies"].keys()
 

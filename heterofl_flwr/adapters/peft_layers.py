@@ -10,7 +10,7 @@ from torch import nn
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, UnsupportedLayerError, extra
 from heterofl_flwr.core.axes import Axes, axes_between
-from heterofl_flwr.core.reply_checks import last_linear
+from heterofl_flwr.core.label_rows import last_linear
 from heterofl_flwr.elastic_models.cut_layers import adjust_layers
 
 if TYPE_CHECKING:

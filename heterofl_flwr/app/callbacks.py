@@ -6,14 +6,14 @@ from typing import cast
 from flwr.app import ArrayRecord, MetricRecord
 
 from heterofl_flwr.app.workload import Workload
-from heterofl_flwr.client.model import for_evaluation, load_parameters
+from heterofl_flwr.client.load_model import for_evaluation, load_parameters
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.nn.build import new_model
-from heterofl_flwr.report import Costs, MLflow, Recorder, RunFolder, TensorBoard, WandB
+from heterofl_flwr.report import Costs, MLflow, Monitor, Recorder, RunFolder, TensorBoard, WandB
 from heterofl_flwr.settings.flat import to_flat
-from heterofl_flwr.strategies.base import FederationStrategy
+from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.transport import packing
 
 PROJECT = "heterofl-flwr"
@@ -37,16 +37,16 @@ def evaluate_global(
 
 
 def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundCallback]:
-    """Return the recorder of the run folder, and what ``run.callbacks`` names."""
-    run = workload.settings.run
+    """Return the recorder of the run folder, the monitor, and what ``run.callbacks`` names."""
+    settings, run = workload.settings, workload.settings.run
     check_names(run.callbacks)
     callbacks: list[RoundCallback] = []
+    if run.metrics_address:  # first: an address in use ends the run before anything is written
+        callbacks.append(Monitor(run.metrics_address, timeout=settings.engine.timeout, wait=settings.sample.wait))
     if folder is not None:
         # The models of FedH2L have no levels, and travel nowhere.
         costs = (
-            None
-            if workload.settings.server.strategy == "fedh2l"
-            else Costs(workload.build, workload.mix, workload.example())
+            None if settings.server.strategy == "fedh2l" else Costs(workload.build, workload.mix, workload.example())
         )
         callbacks.append(Recorder(folder, run.checkpoint_every, costs=costs, models=not workload.personal))
     # Without a folder the default, tensorboard, has nowhere to write.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heterofl_flwr.app.arguments import add_trust, read_path
+from heterofl_flwr.app.argument_types import add_trust, read_path
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import write_atomic
 
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export the models, and print the table."""
     # Imported here, as they load torch, which takes seconds.
-    from heterofl_flwr.app.request import check_trust
+    from heterofl_flwr.app.run_request import check_trust
     from heterofl_flwr.app.workload import load_workload
     from heterofl_flwr.core import formatting
     from heterofl_flwr.export.export import BATCH, export_model

@@ -3,7 +3,7 @@
 import argparse
 import shlex
 
-from heterofl_flwr.app.arguments import read_path
+from heterofl_flwr.app.argument_types import read_path
 from heterofl_flwr.common.errors import ConfigError
 
 SUMMARY = "make certificates and keys for a deployment with TLS and known nodes"

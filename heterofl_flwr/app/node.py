@@ -1,9 +1,11 @@
 """Tasks of our own app: data, model and training of a node."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from itertools import chain
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,9 +16,11 @@ from heterofl_flwr.app.workload import NodeData, Workload, load_workload
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.task import Task
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.randomness import seed_torch
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.align import align
+from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
 from heterofl_flwr.nn.penalty import Penalty
 from heterofl_flwr.nn.static_norm import with_static_norm
@@ -38,6 +42,9 @@ class AppTask(Task):
         partition = messages.read_value(messages.read_config(message), messages.PARTITION, int)
         self.architecture = self.workload.architecture(partition)
         super().__init__(message, context, self.workload.builds[self.architecture], seed_torch=True)
+        if Path(sys.argv[0]).stem == "flwr-clientapp":  # on a node; a simulation would print this for each client
+            kind, level = message.metadata.message_type, level_name(self.rate)
+            host_log.info("round %d: %s at level %s", self.instruction.server_round, kind, level)
 
     def value(self, key: str, kind: type[Value]) -> Value:
         """Return a value of the message's config; a missing one, or one of another type, raises ``ReplyError``."""

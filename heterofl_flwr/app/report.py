@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from heterofl_flwr.app.arguments import read_path
+from heterofl_flwr.app.argument_types import read_path
 
 SUMMARY = "make the report of a run, and print its tables"
 DESCRIPTION = "Make a run's report.html and figures anew, and print its tables; or compare several runs."

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from heterofl_flwr.app.arguments import add_trust, read_count, read_path
+from heterofl_flwr.app.argument_types import add_trust, read_count, read_path
 from heterofl_flwr.app.report import show_results
 from heterofl_flwr.common.errors import extra, name_faults, printable
 from heterofl_flwr.common.user_code import named_modules
@@ -74,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the app; return 0 only if every round was done."""
     # Imported here, as they load torch, which takes seconds.
-    from heterofl_flwr.app import preflight, running
-    from heterofl_flwr.app.request import build_request
+    from heterofl_flwr.app import preflight, simulation
+    from heterofl_flwr.app.run_request import build_request
     from heterofl_flwr.report import RunFolder
     from heterofl_flwr.runs.origin import command
 
@@ -94,14 +94,14 @@ def run(args: argparse.Namespace) -> int:
         print(f"resume with: {_resume_command(args, request.out, request.config)}", flush=True)
     try:
         command()  # the processes of the run then know it
-        running.run_request(request, log=args.log or bool(args.app))
+        simulation.run_request(request, log=args.log or bool(args.app))
     except KeyboardInterrupt:
         if args.app or not RunFolder(request.out).started:
             raise
         raise KeyboardInterrupt(f"resume with: {_resume_command(args, request.out, request.config)}") from None
-    except running.RunError as error:
+    except simulation.RunError as error:
         print(
-            printable(f"heterofl: the run failed: {error}\n  the whole log: {request.out / running.LOG}"),
+            printable(f"heterofl: the run failed: {error}\n  the whole log: {request.out / simulation.LOG}"),
             file=sys.stderr,
         )
         return 1

@@ -17,7 +17,6 @@ from heterofl_flwr.common.errors import ConfigError, extra
 from heterofl_flwr.common.options import pick, values
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.federation.options import Averaging, Slicing, Training
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.federation.summary import count_releases
@@ -29,10 +28,11 @@ from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
 from heterofl_flwr.settings.flat import from_stored, to_flat
+from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.stages.registry import parse_stages
-from heterofl_flwr.strategies.base import FederationStrategy
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
+from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.exchange import Relay
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 MAY_DIFFER_ON_RESUME = (
     *("num-rounds", "run.resume", "run.dir", "data.root", "sample.min-nodes", "sample.min-replies", "sample.wait"),
-    *("engine.device", "engine.window", "engine.timeout"),
+    *("engine.device", "engine.window", "engine.timeout", "run.metrics-address"),
 )
 
 RESUMED: Mapping[str, Any] = {
@@ -57,6 +57,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run HeteroFL."""
+    for handler in logging.getLogger("flwr").handlers:
+        if hasattr(handler, "timestamps"):  # Flower's own
+            handler.timestamps = True
     ours = logging.getLogger("heterofl_flwr")
     if not ours.handlers:  # its messages appear where Flower's do
         ours.handlers = list(logging.getLogger("flwr").handlers)
@@ -218,25 +221,6 @@ def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start,
     rounds = range(start.state.server_round + 1 if start.state else 1, settings.num_rounds + 1)
     final = strategy.spent.epsilon(count_releases(strategy.federation, rounds, simulated=simulated))
     print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
-
-
-def method_name(settings: Settings) -> str:
-    """Return the name of the method that the settings describe."""
-    server, train = settings.server, settings.train
-    names = {
-        "FedH2L": server.strategy == "fedh2l",
-        "Standalone": not server.shared,
-        "LG-FedAvg": server.shared != ALL,
-        "DepthFL": train.exits == "mutual",
-        "ScaleFL": train.exits == "deepest",
-        "FjORD": train.distill == "drawn",
-        "HeteroFL, distilled,": train.distill != "none",
-        "SCAFFOLD": "scaffold" in server.stages,
-        "FedRolex": server.slice_rule == "rolling",
-        "Federated Dropout": server.slice_rule.startswith("random"),
-        "FedAvg": len(settings.mix.rates) == 1,
-    }
-    return next((name for name, applies in names.items() if applies), "HeteroFL")
 
 
 def _start_folder(

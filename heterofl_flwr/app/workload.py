@@ -21,7 +21,7 @@ from heterofl_flwr.nn.depth import Rates, read_levels, shallow
 from heterofl_flwr.nn.exits import BLOCKS, with_exits
 from heterofl_flwr.nn.models import MODELS, Build, build_model
 from heterofl_flwr.nn.nested import Nested
-from heterofl_flwr.settings.auto_values import architectures, model_options, options_of, with_architecture
+from heterofl_flwr.settings.defaults import architectures, model_options, options_of, with_architecture
 from heterofl_flwr.settings.definitions import DataSettings, Settings
 from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.training import EvaluateResult, evaluate, input_batches, resolve_device

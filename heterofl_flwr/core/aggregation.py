@@ -8,7 +8,8 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.core.aggregator import CheckedReply, OpenAggregator, Version
 from heterofl_flwr.core.counting_mean import CountingMean
-from heterofl_flwr.core.reply_checks import LabelRows, Labels, check_reply
+from heterofl_flwr.core.label_rows import LabelRows, Labels
+from heterofl_flwr.core.reply_checks import check_reply
 from heterofl_flwr.core.slice_plan import Plan
 
 

@@ -12,8 +12,13 @@ from heterofl_flwr.core.randomness import generator
 SliceFunction = Callable[[int, int], Sequence[int] | None]
 """From the length of an axis and the number of entries to keep, their positions, ascending; ``None`` is a prefix."""
 
-SliceRule = Literal["prefix", "rolling", "random-level", "random-client"]
-"""Slices of clients: HeteroFL's; FedRolex's window; random ones, one for each rate, or one for each client."""
+SliceRule = Literal["prefix", "important", "rolling", "random-level", "random-client"]
+"""Slices of clients: HeteroFL's; the same of ordered channels (``channel_order``); FedRolex's window; random ones, one
+for each rate, or one for each client.
+"""
+
+NESTED_RULES: tuple[SliceRule, ...] = ("prefix", "important")
+"""Rules by which every slice is a prefix, so that smaller ones lie inside larger ones."""
 
 
 def prefix(length: int, number: int) -> None:
@@ -26,12 +31,13 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
     Parameters
     ----------
     rule : SliceRule
-        ``prefix``; ``rolling``: FedRolex's window, which moves on by one each round; ``random-level``: Federated
-        Dropout, where clients of equal rate share a random subset; ``random-client``: each has its own.
+        ``prefix`` and ``important``; ``rolling``: FedRolex's window, which moves on by one each round;
+        ``random-level``: Federated Dropout, where clients of equal rate share a random subset; ``random-client``: each
+        has its own.
     seed, server_round, rate, partition : int, int, float, int
         What the draws depend on; rounds are counted from 1. Of a window that moves on by more, see ``window_number``.
     """
-    if rule == "prefix":
+    if rule in NESTED_RULES:
         return prefix
     if rule == "rolling":
         return lambda length, number: sorted((server_round - 1 + place) % length for place in range(number))

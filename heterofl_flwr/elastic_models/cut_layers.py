@@ -38,6 +38,18 @@ class Slice:
                 tensor = tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))
         return tensor.clone() if tensor is whole_tensor else tensor
 
+    def places(self, names: Iterable[str]) -> dict[str, dict[int, list[tuple[int, int]]]]:
+        """Return the group and the channel of each entry, by parameter and axis, of axes that can be cut."""
+        axes = {name: enumerate(self.channels.axes.get(name, ())) for name in names}
+        return {
+            name: {
+                axis: list(map(tuple, places[kept_positions(places, self.widths)].tolist()))
+                for axis, places in numbered
+                if places is not None
+            }
+            for name, numbered in axes.items()
+        }
+
     def __call__(self, full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
         """Return which part of each parameter the local slice holds of the full one, as rules for layers do."""
         return self.axes(full_model.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])

@@ -9,13 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, RoundError
+from heterofl_flwr.core.channel_order import ChannelOrder
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint, frozen_parameters
+from heterofl_flwr.core.label_rows import find_label_rows
 from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.core.moving_slices import SliceFunction, SliceRule, make_slice_function, window_number
+from heterofl_flwr.core.moving_slices import (
+    NESTED_RULES,
+    SliceFunction,
+    SliceRule,
+    make_slice_function,
+    window_number,
+)
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
-from heterofl_flwr.core.reply_checks import find_label_rows, value_faults
-from heterofl_flwr.core.slice_plan import ALL, Plan, is_shared, shared_part
+from heterofl_flwr.core.reply_checks import value_faults
+from heterofl_flwr.core.slice_plan import ALL, Plan, check_patterns, is_shared, shared_part
 from heterofl_flwr.federation.options import Options
 from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import called_with_rate, check_build
@@ -54,6 +62,8 @@ class Architecture:
         Parameters whose rows belong to classes.
     ignores_labels
         Whether labels of replies are ignored.
+    channel_order
+        The order of channels by importance; None without one.
     """
 
     personal = True
@@ -68,6 +78,7 @@ class Architecture:
         self.dtypes: Mapping[str, torch.dtype] = {}
         self.rows: list[str] = []
         self.ignores_labels = True
+        self.channel_order: ChannelOrder | None = None
 
     @property
     def clients_keep(self) -> bool:
@@ -111,7 +122,9 @@ class Architecture:
 
     def nested_rates(self, rate: float) -> list[float]:
         """Return a rate, and the smaller rates of the mix whose models are part of its slice."""
-        nested = self.mix.rates_inside(rate) if self.options.slicing.slice_rule == "prefix" else ()
+        slicing = self.options.slicing
+        is_nested = slicing.slice_rule in NESTED_RULES and not slicing.by_level
+        nested = self.mix.rates_inside(rate) if is_nested else ()
         return [rate, *nested]
 
     def initial_state(self) -> State:
@@ -153,6 +166,7 @@ class GlobalModel(Architecture):
         self.model = self.build(mix.global_rate)
         self._frozen_values = frozen_parameters(self.model)
         self.global_plan = self.plan(mix.global_rate)
+        check_patterns("by_level", options.slicing.by_level, self.global_plan.axes)
         if options.slicing.slice_rule != "prefix":
             self.plan(mix.rates[-1])  # check the smallest rate now: Dynamic may draw it late in the run
         self._first_names = MappingProxyType(first_names(self.model))
@@ -161,6 +175,9 @@ class GlobalModel(Architecture):
         self.rows = self._find_rows(exchanged)
         rows_stay = not self.rows and (self.personal or len(exchanged) < len(list(self.model.parameters())))
         self.ignores_labels = options.averaging.labels == "none" or rows_stay
+        if options.slicing.slice_rule == "important":
+            plans = [self.plan(rate) for rate in mix.all_rates]
+            self.channel_order = ChannelOrder(self.model, plans, options.slicing.rank_margin)
         self._cached_moved_plan = lru_cache(CACHED_ROUNDS)(self._moved_plan)
 
     @_cached
@@ -177,7 +194,7 @@ class GlobalModel(Architecture):
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
         """Return the slice that the client of a partition trains in a round."""
         rule = self.options.slicing.slice_rule
-        if rule == "prefix":
+        if rule in NESTED_RULES:
             return self.plan(rate)
         return self._cached_moved_plan(server_round, rate, partition if rule == "random-client" else 0)
 

@@ -8,10 +8,10 @@ import secrets
 from collections.abc import Collection, Mapping
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.moving_slices import SliceFunction, SliceRule
+from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule
 from heterofl_flwr.federation.admission import Answers, admit, check_faults
 from heterofl_flwr.federation.architecture import Architecture
-from heterofl_flwr.federation.levels import Levels
+from heterofl_flwr.federation.client_levels import Levels
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment
 from heterofl_flwr.federation.records import RunState
@@ -45,20 +45,21 @@ class Federation:
                 f"in the mix {self.mix} some clients take no part, always the same ones: expected assignment='fix' and "
                 f"everything shared"
             )
-        if self.mix.global_rate > self.mix.rates[0] and slice_rule == "prefix":
+        if self.mix.global_rate > self.mix.rates[0] and slice_rule in NESTED_RULES:
             raise ConfigError(
                 f"the global model has rate {self.mix.global_rate:g}, and the mix {self.mix} no client of it: with "
-                f"slice_rule='prefix' nobody trains the rest; expected rolling, random-level or random-client"
+                f"slice_rule={slice_rule!r} nobody trains the rest; expected rolling, random-level or random-client"
             )
         stages = self.options.stages
         stays = [f"what {stage_name(stage)} keeps stays" for stage in stages if stage.keeps_client_state]
         if stays and personal:
             raise ConfigError(f"{stays[0]} with a client for all parameters: expected all of them to be shared")
         stays += ["parameters that are not shared stay"] if personal else []
-        if stays and (self.assignment, slice_rule) != ("fix", "prefix"):
+        growth = self.options.slicing.growth
+        if stays and (self.assignment, slice_rule, growth) != ("fix", "prefix", 0):
             raise ConfigError(
-                f"{stays[0]} with a client, so it keeps its slice: expected assignment='fix' and "
-                f"slice_rule='prefix', found {self.assignment!r} and {slice_rule!r}"
+                f"{stays[0]} with a client, so it keeps its slice: expected assignment='fix', slice_rule='prefix' and "
+                f"growth=0, found {self.assignment!r}, {slice_rule!r} and {growth}"
             )
         self.options.limits.check_levels(self.mix, self.assignment)
 
@@ -104,10 +105,11 @@ class Federation:
 
     @property
     def evaluated_rule(self) -> SliceRule:
-        """The slice rule of evaluation: clients cut moved slices only if all of them hold the global model."""
+        """The slice rule of evaluation: moved slices only if every client holds the global model, else prefixes."""
         capacities = [self.nodes[node_id].holds for node_id in self.nodes]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
-        return self.options.slicing.slice_rule if all_hold or self.options.evaluation.nodes == "all" else "prefix"
+        rule = self.options.slicing.slice_rule
+        return rule if rule not in NESTED_RULES and (all_hold or self.options.evaluation.nodes == "all") else "prefix"
 
     def evaluated_slice(self, server_round: int, rate: float) -> SliceFunction:
         """Return the slice of a smaller rate that an evaluation measures; under ``random-client``, client 0's."""

@@ -122,6 +122,7 @@ class Round:
             grid=(privacy.clip, privacy.step) if privacy.noise else None,
             learning_rate=self.log.learning_rate,
             run=self._federation.run_key,
+            global_rate=self._federation.mix.global_rate,
         )
 
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
@@ -150,7 +151,7 @@ class Round:
         by_level[level] = by_level.get(level, 0) + num_bytes
 
     def before(self) -> Questions[Mapping[int, Fields]]:
-        """Ask clients before training; return the clients that may train, with extra fields of their instructions."""
+        """Query clients before training; return for each that may train the extra fields of its instruction."""
         clients = {
             node_id: Update(plan=sampled.plan, tensors={}, rate=sampled.rate)
             for node_id, sampled in self.slices.items()
@@ -223,7 +224,8 @@ class Round:
         if self._options.sampling.spare and len(self.answers) < self.needed:
             for node_id in (node_id for node_id in self.slices if node_id in self.silent):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
-        self.log.answered, self.log.notes = len(self.answers), self._federation.nodes.notes()
+        nodes = self._federation.nodes
+        self.log.answered, self.log.notes, self.log.away = len(self.answers), nodes.notes(), dict(nodes.away)
         if self._late:
             self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Sequence
 
 from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.core.moving_slices import NESTED_RULES
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.nn.build import equal_levels
@@ -82,7 +83,7 @@ def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[in
     answered = all(node_id in federation.nodes for node_id in node_ids)
     rates = [federation.levels.largest_rate(server_round, node_id) for node_id in node_ids] if answered else []
     largest = max(rates, default=0.0)
-    if 0 < largest < mix.rates[0] and federation.options.slicing.slice_rule == "prefix":
+    if 0 < largest < mix.rates[0] and federation.options.slicing.slice_rule in NESTED_RULES:
         total, part = federation.architecture.global_plan.parameters, federation.architecture.plan(largest).parameters
         logger.warning(
             "no client that is there can train more than rate %g, and the mix %s has a model of rate %g: %d of its "

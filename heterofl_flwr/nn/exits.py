@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.reply_checks import last_linear
+from heterofl_flwr.core.label_rows import last_linear
 from heterofl_flwr.nn.models import CNN, Build
 from heterofl_flwr.nn.preresnet import PreResNet
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.core.fidelity import Fidelity, Variant
-from heterofl_flwr.core.reply_checks import class_numbers
+from heterofl_flwr.core.label_rows import class_numbers
 
 Fill = Literal["zero", "-inf", "none"]
 """Treatment of the logits of absent classes."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from heterofl_flwr.common.errors import extra
 from heterofl_flwr.report.callbacks import MLflow, TensorBoard, WandB
 from heterofl_flwr.report.console import Console
+from heterofl_flwr.report.monitor import Monitor
 from heterofl_flwr.report.summary import summary_table
 from heterofl_flwr.runs.costs import Costs, ModelCosts
 from heterofl_flwr.runs.folder import RunFolder
@@ -20,6 +21,7 @@ __all__ = [
     "Costs",
     "MLflow",
     "ModelCosts",
+    "Monitor",
     "Recorder",
     "RunFolder",
     "TensorBoard",

@@ -51,7 +51,7 @@ def compare_runs(folders: Sequence[RunFolder]) -> Cells:
 
 
 def paired_difference(metric: str, reference: Mapping[Any, float], second: Mapping[Any, float]) -> str:
-    """Return the mean difference over common seeds; from three on with its 95 % interval of Student's t."""
+    """Return the mean difference over common seeds as text; from three seeds on with its 95 % t interval."""
     differences = [second[seed] - reference[seed] for seed in reference if seed in second]
     if not differences:
         return formatting.NOTHING
@@ -75,7 +75,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path) -> Cells:
         status=", ".join(folder.path.name for folder in folders),
         lines=[],
         figures=figures,
-        tables=[("Runs", table, note)],
+        tables=[("Runs", table, note, ())],
     )
     write_atomic(path, page.encode())
     return table

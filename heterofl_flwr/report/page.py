@@ -14,7 +14,9 @@ from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import draw_run
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.runs.metrics import headline_kind
 from heterofl_flwr.settings.flat import flatten
+from heterofl_flwr.settings.stored_settings import stored_settings
 
 # The page may load nothing at all, from anywhere: everything it shows is in it. The template is here, and no file of
 # its own, because Flower's bundles have no HTML.
@@ -28,17 +30,19 @@ TEMPLATE = """<!DOCTYPE html>
 <title>{{ title }}</title>
 <style>
 body{margin:0 auto;max-width:1220px;padding:1.5rem;overflow-wrap:break-word;font:1rem/1.5 system-ui,sans-serif}
-figcaption,th,.note{font-size:.85rem;opacity:.75}
+figcaption,.note{font-size:.85rem;opacity:.75}th{font-size:.9em;opacity:.75}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.25rem}
 h2{break-after:avoid}figure{margin:0;break-inside:avoid}
-figure img{width:100%}
+figure img{width:100%}@media screen and (prefers-color-scheme:dark){figure img{filter:invert(.93) hue-rotate(180deg)}}
 @media (min-width:56rem){figure:last-child:nth-child(odd){grid-column:1/-1;width:50%;justify-self:center}}
 .table{overflow-x:auto}
 table{border-collapse:collapse}
 th,td{text-align:left;padding:.4rem .9rem .4rem 0;border-bottom:1px solid #8884;vertical-align:top}
 @media screen{th,td{white-space:nowrap}}@media print{.figures{grid-template-columns:1fr 1fr}}
 td:nth-child(2):last-child{white-space:normal;overflow-wrap:anywhere}
-#settings .table{columns:20rem;overflow:visible}@media print,(max-width:40rem){table{font-size:.8rem}}
+details .table{columns:20rem;overflow:visible}@media print{table{font-size:.8rem}}
+@media screen and (max-width:40rem){body{padding:1rem}
+table{font-size:.72rem}th{white-space:normal}th,td{padding-right:.3rem}}
 </style>
 </head>
 <body>
@@ -57,9 +61,7 @@ td:nth-child(2):last-child{white-space:normal;overflow-wrap:anywhere}
 {% endfor %}
 </div>
 </section>
-{% for name, (heads, rows), note in tables %}
-<section id="{{ name | lower | replace(' ', '-') }}"><h2>{{ name }}</h2>
-{% if rows %}
+{% macro table(heads, rows) %}
 <div class="table"><table>
 <thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
 <tbody>
@@ -67,17 +69,25 @@ td:nth-child(2):last-child{white-space:normal;overflow-wrap:anywhere}
 <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
-{% endif %}
+{% endmacro %}
+{% for name, (heads, rows), note, rest in tables %}
+<section id="{{ name | lower | replace(' ', '-') }}"><h2>{{ name }}</h2>
+{% if rows %}{{ table(heads, rows) }}{% endif %}
 {% if note %}<p class="note">{{ note }}</p>{% endif %}
+{% if rest %}
+<details><summary>{{ rest | length }} more, as they are by default</summary>{{ table(heads, rest) }}</details>
+{% endif %}
 </section>
 {% endfor %}
 </body>
 </html>
 """
 
+_UNKNOWN = object()  # the default of a setting of somebody's own app
+
 _ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
-Table = tuple[str, summary.Cells, str]  # a table with its title, and a note below it
+Table = tuple[str, summary.Cells, str, Sequence[Sequence[str]]]  # title, table, a note below it, rows that are folded
 
 
 def render_page(**content: object) -> str:
@@ -108,23 +118,33 @@ def write_page(folder: RunFolder) -> Path:
 def _tables(
     about: Mapping[str, Any], settings: Mapping[str, object], records: Sequence[RoundRecord], costs: ModelCosts | None
 ) -> Iterator[Table]:
-    note = "MACs: multiplications of one forward pass. Clients: share of all that were asked. Bytes: sent both ways."
-    yield "Levels", summary.level_cells(records, costs), note
+    note = (
+        "MACs: multiplications of one forward pass. Clients: share of all that were asked. "
+        f"{headline_kind(records).capitalize()}: of each level's own model, on clients' data; the full model, also on "
+        "the server's data, is under Metrics. Bytes: sent both ways."
+    )
+    yield "Levels", summary.level_cells(records, costs), note, ()
     metrics = summary.score_cells(records)
     note = (
         "Best: the best round by each metric itself, chosen on the data it is measured on; of clients' metrics other "
         "than accuracies from 0 to 1, by the median."
     )
-    yield "Metrics", metrics, note if metrics[1] else "No round was evaluated."
+    yield "Metrics", metrics, note if metrics[1] else "No round was evaluated.", ()
     failures = summary.failure_cells(records)
-    yield "Failures", failures, "" if failures[1] else "No client failed."
+    yield "Failures", failures, "" if failures[1] else "No client failed.", ()
     facts_of_run = {
         key: list(dict.fromkeys(value)) if isinstance(value, list) else value for key, value in about.items()
     }
     facts = [(name.replace("_", "-"), _shown(value)) for name, value in flatten(facts_of_run).items()]
-    yield "How it was run", (("fact", "value"), facts), ""
-    rows = [(name, _shown(value)) for name, value in sorted(flatten(settings).items())]
-    yield "Settings", (("setting", "value"), rows), "" if rows else "None were recorded."
+    yield "How it was run", (("fact", "value"), facts), "", ()
+    defaults: dict[str, object] = {setting.key: setting.value for setting in stored_settings()}
+    values = sorted(flatten(settings).items())
+    changed, unchanged = (
+        [(name, _shown(value)) for name, value in values if (defaults.get(name, _UNKNOWN) == value) is default]
+        for default in (False, True)
+    )
+    note = "" if changed or unchanged else "None were recorded."
+    yield "Settings", (("setting", "value"), changed), note, unchanged
 
 
 def _shown(value: object) -> str:

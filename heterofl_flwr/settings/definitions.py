@@ -15,9 +15,9 @@ from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Posi
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Variant
+from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import SliceRule
-from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustKind
 from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.admission import Limits
@@ -29,7 +29,7 @@ from heterofl_flwr.settings import value_types
 from heterofl_flwr.settings.value_types import Group
 from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.compress import Upload
-from heterofl_flwr.stages.privacy import Privacy
+from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.training.distill import DistillOptions
 from heterofl_flwr.training.joint_losses import TrainedExits
 from heterofl_flwr.training.options import TrainOptions
@@ -108,7 +108,11 @@ class ServerSettings(Limits):
     """
     slice_rule: SliceRule = same(Slicing, "slice_rule")
     roll_by: Count = same(Slicing, "roll_by")
+    growth: Natural = same(Slicing, "growth")
+    rank_every: Count = same(Slicing, "rank_every")
+    rank_margin: NotNegative = same(Slicing, "rank_margin")
     shared: value_types.Patterns = same(Slicing, "shared")
+    by_level: value_types.Patterns = same(Slicing, "by_level")
     weights: Weights = same(Averaging, "weights")
     stages: value_types.StagesText = ""
     """further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi and
@@ -198,6 +202,8 @@ class RunSettings(Group):
     """the metric, such as local-accuracy, that a sweeper that searches goes by; '': the global model's"""
     callbacks: value_types.Callbacks = ("tensorboard",)
     """what is called with the record of each round"""
+    metrics_address: value_types.Text = ""
+    """where the server serves the run's metrics and health over HTTP, such as 127.0.0.1:9090; '': nowhere"""
 
 
 class Settings(Group):

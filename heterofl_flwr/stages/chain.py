@@ -1,7 +1,7 @@
 """The chain: server stages around the mean that sums the updates of a round."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -161,7 +161,7 @@ class Chain:
         return self._broadcast
 
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
-        """Ask clients before training; return the clients that may train, with extra fields of their instructions."""
+        """Query clients before training; return for each that may train the extra fields of its instruction."""
         extra = {client: dict[str, object]() for client in clients}
         if self.summing:
             members = yield from self.summing.before(clients, self._context)
@@ -214,6 +214,10 @@ class Chain:
             state = stage.evaluated(state)
         return state
 
+    def level_tensors(self, rate: float) -> State:
+        """Return the parameters in which the model of a rate differs from its slice, in its shapes."""
+        return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
+
     def metrics(self) -> dict[str, float]:
         """Return the stages' numbers for the record of a round."""
         return {key: value for stage in self.stages for key, value in stage.metrics().items()}
@@ -225,6 +229,16 @@ class Chain:
             for stage in self.stages
             for key, tensor in stage.state().items()
         }
+
+    def reorder(self, apply: Callable[[str, Tensor], Tensor], shapes: Mapping[str, torch.Size]) -> None:
+        """Change the order of channels in the stages' tensors; a tensor's name ends with that of its parameter."""
+        for stage in self.stages:
+            tensors = {key: (key.rpartition("/")[2], tensor) for key, tensor in stage.state().items()}
+            if tensors:
+                stage.load({
+                    key: apply(name, tensor) if shapes.get(name) == tensor.shape else tensor
+                    for key, (name, tensor) in tensors.items()
+                })  # fmt: skip
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore the tensors of a checkpoint; an empty mapping begins a new run."""

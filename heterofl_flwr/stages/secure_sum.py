@@ -21,8 +21,8 @@ from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.common.options import Positive, with_options
 from heterofl_flwr.core.aggregator import CheckedReply
 from heterofl_flwr.core.differential_privacy import in_steps
+from heterofl_flwr.core.label_rows import LabelRows
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.core.reply_checks import LabelRows
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure.client import ClientRound, Dealt, Masked, MaskedRounds, make_keys
 from heterofl_flwr.secure.crypto import Words, are_usable

@@ -13,8 +13,8 @@ from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, ReplyError, 
 from heterofl_flwr.federation.round import Round, Sampled
 from heterofl_flwr.federation.sampling import draw
 from heterofl_flwr.stages.asynchronous import Asynchronous, Seats
-from heterofl_flwr.strategies.arrivals import Arrivals
-from heterofl_flwr.strategies.hooks import RoundHooks, as_flower_error
+from heterofl_flwr.strategies.configure_aggregate import RoundHooks, as_flower_error
+from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import Slices
 from heterofl_flwr.transport import packing
 from heterofl_flwr.transport.exchange import cancel, first_replies, reply_or_fault
@@ -104,9 +104,9 @@ class Steps:
         """Open a step, without clients that have left or have trained since ``before``."""
         strategy, federation = self._strategy, self._strategy.federation
         nodes = federation.nodes
-        arrivals = Arrivals(self._grid, federation, server_round, strategy.messages_of(server_round).budget)
-        node_ids = arrivals.wait()
-        arrivals.log_changes()
+        registration = NodeRegistration(self._grid, federation, server_round, strategy.messages_of(server_round).budget)
+        node_ids = registration.wait()
+        registration.log_changes()
         lost = {id_: turn for id_, turn in self._training.items() if turn.since <= before or turn.node_id not in nodes}
         self._training = {id_: turn for id_, turn in self._training.items() if id_ not in lost}
         self._waiting = [(turn, reply) for turn, reply in self._waiting if turn.node_id in nodes]
@@ -166,7 +166,7 @@ class Steps:
             if not id_:
                 current.refuse(node_id, Fault("the message could not be sent"))
                 continue
-            num_bytes = self._strategy.sent_bytes(slices, sampled.plan)
+            num_bytes = self._strategy.sent_bytes(slices, sampled.plan, sampled.rate)
             self._training[id_] = _Turn(node_id, sampled, began, num_bytes)
 
     def _draw(self, current: Round) -> list[int]:

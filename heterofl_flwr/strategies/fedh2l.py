@@ -26,10 +26,10 @@ from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.federation.sampling import Participation, Sampling
 from heterofl_flwr.stages.client_stage import FULL_PRECISION
 from heterofl_flwr.strategies.arguments import FEDAVG, explain_unknown
-from heterofl_flwr.strategies.base import FederationStrategy
+from heterofl_flwr.strategies.configure_aggregate import MetricsFn
 from heterofl_flwr.strategies.heterofl import HeteroFL
-from heterofl_flwr.strategies.hooks import MetricsFn
 from heterofl_flwr.strategies.round_messages import Budget, instruction
+from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.training.distill import DistillOptions, check_posteriors
 from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.exchange import read_each

@@ -12,8 +12,8 @@ import heterofl_flwr
 from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError
 from heterofl_flwr.core import Mix, Plan, width
 from heterofl_flwr.core.exchanged import exchanged_parameters
+from heterofl_flwr.core.label_rows import find_label_rows
 from heterofl_flwr.core.randomness import initial_state
-from heterofl_flwr.core.reply_checks import find_label_rows
 from tests.adapters.nets import CASES, Net, adapted, gpt2, load_peft, outputs, ranks_of, without_rows
 
 lora = heterofl_flwr.lora

@@ -230,19 +230,3 @@ def test_a_node_that_does_not_know_its_data_is_told_how():
         run(num_rounds=1, node_config=lambda partition: {"num-partitions": "many"})
     with pytest.raises(ConfigError, match="partition-id is 9; expected 0 to 7"):
         Workload(from_flat({})).part(9, 8)
-
-
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({}, "HeteroFL"),
-        ({"server.strategy": "fedh2l", "distill.models": "mlp"}, "FedH2L"),
-        ({"server.slice-rule": "rolling"}, "FedRolex"),
-        ({"server.shared": "", "mix": "a"}, "Standalone"),
-        ({"mix": "a"}, "FedAvg"),
-        ({"server.stages": "scaffold", "train.momentum": 0.0}, "SCAFFOLD"),
-    ],
-)
-def test_the_title_of_a_run_names_its_method(changes, name):
-    """All of them were called HeteroFL."""
-    assert server_app.method_name(from_flat(changes)) == name

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from heterofl_flwr.app.running import LOG
+from heterofl_flwr.app.simulation import LOG
 from heterofl_flwr.report import RunFolder
 from tests.deployment.processes import MARK, Processes, free_port, marked
 from tests.federation.tiny import equal

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app import running
+from heterofl_flwr.app import simulation
 from heterofl_flwr.app.main import main
 from heterofl_flwr.app.preflight import check_task
 from heterofl_flwr.app.workload import Workload
@@ -29,8 +29,8 @@ def started(monkeypatch):
         requests.append(request)
         raise run_request.ends
 
-    run_request.ends = running.RunError("told so")
-    monkeypatch.setattr(running, "run_request", run_request)
+    run_request.ends = simulation.RunError("told so")
+    monkeypatch.setattr(simulation, "run_request", run_request)
     return requests, run_request
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from heterofl_flwr.app import preflight, running
+from heterofl_flwr.app import preflight, simulation
 from heterofl_flwr.app.main import main
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import from_flat, to_flat
@@ -23,9 +23,9 @@ def asked(machine, monkeypatch, tmp_path):
 
     def run_request(request, *, log):
         requests.append((request, log))
-        raise running.RunError("told so")
+        raise simulation.RunError("told so")
 
-    monkeypatch.setattr(running, "run_request", run_request)
+    monkeypatch.setattr(simulation, "run_request", run_request)
     monkeypatch.setattr(preflight, "check_task", lambda task, clients: None)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 

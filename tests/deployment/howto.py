@@ -18,7 +18,7 @@ class HowTo:
     """Hands out the page's commands, each once, and its files, ready to be used in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port, self._open_port = folder, free_port(), free_port()
+        self.folder, self.port, self._open_port, self._metrics = folder, free_port(), free_port(), free_port()
         end = PAGE.read_text(encoding="utf-8").splitlines().index(END)
         shown = [block for block in blocks(PAGE, "bash", "toml") if block.line < end and not block.skipped]
         self.files = {match["name"]: self.here(block.code) for block in shown if (match := _FILE.match(block.code))}
@@ -44,6 +44,7 @@ class HowTo:
             "--port 8000": f"--port {self.port}",
             "localhost:8000": f"localhost:{self.port}",
             "127.0.0.1:8000": f"127.0.0.1:{self.port}",
+            "127.0.0.1:9090": f"127.0.0.1:{self._metrics}",
             "/home/me/runs/first": str(self.folder / "run"),
             "/home/me": str(self.folder),
             # What nginx writes lies in folders of the system's, which not every user can write to.

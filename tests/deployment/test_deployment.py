@@ -68,6 +68,7 @@ class Ended:
     deadline: float
     answers: Mapping[str, int]  # to requests through the open port
     left: list[str]  # of the page's commands
+    health: Mapping[str, object]  # in the second round
 
 
 class Follower(Processes):
@@ -177,6 +178,7 @@ def ended(tmp_path_factory):
         answers = {path: follower.answer(path) for path in (*SPELLINGS, "/v1/fleet/pull-messages")} if NGINX else {}
         codes = {name: process.wait(LONGEST) for name, process in strangers.items()}
         follower.wait_for_instruction(KILLED)
+        health = json.loads(follower.do("curl"))
         (server,) = follower.numbers_of("flwr-serverapp")
         os.kill(server, signal.SIGKILL)
         first_round = run.history()
@@ -188,8 +190,9 @@ def ended(tmp_path_factory):
         runs = json.loads(follower.do("flwr ls"))["runs"]
         statuses = {str(one["run-id"]): str(one["status"]) for one in runs}
         numbers = [str(follower.number_of(log)) for log in ("killed", "resumed")]
-        logs = {name: follower.log(name) for name in (*strangers, "superlink")}
-    return Ended(run, config, first_round, statuses, numbers, codes, logs, deadline, answers, follower.page.commands)
+        logs = {name: follower.log(name) for name in (*strangers, *nodes, "superlink", "resumed")}
+    left = follower.page.commands
+    return Ended(run, config, first_round, statuses, numbers, codes, logs, deadline, answers, left, health)
 
 
 class WithoutThePhone(LocalGrid):
@@ -210,6 +213,16 @@ class WithoutThePhone(LocalGrid):
 
 def test_every_command_of_the_page_was_run(ended):
     assert ended.left == []
+
+
+def test_a_run_serves_its_health(ended):
+    expected = {"status": "ok", "round": 1, "rounds": ROUNDS, "clients": "2/2", "failing": [], "away": {}}
+    assert {key: ended.health[key] for key in expected} == expected
+
+
+def test_logs_have_the_time_on_the_server_and_the_round_on_nodes(ended):
+    assert re.search(r"\d\d:\d\d:\d\d\S* ?: +.*Metrics: http", ended.logs["resumed"])
+    assert all(f"round 1: train at level {level}" in ended.logs[name] for name, level in zip(NAMES, "ca", strict=True))
 
 
 def test_the_run_completes_though_its_server_and_a_node_die(ended):

@@ -20,7 +20,7 @@ from tests.docs.pages import PAGES, ROOT, commands, name_of
 from tests.flower_internals import get_flwr_command
 
 BUILT_IN = {"cd", "export", "kill", "."}
-OF_THE_SYSTEM = {"cmp", "nginx", "sed", "ssh"}  # which no package of ours brings
+OF_THE_SYSTEM = {"curl", "cmp", "nginx", "sed", "ssh"}  # which no package of ours brings
 
 
 def heterofl(words: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from flwr.serverapp.exception import AggregationError
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import RoundError
-from heterofl_flwr.strategies import hooks
+from heterofl_flwr.strategies import configure_aggregate
 from heterofl_flwr.transport.messages import SCHEMA, SCHEMA_KEY
 from tests.federation.tiny import bare_reply, build, config, crash, equal, make_app, play
 
@@ -130,7 +130,7 @@ def test_a_sole_holder_elsewhere_moves_the_model_a_bounded_way(monkeypatch):
     """Unless a bound is given: any of its own, or a large one for none."""
     far = changed(entry(np.full(8, 1e4, np.float32)))
     assert play(make_app(far), nodes=2).log.failures == {}
-    monkeypatch.setattr(hooks, "crosses_superlink", lambda grid: True)
+    monkeypatch.setattr(configure_aggregate, "crosses_superlink", lambda grid: True)
     with pytest.raises(RoundError, match=r"its change has an L2 norm of .*, expected up to \d.* \(norm_bound\)"):
         play(make_app(far), nodes=2)
     near = changed(entry(np.full(8, 5, np.float32)))

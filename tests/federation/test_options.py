@@ -35,7 +35,10 @@ STRATEGY = [
     *(({"callbacks": own}, "callbacks is .*built-in function print.*; expected a list of") for own in (print, [print])),
     ({"limits": {"norm_bond": 1}}, r"limits is {'norm_bond': 1}, expected Limits\(\.\.\.\), or leave it out"),
     ({"slice_rule": "rolling", "roll_by": 1.5}, r"roll_by is 1\.5, expected an integer of 1 or more"),
-    ({"slice_rule": "random"}, "slice_rule is 'random', expected one of prefix, rolling, random-level, random-client"),
+    (
+        {"slice_rule": "random"},
+        "slice_rule is 'random', expected one of prefix, important, rolling, random-level, random-client",
+    ),
     *(
         ({"min_replies": own}, f"min_replies is {own!r}, expected 'auto', {COUNT}")
         for own in (0, True, 1.0, math.nan, "half")

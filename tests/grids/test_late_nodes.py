@@ -4,7 +4,7 @@ import pytest
 from flwr.app import Error
 
 from heterofl_flwr.common.errors import RoundError
-from heterofl_flwr.strategies import arrivals, round_messages
+from heterofl_flwr.strategies import node_registration, round_messages
 from heterofl_flwr.transport import exchange, late_nodes
 from heterofl_flwr.transport.compat import ErrorCode
 from heterofl_flwr.transport.late_nodes import LateNodes
@@ -58,7 +58,7 @@ def _taken_before(id_):
 @pytest.fixture
 def clock(monkeypatch):
     found = Clock()
-    for module in (exchange, round_messages, arrivals, late_nodes):
+    for module in (exchange, round_messages, node_registration, late_nodes):
         monkeypatch.setattr(module, "time", found)
     return found
 
@@ -88,13 +88,13 @@ def test_nodes_that_begin_one_message_behind_are_known_by_their_late_answers(clo
     found = run(clock, num_rounds=3, behind={3: 1})
     assert [(record.answered, record.expected) for record in found.records] == [(3, 4)] * 3
     assert [record.failures for record in found.records] == [{}, {3: late_nodes.LATE}, {3: late_nodes.LATE}]
-    assert clock.now < arrivals.QUERY_SECONDS + 100
+    assert clock.now < node_registration.QUERY_SECONDS + 100
     with pytest.raises(RoundError, match=r"0 of 2 clients gave a usable reply.*no reply in time"):
         run(clock, num_rounds=2, nodes=2, behind={0: 1, 1: 1})
 
 
 def test_a_late_answer_to_a_query_counts_in_the_next_round(clock):
-    found = run(clock, slow={3: {1: arrivals.QUERY_SECONDS + 1.0}})
+    found = run(clock, slow={3: {1: node_registration.QUERY_SECONDS + 1.0}})
     assert [record.answered for record in found.records] == [3, 4, 4, 4]
     found = run(clock, num_rounds=8, slow={3: dict.fromkeys(range(1, 9), 130.0)})  # longer than rounds
     assert [record.answered for record in found.records][-1] == 4

@@ -140,3 +140,14 @@ def test_a_run_that_diverged_and_one_of_a_single_round_are_drawn(record, costs):
     ]
     assert to_png(figures(records, costs)["learning-curves"], "title")
     assert figures([record(2)], costs).keys() >= {"learning-curves", "bytes"}
+
+
+def test_settings_that_were_changed_are_apart_from_those_that_were_not(tmp_path, fake):
+    folder = RunFolder(tmp_path / "run")
+    folder.start({"num-rounds": 7, "train.momentum": 0.9, "of-my-own": 1})
+    fake.run([Recorder(folder, every=12)], 1, 1)
+    write_report(folder)
+    changed, unchanged = folder.report.read_text(encoding="utf-8").split('id="settings"')[1].split("<details>")
+    assert all(name in changed for name in ("num-rounds", "of-my-own"))
+    assert "train.momentum" in unchanged
+    assert "train.momentum" not in changed

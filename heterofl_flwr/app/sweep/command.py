@@ -27,8 +27,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from heterofl_flwr.app.main import FAILED
-from heterofl_flwr.app.running import LOG, RunError
-from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, build_job, check_jobs, flat, read_score, run_once
+from heterofl_flwr.app.simulation import LOG, RunError
+from heterofl_flwr.app.sweep.run_job import DIVERGED, ENDED, build_job, check_jobs, flat, read_score, run_once
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.flat import SPECS
 

@@ -30,7 +30,7 @@ WINDOW = 1000
 POLL_SECONDS = 0.5
 
 
-class Arrivals:
+class NodeRegistration:
     """The nodes of a grid in one round, and what they can hold.
 
     A node that does not answer the capability query is left out of the round, and asked again in the next one. The

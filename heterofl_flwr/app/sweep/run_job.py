@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from heterofl_flwr.app.preflight import check_task
-from heterofl_flwr.app.request import WINDOW, Request
-from heterofl_flwr.app.running import run_request
+from heterofl_flwr.app.run_request import WINDOW, Request
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
+from heterofl_flwr.app.simulation import run_request
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.common.files import to_json
@@ -25,7 +25,7 @@ from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import Score, headline, scores
-from heterofl_flwr.settings.auto_values import CLIENTS, preset
+from heterofl_flwr.settings.defaults import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import DEFAULTS, first_names, flatten, from_flat, read_specs, to_flat, validate
 from heterofl_flwr.settings.stored_settings import Setting

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -22,8 +22,8 @@ from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.client_stage import Fields, State
-from heterofl_flwr.stages.privacy import Spent
-from heterofl_flwr.strategies.arrivals import Arrivals
+from heterofl_flwr.stages.privacy_accountant import Spent
+from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import (
     MOMENTS_SHARE,
     STAGES_SHARE,
@@ -153,14 +153,14 @@ class RoundHooks(Strategy):
     def sample_nodes(self, grid: Grid, server_round: int, purpose: Purpose) -> tuple[list[int], list[int]]:
         """Return the nodes that can be sampled, once there are enough, and those that take part in the round."""
         federation, levels = self.federation, self.federation.levels
-        arrivals = Arrivals(grid, federation, server_round, self.messages_of(server_round).budget)
-        node_ids = arrivals.wait()
+        registration = NodeRegistration(grid, federation, server_round, self.messages_of(server_round).budget)
+        node_ids = registration.wait()
         if purpose == "train":
             node_ids = levels.trainable_nodes(node_ids)
         sampled = levels.sample(server_round, node_ids, purpose)
         if not levels.asks_all:
-            sampled = sorted(filter(levels.can_train, arrivals.ask(sampled)), key=federation.nodes.partition)
-        arrivals.log_changes()
+            sampled = sorted(filter(levels.can_train, registration.ask(sampled)), key=federation.nodes.partition)
+        registration.log_changes()
         return node_ids, sampled
 
     def is_remote(self, grid: Grid) -> bool:
@@ -175,7 +175,7 @@ class RoundHooks(Strategy):
     ) -> list[Message]:
         """Return a message for each client of the round, with its slice and its rate."""
         messages.check_own_keys(config)
-        slices = Slices(self.federation, arrays)
+        slices = Slices(self.federation, self._sort_channels(server_round, arrays), self.chain.level_tensors)
         opened = self.messages_of(server_round)
         node_ids, sampled_ids = self.sample_nodes(grid, server_round, "train")
         current = self.new_round(server_round, node_ids, slices.state, config, grid, sampled_ids)
@@ -190,10 +190,24 @@ class RoundHooks(Strategy):
                 fault = unusable if excluded is None else Fault(excluded, "rejected")
                 current.refuse(node_id, queries.faults.get(node_id, fault))
                 continue
-            current.note_sent(node_id, self.sent_bytes(slices, sampled.plan))
+            current.note_sent(node_id, self.sent_bytes(slices, sampled.plan, sampled.rate))
             opened.sent.append(self.train_message(current, node_id, slices, config, stage_configs[node_id]))
         # Flower may iterate the result more than once, and this object keeps its own list.
         return list(opened.sent)
+
+    def _sort_channels(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the global model; with ``slice_rule="important"``, every k rounds, its channels by importance."""
+        channel_order = self.federation.architecture.channel_order
+        if channel_order is None or (server_round - 1) % self.options.slicing.rank_every:
+            return arrays
+        state = self.federation.architecture.check_state(packing.read_tensors(arrays))
+        order = channel_order.find(state)
+        if order is None:
+            return arrays
+        apply = partial(channel_order.apply, order)
+        self.chain.reorder(apply, {name: tensor.shape for name, tensor in state.items()})
+        self.moments = {}  # of the channels in their earlier places
+        return ArrayRecord({name: apply(name, tensor) for name, tensor in state.items()})
 
     def train_message(
         self, current: Round, node_id: int, slices: Slices, config: ConfigRecord, stage_config: Fields
@@ -202,15 +216,15 @@ class RoundHooks(Strategy):
         sampled = current.slices[node_id]
         client = self._train_config(current, node_id, sampled.rate)
         full_config = {**config, **client, **stage_config}
-        message = instruction(self.train_kind, node_id, slices.record(sampled.plan), full_config)
+        message = instruction(self.train_kind, node_id, slices.level_record(sampled.plan, sampled.rate), full_config)
         if self.chain.broadcast:
             message.content[messages.BROADCAST] = slices.broadcast(sampled.plan, self.chain.broadcast)
         return message
 
-    def sent_bytes(self, slices: Slices, plan: Plan) -> int:
+    def sent_bytes(self, slices: Slices, plan: Plan, rate: float) -> int:
         """Return the bytes of the tensors in a training instruction."""
         broadcast = [slices.broadcast(plan, self.chain.broadcast)] if self.chain.broadcast else []
-        return sum(map(packing.count_bytes, (slices.record(plan), *broadcast)))
+        return sum(map(packing.count_bytes, (slices.level_record(plan, rate), *broadcast)))
 
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
         """Return the config of a training instruction."""
@@ -282,7 +296,7 @@ class RoundHooks(Strategy):
         opened.open(current)
         rule, window = federation.evaluated_rule, window_number(server_round, self.options.slicing.roll_by)
         moved = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
-        slices = Slices(federation, self.evaluated_arrays(arrays))
+        slices = Slices(federation, self.evaluated_arrays(arrays), self.chain.level_tensors)
 
         def make_message(kind: str, node_id: int, extra: Mapping[str, object]) -> Message:
             rates = current.rates[node_id]
@@ -290,7 +304,11 @@ class RoundHooks(Strategy):
             full_config = {**config, **client, **extra, messages.RATES: list(rates)}
             if rates[0] == federation.mix.global_rate:
                 full_config |= moved
-            return instruction(kind, node_id, slices.record(federation.architecture.plan(rates[0])), full_config)
+            record = slices.level_record(federation.architecture.plan(rates[0]), rates[0])
+            message = instruction(kind, node_id, record, full_config)
+            if self.options.slicing.by_level and len(rates) > 1:
+                message.content[messages.LEVELS] = slices.level_parameters(rates[1:])
+            return message
 
         self._collect_moments(opened, current, grid, make_message)
 

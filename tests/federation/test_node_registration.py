@@ -16,7 +16,7 @@ from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.federation.nodes import Capability, Nodes
-from heterofl_flwr.strategies import arrivals
+from heterofl_flwr.strategies import node_registration
 from heterofl_flwr.transport import messages
 from tests.federation import tiny
 from tests.federation.tiny import Watched, build, build_normed, config, judge, make_app, play
@@ -323,6 +323,7 @@ def test_who_leaves_joins_and_comes_back_is_named(caplog):
     caplog.set_level("INFO")
     grid = partial(Leaving, leaves_at="train", returns_at=3)
     found = play(None, "a1", 4, 4, grid=grid)
+    assert [record.away for record in found.records] == [{}, {"partition 0": 2}, {"partition 0": 2}, {}]
     assert ["away: partition 0 (since round 2)" in record.notes for record in found.records] == [
         False,
         True,
@@ -353,7 +354,7 @@ def test_named_nodes_are_asked_when_they_are_drawn():
 
 
 def test_all_are_asked_in_windows_where_partitions_order_them(monkeypatch):
-    monkeypatch.setattr(arrivals, "WINDOW", 4)
+    monkeypatch.setattr(node_registration, "WINDOW", 4)
     sizes = []
 
     class Sized(Watched):

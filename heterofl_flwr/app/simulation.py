@@ -14,7 +14,7 @@ from typing import cast
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
-from heterofl_flwr.app.request import Request
+from heterofl_flwr.app.run_request import Request
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.client.state import NODE_STATES
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError

@@ -1,0 +1,146 @@
+"""Channels in the order of their importance: the first ones, which small clients hold, are those of the largest norm.
+
+The channels of the global model itself change places, so every slice stays a prefix, and the model computes the same
+function. This is a structured form of FIARSE (Wu et al., NeurIPS 2024), which masks single entries by magnitude.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from heterofl_flwr.common.errors import ConfigError, listed
+from heterofl_flwr.core.axes import Axis, CoupledAxis, positions
+from heterofl_flwr.core.slice_plan import Plan
+
+Places = Sequence[tuple[int, int]]
+"""The group and the channel of each entry of an axis; entries of group -1 stay in their places."""
+
+
+class ChannelOrder:
+    """Groups of tied channels, such as the channels of a residual stream, and their order by importance.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The global model. One of ``elastic`` knows its groups; in others, the axes of one length are one group.
+    plans : Sequence[Plan]
+        The prefix slice of each rate, from the largest to the smallest.
+    margin : float
+        A channel enters a slice if its norm is larger, by this fraction, than that of the channel that leaves it.
+    """
+
+    def __init__(self, model: nn.Module, plans: Sequence[Plan], margin: float = 0.0) -> None:
+        if lacking := plans[0].axes.keys() - plans[-1].axes.keys():
+            raise ConfigError(
+                f"slice_rule='important' orders channels, and the smallest slice has no {listed(lacking, 3)}: "
+                f"expected a model that shrinks in width alone, or slice_rule='prefix'"
+            )
+        rule = vars(model).get("plan_rule")  # of elastic
+        places: Mapping[str, Mapping[int, Places]] = (
+            _places_by_length(plans[-1]) if rule is None else rule.places(plans[-1].axes)
+        )
+        sizes: dict[int, int] = {}
+        for group, channel in _entries(places):
+            sizes[group] = max(sizes.get(group, 0), channel + 1)
+        starts = dict(zip(sizes, torch.tensor([0, *sizes.values()]).cumsum(0).tolist(), strict=False))
+        self._groups = [slice(start, start + sizes[group]) for group, start in starts.items()]
+        # By parameter and axis, the number of each entry's channel among those of all groups.
+        self._channels = {
+            name: {
+                axis: torch.tensor([starts[group] + channel if group >= 0 else -1 for group, channel in rows])
+                for axis, rows in axes.items()
+            }
+            for name, axes in places.items()
+        }
+        self._check_groups(model, traced=rule is not None)
+        # The factor of a channel's norm grows with the number of slices that hold the channel now.
+        self._factors = torch.ones(sum(sizes.values()), dtype=torch.float64)
+        for plan in plans:
+            slices = [
+                channels[sorted(positions(plan.axes[name][axis]))]
+                for name, axes in self._channels.items()
+                for axis, channels in axes.items()
+            ]
+            channels_held = torch.cat([torch.tensor([-1]), *slices]).unique()
+            self._factors[channels_held[channels_held >= 0]] *= 1 + margin
+
+    def _check_groups(self, model: nn.Module, *, traced: bool) -> None:
+        """Raise ``ConfigError`` if the channels of a group cannot change places alone."""
+        norms = [f"{name}.weight" for name, layer in model.named_modules()
+                 if isinstance(layer, nn.GroupNorm) and 1 < layer.num_groups < layer.num_channels]  # fmt: skip
+        embeddings = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Embedding)]
+        matrices = [
+            (name, axis, channels)
+            for name, axes in self._channels.items()
+            for axis, channels in axes.items()
+            if model.get_parameter(name).dim() > 1
+        ]
+        faults = {name for name in norms if self._channels.get(name) and not traced}
+        for group in self._groups:
+            inside = [(name, axis) for name, axis, ids in matrices if ((ids >= group.start) & (ids < group.stop)).any()]
+            sources = {name for name, axis in inside if axis == 0 or name in embeddings}
+            targets = {name for name, axis in inside if axis != 0 and name not in embeddings}
+            if not traced and (not sources or not targets or len(sources | targets) < 2):
+                faults |= sources | targets
+        for name, axes in self._channels.items():
+            for channels in axes.values():
+                counts = (channels[channels >= 0]).bincount(minlength=self._groups[-1].stop)
+                if any(len(counts[group][counts[group] > 0].unique()) > 1 for group in self._groups):
+                    faults.add(name)
+        if faults:
+            raise ConfigError(
+                f"slice_rule='important' moves channels, and of {listed(faults)} it is not known where they come from "
+                f"or go to (behind Flatten, or in a group norm): make the model by elastic, which knows, or expected "
+                f"slice_rule='prefix'"
+            )
+
+    @torch.no_grad()
+    def importance(self, state: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the norm of all parameters that enter and leave each channel, by group."""
+        squares = torch.zeros_like(self._factors)
+        for name, axes in self._channels.items():
+            entries = state[name].double().cpu().square()
+            for axis, channels in axes.items():
+                sums = entries.movedim(axis, 0).reshape(len(channels), -1).sum(1)  # (length,)
+                squares.index_add_(0, channels[channels >= 0], sums[channels >= 0])
+        return [squares[group].sqrt() for group in self._groups]
+
+    def find(self, state: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the channels in the order of importance, equal ones as they are now; None if this is that order."""
+        order = [
+            group.start + (norms * self._factors[group]).argsort(descending=True, stable=True)
+            for group, norms in zip(self._groups, self.importance(state), strict=True)
+        ]
+        joined = torch.cat([torch.empty(0, dtype=torch.long), *order])
+        return None if torch.equal(joined, torch.arange(len(joined))) else joined
+
+    def apply(self, order: Tensor, name: str, tensor: Tensor) -> Tensor:
+        """Return a parameter, or a tensor of its shape, with its channels in another order."""
+        for axis, channels in self._channels.get(name, {}).items():
+            new = torch.where(channels < 0, channels, order[channels])
+            # The entries of one channel, such as those of several heads or pixels, keep their order.
+            index = torch.empty_like(channels)
+            index[new.argsort(stable=True)] = channels.argsort(stable=True)
+            tensor = tensor.index_select(axis, index.to(tensor.device))
+        return tensor
+
+
+def _entries(places: Mapping[str, Mapping[int, Places]]) -> Iterable[tuple[int, int]]:
+    """Return all channels of all groups, sorted."""
+    return sorted({entry for axes in places.values() for rows in axes.values() for entry in rows if entry[0] >= 0})
+
+
+def _places_by_length(plan: Plan) -> dict[str, dict[int, Places]]:
+    """Return the places of axes that are cut; axes whose parts have one length are one group."""
+    return {
+        name: {number: _places(axis) for number, axis in enumerate(axes) if axis.local_size < axis.size}
+        for name, axes in plan.axes.items()
+    }
+
+
+def _places(axis: Axis) -> Places:
+    if isinstance(axis, CoupledAxis):
+        return [(axis.groups[group][0] if group >= 0 else -1, channel) for group, channel in axis.places]
+    length = axis.part[0]
+    return [(length, place % length) for place in range(axis.size)]

@@ -1,0 +1,175 @@
+"""Label rows: the rows of a classifier, which count only for clients that have their classes (the mask)."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
+from reprlib import repr as shown
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError, ShapeError
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.slice_plan import Plan
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+Labels = Sequence[int] | Mapping[str, Sequence[int]]
+"""Classes of a client; or by head, a parameter of ``label_rows`` or the layer that has it, the classes of each."""
+
+
+class LabelRows:
+    """The parameters whose rows belong to classes, with their numbers of rows; and the rows that count for a client."""
+
+    def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
+        missing = [name for name in names if name not in state or state[name].dim() == 0]
+        if missing:
+            raise ConfigError(f"label_rows names {', '.join(missing)}, which the model lacks or which has no rows")
+        self.sizes = {name: state[name].shape[0] for name in names}
+        self._extra_rows = extra_rows
+
+    def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
+        """Return the rows that count for a client, by parameter; those that are missing count with all their rows."""
+        rows: dict[str, Tensor] = {}
+        for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
+            sizes = {name: size for name, size in self.sizes.items() if not head or f"{name}.".startswith(f"{head}.")}
+            if head and not sizes:
+                raise ReplyError(
+                    f"labels names {head!r}; expected layers or parameters of label_rows: {self._listed()}"
+                )
+            index = self.indices(plan, classes, sizes)
+            if index is not None:
+                rows |= {name: index[index < size] for name, size in sizes.items() if name in plan.axes}
+        return rows
+
+    def indices(
+        self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
+    ) -> Tensor | None:
+        """Return the rows that count for a client in parameters of these sizes, ascending, or None for all."""
+        sizes = self.sizes if sizes is None else sizes
+        if labels is None:
+            return None
+        if not sizes:
+            raise ReplyError(
+                "the reply names labels, but the aggregator has no label_rows, and of this model it is not certain "
+                "which layer has a row for each class: name it, as label_rows=['head.weight', 'head.bias'], or send no "
+                "labels"
+            )
+        cut = [name for name in sizes if name in plan.axes and plan.axes[name][0].local_size != sizes[name]]
+        if cut:
+            raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
+        number = min(sizes.values())
+        try:
+            classes = class_numbers(labels, number)
+        except ReplyError as error:
+            raise ReplyError(f"{error}, the rows of {', '.join(sizes)} (label_rows names others)") from error
+        rest = torch.arange(number, max(sizes.values())) if self._extra_rows else classes[:0]
+        return torch.cat([classes, rest])
+
+    def _listed(self) -> str:
+        return ", ".join(self.sizes) or "none"
+
+
+def class_numbers(
+    labels: Sequence[int] | Tensor, classes: int, unusable: type[ReplyError | DataError] = ReplyError
+) -> Tensor:
+    """Return labels as a tensor, distinct and ascending."""
+    expected = f"expected whole numbers from 0 to {classes - 1}"
+    try:
+        numbers = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise unusable(f"labels cannot be read ({error}): {expected}") from error
+    if numbers.shape == (0,):
+        return torch.empty(0, dtype=torch.long)
+    if numbers.dtype not in _INTEGERS or numbers.dim() != 1:
+        raise unusable(f"labels of type {numbers.dtype} in {numbers.dim()} dimensions: {expected}, in one")
+    numbers = numbers.long()  # in few bits the number of classes itself would wrap
+    wrong = numbers[(numbers < 0) | (numbers >= classes)]
+    if wrong.numel():
+        raise unusable(f"labels {wrong[:5].tolist()} are out of range: {expected}")
+    distinct: Tensor = torch.unique(numbers)
+    return distinct
+
+
+def whole_numbers(labels: Iterable[int]) -> list[int]:
+    """Return classes, each once, ascending; raise an error if one is no whole number."""
+    try:
+        numbers = list(labels)
+        # Python, numpy and torch have booleans, and each counts as 0 or 1.
+        if any(isinstance(label, bool) or "bool" in str(getattr(label, "dtype", "")) for label in numbers):
+            raise TypeError("a mask of booleans; name the classes, [label for label in range(10) if label in mine]")
+        return sorted({index(label) for label in numbers})
+    except TypeError as error:
+        raise ConfigError(
+            f"labels is {shown(labels)}; expected the classes of this client's data, as whole numbers: {error}"
+        ) from error
+
+
+LabelRule = Literal["sent", "none"]
+"""Classifier rows of a reply that count: those of the classes it names, or all."""
+
+
+def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
+    """Return the names of the parameters of a model's last linear layer, after a prefix; none where it has none."""
+    layers = [(name, layer) for name, layer in model.named_modules(prefix=prefix) if isinstance(layer, nn.Linear)]
+    return [parameter for name, layer in layers[-1:] for parameter, _ in layer.named_parameters(prefix=name)]
+
+
+def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
+    """Return the parameters whose rows belong to classes; none where this is not certain.
+
+    A model may name them itself (``label_rows``). Otherwise they are those of the linear layer whose outputs do not
+    shrink with the rate; or of the last one, where no layer's do. Uncertain are several heads, and a decoder.
+    """
+    model, smaller = build(mix.global_rate), build(mix.rates[-1])
+    named = getattr(model, "label_rows", None)
+    if named is not None:
+        return tuple(named)
+    partners = dict(smaller.named_modules())
+    unshrunk: dict[str, nn.Linear] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, nn.Linear) or name not in partners:  # a smaller model may have fewer blocks
+            continue
+        partner = partners[name]
+        if not isinstance(partner, nn.Linear):
+            raise ShapeError(f"layer {name} is Linear in the global model, but {type(partner).__name__} in a smaller")
+        if partner.out_features == layer.out_features:
+            unshrunk[name] = layer
+    heads = _find_heads(model, unshrunk)
+    if len(heads) != 1 or _is_decoder(model, *heads):
+        return ()
+    name, layer = heads[0], unshrunk[heads[0]]
+    # Of a layer with weight norm, the tensors that its weight is computed from.
+    parameters = layer.named_parameters(prefix=name)
+    return tuple(parameter for parameter, tensor in parameters if tensor.shape[:1] == (layer.out_features,))
+
+
+def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str]:
+    """Return those of the linear layers with all their outputs that may be classifiers.
+
+    One whose outputs are the inputs of a later layer is none. Where no layer shrinks, only the last one's neighbours
+    with the same inputs are compared with it: the others are hidden layers.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    names = list(layers)
+    inputs = [layer.in_features for layer in layers.values()]
+    heads = [name for name in unshrunk if unshrunk[name].out_features not in inputs[names.index(name) + 1 :]]
+    if len(unshrunk) < 2 or not heads:
+        return list(unshrunk)[-1:]
+    if len(unshrunk) == len(layers):
+        last_head = heads[-1]
+        parent, features = last_head.rpartition(".")[0], unshrunk[last_head].in_features
+        return [name for name in heads if (name.rpartition(".")[0], unshrunk[name].in_features) == (parent, features)]
+    return heads
+
+
+def _is_decoder(model: nn.Module, head: str) -> bool:
+    """Whether convolutions follow a layer, or it has the model's inputs as outputs and a bottleneck before it."""
+    named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)]
+    place = [name for name, _ in named].index(head)
+    *before, layer_before = [layer for _, layer in named[: place + 1] if isinstance(layer, nn.Linear)]
+    outputs = layer_before.out_features
+    is_autoencoder = bool(before) and before[0].in_features == outputs > min(layer.out_features for layer in before)
+    return is_autoencoder or any(isinstance(layer, _ConvNd) for _, layer in named[place + 1 :])

@@ -1,0 +1,221 @@
+"""The metrics of a run, as Prometheus reads them, and its health, over HTTP."""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from functools import partial
+from http.server import BaseHTTPRequestHandler
+from importlib import import_module
+from socketserver import ThreadingTCPServer
+from threading import Thread
+from typing import Any
+
+from heterofl_flwr.common.errors import ConfigError, extra
+from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.federation.evaluation import HEADLINE_KINDS
+from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
+
+log = logging.getLogger(__name__)
+
+MARGIN = 60.0
+"""Seconds for the server's own work in a round, unless a round has already taken longer."""
+
+IDLE_SECONDS = 10.0
+"""Time for a request to arrive."""
+
+Values = Mapping[tuple[str, ...], float]
+"""The values of a metric by its labels."""
+
+
+class Monitor(RoundCallback):
+    """Serves the metrics and the health of a run over HTTP while it lasts.
+
+    ``/metrics`` has the last round as Prometheus reads it. ``/health`` is a JSON object, with status 200 if the last
+    round ended within ``timeout + wait`` seconds and a minute (or the time of the longest round), else 503.
+
+    Parameters
+    ----------
+    address : str
+        Where to listen, such as ``127.0.0.1:9090``; with port 0, ``address`` has the port once the run has started.
+    timeout : float
+        The seconds that clients have in a round: ``start(timeout=...)``.
+    wait : float
+        The seconds that a round waits for nodes: ``Sampling.wait``.
+    """
+
+    def __init__(self, address: str = "127.0.0.1:9090", *, timeout: float = 3600.0, wait: float = 60.0) -> None:
+        with extra("prometheus", "leave the metrics address empty (run.metrics-address)"):
+            self._client: Any = import_module("prometheus_client")
+            self._core: Any = import_module("prometheus_client.core")
+        self._bound, self.address, self._limit = _split(address), address, timeout + wait
+        self._server: _Server | None = None
+
+    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+        """Start to serve."""
+        self.close()
+        self._round, self._num_rounds, self._longest, self._replies = first_round - 1, num_rounds, MARGIN, ""
+        self._ended, self._ended_at = time.monotonic(), time.time()  # of the last round, at first of the start
+        self._record = RoundRecord(server_round=self._round, seconds=0.0, learning_rate=0.0, rates={})
+        self._evaluated: Values = {}
+        self._bytes, self._faults = Counter(down=0, up=0), Counter(rejected=0, other=0)
+        self._failing: dict[int, dict[str, str]] = {}  # by partition, until the client gives a usable reply
+        self._away: dict[str, str] = {}  # since when, by name
+        registry = self._client.CollectorRegistry()
+        registry.register(self)
+        self._client.ProcessCollector(registry=registry)
+        try:
+            self._server = _Server(
+                self._bound, partial(_Handler, self, partial(self._client.generate_latest, registry))
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"the metrics address {self.address} cannot be used: {error.strerror or error}; end the process that "
+                f"listens there, or choose another address of this machine (run.metrics-address)"
+            ) from error
+        self.address = f"{self._bound[0]}:{self._server.server_address[1]}"
+        Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
+        log.info("Metrics: http://%s/metrics, health: http://%s/health", self.address, self.address)
+
+    def on_reply(self, what: str, done: int, total: int) -> None:
+        """Note how far the round is."""
+        self._replies = f"{done} of {total} clients have {what}"
+
+    def on_round_end(self, progress: Progress) -> bool:
+        """Note the round."""
+        record, now = progress.record, _text(time.time())
+        for partition in record.rates.keys() - record.failures.keys():
+            self._failing.pop(partition, None)
+        for (partition, reason), name in zip(record.failures.items(), record.failed_names, strict=True):
+            since = self._failing.get(partition, {}).get("since", now)
+            self._failing[partition] = {"name": name, "since": since, "reason": reason}
+        self._away = {name: self._away.get(name, now) for name in record.away}
+        self._bytes.update(down=record.bytes_down, up=record.bytes_up)
+        self._faults.update(rejected=len(record.refused), other=len(record.failures) - len(record.refused))
+        if record.evaluate:
+            self._evaluated = _headlines("evaluate", record.evaluate, record.evaluate_by_level)
+        self._round, self._record, self._longest = record.server_round, record, max(self._longest, record.seconds)
+        self._ended, self._ended_at, self._replies = time.monotonic(), time.time(), ""
+        return False
+
+    def on_end(self, state: State) -> None:
+        """Stop to serve."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the address, also that of a run that was ended by an error."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def health(self) -> dict[str, object]:
+        """Return what ``/health`` serves; ``status`` is ``ok`` or ``overdue``."""
+        seconds, limit, record = time.monotonic() - self._ended, self._limit + self._longest, self._record
+        return {
+            "status": "ok" if seconds <= limit else "overdue",
+            "round": self._round,
+            "rounds": self._num_rounds,
+            "since": _text(self._ended_at),
+            "seconds": round(seconds, 1),
+            "limit": limit,
+            "replies": self._replies,
+            "clients": f"{record.answered}/{record.expected}",
+            "failing": list(self._failing.values()),
+            "away": self._away,
+            "notes": list(record.notes),
+        }
+
+    def collect(self) -> Iterator[object]:
+        """Yield the metrics; the Prometheus client calls this."""
+        gauge, counter, record = self._core.GaugeMetricFamily, self._core.CounterMetricFamily, self._record
+        asked = Counter(level_name(rate) for rate in record.rates.values())
+        answered = Counter(dict.fromkeys(asked, 0))
+        answered.update(level_name(rate) for number, rate in record.rates.items() if number not in record.failures)
+        metrics = {**_headlines("train", record.train, record.train_by_level), **self._evaluated}
+        epsilon = {(): record.privacy["epsilon"]} if "epsilon" in record.privacy else {}
+        failing = {client["name"]: 1 for client in list(self._failing.values())}
+        healthy = self.health()["status"] == "ok"
+        for family, name, text, labels, values in (
+            (gauge, "round", "Last round that has ended", (), {(): self._round}),
+            (gauge, "rounds", "Rounds of the run", (), {(): self._num_rounds}),
+            (gauge, "round_seconds", "Time of the last round", (), {(): record.seconds}),
+            (gauge, "round_end_timestamp_seconds", "End of the last round", (), {(): self._ended_at}),
+            (gauge, "healthy", "Whether the last round ended within its limit", (), {(): healthy}),
+            (gauge, "clients_expected", "Clients of a round if no node is missing", (), {(): record.expected}),
+            (gauge, "clients_asked", "Clients asked to train", ["level"], _keyed(asked)),
+            (gauge, "clients_answered", "Clients with a usable reply", ["level"], _keyed(answered)),
+            (gauge, "node_failing", "Nodes whose last reply was not usable", ["node"], _keyed(failing)),
+            (gauge, "node_away", "First round without the node", ["node"], _keyed(record.away)),
+            (counter, "bytes", "Parameters and labels sent and received", ["direction"], _keyed(self._bytes)),
+            (counter, "failures", "Replies that were not used", ["kind"], _keyed(self._faults)),
+            (gauge, "metric", "Metrics; no level is all clients", ["phase", "metric", "level"], metrics),
+            (gauge, "epsilon", "Epsilon spent so far", (), epsilon),
+        ):
+            metric = family(f"heterofl_{name}", text, labels=labels)
+            for key, value in values.items():
+                metric.add_metric(key, value)
+            yield metric
+
+
+def _keyed(values: Mapping[str, int]) -> Values:
+    return {(key,): value for key, value in values.items()}
+
+
+def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, Mapping[str, float]]) -> Values:
+    """Return the losses, accuracies and perplexities, which no minority of the clients can add to."""
+    return {
+        (phase, name, level): value
+        for level, values in {"": metrics, **by_level}.items()
+        for name, value in values.items()
+        if name.endswith(HEADLINE_KINDS)
+    }
+
+
+def _split(address: str) -> tuple[str, int]:
+    """Return host and port of an address."""
+    host, _, port = str(address).rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise ConfigError(f"the metrics address is {address!r}; expected host:port, such as 127.0.0.1:9090")
+    return host, int(port)
+
+
+def _text(seconds: float) -> str:
+    """Return a time as text in ISO 8601."""
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+
+
+class _Server(ThreadingTCPServer):
+    """A server whose threads end with the process."""
+
+    daemon_threads = allow_reuse_address = True
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers ``/metrics`` and ``/health``."""
+
+    timeout = IDLE_SECONDS
+
+    def __init__(self, monitor: Monitor, metrics: Callable[[], bytes], *args: Any) -> None:
+        self._monitor, self._metrics = monitor, metrics
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        """Answer a request."""
+        status, kind, body = 404, "text/plain; version=0.0.4; charset=utf-8", b"expected /metrics or /health\n"
+        if self.path == "/metrics":
+            status, body = 200, self._metrics()
+        elif self.path == "/health":
+            health = self._monitor.health()
+            status, kind = 200 if health["status"] == "ok" else 503, "application/json"
+            body = f"{json.dumps(health, indent=2)}\n".encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing: each scrape would be a line."""
