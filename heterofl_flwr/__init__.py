@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.stages.client_stage import client_stage as client_stage
     from heterofl_flwr.stages.feddyn import FedDyn as FedDyn
     from heterofl_flwr.stages.moving_average import MovingAverage as MovingAverage
-    from heterofl_flwr.stages.privacy import Privacy as Privacy
+    from heterofl_flwr.stages.privacy_accountant import Privacy as Privacy
     from heterofl_flwr.stages.scaffold import Scaffold as Scaffold
     from heterofl_flwr.stages.server_optimizer import Adagrad as Adagrad
     from heterofl_flwr.stages.server_optimizer import Adam as Adam
@@ -82,7 +82,7 @@ _HOMES = {
     "Needs": "stages.server_stage",
     "Outgoing": "stages.client_stage",
     "Plan": "core.slice_plan",
-    "Privacy": "stages.privacy",
+    "Privacy": "stages.privacy_accountant",
     "Quadratic": "nn.penalty",
     "RayGrid": "grids.ray_grid",
     "Robust": "core.robust",

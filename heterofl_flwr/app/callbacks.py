@@ -6,7 +6,7 @@ from typing import cast
 from flwr.app import ArrayRecord, MetricRecord
 
 from heterofl_flwr.app.workload import Workload
-from heterofl_flwr.client.model import for_evaluation, load_parameters
+from heterofl_flwr.client.load_model import for_evaluation, load_parameters
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.federation.records import RoundCallback

@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
 """Subcommands; each module has its arguments, its help texts and its work."""
 
 FAILED = 1
+"""Of work that was begun and failed; each subcommand says when in its module."""
 MISUSED = 2
 INTERRUPTED = 130
 

@@ -7,7 +7,7 @@ from heterofl_flwr.app.callbacks import check_names
 from heterofl_flwr.app.run_request import Request
 from heterofl_flwr.app.server_app import build_devices, find_start, make_strategy
 from heterofl_flwr.app.workload import Workload, load_workload
-from heterofl_flwr.client.model import for_evaluation
+from heterofl_flwr.client.load_model import for_evaluation
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, first_line
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.federation.summary import find_equal_levels

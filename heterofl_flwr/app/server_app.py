@@ -17,7 +17,6 @@ from heterofl_flwr.common.errors import ConfigError, extra
 from heterofl_flwr.common.options import pick, values
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.federation.options import Averaging, Slicing, Training
 from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.federation.summary import count_releases
@@ -29,6 +28,7 @@ from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
 from heterofl_flwr.settings.flat import from_stored, to_flat
+from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
@@ -221,26 +221,6 @@ def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start,
     rounds = range(start.state.server_round + 1 if start.state else 1, settings.num_rounds + 1)
     final = strategy.spent.epsilon(count_releases(strategy.federation, rounds, simulated=simulated))
     print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
-
-
-def method_name(settings: Settings) -> str:
-    """Return the name of the method that the settings describe."""
-    server, train = settings.server, settings.train
-    names = {
-        "FedH2L": server.strategy == "fedh2l",
-        "Standalone": not server.shared,
-        "LG-FedAvg": server.shared != ALL,
-        "DepthFL": train.exits == "mutual",
-        "ScaleFL": train.exits == "deepest",
-        "FjORD": train.distill == "drawn",
-        "HeteroFL, distilled,": train.distill != "none",
-        "SCAFFOLD": "scaffold" in server.stages,
-        "FedRolex": server.slice_rule == "rolling",
-        "FIARSE, structured,": server.slice_rule == "important",
-        "Federated Dropout": server.slice_rule.startswith("random"),
-        "FedAvg": len(settings.mix.rates) == 1,
-    }
-    return next((name for name, applies in names.items() if applies), "HeteroFL")
 
 
 def _start_folder(

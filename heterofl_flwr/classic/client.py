@@ -10,7 +10,7 @@ from torch import nn
 
 from heterofl_flwr import client
 from heterofl_flwr.classic.translation import from_scalars, moment_names, record_parameters, to_message
-from heterofl_flwr.client.model import sent_tensor
+from heterofl_flwr.client.load_model import sent_tensor
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.queries import Batches, measure_moments
 from heterofl_flwr.common.errors import ConfigError

@@ -117,7 +117,7 @@ class Instruction:
 
     @property
     def starts_round(self) -> bool:
-        """Whether the client's state is that of the rounds before."""
+        """Whether this message is the first of its round, so that the client loads the state of earlier rounds."""
         return self.kind in FIRST_OF_ROUND
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from heterofl_flwr.client.instruction import Instruction
-from heterofl_flwr.client.model import check_not_lost
+from heterofl_flwr.client.load_model import check_not_lost
 from heterofl_flwr.client.state import NodeFiles
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.nn.penalty import Penalty, Quadratic

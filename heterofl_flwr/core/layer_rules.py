@@ -286,7 +286,7 @@ def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict
 
 
 def _without_tied(full_model: nn.Module, local: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes of each parameter under its first name, which both models must tie alike."""
+    """Return the axes without those of tied duplicates; raise ``ShapeError`` if the models tie differently."""
     full_names, local_names = first_names(full_model), first_names(local)
     for name, tied_to in local_names.items():
         if full_names[name] != tied_to:

@@ -78,7 +78,7 @@ class StaleMean:
     clocks : Clocks
         Which entries earlier steps moved; ``result`` adds this step.
     exponent : float
-        How much less stale changes count; 0 for not at all. None counts less than ``LEAST`` of its weight.
+        Exponent of the staleness discount; 0 switches it off. The discount is never below ``LEAST``.
     one_clock : bool
         Whether each step counts as one that moved the whole model, as in FedBuff.
     """

@@ -30,7 +30,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Normal:
-    """Mean and standard deviation of each channel of a data set's images, pixels in 0 to 1, or of each column."""
+    """Mean and standard deviation for normalisation, by channel of images (pixels from 0 to 1) or by column."""
 
     mean: tuple[float, ...]
     deviation: tuple[float, ...]

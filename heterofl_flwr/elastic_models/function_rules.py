@@ -164,7 +164,7 @@ def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **n
 
 @function(Tensor.narrow, torch.narrow)
 def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: int) -> object:
-    """Tie the part, and the entries before it, to the lengths in the code."""
+    """Trace ``narrow``: link ``length`` to the entries that it selects, and ``start`` to the entries before them."""
     row = trace.rows(input)[dim]
     if row is not None:
         _use_before(trace, start, row)

@@ -116,7 +116,7 @@ class Length(int):
 
 
 def is_length(number: object) -> bool:
-    """Whether a number is the length of an axis, by which it may shrink."""
+    """Whether a number is a traced ``Length``: that of an axis, which may shrink with the rate."""
     return isinstance(number, Length) and number.exact
 
 

@@ -51,7 +51,7 @@ def write_state(traced: Traced, path: Path) -> None:
 
 
 def open_state(traced: Traced, path: Path) -> Run:
-    """Return what runs a copy of the model into which the file is read; nothing else of it is left."""
+    """Return a function that runs a copy of the model with the tensors of the file, and zeros elsewhere."""
     bare = copy.deepcopy(traced.model)
     for tensor in bare.state_dict().values():  # what is not in it, such as a table of positions, the code makes
         tensor.zero_()

@@ -47,7 +47,7 @@ class Evaluation:
         return self.every > 0 and (server_round % self.every == 0 or server_round == num_rounds)
 
     def levels_due(self, server_round: int, num_rounds: int) -> bool:
-        """Whether the evaluation of this round is one of each level's own model too."""
+        """Whether this round also evaluates each level's own model."""
         return server_round == num_rounds if self.levels == "last" else self.levels
 
 

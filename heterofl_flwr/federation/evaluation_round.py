@@ -21,7 +21,7 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.federation.round import values_by_metric, weighted_means
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
-from heterofl_flwr.stages.privacy import MOMENTS, Spent, clip_moments, noise_moments
+from heterofl_flwr.stages.privacy_accountant import MOMENTS, Spent, clip_moments, noise_moments
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 from heterofl_flwr.federation.evaluation import WORST_ACCURACY, is_share
-from heterofl_flwr.stages.privacy import Releases
+from heterofl_flwr.stages.privacy_accountant import Releases
 
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
@@ -116,7 +116,7 @@ class RoundRecord:
 
     @property
     def few_answered(self) -> bool:
-        """Whether fewer than half of the clients that were asked to evaluate did."""
+        """Whether fewer than half of the clients asked to evaluate answered."""
         return 2 * self.evaluate_answers < self.evaluate_asked
 
     @property
@@ -168,9 +168,15 @@ class RoundRecord:
         )
 
     def note_central(self, metrics: Mapping[str, object]) -> None:
-        """Note the server's own metrics, which replace those of the clients of the same name."""
-        numbers = self.note_computed(self.evaluate, metrics)
+        """Note the server's metrics: ``global-...`` replace those of clients, others of equal name get ``server-``."""
+        clients = {name for name in (*self.train, *self.evaluate) if not name.startswith("global-")}
+        named = {f"server-{name}" if name in clients else name: value for name, value in metrics.items()}
+        numbers = self.note_computed(self.evaluate, named)
         self.partial = tuple(name for name in self.partial if name not in numbers)
+
+    def note_changed(self, means: dict[str, float], metrics: Mapping[str, object]) -> None:
+        """Note the metrics that a strategy's subclass has added to the means, or changed."""
+        self.note_computed(means, {name: value for name, value in metrics.items() if means.get(name) != value})
 
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
         """Replace means by the numbers of a user's metrics function, and drop their medians."""
@@ -235,12 +241,15 @@ class Progress(RunState):
         The last round of the run.
     evaluated_slice
         From the round of an evaluation and a smaller rate to the slice that was its model.
+    level_tensors
+        From a rate to the parameters in which its model differs from that slice (``Slicing.by_level``).
     """
 
     record: RoundRecord
     evaluated: State
     num_rounds: int
     evaluated_slice: Callable[[int, float], SliceFunction] = lambda *_: prefix
+    level_tensors: Callable[[float], State] = lambda _: {}
 
 
 class RoundCallback:

@@ -122,6 +122,7 @@ class Round:
             grid=(privacy.clip, privacy.step) if privacy.noise else None,
             learning_rate=self.log.learning_rate,
             run=self._federation.run_key,
+            global_rate=self._federation.mix.global_rate,
         )
 
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
@@ -150,7 +151,7 @@ class Round:
         by_level[level] = by_level.get(level, 0) + num_bytes
 
     def before(self) -> Questions[Mapping[int, Fields]]:
-        """Ask clients before training; return the clients that may train, with extra fields of their instructions."""
+        """Query clients before training; return for each that may train the extra fields of its instruction."""
         clients = {
             node_id: Update(plan=sampled.plan, tensors={}, rate=sampled.rate)
             for node_id, sampled in self.slices.items()

@@ -66,7 +66,7 @@ class Participation(Sampling):
         return max(self.min_available_nodes, self.min_train_nodes or 0, self.min_evaluate_nodes or 0, 1)
 
     def number(self, clients: int, purpose: Purpose) -> int:
-        """Return the number of clients to sample, rounded up; with a minimum rounded down, as in ``FedAvg``."""
+        """Return the number of clients to sample: a fraction, rounded up, or down if a minimum is set."""
         share, least = self.fraction_train, self.min_train_nodes
         if purpose == "evaluate":
             share, least = self.fraction_evaluate, self.min_evaluate_nodes

@@ -267,7 +267,7 @@ class QueuedGrid(Grid):
             self._contexts[node_id] = Context(run.run_id, node_id, dict(config), RecordDict(), dict(self._run_config))
 
     def _most_together(self, message: Message) -> int:
-        """Return how many clients may train together with that of a message."""
+        """Return the largest number of clients in a group with the client of a message."""
         most = self._cohort(message) if callable(self._cohort) else self._cohort
         check_count("cohort", most, 1)
         return most

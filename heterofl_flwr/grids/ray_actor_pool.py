@@ -42,7 +42,7 @@ Reference = Any
 
 
 class ActorPool(Runner):
-    """Runs clients in actors, in each one group at a time; one that dies is replaced, and another gets its messages.
+    """Pool of Ray actors, each with one group of clients at a time; dead ones are replaced, their groups rerun.
 
     This happens when messages are pushed, waited for or looked for. A node's messages are answered in the order in
     which they were sent, so its context is never in two places.

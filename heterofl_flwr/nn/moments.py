@@ -125,7 +125,7 @@ def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
 
 
 def check_possible(moments: Moments, examples: int) -> None:
-    """Raise ``DataError`` for counts beyond a number of examples, and for sums that no data can have."""
+    """Raise ``DataError`` if counts exceed a number of examples, or sums contradict each other."""
     most, what = (examples, "batches") if moments.kind == "paper" else (examples * POSITIONS, "values a channel")
     for name, layer in moments.layers.items():
         if layer.count > most:

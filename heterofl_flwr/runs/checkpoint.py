@@ -19,7 +19,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import DAMAGED, files_by_round, to_json, write_atomic
 from heterofl_flwr.common.tensor_files import pack
 from heterofl_flwr.federation.records import RunState
-from heterofl_flwr.stages.privacy import Releases
+from heterofl_flwr.stages.privacy_accountant import Releases
 
 log = logging.getLogger(__name__)
 

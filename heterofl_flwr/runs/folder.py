@@ -32,7 +32,7 @@ from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.origin import command, commit, machine
 from heterofl_flwr.settings.flat import flatten
-from heterofl_flwr.stages.privacy import KINDS, TRAINING, Releases
+from heterofl_flwr.stages.privacy_accountant import KINDS, TRAINING, Releases
 
 log = logging.getLogger(__name__)
 

@@ -113,7 +113,7 @@ class ServerRound:
         return {part: min(row) for part, row in sorted(numbers.items()) if min(row) >= self.roster.least}
 
     def unmask_rows(self, numbers: Mapping[Part, int], revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Take the masks off classifier rows, with what ``ClientRound.reveal_rows`` returned for these numbers."""
+        """Remove the masks of classifier rows, with the shares from ``ClientRound.reveal_rows`` for these numbers."""
         shares = self._collect(revealed, {client: self._of(client, set(numbers)) for client in self.survivors})
         self._take_off(set(numbers), shares)
 

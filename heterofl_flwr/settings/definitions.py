@@ -29,7 +29,7 @@ from heterofl_flwr.settings import value_types
 from heterofl_flwr.settings.value_types import Group
 from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.compress import Upload
-from heterofl_flwr.stages.privacy import Privacy
+from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.training.distill import DistillOptions
 from heterofl_flwr.training.joint_losses import TrainedExits
 from heterofl_flwr.training.options import TrainOptions
@@ -108,9 +108,11 @@ class ServerSettings(Limits):
     """
     slice_rule: SliceRule = same(Slicing, "slice_rule")
     roll_by: Count = same(Slicing, "roll_by")
+    growth: Natural = same(Slicing, "growth")
     rank_every: Count = same(Slicing, "rank_every")
     rank_margin: NotNegative = same(Slicing, "rank_margin")
     shared: value_types.Patterns = same(Slicing, "shared")
+    by_level: value_types.Patterns = same(Slicing, "by_level")
     weights: Weights = same(Averaging, "weights")
     stages: value_types.StagesText = ""
     """further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi and

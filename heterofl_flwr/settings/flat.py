@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 from heterofl_flwr.common.errors import ConfigError, not_usable, unknown_settings
 from heterofl_flwr.common.options import expected
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.settings.auto_values import OTHER, preset
 from heterofl_flwr.settings.contradictions import find_contradictions
+from heterofl_flwr.settings.defaults import OTHER, preset
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.stored_settings import Setting, read_value
 from heterofl_flwr.settings.value_types import AUTO, Flat, Group

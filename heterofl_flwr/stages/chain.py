@@ -161,7 +161,7 @@ class Chain:
         return self._broadcast
 
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
-        """Ask clients before training; return the clients that may train, with extra fields of their instructions."""
+        """Query clients before training; return for each that may train the extra fields of its instruction."""
         extra = {client: dict[str, object]() for client in clients}
         if self.summing:
             members = yield from self.summing.before(clients, self._context)
@@ -213,6 +213,10 @@ class Chain:
         for stage in self.stages:
             state = stage.evaluated(state)
         return state
+
+    def level_tensors(self, rate: float) -> State:
+        """Return the parameters in which the model of a rate differs from its slice, in its shapes."""
+        return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:
         """Return the stages' numbers for the record of a round."""

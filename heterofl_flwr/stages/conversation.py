@@ -32,7 +32,7 @@ class Conversation(ServerStage):
     skipped = False
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
-        """Ask clients before training; return the clients that may train, with extra fields of their instructions.
+        """Query clients before training; return for each that may train the extra fields of its instruction.
 
         The updates have no tensors yet.
         """

@@ -7,7 +7,7 @@ from heterofl_flwr.core.differential_privacy import in_steps, released
 from heterofl_flwr.core.reply_checks import LARGEST_ENTRY, check_reply
 from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.stages.clip import Clip
-from heterofl_flwr.stages.privacy import TRAINING, Privacy, Spent
+from heterofl_flwr.stages.privacy_accountant import TRAINING, Privacy, Spent
 from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, Update
 
 

@@ -12,7 +12,7 @@ from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.sampling import Participation, Sampling
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.stages.asynchronous import Buffered
-from heterofl_flwr.stages.privacy import Privacy
+from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.strategies.arguments import CLASSIC, FEDAVG, explain_unknown
 from heterofl_flwr.strategies.configure_aggregate import MetricsFn

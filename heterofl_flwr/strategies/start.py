@@ -21,6 +21,7 @@ from heterofl_flwr.transport.exchange import Costs, exchange
 from heterofl_flwr.transport.guard import guard
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+ShouldStop = Callable[[int, Result], bool]
 
 NAME_BYTES = 2048
 """Bytes of a reply for each parameter's name, shape and packing."""
@@ -42,6 +43,7 @@ class FederationStrategy(RoundHooks):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
         *,
+        should_stop: ShouldStop | None = None,
         resume: RunState | None = None,
     ) -> Result:
         """Run the rounds, as Flower's own ``start``.
@@ -56,28 +58,14 @@ class FederationStrategy(RoundHooks):
             Evaluates the global model on the server, every ``evaluation.every`` rounds and once before the first. With
             ``shared`` it gets the shared parameters alone, because clients keep the others: load them with
             ``strict=False``. Batch norm has no statistics then: measure them (``with_static_norm``).
+        should_stop : Callable[[int, Result], bool] | None
+            Called after each round with its number and the result so far, as in Flower 1.43; True ends the run, as it
+            does from a callback.
         resume : RunState | None
             The state of a run that was stopped, such as ``Progress`` or a checkpoint; its next round follows, up to
             ``num_rounds``. A run that has done all its rounds calls only its callbacks.
         """
-        check_count("num_rounds", num_rounds, 0)
-        if resume is not None and initial_arrays is not None:
-            raise ConfigError("found both resume and initial_arrays: leave out initial_arrays, as resume has the model")
-        if not isinstance(resume, RunState | None):
-            raise ConfigError(
-                f"resume is of type {type(resume).__name__}; expected the state of a run, such as "
-                f"RunFolder(path).load_checkpoint()"
-            )
-        if resume is not None and resume.server_round > num_rounds:
-            raise ConfigError(
-                f"resume is the state after round {resume.server_round}; expected num_rounds of that or more, found "
-                f"{num_rounds}"
-            )
-        if initial_arrays is not None and not isinstance(initial_arrays, ArrayRecord):
-            raise ConfigError(
-                f"initial_arrays is of type {type(initial_arrays).__name__}; expected an ArrayRecord, such as "
-                f"ArrayRecord(model.state_dict())"
-            )
+        _check_arguments(num_rounds, initial_arrays, resume, evaluate_fn=evaluate_fn, should_stop=should_stop)
         configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         for config in configs:
             messages.check_own_keys(config)
@@ -99,7 +87,7 @@ class FederationStrategy(RoundHooks):
         del initial_arrays, resume  # this frame would keep them until the end of the run
         guarded = guard(grid, self.largest_reply)
         steps = None if self.asynchronous is None else Steps(self, self.asynchronous, guarded, configs[0])
-        _Loop(self, guarded, result, configs, evaluate_fn, steps).run(first_round, num_rounds)
+        _Loop(self, guarded, result, configs, evaluate_fn, should_stop, steps).run(first_round, num_rounds)
         if steps is not None:
             steps.close()
         return result
@@ -119,6 +107,7 @@ class FederationStrategy(RoundHooks):
             evaluated=self.chain.evaluated(state),
             num_rounds=self.num_rounds,
             evaluated_slice=self.federation.evaluated_slice,
+            level_tensors=self.chain.level_tensors,
         )
 
     def summary(self) -> None:
@@ -167,13 +156,14 @@ class _Loop:
         result: Result,
         configs: tuple[ConfigRecord, ConfigRecord],  # of training and of evaluation
         evaluate_fn: EvaluateFn | None,
+        should_stop: ShouldStop | None,
         steps: Steps | None,  # if rounds do not wait
     ) -> None:
         self._strategy, self._grid, self._result = strategy, grid, result
-        self._configs, self._evaluate_fn, self._steps = configs, evaluate_fn, steps
+        self._configs, self._evaluate_fn, self._should_stop, self._steps = configs, evaluate_fn, should_stop, steps
 
     def run(self, first_round: int, num_rounds: int) -> None:
-        """Run the rounds; callbacks may end them early."""
+        """Run the rounds; callbacks and ``should_stop`` may end them early."""
         strategy, result = self._strategy, self._result
         quiet = any(callback.prints_rounds for callback in strategy.callbacks)
         for callback in strategy.callbacks:
@@ -219,6 +209,7 @@ class _Loop:
             result.arrays = arrays
         if metrics is not None:
             result.train_metrics_clientapp[server_round] = metrics
+            strategy.log.note_changed(strategy.log.train, metrics)
 
     def _evaluate(self, server_round: int) -> None:
         strategy, result = self._strategy, self._result
@@ -226,6 +217,7 @@ class _Loop:
         metrics = strategy.aggregate_evaluate(server_round, self._send(server_round, sent, "evaluated"))
         if metrics is not None:
             result.evaluate_metrics_clientapp[server_round] = metrics
+            strategy.log.note_changed(strategy.log.evaluate, metrics)
         self._evaluate_centrally(server_round)
 
     def _send(
@@ -251,16 +243,48 @@ class _Loop:
                 self._strategy.log.note_central(metrics)
 
     def _call_back(self) -> bool:
-        """Call the callbacks after a round; return whether one of them ends the run."""
-        strategy = self._strategy
-        if not strategy.callbacks:
-            return False
-        progress = strategy.progress(self._result.arrays.to_torch_state_dict())
-        # Every callback sees every round, so all are called before any of them may end the run.
-        stops = [callback.on_round_end(progress) for callback in strategy.callbacks]
-        for callback, stop in zip(strategy.callbacks, stops, strict=True):
-            # Only a truth value (NumPy's too, as comparisons give) ends a run; other return values do not.
-            if isinstance(stop, bool | np.bool_) and stop:
-                host_log.info("%s ends the run after round %d", type(callback).__name__, progress.record.server_round)
-                return True
-        return False
+        """Call the callbacks and ``should_stop`` after a round; return whether one of them ends the run."""
+        strategy, stops = self._strategy, []
+        server_round = strategy.log.server_round
+        if strategy.callbacks:
+            progress = strategy.progress(self._result.arrays.to_torch_state_dict())
+            # Every callback sees every round, so all are called before any of them may end the run.
+            stops = [(type(callback).__name__, callback.on_round_end(progress)) for callback in strategy.callbacks]
+        names = [name for name, stop in stops if _is_true(stop)]
+        if self._should_stop is not None and _is_true(self._should_stop(server_round, self._result)):
+            names.append("should_stop")
+        if names:
+            host_log.info("%s ends the run after round %d", names[0], server_round)
+        return bool(names)
+
+
+def _is_true(value: object) -> bool:
+    """Whether a callback's value ends a run: only True does, NumPy's too, as comparisons give; nothing else."""
+    return isinstance(value, bool | np.bool_) and bool(value)
+
+
+def _check_arguments(
+    num_rounds: int, initial_arrays: ArrayRecord | None, resume: RunState | None, **functions: object
+) -> None:
+    """Raise ``ConfigError`` for arguments of ``start`` that are of another type, or contradict one another."""
+    check_count("num_rounds", num_rounds, 0)
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise ConfigError(f"{name} is {function!r}; expected a function")
+    if resume is not None and initial_arrays is not None:
+        raise ConfigError("found both resume and initial_arrays: leave out initial_arrays, as resume has the model")
+    if not isinstance(resume, RunState | None):
+        raise ConfigError(
+            f"resume is of type {type(resume).__name__}; expected the state of a run, such as "
+            f"RunFolder(path).load_checkpoint()"
+        )
+    if resume is not None and resume.server_round > num_rounds:
+        raise ConfigError(
+            f"resume is the state after round {resume.server_round}; expected num_rounds of that or more, found "
+            f"{num_rounds}"
+        )
+    if initial_arrays is not None and not isinstance(initial_arrays, ArrayRecord):
+        raise ConfigError(
+            f"initial_arrays is of type {type(initial_arrays).__name__}; expected an ArrayRecord, such as "
+            f"ArrayRecord(model.state_dict())"
+        )

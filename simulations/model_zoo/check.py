@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from heterofl_flwr.client.model import load_parameters
+from heterofl_flwr.client.load_model import load_parameters
 from heterofl_flwr.common.errors import HeteroFLError, UnsupportedLayerError, first_line
 from heterofl_flwr.core import Aggregation, Plan
 from heterofl_flwr.elastic_models import Elastic, elastic

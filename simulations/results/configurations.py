@@ -4,15 +4,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from heterofl_flwr.app.sweep.job import INCIDENTAL
+from heterofl_flwr.app.sweep.run_job import INCIDENTAL
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind
-from heterofl_flwr.settings.auto_values import architectures
+from heterofl_flwr.settings.defaults import architectures
 from heterofl_flwr.settings.flat import to_flat
+from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.value_types import Flat
 from simulations.results.paper import Job, Key, departures, job_of
-from simulations.results.runs import FREE, Run, Score, method_of, short_mix
+from simulations.results.runs import FREE, Run, Score, short_mix
 from simulations.results.statistics import ANYTHING, PERCENT, PERPLEXITY, Interval, Summary, summarise
 
 Identity = tuple[tuple[str, Flat], ...]
@@ -75,7 +76,7 @@ def _labelled(groups: Mapping[Identity, Mapping[int, Run]]) -> Iterator[Configur
     for identity, by_seed in groups.items():
         settings = next(iter(by_seed.values())).settings
         name = "+".join(architectures(settings)) or settings.model.name
-        label = f"{method_of(settings)} {short_mix(settings.mix)}, {name}"
+        label = f"{method_name(settings)} {short_mix(settings.mix)}, {name}"
         namesakes.setdefault(label, []).append(identity)
     for label, identities in namesakes.items():
         values: dict[str, set[Flat]] = {}

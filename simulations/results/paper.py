@@ -12,11 +12,12 @@ from zlib import crc32
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data.known import short_name
-from heterofl_flwr.settings.auto_values import CLIENTS, preset
+from heterofl_flwr.settings.defaults import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import from_flat, to_flat
+from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.value_types import Flat
-from simulations.results.runs import FREE, PROJECT, SPLITS, Run, file_name, method_of, short_mix
+from simulations.results.runs import FREE, PROJECT, SPLITS, Run, file_name, short_mix
 from simulations.results.statistics import Summary
 
 DATA = ("mnist", "cifar10", "wikitext2")
@@ -114,11 +115,17 @@ def name_of(run: Run) -> str:
 
     Where more differs from the published settings than a name can hold, a checksum stands for it.
     """
-    job, method = job_of(run.settings), method_of(run.settings)
+    job, method = job_of(run.settings), method_name(run.settings)
     changes = [file_name(own.replace(INSTEAD, " not ")) for own in departures(run) if INSTEAD in own]
     if len("_".join(changes)) > LONGEST:
         changes = [f"changed-{crc32(' '.join(changes).encode()):08x}"]
-    words = (job.split, job.mix, "" if method == "HeteroFL" else method.lower(), job.assignment, *job.variant)
+    words = (
+        job.split,
+        job.mix,
+        "" if method == "HeteroFL" else method.removesuffix(" (variant)").lower(),
+        job.assignment,
+        *job.variant,
+    )
     return "_".join([*map(file_name, filter(None, words)), *changes, f"seed-{run.seed}"])
 
 

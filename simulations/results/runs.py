@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.core.levels import LEVELS, Mix, level_name
-from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import ModelCosts, RunFolder
@@ -42,20 +41,6 @@ FREE = (
 )
 """Settings, or groups of them, that leave a published job what it is."""
 
-SLICE_METHODS = {
-    "prefix": "HeteroFL",
-    "important": "FIARSE, structured",
-    "rolling": "FedRolex",
-    "random-level": "random slices by level",
-    "random-client": "Federated Dropout",
-}
-NESTED_METHODS = {
-    "ordered": "FjORD without distillation",
-    "drawn": "FjORD",
-    "sandwich": "HeteroFL with sandwich distillation",
-    "all": "HeteroFL with in-place distillation",
-}
-
 ACCURACY = "global-accuracy"
 
 PLACES = ("data.root", "run.dir", "run.resume")
@@ -85,22 +70,6 @@ def short_mix(mix: Mix) -> str:
     shares = Mix(mix.rates, tuple(count // divisor for count in mix.counts), idle=mix.idle // divisor)
     names = [level_name(rate) for rate in shares.rates]
     return "-".join(names) if {*shares.counts, 1 + mix.idle} == {1} and set(names) <= set(LEVELS) else str(shares)
-
-
-def method_of(settings: Settings) -> str:
-    """Return the name of a method."""
-    server = settings.server
-    if server.strategy == "fedh2l":
-        return "FedH2L"
-    if server.shared != ALL:
-        return "LG-FedAvg" if server.shared else "Standalone"
-    if settings.train.distill != "none":
-        return NESTED_METHODS[settings.train.distill]
-    if settings.model.shrink != "width":
-        return {"mutual": "DepthFL", "deepest": "ScaleFL", "last": "depth"}[settings.train.exits]
-    if server.weights == "examples" and len(settings.mix.rates) == 1:
-        return "FedAvg"
-    return SLICE_METHODS[server.slice_rule]
 
 
 Scores = Mapping[int, Mapping[str, float]]

@@ -11,7 +11,7 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.nested import mean_passes
 from heterofl_flwr.runs.metrics import mode_of
-from heterofl_flwr.settings.auto_values import architectures, with_architecture
+from heterofl_flwr.settings.defaults import architectures, with_architecture
 from heterofl_flwr.settings.definitions import Settings
 from simulations.results.configurations import Configuration, possible, shown
 from simulations.results.costs import profile_at, sizes_of, values_of

@@ -217,8 +217,8 @@ def test_a_node_may_have_data_of_its_own(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("\n".join(rows))
     context = node_context({**SMALL, "data.name": str(tmp_path)}, data_path=str(tmp_path))
-    train, test, classes = load_node_data(context, load_workload(context.run_config))
-    assert (len(train), len(test), classes) == (20, 20, (0, 1))
+    data = load_node_data(context, load_workload(context.run_config))
+    assert (len(data.train), len(data.test), data.classes) == (20, 20, (0, 1))
     with pytest.raises(DataError, match=r"of shape \(2,\); expected torch.float32 of shape \(1, 8, 8\), as in"):
         load_node_data(node_context(SMALL, data_path=str(tmp_path)), load_workload(SMALL))
 
@@ -230,19 +230,3 @@ def test_a_node_that_does_not_know_its_data_is_told_how():
         run(num_rounds=1, node_config=lambda partition: {"num-partitions": "many"})
     with pytest.raises(ConfigError, match="partition-id is 9; expected 0 to 7"):
         Workload(from_flat({})).part(9, 8)
-
-
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({}, "HeteroFL"),
-        ({"server.strategy": "fedh2l", "distill.models": "mlp"}, "FedH2L"),
-        ({"server.slice-rule": "rolling"}, "FedRolex"),
-        ({"server.shared": "", "mix": "a"}, "Standalone"),
-        ({"mix": "a"}, "FedAvg"),
-        ({"server.stages": "scaffold", "train.momentum": 0.0}, "SCAFFOLD"),
-    ],
-)
-def test_the_title_of_a_run_names_its_method(changes, name):
-    """All of them were called HeteroFL."""
-    assert server_app.method_name(from_flat(changes)) == name

@@ -8,7 +8,7 @@ from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, Slicing, Windowed
 from heterofl_flwr.client import Task
-from heterofl_flwr.client.model import load_parameters
+from heterofl_flwr.client.load_model import load_parameters
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Mix, width
 from heterofl_flwr.nn import build_model, collect_moments

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, Limits, LocalGrid, Windowed
 from heterofl_flwr.client import Task
-from heterofl_flwr.client.model import load_parameters
+from heterofl_flwr.client.load_model import load_parameters
 from heterofl_flwr.client.queries import answer_moments
 from heterofl_flwr.common.errors import DataError, RoundError
 from heterofl_flwr.federation.evaluation_round import EvaluationRound

@@ -17,7 +17,7 @@ from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.compress import restore
-from heterofl_flwr.stages.privacy import Releases, Spent, clip_moments, noise_moments
+from heterofl_flwr.stages.privacy_accountant import Releases, Spent, clip_moments, noise_moments
 from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.transport import messages, packing
 from tests.federation import tiny

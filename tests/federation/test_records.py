@@ -4,10 +4,12 @@ import logging
 
 import numpy as np
 import pytest
+from flwr.app import MetricRecord
 
-from heterofl_flwr import Evaluation, RoundCallback, multi_step
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback, multi_step
 from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.report import Console
+from heterofl_flwr.runs.metrics import scalars
 from heterofl_flwr.transport import packing
 from tests.federation.tiny import build, build_normed, crash, equal, make_app, play
 
@@ -120,3 +122,53 @@ def test_clients_metrics_say_of_which_share_of_them_they_are():
     )
     record.evaluate["coverage"] = 1.0
     assert "of the clients" not in record.metrics_line()
+
+
+@pytest.mark.parametrize(("value", "rounds"), [(True, 1), (np.True_, 1), ({"loss": 1.0}, 3), (None, 3)])
+def test_should_stop_gets_the_round_and_the_result_and_ends_the_run(value, rounds):
+    calls, spy = [], Spy()
+
+    def should_stop(server_round, result):
+        calls.append((server_round, list(result.train_metrics_clientapp), list(result.evaluate_metrics_clientapp)))
+        return value
+
+    _, result = run(spy, start={"should_stop": should_stop})
+    done = list(range(1, rounds + 1))
+    assert calls == [(number, done[:number], done[:number]) for number in done]
+    assert [progress.record.server_round for progress in spy.progress] == done
+    assert spy.calls[-1] == ("end",)
+    assert equal(spy.last, result.arrays.to_torch_state_dict())
+
+
+class Adds(HeteroFL):
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        return arrays, MetricRecord({**metrics, "spread": 3.0})
+
+    def aggregate_evaluate(self, server_round, replies):
+        return MetricRecord({**super().aggregate_evaluate(server_round, replies), "local-accuracy": 0.25, "best": 2.0})
+
+
+def test_metrics_that_a_subclass_adds_are_in_the_record_of_the_round(caplog):
+    spy = Spy()
+    strategy = Adds(build, "a1-c1", evaluation=Evaluation(), callbacks=[spy])
+    with caplog.at_level("INFO"), LocalGrid(make_app(), 4) as grid:
+        strategy.start(grid, num_rounds=1)
+    (progress,) = spy.progress
+    assert progress.record.train["spread"] == 3.0
+    assert (progress.record.evaluate["best"], progress.record.comparable["local-accuracy"]) == (2.0, 0.25)
+    assert set(scalars(progress.record)) >= {"train/spread", "evaluate/best"}
+    assert "spread 3" in caplog.text
+    unchanged = run(spy, num_rounds=1)[0].log
+    assert progress.record.train["loss"] == unchanged.train["loss"]
+    assert progress.record.evaluate_medians.keys() == unchanged.evaluate_medians.keys() - {"local-accuracy"}
+
+
+def test_the_servers_metrics_do_not_replace_those_of_clients():
+    central = {"local-accuracy": 0.125, "coverage": 0.5, "loss": 9.0, "own": 4.0}
+    record = run(num_rounds=1, start={"evaluate_fn": lambda *_: MetricRecord(central)})[0].log
+    clients = run(num_rounds=1)[0].log
+    assert record.train == clients.train
+    own = {f"server-{name}": value for name, value in central.items() if name != "own"}
+    assert record.evaluate == {**clients.evaluate, **own, "own": 4.0}
+    assert record.evaluate_medians == clients.evaluate_medians

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm
 
-from heterofl_flwr.client.model import load_parameters
+from heterofl_flwr.client.load_model import load_parameters
 from heterofl_flwr.nn.buffers import find_channel_tables, renew_spectral_norms
 
 FORMS = pytest.mark.parametrize("form", [spectral_norm, parametrizations.spectral_norm], ids=["older", "newer"])

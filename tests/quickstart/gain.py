@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord
 from torch.utils.data import ConcatDataset, DataLoader
 
 from heterofl_flwr import HeteroFL, LocalGrid, Plan
-from heterofl_flwr.client.model import load_parameters
+from heterofl_flwr.client.load_model import load_parameters
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.nn import collect_moments, with_static_norm
 

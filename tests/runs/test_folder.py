@@ -14,7 +14,7 @@ from heterofl_flwr.federation.records import RunState
 from heterofl_flwr.runs.folder import RunFolder, parse_record
 from heterofl_flwr.runs.models import model_facts
 from heterofl_flwr.runs.origin import commit, machine
-from heterofl_flwr.stages.privacy import Releases
+from heterofl_flwr.stages.privacy_accountant import Releases
 
 SETTINGS = {"model": "cnn", "optim": {"lr": 0.1, "milestones": (60, 80)}, "rounds": 10}
 

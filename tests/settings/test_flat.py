@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from heterofl_flwr import Adagrad, Mix, Momentum, Yogi
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.settings.auto_values import OTHER
+from heterofl_flwr.settings.defaults import OTHER
 from heterofl_flwr.settings.definitions import EngineSettings
 from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, flatten, from_flat, from_stored, to_flat
 from heterofl_flwr.settings.stored_settings import to_toml

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from heterofl_flwr.settings.flat import from_flat
+from heterofl_flwr.settings.method_name import method_name
 from simulations.results import __main__ as command
 from simulations.results.configurations import configurations
-from simulations.results.runs import Score, method_of, read_run, read_runs
+from simulations.results.runs import Score, read_run, read_runs
 from simulations.results.spent import bytes_sent, curve, multiplications, spent_until
 from simulations.results.statistics import PERCENT, Summary, summarise
 from simulations.results.tables import alone_table
@@ -38,10 +39,13 @@ def points(*values):
         (WHOLE, "FedAvg"),
         ({**WHOLE, "server.shared": ""}, "Standalone"),
         ({**WHOLE, "server.shared": "linear.*"}, "LG-FedAvg"),
+        ({"server.strategy": "fedh2l", "distill.models": "mlp"}, "FedH2L (variant)"),
+        ({"mix": "a"}, "HeteroFL"),
+        ({"server.stages": "scaffold", "train.momentum": 0.0}, "SCAFFOLD"),
     ],
 )
 def test_a_method_is_told_by_its_settings(changes, name):
-    assert method_of(from_flat({"data.name": "mnist", **changes})) == name
+    assert method_name(from_flat({"data.name": "mnist", **changes})) == name
 
 
 def test_runs_with_other_seeds_are_one_configuration(make_run, tmp_path):

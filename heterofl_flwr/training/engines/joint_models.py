@@ -161,7 +161,7 @@ def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> 
 
 
 def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
-    """Compare tensors one by one; small ones, which may be rounding alone, by the size of the largest."""
+    """Raise ``IncompatibleError`` unless pairs of tensors agree, within a tolerance relative to the largest."""
     if [tensor.shape for tensor in together] != [tensor.shape for tensor in alone]:
         raise IncompatibleError(f"together, {what} have another shape")
     norms = [tensor.norm() for tensor in alone]

@@ -25,7 +25,7 @@ from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.load import absolute_paths
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import Score, headline, scores
-from heterofl_flwr.settings.auto_values import CLIENTS, preset
+from heterofl_flwr.settings.defaults import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import DEFAULTS, first_names, flatten, from_flat, read_specs, to_flat, validate
 from heterofl_flwr.settings.stored_settings import Setting

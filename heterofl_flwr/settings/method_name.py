@@ -1,0 +1,52 @@
+"""The name of the method that settings describe, as titles of runs and tables of results have it."""
+
+from types import MappingProxyType
+
+from heterofl_flwr.core.slice_plan import ALL
+from heterofl_flwr.settings.definitions import Settings
+
+SLICES = MappingProxyType(
+    {
+        "prefix": "HeteroFL",
+        "important": "FIARSE, structured",
+        "rolling": "FedRolex",
+        "random-level": "random slices by level",
+        "random-client": "Federated Dropout",
+    }
+)
+"""By ``server.slice_rule``."""
+
+INNER_LEVELS = MappingProxyType(
+    {
+        "ordered": "FjORD without distillation",
+        "drawn": "FjORD",
+        "sandwich": "HeteroFL with sandwich distillation",
+        "all": "HeteroFL with in-place distillation",
+    }
+)
+"""By ``train.distill``: which inner levels a step trains."""
+
+EXITS = MappingProxyType({"mutual": "DepthFL", "deepest": "ScaleFL", "last": "depth"})
+"""By ``train.exits``, where a smaller model has fewer layers."""
+
+
+def method_name(settings: Settings) -> str:
+    """Return the name of the method that settings describe."""
+    server = settings.server
+    if server.strategy == "fedh2l":
+        return "FedH2L (variant)"
+    if server.shared != ALL:
+        return "LG-FedAvg" if server.shared else "Standalone"
+    if settings.train.distill != "none":
+        return INNER_LEVELS[settings.train.distill]
+    if settings.model.shrink != "width":
+        return EXITS[settings.train.exits]
+    if "scaffold" in server.stages:
+        return "SCAFFOLD"
+    if server.weights == "examples" and len(settings.mix.rates) == 1:
+        return "FedAvg"
+    if server.growth:
+        return "FedGMR, structured"
+    if server.by_level:
+        return "NeFL, level parameters"
+    return SLICES[server.slice_rule]
