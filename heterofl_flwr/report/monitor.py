@@ -131,8 +131,8 @@ class Monitor(RoundCallback):
     def collect(self) -> Iterator[object]:
         """Yield the metrics; the Prometheus client calls this."""
         gauge, counter, record = self._core.GaugeMetricFamily, self._core.CounterMetricFamily, self._record
-        asked = Counter(level_name(rate) for rate in record.rates.values())
-        answered = Counter(dict.fromkeys(asked, 0))
+        sent = Counter(level_name(rate) for rate in record.rates.values())
+        answered = Counter(dict.fromkeys(sent, 0))
         answered.update(level_name(rate) for number, rate in record.rates.items() if number not in record.failures)
         metrics = {**_headlines("train", record.train, record.train_by_level), **self._evaluated}
         epsilon = {(): record.privacy["epsilon"]} if "epsilon" in record.privacy else {}
@@ -145,7 +145,7 @@ class Monitor(RoundCallback):
             (gauge, "round_end_timestamp_seconds", "End of the last round", (), {(): self._ended_at}),
             (gauge, "healthy", "Whether the last round ended within its limit", (), {(): healthy}),
             (gauge, "clients_expected", "Clients of a round if no node is missing", (), {(): record.expected}),
-            (gauge, "clients_asked", "Clients asked to train", ["level"], _keyed(asked)),
+            (gauge, "clients_asked", "Clients asked to train", ["level"], _keyed(sent)),
             (gauge, "clients_answered", "Clients with a usable reply", ["level"], _keyed(answered)),
             (gauge, "node_failing", "Nodes whose last reply was not usable", ["node"], _keyed(failing)),
             (gauge, "node_away", "First round without the node", ["node"], _keyed(record.away)),

@@ -35,33 +35,45 @@ def certificate(follower):
         return own.getpeercert()["serialNumber"]
 
 
-def test_certificates_nodes_and_backups(tmp_path):
+@pytest.fixture
+def follower(tmp_path):
     with Follower(tmp_path) as follower:
-        page = follower.page
-        # With a process of its own for connections, as on a server: alone, nginx drops some when it reloads.
-        page.commands = [command.replace(" master_process off;", "") for command in page.commands]
-        superlink_command = next(command for command in page.commands if command.startswith("flower-superlink"))
-        nodes = follower.prepare()
-        follower.wait_for(lambda: len(online(follower)) == len(NAMES), "both nodes", LONGEST)
-        page.commands = page.operations
-        before = certificate(follower)
-        follower.do("heterofl keys")
-        follower.do("nginx")
-        follower.wait_for(lambda: certificate(follower) != before, "the new certificate")
-        follower.do("python")
-        follower.do("flwr supernode list")
-        phone, camera = online(follower)
-        page.commands = [command.replace("1234567890", camera) for command in page.commands]
-        follower.do("flwr supernode unregister")
-        assert page.commands == []
-        follower.wait_for(lambda: online(follower) == [phone], "the withdrawal", LONGEST)
-        follower.wait_for(lambda: nodes["camera"].poll() is not None, "the end of the SuperNode", LONGEST)
-        (superlink,) = [own for own in follower._started if "flower-superlink" in str(own.args)]
-        kill(superlink)
-        for path in tmp_path.glob("superlink.db-*"):
-            path.unlink()
-        shutil.copy(tmp_path / "backup.db", tmp_path / "superlink.db")
-        follower.start(superlink_command, "restored")
-        follower.start_node("camera", follower.node_commands["camera"])
-        follower.wait_for(lambda: len(online(follower)) == len(NAMES), "both nodes again", LONGEST)
-        assert online(follower) == [phone, camera]
+        yield follower
+        started(follower, "nginx").terminate()  # its title replaces its environment, and the mark in it
+
+
+def started(follower, program):
+    """Return the process of a program that the page had started."""
+    (process,) = [own for own in follower._started if f"exec {program} " in str(own.args)]
+    return process
+
+
+def test_certificates_nodes_and_backups(follower, tmp_path):
+    page = follower.page
+    # With a process of its own for connections, as on a server: alone, nginx drops some when it reloads.
+    page.commands = [command.replace(" master_process off;", "") for command in page.commands]
+    superlink_command = next(command for command in page.commands if command.startswith("flower-superlink"))
+    nodes = follower.prepare()
+    follower.wait_for(lambda: len(online(follower)) == len(NAMES), "both nodes", LONGEST)
+    page.commands = page.operations
+    before = certificate(follower)
+    follower.do("heterofl keys")
+    follower.do("nginx")
+    follower.wait_for(lambda: certificate(follower) != before, "the new certificate")
+    follower.do("python")
+    follower.do("flwr supernode list")
+    phone, camera = online(follower)
+    page.commands = [command.replace("1234567890", camera) for command in page.commands]
+    follower.do("flwr supernode unregister")
+    assert page.commands == []
+    follower.wait_for(lambda: online(follower) == [phone], "the withdrawal", LONGEST)
+    follower.wait_for(lambda: nodes["camera"].poll() is not None, "the end of the SuperNode", LONGEST)
+    kill(started(follower, "flower-superlink"))
+    for path in tmp_path.glob("superlink.db-*"):
+        path.unlink()
+    shutil.copy(tmp_path / "backup.db", tmp_path / "superlink.db")
+    restored = follower.start(superlink_command, "restored")
+    follower.wait_for_superlink(restored, page.port, tmp_path / "keys" / "ca.crt")
+    follower.start_node("camera", follower.node_commands["camera"])
+    follower.wait_for(lambda: len(online(follower)) == len(NAMES), "both nodes again", LONGEST)
+    assert online(follower) == [phone, camera]
