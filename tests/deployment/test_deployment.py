@@ -93,7 +93,7 @@ class Follower(Processes):
     def start_node(self, name: str, command: str) -> subprocess.Popen[bytes]:
         """Start a node with its key and the authority in a folder of its own; several on a machine need a port each."""
         own = self.folder / f"on-{name}"
-        own.mkdir(exist_ok=True)
+        own.mkdir()
         for file in ("ca.crt", name):
             shutil.copy(self.folder / "keys" / file, own)
         return self.start(f"{command} --port {free_port()}", name, own, FLWR_HOME=str(own / "home"))

@@ -16,12 +16,12 @@ from tests.deployment.test_deployment import NAMES, Follower
 pytestmark = [pytest.mark.deployment, pytest.mark.release, pytest.mark.skipif(NGINX is None, reason="needs nginx")]
 
 
-def online(follower):
-    """Return the numbers of the nodes that are there, in the order of their registration."""
+def listed(follower, *statuses):
+    """Return the numbers of the nodes that are not withdrawn, in the order of their registration."""
     words = ["flwr", "supernode", "list", "lab", "--format", "json"]
     done = subprocess.run(words, capture_output=True, text=True, env=follower.environment, check=True)
     nodes = sorted(json.loads(done.stdout)["nodes"], key=lambda node: node["created-at"])
-    return [node["node-id"] for node in nodes if node["status"] == "online"]
+    return [node["node-id"] for node in nodes if not statuses or node["status"] in statuses]
 
 
 def certificate(follower):
@@ -54,7 +54,7 @@ def test_certificates_nodes_and_backups(follower, tmp_path):
     page.commands = [command.replace(" master_process off;", "") for command in page.commands]
     superlink_command = next(command for command in page.commands if command.startswith("flower-superlink"))
     nodes = follower.prepare()
-    follower.wait_for(lambda: len(online(follower)) == len(NAMES), "both nodes", LONGEST)
+    follower.wait_for(lambda: len(listed(follower, "online")) == len(NAMES), "both nodes", LONGEST)
     page.commands = page.operations
     before = certificate(follower)
     follower.do("heterofl keys")
@@ -62,11 +62,11 @@ def test_certificates_nodes_and_backups(follower, tmp_path):
     follower.wait_for(lambda: certificate(follower) != before, "the new certificate")
     follower.do("python")
     follower.do("flwr supernode list")
-    phone, camera = online(follower)
+    phone, camera = listed(follower)
     page.commands = [command.replace("1234567890", camera) for command in page.commands]
     follower.do("flwr supernode unregister")
     assert page.commands == []
-    follower.wait_for(lambda: online(follower) == [phone], "the withdrawal", LONGEST)
+    follower.wait_for(lambda: listed(follower) == [phone], "the withdrawal", LONGEST)
     follower.wait_for(lambda: nodes["camera"].poll() is not None, "the end of the SuperNode", LONGEST)
     kill(started(follower, "flower-superlink"))
     for path in tmp_path.glob("superlink.db-*"):
@@ -74,6 +74,6 @@ def test_certificates_nodes_and_backups(follower, tmp_path):
     shutil.copy(tmp_path / "backup.db", tmp_path / "superlink.db")
     restored = follower.start(superlink_command, "restored")
     follower.wait_for_superlink(restored, page.port, tmp_path / "keys" / "ca.crt")
-    follower.start_node("camera", follower.node_commands["camera"])
-    follower.wait_for(lambda: len(online(follower)) == len(NAMES), "both nodes again", LONGEST)
-    assert online(follower) == [phone, camera]
+    assert listed(follower) == [phone, camera]
+    follower.wait_for(lambda: "Connection successful" in follower.log("phone"), "the phone's return", LONGEST)
+    assert nodes["phone"].poll() is None
