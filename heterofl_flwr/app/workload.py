@@ -36,6 +36,23 @@ AT_ONCE = {"cpu": 50, "cuda": 1000}
 """Examples that go through a model at once where moments are measured, by type of device."""
 
 
+class NodeData:
+    """Examples of a node, each split gathered when it is first read, and the node's classes."""
+
+    def __init__(self, train: Callable[[], Split], test: Callable[[], Split], classes: tuple[int, ...]) -> None:
+        self._gather_train, self._gather_test, self.classes = train, test, classes
+
+    @cached_property
+    def train(self) -> Split:
+        """The training examples, on the device."""
+        return self._gather_train()
+
+    @cached_property
+    def test(self) -> Split:
+        """The test examples, on the device."""
+        return self._gather_test()
+
+
 class Workload:
     """A data set and a model, as the settings say."""
 
@@ -155,12 +172,16 @@ class Workload:
         train = self.settings.train
         return max(train.epochs * sum(map(len, self.partitions(number).train)) / number / train.batch_size, 1)
 
-    def part(self, partition: int, num_partitions: int) -> tuple[Split, Split, tuple[int, ...]]:
-        """Return a client's training and test examples, on the device, and its classes."""
+    def part(self, partition: int, num_partitions: int) -> NodeData:
+        """Return a client's part of the data set."""
         parts = self.partitions(num_partitions)
         if not 0 <= partition < num_partitions:
             raise ConfigError(f"partition-id is {partition}; expected 0 to {num_partitions - 1}, num-partitions less 1")
-        return *parts.client_splits(partition, self.train, self.test), parts.classes[partition]
+        return NodeData(
+            lambda: self.train.select(parts.train[partition]),
+            lambda: self.test.select(parts.test[partition]),
+            parts.classes[partition],
+        )
 
     @cached_property
     def seeds(self) -> Split:

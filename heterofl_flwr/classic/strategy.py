@@ -33,7 +33,7 @@ from heterofl_flwr.classic.translation import (
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
-from heterofl_flwr.federation.options import Training
+from heterofl_flwr.federation.options import Slicing, Training
 from heterofl_flwr.federation.records import RoundRecord, host_log
 from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.nn.models import Build
@@ -116,7 +116,12 @@ class HeteroFL(Strategy):
         # A NumPyClient has no place for the client half of a stage.
         conflicts = {stage_name(stage) for stage in stages if stage.client() is not None}
         sampling, training = options.get("sampling", Sampling()), options.get("training", Training())
-        unsupported = {"sampling.spare": sampling.spare, "training.upload": training.upload != FULL_PRECISION}
+        slicing = options.get("slicing", Slicing())
+        unsupported = {
+            "sampling.spare": sampling.spare,
+            "slicing.by_level": slicing.by_level,
+            "training.upload": training.upload != FULL_PRECISION,
+        }
         conflicts |= {name for name, is_set in unsupported.items() if is_set}
         if lacks := sorted(conflicts | (LACKS & options.keys())):
             raise ConfigError(f"the classic API has no place for {', '.join(lacks)}; use heterofl_flwr.HeteroFL")

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,6 +42,7 @@ def load_models(
     build: Build,
     state: Mapping[str, Tensor],
     moments: ArrayRecord | None,
+    level_tensors: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield each rate of an instruction with its model, the largest first.
 
@@ -54,6 +56,8 @@ def load_models(
         Parameters of the largest model.
     moments : ArrayRecord | None
         Static batch norm moments for an evaluation; without them batch norm normalises by batch.
+    level_tensors : Mapping[str, Tensor]
+        Parameters of smaller models that are not slices of the largest one, by ``rate/parameter``.
     """
     for rate in instruction.rates:
         model = new_model(build, rate)
@@ -64,7 +68,7 @@ def load_models(
                 "server's: let both load the same checkpoint, in float32 or bfloat16, and nothing random; or let build "
                 "return heterofl_flwr.core.exchange_frozen(model)"
             )
-        load_parameters(model, state if is_largest else _slice(instruction, build, rate, state))
+        load_parameters(model, state if is_largest else _slice(instruction, build, rate, state, level_tensors))
         if instruction.is_evaluation:
             model = for_evaluation(model, None if moments is None else packing.unpack_moments(moments, rate))
         yield rate, model
@@ -140,12 +144,20 @@ def check_not_lost(instruction: Instruction, tensors: str) -> None:
         )
 
 
-def _slice(instruction: Instruction, build: Build, rate: float, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return the parameters of a smaller model, as the run's slice rule takes them from the largest one."""
+def _slice(
+    instruction: Instruction,
+    build: Build,
+    rate: float,
+    state: Mapping[str, Tensor],
+    level_tensors: Mapping[str, Tensor],
+) -> Mapping[str, Tensor]:
+    """Return the parameters of a smaller model: a slice of the largest one by the run's rule, and its level's own."""
     function = make_slice_function(
         instruction.slice_rule, seed=instruction.run_seed, server_round=instruction.window, rate=rate, partition=0
     )
-    return plan_between(build, instruction.rate, rate).sliced(function).extract(state)
+    start = f"{rate}/"
+    tensors = {key.removeprefix(start): tensor for key, tensor in level_tensors.items() if key.startswith(start)}
+    return {**plan_between(build, instruction.rate, rate).sliced(function).extract(state), **tensors}
 
 
 class IssuedModels:

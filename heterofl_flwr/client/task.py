@@ -23,6 +23,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.label_rows import whole_numbers
 from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.core.randomness import seed_torch
 from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.penalty import Penalty
@@ -287,9 +288,11 @@ class Task:
             saved = {name: tensor for name, tensor in self._saved.items() if not name.startswith(STAGES)}
             state = {**personal_state(instruction, self.build, saved), **state}
         moments = messages.array_records(self.message.content).get(messages.MOMENTS)
-        for rate, model in load_models(instruction, self.build, state, moments):
+        levels = messages.array_records(self.message.content).get(messages.LEVELS)
+        level_tensors = {} if levels is None else packing.read_tensors(levels)
+        for rate, model in load_models(instruction, self.build, state, moments, level_tensors):
             if self._seed_torch:
-                torch.manual_seed(self.seed)
+                seed_torch(self.seed)
             yield rate, model
             del model  # the caller alone decides how long it lives
 

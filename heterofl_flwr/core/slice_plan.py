@@ -178,7 +178,7 @@ class Plan:
 def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFunction) -> Plan:
     """Return the plan of these axes with the given parts; a pattern that matches no parameter is an error."""
     heads = heads or {}
-    _check_patterns("heads", heads, axes)
+    check_patterns("heads", heads, axes)
     headed = {}
     for name, plan_axes in axes.items():
         parts = {axis: number for pattern, (number, axis) in heads.items() if fnmatchcase(name, pattern)}
@@ -190,7 +190,7 @@ def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFu
     return Plan(headed).sliced(function)
 
 
-def _check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
+def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
     """Raise ``ConfigError`` if a pattern matches no name."""
     idle = sorted(pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names))
     if idle:
@@ -216,7 +216,7 @@ def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
     """Return the part of a plan that is shared; a pattern that fits no parameter is an error."""
     if tuple(patterns) == ALL:
         return plan
-    _check_patterns("shared", patterns, plan.axes)
+    check_patterns("shared", patterns, plan.axes)
     return Plan({name: axes for name, axes in plan.axes.items() if is_shared(name, patterns)})
 
 

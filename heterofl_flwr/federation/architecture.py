@@ -24,7 +24,7 @@ from heterofl_flwr.core.moving_slices import (
 )
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.reply_checks import value_faults
-from heterofl_flwr.core.slice_plan import ALL, Plan, is_shared, shared_part
+from heterofl_flwr.core.slice_plan import ALL, Plan, check_patterns, is_shared, shared_part
 from heterofl_flwr.federation.options import Options
 from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import called_with_rate, check_build
@@ -125,7 +125,9 @@ class Architecture:
 
     def nested_rates(self, rate: float) -> list[float]:
         """Return a rate, and the smaller rates of the mix whose models are part of its slice."""
-        nested = self.mix.rates_inside(rate) if self.options.slicing.slice_rule in NESTED_RULES else ()
+        slicing = self.options.slicing
+        is_nested = slicing.slice_rule in NESTED_RULES and not slicing.by_level
+        nested = self.mix.rates_inside(rate) if is_nested else ()
         return [rate, *nested]
 
     def initial_state(self) -> State:
@@ -167,6 +169,7 @@ class GlobalModel(Architecture):
         self.model = self.build(mix.global_rate)
         self._frozen_values = frozen_parameters(self.model)
         self.global_plan = self.plan(mix.global_rate)
+        check_patterns("by_level", options.slicing.by_level, self.global_plan.axes)
         if options.slicing.slice_rule != "prefix":
             self.plan(mix.rates[-1])  # check the smallest rate now: Dynamic may draw it late in the run
         self._first_names = MappingProxyType(first_names(self.model))

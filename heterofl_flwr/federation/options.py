@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import InstanceOf, Strict
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.options import Count, NotNegative, Positive, Share, check, group
+from heterofl_flwr.common.options import Count, Natural, NotNegative, Positive, Share, check, group
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Fidelity
@@ -28,9 +28,10 @@ from heterofl_flwr.stages.chain import Chain, Kind
 from heterofl_flwr.stages.client_stage import FULL_PRECISION
 from heterofl_flwr.stages.clip import Clip
 from heterofl_flwr.stages.compress import Compress, Upload
+from heterofl_flwr.stages.level_parameters import LevelParameters
 from heterofl_flwr.stages.noise import Noise
 from heterofl_flwr.stages.privacy_accountant import Privacy, Spent
-from heterofl_flwr.stages.server_stage import ServerStage
+from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 from heterofl_flwr.stages.untrained import Untrained
 
 Assignment = Literal["fix", "dynamic"]
@@ -78,6 +79,10 @@ class Slicing:
     """
     roll_by: Count = 1
     """entries by which rolling slices move on each round"""
+    growth: Natural = 0
+    """rounds after which clients go up one level, from the smallest of the mix to their own (FedGMR, structured); 0:
+    they have their own from the first round on
+    """
     rank_every: Count = 5
     """rounds from one sorting of channels to the next, with important"""
     rank_margin: NotNegative = 0.1
@@ -86,8 +91,16 @@ class Slicing:
     """parameters that are sent and averaged, as fnmatch patterns; all others stay with their client, which then has a
     model of its own: LG-FedAvg, or Standalone if none is sent
     """
+    by_level: Annotated[Sequence[str], "patterns of parameters, as ['*.norm.*']"] = ()
+    """parameters of which each level has values of its own, averaged among its clients alone (NeFL's inconsistent
+    parameters), as fnmatch patterns
+    """
 
     def __post_init__(self) -> None:
+        if self.by_level and (self.slice_rule != "prefix" or tuple(self.shared) != ALL):
+            raise ConfigError(
+                f"by_level is {list(self.by_level)}, expected slice_rule='prefix' and all parameters shared with it"
+            )
         if self.roll_by > 1 and self.slice_rule != "rolling":
             raise ConfigError(f"roll_by is {self.roll_by}, expected slice_rule='rolling' with it")
 
@@ -165,10 +178,28 @@ class Options:
                 "asynchronous: robust means, other aggregators, slices that move and spare clients need rounds that "
                 "wait; expected robust=None, aggregator=CountingMean, slice_rule='prefix' and spare=0"
             )
+        if self.slicing.by_level:
+            self._check_by_level()
         if self.privacy.clip and self.limits.norm_bound:
             raise ConfigError(
                 "privacy: with clip a longer change is shortened, as a refusal would show who sent it; expected "
                 "limits.norm_bound=0 (server.norm-bound)"
+            )
+
+    def _check_by_level(self) -> None:
+        """Raise ``ConfigError`` for options that know one value of each parameter alone."""
+        faults = {
+            "privacy.clip": self.privacy.clip,
+            "limits.norm_bound": self.limits.norm_bound,
+            "training.upload": self.training.upload != FULL_PRECISION,
+        } | {
+            stage_name(stage): stage.keeps_client_state or type(stage).evaluated is not ServerStage.evaluated
+            for stage in self.stages
+        }
+        if wrong := [name for name, is_set in faults.items() if is_set]:
+            raise ConfigError(
+                f"by_level: {', '.join(wrong)} would compare a level's parameters with those of the global model; "
+                f"expected by_level=[] or a run without"
             )
 
 
@@ -187,6 +218,7 @@ def build_chain(
         None if all_is_trained else Untrained(),
         Noise(privacy, spent) if privacy.noise else Clip(privacy.clip) if privacy.clip else None,
         *options.stages,
+        LevelParameters(options.slicing.by_level) if options.slicing.by_level else None,
         None if upload == FULL_PRECISION else Compress(upload),  # the last one: nearest to the wire
     )
     return Chain(

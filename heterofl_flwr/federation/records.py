@@ -247,12 +247,15 @@ class Progress(RunState):
         The last round of the run.
     evaluated_slice
         From the round of an evaluation and a smaller rate to the slice that was its model.
+    level_tensors
+        From a rate to the parameters in which its model differs from that slice (``Slicing.by_level``).
     """
 
     record: RoundRecord
     evaluated: State
     num_rounds: int
     evaluated_slice: Callable[[int, float], SliceFunction] = lambda *_: prefix
+    level_tensors: Callable[[float], State] = lambda _: {}
 
 
 class RoundCallback:

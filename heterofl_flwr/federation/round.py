@@ -124,6 +124,7 @@ class Round:
             grid=(privacy.clip, privacy.step) if privacy.noise else None,
             learning_rate=self.log.learning_rate,
             run=self._federation.run_key,
+            global_rate=self._federation.mix.global_rate,
         )
 
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:

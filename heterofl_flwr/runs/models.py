@@ -36,6 +36,7 @@ def save_models(
     *,
     moments: Mapping[float, Moments] | None = None,
     slices: Mapping[float, SliceFunction] | None = None,
+    levels: Mapping[float, State] | None = None,
     record: RoundRecord | None = None,
 ) -> None:
     """Write the model of each rate, cut from the global model by its plan, as a safetensors and a JSON file.
@@ -58,6 +59,8 @@ def save_models(
         activations than the same channels of the global one, so its moments cannot be cut from the global model's.
     slices : Mapping[float, SliceFunction] | None
         Which part of the global model each smaller rate's is; by default the first channels.
+    levels : Mapping[float, State] | None
+        The parameters of each rate in which its model differs from the slice.
     record : RoundRecord | None
         The last round with evaluation, for the metrics in the JSON files.
     """
@@ -67,7 +70,7 @@ def save_models(
         level, plan = level_name(rate), Plan.of(models[largest], model)
         if slices and rate != largest:
             plan = plan.sliced(slices[rate])
-        tensors = plan.extract(untied(models[largest], state))
+        tensors = {**plan.extract(untied(models[largest], state)), **(levels or {}).get(rate, {})}
         metrics: dict[str, float] = {}
         few = {}
         if record:

@@ -96,10 +96,21 @@ class Recorder(RoundCallback):
         if self._costs and self._models:
             rates = self._costs.mix.all_rates
             moments, record = moments_by_rate(self._moments), self._evaluated
-            slices = {}
+            slices, levels = {}, {}
+            if self._progress:
+                levels = {rate: self._progress.level_tensors(rate) for rate in rates}
             if record and self._progress:
                 slices = {rate: self._progress.evaluated_slice(record.server_round, rate) for rate in rates}
-            save_models(self.folder, self._costs.build, rates, state, moments=moments, slices=slices, record=record)
+            save_models(
+                self.folder,
+                self._costs.build,
+                rates,
+                state,
+                moments=moments,
+                slices=slices,
+                levels=levels,
+                record=record,
+            )
         self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))
         self.folder.unlock()
 

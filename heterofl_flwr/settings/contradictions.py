@@ -54,14 +54,17 @@ def _server_rules(settings: Settings) -> Iterable[Contradiction]:
          "expected devices.profile to name the devices too"),
         ("sample.spare", sample.spare and server.strategy != "heterofl",
          f"but with server.strategy={server.strategy} clients learn from all others; expected 0"),
+        ("server.by-level", server.by_level and settings.train.distill != "none",
+         f"but train.distill={settings.train.distill} trains smaller levels inside a client's model; expected ''"),
         ("run.resume", settings.run.resume and not settings.run.dir,
          "expected run.dir to name the folder of the run to go on with"),
     )  # fmt: skip
 
 
 TRAVELS = (
-    *("assignment", "train.upload", "train.proximal", "server.slice-rule", "server.shared", "server.stages"),
-    *("server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
+    *("assignment", "train.upload", "train.proximal", "server.slice-rule", "server.shared", "server.by-level"),
+    "server.growth",
+    *("server.stages", "server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
 )
 """Settings of parameters that travel, which FedH2L has none of.
 

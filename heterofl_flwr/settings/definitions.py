@@ -108,9 +108,11 @@ class ServerSettings(Limits):
     """
     slice_rule: SliceRule = same(Slicing, "slice_rule")
     roll_by: Count = same(Slicing, "roll_by")
+    growth: Natural = same(Slicing, "growth")
     rank_every: Count = same(Slicing, "rank_every")
     rank_margin: NotNegative = same(Slicing, "rank_margin")
     shared: value_types.Patterns = same(Slicing, "shared")
+    by_level: value_types.Patterns = same(Slicing, "by_level")
     weights: Weights = same(Averaging, "weights")
     stages: value_types.StagesText = ""
     """further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi and

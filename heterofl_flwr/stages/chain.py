@@ -214,6 +214,10 @@ class Chain:
             state = stage.evaluated(state)
         return state
 
+    def level_tensors(self, rate: float) -> State:
+        """Return the parameters in which the model of a rate differs from its slice, in its shapes."""
+        return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
+
     def metrics(self) -> dict[str, float]:
         """Return the stages' numbers for the record of a round."""
         return {key: value for stage in self.stages for key, value in stage.metrics().items()}

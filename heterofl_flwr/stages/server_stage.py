@@ -81,6 +81,8 @@ class RoundContext:
         Learning rate of the clients in this round; 0 if the server sends none.
     run
         Random id of the run.
+    global_rate
+        Rate of the global model.
     norm_bound
         Upper bound on the L2 norm of the mean change of a ``Conversation``; 0 for none.
     """
@@ -96,6 +98,7 @@ class RoundContext:
     grid: tuple[float, float] | None = None
     learning_rate: float = 0.0
     run: int = 0
+    global_rate: float = 1.0
     norm_bound: float = 0.0
 
 
@@ -164,6 +167,11 @@ class ServerStage:
     def evaluated(self, state: State) -> State:
         """Return the model that is evaluated and saved, from the one that is trained."""
         return state
+
+    def level_tensors(self, rate: float) -> State:
+        """Return the parameters in which the model of a rate differs from its slice, in its shapes."""
+        del rate
+        return {}
 
     def state(self) -> Mapping[str, Tensor]:
         """Return the tensors of this stage for a checkpoint."""

@@ -166,7 +166,7 @@ class Steps:
             if not id_:
                 current.refuse(node_id, Fault("the message could not be sent"))
                 continue
-            num_bytes = self._strategy.sent_bytes(slices, sampled.plan)
+            num_bytes = self._strategy.sent_bytes(slices, sampled.plan, sampled.rate)
             self._training[id_] = _Turn(node_id, sampled, began, num_bytes)
 
     def _draw(self, current: Round) -> list[int]:

@@ -175,7 +175,7 @@ class RoundHooks(Strategy):
     ) -> list[Message]:
         """Return a message for each client of the round, with its slice and its rate."""
         messages.check_own_keys(config)
-        slices = Slices(self.federation, self._sort_channels(server_round, arrays))
+        slices = Slices(self.federation, self._sort_channels(server_round, arrays), self.chain.level_tensors)
         opened = self.messages_of(server_round)
         node_ids, sampled_ids = self.sample_nodes(grid, server_round, "train")
         current = self.new_round(server_round, node_ids, slices.state, config, grid, sampled_ids)
@@ -190,7 +190,7 @@ class RoundHooks(Strategy):
                 fault = unusable if excluded is None else Fault(excluded, "rejected")
                 current.refuse(node_id, queries.faults.get(node_id, fault))
                 continue
-            current.note_sent(node_id, self.sent_bytes(slices, sampled.plan))
+            current.note_sent(node_id, self.sent_bytes(slices, sampled.plan, sampled.rate))
             opened.sent.append(self.train_message(current, node_id, slices, config, stage_configs[node_id]))
         # Flower may iterate the result more than once, and this object keeps its own list.
         return list(opened.sent)
@@ -216,15 +216,15 @@ class RoundHooks(Strategy):
         sampled = current.slices[node_id]
         client = self._train_config(current, node_id, sampled.rate)
         full_config = {**config, **client, **stage_config}
-        message = instruction(self.train_kind, node_id, slices.record(sampled.plan), full_config)
+        message = instruction(self.train_kind, node_id, slices.level_record(sampled.plan, sampled.rate), full_config)
         if self.chain.broadcast:
             message.content[messages.BROADCAST] = slices.broadcast(sampled.plan, self.chain.broadcast)
         return message
 
-    def sent_bytes(self, slices: Slices, plan: Plan) -> int:
+    def sent_bytes(self, slices: Slices, plan: Plan, rate: float) -> int:
         """Return the bytes of the tensors in a training instruction."""
         broadcast = [slices.broadcast(plan, self.chain.broadcast)] if self.chain.broadcast else []
-        return sum(map(packing.count_bytes, (slices.record(plan), *broadcast)))
+        return sum(map(packing.count_bytes, (slices.level_record(plan, rate), *broadcast)))
 
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
         """Return the config of a training instruction."""
@@ -296,7 +296,7 @@ class RoundHooks(Strategy):
         opened.open(current)
         rule, window = federation.evaluated_rule, window_number(server_round, self.options.slicing.roll_by)
         moved = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
-        slices = Slices(federation, self.evaluated_arrays(arrays))
+        slices = Slices(federation, self.evaluated_arrays(arrays), self.chain.level_tensors)
 
         def make_message(kind: str, node_id: int, extra: Mapping[str, object]) -> Message:
             rates = current.rates[node_id]
@@ -304,7 +304,11 @@ class RoundHooks(Strategy):
             full_config = {**config, **client, **extra, messages.RATES: list(rates)}
             if rates[0] == federation.mix.global_rate:
                 full_config |= moved
-            return instruction(kind, node_id, slices.record(federation.architecture.plan(rates[0])), full_config)
+            record = slices.level_record(federation.architecture.plan(rates[0]), rates[0])
+            message = instruction(kind, node_id, record, full_config)
+            if self.options.slicing.by_level and len(rates) > 1:
+                message.content[messages.LEVELS] = slices.level_parameters(rates[1:])
+            return message
 
         self._collect_moments(opened, current, grid, make_message)
 

@@ -15,7 +15,7 @@ from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round
-from heterofl_flwr.stages.client_stage import Fields
+from heterofl_flwr.stages.client_stage import Fields, State
 from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.exchange import query, read_each, reply_or_fault
@@ -167,7 +167,10 @@ class Slices:
     Flower keeps, and in a deployment uploads, equal objects once. The global model's record is the original one.
     """
 
-    def __init__(self, federation: Federation, arrays: ArrayRecord) -> None:
+    def __init__(
+        self, federation: Federation, arrays: ArrayRecord, level_tensors: Callable[[float], State] = lambda _: {}
+    ) -> None:
+        self._level_tensors, self._levels = level_tensors, dict[float, ArrayRecord]()
         self.state = federation.architecture.check_state(packing.read_tensors(arrays))
         global_plan = federation.architecture.global_plan
         # A user's state may also hold running statistics.
@@ -180,6 +183,21 @@ class Slices:
         if plan not in self._records:
             self._records[plan] = ArrayRecord(plan.extract(self.state))
         return self._records[plan]
+
+    def level_record(self, plan: Plan, rate: float) -> ArrayRecord:
+        """Return the record of a level's slice, with the parameters of which the level has values of its own."""
+        tensors = self._level_tensors(rate)
+        if not tensors:
+            return self.record(plan)
+        if rate not in self._levels:
+            self._levels[rate] = ArrayRecord({**plan.extract(self.state), **tensors})
+        return self._levels[rate]
+
+    def level_parameters(self, rates: Sequence[float]) -> ArrayRecord:
+        """Return the parameters of which levels have values of their own, by ``rate/parameter``."""
+        return ArrayRecord(
+            {f"{rate}/{name}": tensor for rate in rates for name, tensor in self._level_tensors(rate).items()}
+        )
 
     def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
         """Return the record of a slice of the stages' tensors, named ``stage/parameter``."""

@@ -110,6 +110,7 @@ class FederationStrategy(RoundHooks):
             evaluated=self.chain.evaluated(state),
             num_rounds=self.num_rounds,
             evaluated_slice=self.federation.evaluated_slice,
+            level_tensors=self.chain.level_tensors,
         )
 
     def initialize_parameters(self, client_manager: object) -> NoReturn:

@@ -31,6 +31,7 @@ BROADCAST = "stage-tensors"
 CONFIG = "config"
 METRICS = "metrics"
 MOMENTS = "moments"
+LEVELS = "level-parameters"
 POSTERIORS = "posteriors"
 
 # Keys of configs.

@@ -1,0 +1,62 @@
+"""LevelParameters: parameters of which each level has values of its own, averaged among its clients alone.
+
+These are the inconsistent parameters of NeFL (Kang et al., 2023), such as norms. The global model has the values of
+the largest level; those of the others begin as its slices.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from heterofl_flwr.core.aggregation import Aggregation
+from heterofl_flwr.core.axes import Axis
+from heterofl_flwr.core.slice_plan import Plan, is_shared
+from heterofl_flwr.stages.client_stage import State
+from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, StatefulStage, Update
+
+
+def whole_plan(shapes: State) -> Plan:
+    """Return the plan that holds all entries of these tensors."""
+    return Plan({name: tuple(Axis(size, size) for size in tensor.shape) for name, tensor in shapes.items()})
+
+
+class LevelParameters(StatefulStage):
+    """Counting means by level, for the parameters that match one of some patterns (``fnmatch``)."""
+
+    needs = Needs(counting_mean=True)
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        super().__init__()
+        self._patterns, self._server_round = tuple(patterns), 0
+        self._levels: dict[float, Aggregation] = {}
+
+    def level_tensors(self, rate: float) -> State:
+        """Return the values of a smaller level that has trained, by name."""
+        start = f"{rate}/"
+        return {key.removeprefix(start): tensor for key, tensor in self.tensors.items() if key.startswith(start)}
+
+    def on_added(self, update: Update, context: RoundContext) -> None:
+        """Add the matching parameters of a client to the mean of its level."""
+        if context.server_round != self._server_round:
+            self._levels, self._server_round = {}, context.server_round
+        plan = Plan({name: axes for name, axes in update.plan.axes.items() if is_shared(name, self._patterns)})
+        if update.rate not in self._levels:
+            start = {**plan.extract(context.state), **self.level_tensors(update.rate)}
+            rows = [name for name in context.rows if name in start]
+            self._levels[update.rate] = Aggregation(start, rows, extra_rows=context.extra_rows)
+        tensors: dict[str, Tensor] = {name: update.tensors[name] for name in plan.axes}
+        has_rows = any(name in tensors for name in context.rows)
+        self._levels[update.rate].add(
+            whole_plan(tensors), tensors, labels=update.labels if has_rows else None, weight=update.weight
+        )
+
+    def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
+        """Return the model with the means of the largest level, and keep those of the others."""
+        del holders
+        means = {rate: level.result() for rate, level in self._levels.items()}
+        self._levels = {}
+        largest = means.pop(context.global_rate, {})
+        smaller = {f"{rate}/{name}": tensor for rate, mean in means.items() for name, tensor in mean.items()}
+        self.tensors = {**self.tensors, **smaller}
+        old = {name: context.state[name] for name in new if is_shared(name, self._patterns)}
+        return {**new, **old, **largest}

@@ -1,0 +1,148 @@
+"""Parameters by level: the twin is a plain loop; evaluation, files and resumed runs have each level's own values."""
+
+import copy
+
+import pytest
+import torch
+
+from heterofl_flwr import (
+    Adam,
+    Averaging,
+    Buffered,
+    Evaluation,
+    FedDyn,
+    HeteroFL,
+    Limits,
+    MovingAverage,
+    Privacy,
+    Robust,
+    Slicing,
+    Training,
+)
+from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
+from heterofl_flwr.client import Task
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core import Mix, Plan
+from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
+from heterofl_flwr.stages.secure_sum import SecureSum
+from tests.core.twin import counting_mean, trained_reply
+from tests.federation.tiny import build, build_normed, equal, inputs, make_app, play
+
+PATTERNS = ["norm.*", "classifier.bias"]
+NAMES = ["norm.weight", "norm.bias", "classifier.bias"]
+MIX = "a1-b1-c1"
+
+
+def run(num_rounds=3, **options):
+    options = {"app": make_app(build=build_normed), "build": build_normed, "by_level": PATTERNS, **options}
+    return play(mix=MIX, nodes=6, num_rounds=num_rounds, **options)
+
+
+def test_each_level_has_the_mean_of_its_clients_against_a_plain_loop():
+    found = run()
+    federation = found.strategy.federation
+    state = federation.architecture.initial_state()
+    rates = [federation.levels.rate(1, node_id) for node_id in found.grid.get_node_ids()]
+    plans = {rate: federation.architecture.plan(rate) for rate in rates}
+    levels = {rate: {name: plans[rate].extract(state)[name].tolist() for name in NAMES} for rate in rates}
+    for _ in range(3):
+        replies = []
+        for partition, rate in enumerate(rates):
+            axes = {name: own for name, own in plans[rate].axes.items() if name not in NAMES}
+            replies.append(trained_reply(Plan(axes), state, 1 + partition))
+        means, _ = counting_mean(state, replies)
+        state = {name: torch.from_numpy(mean).float() for name, mean in means.items()}
+        for rate, values in levels.items():
+            amounts = [1 + partition for partition, own in enumerate(rates) if own == rate]
+            for name in NAMES:
+                values[name] = [sum(value + amount for amount in amounts) / len(amounts) for value in values[name]]
+    for name, tensor in found.state.items():
+        torch.testing.assert_close(tensor, torch.tensor(levels[1.0][name]) if name in NAMES else state[name])
+    for rate in (0.5, 0.25):
+        own = found.strategy.chain.level_tensors(rate)
+        assert own.keys() == set(NAMES)
+        for name in NAMES:
+            torch.testing.assert_close(own[name], torch.tensor(levels[rate][name]))
+    assert found.strategy.chain.level_tensors(1.0) == {}
+
+
+def test_equal_widths_give_heterofl_bit_for_bit():
+    options = {"mix": "a1", "nodes": 3, "num_rounds": 3, "build": build_normed}
+    plain = play(make_app(build=build_normed), **options)
+    assert equal(plain.state, play(make_app(build=build_normed), by_level=PATTERNS, **options).state)
+
+
+def test_rows_of_classes_count_for_clients_that_name_them():
+    def train(message, context):
+        task = Task(message, context, build)
+        model = task.model()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 1
+        return task.reply(model, num_examples=1, labels=[context.node_config["partition-id"] % 4])
+
+    found = play(make_app(train), "a1-c1", 4, by_level=["classifier.bias"])
+    start = found.strategy.federation.architecture.initial_state()["classifier.bias"]
+    level = found.strategy.chain.level_tensors(0.25)["classifier.bias"]
+    assert torch.equal(found.state["classifier.bias"] != start, torch.tensor([True, True, False, False]))
+    assert torch.equal(level != start, torch.tensor([False, False, True, True]))
+
+
+def test_evaluation_and_files_have_the_values_of_each_level(tmp_path):
+    seen = {}
+
+    def evaluate(message, context):
+        task = Task(message, context, build_normed)
+        seen.update({rate: copy.deepcopy(model) for rate, model in task.models()})
+        return task.reply(num_examples=1, metrics={"loss": 1.0})
+
+    recorder = Recorder(tmp_path, costs=Costs(build_normed, Mix.parse(MIX), inputs(0)))
+    app = make_app(build=build_normed, evaluate=evaluate)
+    found = run(app=app, evaluation=Evaluation(every=3, levels=True), callbacks=[recorder])
+    for rate, level in ((0.5, "b"), (0.25, "c")):
+        own = found.strategy.chain.level_tensors(rate)
+        saved = load_model(RunFolder(tmp_path), level, build_normed)
+        for model in (seen[rate], saved):
+            assert all(torch.equal(model.get_parameter(name), own[name]) for name in NAMES)
+        assert equal(seen[rate].state_dict(), saved.state_dict())
+
+
+def test_a_resumed_run_goes_on_equally(tmp_path):
+    whole = run(4, stages=[Adam()])
+    run(2, stages=[Adam()], callbacks=[Recorder(tmp_path)])
+    resumed = run(4, stages=[Adam()], start={"resume": RunFolder(tmp_path).load_checkpoint()})
+    assert equal(whole.state, resumed.state)
+    assert equal(*(dict(sorted(found.strategy.chain.level_tensors(0.25).items())) for found in (whole, resumed)))
+
+
+def test_no_smaller_levels_are_trained_inside_a_client():
+    architecture = HeteroFL(build, MIX, slicing=Slicing(by_level=["classifier.bias"])).federation.architecture
+    assert architecture.nested_rates(1.0) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"slicing": {"by_level": ["nothing.*"]}}, r"no parameter matches nothing"),
+        ({"slicing": {"by_level": PATTERNS, "slice_rule": "rolling"}}, "slice_rule='prefix'"),
+        ({"slicing": {"by_level": PATTERNS, "shared": ["norm.*"]}}, "all parameters shared"),
+        ({"asynchronous": Buffered(size=2, concurrency=2)}, "asynchronous"),
+        ({"stages": [SecureSum()]}, "SecureSum hides"),
+        ({"stages": [FedDyn(0.1)]}, "by_level: FedDyn"),
+        ({"stages": [MovingAverage()]}, "by_level: MovingAverage"),
+        ({"privacy": Privacy(clip=1.0)}, "by_level: privacy.clip"),
+        ({"privacy": Privacy(clip=1.0, noise=1.0)}, "by_level: privacy.clip"),
+        ({"training": Training(upload="int8")}, "by_level: training.upload"),
+        ({"limits": Limits(norm_bound=1.0)}, "by_level: limits.norm_bound"),
+        ({"averaging": Averaging(robust=Robust())}, "LevelParameters fits the counting mean"),
+    ],
+)
+def test_what_has_one_value_of_each_parameter_is_refused(options, text):
+    of_slicing = options.get("slicing", {"by_level": PATTERNS})
+    with pytest.raises(ConfigError, match=text):
+        HeteroFL(build_normed, MIX, **{**options, "slicing": Slicing(**of_slicing)})
+
+
+def test_the_classic_api_refuses_them():
+    with pytest.raises(ConfigError, match="by_level"):
+        ClassicHeteroFL(build_normed, MIX, slicing=Slicing(by_level=PATTERNS))
