@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-from flwr.app import MetricRecord
+from flwr.app import ConfigRecord, MetricRecord
 
 from heterofl_flwr import (
     Evaluation,
@@ -236,3 +236,15 @@ def test_a_run_with_another_setup_is_not_resumed(changed, named):
     older = RunState(server_round=1, state=resume.state)  # without a setup
     play(**options, start={"resume": older})
     play(**options, start={"resume": resume})
+
+
+class Schedules(HeteroFL):
+    def configure_train(self, server_round, arrays, config, grid):
+        return super().configure_train(server_round, arrays, ConfigRecord({**config, "lr": 0.5 / server_round}), grid)
+
+
+def test_the_record_has_the_learning_rate_of_an_overridden_config():
+    spy = Spy()
+    with LocalGrid(make_app(), 2) as grid:
+        Schedules(build, "a1", evaluation=Evaluation(every=0), callbacks=[spy]).start(grid, num_rounds=2)
+    assert [progress.record.learning_rate for progress in spy.progress] == [0.5, 0.25]
