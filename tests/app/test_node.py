@@ -19,9 +19,9 @@ def run(folder, **settings):
 @pytest.mark.parametrize(
     "kept",
     [
-        {"server.shared": ""},
+        pytest.param({"server.shared": ""}, marks=pytest.mark.slow),
         {"server.shared": "linear.*"},
-        {"server.stages": "feddyn(0.1)"},
+        pytest.param({"server.stages": "feddyn(0.1)"}, marks=pytest.mark.slow),
         {"server.stages": "scaffold", "train.momentum": 0.0},
     ],
 )

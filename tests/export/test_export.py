@@ -41,8 +41,11 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+LONG = ("mobilenet", "cnn")
+
+
 @pytest.mark.parametrize("level", [pytest.param("a", marks=pytest.mark.slow), "d"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(own, marks=[pytest.mark.slow] * (own in LONG)) for own in CASES])
 def test_onnx_computes_what_the_model_computes(name, level, tmp_path):
     build, inputs, dynamic = CASES[name]
     model = build(LEVELS[level])
@@ -91,7 +94,7 @@ def test_program_and_tensors_compute_what_the_model_computes(exported):
     assert fresh.norm.running_mean is None
 
 
-@pytest.mark.parametrize("name", ["preresnet", "transformer"])
+@pytest.mark.parametrize("name", [pytest.param("transformer", marks=pytest.mark.slow)])
 def test_neither_examples_nor_paths_are_in_the_files(name, tmp_path):
     build, inputs, dynamic = CASES[name]
     export_model(build(0.25), inputs, tmp_path, dynamic=dynamic)
