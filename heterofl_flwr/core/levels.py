@@ -203,6 +203,17 @@ def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capa
     return float(generator(seed, "rate", server_round, partition).choices(rates, weights=counts)[0])
 
 
+def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
+    """Return the rate of a client whose slice grows from the smallest of the mix, by one level every ``growth`` rounds.
+
+    It never exceeds ``rate``, the client's level; 0 rounds are no growth. This is a structured form of the gradual
+    model restoration of FedGMR, which makes masks of single entries denser.
+    """
+    if not growth:
+        return rate
+    return min(rate, mix.rates[max(0, len(mix.rates) - 1 - (server_round - 1) // growth)])
+
+
 def joining_rates(mix: Mix, counts: Sequence[float], number: int) -> list[float]:
     """Return the rates of that many new clients under *Fix*, where the others keep the rates that they hold.
 

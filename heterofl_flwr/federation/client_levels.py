@@ -7,7 +7,7 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.core.counting_mean import held_by
-from heterofl_flwr.core.levels import dynamic_rate, exact_rate, fixed_rate, joining_rates
+from heterofl_flwr.core.levels import dynamic_rate, exact_rate, fixed_rate, grown_rate, joining_rates
 from heterofl_flwr.core.moving_slices import NESTED_RULES
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.nodes import Nodes
@@ -48,7 +48,8 @@ class Levels:
 
     def rate(self, server_round: int, node_id: int) -> float:
         """Return the rate at which a client trains in a round; with personal parameters it keeps the initial one."""
-        rate = self._find_rate(server_round, node_id)
+        growth = self._options.slicing.growth
+        rate = grown_rate(self._mix, self._find_rate(server_round, node_id), server_round, growth)
         return self._nodes.own_rates.setdefault(node_id, rate) if self._architecture.personal else rate
 
     def _find_rate(self, server_round: int, node_id: int) -> float:

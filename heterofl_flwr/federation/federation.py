@@ -55,10 +55,11 @@ class Federation:
         if stays and personal:
             raise ConfigError(f"{stays[0]} with a client for all parameters: expected all of them to be shared")
         stays += ["parameters that are not shared stay"] if personal else []
-        if stays and (self.assignment, slice_rule) != ("fix", "prefix"):
+        growth = self.options.slicing.growth
+        if stays and (self.assignment, slice_rule, growth) != ("fix", "prefix", 0):
             raise ConfigError(
-                f"{stays[0]} with a client, so it keeps its slice: expected assignment='fix' and "
-                f"slice_rule='prefix', found {self.assignment!r} and {slice_rule!r}"
+                f"{stays[0]} with a client, so it keeps its slice: expected assignment='fix', slice_rule='prefix' and "
+                f"growth=0, found {self.assignment!r}, {slice_rule!r} and {growth}"
             )
         self.options.limits.check_levels(self.mix, self.assignment)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import InstanceOf, Strict
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.options import Count, NotNegative, Positive, Share, check, group
+from heterofl_flwr.common.options import Count, Natural, NotNegative, Positive, Share, check, group
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Fidelity
@@ -79,6 +79,10 @@ class Slicing:
     """
     roll_by: Count = 1
     """entries by which rolling slices move on each round"""
+    growth: Natural = 0
+    """rounds after which clients go up one level, from the smallest of the mix to their own (FedGMR, structured); 0:
+    they have their own from the first round on
+    """
     rank_every: Count = 5
     """rounds from one sorting of channels to the next, with important"""
     rank_margin: NotNegative = 0.1

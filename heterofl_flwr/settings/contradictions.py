@@ -63,6 +63,7 @@ def _server_rules(settings: Settings) -> Iterable[Contradiction]:
 
 TRAVELS = (
     *("assignment", "train.upload", "train.proximal", "server.slice-rule", "server.shared", "server.by-level"),
+    "server.growth",
     *("server.stages", "server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
 )
 """Settings of parameters that travel, which FedH2L has none of.

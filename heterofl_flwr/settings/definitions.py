@@ -108,6 +108,7 @@ class ServerSettings(Limits):
     """
     slice_rule: SliceRule = same(Slicing, "slice_rule")
     roll_by: Count = same(Slicing, "roll_by")
+    growth: Natural = same(Slicing, "growth")
     rank_every: Count = same(Slicing, "rank_every")
     rank_margin: NotNegative = same(Slicing, "rank_margin")
     shared: value_types.Patterns = same(Slicing, "shared")

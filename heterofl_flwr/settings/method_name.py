@@ -45,6 +45,8 @@ def method_name(settings: Settings) -> str:
         return "SCAFFOLD"
     if server.weights == "examples" and len(settings.mix.rates) == 1:
         return "FedAvg"
+    if server.growth:
+        return "FedGMR, structured"
     if server.by_level:
         return "NeFL, level parameters"
     return SLICES[server.slice_rule]

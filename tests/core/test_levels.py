@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.levels import LEVELS, Mix, exact_rate, level_name, rate_of, width
+from heterofl_flwr.core.levels import LEVELS, Mix, exact_rate, grown_rate, level_name, rate_of, width
 
 
 def test_each_level_has_half_the_rate_of_the_one_before():
@@ -155,3 +155,13 @@ def test_widths_that_do_not_divide_in_heads_raise():
     for full, heads in ((0, 1), (-4, 1), (8, 3), (8, 0), (8, -2), (4, 8)):
         with pytest.raises(ConfigError, match=f"a width of {full} in {heads} heads is not usable"):
             width(full, 0.5, heads)
+
+
+def test_rates_grow_by_a_level_up_to_the_clients_own():
+    mix = Mix.parse("a1-b1-c1")
+    rates = [[grown_rate(mix, rate, number, 2) for number in range(1, 8)] for rate in (1.0, 0.5, 0.3, 0.25, 0.1, 0.0)]
+    assert rates[0] == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0, 1.0]
+    assert rates[1] == [0.25, 0.25, *[0.5] * 5]
+    assert rates[2] == [0.25, 0.25, *[0.3] * 5]
+    assert rates[3:] == [[rate] * 7 for rate in (0.25, 0.1, 0.0)]
+    assert grown_rate(mix, 1.0, 1, 0) == 1.0

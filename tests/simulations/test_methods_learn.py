@@ -29,6 +29,7 @@ LEARNS = {
     "federated-dropout": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "fiarse": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "nefl": (("mix=a-b", "split=iid", "model=cnn", "model.hidden='16,16'"), "global-accuracy", 0.8),
+    "fedgmr": (("mix=a-b", "split=iid", "server.growth=1"), "global-accuracy", 0.8),
     "fjord": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "scaffold": (("mix=a-b", "split=iid", "train.lr=0.2"), "global-accuracy", 0.7),
     "depthfl": (("mix=a-c", *DEEP), "global-accuracy", 0.8),

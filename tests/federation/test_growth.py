@@ -1,0 +1,69 @@
+"""Slices that grow: rates by round written out, the mean of those who hold an entry, bounded bytes, and refusals."""
+
+import pytest
+import torch
+
+from heterofl_flwr import Buffered, FedDyn, HeteroFL, Slicing
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core import Mix
+from heterofl_flwr.report import Recorder, RunFolder
+from tests.federation.tiny import build, equal, play, twin
+
+MIX = "a1-b1-c1"
+ROUNDS = [[0.25] * 6, [0.5, 0.5, 0.5, 0.5, 0.25, 0.25], [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]]
+
+
+def test_levels_follow_the_rounds_up_to_each_clients_own_and_bytes_never_exceed_it():
+    found, plain = (play(None, MIX, 6, 4, **options) for options in ({"growth": 1}, {}))
+    rates = [list(record.rates.values()) for record in found.records]
+    assert rates == [*ROUNDS, ROUNDS[-1]]
+    federation = found.strategy.federation
+    sizes = {rate: federation.architecture.plan(rate).parameters for rate in (1.0, 0.5, 0.25)}
+    for record, usual in zip(found.records, plain.records, strict=True):
+        assert record.bytes_down <= usual.bytes_down
+        assert all(sizes[rate] <= sizes[own] for rate, own in zip(record.rates.values(), ROUNDS[-1], strict=True))
+    assert found.records[0].bytes_down < plain.records[0].bytes_down
+
+
+def test_each_entry_is_the_mean_over_those_that_held_it():
+    found = play(None, MIX, 6, 3, growth=1)
+    expected = twin(found.strategy.federation, found.grid.get_node_ids(), 3)
+    for name, tensor in found.state.items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
+def test_entries_that_are_not_open_yet_keep_their_value():
+    found = play(None, MIX, 6, 2, growth=1)
+    start = found.strategy.federation.architecture.initial_state()["hidden.weight"]
+    assert equal({"outer": found.state["hidden.weight"][4:]}, {"outer": start[4:]})
+    assert not (found.state["hidden.weight"][:4] == start[:4]).any()
+
+
+def test_equal_widths_give_heterofl_bit_for_bit():
+    plain, grown = (play(None, "a1", 3, 3, **options).state for options in ({}, {"growth": 1}))
+    assert equal(plain, grown)
+
+
+def test_a_resumed_run_goes_on_equally(tmp_path):
+    whole = play(None, MIX, 6, 3, growth=1)
+    play(None, MIX, 6, 2, growth=1, callbacks=[Recorder(tmp_path)])
+    start = {"resume": RunFolder(tmp_path).load_checkpoint()}
+    assert equal(whole.state, play(None, MIX, 6, 3, growth=1, start=start).state)
+
+
+def test_levels_grow_by_steps_where_rounds_do_not_wait():
+    found = play(None, MIX, 6, 4, growth=1, asynchronous=Buffered(size=3, concurrency=3))
+    assert set(found.records[0].rates.values()) == {0.25}
+    assert max(rate for record in found.records for rate in record.rates.values()) == Mix.parse(MIX).global_rate
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"slicing": Slicing(growth=2, shared=["hidden.*"])},
+        {"slicing": Slicing(growth=2), "stages": [FedDyn(0.1)]},
+    ],
+)
+def test_what_stays_with_clients_is_refused(options):
+    with pytest.raises(ConfigError, match="growth=0"):
+        HeteroFL(build, MIX, **options)
