@@ -118,18 +118,10 @@ class Two(nn.Module):
         return {"double": y * 2, "sum": y.sum(1)}
 
 
-def test_inputs_may_be_named_and_outputs_several(tmp_path):
-    inputs = {"weight": torch.randn(4, 1), "x": torch.randn(4, 3)}  # in another order than in the signature
-    export_model(Two(), inputs, tmp_path / "two", outputs=("double", "sum"))
-    session = onnxruntime.InferenceSession(tmp_path / "two" / "model.onnx", providers=["CPUExecutionProvider"])
-    feed = {name: one.numpy() for name, one in inputs.items()}
-    assert np.isfinite(session.run(["sum"], feed)[0]).all()
-
-
-@pytest.mark.parametrize("outputs", [(), ("double", "sum"), ("sum", "double")])
+@pytest.mark.parametrize("outputs", [(), ("sum", "double")])
 def test_outputs_of_a_dict_have_its_keys_as_names(outputs, tmp_path):
     """Names went by position, so that ``outputs`` in another order than the model's swapped them."""
-    inputs, model = {"x": torch.randn(4, 3), "weight": torch.randn(4, 1)}, Two()
+    inputs, model = {"weight": torch.randn(4, 1), "x": torch.randn(4, 3)}, Two()  # in another order than the signature
     export_model(model, inputs, tmp_path / "two", outputs=outputs, formats=["onnx"])
     session = onnxruntime.InferenceSession(tmp_path / "two" / "model.onnx", providers=["CPUExecutionProvider"])
     for name, expected in model(**inputs).items():

@@ -48,7 +48,8 @@ def test_every_method_is_tried():
     assert LEARNS.keys() == {path.stem for path in (CONF / "method").glob("*.yaml")}
 
 
-METHODS = [pytest.param(own, marks=[pytest.mark.slow] if own == "fedh2l" else []) for own in LEARNS]
+QUICK = {"heterofl", "fedrolex", "scaffold", "depthfl", "standalone"}  # others have tests of their rounds elsewhere
+METHODS = [pytest.param(own, marks=[] if own in QUICK else pytest.mark.slow) for own in LEARNS]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -105,7 +105,7 @@ def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, arguments, number):
     ("argument", "text"),
     [
         ("experiment=table1,table2", "experiment=table1,table2: expected a list, such as experiment=[table7,table8]"),
-        ("data=imagenet", "data: found 'imagenet', expected one of cifar10, "),
+        pytest.param("data=imagenet", "data: found 'imagenet', expected one of cifar10, ", marks=pytest.mark.slow),
         ("mix=a,zz", "mix: mix 'zz': cannot read 'zz'; write one like"),
         ("run.dir=here", "run.dir: found 'here', but a sweep names and resumes its jobs itself; set folder"),
         ("seed=0,1 hydra.sweep.dir=/no hydra.sweep.subdir=x", "/no/x would hold two jobs, digits-"),
