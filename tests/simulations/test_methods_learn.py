@@ -18,7 +18,7 @@ from tests.simulations.tiny_data import write_tiny
 CLIENTS = 10
 TRAIN = ("train.epochs=2", "train.batch-size=16", "train.lr=0.1")
 COMMON = ("data=digits", "model=mlp", "model.hidden='32'", *TRAIN, "num-rounds=3", "evaluate.every=3")
-DEEP = ("split=iid", "model=cnn", "model.hidden='8,8,8,8'", "evaluate.levels=true")
+DEEP = ("split=iid", "model=cnn", "model.hidden='16,16,16,16'", "evaluate.levels=true")
 LEARNS = {
     # By method: the command, the metric, and what it is well above.
     "heterofl": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
