@@ -172,7 +172,7 @@ def cohort_limit(request: Request) -> Callable[[Message], int]:
     most = workload.cohort
     if request.grid == "ray" and workload.device.type == "cuda" and (share := request.gpu_share):
         # One group of all clients of a round would leave every GPU but one idle.
-        trained = math.ceil(workload.settings.sample.fraction * request.clients)
+        trained = math.ceil(workload.settings.sample.fraction_train * request.clients)
         actors = min(int(torch.cuda.device_count() / share), request.parallel or trained, trained)
         most = min(most, math.ceil(trained / max(actors, 1)))
     return lambda message: most if cost(message) - STEP <= limit else 1

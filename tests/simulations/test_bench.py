@@ -24,7 +24,7 @@ def test_exit_status_is_the_verdict(monkeypatch, value, code):
     "line",
     [
         "step --rounds 1 --steps 2 --cohort 2",
-        "gpu --device cpu --jobs race --rounds 1 --steps 2",
+        pytest.param("gpu --device cpu --jobs race --rounds 1 --steps 2", marks=pytest.mark.slow),
         "scale --nodes 40 --sizes 4 8 --model mnist --rounds 1 --actors 0",
         "scale --nodes 40 --sizes 8 --model mnist --rounds 1 --actors 0 --step 2",
         "secure --model mnist --clients 5",
