@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from heterofl_flwr.core.levels import Mix
     from heterofl_flwr.nn.models import Build, Setup
+    from heterofl_flwr.nn.nested import InnerWidths
     from heterofl_flwr.nn.profile import MixProfile, Profile
 
 SUMMARY = "what the models of a mix cost, as in the paper's Tables 7 to 9"
@@ -47,6 +48,9 @@ PROFILED = (
 
 OPTIONS = ("classes", "hidden", "norm")
 """Options of this package's models alone."""
+
+INNER: "tuple[InnerWidths, ...]" = ("drawn", "sandwich", "all")
+"""Values of ``train.distill`` by which clients train the smaller levels inside their model too."""
 
 HEADER = ("mix", "ratio", "parameters", "MACs", "MB")
 
@@ -119,13 +123,12 @@ def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]
     from heterofl_flwr.runs.costs import price
 
     rates = [rate for rate in mix.parts if rate]
-    plain, *nested = (price(mix, rates, costs, widths) for widths in ("none", "sandwich", "all"))
-    sandwich, all_inner = (f"{cost.macs_share:.2f}" for cost in nested)
+    plain, *nested = (price(mix, rates, costs, widths) for widths in ("none", *INNER))
+    shares = ", ".join(f"{name} {cost.macs_share:.2f}" for name, cost in zip(INNER, nested, strict=True))
     return (
         f"{name} costs {plain.client_rounds:.2f} of the client-rounds, {plain.bytes_share:.2f} of the bytes and "
         f"{plain.macs_share:.2f} of the multiplications of one federation for each level"
-        f"\n({sandwich} of the multiplications with "
-        f"train.distill=sandwich, {all_inner} with all)"
+        f"\n(multiplications with train.distill: {shares})"
     )
 
 

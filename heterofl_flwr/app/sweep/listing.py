@@ -7,7 +7,7 @@ from statistics import fmean
 
 from heterofl_flwr.app.sweep.run_job import BEGUN, DONE, ENDED, Job, read_score
 from heterofl_flwr.core.formatting import duration, render, score
-from heterofl_flwr.runs.costs import price
+from heterofl_flwr.report.summary import price_text
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import Score
 
@@ -53,7 +53,8 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
             texts = [text for text in row if text not in everywhere and not text.startswith("seed=")]
             name = " ".join(texts) or "all"
             by_name[name, result.name].append(result)
-            prices[name] = price_of(job)
+            folder, distill = RunFolder(job.path), job.settings.train.distill
+            prices[name] = price_text(job.settings.mix, folder.history(), folder.costs(), distill)
     lines = []
     for (name, metric), seeds in by_name.items():
         finals = [result.final for result in seeds]
@@ -61,14 +62,3 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
         values = fmean(finals), min(finals), max(finals), fmean(bests) if bests else None
         lines.append((name, str(len(seeds)), metric, *(score(metric, value) for value in values), prices[name]))
     return render(RESULTS, lines, "table") if lines else ""
-
-
-def price_of(job: Job) -> str:
-    """Return the price of a job's mix as text; empty for a mix of one level, or without known costs."""
-    folder, mix = RunFolder(job.path), job.settings.mix
-    costs = folder.costs()
-    rates = [rate for record in folder.history() for rate in record.rates.values()]
-    if len(mix.rates) < 2 or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys() or not rates:
-        return ""
-    by_rate = {rate: (cost.bytes, cost.macs) for rate, cost in costs.by_rate.items()}
-    return " / ".join(f"{share:.2f}" for share in price(mix, rates, by_rate, job.settings.train.distill))
