@@ -1,14 +1,14 @@
 """The ClientApp behind ``flwr run``: trains and evaluates our models on a client's part of a data set."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as shown
 
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
-from torch import nn
+from torch import Tensor, nn
 
 from heterofl_flwr.app.node import AppTask, release_models
 from heterofl_flwr.client.queries import answer_capability, answer_moments, answer_stages
@@ -41,13 +41,12 @@ app.query("stages")(answer_stages)
 def moments_query(message: Message, context: Context) -> Message:
     """Measure the static batch norm moments of this client's training data."""
     task = AppTask(message, context)
-    workload, split = task.workload, task.data[0]
-    return answer_moments(
-        task,
-        lambda: workload.moments_batches(split, task.seed),
-        workload.device,
-        together=workload.moments_together,
-    )
+    workload = task.workload
+    batches: Iterable[Tensor] = workload.moments_batches(task.data.train, task.seed)
+    if len(task.instruction.rates) > 1:
+        batches = list(batches)  # gathered and augmented once for all rates
+    with workload.arithmetic():
+        return answer_moments(task, lambda: batches, workload.device, together=workload.moments_together)
 
 
 @app.train()
@@ -62,7 +61,7 @@ def _answer(tasks: Sequence[AppTask]) -> list[Message]:
         task.reply(
             model,
             num_examples=result.examples,
-            labels=task.data[2] if task.workload.sends_labels else None,
+            labels=task.data.classes if task.workload.sends_labels else None,
             metrics={"loss": result.loss, "accuracy": result.accuracy},
         )
         for task, (model, result) in zip(tasks, _train(tasks), strict=True)
@@ -79,7 +78,8 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
     try:
         models = _load_models(tasks)
         jobs = [task.training_job(model) for task, model in zip(tasks, models, strict=True)]
-        results = train_together(jobs, options, engine=workload.settings.engine.name)
+        with workload.arithmetic(training=True):
+            results = train_together(jobs, options, engine=workload.settings.engine.name)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {workload.device}: {error}") from error
     for task, result in zip(tasks, results, strict=True):
@@ -106,15 +106,17 @@ def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
 def evaluate_message(message: Message, context: Context) -> Message:
     """Evaluate the models that the message asks about, or this client's own."""
     task = AppTask(message, context)
-    examples = len(task.data[1])
+    examples = len(task.data.test)
     measure = _evaluate_personal_model if task.workload.personal else _evaluate_sent_models
-    return task.reply(num_examples=examples, metrics=measure(task) if examples else {})
+    with task.workload.arithmetic():
+        metrics = measure(task) if examples else {}
+    return task.reply(num_examples=examples, metrics=metrics)
 
 
 def _evaluate_sent_models(task: AppTask) -> dict[str, float]:
     """Evaluate each rate's model on this client's test data, with and without the mask of its classes."""
     sent = task.config.get(messages.CLASSES)
-    classes = sent if isinstance(sent, list) else task.data[2]
+    classes = sent if isinstance(sent, list) else task.data.classes
     metrics: dict[str, float] = {}
     for rate, model in task.models():
         by_name = _evaluate(task, model, classes)
@@ -127,7 +129,7 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
     """Evaluate this client's own model: locally on its own test data, globally on all, where a node has them."""
     workload = task.workload
     model = task.with_own_moments(task.load_model())
-    metrics = _evaluate(task, model, task.data[2])
+    metrics = _evaluate(task, model, task.data.classes)
     if workload.settings.evaluate.central and not task.has_own_data:
         test, kind = workload.whole_test(task.clients), workload.settings.fidelity
         metrics |= evaluate(model, test, perplexity_kind=kind).metrics("global")
@@ -140,7 +142,7 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
 
 def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
     """Return the metrics of one model on one client's test data."""
-    workload, split = task.workload, task.data[1]
+    workload, split = task.workload, task.data.test
     maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)
     kind = workload.settings.fidelity
     plain, masked = evaluate_each(model, split, maskings, seed=task.seed, perplexity_kind=kind)
@@ -192,8 +194,9 @@ def learn_message(message: Message, context: Context) -> Message:
     model = task.load_model()
     temperature = task.value(messages.TEMPERATURE, float)
     distill = replace(workload.settings.distill, temperature=temperature)
-    divergence = learn_from_peers(task.training_job(model), _load_seed_examples(task), peers, task.options, distill)
-    return task.reply(model, num_examples=len(task.data[0]), metrics={"divergence": divergence})
+    with workload.arithmetic(training=True):
+        divergence = learn_from_peers(task.training_job(model), _load_seed_examples(task), peers, task.options, distill)
+    return task.reply(model, num_examples=len(task.data.train), metrics={"divergence": divergence})
 
 
 def _load_seed_examples(task: AppTask) -> tuple[torch.Tensor, torch.Tensor]:

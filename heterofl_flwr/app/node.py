@@ -12,12 +12,13 @@ import torch
 from flwr.app import Context, Message
 from torch import Tensor, nn
 
-from heterofl_flwr.app.workload import Workload, load_workload
+from heterofl_flwr.app.workload import NodeData, Workload, load_workload
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.task import Task
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.data import Split, load_dataset
+from heterofl_flwr.core.randomness import seed_torch
+from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.align import align
 from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
@@ -28,9 +29,6 @@ from heterofl_flwr.transport import messages
 
 NODE_DATA = "data-path"
 """Key of the node config that names a folder with the node's own data."""
-
-NodeData = tuple[Split, Split, tuple[int, ...]]
-"""Training and test examples of a node, and its classes."""
 
 Value = TypeVar("Value", int, float, str)
 
@@ -64,7 +62,7 @@ class AppTask(Task):
 
     @cached_property
     def data(self) -> NodeData:
-        """The node's training and test examples, and its classes."""
+        """The node's examples and classes."""
         return load_node_data(self.context, self.workload)
 
     @property
@@ -78,10 +76,8 @@ class AppTask(Task):
         if self.workload.personal:
             yield from ((rate, model.to(self.workload.device)) for rate, model in super().models())
             return
-        # The CPU's generator alone takes a microsecond to seed, all generators half a millisecond.
-        seed = torch.default_generator.manual_seed if self.workload.device.type == "cpu" else torch.manual_seed
         for rate, model in _LAST_MODELS.of(self):
-            seed(self.seed)
+            seed_torch(self.seed)
             yield rate, model
 
     def build_models(self) -> list[tuple[float, nn.Module]]:
@@ -94,16 +90,16 @@ class AppTask(Task):
 
     def training_job(self, model: nn.Module) -> TrainingJob:
         """Return the training of a model on this client's examples, masked to its classes where the run does so."""
-        split, _, classes = self.data
+        data = self.data
         self.penalty_used = True  # by the engines: FedProx's by ``options``, the stages' by the job
         quadratic, terms = self.stage_penalty.quadratic, self.stage_penalty.terms
         return TrainingJob(
             model=self.workload.with_inner_widths(model, self.rate, self.build),
             quadratic=None if quadratic is None else quadratic.aligned(model),
             penalty=partial(Penalty(terms=terms), model) if terms else None,
-            split=split,
+            split=data.train,
             seed=self.seed,
-            classes=torch.tensor(classes) if self.workload.masked else None,
+            classes=torch.tensor(data.classes) if self.workload.masked else None,
             step_share=self.work,
             joint_loss=self.workload.joint_loss(self.instruction.server_round),
         )
@@ -126,7 +122,7 @@ class AppTask(Task):
     def trained_batches(self) -> Iterable[Tensor]:
         """Return the inputs that this client's own model is trained on: its data and, in FedH2L, the seed set."""
         workload = self.workload
-        batches = workload.moments_batches(self.data[0], self.seed)
+        batches = workload.moments_batches(self.data.train, self.seed)
         if workload.settings.server.strategy != "fedh2l":
             return batches
         return chain(batches, workload.moments_batches(workload.seeds, self.seed))
@@ -161,7 +157,7 @@ release_models = _LAST_MODELS.clear
 
 
 def load_node_data(context: Context, workload: Workload) -> NodeData:
-    """Return a node's training and test examples, and its classes: its own data, or its part of ``data.name``."""
+    """Return a node's examples and classes: of its own data, or its part of ``data.name``."""
     if NODE_DATA in context.node_config:
         return _load_own_data(str(context.node_config[NODE_DATA]), workload)
     node = read_capability(context)
@@ -177,4 +173,8 @@ def load_node_data(context: Context, workload: Workload) -> NodeData:
 @lru_cache(maxsize=2)
 def _load_own_data(path: str, workload: Workload) -> NodeData:
     data = align(load_dataset(path, label=workload.settings.data.label), workload.terms)
-    return data.train.to(workload.device), data.test.to(workload.device), tuple(data.train.targets.unique().tolist())
+    return NodeData(
+        lambda: data.train.to(workload.device),
+        lambda: data.test.to(workload.device),
+        tuple(data.train.targets.unique().tolist()),
+    )

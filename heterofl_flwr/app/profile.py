@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,9 @@ from heterofl_flwr.common.user_code import load_function
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from heterofl_flwr.core.levels import Mix
     from heterofl_flwr.nn.models import Build, Setup
+    from heterofl_flwr.nn.nested import InnerWidths
     from heterofl_flwr.nn.profile import MixProfile, Profile
 
 SUMMARY = "what the models of a mix cost, as in the paper's Tables 7 to 9"
@@ -26,8 +28,9 @@ package or of your own:
   MACs        multiplications (with addition) of one forward pass, counted
   MB          parameters in float32, in units of 1024 * 1024 bytes
 
-Each --mix is followed by its levels, such as 'a1-b9: b'. Without --mix these are the 31 mixes of equal shares of the
-levels a to e. CSV has all digits.
+Each --mix is followed by its levels, such as 'a1-b9: b', and below the table by its price against one federation for
+each level, in which the clients that can hold the level take part as often as in the mix. Without --mix these are the
+31 mixes of equal shares of the levels a to e. CSV has all digits, and no price.
 """
 EXAMPLES = """
 examples:
@@ -45,6 +48,9 @@ PROFILED = (
 
 OPTIONS = ("classes", "hidden", "norm")
 """Options of this package's models alone."""
+
+INNER: "tuple[InnerWidths, ...]" = ("drawn", "sandwich", "all")
+"""Values of ``train.distill`` by which clients train the smaller levels inside their model too."""
 
 HEADER = ("mix", "ratio", "parameters", "MACs", "MB")
 
@@ -105,7 +111,25 @@ def run(args: argparse.Namespace) -> int:
             cost = mean_profile(profiles, Mix((rate,), (1,), mix.global_rate))
             rows.append(row(f"{name}: {level_name(rate)}", cost, args.format))
     print(render(HEADER, rows, args.format))
+    costs = {rate: (cost.parameters, cost.macs) for rate, cost in profiles.items()}
+    for name, mix in mixes.items() if args.mix and args.format != "csv" else ():
+        if len(mix.rates) > 1:
+            print(f"\n{price_line(name, mix, costs)}")
     return 0
+
+
+def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]) -> str:
+    """Return the price of a mix as a sentence, also with distillation to the smaller levels inside a client's model."""
+    from heterofl_flwr.runs.costs import price
+
+    rates = [rate for rate in mix.parts if rate]
+    plain, *nested = (price(mix, rates, costs, widths) for widths in ("none", *INNER))
+    shares = ", ".join(f"{name} {cost.macs_share:.2f}" for name, cost in zip(INNER, nested, strict=True))
+    return (
+        f"{name} costs {plain.client_rounds:.2f} of the client-rounds, {plain.bytes_share:.2f} of the bytes and "
+        f"{plain.macs_share:.2f} of the multiplications of one federation for each level"
+        f"\n(multiplications with train.distill: {shares})"
+    )
 
 
 def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ A workload is made once in each process and kept, so data and models survive the
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import cache, cached_property, lru_cache, partial
 
 import torch
@@ -25,6 +26,7 @@ from heterofl_flwr.settings.defaults import architectures, model_options, option
 from heterofl_flwr.settings.definitions import DataSettings, Settings
 from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.training import EvaluateResult, evaluate, input_batches, resolve_device
+from heterofl_flwr.training.device import arithmetic
 from heterofl_flwr.training.distill import seed_set
 from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_up
 from heterofl_flwr.training.options import JointLoss
@@ -34,6 +36,23 @@ COHORTS = {"cpu": 5, "cuda": 50}
 
 AT_ONCE = {"cpu": 50, "cuda": 1000}
 """Examples that go through a model at once where moments are measured, by type of device."""
+
+
+class NodeData:
+    """Examples of a node, each split gathered when it is first read, and the node's classes."""
+
+    def __init__(self, train: Callable[[], Split], test: Callable[[], Split], classes: tuple[int, ...]) -> None:
+        self._gather_train, self._gather_test, self.classes = train, test, classes
+
+    @cached_property
+    def train(self) -> Split:
+        """The training examples, on the device."""
+        return self._gather_train()
+
+    @cached_property
+    def test(self) -> Split:
+        """The test examples, on the device."""
+        return self._gather_test()
 
 
 class Workload:
@@ -64,6 +83,11 @@ class Workload:
     def device(self) -> torch.device:
         """Where clients compute."""
         return resolve_device(self.settings.engine.device)
+
+    def arithmetic(self, *, training: bool = False) -> AbstractContextManager[None]:
+        """Return the context in which clients compute (``engine.precision``); evaluation has no bfloat16."""
+        precision = self.settings.engine.precision
+        return arithmetic("tf32" if precision == "bf16" and not training else precision, self.device)
 
     @cached_property
     def train(self) -> Split:
@@ -155,12 +179,16 @@ class Workload:
         train = self.settings.train
         return max(train.epochs * sum(map(len, self.partitions(number).train)) / number / train.batch_size, 1)
 
-    def part(self, partition: int, num_partitions: int) -> tuple[Split, Split, tuple[int, ...]]:
-        """Return a client's training and test examples, on the device, and its classes."""
+    def part(self, partition: int, num_partitions: int) -> NodeData:
+        """Return a client's part of the data set."""
         parts = self.partitions(num_partitions)
         if not 0 <= partition < num_partitions:
             raise ConfigError(f"partition-id is {partition}; expected 0 to {num_partitions - 1}, num-partitions less 1")
-        return *parts.client_splits(partition, self.train, self.test), parts.classes[partition]
+        return NodeData(
+            lambda: self.train.select(parts.train[partition]),
+            lambda: self.test.select(parts.test[partition]),
+            parts.classes[partition],
+        )
 
     @cached_property
     def seeds(self) -> Split:
@@ -202,7 +230,8 @@ class Workload:
         """Return what the server finds of a model on test examples; what it draws depends on the round alone."""
         settings = self.settings
         seed = derive(settings.seed, "central", server_round)
-        return evaluate(model, test, seed=seed, perplexity_kind=settings.fidelity)
+        with self.arithmetic():
+            return evaluate(model, test, seed=seed, perplexity_kind=settings.fidelity)
 
     @property
     def moments_batch_size(self) -> int:

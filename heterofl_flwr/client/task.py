@@ -23,6 +23,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.label_rows import whole_numbers
 from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.core.randomness import seed_torch
 from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.penalty import Penalty
@@ -291,7 +292,7 @@ class Task:
         level_tensors = {} if levels is None else packing.read_tensors(levels)
         for rate, model in load_models(instruction, self.build, state, moments, level_tensors):
             if self._seed_torch:
-                torch.manual_seed(self.seed)
+                seed_torch(self.seed)
             yield rate, model
             del model  # the caller alone decides how long it lives
 

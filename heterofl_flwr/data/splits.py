@@ -15,7 +15,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError, DataError, check_count, extra
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.data.dataset import Dataset, Split
+from heterofl_flwr.data.dataset import Dataset
 
 LEAST = 2
 """Fewest examples of a client: batch norm cannot normalise a single one."""
@@ -42,10 +42,6 @@ class Partitions:
     def __len__(self) -> int:
         """Return the number of clients."""
         return len(self.train)
-
-    def client_splits(self, client: int, train: Split, test: Split) -> tuple[Split, Split]:
-        """Return a client's examples of the two splits that were dealt."""
-        return train.select(self.train[client]), test.select(self.test[client])
 
 
 def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity: Variant = "paper") -> Partitions:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -9,7 +10,6 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from heterofl_flwr.common.errors import DataError
-from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.nn.moments import LayerMoments, Moments
@@ -52,14 +52,13 @@ def collect_moments(
         raise DataError(f"together is {together}; expected 1 or more batches")
     if not batch_norms(model):
         return Moments(kind, {})
-    model = copy_exchanged(model)
-    for module in model.modules():
-        module.training = False  # not eval(): a model may override train(), for example to freeze layers
     place = next(model.parameters(), torch.zeros(()))
-    sums = {name: _Sums(name, layer, kind, place) for name, layer in batch_norms(model).items()}
     some: Sequence[torch.Tensor] = ()
     number = 0
-    with torch.no_grad(), channels_last(model):
+    with torch.no_grad(), _restored(model), channels_last(model):
+        for module in model.modules():
+            module.training = False  # not eval(): a model may override train(), for example to freeze layers
+        sums = {name: _Sums(name, layer, kind, place) for name, layer in batch_norms(model).items()}
         for some in _alike(batches, together):
             for total in sums.values():
                 total.batches = len(some)
@@ -68,6 +67,23 @@ def collect_moments(
     if not some:
         raise DataError("there are no batches to measure moments on")
     return Moments(kind, {name: sums_of_layer.moments(number) for name, sums_of_layer in sums.items()})
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Restore modes, attributes and buffers of a model's layers; a copy of the model would cost more than its pass."""
+    before = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in model.modules()]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for layer, attributes, buffers in before:
+            vars(layer).clear()
+            vars(layer).update(attributes)
+            layer._buffers.clear()
+            layer._buffers.update(buffers)
+        for buffer, value in values:
+            buffer.copy_(value)
 
 
 def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Tensor]]:

@@ -5,16 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, cast
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import to_json, write_atomic
 from heterofl_flwr.core import formatting
+from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
 from heterofl_flwr.report.page import render_page
-from heterofl_flwr.report.summary import Cells
+from heterofl_flwr.report.summary import Cells, price_text
 from heterofl_flwr.runs.costs import bytes_sent
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline, points, scores
@@ -26,7 +28,7 @@ QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 LEAST_SEEDS = 3
 NORMAL_QUANTILE = 2.228  # of ten degrees of freedom: wider than needed beyond
 
-HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "against the first row")
+HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
 
 def compare_runs(folders: Sequence[RunFolder]) -> Cells:
@@ -46,7 +48,8 @@ def compare_runs(folders: Sequence[RunFolder]) -> Cells:
             sent = fmean(sum(bytes_sent(run.history())) for run in runs.values())
             best = formatting.score(metric, fmean(compared) if compared else None)
             difference = "" if finals[row] is reference else paired_difference(metric, reference, finals[row])
-            table.append((row, str(len(runs)), metric, _mean(metric, values), best, formatting.size(sent), difference))
+            cells = row, str(len(runs)), metric, _mean(metric, values), best, formatting.size(sent)
+            table.append((*cells, _price(next(iter(runs.values()))), difference))
     return HEADS, table
 
 
@@ -69,7 +72,10 @@ def write_comparison(folders: Sequence[RunFolder], path: Path) -> Cells:
     """Write the page that compares runs; return its table."""
     table = compare_runs(folders)
     figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(folders)]
-    note = "Means and deviations over seeds; differences of equal seeds, from three on with 95 % intervals."
+    note = (
+        "Means and deviations over seeds; differences of equal seeds, from three on with 95 % intervals. The price is "
+        "client-rounds, bytes and multiplications, as fractions of one federation for each level of the mix."
+    )
     page = render_page(
         title="Comparison of runs",
         status=", ".join(folder.path.name for folder in folders),
@@ -102,6 +108,13 @@ def _final(records: Sequence[RoundRecord], metric: str) -> float | None:
 def _mean(metric: str, values: Sequence[float]) -> str:
     mean = formatting.score(metric, fmean(values) if values else None)
     return f"{mean} ± {formatting.score(metric, stdev(values))}" if len(values) > 1 else mean
+
+
+def _price(folder: RunFolder) -> str:
+    """Return the price of a run whose settings name a mix."""
+    settings = flatten(folder.settings())
+    mix = Mix.parse(str(settings.get("mix", "a")))
+    return price_text(mix, folder.history(), folder.costs(), cast("InnerWidths", settings.get("train.distill", "none")))
 
 
 def _draw(folders: Sequence[RunFolder]) -> Iterator[Drawing]:

@@ -12,10 +12,11 @@ from rich.text import Text
 
 from heterofl_flwr.common.errors import printable, short
 from heterofl_flwr.core import formatting
-from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.runs.costs import ModelCosts, savings
+from heterofl_flwr.nn.nested import InnerWidths
+from heterofl_flwr.runs.costs import ModelCosts, price, savings
 from heterofl_flwr.runs.metrics import headline, headline_kind, pick_metric, points, scores, seconds_to
 
 LONGEST = 100  # characters of a reason of failures
@@ -35,6 +36,15 @@ def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple
     """Return the rounds in which a level's model was evaluated, and its metric of a kind."""
     values = [pick_metric(record.evaluate_by_level.get(level, {}), kind) for record in records]
     return points([record.server_round for record in records], values)
+
+
+def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths = "none") -> str:
+    """Return the price of a run (``runs.costs.price``) as text; empty for one level, or without known costs."""
+    rates = [rate for record in records for rate in record.rates.values()]
+    if len(mix.rates) < 2 or not rates or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys():
+        return ""
+    by_rate = {rate: (cost.bytes, cost.macs) for rate, cost in costs.by_rate.items()}
+    return " / ".join(f"{share:.2f}" for share in price(mix, rates, by_rate, widths))
 
 
 def failure_cells(records: Sequence[RoundRecord]) -> Cells:

@@ -1,8 +1,10 @@
-"""Cost of the model of each level, and the savings of a run against full-size FedAvg."""
+"""Cost of the model of each level; the savings of a run against full-size FedAvg, and against each level alone."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
@@ -12,6 +14,7 @@ from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.transport.packing import count_packed
 
@@ -119,3 +122,39 @@ def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings
     sent, full_size = sum(bytes_sent(records)), sum(full_bytes(record, costs) for record in records)
     macs = sum(costs.by_rate[rate].macs for rate in rates) / (costs.global_model.macs * len(rates) or 1)
     return Savings(sent, full_size, sent / full_size if full_size else math.nan, macs)
+
+
+class Price(NamedTuple):
+    """The client-rounds, bytes and multiplications of a mix, as fractions of one federation for each of its levels."""
+
+    client_rounds: float
+    bytes_share: float
+    macs_share: float
+
+
+def price(
+    mix: Mix, rates: Sequence[float], costs: Mapping[float, tuple[float, float]], widths: InnerWidths = "none"
+) -> Price:
+    """Return the price of a mix at equal participation.
+
+    A federation of one level has the clients that can hold it, each of which takes part as often as in the mix.
+
+    Parameters
+    ----------
+    mix : Mix
+        The mix.
+    rates : Sequence[float]
+        Rate of each training of a client in the mix.
+    costs : Mapping[float, tuple[float, float]]
+        Bytes and multiplications of a training, by rate.
+    widths : InnerWidths
+        Smaller models inside a client's that a step trains too (``train.distill``).
+    """
+    trainings, holders = Counter(rates), dict(zip(mix.rates, accumulate(mix.shares), strict=True))
+    passes = {rate: mean_passes(widths, rate, mix.rates) for rate in trainings}
+    sent = sum(number * costs[rate][0] for rate, number in trainings.items())
+    macs = sum(
+        number * runs * costs[inner][1] for rate, number in trainings.items() for inner, runs in passes[rate].items()
+    )
+    alone = [len(rates) * sum(share * costs[rate][kind] for rate, share in holders.items()) for kind in (0, 1)]
+    return Price(1 / sum(holders.values()), sent / alone[0], macs / alone[1])

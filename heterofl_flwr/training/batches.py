@@ -63,7 +63,7 @@ def training_batches(
         if split.reading:
             yield from read_tokens(split.inputs[rows], split.reading, generator)
             continue
-        inputs = augment(split.inputs[rows], generator, split.black)
+        inputs = augment(split.inputs[rows], generator, split.black, None)
         yield from zip(inputs.split(sizes), split.targets[rows].split(sizes), strict=True)
 
 
@@ -106,5 +106,10 @@ def input_batches(
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     generator = torch.Generator().manual_seed(derive(seed or 0, "moments"))
     order = torch.arange(len(split)) if seed is None else torch.randperm(len(split), generator=generator)
-    for rows in batch_rows(order.to(split.inputs.device), batch_size) if len(split) else ():
-        yield AUGMENTS[augment](split.inputs[rows], generator, split.black)
+    batches = batch_rows(order.to(split.inputs.device), batch_size) if len(split) else ()
+    number = max(AT_ONCE // batch_size, 1)
+    for start in range(0, len(batches), number):
+        group = batches[start : start + number]
+        sizes = list(map(len, group))
+        inputs = AUGMENTS[augment](split.inputs[torch.cat(list(group))], generator, split.black, sizes)
+        yield from inputs.split(sizes)

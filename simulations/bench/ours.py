@@ -34,8 +34,9 @@ app = client_app.app
 @app.query("ready")
 def read_data(message: Message, context: Context) -> Message:
     """Read a client's data, so that what is measured begins with them in memory."""
-    load_workload(context.run_config).part(0, int(context.node_config["num-partitions"]))
-    return Message(RecordDict({READY: ConfigRecord({"process": os.getpid()})}), reply_to=message)
+    data = load_workload(context.run_config).part(0, int(context.node_config["num-partitions"]))
+    sizes = {"train": len(data.train), "test": len(data.test)}
+    return Message(RecordDict({READY: ConfigRecord({"process": os.getpid(), **sizes})}), reply_to=message)
 
 
 def build_our_request(

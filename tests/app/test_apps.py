@@ -220,8 +220,8 @@ def test_a_node_may_have_data_of_its_own(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("\n".join(rows))
     context = node_context({**SMALL, "data.name": str(tmp_path)}, data_path=str(tmp_path))
-    train, test, classes = load_node_data(context, load_workload(context.run_config))
-    assert (len(train), len(test), classes) == (20, 20, (0, 1))
+    data = load_node_data(context, load_workload(context.run_config))
+    assert (len(data.train), len(data.test), data.classes) == (20, 20, (0, 1))
     with pytest.raises(DataError, match=r"of shape \(2,\); expected torch.float32 of shape \(1, 8, 8\), as in"):
         load_node_data(node_context(SMALL, data_path=str(tmp_path)), load_workload(SMALL))
 

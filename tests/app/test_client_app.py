@@ -109,7 +109,8 @@ NON_IID = {"data.split": "non-iid-2", "train.batch-size": 5}
 
 def _classes_by_batch(workload, partition=0):
     """Return the classes in each batch of a client's moments, which it reads by the numbers of its examples."""
-    split, _, classes = workload.part(partition, 20)
+    data = workload.part(partition, 20)
+    split, classes = data.train, data.classes
     assert len(classes) == 2
     numbers = torch.arange(len(split), dtype=torch.float32)[:, None, None, None]
     by_number = Split(numbers, split.targets, reading=None)
@@ -129,7 +130,7 @@ def test_batches_mix_the_classes_of_a_client():
 @pytest.mark.parametrize(("moments", "varied"), [("paper", True), ("fixed", False)])
 def test_images_are_varied_where_the_authors_vary_them(monkeypatch, moments, varied):
     workload = Workload(from_flat({"fidelity": moments}))
-    split, _, _ = workload.part(0, 20)
+    split = workload.part(0, 20).train
     monkeypatch.setitem(workload.__dict__, "facts", type(workload.facts)((1, 8, 8), 10, "crop-flip"))
     found = torch.cat(list(workload.moments_batches(split, seed=1)))
     assert (sorted(found.sum((1, 2, 3)).tolist()) != sorted(split.inputs.sum((1, 2, 3)).tolist())) == varied
@@ -146,7 +147,7 @@ class Below(nn.Module):
 @pytest.mark.parametrize(("fill", "answered"), [("zero", False), ("-inf", True), ("none", False)])
 def test_local_metrics_have_the_mask_of_training(fill, answered):
     task = AppTask(*(own[0] for own in asked((1.0,), (0.1,), **{"train.mask-fill": fill})))
-    _, test, classes = task.data
+    test, classes = task.data.test, task.data.classes
     absent = [number for number in range(10) if number not in classes]
     found = client_app._evaluate(task, Below(), classes)
     answer = max(classes) if answered or (fill == "none" and 9 in classes) else -1

@@ -69,7 +69,7 @@ def test_moments_are_measured_on_the_seed_set_too(strategy, seeds):
     asked = AppTask(
         instruction("evaluate", 2, ArrayRecord(), {"rate": 1.0, "seed": 0, "server-round": 1, "partition": 0}), context
     )
-    assert sum(len(batch) for batch in asked.trained_batches()) == len(asked.data[0]) + seeds
+    assert sum(len(batch) for batch in asked.trained_batches()) == len(asked.data.train) + seeds
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def test_the_size_of_a_round_is_said_before_the_first(capsys):
     check_task(workload, 4)
     first, second = capsys.readouterr().out.splitlines()
     (steps,) = re.findall(r"^2 of 4 clients train in each round, about (\d+) steps each$", first)
-    parts = (workload.part(client, 4)[0] for client in range(4))
+    parts = (workload.part(client, 4).train for client in range(4))
     assert float(steps) == pytest.approx(sum(3 * steps_per_epoch(part, 16) for part in parts) / 4, abs=3)
     assert second == "4 clients share the 5 parts of the mix a1-b1-c1-d1-e1, so some level has none"
 

@@ -38,6 +38,13 @@ def test_a_model_is_profiled_as_it_is_asked_for(capsys):
     assert int(row["MACs"]) == 64 * 9 * 3 * 4 + 16 * 9 * 4 * 8 + 8 * 2
 
 
+def test_the_price_of_a_mix_stands_below_the_table(capsys):
+    assert main(["profile", "mnist", "--mix", "a1-b1-c1-d1", "--mix", "a"]) == 0
+    *_, line, _ = capsys.readouterr().out.strip().splitlines()
+    # The shares of the paper's CNN, whose cost falls with the square of the rate but for its first layer.
+    assert line.startswith("a1-b1-c1-d1 costs 0.40 of the client-rounds, 0.76 of the bytes and 0.76 of the multip")
+
+
 OWN = """
 from torch import nn
 

@@ -57,7 +57,7 @@ def test_every_row_goes_to_one_client(corpus):
     assert sorted(torch.cat(parts.train).tolist()) == list(range(100))
     assert [len(rows) for rows in parts.train] == [2] * 50
     assert [len(rows) for rows in parts.test] == [1] * 10 + [0] * 40
-    train, test = parts.client_splits(4, corpus.train, corpus.test)
+    train, test = corpus.train.select(parts.train[4]), corpus.test.select(parts.test[4])
     assert parts.classes[4] == tuple(sorted(set(train.inputs.flatten().tolist())))
     assert train.targets is train.inputs
     assert len(test) == 1

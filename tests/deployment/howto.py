@@ -8,7 +8,7 @@ from tests.deployment.processes import free_port
 from tests.docs.pages import DOCS, blocks
 
 PAGE = DOCS / "howto" / "deployment.md"
-END = "## Containers"
+END, OPERATE = "## Containers", "## Operate"
 NGINX = shutil.which("nginx")
 ADDRESS = "127.0.0.2"  # as the open one; the certificate has it by --host alone
 _FILE = re.compile(r"# (?P<name>\S+\.toml)\n")
@@ -19,15 +19,20 @@ class HowTo:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port, self._open_port, self._metrics = folder, free_port(), free_port(), free_port()
-        end = PAGE.read_text(encoding="utf-8").splitlines().index(END)
-        shown = [block for block in blocks(PAGE, "bash", "toml") if block.line < end and not block.skipped]
-        self.files = {match["name"]: self.here(block.code) for block in shown if (match := _FILE.match(block.code))}
-        self.commands = [
-            self.here(command)
-            for block in shown
-            if block.language == "bash"
-            for command in block.code.replace("\\\n", " ").splitlines()
-        ]
+        lines = PAGE.read_text(encoding="utf-8").splitlines()
+        end, operate = map(lines.index, (END, OPERATE))
+        shown = [block for block in blocks(PAGE, "bash", "toml") if not block.skipped]
+        files = (block.code for block in shown if block.line < end)
+        self.files = {match["name"]: self.here(code) for code in files if (match := _FILE.match(code))}
+        self.commands, self.operations = (
+            [
+                self.here(command)
+                for block in shown
+                if block.language == "bash" and (block.line < end if first else block.line > operate)
+                for command in block.code.replace("\\\n", " ").splitlines()
+            ]
+            for first in (True, False)
+        )
 
     @property
     def open_address(self) -> str:
@@ -36,7 +41,6 @@ class HowTo:
 
     def here(self, text: str) -> str:
         """Return a part of the page with this machine's names, ports and folders: all that differs from the page."""
-        temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         differs = {
             "superlink.example.org:8443": self.open_address,
             "superlink.example.org": ADDRESS,
@@ -47,9 +51,8 @@ class HowTo:
             "127.0.0.1:9090": f"127.0.0.1:{self._metrics}",
             "/home/me/runs/first": str(self.folder / "run"),
             "/home/me": str(self.folder),
-            # What nginx writes lies in folders of the system's, which not every user can write to.
-            "http {": "http {" + "".join(f"{name}_temp_path {self.folder}/{name};" for name in temporary),
-            "daemon off;": f"daemon off; master_process off; pid {self.folder}/nginx.pid;",
+            "/tmp/nginx": f"{self.folder}/nginx",
+            "daemon off;": "daemon off; master_process off;",
         }
         for theirs, ours in differs.items():
             text = text.replace(theirs, ours)

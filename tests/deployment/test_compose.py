@@ -18,6 +18,13 @@ def test_the_superlink_takes_known_nodes_alone_and_speaks_tls():
     assert set(SERVICES) == {"superlink", "proxy", *NODES}
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_memory_and_logs_are_bounded_and_health_is_checked(name):
+    service = SERVICES[name]
+    assert {"mem_limit", "pids_limit", "healthcheck"} <= service.keys()
+    assert {"max-size", "max-file"} == service["logging"]["options"].keys()
+
+
 @pytest.mark.parametrize("name", NODES)
 def test_a_node_has_its_level_its_part_and_its_key(name):
     level, number = NODES[name]
@@ -30,7 +37,7 @@ def test_all_reach_the_superlink_through_the_proxy_alone():
     inside = set(SERVICES["superlink"]["networks"])
     assert {name for name, service in SERVICES.items() if inside & set(service["networks"])} == {"superlink", "proxy"}
     opened = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert opened == {"superlink": ["127.0.0.1:8000:8000"], "proxy": ["8443:8443"]}
+    assert opened == {"superlink": ["127.0.0.1:8000:8000", "127.0.0.1:9090:9090"], "proxy": ["8443:8443"]}
 
 
 def test_the_proxy_gets_the_files_that_its_configuration_names():

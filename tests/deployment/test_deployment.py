@@ -93,7 +93,7 @@ class Follower(Processes):
     def start_node(self, name: str, command: str) -> subprocess.Popen[bytes]:
         """Start a node with its key and the authority in a folder of its own; several on a machine need a port each."""
         own = self.folder / f"on-{name}"
-        own.mkdir()
+        own.mkdir(exist_ok=True)
         for file in ("ca.crt", name):
             shutil.copy(self.folder / "keys" / file, own)
         return self.start(f"{command} --port {free_port()}", name, own, FLWR_HOME=str(own / "home"))
@@ -114,9 +114,9 @@ class Follower(Processes):
         (self.home / "config.toml").write_text(self.page.files["~/.flwr/config.toml"], encoding="utf-8")
         for name in NAMES:
             self.do(f"flwr supernode register keys/{name}.pub")
-        nodes = [self.page.take("flower-supernode") for _ in LEVELS]
-        self.strange_node = nodes[0].replace(" phone ", " stranger ")
-        return {name: self.start_node(name, node) for name, node in zip(NAMES, nodes, strict=True)}
+        self.node_commands = {name: self.page.take("flower-supernode") for name in NAMES}
+        self.strange_node = self.node_commands["phone"].replace(" phone ", " stranger ")
+        return {name: self.start_node(name, node) for name, node in self.node_commands.items()}
 
     def start_strangers(self) -> dict[str, subprocess.Popen[bytes]]:
         """Start a node whose key nobody registered, one that does not speak TLS, and someone who would submit a run."""

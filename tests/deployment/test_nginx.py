@@ -48,17 +48,15 @@ def proxy(tmp_path):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(keys / "server.crt", keys / "server.key")
     text = CONFIG.read_text(encoding="utf-8")
-    temporary = "".join(f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi"))
-    temporary += "".join(f"{name}_temp_path {tmp_path}/{name};" for name in ("uwsgi", "scgi"))
     trusting = ssl.create_default_context(cafile=keys / "ca.crt")
     with ThreadingHTTPServer(("127.0.0.1", 0), SuperLink) as server, ExitStack() as stack:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         stack.callback(server.shutdown)
         text = text.replace("superlink:8000", f"127.0.0.1:{server.server_port}")
-        text = text.replace("listen 8443", f"listen 127.0.0.1:{port}").replace("http {", "http {" + temporary)
+        text = text.replace("listen 8443", f"listen 127.0.0.1:{port}").replace("/tmp/nginx", f"{tmp_path}/nginx")
         (tmp_path / "nginx.conf").write_text(text, encoding="utf-8")
-        options = f"daemon off; master_process off; pid {tmp_path}/nginx.pid;"
+        options = "daemon off; master_process off;"
         nginx = stack.enter_context(subprocess.Popen([NGINX, "-c", tmp_path / "nginx.conf", "-g", options]))
         stack.callback(nginx.kill)
 
@@ -103,7 +101,7 @@ def test_bodies_go_to_the_superlink_and_never_to_the_disk(proxy, tmp_path):
     while SuperLink.asked < len(senders) and time.monotonic() < until:
         time.sleep(0.1)
     assert SuperLink.asked == len(senders)
-    assert not [path for path in (tmp_path / "client_body").rglob("*") if path.is_file()]
+    assert not [path for path in (tmp_path / "nginx-body").rglob("*") if path.is_file()]
 
 
 def test_an_address_has_a_bounded_number_of_requests_under_way(proxy):

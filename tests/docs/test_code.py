@@ -6,6 +6,7 @@ The blocks of a page share a namespace, in their order. A block whose first line
 """
 
 import importlib
+import json
 import re
 import sys
 import tomllib
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from tests.deployment.processes import Processes, free_port
 from tests.docs.pages import APP, DOCS, PAGES, TUTORIAL, Block, blocks, commands, fences, name_of
 
-CHECKED = {"python", "bash", "toml", "yaml"}  # the first two here and in test_commands.py
+CHECKED = {"python", "bash", "json", "toml", "yaml"}  # the first two here and in test_commands.py
 SHOWN = {"diff", "text"}
 EXTRAS = ("peft", "transformers")
 
@@ -94,3 +95,4 @@ def test_blocks_are_in_a_language_that_is_checked(page):
     assert {language for language in found if not language.startswith("{")} <= CHECKED | SHOWN
     assert all(tomllib.loads(block.code) for block in blocks(page, "toml"))
     assert all(OmegaConf.create(block.code) for block in blocks(page, "yaml"))
+    assert all(json.loads(block.code) for block in blocks(page, "json"))

@@ -44,6 +44,9 @@ def flwr(words: Sequence[str]) -> None:
 
 
 def python(words: Sequence[str]) -> None:
+    if words[0] == "-c":
+        compile(words[1], "page", "exec")
+        return
     assert words[0] == "-m"
     assert find_spec(words[1])
 

@@ -9,6 +9,7 @@ from heterofl_flwr.app.main import main
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.report.compare import compare_runs, paired_difference
+from heterofl_flwr.runs.costs import LevelCost, ModelCosts
 from tests.runs.conftest import make_record
 
 
@@ -45,6 +46,18 @@ def test_runs_are_rows_of_the_settings_that_differ(folders):
     assert rows[1][-1] == f"-10.0 % [{100 * low:.1f} %, {100 * high:.1f} %]"
     assert len(heads) == len(rows[0])
     assert paired_difference("loss", {0: 1.0, 1: 2.0}, {1: 1.5}) == "-0.5"
+
+
+def test_a_mix_has_its_price(tmp_path):
+    folder = run(tmp_path / "mixed", "a1-b1", 0, 0.5)
+    rates = [rate for record in folder.history() for rate in record.rates.values()]
+    sizes = {rate: (round(1000 * rate**2), round(8000 * rate**2)) for rate in {*rates, 1.0, 0.5}}
+    levels = tuple(LevelCost(str(rate), rate, 1, *reversed(size)) for rate, size in sizes.items())
+    folder.write_costs(ModelCosts(1.0, levels))
+    heads, (row,) = compare_runs([folder])
+    # Half of the clients can hold the larger level, all the smaller one.
+    share = sum(sizes[rate][0] for rate in rates) / len(rates) / (500 + 250)
+    assert row[heads.index("price")] == f"{1 / 1.5:.2f} / {share:.2f} / {share:.2f}"
 
 
 def test_the_same_run_twice_is_refused(folders):

@@ -1,4 +1,5 @@
 import json
+import re
 import socket
 import time
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ from heterofl_flwr.app.callbacks import build_callbacks
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.report import Monitor, monitor
+from tests.deployment.howto import PAGE
+from tests.docs.pages import blocks
 
 
 def get(address: str, path: str) -> tuple[int, str]:
@@ -66,6 +69,17 @@ def test_metrics_are_those_of_the_records(served, fake):
     assert ("metric", "", "coverage", "evaluate") not in values  # no loss, accuracy or perplexity
     served.on_round_end(progress[1])
     assert metrics(served.address)["epsilon",] == 1.5
+
+
+def test_the_page_shows_the_entries_and_the_metrics(served, fake):
+    served.on_start(1, 9, {})
+    served.on_round_end(fake.progress(2, 9, privacy={"epsilon": 1.0}))
+    (shown,) = blocks(PAGE, "json")
+    assert json.loads(shown.code).keys() == served.health().keys()
+    named = set(re.findall(r"`heterofl_(\w+)`", PAGE.read_text(encoding="utf-8")))
+    families = text_string_to_metric_families(get(served.address, "/metrics")[1])
+    names = {own.name.removeprefix("heterofl_") for own in families if own.name.startswith("heterofl_")}
+    assert names <= {*named, "clients_answered", "bytes", "failures"}  # bytes_total and failures_total
 
 
 def test_health_names_who_is_missing_and_since_when(served, fake):

@@ -11,6 +11,7 @@ from heterofl_flwr.app.sweep.listing import list_jobs, list_results
 from heterofl_flwr.app.sweep.run_job import Job, is_done, read_score, run_once
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.records import RoundRecord, RunState
+from heterofl_flwr.runs.costs import LevelCost, ModelCosts
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.settings.flat import from_flat, to_flat
 from tests.simulations.sweeping import SHRUNKEN, job
@@ -132,6 +133,14 @@ def test_time_follows_from_rounds_that_were_run(tmp_path):
     # Its own rounds say it; of the last, which has none, those of the others: 24 seconds for 6 rounds.
     assert times == [["30 s", "round 5 of 20"], ["4 min 26 s", "round 1 of 20"], ["1 min 20 s", "new"]]
     assert list_jobs([jobs[2]]).endswith("1 jobs, 0 of them done; the time of the others is known after a round")
+
+
+def test_a_mix_has_its_price_in_the_results(tmp_path):
+    own = job("data=mnist", "mix=a-c", path=tmp_path)
+    costs = [LevelCost(name, rate, 1, macs, size) for name, rate, macs, size in (("a", 1.0, 90, 8), ("c", 0.25, 10, 2))]
+    ran(own, 2, finished=True).write_costs(ModelCosts(1.0, tuple(costs)))
+    # All trainings of these rounds are of rate 1; of two clients one can hold it.
+    assert list_results([own], [["mix=a-c"]]).rstrip().endswith(f"{2 / 3:.2f} / {8 / (8 / 2 + 2):.2f} / {90 / 55:.2f}")
 
 
 def test_results_are_means_over_seeds_of_what_varies(tmp_path):

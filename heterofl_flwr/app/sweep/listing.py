@@ -7,11 +7,12 @@ from statistics import fmean
 
 from heterofl_flwr.app.sweep.run_job import BEGUN, DONE, ENDED, Job, read_score
 from heterofl_flwr.core.formatting import duration, render, score
+from heterofl_flwr.report.summary import price_text
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import Score
 
 HEADER = ("job", "time", "state", "unlike the published settings")
-RESULTS = ("settings", "seeds", "final metric", "mean", "least", "most", "mean of best")
+RESULTS = ("settings", "seeds", "final metric", "mean", "least", "most", "mean of best", "price")
 
 
 def list_jobs(jobs: Sequence[Job]) -> str:
@@ -40,17 +41,24 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 
 
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of the jobs that are done: means over seeds, named by those values of ``rows`` that vary."""
+    """Return a table of the jobs that are done: means over seeds, named by those values of ``rows`` that vary.
+
+    The price is client-rounds, bytes and multiplications, as fractions of one federation for each level of the mix.
+    """
     everywhere = set(rows[0]).intersection(*rows)
     by_name = defaultdict[tuple[str, str], list[Score]](list)
+    prices: dict[str, str] = {}
     for job, row in zip(jobs, rows, strict=True):
         if job.stage == DONE and (result := read_score(job)):
             texts = [text for text in row if text not in everywhere and not text.startswith("seed=")]
-            by_name[" ".join(texts) or "all", result.name].append(result)
+            name = " ".join(texts) or "all"
+            by_name[name, result.name].append(result)
+            folder, distill = RunFolder(job.path), job.settings.train.distill
+            prices[name] = price_text(job.settings.mix, folder.history(), folder.costs(), distill)
     lines = []
     for (name, metric), seeds in by_name.items():
         finals = [result.final for result in seeds]
         bests = [result.best for result in seeds if result.best is not None]
         values = fmean(finals), min(finals), max(finals), fmean(bests) if bests else None
-        lines.append((name, str(len(seeds)), metric, *(score(metric, value) for value in values)))
+        lines.append((name, str(len(seeds)), metric, *(score(metric, value) for value in values), prices[name]))
     return render(RESULTS, lines, "table") if lines else ""

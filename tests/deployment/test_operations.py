@@ -1,0 +1,67 @@
+"""What the page says about operation, followed: a certificate is renewed, a node withdrawn, the database restored."""
+
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+
+import pytest
+
+from tests.deployment.howto import NGINX
+from tests.deployment.lab import LONGEST
+from tests.deployment.processes import kill
+from tests.deployment.test_deployment import NAMES, Follower
+
+pytestmark = [pytest.mark.deployment, pytest.mark.release, pytest.mark.skipif(NGINX is None, reason="needs nginx")]
+
+
+def online(follower):
+    """Return the numbers of the nodes that are there, in the order of their registration."""
+    words = ["flwr", "supernode", "list", "lab", "--format", "json"]
+    done = subprocess.run(words, capture_output=True, text=True, env=follower.environment, check=True)
+    nodes = sorted(json.loads(done.stdout)["nodes"], key=lambda node: node["created-at"])
+    return [node["node-id"] for node in nodes if node["status"] == "online"]
+
+
+def certificate(follower):
+    """Return the certificate at the open port."""
+    host, _, port = follower.page.open_address.partition(":")
+    context = ssl.create_default_context(cafile=follower.folder / "keys" / "ca.crt")
+    with (
+        socket.create_connection((host, int(port)), 30) as plain,
+        context.wrap_socket(plain, server_hostname=host) as own,
+    ):
+        return own.getpeercert()["serialNumber"]
+
+
+def test_certificates_nodes_and_backups(tmp_path):
+    with Follower(tmp_path) as follower:
+        page = follower.page
+        # With a process of its own for connections, as on a server: alone, nginx drops some when it reloads.
+        page.commands = [command.replace(" master_process off;", "") for command in page.commands]
+        superlink_command = next(command for command in page.commands if command.startswith("flower-superlink"))
+        nodes = follower.prepare()
+        follower.wait_for(lambda: len(online(follower)) == len(NAMES), "both nodes", LONGEST)
+        page.commands = page.operations
+        before = certificate(follower)
+        follower.do("heterofl keys")
+        follower.do("nginx")
+        follower.wait_for(lambda: certificate(follower) != before, "the new certificate")
+        follower.do("python")
+        follower.do("flwr supernode list")
+        phone, camera = online(follower)
+        page.commands = [command.replace("1234567890", camera) for command in page.commands]
+        follower.do("flwr supernode unregister")
+        assert page.commands == []
+        follower.wait_for(lambda: online(follower) == [phone], "the withdrawal", LONGEST)
+        follower.wait_for(lambda: nodes["camera"].poll() is not None, "the end of the SuperNode", LONGEST)
+        (superlink,) = [own for own in follower._started if "flower-superlink" in str(own.args)]
+        kill(superlink)
+        for path in tmp_path.glob("superlink.db-*"):
+            path.unlink()
+        shutil.copy(tmp_path / "backup.db", tmp_path / "superlink.db")
+        follower.start(superlink_command, "restored")
+        follower.start_node("camera", follower.node_commands["camera"])
+        follower.wait_for(lambda: len(online(follower)) == len(NAMES), "both nodes again", LONGEST)
+        assert online(follower) == [phone, camera]
