@@ -15,6 +15,7 @@ from heterofl_flwr import (
     multi_step,
 )
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core.formatting import size
 from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.report import Console
 from heterofl_flwr.runs.folder import RunFolder
@@ -100,6 +101,7 @@ def test_a_record_holds_all_that_is_known_of_a_round():
     assert (one.learning_rate, two.learning_rate) == (0.1, pytest.approx(0.01))
     assert one.rates == {0: 1.0, 1: 1.0, 2: 0.25, 3: 0.25}
     assert list(one.failures) == [3]
+    assert f"a 2x{size(one.bytes_by_level['a'] / 2)}, c 2x" in one.line()
     assert one.train == {"loss": pytest.approx((0 * 1 + 1 * 2 + 2 * 3) / 6)}
     assert one.evaluate == one.evaluate_by_level == {}
     assert set(two.evaluate) == {"coverage", "local-accuracy", "worst-accuracy"}
