@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-core test-all test-release flower check check-types check-rest audit docs bench format clean
+.PHONY: help install demo test test-core test-all test-gpu test-release flower check check-types check-rest audit docs bench format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,11 +30,14 @@ demo: $(READY)  ## twenty virtual clients of five sizes train one digit classifi
 	$(VENV)/bin/heterofl run --grid ray
 
 # Coverage makes tests take half as long again, so it is measured where it must be complete, and only there.
-test: test-core  ## tests of every capability, five minutes on two cores; all lines of core are covered
+test: test-core  ## tests of every capability, some minutes on two cores; all lines of core are covered
 	$(PYTEST) -m "not slow and not release" --ignore=tests/core
 
 test-core: $(READY)
 	$(PYTEST) tests/core --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
+
+test-gpu: $(READY)  ## the tests that need a CUDA device
+	$(PY) -m pytest -m gpu
 
 # The tests of a file stay in one process: what they share (whole runs, Ray) takes up to a minute to start. Three at a
 # time, as they often wait for others' processes; in their order, since the longest come early in it. Short ones are

@@ -45,7 +45,8 @@ def moments_query(message: Message, context: Context) -> Message:
     batches: Iterable[Tensor] = workload.moments_batches(task.data.train, task.seed)
     if len(task.instruction.rates) > 1:
         batches = list(batches)  # gathered and augmented once for all rates
-    return answer_moments(task, lambda: batches, workload.device, together=workload.moments_together)
+    with workload.arithmetic():
+        return answer_moments(task, lambda: batches, workload.device, together=workload.moments_together)
 
 
 @app.train()
@@ -77,7 +78,8 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
     try:
         models = _load_models(tasks)
         jobs = [task.training_job(model) for task, model in zip(tasks, models, strict=True)]
-        results = train_together(jobs, options, engine=workload.settings.engine.name)
+        with workload.arithmetic(training=True):
+            results = train_together(jobs, options, engine=workload.settings.engine.name)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {workload.device}: {error}") from error
     for task, result in zip(tasks, results, strict=True):
@@ -106,7 +108,9 @@ def evaluate_message(message: Message, context: Context) -> Message:
     task = AppTask(message, context)
     examples = len(task.data.test)
     measure = _evaluate_personal_model if task.workload.personal else _evaluate_sent_models
-    return task.reply(num_examples=examples, metrics=measure(task) if examples else {})
+    with task.workload.arithmetic():
+        metrics = measure(task) if examples else {}
+    return task.reply(num_examples=examples, metrics=metrics)
 
 
 def _evaluate_sent_models(task: AppTask) -> dict[str, float]:
@@ -190,7 +194,8 @@ def learn_message(message: Message, context: Context) -> Message:
     model = task.load_model()
     temperature = task.value(messages.TEMPERATURE, float)
     distill = replace(workload.settings.distill, temperature=temperature)
-    divergence = learn_from_peers(task.training_job(model), _load_seed_examples(task), peers, task.options, distill)
+    with workload.arithmetic(training=True):
+        divergence = learn_from_peers(task.training_job(model), _load_seed_examples(task), peers, task.options, distill)
     return task.reply(model, num_examples=len(task.data.train), metrics={"divergence": divergence})
 
 

@@ -4,6 +4,7 @@ A workload is made once in each process and kept, so data and models survive the
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import cache, cached_property, lru_cache, partial
 
 import torch
@@ -25,6 +26,7 @@ from heterofl_flwr.settings.defaults import architectures, model_options, option
 from heterofl_flwr.settings.definitions import DataSettings, Settings
 from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.training import EvaluateResult, evaluate, input_batches, resolve_device
+from heterofl_flwr.training.device import arithmetic
 from heterofl_flwr.training.distill import seed_set
 from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_up
 from heterofl_flwr.training.options import JointLoss
@@ -81,6 +83,11 @@ class Workload:
     def device(self) -> torch.device:
         """Where clients compute."""
         return resolve_device(self.settings.engine.device)
+
+    def arithmetic(self, *, training: bool = False) -> AbstractContextManager[None]:
+        """Return the context in which clients compute (``engine.precision``); evaluation has no bfloat16."""
+        precision = self.settings.engine.precision
+        return arithmetic("tf32" if precision == "bf16" and not training else precision, self.device)
 
     @cached_property
     def train(self) -> Split:
@@ -223,7 +230,8 @@ class Workload:
         """Return what the server finds of a model on test examples; what it draws depends on the round alone."""
         settings = self.settings
         seed = derive(settings.seed, "central", server_round)
-        return evaluate(model, test, seed=seed, perplexity_kind=settings.fidelity)
+        with self.arithmetic():
+            return evaluate(model, test, seed=seed, perplexity_kind=settings.fidelity)
 
     @property
     def moments_batch_size(self) -> int:

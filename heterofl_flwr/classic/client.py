@@ -81,6 +81,8 @@ class Task(client.Task):
         capacity: str | float | None = None,
     ) -> FitResult:
         """Return the result of ``fit``, and close the task; the arguments are those of ``client.Task.reply``."""
+        if isinstance(labels, Mapping):
+            raise ConfigError("labels is by head, which the classic API does not carry; expected one list of classes")
         contents = self._contents(model, num_examples, labels, cast("Mapping[str, float]", metrics or {}), capacity)
         config = dict(contents.config)
         if messages.LABELS in config:

@@ -1,7 +1,7 @@
 """HeteroFL as a strategy of Flower's classic API: the one of the Message API, translated."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.common import (
@@ -136,6 +136,13 @@ class HeteroFL(Strategy):
         self._fit_metrics_fn, self._evaluate_metrics_fn = fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn
         self._inner.clients = Clients(self.federation)
         self._sent: dict[int, Message] = {}
+
+    def start(self, *arguments: object, **keywords: object) -> NoReturn:
+        """Refuse Flower's Message API, whose apps call this method."""
+        raise ConfigError(
+            "HeteroFL of heterofl_flwr.classic is for ServerAppComponents(strategy=...); for start(grid) import "
+            "HeteroFL from heterofl_flwr"
+        )
 
     @property
     def log(self) -> RoundRecord:

@@ -21,7 +21,7 @@ from heterofl_flwr.client.stages import StageRunner
 from heterofl_flwr.client.state import STAGES, load_notes, load_tensors, save_notes, save_tensors
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import copy_exchanged
-from heterofl_flwr.core.label_rows import whole_numbers
+from heterofl_flwr.core.label_rows import Labels, whole_numbers
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.randomness import seed_torch
 from heterofl_flwr.nn.build import check_build
@@ -220,7 +220,7 @@ class Task:
         model: nn.Module | None = None,
         *,
         num_examples: int,
-        labels: Iterable[int] | None = None,
+        labels: Iterable[int] | Mapping[str, Iterable[int]] | None = None,
         metrics: Mapping[str, float | Sequence[float]] | None = None,
         capacity: str | float | None = None,
     ) -> Message:
@@ -232,8 +232,9 @@ class Task:
             The trained model; none in an evaluation. Its parameters travel, its buffers do not.
         num_examples : int
             Number of examples used.
-        labels : Iterable[int] | None
+        labels : Iterable[int] | Mapping[str, Iterable[int]] | None
             Classes of this client's data, in training: rows of the classifier count for them alone. None: all classes.
+            Of several heads, the classes of each by its layer or parameter: ``{"digits": [1, 2], "months": [11]}``.
         metrics : Mapping[str, float | Sequence[float]] | None
             Numbers to report. Lists have no mean: only the server's own function of metrics sees them.
         capacity : str | float | None
@@ -247,13 +248,13 @@ class Task:
         self,
         model: nn.Module | None,
         num_examples: int,
-        labels: Iterable[int] | None,
+        labels: Iterable[int] | Mapping[str, Iterable[int]] | None,
         metrics: Mapping[str, float | Sequence[float]],
         capacity: str | float | None,
     ) -> Contents:
         """Return the contents of the reply, which ``reply`` packs, and close the task."""
         self._check_open()
-        classes: Sequence[int] | None = None if labels is None else whole_numbers(labels)
+        classes = _read_classes(labels)
         config: dict[str, object] = {} if capacity is None else {messages.CAPACITY: rate_of(capacity)}
         records: Mapping[str, ArrayRecord] = {}
         if self.instruction.is_evaluation and model is not None:
@@ -265,7 +266,9 @@ class Task:
             config |= outgoing.fields
             if outgoing.form != FULL_PRECISION:
                 config[messages.UPLOAD] = outgoing.form
-        if classes is not None:
+        if isinstance(classes, Mapping):
+            config |= {f"{messages.HEAD_LABELS}{head}": list(numbers) for head, numbers in classes.items()}
+        elif classes is not None:
             config[messages.LABELS] = list(classes)
         self._is_open = False
         return Contents(records, config, metrics, num_examples)
@@ -299,7 +302,7 @@ class Task:
     def _update(
         self,
         model: nn.Module | None,
-        classes: Sequence[int] | None,
+        classes: Labels | None,
         num_examples: int,
         metrics: Mapping[str, float | Sequence[float]],
     ) -> Outgoing:
@@ -351,6 +354,13 @@ class Task:
             f"proximal_mu is {self.instruction.proximal_mu:g}, and the loss has no penalty: {advice}, or set "
             f"task.penalty_used = True where the loop adds it itself"
         )
+
+
+def _read_classes(labels: Iterable[int] | Mapping[str, Iterable[int]] | None) -> Labels | None:
+    """Return the classes of a reply, of each head where they are by head; raise an error for other values."""
+    if isinstance(labels, Mapping):
+        return {head: whole_numbers(classes) for head, classes in labels.items()}
+    return None if labels is None else whole_numbers(labels)
 
 
 def _check_arguments(message: object, context: object, build: object) -> None:

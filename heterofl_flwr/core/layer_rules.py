@@ -264,7 +264,9 @@ def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict
     if slices.count(None) == 1:
         raise ShapeError(f"layer {where}: either the global or the local model is of elastic: build both with it")
     rule = slices[0] or rule
-    if types[0] is not types[1] or mine.keys() != its.keys():
+    # A class that build itself defines is another one at each call.
+    names = {(layer_type.__module__, layer_type.__qualname__) for layer_type in types}
+    if len(names) > 1 or mine.keys() != its.keys():
         raise ShapeError(
             f"layer {where} is {kind} with {list(mine)} in the global model, but {types[1].__name__} with "
             f"{list(its)} in the local one"

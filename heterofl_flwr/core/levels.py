@@ -91,7 +91,8 @@ class Mix:
             raise ConfigError(f"the mix is {text!r}, which is no text; {_EXAMPLES}")
         parts = [part.strip() for part in text.split("-")]
         matches = [_PART.fullmatch(part) for part in parts]
-        wrong = [repr(part) for part, match in zip(parts, matches, strict=True) if match is None]
+        # "a-1" is more often a slip of "a1" than a second part of rate 1.
+        wrong = [repr(part) for part, match in zip(parts, matches, strict=True) if match is None or part.isdigit()]
         if wrong:
             raise ConfigError(f"mix {text!r}: cannot read {', '.join(wrong)}; {_EXAMPLES}")
         counts: dict[float, int] = {}

@@ -1,5 +1,6 @@
 """Architectures: the parameters that travel, the slices of each rate, and checks of global states."""
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache, partial, wraps
 from types import MappingProxyType
@@ -29,6 +30,8 @@ from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import called_with_rate, check_build
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
+
+logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
@@ -235,6 +238,15 @@ class GlobalModel(Architecture):
     def initial_state(self) -> State:
         """Return the shared parameters of a newly built global model, the same for equal seeds."""
         state = initial_state(self.build, self.mix.global_rate, self.seed)
+        if _equal(state, self.model) and _equal(
+            initial_state(self.build, self.mix.global_rate, self.seed + 1), self.model
+        ):
+            logger.warning(
+                "build returns equal parameters for each seed, so seed=%d does not draw the first model: make a new "
+                "model in each call (functools.cache and elastic(model, ...) return copies of one), unless its values "
+                "are loaded",
+                self.seed,
+            )
         return {name: tensor for name, tensor in state.items() if is_shared(name, self.shared)}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
@@ -243,6 +255,11 @@ class GlobalModel(Architecture):
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)
         self._check_frozen_values(tensors)
+        if integers := [name for name, dtype in self.dtypes.items() if not _can_become(tensors[name], dtype)]:
+            raise ConfigError(
+                f"initial_arrays has {integers[0]} in {tensors[integers[0]].dtype}, expected "
+                f"{self.dtypes[integers[0]]}: give floating-point numbers, such as ArrayRecord(model.state_dict())"
+            )
         checked = {name: tensors[name].to(dtype) for name, dtype in self.dtypes.items()}
         if fault := next(value_faults(checked), None):
             raise RoundError(
@@ -287,3 +304,14 @@ class GlobalModel(Architecture):
                     f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
                     f"return heterofl_flwr.core.exchange_frozen(model)"
                 )
+
+
+def _can_become(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor can have another type: numbers with a fraction are not made of others."""
+    return tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)
+
+
+def _equal(state: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether a model has the values of a state; false without parameters."""
+    parameters = exchanged_parameters(model)
+    return bool(state) and all(torch.equal(tensor, parameters[name].to(tensor)) for name, tensor in state.items())

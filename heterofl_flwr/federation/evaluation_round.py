@@ -168,8 +168,9 @@ class EvaluationRound:
         self._log.evaluate_failures[self._federation.nodes.partition(node_id)] = fault.reason
         logger.warning("round %d: node %s did not evaluate: %s", self._server_round, node_id, fault.reason)
 
-    def leave_out(self, node_id: int) -> None:
+    def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
         """Remove a client whose message or reply a subclass has dropped; it is no failure."""
+        del reply_bytes  # evaluation has no parameters in replies
         del self.rates[node_id], self._is_global[node_id]
 
     def close(self) -> dict[str, float]:
@@ -180,6 +181,13 @@ class EvaluationRound:
             rate for number, metrics in answers.values() if number for rate in metrics if rate is not None
         )
         log.evaluate_by_level = {level_name(rate): self._summarise(answers, rate, weighted_means) for rate in rates}
+        if not rates and any(len(self.rates[node_id]) > 1 for node_id in answers):
+            logger.warning(
+                "round %d: the clients were asked to evaluate each level's model (Evaluation(levels=...)), and "
+                "reported none: let evaluate loop over rate, model in task.models(), and name each metric by the "
+                "rate, such as metrics[f'accuracy/{rate}']",
+                self._server_round,
+            )
         middle = self._summarise(answers, None, medians)
         log.evaluate_medians = {name: middle[name] for name in middle if name.rpartition("/")[2] != WORST_ACCURACY}
         accuracies = [

@@ -69,8 +69,25 @@ class Federation:
         self.levels = Levels(self.architecture, self.nodes, self.assignment)
         self.run_key = secrets.randbits(63)
 
+    @property
+    def setup(self) -> dict[str, str]:
+        """Mix, seed and stages as text, by which a resumed run is compared with this one."""
+        rates = f"{self.mix}, {self.assignment}, global rate {self.mix.global_rate:g}"
+        stages = ", ".join(map(stage_name, self.options.stages))
+        return {"mix": rates, "seed": str(self.seed), "stages": stages or "none"}
+
     def load(self, state: RunState) -> None:
         """Resume a run; clients are queried again, because they may be others."""
+        setup = self.setup
+        if changes := [
+            f"{name} was {value} and is {setup.get(name)}"
+            for name, value in state.setup.items()
+            if value != setup.get(name)
+        ]:
+            raise ConfigError(
+                f"resume is of a run with another setup: {'; '.join(changes)}. Resume it with its own, or begin a new "
+                f"run from its model (initial_arrays)"
+            )
         self.reset()
         self.nodes.load(state.trained, state.dealt)
         self.run_key = self.run_key if state.run_key is None else state.run_key

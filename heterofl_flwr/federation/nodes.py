@@ -73,6 +73,8 @@ class Nodes:
         self.away: dict[str, int] = {}
         self.seat_rates: dict[int, float] = {}
         self.trained: set[int] = set()  # clients with an aggregated reply
+        self.remarks: set[tuple[str, int]] = set()  # remarks on replies that are in the log, with the client
+        self.has_new_capacity = False  # a reply has changed what a client can hold
         self._trained_before: set[int] = set()  # their partitions, in the run that is resumed
         self._dealt_before = 0  # ``dealt`` of the run that is resumed
         self.own_rates: dict[int, float] = {}  # of clients with private layers, which keep their first rate
@@ -186,9 +188,9 @@ class Nodes:
         unnumbered = [node_id for node_id in unnumbered if node_id not in self._partitions]
         if unnamed := sum(node_id not in self._names for node_id in unnumbered):
             logger.warning(
-                "%d nodes reported no partition-id and have no registered name: they are numbered by their random ids, "
-                "so this run cannot be repeated exactly. A ClientApp that calls answer_queries reports the "
-                "partition-id of its node config",
+                "%d nodes have no registered name, and reported no partition-id or that of another node: they are "
+                "numbered by their random ids, so this run cannot be repeated exactly. A ClientApp that calls "
+                "answer_queries reports the partition-id of its node config; give each node its own",
                 unnamed,
             )
         if self.all_named:  # not all nodes may have answered yet, so the number must not depend on who has
@@ -216,6 +218,7 @@ class Nodes:
         """Set the capacity that a client reported; it counts from the next round on."""
         self._capabilities[node_id] = replace(self._capabilities[node_id], capacity=capacity)
         self.demoted.discard(self.name(node_id))
+        self.has_new_capacity = True
 
     def partition(self, node_id: int) -> int:
         """Return the number that stands for a client in every random draw."""

@@ -215,6 +215,10 @@ class RunState:
         Of how many parts of the data the clients have one each, where all of them say so; else 0.
     releases
         The releases with noise that led to the model, those of the models that it was trained from included.
+    setup
+        Mix, seed and stages of the run as text, which must not change; empty in states of older versions.
+    callbacks
+        The states of the callbacks, by the names of their classes.
     """
 
     server_round: int
@@ -225,6 +229,8 @@ class RunState:
     trained: Sequence[int] = ()
     dealt: int = 0
     releases: Sequence[Releases] = ()
+    setup: Mapping[str, str] = field(default_factory=dict)
+    callbacks: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -276,6 +282,13 @@ class RoundCallback:
     def on_end(self, state: State) -> None:
         """Run after the last round, also when it was stopped early."""
 
+    def state(self) -> Mapping[str, object]:
+        """Return what checkpoints store of this callback, as JSON holds it, such as its best value so far."""
+        return {}
+
+    def load(self, state: Mapping[str, object]) -> None:
+        """Restore what ``state`` returned, before ``on_start``, where a run goes on."""
+
 
 def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, ...]:
     """Return callbacks; raise an error if one is none."""
@@ -283,3 +296,13 @@ def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, 
     if sequence is not callbacks or not all(isinstance(callback, RoundCallback) for callback in sequence):
         raise ConfigError(f"callbacks is {shown(callbacks)}; expected a list of instances of RoundCallback")
     return tuple(sequence)
+
+
+def name_callbacks(callbacks: Sequence[RoundCallback]) -> dict[str, RoundCallback]:
+    """Return callbacks by the names of their classes; ``-2`` follows that of a second one."""
+    named, counts = dict[str, RoundCallback](), Counter[str]()
+    for callback in callbacks:
+        name = type(callback).__name__
+        counts[name] += 1
+        named[f"{name}-{counts[name]}" if counts[name] > 1 else name] = callback
+    return named

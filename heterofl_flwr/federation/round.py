@@ -19,7 +19,7 @@ from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.federation.sampling import least_replies
 from heterofl_flwr.stages.chain import Chain
-from heterofl_flwr.stages.client_stage import Fields, Outgoing
+from heterofl_flwr.stages.client_stage import FULL_PRECISION, Fields, Outgoing
 from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.stages.server_stage import RoundContext, Update
 
@@ -92,6 +92,8 @@ class Round:
         chain.open(self._context(), remote=remote)
         self.slices: dict[int, Sampled] = {}
         self.answers: dict[int, Answer] = {}
+        self._sent_bytes: dict[int, int] = {}
+        self._remarks: dict[str, list[int]] = {}  # clients by a remark on their replies
         self.silent: set[int] = set()
         self._late: list[str] = []  # names of nodes that are one message behind
         self._lost = 0  # clients that simulated devices have lost
@@ -146,6 +148,7 @@ class Round:
 
     def note_sent(self, node_id: int, num_bytes: int) -> None:
         """Note the bytes sent to a client."""
+        self._sent_bytes[node_id] = num_bytes
         level, by_level = self.slices[node_id].level, self.log.bytes_by_level
         self.log.bytes_down += num_bytes
         by_level[level] = by_level.get(level, 0) + num_bytes
@@ -161,6 +164,7 @@ class Round:
     def add(self, node_id: int, reply: TrainReply) -> None:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
         sampled, nodes = self.slices[node_id], self._federation.nodes
+        equal = self._options.averaging.weights == "equal"
         if reply.capacity is not None:
             self._federation.levels.check_capacity(reply.capacity, nodes[node_id].limit)
         self._chain.add(
@@ -169,7 +173,7 @@ class Round:
                 tensors={name: self._in_model_dtype(name, tensor) for name, tensor in reply.tensors.items()},
                 rate=sampled.rate,
                 labels=None if self._federation.architecture.ignores_labels else reply.labels,
-                weight=1.0 if self._options.averaging.weights == "equal" else float(reply.num_examples),
+                weight=float(min(reply.num_examples, 1) if equal else reply.num_examples),
                 form=reply.form,
                 scales=reply.scales,
                 client=node_id,
@@ -180,10 +184,36 @@ class Round:
         staleness = {} if sampled.sent is None else {"staleness": float(self.server_round - 1 - sampled.sent.number)}
         self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **staleness}
         self.log.bytes_up += reply.num_bytes
+        self._note_remarks(node_id, sampled, reply)
         nodes.trained.add(node_id)
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
             logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)
             nodes.set_capacity(node_id, reply.capacity)
+
+    def _note_remarks(self, node_id: int, sampled: Sampled, reply: TrainReply) -> None:
+        """Note what is unusual about an added reply."""
+        if any(
+            tensor.dtype == torch.float64 != self._state[name].dtype
+            for name, tensor in reply.tensors.items()
+            if name in self._state
+        ):
+            self._remarks.setdefault("sent float64, which is converted to the model's type", []).append(node_id)
+        if reply.num_examples and self._is_unchanged(sampled, reply):
+            self._remarks.setdefault(
+                "sent back the parameters that they were sent, so they trained nothing: see that the optimizer has the "
+                "parameters of task.model(), and that reply gets this model",
+                [],
+            ).append(node_id)
+
+    def _is_unchanged(self, sampled: Sampled, reply: TrainReply) -> bool:
+        """Whether a reply has the tensors that were sent; most often the first one shows that it has not."""
+        if reply.form != FULL_PRECISION:
+            return self._chain.summing is None and not any(tensor.any() for tensor in reply.tensors.values())
+        for name, axes in sampled.plan.axes.items():
+            sent = sampled.sent.tensors if sampled.sent else Plan({name: axes}).extract(self._state)
+            if not torch.equal(reply.tensors[name], sent[name]):
+                return False
+        return bool(sampled.plan.axes)
 
     def _in_model_dtype(self, name: str, tensor: Tensor) -> Tensor:
         """Return a tensor in the model's type if it came in double precision, as from Flower's SecAgg+."""
@@ -198,9 +228,13 @@ class Round:
                 return
         self._note_fault(node_id, fault)
 
-    def leave_out(self, node_id: int) -> None:
-        """Remove a client whose message or reply a subclass has dropped; it is no failure."""
-        del self.slices[node_id], self.log.rates[self._federation.nodes.partition(node_id)]
+    def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
+        """Remove a client whose message, or reply of these bytes, a subclass has dropped; it is no failure."""
+        if reply_bytes is None:
+            self.note_sent(node_id, -self._sent_bytes.get(node_id, 0))
+            del self.log.rates[self._federation.nodes.partition(node_id)]
+        self.log.bytes_up += reply_bytes or 0
+        del self.slices[node_id]
         self.needed = min(self.needed, len(self.slices))
 
     def _note_fault(self, node_id: int, fault: Fault) -> None:
@@ -229,6 +263,10 @@ class Round:
         if self._late:
             self.log.notes = (*self.log.notes, f"one message late, restart its SuperNode: {listed(self._late)}")
         self._check_replies()
+        for remark, node_ids in self._remarks.items():
+            if names := [nodes.name(node_id) for node_id in node_ids if (remark, node_id) not in nodes.remarks]:
+                logger.warning("round %d: %s %s", self.server_round, listed(names), remark)
+            nodes.remarks.update((remark, node_id) for node_id in node_ids)
         state = self._chain.close()
         self.log.privacy = self._chain.metrics()
         if closed := self.log.privacy.get("closed-fraction"):
@@ -260,11 +298,10 @@ class Round:
 
     def _check_weights(self) -> None:
         """Fail if every reply has weight 0: the model would never change."""
-        if self._options.averaging.weights == "examples" and not any(number for number, _ in self.answers.values()):
+        if self.answers and not any(number for number, _ in self.answers.values()):
             raise RoundError(
-                f"round {self.server_round}: all {len(self.answers)} clients count 0 examples, and with "
-                f"weights='examples' none of them counts: let reply have the number of examples that a client trained "
-                f"on, or choose weights='equal'"
+                f"round {self.server_round}: all {len(self.answers)} clients count 0 examples, so none of them counts: "
+                f"let reply have the number of examples that a client trained on (num_examples)"
             )
 
 

@@ -77,9 +77,9 @@ def warn_of_names(limits: Limits, names: Collection[str]) -> None:
             )
 
 
-def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
-    """Warn at the start of a run if its clients are too few or too small for the mix."""
-    mix, clients, privacy = federation.mix, len(node_ids), federation.options.privacy
+def warn_of_untrained(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
+    """Warn if no client can hold the largest model of the mix, so that nobody trains some of its parameters."""
+    mix = federation.mix
     answered = all(node_id in federation.nodes for node_id in node_ids)
     rates = [federation.levels.largest_rate(server_round, node_id) for node_id in node_ids] if answered else []
     largest = max(rates, default=0.0)
@@ -94,6 +94,11 @@ def warn_of_mix(federation: Federation, server_round: int, node_ids: Sequence[in
             total - part,
             total,
         )
+
+
+def warn_of_mix(federation: Federation, node_ids: Sequence[int]) -> None:
+    """Warn at the start of a run if its clients are too few for the mix or for its privacy."""
+    mix, clients, privacy = federation.mix, len(node_ids), federation.options.privacy
     if privacy.noise and privacy.delta * clients >= 1:
         logger.warning(
             "delta is %g and there are %d clients: epsilon at a delta of 1 / %d or more promises nothing; choose a "

@@ -42,6 +42,8 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         "trained": list(state.trained),
         "dealt": state.dealt,
         "releases": [asdict(entry) for entry in state.releases],
+        "setup": dict(state.setup),
+        "callbacks": {name: dict(values) for name, values in state.callbacks.items()},
     }
     signed = {"content": content, "sha256": sha256(to_json(content).encode()).hexdigest()}
     path = folder / f"round-{state.server_round:06d}.json"
@@ -99,4 +101,6 @@ def _read(path: Path) -> RunState:
         trained=content.get("trained", ()),
         dealt=content.get("dealt", 0),
         releases=tuple(RELEASES.validate_python(content.get("releases", []))),
+        setup=content.get("setup", {}),
+        callbacks=content.get("callbacks", {}),
     )

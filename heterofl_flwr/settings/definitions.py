@@ -30,6 +30,7 @@ from heterofl_flwr.settings.value_types import Group
 from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.privacy_accountant import Privacy
+from heterofl_flwr.training.device import Precision
 from heterofl_flwr.training.distill import DistillOptions
 from heterofl_flwr.training.joint_losses import TrainedExits
 from heterofl_flwr.training.options import TrainOptions
@@ -172,6 +173,10 @@ class EngineSettings(Group):
     """clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU"""
     device: value_types.Text = "auto"
     """cpu, mps, cuda or cuda:1; auto: a GPU where a client has one"""
+    precision: Precision = "tf32"
+    """how clients compute: float32 (exact), tf32 (on a GPU, products round their factors to ten bits; elsewhere as
+    float32), bf16 (clients train with bfloat16 products; evaluation is as with tf32)
+    """
     window: Natural = 0
     """messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then uses 64)"""
     timeout: Positive = 3600.0

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.core.label_rows import Labels
 from heterofl_flwr.nn.penalty import Penalty, Quadratic, Term
 from heterofl_flwr.secure.client import NodeRecords
 
@@ -59,7 +60,7 @@ class Outgoing:
     tensors: Mapping[str, Tensor]
     form: str = FULL_PRECISION
     scales: Tensor | None = None
-    labels: Sequence[int] | None = None
+    labels: Labels | None = None
     num_examples: int = 1
     metrics: Mapping[str, float | Sequence[float]] = field(default_factory=dict)
     fields: Fields = field(default_factory=dict)

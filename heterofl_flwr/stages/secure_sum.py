@@ -21,7 +21,7 @@ from heterofl_flwr.common.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.common.options import Positive, with_options
 from heterofl_flwr.core.aggregator import CheckedReply
 from heterofl_flwr.core.differential_privacy import in_steps
-from heterofl_flwr.core.label_rows import LabelRows
+from heterofl_flwr.core.label_rows import LabelRows, Labels
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure.client import ClientRound, Dealt, Masked, MaskedRounds, make_keys
@@ -316,8 +316,10 @@ class MeanOfSum:
         return self._sums[name][1] if name in self._sums else torch.zeros(self._state[name].shape)
 
 
-def vector_of(roster: Roster, held: Plan, steps: Mapping[str, Tensor], labels: Sequence[int] | None) -> Words:
+def vector_of(roster: Roster, held: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
     """Return a client's change as a vector: 0 in rows of classes that it lacks; then which rows count, as 0 and 1."""
+    if isinstance(labels, Mapping):
+        raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")
     rows = [name for name in roster.rows if name in held.axes]
     known = LabelRows(steps, rows, extra_rows=roster.extra_rows).indices(Plan({}), labels if rows else None)
     parts = []

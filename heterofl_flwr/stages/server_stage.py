@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.aggregator import Version
+from heterofl_flwr.core.label_rows import Labels
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, ClientStage, Fields, State
 
@@ -43,7 +44,7 @@ class Update:
     plan: Plan
     tensors: Mapping[str, Tensor]
     rate: float = 1.0
-    labels: Sequence[int] | None = None
+    labels: Labels | None = None
     weight: float = 1.0
     form: str = FULL_PRECISION
     scales: Tensor | None = None

@@ -9,7 +9,7 @@ from heterofl_flwr.common.errors import Fault, RoundError
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.records import host_log
-from heterofl_flwr.federation.summary import warn_of_mix, warn_of_names
+from heterofl_flwr.federation.summary import warn_of_mix, warn_of_names, warn_of_untrained
 from heterofl_flwr.strategies.round_messages import Budget
 from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.compat import get_nodes
@@ -109,11 +109,14 @@ class NodeRegistration:
         """Log which nodes joined, left or came back; in a first round, warn of nodes that do not fit the options."""
         nodes, changes = self._nodes, self._nodes.changes
         if self._begins:
-            warn_of_mix(self._federation, self._server_round, nodes.order)
+            warn_of_mix(self._federation, nodes.order)
             limits = self._federation.options.limits
             if limits.levels or limits.partitions:
                 names = {name for node_id in nodes.order for name in (str(node_id), nodes.registered_name(node_id))}
                 warn_of_names(limits, names)
+        if self._begins or nodes.has_new_capacity:
+            warn_of_untrained(self._federation, self._server_round, nodes.order)
+            nodes.has_new_capacity = False
         for change in () if self._begins else changes:
             host_log.info("round %d: %s", self._server_round, change)
         changes.clear()

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from heterofl_flwr.common.errors import Fault, RoundError, name_faults
+from heterofl_flwr.common.errors import ConfigError, Fault, RoundError, name_faults
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
@@ -18,7 +18,7 @@ from heterofl_flwr.federation.round import Round
 from heterofl_flwr.stages.client_stage import Fields, State
 from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.transport import messages, packing
-from heterofl_flwr.transport.exchange import query, read_each
+from heterofl_flwr.transport.exchange import query, read_each, reply_or_fault
 
 TRAIN_SHARE = 0.8
 """Fraction of a round's time for training, if clients are asked again after it."""
@@ -47,6 +47,24 @@ class Budget:
         return share * max(0.0, self._deadline - time.monotonic())
 
 
+class Replies(Iterator[Message]):
+    """The replies of an exchange. Each is dropped when the next one is read, so they can be read once."""
+
+    def __init__(self, replies: Iterator[Message]) -> None:
+        self._replies, self.are_read = replies, False
+
+    def __next__(self) -> Message:
+        """Return the next reply."""
+        for reply in self._replies:
+            return reply
+        self.are_read = True
+        raise StopIteration
+
+    def __len__(self) -> int:
+        """Raise an error: how many replies come is not known before they are read."""
+        raise TypeError("replies come one by one and have no length: expected replies = list(replies) first")
+
+
 class RoundMessages:
     """The messages of one server round, made when it begins and dropped when it ends.
 
@@ -69,7 +87,7 @@ class RoundMessages:
         self.sent: list[Message] = []
         self.records: dict[int, RecordDict] = {}
         self.current: Round | EvaluationRound | None = None
-        self._received: set[str] = set()  # ids of answered messages
+        self._received: dict[str, int | Fault] = {}  # bytes of the reply or its fault, by id of the message
 
     @property
     def budget(self) -> Budget:
@@ -81,7 +99,7 @@ class RoundMessages:
         self.current = current
         if isinstance(current, Round):
             self.silent = current.silent
-        self.sent, self.records, self._received = [], {}, set()
+        self.sent, self.records, self._received = [], {}, {}
 
     def restrict(self, sent: Iterable[Message]) -> None:
         """Remove clients from the round whose instructions a subclass has dropped."""
@@ -91,13 +109,16 @@ class RoundMessages:
                 self.current.leave_out(message.metadata.dst_node_id)
         self.sent = [message for message in self.sent if message.metadata.dst_node_id in node_ids]
 
-    def watch(
+    def watch(self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]) -> Replies:
+        """Return the replies of a grid, and call the callbacks at each; a subclass may drop replies afterwards."""
+        return Replies(self._watched(replies, what, number, callbacks))
+
+    def _watched(
         self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]
     ) -> Iterator[Message]:
-        """Yield the replies of a grid and call the callbacks; a subclass may drop replies afterwards."""
         done = 0
         for reply in replies:
-            self._received.add(reply.metadata.reply_to_message_id)
+            self._received[reply.metadata.reply_to_message_id] = _size_or_fault(reply)
             done += 1  # noqa: SIM113 - enumerate would keep the reply
             for callback in callbacks:
                 callback.on_reply(what, done, number)
@@ -109,14 +130,20 @@ class RoundMessages:
         current = self.current
         if current is None:
             return
+        if self._received and isinstance(replies, Replies) and replies.are_read:
+            raise ConfigError(
+                f"round {self.server_round}: all {len(self._received)} replies were read before this strategy got "
+                f"them, and they can be read once: let an overriding method begin with replies = list(replies)"
+            )
         ids = {message.metadata.dst_node_id: message.metadata for message in self.sent}
         for node_id, fault in read_each(self.sent, replies, read):
             if fault is None:
                 continue
-            if fault.kind == "silent" and ids[node_id].message_id in self._received:
-                current.leave_out(node_id)
+            received = self._received.get(ids[node_id].message_id) if fault.kind == "silent" else None
+            if isinstance(received, int):
+                current.leave_out(node_id, received)
             else:
-                current.refuse(node_id, fault)
+                current.refuse(node_id, received or fault)
         self.sent = []
 
     def keep_records(self, node_id: int, reply: Message) -> None:
@@ -124,6 +151,14 @@ class RoundMessages:
         self.records[node_id] = RecordDict(
             {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
         )
+
+
+def _size_or_fault(reply: Message) -> int | Fault:
+    """Return the bytes of a reply's arrays, or the fault that it reports."""
+    usable = reply_or_fault(reply)
+    if isinstance(usable, Fault):
+        return usable
+    return sum(map(packing.count_bytes, messages.array_records(reply.content).values()))
 
 
 class Slices:

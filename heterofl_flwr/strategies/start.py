@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr.common.errors import ConfigError, check_count
-from heterofl_flwr.federation.records import Progress, RunState, check_metrics, host_log
+from heterofl_flwr.common.errors import ConfigError, ShapeError, check_count
+from heterofl_flwr.federation.records import Progress, RoundCallback, RunState, check_metrics, host_log, name_callbacks
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.summary import log_summary
 from heterofl_flwr.stages.client_stage import State
@@ -103,11 +105,19 @@ class FederationStrategy(RoundHooks):
             trained=self.federation.nodes.have_trained() if self.federation.architecture.clients_keep else (),
             dealt=self.federation.nodes.dealt(),
             releases=self.spent.releases,
+            setup=self.federation.setup,
             record=self.log,
             evaluated=self.chain.evaluated(state),
             num_rounds=self.num_rounds,
             evaluated_slice=self.federation.evaluated_slice,
             level_tensors=self.chain.level_tensors,
+        )
+
+    def initialize_parameters(self, client_manager: object) -> NoReturn:
+        """Refuse Flower's classic API, whose server begins with this method."""
+        raise ConfigError(
+            f"{type(self).__name__} of heterofl_flwr is for the Message API: call its start(grid) in @app.main(), or "
+            f"give ServerAppComponents the HeteroFL of heterofl_flwr.classic"
         )
 
     def summary(self) -> None:
@@ -126,6 +136,14 @@ class FederationStrategy(RoundHooks):
 
     def _load(self, state: RunState) -> None:
         """Resume from a state; clients are queried again."""
+        try:
+            self.federation.architecture.check_state(state.state)
+        except ShapeError as error:
+            raise ConfigError(f"resume is of another model: {error}; expected the build of its run") from error
+        self.federation.load(state)
+        for name, callback in name_callbacks(self.callbacks).items():
+            if name in state.callbacks:
+                callback.load(state.callbacks[name])
         self.chain.load(state.stages)
         self.spent.merge(state.releases)
         if self.options.privacy.noise and state.server_round and not self.spent.releases:
@@ -134,7 +152,6 @@ class FederationStrategy(RoundHooks):
                 "before, without noise or in an older version, comes on top",
                 state.server_round,
             )
-        self.federation.load(state)
         self.round_messages = None
         self.moments = packing.moments_by_rate(state.moments)
         self._have_moments = bool(self.moments) or None
@@ -249,13 +266,23 @@ class _Loop:
         if strategy.callbacks:
             progress = strategy.progress(self._result.arrays.to_torch_state_dict())
             # Every callback sees every round, so all are called before any of them may end the run.
-            stops = [(type(callback).__name__, callback.on_round_end(progress)) for callback in strategy.callbacks]
+            # Those with a state come first, so that another one can write it.
+            named = name_callbacks(strategy.callbacks)
+            stateful = {name: callback for name, callback in named.items() if _has_state(callback)}
+            stops = [(name, callback.on_round_end(progress)) for name, callback in stateful.items()]
+            progress = replace(progress, callbacks={name: callback.state() for name, callback in stateful.items()})
+            rest = {name: callback for name, callback in named.items() if name not in stateful}
+            stops += [(name, callback.on_round_end(progress)) for name, callback in rest.items()]
         names = [name for name, stop in stops if _is_true(stop)]
         if self._should_stop is not None and _is_true(self._should_stop(server_round, self._result)):
             names.append("should_stop")
         if names:
             host_log.info("%s ends the run after round %d", names[0], server_round)
         return bool(names)
+
+
+def _has_state(callback: RoundCallback) -> bool:
+    return type(callback).state is not RoundCallback.state
 
 
 def _is_true(value: object) -> bool:

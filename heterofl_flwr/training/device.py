@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import nn
@@ -10,6 +11,9 @@ from torch import nn
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.execution import named_tensors
+
+Precision = Literal["tf32", "float32", "bf16"]
+"""Precision of computations in float32."""
 
 KINDS = ("auto", "cpu", "cuda", "mps")
 """Kinds of devices; ``cuda:1`` names one of several."""
@@ -43,6 +47,27 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         if device.type == "mps":
             torch.mps.manual_seed(seed)
         yield
+
+
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Compute in a precision, and restore torch's own switches.
+
+    ``float32``: exact. ``tf32``: products on a GPU round their factors to ten bits; other devices are exact. ``bf16``:
+    products are in bfloat16 by autocast; parameters stay in their type.
+    """
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = precision != "float32"
+    try:
+        if precision == "bf16":
+            # Autocast's cache would keep the weights of the first step.
+            with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+                yield
+        else:
+            yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 def keep_freed_memory() -> bool:

@@ -28,6 +28,8 @@ _REMEDIES = {
     "size mismatch": messages.NOT_CONVERTED,
     NO_FUNCTION.format("query"): messages.NOT_CONVERTED,
     "get_properties": messages.NOT_CONVERTED,
+    "must have the same dtype": "build has parameters in another precision than the data: let build make them in "
+    "float32, and train in half precision with torch.autocast",
 }
 """Remedies by words of the errors that torch and Flower raise in apps that do not fit the server."""
 

@@ -45,6 +45,7 @@ NUM_PARTITIONS = "num-partitions"
 LEARNING_RATE = "lr"
 PROXIMAL_MU = "proximal-mu"
 LABELS = "labels"
+HEAD_LABELS = "labels/"  # precedes the name of a head
 CAPACITY = "capacity"
 CLASSES = "classes"
 RATES = "rates"

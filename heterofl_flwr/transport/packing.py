@@ -16,6 +16,7 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.exchanged import exchanged_dtype
+from heterofl_flwr.core.label_rows import Labels
 from heterofl_flwr.core.reply_checks import check_names
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.evaluation import SHARES, is_share
@@ -192,15 +193,21 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
     form = messages.read_choice(config, messages.UPLOAD, list(UPLOAD_RECORDS), FULL_PRECISION, sender)
     tensors, scales = unpack_trained(records, form, plan, sender)
     num_examples, metrics = read_metrics(reply, most, sender)
-    labels = config.get(messages.LABELS)  # the aggregator checks each
-    if labels is not None and not isinstance(labels, list):
-        raise messages.unexpected(labels, messages.LABELS, "a list of whole numbers", sender)
+    by_head = {
+        key.removeprefix(messages.HEAD_LABELS): value
+        for key, value in config.items()
+        if key.startswith(messages.HEAD_LABELS)
+    }
+    labels = by_head or config.get(messages.LABELS)
+    for classes in by_head.values() or [labels]:  # the aggregator checks each class
+        if classes is not None and not isinstance(classes, list):
+            raise messages.unexpected(classes, messages.LABELS, "a list of whole numbers", sender)
     return TrainReply(
         tensors=tensors,
         form=form,
         scales=scales,
         num_examples=num_examples,
-        labels=cast("list[int] | None", labels),
+        labels=cast("Labels | None", labels),
         capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
         metrics=metrics,
         fields=config,

@@ -43,8 +43,8 @@ def interrupted(monkeypatch, owner, name, die, **settings):
 
 
 def test_digits_are_learnt_by_clients_of_five_sizes():
-    config = {"train__epochs": 3, "model__hidden": "32,64", "num_rounds": 3}
-    last = run(clients=20, evaluate__levels="last", evaluate__every=3, **config)[-1].record
+    config = {"train__epochs": 3, "model__hidden": "16,32", "num_rounds": 3}
+    last = run(clients=10, evaluate__levels="last", evaluate__every=3, **config)[-1].record
     assert min(last.evaluate["global-accuracy"], last.evaluate["local-accuracy"]) > 0.9
     assert set(last.evaluate_by_level) == set("abcde")
     assert last.evaluate_by_level["a"]["global-accuracy"] > last.evaluate_by_level["e"]["global-accuracy"]
@@ -152,10 +152,13 @@ def told_epsilon(capsys, rounds):
 
 @pytest.mark.parametrize("options", [{"evaluate__levels": "last"}, {"evaluate__every": 2}, {"model__norm": "gn"}])
 def test_the_epsilon_of_the_last_round_is_told_before_the_first(capsys, options):
-    settings = {"clients": 3, "mix": "a1-c1-e1", "num_rounds": 3, "train__labels": "none", **options}
+    settings = {"clients": 3, "mix": "a1-c1-e1", "num_rounds": 2, "train__labels": "none", **options}
     last = run(**settings, privacy__clip=1.0, privacy__noise=1.0)[-1].record
-    assert told_epsilon(capsys, rounds=3) == f"{last.privacy['epsilon']:.4g}"
-    run(**{**settings, "num_rounds": 1})
+    assert told_epsilon(capsys, rounds=2) == f"{last.privacy['epsilon']:.4g}"
+
+
+def test_without_noise_no_epsilon_is_told(capsys):
+    run(clients=2, num_rounds=1)
     assert "epsilon" not in capsys.readouterr().out
 
 

@@ -59,7 +59,7 @@ def test_clients_of_a_cohort_mask_each_its_own_change(sizes, monkeypatch):
         torch.testing.assert_close(masked.state[name], own, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("stages", ["feddyn(0.1)", "scaffold"])
+@pytest.mark.parametrize("stages", [pytest.param("feddyn(0.1)", marks=pytest.mark.slow), "scaffold"])
 def test_quadratic_penalties_train_together_as_alone(stages, monkeypatch):
     """In the engine ``cohort``, which no other penalty enters, the model is that of ``plain`` up to rounding."""
     same = {"mix": "a1", "assignment": "fix", "server.stages": stages, "model.norm": "gn", "model.name": "cnn"}
@@ -166,7 +166,7 @@ def test_models_of_an_evaluation_are_loaded_once_for_all_clients(monkeypatch):
         return build_models(task)
 
     monkeypatch.setattr(AppTask, "build_models", noted)
-    config = {**SMALL, "model.name": "cnn", "evaluate.every": 1, "evaluate.nodes": "all"}
+    config = {**SMALL, "model.name": "cnn", "evaluate.every": 1, "evaluate.nodes": "all", "model.hidden": "4,4"}
     first, second = run_rounds(config, CLIENTS, cohort=1)
     assert loaded == [1, 1, 2, 2]  # the moments' model and the evaluated one, not one for each client
     # Each client's own forward pass: the same numbers as when every client loads its own models.

@@ -89,6 +89,7 @@ def test_peers_teach_what_own_data_do_not_show(tmp_path):
     assert h2l.report.exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_without_a_break(tmp_path):
     small = {**H2L, "distill.models": f"{HERE}:small_cnn,mlp", "distill.steps": 2, "evaluate.every": 1}
     small |= {"num-rounds": 2}

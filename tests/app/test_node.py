@@ -19,9 +19,9 @@ def run(folder, **settings):
 @pytest.mark.parametrize(
     "kept",
     [
-        {"server.shared": ""},
+        pytest.param({"server.shared": ""}, marks=pytest.mark.slow),
         {"server.shared": "linear.*"},
-        {"server.stages": "feddyn(0.1)"},
+        pytest.param({"server.stages": "feddyn(0.1)"}, marks=pytest.mark.slow),
         {"server.stages": "scaffold", "train.momentum": 0.0},
     ],
 )
@@ -39,6 +39,7 @@ def test_a_resumed_run_equals_one_without_a_break(tmp_path, kept):
         assert equal(load_file(path), load_file(theirs / path.relative_to(ours)))
 
 
+@pytest.mark.slow
 def test_a_second_run_does_not_begin_with_the_firsts_states(tmp_path):
     """Nodes of a deployment name one folder for all runs."""
     histories = []

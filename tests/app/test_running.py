@@ -1,5 +1,6 @@
 """A run in this process, and how it ends."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +116,11 @@ def message_of(number):
 def test_clients_train_together_where_that_pays(asked, settings, device, small, large):
     cohort = cohort_limit(asked(settings, device))
     assert (cohort(message_of(1000)), cohort(message_of(1_000_000))) == (small, large)
+
+
+@pytest.mark.parametrize(("parallel", "size"), [(None, 5), (1, 10), (4, 3)])
+@pytest.mark.usefixtures("identity")
+def test_the_clients_of_a_round_are_divided_among_gpus(monkeypatch, asked, parallel, size):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    request = replace(asked({"sample.fraction": 0.1}, "cuda"), grid="ray", parallel=parallel)
+    assert cohort_limit(request)(message_of(1000)) == size

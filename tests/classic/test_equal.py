@@ -55,8 +55,8 @@ def run(num_rounds, options):
     "options",
     [
         {"evaluation": Evaluation(every=4, levels=True)},
-        {"evaluation": Evaluation(every=4), "shared": ("hidden.*",)},
-        {"evaluation": Evaluation(every=0), **MOVING},
+        pytest.param({"evaluation": Evaluation(every=4), "shared": ("hidden.*",)}, marks=pytest.mark.slow),
+        pytest.param({"evaluation": Evaluation(every=0), **MOVING}, marks=pytest.mark.slow),
     ],
 )
 def test_both_apis_give_the_same_model_after_four_rounds(options):

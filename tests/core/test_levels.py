@@ -71,7 +71,7 @@ def test_every_form_of_a_mix_is_read(text, rates, counts):
     assert Mix.parse(text).rates_inside(1.0) == rates[1:]
 
 
-@pytest.mark.parametrize("text", ["a1-B1--2x", "a1b1", "a1x2", "a1.5", "a1-f1", "0.5x0", None])
+@pytest.mark.parametrize("text", ["a1-B1--2x", "a-1", "1", "a1b1", "a1x2", "a1.5", "a1-f1", "0.5x0", None])
 def test_a_mix_that_cannot_be_read_is_refused_with_examples(text):
     with pytest.raises(ConfigError, match=r"(cannot read|is no level|has no clients|is no text).*write one like 'a1-b"):
         Mix.parse(text)

@@ -25,7 +25,10 @@ SHOWN = {"diff", "text"}
 EXTRAS = ("peft", "transformers")
 
 
-SLOW = [DOCS / "howto" / f"{name}.md" for name in ("export", "simulate", "model", "runs")]
+SLOW = [
+    DOCS / "howto" / f"{name}.md"
+    for name in ("export", "simulate", "model", "runs", "stages", "privacy", "asynchronous", "classic-api", "mixes")
+]
 
 
 def page_param(page: Path):

@@ -91,6 +91,7 @@ def test_models_page_counts_and_names_what_is_listed():
     assert "wrong" not in {row["verdict"] for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_picture_is_that_of_the_plans(name, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", [name, str(tmp_path / "new.svg")])

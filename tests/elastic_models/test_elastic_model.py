@@ -36,7 +36,7 @@ SMALL = TransformerShape(sequence=6, embedding=24, hidden=20, heads=4, layers=2)
     ],
     ids=["cnn", "preresnet", "preresnet without norms", "transformer"],
 )
-@pytest.mark.parametrize("rate", [0.5, 0.3])
+@pytest.mark.parametrize("rate", [pytest.param(0.5, marks=pytest.mark.slow), 0.3])
 def test_the_papers_models_are_cut_as_their_own_builds_say(build, inputs, rate):
     ours, theirs = elastic(build(1.0), inputs), build(rate)
     shapes = {name: parameter.shape for name, parameter in ours(rate).named_parameters()}

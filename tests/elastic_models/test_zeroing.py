@@ -153,7 +153,7 @@ def _sliced(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["tabular", "grouped", "few_groups", "separate_attention", "torchs_encoder", "swin", "spectral norm"]
+    "name", ["tabular", "grouped", "separate_attention", "spectral norm", pytest.param("swin", marks=pytest.mark.slow)]
 )
 def test_the_check_by_zeroing_is_silent_for_models_that_are_exact(name):
     assert not _sliced(name)

@@ -41,8 +41,11 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+LONG = ("mobilenet", "cnn")
+
+
 @pytest.mark.parametrize("level", [pytest.param("a", marks=pytest.mark.slow), "d"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(own, marks=[pytest.mark.slow] * (own in LONG)) for own in CASES])
 def test_onnx_computes_what_the_model_computes(name, level, tmp_path):
     build, inputs, dynamic = CASES[name]
     model = build(LEVELS[level])
@@ -91,7 +94,7 @@ def test_program_and_tensors_compute_what_the_model_computes(exported):
     assert fresh.norm.running_mean is None
 
 
-@pytest.mark.parametrize("name", ["preresnet", "transformer"])
+@pytest.mark.parametrize("name", [pytest.param("transformer", marks=pytest.mark.slow)])
 def test_neither_examples_nor_paths_are_in_the_files(name, tmp_path):
     build, inputs, dynamic = CASES[name]
     export_model(build(0.25), inputs, tmp_path, dynamic=dynamic)
@@ -115,18 +118,10 @@ class Two(nn.Module):
         return {"double": y * 2, "sum": y.sum(1)}
 
 
-def test_inputs_may_be_named_and_outputs_several(tmp_path):
-    inputs = {"weight": torch.randn(4, 1), "x": torch.randn(4, 3)}  # in another order than in the signature
-    export_model(Two(), inputs, tmp_path / "two", outputs=("double", "sum"))
-    session = onnxruntime.InferenceSession(tmp_path / "two" / "model.onnx", providers=["CPUExecutionProvider"])
-    feed = {name: one.numpy() for name, one in inputs.items()}
-    assert np.isfinite(session.run(["sum"], feed)[0]).all()
-
-
-@pytest.mark.parametrize("outputs", [(), ("double", "sum"), ("sum", "double")])
+@pytest.mark.parametrize("outputs", [(), ("sum", "double")])
 def test_outputs_of_a_dict_have_its_keys_as_names(outputs, tmp_path):
     """Names went by position, so that ``outputs`` in another order than the model's swapped them."""
-    inputs, model = {"x": torch.randn(4, 3), "weight": torch.randn(4, 1)}, Two()
+    inputs, model = {"weight": torch.randn(4, 1), "x": torch.randn(4, 3)}, Two()  # in another order than the signature
     export_model(model, inputs, tmp_path / "two", outputs=outputs, formats=["onnx"])
     session = onnxruntime.InferenceSession(tmp_path / "two" / "model.onnx", providers=["CPUExecutionProvider"])
     for name, expected in model(**inputs).items():

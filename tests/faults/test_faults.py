@@ -33,7 +33,7 @@ def fail():
     raise RuntimeError("made to fail")
 
 
-@pytest.mark.parametrize("place", ["begins", "steps", "trained"])
+@pytest.mark.parametrize("place", [pytest.param("begins", marks=pytest.mark.slow), "steps", "trained"])
 def test_a_client_that_raises_costs_its_reply_alone(tmp_path, without, place):
     fault = Fault(place, act=fail, partition=HIT)
     lost = {(HIT, STRUCK)}
@@ -64,7 +64,13 @@ NODES = {
 }
 
 
-@pytest.mark.parametrize(("how", "lost", "failures"), NODES.values(), ids=NODES)
+QUICK = {"leaves with its reply", "answers a round late"}
+
+
+@pytest.mark.parametrize(
+    ("how", "lost", "failures"),
+    [pytest.param(*own, id=name, marks=[pytest.mark.slow] * (name not in QUICK)) for name, own in NODES.items()],
+)
 def test_nodes_that_come_and_go_cost_their_replies_alone(tmp_path, without, how, lost, failures):
     check_run(tmp_path, play(tmp_path, **how), without(frozenset(lost)), failures)
 
@@ -79,7 +85,13 @@ def test_a_round_with_too_few_replies_is_trained_again(tmp_path, without):
 
 @pytest.mark.parametrize(
     ("place", "number", "lost"),
-    [("sent", STRUCK, 0), ("steps", STRUCK, 0), ("halfway", STRUCK, 1), ("saved", STRUCK, 0), ("models", ROUNDS, 0)],
+    [
+        pytest.param("sent", STRUCK, 0, marks=pytest.mark.slow),
+        pytest.param("steps", STRUCK, 0, marks=pytest.mark.slow),
+        ("halfway", STRUCK, 1),
+        pytest.param("saved", STRUCK, 0, marks=pytest.mark.slow),
+        ("models", ROUNDS, 0),
+    ],
 )
 def test_a_server_that_ends_loses_one_round_at_most(tmp_path, without, place, number, lost):
     fault = Fault(place, number)

@@ -4,11 +4,12 @@ import time
 
 import pytest
 import torch
+from flwr.app import ArrayRecord
 
 from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
-from heterofl_flwr.common.errors import RoundError
+from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.strategies import round_messages
-from heterofl_flwr.transport import exchange, messages
+from heterofl_flwr.transport import exchange, messages, packing
 from tests.federation.tiny import NEVER, Watched, build, build_normed, crash, make_app, play
 from tests.hostile.superlink import Clock
 
@@ -63,6 +64,10 @@ class DropsReplies(HeteroFL):
         return super().aggregate_evaluate(server_round, list(replies)[:1])
 
 
+def slice_bytes():
+    return packing.count_bytes(ArrayRecord(dict(build(1.0).named_parameters())))
+
+
 @pytest.mark.parametrize("kind", [SendsFewer, DropsReplies])
 def test_clients_that_a_subclass_leaves_out_are_no_fault(kind):
     with LocalGrid(make_app(), 5) as grid:
@@ -70,13 +75,50 @@ def test_clients_that_a_subclass_leaves_out_are_no_fault(kind):
         result = strategy.start(grid, num_rounds=2)
     log = strategy.log
     assert (log.failures, log.evaluate_failures) == ({}, {})
-    assert log.rates == {0: 1.0}
+    asked = 1 if kind is SendsFewer else 5  # whose message was dropped got nothing; dropped replies were sent
+    assert list(log.rates) == list(range(asked))
+    assert log.bytes_down == log.bytes_by_level["a"] == log.bytes_up == asked * slice_bytes()
+    assert log.answered == 1
     assert (log.evaluate_answers, log.evaluate_asked) == (1, 1)
     change = (
         result.arrays.to_torch_state_dict()["hidden.bias"]
         - strategy.federation.architecture.initial_state()["hidden.bias"]
     )
     torch.testing.assert_close(change, torch.full((8,), 2.0))  # client 0 adds 1 in each round
+
+
+class DropsErrors(HeteroFL):
+    def aggregate_train(self, server_round, replies):
+        return super().aggregate_train(server_round, [reply for reply in replies if not reply.has_error()])
+
+
+class ReadsAll(HeteroFL):
+    def aggregate_train(self, server_round, replies):
+        assert all(reply.has_content() for reply in replies)
+        return super().aggregate_train(server_round, replies)
+
+
+class Counts(HeteroFL):
+    def aggregate_train(self, server_round, replies):
+        assert len(replies) == 3
+        return super().aggregate_train(server_round, replies)
+
+
+def test_an_error_that_a_subclass_drops_is_a_failure_nonetheless():
+    with LocalGrid(make_app(odd={1: crash}), 4) as grid:
+        strategy = DropsErrors(build, "a1", evaluation=NEVER)
+        strategy.start(grid, num_rounds=1)
+    assert list(strategy.log.failures) == [1]
+    assert "the disk is full" in strategy.log.failures[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "named"),
+    [(ReadsAll, ConfigError, "all 3 replies were read"), (Counts, TypeError, "no length: expected replies = list")],
+)
+def test_a_subclass_that_reads_the_replies_first_learns_how(kind, error, named):
+    with LocalGrid(make_app(), 3) as grid, pytest.raises(error, match=named):
+        kind(build, "a1", evaluation=NEVER).start(grid, num_rounds=1)
 
 
 def test_without_evaluation_training_has_all_of_the_time():

@@ -198,3 +198,15 @@ def test_a_run_that_goes_on_does_not_evaluate_its_start_again():
     start = {"resume": resume, "evaluate_fn": lambda number, _: central.append(number)}
     play(nodes=2, num_rounds=2, evaluation=Evaluation(), start=start)
     assert central == [2]
+
+
+def test_a_client_that_evaluates_one_model_where_each_level_is_asked_for_is_told_how(caplog):
+    def evaluate(message, context):
+        task = Task(message, context, build)
+        task.model()
+        return task.reply(num_examples=1, metrics={"local-accuracy": 0.5})
+
+    play(mix="a1-c1", nodes=2, evaluation=Evaluation(levels=True))
+    assert "task.models()" not in caplog.text
+    play(make_app(evaluate=evaluate), "a1-c1", 2, evaluation=Evaluation(levels=True))
+    assert "task.models()" in caplog.text

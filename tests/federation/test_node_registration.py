@@ -211,8 +211,10 @@ class TestNodes:
         nodes = Nodes()
         register(nodes, {node: Capability(partition=node, num_partitions=2) for node in range(2)})
         assert "different numbers of parts" not in caplog.text
+        assert nodes.dealt() == 2
         register(nodes, {2: Capability(partition=2, num_partitions=3)})
         assert "nodes have the data in different numbers of parts (2, 3), so some data are in several" in caplog.text
+        assert nodes.dealt() == 0
 
     def test_a_partition_is_that_of_the_first_node_that_says_it(self, caplog):
         nodes = Nodes()

@@ -4,12 +4,23 @@ import logging
 
 import numpy as np
 import pytest
-from flwr.app import MetricRecord
+from flwr.app import ConfigRecord, MetricRecord
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback, multi_step
+from heterofl_flwr import (
+    Evaluation,
+    HeteroFL,
+    LocalGrid,
+    Momentum,
+    RoundCallback,
+    multi_step,
+)
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core.formatting import size
 from heterofl_flwr.federation.records import RoundRecord, RunState
 from heterofl_flwr.report import Console
+from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import scalars
+from heterofl_flwr.runs.recorder import Recorder
 from heterofl_flwr.transport import packing
 from tests.federation.tiny import build, build_normed, crash, equal, make_app, play
 
@@ -90,6 +101,7 @@ def test_a_record_holds_all_that_is_known_of_a_round():
     assert (one.learning_rate, two.learning_rate) == (0.1, pytest.approx(0.01))
     assert one.rates == {0: 1.0, 1: 1.0, 2: 0.25, 3: 0.25}
     assert list(one.failures) == [3]
+    assert f"a 2x{size(one.bytes_by_level['a'] / 2)}, c 2x" in one.line()
     assert one.train == {"loss": pytest.approx((0 * 1 + 1 * 2 + 2 * 3) / 6)}
     assert one.evaluate == one.evaluate_by_level == {}
     assert set(two.evaluate) == {"coverage", "local-accuracy", "worst-accuracy"}
@@ -172,3 +184,69 @@ def test_the_servers_metrics_do_not_replace_those_of_clients():
     own = {f"server-{name}": value for name, value in central.items() if name != "own"}
     assert record.evaluate == {**clients.evaluate, **own, "own": 4.0}
     assert record.evaluate_medians == clients.evaluate_medians
+
+
+class Patience(RoundCallback):
+    """Ends the run two rounds after the best one."""
+
+    def __init__(self):
+        self.best, self.waited = -1.0, 0
+
+    def on_round_end(self, progress):
+        value = 1 / progress.record.server_round
+        self.best, self.waited = (value, 0) if value > self.best else (self.best, self.waited + 1)
+        return self.waited == 2
+
+    def state(self):
+        return {"best": self.best, "waited": self.waited}
+
+    def load(self, state):
+        self.best, self.waited = state["best"], state["waited"]
+
+
+def test_callbacks_go_on_with_their_state(tmp_path):
+    def start(**start):
+        first, second = Patience(), Patience()
+        recorder = Recorder(tmp_path)
+        found = play(nodes=2, callbacks=[recorder, first, second], **start)
+        assert recorder.folder.load_checkpoint().callbacks == {"Patience": first.state(), "Patience-2": second.state()}
+        return found
+
+    start(num_rounds=2)
+    checkpoint = RunFolder(tmp_path).load_checkpoint()
+    assert checkpoint.callbacks["Patience"] == {"best": 1.0, "waited": 1}
+    found = start(num_rounds=9, start={"resume": checkpoint})
+    assert list(found.result.train_metrics_clientapp) == [3]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"mix": "a1-c1"}, "mix was a1-b1, fix, global rate 1 and is a1-c1, fix"),
+        ({"seed": 4}, "seed was 0 and is 4"),
+        ({"stages": [Momentum()]}, "stages was none and is Momentum"),
+        ({"build": lambda rate: build(rate / 2)}, r"another model: parameter hidden.weight .* is \(8, 3\)"),
+    ],
+)
+def test_a_run_with_another_setup_is_not_resumed(changed, named):
+    keep = Spy()
+    play(mix="a1-b1", nodes=2, callbacks=[keep])
+    resume = keep.progress[-1]
+    options = {"mix": "a1-b1", "nodes": 2, "num_rounds": 2}
+    with pytest.raises(ConfigError, match=named):
+        play(**{**options, **changed}, start={"resume": resume})
+    older = RunState(server_round=1, state=resume.state)  # without a setup
+    play(**options, start={"resume": older})
+    play(**options, start={"resume": resume})
+
+
+class Schedules(HeteroFL):
+    def configure_train(self, server_round, arrays, config, grid):
+        return super().configure_train(server_round, arrays, ConfigRecord({**config, "lr": 0.5 / server_round}), grid)
+
+
+def test_the_record_has_the_learning_rate_of_an_overridden_config():
+    spy = Spy()
+    with LocalGrid(make_app(), 2) as grid:
+        Schedules(build, "a1", evaluation=Evaluation(every=0), callbacks=[spy]).start(grid, num_rounds=2)
+    assert [progress.record.learning_rate for progress in spy.progress] == [0.5, 0.25]

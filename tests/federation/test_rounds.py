@@ -2,13 +2,23 @@
 
 import gc
 import weakref
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
-from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Momentum, Windowed, multi_step
+from heterofl_flwr import (
+    Evaluation,
+    HeteroFL,
+    HeteroFLError,
+    LocalGrid,
+    Momentum,
+    Robust,
+    Windowed,
+    elastic,
+    multi_step,
+)
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.federation.records import RunState
@@ -190,10 +200,61 @@ def test_a_run_says_that_it_waits_for_nodes(caplog):
     assert caplog.text.count("waiting up to 0.01 s for nodes: 1 are there, expected at least 2") == 1
 
 
-def test_where_no_client_counts_an_example_the_round_fails():
-    def train(message, context):
-        return (task := Task(message, context, build)).reply(task.model(), num_examples=0)
+def zero(message, context, number=0):
+    task = Task(message, context, build)
+    model = task.model()
+    with torch.no_grad():
+        model.hidden.bias += 100
+    return task.reply(model, num_examples=number)
 
-    assert play(make_app(train)).log.failures == {}
-    with pytest.raises(RoundError, match="round 1: all 3 clients count 0 examples, and with weights='examples'"):
-        play(make_app(train), weights="examples")
+
+@pytest.mark.parametrize("options", [{}, {"weights": "examples"}, {"robust": Robust()}])
+def test_clients_that_count_no_example_do_not_count(options):
+    found, others = (play(make_app(odd=odd), nodes=nodes, **options) for odd, nodes in (({3: zero}, 4), ({}, 3)))
+    assert equal(found.state, others.state)
+    assert found.log.answered == 4
+    with pytest.raises(RoundError, match="round 1: all 3 clients count 0 examples"):
+        play(make_app(zero), **options)
+
+
+def untrained(message, context):
+    task = Task(message, context, build)
+    return task.reply(task.model(), num_examples=3)
+
+
+def in_double(message, context):
+    reply = add_one(message, context)
+    state = reply.content["arrays"].to_torch_state_dict()
+    reply.content["arrays"] = ArrayRecord({name: tensor.double() for name, tensor in state.items()})
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("train", "upload", "remark"),
+    [(in_double, "float32", "sent float64")]
+    + [(untrained, upload, "trained nothing") for upload in ("float32", "float16", "int8")],
+)
+def test_an_unusual_reply_is_named_once(train, upload, remark, caplog):
+    play(make_app(odd={1: train}), num_rounds=3, upload=upload)
+    (line,) = [line for line in caplog.messages if remark in line and line.startswith("round")]
+    assert "partition 1 " in line
+
+
+def test_a_level_that_nobody_can_train_any_more_is_warned_of(caplog):
+    play(make_app(partial(add_one, capacity="b")), "a1-b1", nodes=4, num_rounds=3)
+    (line,) = [line for line in caplog.messages if "never trained" in line]
+    assert "32 of its 68 parameters" in line
+
+
+def test_a_build_for_which_the_seed_means_nothing_is_warned_of(caplog):
+    play(nodes=2)
+    assert "seed" not in caplog.text
+    for number, constant in enumerate((cache(build), elastic(build(1.0), torch.zeros(2, 3))), 1):
+        play(make_app(build=constant), nodes=2, build=constant)
+        assert caplog.text.count("seed=0 does not draw the first model") == number
+
+
+def test_initial_arrays_of_whole_numbers_are_refused():
+    arrays = ArrayRecord({name: tensor.long() for name, tensor in build(1.0).named_parameters()})
+    with pytest.raises(ConfigError, match=r"initial_arrays has hidden.weight in torch.int64, expected torch.float32"):
+        play(nodes=2, start={"initial_arrays": arrays})

@@ -108,9 +108,16 @@ def _kind(given):
 
 
 STAGES = (None, *OPTIMIZERS, Nesterov(0.9), MovingAverage(0.8))
+QUICK = ("Adam", "MovingAverage")
 
 
-@pytest.mark.parametrize(("stage", "stop"), [*zip(STAGES, (2, 1, 2, 3, 2, 1, 3), strict=True)], ids=_kind)
+@pytest.mark.parametrize(
+    ("stage", "stop"),
+    [
+        pytest.param(stage, stop, id=_kind(stage), marks=[pytest.mark.slow] * (_kind(stage) not in QUICK))
+        for stage, stop in zip(STAGES, (2, 1, 2, 3, 2, 1, 3), strict=True)
+    ],
+)
 def test_a_run_that_goes_on_equals_one_that_never_stopped(stage, stop):
     options = {"build": build_normed, "evaluation": Evaluation(every=2, levels=True), "seed": 4}
     whole = run(4, stage, **options)

@@ -115,11 +115,11 @@ def test_draws_have_the_stated_mean_number_of_passes(widths):
         one.forward = lambda x, rate=rate: calls.update([rate]) or x
     model = Nested(models[1.0], [models[rate] for rate in rates[1:]], widths)
     torch.manual_seed(0)
-    for _ in range(3000):
+    for _ in range(1000):
         model.all_logits(torch.zeros(1))
     expected = mean_passes(widths, 1.0, rates)
     assert calls.keys() == expected.keys()
-    assert {rate: number / 3000 for rate, number in calls.items()} == pytest.approx(expected, abs=0.04)
+    assert {rate: number / 1000 for rate, number in calls.items()} == pytest.approx(expected, abs=0.05)
 
 
 def test_the_smallest_client_has_no_inner_widths():

@@ -61,6 +61,7 @@ def test_the_converted_app_trains_mixed_levels(app, monkeypatch):
     assert shapes == {(32, 16, 3, 3), (16, 8, 3, 3), (8, 4, 3, 3), (4, 2, 3, 3), (2, 1, 3, 3)}
 
 
+@pytest.mark.slow
 def test_the_converted_app_repeats_itself_and_leaves_its_model(app, monkeypatch):
     monkeypatch.setitem(CONFIG, "num-server-rounds", 1)
     states = [run(*app, monkeypatch)[0].arrays.to_torch_state_dict() for _ in range(2)]

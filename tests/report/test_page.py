@@ -123,6 +123,7 @@ def test_curves_that_coincide_are_drawn_once():
     curves = {"global": ([1, 2, 3], near), "local": ([1, 2, 3], [0.2, 0.901, 0.951]), "worst": ([1, 2, 3], far)}
     figure = draw_curves(curves, "accuracy")
     assert [line.get_label() for line in figure.axes[0].lines] == ["global and local", "worst"]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["global and local", "worst"]
 
 
 @pytest.mark.parametrize(("climb", "shown"), [([0.1, 0.3], True), ([0.1] * 3, False)], ids=["short", "long"])

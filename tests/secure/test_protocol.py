@@ -118,7 +118,7 @@ def test_masked_changes_are_even_with_any_two_unknown_clients(monkeypatch):
     federation, seeds = example([8, 8, 4, 4], least=2, value=1), []
     monkeypatch.setattr("heterofl_flwr.secure.client.token_bytes", lambda n: seeds.append(token_bytes(n)) or seeds[-1])
     drawn = {(*pair, known): [] for pair in itertools.combinations(range(4), 2) for known in (False, True)}
-    while any(sum(map(len, words)) < 2000 for words in drawn.values()):
+    while any(sum(map(len, words)) < 500 for words in drawn.values()):
         seeds.clear()
         found = masked_of(federation)
         by_client = [found[0]._parts[number] for number, *_ in found[0].roster.clients]
@@ -290,9 +290,15 @@ def short_shares(texts):
     return [text[:-1] for text in texts]
 
 
-@pytest.mark.parametrize("liars", LIARS)
-@pytest.mark.parametrize("change", [false_shares, short_shares])
-@pytest.mark.parametrize("phase", ["reveal", "rows"])
+@pytest.mark.parametrize(
+    ("liars", "change", "phase"),
+    [
+        ({3}, false_shares, "rows"),
+        ({0, 9}, short_shares, "reveal"),
+        ({1, 4, 7}, false_shares, "reveal"),
+        ({1, 4, 7}, short_shares, "rows"),
+    ],
+)
 def test_one_to_three_of_ten_that_reveal_false_shares_are_named_and_the_sum_is_that_of_all(liars, change, phase):
     def lie(when, client, answer):
         return change(answer) if when == phase and client in liars else answer

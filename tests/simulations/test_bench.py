@@ -23,10 +23,11 @@ def test_exit_status_is_the_verdict(monkeypatch, value, code):
 @pytest.mark.parametrize(
     "line",
     [
-        "step --rounds 1 --steps 2 --cohort 2",
+        pytest.param("step --rounds 1 --steps 2 --cohort 2", marks=pytest.mark.slow),
+        pytest.param("gpu --device cpu --jobs race --rounds 1 --steps 2", marks=pytest.mark.slow),
         "scale --nodes 40 --sizes 4 8 --model mnist --rounds 1 --actors 0",
-        "scale --nodes 40 --sizes 8 --model mnist --rounds 1 --actors 0 --step 2",
-        "secure --model mnist --clients 5",
+        pytest.param("scale --nodes 40 --sizes 8 --model mnist --rounds 1 --actors 0 --step 2", marks=pytest.mark.slow),
+        pytest.param("secure --model mnist --clients 5", marks=pytest.mark.slow),
         pytest.param("round --root . --clients 20 --overhead 1", marks=pytest.mark.release),
     ],
 )

@@ -26,6 +26,7 @@ def test_accuracies_between_evaluations_are_on_a_line(seconds, expected):
     assert at_time(CURVE, seconds) == pytest.approx(dict.fromkeys("abcde", expected))
 
 
+@pytest.mark.slow
 def test_steps_are_evaluated_after_as_many_replies_as_rounds(monkeypatch):
     monkeypatch.setattr(asynchronous, "EVERY", 1)
     monkeypatch.setattr(asynchronous, "SETTINGS", {**asynchronous.SETTINGS, "train.epochs": 1, "model.hidden": "4"})
@@ -47,6 +48,7 @@ def short(monkeypatch):
     monkeypatch.setattr(robust, "COMMON", settings)
 
 
+@pytest.mark.slow
 def test_each_attack_changes_the_model_and_no_reply_is_refused():
     found = [
         robust.run_cell(CELL),

@@ -1,7 +1,8 @@
 """Devices, layouts of memory, random states, and the C library's memory."""
 
 import ctypes
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -12,8 +13,9 @@ from heterofl_flwr import training
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.data import Split
 from heterofl_flwr.nn.execution import bears_channels_last, channels_last
-from heterofl_flwr.training import resolve_device
-from heterofl_flwr.training.device import give_back_gaps
+from heterofl_flwr.training import TrainingJob, resolve_device
+from heterofl_flwr.training.device import arithmetic, give_back_gaps
+from tests.training.conftest import OPTIONS, images, small
 
 
 @pytest.fixture
@@ -46,6 +48,39 @@ def test_other_devices_raise_an_error(machine, cuda, names):
             ConfigError, match=rf"'{name}'(, but torch .* finds none|, but there are 2|; expected one of)"
         ):
             resolve_device(name)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("float32", False), ("tf32", True), ("bf16", True)])
+def test_switches_of_a_precision_are_restored_even_after_a_failure(precision, expected):
+    def switches():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = switches()
+    with suppress(KeyError), arithmetic(precision, torch.device("cpu")):
+        assert switches() == (expected, expected)
+        raise KeyError
+    assert switches() == before
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("engine", ["plain", "cohort"])
+def test_bfloat16_trains_on_a_cpu_and_float32_stays_exact(engine):
+    def parameters(context):
+        torch.manual_seed(0)
+        models = [small()() for _ in range(2)]
+        jobs = [TrainingJob(model=model, split=images(20, seed), seed=seed) for seed, model in enumerate(models)]
+        with context:
+            training.train_together(jobs, replace(OPTIONS, epochs=4), engine=engine)
+        return [parameter.detach() for model in models for parameter in model.parameters()]
+
+    device = torch.device("cpu")
+    plain = parameters(nullcontext())
+    for exact in ("float32", "tf32"):
+        assert all(map(torch.equal, plain, parameters(arithmetic(exact, device))))
+    half = parameters(arithmetic("bf16", device))
+    assert {parameter.dtype for parameter in half} == {torch.float32}
+    change = torch.cat([(new - old).flatten() for new, old in zip(half, plain, strict=True)])
+    assert 0 < change.norm() < 0.05 * torch.cat([value.flatten() for value in plain]).norm()
 
 
 def test_convolutions_are_channels_last_inside_alone():

@@ -46,7 +46,7 @@ def test_equals_the_slow_twin(run, changes):
     """In float64, where rounding moves no activation across zero; each client has its own classes."""
     changes = dict(changes)
     masked, shares = changes.pop("masked", False), changes.pop("shares", (1.0,) * 4)
-    options = replace(OPTIONS, epochs=3, **changes)
+    options = replace(OPTIONS, epochs=2, **changes)
     classes = [None, [0, 1, 2, 3], torch.tensor([4, 3, 2, 1, 0]), range(4)] if masked else None
     build = exact(small(norm="gn", rate=0.5))
     jobs, twins = (

@@ -1,0 +1,176 @@
+"""Steps of the paper's jobs on this machine's device: what each takes, and the least that the device allows.
+
+The least is the longer of two times: multiplications at the rate of a large matrix product, and memory traffic at the
+rate of a large copy. Of the traffic only parameters count, their gradients and momentum, and the outputs of layers.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from heterofl_flwr.core import LEVELS
+from heterofl_flwr.data import Reading, Split
+from heterofl_flwr.nn import PAPER, build_model, profile
+from heterofl_flwr.nn.models import Build
+from heterofl_flwr.training import TrainingJob, TrainOptions, resolve_device, train_together
+from heterofl_flwr.training.device import Precision, arithmetic
+from simulations.bench.measure import Goal
+
+TOGETHER = 10
+"""Clients that train together."""
+
+PASSES = 3
+"""A step in forward passes: its backward pass has two products for each of the forward pass."""
+
+TRAFFIC = {"parameter": 8, "output": 4}
+"""How often a step reads or writes an entry: the SGD's and the passes' of a parameter; the passes' of an output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A job: its model, the levels of its clients, and the steps of ten clients that train side by side."""
+
+    name: str
+    data: str
+    levels: str
+    steps: int
+    batch: int = 10
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def build(self) -> Build:
+        """From a rate to the model."""
+        setup = PAPER[self.data]
+        return build_model("cnn", channels=3, **self.options) if self.options else setup.build()
+
+    def split(self, seed: int, steps: int) -> Split:
+        """Return random examples for a number of steps."""
+        setup, draw = PAPER[self.data], torch.Generator().manual_seed(seed)
+        if setup.dtype == torch.int64:
+            words = torch.randint(33_278, (self.batch * steps, *setup.shape), generator=draw)
+            return Split(words, words, reading=Reading(hides_as=33_278, length=setup.shape[0]))
+        inputs = torch.randn(self.batch * steps, *setup.shape, generator=draw)
+        return Split(inputs, torch.randint(10, (len(inputs),), generator=draw))
+
+
+JOBS = (
+    Work("CIFAR-10 a", "cifar10", "a", 100_000),
+    Work("CIFAR-10 a-e", "cifar10", "ae", 100_000),
+    Work("CIFAR-10 a-b-c-d-e", "cifar10", "abcde", 100_000),
+    Work("MNIST a", "mnist", "a", 60_000),
+    Work("WikiText-2 a", "wikitext2", "a", 65_000, batch=1),
+    Work("race of 1,000 clients", "cifar10", "a", 37_500, options={"hidden": (32, 32, 64, 64)}),
+)
+"""Jobs of the paper at ten clients a round, and the race of ``conf/experiment/race.yaml``, in which 50 train."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--precision", default="tf32", choices=get_args(Precision), help="see engine.precision")
+    parser.add_argument("--jobs", nargs="+", metavar="JOB", help="those whose names contain one of these; default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements, after one that is thrown away")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each measurement")
+
+
+def run(options: argparse.Namespace) -> list[Goal]:
+    device = resolve_device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    with arithmetic(options.precision, device):
+        flops, copied = matrix_rate(device), copy_rate(device)
+        print(
+            f"{name}: matrix products {flops / 1e12:.3g} TFLOP/s, copies {copied / 1e9:.3g} GB/s; {options.precision}"
+        )
+        print(f"\n{'job':<24}{'ms a step':>12}{'limit':>9}{'job, s':>10}{'limit, s':>10}{'times':>8}")
+        ratios = []
+        for job in JOBS:
+            if options.jobs and not any(word in job.name for word in options.jobs):
+                continue
+            step, least = measure(job, device, options.rounds, options.steps), limit(job, flops, copied)
+            ratios.append(step / least)
+            print(
+                f"{job.name:<24}{step * 1e3:>12.3g}{least * 1e3:>9.3g}{step * job.steps:>10.4g}"
+                f"{least * job.steps:>10.4g}{ratios[-1]:>8.3g}",
+                flush=True,
+            )
+    return [Goal("the slowest job in times its limit", max(ratios, default=math.nan), most=2.5)]
+
+
+def measure(job: Work, device: torch.device, rounds: int, steps: int) -> float:
+    """Return the median seconds of a step of ten clients, whose levels train one after the other."""
+    options = TrainOptions(learning_rate=0.01, epochs=1, batch_size=job.batch)
+    share = TOGETHER // len(job.levels)
+
+    def train() -> float:
+        seconds = 0.0
+        for level in job.levels:
+            models = [job.build(LEVELS[level]).to(device) for _ in range(share)]
+            jobs = [
+                TrainingJob(model=model, split=job.split(seed, steps).to(device), seed=seed)
+                for seed, model in enumerate(models)
+            ]
+            seconds += timed(partial(train_together, jobs, options), device)
+        return seconds / steps
+
+    return statistics.median([train() for _ in range(rounds + 1)][1:])
+
+
+def limit(job: Work, flops: float, copied: float) -> float:
+    """Return the least seconds of a step of ten clients, at rates of operations and of bytes copied."""
+    operations = moved = 0
+    example = job.split(0, 1).inputs
+    for level in job.levels:
+        model = job.build(LEVELS[level])
+        cost = profile(model, example[:1])
+        operations += 2 * PASSES * cost.macs * job.batch
+        moved += 4 * (TRAFFIC["parameter"] * cost.parameters + TRAFFIC["output"] * count_outputs(model, example))
+    share = TOGETHER // len(job.levels)
+    return share * max(operations / flops, moved / copied)
+
+
+def count_outputs(model: nn.Module, example: Tensor) -> int:
+    """Return the number of values that the layers of a model give for a batch."""
+    sizes: list[int] = []
+
+    def count(layer: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel())
+
+    for layer in model.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(count)
+    with torch.no_grad():
+        model.train()(example)
+    return sum(sizes)
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Return the operations a second of a product of large matrices."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.rand(size, size, device=device) for _ in range(2))
+    return 2 * size**3 / min(timed(lambda: left @ right, device) for _ in range(5))
+
+
+def copy_rate(device: torch.device) -> float:
+    """Return the bytes a second, read or written, of a large copy."""
+    source = torch.rand(2**28 if device.type == "cuda" else 2**24, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(timed(lambda: target.copy_(source), device) for _ in range(5))
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that a call takes, with all that it starts on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,49 @@
+"""Labels of several heads: the rows of each count for the clients that have its classes."""
+
+import pytest
+import torch
+from torch import nn
+
+from heterofl_flwr import Averaging
+from heterofl_flwr.client import Task
+from heterofl_flwr.common.errors import RoundError
+from heterofl_flwr.core import width
+from tests.federation.tiny import make_app, play
+
+CLASSES = {0: {"main": [0, 2], "aux.weight": [1]}, 1: {"main": [2], "aux.weight": [0, 4]}}
+HEADS = Averaging(label_rows=["main.weight", "aux.weight"])
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, width(8, rate))
+        self.main, self.aux = (nn.Linear(width(8, rate), rows, bias=False) for rows in (3, 5))
+
+
+def run(classes):
+    def train(message, context):
+        partition = context.node_config["partition-id"]
+        task = Task(message, context, TwoHeads)
+        model = task.model()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 1 + partition
+        return task.reply(model, num_examples=1, labels=classes[partition])
+
+    return play(make_app(train, build=TwoHeads), nodes=2, build=TwoHeads, averaging=HEADS)
+
+
+def test_rows_count_for_the_classes_of_their_head():
+    found = run(CLASSES)
+    start = found.strategy.federation.architecture.initial_state()
+    changes = {name: (found.state[name] - start[name])[:, 0] for name in ("main.weight", "aux.weight")}
+    torch.testing.assert_close(changes["main.weight"], torch.tensor([1, 0, 1.5]))
+    torch.testing.assert_close(changes["aux.weight"], torch.tensor([2.0, 1, 0, 0, 2]))
+
+
+def test_labels_by_head_that_fit_nothing_are_refused():
+    with pytest.raises(RoundError, match=r"labels names 'other'; expected .* main.weight, aux.weight"):
+        run({key: {"other": [1]} for key in (0, 1)})
+    with pytest.raises(RoundError, match=r"labels \[3\] are out of range: .* main.weight"):
+        run({key: {"main": [3]} for key in (0, 1)})
