@@ -21,7 +21,7 @@ def listed(follower, *statuses):
     words = ["flwr", "supernode", "list", "lab", "--format", "json"]
     done = subprocess.run(words, capture_output=True, text=True, env=follower.environment, check=True)
     nodes = sorted(json.loads(done.stdout)["nodes"], key=lambda node: node["created-at"])
-    return [node["node-id"] for node in nodes if not statuses or node["status"] in statuses]
+    return [node["node-id"] for node in nodes if node["status"] in (statuses or ("online", "offline"))]
 
 
 def certificate(follower):
