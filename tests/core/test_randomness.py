@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.randomness import derive, generator, initial_state, kept_random_state
+from heterofl_flwr.core.randomness import derive, generator, initial_state, kept_random_state, seed_torch
 
 
 def test_a_seed_counts_until_the_end_even_of_one_that_fails():
@@ -68,3 +68,13 @@ def test_an_initial_state_depends_on_its_seed_alone():
 def test_a_model_without_values_is_no_initial_state():
     with pytest.raises(ConfigError, match=r"build\(0.5\) returns weight, bias on the meta device"):
         initial_state(lambda rate: torch.nn.Linear(2, 3, device="meta"), 0.5, 0)
+
+
+@pytest.mark.parametrize("device", [False, True])
+@kept_random_state()
+def test_draws_after_seeding_are_those_of_torchs_own_seed(device, monkeypatch):
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: device)
+    seed_torch(11)
+    assert torch.equal(torch.rand(3), expected)

@@ -89,6 +89,7 @@ def test_a_reply_is_kept_as_it_was_and_refused_as_for_the_mean():
     plan, values = Plan.between(state, state), torch.ones(2)
     for _ in range(3):
         aggregator.add(plan, {"w": values})
+    aggregator.add(plan, {"w": torch.full((2,), 5.0)}, weight=0)  # of a client without examples
     values.fill_(7)  # the caller goes on with its tensor
     for wrong in (math.nan, 1e30, 8.0):
         with pytest.raises(ReplyError):
