@@ -1,20 +1,21 @@
-"""``heterofl export``: the final models of a run of our own app, as files that run without it."""
+"""``heterofl export``: the final models of a run, as files that run without this package."""
 
 import argparse
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heterofl_flwr.app.argument_types import add_trust, read_path
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import write_atomic
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from heterofl_flwr.data import Dataset, Split
+    from heterofl_flwr.nn.models import Build
     from heterofl_flwr.report import RunFolder
 
 SUMMARY = "write a run's models as safetensors, torch.export and ONNX"
@@ -33,6 +34,7 @@ examples:
   heterofl export runs/mine
   heterofl export runs/mine --level c --formats onnx
   heterofl export runs/mine --level b --level e --out models
+  heterofl export runs/app --model task:build --inputs task:example    of a Flower app of your own, in its folder
 """
 
 PAGE = "README.md"
@@ -45,7 +47,7 @@ TEXT = """\
 
 {table}
 
-Scores are of the run's whole test set. {inputs}
+{inputs}
 """
 
 
@@ -57,48 +59,94 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     formats = "some of safetensors, pt2 and onnx, with commas; may be repeated; by default all three"
     parser.add_argument("--formats", action="append", metavar="NAMES", help=formats)
     parser.add_argument("--out", type=read_path, metavar="DIR", help="where to; by default RUN/exports")
+    model = "the function from a rate to the model, of an app of your own; with --inputs"
+    parser.add_argument("--model", metavar="MODULE:FUNCTION", help=model)
+    inputs = "a function that returns some inputs of the model, on which the files are compared with it"
+    parser.add_argument("--inputs", metavar="MODULE:FUNCTION", help=inputs)
     add_trust(parser)
+
+
+class Source(NamedTuple):
+    """What a run's models are made of and compared on."""
+
+    build: "Build"
+    inputs: "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
+    axes: Mapping[int, str]
+    kind: str
+    score: "Callable[[nn.Module, int], float | None]"
+    text: str
 
 
 def run(args: argparse.Namespace) -> int:
     """Export the models, and print the table."""
     # Imported here, as they load torch, which takes seconds.
-    from heterofl_flwr.app.run_request import check_trust
-    from heterofl_flwr.app.workload import load_workload
     from heterofl_flwr.core import formatting
-    from heterofl_flwr.export.export import BATCH, export_model
+    from heterofl_flwr.export.export import export_model
     from heterofl_flwr.export.formats import FORMATS, formats_named
     from heterofl_flwr.runs.folder import RunFolder
     from heterofl_flwr.runs.models import load_model
-    from heterofl_flwr.settings.flat import from_stored, to_flat
 
     names = ",".join(args.formats or FORMATS).split(",")
     formats = list(formats_named([name.strip() for name in names]))  # before anything is loaded
-    folder = RunFolder(args.folder)
-    settings = to_flat(from_stored(folder.settings()))
-    check_trust(settings, args.folder, trusted=args.trust)
-    models = models_of(folder, args.level)
+    if bool(args.model) != bool(args.inputs):
+        raise ConfigError(
+            "--model and --inputs go together: the function that builds the model, and one for its inputs"
+        )
+    folder, rows = RunFolder(args.folder), []
     out = args.out or args.folder / "exports"
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; expected a folder, or none")
+    read_source = of_users_app if args.model else of_settings
+    source = read_source(folder, args)
+    models = models_of(folder, args.level)
+    for name, facts in models.items():
+        model = load_model(folder, name, source.build)
+        sizes = export_model(model, source.inputs, out / name, formats=formats, dynamic=source.axes)
+        print(f"{out / name}: written; the files compute what the model does", flush=True)
+        score = formatting.score(source.kind, source.score(model, facts["server_round"] or 0))
+        shown = [f"{facts['rate']:g}", f"{facts['parameters']:,}", score]
+        rows.append([name, *shown, *map(formatting.size, sizes.values())])
+    heads = ["model", "rate", "parameters", source.kind, *formats]
+    table, run_name = formatting.render(heads, rows, "markdown"), args.folder.resolve().name
+    write_atomic(out / PAGE, TEXT.format(name=run_name, table=table, inputs=source.text).encode())
+    print(f"\n{formatting.render(heads, rows, 'table')}\n\ntable: {out / PAGE}")
+    return 0
+
+
+def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
+    """Return the source of a run of this package's own app: its settings name the model and the data."""
+    from heterofl_flwr.app.run_request import check_trust
+    from heterofl_flwr.app.workload import load_workload
+    from heterofl_flwr.export.export import BATCH
+    from heterofl_flwr.settings.flat import from_stored, to_flat
+
+    try:
+        settings = to_flat(from_stored(folder.settings()))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; for an app of your own, name its model and inputs (--model, --inputs)") from None
+    check_trust(settings, args.folder, trusted=args.trust)
     root = str(settings.get("data.root", ""))
     moved = {} if root and Path(root).is_dir() else {"data.root": os.environ.get("HETEROFL_DATA", "")}
     workload = load_workload({**settings, **moved, "engine.device": "cpu"})
     test = workload.whole_test(folder.about().get("clients") or 0)
     inputs, axes = inputs_of(test, workload.settings.seed), {**BATCH, 1: "sequence"} if test.reading else BATCH
-    kind, rows = "perplexity" if test.reading else "accuracy", []
-    for name, facts in models.items():
-        model = load_model(folder, name, workload.build)
-        sizes = export_model(model, inputs, out / name, formats=formats, dynamic=axes)
-        print(f"{out / name}: written; the files compute what the model does", flush=True)
-        score = workload.evaluate_centrally(model, test, facts["server_round"] or 0).metrics("global")[f"global-{kind}"]
-        shown = [f"{facts['rate']:g}", f"{facts['parameters']:,}", formatting.score(kind, score)]
-        rows.append([name, *shown, *map(formatting.size, sizes.values())])
-    heads = ["model", "rate", "parameters", kind, *formats]
-    table, run_name = formatting.render(heads, rows, "markdown"), args.folder.resolve().name
-    write_atomic(out / PAGE, TEXT.format(name=run_name, table=table, inputs=preparation(workload.dataset)).encode())
-    print(f"\n{formatting.render(heads, rows, 'table')}\n\ntable: {out / PAGE}")
-    return 0
+    kind = "perplexity" if test.reading else "accuracy"
+
+    def score(model: "nn.Module", server_round: int) -> float:
+        return workload.evaluate_centrally(model, test, server_round).metrics("global")[f"global-{kind}"]
+
+    text = f"Scores are of the run's whole test set. {preparation(workload.dataset)}"
+    return Source(workload.build, inputs, axes, kind, score, text)
+
+
+def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
+    """Return the source of a run of an app of the user's: two functions that the command line names."""
+    from heterofl_flwr.common.user_code import load_function
+    from heterofl_flwr.export.export import BATCH
+
+    build, inputs = load_function(args.model, "--model"), load_function(args.inputs, "--inputs")()
+    text = f"The files were compared with the model on the inputs of `{args.inputs}`."
+    return Source(build, inputs, BATCH, "score", lambda model, server_round: None, text)
 
 
 def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str, Any]]:

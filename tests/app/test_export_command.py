@@ -9,8 +9,12 @@ import torch
 
 from heterofl_flwr.app.export import inputs_of, preparation
 from heterofl_flwr.app.main import main
+from heterofl_flwr.common.user_code import VARIABLE
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.text import Texts, to_text
+from heterofl_flwr.export import load_state
+from heterofl_flwr.nn import build_model
+from heterofl_flwr.report import load_model
 from heterofl_flwr.runs.folder import RunFolder
 
 QUICK = ("--formats", "safetensors")
@@ -49,6 +53,28 @@ def test_one_training_gives_a_model_for_each_level(run, capsys):
     assert main(["export", str(run), "--level", "c"]) == 0
     names = {path.name for path in (run / "exports" / "c").iterdir()}
     assert names == {"model.safetensors", "model.pt2", "model.onnx"}
+
+
+def test_a_model_and_inputs_of_ones_own_are_named_on_the_command_line(run, tmp_path, monkeypatch, capsys):
+    """As of a Flower app of the user's, whose folder has no settings that name a model."""
+    about = json.loads((run / "settings.json").read_text())
+    (run / "settings.json").write_text(json.dumps({**about, "settings": {}}))
+    (tmp_path / "my_net.py").write_text(
+        "import torch\nfrom heterofl_flwr.nn import build_model\n"
+        "build = build_model('cnn', hidden=(8, 8), norm='sbn', channels=1, classes=10)\n"
+        "example = lambda: torch.rand(4, 1, 8, 8)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, '["", []]')
+    assert "--model and --inputs go together" in rejected(capsys, run, "--model", "my_net:build")
+    assert main(["export", str(run), "--model", "my_net:build", "--inputs", "my_net:example", *QUICK]) == 0
+    assert "my_net:example" in (run / "exports" / "README.md").read_text()
+    build = build_model("cnn", hidden=(8, 8), norm="sbn", channels=1, classes=10)
+    exported, trained = (
+        load_state(build(0.25), run / "exports" / "c" / "model.safetensors"),
+        load_model(RunFolder(run), "c", build),
+    )
+    assert torch.equal(exported(inputs := torch.rand(4, 1, 8, 8)), trained(inputs))
 
 
 def test_the_page_says_how_to_prepare_inputs(run):
