@@ -87,12 +87,12 @@ for module in pkgutil.walk_packages(heterofl_flwr.__path__, "heterofl_flwr."):
     except ImportError as error:
         print("fails:", module.name, isinstance(error, MissingExtraError))
 
-from heterofl_flwr.data import load_dataset, splits
+from heterofl_flwr.data import Split, load_dataset, splits
 from heterofl_flwr.export.formats import formats_named
 from heterofl_flwr.grids import RayGrid
 from heterofl_flwr.report import MLflow, Monitor, TensorBoard, WandB, RunFolder
 
-images = splits.Split(torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
+images = Split(torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
 for name, call in {
     "digits": lambda: load_dataset("digits"),
     "folder": lambda: load_dataset("."),
@@ -124,7 +124,7 @@ def test_without_extras_a_client_trains_and_parts_name_theirs(tmp_path):
     fails = {line.split()[1].removeprefix("heterofl_flwr.") for line in lines if line.startswith("fails:")}
     ray = {f"grids.ray_{name}" for name in ("actor_pool", "actors", "session")}
     drawing = {f"report.{name}" for name in ("compare", "drawing", "figures", "page")}
-    sweeps = {f"app.sweep.{name}" for name in ("command", "job", "listing")}
+    sweeps = {f"app.sweep.{name}" for name in ("command", "run_job", "listing")}
     assert fails == {"data.folder"} | drawing | sweeps | ray
     needs = dict(re.findall(r"^needs: (\w+) .*pip install 'heterofl-flwr\[(\w+)\]'", "\n".join(lines), re.MULTILINE))
     assert needs == {

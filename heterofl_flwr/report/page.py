@@ -15,8 +15,7 @@ from heterofl_flwr.report.figures import draw_run
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline_kind
-from heterofl_flwr.settings.flat import flatten
-from heterofl_flwr.settings.stored_settings import stored_settings
+from heterofl_flwr.settings.flat import flatten, from_flat, to_flat
 
 # The page may load nothing at all, from anywhere: everything it shows is in it. The template is here, and no file of
 # its own, because Flower's bundles have no HTML.
@@ -137,7 +136,7 @@ def _tables(
     }
     facts = [(name.replace("_", "-"), _shown(value)) for name, value in flatten(facts_of_run).items()]
     yield "How it was run", (("fact", "value"), facts), "", ()
-    defaults: dict[str, object] = {setting.key: setting.value for setting in stored_settings()}
+    defaults = to_flat(from_flat({}))
     values = sorted(flatten(settings).items())
     changed, unchanged = (
         [(name, _shown(value)) for name, value in values if (defaults.get(name, _UNKNOWN) == value) is default]

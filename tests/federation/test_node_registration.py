@@ -163,7 +163,7 @@ def test_without_partitions_names_or_ids_order_the_nodes(grid, warnings, caplog)
     ids = list(found.grid.get_node_ids())
     ordered = sorted(ids) if warnings else ids[::-1]
     assert [found.strategy.federation.nodes.partition(node_id) for node_id in ordered] == [0, 1, 2, 3]
-    said = "4 nodes reported no partition-id and have no registered name"
+    said = "4 nodes have no registered name, and reported no partition-id"
     assert caplog.text.count(said) == warnings
 
 

@@ -139,6 +139,9 @@ def test_older_checkpoints_named_all_optimizers_alike():
 
 def test_what_one_optimizer_kept_is_not_anothers():
     state = run(2, Momentum(0.9)).progress[-1]
+    with pytest.raises(ConfigError, match=r"stages was Momentum and is Adam"):
+        run(3, Adam(), resume=state)
+    state = replace(state, setup={})  # of a checkpoint that does not know its stages
     with pytest.raises(ConfigError, match=r"Momentum.*the stages of this strategy are Adam"):
         run(3, Adam(), resume=state)
     with pytest.raises(ConfigError, match="are none: expected those that the run began with"):
