@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Source(NamedTuple):
-    """What a run's models are made of and compared on."""
+    """Builder, inputs and scores of a run's models."""
 
     build: "Build"
     inputs: "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"

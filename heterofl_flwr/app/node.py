@@ -1,11 +1,9 @@
 """Tasks of our own app: data, model and training of a node."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from itertools import chain
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -26,6 +24,7 @@ from heterofl_flwr.nn.penalty import Penalty
 from heterofl_flwr.nn.static_norm import with_static_norm
 from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.compat import runs_on_node
 
 NODE_DATA = "data-path"
 """Key of the node config that names a folder with the node's own data."""
@@ -42,7 +41,7 @@ class AppTask(Task):
         partition = messages.read_value(messages.read_config(message), messages.PARTITION, int)
         self.architecture = self.workload.architecture(partition)
         super().__init__(message, context, self.workload.builds[self.architecture], seed_torch=True)
-        if Path(sys.argv[0]).stem == "flwr-clientapp":  # on a node; a simulation would print this for each client
+        if runs_on_node():  # a simulation would print this for each client
             kind, level = message.metadata.message_type, level_name(self.rate)
             host_log.info("round %d: %s at level %s", self.instruction.server_round, kind, level)
 

@@ -35,6 +35,7 @@ from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.compat import show_times_in_log
 from heterofl_flwr.transport.exchange import Relay
 
 logger = logging.getLogger(__name__)
@@ -57,9 +58,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run HeteroFL."""
-    for handler in logging.getLogger("flwr").handlers:
-        if hasattr(handler, "timestamps"):  # Flower's own
-            handler.timestamps = True
+    show_times_in_log()
     ours = logging.getLogger("heterofl_flwr")
     if not ours.handlers:  # its messages appear where Flower's do
         ours.handlers = list(logging.getLogger("flwr").handlers)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.moving_slices import make_slice_function
@@ -155,9 +156,8 @@ def _slice(
     function = make_slice_function(
         instruction.slice_rule, seed=instruction.run_seed, server_round=instruction.window, rate=rate, partition=0
     )
-    start = f"{rate}/"
-    tensors = {key.removeprefix(start): tensor for key, tensor in level_tensors.items() if key.startswith(start)}
-    return {**plan_between(build, instruction.rate, rate).sliced(function).extract(state), **tensors}
+    tensors = plan_between(build, instruction.rate, rate).sliced(function).extract(state)
+    return {**tensors, **entries_under(f"{rate}/", level_tensors)}
 
 
 class IssuedModels:

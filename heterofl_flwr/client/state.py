@@ -16,7 +16,7 @@ from torch import Tensor
 from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.common.files import CLIENT_STATES, files_by_round, remove, write_atomic
-from heterofl_flwr.common.tensor_files import pack
+from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.transport import packing
 
 NODE_STATES = "states-path"

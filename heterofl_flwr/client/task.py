@@ -20,6 +20,7 @@ from heterofl_flwr.client.load_model import (
 from heterofl_flwr.client.stages import StageRunner
 from heterofl_flwr.client.state import STAGES, load_notes, load_tensors, save_notes, save_tensors
 from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.label_rows import Labels, whole_numbers
 from heterofl_flwr.core.levels import rate_of
@@ -105,8 +106,7 @@ class Task:
     @cached_property
     def _stages(self) -> StageRunner:
         """Client stages of the instruction."""
-        saved = {name: tensor for name, tensor in self._saved.items() if name.startswith(STAGES)}
-        tensors = {name.removeprefix(STAGES): tensor for name, tensor in saved.items()}
+        tensors = entries_under(STAGES, self._saved)
         record = messages.array_records(self.message.content).get(messages.BROADCAST)
         broadcast = {} if record is None else packing.read_tensors(record)
         notes, node_config = load_notes(self.context), self.context.node_config

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, extra
-from heterofl_flwr.common.tensor_files import pack
+from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.nn.execution import call, device_of
 from heterofl_flwr.nn.measure_moments import batch_norms

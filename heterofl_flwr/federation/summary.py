@@ -78,7 +78,7 @@ def warn_of_names(limits: Limits, names: Collection[str]) -> None:
 
 
 def warn_of_untrained(federation: Federation, server_round: int, node_ids: Sequence[int]) -> None:
-    """Warn if no client can hold the largest model of the mix, so that nobody trains some of its parameters."""
+    """Warn if no client can train the largest level of the mix."""
     mix = federation.mix
     answered = all(node_id in federation.nodes for node_id in node_ids)
     rates = [federation.levels.largest_rate(server_round, node_id) for node_id in node_ids] if answered else []

@@ -82,8 +82,6 @@ table{font-size:.72rem}th{white-space:normal}th,td{padding-right:.3rem}}
 </html>
 """
 
-_UNKNOWN = object()  # the default of a setting of somebody's own app
-
 _ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 Table = tuple[str, summary.Cells, str, Sequence[Sequence[str]]]  # title, table, a note below it, rows that are folded
@@ -136,10 +134,9 @@ def _tables(
     }
     facts = [(name.replace("_", "-"), _shown(value)) for name, value in flatten(facts_of_run).items()]
     yield "How it was run", (("fact", "value"), facts), "", ()
-    defaults = to_flat(from_flat({}))
-    values = sorted(flatten(settings).items())
+    defaults, values = to_flat(from_flat({})).items(), sorted(flatten(settings).items())
     changed, unchanged = (
-        [(name, _shown(value)) for name, value in values if (defaults.get(name, _UNKNOWN) == value) is default]
+        [(name, _shown(value)) for name, value in values if ((name, value) in defaults) is default]
         for default in (False, True)
     )
     note = "" if changed or unchanged else "None were recorded."

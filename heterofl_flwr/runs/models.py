@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.common.files import reading, to_json, write_atomic
-from heterofl_flwr.common.tensor_files import pack
+from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import level_name

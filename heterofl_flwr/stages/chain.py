@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, RoundError
+from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
@@ -255,8 +256,7 @@ class Chain:
                 f"(initial_arrays)"
             )
         for stage in self.stages:
-            start = f"{stage_name(stage)}/"
-            stage.load({key.removeprefix(start): tensor for key, tensor in state.items() if key.startswith(start)})
+            stage.load(entries_under(f"{stage_name(stage)}/", state))
 
 
 def _overrides(stage: ServerStage, method: str) -> bool:

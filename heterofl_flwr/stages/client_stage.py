@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.label_rows import Labels
 from heterofl_flwr.nn.penalty import Penalty, Quadratic, Term
 from heterofl_flwr.secure.client import NodeRecords
@@ -267,15 +268,12 @@ class ClientChain:
 
     def context_of(self, stage: ClientStage, total_step: float = 0.0) -> ClientContext:
         """Return the context of one stage, with its part of the state and of the broadcast tensors."""
-        state, broadcast = self.state, self._context.broadcast
         start = f"{stage.registered_name}/"
         return replace(
             self._context,
             total_step=total_step,
-            state={name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)},
-            broadcast={
-                name.removeprefix(start): tensor for name, tensor in broadcast.items() if name.startswith(start)
-            },
+            state=entries_under(start, self.state),
+            broadcast=entries_under(start, self._context.broadcast),
         )
 
     def penalty(self) -> Penalty:

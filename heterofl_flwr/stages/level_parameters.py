@@ -8,16 +8,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.aggregation import Aggregation
-from heterofl_flwr.core.axes import Axis
 from heterofl_flwr.core.slice_plan import Plan, is_shared
 from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, StatefulStage, Update
-
-
-def whole_plan(shapes: State) -> Plan:
-    """Return the plan that holds all entries of these tensors."""
-    return Plan({name: tuple(Axis(size, size) for size in tensor.shape) for name, tensor in shapes.items()})
 
 
 class LevelParameters(StatefulStage):
@@ -32,8 +27,7 @@ class LevelParameters(StatefulStage):
 
     def level_tensors(self, rate: float) -> State:
         """Return the values of a smaller level that has trained, by name."""
-        start = f"{rate}/"
-        return {key.removeprefix(start): tensor for key, tensor in self.tensors.items() if key.startswith(start)}
+        return entries_under(f"{rate}/", self.tensors)
 
     def on_added(self, update: Update, context: RoundContext) -> None:
         """Add the matching parameters of a client to the mean of its level."""
@@ -46,9 +40,9 @@ class LevelParameters(StatefulStage):
             self._levels[update.rate] = Aggregation(start, rows, extra_rows=context.extra_rows)
         tensors: dict[str, Tensor] = {name: update.tensors[name] for name in plan.axes}
         has_rows = any(name in tensors for name in context.rows)
-        self._levels[update.rate].add(
-            whole_plan(tensors), tensors, labels=update.labels if has_rows else None, weight=update.weight
-        )
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        labels = update.labels if has_rows else None
+        self._levels[update.rate].add(Plan.between(shapes, shapes), tensors, labels=labels, weight=update.weight)
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the model with the means of the largest level, and keep those of the others."""

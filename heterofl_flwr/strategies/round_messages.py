@@ -55,10 +55,11 @@ class Replies(Iterator[Message]):
 
     def __next__(self) -> Message:
         """Return the next reply."""
-        for reply in self._replies:
-            return reply
-        self.are_read = True
-        raise StopIteration
+        try:
+            return next(self._replies)
+        except StopIteration:
+            self.are_read = True
+            raise
 
     def __len__(self) -> int:
         """Raise an error: how many replies come is not known before they are read."""

@@ -3,10 +3,13 @@
 Flower has no promise for these names. Where no version stands beside a name, 1.32 to 1.42 have it in the same place.
 """
 
+import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flwr
@@ -51,6 +54,18 @@ else:
         _run_id: ClassVar[int | None] = None
         _node_id: ClassVar[int | None] = None
         _task_id: ClassVar[int | None] = None
+
+
+def show_times_in_log() -> None:
+    """Let Flower's own handlers of logs put the time before each line."""
+    for handler in logging.getLogger("flwr").handlers:
+        if hasattr(handler, "timestamps"):
+            handler.timestamps = True
+
+
+def runs_on_node() -> bool:
+    """Whether this process is the one that a SuperNode starts for a message."""
+    return Path(sys.argv[0]).stem == "flwr-clientapp"
 
 
 def warn_if_untested(version: tuple[int, ...] = FLOWER) -> None:

@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ReplyError
+from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.label_rows import Labels
 from heterofl_flwr.core.reply_checks import check_names
@@ -163,9 +164,7 @@ def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
 
 def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Moments:
     """Return the moments of one rate that a record holds; reject a record that lacks them."""
-    prefix = f"{rate}/"
-    tensors = read_tensors(record, sender)
-    moments = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    moments = entries_under(f"{rate}/", read_tensors(record, sender))
     if not moments:
         raise ReplyError(f"{sender} sent no moments of rate {rate}")
     try:
@@ -193,11 +192,7 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
     form = messages.read_choice(config, messages.UPLOAD, list(UPLOAD_RECORDS), FULL_PRECISION, sender)
     tensors, scales = unpack_trained(records, form, plan, sender)
     num_examples, metrics = read_metrics(reply, most, sender)
-    by_head = {
-        key.removeprefix(messages.HEAD_LABELS): value
-        for key, value in config.items()
-        if key.startswith(messages.HEAD_LABELS)
-    }
+    by_head = entries_under(messages.HEAD_LABELS, config)
     labels = by_head or config.get(messages.LABELS)
     for classes in by_head.values() or [labels]:  # the aggregator checks each class
         if classes is not None and not isinstance(classes, list):

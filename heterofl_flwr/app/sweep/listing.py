@@ -47,18 +47,23 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
     """
     everywhere = set(rows[0]).intersection(*rows)
     by_name = defaultdict[tuple[str, str], list[Score]](list)
-    prices: dict[str, str] = {}
+    newest: dict[str, Job] = {}
     for job, row in zip(jobs, rows, strict=True):
         if job.stage == DONE and (result := read_score(job)):
             texts = [text for text in row if text not in everywhere and not text.startswith("seed=")]
             name = " ".join(texts) or "all"
             by_name[name, result.name].append(result)
-            folder, distill = RunFolder(job.path), job.settings.train.distill
-            prices[name] = price_text(job.settings.mix, folder.history(), folder.costs(), distill)
-    lines = []
+            newest[name] = job
+    prices, lines = {name: _price(job) for name, job in newest.items()}, []
     for (name, metric), seeds in by_name.items():
         finals = [result.final for result in seeds]
         bests = [result.best for result in seeds if result.best is not None]
         values = fmean(finals), min(finals), max(finals), fmean(bests) if bests else None
         lines.append((name, str(len(seeds)), metric, *(score(metric, value) for value in values), prices[name]))
     return render(RESULTS, lines, "table") if lines else ""
+
+
+def _price(job: Job) -> str:
+    """Return the price of a job that is done."""
+    folder = RunFolder(job.path)
+    return price_text(job.settings.mix, folder.history(), folder.costs(), job.settings.train.distill)

@@ -1,10 +1,18 @@
-"""Tensors as the content of a file; apart from ``files``, which need not load torch."""
+"""Tensors by name: those under a prefix, and all as the content of a file; ``files`` need not load torch."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
+
+Value = TypeVar("Value")
+
+
+def entries_under(prefix: str, named: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the entries whose names begin with a prefix, named without it."""
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
