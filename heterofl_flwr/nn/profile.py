@@ -1,9 +1,11 @@
 """Costs of a model: parameters, multiplications, and the paper's unit of space."""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,6 +18,9 @@ from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.execution import call, device_of
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,6 @@ def profile(model: nn.Module, example_input: object) -> Profile:
 
     The pass runs on the model's device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # brings triton and a compiler, which no client needs
-
     device = device_of(model)
     probe = copy_exchanged(model).eval()
     for norm in batch_norms(probe).values():
@@ -69,11 +72,32 @@ def profile(model: nn.Module, example_input: object) -> Profile:
         if norm.running_mean is None:
             norm.running_mean = torch.zeros(norm.num_features, device=device)
             norm.running_var = torch.ones(norm.num_features, device=device)
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops})
-    with _plain_attention(), counter:
+    with _plain_attention(), _flop_counter() as counter:
         call(probe, tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), example_input))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Profile(parameters, counter.get_total_flops() // 2, parameters * 4 / 1024**2)
+
+
+@contextmanager
+def _flop_counter() -> Iterator["FlopCounterMode"]:
+    """Count floating point operations, without loading torch's compiler.
+
+    Torch exempts the counter from compilation when it first counts, and loads the compiler for it, which takes seconds.
+    It keeps the exempt function in the attribute that is set here for the time being.
+    """
+    from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode  # loads triton, which no client needs
+
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops})
+    function = getattr(_FlopCounterMode.__torch_dispatch__, "__wrapped__", None)
+    exempt = function is not None and "torch._dynamo" not in sys.modules
+    if exempt:
+        vars(function)["__dynamo_disable"] = function
+    try:
+        with counter:
+            yield counter
+    finally:
+        if exempt:
+            vars(function).pop("__dynamo_disable", None)
 
 
 @contextmanager
