@@ -50,6 +50,10 @@ def test_one_training_gives_a_model_for_each_level(run, capsys):
     assert row.startswith("| a | 1 | ")
     assert f"| {100 * accuracy:.1f} % |" in row
     assert re.search(r"^c +0.25 ", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_a_level_is_exported_in_every_format(run):
     assert main(["export", str(run), "--level", "c"]) == 0
     names = {path.name for path in (run / "exports" / "c").iterdir()}
     assert names == {"model.safetensors", "model.pt2", "model.onnx"}

@@ -22,7 +22,7 @@ def run(folder, **settings):
         pytest.param({"server.shared": ""}, marks=pytest.mark.slow),
         {"server.shared": "linear.*"},
         pytest.param({"server.stages": "feddyn(0.1)"}, marks=pytest.mark.slow),
-        {"server.stages": "scaffold", "train.momentum": 0.0},
+        pytest.param({"server.stages": "scaffold", "train.momentum": 0.0}, marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_equals_one_without_a_break(tmp_path, kept):

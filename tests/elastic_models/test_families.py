@@ -10,7 +10,12 @@ from simulations.model_zoo.models import draw_weights
 from tests.elastic_models.families import CASES
 
 
-@pytest.fixture(params=CASES, scope="module")
+LONG = ("swin", "recurrent", "mobilenet", "vit", "masked_encoder", "torchs_encoder")
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CASES], scope="module"
+)
 def case(request):
     """Return a model with drawn weights and its inputs."""
     torch.manual_seed(0)

@@ -41,7 +41,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-LONG = ("mobilenet", "cnn")
+LONG = ("mobilenet", "cnn", "preresnet")
 
 
 @pytest.mark.parametrize("level", [pytest.param("a", marks=pytest.mark.slow), "d"])
