@@ -9,7 +9,6 @@ from simulations.model_zoo.check import check
 from simulations.model_zoo.models import draw_weights
 from tests.elastic_models.families import CASES
 
-
 LONG = ("swin", "recurrent", "mobilenet", "vit", "masked_encoder", "torchs_encoder")
 
 
