@@ -11,9 +11,9 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, Fault, RoundError, name_faults
 from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.stages.client_stage import Fields, State
 from heterofl_flwr.stages.conversation import Questions
@@ -179,17 +179,17 @@ class Slices:
         self._records = {global_plan: arrays} if is_exact else {}
         self._broadcasts: dict[Plan, ArrayRecord] = {}
 
-    def record(self, plan: Plan) -> ArrayRecord:
+    def arrays(self, plan: Plan) -> ArrayRecord:
         """Return the record of a slice."""
         if plan not in self._records:
             self._records[plan] = ArrayRecord(plan.extract(self.state))
         return self._records[plan]
 
-    def level_record(self, plan: Plan, rate: float) -> ArrayRecord:
+    def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
         """Return the record of a level's slice, with the parameters of which the level has values of its own."""
         tensors = self._level_tensors(rate)
         if not tensors:
-            return self.record(plan)
+            return self.arrays(plan)
         if rate not in self._levels:
             self._levels[rate] = ArrayRecord({**plan.extract(self.state), **tensors})
         return self._levels[rate]
