@@ -94,8 +94,8 @@ class Federation:
 
     def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
         """Set the nodes that are there, with the names of newcomers; each gets a seat, and under *Fix* its rate."""
-        self.nodes.update(present, names, server_round)
-        self.levels.assign_seats()
+        if self.nodes.update(present, names, server_round):
+            self.levels.assign_seats()
 
     def register(
         self, answers: Answers, names: Mapping[int, str] | None = None, present: Collection[int] | None = None
