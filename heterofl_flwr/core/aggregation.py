@@ -90,7 +90,7 @@ class Aggregation:
             The classes whose rows count; None means all rows. With several heads, the classes of each by the name of
             its layer or parameter: ``{"digits": [1, 2], "months.weight": [11]}``.
         weight : float
-            The client's weight in the mean; HeteroFL counts every client once.
+            The client's weight in the mean; HeteroFL counts every client once. 0: the reply is checked and not used.
         sent : Version | None
             The version that the client trained; None for the current one.
 
@@ -105,7 +105,8 @@ class Aggregation:
         start = sent.state if sent is not None and self._norm_bound else self._state
         check_reply(start, plan, sub, weight, self._largest, norm_bound=self._norm_bound)
         rows = self._label_rows.by_name(plan, labels)
-        self._aggregator.add(CheckedReply(plan=plan, tensors=sub, rows=rows, weight=float(weight), sent=sent))
+        if weight:
+            self._aggregator.add(CheckedReply(plan=plan, tensors=sub, rows=rows, weight=float(weight), sent=sent))
         self.replies += 1
 
     def result(self) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import median, quantiles
 
 from heterofl_flwr.common.errors import Fault, ReplyError, RoundError, listed
 from heterofl_flwr.core.levels import level_name
@@ -195,7 +195,10 @@ class EvaluationRound:
             for node_id, (number, metrics) in answers.items()
             if number and LOCAL_ACCURACY in metrics.get(None, {})
         ]
-        log.worst_client = min((pair for pair in accuracies if not math.isnan(pair[0])), default=(0.0, None))[1]
+        accuracies = [pair for pair in accuracies if not math.isnan(pair[0])]
+        log.worst_client = min(accuracies, default=(0.0, None))[1]
+        if len(accuracies) > 1:
+            log.accuracy_deciles = tuple(quantiles([pair[0] for pair in accuracies], n=10, method="inclusive"))
         if self._note_coverage():
             log.partial = tuple(scores)
             logger.warning(

@@ -66,6 +66,8 @@ class RoundRecord:
     evaluate_medians
         Of each metric of ``evaluate`` that comes from clients, the median over them, each counted once. Empty in
         histories of older versions.
+    accuracy_deciles
+        Of the clients' ``local-accuracy``, the nine deciles. Empty in histories of older versions.
     worst_client
         The partition of the client that ``worst-accuracy`` is of.
     evaluate_failures
@@ -102,6 +104,7 @@ class RoundRecord:
     evaluate: dict[str, float] = field(default_factory=dict)
     evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evaluate_medians: Mapping[str, float] = field(default_factory=dict)
+    accuracy_deciles: tuple[float, ...] = ()
     worst_client: int | None = None
     evaluate_failures: dict[int, str] = field(default_factory=dict)
     evaluate_asked: int = 0

@@ -189,7 +189,8 @@ class Round:
         self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **staleness}
         self.log.bytes_up += reply.num_bytes
         self._note_remarks(node_id, sampled, reply)
-        nodes.trained.add(node_id)
+        if reply.num_examples:
+            nodes.trained.add(node_id)
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
             logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)
             nodes.set_capacity(node_id, reply.capacity)

@@ -188,7 +188,7 @@ class Chain:
             update.plan, update.tensors, labels=update.labels, weight=update.weight, sent=update.version
         )
         for stage in self.stages:
-            if _overrides(stage, "on_added"):
+            if update.weight and _overrides(stage, "on_added"):
                 stage.on_added(update, context)
 
     @property
