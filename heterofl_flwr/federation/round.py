@@ -215,7 +215,9 @@ class Round:
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:
             way = "ahead of" if ahead > behind else "behind"
-            remark = f"replied by a clock over {CLOCK_SECONDS:g} s {way} the server's: set it (timedatectl set-ntp true)"
+            remark = (
+                f"replied by a clock over {CLOCK_SECONDS:g} s {way} the server's: set it (timedatectl set-ntp true)"
+            )
             self._remarks.setdefault(remark, []).append(node_id)
 
     def _is_unchanged(self, sampled: Sampled, reply: TrainReply) -> bool:
