@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,9 @@ from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, Fields, Outgoing
 from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.stages.server_stage import RoundContext, Update
+
+CLOCK_SECONDS = 2.0
+"""Upper bound on how far a client's clock may be off; from 5 s ahead on, a SuperLink refuses signed messages."""
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +91,7 @@ class Round:
             learning_rate = self._scheduled_learning_rate()
         self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
         nodes = federation.nodes
-        missing = len(nodes.away) + len(nodes.unanswered.difference(trainable))
+        missing = len(nodes.away) + (len(nodes.unanswered.difference(trainable)) if nodes.unanswered else 0)
         self.log.expected = self._options.sampling.number(len(trainable) + missing, "train")
         chain.open(self._context(), remote=remote)
         self.slices: dict[int, Sampled] = {}
@@ -205,6 +209,16 @@ class Round:
                 "parameters of task.model(), and that reply gets this model",
                 [],
             ).append(node_id)
+
+    def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
+        """Note a client whose reply is from the future, or older than its instruction."""
+        ahead, behind = replied_at - time.time(), sent_at - replied_at
+        if max(ahead, behind) > CLOCK_SECONDS:
+            way = "ahead of" if ahead > behind else "behind"
+            remark = (
+                f"replied by a clock over {CLOCK_SECONDS:g} s {way} the server's: set it (timedatectl set-ntp true)"
+            )
+            self._remarks.setdefault(remark, []).append(node_id)
 
     def _is_unchanged(self, sampled: Sampled, reply: TrainReply) -> bool:
         """Whether a reply has the tensors that were sent; most often the first one shows that it has not."""

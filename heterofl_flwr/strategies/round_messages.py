@@ -137,7 +137,13 @@ class RoundMessages:
                 f"them, and they can be read once: let an overriding method begin with replies = list(replies)"
             )
         ids = {message.metadata.dst_node_id: message.metadata for message in self.sent}
-        for node_id, fault in read_each(self.sent, replies, read):
+
+        def read_timed(node_id: int, reply: Message) -> None:
+            read(node_id, reply)
+            if isinstance(current, Round):
+                current.note_clock(node_id, ids[node_id].created_at, reply.metadata.created_at)
+
+        for node_id, fault in read_each(self.sent, replies, read_timed):
             if fault is None:
                 continue
             received = self._received.get(ids[node_id].message_id) if fault.kind == "silent" else None

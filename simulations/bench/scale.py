@@ -19,7 +19,7 @@ import logging
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -61,6 +61,7 @@ class Measured(NamedTuple):
 class Named:
     """Gives the nodes of a grid registered names, in an order that is not that of their ids."""
 
+    @cache  # noqa: B019 - what a SuperLink has in its database is not made for each run
     def get_nodes(self) -> Any:
         ids = list(self.get_node_ids())  # type: ignore[attr-defined]
         return [SimpleNamespace(node_id=node_id, name=f"node-{number:07}") for number, node_id in enumerate(ids)]
