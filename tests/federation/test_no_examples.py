@@ -4,7 +4,7 @@ import pytest
 import torch
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import Adam, FedDyn, Privacy, Robust, Scaffold
+from heterofl_flwr import Adam, FedDyn, Privacy, Scaffold
 from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.stages.secure_sum import SecureSum
 from tests.federation.tiny import build, equal, play
@@ -38,13 +38,10 @@ def make_app(without_examples):
 
 
 CASES = {
-    "mean": {},
-    "mean by examples": {"weights": "examples"},
     "FedDyn": {"stages": [FedDyn()]},
     "Scaffold": {"stages": [Scaffold()], "learning_rate": lambda server_round: 0.1},
     "SecureSum": {"stages": [SecureSum(holders=2)]},
     "clip and Adam": {"stages": [Adam()], "privacy": Privacy(clip=1.0)},
-    "robust mean": {"robust": Robust()},
     "levels": {"by_level": ["hidden.bias"]},
     "int8": {"upload": "int8"},
 }
