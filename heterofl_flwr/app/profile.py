@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hidden", type=read_integers(",", widths), metavar="WIDTHS", help=f"widths at rate 1, such as {widths}"
     )
     parser.add_argument("--norm", choices=("sbn", "in", "gn", "ln", "none"), help="norm of an image model")
-    parser.add_argument("--format", choices=("table", "csv", "markdown"), default="table")
+    parser.add_argument("--format", choices=("table", "csv", "markdown", "latex"), default="table")
 
 
 def _read_name(text: str) -> str:
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
             rows.append(row(f"{name}: {level_name(rate)}", cost, args.format))
     print(render(HEADER, rows, args.format))
     costs = {rate: (cost.parameters, cost.macs) for rate, cost in profiles.items()}
-    for name, mix in mixes.items() if args.mix and args.format != "csv" else ():
+    for name, mix in mixes.items() if args.mix and args.format in ("table", "markdown") else ():
         if len(mix.rates) > 1:
             print(f"\n{price_line(name, mix, costs)}")
     return 0

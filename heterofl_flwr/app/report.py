@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", type=read_path, nargs="+", metavar="RUN", help=text)
     out = "page of a comparison; by default comparison.html"
     parser.add_argument("--out", type=read_path, default=Path("comparison.html"), metavar="FILE", help=out)
+    style = "form of a comparison's table"
+    parser.add_argument("--format", choices=("table", "csv", "markdown", "latex"), default="table", help=style)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,14 +26,14 @@ def run(args: argparse.Namespace) -> int:
     from heterofl_flwr.report import write_report
 
     if len(args.folders) > 1:
-        _compare(args.folders, args.out)
+        _compare(args.folders, args.out, args.format)
         return 0
     write_report(args.folders[0])
     show_results(args.folders[0])
     return 0
 
 
-def _compare(paths: Sequence[Path], out: Path) -> None:
+def _compare(paths: Sequence[Path], out: Path, style: str) -> None:
     """Write the page that compares runs, and print its table."""
     from heterofl_flwr.common.errors import extra
     from heterofl_flwr.core.formatting import render
@@ -41,7 +43,7 @@ def _compare(paths: Sequence[Path], out: Path) -> None:
         from heterofl_flwr.report.compare import write_comparison
 
     heads, rows = write_comparison([RunFolder(path) for path in paths], out)
-    print(f"{render(heads, rows, 'table')}\n\ncomparison: {out}")
+    print(f"{render(heads, rows, style)}\n\ncomparison: {out}")
 
 
 def show_results(path: Path) -> None:

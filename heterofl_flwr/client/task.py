@@ -231,7 +231,7 @@ class Task:
         model : nn.Module | None
             The trained model; none in an evaluation. Its parameters travel, its buffers do not.
         num_examples : int
-            Number of examples used.
+            Number of examples used. 0: nothing of this reply counts, and the state of stages stays as it was.
         labels : Iterable[int] | Mapping[str, Iterable[int]] | None
             Classes of this client's data, in training: rows of the classifier count for them alone. None: all classes.
             Of several heads, the classes of each by its layer or parameter: ``{"digits": [1, 2], "months": [11]}``.
@@ -312,7 +312,8 @@ class Task:
             for name, parameter in self._issued.parameters_of(model).items()
             if self.instruction.travels(name)
         }
-        self._check_penalty()
+        if num_examples:
+            self._check_penalty()
         tensors = {name: self._convert(name, sent_tensor(parameter)) for name, parameter in parameters.items()}
         if num_examples and tensors and not self._differs(tensors):
             warn_once(

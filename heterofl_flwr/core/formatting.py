@@ -76,7 +76,17 @@ def _scaled(value: float, units: Sequence[str]) -> str:
     return f"{value:.{digits}f} {units[step]}"
 
 
-FORMATS = ("table", "csv", "markdown")
+FORMATS = ("table", "csv", "markdown", "latex")
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{letter: rf"\{letter}" for letter in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+    }
+)
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
@@ -87,11 +97,22 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> 
         return file.getvalue().rstrip("\n")
     if style == "markdown":
         return markdown(header, rows, "---:")
+    if style == "latex":
+        # A bracket after the end of a row would be taken for its optional argument, so every row begins with braces.
+        lines = [f"{{}}{' & '.join(map(latex, row))} \\\\" for row in (header, *rows)]
+        columns, rule = rf"{{l{'r' * (len(header) - 1)}}}", r"\hline"
+        table = rf"\begin{{tabular}}{columns}", rule, lines[0], rule, *lines[1:], rule, r"\end{tabular}"
+        return "\n".join(table)
     # A terminal shows this style, and its names may be from somebody else's run.
     texts = [[printable(cell) for cell in row] for row in (header, *rows)]
     label, *widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = ["  ".join([row[0].strip().ljust(label), *map(str.rjust, row[1:], widths)]).rstrip() for row in texts]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def latex(text: str) -> str:
+    """Return text as LaTeX prints it."""
+    return text.translate(_LATEX)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:

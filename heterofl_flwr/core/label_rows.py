@@ -156,9 +156,7 @@ def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str
     names = list(layers)
     inputs = [layer.in_features for layer in layers.values()]
     heads = [name for name in unshrunk if unshrunk[name].out_features not in inputs[names.index(name) + 1 :]]
-    if len(unshrunk) < 2 or not heads:
-        return list(unshrunk)[-1:]
-    if len(unshrunk) == len(layers):
+    if heads and len(unshrunk) == len(layers):
         last_head = heads[-1]
         parent, features = last_head.rpartition(".")[0], unshrunk[last_head].in_features
         return [name for name in heads if (name.rpartition(".")[0], unshrunk[name].in_features) == (parent, features)]

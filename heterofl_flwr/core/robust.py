@@ -77,8 +77,6 @@ class RobustMean:
     @torch.no_grad()
     def add(self, reply: CheckedReply) -> None:
         """Store a client's change, with NaN in rows that do not count."""
-        if reply.weight == 0:
-            return
         if reply.weight != 1:
             raise ConfigError(f"a robust mean counts each client once; found the weight {reply.weight:g}, expected 1")
         changes = {}

@@ -107,7 +107,7 @@ _CAUSES = {
 
 def _explain(error: Exception, layer: nn.Module) -> str:
     """Return why a model cannot be run without values, and a remedy."""
-    text = first_line(error)
+    text = first_line(error).rstrip(".")
     match, cause = next((match, cause) for pattern, cause in _CAUSES.items() if (match := re.search(pattern, text)))
     remedy = (
         f"say by torch's own operators how the axes of the layer's output depend on its inputs and parameters: "

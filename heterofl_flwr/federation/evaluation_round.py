@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import median, quantiles
 
 from heterofl_flwr.common.errors import Fault, ReplyError, RoundError, listed
 from heterofl_flwr.core.levels import level_name
@@ -15,10 +15,11 @@ from heterofl_flwr.federation.evaluation import (
     Answer,
     minority_headlines,
     split_metrics,
+    values_by_metric,
+    weighted_means,
 )
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.federation.round import values_by_metric, weighted_means
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
 from heterofl_flwr.stages.privacy_accountant import MOMENTS, Spent, clip_moments, noise_moments
@@ -195,7 +196,10 @@ class EvaluationRound:
             for node_id, (number, metrics) in answers.items()
             if number and LOCAL_ACCURACY in metrics.get(None, {})
         ]
-        log.worst_client = min((pair for pair in accuracies if not math.isnan(pair[0])), default=(0.0, None))[1]
+        accuracies = [pair for pair in accuracies if not math.isnan(pair[0])]
+        log.worst_client = min(accuracies, default=(0.0, None))[1]
+        if len(accuracies) > 1:
+            log.accuracy_deciles = tuple(quantiles([pair[0] for pair in accuracies], n=10, method="inclusive"))
         if self._note_coverage():
             log.partial = tuple(scores)
             logger.warning(

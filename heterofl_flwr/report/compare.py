@@ -1,11 +1,14 @@
 """Comparison of several runs: one table and one page, with means over seeds and paired differences."""
 
+import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, cast
+
+from matplotlib.ticker import FuncFormatter
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import to_json, write_atomic
@@ -17,7 +20,7 @@ from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
 from heterofl_flwr.report.page import render_page
 from heterofl_flwr.report.summary import Cells, price_text
-from heterofl_flwr.runs.costs import bytes_sent
+from heterofl_flwr.runs.costs import bytes_sent, count_macs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline, points, scores
 from heterofl_flwr.settings.flat import flatten
@@ -27,6 +30,12 @@ QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t distribution, from one degree of freedom on."""
 LEAST_SEEDS = 3
 NORMAL_QUANTILE = 2.228  # of ten degrees of freedom: wider than needed beyond
+
+TEXTS = {
+    "round": "{} of each run.",
+    "bytes": "{} of each run over what its clients received and sent.",
+    "MACs": "{} of each run over the multiplications of all its trainings, of one example each.",
+}
 
 HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
@@ -112,25 +121,42 @@ def _mean(metric: str, values: Sequence[float]) -> str:
 
 def _price(folder: RunFolder) -> str:
     """Return the price of a run whose settings name a mix."""
+    mix, widths = _mix(folder)
+    return price_text(mix, folder.history(), folder.costs(), widths)
+
+
+def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:
+    """Return the mix of a run, and which inner widths its clients train."""
     settings = flatten(folder.settings())
-    mix = Mix.parse(str(settings.get("mix", "a")))
-    return price_text(mix, folder.history(), folder.costs(), cast("InnerWidths", settings.get("train.distill", "none")))
+    return Mix.parse(str(settings.get("mix", "a"))), cast("InnerWidths", settings.get("train.distill", "none"))
 
 
 def _draw(folders: Sequence[RunFolder]) -> Iterator[Drawing]:
     """Yield the headline metric of each run over rounds, bytes and multiplications."""
     curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {"round": {}, "bytes": {}, "MACs": {}}
     metric = next(filter(None, (headline(folder.history()) for folder in folders)), "")
-    for folder in folders:
+    names = [folder.path.resolve().name for folder in folders]
+    parts = [re.split("[-_]", name) for name in names]
+    common = set(parts[0]).intersection(*parts)
+    labels = ["-".join(part for part in of_name if part not in common) for of_name in parts]
+    labels = labels if len(set(labels)) == len(names) else names
+    for folder, name in zip(folders, labels, strict=True):
         records, costs = folder.history(), folder.costs()
         values = [record.evaluate.get(metric) for record in records]
-        name = folder.path.resolve().name
         curves["round"][name] = points([record.server_round for record in records], values)
         curves["bytes"][name] = points(list(accumulate(bytes_sent(records))), values)
-        if costs and all(rate in costs.by_rate for record in records for rate in record.rates.values()):
-            macs = [sum(costs.by_rate[rate].macs for rate in record.rates.values()) for record in records]
+        mix, widths = _mix(folder)
+        if (
+            costs
+            and {*mix.rates, *(rate for record in records for rate in record.rates.values())} <= costs.by_rate.keys()
+        ):
+            by_rate = {rate: cost.macs for rate, cost in costs.by_rate.items()}
+            macs = [count_macs(mix, record.rates.values(), by_rate, widths) for record in records]
             curves["MACs"][name] = points(list(accumulate(macs)), values)
-    labels = "round", "bytes sent", "multiplications of one sample for each client"
+    units = "round", "bytes sent", "multiplications"
+    forms = None, formatting.size, formatting.count
     for number, (unit, lines) in enumerate(curves.items()):
-        if figure := draw_curves(lines, metric, labels[number]):
-            yield Drawing(unit.lower(), f"{metric} over {unit}", f"{metric} of each run over {unit}.", figure)
+        if figure := draw_curves(lines, metric, units[number]):
+            if form := forms[number]:
+                figure.axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form(value)))
+            yield Drawing(unit.lower(), f"{metric} over {unit}", TEXTS[unit].format(metric), figure)

@@ -1,6 +1,7 @@
 """The look of figures, and their files."""
 
 import io
+import math
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,6 +23,8 @@ DASHES = ("-", "--", ":")
 SIZE = (4.0, 2.6)  # inches; small, so that text stays readable when a phone shrinks the figure
 SMALL = 9.0  # points
 LINE, MARK = 60, 5  # characters of that size in a line of a legend, and the room that an entry's mark needs
+LINE_HEIGHT = 0.19  # inches
+LONGEST = 40  # characters of a name
 
 
 def series(number: int) -> tuple[str, str]:
@@ -44,15 +47,19 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def add_legend(axes: Axes) -> None:
-    """Put the legend above the axes, where it covers nothing; in as many columns as fit."""
-    handles, names = axes.get_legend_handles_labels()
-    if handles:
+    """Put the legend above the axes, where it covers nothing, in as many columns as fit; the figure grows with it."""
+    (handles, names), figure = axes.get_legend_handles_labels(), axes.get_figure(root=True)
+    if handles and figure:
+        names = [name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}" for name in names]
+        columns = min(len(handles), 6, max(LINE // (max(map(len, names)) + MARK), 1))
+        lines = math.ceil(len(handles) / columns)
+        figure.set_size_inches(SIZE[0], SIZE[1] + LINE_HEIGHT * max(lines - 2, 0))
         axes.legend(
             handles,
             [name.replace("$", r"\$") for name in names],  # between two of them matplotlib reads a formula
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=min(len(handles), 6, max(LINE // (max(map(len, names)) + MARK), 1)),
+            ncols=columns,
             borderaxespad=0.2,
             frameon=False,
             fontsize=SMALL,

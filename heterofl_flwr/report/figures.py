@@ -1,14 +1,17 @@
 """The figures of a run, drawn from its records alone."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from heterofl_flwr.core import formatting
+from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.evaluation import HEADLINE_KINDS
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import summary
@@ -34,6 +37,12 @@ TEXTS = {
     ),
     "levels": ("{kind} by level", "Each level's own model, cut from the global one."),
     "loss": ("Training loss", "Mean over the round's clients, weighted by examples."),
+    "clients": (
+        "Accuracies of clients",
+        "Of the full model on each client's own test set; a tenth of the clients is below the first decile.",
+    ),
+    "participation": ("Trainings of each client", "How often each client was asked to train, at which level."),
+    "time": ("Time of a round", "On the wall clock, with evaluation."),
     "bytes": ("Bytes sent", "Both ways, beside FedAvg with the full-size model on the same clients."),
     "for-time": ("{kind} over simulated time", "Of training on the simulated devices; evaluation takes no time."),
 }
@@ -61,6 +70,9 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
         "learning-curves": draw_curves(_scopes(records, kind, rounds), kind),
         "levels": draw_curves(levels, kind),
         "loss": draw_curves(_losses(records, rounds), "loss"),
+        "clients": draw_curves(_clients(records, rounds), "local accuracy"),
+        "participation": _draw_participation(records),
+        "time": draw_curves({"": (rounds, [record.seconds for record in records])}, "seconds"),
         "bytes": _draw_bytes(records, costs, rounds),
         "for-time": draw_curves(_scopes(records, kind, times), kind, f"simulated {unit_name}"),
     }
@@ -91,6 +103,31 @@ def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -
     """Return the metric of each scope over what was spent by then; nothing where nothing was spent."""
     metrics = {scope: [record.evaluate.get(f"{scope}-{kind}") for record in records] for scope in SCOPES}
     return {scope: points(spent, values) for scope, values in metrics.items()} if any(spent) else {}
+
+
+def _clients(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
+    """Return deciles of the clients' accuracies."""
+    deciles = {"ninth decile": 8, "median": 4, "first decile": 0}
+    values: list[Sequence[float | None]] = [record.accuracy_deciles or [None] * 9 for record in records]
+    return {name: points(rounds, [of_round[index] for of_round in values]) for name, index in deciles.items()}
+
+
+def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
+    """Draw how often each client was asked to train, in colours of the levels."""
+    trainings = Counter(asked for record in records for asked in record.rates.items())
+    clients = sorted({client for client, _ in trainings})
+    if not clients:
+        return None
+    figure, axes = new_axes("client", "trainings")
+    bottom = np.zeros(len(clients))
+    for number, rate in enumerate(sorted({rate for _, rate in trainings}, reverse=True)):
+        top = bottom + [trainings[client, rate] for client in clients]
+        axes.stairs(top, baseline=bottom, fill=True, color=series(number)[0], label=level_name(rate))
+        bottom = top
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    add_legend(axes)
+    return figure
 
 
 def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -132,6 +132,15 @@ class Price(NamedTuple):
     macs_share: float
 
 
+def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], widths: InnerWidths = "none") -> float:
+    """Return the multiplications of trainings of these rates with one example each, from those of a model by rate."""
+    return sum(
+        number * passes * macs[inner]
+        for rate, number in Counter(rates).items()
+        for inner, passes in mean_passes(widths, rate, mix.rates).items()
+    )
+
+
 def price(
     mix: Mix, rates: Sequence[float], costs: Mapping[float, tuple[float, float]], widths: InnerWidths = "none"
 ) -> Price:
@@ -151,10 +160,7 @@ def price(
         Smaller models inside a client's that a step trains too (``train.distill``).
     """
     trainings, holders = Counter(rates), dict(zip(mix.rates, accumulate(mix.shares), strict=True))
-    passes = {rate: mean_passes(widths, rate, mix.rates) for rate in trainings}
     sent = sum(number * costs[rate][0] for rate, number in trainings.items())
-    macs = sum(
-        number * runs * costs[inner][1] for rate, number in trainings.items() for inner, runs in passes[rate].items()
-    )
+    macs = count_macs(mix, rates, {rate: cost[1] for rate, cost in costs.items()}, widths)
     alone = [len(rates) * sum(share * costs[rate][kind] for rate, share in holders.items()) for kind in (0, 1)]
     return Price(1 / sum(holders.values()), sent / alone[0], macs / alone[1])

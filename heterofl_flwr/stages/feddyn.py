@@ -34,7 +34,7 @@ class ClientFedDyn(ClientStage):
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
         """Note the new g."""
         received = context.received()
-        for name, trained in update.tensors.items():
+        for name, trained in update.tensors.items() if update.num_examples else ():
             theta = received[name]
             context.state[name] = context.stored(name, theta) - self.alpha * (trained - theta)
         return update

@@ -30,6 +30,8 @@ class ClientScaffold(ClientStage):
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
         """Set ``c_i = c_i - c + (x - y_i) / (K * learning rate)``."""
+        if not update.num_examples:
+            return update
         if context.total_step <= 0:
             raise ConfigError("scaffold: the penalty was not in the client's loss, so its steps are not known")
         received = context.received()
@@ -64,7 +66,8 @@ class Scaffold(StatefulStage):
     def on_reply(self, update: Update, context: RoundContext) -> Update:
         """Reject a reply without the length of its steps."""
         step = update.fields.get(STEP)
-        if not isinstance(step, float) or not 0.999 * context.learning_rate <= step < math.inf:
+        is_valid = isinstance(step, float) and 0.999 * context.learning_rate <= step < math.inf
+        if update.weight and not is_valid:  # a client without examples takes no step
             raise ReplyError(f"{STEP} is {step!r}, expected the learning rate {context.learning_rate:g} or more")
         return update
 

@@ -96,6 +96,11 @@ class ClientSecureSum(RespondingStage):
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
         """Mask the change; leave out the client's classes, number of examples and metrics."""
+        if not update.num_examples:
+            raise ConfigError(
+                "SecureSum counts every masked change once, so a client with num_examples=0 leaves the round; expected "
+                "num_examples of 1 or more"
+            )
 
         def fill(roster: Roster, held: Plan, clients: int) -> Words:
             received, trained = context.received(), update.tensors

@@ -30,7 +30,7 @@ class Update:
     labels
         The classes whose rows of the classifier count; None for all rows.
     weight
-        The client's weight in the mean.
+        The client's weight in the mean; 0 for a client without examples, whose update is checked and not used.
     form, scales
         Form of the encoding, and its step sizes.
     client
@@ -158,7 +158,7 @@ class ServerStage:
         return update
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Use an update that has entered the mean, after ``on_reply`` of all stages."""
+        """Use an update that has entered the mean, after ``on_reply`` of all stages; its weight is above 0."""
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the new model from the mean of the round; entries without a holder keep their value."""

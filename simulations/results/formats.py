@@ -2,21 +2,11 @@
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from heterofl_flwr.core.formatting import NOTHING, render
+from heterofl_flwr.core.formatting import NOTHING, latex, render
 from simulations.results.statistics import Interval, Summary
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{letter: rf"\{letter}" for letter in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-}
-_SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +29,9 @@ def to_markdown(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """Return a ``table`` that needs no package."""
-    caption = escape(" ".join(filter(None, [f"{table.title}.", table.note])))
-    # A bracket after the end of a row would be taken for its optional argument, so every row begins with braces.
-    header, *rows = (f"{{}}{' & '.join(map(escape, row))} \\\\" for row in (table.header, *table.rows))
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{caption}}}",
-            rf"\label{{{table.label}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-            *(r"\hline", header, r"\hline", *rows, r"\hline"),
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def escape(text: str) -> str:
-    """Return text as LaTeX prints it."""
-    return _SPECIAL.sub(lambda match: _LATEX[match[0]], text)
+    caption = latex(" ".join(filter(None, [f"{table.title}.", table.note])))
+    parts = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{table.label}}}"]
+    return "\n".join([*parts, render(table.header, table.rows, "latex"), r"\end{table}", ""])
 
 
 def to_csv(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:

@@ -35,16 +35,31 @@ def test_long_lists_of_numbers_are_short():
     assert text.numbers(range(0, 40, 2), limit=3) == "0, 2, 4 and 17 more"
 
 
+LATEX = r"""\begin{tabular}{lr}
+\hline
+{}name & n \\
+\hline
+{}a & 1 \\
+{}long & 22 \\
+\hline
+\end{tabular}"""
+
+
 @pytest.mark.parametrize(
     ("style", "expected"),
     [
         ("table", "name   n\n--------\na      1\nlong  22"),
         ("csv", "name,n\na,1\nlong,22"),
         ("markdown", "| name | n |\n| --- | ---: |\n| a | 1 |\n| long | 22 |"),
+        ("latex", LATEX),
     ],
 )
 def test_tables(style, expected):
     assert text.render(["name", "n"], [["a", "1"], ["long", "22"]], style) == expected
+
+
+def test_letters_that_command_latex_are_printed():
+    assert text.latex("5 % ± a_b & {c}^2 \\") == r"5 \% $\pm$ a\_b \& \{c\}\textasciicircum{}2 \textbackslash{}"
 
 
 def test_a_name_in_a_table_does_not_command_the_terminal():

@@ -160,3 +160,14 @@ def test_slices_of_which_none_is_inside_the_other_are_refused():
     for steps, own in ((Clocks(), [tall, wide]), (clocks, [wide])):  # in one step, or one after the other
         with pytest.raises(ConfigError, match="two levels hold different parts"):
             steps.step(own)
+
+
+def test_a_reply_of_weight_0_makes_no_other_reply_stale():
+    state, clocks = {"w": torch.zeros(4)}, Clocks()
+    small, large = (Plan({"w": (Axis(4, size),)}) for size in (2, 4))
+    sent = clocks.snapshot(large, large.extract(state))
+    mean = Aggregation(state, aggregator=partial(StaleMean, clocks=clocks))
+    mean.add(small, {"w": torch.ones(2)})
+    mean.add(large, {"w": torch.ones(4)}, weight=0)
+    assert mean.result()["w"].tolist() == [1, 1, 0, 0]
+    assert clocks.staleness(large, sent) == {large: 0, small: 1}

@@ -54,6 +54,7 @@ def test_a_false_accuracy_is_in_no_mean_and_never_the_worst(value):
     assert record.evaluate["local-accuracy"] == pytest.approx(0.8)
     assert record.evaluate["worst-accuracy"] == 0.8
     assert record.worst_client == 0
+    assert record.accuracy_deciles == pytest.approx([0.8] * 9)
 
 
 def test_the_median_of_clients_stands_beside_the_mean():
