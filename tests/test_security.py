@@ -16,7 +16,7 @@ READERS = [
     for room in (
         *("core", "nn", "adapters", "elastic_models", "stages", "training", "federation", "strategies", "classic"),
         *(f"client/{name}.py" for name in ("instruction", "model", "node_config", "queries", "stages", "task")),
-        *(f"transport/{name}.py" for name in ("messages", "packing", "exchange", "guard")),
+        *(f"transport/{name}.py" for name in ("messages", "packing", "exchange", "relay", "guard")),
         "grids/windowed.py",
     )
     if path.is_relative_to(ROOT / "heterofl_flwr" / room)

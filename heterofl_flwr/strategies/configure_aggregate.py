@@ -35,7 +35,8 @@ from heterofl_flwr.strategies.round_messages import (
     instruction,
 )
 from heterofl_flwr.transport import messages, packing
-from heterofl_flwr.transport.exchange import crosses_superlink, read_each
+from heterofl_flwr.transport.exchange import read_each
+from heterofl_flwr.transport.relay import crosses_superlink
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
 """Function from the records of replies, and the key of their numbers of examples, to a record of metrics, or None."""
