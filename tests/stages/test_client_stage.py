@@ -113,8 +113,8 @@ def test_classes_that_nothing_would_call_are_refused():
     for kind, cause in kinds.items():
         with pytest.raises(ConfigError, match=cause):
             client_stage("refused")(kind)
-    with pytest.raises(ConfigError, match="clip"):
-        client_stage("clip")(Sample)
+    with pytest.raises(ConfigError, match="sample-stage"):
+        client_stage("sample-stage")(Counts)
 
 
 def context(**values):
