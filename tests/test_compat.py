@@ -1,11 +1,17 @@
 """What differs between versions of Flower: stand-ins for old ones, and a warning above the newest that was tested."""
 
+import io
+import json
+import logging
 import re
+import time
 import warnings
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from flwr.common.logger import ConsoleHandler
 
 from heterofl_flwr.transport import compat
 from heterofl_flwr.transport.compat import connect_length_check, get_nodes, has_runtime_client, runtime_client
@@ -81,3 +87,19 @@ def test_lengths_are_known_before_an_answer_is_read():
     hooks["response"][1](SimpleNamespace(headers={}))
     assert lengths == [12, 0]
     assert not connect_length_check(OldGrid(), lengths.append)
+
+
+def test_log_lines_are_json_objects_with_the_traceback(monkeypatch):
+    written = io.StringIO()
+    handler = ConsoleHandler(stream=written)
+    monkeypatch.setattr(logging.getLogger("flwr"), "handlers", [handler])
+    compat.set_log_format("json")
+    try:
+        raise ValueError("a 'quoted' cause")
+    except ValueError:
+        logging.getLogger("flwr").exception('round %d: "camera"\nis away', 3)
+    (line,) = map(json.loads, written.getvalue().splitlines())
+    assert (line["level"], line["logger"]) == ("ERROR", "flwr")
+    assert line["message"].startswith('round 3: "camera"\nis away\nTraceback')
+    assert "a 'quoted' cause" in line["message"]
+    assert abs(datetime.fromisoformat(line["time"]).timestamp() - time.time()) < 600

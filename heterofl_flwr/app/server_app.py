@@ -17,8 +17,8 @@ from heterofl_flwr.common.errors import ConfigError, extra
 from heterofl_flwr.common.options import pick, values
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.federation.callbacks import RoundCallback, RunState
 from heterofl_flwr.federation.options import Averaging, Slicing, Training
-from heterofl_flwr.federation.records import RoundCallback, RunState
 from heterofl_flwr.federation.summary import count_releases
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, TrainingCost
@@ -35,14 +35,14 @@ from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages
-from heterofl_flwr.transport.compat import show_times_in_log
+from heterofl_flwr.transport.compat import set_log_format
 from heterofl_flwr.transport.exchange import Relay
 
 logger = logging.getLogger(__name__)
 
 MAY_DIFFER_ON_RESUME = (
     *("num-rounds", "run.resume", "run.dir", "data.root", "sample.min-nodes", "sample.min-replies", "sample.wait"),
-    *("engine.device", "engine.window", "engine.timeout", "run.metrics-address"),
+    *("engine.device", "engine.window", "engine.timeout", "run.metrics-address", "run.log"),
 )
 
 RESUMED: Mapping[str, Any] = {
@@ -58,13 +58,14 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run HeteroFL."""
-    show_times_in_log()
+    workload = load_workload(context.run_config)
+    set_log_format(workload.settings.run.log)
     ours = logging.getLogger("heterofl_flwr")
     if not ours.handlers:  # its messages appear where Flower's do
         ours.handlers = list(logging.getLogger("flwr").handlers)
         ours.setLevel(logging.INFO)
         ours.propagate = False
-    run(grid, load_workload(context.run_config))
+    run(grid, workload)
 
 
 def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:

@@ -1,7 +1,7 @@
 """Levels of clients: the rate at which each client trains in a round, by the mix, its capacity and its seat."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
@@ -38,11 +38,15 @@ class Levels:
         except Exception as error:  # a user's ``build`` may raise any error for a rate that it does not support
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
-    def assign_seats(self) -> None:
-        """Under *Fix*, assign a rate to the seat of each new node, so that no report changes another client's rate."""
+    def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
+        """Set the nodes that are there, with the names of newcomers; each gets a seat.
+
+        Under *Fix* each seat has a rate, so that no report changes the rate of another client.
+        """
+        if not self._nodes.update(present, names, server_round) or self._assignment != "fix":
+            return
         rates, node_ids = self._nodes.seat_rates, sorted(self._nodes.order, key=self._nodes.seat)
-        joining = [node_id for node_id in node_ids if node_id not in rates]
-        if self._assignment == "fix" and joining:
+        if joining := [node_id for node_id in node_ids if node_id not in rates]:
             taken = [rates[node_id] for node_id in node_ids if node_id in rates]
             rates.update(zip(joining, joining_rates(self._mix, taken, len(joining)), strict=True))
 
@@ -87,7 +91,8 @@ class Levels:
 
     def trainable_nodes(self, node_ids: Sequence[int]) -> list[int]:
         """Return the clients that can be sampled to train; fail if there is none."""
-        trainable = [node_id for node_id in node_ids if self.can_train(node_id)]
+        idle = {node_id for node_id in self._nodes if not self.can_train(node_id)}  # of those that have answered
+        trainable = [node_id for node_id in node_ids if node_id not in idle] if idle else list(node_ids)
         if not trainable:
             raise RoundError(
                 f"none of {len(node_ids)} clients can train, as they can hold no rate of the mix {self._mix}: add a "
@@ -104,7 +109,8 @@ class Levels:
         holders = max((stage.needs.holders for stage in self._options.stages), default=0)
         if purpose == "train" and (least := min(holders, number)):
             rates = {node_id: self.rate(server_round, node_id) for node_id in node_ids}
-            largest = [node_id for node_id in node_ids if rates[node_id] == max(rates.values())]
+            largest_rate = max(rates.values())
+            largest = [node_id for node_id in node_ids if rates[node_id] == largest_rate]
             sampled = draw(self._in_order(largest), least, "largest", server_round, seed=self._seed)
         rest = [node_id for node_id in node_ids if node_id not in sampled] if sampled else node_ids
         number -= len(sampled)

@@ -209,6 +209,8 @@ class RunSettings(Group):
     """what is called with the record of each round"""
     metrics_address: value_types.Text = ""
     """where the server serves the run's metrics and health over HTTP, such as 127.0.0.1:9090; '': nowhere"""
+    log: Literal["text", "json"] = "text"
+    """form of the ServerApp's log lines under 'flwr run': text, or a JSON object each"""
 
 
 class Settings(Group):

@@ -13,10 +13,11 @@ from flwr.serverapp.strategy import Strategy
 from heterofl_flwr.common.errors import Fault, HeteroFLError, RoundError
 from heterofl_flwr.core.moving_slices import window_number
 from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.federation.callbacks import RoundCallback, check_callbacks
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
-from heterofl_flwr.federation.records import RoundCallback, RoundRecord, check_callbacks, check_metrics
+from heterofl_flwr.federation.records import RoundRecord, check_metrics
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.nn.moments import Moments
@@ -216,7 +217,7 @@ class RoundHooks(Strategy):
         sampled = current.slices[node_id]
         client = self._train_config(current, node_id, sampled.rate)
         full_config = {**config, **client, **stage_config}
-        message = instruction(self.train_kind, node_id, slices.level_record(sampled.plan, sampled.rate), full_config)
+        message = instruction(self.train_kind, node_id, slices.level_arrays(sampled.plan, sampled.rate), full_config)
         if self.chain.broadcast:
             message.content[messages.BROADCAST] = slices.broadcast(sampled.plan, self.chain.broadcast)
         return message
@@ -224,7 +225,7 @@ class RoundHooks(Strategy):
     def sent_bytes(self, slices: Slices, plan: Plan, rate: float) -> int:
         """Return the bytes of the tensors in a training instruction."""
         broadcast = [slices.broadcast(plan, self.chain.broadcast)] if self.chain.broadcast else []
-        return sum(map(packing.count_bytes, (slices.level_record(plan, rate), *broadcast)))
+        return sum(map(packing.count_bytes, (slices.level_arrays(plan, rate), *broadcast)))
 
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
         """Return the config of a training instruction."""
@@ -304,7 +305,7 @@ class RoundHooks(Strategy):
             full_config = {**config, **client, **extra, messages.RATES: list(rates)}
             if rates[0] == federation.mix.global_rate:
                 full_config |= moved
-            record = slices.level_record(federation.architecture.plan(rates[0]), rates[0])
+            record = slices.level_arrays(federation.architecture.plan(rates[0]), rates[0])
             message = instruction(kind, node_id, record, full_config)
             if self.options.slicing.by_level and len(rates) > 1:
                 message.content[messages.LEVELS] = slices.level_parameters(rates[1:])

@@ -124,11 +124,11 @@ class NodeRegistration:
     def _look(self) -> tuple[set[int], set[int]]:
         """Return the nodes that are there, and which of them are new."""
         present = {*self._grid.get_node_ids()}
-        newcomers = self._nodes.newcomers(present)
+        newcomers = present - self._nodes.present
         names: Mapping[int, str] = {}
         if newcomers:
             names = {node.node_id: getattr(node, "name", "") for node in get_nodes(self._grid)}
-        self._federation.update_nodes(present, names, self._server_round)
+        self._federation.levels.update_nodes(present, names, self._server_round)
         return present, newcomers
 
     def _query(self, node_ids: Sequence[int], seconds: Callable[[], float]) -> dict[int, Capability | Fault]:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, Fault, RoundError, name_faults
 from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.stages.client_stage import Fields, State
 from heterofl_flwr.stages.conversation import Questions
@@ -137,7 +137,13 @@ class RoundMessages:
                 f"them, and they can be read once: let an overriding method begin with replies = list(replies)"
             )
         ids = {message.metadata.dst_node_id: message.metadata for message in self.sent}
-        for node_id, fault in read_each(self.sent, replies, read):
+
+        def read_timed(node_id: int, reply: Message) -> None:
+            read(node_id, reply)
+            if isinstance(current, Round):
+                current.note_clock(node_id, ids[node_id].created_at, reply.metadata.created_at)
+
+        for node_id, fault in read_each(self.sent, replies, read_timed):
             if fault is None:
                 continue
             received = self._received.get(ids[node_id].message_id) if fault.kind == "silent" else None
@@ -179,17 +185,17 @@ class Slices:
         self._records = {global_plan: arrays} if is_exact else {}
         self._broadcasts: dict[Plan, ArrayRecord] = {}
 
-    def record(self, plan: Plan) -> ArrayRecord:
+    def arrays(self, plan: Plan) -> ArrayRecord:
         """Return the record of a slice."""
         if plan not in self._records:
             self._records[plan] = ArrayRecord(plan.extract(self.state))
         return self._records[plan]
 
-    def level_record(self, plan: Plan, rate: float) -> ArrayRecord:
+    def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
         """Return the record of a level's slice, with the parameters of which the level has values of its own."""
         tensors = self._level_tensors(rate)
         if not tensors:
-            return self.record(plan)
+            return self.arrays(plan)
         if rate not in self._levels:
             self._levels[rate] = ArrayRecord({**plan.extract(self.state), **tensors})
         return self._levels[rate]

@@ -11,7 +11,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, check_count
-from heterofl_flwr.federation.records import Progress, RoundCallback, RunState, check_metrics, host_log, name_callbacks
+from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, name_callbacks
+from heterofl_flwr.federation.records import check_metrics, host_log
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.summary import log_summary
 from heterofl_flwr.stages.client_stage import State

@@ -19,7 +19,7 @@ import logging
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -31,7 +31,8 @@ from flwr.serverapp.strategy import Result
 
 from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Slicing, Windowed
 from heterofl_flwr.client.queries import answer_capability
-from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
+from heterofl_flwr.federation.callbacks import Progress, RoundCallback
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages
@@ -60,6 +61,7 @@ class Measured(NamedTuple):
 class Named:
     """Gives the nodes of a grid registered names, in an order that is not that of their ids."""
 
+    @cache  # noqa: B019 - what a SuperLink has in its database is not made for each run
     def get_nodes(self) -> Any:
         ids = list(self.get_node_ids())  # type: ignore[attr-defined]
         return [SimpleNamespace(node_id=node_id, name=f"node-{number:07}") for number, node_id in enumerate(ids)]

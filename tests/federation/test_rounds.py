@@ -1,6 +1,7 @@
 """A round of the Message API on LocalGrid: who trains at which rate, on what, and what becomes of it."""
 
 import gc
+import time
 import weakref
 from functools import cache, partial
 
@@ -21,7 +22,8 @@ from heterofl_flwr import (
 )
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError, RoundError
-from heterofl_flwr.federation.records import RunState
+from heterofl_flwr.federation.callbacks import RunState
+from heterofl_flwr.transport.compat import set_metadata
 from tests.federation.tiny import Shuffled, Tiny, Watched, add_one, build, build_normed, equal, make_app, play, untimed
 
 
@@ -229,9 +231,17 @@ def in_double(message, context):
     return reply
 
 
+def wrong_clock(message, context, seconds):
+    reply = add_one(message, context)
+    set_metadata(reply, created_at=time.time() + seconds)
+    return reply
+
+
 @pytest.mark.parametrize(
     ("train", "upload", "remark"),
     [(in_double, "float32", "sent float64")]
+    + [(partial(wrong_clock, seconds=60), "float32", "over 2 s ahead of the server's")]
+    + [(partial(wrong_clock, seconds=-600), "float32", "over 2 s behind the server's")]
     + [(untrained, upload, "trained nothing") for upload in ("float32", "float16", "int8")],
 )
 def test_an_unusual_reply_is_named_once(train, upload, remark, caplog):

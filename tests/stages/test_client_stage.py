@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from heterofl_flwr.client.stages import ClientChain
 from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.nn.penalty import Penalty, Quadratic
 from heterofl_flwr.stages.client_stage import (
-    ClientChain,
     ClientContext,
     ClientStage,
     Outgoing,
