@@ -66,11 +66,8 @@ class Chain:
 
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
         """Begin a round; ``remote`` is True if clients are on other machines."""
-        state, limits, sums_changes = (
-            context.state,
-            dict(self._limits),
-            any(stage.needs.changes for stage in self.stages),
-        )
+        state, limits = context.state, dict(self._limits)
+        sums_changes = any(stage.needs.changes for stage in self.stages)
         if remote and not limits["norm_bound"] and not sums_changes:
             limits["norm_bound"] = REMOTE_CHANGE * max(
                 1.0, math.hypot(*(tensor.norm().item() for tensor in state.values()))

@@ -84,15 +84,11 @@ def overrides(stage: ServerStage, method: str) -> bool:
 def _faults_of_class(stage: ServerStage) -> Iterator[str]:
     """Yield methods of a stage that nothing calls, each with its place."""
     name, kind = stage_name(stage), type(stage)
-    for method in (method for method in CLIENT_METHODS if callable(getattr(kind, method, None))):
-        yield (
-            f"{name}.{method} is not called on the server; it belongs in a ClientStage, which {name}.client() returns"
-        )
+    homes = dict.fromkeys(CLIENT_METHODS, f" on the server; it belongs in a ClientStage, which {name}.client() returns")
     if not isinstance(stage, Conversation):
-        for method in (
-            method for method in ("before", "after", "open_aggregator") if callable(getattr(kind, method, None))
-        ):
-            yield f"{name}.{method} is not called; it belongs in a Conversation"
+        homes |= dict.fromkeys(("before", "after", "open_aggregator"), "; it belongs in a Conversation")
+    for method in (method for method in homes if callable(getattr(kind, method, None))):
+        yield f"{name}.{method} is not called{homes[method]}"
     client = stage.client()
     if client is None:
         if overrides(stage, "broadcast"):

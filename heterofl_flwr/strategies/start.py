@@ -24,6 +24,7 @@ from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.exchange import exchange
 from heterofl_flwr.transport.guard import guard
 from heterofl_flwr.transport.relay import Costs
+from heterofl_flwr.transport.tensor_array import pack_tensors
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 ShouldStop = Callable[[int, Result], bool]
@@ -85,9 +86,9 @@ class FederationStrategy(RoundHooks):
             self.reset()
         else:
             self._load(resume)
-            initial_arrays, first_round = ArrayRecord(dict(resume.state)), resume.server_round + 1
+            initial_arrays, first_round = pack_tensors(resume.state), resume.server_round + 1
         if initial_arrays is None:
-            initial_arrays = packing.move_to_record(self.federation.architecture.initial_state())
+            initial_arrays = pack_tensors(self.federation.architecture.initial_state())
         result = Result(arrays=initial_arrays)
         del initial_arrays, resume  # this frame would keep them until the end of the run
         guarded = guard(grid, self.largest_reply)
