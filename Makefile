@@ -30,7 +30,7 @@ demo: $(READY)  ## twenty virtual clients of five sizes train one digit classifi
 	$(VENV)/bin/heterofl run --grid ray
 
 # Coverage makes tests take half as long again, so it is measured where it must be complete, and only there.
-test: test-core  ## tests of every capability, three minutes on two cores; all lines of core are covered
+test: test-core  ## tests of every capability, about three minutes on two cores; all lines of core are covered
 	$(PYTEST) -m "not slow and not release" --ignore=tests/core
 
 test-core: $(READY)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.slice_plan import Plan as Plan
     from heterofl_flwr.elastic_models.elastic_model import elastic as elastic
     from heterofl_flwr.federation.admission import Limits as Limits
+    from heterofl_flwr.federation.callbacks import RoundCallback as RoundCallback
     from heterofl_flwr.federation.evaluation import Evaluation as Evaluation
     from heterofl_flwr.federation.options import Averaging as Averaging
     from heterofl_flwr.federation.options import Slicing as Slicing
     from heterofl_flwr.federation.options import Training as Training
     from heterofl_flwr.federation.options import multi_step as multi_step
-    from heterofl_flwr.federation.records import RoundCallback as RoundCallback
     from heterofl_flwr.federation.sampling import Sampling as Sampling
     from heterofl_flwr.grids.devices import DeviceProfile as DeviceProfile
     from heterofl_flwr.grids.devices import Devices as Devices
@@ -86,7 +86,7 @@ _HOMES = {
     "Quadratic": "nn.penalty",
     "RayGrid": "grids.ray_grid",
     "Robust": "core.robust",
-    "RoundCallback": "federation.records",
+    "RoundCallback": "federation.callbacks",
     "RoundContext": "stages.server_stage",
     "Sampling": "federation.sampling",
     "Scaffold": "stages.scaffold",

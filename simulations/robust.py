@@ -30,7 +30,7 @@ from heterofl_flwr.common.files import write_atomic
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Split, load_dataset
-from heterofl_flwr.federation.records import Progress, RoundCallback
+from heterofl_flwr.federation.callbacks import Progress, RoundCallback
 from heterofl_flwr.nn import collect_moments, with_static_norm
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.runs.origin import command

@@ -9,7 +9,7 @@ from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.client.load_model import for_evaluation, load_parameters
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.user_code import load_function
-from heterofl_flwr.federation.records import RoundCallback
+from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report import Costs, MLflow, Monitor, Recorder, RunFolder, TensorBoard, WandB
 from heterofl_flwr.settings.flat import to_flat

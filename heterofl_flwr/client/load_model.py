@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.common.named_tensors import entries_under
+from heterofl_flwr.core.aggregation import name_misfits
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.moving_slices import make_slice_function
 from heterofl_flwr.core.randomness import initial_state
-from heterofl_flwr.core.reply_checks import name_misfits
 from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.execution import device_of
@@ -61,7 +61,7 @@ def load_models(
         Parameters of smaller models that are not slices of the largest one, by ``rate/parameter``.
     """
     for rate in instruction.rates:
-        model = new_model(build, rate)
+        model = new_model(build, rate, to_load=True)
         is_largest = rate == instruction.rate
         if is_largest and instruction.frozen_base and fingerprint(model) != instruction.frozen_base:
             raise ReplyError(
@@ -100,8 +100,8 @@ def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
 
 
 def sent_tensor(parameter: Tensor) -> Tensor:
-    """Return a parameter as it travels."""
-    return parameter.detach().to("cpu", exchanged_dtype(parameter))
+    """Return a copy of a parameter as it travels."""
+    return torch.empty(parameter.shape, dtype=exchanged_dtype(parameter)).copy_(parameter.detach())
 
 
 def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:

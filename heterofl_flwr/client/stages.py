@@ -1,19 +1,95 @@
 """Client stages of an instruction: the penalty that they add to the loss, and the update that they send."""
 
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.client.load_model import check_not_lost
 from heterofl_flwr.client.state import NodeFiles
-from heterofl_flwr.common.errors import ReplyError
-from heterofl_flwr.nn.penalty import Penalty, Quadratic
-from heterofl_flwr.stages.client_stage import ClientChain, ClientContext, Fields, Outgoing
+from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.common.named_tensors import entries_under
+from heterofl_flwr.nn.penalty import Penalty, Quadratic, Term
+from heterofl_flwr.stages.client_stage import ClientContext, ClientStage, Fields, Outgoing, RespondingStage, State
 from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.transport import messages
+
+
+class ClientChain:
+    """The client stages of one task, in the order of the server's chain.
+
+    Parameters
+    ----------
+    stages : Sequence[ClientStage]
+        The stages that the instruction names.
+    context : ClientContext
+        Their context; ``state`` and ``broadcast`` are those of all stages, by ``stage/name``.
+    """
+
+    def __init__(self, stages: Sequence[ClientStage], context: ClientContext) -> None:
+        self.stages, self._context = stages, context
+        self.state: State = dict(context.state)
+
+    def context_of(self, stage: ClientStage, total_step: float = 0.0) -> ClientContext:
+        """Return the context of one stage, with its part of the state and of the broadcast tensors."""
+        start = f"{stage.registered_name}/"
+        return replace(
+            self._context,
+            total_step=total_step,
+            state=entries_under(start, self.state),
+            broadcast=entries_under(start, self._context.broadcast),
+        )
+
+    def penalty(self) -> Penalty:
+        """Return the sum of the penalties."""
+        quadratics: list[Quadratic] = []
+        terms: list[Term] = []
+        for stage in self.stages:
+            context = self.context_of(stage)
+            if type(stage).penalty is not ClientStage.penalty:
+                terms.append(partial(_penalty_of, stage, context))
+            elif (quadratic := stage.quadratic(context)) is not None:
+                quadratics.append(quadratic)
+        return Penalty(Quadratic.sum(quadratics) if quadratics else None, terms)
+
+    @property
+    def penalising(self) -> list[str]:
+        """Names of the stages that add a penalty to the loss."""
+        defaults = ClientStage.penalty, ClientStage.quadratic
+        kinds = {stage.registered_name: type(stage) for stage in self.stages}
+        return [name for name, kind in kinds.items() if (kind.penalty, kind.quadratic) != defaults]
+
+    @property
+    def stateful(self) -> list[str]:
+        """Names of the stages that keep tensors from task to task."""
+        return [stage.registered_name for stage in self.stages if stage.stateful]
+
+    def on_update(self, update: Outgoing, total_step: float = 0.0) -> Outgoing:
+        """Return the update that the client sends, and note the new state of the stages."""
+        for stage in self.stages:
+            context, name = self.context_of(stage, total_step), f"{type(stage).__name__}.on_update"
+            update = stage.on_update(update, context)
+            if not isinstance(update, Outgoing):
+                raise ConfigError(f"{name} returned {type(update).__name__}; expected Outgoing")
+            if context.state and not stage.stateful:
+                raise ConfigError(f"{name} keeps state; expected stateful = True in {type(stage).__name__}")
+            self.state |= {f"{stage.registered_name}/{key}": tensor for key, tensor in context.state.items()}
+        return update
+
+    def answer(self) -> dict[str, object]:
+        """Return the answers of the stages to the message."""
+        answers: dict[str, object] = {}
+        for stage in self.stages:
+            if isinstance(stage, RespondingStage):
+                answers |= stage.answer(self.context_of(stage))
+        return answers
+
+
+def _penalty_of(stage: ClientStage, context: ClientContext, model: nn.Module) -> Tensor | float:
+    return stage.penalty(model, context)
 
 
 class StageRunner:

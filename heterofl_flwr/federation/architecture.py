@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, RoundError
+from heterofl_flwr.core.aggregation import value_faults
 from heterofl_flwr.core.channel_order import ChannelOrder
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint, frozen_parameters
 from heterofl_flwr.core.label_rows import find_label_rows
@@ -23,7 +24,6 @@ from heterofl_flwr.core.moving_slices import (
     window_number,
 )
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
-from heterofl_flwr.core.reply_checks import value_faults
 from heterofl_flwr.core.slice_plan import ALL, Plan, check_patterns, is_shared, shared_part
 from heterofl_flwr.federation.options import Options
 from heterofl_flwr.nn.buffers import find_channel_tables

@@ -1,7 +1,7 @@
 """Levels of clients: the rate at which each client trains in a round, by the mix, its capacity and its seat."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
@@ -38,9 +38,12 @@ class Levels:
         except Exception as error:  # a user's ``build`` may raise any error for a rate that it does not support
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
-    def assign_seats(self) -> None:
-        """Under *Fix*, assign a rate to the seat of each new node, so that no report changes another client's rate."""
-        if self._assignment != "fix":
+    def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
+        """Set the nodes that are there, with the names of newcomers; each gets a seat.
+
+        Under *Fix* each seat has a rate, so that no report changes the rate of another client.
+        """
+        if not self._nodes.update(present, names, server_round) or self._assignment != "fix":
             return
         rates, node_ids = self._nodes.seat_rates, sorted(self._nodes.order, key=self._nodes.seat)
         if joining := [node_id for node_id in node_ids if node_id not in rates]:

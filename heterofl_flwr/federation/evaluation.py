@@ -1,5 +1,6 @@
-"""Options of evaluation, and the names of its metrics."""
+"""Options of evaluation, and the names and means of its metrics."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -90,3 +91,29 @@ def minority_headlines(answers: Sequence[Answer]) -> set[str]:
 def is_share(key: str) -> bool:
     """Whether a metric, also of a level, is one of ``SHARES``."""
     return split_metric(key)[0].rpartition("/")[2] in SHARES
+
+
+def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the mean of each metric over the clients that report it, weighted by examples.
+
+    NaN is left out, so that one client cannot spoil the mean of all, unless every value is NaN.
+    """
+    return {
+        key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
+        for key, pairs in values_by_metric(answers).items()
+    }
+
+
+def majority_means(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the weighted means without headline metrics of a minority of the clients."""
+    dropped = minority_headlines(answers)
+    return {name: mean for name, mean in weighted_means(answers).items() if name not in dropped}
+
+
+def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:
+    """Return examples and values by metric, of clients with examples; NaN only if all values are."""
+    by_metric: dict[str, list[tuple[float, float]]] = {}
+    for number, metrics in answers:
+        for key in metrics if number > 0 else ():
+            by_metric.setdefault(key, []).append((number, metrics[key]))
+    return {key: [pair for pair in pairs if not math.isnan(pair[1])] or pairs for key, pairs in by_metric.items()}

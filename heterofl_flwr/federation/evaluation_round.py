@@ -15,10 +15,11 @@ from heterofl_flwr.federation.evaluation import (
     Answer,
     minority_headlines,
     split_metrics,
+    values_by_metric,
+    weighted_means,
 )
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.federation.round import values_by_metric, weighted_means
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
 from heterofl_flwr.stages.privacy_accountant import MOMENTS, Spent, clip_moments, noise_moments

@@ -11,10 +11,10 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule
 from heterofl_flwr.federation.admission import Answers, admit, check_faults
 from heterofl_flwr.federation.architecture import Architecture
+from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.federation.client_levels import Levels
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment
-from heterofl_flwr.federation.records import RunState
 from heterofl_flwr.stages.server_stage import stage_name
 
 
@@ -92,11 +92,6 @@ class Federation:
         self.nodes.load(state.trained, state.dealt, state.nodes)
         self.run_key = self.run_key if state.run_key is None else state.run_key
 
-    def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
-        """Set the nodes that are there, with the names of newcomers; each gets a seat, and under *Fix* its rate."""
-        if self.nodes.update(present, names, server_round):
-            self.levels.assign_seats()
-
     def register(
         self, answers: Answers, names: Mapping[int, str] | None = None, present: Collection[int] | None = None
     ) -> None:
@@ -104,7 +99,7 @@ class Federation:
 
         Clients without a usable answer get the mix's smallest rate, unless they are too many.
         """
-        self.update_nodes({*self.nodes.order, *answers} if present is None else present, names or {})
+        self.levels.update_nodes({*self.nodes.order, *answers} if present is None else present, names or {})
         names = {node_id: self.nodes.registered_name(node_id) for node_id in answers}
         unusable = Capability(capacity=self.mix.rates[-1])
         admitted, faults = admit(

@@ -15,7 +15,7 @@ from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.architecture import State
-from heterofl_flwr.federation.evaluation import Answer, minority_headlines
+from heterofl_flwr.federation.evaluation import Answer, majority_means
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.federation.sampling import least_replies
@@ -301,10 +301,10 @@ class Round:
         if (self._lost and not present) or self._chain.skipped:
             return
         least = least_replies(min_replies, min(self.needed, present))
-        faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))
         if replies >= least:
             self._check_weights()
             return
+        faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))
         raise RoundError(
             f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
             f"least {least}: correct the errors of the others, or let rounds go on with fewer (min_replies or "
@@ -318,29 +318,3 @@ class Round:
                 f"round {self.server_round}: all {len(self.answers)} clients count 0 examples, so none of them counts: "
                 f"let reply have the number of examples that a client trained on (num_examples)"
             )
-
-
-def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the mean of each metric over the clients that report it, weighted by examples.
-
-    NaN is left out, so that one client cannot spoil the mean of all, unless every value is NaN.
-    """
-    return {
-        key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
-        for key, pairs in values_by_metric(answers).items()
-    }
-
-
-def majority_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the weighted means without headline metrics of a minority of the clients."""
-    dropped = minority_headlines(answers)
-    return {name: mean for name, mean in weighted_means(answers).items() if name not in dropped}
-
-
-def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:
-    """Return examples and values by metric, of clients with examples; NaN only if all values are."""
-    by_metric: dict[str, list[tuple[float, float]]] = {}
-    for number, metrics in answers:
-        for key in metrics if number > 0 else ():
-            by_metric.setdefault(key, []).append((number, metrics[key]))
-    return {key: [pair for pair in pairs if not math.isnan(pair[1])] or pairs for key, pairs in by_metric.items()}

@@ -18,7 +18,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import DAMAGED, files_by_round, to_json, write_atomic
 from heterofl_flwr.common.named_tensors import pack
-from heterofl_flwr.federation.records import RunState
+from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.stages.privacy_accountant import Releases
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,8 @@ from heterofl_flwr.common.files import (
     to_json,
     write_atomic,
 )
-from heterofl_flwr.federation.records import RoundRecord, RunState
+from heterofl_flwr.federation.callbacks import RunState
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.origin import command, commit, machine

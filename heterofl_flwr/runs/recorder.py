@@ -5,7 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from heterofl_flwr.common.errors import ConfigError, check_count
-from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
+from heterofl_flwr.federation.callbacks import Progress, RoundCallback
+from heterofl_flwr.federation.records import RoundRecord, State
 from heterofl_flwr.runs.costs import Costs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import save_models

@@ -1,32 +1,22 @@
 """The chain: server stages around the mean that sums the updates of a round."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.common.named_tensors import entries_under
-from heterofl_flwr.core.aggregation import Aggregation
+from heterofl_flwr.core.aggregation import Aggregation, value_faults
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
-from heterofl_flwr.core.reply_checks import value_faults
-from heterofl_flwr.stages.client_stage import (
-    CLIENT_METHODS,
-    CLIENT_STAGES,
-    Fields,
-    RespondingStage,
-    State,
-    write_stages,
-)
+from heterofl_flwr.stages.chain_checks import Kind, check_chain, find_summing, overrides
+from heterofl_flwr.stages.client_stage import Fields, State, write_stages
 from heterofl_flwr.stages.conversation import Conversation, Questions
 from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update, stage_name
-
-Kind = Literal["counting", "robust", "asynchronous", "other"]
-"""The mean of a chain, in words."""
 
 Expected = TypeVar("Expected")
 
@@ -48,74 +38,17 @@ class Chain:
         largest: float = float("inf"),
         norm_bound: float = 0.0,
     ) -> None:
-        self.stages, self._open_aggregator, self._kind, self._weights = tuple(stages), aggregator, kind, weights
+        self.stages, self._open_aggregator = tuple(stages), aggregator
         self._extra_rows, self._limits = extra_rows, {"largest": largest, "norm_bound": norm_bound}
-        self._check()
+        check_chain(self.stages, aggregator, kind, weights)
         self._aggregation: Aggregation  # from opening to closing
         self._context: RoundContext
         self._broadcast: State = {}
 
-    def _check(self) -> None:
-        """Raise one error for all stages that do not fit together; each with its remedy."""
-        faults = [fault for stage in self.stages for fault in _faults_of_class(stage)]
-        if faults:
-            raise ConfigError("; ".join(faults))
-        names = [stage_name(stage) for stage in self.stages]
-        faults += [
-            f"{name}: two stages have this name; expected one, or different names (ServerStage.name)"
-            for name in sorted({name for name in names if names.count(name) > 1})
-        ]
-        halves = [client.registered_name for stage in self.stages if (client := stage.client()) is not None]
-        faults += [
-            f"{name}: two stages have this client half; expected one of them"
-            for name in sorted({name for name in halves if halves.count(name) > 1})
-        ]
-        if len(steps := {stage_name(stage): 1 for stage in self.stages if stage.needs.steps}) > 1:
-            faults.append(f"{', '.join(steps)}: each steps along what the mean changes; expected one of them")
-        for stage in self.stages:
-            faults += self._faults(stage)
-        faults += self._faults_of_sum()
-        if self._kind == "robust" and self._weights != "equal":
-            faults.append("robust: a client that says its own weight outvotes others; expected weights='equal'")
-        if faults:
-            raise ConfigError("; ".join(faults))
-
-    def _faults(self, stage: ServerStage) -> Iterator[str]:
-        """Yield the needs of a stage that this chain does not meet."""
-        needs, name, kind = stage.needs, stage_name(stage), self._kind
-        if needs.counting_mean and kind != "counting":
-            remedy = {
-                "robust": "robust=None (server.robust=none)",
-                "asynchronous": "rounds that wait (asynchronous.size=0)",
-                "other": "aggregator=CountingMean (server.aggregator=counting-mean)",
-            }[kind]
-            yield f"{name} fits the counting mean; expected {remedy}"
-        if kind == "asynchronous" and isinstance(stage, Conversation):
-            yield f"{name} asks the clients of a round together; expected rounds that wait (asynchronous.size=0)"
-        if needs.equal_weights and self._weights != "equal":
-            yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
-        if needs.steps and not getattr(self._open_aggregator, "by_entry", True):
-            yield (
-                f"{name} steps along what the mean changes, and this aggregator computes new factors in each round, so "
-                f"that their entries have no direction; expected no {name}"
-            )
-        if _overrides(stage, "on_added") and any(rule.needs.changes for rule in self.stages):
-            yield f"{name} uses single replies, which have no noise; expected privacy.noise=0"
-
-    def _faults_of_sum(self) -> Iterator[str]:
-        """Yield conflicts with a conversation, which hides single replies."""
-        summing = self.summing
-        if summing is None:
-            return
-        for stage in self.stages:
-            reads = (stage.reads_replies and _overrides(stage, "on_reply")) or _overrides(stage, "on_added")
-            if stage is not summing and reads:
-                yield f"{stage_name(stage)} reads replies, which {stage_name(summing)} hides; expected one of them"
-
     @property
     def summing(self) -> Conversation | None:
         """The stage that sums replies itself; None without one."""
-        return next((stage for stage in self.stages if isinstance(stage, Conversation)), None)
+        return find_summing(self.stages)
 
     def instruction(self) -> Fields:
         """Return the config entries that name the client stages, with their fields."""
@@ -133,11 +66,8 @@ class Chain:
 
     def open(self, context: RoundContext, *, remote: bool = False) -> None:
         """Begin a round; ``remote`` is True if clients are on other machines."""
-        state, limits, sums_changes = (
-            context.state,
-            dict(self._limits),
-            any(stage.needs.changes for stage in self.stages),
-        )
+        state, limits = context.state, dict(self._limits)
+        sums_changes = any(stage.needs.changes for stage in self.stages)
         if remote and not limits["norm_bound"] and not sums_changes:
             limits["norm_bound"] = REMOTE_CHANGE * max(
                 1.0, math.hypot(*(tensor.norm().item() for tensor in state.values()))
@@ -176,7 +106,7 @@ class Chain:
 
     def add(self, update: Update) -> None:
         """Add a client's update to the mean; if it does not fit, raise ``ReplyError`` and change nothing."""
-        stages: list[ServerStage] = [stage for stage in reversed(self.stages) if _overrides(stage, "on_reply")]
+        stages: list[ServerStage] = [stage for stage in reversed(self.stages) if overrides(stage, "on_reply")]
         if self.summing:
             stages = [self.summing]
         context = self._context
@@ -188,7 +118,7 @@ class Chain:
             update.plan, update.tensors, labels=update.labels, weight=update.weight, sent=update.version
         )
         for stage in self.stages:
-            if update.weight and _overrides(stage, "on_added"):
+            if update.weight and overrides(stage, "on_added"):
                 stage.on_added(update, context)
 
     @property
@@ -200,7 +130,7 @@ class Chain:
         """Return the new model, and end the round."""
         holders, new = self._aggregation.holders, self._aggregation.result()
         for stage in self.stages:
-            if not _overrides(stage, "on_mean"):
+            if not overrides(stage, "on_mean"):
                 continue
             new = _expect(dict, stage.on_mean(new, holders, self._context), f"{stage_name(stage)}.on_mean")
             if fault := next(value_faults(new), None):
@@ -257,35 +187,6 @@ class Chain:
             )
         for stage in self.stages:
             stage.load(entries_under(f"{stage_name(stage)}/", state))
-
-
-def _overrides(stage: ServerStage, method: str) -> bool:
-    return getattr(type(stage), method) is not getattr(ServerStage, method)
-
-
-def _faults_of_class(stage: ServerStage) -> Iterator[str]:
-    """Yield methods of a stage that nothing calls, each with its place."""
-    name, kind = stage_name(stage), type(stage)
-    for method in (method for method in CLIENT_METHODS if callable(getattr(kind, method, None))):
-        yield (
-            f"{name}.{method} is not called on the server; it belongs in a ClientStage, which {name}.client() returns"
-        )
-    if not isinstance(stage, Conversation):
-        for method in (
-            method for method in ("before", "after", "open_aggregator") if callable(getattr(kind, method, None))
-        ):
-            yield f"{name}.{method} is not called; it belongs in a Conversation"
-    client = stage.client()
-    if client is None:
-        if _overrides(stage, "broadcast"):
-            yield f"{name}.broadcast is not called, as {name}.client() returns None; expected a ClientStage"
-        if isinstance(stage, Conversation):
-            yield f"{name}.client() returns None; expected a RespondingStage"
-        return
-    if isinstance(stage, Conversation) and not isinstance(client, RespondingStage):
-        yield f"{name}.client() returns {type(client).__name__}; expected a RespondingStage"
-    if CLIENT_STAGES.get(getattr(client, "registered_name", "")) is not type(client):
-        yield f"{name}.client() returns {type(client).__name__}, without a name; expected @client_stage('name') on it"
 
 
 def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, Tensor]:

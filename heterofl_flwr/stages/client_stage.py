@@ -6,8 +6,7 @@ A server names client stages and sends their fields; the code is what the client
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, fields, is_dataclass
 from reprlib import repr as short_repr
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -15,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
-from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.label_rows import Labels
-from heterofl_flwr.nn.penalty import Penalty, Quadratic, Term
+from heterofl_flwr.nn.penalty import Quadratic
 from heterofl_flwr.secure.client import NodeRecords
 
 KEY = "client-stages"
@@ -249,77 +247,3 @@ def _read_field(key: str, value: object, kind: type[Value]) -> Value:
     if type(value) is not kind or not bounded:
         raise ReplyError(f"the server sent {short_repr(value)} as {key}, expected a finite {kind.__name__}")
     return value
-
-
-class ClientChain:
-    """The client stages of one task, in the order of the server's chain.
-
-    Parameters
-    ----------
-    stages : Sequence[ClientStage]
-        The stages that the instruction names.
-    context : ClientContext
-        Their context; ``state`` and ``broadcast`` are those of all stages, by ``stage/name``.
-    """
-
-    def __init__(self, stages: Sequence[ClientStage], context: ClientContext) -> None:
-        self.stages, self._context = stages, context
-        self.state: State = dict(context.state)
-
-    def context_of(self, stage: ClientStage, total_step: float = 0.0) -> ClientContext:
-        """Return the context of one stage, with its part of the state and of the broadcast tensors."""
-        start = f"{stage.registered_name}/"
-        return replace(
-            self._context,
-            total_step=total_step,
-            state=entries_under(start, self.state),
-            broadcast=entries_under(start, self._context.broadcast),
-        )
-
-    def penalty(self) -> Penalty:
-        """Return the sum of the penalties."""
-        quadratics: list[Quadratic] = []
-        terms: list[Term] = []
-        for stage in self.stages:
-            context = self.context_of(stage)
-            if type(stage).penalty is not ClientStage.penalty:
-                terms.append(partial(_penalty_of, stage, context))
-            elif (quadratic := stage.quadratic(context)) is not None:
-                quadratics.append(quadratic)
-        return Penalty(Quadratic.sum(quadratics) if quadratics else None, terms)
-
-    @property
-    def penalising(self) -> list[str]:
-        """Names of the stages that add a penalty to the loss."""
-        defaults = ClientStage.penalty, ClientStage.quadratic
-        kinds = {stage.registered_name: type(stage) for stage in self.stages}
-        return [name for name, kind in kinds.items() if (kind.penalty, kind.quadratic) != defaults]
-
-    @property
-    def stateful(self) -> list[str]:
-        """Names of the stages that keep tensors from task to task."""
-        return [stage.registered_name for stage in self.stages if stage.stateful]
-
-    def on_update(self, update: Outgoing, total_step: float = 0.0) -> Outgoing:
-        """Return the update that the client sends, and note the new state of the stages."""
-        for stage in self.stages:
-            context, name = self.context_of(stage, total_step), f"{type(stage).__name__}.on_update"
-            update = stage.on_update(update, context)
-            if not isinstance(update, Outgoing):
-                raise ConfigError(f"{name} returned {type(update).__name__}; expected Outgoing")
-            if context.state and not stage.stateful:
-                raise ConfigError(f"{name} keeps state; expected stateful = True in {type(stage).__name__}")
-            self.state |= {f"{stage.registered_name}/{key}": tensor for key, tensor in context.state.items()}
-        return update
-
-    def answer(self) -> dict[str, object]:
-        """Return the answers of the stages to the message."""
-        answers: dict[str, object] = {}
-        for stage in self.stages:
-            if isinstance(stage, RespondingStage):
-                answers |= stage.answer(self.context_of(stage))
-        return answers
-
-
-def _penalty_of(stage: ClientStage, context: ClientContext, model: nn.Module) -> Tensor | float:
-    return stage.penalty(model, context)

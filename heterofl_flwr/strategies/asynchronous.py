@@ -157,7 +157,7 @@ class Steps:
             current.begin(node_id)
             sampled = current.slices[node_id]
             # The snapshot shares the memory of the record, which all clients of this plan get.
-            version = clocks.snapshot(sampled.plan, packing.read_tensors(slices.record(sampled.plan)))
+            version = clocks.snapshot(sampled.plan, packing.read_tensors(slices.arrays(sampled.plan)))
             current.begin(node_id, replace(sampled, sent=version))
         sent = [self._strategy.train_message(current, node_id, slices, self._config, {}) for node_id in drawn]
         ids = list(self._grid.push_messages(sent)) if sent else []

@@ -13,10 +13,11 @@ from flwr.serverapp.strategy import Strategy
 from heterofl_flwr.common.errors import Fault, HeteroFLError, RoundError
 from heterofl_flwr.core.moving_slices import window_number
 from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.federation.callbacks import RoundCallback, check_callbacks
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
-from heterofl_flwr.federation.records import RoundCallback, RoundRecord, check_callbacks, check_metrics
+from heterofl_flwr.federation.records import RoundRecord, check_metrics
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.nn.moments import Moments
@@ -35,6 +36,7 @@ from heterofl_flwr.strategies.round_messages import (
 )
 from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.exchange import crosses_superlink, read_each
+from heterofl_flwr.transport.tensor_array import pack_tensors
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
 """Function from the records of replies, and the key of their numbers of examples, to a record of metrics, or None."""
@@ -106,7 +108,7 @@ class RoundHooks(Strategy):
         """Return the parameters to evaluate and save; stages such as ``MovingAverage`` change them."""
         state = packing.read_tensors(arrays)
         evaluated = self.chain.evaluated(state)
-        return arrays if evaluated is state else ArrayRecord(evaluated)
+        return arrays if evaluated is state else pack_tensors(evaluated)
 
     @property
     def current(self) -> Round | EvaluationRound | None:
@@ -207,7 +209,7 @@ class RoundHooks(Strategy):
         apply = partial(channel_order.apply, order)
         self.chain.reorder(apply, {name: tensor.shape for name, tensor in state.items()})
         self.moments = {}  # of the channels in their earlier places
-        return ArrayRecord({name: apply(name, tensor) for name, tensor in state.items()})
+        return pack_tensors({name: apply(name, tensor) for name, tensor in state.items()})
 
     def train_message(
         self, current: Round, node_id: int, slices: Slices, config: ConfigRecord, stage_config: Fields
@@ -216,7 +218,7 @@ class RoundHooks(Strategy):
         sampled = current.slices[node_id]
         client = self._train_config(current, node_id, sampled.rate)
         full_config = {**config, **client, **stage_config}
-        message = instruction(self.train_kind, node_id, slices.level_record(sampled.plan, sampled.rate), full_config)
+        message = instruction(self.train_kind, node_id, slices.level_arrays(sampled.plan, sampled.rate), full_config)
         if self.chain.broadcast:
             message.content[messages.BROADCAST] = slices.broadcast(sampled.plan, self.chain.broadcast)
         return message
@@ -224,7 +226,7 @@ class RoundHooks(Strategy):
     def sent_bytes(self, slices: Slices, plan: Plan, rate: float) -> int:
         """Return the bytes of the tensors in a training instruction."""
         broadcast = [slices.broadcast(plan, self.chain.broadcast)] if self.chain.broadcast else []
-        return sum(map(packing.count_bytes, (slices.level_record(plan, rate), *broadcast)))
+        return sum(map(packing.count_bytes, (slices.level_arrays(plan, rate), *broadcast)))
 
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
         """Return the config of a training instruction."""
@@ -271,7 +273,7 @@ class RoundHooks(Strategy):
         metrics = self._aggregate_metrics(self._train_metrics_fn, current.answers, self.log.train)
         if self.round_messages is not None:
             self.round_messages.current = None
-        return packing.move_to_record(state), metrics
+        return pack_tensors(state), metrics
 
     @as_flower_error()
     def configure_evaluate(
@@ -304,7 +306,7 @@ class RoundHooks(Strategy):
             full_config = {**config, **client, **extra, messages.RATES: list(rates)}
             if rates[0] == federation.mix.global_rate:
                 full_config |= moved
-            record = slices.level_record(federation.architecture.plan(rates[0]), rates[0])
+            record = slices.level_arrays(federation.architecture.plan(rates[0]), rates[0])
             message = instruction(kind, node_id, record, full_config)
             if self.options.slicing.by_level and len(rates) > 1:
                 message.content[messages.LEVELS] = slices.level_parameters(rates[1:])
@@ -313,13 +315,13 @@ class RoundHooks(Strategy):
         self._collect_moments(opened, current, grid, make_message)
 
         @cache
-        def pack(rates: tuple[float, ...]) -> ArrayRecord:
+        def moments(rates: tuple[float, ...]) -> ArrayRecord:
             return packing.pack_moments({rate: self.moments[rate] for rate in rates})
 
         for node_id, rates in current.rates.items():
             message = make_message(MessageType.EVALUATE, node_id, {})
             if self.moments:
-                message.content[messages.MOMENTS] = pack(rates)
+                message.content[messages.MOMENTS] = moments(rates)
             opened.sent.append(message)
         return list(opened.sent)
 

@@ -18,10 +18,10 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.architecture import Architecture
+from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import Options, Training
-from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.federation.sampling import Participation, Sampling
 from heterofl_flwr.stages.client_stage import FULL_PRECISION

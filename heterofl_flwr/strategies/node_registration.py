@@ -128,7 +128,7 @@ class NodeRegistration:
         names: Mapping[int, str] = {}
         if newcomers:
             names = {node.node_id: getattr(node, "name", "") for node in get_nodes(self._grid)}
-        self._federation.update_nodes(present, names, self._server_round)
+        self._federation.levels.update_nodes(present, names, self._server_round)
         return present, newcomers
 
     def _query(self, node_ids: Sequence[int], seconds: Callable[[], float]) -> dict[int, Capability | Fault]:

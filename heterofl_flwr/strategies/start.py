@@ -11,7 +11,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, check_count
-from heterofl_flwr.federation.records import Progress, RoundCallback, RunState, check_metrics, host_log, name_callbacks
+from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, name_callbacks
+from heterofl_flwr.federation.records import check_metrics, host_log
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.summary import log_summary
 from heterofl_flwr.stages.client_stage import State
@@ -21,6 +22,7 @@ from heterofl_flwr.strategies.round_messages import TRAIN_SHARE
 from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.exchange import Costs, exchange
 from heterofl_flwr.transport.guard import guard
+from heterofl_flwr.transport.tensor_array import pack_tensors
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 ShouldStop = Callable[[int, Result], bool]
@@ -82,9 +84,9 @@ class FederationStrategy(RoundHooks):
             self.reset()
         else:
             self._load(resume)
-            initial_arrays, first_round = ArrayRecord(dict(resume.state)), resume.server_round + 1
+            initial_arrays, first_round = pack_tensors(resume.state), resume.server_round + 1
         if initial_arrays is None:
-            initial_arrays = packing.move_to_record(self.federation.architecture.initial_state())
+            initial_arrays = pack_tensors(self.federation.architecture.initial_state())
         result = Result(arrays=initial_arrays)
         del initial_arrays, resume  # this frame would keep them until the end of the run
         guarded = guard(grid, self.largest_reply)

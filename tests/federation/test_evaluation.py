@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, Error, Message, MetricRecord
 from heterofl_flwr import Evaluation
 from heterofl_flwr.client import Task
 from heterofl_flwr.core.randomness import initial_state
-from heterofl_flwr.federation.records import RunState
+from heterofl_flwr.federation.callbacks import RunState
 from tests.federation.tiny import bare_reply, build, config, crash, make_app, play
 
 

@@ -22,7 +22,7 @@ from heterofl_flwr import (
 )
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError, RoundError
-from heterofl_flwr.federation.records import RunState
+from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.transport.compat import set_metadata
 from tests.federation.tiny import Shuffled, Tiny, Watched, add_one, build, build_normed, equal, make_app, play, untimed
 

@@ -9,7 +9,7 @@ import torch
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import to_json
-from heterofl_flwr.federation.records import RunState
+from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.runs.folder import RunFolder, parse_record
 from heterofl_flwr.runs.models import model_facts
 from heterofl_flwr.runs.origin import commit, machine

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.federation.records import RoundCallback, RunState
+from heterofl_flwr.federation.callbacks import RoundCallback, RunState
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.runs import checkpoint as module
 from heterofl_flwr.runs.checkpoint import load_checkpoint, save_checkpoint

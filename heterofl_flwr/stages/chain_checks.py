@@ -1,0 +1,107 @@
+"""Checks that the stages of a chain fit together, and fit its mean."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core.aggregator import OpenAggregator
+from heterofl_flwr.core.counting_mean import Weights
+from heterofl_flwr.stages.client_stage import CLIENT_METHODS, CLIENT_STAGES, RespondingStage
+from heterofl_flwr.stages.conversation import Conversation
+from heterofl_flwr.stages.server_stage import ServerStage, stage_name
+
+Kind = Literal["counting", "robust", "asynchronous", "other"]
+"""The mean of a chain, in words."""
+
+
+def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind: Kind, weights: Weights) -> None:
+    """Raise one error for all stages that do not fit together; each with its remedy."""
+    faults = [fault for stage in stages for fault in _faults_of_class(stage)]
+    if faults:
+        raise ConfigError("; ".join(faults))
+    names = [stage_name(stage) for stage in stages]
+    faults += [
+        f"{name}: two stages have this name; expected one, or different names (ServerStage.name)"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    halves = [client.registered_name for stage in stages if (client := stage.client()) is not None]
+    faults += [
+        f"{name}: two stages have this client half; expected one of them"
+        for name in sorted({name for name in halves if halves.count(name) > 1})
+    ]
+    if len(steps := {stage_name(stage): 1 for stage in stages if stage.needs.steps}) > 1:
+        faults.append(f"{', '.join(steps)}: each steps along what the mean changes; expected one of them")
+    for stage in stages:
+        faults += _faults(stage, stages, aggregator, kind, weights)
+    faults += _faults_of_sum(stages)
+    if kind == "robust" and weights != "equal":
+        faults.append("robust: a client that says its own weight outvotes others; expected weights='equal'")
+    if faults:
+        raise ConfigError("; ".join(faults))
+
+
+def _faults(
+    stage: ServerStage, stages: Sequence[ServerStage], aggregator: OpenAggregator, kind: Kind, weights: Weights
+) -> Iterator[str]:
+    """Yield the needs of a stage that the chain does not meet."""
+    needs, name = stage.needs, stage_name(stage)
+    if needs.counting_mean and kind != "counting":
+        remedy = {
+            "robust": "robust=None (server.robust=none)",
+            "asynchronous": "rounds that wait (asynchronous.size=0)",
+            "other": "aggregator=CountingMean (server.aggregator=counting-mean)",
+        }[kind]
+        yield f"{name} fits the counting mean; expected {remedy}"
+    if kind == "asynchronous" and isinstance(stage, Conversation):
+        yield f"{name} asks the clients of a round together; expected rounds that wait (asynchronous.size=0)"
+    if needs.equal_weights and weights != "equal":
+        yield f"{name} fits a mean in which each client counts once; expected weights='equal'"
+    if needs.steps and not getattr(aggregator, "by_entry", True):
+        yield (
+            f"{name} steps along what the mean changes, and this aggregator computes new factors in each round, so "
+            f"that their entries have no direction; expected no {name}"
+        )
+    if overrides(stage, "on_added") and any(rule.needs.changes for rule in stages):
+        yield f"{name} uses single replies, which have no noise; expected privacy.noise=0"
+
+
+def _faults_of_sum(stages: Sequence[ServerStage]) -> Iterator[str]:
+    """Yield conflicts with a conversation, which hides single replies."""
+    summing = find_summing(stages)
+    if summing is None:
+        return
+    for stage in stages:
+        reads = (stage.reads_replies and overrides(stage, "on_reply")) or overrides(stage, "on_added")
+        if stage is not summing and reads:
+            yield f"{stage_name(stage)} reads replies, which {stage_name(summing)} hides; expected one of them"
+
+
+def find_summing(stages: Sequence[ServerStage]) -> Conversation | None:
+    """Return the stage that sums replies itself; None without one."""
+    return next((stage for stage in stages if isinstance(stage, Conversation)), None)
+
+
+def overrides(stage: ServerStage, method: str) -> bool:
+    """Whether a stage has a method of its own in place of the default."""
+    return getattr(type(stage), method) is not getattr(ServerStage, method)
+
+
+def _faults_of_class(stage: ServerStage) -> Iterator[str]:
+    """Yield methods of a stage that nothing calls, each with its place."""
+    name, kind = stage_name(stage), type(stage)
+    homes = dict.fromkeys(CLIENT_METHODS, f" on the server; it belongs in a ClientStage, which {name}.client() returns")
+    if not isinstance(stage, Conversation):
+        homes |= dict.fromkeys(("before", "after", "open_aggregator"), "; it belongs in a Conversation")
+    for method in (method for method in homes if callable(getattr(kind, method, None))):
+        yield f"{name}.{method} is not called{homes[method]}"
+    client = stage.client()
+    if client is None:
+        if overrides(stage, "broadcast"):
+            yield f"{name}.broadcast is not called, as {name}.client() returns None; expected a ClientStage"
+        if isinstance(stage, Conversation):
+            yield f"{name}.client() returns None; expected a RespondingStage"
+        return
+    if isinstance(stage, Conversation) and not isinstance(client, RespondingStage):
+        yield f"{name}.client() returns {type(client).__name__}; expected a RespondingStage"
+    if CLIENT_STAGES.get(getattr(client, "registered_name", "")) is not type(client):
+        yield f"{name}.client() returns {type(client).__name__}, without a name; expected @client_stage('name') on it"
