@@ -33,6 +33,8 @@ class RunState:
         The partitions of the clients that have trained, where clients keep something from round to round.
     dealt
         Of how many parts of the data the clients have one each, where all of them say so; else 0.
+    nodes
+        The registered names of the nodes, with the round since which they are away, or 0.
     releases
         The releases with noise that led to the model, those of the models that it was trained from included.
     setup
@@ -48,6 +50,7 @@ class RunState:
     run_key: int | None = None
     trained: Sequence[int] = ()
     dealt: int = 0
+    nodes: Mapping[str, int] = field(default_factory=dict)
     releases: Sequence[Releases] = ()
     setup: Mapping[str, str] = field(default_factory=dict)
     callbacks: Mapping[str, Mapping[str, object]] = field(default_factory=dict)

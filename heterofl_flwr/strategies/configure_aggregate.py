@@ -35,7 +35,8 @@ from heterofl_flwr.strategies.round_messages import (
     instruction,
 )
 from heterofl_flwr.transport import messages, packing
-from heterofl_flwr.transport.exchange import crosses_superlink, read_each
+from heterofl_flwr.transport.exchange import read_each
+from heterofl_flwr.transport.relay import crosses_superlink
 from heterofl_flwr.transport.tensor_array import pack_tensors
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
