@@ -70,7 +70,7 @@ def test_checkpoints_by_time(folder, fake, monkeypatch):
 
 @pytest.mark.parametrize("every", [0, True, 1.5, "10", "0s", "1m", None])
 def test_other_intervals_are_errors(folder, every):
-    with pytest.raises(ConfigError, match="every is .* rounds such as 10, or seconds such as '30s'"):
+    with pytest.raises(ConfigError, match=r"every is .* rounds such as 10, or seconds such as '30s'"):
         Recorder(folder, every=every)
 
 
