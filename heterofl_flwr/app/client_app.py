@@ -95,7 +95,7 @@ def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
         # Not array_records: Flower returns an object there that keeps the message alive until the collector runs.
         record = task.message.content.get(messages.ARRAYS)
         arrays: Mapping[str, Array] = record if isinstance(record, ArrayRecord) else {}
-        is_same = arrays.keys() == previous.keys() and all(arrays[name].data is previous[name].data for name in arrays)
+        is_same = arrays.keys() == previous.keys() and all(arrays[name] is previous[name] for name in arrays)
         is_copy = models and is_same and not task.workload.personal
         models.append(task.load_model(models[-1] if is_copy else None))
         previous = arrays

@@ -139,7 +139,7 @@ class _LastModels:
         instruction = task.instruction
         fields = (instruction.kind, instruction.rates, instruction.slice_rule, instruction.window)
         records = messages.array_records(task.message.content)
-        contents = {name: {key: array.data for key, array in record.items()} for name, record in records.items()}
+        contents = {name: dict(record) for name, record in records.items()}
         key = (task.workload, task.architecture, fields, instruction.frozen_base, contents)
         if key != self._key:
             self._key, self._models = None, []  # before the next models take memory

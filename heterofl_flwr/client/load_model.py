@@ -61,7 +61,7 @@ def load_models(
         Parameters of smaller models that are not slices of the largest one, by ``rate/parameter``.
     """
     for rate in instruction.rates:
-        model = new_model(build, rate)
+        model = new_model(build, rate, to_load=True)
         is_largest = rate == instruction.rate
         if is_largest and instruction.frozen_base and fingerprint(model) != instruction.frozen_base:
             raise ReplyError(
@@ -100,8 +100,8 @@ def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
 
 
 def sent_tensor(parameter: Tensor) -> Tensor:
-    """Return a parameter as it travels."""
-    return parameter.detach().to("cpu", exchanged_dtype(parameter))
+    """Return a copy of a parameter as it travels."""
+    return torch.empty(parameter.shape, dtype=exchanged_dtype(parameter)).copy_(parameter.detach())
 
 
 def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.common.files import CLIENT_STATES, files_by_round, remove, write_atomic
 from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.transport import packing
+from heterofl_flwr.transport.tensor_array import pack_tensors
 
 NODE_STATES = "states-path"
 """Key of the node config that names the folder of states; a server cannot set it."""
@@ -47,7 +48,7 @@ def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[st
         return
     for name in [name for name in context.state if name.startswith(_TENSORS)]:
         del context.state[name]
-    context.state[_record_name(instruction)] = ArrayRecord(dict(tensors))
+    context.state[_record_name(instruction)] = pack_tensors(tensors)
 
 
 class NodeFiles:

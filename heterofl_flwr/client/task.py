@@ -276,7 +276,7 @@ class Task:
     def keep(self, model: nn.Module | None) -> None:
         """Save the layers that stay with the client, and the state of stages; ``reply`` with a model does it too."""
         personal = {
-            name: sent_tensor(parameter).clone()  # the caller may go on training
+            name: sent_tensor(parameter)
             for name, parameter in self._issued.parameters_of(model).items()
             if not self.instruction.travels(name)
         }

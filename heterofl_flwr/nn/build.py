@@ -3,17 +3,20 @@
 import inspect
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
+from contextlib import nullcontext
 from functools import wraps
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from heterofl_flwr.common.errors import ConfigError, first_line
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.nn.models import Build
+from heterofl_flwr.nn.models import Build, is_named
 
 _plans: WeakKeyDictionary[Build, dict[tuple[float, float], Plan]] = WeakKeyDictionary()
 """The plans of each function by two rates; they go with it, as there may be one for each message."""
@@ -56,11 +59,31 @@ def called_with_rate(build: Build) -> Build:
     return called
 
 
-def new_model(build: Build, rate: float) -> nn.Module:
-    """Return a new model of a rate, to train; the global random generators stay as they are."""
+def new_model(build: Build, rate: float, *, to_load: bool = False) -> nn.Module:
+    """Return a new model of a rate, to train; the global random generators stay as they are.
+
+    With ``to_load``, every parameter will be loaded: one of ours then has no initial values, which take most of the
+    time. A user's model has them, because its buffers may depend on them.
+    """
     # What is built in inference mode can never be trained.
-    with torch.inference_mode(False), kept_random_state():
+    values = _NoInitialValues() if to_load and is_named(build) else nullcontext()
+    with torch.inference_mode(False), kept_random_state(), values:
         return build(rate).train()
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves parameters as they are where they would be filled with random numbers."""
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call the function, or return its tensor unchanged."""
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")
+        return tensor if func in _FILLS and isinstance(tensor, nn.Parameter) else func(*args, **kwargs)
+
+
+_FILLS = {nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, Tensor.uniform_, Tensor.normal_}
 
 
 def plan_between(build: Build, top: float, rate: float) -> Plan:

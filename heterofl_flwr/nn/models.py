@@ -157,6 +157,11 @@ def build_model(name: str, **options: object) -> Build:
     return partial(_build, MODELS[name], options)
 
 
+def is_named(build: Build) -> bool:
+    """Whether a function is ``build_model``'s, so that its models have no values but those of their parameters."""
+    return isinstance(build, partial) and build.func is _build
+
+
 def _build(make: Callable[..., nn.Module], options: Mapping[str, object], rate: float) -> nn.Module:
     return make(**options, rate=rate)
 

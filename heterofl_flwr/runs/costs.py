@@ -16,7 +16,7 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
-from heterofl_flwr.transport.packing import count_packed
+from heterofl_flwr.transport.tensor_array import packed_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Costs:
         for rate in new:
             model, cost = build_and_profile(self.build, rate, self._example)
             # As measured of messages, to which it is compared.
-            size = sum(map(count_packed, exchanged_parameters(model).values()))
+            size = sum(map(packed_size, exchanged_parameters(model).values()))
             self._costs[rate] = LevelCost(level_name(rate), rate, cost.parameters, cost.macs, bytes=size)
         return bool(new)
 

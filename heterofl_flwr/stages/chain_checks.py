@@ -67,18 +67,13 @@ def _faults(
 
 def _faults_of_sum(stages: Sequence[ServerStage]) -> Iterator[str]:
     """Yield conflicts with a conversation, which hides single replies."""
-    summing = find_summing(stages)
+    summing = next((stage for stage in stages if isinstance(stage, Conversation)), None)
     if summing is None:
         return
     for stage in stages:
         reads = (stage.reads_replies and overrides(stage, "on_reply")) or overrides(stage, "on_added")
         if stage is not summing and reads:
             yield f"{stage_name(stage)} reads replies, which {stage_name(summing)} hides; expected one of them"
-
-
-def find_summing(stages: Sequence[ServerStage]) -> Conversation | None:
-    """Return the stage that sums replies itself; None without one."""
-    return next((stage for stage in stages if isinstance(stage, Conversation)), None)
 
 
 def overrides(stage: ServerStage, method: str) -> bool:
@@ -89,15 +84,11 @@ def overrides(stage: ServerStage, method: str) -> bool:
 def _faults_of_class(stage: ServerStage) -> Iterator[str]:
     """Yield methods of a stage that nothing calls, each with its place."""
     name, kind = stage_name(stage), type(stage)
-    for method in (method for method in CLIENT_METHODS if callable(getattr(kind, method, None))):
-        yield (
-            f"{name}.{method} is not called on the server; it belongs in a ClientStage, which {name}.client() returns"
-        )
+    homes = dict.fromkeys(CLIENT_METHODS, f" on the server; it belongs in a ClientStage, which {name}.client() returns")
     if not isinstance(stage, Conversation):
-        for method in (
-            method for method in ("before", "after", "open_aggregator") if callable(getattr(kind, method, None))
-        ):
-            yield f"{name}.{method} is not called; it belongs in a Conversation"
+        homes |= dict.fromkeys(("before", "after", "open_aggregator"), "; it belongs in a Conversation")
+    for method in (method for method in homes if callable(getattr(kind, method, None))):
+        yield f"{name}.{method} is not called{homes[method]}"
     client = stage.client()
     if client is None:
         if overrides(stage, "broadcast"):

@@ -35,7 +35,9 @@ from heterofl_flwr.strategies.round_messages import (
     instruction,
 )
 from heterofl_flwr.transport import messages, packing
-from heterofl_flwr.transport.exchange import crosses_superlink, read_each
+from heterofl_flwr.transport.exchange import read_each
+from heterofl_flwr.transport.relay import crosses_superlink
+from heterofl_flwr.transport.tensor_array import pack_tensors
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
 """Function from the records of replies, and the key of their numbers of examples, to a record of metrics, or None."""
@@ -107,7 +109,7 @@ class RoundHooks(Strategy):
         """Return the parameters to evaluate and save; stages such as ``MovingAverage`` change them."""
         state = packing.read_tensors(arrays)
         evaluated = self.chain.evaluated(state)
-        return arrays if evaluated is state else ArrayRecord(evaluated)
+        return arrays if evaluated is state else pack_tensors(evaluated)
 
     @property
     def current(self) -> Round | EvaluationRound | None:
@@ -208,7 +210,7 @@ class RoundHooks(Strategy):
         apply = partial(channel_order.apply, order)
         self.chain.reorder(apply, {name: tensor.shape for name, tensor in state.items()})
         self.moments = {}  # of the channels in their earlier places
-        return ArrayRecord({name: apply(name, tensor) for name, tensor in state.items()})
+        return pack_tensors({name: apply(name, tensor) for name, tensor in state.items()})
 
     def train_message(
         self, current: Round, node_id: int, slices: Slices, config: ConfigRecord, stage_config: Fields
@@ -272,7 +274,7 @@ class RoundHooks(Strategy):
         metrics = self._aggregate_metrics(self._train_metrics_fn, current.answers, self.log.train)
         if self.round_messages is not None:
             self.round_messages.current = None
-        return packing.move_to_record(state), metrics
+        return pack_tensors(state), metrics
 
     @as_flower_error()
     def configure_evaluate(
@@ -314,13 +316,13 @@ class RoundHooks(Strategy):
         self._collect_moments(opened, current, grid, make_message)
 
         @cache
-        def pack(rates: tuple[float, ...]) -> ArrayRecord:
+        def moments(rates: tuple[float, ...]) -> ArrayRecord:
             return packing.pack_moments({rate: self.moments[rate] for rate in rates})
 
         for node_id, rates in current.rates.items():
             message = make_message(MessageType.EVALUATE, node_id, {})
             if self.moments:
-                message.content[messages.MOMENTS] = pack(rates)
+                message.content[messages.MOMENTS] = moments(rates)
             opened.sent.append(message)
         return list(opened.sent)
 

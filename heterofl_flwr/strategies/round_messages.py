@@ -19,6 +19,7 @@ from heterofl_flwr.stages.client_stage import Fields, State
 from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.exchange import query, read_each, reply_or_fault
+from heterofl_flwr.transport.tensor_array import pack_tensors
 
 TRAIN_SHARE = 0.8
 """Fraction of a round's time for training, if clients are asked again after it."""
@@ -188,7 +189,7 @@ class Slices:
     def arrays(self, plan: Plan) -> ArrayRecord:
         """Return the record of a slice."""
         if plan not in self._records:
-            self._records[plan] = ArrayRecord(plan.extract(self.state))
+            self._records[plan] = pack_tensors(plan.extract(self.state))
         return self._records[plan]
 
     def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
@@ -197,12 +198,12 @@ class Slices:
         if not tensors:
             return self.arrays(plan)
         if rate not in self._levels:
-            self._levels[rate] = ArrayRecord({**plan.extract(self.state), **tensors})
+            self._levels[rate] = pack_tensors({**plan.extract(self.state), **tensors})
         return self._levels[rate]
 
     def level_parameters(self, rates: Sequence[float]) -> ArrayRecord:
         """Return the parameters of which levels have values of their own, by ``rate/parameter``."""
-        return ArrayRecord(
+        return pack_tensors(
             {f"{rate}/{name}": tensor for rate in rates for name, tensor in self._level_tensors(rate).items()}
         )
 
@@ -211,7 +212,7 @@ class Slices:
         if plan not in self._broadcasts:
             parameters = {name: name.partition("/")[2] for name in tensors}
             axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}
-            self._broadcasts[plan] = ArrayRecord(Plan(axes).extract(tensors))
+            self._broadcasts[plan] = pack_tensors(Plan(axes).extract(tensors))
         return self._broadcasts[plan]
 
 

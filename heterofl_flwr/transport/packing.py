@@ -17,7 +17,6 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.aggregation import check_names
-from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.label_rows import Labels
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.evaluation import SHARES, is_share
@@ -28,6 +27,7 @@ from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.client_stage import FULL_PRECISION
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.messages import ARRAYS, CHANGES, MASKED, SCALES, SERVER
+from heterofl_flwr.transport.tensor_array import array_size, pack_tensors, read_live
 
 UPLOAD_RECORDS: Mapping[str, tuple[str, ...]] = {
     FULL_PRECISION: (ARRAYS,),
@@ -47,33 +47,17 @@ HEADER_BYTES = 1024
 """More than the header of any array that a client of ours sends."""
 
 
-def move_to_record(state: dict[str, Tensor]) -> ArrayRecord:
-    """Return tensors as a record; each is removed from ``state`` when its bytes are made, to hold none twice."""
-    record = ArrayRecord()
-    for name in list(state):
-        record[name] = Array(state.pop(name))
-    return record
-
-
 def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) -> None:
     """Reject a record with an array larger than its entries in double precision, before anything of it is read."""
     for name, array in record.items():
         most = 8 * entries.get(name, 0) + HEADER_BYTES
-        if len(array.data) > most:
-            raise ReplyError(f"{sender} sent {len(array.data):,} bytes as {name[:80]!r}, expected up to {most:,}")
+        if (size := array_size(array)) > most:
+            raise ReplyError(f"{sender} sent {size:,} bytes as {name[:80]!r}, expected up to {most:,}")
 
 
 def count_bytes(arrays: ArrayRecord) -> int:
     """Return the bytes of a record's arrays, as they travel."""
-    return sum(len(array.data) for array in arrays.values())
-
-
-def count_packed(tensor: Tensor) -> int:
-    """Return the bytes that a tensor has in a record, those of a ``.npy`` file, without packing it."""
-    scalar = torch.zeros((), dtype=exchanged_dtype(tensor)).numpy()
-    array, header = np.broadcast_to(scalar, tuple(tensor.shape)), io.BytesIO()  # which needs no memory of that size
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    return header.tell() + array.nbytes
+    return sum(map(array_size, arrays.values()))
 
 
 @contextmanager
@@ -89,12 +73,17 @@ def reading_arrays(sender: str) -> Iterator[None]:
 
 
 def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]:
-    """Return the tensors of a record, to be read only: they lie where its bytes do. Reject one that is no array."""
+    """Return the tensors of a record, to be read only: it keeps them, or their bytes. Reject one that is no array."""
     expected = "numpy.ndarray"  # how Flower names the only form in which it serialises arrays
     with reading_arrays(sender):
         if unexpected := {array.stype for array in record.values()} - {expected}:
             raise ValueError(f"serialised as {unexpected.pop()!r}, expected {expected!r}")
-        return {name: torch.from_numpy(read_npy(array.data)) for name, array in record.items()}
+        return {name: _read_array(array) for name, array in record.items()}
+
+
+def _read_array(array: Array) -> Tensor:
+    tensor = read_live(array)
+    return torch.from_numpy(read_npy(array.data)) if tensor is None else tensor
 
 
 def read_npy(data: bytes) -> np.ndarray:
@@ -116,8 +105,8 @@ def read_npy(data: bytes) -> np.ndarray:
 
 def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, form: str) -> dict[str, ArrayRecord]:
     """Return what a client sends of its parameters as records, by their names."""
-    records = {UPLOAD_RECORDS[form][0]: ArrayRecord(dict(tensors))}
-    return records if scales is None else {**records, SCALES: ArrayRecord({SCALES: scales})}
+    records = {UPLOAD_RECORDS[form][0]: pack_tensors(tensors)}
+    return records if scales is None else {**records, SCALES: pack_tensors({SCALES: scales})}
 
 
 def unpack_trained(
@@ -145,7 +134,7 @@ def unpack_trained(
 
 def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
     """Return static batch norm moments by rate as one record."""
-    return ArrayRecord(moment_tensors(moments))
+    return pack_tensors(moment_tensors(moments))
 
 
 def moment_tensors(moments: Mapping[float, Moments]) -> dict[str, Tensor]:

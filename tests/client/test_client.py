@@ -162,6 +162,16 @@ class TestModelsToEvaluate:
 
 
 class TestReply:
+    def test_it_stays_as_it_is_when_its_model_is_used_again(self):
+        task = task_of(instruction())
+        model = trained(task)
+        sent = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        reply = task.reply(model, num_examples=1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(7)
+        assert equal(packing.read_tensors(reply.content["arrays"]), sent)
+
     def test_it_brings_parameters_metrics_labels_and_capacity(self):
         message = instruction(0.5, build=build_normed)
         task = task_of(message, build_normed)

@@ -146,6 +146,7 @@ HOSTILE = {
     "NaN": (({**HALVES, "b": HALVES["b"] * torch.nan}, None), "b contains NaN or infinity"),
     "shape": (({**STEPS, "w": STEPS["w"].T}, SCALES), r"w has shape \(3, 2\), expected \(2, 3\)"),
     "few scales": (scales(1, 2), r"of shape \(2,\), expected torch.float32 of shape \(3,\)"),
+    "wide scales": (scales(1, 2, 3, dtype=torch.float64), "its scales are torch.float64 .*, expected torch.float32"),
     "NaN scale": (scales(1, 2, torch.nan), "scales of w are no finite numbers from 0 up"),
     "negative scale": (scales(-1, 2, -3), "scales of b, w are no finite numbers from 0 up"),
 }

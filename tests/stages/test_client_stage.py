@@ -113,8 +113,8 @@ def test_classes_that_nothing_would_call_are_refused():
     for kind, cause in kinds.items():
         with pytest.raises(ConfigError, match=cause):
             client_stage("refused")(kind)
-    with pytest.raises(ConfigError, match="clip"):
-        client_stage("clip")(Sample)
+    with pytest.raises(ConfigError, match="sample-stage"):
+        client_stage("sample-stage")(Counts)
 
 
 def context(**values):
@@ -151,3 +151,12 @@ def test_the_sum_of_quadratic_penalties_has_the_sum_of_the_gradients():
         parameters, aligned.centers, aligned.directions, expected, strict=True
     ):
         torch.testing.assert_close(aligned.strength * (parameter - center) + direction, other)
+
+
+def test_a_penalty_is_that_of_parameters_that_are_trained_and_were_received():
+    model = nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    center = {name: tensor.detach() + 2 for name, tensor in model.named_parameters()}
+    assert Quadratic(0.5, center)(model).item() == pytest.approx(0.25 * 2 * 2**2)  # without the bias
+    with pytest.raises(ConfigError, match=r"Sequential has none of the parameters .* not a wrapper of it"):
+        Quadratic(0.5, center)(nn.Sequential(model))

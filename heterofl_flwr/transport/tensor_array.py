@@ -1,0 +1,91 @@
+"""``TensorArray``: Flower's ``Array`` around a tensor, which needs no bytes while it stays in one process."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from io import BytesIO
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+from heterofl_flwr.core.exchanged import exchanged_dtype
+
+
+class TensorArray(Array):
+    """An ``Array`` that holds a tensor until its bytes are asked for, and the bytes from then on.
+
+    The tensor is shared with whoever made the array and whoever reads it, so none of them may change it. Pickled or
+    copied it is a plain ``Array``.
+    """
+
+    __qualname__ = "Array"  # by which Flower serialises it
+
+    def __init__(self, tensor: Tensor) -> None:
+        dtype = str(tensor.numpy().dtype)
+        self.__dict__.update(dtype=dtype, shape=tuple(tensor.shape), stype="numpy.ndarray", tensor=tensor)
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of a ``.npy`` file."""
+        if (tensor := read_live(self)) is not None:
+            self.data = Array(tensor).data
+        data: bytes = self.__dict__["bytes"]
+        return data
+
+    @data.setter
+    def data(self, data: bytes) -> None:
+        self.__dict__["bytes"] = data
+        self.__dict__["tensor"] = None  # last, for a thread that reads meanwhile
+
+    def numpy(self) -> np.ndarray:
+        """Return a copy as a NumPy array."""
+        tensor = read_live(self)
+        return super().numpy() if tensor is None else tensor.numpy().copy()
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another array, of either class, has equal content."""
+        if not isinstance(other, Array):
+            return NotImplemented
+        return self is other or all(
+            getattr(self, name) == getattr(other, name) for name in ("dtype", "shape", "stype", "data")
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # as Array's: it can change
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return a record of tensors, which nobody may change from now on."""
+    record = ArrayRecord()
+    for name, tensor in tensors.items():
+        record[name] = TensorArray(tensor.detach().cpu().contiguous())
+    return record
+
+
+def read_live(array: Array) -> Tensor | None:
+    """Return the tensor that an array holds; None if it holds bytes."""
+    tensor: Tensor | None = array.__dict__.get("tensor")
+    return tensor
+
+
+def array_size(array: Array) -> int:
+    """Return the bytes of an array as it travels, without making them."""
+    tensor = read_live(array)
+    return len(array.data) if tensor is None else packed_size(tensor)
+
+
+def packed_size(tensor: Tensor) -> int:
+    """Return the bytes that a tensor has in a record, those of a ``.npy`` file, without packing it."""
+    dtype = exchanged_dtype(tensor)
+    return _header_size(dtype, tuple(tensor.shape)) + tensor.numel() * dtype.itemsize
+
+
+@lru_cache(maxsize=4096)
+def _header_size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    header, scalar = BytesIO(), torch.zeros((), dtype=dtype).numpy()
+    array = np.broadcast_to(scalar, shape)  # which needs no memory of that size
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return header.tell()
