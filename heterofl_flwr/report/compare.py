@@ -23,7 +23,7 @@ from heterofl_flwr.report.summary import Cells, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline, points, scores
-from heterofl_flwr.settings.flat import flatten
+from heterofl_flwr.settings.flat import current_names, flatten, from_flat, to_flat
 
 UNCOMPARED = ("seed", "run.dir", "run.resume", "data.root", "engine.window", "sample.min-nodes")
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -97,8 +97,9 @@ def write_comparison(folders: Sequence[RunFolder], path: Path) -> Cells:
 
 
 def _rows(folders: Sequence[RunFolder]) -> dict[str, dict[object, RunFolder]]:
-    """Return the runs by the settings that differ, and by seed."""
-    settings = [flatten(folder.settings()) for folder in folders]
+    """Return the runs by the settings that differ, and by seed; settings that earlier versions lack are the default."""
+    defaults = to_flat(from_flat({}))
+    settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
     keys = dict.fromkeys(key for values in settings for key in values if key not in UNCOMPARED)
     differing = [key for key in keys if len({to_json(values.get(key)) for values in settings}) > 1]
     rows: dict[str, dict[object, RunFolder]] = {}
