@@ -31,7 +31,7 @@ READERS = (
         "training",
     ),
     *(f"client.{name}" for name in ("instruction", "load_model", "node_config", "queries", "stages", "task")),
-    *(f"transport.{name}" for name in ("exchange", "guard", "late_nodes", "messages", "packing")),
+    *(f"transport.{name}" for name in ("exchange", "relay", "guard", "late_nodes", "messages", "packing")),
     "grids.windowed",
 )
 """The rooms and modules between a SuperLink and the new model; what they import of the package is checked too."""

@@ -36,7 +36,7 @@ from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.compat import set_log_format
-from heterofl_flwr.transport.exchange import Relay
+from heterofl_flwr.transport.relay import Relay
 
 logger = logging.getLogger(__name__)
 

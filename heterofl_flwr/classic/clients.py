@@ -15,7 +15,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.compat import set_metadata
-from heterofl_flwr.transport.exchange import crosses_superlink
+from heterofl_flwr.transport.relay import crosses_superlink
 
 _THREADS = 16
 

@@ -25,8 +25,14 @@ from heterofl_flwr.core.moving_slices import (
 )
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.slice_plan import ALL, Plan, check_patterns, is_shared, shared_part
+from heterofl_flwr.federation.architecture_checks import (
+    can_become,
+    check_frozen,
+    check_frozen_values,
+    check_tables,
+    equals,
+)
 from heterofl_flwr.federation.options import Options
-from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import called_with_rate, check_build
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
@@ -189,8 +195,8 @@ class GlobalModel(Architecture):
         model = self.build(rate)
         plan = Plan.of(self.model, model)
         if self.options.slicing.slice_rule != "prefix":
-            self._check_tables(model, rate)
-            self._check_frozen(model, rate)
+            check_tables(self.options.slicing.slice_rule, self.model, model, rate)
+            check_frozen(self.options.slicing.slice_rule, self.model, model, rate)
             plan.check_groups()
         return shared_part(plan, self.shared)
 
@@ -238,7 +244,7 @@ class GlobalModel(Architecture):
     def initial_state(self) -> State:
         """Return the shared parameters of a newly built global model, the same for equal seeds."""
         state = initial_state(self.build, self.mix.global_rate, self.seed)
-        if _equal(state, self.model) and _equal(
+        if equals(state, self.model) and equals(
             initial_state(self.build, self.mix.global_rate, self.seed + 1), self.model
         ):
             logger.warning(
@@ -254,8 +260,8 @@ class GlobalModel(Architecture):
         # A ``state_dict`` lists a tied parameter under each of its names; the last one counts, as in load_state_dict.
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)
-        self._check_frozen_values(tensors)
-        if integers := [name for name, dtype in self.dtypes.items() if not _can_become(tensors[name], dtype)]:
+        check_frozen_values(self._frozen_values, tensors)
+        if integers := [name for name, dtype in self.dtypes.items() if not can_become(tensors[name], dtype)]:
             raise ConfigError(
                 f"initial_arrays has {integers[0]} in {tensors[integers[0]].dtype}, expected "
                 f"{self.dtypes[integers[0]]}: give floating-point numbers, such as ArrayRecord(model.state_dict())"
@@ -274,44 +280,3 @@ class GlobalModel(Architecture):
         names = find_label_rows(self.build, self.mix) if label_rows is None else label_rows
         rows = dict.fromkeys(self._first_names.get(name, name) for name in names)
         return [name for name in rows if is_shared(name, self.shared) and (label_rows or name in exchanged)]
-
-    def _check_tables(self, local: nn.Module, rate: float) -> None:
-        """Raise an error if a client's buffers belong to other channels than the ones it would train."""
-        if tables := find_channel_tables(self.model, local):
-            raise ConfigError(
-                f"slice_rule is {self.options.slicing.slice_rule!r}, but the model's buffers {', '.join(tables[:5])} "
-                f"have entries by channel, of which build({rate:g}) holds the first: they are not sent, so a client "
-                f"would train other channels with them. Expected slice_rule='prefix', or in place of the buffer a "
-                f"parameter, torch.nn.Parameter(...), which is cut as the others"
-            )
-
-    def _check_frozen(self, local: nn.Module, rate: float) -> None:
-        """Raise an error if frozen parameters would be a prefix while the others are another slice."""
-        parameters, part = frozen_parameters(self.model), frozen_parameters(local)
-        if cut := [name for name, parameter in part.items() if parameter.shape != parameters[name].shape]:
-            raise ConfigError(
-                f"slice_rule is {self.options.slicing.slice_rule!r}, but the frozen parameters {', '.join(cut[:5])} "
-                f"are not sent, and build({rate:g}) holds the first of their entries. Expected slice_rule='prefix', or "
-                f"a build that returns heterofl_flwr.core.exchange_frozen(model)"
-            )
-
-    def _check_frozen_values(self, state: Mapping[str, Tensor]) -> None:
-        """Raise an error if a state has other values of frozen parameters than the model that nodes build."""
-        for name, parameter in self._frozen_values.items():
-            if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
-                raise ConfigError(
-                    f"initial_arrays has other values of {name} than build gives it. It is frozen "
-                    f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
-                    f"return heterofl_flwr.core.exchange_frozen(model)"
-                )
-
-
-def _can_become(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor can have another type: numbers with a fraction are not made of others."""
-    return tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)
-
-
-def _equal(state: Mapping[str, Tensor], model: nn.Module) -> bool:
-    """Whether a model has the values of a state; false without parameters."""
-    parameters = exchanged_parameters(model)
-    return bool(state) and all(torch.equal(tensor, parameters[name].to(tensor)) for name, tensor in state.items())

@@ -9,7 +9,6 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.grids.devices import Devices, Turn
 from heterofl_flwr.transport.compat import make_message
-from heterofl_flwr.transport.exchange import Relay
 from heterofl_flwr.transport.messages import (
     METRICS,
     NUM_EXAMPLES,
@@ -25,6 +24,7 @@ from heterofl_flwr.transport.messages import (
     read_value,
 )
 from heterofl_flwr.transport.packing import count_bytes
+from heterofl_flwr.transport.relay import Relay
 
 AWAY = f"{SIMULATED}not available"
 DROPPED_OUT = f"{SIMULATED}dropped out"

@@ -6,7 +6,8 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import check_count
-from heterofl_flwr.transport.exchange import Relay, exchange
+from heterofl_flwr.transport.exchange import exchange
+from heterofl_flwr.transport.relay import Relay
 
 
 class Windowed(Relay):

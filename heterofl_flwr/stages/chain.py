@@ -13,7 +13,7 @@ from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.aggregation import Aggregation, value_faults
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
-from heterofl_flwr.stages.chain_checks import Kind, check_chain, find_summing, overrides
+from heterofl_flwr.stages.chain_checks import Kind, check_chain, overrides
 from heterofl_flwr.stages.client_stage import Fields, State, write_stages
 from heterofl_flwr.stages.conversation import Conversation, Questions
 from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update, stage_name
@@ -48,7 +48,7 @@ class Chain:
     @property
     def summing(self) -> Conversation | None:
         """The stage that sums replies itself; None without one."""
-        return find_summing(self.stages)
+        return next((stage for stage in self.stages if isinstance(stage, Conversation)), None)
 
     def instruction(self) -> Fields:
         """Return the config entries that name the client stages, with their fields."""

@@ -67,18 +67,13 @@ def _faults(
 
 def _faults_of_sum(stages: Sequence[ServerStage]) -> Iterator[str]:
     """Yield conflicts with a conversation, which hides single replies."""
-    summing = find_summing(stages)
+    summing = next((stage for stage in stages if isinstance(stage, Conversation)), None)
     if summing is None:
         return
     for stage in stages:
         reads = (stage.reads_replies and overrides(stage, "on_reply")) or overrides(stage, "on_added")
         if stage is not summing and reads:
             yield f"{stage_name(stage)} reads replies, which {stage_name(summing)} hides; expected one of them"
-
-
-def find_summing(stages: Sequence[ServerStage]) -> Conversation | None:
-    """Return the stage that sums replies itself; None without one."""
-    return next((stage for stage in stages if isinstance(stage, Conversation)), None)
 
 
 def overrides(stage: ServerStage, method: str) -> bool:

@@ -1,4 +1,4 @@
-"""Names of arguments in Flower's two APIs, and the errors for unknown arguments."""
+"""Arguments of strategies: their names in Flower's two APIs, and the errors for unknown and unusable ones."""
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -6,7 +6,11 @@ from functools import wraps
 from inspect import Parameter, signature
 from typing import ParamSpec
 
+from flwr.app import ArrayRecord
+
+from heterofl_flwr.common.errors import ConfigError, check_count
 from heterofl_flwr.common.options import is_group, specs
+from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.federation.sampling import Participation
 
 Arguments = ParamSpec("Arguments")
@@ -61,3 +65,30 @@ def explain_unknown(
         return explained
 
     return decorate
+
+
+def check_arguments(
+    num_rounds: int, initial_arrays: ArrayRecord | None, resume: RunState | None, **functions: object
+) -> None:
+    """Raise ``ConfigError`` for arguments of ``start`` that are of another type, or contradict one another."""
+    check_count("num_rounds", num_rounds, 0)
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise ConfigError(f"{name} is {function!r}; expected a function")
+    if resume is not None and initial_arrays is not None:
+        raise ConfigError("found both resume and initial_arrays: leave out initial_arrays, as resume has the model")
+    if not isinstance(resume, RunState | None):
+        raise ConfigError(
+            f"resume is of type {type(resume).__name__}; expected the state of a run, such as "
+            f"RunFolder(path).load_checkpoint()"
+        )
+    if resume is not None and resume.server_round > num_rounds:
+        raise ConfigError(
+            f"resume is the state after round {resume.server_round}; expected num_rounds of that or more, found "
+            f"{num_rounds}"
+        )
+    if initial_arrays is not None and not isinstance(initial_arrays, ArrayRecord):
+        raise ConfigError(
+            f"initial_arrays is of type {type(initial_arrays).__name__}; expected an ArrayRecord, such as "
+            f"ArrayRecord(model.state_dict())"
+        )

@@ -17,7 +17,8 @@ from heterofl_flwr.strategies.configure_aggregate import RoundHooks, as_flower_e
 from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import Slices
 from heterofl_flwr.transport import packing
-from heterofl_flwr.transport.exchange import cancel, first_replies, reply_or_fault
+from heterofl_flwr.transport.exchange import first_replies, reply_or_fault
+from heterofl_flwr.transport.relay import cancel
 
 OVERDUE_SHARE = 0.25
 """Share of a step's time after which a client without a reply is replaced; its reply still counts if it comes."""

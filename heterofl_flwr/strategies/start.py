@@ -10,18 +10,20 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr.common.errors import ConfigError, ShapeError, check_count
+from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, name_callbacks
 from heterofl_flwr.federation.records import check_metrics, host_log
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.summary import log_summary
 from heterofl_flwr.stages.client_stage import State
+from heterofl_flwr.strategies.arguments import check_arguments
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.configure_aggregate import RoundHooks
 from heterofl_flwr.strategies.round_messages import TRAIN_SHARE
 from heterofl_flwr.transport import messages, packing
-from heterofl_flwr.transport.exchange import Costs, exchange
+from heterofl_flwr.transport.exchange import exchange
 from heterofl_flwr.transport.guard import guard
+from heterofl_flwr.transport.relay import Costs
 from heterofl_flwr.transport.tensor_array import pack_tensors
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -69,7 +71,7 @@ class FederationStrategy(RoundHooks):
             The state of a run that was stopped, such as ``Progress`` or a checkpoint; its next round follows, up to
             ``num_rounds``. A run that has done all its rounds calls only its callbacks.
         """
-        _check_arguments(num_rounds, initial_arrays, resume, evaluate_fn=evaluate_fn, should_stop=should_stop)
+        check_arguments(num_rounds, initial_arrays, resume, evaluate_fn=evaluate_fn, should_stop=should_stop)
         configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         for config in configs:
             messages.check_own_keys(config)
@@ -106,6 +108,7 @@ class FederationStrategy(RoundHooks):
             run_key=self.federation.run_key,
             trained=self.federation.nodes.have_trained() if self.federation.architecture.clients_keep else (),
             dealt=self.federation.nodes.dealt(),
+            nodes=self.federation.nodes.named(),
             releases=self.spent.releases,
             setup=self.federation.setup,
             record=self.log,
@@ -290,30 +293,3 @@ def _has_state(callback: RoundCallback) -> bool:
 def _is_true(value: object) -> bool:
     """Whether a callback's value ends a run: only True does, NumPy's too, as comparisons give; nothing else."""
     return isinstance(value, bool | np.bool_) and bool(value)
-
-
-def _check_arguments(
-    num_rounds: int, initial_arrays: ArrayRecord | None, resume: RunState | None, **functions: object
-) -> None:
-    """Raise ``ConfigError`` for arguments of ``start`` that are of another type, or contradict one another."""
-    check_count("num_rounds", num_rounds, 0)
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise ConfigError(f"{name} is {function!r}; expected a function")
-    if resume is not None and initial_arrays is not None:
-        raise ConfigError("found both resume and initial_arrays: leave out initial_arrays, as resume has the model")
-    if not isinstance(resume, RunState | None):
-        raise ConfigError(
-            f"resume is of type {type(resume).__name__}; expected the state of a run, such as "
-            f"RunFolder(path).load_checkpoint()"
-        )
-    if resume is not None and resume.server_round > num_rounds:
-        raise ConfigError(
-            f"resume is the state after round {resume.server_round}; expected num_rounds of that or more, found "
-            f"{num_rounds}"
-        )
-    if initial_arrays is not None and not isinstance(initial_arrays, ArrayRecord):
-        raise ConfigError(
-            f"initial_arrays is of type {type(initial_arrays).__name__}; expected an ArrayRecord, such as "
-            f"ArrayRecord(model.state_dict())"
-        )

@@ -5,14 +5,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import SILENT, Fault, HeteroFLError, ReplyError, short
-from heterofl_flwr.transport import compat, messages
-from heterofl_flwr.transport.compat import NO_FUNCTION, SUPERLINK_NODE_ID, ErrorCode, Run
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.compat import NO_FUNCTION, SUPERLINK_NODE_ID, ErrorCode
+from heterofl_flwr.transport.relay import Waits, cancel
 
 LONGEST_PAUSE = 1.0
 """Seconds between two looks for replies on a grid that cannot wait for them."""
@@ -39,83 +40,6 @@ GONE = (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE, ErrorCo
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Waits(Protocol):
-    """A grid that can wait for replies: no pauses between looks for them."""
-
-    def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
-        """Wait until all of these messages are answered, or ``timeout`` seconds; return the ids of those that are."""
-
-
-@runtime_checkable
-class Cancels(Protocol):
-    """A grid that can drop messages and their replies; those of Flower cannot."""
-
-    def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages, begun or not, and their replies."""
-
-
-@runtime_checkable
-class Costs(Protocol):
-    """A grid that knows what a round has cost its devices."""
-
-    def take_costs(self) -> Mapping[str, float]:
-        """Return what was spent since the last call, by the names that ``RoundRecord`` has for it."""
-
-
-class Relay(Grid):
-    """Proxy for a grid; subclasses override what they change. The caller closes the grid."""
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-
-    @property
-    def run(self) -> Run:
-        """The run, as the grid has it."""
-        return self._grid.run
-
-    def set_run(self, run: Run) -> None:
-        """Begin another run."""
-        self._grid.set_run(run)
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a new message."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of the nodes that are there."""
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[compat.NodeInfo]:
-        """Return what is known of each node."""
-        return compat.get_nodes(self._grid)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages that are there."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and return the replies."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
-
-    def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages and their replies, if the grid can."""
-        cancel(self._grid, list(message_ids))
-
-
-def crosses_superlink(grid: object) -> bool:
-    """Whether a grid's replies come from other machines, through a SuperLink."""
-    while isinstance(grid, Relay):
-        grid = grid._grid
-    return compat.has_runtime_client(grid)
 
 
 def exchange(
@@ -247,12 +171,6 @@ def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> l
     while not (replies := pulled(grid, message_ids)) and (spent := time.monotonic() - began) < seconds:
         time.sleep(min(pause_after(spent), seconds - spent))
     return replies
-
-
-def cancel(grid: Grid, message_ids: Sequence[str]) -> None:
-    """Drop messages and their replies, if the grid can."""
-    if message_ids and isinstance(grid, Cancels):
-        grid.cancel(message_ids)
 
 
 def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:

@@ -8,8 +8,9 @@ from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
 from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, set_metadata
-from heterofl_flwr.transport.exchange import Relay, exchange, pulled
+from heterofl_flwr.transport.exchange import exchange, pulled
 from heterofl_flwr.transport.messages import QUERY_CAPABILITY, LocalFault, error_reply
+from heterofl_flwr.transport.relay import Relay
 
 GRACE_SECONDS = 10.0
 """Time for a node that is one message behind, beyond twice the time that others take."""

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata, Metric
 
 from heterofl_flwr.common.errors import ConfigError, FaultKind, ReplyError
 from heterofl_flwr.core.slice_plan import ALL
-from heterofl_flwr.stages import client_stage, compress, secure_sum
+from heterofl_flwr.stages import client_stage, compress, secure_sum_client
 from heterofl_flwr.transport import compat
 from heterofl_flwr.transport.compat import ErrorCode
 
@@ -26,7 +26,7 @@ SCHEMA = 2
 ARRAYS = "arrays"
 CHANGES = "changes"
 SCALES = "scales"
-MASKED = secure_sum.FORM
+MASKED = secure_sum_client.FORM
 BROADCAST = "stage-tensors"
 CONFIG = "config"
 METRICS = "metrics"
@@ -52,11 +52,11 @@ RATES = "rates"
 SLICE_RULE = "slice-rule"
 WINDOW = "window"
 MOMENTS_KIND = "moments-kind"
-UPLOAD, CLIENT_STAGES, SECURE_SUM = compress.KEY, client_stage.KEY, secure_sum.KEY
-SECURE_ROSTER, SECURE_CLIENTS = secure_sum.ROSTER, secure_sum.CLIENTS
-SECURE_KEYS, SECURE_SEEDS, SECURE_HASHES = secure_sum.KEYS, secure_sum.SEEDS, secure_sum.HASHES
-SECURE_DIGESTS, SECURE_RUN, SECURE_LAST = secure_sum.DIGESTS, secure_sum.RUN, secure_sum.LAST
-SECURE_PARTS, SECURE_NUMBERS, SECURE_START = secure_sum.PARTS, secure_sum.NUMBERS, secure_sum.NONCE
+UPLOAD, CLIENT_STAGES, SECURE_SUM = compress.KEY, client_stage.KEY, secure_sum_client.KEY
+SECURE_ROSTER, SECURE_CLIENTS = secure_sum_client.ROSTER, secure_sum_client.CLIENTS
+SECURE_KEYS, SECURE_SEEDS, SECURE_HASHES = secure_sum_client.KEYS, secure_sum_client.SEEDS, secure_sum_client.HASHES
+SECURE_DIGESTS, SECURE_RUN, SECURE_LAST = secure_sum_client.DIGESTS, secure_sum_client.RUN, secure_sum_client.LAST
+SECURE_PARTS, SECURE_NUMBERS, SECURE_START = secure_sum_client.PARTS, secure_sum_client.NUMBERS, secure_sum_client.NONCE
 SHARED = "shared"
 TRAINED = "has-trained"
 BASE = "frozen-base"
@@ -64,11 +64,11 @@ SEED_ROWS = "seed-rows"
 TEMPERATURE = "temperature"
 WORK = "work"
 RUN_KEY = "run-key"
-CHECKPOINT_EVERY = "checkpoint-every"
+OLDEST_CHECKPOINT = "oldest-checkpoint"
 
 RESERVED = frozenset(
     {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIENT_STAGES, SHARED, WORK}
-) | {TRAINED, RUN_KEY, CHECKPOINT_EVERY, BASE, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
+) | {TRAINED, RUN_KEY, OLDEST_CHECKPOINT, BASE, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
 """Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
 
 # Keys of metrics.

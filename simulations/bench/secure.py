@@ -24,7 +24,7 @@ from heterofl_flwr.secure.fixed_point import to_steps
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
 from heterofl_flwr.secure.slices import overlap
-from heterofl_flwr.stages.secure_sum import vector_of
+from heterofl_flwr.stages.secure_sum_client import vector_of
 from simulations.bench.measure import Goal
 
 State = Mapping[str, Tensor]

@@ -17,7 +17,7 @@ from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.runs.origin import COMMAND, device_name
 from heterofl_flwr.settings.flat import DEFAULTS, from_flat
 from heterofl_flwr.stages import noise
-from heterofl_flwr.transport.exchange import Relay
+from heterofl_flwr.transport.relay import Relay
 from tests.app.runs import CLIENT_APP, run_rounds
 from tests.federation.tiny import node_context
 

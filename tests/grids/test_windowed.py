@@ -11,7 +11,7 @@ from heterofl_flwr import Windowed
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.transport import exchange
 from heterofl_flwr.transport.compat import make_message
-from heterofl_flwr.transport.exchange import Relay
+from heterofl_flwr.transport.relay import Relay
 from tests.hostile.superlink import Clock
 
 

@@ -1,7 +1,5 @@
 """SCAFFOLD: the paper's update by hand; a slow twin with masks over slices; after a break; over processes."""
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -13,15 +11,8 @@ from heterofl_flwr import HeteroFL, RayGrid, Scaffold, Slicing, Training
 from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.stages.scaffold import STEP
-from tests.federation.tiny import NEVER, Tiny, Watched, equal, play
-
-RATE, NODES = 0.2, 6
-SIZES = {1.0: 8, 0.5: 4, 0.25: 2}
-RATES = {"a1": [1.0] * 6, "a1-b1-c1": [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]}
-
-
-def build(rate):
-    return Tiny(rate).double()
+from tests.federation.tiny import NEVER, Watched, equal, play
+from tests.stages.quadratic import NODES, RATE, RATES, SIZES, build, make_app, minimum_of, resumed, rounds_of
 
 
 def steps_of(partition):
@@ -29,48 +20,12 @@ def steps_of(partition):
     return 2 + partition % 3
 
 
-def minimum_of(partition, rate):
-    """Return the minimum of a client's loss."""
-    generator = torch.Generator().manual_seed(partition)
-    full = {name: torch.randn(own.shape, generator=generator).double() for name, own in Tiny(1.0).named_parameters()}
-    return {name: full[name][tuple(map(slice, own.shape))] for name, own in build(rate).named_parameters()}
-
-
-def make_app(*, with_penalty=True):
-    app = ClientApp()
-    answer_queries(app, build)
-
-    @app.train()
-    def train(message, context):
-        task = Task(message, context, build)
-        model, partition = task.model(), context.node_config["partition-id"]
-        minimum = minimum_of(partition, task.rate)
-        sgd = torch.optim.SGD(model.parameters(), RATE)
-        for _ in range(steps_of(partition)):
-            sgd.zero_grad()
-            loss = sum((own - minimum[name]).square().sum() / 2 for name, own in model.named_parameters())
-            (loss + (task.penalty(model) if with_penalty else 0)).backward()
-            sgd.step()
-        return task.reply(model, num_examples=1)
-
-    return app
-
-
-app = make_app()
+app = make_app(steps_of)
 
 
 def run(mix="a1-b1-c1", app=app, num_rounds=5, **options):
     options = {"learning_rate": lambda _: RATE, "stages": [Scaffold()], "fraction_train": 0.5, **options}
     return play(app, mix, NODES, num_rounds, build=build, **options)
-
-
-def rounds_of(grid):
-    """Return for each round the partitions that trained, in order."""
-    rounds = {}
-    for message in grid.of("train"):
-        config = message.content["config"]
-        rounds.setdefault(config["server-round"], []).append(config["partition"])
-    return rounds.values()
 
 
 def mask_of(rate, name, shape):
@@ -145,12 +100,7 @@ def test_two_rounds_by_hand():
 
 
 def test_a_run_that_goes_on_has_the_same_model():
-    whole = run()
-    with Watched(app, NODES) as grid:  # its clients keep their state
-        options = {"grid": lambda *_, **__: nullcontext(grid)}
-        begun = run(num_rounds=3, **options)
-        rest = run(start={"resume": begun.progress[2]}, **options)
-    assert equal(rest.state, whole.state)
+    assert equal(resumed(run, app, 3).state, run().state)
 
 
 def test_bytes_of_the_control_variates_are_counted():
@@ -178,7 +128,7 @@ def test_misuse_is_named():
     with pytest.raises(ConfigError, match=r"Scaffold divides by the learning rate.*learning_rate="):
         run(learning_rate=None)
     with pytest.raises(AggregationError, match=r"scaffold: .* add task.penalty\(model\) to the loss"):
-        run(app=make_app(with_penalty=False))
+        run(app=make_app(steps_of, with_penalty=False))
     with pytest.raises(ConfigError, match="what Scaffold keeps stays with a client, so it keeps its slice"):
         HeteroFL(build, "a1-b1", stages=[Scaffold()], slicing=Slicing(assignment="dynamic"))
 

@@ -14,7 +14,8 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.secure.client import MaskedRounds
 from heterofl_flwr.secure.fixed_point import largest_steps, to_steps
 from heterofl_flwr.stages.registry import parse_stages
-from heterofl_flwr.stages.secure_sum import KEY, SecureSum
+from heterofl_flwr.stages.secure_sum import SecureSum
+from heterofl_flwr.stages.secure_sum_client import KEY
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.packing import read_tensors
 from tests.federation.grouped import grouped

@@ -1,0 +1,55 @@
+"""Checks of an architecture: buffers and frozen parameters that do not fit slices that move; values of states."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core.exchanged import exchanged_parameters, frozen_parameters
+from heterofl_flwr.core.moving_slices import SliceRule
+from heterofl_flwr.nn.buffers import find_channel_tables
+
+
+def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
+    """Raise an error if a client's buffers belong to other channels than the ones it would train."""
+    if tables := find_channel_tables(model, local):
+        raise ConfigError(
+            f"slice_rule is {rule!r}, but the model's buffers {', '.join(tables[:5])} "
+            f"have entries by channel, of which build({rate:g}) holds the first: they are not sent, so a client "
+            f"would train other channels with them. Expected slice_rule='prefix', or in place of the buffer a "
+            f"parameter, torch.nn.Parameter(...), which is cut as the others"
+        )
+
+
+def check_frozen(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
+    """Raise an error if frozen parameters would be a prefix while the others are another slice."""
+    parameters, part = frozen_parameters(model), frozen_parameters(local)
+    if cut := [name for name, parameter in part.items() if parameter.shape != parameters[name].shape]:
+        raise ConfigError(
+            f"slice_rule is {rule!r}, but the frozen parameters {', '.join(cut[:5])} "
+            f"are not sent, and build({rate:g}) holds the first of their entries. Expected slice_rule='prefix', or "
+            f"a build that returns heterofl_flwr.core.exchange_frozen(model)"
+        )
+
+
+def check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise an error if a state has other values of frozen parameters than the model that nodes build."""
+    for name, parameter in frozen.items():
+        if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
+            raise ConfigError(
+                f"initial_arrays has other values of {name} than build gives it. It is frozen "
+                f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
+                f"return heterofl_flwr.core.exchange_frozen(model)"
+            )
+
+
+def can_become(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor can have another type: numbers with a fraction are not made of others."""
+    return tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)
+
+
+def equals(state: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether a model has the values of a state; false without parameters."""
+    parameters = exchanged_parameters(model)
+    return bool(state) and all(torch.equal(tensor, parameters[name].to(tensor)) for name, tensor in state.items())

@@ -1,0 +1,150 @@
+"""The client half of SecureSum: keys, shares and masked changes; and the keys of its messages."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from reprlib import repr as shown
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heterofl_flwr.common.errors import ConfigError, ReplyError
+from heterofl_flwr.core.differential_privacy import in_steps
+from heterofl_flwr.core.label_rows import LabelRows, Labels
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.secure.client import ClientRound, Dealt, MaskedRounds, make_keys
+from heterofl_flwr.secure.crypto import Words
+from heterofl_flwr.secure.fixed_point import to_steps
+from heterofl_flwr.secure.roster import Roster
+from heterofl_flwr.secure.slices import COUNTS
+from heterofl_flwr.stages.client_stage import ClientContext, Fields, Outgoing, RespondingStage, client_stage
+
+KEY = "secure-sum"
+"""Config key of the phase, ``keys``, ``shares``, ``train``, ``reveal`` or ``rows``; and of a client's secrets."""
+
+ROSTER, CLIENTS, KEYS, SEEDS = (f"secure-{name}" for name in ("roster", "clients", "keys", "seeds"))
+"""The roster; clients by number; public keys, or shares of private ones; shares of seeds."""
+
+HASHES, DIGESTS, RUN, LAST = (f"secure-{name}" for name in ("hashes", "digests", "run", "last-round"))
+"""Hashes of shares; hashes of seeds; the random id of the run; the last round in which a client took part."""
+
+PARTS, NUMBERS = "secure-parts", "secure-numbers"
+"""Parts of the classifier to reveal, and the least number of clients in their rows."""
+
+NONCE = "secure-start"
+"""Random number of a start of a run, in the seeds of its clients: a run that begins again repeats no training."""
+
+NODE_HOLDERS = "secure-holders"
+"""Key of the node config with the node's own minimum of clients in a sum; a server cannot set it."""
+
+DEFAULT_HOLDERS = 3
+
+FORM = "masked"
+"""The form of a masked change: one vector, in uint32."""
+
+
+@client_stage("secure-sum")
+@dataclass(frozen=True)
+class ClientSecureSum(RespondingStage):
+    """Mask the change of a client, and answer the server's questions about keys and shares."""
+
+    def answer(self, context: ClientContext) -> Fields:
+        """Return keys, shares of keys, or shares of what unmasks the sum."""
+        notes, phase = _notes(context), context.config.get(KEY)
+        if phase == "keys":
+            run, server_round = context.config.get(RUN), context.config.get("server-round")
+            if type(run) is not int or type(server_round) is not int:
+                raise ReplyError(f"the server sent no {RUN} and server-round: install the same version on all machines")
+            if server_round <= (last := _rounds(context).last(run)):
+                return {LAST: last}
+            keys, notes[KEY] = make_keys()
+            return {KEYS: keys}
+        if phase == "shares":
+            minimum = context.node_config.get(NODE_HOLDERS, DEFAULT_HOLDERS)
+            if type(minimum) is not int or minimum < 2:
+                raise ConfigError(f"{NODE_HOLDERS} of the node config is {minimum!r}; expected an integer of 2 or more")
+            shares, notes[KEY] = _client(notes, Roster.from_bytes(context.config.get(ROSTER))).share_keys(minimum)
+            return {KEYS: shares.sealed, HASHES: shares.hashes}
+        if phase == "reveal":
+            survivors = list_of(int, context.config, CLIENTS)
+            texts, notes[KEY] = _client(notes).reveal(survivors, dealt_of(context.config, SEEDS))
+            return {KEYS: texts}
+        if phase == "rows":
+            parts, numbers = list_of(int, context.config, PARTS), list_of(int, context.config, NUMBERS)
+            texts = _client(notes).reveal_rows(dict(zip(parts, numbers, strict=False)))
+            del notes[KEY]  # no more shares of this round
+            return {KEYS: texts}
+        raise ReplyError(f"the server asked for {shown(phase)}, expected keys, shares, reveal or rows")
+
+    def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
+        """Mask the change; leave out the client's classes, number of examples and metrics."""
+        if not update.num_examples:
+            raise ConfigError(
+                "SecureSum counts every masked change once, so a client with num_examples=0 leaves the round; expected "
+                "num_examples of 1 or more"
+            )
+
+        def fill(roster: Roster, held: Plan, clients: int) -> Words:
+            received, trained = context.received(), update.tensors
+            changes = {name: own.double() - received[name] for name, own in trained.items() if name in held.axes}
+            if roster.grid:
+                return vector_of(roster, held, in_steps(changes, *roster.grid), update.labels)
+            generator = torch.Generator().manual_seed(derive(context.seed, KEY))
+            steps = to_steps(changes, roster.bound, clients, generator)
+            return vector_of(roster, held, steps, update.labels)
+
+        notes = _notes(context)
+        members, keys = list_of(int, context.config, CLIENTS), dealt_of(context.config, KEYS)
+        (vector, seeds, digests), notes[KEY] = _client(notes).mask(members, keys, fill, _rounds(context))
+        fields = {**update.fields, SEEDS: seeds.sealed, HASHES: seeds.hashes, DIGESTS: digests}
+        return Outgoing(tensors={FORM: torch.from_numpy(vector)}, form=FORM, fields=fields)
+
+
+def vector_of(roster: Roster, held: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
+    """Return a client's change as a vector: 0 in rows of classes that it lacks; then which rows count, as 0 and 1."""
+    if isinstance(labels, Mapping):
+        raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")
+    rows = [name for name in roster.rows if name in held.axes]
+    known = LabelRows(steps, rows, extra_rows=roster.extra_rows).indices(Plan({}), labels if rows else None)
+    parts = []
+    for name, shape in held.shapes.items():
+        own = torch.ones(shape) if name.startswith(COUNTS) else steps[name]
+        if own.shape != shape:
+            raise ReplyError(f"the server sent a roster in which {name} is {shape}, expected {tuple(own.shape)}")
+        if known is not None and name.removeprefix(COUNTS) in rows:
+            own = own * torch.isin(torch.arange(shape[0]), known).view(-1, *[1] * (len(shape) - 1))
+        parts.append(own.reshape(-1).to(torch.int32))
+    return torch.cat(parts).numpy().view(np.uint32)
+
+
+def _notes(context: ClientContext) -> dict[str, bytes]:
+    if context.round_state is None:
+        raise ConfigError(
+            "SecureSum keeps keys between the messages of a round: call answer_queries(app, ...) in the ClientApp, or "
+            "reply(..., context=context)"
+        )
+    return context.round_state
+
+
+def _client(notes: Mapping[str, bytes], roster: Roster | None = None) -> ClientRound:
+    if KEY not in notes:
+        raise ReplyError("this node has no keys of this round: it was restarted meanwhile, or has revealed its shares")
+    return ClientRound(notes[KEY], roster)
+
+
+def _rounds(context: ClientContext) -> MaskedRounds:
+    """Return the rounds that the client has masked, from its context and the records of its node."""
+    return MaskedRounds(_notes(context), context.records)
+
+
+def dealt_of(fields: Fields, key: str) -> Dealt:
+    """Return sealed shares and their hashes."""
+    return Dealt(list_of(bytes, fields, key), list_of(bytes, fields, HASHES))
+
+
+def list_of(kind: type, fields: Fields, key: str) -> list[Any]:
+    """Return a list of bytes or whole numbers; an empty one if there is something else."""
+    found = fields.get(key)
+    return found if isinstance(found, list) and all(type(own) is kind for own in found) else []
