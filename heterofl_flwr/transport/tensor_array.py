@@ -43,13 +43,12 @@ class TensorArray(Array):
         tensor = read_live(self)
         return super().numpy() if tensor is None else tensor.numpy().copy()
 
-    def __eq__(self, other: object) -> bool:
-        """Whether another array, of either class, has equal content."""
-        if not isinstance(other, Array):
+    def __eq__(self, value: object) -> bool:
+        """Whether an array of either class has equal content."""
+        if not isinstance(value, Array):
             return NotImplemented
-        return self is other or all(
-            getattr(self, name) == getattr(other, name) for name in ("dtype", "shape", "stype", "data")
-        )
+        names = ("dtype", "shape", "stype", "data")
+        return self is value or all(getattr(self, name) == getattr(value, name) for name in names)
 
     __hash__ = None  # type: ignore[assignment]  # as Array's: it can change
 
@@ -58,7 +57,7 @@ class TensorArray(Array):
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return a record of tensors, which nobody may change from now on."""
+    """Return tensors as a record; they must not change afterwards."""
     record = ArrayRecord()
     for name, tensor in tensors.items():
         record[name] = TensorArray(tensor.detach().cpu().contiguous())
