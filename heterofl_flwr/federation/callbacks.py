@@ -84,12 +84,12 @@ class Progress(RunState):
 class RoundCallback:
     """Override what you need; where you print each round, ``prints_rounds = True`` leaves out the strategy's lines.
 
-    One that keeps the run's state says by ``checkpoint_every`` after how many rounds, so that clients with files of
-    their own (``states-path``) keep those that go with the last two of its states.
+    One that saves the run's state sets ``oldest_checkpoint``, the earlier of the two rounds that were saved last, so
+    that clients with files of their own (``states-path``) keep those that go with these rounds.
     """
 
     prints_rounds: ClassVar[bool] = False
-    checkpoint_every: int = 1
+    oldest_checkpoint: int | None = None
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Run before the first round; ``first_round`` is above 1 where a run goes on."""
