@@ -40,8 +40,8 @@ class Instruction:
         Whether this client has trained in this run before.
     run_key
         Random run id; clients discard state of other runs.
-    checkpoint_every
-        Rounds between two checkpoints of the run.
+    oldest_checkpoint
+        Earliest round after which the run may be resumed.
     frozen_base
         Fingerprint of the parameters that are not exchanged; empty if there are none.
     learning_rate
@@ -65,7 +65,7 @@ class Instruction:
     shared: tuple[str, ...]
     has_trained: bool
     run_key: int | None
-    checkpoint_every: int
+    oldest_checkpoint: int
     frozen_base: str
     learning_rate: float
     proximal_mu: float
@@ -92,7 +92,7 @@ class Instruction:
             shared=messages.read_shared(config),
             has_trained=bool(config.get(messages.TRAINED)),
             run_key=messages.read_optional(config, messages.RUN_KEY, int),
-            checkpoint_every=messages.read_optional(config, messages.CHECKPOINT_EVERY, int) or 1,
+            oldest_checkpoint=messages.read_optional(config, messages.OLDEST_CHECKPOINT, int) or 0,
             frozen_base=messages.read_optional(config, messages.BASE, str) or "",
             learning_rate=messages.read_optional(config, messages.LEARNING_RATE, float) or 0.0,
             proximal_mu=messages.read_optional(config, messages.PROXIMAL_MU, float) or 0.0,

@@ -115,10 +115,8 @@ def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | No
 
 def _write_file(folder: Path, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
     """Write the state of a round, and remove files that no checkpoint of the run needs any more."""
-    number, every = instruction.server_round, instruction.checkpoint_every
-    write_atomic(folder / CLIENT_STATES.replace("*", f"{number:06d}"), pack(tensors))
-    # A run may resume from its last checkpoint or, if that one is damaged, from the one before.
-    oldest_checkpoint = ((number - 1) // every - 1) * every
-    unneeded = [path for old, path in files_by_round(folder, CLIENT_STATES).items() if old <= oldest_checkpoint]
+    write_atomic(folder / CLIENT_STATES.replace("*", f"{instruction.server_round:06d}"), pack(tensors))
+    oldest, paths = instruction.oldest_checkpoint, files_by_round(folder, CLIENT_STATES)
+    unneeded = [path for server_round, path in paths.items() if server_round <= oldest]
     for path in unneeded[:-1]:
         remove(path)

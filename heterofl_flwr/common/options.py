@@ -5,6 +5,7 @@ its alias; one with ``exclude`` is no setting. What an option means is the text 
 text is taken for a number.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
@@ -47,7 +48,15 @@ NotNegative = Annotated[float, Strict(), Field(ge=0)]
 Positive = Annotated[float, Strict(), Field(gt=0)]
 Share = Annotated[float, Strict(), Field(gt=0, le=1)]
 ShareOrNone = Annotated[float, Strict(), Field(ge=0, le=1)]
+Interval = Annotated[int | str, check(lambda value: is_interval(value)), "rounds such as 10, or seconds such as '30s'"]
 Decay = Annotated[float, Strict(), Field(ge=0, lt=1), "a number of 0 or more, and less than 1"]
+
+
+def is_interval(value: object) -> bool:
+    """Whether a value is a number of rounds, or of seconds as text with an s."""
+    if isinstance(value, str):
+        return re.fullmatch(r"[1-9][0-9]*s", value) is not None
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

@@ -33,6 +33,8 @@ class RunState:
         The partitions of the clients that have trained, where clients keep something from round to round.
     dealt
         Of how many parts of the data the clients have one each, where all of them say so; else 0.
+    nodes
+        The registered names of the nodes, with the round since which they are away, or 0.
     releases
         The releases with noise that led to the model, those of the models that it was trained from included.
     setup
@@ -48,6 +50,7 @@ class RunState:
     run_key: int | None = None
     trained: Sequence[int] = ()
     dealt: int = 0
+    nodes: Mapping[str, int] = field(default_factory=dict)
     releases: Sequence[Releases] = ()
     setup: Mapping[str, str] = field(default_factory=dict)
     callbacks: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -81,12 +84,12 @@ class Progress(RunState):
 class RoundCallback:
     """Override what you need; where you print each round, ``prints_rounds = True`` leaves out the strategy's lines.
 
-    One that keeps the run's state says by ``checkpoint_every`` after how many rounds, so that clients with files of
-    their own (``states-path``) keep those that go with the last two of its states.
+    One that saves the run's state sets ``oldest_checkpoint``, the earlier of the two rounds that were saved last, so
+    that clients with files of their own (``states-path``) keep those that go with these rounds.
     """
 
     prints_rounds: ClassVar[bool] = False
-    checkpoint_every: int = 1
+    oldest_checkpoint: int | None = None
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Run before the first round; ``first_round`` is above 1 where a run goes on."""

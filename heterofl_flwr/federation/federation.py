@@ -89,7 +89,7 @@ class Federation:
                 f"run from its model (initial_arrays)"
             )
         self.reset()
-        self.nodes.load(state.trained, state.dealt)
+        self.nodes.load(state.trained, state.dealt, state.nodes)
         self.run_key = self.run_key if state.run_key is None else state.run_key
 
     def register(

@@ -77,6 +77,7 @@ class Nodes:
         self.has_new_capacity = False  # a reply has changed what a client can hold
         self._trained_before: set[int] = set()  # their partitions, in the run that is resumed
         self._dealt_before = 0  # ``dealt`` of the run that is resumed
+        self._named_before: Mapping[str, int] = {}  # ``named`` of the run that is resumed
         self.own_rates: dict[int, float] = {}  # of clients with private layers, which keep their first rate
 
     def __contains__(self, node_id: int) -> bool:
@@ -120,6 +121,9 @@ class Nodes:
         else:
             self._greet(node_id for node_id in came if node_id in self._names)
         self.all_named = self._names.keys() >= present
+        if self._named_before:
+            there, before, self._named_before = {*self._names.values()}, self._named_before, {}
+            self.away |= {name: since or server_round for name, since in before.items() if name not in there}
         return True
 
     def register(self, answers: Mapping[int, Capability]) -> None:
@@ -209,9 +213,13 @@ class Nodes:
         """Return the partitions of the clients with an aggregated reply, for a checkpoint."""
         return sorted({*self._trained_before, *map(self.partition, self.trained)})
 
-    def load(self, trained: Iterable[int], dealt: int) -> None:
-        """Restore ``have_trained`` and ``dealt`` of a run that is resumed; clients are recognised by partition."""
-        self._trained_before, self._dealt_before = set(trained), dealt
+    def named(self) -> dict[str, int]:
+        """Return the registered names of nodes with the round since which they are away, or 0, for a checkpoint."""
+        return {**dict.fromkeys(self._names.values(), 0), **self.away}
+
+    def load(self, trained: Iterable[int], dealt: int, named: Mapping[str, int]) -> None:
+        """Restore ``have_trained``, ``dealt`` and ``named`` of a resumed run; clients are recognised by partition."""
+        self._trained_before, self._dealt_before, self._named_before = set(trained), dealt, named
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
         """Set the capacity that a client reported; it counts from the next round on."""

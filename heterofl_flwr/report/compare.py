@@ -23,7 +23,7 @@ from heterofl_flwr.report.summary import Cells, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline, points, scores
-from heterofl_flwr.settings.flat import flatten
+from heterofl_flwr.settings.flat import current_names, flatten, from_flat, to_flat
 
 UNCOMPARED = ("seed", "run.dir", "run.resume", "data.root", "engine.window", "sample.min-nodes")
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -67,14 +67,15 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
     differences = [second[seed] - reference[seed] for seed in reference if seed in second]
     if not differences:
         return formatting.NOTHING
-    mean = formatting.score(metric, fmean(differences))
+    unit = " points" if formatting.score(metric, 0.0).endswith("%") else ""
+    mean = formatting.score(metric, fmean(differences)).removesuffix(" %")
     if len(differences) < LEAST_SEEDS:
-        return mean
+        return f"{mean}{unit}"
     freedom = len(differences) - 1
     quantile = QUANTILES[freedom - 1] if freedom <= len(QUANTILES) else NORMAL_QUANTILE
     half = quantile * stdev(differences) / len(differences) ** 0.5
-    low, high = (formatting.score(metric, fmean(differences) + side * half) for side in (-1, 1))
-    return f"{mean} [{low}, {high}]"
+    low, high = (formatting.score(metric, fmean(differences) + side * half).removesuffix(" %") for side in (-1, 1))
+    return f"{mean} [{low}, {high}]{unit}"
 
 
 def write_comparison(folders: Sequence[RunFolder], path: Path) -> Cells:
@@ -97,8 +98,9 @@ def write_comparison(folders: Sequence[RunFolder], path: Path) -> Cells:
 
 
 def _rows(folders: Sequence[RunFolder]) -> dict[str, dict[object, RunFolder]]:
-    """Return the runs by the settings that differ, and by seed."""
-    settings = [flatten(folder.settings()) for folder in folders]
+    """Return the runs by the settings that differ, and by seed; settings that earlier versions lack are the default."""
+    defaults = to_flat(from_flat({}))
+    settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
     keys = dict.fromkeys(key for values in settings for key in values if key not in UNCOMPARED)
     differing = [key for key in keys if len({to_json(values.get(key)) for values in settings}) > 1]
     rows: dict[str, dict[object, RunFolder]] = {}

@@ -41,6 +41,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         "run_key": state.run_key,
         "trained": list(state.trained),
         "dealt": state.dealt,
+        "nodes": dict(state.nodes),
         "releases": [asdict(entry) for entry in state.releases],
         "setup": dict(state.setup),
         "callbacks": {name: dict(values) for name, values in state.callbacks.items()},
@@ -100,6 +101,7 @@ def _read(path: Path) -> RunState:
         run_key=content.get("run_key"),  # older versions have none of these
         trained=content.get("trained", ()),
         dealt=content.get("dealt", 0),
+        nodes=content.get("nodes", {}),
         releases=tuple(RELEASES.validate_python(content.get("releases", []))),
         setup=content.get("setup", {}),
         callbacks=content.get("callbacks", {}),

@@ -3,8 +3,10 @@
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from time import monotonic
 
-from heterofl_flwr.common.errors import ConfigError, check_count
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.options import Interval, is_interval
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback
 from heterofl_flwr.federation.records import RoundRecord, State
 from heterofl_flwr.runs.costs import Costs
@@ -23,8 +25,8 @@ class Recorder(RoundCallback):
     ----------
     folder : RunFolder | str | Path
         Where to write; a folder that was not started yet is started without settings.
-    every : int
-        Rounds between checkpoints. The last round of a run always has one.
+    every : int | str
+        Rounds between checkpoints, or seconds such as ``"30s"``. The last round of a run always has one.
     costs : Costs | None
         Measures what the models cost. With it the report can say what was saved, and each level's final model is
         written.
@@ -35,18 +37,24 @@ class Recorder(RoundCallback):
     def __init__(
         self,
         folder: RunFolder | str | Path,
-        every: int = 1,
+        every: Interval = 1,
         *,
         costs: Costs | None = None,
         models: bool = True,
     ) -> None:
-        check_count("every", every, 1)
+        if not is_interval(every):
+            raise ConfigError(f"every is {every!r}; expected rounds such as 10, or seconds such as '30s'")
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
-        self.checkpoint_every, self._costs, self._models = every, costs, models
+        self._every, self._costs, self._models = every, costs, models
         self._progress: Progress | None = None
         self._moments: State = {}
         self._evaluated: RoundRecord | None = None
-        self._saved_round = 0
+        self._saved_rounds, self._saved_at = (0, 0), monotonic()  # the last two checkpoints; when the last one was
+
+    @property
+    def oldest_checkpoint(self) -> int:  # type: ignore[override]
+        """Round of the earlier of the last two checkpoints; 0 before there are two."""
+        return self._saved_rounds[0]
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Read the folder, and write the costs of the models."""
@@ -66,13 +74,13 @@ class Recorder(RoundCallback):
 
     def _resume(self, first_round: int) -> None:
         checkpoint = self.folder.load_checkpoint()
-        self._saved_round = checkpoint.server_round
-        if self._saved_round != first_round - 1:
+        self._saved_rounds = 0, checkpoint.server_round
+        if checkpoint.server_round != first_round - 1:
             raise ConfigError(
-                f"the checkpoint in {self.folder.path} is of round {self._saved_round}, "
+                f"the checkpoint in {self.folder.path} is of round {checkpoint.server_round}, "
                 f"so the run goes on with the next one, not with round {first_round}"
             )
-        self.folder.rewind(self._saved_round)
+        self.folder.rewind(checkpoint.server_round)
         self._moments = checkpoint.moments
         for record in self.folder.history():
             self._note_evaluation(record)
@@ -86,13 +94,17 @@ class Recorder(RoundCallback):
             self._moments = progress.moments
         if self._costs and self._costs.add(tuple(record.rates.values())):
             self.folder.write_costs(self._costs.model())
-        if record.server_round % self.checkpoint_every == 0:
+        if isinstance(self._every, int):
+            is_due = record.server_round % self._every == 0
+        else:
+            is_due = monotonic() >= self._saved_at + int(self._every.removesuffix("s"))
+        if is_due:
             self._save(progress)
         return False
 
     def on_end(self, state: State) -> None:
         """Write the last checkpoint and the final models."""
-        if self._progress and self._progress.record.server_round != self._saved_round:
+        if self._progress and self._progress.record.server_round != self._saved_rounds[1]:
             self._save(self._progress)
         if self._costs and self._models:
             rates = self._costs.mix.all_rates
@@ -122,5 +134,5 @@ class Recorder(RoundCallback):
         return evaluated
 
     def _save(self, progress: Progress) -> None:
-        self._saved_round = progress.record.server_round
         self.folder.save_checkpoint(replace(progress, moments=self._moments))
+        self._saved_rounds, self._saved_at = (self._saved_rounds[1], progress.record.server_round), monotonic()

@@ -11,7 +11,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from heterofl_flwr.adapters.averaging import ProductMean
-from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Positive, Share, ShareOrNone, group, same
+from heterofl_flwr.common.options import (
+    Count,
+    Flag,
+    Interval,
+    Natural,
+    NotNegative,
+    Positive,
+    Share,
+    ShareOrNone,
+    group,
+    same,
+)
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.fidelity import Variant
@@ -201,8 +212,8 @@ class RunSettings(Group):
     """folder for settings, history, checkpoints and models; 'heterofl run' makes one"""
     resume: bool = False
     """go on from the last checkpoint in run.dir"""
-    checkpoint_every: Count = 1
-    """rounds from one checkpoint to the next; the last round has one"""
+    checkpoint_every: Interval = 1
+    """rounds from one checkpoint to the next, or seconds ('30s'); the last round has one"""
     metric: value_types.Text = ""
     """the metric, such as local-accuracy, that a sweeper that searches goes by; '': the global model's"""
     callbacks: value_types.Callbacks = ("tensorboard",)

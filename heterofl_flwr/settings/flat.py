@@ -99,9 +99,14 @@ def first_names(settings: Mapping[str, object]) -> dict[str, object]:
     return {names.get(key, key): value for key, value in settings.items()}
 
 
+def current_names(stored: Mapping[str, object]) -> dict[str, object]:
+    """Return stored settings by their current names, without those that have gone and change nothing."""
+    return {RENAMED.get(key, key): value for key, value in stored.items() if value not in REMOVED.get(key, ())}
+
+
 def from_stored(mapping: Mapping[str, object]) -> Settings:
     """Return the settings of a run folder; one error for all that this version does not have."""
-    mapping = {RENAMED.get(key, key): value for key, value in mapping.items() if value not in REMOVED.get(key, ())}
+    mapping = current_names(mapping)
     if unknown := [key for key in mapping if key not in SPECS]:
         raise ConfigError(
             f"the run was made by another app or version, whose settings {', '.join(unknown)} are not known here: use "

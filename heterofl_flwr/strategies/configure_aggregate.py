@@ -85,7 +85,6 @@ class RoundHooks(Strategy):
         self.federation, self.options = federation, federation.options
         self._train_metrics_fn, self._evaluate_metrics_fn = train_metrics_aggr_fn, evaluate_metrics_aggr_fn
         self.callbacks = check_callbacks(callbacks)
-        self._checkpoint_every = max((callback.checkpoint_every for callback in self.callbacks), default=1)
         self.spent = Spent(self.options.privacy)  # of all runs: a release of data cannot be undone
         buffered = self.options.asynchronous
         self.asynchronous = Asynchronous(buffered) if buffered.size else None
@@ -231,7 +230,7 @@ class RoundHooks(Strategy):
 
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
         """Return the config of a training instruction."""
-        config = client_config(self.federation, current.server_round, node_id, rate, self._checkpoint_every)
+        config = client_config(self.federation, current.server_round, node_id, rate, self.callbacks)
         if self.options.training.learning_rate is not None:
             config[messages.LEARNING_RATE] = current.log.learning_rate
         nested = self.federation.architecture.nested_rates(rate)
@@ -303,7 +302,7 @@ class RoundHooks(Strategy):
 
         def make_message(kind: str, node_id: int, extra: Mapping[str, object]) -> Message:
             rates = current.rates[node_id]
-            client = client_config(federation, server_round, node_id, rates[0], self._checkpoint_every)
+            client = client_config(federation, server_round, node_id, rates[0], self.callbacks)
             full_config = {**config, **client, **extra, messages.RATES: list(rates)}
             if rates[0] == federation.mix.global_rate:
                 full_config |= moved

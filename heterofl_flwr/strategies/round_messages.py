@@ -222,7 +222,7 @@ def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[st
 
 
 def client_config(
-    federation: Federation, server_round: int, node_id: int, rate: float, checkpoint_every: int = 1
+    federation: Federation, server_round: int, node_id: int, rate: float, callbacks: Sequence[RoundCallback] = ()
 ) -> dict[str, object]:
     """Return the config that every instruction contains."""
     training, architecture = federation.options.training, federation.architecture
@@ -240,7 +240,8 @@ def client_config(
     if architecture.clients_keep:
         config[messages.TRAINED] = node_id in federation.nodes.trained
         config[messages.RUN_KEY] = federation.run_key
-        config[messages.CHECKPOINT_EVERY] = checkpoint_every
+        saved = [callback.oldest_checkpoint for callback in callbacks if callback.oldest_checkpoint is not None]
+        config[messages.OLDEST_CHECKPOINT] = min(saved, default=server_round - 2)
     if training.proximal_mu:
         config[messages.PROXIMAL_MU] = float(training.proximal_mu)
     return config

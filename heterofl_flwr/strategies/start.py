@@ -108,6 +108,7 @@ class FederationStrategy(RoundHooks):
             run_key=self.federation.run_key,
             trained=self.federation.nodes.have_trained() if self.federation.architecture.clients_keep else (),
             dealt=self.federation.nodes.dealt(),
+            nodes=self.federation.nodes.named(),
             releases=self.spent.releases,
             setup=self.federation.setup,
             record=self.log,

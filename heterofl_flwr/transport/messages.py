@@ -64,11 +64,11 @@ SEED_ROWS = "seed-rows"
 TEMPERATURE = "temperature"
 WORK = "work"
 RUN_KEY = "run-key"
-CHECKPOINT_EVERY = "checkpoint-every"
+OLDEST_CHECKPOINT = "oldest-checkpoint"
 
 RESERVED = frozenset(
     {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIENT_STAGES, SHARED, WORK}
-) | {TRAINED, RUN_KEY, CHECKPOINT_EVERY, BASE, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
+) | {TRAINED, RUN_KEY, OLDEST_CHECKPOINT, BASE, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
 """Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
 
 # Keys of metrics.

@@ -24,8 +24,9 @@ def own(tmp_path, identity):
 
 
 def instruction(server_round, partition=3, every=1, kind="train"):
+    oldest = ((server_round - 1) // every - 1) * every
     values = config(
-        run_key=SEVEN, partition=partition, server_round=server_round, checkpoint_every=every, rate=1.0, seed=0
+        run_key=SEVEN, partition=partition, server_round=server_round, oldest_checkpoint=oldest, rate=1.0, seed=0
     )
     return Instruction.of(Message(RecordDict({"config": values}), 0, kind))
 

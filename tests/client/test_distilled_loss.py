@@ -90,6 +90,21 @@ def test_a_model_of_another_making_is_refused(wrap):
         task.loss(wrap(task.model()), batch(), F.cross_entropy)
 
 
+@pytest.mark.parametrize(
+    ("output", "form"),
+    [(lambda logits: {"logits": logits}, "a dict"), (lambda logits: logits[..., None], r"\(7, 4, 1\)")],
+)
+def test_an_output_that_is_no_logits_is_named(output, form):
+    def wrapped(rate):
+        model = build(rate)
+        model.register_forward_hook(lambda layer, inputs, logits: output(logits))
+        return model
+
+    task = Task(instruction(1.0), node_context(), wrapped)
+    with pytest.raises(ConfigError, match=f"the output of Tiny is .*{form}; expected logits"):
+        task.loss(task.model(), batch(), F.cross_entropy, weight=0.0)
+
+
 def test_it_has_the_penalty_of_fedprox():
     task, (x, y) = by_message(0.25, proximal_mu=0.5), batch()
     model = task.model()

@@ -209,3 +209,10 @@ def test_a_divergence_bounds_that_of_the_discrete_gaussian(deviation, order, shi
     found = math.log(math.fsum(terms) / total) / (order - 1)
     (bound,) = gaussian.divergences(deviation / shift, 1, [order])
     assert found <= bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("noise", "releases"), [(0.3, 2000), (1.0, 10), (8.0, 500)])
+def test_the_orders_are_enough_for_strong_and_weak_noise(noise, releases):
+    orders = [1 + 2 ** (step / 64) for step in range(-640, 1281)]
+    best = gaussian.epsilon(gaussian.divergences(noise, releases, orders), 1e-5, orders)
+    assert best <= gaussian.epsilon(gaussian.divergences(noise, releases), 1e-5) < 1.002 * best

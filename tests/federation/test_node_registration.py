@@ -3,6 +3,7 @@
 import re
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.federation.nodes import Capability, Nodes
+from heterofl_flwr.runs.checkpoint import load_checkpoint, save_checkpoint
 from heterofl_flwr.strategies import node_registration
 from heterofl_flwr.transport import messages
 from tests.federation import tiny
@@ -366,3 +368,12 @@ def test_all_are_asked_in_windows_where_partitions_order_them(monkeypatch):
 
     play(None, "a1", 10, grid=Sized, fraction_train=0.2)
     assert sizes == [("query.capability", 4), ("query.capability", 4), ("query.capability", 2), ("train", 2)]
+
+
+def test_a_resumed_run_names_nodes_that_left_meanwhile(tmp_path):
+    run = partial(play, None, "a1", node_config=lambda _: {"num-partitions": 4})
+    state = run(3, 2, grid=partial(tiny.Named, names="abc")).progress[-1]
+    save_checkpoint(tmp_path, replace(state, nodes={**state.nodes, "d": 1}))
+    resumed = run(2, 3, grid=partial(tiny.Named, names="ac"), start={"resume": load_checkpoint(tmp_path)})
+    assert resumed.log.away == {"b": 3, "d": 1}
+    assert (resumed.log.answered, resumed.log.expected) == (2, 4)

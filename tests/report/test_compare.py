@@ -13,9 +13,9 @@ from heterofl_flwr.runs.costs import LevelCost, ModelCosts
 from tests.runs.conftest import make_record
 
 
-def run(path, mix, seed, accuracy):
+def run(path, mix, seed, accuracy, **settings):
     folder = RunFolder(path)
-    folder.start({"mix": mix, "seed": seed, "data": {"name": "digits"}})
+    folder.start({"mix": mix, "seed": seed, "data": {"name": "digits"}, **settings})
     for number in (1, 2):
         record = make_record(number)
         record.evaluate = {"global-accuracy": accuracy - 0.1 * (2 - number)}
@@ -43,9 +43,16 @@ def test_runs_are_rows_of_the_settings_that_differ(folders):
     differences = [-0.1, -0.15, -0.05]
     half = stdtrit(2, 0.975) * stdev(differences) / 3**0.5
     low, high = fmean(differences) - half, fmean(differences) + half
-    assert rows[1][-1] == f"-10.0 % [{100 * low:.1f} %, {100 * high:.1f} %]"
+    assert rows[1][-1] == f"-10.0 [{100 * low:.1f}, {100 * high:.1f}] points"
     assert len(heads) == len(rows[0])
     assert paired_difference("loss", {0: 1.0, 1: 2.0}, {1: 1.5}) == "-0.5"
+
+
+def test_runs_of_an_earlier_version_are_in_the_row_of_equal_ones(tmp_path):
+    """They have the old name of a setting, one that is gone, and none of those that came later."""
+    new = run(tmp_path / "new", "a1", 0, 0.5, **{"server.slice-rule": "prefix", "server.growth": 0})
+    old = run(tmp_path / "old", "a1", 1, 0.5, **{"server.choose": "prefix", "train.factor": 0.1})
+    assert [row[:2] for row in compare_runs([new, old])[1]] == [("all", "2")]
 
 
 def test_a_mix_has_its_price(tmp_path):

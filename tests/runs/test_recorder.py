@@ -53,6 +53,27 @@ def test_a_run_that_stops_early_has_a_last_checkpoint(folder, fake):
     assert folder.about()["finished"]
 
 
+def test_checkpoints_by_time(folder, fake, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("heterofl_flwr.runs.recorder.monotonic", lambda: now)
+    recorder = Recorder(folder, every="35s")
+    recorder.on_start(1, 9, fake.state(0))
+    saved, oldest = [], []
+    for number in range(1, 10):
+        now += 10
+        recorder.on_round_end(fake.progress(number, 9))
+        saved.append(folder.has_checkpoint and folder.load_checkpoint().server_round)
+        oldest.append(recorder.oldest_checkpoint)
+    assert saved == [False, False, False, 4, 4, 4, 4, 8, 8]
+    assert oldest == [0, 0, 0, 0, 0, 0, 0, 4, 4]
+
+
+@pytest.mark.parametrize("every", [0, True, 1.5, "10", "0s", "1m", None])
+def test_other_intervals_are_errors(folder, every):
+    with pytest.raises(ConfigError, match=r"every is .* rounds such as 10, or seconds such as '30s'"):
+        Recorder(folder, every=every)
+
+
 def test_moments_outlive_rounds_without_evaluation(folder, fake):
     recorder = Recorder(folder)
     recorder.on_start(1, 3, fake.state(0))
