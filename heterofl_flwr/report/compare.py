@@ -67,14 +67,15 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
     differences = [second[seed] - reference[seed] for seed in reference if seed in second]
     if not differences:
         return formatting.NOTHING
-    mean = formatting.score(metric, fmean(differences))
+    unit = " points" if formatting.score(metric, 0.0).endswith("%") else ""
+    mean = formatting.score(metric, fmean(differences)).removesuffix(" %")
     if len(differences) < LEAST_SEEDS:
-        return mean
+        return f"{mean}{unit}"
     freedom = len(differences) - 1
     quantile = QUANTILES[freedom - 1] if freedom <= len(QUANTILES) else NORMAL_QUANTILE
     half = quantile * stdev(differences) / len(differences) ** 0.5
-    low, high = (formatting.score(metric, fmean(differences) + side * half) for side in (-1, 1))
-    return f"{mean} [{low}, {high}]"
+    low, high = (formatting.score(metric, fmean(differences) + side * half).removesuffix(" %") for side in (-1, 1))
+    return f"{mean} [{low}, {high}]{unit}"
 
 
 def write_comparison(folders: Sequence[RunFolder], path: Path) -> Cells:

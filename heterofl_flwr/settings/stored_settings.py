@@ -38,7 +38,7 @@ class Setting(NamedTuple):
 
     def not_expected(self, value: object) -> str:
         """Return that a value is another than is expected."""
-        auto = ", or 'auto'" if self.default == "auto" else ""
+        auto = ", or 'auto'" if self.default == "auto" and "'auto'" not in self.expected else ""
         return f"{self.key}: found {value!r} ({type(value).__name__}), expected {self.expected}{auto}"
 
 

@@ -157,5 +157,5 @@ class NodeRegistration:
         raise RoundError(
             f"{present} nodes are there after {sampling.wait:g} s, {least}: start "
             f"more SuperNodes (flower-supernode), simulate more (flwr run . --federation-config 'num-supernodes=20'), "
-            f"or ask for fewer (min_available_nodes)"
+            f"or ask for fewer (min_available_nodes or sample.min-nodes)"
         )

@@ -47,7 +47,8 @@ evaluate every round, so theirs is the best of ten times as many, which favours 
 interval, in which the best round of one more run of ours lies in 95 of 100 cases. A printed number agrees if it lies
 there, and differs if not; with fewer than three seeds nobody can tell. With three, the interval reaches five standard
 deviations to each side, so that a number agrees says only that these runs do not contradict it. Difference: best less
-paper. Some jobs are printed in two tables; Tables 1 to 3 of the paper are rows of its Tables 7 to 9.
+paper. Some jobs are printed in two tables, and count once in the first line below; Tables 1 to 3 of the paper are rows
+of its Tables 7 to 9.
 """
 NO_PAPER = (
     "The paper's numbers are not at hand, so nothing is compared: name their folder with --paper or HETEROFL_PAPER."

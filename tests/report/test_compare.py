@@ -43,7 +43,7 @@ def test_runs_are_rows_of_the_settings_that_differ(folders):
     differences = [-0.1, -0.15, -0.05]
     half = stdtrit(2, 0.975) * stdev(differences) / 3**0.5
     low, high = fmean(differences) - half, fmean(differences) + half
-    assert rows[1][-1] == f"-10.0 % [{100 * low:.1f} %, {100 * high:.1f} %]"
+    assert rows[1][-1] == f"-10.0 [{100 * low:.1f}, {100 * high:.1f}] points"
     assert len(heads) == len(rows[0])
     assert paired_difference("loss", {0: 1.0, 1: 2.0}, {1: 1.5}) == "-0.5"
 
