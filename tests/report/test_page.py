@@ -63,6 +63,9 @@ def test_it_has_every_section_loads_nothing_and_runs_nothing(page, run):
     assert not re.search(r"https?:|//\w|@import", text)
     links = [value for _, name, value in page.values if name in ("src", "href", "xlink:href", "srcset", "action")]
     assert all(value.startswith(("#", "data:")) for value in links)
+    policy = next(value for tag, name, value in page.values if (tag, name) == ("meta", "content") and "-src" in value)
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
 
 
 def test_it_shows_what_was_run_and_what_came_of_it(page, run):
