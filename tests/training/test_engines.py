@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,15 +10,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from heterofl_flwr.adapters import lora
 from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.data import Split
+from heterofl_flwr.nn import build_model
+from heterofl_flwr.nn.nested import Nested
+from heterofl_flwr.nn.penalty import Quadratic
+from heterofl_flwr.nn.transformer import Transformer, TransformerShape
 from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, engines, train, train_together
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_batches, training_epochs
 from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine
 from heterofl_flwr.training.engines.cohort import Cohort
 from heterofl_flwr.training.engines.plain import train_plain
+from heterofl_flwr.training.joint_losses import nested_loss
 from tests.federation.tiny import equal
-from tests.training.conftest import OPTIONS, exact, frozen, images, make_jobs, make_text, small, state, train_slowly
+from tests.training.conftest import (
+    OPTIONS,
+    assert_as_plain,
+    exact,
+    frozen,
+    images,
+    make_jobs,
+    make_text,
+    small,
+    state,
+    train_slowly,
+)
 
 RUNNERS = {"plain": train_plain, "cohort": lambda jobs, options: Cohort(jobs, options).train()}
 
@@ -195,3 +213,60 @@ def test_models_with_hooks_train_alone(kind):
     layer = nn.Linear(2, 2)
     getattr(layer.weight if kind == "post_accumulate_grad" else layer, f"register_{kind}_hook")(lambda *_: None)
     assert fastest_engine(linear_jobs(2, layer)) == "plain"
+
+
+UNEQUAL = (12, 8)
+
+
+def nested_jobs() -> list[TrainingJob]:
+    """Return clients whose steps train the smaller model inside too."""
+    jobs = make_jobs(small(norm="gn"), UNEQUAL)
+    inner = small(norm="gn", rate=0.5)
+    return [replace(job, model=Nested(job.model, [inner()], "all"), joint_loss=nested_loss) for job in jobs]
+
+
+def feddyn_jobs() -> list[TrainingJob]:
+    """Return clients with FedDyn's penalty."""
+    jobs = make_jobs(exact(small(norm="gn", rate=0.5)), UNEQUAL)
+    named = [{name: torch.full_like(value, 0.1) for name, value in job.model.named_parameters()} for job in jobs]
+    return [
+        replace(job, quadratic=Quadratic(0.1, center=tensors, direction=tensors).aligned(job.model))
+        for job, tensors in zip(jobs, named, strict=True)
+    ]
+
+
+def lora_jobs() -> list[TrainingJob]:
+    """Return clients that train adapters."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 5))
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["1", "3"]))
+    return make_jobs(partial(lora(adapted), 0.5), UNEQUAL)
+
+
+def transformer_jobs() -> list[TrainingJob]:
+    """Return clients with texts of unequal numbers of rows, and dropout."""
+    shape = TransformerShape(sequence=8, embedding=8, hidden=8, heads=2, layers=1)
+    return make_jobs(lambda: Transformer(8, shape), UNEQUAL, split=lambda rows, seed: make_text(rows, 12 + seed))
+
+
+METHODS = {
+    "cnn": lambda: make_jobs(exact(small(norm="sbn", rate=0.5)), UNEQUAL),
+    "preresnet18": lambda: make_jobs(
+        exact(partial(build_model("preresnet18", classes=5, hidden=(4,) * 4), 0.5)), UNEQUAL
+    ),
+    "transformer": transformer_jobs,
+    "lora": lora_jobs,
+    "distilled": nested_jobs,
+    "feddyn": feddyn_jobs,
+}
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow) if name == "lora" else name for name in METHODS]
+)
+def test_each_method_trains_together_as_alone(method):
+    """Clients have unequal numbers of examples, and last batches of other sizes."""
+    ours = METHODS[method]()
+    results = train_together(ours, OPTIONS, engine="cohort")
+    assert_as_plain(ours, results, OPTIONS, METHODS[method](), 1e-10)
