@@ -195,21 +195,25 @@ class ServerRound:
         """
         shares: defaultdict[tuple[int, Part], dict[int, bytes]] = defaultdict(dict)
         for helper, texts in revealed.items():
-            pairs = list(zip(expected.items(), texts, strict=False)) if len(texts) == len(expected) else []
-            for (client, parts), text in pairs or [(pair, b"") for pair in expected.items()]:
-                true = dict(zip(parts, self._hashes(client, helper, parts), strict=True))
-                sent = dict(zip(parts, crypto.cut(text), strict=False))
-                if parts and not text:
-                    self._accusers[client].add(helper)
-                elif len(text) != len(parts) * crypto.SHARE_BYTES or any(
-                    crypto.hash_shares([share]) != true[part] for part, share in sent.items()
-                ):
-                    self.liars.setdefault(helper, "it revealed false shares")
-                else:
-                    for part, share in sent.items():
-                        shares[client, part][helper] = share
+            complete = texts if len(texts) == len(expected) else [b""] * len(expected)
+            for (client, parts), text in zip(expected.items(), complete, strict=True):
+                for part, share in self._true_shares(helper, client, parts, text).items():
+                    shares[client, part][helper] = share
         self._weigh_accusations()
         return shares
+
+    def _true_shares(self, helper: int, client: int, parts: Sequence[Part], text: bytes) -> Mapping[Part, bytes]:
+        """Return a helper's shares of a client's secrets by part; empty if it sent none or false ones."""
+        if parts and not text:
+            self._accusers[client].add(helper)
+            return {}
+        hashes = dict(zip(parts, self._hashes(client, helper, parts), strict=True))
+        shares = dict(zip(parts, crypto.cut(text), strict=False))
+        has_length = len(text) == len(parts) * crypto.SHARE_BYTES
+        if has_length and all(crypto.hash_shares([share]) == hashes[part] for part, share in shares.items()):
+            return shares
+        self.liars.setdefault(helper, "it revealed false shares")
+        return {}
 
     def _weigh_accusations(self) -> None:
         """Name clients whose shares more clients lack, or that lack more clients' shares, than may lie."""

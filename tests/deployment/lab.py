@@ -1,6 +1,7 @@
 """A SuperLink with TLS and known nodes, of which tests kill some."""
 
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tests.deployment.processes import Processes, free_port, kill
 from tests.docs.pages import ROOT
 
 LONGEST = 3600.0
+RESTART_SECONDS = 5.0
 
 SMALL: Mapping[str, Flat] = {
     "model.name": "mlp",
@@ -32,9 +34,9 @@ class Lab(Processes):
         assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
 
     def prepare(
-        self, nodes: int, through: Callable[[int, int], int] = lambda number, port: port
+        self, nodes: int, through: Callable[[int, int], int] = lambda number, port: port, *options: str
     ) -> list[subprocess.Popen[bytes]]:
-        """Start the SuperLink and the nodes; return the nodes.
+        """Start the SuperLink, with these options, and the nodes; return the nodes.
 
         ``through`` returns, from the number of a node and the SuperLink's port, the port to which the node connects.
         """
@@ -47,21 +49,38 @@ class Lab(Processes):
             for name, file in (("ca-certfile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key"))
         ]
         words = ["flower-superlink", *tls, "--enable-supernode-auth", f"--port={port}", "--host=127.0.0.1"]
-        superlink = self.popen([*words, "--disable-runtime-dependency-installation"], "superlink", self.folder)
-        self.wait_for_superlink(superlink, port, keys / "ca.crt")
+        words += ["--disable-runtime-dependency-installation", *options]
+        self.superlink = self.popen(words, "superlink", self.folder)
+        self.wait_for_superlink(self.superlink, port, keys / "ca.crt")
         address = f'[superlink.lab]\naddress = "localhost:{port}"\nroot-certificates = "{keys / "ca.crt"}"\n'
         (self.home / "config.toml").write_text(address, encoding="utf-8")
         for number in range(nodes):
             self.do("flwr", "supernode", "register", f"keys/node-{number}.pub", "lab", "--name", f"node-{number}")
-        return [self._start_node(number, nodes, through(number, port), keys) for number in range(nodes)]
+        self._ports = [through(number, port) for number in range(nodes)]
+        self.nodes = [self._start_node(number, keys) for number in range(nodes)]
+        return self.nodes
 
-    def _start_node(self, number: int, nodes: int, port: int, keys: Path) -> subprocess.Popen[bytes]:
+    def restart(self) -> None:
+        """Start nodes that have ended again, as the page's units do: a SuperLink rejects a killed one for a minute."""
+        for number, node in enumerate(self.nodes):
+            if node.poll() is not None:
+                self.nodes[number] = self._start_node(number, self.folder / "keys")
+
+    def wait_for_end(self) -> None:
+        """Wait until the run and its ServerApp have ended."""
+        deadline = time.monotonic() + LONGEST
+        while self.app.poll() is None or self.numbers_of("flwr-serverapp"):
+            assert time.monotonic() < deadline
+            self.restart()
+            time.sleep(RESTART_SECONDS)
+
+    def _start_node(self, number: int, keys: Path) -> subprocess.Popen[bytes]:
         words = [
             "flower-supernode",
             f"--root-certificates={keys / 'ca.crt'}",
             f"--auth-supernode-private-key={keys / f'node-{number}'}",
         ]
-        config = f"partition-id={number} num-partitions={nodes}"
+        config, port = f"partition-id={number} num-partitions={len(self._ports)}", self._ports[number]
         return self.popen(
             [*words, f"--superlink=127.0.0.1:{port}", f"--port={free_port()}", f"--node-config={config}"],
             f"node-{number}",
@@ -73,14 +92,18 @@ class Lab(Processes):
         """Start a run, whose folder and log have this name."""
         path = self.folder / f"{name}.toml"
         path.write_text(to_toml({**config, "run.dir": str(self.folder / name)}), encoding="utf-8")
-        self.before = {log.stem: len(self.log(log.stem)) for log in self.folder.glob("node-*.log")}
+        self.before = {log.stem: len(self.log(log.stem)) for log in self.folder.glob("*.log")}
         self.app = self.popen(["flwr", "run", "app", "lab", "--stream", "--run-config", str(path)], name, self.folder)
         return self.app
 
     def received(self, number: int, kind: str = "") -> int:
         """Return how many messages of a kind a node has received in this run."""
         name = f"node-{number}"
-        return self.log(name)[self.before[name] :].count(f"Receiving: {kind}")
+        return self.recent_log(name).count(f"Receiving: {kind}")
+
+    def recent_log(self, name: str) -> str:
+        """Return what a process has printed since the run was started."""
+        return self.log(name)[self.before.get(name, 0) :]
 
     def kill_when_asked(self, number: int, node: subprocess.Popen[bytes], asked: int) -> None:
         """Kill a node as soon as it has received that many messages, or the run has ended without them."""

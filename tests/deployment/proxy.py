@@ -19,7 +19,14 @@ class Proxy:
         Seconds before each chunk is passed on.
     rate : float
         Bytes in a second, of each connection and direction.
+
+    Attributes
+    ----------
+    deaf
+        Whether nothing is passed on to the node.
     """
+
+    deaf = False
 
     def __init__(self, target: int, *, delay: float = 0.0, rate: float = float("inf")) -> None:
         self._target, self._delay, self._rate = target, delay, rate
@@ -67,13 +74,15 @@ class Proxy:
                     far.close()
                     return
                 self._open |= {near, far}
-            self._start(self._pass, near, far)
-            self._start(self._pass, far, near)
+            self._start(self._pass, near, far, False)
+            self._start(self._pass, far, near, True)
 
-    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass(self, source: socket.socket, target: socket.socket, to_node: bool) -> None:
         with suppress(OSError):
             while chunk := source.recv(CHUNK):
                 time.sleep(self._delay + len(chunk) / self._rate)
+                while to_node and self.deaf:
+                    time.sleep(0.1)
                 target.sendall(chunk)
         for end in (source, target):
             with suppress(OSError):

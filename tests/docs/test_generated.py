@@ -4,12 +4,10 @@ import csv
 import re
 import sys
 from collections import Counter
-from dataclasses import fields
 from importlib import import_module
 
 import pytest
 
-from heterofl_flwr import Fidelity
 from heterofl_flwr.settings.stored_settings import FILE
 from heterofl_flwr.transport import messages
 from simulations.model_zoo.__main__ import VERDICTS
@@ -47,13 +45,6 @@ def test_settings_are_kept_for_commands_and_for_flower(generate):
     assert FILE.read_text(encoding="utf-8") == generate.stored(), "write it anew: python docs/generate.py"
     project = generate.PROJECT.read_text(encoding="utf-8")
     assert generate.described(project) == project, "write it anew: python docs/generate.py"
-
-
-def test_page_on_the_paper_has_every_variant():
-    page = (DOCS / "explain" / "paper.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE))
-    assert rows.keys() == {field.name for field in fields(Fidelity)}
-    assert all("(paper)" in text and "(fixed)" in text for text in rows.values())
 
 
 @pytest.mark.parametrize("part", PUBLIC)

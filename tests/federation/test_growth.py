@@ -6,7 +6,6 @@ import torch
 from heterofl_flwr import Buffered, FedDyn, HeteroFL, Slicing
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import Mix
-from heterofl_flwr.report import Recorder, RunFolder
 from tests.federation.tiny import build, equal, play, twin
 
 MIX = "a1-b1-c1"
@@ -42,13 +41,6 @@ def test_entries_that_are_not_open_yet_keep_their_value():
 def test_equal_widths_give_heterofl_bit_for_bit():
     plain, grown = (play(None, "a1", 3, 3, **options).state for options in ({}, {"growth": 1}))
     assert equal(plain, grown)
-
-
-def test_a_resumed_run_goes_on_equally(tmp_path):
-    whole = play(None, MIX, 6, 3, growth=1)
-    play(None, MIX, 6, 2, growth=1, callbacks=[Recorder(tmp_path)])
-    start = {"resume": RunFolder(tmp_path).load_checkpoint()}
-    assert equal(whole.state, play(None, MIX, 6, 3, growth=1, start=start).state)
 
 
 def test_levels_grow_by_steps_where_rounds_do_not_wait():

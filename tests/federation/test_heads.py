@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from heterofl_flwr import Averaging
-from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import RoundError
 from heterofl_flwr.core import width
-from tests.federation.tiny import make_app, play
+from tests.federation.tiny import adding, make_app, play
 
 CLASSES = {0: {"main": [0, 2], "aux.weight": [1]}, 1: {"main": [2], "aux.weight": [0, 4]}}
 HEADS = Averaging(label_rows=["main.weight", "aux.weight"])
@@ -22,16 +21,8 @@ class TwoHeads(nn.Module):
 
 
 def run(classes):
-    def train(message, context):
-        partition = context.node_config["partition-id"]
-        task = Task(message, context, TwoHeads)
-        model = task.model()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 1 + partition
-        return task.reply(model, num_examples=1, labels=classes[partition])
-
-    return play(make_app(train, build=TwoHeads), nodes=2, build=TwoHeads, averaging=HEADS)
+    app = make_app(adding(labels=classes.get, build=TwoHeads), build=TwoHeads)
+    return play(app, nodes=2, build=TwoHeads, averaging=HEADS)
 
 
 def test_rows_count_for_the_classes_of_their_head():

@@ -26,7 +26,7 @@ from heterofl_flwr.core import Mix, Plan
 from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
 from heterofl_flwr.stages.secure_sum import SecureSum
 from tests.core.twin import counting_mean, trained_reply
-from tests.federation.tiny import build, build_normed, equal, inputs, make_app, play
+from tests.federation.tiny import adding, build, build_normed, equal, inputs, make_app, play
 
 PATTERNS = ["norm.*", "classifier.bias"]
 NAMES = ["norm.weight", "norm.bias", "classifier.bias"]
@@ -73,14 +73,7 @@ def test_equal_widths_give_heterofl_bit_for_bit():
 
 
 def test_rows_of_classes_count_for_clients_that_name_them():
-    def train(message, context):
-        task = Task(message, context, build)
-        model = task.model()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 1
-        return task.reply(model, num_examples=1, labels=[context.node_config["partition-id"] % 4])
-
+    train = adding(lambda partition: 1, lambda partition: [partition % 4])
     found = play(make_app(train), "a1-c1", 4, by_level=["classifier.bias"])
     start = found.strategy.federation.architecture.initial_state()["classifier.bias"]
     level = found.strategy.chain.level_tensors(0.25)["classifier.bias"]

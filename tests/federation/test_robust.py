@@ -4,24 +4,12 @@ import pytest
 import torch
 
 from heterofl_flwr import Adam, Momentum, Robust
-from heterofl_flwr.client import Task
-from tests.federation.tiny import build, make_app, play
+from tests.federation.tiny import adding, make_app, play
 
 MEANS = ["trimmed", "median"]
 
 
-def train(message, context, step=0.5):
-    """Train: every entry goes up."""
-    task = Task(message, context, build)
-    model = task.model()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += step
-    return task.reply(model, num_examples=1)
-
-
-def flip(message, context):
-    return train(message, context, -0.5)
+train, flip = adding(lambda partition: 0.5), adding(lambda partition: -0.5)
 
 
 def gains(robust, hostile=(0,), num_rounds=1, **options):

@@ -59,6 +59,20 @@ def add_one(message: Message, context: Context, build=build, **said) -> Message:
     return task.reply(model, num_examples=1 + partition, metrics={"loss": partition}, **said)
 
 
+def adding(amount=lambda partition: 1 + partition, labels=lambda partition: None, build=build) -> Handler:
+    """Return a client that adds an amount to all parameters, and names classes."""
+
+    def train(message: Message, context: Context) -> Message:
+        partition, task = context.node_config["partition-id"], Task(message, context, build)
+        model = task.model()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += amount(partition)
+        return task.reply(model, num_examples=1, labels=labels(partition))
+
+    return train
+
+
 def judge(message: Message, context: Context, build=build) -> Message:
     """Evaluate: report each model's mean output on the node's own data."""
     partition = context.node_config["partition-id"]
