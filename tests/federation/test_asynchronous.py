@@ -248,10 +248,11 @@ class TestWhoIsLost:
                 silent = [own.metadata.message_id for own in self.of("train") if self.partition_of(own) < 3]
                 return super().pull_messages([id_ for id_ in message_ids if id_ not in silent])
 
+        # More silent clients than places: without their replacement a step has nobody who trains.
         options = {"mix": "a1", "nodes": 12, "grid": Silent, "wrap": None, "start": {"timeout": 2.0}}
-        found = run(Buffered(size=4, concurrency=4), num_rounds=12, **options)
+        found = run(Buffered(size=2, concurrency=2), num_rounds=12, **options)
         answered = [set(record.rates) - set(record.failures) for record in found.records]
-        assert [len(partitions) for partitions in answered] == [4] * 12
+        assert [len(partitions) for partitions in answered] == [2] * 12
         sent = [partition for _, partition, _ in sent_by(found.grid) if partition < 3]
         assert sorted(sent) == [0, 1, 2]  # each of the silent ones once
 

@@ -19,8 +19,8 @@ SECONDS = 6.0
 class Withholding(LocalGrid):
     """A grid whose first node trains just in time, and then withholds all that it is asked for."""
 
-    def __init__(self, clock):
-        super().__init__(make_app(build=build_normed), 4)
+    def __init__(self, clock, model):
+        super().__init__(make_app(build=model), 4)
         self.clock, self.asked = clock, []
 
     def send_and_receive(self, sent, *, timeout=None):
@@ -35,17 +35,24 @@ class Withholding(LocalGrid):
         return super().send_and_receive(sent, timeout=None)
 
 
-def test_no_node_holds_a_round_beyond_its_deadline(monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "withheld", "fault"),
+    [
+        (build_normed, messages.QUERY_MOMENTS, "no usable moments: no reply in time"),
+        (build, "evaluate", "no reply in time"),
+    ],
+)
+def test_no_node_holds_a_round_beyond_its_deadline(monkeypatch, model, withheld, fault):
     clock = Clock()
     for module in (exchange, round_messages):
         monkeypatch.setattr(module, "time", clock)
-    with Withholding(clock) as grid:
-        strategy = HeteroFL(build_normed, "a1-b1", evaluation=Evaluation(nodes="all"))
+    with Withholding(clock, model) as grid:
+        strategy = HeteroFL(model, "a1-b1", evaluation=Evaluation(nodes="all"))
         strategy.start(grid, num_rounds=2, timeout=SECONDS)
         assert clock.now <= 2 * SECONDS
-        assert grid.asked == [messages.QUERY_CAPABILITY, *2 * ["train", messages.QUERY_MOMENTS]]
+        assert grid.asked == [messages.QUERY_CAPABILITY, *2 * ["train", withheld]]
     assert strategy.log.evaluate_answers == 3
-    assert list(strategy.log.evaluate_failures.values()) == ["no usable moments: no reply in time"]
+    assert list(strategy.log.evaluate_failures.values()) == [fault]
 
 
 class SendsFewer(HeteroFL):

@@ -90,6 +90,17 @@ def test_a_metric_of_one_client_is_not_the_headline(name, level, caplog):
     assert record.evaluate.keys() == {*HONEST, "coverage", "worst-accuracy"}
 
 
+def test_a_training_metric_of_one_client_is_in_no_record():
+    def train(message, context):
+        metrics = {"loss": 1.0, **({"perplexity": 1e-9} if context.node_config["partition-id"] == LIAR else {})}
+        task = Task(message, context, tiny.build)
+        return task.reply(task.model(), num_examples=10, metrics=metrics)
+
+    log = tiny.play(make_app(train), "a1", 5, 1).log
+    assert log.train == {"loss": 1.0}
+    assert list(log.train_by_level.values()) == [{"loss": 1.0}]
+
+
 def test_a_metric_of_half_of_the_clients_counts():
     def evaluate(message, context):
         metrics = {"perplexity": 9.0} if context.node_config["partition-id"] % 2 else {"f1": 0.5}

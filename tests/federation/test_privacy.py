@@ -13,6 +13,7 @@ from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Plan, Priva
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.core.aggregation import norm_between
 from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsilon
+from heterofl_flwr.federation.summary import count_releases
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.report import Recorder, RunFolder
@@ -254,3 +255,20 @@ def test_label_sets_that_epsilon_does_not_cover_are_named(caplog, labels, times)
 def test_a_delta_that_promises_nothing_is_warned_of(caplog, delta, times):
     run(Privacy(clip=1, noise=1, delta=delta), labels="none", num_rounds=2)
     assert caplog.text.count(f"delta is {delta:g} and there are") == times
+
+
+@pytest.mark.parametrize(
+    ("options", "simulated", "evaluations"),
+    [
+        ({}, True, 1 + 1 + 1),  # of rounds 2, 4 and 5, each of the global model
+        ({}, False, 3 * 3),  # nodes may say what they hold, so each may be of all levels
+        ({"nodes": "all"}, False, 1 + 1 + 1),
+        ({"levels": "last"}, True, 1 + 1 + 3),
+        ({"static_norm": False}, False, 0),
+    ],
+)
+def test_the_releases_of_rounds_to_come_are_counted(options, simulated, evaluations):
+    strategy = HeteroFL(build_normed, "a1-b1-c1", evaluation=Evaluation(every=2, **options))
+    assert count_releases(strategy.federation, range(1, 6), simulated=simulated) == 5 + evaluations
+    plain = HeteroFL(build, "a1-b1-c1", evaluation=Evaluation(every=2, **options)).federation
+    assert count_releases(plain, range(1, 6), simulated=simulated) == 5

@@ -73,6 +73,7 @@ def damaged(path, edits):
 @example(edits=[(0.5, 10**6, b"")])
 @example(edits=[(0.0, 10**6, b"[" * 90_000)])
 @example(edits=[(0.0, 10**6, b"null")])
+@example(edits=[(0.999, 1, b"!")])  # the last byte of a tensor: the checksum alone tells
 def test_of_a_damaged_checkpoint_the_one_before_is_left(run, name, edits):
     with damaged(run.path / name, edits):
         found = run.load_checkpoint()

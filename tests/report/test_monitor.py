@@ -142,6 +142,9 @@ def test_a_request_that_does_not_come_holds_no_other_up(served):
     with socket.create_connection((host, int(port))) as half:
         half.sendall(b"GET /health")
         assert get(served.address, "/health")[0] == 200
+        half.setblocking(False)
+        with pytest.raises(BlockingIOError):  # it is waited for still
+            half.recv(1)
 
 
 def test_the_setting_has_a_limit_that_follows_from_those_of_a_round():

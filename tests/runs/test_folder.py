@@ -224,7 +224,7 @@ def test_hard_links_and_linked_locks_are_refused_before_they_are_opened(folder, 
     assert victim.read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["..", "\x1b[2Ja"])
+@pytest.mark.parametrize("name", ["..", "\x1b[2Ja", "a\x1b[2J"])
 def test_models_are_named_by_levels(folder, name):
     folder.models.mkdir(parents=True)
     (folder.models / f"{name}.json").write_text('{"rate": 1}')
