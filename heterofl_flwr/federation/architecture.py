@@ -26,9 +26,7 @@ from heterofl_flwr.core.moving_slices import (
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.slice_plan import ALL, Plan, check_patterns, is_shared, shared_part
 from heterofl_flwr.federation.architecture_checks import (
-    can_become,
     check_frozen,
-    check_frozen_values,
     check_tables,
     equals,
 )
@@ -260,8 +258,8 @@ class GlobalModel(Architecture):
         # A ``state_dict`` lists a tied parameter under each of its names; the last one counts, as in load_state_dict.
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)
-        check_frozen_values(self._frozen_values, tensors)
-        if integers := [name for name, dtype in self.dtypes.items() if not can_become(tensors[name], dtype)]:
+        _check_frozen_values(self._frozen_values, tensors)
+        if integers := [name for name, dtype in self.dtypes.items() if not _can_become(tensors[name], dtype)]:
             raise ConfigError(
                 f"initial_arrays has {integers[0]} in {tensors[integers[0]].dtype}, expected "
                 f"{self.dtypes[integers[0]]}: give floating-point numbers, such as ArrayRecord(model.state_dict())"
@@ -280,3 +278,19 @@ class GlobalModel(Architecture):
         names = find_label_rows(self.build, self.mix) if label_rows is None else label_rows
         rows = dict.fromkeys(self._first_names.get(name, name) for name in names)
         return [name for name in rows if is_shared(name, self.shared) and (label_rows or name in exchanged)]
+
+
+def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise an error if a state has other values of frozen parameters than the model that nodes build."""
+    for name, parameter in frozen.items():
+        if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
+            raise ConfigError(
+                f"initial_arrays has other values of {name} than build gives it. It is frozen "
+                f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
+                f"return heterofl_flwr.core.exchange_frozen(model)"
+            )
+
+
+def _can_become(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor can have another type: numbers with a fraction are not made of others."""
+    return tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)

@@ -33,22 +33,6 @@ def check_frozen(rule: SliceRule, model: nn.Module, local: nn.Module, rate: floa
         )
 
 
-def check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raise an error if a state has other values of frozen parameters than the model that nodes build."""
-    for name, parameter in frozen.items():
-        if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
-            raise ConfigError(
-                f"initial_arrays has other values of {name} than build gives it. It is frozen "
-                f"(requires_grad=False), so nodes take it from build: load the same checkpoint there, or let build "
-                f"return heterofl_flwr.core.exchange_frozen(model)"
-            )
-
-
-def can_become(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor can have another type: numbers with a fraction are not made of others."""
-    return tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)
-
-
 def equals(state: Mapping[str, Tensor], model: nn.Module) -> bool:
     """Whether a model has the values of a state; false without parameters."""
     parameters = exchanged_parameters(model)

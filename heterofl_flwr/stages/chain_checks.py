@@ -77,7 +77,7 @@ def _faults_of_sum(stages: Sequence[ServerStage]) -> Iterator[str]:
 
 
 def overrides(stage: ServerStage, method: str) -> bool:
-    """Whether a stage has a method of its own in place of the default."""
+    """Whether a stage overrides a method."""
     return getattr(type(stage), method) is not getattr(ServerStage, method)
 
 
