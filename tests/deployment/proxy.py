@@ -1,5 +1,6 @@
-"""A TCP proxy on 127.0.0.1 that delays, slows down and cuts the connections of one node."""
+"""A TCP proxy on 127.0.0.1 that delays, slows down, drops and cuts the connections of one node."""
 
+import random
 import socket
 import threading
 import time
@@ -22,15 +23,17 @@ class Proxy:
 
     Attributes
     ----------
+    loss
+        Probability that a connection ends at a chunk.
     deaf
         Whether nothing is passed on to the node.
     """
 
-    deaf = False
+    loss, deaf = 0.0, False
 
     def __init__(self, target: int, *, delay: float = 0.0, rate: float = float("inf")) -> None:
         self._target, self._delay, self._rate = target, delay, rate
-        self._lock = threading.Lock()
+        self._lock, self._random = threading.Lock(), random.Random(0)
         self._open: set[socket.socket] = set()
         self._listener: socket.socket | None = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -79,7 +82,7 @@ class Proxy:
 
     def _pass(self, source: socket.socket, target: socket.socket, to_node: bool) -> None:
         with suppress(OSError):
-            while chunk := source.recv(CHUNK):
+            while (chunk := source.recv(CHUNK)) and self._random.random() >= self.loss:
                 time.sleep(self._delay + len(chunk) / self._rate)
                 while to_node and self.deaf:
                     time.sleep(0.1)

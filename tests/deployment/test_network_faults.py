@@ -6,8 +6,9 @@ says it. A replay in this process, without the replies and nodes that the histor
 
 import os
 import signal
+import subprocess
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import pytest
@@ -51,8 +52,12 @@ def lab(tmp_path_factory):
             proxies.append(stack.enter_context(Proxy(port, **slow)))
             return proxies[-1].port
 
+        for disk in ("database", "disk-full"):
+            (folder / disk).mkdir()
+            if not subprocess.call(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder / disk]):
+                stack.callback(subprocess.check_call, ["umount", "-l", folder / disk])
         lab = stack.enter_context(Lab(folder, {"OMP_NUM_THREADS": "1"}))
-        lab.prepare(NODES, through, "--database", str(folder / "superlink.db"))
+        lab.prepare(NODES, through, "--database", str(folder / "database" / "superlink.db"))
         lab.proxies = proxies
         yield lab
 
@@ -83,6 +88,18 @@ def frozen(lab):
 
 
 @contextmanager
+def full(lab, disk):
+    if not os.path.ismount(lab.folder / disk):
+        pytest.skip("needs root, for a disk of its own")
+    filling = lab.folder / disk / "filling"
+    with suppress(OSError), filling.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    yield
+    filling.unlink()
+
+
+@contextmanager
 def unplugged(lab, number):
     kill(lab.nodes[number])
     yield  # and then the lab starts it again
@@ -97,12 +114,15 @@ def killed(lab):
 
 
 FAULTS = {
+    "lossy": partial(disturbed, name="loss", value=0.05),
     "deaf": partial(disturbed, name="deaf", value=True),
     "cut-node": lambda lab: cut(lab, 0),
     "cut-superlink": lambda lab: cut(lab, 0, 1, 2),
     "frozen-superlink": frozen,
     "leaves-and-joins": partial(unplugged, number=2),
     "killed-serverapp": killed,
+    "disk-full": lambda lab: full(lab, "disk-full"),
+    "database-full": lambda lab: full(lab, "database"),
 }
 
 
