@@ -13,6 +13,7 @@ from flwr.cli.app_cmd.publish import _collect_file_paths, _validate_app_name, _v
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import flatten_dict
+from flwr.common.logger import ConsoleHandler
 from flwr.common.serde import message_to_proto
 from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, ObjectTree, PullObjectResponse

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from flwr.common.logger import ConsoleHandler
 
 from heterofl_flwr.transport import compat
 from heterofl_flwr.transport.compat import connect_length_check, get_nodes, has_runtime_client, runtime_client
+from tests.flower_internals import ConsoleHandler
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {"app", "client", "client.mod", "clientapp", "clientapp.mod", "common", "simulation"}
