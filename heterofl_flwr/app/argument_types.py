@@ -5,6 +5,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+TABLE_FORMATS = ("table", "csv", "markdown", "latex")
+"""Styles of ``core.formatting.render``, which would load torch."""
+
 
 def read_path(text: str) -> Path:
     """Read a path that may begin with ``~``, which shells do not expand in ``--out=~/runs``."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from heterofl_flwr.app.argument_types import read_count, read_integers
+from heterofl_flwr.app.argument_types import TABLE_FORMATS, read_count, read_integers
 from heterofl_flwr.common.errors import ConfigError, first_line
 from heterofl_flwr.common.user_code import load_function
 
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hidden", type=read_integers(",", widths), metavar="WIDTHS", help=f"widths at rate 1, such as {widths}"
     )
     parser.add_argument("--norm", choices=("sbn", "in", "gn", "ln", "none"), help="norm of an image model")
-    parser.add_argument("--format", choices=("table", "csv", "markdown", "latex"), default="table")
+    parser.add_argument("--format", choices=TABLE_FORMATS, default="table")
 
 
 def _read_name(text: str) -> str:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from heterofl_flwr.app.argument_types import read_path
+from heterofl_flwr.app.argument_types import TABLE_FORMATS, read_path
 
 SUMMARY = "make the report of a run, and print its tables"
 DESCRIPTION = "Make a run's report.html and figures anew, and print its tables; or compare several runs."
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out = "page of a comparison; by default comparison.html"
     parser.add_argument("--out", type=read_path, default=Path("comparison.html"), metavar="FILE", help=out)
     style = "form of a comparison's table"
-    parser.add_argument("--format", choices=("table", "csv", "markdown", "latex"), default="table", help=style)
+    parser.add_argument("--format", choices=TABLE_FORMATS, default="table", help=style)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -76,8 +76,6 @@ def _scaled(value: float, units: Sequence[str]) -> str:
     return f"{value:.{digits}f} {units[step]}"
 
 
-FORMATS = ("table", "csv", "markdown", "latex")
-
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -90,7 +88,7 @@ _LATEX = str.maketrans(
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
-    """Return a table in one of ``FORMATS``. The first column is aligned to the left, the others to the right."""
+    """Return a table as ``table``, ``csv``, ``markdown`` or ``latex``; its first column is aligned to the left."""
     if style == "csv":
         file = io.StringIO()
         csv.writer(file, lineterminator="\n").writerows([header, *rows])

@@ -2,7 +2,7 @@
 
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,7 +14,6 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import to_json, write_atomic
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
@@ -31,11 +30,16 @@ QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 LEAST_SEEDS = 3
 NORMAL_QUANTILE = 2.228  # of ten degrees of freedom: wider than needed beyond
 
-TEXTS = {
-    "round": "{} of each run.",
-    "bytes": "{} of each run over what its clients received and sent.",
-    "MACs": "{} of each run over the multiplications of all its trainings, of one example each.",
+AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
+    "round": ("round", None, "{} of each run."),
+    "bytes": ("bytes sent", formatting.size, "{} of each run over what its clients received and sent."),
+    "MACs": (
+        "multiplications",
+        formatting.count,
+        "{} of each run over the multiplications of all its trainings, of one example each.",
+    ),
 }
+"""Of the figures, by what is on the horizontal axis: its label, the form of its numbers, a caption."""
 
 HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
@@ -43,18 +47,19 @@ HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "agai
 def compare_runs(folders: Sequence[RunFolder]) -> Cells:
     """Return the table of runs: a row for each combination of settings and metric, with means over seeds."""
     rows, table = _rows(folders), []
-    names = dict.fromkeys(score.name for folder in folders for score in scores(folder.history()))
-    for metric in names:
+    histories = {folder: folder.history() for folder in folders}  # each is a file
+    scored = {folder: {score.name: score for score in scores(history)} for folder, history in histories.items()}
+    for metric in dict.fromkeys(name for by_name in scored.values() for name in by_name):
         finals = {
-            row: {seed: score for seed, run in runs.items() if (score := _final(run.history(), metric)) is not None}
+            row: {seed: scored[run][metric].final for seed, run in runs.items() if metric in scored[run]}
             for row, runs in rows.items()
         }
         reference = next(iter(finals.values()))
         for row, runs in rows.items():
             values = list(finals[row].values())
-            bests = [s.best for run in runs.values() for s in scores(run.history()) if s.name == metric]
+            bests = [scored[run][metric].best for run in runs.values() if metric in scored[run]]
             compared = [best for best in bests if best is not None]
-            sent = fmean(sum(bytes_sent(run.history())) for run in runs.values())
+            sent = fmean(sum(bytes_sent(histories[run])) for run in runs.values())
             best = formatting.score(metric, fmean(compared) if compared else None)
             difference = "" if finals[row] is reference else paired_difference(metric, reference, finals[row])
             cells = row, str(len(runs)), metric, _mean(metric, values), best, formatting.size(sent)
@@ -112,10 +117,6 @@ def _rows(folders: Sequence[RunFolder]) -> dict[str, dict[object, RunFolder]]:
     return rows
 
 
-def _final(records: Sequence[RoundRecord], metric: str) -> float | None:
-    return next((score.final for score in scores(records) if score.name == metric), None)
-
-
 def _mean(metric: str, values: Sequence[float]) -> str:
     mean = formatting.score(metric, fmean(values) if values else None)
     return f"{mean} ± {formatting.score(metric, stdev(values))}" if len(values) > 1 else mean
@@ -133,16 +134,20 @@ def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:
     return Mix.parse(str(settings.get("mix", "a"))), cast("InnerWidths", settings.get("train.distill", "none"))
 
 
-def _draw(folders: Sequence[RunFolder]) -> Iterator[Drawing]:
-    """Yield the headline metric of each run over rounds, bytes and multiplications."""
-    curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {"round": {}, "bytes": {}, "MACs": {}}
-    metric = next(filter(None, (headline(folder.history()) for folder in folders)), "")
+def _short_names(folders: Sequence[RunFolder]) -> list[str]:
+    """Return the names of folders without the parts that all have in common."""
     names = [folder.path.resolve().name for folder in folders]
     parts = [re.split("[-_]", name) for name in names]
     common = set(parts[0]).intersection(*parts)
     labels = ["-".join(part for part in of_name if part not in common) for of_name in parts]
-    labels = labels if len(set(labels)) == len(names) else names
-    for folder, name in zip(folders, labels, strict=True):
+    return labels if len(set(labels)) == len(names) else names
+
+
+def _draw(folders: Sequence[RunFolder]) -> Iterator[Drawing]:
+    """Yield the headline metric of each run over rounds, bytes and multiplications."""
+    curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {unit: {} for unit in AXES}
+    metric = next(filter(None, (headline(folder.history()) for folder in folders)), "")
+    for folder, name in zip(folders, _short_names(folders), strict=True):
         records, costs = folder.history(), folder.costs()
         values = [record.evaluate.get(metric) for record in records]
         curves["round"][name] = points([record.server_round for record in records], values)
@@ -155,10 +160,8 @@ def _draw(folders: Sequence[RunFolder]) -> Iterator[Drawing]:
             by_rate = {rate: cost.macs for rate, cost in costs.by_rate.items()}
             macs = [count_macs(mix, record.rates.values(), by_rate, widths) for record in records]
             curves["MACs"][name] = points(list(accumulate(macs)), values)
-    units = "round", "bytes sent", "multiplications"
-    forms = None, formatting.size, formatting.count
-    for number, (unit, lines) in enumerate(curves.items()):
-        if figure := draw_curves(lines, metric, units[number]):
-            if form := forms[number]:
+    for unit, (label, form, caption) in AXES.items():
+        if figure := draw_curves(curves[unit], metric, label):
+            if form:
                 figure.axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form(value)))
-            yield Drawing(unit.lower(), f"{metric} over {unit}", TEXTS[unit].format(metric), figure)
+            yield Drawing(unit.lower(), f"{metric} over {unit}", caption.format(metric), figure)

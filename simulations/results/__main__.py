@@ -13,8 +13,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from heterofl_flwr.app.argument_types import TABLE_FORMATS
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.formatting import FORMATS, render
+from heterofl_flwr.core.formatting import render
 from simulations.program import parser_of, status_of, write_files
 from simulations.results import figures, tables
 from simulations.results.authors import authors_table
@@ -177,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _results(words: Sequence[str]) -> int:
     parser = parser_of(PROGRAM, __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help=RUNS)
-    parser.add_argument("--format", choices=FORMATS, default="table", help="how to print; default: %(default)s")
+    parser.add_argument("--format", choices=TABLE_FORMATS, default="table", help="how to print; default: %(default)s")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write tables, values, claims and figures there")
     parser.add_argument("--curves", action="store_true", help="with --out: draw each configuration over all it spent")
     when = "with --out: when did each configuration reach this global accuracy? May be given several times"
