@@ -68,8 +68,13 @@ class ClientChain:
         return [stage.registered_name for stage in self.stages if stage.stateful]
 
     def on_update(self, update: Outgoing, total_step: float = 0.0) -> Outgoing:
-        """Return the update that the client sends, and note the new state of the stages."""
+        """Return the update that the client sends, and note the new state of the stages.
+
+        Of a client that trained on nothing the state stays as it was, so stages that keep some are left out.
+        """
         for stage in self.stages:
+            if stage.stateful and not update.num_examples:
+                continue
             context, name = self.context_of(stage, total_step), f"{type(stage).__name__}.on_update"
             update = stage.on_update(update, context)
             if not isinstance(update, Outgoing):

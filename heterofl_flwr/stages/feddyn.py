@@ -34,7 +34,7 @@ class ClientFedDyn(ClientStage):
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
         """Note the new g."""
         received = context.received()
-        for name, trained in update.tensors.items() if update.num_examples else ():
+        for name, trained in update.tensors.items():
             theta = received[name]
             context.state[name] = context.stored(name, theta) - self.alpha * (trained - theta)
         return update

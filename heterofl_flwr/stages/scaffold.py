@@ -30,8 +30,6 @@ class ClientScaffold(ClientStage):
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
         """Set ``c_i = c_i - c + (x - y_i) / (K * learning rate)``."""
-        if not update.num_examples:
-            return update
         if context.total_step <= 0:
             raise ConfigError("scaffold: the penalty was not in the client's loss, so its steps are not known")
         received = context.received()
