@@ -134,6 +134,17 @@ def test_state_without_stateful_is_an_error():
         ClientChain([Counts()], context()).on_update(Outgoing(tensors={}))
 
 
+def test_a_users_stage_keeps_its_state_where_nothing_was_trained():
+    class Keeps(Counts):
+        stateful = True
+
+    chain = ClientChain([Keeps()], context())
+    chain.on_update(Outgoing(tensors={}, num_examples=0))
+    assert not chain.state
+    chain.on_update(Outgoing(tensors={}))
+    assert list(chain.state) == ["counting-stage/number"]
+
+
 def test_the_sum_of_quadratic_penalties_has_the_sum_of_the_gradients():
     generator = torch.Generator().manual_seed(0)
     model, draw = nn.Linear(3, 2).double(), lambda own: torch.randn(own.shape, generator=generator).double()
