@@ -166,12 +166,12 @@ def test_without_noise_no_epsilon_is_told(capsys):
 def test_under_flower_the_report_has_the_users_command(tmp_path, monkeypatch):
     monkeypatch.setenv(COMMAND, "")
     monkeypatch.delenv(COMMAND)
-    monkeypatch.setattr(sys, "argv", ["/bin/flwr-simulation", "--token", "abc"])
+    monkeypatch.setattr(sys, "argv", ["/bin/flwr-simulation", "--token", "not-for-the-report"])
     config = {**SMALL, "run.dir": str(tmp_path), "num-rounds": 1}
     with LocalGrid(CLIENT_APP, 2, run_config=config) as grid:
         server_app.app(grid, Context(1, 0, {}, RecordDict(), config))
     assert RunFolder(tmp_path).about()["command"] == "flwr run ."
-    assert "abc" not in (tmp_path / "settings.json").read_text() + (tmp_path / "report.html").read_text()
+    assert "not-for-the-report" not in (tmp_path / "settings.json").read_text() + (tmp_path / "report.html").read_text()
 
 
 def test_a_run_of_a_version_that_had_fewer_settings_goes_on(tmp_path):
