@@ -67,7 +67,14 @@ NUMBERS = {f"table{number}": jobs for number, jobs in {1: 24, 2: 24, 3: 12, 4: 3
 NUMBERS |= {f"figure{number}": PAIRS for number in range(2, 9)}
 NUMBERS |= {"figure9": 4 * 2 * 2, "figure10": 4 * 2 * 2, "figure11": 4 * 2}
 NUMBERS |= {"baselines": 2 * 2 * 3, "choice": 2 * 2 * 3 * 2 * 4, "clipping": 3 * 6 * 2, "compare": 3 * 2 * (4 * 2 + 4)}
-NUMBERS |= {"depth": 2 * 5, "family": 2 * 11, "family-cifar10": 12, "lora": 2 + 2, "mask-fill": 2 * 4 * 3}
+NUMBERS |= {
+    "depth": 2 * 5,
+    "family": 2 * 11,
+    "family-cifar10": 12,
+    "family-cifar10-long": 9,
+    "lora": 2 + 2,
+    "mask-fill": 2 * 4 * 3,
+}
 NUMBERS |= {"ratio": 2 * 2 * 7, "search": 37, "depthfl-cifar100": 6, "fiarse-cifar10": 3, "race": 2}
 NUMBERS |= {"all": 31 * 5 + 10 * 9 * 5 + (17 - 3) * 2 + (25 - 3) * 2}
 QUICK = {"table1", "figure2", "choice", "lora"}  # others take up to four seconds to compose
