@@ -59,15 +59,13 @@ class EvaluationRound:
         log: RoundRecord,
         server_round: int,
         node_ids: Sequence[int],
+        sampled: Sequence[int],
         *,
-        sampled: Sequence[int] | None = None,
         num_rounds: int = 0,
         silent: Collection[int] = (),
     ) -> None:
         self._federation, self._options, self._log = federation, federation.options, log
         self._server_round, self._present = server_round, node_ids
-        if sampled is None:
-            sampled = federation.levels.sample(server_round, node_ids, "evaluate") if node_ids else []
         levels = self._options.evaluation.levels_due(server_round, num_rounds)
         rates = {node_id: self._pick_rates(node_id, levels=levels) for node_id in sampled}
         rates = {node_id: client_rates for node_id, client_rates in rates.items() if client_rates}

@@ -34,6 +34,7 @@ class Federation:
     def __init__(self, architecture: Architecture, assignment: Assignment = "fix") -> None:
         self.architecture, self.assignment = architecture, assignment
         self.mix, self.options, self.seed = architecture.mix, architecture.options, architecture.seed
+        self.schedule = self.options.training.schedule
         self._check_options()
         self.reset()
 

@@ -27,6 +27,11 @@ from heterofl_flwr.stages.server_stage import RoundContext, Update
 CLOCK_SECONDS = 2.0
 """Upper bound on how far a client's clock may be off; from 5 s ahead on, a SuperLink refuses signed messages."""
 
+UNCHANGED = (
+    "sent back the parameters that they were sent, so they trained nothing: see that the optimizer has the parameters "
+    "of task.model(), and that reply gets this model"
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -78,10 +83,10 @@ class Round:
         server_round: int,
         node_ids: Sequence[int],
         state: Mapping[str, Tensor],
+        sampled: Sequence[int],
         *,
         learning_rate: float | None = None,
         remote: bool = False,
-        sampled: Sequence[int] | None = None,
     ) -> None:
         self._federation, self._chain, self._options = federation, chain, federation.options
         self.server_round, self._state = server_round, state
@@ -101,13 +106,13 @@ class Round:
         self.silent: set[int] = set()
         self._late: list[str] = []  # names of nodes that are one message behind
         self._lost = 0  # clients that simulated devices have lost
-        for node_id in federation.levels.sample(server_round, trainable, "train") if sampled is None else sampled:
+        for node_id in sampled:
             self.begin(node_id)
         self._check_sampled()
 
     def _scheduled_learning_rate(self) -> float:
         """Return the learning rate of the schedule; 0 without a schedule."""
-        schedule, server_round = self._options.training.schedule, self.server_round
+        schedule, server_round = self._federation.schedule, self.server_round
         value = schedule(server_round) if schedule else 0.0
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ConfigError(f"learning_rate({server_round}) returned {value!r}; expected a number of 0 or more")
@@ -159,11 +164,10 @@ class Round:
 
     def before(self) -> Questions[Mapping[int, Fields]]:
         """Query clients before training; return for each that may train the extra fields of its instruction."""
-        clients = {
-            node_id: Update(plan=sampled.plan, tensors={}, rate=sampled.rate)
-            for node_id, sampled in self.slices.items()
-        }
-        return self._chain.before(clients)
+        clients = self.slices.items()
+        return self._chain.before(
+            {id_: Update(plan=client.plan, tensors={}, rate=client.rate) for id_, client in clients}
+        )
 
     def add(self, node_id: int, reply: TrainReply) -> None:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
@@ -171,10 +175,13 @@ class Round:
         equal = self._options.averaging.weights == "equal"
         if reply.capacity is not None:
             self._federation.levels.check_capacity(reply.capacity, nodes[node_id].limit)
+        # Double precision, as of Flower's SecAgg+, becomes the model's type.
+        double = [name for name, tensor in reply.tensors.items() if tensor.dtype == torch.float64]
+        dtypes = {name: self._state[name].dtype for name in double if name in self._state}
         self._chain.add(
             Update(
                 plan=sampled.plan,
-                tensors={name: self._in_model_dtype(name, tensor) for name, tensor in reply.tensors.items()},
+                tensors={**reply.tensors, **{name: reply.tensors[name].to(dtype) for name, dtype in dtypes.items()}},
                 rate=sampled.rate,
                 labels=None if self._federation.architecture.ignores_labels else reply.labels,
                 weight=float(min(reply.num_examples, 1) if equal else reply.num_examples),
@@ -188,27 +195,15 @@ class Round:
         staleness = {} if sampled.sent is None else {"staleness": float(self.server_round - 1 - sampled.sent.number)}
         self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **staleness}
         self.log.bytes_up += reply.num_bytes
-        self._note_remarks(node_id, sampled, reply)
+        if any(dtype != torch.float64 for dtype in dtypes.values()):
+            self._remarks.setdefault("sent float64, which is converted to the model's type", []).append(node_id)
+        if reply.num_examples and self._is_unchanged(sampled, reply):
+            self._remarks.setdefault(UNCHANGED, []).append(node_id)
         if reply.num_examples:
             nodes.trained.add(node_id)
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
             logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)
             nodes.set_capacity(node_id, reply.capacity)
-
-    def _note_remarks(self, node_id: int, sampled: Sampled, reply: TrainReply) -> None:
-        """Note what is unusual about an added reply."""
-        if any(
-            tensor.dtype == torch.float64 != self._state[name].dtype
-            for name, tensor in reply.tensors.items()
-            if name in self._state
-        ):
-            self._remarks.setdefault("sent float64, which is converted to the model's type", []).append(node_id)
-        if reply.num_examples and self._is_unchanged(sampled, reply):
-            self._remarks.setdefault(
-                "sent back the parameters that they were sent, so they trained nothing: see that the optimizer has the "
-                "parameters of task.model(), and that reply gets this model",
-                [],
-            ).append(node_id)
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
         """Note a client whose reply is from the future, or older than its instruction."""
@@ -229,11 +224,6 @@ class Round:
             if not torch.equal(reply.tensors[name], sent[name]):
                 return False
         return bool(sampled.plan.axes)
-
-    def _in_model_dtype(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor in the model's type if it came in double precision, as from Flower's SecAgg+."""
-        parameter = self._state.get(name)
-        return tensor if parameter is None or tensor.dtype != torch.float64 else tensor.to(parameter.dtype)
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note and log why a client's reply is not used; a spare client that does not answer is no failure."""
@@ -302,7 +292,11 @@ class Round:
             return
         least = least_replies(min_replies, min(self.needed, present))
         if replies >= least:
-            self._check_weights()
+            if self.answers and not any(number for number, _ in self.answers.values()):
+                raise RoundError(
+                    f"round {self.server_round}: all {len(self.answers)} clients count 0 examples, so none of them "
+                    f"counts: let reply have the number of examples that a client trained on (num_examples)"
+                )
             return
         faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))
         raise RoundError(
@@ -310,11 +304,3 @@ class Round:
             f"least {least}: correct the errors of the others, or let rounds go on with fewer (min_replies or "
             f"sample.min-replies, which is {min_replies}); {name_faults('', faults)}"
         )
-
-    def _check_weights(self) -> None:
-        """Fail if every reply has weight 0: the model would never change."""
-        if self.answers and not any(number for number, _ in self.answers.values()):
-            raise RoundError(
-                f"round {self.server_round}: all {len(self.answers)} clients count 0 examples, so none of them counts: "
-                f"let reply have the number of examples that a client trained on (num_examples)"
-            )

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from heterofl_flwr.core.exchanged import exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
-from heterofl_flwr.transport.tensor_array import packed_size
+from heterofl_flwr.transport.tensor_array import npy_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,10 @@ class Costs:
         for rate in new:
             model, cost = build_and_profile(self.build, rate, self._example)
             # As measured of messages, to which it is compared.
-            size = sum(map(packed_size, exchanged_parameters(model).values()))
+            size = sum(
+                npy_size(str(exchanged_dtype(parameter)).removeprefix("torch."), tuple(parameter.shape))
+                for parameter in exchanged_parameters(model).values()
+            )
             self._costs[rate] = LevelCost(level_name(rate), rate, cost.parameters, cost.macs, bytes=size)
         return bool(new)
 

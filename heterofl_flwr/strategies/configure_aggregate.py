@@ -128,7 +128,7 @@ class RoundHooks(Strategy):
         state: State,
         config: ConfigRecord,
         grid: Grid,
-        sampled: Sequence[int] | None = None,
+        sampled: Sequence[int],
     ) -> Round:
         """Open a training round, or a step if rounds do not wait; without a schedule, ``config`` may set ``lr``."""
         rate = config.get(messages.LEARNING_RATE) if self.options.training.learning_rate is None else None
@@ -138,9 +138,9 @@ class RoundHooks(Strategy):
             server_round,
             node_ids,
             state,
+            sampled,
             learning_rate=float(rate) if isinstance(rate, int | float) else None,
             remote=self.is_remote(grid),
-            sampled=sampled,
         )
         self.log = current.log
         self.messages_of(server_round).open(current)
@@ -187,10 +187,8 @@ class RoundHooks(Strategy):
         stage_configs = queries.converse(current.before())
         for node_id, sampled in current.slices.items():
             if node_id not in stage_configs:
-                unusable = Fault("its answer to what was asked before training is not usable", "rejected")
-                excluded = self.chain.excluded.get(node_id)
-                fault = unusable if excluded is None else Fault(excluded, "rejected")
-                current.refuse(node_id, queries.faults.get(node_id, fault))
+                reason = self.chain.excluded.get(node_id, "its answer to what was asked before training is not usable")
+                current.refuse(node_id, queries.faults.get(node_id, Fault(reason, "rejected")))
                 continue
             current.note_sent(node_id, self.sent_bytes(slices, sampled.plan, sampled.rate))
             opened.sent.append(self.train_message(current, node_id, slices, config, stage_configs[node_id]))
@@ -291,7 +289,7 @@ class RoundHooks(Strategy):
             self.log,
             server_round,
             node_ids,
-            sampled=sampled_ids,
+            sampled_ids,
             num_rounds=self.num_rounds,
             silent=opened.silent,
         )

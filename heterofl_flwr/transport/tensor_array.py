@@ -5,11 +5,8 @@ from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
-
-from heterofl_flwr.core.exchanged import exchanged_dtype
 
 
 class TensorArray(Array):
@@ -72,19 +69,13 @@ def read_live(array: Array) -> Tensor | None:
 
 def array_size(array: Array) -> int:
     """Return the bytes of an array as it travels, without making them."""
-    tensor = read_live(array)
-    return len(array.data) if tensor is None else packed_size(tensor)
-
-
-def packed_size(tensor: Tensor) -> int:
-    """Return the bytes that a tensor has in a record, those of a ``.npy`` file, without packing it."""
-    dtype = exchanged_dtype(tensor)
-    return _header_size(dtype, tuple(tensor.shape)) + tensor.numel() * dtype.itemsize
+    return len(array.data) if read_live(array) is None else npy_size(array.dtype, tuple(array.shape))
 
 
 @lru_cache(maxsize=4096)
-def _header_size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    header, scalar = BytesIO(), torch.zeros((), dtype=dtype).numpy()
-    array = np.broadcast_to(scalar, shape)  # which needs no memory of that size
+def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the bytes of a ``.npy`` file."""
+    header = BytesIO()
+    array = np.broadcast_to(np.zeros((), dtype), shape)  # which needs no memory of that size
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    return header.tell()
+    return header.tell() + array.nbytes

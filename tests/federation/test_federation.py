@@ -60,7 +60,7 @@ def one_reply(change=lambda state: state, build=build, **options):
     strategy = HeteroFL(build, "a1", **grouped(options))
     strategy.federation.register({7: Capability()})
     state = strategy.federation.architecture.initial_state()
-    current = Round(strategy.federation, strategy.chain, 1, [7], state)
+    current = Round(strategy.federation, strategy.chain, 1, [7], state, [7])
     current.add(7, TrainReply(tensors=change(state), num_examples=1, labels=[1], metrics={}))
     return state, current.close()
 

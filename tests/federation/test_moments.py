@@ -160,7 +160,7 @@ def test_a_client_counts_no_more_than_it_may():
     for count in (50, 51):
         own = Moments("paper", {"norm": LayerMoments(count, torch.zeros(8), torch.ones(8))})
         with nullcontext() if count == 50 else pytest.raises(DataError, match="expected up to 50"):
-            EvaluationRound(strategy.federation, strategy.log, 1, []).add_moments({1.0: own})
+            EvaluationRound(strategy.federation, strategy.log, 1, [], []).add_moments({1.0: own})
 
 
 class Remote(Watched):
