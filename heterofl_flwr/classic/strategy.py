@@ -37,6 +37,7 @@ from heterofl_flwr.federation.options import Slicing, Training
 from heterofl_flwr.federation.records import RoundRecord, host_log
 from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.nn.static_norm import refusing_unmeasured
 from heterofl_flwr.stages.client_stage import FULL_PRECISION
 from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Yogi
 from heterofl_flwr.stages.server_stage import ServerStage, stage_name
@@ -228,7 +229,8 @@ class HeteroFL(Strategy):
         if self._evaluate_fn is None:
             return None
         evaluated = record_parameters(self._inner.evaluated_arrays(self._record(parameters)))
-        return self._evaluate_fn(server_round, parameters_to_ndarrays(evaluated), {})
+        with refusing_unmeasured("evaluate_fn"):
+            return self._evaluate_fn(server_round, parameters_to_ndarrays(evaluated), {})
 
     @property
     def _names(self) -> list[str]:

@@ -314,7 +314,7 @@ class Task:
         }
         if num_examples:
             self._check_penalty()
-        tensors = {name: self._convert(name, sent_tensor(parameter)) for name, parameter in parameters.items()}
+        tensors = {name: self._convert(name, parameter) for name, parameter in parameters.items()}
         if num_examples and tensors and not self._differs(tensors):
             warn_once(
                 "this client's parameters are those that it received: nothing was trained. Make a new optimizer for "
@@ -328,12 +328,12 @@ class Task:
             save_notes(self.context, self._stages.notes)
         return outgoing
 
-    def _convert(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor in the type that was received, as the server expects it."""
+    def _convert(self, name: str, parameter: Tensor) -> Tensor:
+        """Return a copy of a parameter in the type that was received, as the server expects it."""
         expected = self._received()[name].dtype
-        if tensor.dtype != expected:
-            warn_once(f"parameters trained in {tensor.dtype} are sent in {expected}, the type that was received")
-        return tensor.to(expected)
+        if parameter.dtype != expected:
+            warn_once(f"parameters trained in {parameter.dtype} are sent in {expected}, the type that was received")
+        return sent_tensor(parameter).to(expected)
 
     def _differs(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether training has changed any tensor; most often the first shows it."""

@@ -7,6 +7,7 @@ runs over them, so a difference is a warning.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -183,8 +184,9 @@ def _run(model: nn.Module, inputs: object, mode: TorchDispatchMode) -> tuple[lis
     sums: dict[str, float] = {}
 
     def note(name: str, output: object) -> None:
-        with torch.utils._python_dispatch._disable_current_modes():
-            sums[name] = float(sum(tensor.sum() for tensor in tensors_in(output) if tensor.is_floating_point()))
+        tensors = [tensor.detach() for tensor in tensors_in(output) if tensor.is_floating_point()]
+        with torch.utils._python_dispatch._disable_current_modes(), suppress(RuntimeError):  # of a batch of vmap
+            sums[name] = float(sum(tensor.sum() for tensor in tensors))
 
     for name, layer in model.named_modules():
         layer.register_forward_hook(lambda layer, arguments, output, name=name: note(name, output))

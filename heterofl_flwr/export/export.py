@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, first_line, short
@@ -17,7 +16,7 @@ from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Traced, formats_
 from heterofl_flwr.nn.execution import call
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.nn.static_norm import with_static_norm
+from heterofl_flwr.nn.static_norm import is_measured, with_static_norm
 
 BATCH: Axes = {0: "batch"}
 
@@ -130,19 +129,13 @@ def read_inputs(inputs: object) -> Inputs:
 
 
 def _check_statistics(model: nn.Module) -> None:
-    without = [name for name, layer in batch_norms(model).items() if not _is_measured(layer)]
+    without = [name for name, layer in batch_norms(model).items() if not is_measured(layer)]
     if without:
         raise ConfigError(
             f"batch norm has no statistics in {len(without)} layers ({', '.join(without[:3])}), so its outputs "
             f"would be wrong or depend on the batch: pass moments=, measured by heterofl_flwr.nn.collect_moments or by "
             f"the run (strategy.moments[rate])"
         )
-
-
-def _is_measured(layer: _BatchNorm) -> bool:
-    """Whether a layer has running statistics that are not those of a new layer, which do not travel in a federation."""
-    mean, variance = layer.running_mean, layer.running_var
-    return mean is not None and variance is not None and not (bool((mean == 0).all()) and bool((variance == 1).all()))
 
 
 def _describe(error: Exception) -> str:

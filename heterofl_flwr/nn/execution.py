@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import isroutine
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
             yield leaf
-        elif id(leaf) not in seen and not isinstance(leaf, nn.Module | type) and not callable(leaf):
+        elif id(leaf) not in seen and not isinstance(leaf, nn.Module | type) and not isroutine(leaf):
             seen[id(leaf)] = leaf
             slots = [name for kind in type(leaf).__mro__ for name in vars(kind).get("__slots__", ())]
             yield from tensors_in([getattr(leaf, name, None) for name in slots], seen)

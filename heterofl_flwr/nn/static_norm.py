@@ -1,13 +1,17 @@
 """Static batch norm (section 3.2): no running statistics in training, measured ones in evaluation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
+from weakref import WeakSet
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.moments import Moments, check_layers
@@ -54,3 +58,32 @@ def drop_statistics(layers: Iterable[_NormBase]) -> None:
     for layer in layers:
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+
+
+def is_measured(layer: _BatchNorm) -> bool:
+    """Whether a layer has running statistics that are not those of a new layer, which do not travel in a federation."""
+    mean, variance = layer.running_mean, layer.running_var
+    return mean is not None and variance is not None and not (bool((mean == 0).all()) and bool((variance == 1).all()))
+
+
+@contextmanager
+def refusing_unmeasured(where: str) -> Iterator[None]:
+    """Raise ``ConfigError`` if batch norm is evaluated with the statistics of a new layer."""
+    checked = WeakSet[nn.Module]()
+
+    def check(layer: nn.Module, _: object) -> None:
+        if layer.training or not isinstance(layer, _BatchNorm) or layer in checked:
+            return
+        checked.add(layer)
+        if layer.running_mean is not None and not is_measured(layer):
+            raise ConfigError(
+                f"{where} evaluates batch norm with the statistics of a new model, which do not travel: measure "
+                f"moments = collect_moments(model, batches) on data of the server, and evaluate "
+                f"with_static_norm(model, moments), both of heterofl_flwr.nn"
+            )
+
+    hook = register_module_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -181,8 +181,9 @@ class Slices:
         self._level_tensors, self._levels = level_tensors, dict[float, ArrayRecord]()
         self.state = federation.architecture.check_state(packing.read_tensors(arrays))
         global_plan = federation.architecture.global_plan
-        # A user's state may also hold running statistics.
-        is_exact = list(arrays) == list(global_plan.axes)
+        # A user's state may also hold running statistics, or be of another type.
+        types = [(name, str(tensor.dtype)) for name, tensor in self.state.items()]
+        is_exact = [(name, f"torch.{array.dtype}") for name, array in arrays.items()] == types
         self._records = {global_plan: arrays} if is_exact else {}
         self._broadcasts: dict[Plan, ArrayRecord] = {}
 

@@ -6,15 +6,18 @@ from dataclasses import replace
 from typing import NoReturn
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
+from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, name_callbacks
 from heterofl_flwr.federation.records import check_metrics, host_log
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.summary import log_summary
+from heterofl_flwr.nn.static_norm import refusing_unmeasured
 from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.strategies.arguments import check_arguments
 from heterofl_flwr.strategies.asynchronous import Steps
@@ -63,7 +66,8 @@ class FederationStrategy(RoundHooks):
         evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None] | None
             Evaluates the global model on the server, every ``evaluation.every`` rounds and once before the first. With
             ``shared`` it gets the shared parameters alone, because clients keep the others: load them with
-            ``strict=False``. Batch norm has no statistics then: measure them (``with_static_norm``).
+            ``strict=False``. Batch norm has no statistics then, and evaluating it is an error: measure them
+            (``with_static_norm``).
         should_stop : Callable[[int, Result], bool] | None
             Called after each round with its number and the result so far, as in Flower 1.43; True ends the run, as it
             does from a callback.
@@ -257,7 +261,8 @@ class _Loop:
     def _evaluate_centrally(self, server_round: int) -> None:
         if self._evaluate_fn is None:
             return
-        metrics = self._evaluate_fn(server_round, self._strategy.evaluated_arrays(self._result.arrays))
+        with refusing_unmeasured("evaluate_fn"):
+            metrics = self._evaluate_fn(server_round, self._strategy.evaluated_arrays(self._result.arrays))
         check_metrics(metrics, "evaluate_fn")
         if metrics is not None:
             self._result.evaluate_metrics_serverapp[server_round] = metrics
@@ -291,5 +296,7 @@ def _has_state(callback: RoundCallback) -> bool:
 
 
 def _is_true(value: object) -> bool:
-    """Whether a callback's value ends a run: only True does, NumPy's too, as comparisons give; nothing else."""
+    """Whether a callback's value ends a run: only True does, also NumPy's and torch's; nothing else."""
+    if isinstance(value, Tensor) and value.dtype == torch.bool and value.numel() == 1:
+        return bool(value)
     return isinstance(value, bool | np.bool_) and bool(value)

@@ -159,6 +159,13 @@ def test_the_check_by_zeroing_is_silent_for_models_that_are_exact(name):
     assert not _sliced(name)
 
 
+def test_the_check_by_zeroing_is_silent_for_layers_under_vmap():
+    model = around(lambda self, x: torch.vmap(self.inner)(x), inner=nn.Linear(8, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert elastic(model, X, check="zeroing").plan(0.5).shapes["1.inner.weight"] == (4, 4)
+
+
 def test_the_check_by_zeroing_names_the_layer_that_differs():
     class Counted(nn.Module):
         """Add the number of channels, which no number of an operator shows."""
@@ -177,6 +184,9 @@ def test_inputs_and_tensors_that_cannot_lose_their_values_are_refused():
     class Graph:
         def __init__(self):
             self.x = X
+
+        def __call__(self, *names):  # as PyG's Data has it
+            return names
 
     weight = torch.randn(8)
     refused = [

@@ -1,15 +1,19 @@
 """Evaluation: when, on which nodes, on which models, and what the answers add up to."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
+import torch
 from flwr.app import ArrayRecord, Error, Message, MetricRecord
 
 from heterofl_flwr import Evaluation
 from heterofl_flwr.client import Task
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.federation.callbacks import RunState
-from tests.federation.tiny import bare_reply, build, config, crash, make_app, play
+from heterofl_flwr.nn import collect_moments, with_static_norm
+from tests.federation.tiny import bare_reply, build, build_normed, config, crash, inputs, make_app, play
 
 
 def run(app=None, nodes=2, num_rounds=1, evaluate_fn=None, **evaluation):
@@ -190,6 +194,21 @@ def test_the_server_evaluates_the_initial_and_each_new_model():
     assert list(found.result.evaluate_metrics_serverapp) == [0, 2]
     assert found.log.evaluate["global-accuracy"] == 2.0
     assert "by-class" not in found.log.evaluate
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_server_does_not_evaluate_batch_norm_without_statistics(measured):
+    def central(server_round, arrays: ArrayRecord):
+        model = build_normed(1.0)
+        model.load_state_dict(arrays.to_torch_state_dict(), strict=False)
+        if measured:
+            model = with_static_norm(model, collect_moments(model, [inputs(0)]))
+        return MetricRecord({"global-output": model.eval()(inputs(0)).mean().item()})
+
+    app, options = make_app(build=build_normed), {"build": build_normed, "evaluation": Evaluation()}
+    with nullcontext() if measured else pytest.raises(ConfigError, match="evaluate_fn evaluates batch norm with"):
+        play(app, nodes=2, start={"evaluate_fn": central}, **options)
+    assert not torch.nn.modules.module._global_forward_pre_hooks
 
 
 def test_a_run_that_goes_on_does_not_evaluate_its_start_again():

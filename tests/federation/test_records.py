@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, MetricRecord
 
 from heterofl_flwr import (
@@ -51,7 +52,13 @@ def run(*callbacks, num_rounds=3, app=None, **options):
     return found.strategy, found.result
 
 
-@pytest.mark.parametrize(("value", "rounds"), [({"loss": 1.0}, 3), (1, 3), (None, 3), (True, 1), (np.True_, 1)])
+@pytest.mark.parametrize(
+    ("value", "rounds"),
+    [
+        *(({"loss": 1.0}, 3), (1, 3), (None, 3), (torch.tensor(1), 3), (torch.ones(2, dtype=torch.bool), 3)),
+        *((True, 1), (np.True_, 1), (torch.tensor(True), 1)),
+    ],
+)
 def test_only_true_ends_a_run_and_the_log_names_the_callback(value, rounds, caplog):
     class Returning(Spy):
         def on_round_end(self, progress):

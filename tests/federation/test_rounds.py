@@ -268,3 +268,14 @@ def test_initial_arrays_of_whole_numbers_are_refused():
     arrays = ArrayRecord({name: tensor.long() for name, tensor in build(1.0).named_parameters()})
     with pytest.raises(ConfigError, match=r"initial_arrays has hidden.weight in torch.int64, expected torch.float32"):
         play(nodes=2, start={"initial_arrays": arrays})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_initial_arrays_of_another_type_are_converted_for_every_level(dtype):
+    state = {name: parameter.detach().half() for name, parameter in build(1.0).named_parameters()}
+    runs = [
+        play(nodes=4, start={"initial_arrays": ArrayRecord({name: tensor.to(kind) for name, tensor in state.items()})})
+        for kind in (dtype, torch.float32)
+    ]
+    assert not runs[0].log.failures
+    assert equal(runs[0].state, runs[1].state)
