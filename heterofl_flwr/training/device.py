@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -47,6 +47,48 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         if device.type == "mps":
             torch.mps.manual_seed(seed)
         yield
+
+
+class Draws:
+    """Random states of one client, which take the place of torch's own while its model is computed.
+
+    On a GPU its generator shares its state with torch's meanwhile, so that graphs recorded then draw from it for ever.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._state = torch.default_generator.get_state()
+        self._device = device
+        self._generator = torch.Generator(device) if device.type == "cuda" else None
+
+    def seed(self, seed: int) -> None:
+        """Begin the draws of a client."""
+        self._state = torch.Generator().manual_seed(seed).get_state()
+        if self._generator is not None:
+            self._generator.manual_seed(seed)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Let torch draw from these states."""
+        usual = torch.default_generator.get_state()
+        torch.default_generator.set_state(self._state)
+        try:
+            with _sharing_state(self._device, self._generator) if self._generator else nullcontext():
+                yield
+        finally:
+            self._state = torch.default_generator.get_state()
+            torch.default_generator.set_state(usual)
+
+
+@contextmanager
+def _sharing_state(device: torch.device, generator: torch.Generator) -> Iterator[None]:
+    """Let torch's generator of a GPU share the state of another one."""
+    default = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    usual = default.graphsafe_get_state()
+    default.graphsafe_set_state(generator)
+    try:
+        yield
+    finally:
+        default.graphsafe_set_state(usual)
 
 
 @contextmanager

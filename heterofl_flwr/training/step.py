@@ -33,6 +33,12 @@ class Masking:
             self._mask = present_classes(self._classes, logits.shape[1]).to(logits.device)
         return mask_logits(logits, self._mask, self._fill)
 
+    def renew(self, classes: Sequence[int] | Tensor | None) -> None:
+        """Fill for another client, in the same memory; either both clients have classes or none of them."""
+        self._classes = classes
+        if self._mask is not None:
+            self._mask.copy_(present_classes(classes, len(self._mask)))
+
 
 def compute_loss(
     model: Callable[[Tensor], Tensor],
@@ -69,6 +75,7 @@ class SGD:
         quadratic: AlignedQuadratic | None = None,
     ) -> None:
         self.values, self._options, self._by_row = list(values), options, by_row
+        self.learning_rate: float | Tensor = options.learning_rate
         # The kernel takes no buffers where there is no momentum.
         self.momentum = [torch.zeros_like(value) for value in self.values[:trained]] if options.momentum else []
         self.received = [value.clone() for value in self.values[:trained]] if options.proximal else []
@@ -124,7 +131,7 @@ class SGD:
                 values,
                 slopes,
                 momentum,
-                lr=options.learning_rate,
+                lr=self.learning_rate,
                 momentum=options.momentum,
                 weight_decay=options.weight_decay,
                 dampening=0.0,
@@ -140,7 +147,7 @@ class SGD:
         if momentum:
             torch._foreach_mul_(momentum, options.momentum)
             torch._foreach_add_(momentum, slopes)
-        torch._foreach_sub_(values, torch._foreach_mul(momentum or slopes, options.learning_rate))
+        torch._foreach_sub_(values, torch._foreach_mul(momentum or slopes, self.learning_rate))
 
 
 class ParameterSGD(SGD):
@@ -149,25 +156,47 @@ class ParameterSGD(SGD):
     def __init__(
         self, parameters: Iterable[nn.Parameter], options: TrainOptions, quadratic: AlignedQuadratic | None = None
     ) -> None:
-        every = list(parameters)
-        self.parameters = [parameter for parameter in every if parameter.requires_grad]
-        self._strides = [parameter.stride() for parameter in self.parameters]
-
-        def select(tensors: Sequence[Tensor]) -> list[Tensor]:
-            pairs = zip(every, tensors, strict=bool(tensors))
-            return [_dense(torch.empty_like(like).copy_(tensor)) for like, tensor in pairs if like.requires_grad]
-
-        if quadratic is not None:
-            quadratic = AlignedQuadratic(quadratic.strength, select(quadratic.centers), select(quadratic.directions))
-        dense = [_dense(parameter.detach()) for parameter in self.parameters]
-        super().__init__(dense, options, quadratic=quadratic)
-
-    def minimise(self, loss: Tensor) -> None:
-        """Compute the gradient of a loss and take a step along it."""
+        self._all = list(parameters)
+        self.parameters = [parameter for parameter in self._all if parameter.requires_grad]
         for parameter in self.parameters:
             parameter.grad = None
+        self._strides = [parameter.stride() for parameter in self.parameters]
+        dense = [_dense(parameter.detach()) for parameter in self.parameters]
+        super().__init__(dense, options, quadratic=self._trained(quadratic))
+
+    def _trained(self, quadratic: AlignedQuadratic | None) -> AlignedQuadratic | None:
+        """Return copies of a penalty's tensors for the trained parameters, in their layouts."""
+
+        def select(tensors: Sequence[Tensor]) -> list[Tensor]:
+            pairs = zip(self._all, tensors, strict=bool(tensors))
+            return [_dense(torch.empty_like(like).copy_(tensor)) for like, tensor in pairs if like.requires_grad]
+
+        if quadratic is None:
+            return None
+        return AlignedQuadratic(quadratic.strength, select(quadratic.centers), select(quadratic.directions))
+
+    @torch.no_grad()
+    def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
+        """Begin again, in the same memory, with the parameters as they are now and a penalty of the same form."""
+        _, centers, directions = self._trained(quadratic) or AlignedQuadratic(0.0, (), ())
+        for momentum in self.momentum:
+            momentum.zero_()
+        pairs = (self.received, self.values), (self.centers, centers), (self.directions, directions)
+        for memory, values in pairs:
+            for target, value in zip(memory, values, strict=bool(memory)):
+                target.copy_(value)
+        if isinstance(self.learning_rate, Tensor):
+            self.learning_rate.fill_(learning_rate)
+        else:
+            self.learning_rate = learning_rate
+
+    def minimise(self, loss: Tensor) -> None:
+        """Compute the gradient of a loss and take a step along it; no gradient remains."""
         loss.backward()
-        self.step([parameter.grad for parameter in self.parameters])
+        gradients = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.step(gradients)
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:

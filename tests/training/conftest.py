@@ -12,6 +12,7 @@ from heterofl_flwr.data import Reading, Split
 from heterofl_flwr.nn import CNN
 from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.training.engines.plain import train_plain
+from heterofl_flwr.training.engines.seats import Hall, Round
 
 OPTIONS = TrainOptions(learning_rate=0.05, epochs=2, batch_size=5)
 SIZES = (23, 15, 11, 10)  # last batches of 3, none, 6 and none
@@ -79,14 +80,23 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 def assert_as_plain(
     ours: list[TrainingJob], results, options: TrainOptions, twins: list[TrainingJob], tolerance: float = 1e-10
 ) -> None:
-    """Compare with plain; ``tolerance`` is relative, and for single values absolute too."""
+    """Compare with plain; ``tolerance`` is relative, and for single values absolute too; 0 for equal bits."""
     expected = train_plain(twins, options)
+    assert tolerance or results == expected
     for one, other in zip(ours, twins, strict=True):
         for name, value in other.model.state_dict().items():
             torch.testing.assert_close(one.model.state_dict()[name], value, rtol=tolerance, atol=tolerance)
     for result, other in zip(results, expected, strict=True):
         assert (result.examples, result.steps, result.accuracy) == (other.examples, other.steps, other.accuracy)
         assert result.loss == pytest.approx(other.loss, rel=max(tolerance, 1e-6))  # losses are in float32
+
+
+def train_seated(jobs: list[TrainingJob], options: TrainOptions, most: int = 3, hall: Hall | None = None):
+    """Train clients in seats, and fail where one would train alone."""
+    side_by_side = Round(jobs, options, hall or Hall(torch.device("cpu"), most))
+    results = side_by_side.train()
+    assert not side_by_side._alone
+    return results
 
 
 @pytest.fixture

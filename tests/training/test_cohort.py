@@ -16,8 +16,9 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.nn import PreResNet
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet
 from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions
-from heterofl_flwr.training.engines.cohort import Cohort, log_once, train_cohort
+from heterofl_flwr.training.engines.cohort import Cohort, train_cohort
 from heterofl_flwr.training.engines.plain import train_plain
+from heterofl_flwr.training.engines.structure import log_once
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError, wide_twin
 from tests.federation.tiny import equal
 from tests.training.conftest import OPTIONS, SIZES, Double, assert_as_plain, exact, images, make_jobs, small, state

@@ -34,15 +34,20 @@ from tests.training.conftest import (
     make_text,
     small,
     state,
+    train_seated,
     train_slowly,
 )
 
-RUNNERS = {"plain": train_plain, "cohort": lambda jobs, options: Cohort(jobs, options).train()}
+RUNNERS = {
+    "plain": train_plain,
+    "cohort": lambda jobs, options: Cohort(jobs, options).train(),
+    "seats": train_seated,
+}
 
 
 @pytest.fixture(params=RUNNERS)
 def run(request) -> Callable[..., object]:
-    """Return an engine; those of cohorts fail here where they would train clients alone."""
+    """Return an engine; those other than plain fail here where they would train clients alone."""
     return RUNNERS[request.param]
 
 
@@ -108,7 +113,7 @@ def test_parameters_stay_the_same_tensors_in_the_same_layout(run):
         assert all(module.training for module in job.model.modules())
 
 
-@pytest.mark.parametrize("engine", ["plain", "cohort"])
+@pytest.mark.parametrize("engine", ["plain", "cohort", "seats"])
 def test_global_random_state_is_as_before(engine):
     jobs = make_jobs(lambda: nn.Sequential(small()(), nn.Dropout(0.5)))
     before = torch.get_rng_state()
@@ -151,7 +156,7 @@ def test_a_share_in_decimals_is_rounded_up_exactly():
 def test_an_empty_split_raises_an_error_before_anyone_is_trained():
     jobs = make_jobs(small(), (10, 0))
     before = state(jobs[0].model)
-    for engine in ("plain", "cohort"):
+    for engine in ("plain", "cohort", "seats"):
         with pytest.raises(DataError, match="there are no examples to train on"):
             train_together(jobs, OPTIONS, engine=engine)
     assert equal(state(jobs[0].model), before)
@@ -265,8 +270,10 @@ METHODS = {
 @pytest.mark.parametrize(
     "method", [pytest.param(name, marks=pytest.mark.slow) if name == "lora" else name for name in METHODS]
 )
-def test_each_method_trains_together_as_alone(method):
-    """Clients have unequal numbers of examples, and last batches of other sizes."""
-    ours = METHODS[method]()
-    results = train_together(ours, OPTIONS, engine="cohort")
-    assert_as_plain(ours, results, OPTIONS, METHODS[method](), 1e-10)
+@pytest.mark.parametrize("engine", ["cohort", "seats"])
+def test_each_method_trains_together_as_alone(method, engine):
+    """In two rounds; clients have unequal numbers of examples, and last batches of other sizes."""
+    ours, twins = METHODS[method](), METHODS[method]()
+    for options in (OPTIONS, replace(OPTIONS, learning_rate=0.02)):
+        results = train_together(ours, options, engine=engine)
+        assert_as_plain(ours, results, options, twins, 0.0 if engine == "seats" else 1e-10)

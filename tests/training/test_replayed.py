@@ -31,7 +31,7 @@ class Line:
 
 def compare(line: Line, sizes: list[int]) -> Replayed:
     """Run as many steps as there are sizes, each on its own numbers, beside the same on the CPU."""
-    twin, replayed = Line("cpu"), Replayed(line.step, torch.device("cuda"))
+    twin, replayed = Line("cpu"), Replayed(line.step, torch.cuda.Stream())
     kept = []
     for seed, size in enumerate(sizes):
         generator = torch.Generator().manual_seed(seed)

@@ -13,6 +13,7 @@ from heterofl_flwr.training.batches import explained_single
 from heterofl_flwr.training.engines.cohort import LEAST, find_obstacle, train_cohort
 from heterofl_flwr.training.engines.compile import train_compiled
 from heterofl_flwr.training.engines.plain import train_plain
+from heterofl_flwr.training.engines.seats import train_seats
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 
 MOST_ON_CPU = 250_000
@@ -24,17 +25,29 @@ tenth less, at 600,000 as much.
 """
 
 Engine = Callable[[Sequence[TrainingJob], TrainOptions], list[TrainResult]]
-"""Trains clients whose models are of one kind and rate, each on its split's device; results in the same order."""
+"""Trains clients, each on its split's device; returns results in the same order. All engines but ``plain`` and
+``seats`` need models of one kind and rate.
+"""
 
 AUTO = "auto"
-ENGINES: dict[str, Engine] = {"plain": train_plain, "compile": train_compiled, "cohort": train_cohort}
+ENGINES: dict[str, Engine] = {
+    "plain": train_plain,
+    "compile": train_compiled,
+    "cohort": train_cohort,
+    "seats": train_seats,
+}
 """Engines by name."""
+
+ON_A_GPU = "cohort"
+"""Engine of ``auto`` on a GPU: ``cohort``, or ``plain`` for models that it cannot train; or ``seats``."""
 
 
 def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
     """Return the engine that is likely the fastest for clients with one kind of model."""
     model = jobs[0].model
     device = device_of(model).type
+    if device == "cuda" and ON_A_GPU == "seats":
+        return "seats"
     if len(jobs) < LEAST.get(device, math.inf):
         return "plain"
     gains = device != "cpu" or sum(parameter.numel() for parameter in model.parameters()) <= MOST_ON_CPU
@@ -81,7 +94,7 @@ def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine
     Parameters
     ----------
     jobs : Sequence[TrainingJob]
-        Clients whose models come from one builder at one rate; no two of them the same module.
+        Clients whose models come from one builder, no two of them the same module; at one rate, but for ``seats``.
     options : TrainOptions
         Learning rate, epochs and so on, for all.
     engine : str
@@ -93,7 +106,8 @@ def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine
         raise ConfigError(f"engine is {engine!r}; expected auto or one of {', '.join(ENGINES)}")
     if not all(len(job.split) for job in jobs):
         raise DataError("there are no examples to train on")
-    # The others know no loss of several outputs, and no penalty but a quadratic one.
-    run = train_plain if any(job.joint_loss or job.penalty for job in jobs) else ENGINES[engine]
+    # Two engines know no loss of several outputs, and no penalty but a quadratic one.
+    is_special = engine in ("compile", "cohort") and any(job.joint_loss or job.penalty for job in jobs)
+    run = train_plain if is_special else ENGINES[engine]
     with explained_single():
         return run([replace(job, split=job.split.to(device_of(job.model))) for job in jobs], options)

@@ -1,9 +1,8 @@
 """The engine ``cohort``: several clients train together, each as if it were alone."""
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain, islice
 from time import perf_counter
 
@@ -22,20 +21,16 @@ from heterofl_flwr.training.device import seeded
 from heterofl_flwr.training.engines.joint_models import Joint, Layout, build_layouts, build_verified
 from heterofl_flwr.training.engines.plain import DivergedError, build_result, train_plain
 from heterofl_flwr.training.engines.replayed import Replayed
+from heterofl_flwr.training.engines.structure import find_hook, log_once
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 from heterofl_flwr.training.step import SGD, present_classes
-
-logger = logging.getLogger(__name__)
 
 LEAST = {"cpu": 2, "cuda": 1}
 """Fewest clients for this engine by type of device; on a GPU one client gains too, as its steps are replayed."""
 
 Compute = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 """Takes a step on inputs and targets of several clients; returns losses and numbers of correct predictions."""
-
-_LAYER_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
@@ -64,28 +59,17 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
     return train_plain(jobs, options)
 
 
-@lru_cache(maxsize=256)
-def log_once(message: str) -> None:
-    """Log why a model is trained more slowly than others, once in a process."""
-    logger.info(message)
-
-
 def find_obstacle(model: nn.Module) -> str | None:
     """Return why clients with such a model cannot train together, as far as it shows without running the model."""
     for name, layer in model.named_modules():
         what = f"layer {name or '(the model itself)'}"
-        if any(getattr(layer, hooks, None) for hooks in _LAYER_HOOKS):
-            return f"a hook watches {what}"
         if isinstance(layer, _DropoutNd) and layer.p:
             return f"{what} draws random numbers"
         if isinstance(layer, _NormBase) and layer.running_mean is not None:
             return f"{what} changes its running statistics"
     if shares_parameters(model):
         return "it shares parameters with other models"
-    for name, parameter in model.named_parameters():
-        if any(getattr(parameter, hooks, None) for hooks in _PARAMETER_HOOKS):
-            return f"a hook watches parameter {name}"
-    return None
+    return find_hook(model)
 
 
 class _Client:
@@ -180,9 +164,9 @@ class Cohort:
         joint = self._prepare(together, sgd.values)
         compute: Compute = partial(self._compute, joint, sgd, rows)
         if rows.is_cuda and all_of_them:  # which they are in every epoch, and then in the same memory
-            compute = self._replayed = self._replayed or Replayed(compute, rows.device)
+            compute = self._replayed = self._replayed or Replayed(compute, torch.cuda.Stream(rows.device))
         elif rows.is_cuda:
-            compute = Replayed(compute, rows.device)
+            compute = Replayed(compute, torch.cuda.Stream(rows.device))
         steps: list[tuple[Tensor, ...]] = []
         while len(steps) < self._longest and self._next() == together:
             steps.append(self._step(compute, together))

@@ -59,13 +59,12 @@ def train_one(
                 if len(sizes) % STEPS_BETWEEN_GAPS == 0:
                     give_back_gaps()
             epochs.append(torch.stack(losses))
-            _check_losses(epochs[-1], len(sizes) - len(losses), options)
-        model.zero_grad()  # frees the gradients
+            check_losses(epochs[-1], len(sizes) - len(losses), options)
         return build_result(job, epochs, sizes, int(correct), perf_counter() - started)
 
 
-def _check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
-    """Raise if a loss of an epoch is not finite; once an epoch, as reading a value waits for a GPU."""
+def check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
+    """Raise if a loss is not finite; not after each step, as reading a value waits for a GPU."""
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         raise DivergedError(

@@ -1,0 +1,168 @@
+"""A seat: memory in which one client after another trains, and on a GPU the steps that are recorded with it."""
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import chain, islice
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.common.errors import HeteroFLError
+from heterofl_flwr.core.exchanged import copy_exchanged, shares_parameters
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.nn.execution import device_of, named_tensors, to_channels_last
+from heterofl_flwr.training.batches import count_steps, training_epochs
+from heterofl_flwr.training.device import Draws, give_back_gaps
+from heterofl_flwr.training.engines.plain import CHANNELS_LAST, build_result, check_losses
+from heterofl_flwr.training.engines.replayed import Replayed
+from heterofl_flwr.training.engines.structure import describe
+from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
+from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
+
+TURN = 50
+"""Steps that a client starts before it is another's turn; enough for a seat to be recorded in its first turn."""
+
+
+class UnfitError(HeteroFLError):
+    """A client cannot train in a seat; alone it can."""
+
+
+def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
+    """Return what clients have in common that train in one seat after another."""
+    model, form = job.model.train(), job.quadratic
+    switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    precision = *switches, torch.is_autocast_enabled(device_of(model).type)
+    # A base that models share is recorded where it is now.
+    bases = [p.data_ptr() for p in model.parameters() if not p.requires_grad] if shares_parameters(model) else []
+    loss = job.joint_loss, job.classes is None, form and (form.strength, len(form.centers), len(form.directions))
+    return describe((model, bases, loss, replace(options, learning_rate=1.0), precision))
+
+
+class Seat:
+    """Memory in which one client after another trains and, on a GPU, the steps that are recorded with it."""
+
+    def __init__(self, kind: Hashable, job: TrainingJob, options: TrainOptions) -> None:
+        self.kind, self.device = kind, device_of(job.model)
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._pool = torch.cuda.graph_pool_handle() if self._stream else None
+        self._draws, self._joint_loss = Draws(self.device), job.joint_loss
+        self._replayed: dict[tuple[torch.Size, ...], Replayed] = {}
+        self._await_others()
+        with self.at_work():
+            self._model = copy_exchanged(job.model)
+            self._description, self._is_tried = describe(self._model), False
+            if sum(parameter.numel() for parameter in self._model.parameters()) in CHANNELS_LAST:
+                to_channels_last(self._model)
+            self._sgd = ParameterSGD(self._model.parameters(), options, job.quadratic)
+            if self._stream:
+                self._sgd.learning_rate = torch.tensor(options.learning_rate, device=self.device)
+            self._masking = Masking(job.classes, options.mask_fill)
+            self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Compute on the seat's stream, with the random numbers of its client."""
+        with torch.cuda.stream(self._stream) if self._stream else nullcontext(), self._draws.current():
+            yield
+
+    def _await_others(self) -> None:
+        """Let the seat's stream wait for the usual one, which may still fill what is read next."""
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def join(self) -> None:
+        """Let the usual stream wait for the seat's."""
+        if self._stream:
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+
+    @torch.no_grad()
+    def admit(self, job: TrainingJob, options: TrainOptions) -> None:
+        """Copy a client's parameters and buffers in; nothing of the client before remains."""
+        self._await_others()
+        self._draws.seed(derive(job.seed, "model"))
+        with self.at_work():
+            for mine, theirs in self._pairs(job):
+                mine.copy_(theirs)
+            self._sgd.restart(options.learning_rate, job.quadratic)
+            self._masking.renew(job.classes)
+            self._correct.zero_()
+
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Take a step, while at work, and return its loss."""
+        if self._stream is None:
+            return self._compute(inputs, targets)[0]
+        shapes = inputs.shape, targets.shape
+        if shapes not in self._replayed:
+            self._replayed[shapes] = Replayed(self._compute, self._stream, self._pool)
+        (loss,) = self._replayed[shapes](inputs, targets)
+        if reason := self._replayed[shapes].obstacle:
+            raise UnfitError(reason)
+        return loss
+
+    def _compute(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor]:
+        loss, hits = compute_loss(self._model, inputs, targets, self._masking, self._joint_loss)
+        self._sgd.minimise(loss)
+        self._correct.add_(hits.sum())
+        return (loss.detach(),)
+
+    @torch.no_grad()
+    def release(self, job: TrainingJob, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Copy a client's parameters and buffers out; return its losses as one tensor and its number of right answers.
+
+        From ``join`` on neither these nor the client's model depend on the seat.
+        """
+        if not (self._stream and self._is_tried) and describe(self._model) != self._description:
+            raise UnfitError("its forward pass changes attributes of the model")
+        self._is_tried = True
+        with self.at_work():
+            for mine, theirs in self._pairs(job):
+                theirs.copy_(mine)
+            results = torch.stack(list(losses)), self._correct.clone()
+        job.model.zero_grad()
+        return results
+
+    def _pairs(self, job: TrainingJob) -> list[tuple[Tensor, Tensor]]:
+        """Return the seat's tensors with those of a client, without a base that both share."""
+        theirs = named_tensors(job.model)
+        pairs = {id(mine): (mine, theirs[name]) for name, mine in named_tensors(self._model).items()}
+        return [(mine, other) for mine, other in pairs.values() if mine is not other]
+
+    def close(self) -> None:
+        """Release what is recorded; its functions refer back to the seat."""
+        self.join()
+        self._replayed.clear()
+
+
+class Client:
+    """A client in its seat, its progress and results."""
+
+    def __init__(self, job: TrainingJob, options: TrainOptions, seat: Seat) -> None:
+        self.job, self.seat, self._options = job, seat, options
+        self._batches = chain.from_iterable(training_epochs(job, options))
+        self._steps = count_steps(job, options)
+        self._losses: list[Tensor] = []
+        self._correct = torch.zeros(())
+        self.sizes: list[int] = []
+
+    def advance(self) -> bool:
+        """Take the steps of a turn; return whether the client is done."""
+        if not self.sizes:
+            self.seat.admit(self.job, self._options)
+        with self.seat.at_work():
+            for inputs, targets in islice(self._batches, TURN):
+                self._losses.append(self.seat.step(inputs, targets))
+                self.sizes.append(targets.numel())
+        if self.seat.device.type == "cpu":
+            give_back_gaps()
+        if len(self.sizes) < self._steps:
+            return False
+        losses, self._correct = self.seat.release(self.job, self._losses)
+        self._losses = [losses]
+        return True
+
+    def finish(self, seconds: float) -> TrainResult:
+        """Return the result, for which a GPU is waited for; ``seconds`` are those of a step."""
+        self.seat.join()
+        check_losses(self._losses[0], 0, self._options)
+        return build_result(self.job, self._losses, self.sizes, int(self._correct), seconds * len(self.sizes))

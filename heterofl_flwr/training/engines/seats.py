@@ -1,0 +1,191 @@
+"""The engine ``seats``: clients of any levels train side by side, each in a seat, where its steps are replayed."""
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from time import perf_counter
+
+import torch
+
+from heterofl_flwr.nn.execution import device_of
+from heterofl_flwr.training.device import seeded
+from heterofl_flwr.training.engines.plain import train_plain
+from heterofl_flwr.training.engines.seat import Client, Seat, UnfitError, describe_job
+from heterofl_flwr.training.engines.structure import find_hook, log_once
+from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
+
+MOST = {"cpu": 1, "cuda": 64}
+"""Most seats by type of device. On a CPU clients that take turns would only spoil each other's cache."""
+
+RESERVE = 0.1
+"""Share of a GPU's memory that no new seat may take."""
+
+
+def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
+    """Train clients side by side, each in a seat; equal to ``plain`` up to rounding, and on a CPU bit for bit.
+
+    A seat has a model, SGD and, on a GPU, a stream and a CUDA graph of the whole step for each shape of batches. It
+    stays for later clients with the same kind of model and the same options: their parameters are copied in, and out
+    when they are trained. Nothing depends on who else trains. Clients for whom there is no memory wait for a seat.
+    Those that cannot have one are trained by ``plain``, and a log entry says why: a hook watches their model, or it
+    reads values back, changes its attributes or draws random numbers on the CPU.
+
+    Raises
+    ------
+    DivergedError
+        If a loss is NaN or infinite.
+    """
+    device = device_of(jobs[0].model)
+    if device.type not in MOST:
+        return train_plain(jobs, options)
+    with seeded(0, device):
+        return Round(jobs, options, hall_of(device)).train()
+
+
+class Hall:
+    """The seats of a device, and how many there may be."""
+
+    def __init__(self, device: torch.device, most: int) -> None:
+        self._device, self._most = device, most
+        self._free: list[Seat] = []  # in the order of their last use
+        self._taken: list[Seat] = []
+        self._free_before = 0  # bytes, when the newest seat was made
+        self._sizes: dict[Hashable, int] = {}  # bytes of a seat by kind
+        self.obstacles: dict[Hashable, str] = {}  # by kind
+
+    def take(self, job: TrainingJob, options: TrainOptions) -> Seat | None:
+        """Return a seat for a client; None if it has to wait for one."""
+        kind = describe_job(job, options)
+        reason = "a stage adds a function to its loss" if job.penalty else find_hook(job.model)
+        if reason := reason or self.obstacles.get(kind):
+            raise UnfitError(reason)
+        seat = next((seat for seat in reversed(self._free) if seat.kind == kind), None)
+        if seat is not None:
+            self._free.remove(seat)
+        else:
+            while not (has_room := self._has_room(kind)) and self._free:
+                self._free.pop(0).close()
+            if not has_room and self._taken:
+                return None
+            try:
+                seat = Seat(kind, job, options)
+            except (TypeError, RuntimeError) as error:  # of a model that cannot be copied
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise UnfitError(f"{type(error).__name__}: {error}") from error
+        self._taken.append(seat)
+        return seat
+
+    def _has_room(self, kind: Hashable) -> bool:
+        """Return whether another seat fits."""
+        if len(self._free) + len(self._taken) >= self._most:
+            return False
+        if self._device.type != "cuda":
+            return True
+        self._free_before, total = self._read_memory()
+        return self._free_before - self._sizes.get(kind, 0) > RESERVE * total
+
+    def measure(self, seat: Seat) -> None:
+        """Note what the first seat of a kind takes, after its first turn."""
+        if self._device.type == "cuda" and seat.kind not in self._sizes:
+            self._sizes[seat.kind] = self._free_before - self._read_memory()[0]
+
+    def _read_memory(self) -> tuple[int, int]:
+        """Return the free and all bytes of the GPU."""
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self._device)
+
+    def leave(self, seat: Seat, *, stays: bool = True) -> None:
+        """Take a seat back for the next client, or remove it."""
+        self._taken.remove(seat)
+        if stays:
+            self._free.append(seat)
+        else:
+            seat.close()
+
+    def shrink(self) -> None:
+        """Make no more seats than are taken, because memory has run out."""
+        while self._free:
+            self._free.pop().close()
+        self._most = max(len(self._taken), 1)
+
+
+@lru_cache
+def hall_of(device: torch.device) -> Hall:
+    """Return the seats of a device in this process."""
+    return Hall(device, MOST[device.type])
+
+
+class Round:
+    """Clients that train side by side until all are done."""
+
+    def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions, hall: Hall) -> None:
+        self._started, self._jobs, self._options, self._hall = perf_counter(), jobs, options, hall
+        self._waiting, self._seated, self._done = deque(jobs), list[Client](), list[Client]()
+        self._alone: list[TrainingJob] = []
+
+    def train(self) -> list[TrainResult]:
+        """Train the clients and return their results in order."""
+        try:
+            while self._waiting or self._seated:
+                while self._waiting and self._seat_next():
+                    pass
+                for client in list(self._seated):
+                    self._advance(client)
+        finally:
+            for client in self._seated:  # after an error
+                self._hall.leave(client.seat, stays=False)
+        seconds = (perf_counter() - self._started) / max(sum(len(client.sizes) for client in self._done), 1)
+        results = {id(client.job): client.finish(seconds) for client in self._done}
+        results |= {id(job): train_plain([job], self._options)[0] for job in self._alone}
+        return [results[id(job)] for job in self._jobs]
+
+    def _seat_next(self) -> bool:
+        """Give the next client a seat; return False if it has to wait for one."""
+        job = self._waiting[0]
+        try:
+            seat = self._hall.take(job, self._options)
+        except UnfitError as error:
+            self._waiting.popleft()
+            self._leave_alone(job, error)
+        except torch.OutOfMemoryError:
+            if not self._seated:
+                raise
+            self._hall.shrink()
+            return False
+        else:
+            if seat is None:
+                return False
+            client = Client(job, self._options, seat)
+            self._seated.append(client)
+            self._waiting.popleft()
+            self._advance(client)
+        return True
+
+    def _advance(self, client: Client) -> None:
+        """Let a client take its turn; until it is done its model is as it was received, and so it can begin again."""
+        try:
+            is_done = client.advance()
+        except UnfitError as error:
+            self._hall.obstacles[client.seat.kind] = str(error)
+            self._leave(client, stays=False)
+            self._leave_alone(client.job, error)
+        except torch.OutOfMemoryError:
+            if len(self._seated) == 1:
+                raise
+            self._leave(client, stays=False)
+            self._hall.shrink()
+            self._waiting.appendleft(client.job)
+        else:
+            self._hall.measure(client.seat)
+            if is_done:
+                self._done.append(client)
+                self._leave(client)
+
+    def _leave(self, client: Client, *, stays: bool = True) -> None:
+        self._seated.remove(client)
+        self._hall.leave(client.seat, stays=stays)
+
+    def _leave_alone(self, job: TrainingJob, reason: UnfitError) -> None:
+        self._alone.append(job)
+        log_once(f"clients with a {type(job.model).__name__} train one by one, so they are slower: {reason}")

@@ -1,0 +1,119 @@
+"""Structure of a model: hooks that watch it, and a description that is equal for models that compute alike."""
+
+import logging
+from collections.abc import Hashable, Iterable, Mapping
+from functools import lru_cache, partial, singledispatch
+from itertools import chain
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+_INTERNAL = vars(nn.Module()).keys()
+_ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+
+_LAYER_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+@lru_cache(maxsize=256)
+def log_once(message: str) -> None:
+    """Log why a model is trained more slowly than others, once in a process."""
+    logger.info(message)
+
+
+def find_hook(model: nn.Module) -> str | None:
+    """Return which layer or parameter of a model a hook watches."""
+    for name, layer in model.named_modules():
+        if any(getattr(layer, hooks, None) for hooks in _LAYER_HOOKS):
+            return f"a hook watches layer {name or '(the model itself)'}"
+    for name, parameter in model.named_parameters():
+        if any(getattr(parameter, hooks, None) for hooks in _PARAMETER_HOOKS):
+            return f"a hook watches parameter {name}"
+    return None
+
+
+class _Identity:
+    """A value that equals itself alone."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other._value is self._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+
+def describe(value: object) -> Hashable:
+    """Return a description of a model or function that another one equals only if both compute alike.
+
+    Of parameters and buffers it has the form, not the values. Other tensors, and objects that cannot be compared, equal
+    themselves alone.
+    """
+    return _describe(value, {})
+
+
+def _describe(value: object, seen: dict[int, tuple[int, object]]) -> Hashable:
+    if isinstance(value, _ATOMS):
+        return type(value), value  # as True == 1 == 1.0
+    if id(value) in seen and not isinstance(value, tuple):
+        return "seen", seen[id(value)][0]
+    seen[id(value)] = len(seen), value  # which keeps the id taken
+    tag, parts = _take_apart(value)
+    return tag, tuple(_describe(part, seen) for part in parts)
+
+
+@singledispatch
+def _take_apart(value: object) -> tuple[Hashable, Iterable[object]]:
+    """Return what tells a value from others, but for some of its parts, and these."""
+    kind: Any = type(value)
+    has_parts = hasattr(value, "__dict__")
+    if isinstance(value, Tensor | type) or (kind.__hash__ is None and not has_parts):
+        return _Identity(value), ()
+    if kind.__hash__ is None or (kind.__eq__ is object.__eq__ and has_parts):
+        return kind, [vars(value)]
+    return (kind, value), ()
+
+
+@_take_apart.register
+def _(value: nn.Module) -> tuple[Hashable, Iterable[object]]:
+    tensors = *value._parameters.items(), *value._buffers.items()
+    forms = tuple((name, tensor is not None and _form(tensor)) for name, tensor in tensors)
+    attributes = {name: attribute for name, attribute in vars(value).items() if name not in _INTERNAL}
+    return (type(value), value.training, forms), (attributes, value._modules)
+
+
+def _form(tensor: Tensor) -> Hashable:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+@_take_apart.register(Mapping)
+def _(value: Mapping[object, object]) -> tuple[Hashable, Iterable[object]]:
+    return type(value), chain.from_iterable(value.items())
+
+
+@_take_apart.register(list)
+@_take_apart.register(tuple)
+def _(value: Iterable[object]) -> tuple[Hashable, Iterable[object]]:
+    return type(value), value
+
+
+@_take_apart.register
+def _(value: partial) -> tuple[Hashable, Iterable[object]]:  # type: ignore[type-arg]
+    return partial, (value.func, value.args, value.keywords)
+
+
+@_take_apart.register
+def _(value: MethodType) -> tuple[Hashable, Iterable[object]]:
+    return MethodType, (value.__func__, value.__self__)
+
+
+@_take_apart.register
+def _(value: FunctionType) -> tuple[Hashable, Iterable[object]]:
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    return (value.__module__, value.__code__), (cells, value.__defaults__, value.__kwdefaults__)

@@ -1,0 +1,66 @@
+"""Descriptions of models: equal for those that compute alike, different for any others."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from heterofl_flwr.nn.layers import Scaler
+from heterofl_flwr.nn.nested import Nested
+from heterofl_flwr.training.engines.structure import describe
+from heterofl_flwr.training.joint_losses import mutual_loss, nested_loss
+from tests.training.conftest import small
+
+
+def scaled(factor):
+    return lambda x: factor * x
+
+
+def calling(function):
+    model = nn.Linear(2, 2)
+    model.function = function
+    return model
+
+
+class Settings:
+    def __init__(self, number):
+        self.number, self.model = number, [self]
+
+
+def cast(**changes):
+    return nn.Linear(2, 2).to(**changes)
+
+
+@pytest.mark.parametrize(
+    ("build", "other"),
+    [
+        (small(norm="gn"), small(norm="ln")),
+        (small(norm="gn"), small(norm="gn", rate=0.5)),
+        (lambda: Scaler(0.5), lambda: Scaler(0.25)),
+        (lambda: nn.Dropout(0.1), lambda: nn.Dropout(0.2)),
+        (lambda: nn.Dropout(0.1), lambda: nn.Dropout(0.1).eval()),
+        (lambda: cast(dtype=torch.float32), lambda: cast(dtype=torch.float64)),
+        (lambda: nn.Linear(2, 2), lambda: nn.Linear(2, 2).requires_grad_(False)),
+        (lambda: calling(F.relu), lambda: calling(F.gelu)),
+        (lambda: calling(lambda x: x + 1), lambda: calling(lambda x: x + 2)),
+        (lambda: calling(scaled(2)), lambda: calling(scaled(3))),
+        (lambda: calling({"a": [1, True]}), lambda: calling({"a": [1, 1]})),
+        (lambda: calling(Settings(1)), lambda: calling(Settings(2))),
+        (lambda: calling(Settings(1).__init__), lambda: calling(Settings(2).__init__)),
+        (lambda: Nested(small()(), [small(rate=0.5)()]), lambda: Nested(small()(), [small(rate=0.25)()])),
+        (lambda: partial(nested_loss, weight=0.5), lambda: partial(nested_loss, weight=1.0)),
+        (lambda: partial(nested_loss, weight=0.5), lambda: partial(mutual_loss, weight=0.5)),
+    ],
+)
+def test_models_are_alike_only_if_they_compute_alike(build, other):
+    assert describe(build()) == describe(build())
+    assert hash(describe(build())) == hash(describe(build()))
+    assert describe(build()) != describe(other())
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), {1, 2}, slice(2)])
+def test_what_cannot_be_compared_equals_itself_alone(value):
+    assert describe(calling(value)) == describe(calling(value))
+    assert describe(calling(torch.ones(2))) != describe(calling(torch.ones(2)))
