@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,22 @@ def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in model.named_parameters()
         if id(parameter) not in excluded and (parameter.requires_grad or id(parameter) in with_frozen)
     }
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Return the first name of each parameter, by each of its names, in the model's order."""
+    names: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: names.setdefault(id(parameter), name) for name, parameter in named}
+
+
+def untied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state with each of the model's parameters under its first name.
+
+    A ``state_dict`` has tied parameters under each of their names. As when a model loads it, the last value counts.
+    """
+    names = first_names(model)
+    return {names.get(name, name): tensor for name, tensor in state.items()}
 
 
 def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
@@ -13,10 +13,12 @@ from torch.nn.utils.parametrize import ParametrizationList, type_before_parametr
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, UnsupportedLayerError
 from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
-from heterofl_flwr.core.exchanged import exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_parameters, first_names
 
 LayerRule = Callable[[Any, Any], Mapping[str, Axes]]
 """From the full layer and the local layer to the axes of each parameter, by its name within the layer."""
+
+LAYER_TYPES = "subclasses of torch.nn.Module"
 
 _Rule = TypeVar("_Rule", bound=Callable[..., object])
 
@@ -30,10 +32,7 @@ class Registry(dict[Any, Callable[..., Any]]):
     """Rules by layer types, operators or functions; ``name`` is that of the decorator, ``expected`` what it takes."""
 
     def __init__(
-        self,
-        name: str,
-        expected: str = "subclasses of torch.nn.Module",
-        accepts: Callable[[object], bool] = is_layer_type,
+        self, name: str, expected: str = LAYER_TYPES, accepts: Callable[[object], bool] = is_layer_type
     ) -> None:
         super().__init__()
         self.name, self.expected, self.accepts = name, expected, accepts
@@ -77,12 +76,8 @@ def axes_by_name(
 ) -> dict[str, Axes]:
     """Return the axes of each parameter of a layer; ``parts`` gives those of a name."""
     full_parameters, parameters = (dict(layer.named_parameters(recurse=recurse)) for layer in (full_layer, local))
-    chains = any(isinstance(child, ParametrizationList) for child in full_layer.modules())
-    if (
-        recurse
-        and chains
-        and any(parameter.shape != parameters[name].shape for name, parameter in full_parameters.items())
-    ):
+    is_cut = any(parameter.shape != parameters[name].shape for name, parameter in full_parameters.items())
+    if recurse and is_cut and any(isinstance(child, ParametrizationList) for child in full_layer.modules()):
         raise ShapeError(
             "the tensors of its parametrizations (weight_norm, say) do not say where its gates, heads or groups are: "
             "leave them out of this layer"
@@ -158,12 +153,12 @@ _HEADED = {
 @register(nn.MultiheadAttention)
 def multihead_attention(full_layer: nn.MultiheadAttention, local: nn.MultiheadAttention) -> dict[str, Axes]:
     """Keep all heads, each with a prefix of its rows; or, where the head dimension stays, the first heads."""
-    if full_layer.num_heads != local.num_heads and full_layer.head_dim != local.head_dim:
+    dropped = full_layer.num_heads != local.num_heads
+    if dropped and full_layer.head_dim != local.head_dim:
         raise ShapeError(
             f"{full_layer.num_heads} heads of {full_layer.head_dim} became {local.num_heads} heads of "
             f"{local.head_dim}: keep either the number of heads or their dimension"
         )
-    dropped = full_layer.num_heads != local.num_heads
     heads = 1 if dropped else full_layer.num_heads
     parts = {name: {axis: heads * times} for name, (axis, times) in _HEADED.items()}
     axes = axes_by_name(full_layer, local, lambda name: parts.get(name, {}))
@@ -190,11 +185,9 @@ def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RN
 def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
     """Return the axes of every parameter of ``local`` that is exchanged, a tied one under its first name alone."""
     expected, shapes = _find_shapes(full_model), _find_shapes(local)
-    unknown = [name for name in shapes if name not in expected]
-    if unknown:
+    if unknown := [name for name in shapes if name not in expected]:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
-    empty = [name for name, shape in shapes.items() if 0 in shape and 0 not in expected[name]]
-    if empty:
+    if empty := [name for name, shape in shapes.items() if 0 in shape and 0 not in expected[name]]:
         raise ShapeError(
             f"parameters {', '.join(empty[:5])} of the local model have no entries: round its widths up, as "
             f"heterofl_flwr.core.width does, so that one channel is left at the smallest rate"
@@ -243,11 +236,9 @@ def _outputs(layer: nn.Linear | _ConvNd) -> int:
 def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter under every name that the state dict knows it by."""
     named = dict(model.named_parameters(remove_duplicate=False))
-    lazy = [name for name, parameter in named.items() if is_lazy(parameter)]
-    if lazy:
+    if lazy := [name for name, parameter in named.items() if is_lazy(parameter)]:
         raise ShapeError(f"parameters {', '.join(lazy[:5])} have no shape yet: run one batch through the model first")
-    complex_ones = [name for name, parameter in named.items() if parameter.is_complex()]
-    if complex_ones:
+    if complex_ones := [name for name, parameter in named.items() if parameter.is_complex()]:
         raise ShapeError(
             f"parameters {', '.join(complex_ones[:5])} are complex, and only real numbers are averaged: hold real and "
             f"imaginary parts in a real parameter (torch.view_as_complex)"
@@ -305,20 +296,3 @@ def _without_tied(full_model: nn.Module, local: nn.Module, axes: Mapping[str, Ax
                 f"and {axes[name]}"
             )
     return {name: axes[name] for name, tied_to in local_names.items() if name == tied_to}
-
-
-def first_names(model: nn.Module) -> dict[str, str]:
-    """Return the first name of each parameter, by each of its names, in the model's order."""
-    names: dict[int, str] = {}
-    named = model.named_parameters(remove_duplicate=False)
-    return {name: names.setdefault(id(parameter), name) for name, parameter in named}
-
-
-def untied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state with each of the model's parameters under its first name.
-
-    A ``state_dict``, or a checkpoint of an earlier version, has tied parameters under each of their names. As when a
-    model loads it, the last value counts.
-    """
-    names = first_names(model)
-    return {names.get(name, name): tensor for name, tensor in state.items()}

@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.common.errors import ConfigError, ShapeError
+from heterofl_flwr.common.errors import ConfigError, ShapeError, listed
 from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
 from heterofl_flwr.core.layer_rules import find_module_axes
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
@@ -88,9 +88,8 @@ class Plan:
 
         A client may lack parameters of the global model, but it has none of its own. For the options see ``Plan.of``.
         """
-        unknown = sorted(set(local_shapes) - set(full_shapes))
-        if unknown:
-            raise ShapeError(f"the global model has no parameter {_some(unknown)}; it has {_some(full_shapes)}")
+        if unknown := set(local_shapes) - set(full_shapes):
+            raise ShapeError(f"the global model has no parameter {listed(unknown)}; it has {listed(full_shapes)}")
         axes = {}
         for name in local_shapes:
             full_shape, local = (
@@ -114,11 +113,6 @@ class Plan:
         return sum(map(prod, self.shapes.values()))
 
     @cached_property
-    def is_prefix(self) -> bool:
-        """Whether every axis keeps a prefix, as HeteroFL's do."""
-        return all(map(is_prefix, self.axes.values()))
-
-    @cached_property
     def _hash(self) -> int:
         return hash(frozenset(self.axes.items()))
 
@@ -138,10 +132,9 @@ class Plan:
 
     def check_groups(self) -> None:
         """Raise ``ConfigError`` if only a prefix keeps the groups or heads of each layer apart."""
-        dropped = [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]
-        if dropped:
+        if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
-                f"{_some(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "
+                f"{listed(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "
                 f"would have channels of several. Expected slice_rule='prefix', attention that keeps its heads and "
                 f"makes them narrower, or a model made by elastic, which knows the channels of each group"
             )
@@ -169,7 +162,7 @@ class Plan:
             expected = tuple(axis.size for axis in axes)
             if name not in global_state:
                 remedy = "ArrayRecord(build(rate).state_dict()) has the names that are expected"
-                raise ShapeError(f"the global state has no parameter {name}; it has {_some(global_state)}: {remedy}")
+                raise ShapeError(f"the global state has no parameter {name}; it has {listed(global_state)}: {remedy}")
             if tuple(global_state[name].shape) != expected:
                 shape = tuple(global_state[name].shape)
                 raise ShapeError(f"parameter {name} of the global state is {shape}, the plan was made for {expected}")
@@ -192,15 +185,8 @@ def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFu
 
 def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
     """Raise ``ConfigError`` if a pattern matches no name."""
-    idle = sorted(pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names))
-    if idle:
-        raise ConfigError(f"{what}: no parameter matches {_some(idle)}; the parameters are {_some(names)}")
-
-
-def _some(names: Iterable[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    listed = list(names)
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+    if idle := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
+        raise ConfigError(f"{what}: no parameter matches {listed(idle)}; the parameters are {listed(names)}")
 
 
 ALL = ("*",)

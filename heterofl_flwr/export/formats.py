@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, extra
 from heterofl_flwr.common.named_tensors import pack
-from heterofl_flwr.core.layer_rules import first_names
+from heterofl_flwr.core.exchanged import first_names
 from heterofl_flwr.nn.execution import call, device_of
 from heterofl_flwr.nn.measure_moments import batch_norms
 

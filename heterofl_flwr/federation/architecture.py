@@ -12,9 +12,14 @@ from torch import Tensor, nn
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.core.aggregation import value_faults
 from heterofl_flwr.core.channel_order import ChannelOrder
-from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint, frozen_parameters
+from heterofl_flwr.core.exchanged import (
+    exchanged_dtype,
+    exchanged_parameters,
+    fingerprint,
+    first_names,
+    frozen_parameters,
+)
 from heterofl_flwr.core.label_rows import find_label_rows
-from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import (
     NESTED_RULES,

@@ -244,12 +244,12 @@ class Nodes:
         """Return the registered name of a node, or ''."""
         return self._names.get(node_id, "")
 
-    def notes(self) -> list[str]:
+    def notes(self) -> tuple[str, ...]:
         """Return remarks on nodes that are missing or train less than they could."""
         away = [f"{name} (since round {since})" for name, since in self.away.items()]
         silent = [self.name(node_id) for node_id in self.unanswered]
         parts = {"away": away, "no answer to the capability query": silent, "at the smallest rate": self.demoted}
-        return [f"{what}: {listed(names)}" for what, names in parts.items() if names]
+        return tuple(f"{what}: {listed(names)}" for what, names in parts.items() if names)
 
     def most_said(self) -> int:
         """Return the largest number of partitions that a client reports; 0 if none reports any."""

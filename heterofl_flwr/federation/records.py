@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from reprlib import repr as shown
 
@@ -94,8 +94,8 @@ class RoundRecord:
     expected: int = 0
     names: dict[int, str] = field(default_factory=dict)
     away: dict[str, int] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    refused: Sequence[int] = ()
+    notes: tuple[str, ...] = ()
+    refused: tuple[int, ...] = ()
     train: dict[str, float] = field(default_factory=dict)
     train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evaluate: dict[str, float] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class RoundRecord:
     evaluate_failures: dict[int, str] = field(default_factory=dict)
     evaluate_asked: int = 0
     evaluate_answers: int = 0
-    partial: Sequence[str] = ()
+    partial: tuple[str, ...] = ()
     privacy: Mapping[str, float] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.federation.sampling import least_replies
 from heterofl_flwr.stages.chain import Chain
-from heterofl_flwr.stages.client_stage import FULL_PRECISION, Fields, Outgoing
+from heterofl_flwr.stages.client_stage import FULL_PRECISION, Fields, TrainReply
 from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.stages.server_stage import RoundContext, Update
 
@@ -33,15 +34,6 @@ UNCHANGED = (
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainReply(Outgoing):
-    """A client's reply to a training instruction, with its present capacity and the bytes of its arrays."""
-
-    metrics: Mapping[str, float]
-    capacity: float | None = None
-    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +94,7 @@ class Round:
         self.slices: dict[int, Sampled] = {}
         self.answers: dict[int, Answer] = {}
         self._sent_bytes: dict[int, int] = {}
-        self._remarks: dict[str, list[int]] = {}  # clients by a remark on their replies
+        self._remarks: dict[str, list[int]] = defaultdict(list)  # clients by a remark on their replies
         self.silent: set[int] = set()
         self._late: list[str] = []  # names of nodes that are one message behind
         self._lost = 0  # clients that simulated devices have lost
@@ -158,9 +150,9 @@ class Round:
     def note_sent(self, node_id: int, num_bytes: int) -> None:
         """Note the bytes sent to a client."""
         self._sent_bytes[node_id] = num_bytes
-        level, by_level = self.slices[node_id].level, self.log.bytes_by_level
+        level = self.slices[node_id].level
         self.log.bytes_down += num_bytes
-        by_level[level] = by_level.get(level, 0) + num_bytes
+        self.log.bytes_by_level[level] = self.log.bytes_by_level.get(level, 0) + num_bytes
 
     def before(self) -> Questions[Mapping[int, Fields]]:
         """Query clients before training; return for each that may train the extra fields of its instruction."""
@@ -196,9 +188,9 @@ class Round:
         self.answers[node_id] = float(reply.num_examples), {**reply.metrics, **staleness}
         self.log.bytes_up += reply.num_bytes
         if any(dtype != torch.float64 for dtype in dtypes.values()):
-            self._remarks.setdefault("sent float64, which is converted to the model's type", []).append(node_id)
+            self._remarks["sent float64, which is converted to the model's type"].append(node_id)
         if reply.num_examples and self._is_unchanged(sampled, reply):
-            self._remarks.setdefault(UNCHANGED, []).append(node_id)
+            self._remarks[UNCHANGED].append(node_id)
         if reply.num_examples:
             nodes.trained.add(node_id)
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
@@ -210,20 +202,18 @@ class Round:
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:
             way = "ahead of" if ahead > behind else "behind"
-            remark = (
-                f"replied by a clock over {CLOCK_SECONDS:g} s {way} the server's: set it (timedatectl set-ntp true)"
-            )
-            self._remarks.setdefault(remark, []).append(node_id)
+            text = f"replied by a clock over {CLOCK_SECONDS:g} s {way} the server's: set it (timedatectl set-ntp true)"
+            self._remarks[text].append(node_id)
 
     def _is_unchanged(self, sampled: Sampled, reply: TrainReply) -> bool:
         """Whether a reply has the tensors that were sent; most often the first one shows that it has not."""
         if reply.form != FULL_PRECISION:
             return self._chain.summing is None and not any(tensor.any() for tensor in reply.tensors.values())
-        for name, axes in sampled.plan.axes.items():
-            sent = sampled.sent.tensors if sampled.sent else Plan({name: axes}).extract(self._state)
-            if not torch.equal(reply.tensors[name], sent[name]):
-                return False
-        return bool(sampled.plan.axes)
+        axes, version = sampled.plan.axes, sampled.sent
+        slices = (
+            (name, version.tensors if version else Plan({name: axes[name]}).extract(self._state)) for name in axes
+        )
+        return bool(axes) and all(torch.equal(reply.tensors[name], sent[name]) for name, sent in slices)
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note and log why a client's reply is not used; a spare client that does not answer is no failure."""
@@ -261,7 +251,7 @@ class Round:
     def close(self) -> State:
         """Return the new global state; fail if too few clients gave a usable reply."""
         if self._options.sampling.spare and len(self.answers) < self.needed:
-            for node_id in (node_id for node_id in self.slices if node_id in self.silent):
+            for node_id in filter(self.silent.__contains__, self.slices):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         nodes = self._federation.nodes
         self.log.answered, self.log.notes, self.log.away = len(self.answers), nodes.notes(), dict(nodes.away)
@@ -276,9 +266,9 @@ class Round:
         self.log.privacy = self._chain.metrics()
         if closed := self.log.privacy.get("closed-fraction"):
             self.log.notes = (*self.log.notes, f"{closed:.0%} of the model stays closed (secure-sum)")
-        by_level: dict[str, list[Answer]] = {}
+        by_level: dict[str, list[Answer]] = defaultdict(list)
         for node_id in sorted(self.answers, key=lambda node_id: -self.slices[node_id].rate):
-            by_level.setdefault(self.slices[node_id].level, []).append(self.answers[node_id])
+            by_level[self.slices[node_id].level].append(self.answers[node_id])
         self.log.train = majority_means(list(self.answers.values()))
         self.log.train_by_level = {level: majority_means(answers) for level, answers in by_level.items()}
         return state

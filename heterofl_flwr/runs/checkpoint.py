@@ -11,7 +11,6 @@ from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
-from pydantic import TypeAdapter
 from safetensors.torch import load
 from torch import Tensor
 
@@ -19,14 +18,13 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import DAMAGED, files_by_round, to_json, write_atomic
 from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.federation.callbacks import RunState
-from heterofl_flwr.stages.privacy_accountant import Releases
+from heterofl_flwr.runs.releases import RELEASES
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
 FORMAT = 2
 PATTERN = "round-*.json"
-RELEASES = TypeAdapter(list[Releases])
 _PARTS = ("state", "moments", "stages")
 
 

@@ -6,13 +6,13 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import TypeAdapter
 
 from heterofl_flwr import __version__
@@ -31,9 +31,11 @@ from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.costs import ModelCosts
+from heterofl_flwr.runs.lock import acquire_lock
 from heterofl_flwr.runs.origin import command, commit, machine
+from heterofl_flwr.runs.releases import read_releases
 from heterofl_flwr.settings.flat import flatten
-from heterofl_flwr.stages.privacy_accountant import KINDS, TRAINING, Releases
+from heterofl_flwr.stages.privacy_accountant import Releases
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +86,8 @@ class RunFolder:
 
         The folder is made where there is none. The system unlocks it when this process ends in any way.
         """
-        self._lock = self._acquire()
+        self.refuse_links()
+        self._lock = acquire_lock(self.path)
         try:
             yield
         finally:
@@ -95,26 +98,6 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-    def _acquire(self, *, shared: bool = False) -> FileLock:
-        """Return the folder's lock, acquired; a shared one can be acquired again in this process, as after an error."""
-        self.refuse_links()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"the folder {self.path} cannot be made: {error.strerror}; grant access, or choose another"
-            ) from error
-        lock = FileLock(self.path.resolve() / ".lock", blocking=False, thread_local=False, is_singleton=shared)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise ConfigError(
-                f"another process runs in {self.path}: let it end, or end it (flwr stop), or choose another folder"
-            ) from error
-        except (OSError, NotImplementedError) as error:  # such as a network's file system without locks
-            log.warning("%s cannot be locked (%s): let no other run write there", self.path, error)
-        return lock
 
     def start(
         self,
@@ -149,7 +132,7 @@ class RunFolder:
             is then as it was.
         """
         self.check(settings, resume=resume, may_differ=may_differ, complete=complete)
-        self._lock = self._lock or self._acquire(shared=True)
+        self._lock = self._lock or acquire_lock(self.path, shared=True)
         if resume and not self.has_checkpoint:
             self.rewind(0)
         before = self._read() if resume else {}
@@ -240,7 +223,7 @@ class RunFolder:
         records = []
         for number, line in enumerate(lines, 1):
             try:
-                records.append(parse_record(json.loads(line)))
+                records.append(_RECORD.validate_python(json.loads(line)))
             except DAMAGED as error:
                 if number < len(lines):
                     raise ConfigError(
@@ -254,8 +237,7 @@ class RunFolder:
         """Forget the rounds after one; a run that goes on from it then writes the history of an uninterrupted one."""
         self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
-        final = records[-1].server_round if records else 0
-        if final != last_round:
+        if (final := records[-1].server_round if records else 0) != last_round:
             raise ConfigError(
                 f"{self._history} ends with round {final}, but the run is to go on after round {last_round}: put back "
                 f"a copy of the file, or start the run anew in another folder"
@@ -275,36 +257,7 @@ class RunFolder:
 
     def releases(self) -> list[Releases]:
         """Return the releases with noise; at least as many as the history counts."""
-        counted = {
-            kind: max((int(record.privacy.get(kind, 0)) for record in self.history()), default=0) for kind in KINDS
-        }
-        releases: list[Releases] = []
-        if self._privacy.exists():
-            with reading(self._privacy, "restore it, as nothing else says all that the run gave away"):
-                content = json.loads(self._privacy.read_text(encoding="utf-8"))
-                if isinstance(content, dict):  # of an older version, which wrote numbers without their noise
-                    counted = {kind: max(number, int(content[kind])) for kind, number in counted.items()}
-                else:
-                    releases = checkpoints.RELEASES.validate_python(content)
-        for kind, number in counted.items():
-            missing = number - sum(entry.number for entry in releases if entry.kind == kind)
-            if missing > 0:
-                releases.append(Releases(kind, *self._noise_of_settings(kind), missing, "history"))
-        return releases
-
-    def _noise_of_settings(self, kind: str) -> tuple[float, float]:
-        """Return noise and clip of the run's settings, for releases that were counted without them."""
-        settings = flatten(self.settings())
-        noise, clip = (
-            settings.get("privacy.noise"),
-            settings.get("privacy.clip" if kind == TRAINING else "privacy.moments-clip"),
-        )
-        if not isinstance(noise, float | int) or noise <= 0:
-            raise ConfigError(
-                f"{self._privacy} and {self._history.name} count releases without their noise, and privacy.noise of "
-                f"{self._settings.name} is {noise!r}: set it there to the least noise that the run ever had"
-            )
-        return float(noise), float(clip) if isinstance(clip, float | int) else 0.0
+        return read_releases(self._privacy, self.history(), self.settings)
 
     def write_releases(self, releases: Sequence[Releases]) -> None:
         """Write the releases with noise; ``rewind`` keeps them."""
@@ -340,14 +293,6 @@ class RunFolder:
 
     def _write(self, content: Mapping[str, object]) -> None:
         write_atomic(self._settings, f"{to_json(content, indent=2)}\n".encode())
-
-
-def parse_record(values: Mapping[str, Any]) -> RoundRecord:
-    """Return the record that ``RoundRecord.to_json`` gave, also in an older version, after a journey through JSON."""
-    # Older histories claim an epsilon that counts on the chance of being drawn; it does not hold.
-    privacy = {name: value for name, value in values.get("privacy", {}).items() if name != "epsilon-sampled"}
-    record = _RECORD.validate_python({**values, "privacy": privacy})
-    return replace(record, refused=tuple(record.refused), notes=tuple(record.notes), partial=tuple(record.partial))
 
 
 def _show(values: Mapping[str, object], key: str) -> str:

@@ -12,8 +12,7 @@ from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.common.files import reading, to_json, write_atomic
 from heterofl_flwr.common.named_tensors import pack
 from heterofl_flwr.core.aggregation import name_misfits
-from heterofl_flwr.core.exchanged import exchanged_parameters
-from heterofl_flwr.core.layer_rules import untied
+from heterofl_flwr.core.exchanged import exchanged_parameters, untied
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.moving_slices import SliceFunction
 from heterofl_flwr.core.randomness import kept_random_state

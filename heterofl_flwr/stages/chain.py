@@ -174,10 +174,6 @@ class Chain:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore the tensors of a checkpoint; an empty mapping begins a new run."""
         names = [stage_name(stage) for stage in self.stages]
-        for stage in self.stages:
-            if stage.needs.steps:  # older versions had one name for all server optimisers
-                old, new = "ServerOptimizer/", f"{stage_name(stage)}/"
-                state = {f"{new}{key.removeprefix(old)}" if key.startswith(old) else key: state[key] for key in state}
         unknown = [key for key in state if not key.startswith(tuple(f"{name}/" for name in names))]
         if stages := sorted({key.partition("/")[0] for key in unknown}):
             raise ConfigError(

@@ -66,6 +66,15 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainReply(Outgoing):
+    """A client's update as the server reads it, with its present capacity and the bytes of its arrays."""
+
+    metrics: Mapping[str, float]
+    capacity: float | None = None
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientContext:
     """The instruction that a client stage works on.
 

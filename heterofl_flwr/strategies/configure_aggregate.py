@@ -1,8 +1,8 @@
-"""Flower's four hooks over a federation: instructions to clients, and aggregation of their replies."""
+"""Flower's two hooks of training over a federation: instructions to clients, and aggregation of their replies."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -10,19 +10,18 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Strategy
 
-from heterofl_flwr.common.errors import Fault, HeteroFLError, RoundError
-from heterofl_flwr.core.moving_slices import window_number
+from heterofl_flwr.common.errors import Fault, RoundError
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.callbacks import RoundCallback, check_callbacks
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
 from heterofl_flwr.federation.records import RoundRecord, check_metrics
-from heterofl_flwr.federation.round import Round, TrainReply
+from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
-from heterofl_flwr.stages.client_stage import Fields, State
+from heterofl_flwr.stages.client_stage import Fields, State, TrainReply
 from heterofl_flwr.stages.privacy_accountant import Spent
 from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import (
@@ -35,7 +34,6 @@ from heterofl_flwr.strategies.round_messages import (
     instruction,
 )
 from heterofl_flwr.transport import messages, packing
-from heterofl_flwr.transport.exchange import read_each
 from heterofl_flwr.transport.relay import crosses_superlink
 from heterofl_flwr.transport.tensor_array import pack_tensors
 
@@ -57,7 +55,7 @@ def as_flower_error() -> Iterator[None]:
 
 
 class RoundHooks(Strategy):
-    """The four hooks of a strategy over a federation, and the state of a run.
+    """The hooks of training of a strategy over a federation, and the state of a run.
 
     Attributes
     ----------
@@ -272,101 +270,6 @@ class RoundHooks(Strategy):
         if self.round_messages is not None:
             self.round_messages.current = None
         return pack_tensors(state), metrics
-
-    @as_flower_error()
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Return a message for each client that evaluates, with the model and its static batch norm moments."""
-        evaluation, federation = self.options.evaluation, self.federation
-        if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
-            return []
-        messages.check_own_keys(config)
-        opened = self.messages_of(server_round)
-        node_ids, sampled_ids = self.sample_nodes(grid, server_round, "evaluate")
-        current = EvaluationRound(
-            federation,
-            self.log,
-            server_round,
-            node_ids,
-            sampled_ids,
-            num_rounds=self.num_rounds,
-            silent=opened.silent,
-        )
-        opened.open(current)
-        rule, window = federation.evaluated_rule, window_number(server_round, self.options.slicing.roll_by)
-        moved = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
-        slices = Slices(federation, self.evaluated_arrays(arrays), self.chain.level_tensors)
-
-        def make_message(kind: str, node_id: int, extra: Mapping[str, object]) -> Message:
-            rates = current.rates[node_id]
-            client = client_config(federation, server_round, node_id, rates[0], self.callbacks)
-            full_config = {**config, **client, **extra, messages.RATES: list(rates)}
-            if rates[0] == federation.mix.global_rate:
-                full_config |= moved
-            record = slices.level_arrays(federation.architecture.plan(rates[0]), rates[0])
-            message = instruction(kind, node_id, record, full_config)
-            if self.options.slicing.by_level and len(rates) > 1:
-                message.content[messages.LEVELS] = slices.level_parameters(rates[1:])
-            return message
-
-        self._collect_moments(opened, current, grid, make_message)
-
-        @cache
-        def moments(rates: tuple[float, ...]) -> ArrayRecord:
-            return packing.pack_moments({rate: self.moments[rate] for rate in rates})
-
-        for node_id, rates in current.rates.items():
-            message = make_message(MessageType.EVALUATE, node_id, {})
-            if self.moments:
-                message.content[messages.MOMENTS] = moments(rates)
-            opened.sent.append(message)
-        return list(opened.sent)
-
-    def _collect_moments(
-        self,
-        opened: RoundMessages,
-        current: EvaluationRound,
-        grid: Grid,
-        make_message: Callable[[str, int, Mapping[str, object]], Message],
-    ) -> None:
-        """Query static batch norm moments if the model needs them, unless clients have answered that they have none."""
-        self.moments, norms = {}, current.open_moments(remote=self.is_remote(grid))
-        if not norms or self._have_moments is False:
-            return
-        kind = {messages.MOMENTS_KIND: self.options.averaging.fidelity.moments}
-        sent = [make_message(messages.QUERY_MOMENTS, node_id, kind) for node_id in norms]
-
-        def read(node_id: int, reply: Message) -> None:
-            # All rates are read before any is added, so an answer that does not fit changes nothing.
-            current.add_moments(packing.read_moments(reply, norms[node_id], f"node {node_id}"))
-
-        replies = grid.send_and_receive(sent, timeout=opened.budget.remaining(MOMENTS_SHARE))
-        replies = opened.watch(replies, "sent moments", len(sent), self.callbacks)
-        for node_id, fault in read_each(sent, replies, read, HeteroFLError):
-            if fault is not None:
-                current.refuse_moments(node_id, fault)
-        self.moments = current.close_moments(self.spent, needed=self._have_moments is None)
-        self._have_moments = self._have_moments or bool(self.moments)
-
-    @as_flower_error()
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the means over the clients, weighted by examples, and the accuracy of the worst client."""
-        opened, current, function = self.round_messages, self.current, self._evaluate_metrics_fn
-        if opened is None or not isinstance(current, EvaluationRound):
-            return None
-
-        def read(node_id: int, reply: Message) -> None:
-            current.answers[node_id] = packing.read_metrics(reply, self.options.limits.examples, f"node {node_id}")
-            if function is not None:
-                opened.keep_records(node_id, reply)
-
-        opened.read(replies, read)
-        current.close()
-        opened.current = None
-        return (
-            self._aggregate_metrics(function, current.global_answers(), self.log.evaluate) if current.answers else None
-        )
 
     def _aggregate_metrics(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]

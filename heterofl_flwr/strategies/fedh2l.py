@@ -22,9 +22,9 @@ from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import Options, Training
-from heterofl_flwr.federation.round import Round, TrainReply
+from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.sampling import Participation, Sampling
-from heterofl_flwr.stages.client_stage import FULL_PRECISION
+from heterofl_flwr.stages.client_stage import FULL_PRECISION, TrainReply
 from heterofl_flwr.strategies.arguments import FEDAVG, explain_unknown
 from heterofl_flwr.strategies.configure_aggregate import MetricsFn
 from heterofl_flwr.strategies.heterofl import HeteroFL

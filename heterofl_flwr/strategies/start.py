@@ -21,7 +21,7 @@ from heterofl_flwr.nn.static_norm import refusing_unmeasured
 from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.strategies.arguments import check_arguments
 from heterofl_flwr.strategies.asynchronous import Steps
-from heterofl_flwr.strategies.configure_aggregate import RoundHooks
+from heterofl_flwr.strategies.evaluate_clients import EvaluationHooks
 from heterofl_flwr.strategies.round_messages import TRAIN_SHARE
 from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.exchange import exchange
@@ -39,7 +39,7 @@ OTHER_BYTES = 1 << 20
 """Bytes of a reply for everything but parameters: metrics, labels, moments."""
 
 
-class FederationStrategy(RoundHooks):
+class FederationStrategy(EvaluationHooks):
     """A strategy over a federation: Flower's ``start``, with evaluation every k rounds, callbacks and resume."""
 
     def start(

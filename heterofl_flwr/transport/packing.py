@@ -22,9 +22,8 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.evaluation import SHARES, is_share
 from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.round import TrainReply
 from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.stages.client_stage import FULL_PRECISION
+from heterofl_flwr.stages.client_stage import FULL_PRECISION, TrainReply
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.messages import ARRAYS, CHANGES, MASKED, SCALES, SERVER
 from heterofl_flwr.transport.tensor_array import array_size, pack_tensors, read_live

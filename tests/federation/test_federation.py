@@ -13,7 +13,8 @@ from heterofl_flwr.core import width
 from heterofl_flwr.core.exchanged import exclude_parameters
 from heterofl_flwr.federation import architecture
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.round import Round, TrainReply
+from heterofl_flwr.federation.round import Round
+from heterofl_flwr.stages.client_stage import TrainReply
 from tests.federation.grouped import grouped
 from tests.federation.tiny import build, equal, make_app, play
 

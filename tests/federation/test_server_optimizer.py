@@ -130,13 +130,6 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(stage, stop):
         assert equal(one.moments, two.moments)
 
 
-def test_older_checkpoints_named_all_optimizers_alike():
-    whole, state = run(3, Adam()).state, run(2, Adam()).progress[-1]
-    older = {name.replace("Adam/", "ServerOptimizer/"): own for name, own in state.stages.items()}
-    assert older.keys() != state.stages.keys()
-    assert equal(run(3, Adam(), resume=replace(state, stages=older)).state, whole)
-
-
 def test_what_one_optimizer_kept_is_not_anothers():
     state = run(2, Momentum(0.9)).progress[-1]
     with pytest.raises(ConfigError, match=r"stages was Momentum and is Adam"):

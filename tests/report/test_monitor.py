@@ -89,7 +89,7 @@ def test_health_names_who_is_missing_and_since_when(served, fake):
     first = served.health()
     served.on_reply("trained", 2, 5)
     changes = {"failures": {5: "busy"}, "rates": {5: 1.0, 7: 1.0}, "names": {5: "camera"}, "answered": 1, "expected": 3}
-    served.on_round_end(fake.progress(5, 9, away={"phone": 4, "watch": 5}, notes=["away: phone, watch"], **changes))
+    served.on_round_end(fake.progress(5, 9, away={"phone": 4, "watch": 5}, notes=("away: phone, watch",), **changes))
     served.on_reply("trained", 1, 3)
     status, text = get(served.address, "/health")
     health = json.loads(text)

@@ -1,0 +1,30 @@
+"""The lock of a run's folder, so that one process alone runs there."""
+
+import logging
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from heterofl_flwr.common.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def acquire_lock(folder: Path, *, shared: bool = False) -> FileLock:
+    """Return a folder's lock, acquired; a shared one can be acquired again in this process, as after an error."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder {folder} cannot be made: {error.strerror}; grant access, or choose another"
+        ) from error
+    lock = FileLock(folder.resolve() / ".lock", blocking=False, thread_local=False, is_singleton=shared)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"another process runs in {folder}: let it end, or end it (flwr stop), or choose another folder"
+        ) from error
+    except (OSError, NotImplementedError) as error:  # such as a network's file system without locks
+        log.warning("%s cannot be locked (%s): let no other run write there", folder, error)
+    return lock

@@ -1,0 +1,114 @@
+"""Flower's two hooks of evaluation over a federation: static batch norm moments, models, and metrics of clients."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+
+from heterofl_flwr.common.errors import HeteroFLError
+from heterofl_flwr.core.moving_slices import window_number
+from heterofl_flwr.federation.evaluation_round import EvaluationRound
+from heterofl_flwr.strategies.configure_aggregate import RoundHooks, as_flower_error
+from heterofl_flwr.strategies.round_messages import MOMENTS_SHARE, RoundMessages, Slices, client_config, instruction
+from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport.exchange import read_each
+
+
+class EvaluationHooks(RoundHooks):
+    """The hooks of a strategy, with those of evaluation on clients."""
+
+    @as_flower_error()
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return a message for each client that evaluates, with the model and its static batch norm moments."""
+        evaluation, federation = self.options.evaluation, self.federation
+        if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
+            return []
+        messages.check_own_keys(config)
+        opened = self.messages_of(server_round)
+        node_ids, sampled_ids = self.sample_nodes(grid, server_round, "evaluate")
+        current = EvaluationRound(
+            federation,
+            self.log,
+            server_round,
+            node_ids,
+            sampled_ids,
+            num_rounds=self.num_rounds,
+            silent=opened.silent,
+        )
+        opened.open(current)
+        rule, window = federation.evaluated_rule, window_number(server_round, self.options.slicing.roll_by)
+        moved = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
+        slices = Slices(federation, self.evaluated_arrays(arrays), self.chain.level_tensors)
+
+        def make_message(kind: str, node_id: int, extra: Mapping[str, object]) -> Message:
+            rates = current.rates[node_id]
+            client = client_config(federation, server_round, node_id, rates[0], self.callbacks)
+            full_config = {**config, **client, **extra, messages.RATES: list(rates)}
+            if rates[0] == federation.mix.global_rate:
+                full_config |= moved
+            record = slices.level_arrays(federation.architecture.plan(rates[0]), rates[0])
+            message = instruction(kind, node_id, record, full_config)
+            if self.options.slicing.by_level and len(rates) > 1:
+                message.content[messages.LEVELS] = slices.level_parameters(rates[1:])
+            return message
+
+        self._collect_moments(opened, current, grid, make_message)
+
+        @cache
+        def moments(rates: tuple[float, ...]) -> ArrayRecord:
+            return packing.pack_moments({rate: self.moments[rate] for rate in rates})
+
+        for node_id, rates in current.rates.items():
+            message = make_message(MessageType.EVALUATE, node_id, {})
+            if self.moments:
+                message.content[messages.MOMENTS] = moments(rates)
+            opened.sent.append(message)
+        return list(opened.sent)
+
+    def _collect_moments(
+        self,
+        opened: RoundMessages,
+        current: EvaluationRound,
+        grid: Grid,
+        make_message: Callable[[str, int, Mapping[str, object]], Message],
+    ) -> None:
+        """Query static batch norm moments if the model needs them, unless clients have answered that they have none."""
+        self.moments, norms = {}, current.open_moments(remote=self.is_remote(grid))
+        if not norms or self._have_moments is False:
+            return
+        kind = {messages.MOMENTS_KIND: self.options.averaging.fidelity.moments}
+        sent = [make_message(messages.QUERY_MOMENTS, node_id, kind) for node_id in norms]
+
+        def read(node_id: int, reply: Message) -> None:
+            # All rates are read before any is added, so an answer that does not fit changes nothing.
+            current.add_moments(packing.read_moments(reply, norms[node_id], f"node {node_id}"))
+
+        replies = grid.send_and_receive(sent, timeout=opened.budget.remaining(MOMENTS_SHARE))
+        replies = opened.watch(replies, "sent moments", len(sent), self.callbacks)
+        for node_id, fault in read_each(sent, replies, read, HeteroFLError):
+            if fault is not None:
+                current.refuse_moments(node_id, fault)
+        self.moments = current.close_moments(self.spent, needed=self._have_moments is None)
+        self._have_moments = self._have_moments or bool(self.moments)
+
+    @as_flower_error()
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return the means over the clients, weighted by examples, and the accuracy of the worst client."""
+        opened, current, function = self.round_messages, self.current, self._evaluate_metrics_fn
+        if opened is None or not isinstance(current, EvaluationRound):
+            return None
+
+        def read(node_id: int, reply: Message) -> None:
+            current.answers[node_id] = packing.read_metrics(reply, self.options.limits.examples, f"node {node_id}")
+            if function is not None:
+                opened.keep_records(node_id, reply)
+
+        opened.read(replies, read)
+        current.close()
+        opened.current = None
+        return (
+            self._aggregate_metrics(function, current.global_answers(), self.log.evaluate) if current.answers else None
+        )
