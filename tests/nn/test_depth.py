@@ -14,6 +14,7 @@ from torch import nn
 from heterofl_flwr import elastic, shallow
 from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core import Plan, width
+from heterofl_flwr.nn.build import plan_between
 from heterofl_flwr.nn.depth import read_levels
 
 X = torch.linspace(-1, 1, 6).view(2, 3)
@@ -78,6 +79,7 @@ def test_levels_may_differ_in_width_and_depth():
     assert [(len(own[1]), own[0].out_features) for own in (full, both, least)] == [(4, 6), (3, 3), (1, 3)]
     assert Plan.of(full, both).contains(Plan.of(full, least))
     assert Plan.of(full, both).axes["1.2.0.weight"][0].local_size == 3
+    assert plan_between(build, 1.0, 0.5) is plan_between(build, 1.0, 0.5)  # cached
     with pytest.raises(ConfigError, match=r"level c has no widths and depths; levels names a, b, 0\.1: add it there"):
         build(0.25)
 

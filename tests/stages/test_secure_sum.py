@@ -6,16 +6,19 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.exception import AggregationError
+from torch import nn
 
 from heterofl_flwr import Aggregation, HeteroFL, Limits, Momentum, Privacy, RayGrid, Robust, classic
 from heterofl_flwr.adapters import ProductMean
-from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure.client import MaskedRounds
 from heterofl_flwr.secure.fixed_point import largest_steps, to_steps
+from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.stages.secure_sum import SecureSum
-from heterofl_flwr.stages.secure_sum_client import KEY
+from heterofl_flwr.stages.secure_sum_client import KEY, vector_of
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.packing import read_tensors
 from tests.federation.grouped import grouped
@@ -275,6 +278,14 @@ def test_a_mean_change_longer_than_the_norm_bound_is_not_used():
 def test_a_node_takes_part_in_sums_of_three_unless_its_config_says_less():
     with pytest.raises(AggregationError, match="this node takes part in sums of at least 3"):
         play(app, "a1-b1-c1", NODES, stages=[SecureSum(BOUND, holders=2)])
+
+
+def test_a_client_refuses_a_roster_with_another_slice_than_its_own():
+    values = {"run": 1, "server_round": 1, "least": 2, "bound": 1.0, "rows": (), "extra_rows": False, "grid": ()}
+    roster = Roster.of([Plan.of(nn.Linear(3, 2), nn.Linear(3, 2))], [(b"1", b"2")], **values)
+    steps = {"weight": torch.ones(3, 2), "bias": torch.ones(2)}  # of as many entries
+    with pytest.raises(ReplyError, match=r"weight is \(2, 3\), expected \(3, 2\)"):
+        vector_of(roster, roster.slices[0], steps, None)
 
 
 def test_starts_have_seeds_of_their_own(monkeypatch):
