@@ -69,12 +69,13 @@ def rounds(stage, value, changes, counts, first=1):
         yield value
 
 
-@pytest.mark.parametrize(("momentum", "rate"), [(0.9, 1.0), (0.5, 0.3), (0.0, 1.0)])
-def test_it_equals_that_of_torch_where_all_hold_everything(momentum, rate):
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "learning_rate": 0.3}, {"momentum": 0.0}])
+def test_it_equals_that_of_torch_where_all_hold_everything(options):
     start, changes = made(6)
+    momentum, rate = options.get("momentum", 0.9), options.get("learning_rate", 1.0)
     parameter = torch.nn.Parameter(start.clone())
     sgd = torch.optim.SGD([parameter], lr=rate, momentum=momentum, nesterov=momentum > 0)
-    ours = rounds(Nesterov(momentum, rate), start, changes, [torch.full((3, 4), 5)] * 6)
+    ours = rounds(Nesterov(**options), start, changes, [torch.full((3, 4), 5)] * 6)
     for change, value in zip(changes, ours, strict=True):
         parameter.grad = -change
         sgd.step()
