@@ -106,7 +106,8 @@ def test_names_of_nodes_and_hosts_are_plain(tmp_path):
 
 def test_a_command_that_cannot_write_every_key_writes_none(tmp_path, capsys):
     assert main(["keys", str(tmp_path), "--host", "localhost", "--node", "phone", "--node", "phone"]) == 0
-    assert f"flwr supernode register {tmp_path / 'phone.pub'} CONNECTION --name phone" in capsys.readouterr().out
+    command = f"flwr supernode register {tmp_path / 'phone.pub'} CONNECTION --name phone"
+    assert f"its connection in Flower's config.toml:\n  {command}" in capsys.readouterr().out
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(["keys", str(tmp_path), "--host", "localhost", "--node", "camera", "--node", "phone"]) == MISUSED
     assert "phone exists: a node keeps its key" in capsys.readouterr().err
