@@ -177,7 +177,6 @@ class ActorPool(Runner):
             self._accept_failed_start(actor, trouble)
             return
         self.takes_groups, self._is_loaded, self._failed_starts = takes_groups, True, 0
-        self._warn_at = time.monotonic() + PATIENCE
         self._logs[actor] = Path(log)
         self._idle.append(actor)
 
