@@ -1,1 +1,1 @@
-"""The federation: what the server knows and decides, between the messages."""
+"""The server's side of federated learning without Flower: clients, levels, rounds, evaluation and records."""

@@ -1,4 +1,7 @@
-"""Who is let in at which level: the server's table of levels, and nodes that say nothing usable of themselves."""
+"""Admission of new nodes: the rate that each one may train at, and nodes whose capability answer is not usable.
+
+``Limits`` also has the bounds on replies; ``Round`` and the chain of stages apply those.
+"""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -20,7 +23,7 @@ Answers = Mapping[int, Capability | Fault]
 
 
 def _read_named(value: object) -> dict[str, Any]:
-    """Return what nodes have by their names, from a mapping or from the text of a run config."""
+    """Return a mapping by node name; ``value`` is a mapping, or a run config's text such as ``phone=c,camera=a``."""
     if isinstance(value, str):
         pairs = [pair.split("=", 1) for pair in value.split(",")] if value.strip() else []
         named = {name.strip(): level.strip() for name, level in pairs}  # a part without "=" raises ValueError
@@ -51,7 +54,7 @@ _AsText = PlainSerializer(lambda named: ",".join(f"{name}={value}" for name, val
 
 @group
 class Limits:
-    """Bounds on the replies and levels of clients."""
+    """Bounds on the replies of clients, and the server's tables of levels and partitions by node."""
 
     norm_bound: NotNegative = 0.0
     """a reply that changes its slice by more (L2 norm) is rejected, not clipped; 0: no bound in simulations, and ten
@@ -79,7 +82,7 @@ class Limits:
     """partitions of nodes by registered name or node id; no other node gets one of these numbers"""
 
     def check_levels(self, mix: Mix, assignment: str) -> None:
-        """Refuse levels that a mix has no model for."""
+        """Raise ``ConfigError`` if a level in the table is outside the levels of ``mix``."""
         wide = [who for who, level in self.levels.items() if rate_of(level) > mix.global_rate]
         faults = [f"{', '.join(wide)} above the mix's largest level, {level_name(mix.global_rate)}"] if wide else []
         if assignment == "dynamic":
@@ -91,7 +94,7 @@ class Limits:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
     def applied(self, reported: Capability, name: str, node_id: str) -> Capability:
-        """Return a client's capability from its reported capability, its registered name and its id."""
+        """Return the reported capability of a client, changed to what the tables set for its name or id."""
         key = name if name in self.levels else node_id
         limit = rate_of(self.levels.get(key, self.largest_level))
         bound = self.partitions.get(name, self.partitions.get(node_id))
@@ -118,9 +121,10 @@ def admit(
     unusable: Capability,
     check: Callable[[Capability], None],
 ) -> tuple[dict[int, Capability], dict[int, str]]:
-    """Return the capabilities of new clients, as the limits allow, and the faults of answers, by node.
+    """Return the capabilities of new clients after ``limits`` is applied, and the reasons of unusable answers, by node.
 
-    A client without a usable answer gets the capability ``unusable``; ``check`` raises where a reported one is invalid.
+    A client without a usable answer gets the capability ``unusable``. ``check`` raises ``ReplyError`` for an invalid
+    capability.
     """
     admitted, faults = {}, {}
     for node_id, answer in answers.items():
@@ -131,16 +135,16 @@ def admit(
             admitted[node_id] = limits.applied(answer, name, node)
             check(admitted[node_id])
         except ReplyError as error:
-            if not {name, node} & limits.levels.keys():  # the table has these
+            if not {name, node} & limits.levels.keys():  # the table sets the level of such a node, so no fault
                 faults[node_id] = str(error)
             admitted[node_id] = limits.applied(unusable, name, node)
     return admitted, faults
 
 
 def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:
-    """Warn of new clients without a usable capability; fail if fewer clients have one than a round needs replies.
+    """Warn of new clients whose capability is unknown; fail if it is known for too few.
 
-    Such a run would train small models only, and nothing would show it.
+    Too few means fewer clients than a round needs replies: the run would train small models only, without any sign.
     """
     usable, smallest = total - len(faults), mix.rates[-1]
     least = min(least_replies(min_replies, total), total)

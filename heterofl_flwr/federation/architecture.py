@@ -1,4 +1,4 @@
-"""Architectures: the parameters that travel, the slices of each rate, and checks of global states."""
+"""Architectures: the parameters that are sent to clients, the slices of each rate, and checks of global states."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -45,35 +45,37 @@ logger = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
 CACHED_ROUNDS = 16
-"""Number of cached plans of slices that move."""
+"""Maximum number of cached plans of slices that move from round to round."""
 
 CACHED_RATES = 128
-"""Number of rates with cached plans; an upper bound, because nodes may report any rate."""
+"""Maximum number of rates with cached plans. Nodes may report any rate, so the cache needs a bound."""
 
 Value = TypeVar("Value")
 
 
 class Architecture:
-    """The parameters of a federation. This base has none: each client has a model of its own, and none of it travels.
+    """The parameters of a federation and their slices by rate.
+
+    This base class has no parameters: each client has a model of its own and sends none of it.
 
     Attributes
     ----------
     mix, options, seed
         The mix of rates, the server's options, and the random seed of the run.
     shared
-        Patterns (``fnmatch``) of the parameters that travel.
+        Patterns (``fnmatch``) of the parameters that clients receive and send back.
     personal
-        Whether clients have parameters of their own.
+        Whether some parameters stay with each client and are never averaged.
     model
         The global model; its values are arbitrary.
     global_plan
         The plan of the whole global model.
     dtypes
-        The type of each parameter, as it travels.
+        The dtype of each parameter in messages.
     rows
-        Parameters whose rows belong to classes.
+        Names of the parameters with one row for each class, such as the classifier's weight.
     ignores_labels
-        Whether labels of replies are ignored.
+        Whether the labels in replies are ignored.
     channel_order
         The order of channels by importance; None without one.
     """
@@ -94,7 +96,7 @@ class Architecture:
 
     @property
     def clients_keep(self) -> bool:
-        """Whether clients keep parameters or stage state from round to round."""
+        """Whether clients keep personal parameters or the state of a stage from round to round."""
         return self.personal or any(stage.keeps_client_state for stage in self.options.stages)
 
     @property
@@ -133,24 +135,24 @@ class Architecture:
         return make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
 
     def nested_rates(self, rate: float) -> list[float]:
-        """Return a rate, and the smaller rates of the mix whose models are part of its slice."""
+        """Return ``rate``, then the smaller rates of the mix whose slices are inside the slice of ``rate``."""
         slicing = self.options.slicing
         is_nested = slicing.slice_rule in NESTED_RULES and not slicing.by_level
         nested = self.mix.rates_inside(rate) if is_nested else ()
         return [rate, *nested]
 
     def initial_state(self) -> State:
-        """Return the shared parameters of a newly built global model, the same for equal seeds."""
+        """Return the shared parameters of a newly built global model; equal seeds give equal values."""
         return {}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Return the shared parameters of a state in the types in which they travel, without buffers."""
+        """Return the shared parameters of ``state``, without buffers, in the dtypes of messages."""
         del state
         return {}
 
 
 def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["GlobalModel", float], Value]:
-    """Cache a method of a rate, for each model separately."""
+    """Cache the results of a method by its argument ``rate``, in a cache for each instance."""
 
     @wraps(method)
     def cached(self: "GlobalModel", rate: float) -> Value:
@@ -163,7 +165,7 @@ def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["Globa
 
 
 class GlobalModel(Architecture):
-    """The architecture of ``build(rate)`` at every rate."""
+    """The architecture whose model at each rate is ``build(rate)``."""
 
     personal = False
 
@@ -211,6 +213,7 @@ class GlobalModel(Architecture):
         return self._cached_moved_plan(server_round, rate, partition if rule == "random-client" else 0)
 
     def _moved_plan(self, server_round: int, rate: float, partition: int) -> Plan:
+        """Return the slice of a round under a rule that moves slices."""
         function = self.slice_function(self.options.slicing.slice_rule, server_round, rate, partition)
         return self.plan(rate).sliced(function)
 
@@ -226,13 +229,16 @@ class GlobalModel(Architecture):
 
     @property
     def _frozen(self) -> set[str]:
-        """Names of frozen parameters; empty without noise, because then their mean does not change."""
+        """Names of frozen parameters. Empty without privacy noise, which alone could change them."""
         parameters = self.model.named_parameters() if self.options.privacy.noise else ()
         return {name for name, parameter in parameters if not parameter.requires_grad}
 
     @_cached
     def untrained(self, rate: float) -> frozenset[str]:
-        """Return the parameters that clients of a rate hold and do not train, as their model declares."""
+        """Return the parameters that clients of a rate hold and do not train.
+
+        These are frozen parameters, and those that match the patterns in the model's attribute ``untrained``.
+        """
         if self.trains_all:
             return frozenset()
         patterns: tuple[str, ...] = getattr(self.build(rate), "untrained", ())
@@ -245,7 +251,7 @@ class GlobalModel(Architecture):
         return fingerprint(self.build(rate))
 
     def initial_state(self) -> State:
-        """Return the shared parameters of a newly built global model, the same for equal seeds."""
+        """Return the shared parameters of a newly built global model; equal seeds give equal values."""
         state = initial_state(self.build, self.mix.global_rate, self.seed)
         if equals(state, self.model) and equals(
             initial_state(self.build, self.mix.global_rate, self.seed + 1), self.model
@@ -259,8 +265,8 @@ class GlobalModel(Architecture):
         return {name: tensor for name, tensor in state.items() if is_shared(name, self.shared)}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Return the shared parameters of a state in the types in which they travel, without buffers."""
-        # A ``state_dict`` lists a tied parameter under each of its names; the last one counts, as in load_state_dict.
+        """Return the shared parameters of ``state``, without buffers, in the dtypes of messages."""
+        # A ``state_dict`` lists a tied parameter under each of its names. The last entry counts, as in load_state_dict.
         tensors = {self._first_names.get(name, name): tensor for name, tensor in state.items()}
         self.global_plan.check_state(tensors)
         _check_frozen_values(self._frozen_values, tensors)
@@ -278,7 +284,7 @@ class GlobalModel(Architecture):
         return checked
 
     def _find_rows(self, exchanged: Collection[str]) -> list[str]:
-        """Return the shared parameters whose rows belong to classes."""
+        """Return the names of the shared parameters with one row for each class."""
         label_rows = self.options.averaging.label_rows
         names = find_label_rows(self.build, self.mix) if label_rows is None else label_rows
         rows = dict.fromkeys(self._first_names.get(name, name) for name in names)
@@ -286,7 +292,7 @@ class GlobalModel(Architecture):
 
 
 def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raise an error if a state has other values of frozen parameters than the model that nodes build."""
+    """Raise ``ConfigError`` if frozen parameters in ``state`` differ from those that ``build`` makes on nodes."""
     for name, parameter in frozen.items():
         if name in state and not torch.equal(state[name].bfloat16(), parameter.detach().cpu().bfloat16()):
             raise ConfigError(
@@ -297,5 +303,5 @@ def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tenso
 
 
 def _can_become(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor can have another type: numbers with a fraction are not made of others."""
+    """Whether a tensor may be converted to ``dtype``: only between floating-point types, or unchanged."""
     return tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)

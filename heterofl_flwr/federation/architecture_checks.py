@@ -1,4 +1,4 @@
-"""Checks of an architecture: buffers and frozen parameters that do not fit slices that move; values of states."""
+"""Checks of an architecture: whether buffers and frozen parameters allow moving slices; equality of values."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from heterofl_flwr.nn.buffers import find_channel_tables
 
 
 def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
-    """Raise an error if a client's buffers belong to other channels than the ones it would train."""
+    """Raise ``ConfigError`` if the model has buffers by channel, which would be those of the prefix slice only."""
     if tables := find_channel_tables(model, local):
         raise ConfigError(
             f"slice_rule is {rule!r}, but the model's buffers {', '.join(tables[:5])} "
@@ -23,7 +23,10 @@ def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: floa
 
 
 def check_frozen(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
-    """Raise an error if frozen parameters would be a prefix while the others are another slice."""
+    """Raise ``ConfigError`` if a client's frozen parameters are smaller than the global model's.
+
+    They are always a prefix slice, which does not fit the moved slices of the other parameters.
+    """
     parameters, part = frozen_parameters(model), frozen_parameters(local)
     if cut := [name for name, parameter in part.items() if parameter.shape != parameters[name].shape]:
         raise ConfigError(
@@ -34,6 +37,6 @@ def check_frozen(rule: SliceRule, model: nn.Module, local: nn.Module, rate: floa
 
 
 def equals(state: Mapping[str, Tensor], model: nn.Module) -> bool:
-    """Whether a model has the values of a state; false without parameters."""
+    """Whether the parameters of ``model`` equal those in ``state``; False if ``state`` is empty."""
     parameters = exchanged_parameters(model)
     return bool(state) and all(torch.equal(tensor, parameters[name].to(tensor)) for name, tensor in state.items())

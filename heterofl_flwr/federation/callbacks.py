@@ -1,4 +1,4 @@
-"""The state of a run between two rounds, and the callbacks that get it."""
+"""The state of a run between two rounds, and ``RoundCallback``, whose methods get it."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,28 +19,28 @@ class RunState:
     Attributes
     ----------
     server_round
-        The last round that is in it.
+        The number of the latest finished round.
     state
-        The global model's parameters after the round, from which training goes on.
+        The global model's parameters after that round; training continues from them.
     stages
-        What the stages of the chain keep, by the stage's name and its own.
+        The tensors of the stages' states. Each name is the stage's name, then the tensor's.
     moments
-        The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
-        with the rate and a slash before each name.
+        The static batch norm moments of the latest evaluation (``Moments.to_tensors``); empty without any. Each name
+        begins with the rate and a slash.
     run_key
-        What tells the run from others to clients that keep something; None in states of older versions.
+        Random id of the run; clients discard state of other runs. None in states of older versions.
     trained
-        The partitions of the clients that have trained, where clients keep something from round to round.
+        The partitions of the clients that have trained, if clients keep state from round to round.
     dealt
-        Of how many parts of the data the clients have one each, where all of them say so; else 0.
+        The number of partitions of the data, if all clients report the same number; else 0.
     nodes
-        The registered names of the nodes, with the round since which they are away, or 0.
+        The registered names of the nodes. The value is the round since which a node is away, or 0.
     releases
-        The releases with noise that led to the model, those of the models that it was trained from included.
+        The releases with noise that the model depends on, including those of models that it was trained from.
     setup
-        Mix, seed and stages of the run as text, which must not change; empty in states of older versions.
+        Mix, seed and stages of the run as text; a resumed run must have the same. Empty in states of older versions.
     callbacks
-        The states of the callbacks, by the names of their classes.
+        The states of the callbacks by class name (``name_callbacks``).
     """
 
     server_round: int
@@ -65,13 +65,13 @@ class Progress(RunState):
     record
         The round's record.
     evaluated
-        The parameters that are evaluated and kept: those of ``state``, but with stages such as ``MovingAverage``.
+        The parameters that are evaluated and saved: ``state``, unless a stage such as ``MovingAverage`` changes them.
     num_rounds
-        The last round of the run.
+        The number of the run's final round.
     evaluated_slice
-        From the round of an evaluation and a smaller rate to the slice that was its model.
+        Function of the round of an evaluation and a rate; returns the slice that was evaluated as the rate's model.
     level_tensors
-        From a rate to the parameters in which its model differs from that slice (``Slicing.by_level``).
+        Function of a rate; returns the parameters that have other values at this level (``Slicing.by_level``).
     """
 
     record: RoundRecord
@@ -82,20 +82,25 @@ class Progress(RunState):
 
 
 class RoundCallback:
-    """Override what you need; where you print each round, ``prints_rounds = True`` leaves out the strategy's lines.
+    """Base class of callbacks; each method has a default that does nothing.
 
-    One that saves the run's state sets ``oldest_checkpoint``, the earlier of the two rounds that were saved last, so
-    that clients with files of their own (``states-path``) keep those that go with these rounds.
+    A callback that prints each round itself sets ``prints_rounds = True``; the strategy then prints no lines of rounds.
+
+    A callback that saves the run's state sets ``oldest_checkpoint``: the earlier of the two rounds that it saved most
+    recently. Clients that store their state in files (``states-path``) keep the files of the rounds since then.
     """
 
     prints_rounds: ClassVar[bool] = False
     oldest_checkpoint: int | None = None
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Run before the first round; ``first_round`` is above 1 where a run goes on."""
+        """Run before the first round; ``first_round`` is above 1 if the run is resumed."""
 
     def on_reply(self, what: str, done: int, total: int) -> None:
-        """Run after each reply of a round: ``done`` of ``total`` clients have ``trained`` or ``evaluated``."""
+        """Run after each reply of a round; ``done`` of ``total`` clients have replied.
+
+        ``what`` is ``trained`` or ``evaluated``.
+        """
 
     def on_round_end(self, progress: Progress) -> bool:
         """Run after each round; return True to stop the run after it."""
@@ -103,18 +108,18 @@ class RoundCallback:
         return False
 
     def on_end(self, state: State) -> None:
-        """Run after the last round, also when it was stopped early."""
+        """Run after the run's final round, also if a callback stopped the run early."""
 
     def state(self) -> Mapping[str, object]:
-        """Return what checkpoints store of this callback, as JSON holds it, such as its best value so far."""
+        """Return this callback's state for checkpoints, in types of JSON, such as its best value so far."""
         return {}
 
     def load(self, state: Mapping[str, object]) -> None:
-        """Restore what ``state`` returned, before ``on_start``, where a run goes on."""
+        """Restore the value that ``state`` returned; called before ``on_start`` if the run is resumed."""
 
 
 def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, ...]:
-    """Return callbacks; raise an error if one is none."""
+    """Return ``callbacks`` as a tuple; raise ``ConfigError`` unless all are instances of ``RoundCallback``."""
     sequence = callbacks if isinstance(callbacks, Sequence) else [callbacks]
     if sequence is not callbacks or not all(isinstance(callback, RoundCallback) for callback in sequence):
         raise ConfigError(f"callbacks is {shown(callbacks)}; expected a list of instances of RoundCallback")
@@ -122,7 +127,7 @@ def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, 
 
 
 def name_callbacks(callbacks: Sequence[RoundCallback]) -> dict[str, RoundCallback]:
-    """Return callbacks by the names of their classes; ``-2`` follows that of a second one."""
+    """Return callbacks by class name; the second callback of a class gets the suffix ``-2``, and so on."""
     named, counts = dict[str, RoundCallback](), Counter[str]()
     for callback in callbacks:
         name = type(callback).__name__

@@ -1,4 +1,4 @@
-"""Levels of clients: the rate at which each client trains in a round, by the mix, its capacity and its seat."""
+"""Rates of clients: the rate at which each client trains in a round, and the clients that a round samples."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -16,9 +16,10 @@ from heterofl_flwr.federation.sampling import Purpose, draw
 
 
 class Levels:
-    """Rates of the clients of one run, and the clients that a round samples by them.
+    """Rates of the clients of one run, and sampling of clients.
 
-    Under *Fix* a client keeps its rate; under *Dynamic* it draws one of the mix in each round, up to its capacity.
+    Under *Fix* a client has the same rate in each round. Under *Dynamic* each round draws one of the mix's rates for
+    it, at most its capacity.
     """
 
     def __init__(self, architecture: Architecture, nodes: Nodes, assignment: Assignment = "fix") -> None:
@@ -28,7 +29,10 @@ class Levels:
         self._mix, self._seed, self._options = architecture.mix, architecture.seed, architecture.options
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
-        """Raise ``ReplyError`` if a client cannot train at the rate that it reports; under *Dynamic* it never does."""
+        """Raise ``ReplyError`` if a reported capacity is no rate, or if ``build`` has no model for it under *Fix*.
+
+        Under *Dynamic* clients train at rates of the mix only, so no model of the capacity is built.
+        """
         if capacity is None:
             return
         try:
@@ -39,9 +43,9 @@ class Levels:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
     def update_nodes(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> None:
-        """Set the nodes that are there, with the names of newcomers; each gets a seat.
+        """Set the present nodes and the names of new ones; each new node gets a seat number.
 
-        Under *Fix* each seat has a rate, so that no report changes the rate of another client.
+        Under *Fix* each seat also gets a rate, so no node's report changes the rate of another node.
         """
         if not self._nodes.update(present, names, server_round) or self._assignment != "fix":
             return
@@ -51,13 +55,13 @@ class Levels:
             rates.update(zip(joining, joining_rates(self._mix, taken, len(joining)), strict=True))
 
     def rate(self, server_round: int, node_id: int) -> float:
-        """Return the rate at which a client trains in a round; with personal parameters it keeps the initial one."""
+        """Return the rate at which a client trains in a round; with personal parameters always its first rate."""
         growth = self._options.slicing.growth
         rate = grown_rate(self._mix, self._find_rate(server_round, node_id), server_round, growth)
         return self._nodes.own_rates.setdefault(node_id, rate) if self._architecture.personal else rate
 
     def _find_rate(self, server_round: int, node_id: int) -> float:
-        """Return the rate by the mix and the client's present capacity."""
+        """Return the rate that the mix and the client's current capacity give, before ``growth``."""
         node = self._nodes[node_id]
         place = self._nodes.seat(node_id) if node.partition is None else node.partition
         if self._assignment == "dynamic":
@@ -66,7 +70,7 @@ class Levels:
             )
         if node.partition is None and node.capacity is None:
             return min(self._nodes.seat_rates[node_id], node.limit)
-        if node.num_partitions is None:  # cycle through the mix, so that a joining client changes no other's level
+        if node.num_partitions is None:  # cycle through the mix: a joining client changes no other client's level
             number = len(self._mix.parts)
             place %= number
         else:
@@ -85,13 +89,13 @@ class Levels:
         if node_id not in self._nodes:
             return True
         if self._assignment == "fix":
-            return not self._mix.idle or self._find_rate(0, node_id) > 0  # the same in each round
+            return not self._mix.idle or self._find_rate(0, node_id) > 0  # the rate is the same in each round
         capacity = self._nodes[node_id].holds
         return capacity is None or capacity >= self._mix.rates[-1]
 
     def trainable_nodes(self, node_ids: Sequence[int]) -> list[int]:
-        """Return the clients that can be sampled to train; fail if there is none."""
-        idle = {node_id for node_id in self._nodes if not self.can_train(node_id)}  # of those that have answered
+        """Return the clients that can be sampled to train; raise ``RoundError`` if no client can."""
+        idle = {node_id for node_id in self._nodes if not self.can_train(node_id)}  # only nodes that have answered
         trainable = [node_id for node_id in node_ids if node_id not in idle] if idle else list(node_ids)
         if not trainable:
             raise RoundError(
@@ -101,7 +105,7 @@ class Levels:
         return trainable
 
     def sample(self, server_round: int, node_ids: Sequence[int], purpose: Purpose) -> list[int]:
-        """Sample the clients of a round without replacement; to train, with spare ones."""
+        """Sample the clients of a round without replacement; for training, add the spare clients."""
         number = self._options.sampling.number(len(node_ids), purpose)
         if purpose == "train":
             number = self._options.sampling.with_spare(number)
@@ -117,14 +121,14 @@ class Levels:
         return sampled + draw(self._in_order(rest), number, purpose, server_round, seed=self._seed)
 
     def _in_order(self, node_ids: Sequence[int]) -> Sequence[int]:
-        """Return clients in the order of their partitions, or of their names if not all have been asked."""
+        """Return clients in the order of their partitions; in the order of ``node_ids`` if not all were queried."""
         return sorted(node_ids, key=self._nodes.partition) if self.asks_all else node_ids
 
     @property
     def asks_all(self) -> bool:
-        """Whether all nodes must have reported their capability before some are drawn.
+        """Whether all nodes must report their capability before clients are sampled.
 
-        Draws need an order of the nodes: by registered name, or else by the partitions that they report.
+        Sampling needs a repeatable order of the nodes: by registered name, or by the partitions that they report.
         """
         options = self._options
         return (
@@ -135,7 +139,7 @@ class Levels:
         )
 
     def count_holders(self, server_round: int, state: Mapping[str, Tensor], name: str) -> Tensor:
-        """Return the number of clients, sampled or not, that hold each entry of a parameter."""
+        """Return the number of clients, sampled or not, that hold each entry of the parameter ``name``."""
         rates = [self.rate(server_round, node_id) for node_id in self._nodes if self.can_train(node_id)]
         plans = [self._architecture.plan(rate) for rate in rates]
         return held_by(state[name].float(), Counter(plan.axes[name] for plan in plans if name in plan.axes))

@@ -1,4 +1,4 @@
-"""Options of evaluation, and the names and means of its metrics."""
+"""Options of evaluation; names of metrics, and means of metrics over clients."""
 
 import math
 import re
@@ -16,14 +16,14 @@ Answer = tuple[float, Mapping[str, float]]
 LOCAL_ACCURACY = "local-accuracy"
 WORST_ACCURACY = "worst-accuracy"
 SHARES = ("global-accuracy", LOCAL_ACCURACY, WORST_ACCURACY)
-"""Metrics between 0 and 1. Other metrics have the range that their app gives them: ``accuracy`` may be in percent."""
+"""Metrics between 0 and 1. Any other metric may have any range: an app's ``accuracy`` may be in percent."""
 
 _OF_ARCHITECTURE = re.compile(r".+-(global|local)-\w+$")
 
 HEADLINE_KINDS = ("perplexity", "accuracy", "loss")
-"""Endings of headline metrics, by which models and runs are compared; a run's first kind is used.
+"""Suffixes of headline metrics, by which models and runs are compared. The first kind that a run has is used.
 
-Only texts have a perplexity; they have an accuracy too.
+Perplexity comes first because only language models have it, and they have an accuracy too.
 """
 
 
@@ -34,14 +34,14 @@ class Evaluation:
     every: Natural = 1
     """rounds from one evaluation to the next; the last round has one; 0 for none"""
     nodes: Literal["capable", "all"] = "capable"
-    """capable: a client that says what it can hold, or of which the table of levels says it, gets the largest of the
-    mix's models that it can hold, and its metrics are those of that level, while all others get the full model; all:
-    every client gets the full model (paper)
+    """capable: a client whose capacity is known, from its report or from the table of levels, evaluates the largest of
+    the mix's models that it can hold, and its metrics count for that level; every other client evaluates the full
+    model. all: every client evaluates the full model (paper)
     """
     levels: Annotated[Flag | Literal["last"], "true, false or 'last'"] = False
     """evaluate each level's own model too: each time, never, or after the last round"""
     static_norm: Flag = Field(default=True, exclude=True)
-    """before an evaluation, ask the clients for static batch norm moments if the model has batch norm"""
+    """before an evaluation, query the clients for static batch norm moments if the model has batch norm"""
 
     def due(self, server_round: int, num_rounds: int) -> bool:
         """Whether this round ends with an evaluation."""
@@ -53,7 +53,7 @@ class Evaluation:
 
 
 def split_metric(key: str) -> tuple[str, float | None]:
-    """Return the metric and the rate of a key such as ``accuracy/0.5``; None where the key names no rate."""
+    """Split a key such as ``accuracy/0.5`` into the metric and the rate; the rate is None if the key has no rate."""
     metric, _, text = key.rpartition("/")
     try:
         rate = float(text)
@@ -77,10 +77,10 @@ def split_metrics(
 
 
 def minority_headlines(answers: Sequence[Answer]) -> set[str]:
-    """Return the headline metrics that fewer than half of the clients with examples report.
+    """Return the names of headline metrics that fewer than half of the clients with examples report.
 
-    If they counted, one client could choose the metric by which models are compared. A metric of some clients' own
-    architecture, such as ``mlp-global-accuracy``, is no headline.
+    If these counted, a single client could choose the metric by which models are compared. A metric of one
+    architecture among several, such as ``mlp-global-accuracy``, is not a headline metric.
     """
     reported = Counter(name for number, metrics in answers if number > 0 for name in metrics)
     clients = sum(number > 0 for number, _ in answers)
@@ -89,14 +89,14 @@ def minority_headlines(answers: Sequence[Answer]) -> set[str]:
 
 
 def is_share(key: str) -> bool:
-    """Whether a metric, also of a level, is one of ``SHARES``."""
+    """Whether a metric is one of ``SHARES``; ``key`` may have a prefix and a rate."""
     return split_metric(key)[0].rpartition("/")[2] in SHARES
 
 
 def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
     """Return the mean of each metric over the clients that report it, weighted by examples.
 
-    NaN is left out, so that one client cannot spoil the mean of all, unless every value is NaN.
+    NaN values are left out, so one client cannot make the mean NaN. If every value is NaN, so is the mean.
     """
     return {
         key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
@@ -105,13 +105,16 @@ def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def majority_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the weighted means without headline metrics of a minority of the clients."""
+    """Return the weighted means, without headline metrics that only a minority of the clients reports."""
     dropped = minority_headlines(answers)
     return {name: mean for name, mean in weighted_means(answers).items() if name not in dropped}
 
 
 def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:
-    """Return examples and values by metric, of clients with examples; NaN only if all values are."""
+    """Return pairs (examples, value) by metric, for clients with examples.
+
+    Pairs with NaN are left out, unless all values of the metric are NaN.
+    """
     by_metric: dict[str, list[tuple[float, float]]] = {}
     for number, metrics in answers:
         for key in metrics if number > 0 else ():

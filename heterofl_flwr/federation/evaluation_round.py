@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Rates = tuple[float, ...]
 Norms = Mapping[float, Mapping[str, int]]
-"""The batch norm layers of a client's models, by rate, each with its number of channels."""
+"""Number of channels of each batch norm layer of a client's models: rate -> layer name -> channels."""
 
 ANSWER_MOMENTS = (
     "let clients answer for them (answer_queries(app, build, data=...); properties_of(context, moments=True) and "
@@ -36,21 +36,21 @@ ANSWER_MOMENTS = (
 )
 
 SplitAnswers = Mapping[int, tuple[float, Mapping[float | None, Mapping[str, float]]]]
-"""Examples of each client, and its metrics by rate; the rate None stands for the global model."""
+"""Number of examples and metrics by rate of each client; the rate None stands for the global model."""
 
 
 class EvaluationRound:
-    """An evaluation round: moments of batch norm, if the model needs them, then metrics, then ``close``.
+    """An evaluation round: first batch norm moments, if the model needs them, then metrics, then ``close``.
 
-    Clients that did not answer in time when they were asked to train (``silent``), or for moments, are not asked.
-    Results are written into the round's record, ``log``.
+    Clients that did not answer in time in training (``silent``) or to the query for moments are left out. Results are
+    written into ``log``, the round's record.
 
     Attributes
     ----------
     rates
-        The rates that each client evaluates, from the largest to the smallest.
+        The rates whose models each client evaluates, from the largest to the smallest.
     answers
-        Examples and metrics of each client that has answered.
+        Number of examples and metrics of each client that has replied.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class EvaluationRound:
         self._is_global = {node_id: self._has_global_model(client_rates) for node_id, client_rates in rates.items()}
         self.rates = {node_id: client_rates for node_id, client_rates in rates.items() if node_id not in silent}
         self.answers: dict[int, Answer] = {}
-        self._norms: dict[int, Norms] = {}  # of the clients that are asked for moments
-        self._moments: dict[float, list[Moments]] = {}  # their sum; for a robust sum, the moments of each client
+        self._norms: dict[int, Norms] = {}  # for the clients that are queried for moments
+        self._moments: dict[float, list[Moments]] = {}  # by rate: one sum, or each client's moments for a robust sum
         self._robust = False
         self._moment_faults: list[str] = []
         if sampled:
@@ -82,7 +82,10 @@ class EvaluationRound:
             logger.warning("round %d: none of %d clients can hold a model to evaluate", server_round, len(sampled))
 
     def _pick_rates(self, node_id: int, *, levels: bool) -> Rates:
-        """Return the rates that a client evaluates: the largest that it can hold, or all that it can hold."""
+        """Return the rates that a client evaluates: the largest rate that it can hold, or with ``levels`` all of them.
+
+        With personal parameters it is the rate at which the client trains.
+        """
         if self._federation.architecture.personal:
             return (self._federation.levels.rate(self._server_round, node_id),)
         capacity = None if self._options.evaluation.nodes == "all" else self._federation.nodes[node_id].holds
@@ -90,13 +93,14 @@ class EvaluationRound:
         return rates if levels else rates[:1]
 
     def _has_global_model(self, rates: Sequence[float]) -> bool:
-        """Whether a client with these rates evaluates the global model, or a personal one."""
+        """Whether a client with these rates evaluates the global model or a personal model."""
         return self._federation.architecture.personal or rates[0] == self._federation.mix.global_rate
 
     def open_moments(self, *, remote: bool) -> dict[int, Norms]:
-        """Return the norm layers of the clients to ask for moments; empty if the model needs no moments.
+        """Return the batch norm layers of each client to query for moments; empty if the model needs no moments.
 
-        ``remote`` is whether moments come from other machines.
+        ``remote`` is True if the clients are other machines. Their moments are then summed robustly, if no noise is
+        added.
         """
         architecture = self._federation.architecture
         self._robust = remote and not self._options.privacy.noise  # with noise, moments are clipped
@@ -108,7 +112,7 @@ class EvaluationRound:
         return self._norms
 
     def add_moments(self, moments: Mapping[float, Moments]) -> None:
-        """Add a client's moments by rate; reject all of them if any does not fit."""
+        """Add a client's moments by rate; raise ``ReplyError``, and add none, if any does not fit."""
         architecture, privacy = self._federation.architecture, self._options.privacy
         expected = self._options.averaging.fidelity.moments
         for rate, client_moments in moments.items():
@@ -125,16 +129,16 @@ class EvaluationRound:
                 summands[0] += summand
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
-        """Note why a client's moments are not used."""
+        """Record the reason why a client's moments are not used."""
         self._moment_faults.append(f"node {node_id}: {fault.reason}")
         if fault.kind == "silent":
             del self.rates[node_id]
         self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
 
     def close_moments(self, spent: Spent, *, needed: bool) -> dict[float, Moments]:
-        """Return the sum of all clients' moments by rate, with noise if privacy asks for it.
+        """Return the sum of all clients' moments by rate, with privacy noise if the run has it.
 
-        ``needed`` is whether the run has no moments so far; then it is an error if no client gave usable ones.
+        ``needed`` is True if the run has no moments yet; then an error is raised if all moments were refused.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
         faults, privacy = self._moment_faults, self._options.privacy
@@ -154,7 +158,7 @@ class EvaluationRound:
         return moments
 
     def _restrict_rates(self, moments: Collection[float]) -> None:
-        """Evaluate only rates that have moments."""
+        """Remove the rates without moments from the evaluation."""
         rates = {node_id: tuple(rate for rate in rates if rate in moments) for node_id, rates in self.rates.items()}
         rates = {node_id: client_rates for node_id, client_rates in rates.items() if client_rates}
         if rates != self.rates:
@@ -163,17 +167,17 @@ class EvaluationRound:
         self.rates = rates
 
     def refuse(self, node_id: int, fault: Fault) -> None:
-        """Note why a client's evaluation is not used."""
+        """Record the reason why a client's evaluation is not used."""
         self._log.evaluate_failures[self._federation.nodes.partition(node_id)] = fault.reason
         logger.warning("round %d: node %s did not evaluate: %s", self._server_round, node_id, fault.reason)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
-        """Remove a client whose message or reply a subclass has dropped; it is no failure."""
-        del reply_bytes  # evaluation has no parameters in replies
+        """Remove a client whose message or reply a subclass of the strategy dropped; it does not count as failed."""
+        del reply_bytes  # replies to evaluation have no parameters
         del self.rates[node_id], self._is_global[node_id]
 
     def close(self) -> dict[str, float]:
-        """Note and return the metrics of the global model."""
+        """Record the metrics of all models; return those of the global model."""
         log, answers = self._log, self._split_answers()
         scores = self._summarise(answers, None, means_and_worst)
         rates = dict.fromkeys(
@@ -207,15 +211,15 @@ class EvaluationRound:
                 log.evaluate_answers,
                 log.evaluate_asked,
             )
-        log.evaluate = {**scores, **log.evaluate}  # clients cannot overwrite the coverage
+        log.evaluate = {**scores, **log.evaluate}  # a client's metric "coverage" cannot replace the server's
         return dict(log.evaluate)
 
     def global_answers(self) -> list[int]:
-        """Return the clients that evaluated the global model or a personal one, and not only a smaller rate's."""
+        """Return the clients that evaluated the global model or a personal model, not only that of a smaller rate."""
         return [node_id for node_id in self.answers if self._has_global_model(self.rates[node_id])]
 
     def _note_coverage(self) -> bool:
-        """Note how many clients were asked and answered; return whether fewer than half answered."""
+        """Record the numbers of sampled clients and of replies; return True if fewer than half replied."""
         log, sampled = self._log, self._is_global
         if not sampled:
             return False
@@ -228,7 +232,7 @@ class EvaluationRound:
         return log.few_answered
 
     def _split_answers(self) -> SplitAnswers:
-        """Return the answers with their metrics by rate, without headline metrics of a minority of the clients."""
+        """Return the answers with metrics by rate, without headline metrics that only a minority of clients reports."""
         answers: dict[int, tuple[float, dict[float | None, dict[str, float]]]] = {}
         for node_id, (number, metrics) in self.answers.items():
             rates = self.rates[node_id]
@@ -262,12 +266,12 @@ class EvaluationRound:
 
 
 def means_and_worst(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the weighted means, and the accuracy of the worst client."""
+    """Return the weighted means of all metrics, and the lowest accuracy of a client."""
     accuracies = [metrics[LOCAL_ACCURACY] for number, metrics in answers if number and LOCAL_ACCURACY in metrics]
     accuracies = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
     return weighted_means(answers) | ({WORST_ACCURACY: min(accuracies)} if accuracies else {})
 
 
 def medians(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the median of each metric over the clients with examples, each counted once."""
+    """Return the median of each metric over the clients with examples, without weights."""
     return {key: median(value for _, value in pairs) for key, pairs in values_by_metric(answers).items()}

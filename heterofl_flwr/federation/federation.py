@@ -1,7 +1,7 @@
-"""A federation: an architecture, the clients that are registered, and their levels.
+"""A federation: an architecture, the registered clients, and their levels.
 
-This package does not import Flower. The strategies for Flower's two APIs translate between its messages and this
-package.
+This package does not import Flower. The strategies for Flower's two APIs (``strategies``, ``classic``) translate
+between Flower's messages and this package.
 """
 
 import secrets
@@ -24,7 +24,7 @@ class Federation:
     Attributes
     ----------
     architecture
-        The parameters that travel, and the slices of each rate.
+        The parameters that are sent to clients, and the slices of each rate.
     nodes, levels
         The registered clients of this run, and their rates.
     run_key
@@ -39,7 +39,7 @@ class Federation:
         self.reset()
 
     def _check_options(self) -> None:
-        """Raise an error for options that contradict one another."""
+        """Raise ``ConfigError`` for options that contradict one another."""
         personal, slice_rule = self.architecture.personal, self.options.slicing.slice_rule
         if self.mix.idle and (self.assignment == "dynamic" or personal):
             raise ConfigError(
@@ -72,13 +72,13 @@ class Federation:
 
     @property
     def setup(self) -> dict[str, str]:
-        """Mix, seed and stages as text, by which a resumed run is compared with this one."""
+        """Mix, seed and stages as text; a run can resume from a checkpoint only if these are equal."""
         rates = f"{self.mix}, {self.assignment}, global rate {self.mix.global_rate:g}"
         stages = ", ".join(map(stage_name, self.options.stages))
         return {"mix": rates, "seed": str(self.seed), "stages": stages or "none"}
 
     def load(self, state: RunState) -> None:
-        """Resume a run; clients are queried again, because they may be others."""
+        """Resume a run from ``state``; clients are queried again, because they may be different ones."""
         setup = self.setup
         if changes := [
             f"{name} was {value} and is {setup.get(name)}"
@@ -96,9 +96,10 @@ class Federation:
     def register(
         self, answers: Answers, names: Mapping[int, str] | None = None, present: Collection[int] | None = None
     ) -> None:
-        """Register the answers of new clients to the capability query, or why an answer is not usable.
+        """Register new clients by their answers to the capability query; a fault stands for an unusable answer.
 
-        Clients without a usable answer get the mix's smallest rate, unless they are too many.
+        A client without a usable answer gets the mix's smallest rate. Too many of them raise ``RoundError``
+        (``check_faults``).
         """
         self.levels.update_nodes({*self.nodes.order, *answers} if present is None else present, names or {})
         names = {node_id: self.nodes.registered_name(node_id) for node_id in answers}
@@ -118,12 +119,15 @@ class Federation:
 
     @property
     def evaluated_rule(self) -> SliceRule:
-        """The slice rule of evaluation: moved slices only if every client holds the global model, else prefixes."""
+        """Slice rule of the models that are evaluated.
+
+        It is the run's rule only if this one moves slices and every client gets the global model; else ``prefix``.
+        """
         capacities = [self.nodes[node_id].holds for node_id in self.nodes]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
         rule = self.options.slicing.slice_rule
         return rule if rule not in NESTED_RULES and (all_hold or self.options.evaluation.nodes == "all") else "prefix"
 
     def evaluated_slice(self, server_round: int, rate: float) -> SliceFunction:
-        """Return the slice of a smaller rate that an evaluation measures; under ``random-client``, client 0's."""
+        """Return the slice that is evaluated as the model of ``rate``; under ``random-client`` that of client 0."""
         return self.architecture.slice_function(self.evaluated_rule, server_round, rate)

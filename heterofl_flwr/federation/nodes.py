@@ -1,4 +1,4 @@
-"""The clients of a run: their capabilities, names, and the numbers that stand for them."""
+"""Registry of a run's clients: capabilities, names, and the two numbers of each client (partition and seat)."""
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,44 +17,45 @@ _RateOrNone = Annotated[float | None, check(lambda rate: rate is None or exact_r
 
 @group
 class Capability:
-    """A client's answer to the capability query, and the server's limit for it."""
+    """A client's answer to the capability query, and the server's limit for this client."""
 
-    capacity: _RateOrNone = None  # the largest rate that the client can hold
-    limit: float = 1.0  # the largest rate that the server allows
-    partition: Annotated[Natural | None, "an integer of 0 or more"] = None  # its part of the data
+    capacity: _RateOrNone = None  # the largest rate that the client can hold; None: any
+    limit: float = 1.0  # the largest rate that the server allows this client
+    partition: Annotated[Natural | None, "an integer of 0 or more"] = None  # index of the client's part of the data
     num_partitions: Annotated[Count | None, "an integer of 1 or more"] = None
 
     @property
     def holds(self) -> float | None:
-        """The largest rate that the client can have, or None if it can have any."""
+        """The largest rate that the client may train at; None if it may train at any rate."""
         if self.capacity is None and self.limit == 1:
             return None
         return self.limit if self.capacity is None else min(self.capacity, self.limit)
 
 
 class Nodes:
-    """Registry of the clients by node id; a client is known once it has answered the capability query.
+    """Registry of the clients by node id. It contains a client once this has answered the capability query.
 
-    The *partition* of a client is the one it reports, if no other client reported it before; random draws use it. The
-    *seat* of a client depends on the names and ids of the nodes that are there and never on a report, so that no client
-    can change the level of another; ``seat_rates`` has the rates of the seats.
+    Each client has two numbers. Its *partition* is the one that it reports, unless another client reported it before;
+    random draws use it. Its *seat* follows from the names and ids of the present nodes, never from a report, so no
+    client can change the level of another; ``seat_rates`` has the rate of each node's seat.
 
     Attributes
     ----------
     present : set[int]
-        The nodes that are there.
+        Ids of the present nodes: those that Flower's grid lists now.
     order : list[int]
-        The same, sorted by registered name, then by id.
+        ``present``, sorted by registered name, then by id.
     all_named : bool
-        True if each of them has a registered name. Draws then use the names, and only drawn nodes are asked.
+        True if each present node has a registered name. Sampling then uses the names, and only sampled nodes need to
+        be queried.
     unanswered : set[int]
-        Nodes that are there and have not answered the last capability query.
+        Present nodes that did not answer the latest capability query.
     demoted : set[str]
-        Names of nodes without a usable answer, which therefore have the mix's smallest rate.
+        Names of nodes that train at the mix's smallest rate because their answer was not usable.
     changes : list[str]
-        Log lines on nodes that joined, left or came back; the caller takes them out.
+        Log lines on nodes that joined, left or came back; the caller empties the list.
     away : dict[str, int]
-        Names of nodes that left, with the round in which they were missed first.
+        Names of nodes that left, with the round since which each is away.
     """
 
     def __init__(self, reserved: Iterable[int] = ()) -> None:
@@ -64,7 +65,7 @@ class Nodes:
         self._capabilities: dict[int, Capability] = {}
         self._partitions: dict[int, int] = {}
         self._seats: dict[int, int] = {}
-        self._greeted: set[int] = set()  # nodes whose arrival is in ``changes``, or was
+        self._greeted: set[int] = set()  # nodes whose arrival has been added to ``changes``
         self.order: list[int] = []
         self.all_named = False
         self.unanswered: set[int] = set()
@@ -73,12 +74,12 @@ class Nodes:
         self.away: dict[str, int] = {}
         self.seat_rates: dict[int, float] = {}
         self.trained: set[int] = set()  # clients with an aggregated reply
-        self.remarks: set[tuple[str, int]] = set()  # remarks on replies that are in the log, with the client
-        self.has_new_capacity = False  # a reply has changed what a client can hold
-        self._trained_before: set[int] = set()  # their partitions, in the run that is resumed
-        self._dealt_before = 0  # ``dealt`` of the run that is resumed
-        self._named_before: Mapping[str, int] = {}  # ``named`` of the run that is resumed
-        self.own_rates: dict[int, float] = {}  # of clients with private layers, which keep their first rate
+        self.remarks: set[tuple[str, int]] = set()  # (remark, node id) of remarks on replies that were logged
+        self.has_new_capacity = False  # True after a reply has changed a client's capacity
+        self._trained_before: set[int] = set()  # partitions of ``trained`` in the run that is resumed
+        self._dealt_before = 0  # ``dealt()`` of the run that is resumed
+        self._named_before: Mapping[str, int] = {}  # ``named()`` of the run that is resumed
+        self.own_rates: dict[int, float] = {}  # rates of clients with personal parameters: always their first rate
 
     def __contains__(self, node_id: int) -> bool:
         return node_id in self._capabilities
@@ -93,10 +94,10 @@ class Nodes:
         return self._capabilities[node_id]
 
     def update(self, present: Collection[int], names: Mapping[int, str], server_round: int = 0) -> bool:
-        """Set the nodes that are there, and return whether they are others; ``names`` has those of the newcomers.
+        """Set the present nodes; return True if they changed. ``names`` has the registered names of new nodes.
 
-        A node that left is forgotten, but its numbers stay its own until another node joins: a node that is started
-        anew may have another id.
+        The capability of a node that left is deleted. Its partition and seat stay reserved until a new node joins,
+        which may be the same node restarted under another id.
         """
         if (present := {*present}) == self.present:
             return False
@@ -110,7 +111,7 @@ class Nodes:
         self.present = present
         self._names.update((node_id, name) for node_id in came if (name := names.get(node_id)))
         is_first, self.order = not self.order, self._by_name(present)
-        if joined := came - self._seats.keys():  # newcomers may get the numbers of nodes that left
+        if joined := came - self._seats.keys():  # new nodes may get the seats of nodes that left
             for node_id in self._seats.keys() - present:
                 del self._seats[node_id]
                 self.seat_rates.pop(node_id, None)
@@ -129,17 +130,17 @@ class Nodes:
     def register(self, answers: Mapping[int, Capability]) -> None:
         """Register the answers of nodes to the capability query.
 
-        A client without a partition of its own gets the number of its seat, or the lowest free one. Seats of nodes
-        without registered names follow from random node ids, so such a run cannot be repeated.
+        A client that reports no free partition gets the number of its seat, or else the lowest free number. Seats of
+        nodes without registered names follow from random node ids, so such a run cannot be repeated exactly.
         """
-        if answers.keys() - self._partitions.keys():  # these may have the numbers of nodes that left
+        if answers.keys() - self._partitions.keys():  # new clients may get the partitions of nodes that left
             for node_id in self._partitions.keys() - self.present:
                 del self._partitions[node_id]
         self._capabilities.update(answers)
         self.unanswered -= answers.keys()
         self._number_partitions(answers)
         self._greet(answers)
-        # Numbers that follow from random ids may have been another client's before.
+        # A partition that follows from a random node id may be another client's in the run that is resumed.
         sure = {
             self._partitions[node_id]: node_id
             for node_id, answer in answers.items()
@@ -162,7 +163,7 @@ class Nodes:
             )
 
     def _greet(self, node_ids: Iterable[int]) -> None:
-        """Note which of these nodes came back, and which joined; others have been noted before."""
+        """Add a line to ``changes`` for each node that came back or joined, unless it has one already."""
         for node_id in node_ids:
             if node_id in self._greeted:
                 continue
@@ -184,7 +185,7 @@ class Nodes:
                 unnumbered.append(node_id)
             else:
                 self._partitions[node_id] = partition
-        # A returning client gets its number again, unless another client reports it.
+        # A returning client gets its earlier partition again, unless another client reports it.
         for node_id in unnumbered:
             if node_id in self._partitions and claimed.setdefault(self._partitions[node_id], node_id) != node_id:
                 del self._partitions[node_id]
@@ -196,7 +197,7 @@ class Nodes:
                 "answer_queries reports the partition-id of its node config; give each node its own",
                 unnamed,
             )
-        if self.all_named:  # not all nodes may have answered yet, so the number must not depend on who has
+        if self.all_named:  # some nodes may not have answered yet; the number must not depend on which ones have
             taken = {*self._partitions.values(), *self._reserved}
             seats = {node_id: self._seats[node_id] for node_id in unnumbered if self._seats[node_id] not in taken}
             self._partitions.update(seats)
@@ -204,69 +205,70 @@ class Nodes:
         _number(self._partitions, self._by_name(unnumbered), self._reserved)
 
     def forget(self, node_ids: Iterable[int]) -> None:
-        """Forget the answers of clients, which are asked again; their numbers stay their own."""
+        """Delete the capabilities of clients, which are then queried again; they keep their partitions and seats."""
         for node_id in {*node_ids} & self._capabilities.keys():
             del self._capabilities[node_id]
-            self.trained.discard(node_id)  # its state may be gone
+            self.trained.discard(node_id)  # the client's state may be lost
 
     def have_trained(self) -> list[int]:
-        """Return the partitions of the clients with an aggregated reply, for a checkpoint."""
+        """Return the partitions of all clients in ``trained``, for a checkpoint."""
         return sorted({*self._trained_before, *map(self.partition, self.trained)})
 
     def named(self) -> dict[str, int]:
-        """Return the registered names of nodes with the round since which they are away, or 0, for a checkpoint."""
+        """Return the registered names of nodes, for a checkpoint. The value is the round since which one is away."""
         return {**dict.fromkeys(self._names.values(), 0), **self.away}
 
     def load(self, trained: Iterable[int], dealt: int, named: Mapping[str, int]) -> None:
-        """Restore ``have_trained``, ``dealt`` and ``named`` of a resumed run; clients are recognised by partition."""
+        """Restore the values of ``have_trained()``, ``dealt()`` and ``named()`` from a checkpoint."""
         self._trained_before, self._dealt_before, self._named_before = set(trained), dealt, named
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
-        """Set the capacity that a client reported; it counts from the next round on."""
+        """Set the capacity that a client reported; it applies from the next round on."""
         self._capabilities[node_id] = replace(self._capabilities[node_id], capacity=capacity)
         self.demoted.discard(self.name(node_id))
         self.has_new_capacity = True
 
     def partition(self, node_id: int) -> int:
-        """Return the number that stands for a client in every random draw."""
+        """Return the partition of a client, the number that its random draws use."""
         return self._partitions[node_id]
 
     def seat(self, node_id: int) -> int:
-        """Return the number of a client that depends on no report."""
+        """Return the seat of a client, a number that depends on no report."""
         return self._seats[node_id]
 
     def name(self, node_id: int) -> str:
-        """Return the registered name of a node; without one its partition, or at least its id."""
+        """Return the registered name of a node, else ``partition N``, else ``node ID``."""
         partition = self._partitions.get(node_id)
         return self._names.get(node_id) or (f"node {node_id}" if partition is None else f"partition {partition}")
 
     def registered_name(self, node_id: int) -> str:
-        """Return the registered name of a node, or ''."""
+        """Return the registered name of a node, or an empty text."""
         return self._names.get(node_id, "")
 
     def notes(self) -> tuple[str, ...]:
-        """Return remarks on nodes that are missing or train less than they could."""
+        """Return remarks on nodes that are away, did not answer, or train at the smallest rate without need."""
         away = [f"{name} (since round {since})" for name, since in self.away.items()]
         silent = [self.name(node_id) for node_id in self.unanswered]
         parts = {"away": away, "no answer to the capability query": silent, "at the smallest rate": self.demoted}
         return tuple(f"{what}: {listed(names)}" for what, names in parts.items() if names)
 
     def most_said(self) -> int:
-        """Return the largest number of partitions that a client reports; 0 if none reports any."""
+        """Return the largest ``num_partitions`` that a client reports; 0 if no client reports one."""
         return max((capability.num_partitions or 0 for capability in self._capabilities.values()), default=0)
 
     def dealt(self) -> int:
-        """Return the number of partitions if all clients report the same one, else 0."""
+        """Return ``num_partitions`` if all clients report the same value, else 0."""
         numbers = {capability.num_partitions or 0 for capability in self._capabilities.values()}
         return numbers.pop() if len(numbers) == 1 else 0
 
     def _by_name(self, node_ids: Iterable[int]) -> list[int]:
+        """Return nodes sorted by registered name, then by id."""
         # Two sorts, of numbers and of text, are twice as fast as one of pairs.
         return sorted(sorted(node_ids), key=lambda node_id: self._names.get(node_id, ""))
 
 
 def _number(numbers: dict[int, int], node_ids: Iterable[int], reserved: Iterable[int] = ()) -> None:
-    """Assign the lowest free number to each client."""
+    """Add to ``numbers`` the lowest free number for each node; numbers in ``reserved`` are not free."""
     taken = {*numbers.values(), *reserved}
     free = (number for number in count() if number not in taken)
     numbers.update(zip(node_ids, free, strict=False))

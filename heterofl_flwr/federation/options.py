@@ -1,6 +1,6 @@
-"""The server's options in groups, each checked in one place, and the chain of stages that they describe.
+"""The server's options in groups, checks between groups, and the chain of stages that the options give.
 
-``Sampling``, ``Limits``, ``Evaluation``, ``Privacy`` and ``Buffered`` are groups in the modules that use them.
+Five groups are in other modules: ``Sampling``, ``Limits``, ``Evaluation``, ``Privacy`` and ``Buffered``.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,15 +38,15 @@ from heterofl_flwr.stages.untrained import Untrained
 Assignment = Literal["fix", "dynamic"]
 
 Schedule = Callable[[int], float]
-"""From the round, counted from 1, to the learning rate."""
+"""Function of the round, counted from 1, that returns the learning rate."""
 
 
 def multi_step(
     learning_rate: float, milestones: Sequence[int] = (), factor: float = 0.1, decay: float = 1.0
 ) -> Schedule:
-    """Return a schedule that multiplies the learning rate by ``factor`` after each milestone (Table 6).
+    """Return a schedule that multiplies the learning rate by ``factor`` after each milestone (Table 6 of the paper).
 
-    It multiplies it by ``decay`` after each round, too.
+    It also multiplies the learning rate by ``decay`` after each round.
     """
 
     def rate(server_round: int) -> float:
@@ -70,8 +70,8 @@ class Slicing:
     assignment: Assignment = "fix"
     """levels stay with their clients (fix) or are drawn anew each round (dynamic)"""
     global_rate: OptionalLevel = ""
-    """level or rate of the global model; '' for the largest of the mix. One that is larger than every client (FedRolex)
-    needs a slice rule that moves slices
+    """level or rate of the global model; '' for the largest of the mix. If it is larger than that of every client
+    (FedRolex), the slice rule must be one that moves slices
     """
     slice_rule: SliceRule = "prefix"
     """slices of clients: prefix (HeteroFL), important (a prefix of channels that are sorted by their norm: FIARSE,
@@ -81,20 +81,20 @@ class Slicing:
     roll_by: Count = 1
     """entries by which rolling slices move on each round"""
     growth: Natural = 0
-    """rounds after which clients go up one level, from the smallest of the mix to their own (FedGMR, structured); 0:
-    they have their own from the first round on
+    """rounds after which a client moves up one level, from the smallest of the mix to its assigned level (FedGMR,
+    structured); 0: clients train at their assigned level from the first round on
     """
     rank_every: Count = 5
     """rounds from one sorting of channels to the next, with important"""
     rank_margin: NotNegative = 0.1
-    """fraction by which a channel's norm must exceed that of one in a slice to take its place, with important"""
+    """fraction by which a channel's norm must exceed that of a channel in a slice to replace it, with important"""
     shared: Annotated[Sequence[str], "patterns of parameters, as ['hidden.*']"] = ALL
     """parameters that are sent and averaged, as fnmatch patterns; all others stay with their client, which then has a
     model of its own: LG-FedAvg, or Standalone if none is sent
     """
     by_level: Annotated[Sequence[str], "patterns of parameters, as ['*.norm.*']"] = ()
-    """parameters of which each level has values of its own, averaged among its clients alone (NeFL's inconsistent
-    parameters), as fnmatch patterns
+    """parameters that have separate values for each level, averaged over the clients of that level only (NeFL's
+    inconsistent parameters), as fnmatch patterns
     """
 
     def __post_init__(self) -> None:
@@ -136,16 +136,18 @@ class Averaging:
     weights: Weights = "equal"
     """weight of a client in the mean: 1 (equal: HeteroFL) or its number of examples (examples: FedAvg)"""
     labels: LabelRule = "sent"
-    """classifier rows that count: of classes that a client names (sent), or all (none)"""
+    """classifier rows of a reply that are averaged: those of the classes that the client names (sent), or all rows
+    (none)
+    """
     label_rows: Annotated[Sequence[str] | None, "names of parameters"] = None
-    """parameters whose rows belong to classes; None finds the classifier (find_label_rows)"""
+    """parameters with one row for each class; None finds those of the classifier (find_label_rows)"""
     fidelity: Annotated[InstanceOf[Fidelity], "Fidelity(...)"] = Fidelity()
     """quirks of the authors' code to keep"""
     robust: Annotated[InstanceOf[Robust] | None, "Robust(...)"] = None
     """trimmed mean or median, which a hostile minority cannot move far; excludes weights='examples' and noise"""
     aggregator: Annotated[OpenAggregator, "what makes an Aggregator of a state, as CountingMean"] = CountingMean
-    """callable from the global state to the Aggregator of a round: CountingMean, ProductMean for LoRA
-    adapters of unequal rank, or your own; all but CountingMean exclude robust and noise
+    """function that returns the Aggregator of a round for a global state: CountingMean, ProductMean for LoRA adapters
+    of unequal rank, or your own; all but CountingMean exclude robust and noise
     """
 
     def __post_init__(self) -> None:
@@ -160,7 +162,7 @@ class Averaging:
 
 @group
 class Options:
-    """All options of the server; here they are checked against one another."""
+    """All options of the server; raises ``ConfigError`` for groups that contradict one another."""
 
     sampling: Participation = Participation()
     slicing: Annotated[InstanceOf[Slicing], "Slicing(...), or leave it out"] = Slicing()
@@ -188,7 +190,7 @@ class Options:
             )
 
     def _check_by_level(self) -> None:
-        """Raise ``ConfigError`` for options that know one value of each parameter alone."""
+        """Raise ``ConfigError`` if ``by_level`` is combined with an option that needs one value of each parameter."""
         faults = {
             "privacy.clip": self.privacy.clip,
             "limits.norm_bound": self.limits.norm_bound,
@@ -207,7 +209,7 @@ class Options:
 def build_chain(
     options: Options, spent: Spent, *, all_is_trained: bool, asynchronous: Asynchronous | None = None
 ) -> Chain:
-    """Return the chain of a run: the stages that have something to do in it, in their order, around the mean."""
+    """Return the chain of a run: the mean, and the stages that the options switch on, in their order."""
     privacy, upload, averaging = options.privacy, options.training.upload, options.averaging
     open_mean, kind = averaging.aggregator, averaging.kind
     if averaging.robust:
@@ -220,7 +222,7 @@ def build_chain(
         Noise(privacy, spent) if privacy.noise else Clip(privacy.clip) if privacy.clip else None,
         *options.stages,
         LevelParameters(options.slicing.by_level) if options.slicing.by_level else None,
-        None if upload == FULL_PRECISION else Compress(upload),  # the last one: nearest to the wire
+        None if upload == FULL_PRECISION else Compress(upload),  # at the end, so the first to process a reply
     )
     return Chain(
         [stage for stage in stages if stage is not None],

@@ -1,4 +1,4 @@
-"""The record of a round, the state of a run after it, and the callbacks that get both."""
+"""``RoundRecord``: everything that is known of a round, and its lines in the log."""
 
 import logging
 from collections import Counter
@@ -18,71 +18,74 @@ State = Mapping[str, Tensor]
 
 
 host_log = logging.getLogger("flwr")
-"""Flower's own log, which shows wherever an app runs."""
+"""Flower's logger, whose lines are shown in every app."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RoundRecord:
-    """Everything that is known of one round, written as the round goes on.
+    """Everything that is known of one round; fields are filled in during the round.
 
-    All values are plain Python, so a record is a line of JSON.
+    All values are plain Python types, so a record can be written as one line of JSON.
 
     Attributes
     ----------
     server_round
-        The round, from 1.
+        The number of the round, counted from 1.
     seconds
-        Wall-clock time of the round, evaluation included.
+        Wall-clock time of the round, including evaluation.
     learning_rate
-        The learning rate that the clients were sent; 0 where the server has none to send.
+        The learning rate that the server sent to clients; 0 if the clients choose it.
     rates
-        The rate of each client that was asked to train, by partition.
+        The rate of each client sampled to train, by partition.
     failures
-        For each client that failed or was refused, by partition: why.
+        The reason for each client that failed or whose reply was refused, by partition.
     answered, expected
-        How many clients gave a usable reply, and how many would take part if no node were missing; 0 in histories of
-        older versions.
+        The number of clients with a usable reply, and the number that would take part if no node were missing. 0 in
+        histories of older versions.
     names
-        The registered names of clients in ``failures``, by partition.
+        The registered names of the clients in ``failures``, by partition.
     away
-        The names of nodes that left, with the round in which they were missed first.
+        The names of nodes that left, with the round since which each is away.
     notes
-        Remarks at the end of the round's line: nodes that are away, that do not answer or answer late, and others.
+        Remarks at the end of the round's line, such as on nodes that are away, do not answer or answer late.
     refused
-        Those of them whose reply was refused: it came, and could not be used.
+        The partitions in ``failures`` of clients that replied, but whose reply was not usable.
     train
-        Means of the clients' training metrics, weighted by examples; where rounds do not wait also of ``staleness``,
-        how many steps ago a client had been sent its slice.
+        Means of the clients' training metrics, weighted by examples. In asynchronous runs also the mean ``staleness``:
+        the number of steps since a client was sent its slice.
     train_by_level
-        The same for each level.
+        The same means for each level.
     evaluate
         Metrics of the global model: ``global-accuracy``, ``local-accuracy``, ``worst-accuracy``, losses, and
-        ``coverage``, the share of the clients that answered about the global model. Empty in rounds without evaluation.
+        ``coverage``, the fraction of the present clients that evaluated the global model. Empty in rounds without
+        evaluation.
     evaluate_by_level
-        The same for each level's own model.
+        The same metrics for the model of each level.
     evaluate_medians
-        Of each metric of ``evaluate`` that comes from clients, the median over them, each counted once. Empty in
-        histories of older versions.
+        Unweighted medians over the clients, for each metric of ``evaluate`` that clients report. Empty in histories of
+        older versions.
     accuracy_deciles
-        Of the clients' ``local-accuracy``, the nine deciles. Empty in histories of older versions.
+        The nine deciles of the clients' ``local-accuracy``. Empty in histories of older versions.
     worst_client
-        The partition of the client that ``worst-accuracy`` is of.
+        The partition of the client with the lowest ``local-accuracy``.
     evaluate_failures
-        For each client whose evaluation or moments failed or were refused, by partition: why.
+        The reason for each client whose evaluation or moments failed or were refused, by partition.
     evaluate_asked, evaluate_answers
-        How many clients were drawn to evaluate, and how many of them did; of all that were drawn or of those that were
-        asked about the global model, whichever share is smaller. 0 where none were, and in histories of older versions.
+        The number of clients sampled to evaluate, and the number of them that did. They count either all sampled
+        clients or only those with the global model, whichever fraction is smaller. 0 without evaluation, and in
+        histories of older versions.
     partial
-        The metrics of ``evaluate`` that come from fewer than half of the clients asked, and are never the best.
+        The metrics of ``evaluate`` that fewer than half of the sampled clients reported; such values are never chosen
+        as the best.
     privacy
-        Where noise is added: ``epsilon``, what the run has given away so far at ``delta``; see ``Spent.metrics``.
+        With noise: ``epsilon``, the privacy loss of the run so far at ``delta``; see ``Spent.metrics``.
     bytes_down, bytes_up
-        Parameters and labels sent to and received from the clients for training.
+        Bytes of parameters and labels sent to, and received from, the clients for training.
     bytes_by_level
-        What of ``bytes_down`` went to the clients of each level. Empty in histories of older versions.
+        The part of ``bytes_down`` sent to the clients of each level. Empty in histories of older versions.
     simulated_seconds, joules
-        How long training would have taken on the simulated devices, and an estimate of the energy that all of them
-        would have used; 0 where none are simulated.
+        The time that training would have taken on the simulated devices, and an estimate of the energy that all of them
+        would have used. 0 without simulated devices.
     """
 
     server_round: int
@@ -116,15 +119,15 @@ class RoundRecord:
 
     @property
     def few_answered(self) -> bool:
-        """Whether fewer than half of the clients asked to evaluate answered."""
+        """Whether fewer than half of the clients sampled to evaluate did so."""
         return 2 * self.evaluate_answers < self.evaluate_asked
 
     @property
     def comparable(self) -> dict[str, float]:
-        """The metrics of evaluation by which rounds can be compared: all that are not ``partial``.
+        """The metrics of ``evaluate`` by which rounds can be compared: all that are not ``partial``.
 
-        Of clients' own metrics it is the median where nothing bounds what one of them says: of all but the accuracies
-        that are from 0 to 1.
+        For metrics from clients the median replaces the mean, because a single client could report any number. The
+        exceptions are the accuracies between 0 and 1 (``is_share``), for which the mean is kept.
         """
         return {
             name: value if is_share(name) else self.evaluate_medians.get(name, value)
@@ -134,19 +137,22 @@ class RoundRecord:
 
     @property
     def failed_names(self) -> list[str]:
-        """The registered name of each client in ``failures``, or else its partition."""
+        """The registered name of each client in ``failures``; ``partition N`` for a client without a name."""
         return [self.names.get(partition, f"partition {partition}") for partition in self.failures]
 
     def to_json(self) -> dict[str, object]:
-        """Return the record as JSON can hold it."""
+        """Return the record as a dict for JSON."""
         return asdict(self)
 
     def note_costs(self, costs: Mapping[str, float]) -> None:
-        """Note what the round has cost simulated devices."""
+        """Record the time and energy that the round cost the simulated devices."""
         self.simulated_seconds, self.joules = costs["simulated_seconds"], costs["joules"]
 
     def line(self) -> str:
-        """Return the levels, from the largest on, with their clients and bytes, and the failures in one short line."""
+        """Return the round's line for the log: levels with their clients and bytes, upload, failures and notes.
+
+        ``report.console.round_line`` makes the line that a terminal shows.
+        """
         levels = []
         for rate, clients in sorted(Counter(self.rates.values()).items(), reverse=True):
             sent = self.bytes_by_level.get(level_name(rate))
@@ -159,7 +165,7 @@ class RoundRecord:
         )
 
     def metrics_line(self) -> str:
-        """Return the metrics as text: beside those of clients which share of them it is, where that is not all."""
+        """Return the metrics as text; those from clients show the coverage if it is below 100 %."""
         coverage = self.evaluate.get("coverage", 1.0)
         clients = {*self.evaluate_medians, WORST_ACCURACY} if coverage < 1 else ()
         return ", ".join(
@@ -168,18 +174,25 @@ class RoundRecord:
         )
 
     def note_central(self, metrics: Mapping[str, object]) -> None:
-        """Note the server's metrics: ``global-...`` replace those of clients, others of equal name get ``server-``."""
+        """Record the server's metrics.
+
+        A metric named ``global-...`` replaces that of the clients. Any other that has the name of a client's metric
+        gets the prefix ``server-``.
+        """
         clients = {name for name in (*self.train, *self.evaluate) if not name.startswith("global-")}
         named = {f"server-{name}" if name in clients else name: value for name, value in metrics.items()}
         numbers = self.note_computed(self.evaluate, named)
         self.partial = tuple(name for name in self.partial if name not in numbers)
 
     def note_changed(self, means: dict[str, float], metrics: Mapping[str, object]) -> None:
-        """Note the metrics that a strategy's subclass has added to the means, or changed."""
+        """Record the metrics that a subclass of the strategy has added to the means, or changed."""
         self.note_computed(means, {name: value for name, value in metrics.items() if means.get(name) != value})
 
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
-        """Replace means by the numbers of a user's metrics function, and drop their medians."""
+        """Update ``means`` with the numbers that a user's function computed, and delete the medians of these metrics.
+
+        Return the numbers.
+        """
         numbers = {name: float(value) for name, value in computed.items() if isinstance(value, int | float)}
         means |= numbers
         self.evaluate_medians = {name: median for name, median in self.evaluate_medians.items() if name not in numbers}
@@ -187,6 +200,6 @@ class RoundRecord:
 
 
 def check_metrics(metrics: object, whose: str) -> None:
-    """Raise an error if what a user's function has computed is neither metrics nor None."""
+    """Raise ``ConfigError`` if the value returned by a user's function is neither a mapping of metrics nor None."""
     if metrics is not None and not isinstance(metrics, Mapping):
         raise ConfigError(f"{whose} returned {shown(metrics)}; expected a MetricRecord, or None")

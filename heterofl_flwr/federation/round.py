@@ -1,4 +1,4 @@
-"""A round of training: the sampled clients and their slices, the replies one by one, the new global model."""
+"""A round of training: sampled clients and their slices, adding or refusing replies, the new global model."""
 
 import logging
 import math
@@ -26,7 +26,10 @@ from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.stages.server_stage import RoundContext, Update
 
 CLOCK_SECONDS = 2.0
-"""Upper bound on how far a client's clock may be off; from 5 s ahead on, a SuperLink refuses signed messages."""
+"""Difference of a client's clock, in seconds, beyond which there is a warning.
+
+A SuperLink refuses signed messages of a clock that is 5 s ahead.
+"""
 
 UNCHANGED = (
     "sent back the parameters that they were sent, so they trained nothing: see that the optimizer has the parameters "
@@ -38,9 +41,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The training of a client: its rate, the rate's level, and its slice of the global state.
+    """The rate, the level and the slice at which a sampled client trains.
 
-    ``sent`` is the version of the slice that the client got, if rounds do not wait; it may be older than the round.
+    ``sent`` is only set in asynchronous runs: the version of the slice that the client was sent, which may be older
+    than the round.
     """
 
     rate: float
@@ -55,13 +59,13 @@ class Round:
     Attributes
     ----------
     trainable
-        The clients that can be sampled.
+        The clients that can be sampled to train.
     needed
-        Number of usable replies to wait for.
+        The number of usable replies to wait for.
     slices
-        The training of each sampled client, in the order in which replies are added.
+        Rate, level and slice of each sampled client, in the order in which replies are added.
     answers
-        Examples and metrics of each client whose reply was added.
+        Number of examples and metrics of each client whose reply was added.
     silent
         Clients that did not answer in time.
     log
@@ -96,8 +100,8 @@ class Round:
         self._sent_bytes: dict[int, int] = {}
         self._remarks: dict[str, list[int]] = defaultdict(list)  # clients by a remark on their replies
         self.silent: set[int] = set()
-        self._late: list[str] = []  # names of nodes that are one message behind
-        self._lost = 0  # clients that simulated devices have lost
+        self._late: list[str] = []  # names of nodes that answer one message late
+        self._lost = 0  # number of clients whose simulated device failed
         for node_id in sampled:
             self.begin(node_id)
         self._check_sampled()
@@ -111,7 +115,7 @@ class Round:
         return float(value)
 
     def _context(self) -> RoundContext:
-        """Return the information that stages get about the round."""
+        """Return the context of this round for the stages."""
         architecture, privacy, averaging = self._federation.architecture, self._options.privacy, self._options.averaging
         return RoundContext(
             server_round=self.server_round,
@@ -129,7 +133,7 @@ class Round:
         )
 
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
-        """Let a client train in this round: the slice of its rate, or training that it began before."""
+        """Add a client to the round; ``sampled`` is the training that it began earlier, or None for a new one."""
         partition = self._federation.nodes.partition(node_id)
         if sampled is None:
             rate = self._federation.levels.rate(self.server_round, node_id)
@@ -139,7 +143,7 @@ class Round:
         self.log.rates[partition] = sampled.rate
 
     def _check_sampled(self) -> None:
-        """Fail before anybody trains if there cannot be enough replies."""
+        """Raise ``RoundError`` before any client trains if there cannot be enough replies."""
         number, min_replies = len(self.slices), self._options.sampling.min_replies
         if number and isinstance(min_replies, int) and min_replies > number:
             raise RoundError(
@@ -148,26 +152,29 @@ class Round:
             )
 
     def note_sent(self, node_id: int, num_bytes: int) -> None:
-        """Note the bytes sent to a client."""
+        """Record the number of bytes sent to a client."""
         self._sent_bytes[node_id] = num_bytes
         level = self.slices[node_id].level
         self.log.bytes_down += num_bytes
         self.log.bytes_by_level[level] = self.log.bytes_by_level.get(level, 0) + num_bytes
 
     def before(self) -> Questions[Mapping[int, Fields]]:
-        """Query clients before training; return for each that may train the extra fields of its instruction."""
+        """Run the stages' conversations with clients before training.
+
+        The result has the extra fields of the instruction for each client that may train.
+        """
         clients = self.slices.items()
         return self._chain.before(
             {id_: Update(plan=client.plan, tensors={}, rate=client.rate) for id_, client in clients}
         )
 
     def add(self, node_id: int, reply: TrainReply) -> None:
-        """Add a client's reply; ``ReplyError`` if it does not fit."""
+        """Add a client's reply to the mean; raise ``ReplyError`` if it does not fit the client's slice."""
         sampled, nodes = self.slices[node_id], self._federation.nodes
         equal = self._options.averaging.weights == "equal"
         if reply.capacity is not None:
             self._federation.levels.check_capacity(reply.capacity, nodes[node_id].limit)
-        # Double precision, as of Flower's SecAgg+, becomes the model's type.
+        # Some apps and mods of Flower, such as SecAgg+, reply in float64; convert it to the model's dtype.
         double = [name for name, tensor in reply.tensors.items() if tensor.dtype == torch.float64]
         dtypes = {name: self._state[name].dtype for name in double if name in self._state}
         self._chain.add(
@@ -198,7 +205,7 @@ class Round:
             nodes.set_capacity(node_id, reply.capacity)
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:
-        """Note a client whose reply is from the future, or older than its instruction."""
+        """Add a remark if the time stamp of a reply is in the future or before that of its instruction."""
         ahead, behind = replied_at - time.time(), sent_at - replied_at
         if max(ahead, behind) > CLOCK_SECONDS:
             way = "ahead of" if ahead > behind else "behind"
@@ -206,7 +213,7 @@ class Round:
             self._remarks[text].append(node_id)
 
     def _is_unchanged(self, sampled: Sampled, reply: TrainReply) -> bool:
-        """Whether a reply has the tensors that were sent; most often the first one shows that it has not."""
+        """Whether a reply has the same tensors that were sent. Comparing stops at the first tensor that differs."""
         if reply.form != FULL_PRECISION:
             return self._chain.summing is None and not any(tensor.any() for tensor in reply.tensors.values())
         axes, version = sampled.plan.axes, sampled.sent
@@ -216,15 +223,21 @@ class Round:
         return bool(axes) and all(torch.equal(reply.tensors[name], sent[name]) for name, sent in slices)
 
     def refuse(self, node_id: int, fault: Fault) -> None:
-        """Note and log why a client's reply is not used; a spare client that does not answer is no failure."""
+        """Record the reason why a client's reply is not used, and log it.
+
+        With spare clients, one that does not answer counts as a failure only if the round ends with too few replies.
+        """
         if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
-            if fault.kind == "silent" and self._options.sampling.spare:  # close() decides whether the client was needed
+            if fault.kind == "silent" and self._options.sampling.spare:  # close() finds out if too few replied
                 return
         self._note_fault(node_id, fault)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
-        """Remove a client whose message, or reply of these bytes, a subclass has dropped; it is no failure."""
+        """Remove a client whose message or reply a subclass of the strategy dropped; it does not count as failed.
+
+        ``reply_bytes`` is the size of the dropped reply; None if the message was dropped.
+        """
         if reply_bytes is None:
             self.note_sent(node_id, -self._sent_bytes.get(node_id, 0))
             del self.log.rates[self._federation.nodes.partition(node_id)]
@@ -233,6 +246,7 @@ class Round:
         self.needed = min(self.needed, len(self.slices))
 
     def _note_fault(self, node_id: int, fault: Fault) -> None:
+        """Record the reason of a client's failure, and log it unless the failure is simulated."""
         nodes = self._federation.nodes
         partition = nodes.partition(node_id)
         if fault.kind == "late":
@@ -249,7 +263,7 @@ class Round:
             self.log.refused = (*self.log.refused, partition)
 
     def close(self) -> State:
-        """Return the new global state; fail if too few clients gave a usable reply."""
+        """Return the new global state; raise ``RoundError`` if too few clients gave a usable reply."""
         if self._options.sampling.spare and len(self.answers) < self.needed:
             for node_id in filter(self.silent.__contains__, self.slices):
                 self._note_fault(node_id, Fault(SILENT, "silent"))
@@ -274,10 +288,10 @@ class Round:
         return state
 
     def _check_replies(self) -> None:
-        """Fail if there are too few usable replies: the model and the metrics would be those of a few clients."""
+        """Raise ``RoundError`` if there are too few usable replies: few clients would decide the model."""
         replies, min_replies = self._chain.replies, self._options.sampling.min_replies
         present = len(self.slices) - (self._lost if min_replies == "auto" else 0)
-        # All simulated devices are lost by chance, or a stage lets no client train: the model does not change.
+        # No error if all simulated devices failed by chance or a stage lets no client train: the model stays the same.
         if (self._lost and not present) or self._chain.skipped:
             return
         least = least_replies(min_replies, min(self.needed, present))

@@ -1,4 +1,4 @@
-"""Sampling: how many clients take part in a round, which of them are drawn, and how many replies it needs."""
+"""Sampling: the number of clients in a round, the draw of these clients, and the replies that a round needs."""
 
 import math
 from collections.abc import Sequence
@@ -14,24 +14,24 @@ from heterofl_flwr.core.randomness import generator
 Purpose = Literal["train", "evaluate"]
 
 MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["auto"]
-"""Fewest good replies of a round: a number, a fraction of the clients needed, or half of them (``auto``)."""
+"""Fewest usable replies of a round: a number, a fraction of the clients needed, or half of them (``auto``)."""
 
 REPLIES = "a whole number of 1 or more, or a share between 0 and 1"
-"""Expected values other than ``auto``, in words."""
+"""Text for errors: the values of ``MinReplies`` other than ``auto``."""
 
 _Fewest = Annotated[Natural | None, "an integer of 0 or more"]
 
 
 @group
 class Sampling:
-    """Spare clients, and the replies and nodes that a round waits for."""
+    """Spare clients, the fewest replies of a round, and the time to wait for nodes."""
 
     spare: NotNegative = 0.0
-    """extra clients to sample, as a fraction of those needed; a round ends as soon as enough have answered, so which of
-    them count is no longer the same in each run, and engine.window does not hold
+    """extra clients to sample, as a fraction of those needed; a round ends as soon as enough clients have replied, so
+    runs can no longer be repeated exactly, and engine.window has no effect
     """
     min_replies: Annotated[MinReplies, f"'auto', {REPLIES}"] = "auto"
-    """good replies below which a round, and with it the run, fails: a number, a fraction of the clients needed, or half
+    """fewest usable replies of a round, below which the run fails: a number, a fraction of the clients needed, or half
     of them (auto)
     """
     wait: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=True)] = 60.0
@@ -40,22 +40,22 @@ class Sampling:
 
 @group
 class Participation(Sampling):
-    """Number of clients that take part in a round, and how long a round waits for them."""
+    """``Sampling``, and the number of clients that take part in a round."""
 
     fraction_train: Share = Field(default=1.0, alias="fraction")
     """fraction of the clients that train in a round, rounded up"""
     fraction_evaluate: ShareOrNone = Field(default=1.0, exclude=True)
-    """fraction of the clients that evaluate, rounded up; 0: none is asked, nor for what an evaluation needs"""
+    """fraction of the clients that evaluate, rounded up; 0: no client evaluates, nor measures batch norm moments"""
     min_train_nodes: _Fewest = Field(default=None, exclude=True)
     """lower bound on the clients that train; the fraction is then rounded down, as in FedAvg"""
     min_evaluate_nodes: _Fewest = Field(default=None, exclude=True)
     """lower bound on the clients that evaluate; the fraction is then rounded down, as in FedAvg"""
     min_available_nodes: Natural = Field(default=2, alias="min-nodes")
-    """nodes that each round waits for, sample.wait seconds at most; 'heterofl run' waits for all"""
+    """nodes that each round waits for, up to sample.wait seconds; 'heterofl run' waits for all"""
 
     @classmethod
     def of(cls, sampling: Sampling, **numbers: Any) -> "Participation":
-        """Return the options of a sampling with the numbers of clients."""
+        """Return the options of ``sampling`` together with ``numbers``, the other fields of this class."""
         if not isinstance(sampling, Sampling):
             raise ConfigError(f"sampling is {sampling!r}, expected Sampling(...), or leave it out")
         return cls(**{name: getattr(sampling, name) for name in specs(Sampling)}, **numbers)
@@ -66,7 +66,7 @@ class Participation(Sampling):
         return max(self.min_available_nodes, self.min_train_nodes or 0, self.min_evaluate_nodes or 0, 1)
 
     def number(self, clients: int, purpose: Purpose) -> int:
-        """Return the number of clients to sample: a fraction, rounded up, or down if a minimum is set."""
+        """Return the number to sample of ``clients``: a fraction, rounded up, or down if a minimum is set."""
         share, least = self.fraction_train, self.min_train_nodes
         if purpose == "evaluate":
             share, least = self.fraction_evaluate, self.min_evaluate_nodes
@@ -75,12 +75,12 @@ class Participation(Sampling):
         return max(math.ceil(Fraction(str(share)) * clients), 1)
 
     def with_spare(self, number: int) -> int:
-        """Return the number of clients to train where ``number`` are needed, with the spare ones."""
+        """Return the number of clients to sample, including spare ones, if ``number`` are needed."""
         return number + math.ceil(Fraction(str(self.spare)) * number)
 
 
 def least_replies(least: MinReplies, needed: int) -> int:
-    """Return the fewest good replies of a round that needs ``needed`` clients."""
+    """Return the fewest usable replies of a round that needs ``needed`` clients."""
     if isinstance(least, int):
         return least
     share = Fraction(1, 2) if least == "auto" else Fraction(str(least))
@@ -88,7 +88,7 @@ def least_replies(least: MinReplies, needed: int) -> int:
 
 
 def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) -> list[int]:
-    """Draw clients without replacement; ``ordered`` must be repeatable, as it decides who is drawn."""
+    """Sample ``number`` clients without replacement. The draw repeats exactly only if ``ordered`` has equal order."""
     if number >= len(ordered):
         return list(ordered)
     return generator(seed, "sample", *purpose).sample(ordered, number)

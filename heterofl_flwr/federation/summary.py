@@ -1,4 +1,4 @@
-"""A summary of a federation, and warnings of clients that do not fit it."""
+"""The summary of a federation at the start of a run, and warnings of mixes and clients that do not fit together."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_summary(federation: Federation) -> None:
-    """Log what the federation will do."""
+    """Log the mix, the size of each level's model, and the slice rule; warn of options that do not fit."""
     options, mix = federation.options, federation.mix
     logger.info("\t├──> Mix: %s, %s", mix, federation.assignment)
     for rate in mix.all_rates:
@@ -36,7 +36,7 @@ def find_equal_levels(federation: Federation) -> list[str]:
     """Return a warning for each group of the mix's levels that have the same model."""
     plans = {rate: federation.architecture.plan(rate) for rate in federation.mix.all_rates}
     largest, smallest = federation.mix.global_rate, federation.mix.rates[-1]
-    if len(plans) == 1 or federation.architecture.personal:  # all sizes may share the same part
+    if len(plans) == 1 or federation.architecture.personal:  # models of all rates may share equal parameters
         return []
     if plans[smallest] == plans[largest]:
         return [
@@ -47,9 +47,10 @@ def find_equal_levels(federation: Federation) -> list[str]:
 
 
 def count_releases(federation: Federation, rounds: range, *, simulated: bool) -> int:
-    """Return an upper bound on the number of models and moments with noise that some rounds release.
+    """Return an upper bound on the number of releases with noise, of models and of moments, in ``rounds``.
 
-    Clients on other machines may report a capacity, and then an evaluation may measure every level.
+    Clients on other machines (``simulated=False``) may report a capacity; an evaluation may then need the moments of
+    every level.
     """
     options, final_round = federation.options, rounds.stop - 1
     evaluation, levels = options.evaluation, len(federation.mix.all_rates)
@@ -66,7 +67,7 @@ def count_releases(federation: Federation, rounds: range, *, simulated: bool) ->
 
 
 def warn_of_names(limits: Limits, names: Collection[str]) -> None:
-    """Warn of names in ``limits.levels`` and ``limits.partitions`` that are no node's registered name or id."""
+    """Warn of names in ``limits.levels`` and ``limits.partitions`` that no node has as registered name or id."""
     for option in ("levels", "partitions"):
         if absent := sorted(name for name in getattr(limits, option) if name not in names):
             logger.warning(
