@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from heterofl_flwr.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from heterofl_flwr.app.sweep.run_job import Job
+    from heterofl_flwr.app.sweep.job import Job
 
 logger = logging.getLogger("sweep")
 
@@ -52,8 +52,8 @@ class BlockSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Check all jobs, run them, print results, and raise ``RunError`` if some failed; with ``dry``, only list."""
         from heterofl_flwr.app.simulation import RunError
+        from heterofl_flwr.app.sweep.job import DIVERGED, DONE, ENDED, check_jobs
         from heterofl_flwr.app.sweep.listing import list_jobs, list_results
-        from heterofl_flwr.app.sweep.run_job import DIVERGED, DONE, ENDED, check_jobs
 
         jobs, rows = self._build_jobs(self.rows(OverridesParser.create(self._loader), arguments))
         if self._master.dry:
@@ -106,7 +106,7 @@ class BlockSweeper(Sweeper):
 
     def _build_jobs(self, rows: list[list[str]]) -> tuple[list["Job"], list[list[str]]]:
         """Return the jobs and their rows; of rows with equal jobs in one folder, the first one."""
-        from heterofl_flwr.app.sweep.run_job import build_job, flat
+        from heterofl_flwr.app.sweep.job import build_job, flat
 
         jobs: dict[Path, tuple[Job, list[str]]] = {}
         for row in rows:

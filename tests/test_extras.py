@@ -124,7 +124,7 @@ def test_without_extras_a_client_trains_and_parts_name_theirs(tmp_path):
     fails = {line.split()[1].removeprefix("heterofl_flwr.") for line in lines if line.startswith("fails:")}
     ray = {f"grids.ray_{name}" for name in ("actor_pool", "actors", "session")}
     drawing = {f"report.{name}" for name in ("compare", "drawing", "figures", "page")}
-    sweeps = {f"app.sweep.{name}" for name in ("command", "run_job", "listing")}
+    sweeps = {f"app.sweep.{name}" for name in ("command", "job", "listing")}
     assert fails == {"data.folder"} | drawing | sweeps | ray
     needs = dict(re.findall(r"^needs: (\w+) .*pip install 'heterofl-flwr\[(\w+)\]'", "\n".join(lines), re.MULTILINE))
     assert needs == {

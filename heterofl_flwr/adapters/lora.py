@@ -11,7 +11,8 @@ from torch import nn
 from heterofl_flwr.adapters import peft_layers as layers
 from heterofl_flwr.core.exchanged import exclude_parameters
 from heterofl_flwr.core.layer_rules import register
-from heterofl_flwr.core.levels import exact_rate, width
+from heterofl_flwr.core.levels import exact_rate
+from heterofl_flwr.core.widths import width
 
 if TYPE_CHECKING:
     from peft import PeftModel

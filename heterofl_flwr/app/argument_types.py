@@ -31,9 +31,3 @@ def read_integers(separator: str, example: str) -> Callable[[str], tuple[int, ..
         return tuple(map(int, parts))
 
     return read
-
-
-def add_trust(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add ``--trust``, for folders whose settings name code."""
-    text = "run the functions that the settings in the folder name (module:function)"
-    parser.add_argument("--trust", action="store_true", help=text)

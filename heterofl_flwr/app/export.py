@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from heterofl_flwr.app.argument_types import add_trust, read_path
+from heterofl_flwr.app.argument_types import read_path
+from heterofl_flwr.app.trust import add_trust, check_trust
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import write_atomic
 
@@ -115,7 +116,6 @@ def run(args: argparse.Namespace) -> int:
 
 def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
     """Return the source of a run of this package's own app: its settings name the model and the data."""
-    from heterofl_flwr.app.run_request import check_trust
     from heterofl_flwr.app.workload import load_workload
     from heterofl_flwr.export.export import BATCH
     from heterofl_flwr.settings.flat import from_stored, to_flat

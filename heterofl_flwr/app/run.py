@@ -9,8 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from heterofl_flwr.app.argument_types import add_trust, read_count, read_path
+from heterofl_flwr.app.argument_types import read_count, read_path
 from heterofl_flwr.app.report import show_results
+from heterofl_flwr.app.trust import add_trust
 from heterofl_flwr.common.errors import extra, name_faults, printable
 from heterofl_flwr.common.user_code import named_modules
 

@@ -5,7 +5,7 @@ import math
 import os
 import secrets
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from flwr.app import UserConfig
 
 from heterofl_flwr.app.run import HOW
+from heterofl_flwr.app.trust import check_trust
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.user_code import allow_modules, named_modules
 from heterofl_flwr.data.known import short_name
@@ -135,17 +136,3 @@ def _choose_folder(args: argparse.Namespace, name: str) -> Path:
     usual = Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
     chosen: Path = args.resume or args.out or usual
     return chosen.resolve()
-
-
-def check_trust(
-    settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
-) -> None:
-    """Raise ``ConfigError`` if a run's folder names code that neither the command line names nor ``--trust`` allows."""
-    modules = named_modules(settings.values()) - named_modules(named)
-    if modules and not trusted:
-        functions = [f"{key}={value}" for key, value in settings.items() if named_modules([value]) & modules]
-        raise ConfigError(
-            f"the settings of {folder} name code ({', '.join(functions)}), which would run here: add --trust if you "
-            f"know who wrote them"
-        )
-    allow_modules(modules)

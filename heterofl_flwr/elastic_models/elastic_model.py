@@ -10,9 +10,10 @@ from typing import Any, Literal
 from torch import nn
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.levels import exact_rate, width
+from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.core.moving_slices import prefix
 from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.core.widths import width
 from heterofl_flwr.elastic_models.channels import kept_positions
 from heterofl_flwr.elastic_models.check_slice import Step, check_slice
 from heterofl_flwr.elastic_models.cut_layers import Slice, adjust_layers, attach_scaler

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, first_line
-from heterofl_flwr.core.levels import exact_rate, level_name, rate_of, width
+from heterofl_flwr.core.levels import exact_rate, level_name, rate_of
 from heterofl_flwr.core.randomness import kept_random_state
+from heterofl_flwr.core.widths import width
 from heterofl_flwr.nn.depth_roles import CountedError, Watch, watching
 from heterofl_flwr.nn.execution import call, tensors_in
 from heterofl_flwr.nn.models import Build

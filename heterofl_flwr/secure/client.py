@@ -6,26 +6,19 @@ second time or for other keys is rejected, and a new round begins with fresh key
 """
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from secrets import token_bytes
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from heterofl_flwr.common.errors import HeteroFLError, ReplyError
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure import crypto
+from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
 from heterofl_flwr.secure.roster import Part, Roster
-from heterofl_flwr.secure.slices import add_part, overlap
 
 Fill = Callable[[Roster, Plan, int], crypto.Words]
 """Returns the vector of a slice, the client's change in steps, for a number of members."""
-
-Place = NDArray[np.bool_] | NDArray[np.int64]
-"""Entries of a vector, as a mask or as positions."""
 
 
 class Dealt(NamedTuple):
@@ -247,47 +240,6 @@ class ClientRound:
                 f"the server named {len(clients)} clients whose changes are to be added up, expected this one and in "
                 f"all at least {minimum}: of fewer nobody could take the masks away"
             )
-
-
-def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, private: bytes, peers: set[int]) -> None:
-    """Add the masks that a client shares with others, where both hold an entry, in place.
-
-    The first of a pair adds what the second subtracts.
-    """
-    plan, by_slice = roster.slices[roster.clients[client][0]], defaultdict[int, list[int]](list)
-    for peer in peers:
-        by_slice[roster.clients[peer][0]].append(peer)
-    for number, neighbours in by_slice.items():
-        shared = overlap(plan, roster.slices[number])
-        total = np.zeros(shared.parameters, np.uint32)
-        for peer in neighbours:
-            pair = min(client, peer), max(client, peer)
-            key = crypto.agree(private, roster.public(peer, 1), view, "mask", *pair)
-            crypto.add_stream(total, key, 1 if client < peer else -1)
-        add_part(vector, plan, shared, total)
-
-
-def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
-    """Return the entries of each part of a slice, in the order of the parts.
-
-    Classifier rows have many parts of few entries each, so positions find them in one pass over the slice.
-    """
-    rows = np.flatnonzero(parts % (roster.row_groups + 1)) if roster.row_groups else np.zeros(0, np.int64)
-    ordered = rows[np.argsort(parts[rows], kind="stable")]
-    numbers, starts = np.unique(parts[ordered], return_index=True)
-    places: dict[Part, Place] = dict(zip(map(int, numbers), np.split(ordered, starts[1:]), strict=False))
-    for part in np.unique(parts):
-        if part and not roster.is_rows(int(part)):
-            places[int(part)] = parts == part
-    return dict(sorted(places.items()))
-
-
-def add_private(vector: crypto.Words, place: Place, seeds: Sequence[bytes], sign: int = 1) -> None:
-    """Add the streams of seeds to these entries, or subtract them, in place."""
-    total = np.zeros(np.count_nonzero(place) if place.dtype == np.bool_ else len(place), np.uint32)
-    for seed in seeds:
-        crypto.add_stream(total, seed, sign)
-    vector[place] += total
 
 
 def _as_text(dealt: Dealt) -> list[list[str]]:

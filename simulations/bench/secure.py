@@ -18,9 +18,10 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import LEVELS, Aggregation, Plan
 from heterofl_flwr.nn import PAPER
-from heterofl_flwr.secure.client import ClientRound, Dealt, Masked, MaskedRounds, add_pairs, make_keys
+from heterofl_flwr.secure.client import ClientRound, Dealt, Masked, MaskedRounds, make_keys
 from heterofl_flwr.secure.crypto import Words
 from heterofl_flwr.secure.fixed_point import to_steps
+from heterofl_flwr.secure.masks import add_pairs
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
 from heterofl_flwr.secure.slices import overlap

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from heterofl_flwr.app.sweep.run_job import INCIDENTAL
+from heterofl_flwr.app.sweep.job import INCIDENTAL
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind

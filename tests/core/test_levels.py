@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.levels import LEVELS, Mix, exact_rate, grown_rate, level_name, rate_of, width
+from heterofl_flwr.core.levels import LEVELS, Mix, exact_rate, grown_rate, level_name, rate_of
+from heterofl_flwr.core.widths import width
 
 
 def test_each_level_has_half_the_rate_of_the_one_before():

@@ -13,17 +13,9 @@ from hypothesis import given
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.core.slice_plan import Region
 from heterofl_flwr.secure import crypto
-from heterofl_flwr.secure.client import (
-    ClientRound,
-    Dealt,
-    Masked,
-    MaskedRounds,
-    add_pairs,
-    add_private,
-    make_keys,
-    places_of,
-)
+from heterofl_flwr.secure.client import ClientRound, Dealt, Masked, MaskedRounds, make_keys
 from heterofl_flwr.secure.crypto import SHARE_BYTES
+from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
 from heterofl_flwr.secure.roster import Roster
 from heterofl_flwr.secure.server import ServerRound
 from heterofl_flwr.secure.slices import COUNTS, as_state, overlap

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 
 from heterofl_flwr import RoundCallback
 from heterofl_flwr.app.sweep.command import CONF
-from heterofl_flwr.app.sweep.run_job import Job, build_job, flat
+from heterofl_flwr.app.sweep.job import Job, build_job, flat
 
 SHRUNKEN = (
     "num-rounds=2",

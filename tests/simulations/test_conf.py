@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 
 from heterofl_flwr.app.sweep.command import CONF
-from heterofl_flwr.app.sweep.run_job import LAUNCH
+from heterofl_flwr.app.sweep.job import LAUNCH
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.defaults import PRESETS

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from heterofl_flwr.app.main import main
-from heterofl_flwr.app.sweep.run_job import LOCKS
+from heterofl_flwr.app.sweep.job import LOCKS
 from heterofl_flwr.runs.folder import RunFolder
 from tests.simulations.sweeping import PLACE, SHRUNKEN, finish, planned, stamps, start
 

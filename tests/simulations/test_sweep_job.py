@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from heterofl_flwr.app.run_request import Request
-from heterofl_flwr.app.sweep import run_job as module
+from heterofl_flwr.app.sweep import job as module
+from heterofl_flwr.app.sweep.job import Job, is_done, read_score, run_once
 from heterofl_flwr.app.sweep.listing import list_jobs, list_results
-from heterofl_flwr.app.sweep.run_job import Job, is_done, read_score, run_once
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.federation.records import RoundRecord

@@ -28,7 +28,7 @@ from yaml import YAMLError
 
 from heterofl_flwr.app.main import FAILED
 from heterofl_flwr.app.simulation import LOG, RunError
-from heterofl_flwr.app.sweep.run_job import DIVERGED, ENDED, build_job, check_jobs, flat, read_score, run_once
+from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, build_job, check_jobs, flat, read_score, run_once
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.flat import SPECS
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from heterofl_flwr.app.sweep.run_job import BEGUN, DONE, ENDED, Job, read_score
+from heterofl_flwr.app.sweep.job import BEGUN, DONE, ENDED, Job, read_score
 from heterofl_flwr.core.formatting import duration, render, score
 from heterofl_flwr.report.summary import price_text
 from heterofl_flwr.runs.folder import RunFolder

@@ -1,0 +1,102 @@
+"""Checks of a client's reply: names, shapes, types, finite values, weight and size of the change."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.common.errors import ReplyError
+from heterofl_flwr.core.slice_plan import Plan
+
+_SHOWN = 5
+
+LARGEST_ENTRY = 1e15
+"""Of a parameter. With it the sum of a billion clients of a billion examples each stays within single precision."""
+
+
+def check_reply(
+    state: Mapping[str, Tensor],
+    plan: Plan,
+    sub: Mapping[str, Tensor],
+    weight: float = 1.0,
+    largest: float = math.inf,
+    *,
+    norm_bound: float = 0.0,
+) -> None:
+    """Raise ``ReplyError`` that names what is wrong with a reply; ``norm_bound`` limits its distance to the state."""
+    # Sums may be in single precision, where a weight out of its range would vanish or overflow.
+    single = torch.finfo(torch.float32)
+    faults = list(_name_faults(plan, sub))
+    if not isinstance(weight, Real) or not (weight == 0 or single.tiny <= weight <= single.max):
+        expected = f"expected 0 or a number from {single.tiny:.0e} to {single.max:.0e}"
+        faults.insert(0, f"its weight is {weight!r}, {expected}")
+    for name, shape in plan.shapes.items():
+        if name in sub:
+            faults += _tensor_faults(name, sub[name], shape, state[name].dtype)
+    if not faults:
+        faults = list(value_faults(sub, largest))
+    if not faults and norm_bound and not (distance := norm_between(sub, plan.extract(state))) <= norm_bound:
+        faults = [f"its change has an L2 norm of {distance:.4g}, expected up to {norm_bound:g} (norm_bound)"]
+    _raise_if_any(faults)
+
+
+def check_names(plan: Plan, names: Iterable[str]) -> None:
+    """Raise ``ReplyError`` unless a reply has the parameters of its plan and no others."""
+    _raise_if_any(list(_name_faults(plan, dict.fromkeys(names))))
+
+
+def name_misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return which tensors have other names or shapes than is expected, as text; '' if all fit."""
+    shapes, expected_shapes = (
+        {name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, expected)
+    )
+    wrong = sorted(
+        name for name in shapes.keys() | expected_shapes.keys() if shapes.get(name) != expected_shapes.get(name)
+    )
+    return "; ".join(f"{name}: {shapes.get(name)}, expected {expected_shapes.get(name)}" for name in wrong[:3])
+
+
+def norm_between(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """Return the L2 norm of the difference of two states, over all their entries, in double precision."""
+    return math.hypot(*((tensor.double() - reference[name]).norm().item() for name, tensor in state.items()))
+
+
+def _raise_if_any(faults: Sequence[str]) -> None:
+    if faults:
+        rest = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise ReplyError(f"reply refused: {'; '.join(faults[:_SHOWN])}{rest}")
+
+
+def _name_faults(plan: Plan, sub: Mapping[str, object]) -> Iterator[str]:
+    unknown = [name for name in sub if name not in plan.axes]
+    missing = [name for name in plan.axes if name not in sub]
+    for names, fault in ((unknown, "names are not in its plan"), (missing, "parameters of its plan are missing")):
+        if names:
+            shown = ", ".join(repr(name)[:80] for name in names[:3]) + (", ..." if len(names) > 3 else "")
+            yield f"{len(names)} {fault} ({shown})"
+
+
+def _tensor_faults(name: str, new: object, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[str]:
+    if not isinstance(new, Tensor) or new.layout != torch.strided:
+        yield f"{name} is {type(new).__name__}, expected a dense tensor"
+    elif new.dtype != dtype:
+        yield f"{name} is {new.dtype}, expected {dtype}"
+    elif new.shape != shape:
+        yield f"{name} has shape {tuple(new.shape)}, expected {shape}"
+
+
+def value_faults(sub: Mapping[str, Tensor], largest: float = math.inf) -> Iterator[str]:
+    """Yield which tensors have entries that are not finite, or are larger than is expected."""
+    for name, tensor in sub.items():
+        flat = tensor.reshape(-1)
+        # No entry is larger than the norm, which is not finite if any entry is not, and costs a fraction of a look at
+        # each. It can also overflow, so a norm that is too large only makes us look. Other types are not averaged.
+        square = torch.dot(flat, flat).item() if flat.is_floating_point() else 0.0
+        if math.isfinite(square) and square <= largest**2:
+            continue
+        if not flat.isfinite().all():
+            yield f"{name} contains NaN or infinity"
+        elif (magnitude := flat.abs().max().item()) > largest:
+            yield f"{name} has entries up to {magnitude:.4g}, expected up to {largest:g}"
