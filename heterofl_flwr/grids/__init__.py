@@ -1,7 +1,7 @@
-"""Grids behind Flower's ``Grid`` interface: two that run clients, and one that bounds memory.
+"""Classes with Flower's ``Grid`` interface: two that run clients, and one that bounds memory.
 
-``LocalGrid`` runs a ClientApp in this process, ``RayGrid`` in Ray actors; ``Windowed`` limits how many
-messages of any grid are under way.
+``LocalGrid`` runs a ClientApp in this process, and ``RayGrid`` in Ray actors. ``Windowed`` is a proxy for any grid that
+limits the number of unanswered messages.
 """
 
 from heterofl_flwr.grids.local import LocalGrid

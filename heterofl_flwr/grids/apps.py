@@ -1,4 +1,4 @@
-"""A ClientApp: finding it by name, and handing it messages as Flower's own backends do."""
+"""Loading a ClientApp by name, and calling it with messages as Flower's backends do."""
 
 import logging
 import traceback
@@ -22,7 +22,7 @@ Cohort = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message]]
 
 
 class Envelope(NamedTuple):
-    """A message or reply, its node's context (None: as it was before), and the traceback of what failed."""
+    """A message or reply, the context of its node (None: unchanged), and the traceback of an error."""
 
     message: Message
     context: Context | None = None
@@ -30,7 +30,10 @@ class Envelope(NamedTuple):
 
 
 class Identity:
-    """Makes this process the server of a run. What it was before comes back when the last identity is released."""
+    """Flower's task identity of this process while it is the server of a run.
+
+    The earlier identity is restored when the last instance is released.
+    """
 
     _count: ClassVar[int] = 0
     _before: ClassVar[tuple[int | None, int | None, int | None]] = (None, None, None)
@@ -42,14 +45,14 @@ class Identity:
         set_identity(run_id, SUPERLINK_NODE_ID)
 
     def release(self) -> None:
-        """Give the identity back; to be called once."""
+        """Release the identity; call it once."""
         Identity._count -= 1
         if Identity._count == 0:
             set_identity(*Identity._before)
 
 
 def load(client_app: ClientApp | str) -> ClientApp:
-    """Return the ClientApp, imported where a ``"module:attribute"`` names it."""
+    """Return the ClientApp; a text ``"module:attribute"`` is imported."""
     app: object = load_function(client_app, "client_app") if isinstance(client_app, str) else client_app
     if not isinstance(app, ClientApp):
         raise ConfigError(
@@ -65,10 +68,10 @@ def answer(
     contexts: Sequence[Context],
     begin: Callable[[Context], object] = lambda context: None,
 ) -> list[Envelope]:
-    """Let the app answer messages: by its ``train_cohort`` where there are several, else one by one.
+    """Call the app with messages, and return its replies.
 
-    Those for which ``train_cohort`` raises are answered one by one too, so that one bad client costs the others
-    nothing but time. ``begin`` is called with each context first.
+    Several messages go to the app's ``train_cohort`` together, if it has one. If that raises an error, they are
+    answered one by one, so only the client that fails gets an error reply. ``begin`` is called with each context first.
     """
     cohort: Cohort | None = getattr(app, "train_cohort", None)
     if cohort is not None and len(messages) > 1:
@@ -86,12 +89,12 @@ def answer(
 
 
 def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Envelope]:
-    """Return the replies to copies of the messages; what the function raises becomes the error reply of each."""
-    # A context replaces the node's only where the client succeeds; the server's messages share their records.
+    """Call ``cohort`` with copies of the messages; an error that it raises becomes the error reply of each message."""
+    # Copies, because a node's context may change only if its client succeeds, and messages share their records.
     contexts = [_copy(context, context.state) for context in contexts]
     received = [_copy(message, message.content if message.has_content() else RecordDict()) for message in messages]
     try:
-        with torch_threads(1):  # sums then do not depend on the number of cores, nor on the kind of grid
+        with torch_threads(1):  # sums then do not depend on the number of cores or on the grid
             replies = list(cohort(received, contexts))
         if len(replies) != len(messages):
             raise TypeError(f"the ClientApp answered {len(messages)} messages with {len(replies)} replies")
@@ -100,20 +103,20 @@ def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Contex
                 raise TypeError(f"the ClientApp returned a {type(reply).__name__}; expected a Message")
             if reply.metadata.reply_to_message_id != message.metadata.message_id:
                 raise ValueError("the ClientApp returned a Message that replies to another; expected reply_to=message")
-    except (Exception, SystemExit) as error:  # the grid must outlive a client's sys.exit()
+    except (Exception, SystemExit) as error:  # a client's sys.exit() must not end the grid
         trouble = traceback.format_exc()
         return [failure(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error, trouble) for message in messages]
     return [Envelope(reply, context) for reply, context in zip(replies, contexts, strict=True)]
 
 
 def failure(message: Message, code: int, reason: str | BaseException, trouble: str = "") -> Envelope:
-    """Return the error reply to a message, worded as Flower words it; the node keeps its context."""
+    """Return the error reply to a message, with the text that Flower uses; the node's context stays unchanged."""
     text = reason if isinstance(reason, str) else f"{type(reason)}:<'{reason}'>"
     return Envelope(Message(Error(code, text), reply_to=message), None, trouble or text)
 
 
 def _copy(value: Copied, records: RecordDict) -> Copied:
-    """Return a message or a context that a client may change, with its records; arrays, which are large, are shared."""
+    """Return a copy of a message or context that a client may change; its records are copied, their arrays shared."""
     return deepcopy(
         value, {id(record): record.copy() for record in records.values() if isinstance(record, ArrayRecord)}
     )

@@ -1,6 +1,6 @@
-"""Simulated devices: what a client's device can do, and what is drawn for it in a round.
+"""Simulated devices: speed, availability and power of a client's device, and random draws for it in a round.
 
-Everything here is a function of (seed, round, partition, rate); nothing is kept from one round to the next.
+All draws are functions of (seed, round, partition, rate); there is no state between rounds.
 """
 
 import math
@@ -21,7 +21,7 @@ from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
 
 Workload = Callable[[str, int, float, int], float]
-"""From the type of a message, a partition, its rate and its number of examples to the multiplications of the work."""
+"""Function of message type, partition, rate and number of examples; returns the number of multiplications."""
 
 
 @group
@@ -29,23 +29,23 @@ class DeviceProfile:
     """Speed, availability and power of the devices of one level."""
 
     macs_per_second: Positive
-    """multiplications (with addition) in a second, as training reaches them"""
+    """multiply-accumulate operations per second that training reaches"""
     download: Positive
-    """bytes in a second"""
+    """bytes per second"""
     upload: Positive
-    """bytes in a second"""
+    """bytes per second"""
     available: Share = 1.0
-    """share of the rounds in which a device is there"""
+    """fraction of the rounds in which the device is available"""
     drop_out: Decay = 0.0
-    """probability that a device of a round drops out before its end"""
+    """probability that the device drops out during a round"""
     least_work: Share = 1.0
-    """smallest share of its steps that a client runs; the share is drawn uniformly from there to 1"""
+    """lower bound on the fraction of its steps that a client runs; the fraction is drawn uniformly up to 1"""
     jitter: NotNegative = 0.0
-    """spread of the speed from round to round: the standard deviation of its logarithm"""
+    """standard deviation of the logarithm of the speed, from round to round"""
     compute_watts: NotNegative = 0.0
-    """what computing draws, beyond what the device draws anyway"""
+    """power of computing, beyond the idle power of the device"""
     radio_watts: NotNegative = 0.0
-    """what sending or receiving draws"""
+    """power of sending or receiving"""
 
 
 Profiles = Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
@@ -53,7 +53,7 @@ Profiles = Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One client's part in one round."""
+    """A client in a round: the values that its random draws depend on."""
 
     seed: int
     server_round: int
@@ -61,7 +61,7 @@ class Turn:
     rate: float
 
     def draws(self, purpose: str) -> random.Random:
-        """Return the generator for one purpose."""
+        """Return the random generator for ``purpose``."""
         return generator(self.seed, f"device-{purpose}", self.server_round, self.partition)
 
     @property
@@ -76,11 +76,11 @@ class Devices:
     Parameters
     ----------
     profiles : Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
-        By level or rate. A rate that is not there has the profile of the nearest larger one that is, or of the largest.
+        Profiles by level or rate. A rate without a profile gets that of the next larger rate, or else of the largest.
     work : Workload
-        How much a client computes; ``heterofl_flwr.grids.devices.TrainingCost`` measures it.
+        Number of multiplications of a client; ``heterofl_flwr.grids.devices.TrainingCost`` measures it.
     deadline : float
-        The simulated seconds for which a round waits for replies; by default without limit.
+        Simulated seconds that a round waits for replies; by default without limit.
     """
 
     def __init__(self, profiles: Profiles, work: Workload, *, deadline: float = math.inf) -> None:
@@ -100,19 +100,19 @@ class Devices:
         return self._profiles[min((level for level in self._profiles if level >= rate), default=max(self._profiles))]
 
     def is_away(self, turn: Turn) -> bool:
-        """Return whether a client's device is not available."""
+        """Whether a client's device is not available in the round."""
         return turn.draws("away").random() >= self.profile(turn.rate).available
 
     def drops_out(self, turn: Turn) -> bool:
-        """Return whether a client's device drops out before the end of the round."""
+        """Whether a client's device drops out before the end of the round."""
         return turn.draws("drop-out").random() < self.profile(turn.rate).drop_out
 
     def step_share(self, turn: Turn) -> float:
-        """Return the share of its steps that a client runs."""
+        """Return the fraction of its steps that a client runs."""
         return turn.draws("work").uniform(self.profile(turn.rate).least_work, 1.0)
 
     def costs(self, turn: Turn, macs: float, down: int, up: int) -> tuple[float, float]:
-        """Return the seconds and joules of receiving, computing and sending these amounts."""
+        """Return the seconds and joules to receive ``down`` bytes, compute ``macs`` and send ``up`` bytes."""
         profile = self.profile(turn.rate)
         pace = turn.draws("pace").lognormvariate(0.0, profile.jitter)
         computing = macs / (profile.macs_per_second * pace)
@@ -135,28 +135,28 @@ EDGE: Mapping[str, DeviceProfile] = MappingProxyType(
 """Levels a to e, from a small server to a gateway of sensors."""
 
 BUNDLED: Mapping[str, Mapping[str, DeviceProfile]] = MappingProxyType({"edge": EDGE})
-"""The sets of profiles that a setting can name."""
+"""Sets of profiles by the name that the setting has for them."""
 
 
 PASSES = 3
-"""Cost of training on an example, in forward passes: the backward pass counts as two."""
+"""Cost of a training step in forward passes: the backward pass counts as two."""
 
 
 class TrainingCost:
-    """The work of training on one's own examples; each rate's model is measured once.
+    """Workload of training, measured on the model of each rate once.
 
     Parameters
     ----------
     build : Callable[[float], nn.Module]
-        From a rate to the model at that rate.
+        Function of a rate that returns the model.
     example : torch.Tensor
         A batch of one input.
     epochs : int
         Passes over a client's examples in a round.
     inputs : float
-        How many such inputs an example is made of: a row of text is read piece by piece.
+        Number of such inputs that an example consists of; a row of text is split into several.
     widths, rates : InnerWidths, Sequence[float]
-        Which of the models of these rates inside a client's own a step trains too.
+        The smaller models inside the client's model that a step trains too, and the rates to choose them from.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class TrainingCost:
         self._macs = cache(lambda rate: build_and_profile(build, rate, example)[1].macs)
 
     def __call__(self, kind: str, partition: int, rate: float, examples: int) -> float:
-        """Return the multiplications of a client's work."""
+        """Return the number of multiplications of a client's training."""
         passes = mean_passes(self._widths, rate, self._rates)
         forward = math.fsum(number * self._macs(inner) for inner, number in passes.items())
         return PASSES * self._epochs * examples * (self._inputs * forward)

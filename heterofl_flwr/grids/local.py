@@ -1,4 +1,4 @@
-"""``LocalGrid``: Flower's Grid interface in this process, where clients run one by one."""
+"""``LocalGrid``: a grid that runs clients in this process, one by one."""
 
 import threading
 import time
@@ -12,37 +12,37 @@ from heterofl_flwr.grids.queued import Group, QueuedGrid, Runner
 
 
 class LocalGrid(QueuedGrid):
-    """Run any ClientApp in this process, behind the interface that every Flower strategy uses.
+    """Run any ClientApp in this process, for any Flower strategy.
 
-    Clients run one by one, each when its reply is asked for, so a debugger can follow them; they share the random state
-    of this process, and use one torch thread. What a client raises becomes an error reply, as with Flower's other
-    backends, and the grid goes on. Messages do not expire: their ``ttl`` is not looked at. ``RayGrid`` trains the same
-    bits in many processes.
+    Clients run one by one, each when its reply is pulled, so a debugger can follow them. They share the random state of
+    this process and use one torch thread. An error that a client raises becomes an error reply, as in Flower's other
+    backends. Messages do not expire: ``ttl`` is ignored. ``RayGrid`` gives the same results, bit for bit, in many
+    processes.
 
-    Use it as a context manager, or call ``close``. Until then, or until ``set_run`` begins another run, nodes keep what
-    clients leave in ``Context.state``.
+    Use it as a context manager, or call ``close``. ``Context.state`` of each node lasts until then, or until
+    ``set_run`` begins another run.
 
     Parameters
     ----------
     client_app : ClientApp or str
-        The ClientApp, or where to import it: ``"module:attribute"``.
+        The ClientApp, or its import path ``"module:attribute"``.
     num_nodes : int
-        How many nodes there are. Node ``i`` has ``partition-id`` i; its id depends on ``seed`` and i alone.
+        Number of nodes. Node ``i`` has ``partition-id`` i; its id depends only on ``seed`` and i.
     cohort : int or callable
-        How many clients may train together, or a function from a message to it, if the ClientApp has an
-        attribute ``train_cohort(messages, contexts) -> replies``. It gets the ``train`` messages of one push to
-        different nodes at an equal ``rate``, which their config record names, in the order sent and in even groups. Any
-        other message goes to the ClientApp itself, and so does each message of a group for which ``train_cohort``
-        raises: then only a bad client fails.
+        Maximum number of clients that train together, or a function of a message that returns it. It has an effect if
+        the ClientApp has an attribute ``train_cohort(messages, contexts) -> replies``. This gets groups of ``train``
+        messages that were pushed together, go to different nodes and have an equal ``rate`` in their config record.
+        Groups are of even size and keep the order of the messages. Any other message goes to the ClientApp itself. If
+        ``train_cohort`` raises an error, each message of the group does so too, and only the bad client fails.
     node_config : callable, optional
-        From a partition to further entries of its node's ``Context.node_config``.
+        Function of a partition that returns further entries of its node's ``Context.node_config``.
     run_config : mapping, optional
         ``Context.run_config`` of every node.
     cost : callable, optional
-        From a message to how long its client may take, in any unit. Of the messages that were pushed together, the
-        actors of a ``RayGrid`` begin with the longest; a group takes the sum of its members' times.
+        Function of a message that returns the expected time of its client, in any unit. The actors of a ``RayGrid``
+        begin with the longest of the messages that were pushed together; a group counts with the sum of its messages.
     seed : int
-        What the ids of the run and of its nodes are drawn from.
+        Random seed for the ids of the run and of its nodes.
 
     Examples
     --------
@@ -55,7 +55,7 @@ class LocalGrid(QueuedGrid):
 
 
 class Inline(Runner):
-    """Runs clients in this process, each when its reply is asked for, or that of one in its group."""
+    """Runner of clients in this process. A client runs when the reply of any message in its group is pulled."""
 
     poll_until = None
 
@@ -63,14 +63,14 @@ class Inline(Runner):
         super().__init__(contexts)
         self.takes_groups = hasattr(app, "train_cohort")
         self._app = app
-        self._lock = threading.Lock()  # Flower's classic server asks from several threads
+        self._lock = threading.Lock()  # Flower's classic server calls from several threads
 
     def submit(self, groups: Sequence[Group]) -> None:
-        """Accept groups, without running them."""
+        """Queue groups without running them."""
         self._groups.update({id_: group for group in groups for id_ in group.ids})
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Run these clients until the deadline, in the order sent; one that has begun is not interrupted."""
+        """Run the clients of these messages in the order of sending. No client is started after the deadline."""
         with self._lock:
             groups = {group.number: group for id_ in ids if (group := self._groups.get(id_))}
             for _, group in sorted(groups.items()):

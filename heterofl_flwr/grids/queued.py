@@ -1,4 +1,4 @@
-"""Base of the grids that run clients: nodes, groups and order of messages, replies, contexts."""
+"""Base classes of the grids that run clients: nodes and contexts, groups of messages, and the order of replies."""
 
 import itertools
 import logging
@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(order=True, slots=True)
 class Group:
-    """Messages to different nodes, answered together; mostly one alone.
+    """Messages to different nodes that are answered together; often a single message.
 
-    Groups sort by push, then by urgency, then in the order sent, so that no message waits for a later push.
+    Groups are sorted by push, then by urgency, then in the order of sending, so no message waits for a later push.
     """
 
     push: int
     urgency: float
     number: int
     messages: Sequence[Message] = field(compare=False)
-    deaths: int = field(default=0, compare=False)  # how many actors have died of it
-    stored: Mapping[int, object] = field(default_factory=dict, compare=False)  # by identity, records that Ray has
+    deaths: int = field(default=0, compare=False)  # number of actors that died while they ran this group
+    stored: Mapping[int, object] = field(default_factory=dict, compare=False)  # references to records in Ray, by id()
 
     @property
     def ids(self) -> list[str]:
@@ -51,10 +51,11 @@ class Group:
 
 
 def together(messages: Sequence[Message], most: Callable[[Message], int]) -> list[list[Message]]:
-    """Return the messages in groups: equal rate, different nodes, in the order sent, and as many as all of them allow.
+    """Return the messages in groups of equal rate and different nodes, in the order of sending.
 
-    The messages of a rate are shared out evenly: six make three and three, not five and one. A node's messages stay in
-    their order: groups of first messages come before those of second ones. What names no rate stays alone.
+    ``most`` returns the largest group that a message may be in. Groups of a rate are of even size: six messages become
+    three and three, not five and one. If a node has several messages, they keep their order: groups of first messages
+    precede groups of second ones. A message without a rate is a group of its own.
     """
     turns: Counter[int] = Counter()
     alike: dict[tuple[int, float | None, int], list[Message]] = {}
@@ -71,7 +72,7 @@ def together(messages: Sequence[Message], most: Callable[[Message], int]) -> lis
 
 
 def _rate(message: Message) -> float | None:
-    """Return the rate at which a client is to train; None for any other message."""
+    """Return the rate of a training message; None for any other message."""
     is_training = message.metadata.message_type == MessageType.TRAIN and message.has_content()
     config = message.content.get(CONFIG) if is_training else None
     rate = config.get(RATE) if isinstance(config, ConfigRecord) else None
@@ -79,7 +80,7 @@ def _rate(message: Message) -> float | None:
 
 
 class Runner(ABC):
-    """Runs groups of messages, and keeps each node's context from one message to the next."""
+    """Base class of what runs groups of messages, and stores each node's context between messages."""
 
     poll_until: float | None = 0.0
     """Deadline for ``collect``, in seconds of ``time.monotonic``; None for no deadline."""
@@ -90,20 +91,20 @@ class Runner(ABC):
     def __init__(self, contexts: dict[int, Context]) -> None:
         self.deaths: list[str] = []
         self._contexts = contexts
-        self._groups: dict[str, Group] = {}  # by the id of each message that somebody waits for
+        self._groups: dict[str, Group] = {}  # by the id of each message that is unanswered and not cancelled
         self._done: dict[str, Message] = {}
-        self._logged: set[str] = set()  # the traces of what clients raised
+        self._logged: set[str] = set()  # tracebacks of clients that were logged
 
     @abstractmethod
     def submit(self, groups: Sequence[Group]) -> None:
-        """Accept the groups of one push."""
+        """Queue the groups of one push."""
 
     @abstractmethod
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Wait for the replies to these messages until the deadline of ``time.monotonic``; return those answered."""
+        """Wait for the replies to these messages until ``deadline`` (``time.monotonic``); return the ids answered."""
 
     def collect(self, ids: Sequence[str]) -> list[Message]:
-        """Return the replies to these messages, in their order, and keep none."""
+        """Return the replies to these messages in their order, and remove them here."""
         return [reply for id_ in self.wait(ids, self.poll_until) if (reply := self._done.pop(id_, None))]
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -113,17 +114,17 @@ class Runner(ABC):
             self._done.pop(id_, None)
 
     def close(self) -> None:
-        """End all that the runner started; may be called again."""
+        """End everything that the runner started; more calls do nothing."""
         self._groups.clear()
         self._done.clear()
 
     def _keep(self, group: Group, answers: Sequence[Envelope]) -> None:
-        """Keep the nodes' new contexts, and the replies that somebody waits for."""
+        """Store the new contexts of nodes, and the replies to messages that were not cancelled."""
         for message, (reply, context, trouble) in zip(group.messages, answers, strict=True):
             node_id, id_ = message.metadata.dst_node_id, message.metadata.message_id
             if self._groups.pop(id_, None) is None:
                 continue
-            if trouble and trouble not in self._logged:  # what many clients raise, once: each reply has its error
+            if trouble and trouble not in self._logged:  # log the traceback of many clients once
                 self._logged.add(trouble)
                 logger.error("node %d failed to answer %r:\n%s", node_id, message.metadata.message_type, trouble)
             if context is not None:
@@ -133,10 +134,7 @@ class Runner(ABC):
 
 
 class QueuedGrid(Grid):
-    """Base of the grids that run clients: nodes, messages, groups and their order.
-
-    ``LocalGrid`` explains the arguments.
-    """
+    """Base class of the grids that run clients; ``LocalGrid`` documents the arguments."""
 
     def __init__(
         self,
@@ -167,17 +165,17 @@ class QueuedGrid(Grid):
             for partition in range(num_nodes)
         }
         self._run_config = run_config or {}
-        self._numbers = itertools.count(1)  # of messages, groups and pushes
+        self._numbers = itertools.count(1)  # for ids of messages, groups and pushes
         self._contexts: dict[int, Context] = {}
         self._renew(Run.create_empty(derive(seed, "run")))
         self._open(client_app)
 
     @abstractmethod
     def _open(self, client_app: ClientApp | str) -> None:
-        """Start what runs the clients."""
+        """Start the runner of the clients (``_run_clients``)."""
 
     def _run_clients(self, runner: Runner, *afterwards: Callable[[], object]) -> None:
-        """Let clients run; the runner ends with the grid, and these are called afterwards."""
+        """Set the runner; when the grid closes, close the runner and then call ``afterwards``."""
         self._runner = runner
         ending = ExitStack()
         for call in (Identity(self._run.run_id).release, *afterwards):
@@ -194,28 +192,28 @@ class QueuedGrid(Grid):
         self.close()
 
     def close(self) -> None:
-        """End what runs clients, busy or not, and give Flower's task identity back. More calls do nothing."""
+        """End the runner, also while clients run, and restore Flower's task identity. More calls do nothing."""
         self._finalizer()
 
     @property
     def run(self) -> Run:
-        """The run, as Flower describes runs."""
+        """A copy of the run."""
         return Run(**vars(self._run))
 
     @property
     def deaths(self) -> tuple[str, ...]:
-        """A sentence for each actor of a ``RayGrid`` that died while it answered messages."""
+        """A sentence about each actor of a ``RayGrid`` that died while it ran clients."""
         return tuple(self._runner.deaths)
 
     def set_run(self, run: Run) -> None:
-        """Begin another run: every node starts with an empty state."""
+        """Begin another run, with an empty ``Context.state`` for every node."""
         self._renew(run)
         set_identity(run.run_id, SUPERLINK_NODE_ID)
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Return a new message; Flower prefers ``Message(...)``."""
+        """Return a new message; Flower recommends ``Message(...)`` instead."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
@@ -223,7 +221,7 @@ class QueuedGrid(Grid):
         return list(self._node_configs)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids. Actors begin at once."""
+        """Send messages and return their ids. Actors of a ``RayGrid`` begin at once."""
         if not self._finalizer.alive:
             raise HeteroFLError(f"this {type(self).__name__} is closed; messages need an open one")
         messages = list(messages)
@@ -238,42 +236,39 @@ class QueuedGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages that are there; in this process, run the clients now."""
+        """Return the replies to these messages that are ready. A ``LocalGrid`` first runs the clients."""
         return self._runner.collect(list(message_ids))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Return the replies in the order of the messages.
 
-        After ``timeout`` seconds, clients that were not begun are left out, and so are those still at work in actors,
-        which are ended. In this process, a client cannot be interrupted.
+        After ``timeout`` seconds the missing replies are left out: no more clients are started, and actors that still
+        run one are ended. A ``LocalGrid`` cannot interrupt a client.
         """
         return list(exchange(self, messages, timeout=timeout))
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
-        """Wait until these messages are answered, or ``timeout`` seconds; return the ids of those that are.
-
-        Their replies can then be pulled.
-        """
+        """Wait until these messages are answered, or ``timeout`` seconds; return the ids of answered messages."""
         return self._runner.wait(list(message_ids), None if timeout is None else time.monotonic() + timeout)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages, begun or not, and their replies."""
+        """Drop messages, also those that clients work on, and their replies."""
         self._runner.cancel(list(message_ids))
 
     def _renew(self, run: Run) -> None:
-        """Let every node begin a run with an empty state."""
+        """Set the run, and give every node a new context with an empty state."""
         self._run = run
         for node_id, config in self._node_configs.items():
             self._contexts[node_id] = Context(run.run_id, node_id, dict(config), RecordDict(), dict(self._run_config))
 
     def _most_together(self, message: Message) -> int:
-        """Return the largest number of clients in a group with the client of a message."""
+        """Return the size of the largest group that a message may be in."""
         most = self._cohort(message) if callable(self._cohort) else self._cohort
         check_count("cohort", most, 1)
         return most
 
     def _set_id(self, message: Message) -> str:
-        """Give a message its id and, for Flower before 1.38, its run and its sender."""
+        """Set a message's id, and its run and sender, which Flower before 1.38 does not set."""
         node_id = message.metadata.dst_node_id
         if node_id not in self._node_configs:
             raise ConfigError(

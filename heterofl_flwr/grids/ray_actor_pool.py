@@ -1,4 +1,4 @@
-"""The pool of Ray actors that run a grid's clients: their messages, and the replacement of dead actors."""
+"""The pool of Ray actors of a ``RayGrid``: giving groups of messages to actors, and replacing dead actors."""
 
 import logging
 import math
@@ -23,41 +23,42 @@ from heterofl_flwr.transport.packing import count_bytes
 logger = logging.getLogger(__name__)
 
 RETRIES = 2
-"""Number of times that a message is given to another actor."""
+"""Number of times that a group of messages is given to another actor after one has died."""
 
 STARTS = 3
-"""Number of actors in a row that may die while they load the ClientApp; then no more are started."""
+"""Number of actors in a row that may fail while they load the ClientApp; after that none are started."""
 
 PATIENCE = 60.0
-"""Seconds until a warning says that no actor has started, and what the cluster has."""
+"""Seconds until a warning that no actor has started, with the resources of the cluster."""
 
 TURN = 1.0
 """Seconds between two checks that Ray is alive, while a caller waits."""
 
 LARGE = 1 << 16
-"""Bytes from which Ray stores a record once, instead of each message that carries it."""
+"""Bytes from which a record is stored once in Ray, and not pickled with each message."""
 
 Reference = Any
 """Ray's reference to a future result."""
 
 
 class ActorPool(Runner):
-    """Pool of Ray actors, each with one group of clients at a time; dead ones are replaced, their groups rerun.
+    """Pool of Ray actors, each of which runs one group of messages at a time.
 
-    This happens when messages are pushed, waited for or looked for. A node's messages are answered in the order in
-    which they were sent, so its context is never in two places.
+    A dead actor is replaced, and its group runs again in another one. The pool has no thread: this happens when
+    messages are pushed, waited for or pulled. The messages of a node are answered in the order of sending, never two at
+    the same time, because each needs the context that the one before it left.
     """
 
     def __init__(self, options: ActorOptions, number: int, contexts: dict[int, Context]) -> None:
         super().__init__(contexts)
         self._options = options
-        self._waiting: list[Group] = []  # in order
+        self._waiting: list[Group] = []  # sorted
         self._idle: list[Actor] = []
-        self._running: dict[Reference, tuple[Actor, Group | None]] = {}  # None: it says when it is ready
-        self._logs: dict[Actor, Path] = {}  # where the stderr of actors goes
-        self._is_loaded, self._failed_starts = False, 0  # whether any actor has been ready; in a row
+        self._running: dict[Reference, tuple[Actor, Group | None]] = {}  # group None: the call is Clients.ready
+        self._logs: dict[Actor, Path] = {}  # files with the stderr of actors
+        self._is_loaded, self._failed_starts = False, 0  # True once an actor was ready; failed starts in a row
         self._warn_at = time.monotonic() + PATIENCE
-        self._lock = threading.RLock()  # Flower's classic server asks from several threads
+        self._lock = threading.RLock()  # Flower's classic server calls from several threads
         try:
             for _ in range(number):
                 self._ask(options.start())
@@ -74,7 +75,7 @@ class ActorPool(Runner):
             urgency: dict[int, float] = {}
             for group in groups:
                 self._groups.update(dict.fromkeys(group.ids, group))
-                # No message is more urgent than one that was sent to its node before.
+                # A group sorts behind earlier messages to its nodes: its urgency number is not below theirs.
                 group.urgency = max([group.urgency, *(urgency.get(node_id, -math.inf) for node_id in group.nodes)])
                 urgency.update(dict.fromkeys(group.nodes, group.urgency))
                 for record in _records(group):
@@ -85,7 +86,7 @@ class ActorPool(Runner):
             self._step(0.0)
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Wait for these replies, while there is a message among these that somebody waits for."""
+        """Wait for these replies until the deadline, or until none of the messages is unanswered."""
         seconds = math.inf
         while seconds > 0 and not self._groups.keys().isdisjoint(ids):
             seconds = math.inf if deadline is None else deadline - time.monotonic()
@@ -112,7 +113,10 @@ class ActorPool(Runner):
             self._waiting, self._idle, self._running = [], [], {}
 
     def _step(self, seconds: float) -> None:
-        """Give idle actors what waits, and accept what the others have to say, for which it waits so long."""
+        """Give waiting groups to idle actors, and process the results of running ones.
+
+        Wait up to ``seconds`` for the first result.
+        """
         self._hand_out()
         running = list(self._running)
         if running:
@@ -122,13 +126,13 @@ class ActorPool(Runner):
         try:
             check_alive()
         except HeteroFLError:
-            self._running.clear()  # else those who wait no more would end them, which hangs
+            self._running.clear()  # else close() or cancel() would kill these actors, and that call hangs
             raise
         self._warn_if_none_starts()
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Give idle actors the most urgent groups that somebody waits for."""
+        """Give the first waiting groups to idle actors."""
         while self._idle and (group := self._take_next()) is not None:
             actor = self._idle.pop()
             try:
@@ -138,7 +142,7 @@ class ActorPool(Runner):
                 self._keep(group, [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages])
 
     def _take_next(self) -> Group | None:
-        """Return the first group of which no node is busy, or has an earlier message."""
+        """Remove and return the first waiting group whose nodes have no running message and no earlier waiting one."""
         busy = {node_id for _, group in self._running.values() if group is not None for node_id in group.nodes}
         for place, group in enumerate(self._waiting):
             if busy.isdisjoint(group.nodes):
@@ -147,7 +151,7 @@ class ActorPool(Runner):
         return None
 
     def _send(self, actor: Actor, group: Group) -> Reference:
-        """Let an actor answer a group's messages; what Ray has stored, it fetches."""
+        """Start an actor's call that answers a group; records stored in Ray are passed as references."""
         references = {id_: group.stored[id_] for id_ in map(id, _records(group)) if id_ in group.stored}
         numbers = {id_: number for number, id_ in enumerate(references)}
         pairs = zip(group.messages, group.nodes, strict=True)
@@ -155,11 +159,11 @@ class ActorPool(Runner):
         return actor.answer.remote(pickled, *references.values())
 
     def _accept(self, reference: Reference, actor: Actor, group: Group | None) -> None:
-        """Accept what an actor says, or its death."""
+        """Process the result of an actor's call, or its death."""
         try:
             result = ray.get(reference)
             answers = [] if group is None else list(map(unpack, result))
-        except Exception as error:  # the actor's end, or such as a reply that cannot be unpickled
+        except Exception as error:  # the actor has died, or its reply cannot be unpickled
             dead = isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
             if dead or group is None:
                 self._accept_death(actor, group, error)
@@ -172,7 +176,7 @@ class ActorPool(Runner):
             self._idle.append(actor)
 
     def _accept_start(self, actor: Actor, trouble: str, takes_groups: bool, log: str) -> None:
-        """Accept that an actor is ready, or why it is not."""
+        """Process the result of ``Clients.ready``; ``trouble`` is the reason why the ClientApp cannot be loaded."""
         if trouble:
             self._accept_failed_start(actor, trouble)
             return
@@ -181,9 +185,10 @@ class ActorPool(Runner):
         self._idle.append(actor)
 
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
-        """Start another actor for one that is not ready; in the beginning, and where that has failed too often, none.
+        """Replace an actor that could not start, unless no actor ever started or ``STARTS`` have failed in a row.
 
-        A single try is not enough: what is started may die with a machine whose end is not known yet.
+        If no actor can work, raise ``ConfigError``. Several attempts are needed because Ray may start an actor on a
+        machine that has just failed.
         """
         self._failed_starts += 1
         if self._is_loaded and self._failed_starts <= STARTS:
@@ -193,13 +198,16 @@ class ActorPool(Runner):
             raise ConfigError(f"in an actor: {trouble}")
 
     def _accept_death(self, actor: Actor, group: Group | None, error: Exception) -> None:
-        """Replace an actor, and give its group to another, if it may; the nodes' contexts are as they were."""
+        """Replace a dead actor, and queue its group again; after ``RETRIES`` its messages get error replies.
+
+        The contexts of the nodes stay as they were before the group.
+        """
         death = self._describe_end(actor, error)
         if group is None:
             self._accept_failed_start(actor, f"it {death} while it loaded the ClientApp")
             return
         self._replace(actor)
-        for idle in self._idle:  # it may have died as well, of the same cause
+        for idle in self._idle:  # an idle actor may have died of the same cause
             self._ask(idle)
         self._idle.clear()
         self.deaths.append(self._describe(group.messages[0], group, death))
@@ -214,7 +222,7 @@ class ActorPool(Runner):
             )
 
     def _ask(self, actor: Actor) -> None:
-        """Let an actor say that it is ready; any answer is a sign of life."""
+        """Call ``ready`` of an actor; its result shows that the actor is alive."""
         self._running[actor.ready.remote()] = actor, None
 
     def _replace(self, actor: Actor) -> None:
@@ -225,11 +233,11 @@ class ActorPool(Runner):
         self._ask(self._options.start())
 
     def _is_awaited(self, group: Group) -> bool:
-        """Return whether somebody waits for a reply; then all are answered, so that those who wait get the same."""
+        """Whether any message of a group is not cancelled. The whole group then runs, so replies stay the same."""
         return any(id_ in self._groups for id_ in group.ids)
 
     def _describe(self, message: Message, group: Group, death: str) -> str:
-        """Name the node that an actor ran, maybe among others, and say how it died."""
+        """Return a sentence on the death of an actor: the node that it ran, and the number of other nodes."""
         node_id, number = message.metadata.dst_node_id, len(group.messages) - 1
         partition = self._contexts[node_id].node_config.get("partition-id")
         among = f" and {number} others" if number else ""
@@ -237,7 +245,10 @@ class ActorPool(Runner):
         return f"The process that ran node {node_id} (partition {partition}){among} {death}.{before}"
 
     def _describe_end(self, actor: Actor, error: Exception) -> str:
-        """Say how an actor ended, in Ray's words without its guesses why, and its last lines if they are here."""
+        """Return how an actor ended: Ray's text without guesses at causes, and the last lines of its stderr.
+
+        The lines are missing if the actor ran on another machine.
+        """
         text = " ".join(line.strip() for line in str(error).splitlines() if not line.startswith("\t"))
         text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
         log = self._logs.get(actor, Path())
@@ -249,10 +260,9 @@ class ActorPool(Runner):
         return f"died: {text.strip().rstrip('.')}{end}"
 
     def _warn_if_none_starts(self) -> None:
-        """Say what actors need where none is ready for long: others may use the cluster.
+        """Warn if no actor has become ready for ``PATIENCE`` seconds, as when others use the cluster.
 
-        Nothing tells an actor without room from one that imports torch on a slow machine, so no time limit ends the
-        wait.
+        The wait has no time limit, because an actor without room cannot be told from one that imports torch slowly.
         """
         none_is_ready = not self._idle and all(group is None for _, group in self._running.values())
         if time.monotonic() > self._warn_at and none_is_ready:
@@ -261,12 +271,12 @@ class ActorPool(Runner):
 
 
 def _records(group: Group) -> list[ArrayRecord]:
-    """Return the arrays in a group's messages."""
+    """Return the array records in a group's messages."""
     contents = [message.content for message in group.messages if message.has_content()]
     return [record for content in contents for record in content.array_records.values()]
 
 
 def _kill(actor: Actor) -> None:
     """End an actor at once."""
-    with suppress(Exception):  # it is gone already, or Ray is
+    with suppress(Exception):  # the actor or Ray has ended already
         ray.kill(actor)

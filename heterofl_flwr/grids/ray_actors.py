@@ -1,4 +1,4 @@
-"""Ray actors: their resources, the clients that they run, and the messages to and from them."""
+"""A Ray actor: its resources, the class that it runs, and pickling of its messages."""
 
 import io
 import os
@@ -27,7 +27,7 @@ Actor = Any
 
 @dataclass(frozen=True, slots=True)
 class ActorOptions:
-    """The ClientApp of a grid's actors, what Ray reserves for each, and additions to its environment."""
+    """The ClientApp of a grid's actors, the resources that Ray reserves for each, and extra environment variables."""
 
     client_app: ClientApp | str
     num_cpus: float
@@ -45,12 +45,12 @@ class ActorOptions:
         return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
 
     def room(self) -> int:
-        """Return how many actors the cluster has room for; one that then does not fit on a machine waits."""
+        """Return the number of actors for which the whole cluster has resources; one that fits no machine waits."""
         has, needs = ray.cluster_resources(), {"CPU": self.num_cpus or 1, "GPU": self.num_gpus}
         return min(int(has.get(kind, 0) / number + 1e-9) for kind, number in needs.items() if number)
 
     def lack(self) -> str:
-        """Say what an actor needs, and what the cluster has."""
+        """Return a text with the resources that an actor needs, and those that the cluster has."""
         has, free = ray.cluster_resources(), ray.available_resources()
         return (
             f"it needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}; the cluster has "
@@ -60,29 +60,32 @@ class ActorOptions:
 
 
 class Clients:
-    """An actor: it loads the ClientApp, and does one thing at a time."""
+    """Class of the actors: it loads the ClientApp and runs its clients, one call at a time."""
 
     def __init__(self, client_app: ClientApp | str, folder: str) -> None:
-        with suppress(OSError):  # another machine may not have it
+        with suppress(OSError):  # another machine may not have the folder
             os.chdir(folder)
         self._app, self._trouble = ClientApp(), ""
         try:
             self._app = load(client_app)
-        except BaseException as error:  # such as a SystemExit of its module
+        except BaseException as error:  # such as SystemExit while the module is imported
             self._trouble = str(error) if isinstance(error, ConfigError) else traceback.format_exc()
-        if ray.get_gpu_ids() and not torch.cuda.is_available():  # a client would train on the CPU without a word
+        if ray.get_gpu_ids() and not torch.cuda.is_available():  # a client would train on the CPU without a warning
             self._trouble = self._trouble or (
                 f"Ray counts a GPU on {socket.gethostname()}, and torch {torch.__version__} finds none there: ask for "
                 f"num_gpus=0, or start Ray with as many GPUs as the machine has"
             )
 
     def ready(self) -> tuple[str, bool, str]:
-        """Return why the ClientApp cannot be loaded, whether it answers messages together, and where stderr goes."""
+        """Return an error of loading the ClientApp, whether it has ``train_cohort``, and the path of stderr.
+
+        The error is an empty text if the ClientApp is loaded.
+        """
         trouble = f"on {socket.gethostname()}: {self._trouble}" if self._trouble else ""
         return trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
     def answer(self, pickled: Sequence[bytes], *records: ArrayRecord) -> list[PickleBuffer]:
-        """Answer messages that came together, each as its node; an answer that does not pickle fails alone."""
+        """Answer the messages of a group, and pickle each reply; one that cannot be pickled becomes an error reply."""
         envelopes = [unpack(envelope, records) for envelope in pickled]
         messages = [envelope.message for envelope in envelopes]
         contexts = [cast(Context, envelope.context) for envelope in envelopes]
@@ -100,16 +103,16 @@ class Clients:
 
 
 def pack(envelope: Envelope, stored: Mapping[int, int] = MappingProxyType({})) -> PickleBuffer:
-    """Pickle an envelope, without records that Ray has stored: in their place is their number, by their identity."""
+    """Pickle an envelope; ``stored`` maps the ``id()`` of records in Ray to numbers that stand for them."""
     pickled = io.BytesIO()
     pickler = pickle.Pickler(pickled, protocol=5)
     pickler.persistent_id = lambda value: stored.get(id(value))  # type: ignore[method-assign]
     pickler.dump(envelope)
-    return PickleBuffer(pickled.getbuffer())  # which Ray copies once, to where the other end reads it
+    return PickleBuffer(pickled.getbuffer())  # Ray copies a PickleBuffer once, into shared memory
 
 
 def unpack(pickled: bytes, records: Sequence[ArrayRecord] = ()) -> Envelope:
-    """Return an envelope with the records that Ray has stored."""
-    unpickler = pickle.Unpickler(io.BytesIO(pickled))  # noqa: S301  # our own server pickled it, or our own actor
+    """Unpickle an envelope; ``records`` replace the numbers that ``pack`` wrote."""
+    unpickler = pickle.Unpickler(io.BytesIO(pickled))  # noqa: S301  # pickled by this grid or by its actor
     unpickler.persistent_load = lambda number: records[number]  # type: ignore[method-assign]
     return cast(Envelope, unpickler.load())

@@ -1,4 +1,4 @@
-"""``RayGrid``: Flower's Grid interface over Ray actors, on this machine or on a cluster."""
+"""``RayGrid``: a grid that runs clients in Ray actors, on this machine or on a cluster."""
 
 import atexit
 import math
@@ -12,31 +12,32 @@ from heterofl_flwr.grids.queued import QueuedGrid
 
 
 class RayGrid(QueuedGrid):
-    """Run any ClientApp in Ray actors, behind the interface that every Flower strategy uses.
+    """Run any ClientApp in Ray actors, for any Flower strategy.
 
-    Clients train the bits that they train on a ``LocalGrid``, and replies come in the order in which the messages were
-    sent, with any number of actors. Actors last until ``close``, so what a module caches is kept. They get
-    fractions of GPUs, may be on other machines, and are replaced: what an actor had that died (killed, out of memory,
-    gone with its machine) is given to another, at most twice, before the reply is an error. ``deaths`` names them.
+    Results equal those of a ``LocalGrid`` bit for bit, and replies are in the order of the messages, with any number of
+    actors. Actors last until ``close``, so caches of modules persist. They may share GPUs and run on other machines. If
+    an actor dies (killed, out of memory, machine lost), it is replaced, and its messages are given to another one, at
+    most twice; after that they get error replies. ``deaths`` lists such actors.
 
-    Ray is joined where this process uses it already, or where the environment variable ``RAY_ADDRESS`` names a cluster,
-    whose machines need the same packages and paths. Else it is started here, and ended by ``close``.
+    The grid uses Ray if this process is connected to it already, or the cluster in the environment variable
+    ``RAY_ADDRESS``, whose machines need the same packages and paths. Otherwise it starts Ray on this machine, and
+    ``close`` ends it.
 
     Use it as a context manager, or call ``close``.
 
     Parameters
     ----------
     client_app : ClientApp or str
-        The ClientApp, or where actors import it: ``"module:attribute"``. Of an app that is given, what a module holds
-        is imported there too, and what this script or notebook holds is sent.
+        The ClientApp, or its import path ``"module:attribute"``. A ClientApp object is pickled: actors import code of
+        modules, and get a copy of code in this script or notebook.
     num_nodes : int
-        How many nodes there are. Node ``i`` has ``partition-id`` i; its id depends on ``seed`` and i alone.
+        Number of nodes. Node ``i`` has ``partition-id`` i; its id depends only on ``seed`` and i.
     num_cpus : float
         Processor cores that Ray reserves for each actor. A client always uses one thread.
     num_gpus : float
-        Share of a GPU for each actor, or a number of whole ones; 0 hides them from it.
+        Fraction of a GPU for each actor, or a number of whole GPUs; with 0 an actor sees no GPU.
     at_once : int, optional
-        The most actors; None for as many as the machines have room for.
+        Maximum number of actors; None for as many as the machines have resources for.
     cohort, node_config, run_config, cost, seed
         As for ``LocalGrid``.
 
@@ -73,7 +74,7 @@ class RayGrid(QueuedGrid):
         )
 
     def _open(self, client_app: ClientApp | str) -> None:
-        with extra("simulation", "use LocalGrid, which is --grid local"):  # here, as Ray loads slowly
+        with extra("simulation", "use LocalGrid, which is --grid local"):  # not at the top, because Ray loads slowly
             from heterofl_flwr.grids.ray_actor_pool import ActorPool
             from heterofl_flwr.grids.ray_actors import ActorOptions
             from heterofl_flwr.grids.ray_session import Session
@@ -86,9 +87,9 @@ class RayGrid(QueuedGrid):
         except BaseException:
             Session.leave()
             raise
-        atexit.register(self._finalizer)  # before Ray ends itself; unlike a method, it does not hold the grid
+        atexit.register(self._finalizer)  # runs before Ray's own; a bound method would keep the grid alive
 
     def close(self) -> None:
-        """End the actors, busy or not, and Ray if this grid has started it. More calls do nothing."""
+        """End the actors, also while they run clients, and Ray if this grid started it. More calls do nothing."""
         super().close()
         atexit.unregister(self._finalizer)

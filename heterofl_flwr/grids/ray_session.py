@@ -1,4 +1,4 @@
-"""The connection to Ray: a cluster is joined where one is named, else Ray is started here, and ended with its grids."""
+"""The connection to Ray: join a cluster, or start Ray on this machine and end it with the last grid."""
 
 import logging
 import os
@@ -25,42 +25,42 @@ from heterofl_flwr.common.user_code import VARIABLE
 logger = logging.getLogger(__name__)
 
 SECONDS_TO_END = 5.0
-"""Time for each of Ray's processes to end."""
+"""Seconds to wait for the end of each of Ray's processes."""
 
 SECONDS_TO_CONNECT = 5.0
-"""Time for a cluster to answer at its port; Ray itself tries for half a minute."""
+"""Seconds to wait for a connection to a cluster's port; Ray itself would try for half a minute."""
 
 LONGEST = 28
-"""Characters of the folder in which Ray's may lie: the names of sockets have to be short."""
+"""Maximum length of the temporary folder's path: Ray puts sockets there, whose paths must be short."""
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_process_group_cleanup_enabled": "1",  # what a client has started ends with its actor
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # until Ray's processes end by themselves, if this one is killed
+    "RAY_process_group_cleanup_enabled": "1",  # processes that a client started end with its actor
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # Ray's processes end so long after this process was killed
 }
 
 
 class Session:
-    """The connection to Ray, which grids share. Ray is started if none is here and no cluster is named."""
+    """The connection to Ray, shared by all grids of this process."""
 
     _grids: ClassVar[int] = 0
-    _environment: ClassVar[Mapping[str, str]] = {}  # what Ray has from this process
-    _at_end: ClassVar[ExitStack] = ExitStack()  # ends what the first grid has started
+    _environment: ClassVar[Mapping[str, str]] = {}  # variables with which this process started Ray
+    _at_end: ClassVar[ExitStack] = ExitStack()  # callbacks that end what the first grid started
     _lock: ClassVar[threading.Lock] = threading.Lock()
 
     @classmethod
     def enter(cls) -> Mapping[str, str]:
-        """Join or start Ray, for one more grid; return what its actors need in their environment."""
+        """Join or start Ray for one more grid; return the environment variables that its actors need."""
         environment = _environment()
         with cls._lock, ExitStack() as started:
             if cls._grids == 0:
                 cls._environment, cls._at_end = _connect(environment, started), started.pop_all()
             cls._grids += 1
-            return {} if environment == cls._environment else environment  # Ray has it already
+            return {} if environment == cls._environment else environment  # Ray passes its own variables to actors
 
     @classmethod
     def leave(cls) -> None:
-        """Leave Ray; the last grid ends what was started."""
+        """Leave Ray for one grid; the last grid ends Ray if this process started it."""
         with cls._lock:
             cls._grids -= 1
             if cls._grids == 0:
@@ -68,7 +68,10 @@ class Session:
 
 
 def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
-    """Join or start Ray, with what ends what was started; return the part of our environment that it has."""
+    """Join or start Ray; add callbacks to ``started`` that end it. Return the environment with which Ray was started.
+
+    The result is empty if Ray was joined.
+    """
     if ray.is_initialized():
         return {}
     address = os.environ.get("RAY_ADDRESS")
@@ -83,7 +86,7 @@ def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str,
     try:
         _probe(address)
         _init()
-    except (OSError, ValueError) as error:  # a port that is no number, too
+    except (OSError, ValueError) as error:  # ValueError: the port is not a number
         raise ConfigError(f"no Ray answers at RAY_ADDRESS={address!r}: {error}") from error
     started.callback(shut_down)
     if os.environ.get("RAY_AUTH_MODE", "disabled") == "disabled":
@@ -96,25 +99,25 @@ def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str,
 
 
 def _probe(address: str) -> None:
-    """Raise ``OSError`` if an address has a port at which nothing listens; ``auto`` has no port."""
+    """Raise ``OSError`` if no process listens at an address; one without a port, such as ``auto``, is not checked."""
     place = urlsplit(f"//{address.rpartition('://')[2]}")
     if place.port is not None:
         socket.create_connection((place.hostname or "", place.port), SECONDS_TO_CONNECT).close()
 
 
 def _start(environment: Mapping[str, str], started: ExitStack) -> None:
-    """Start Ray here, in a folder that is removed at the end."""
+    """Start Ray on this machine, in a temporary folder that is removed at the end."""
     default, short = tempfile.gettempdir(), Path("/tmp")  # noqa: S108  # on purpose
     folder = tempfile.mkdtemp(prefix="ray-", dir=short if len(default) >= LONGEST and short.is_dir() else default)
     started.callback(shutil.rmtree, folder, ignore_errors=True)
-    # Ray listens on all interfaces, so it has to ask for a token. It lets everybody write into its folder, so that lies
-    # in one that nobody else can enter.
+    # Ray listens on all network interfaces, so it must require a token. Its folder can be written by all users, so it
+    # is inside a folder that only this user can enter.
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     started.callback(_read_authentication)
     started.callback(shut_down)
     environment = {**environment, **token}
     before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)  # Ray's processes keep it
+    os.environ.update(environment)  # Ray's processes inherit it
     try:
         _read_authentication()
         _init(include_dashboard=False, _temp_dir=os.path.join(folder, "r"))
@@ -124,14 +127,14 @@ def _start(environment: Mapping[str, str], started: ExitStack) -> None:
 
 
 def _read_authentication() -> None:
-    """Let Ray read anew from the environment whether it has a token; else it has what it was imported with."""
+    """Make Ray read its authentication mode from the environment again; it reads it only when it is imported."""
     native: Any = ray._raylet
     native.AuthenticationTokenLoader.instance().reset_cache()
     native.Config.initialize("")
 
 
 def shut_down() -> None:
-    """Leave Ray, and wait for the processes that this one has started for it: Ray ends them, but does not wait."""
+    """Leave Ray, and wait for the end of its processes that this process started; Ray itself does not wait."""
     node: Any = ray._private.worker._global_node
     started: list[Any] = [info.process for infos in node.all_processes.values() for info in infos] if node else []
     ray.shutdown()
@@ -141,7 +144,7 @@ def shut_down() -> None:
 
 
 def check_alive() -> None:
-    """Raise ``HeteroFLError`` if one of Ray's own processes has ended that this one has started: calls then hang."""
+    """Raise ``HeteroFLError`` if one of Ray's processes that this process started has ended; calls would then hang."""
     node: Any = ray._private.worker._global_node
     for name in ("gcs_server", "raylet"):
         for info in node.all_processes.get(name, ()) if node else ():
@@ -152,18 +155,18 @@ def check_alive() -> None:
 
 
 def _init(**options: Any) -> None:
-    """Let Ray say nothing, and leave this process's signals alone."""
+    """Call ``ray.init`` without output, and restore the signal handler that it replaces."""
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of what later versions do when num_gpus is 0
+        warnings.simplefilter("ignore", FutureWarning)  # on the behaviour of later versions with num_gpus=0
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     if is_main:
-        signal.signal(signal.SIGTERM, handler)  # Ray sets its own
+        signal.signal(signal.SIGTERM, handler)  # ray.init sets its own handler
 
 
 def _environment() -> dict[str, str]:
-    """Return what an actor's environment adds: the same modules can be imported, and each library uses one thread."""
+    """Return environment variables for actors: the import path of this process, and one thread for each library."""
     modules = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     code = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}

@@ -1,4 +1,4 @@
-"""``SimulatedDevices``: any grid, with devices on it that are slow, late, or gone."""
+"""``SimulatedDevices``: proxy for a grid whose clients run on simulated devices that are slow, late or unavailable."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ DROPPED_OUT = f"{SIMULATED}dropped out"
 
 @dataclass(slots=True)
 class _Flight:
-    """A message to a device, and the reply, with how long it takes: known when the client has trained."""
+    """A message to a device; its reply and the time that it takes are set when the client has trained."""
 
     turn: Turn
     kind: str
@@ -43,34 +43,35 @@ class _Flight:
 
     @property
     def arrives(self) -> float:
-        """When the reply is there."""
+        """Simulated time at which the reply arrives."""
         return self.sent + self.takes
 
 
 class SimulatedDevices(Relay):
-    """Let clients train on simulated devices: some are not available, drop out or are late, and all take time.
+    """Proxy for a grid whose clients train on simulated devices.
 
-    An error stands for the reply of a device that is away, drops out, or takes longer than the deadline. The cost of a
-    round is in its ``RoundRecord``. Messages other than those to train pass as they are, and take no time.
+    A device that is not available, drops out or misses the deadline gives an error reply. The simulated time and energy
+    of a round are in its ``RoundRecord``. Only training is simulated: other messages pass unchanged and take no time.
 
-    A round that waits for all devices ends with the last reply, dropout or deadline. Its replies come
-    in the grid's order, and none is held. For a server that does not wait (``HeteroFL(asynchronous=...)``, ``spare``)
-    time passes where replies are pulled: to when the first of those asked for arrives, whatever runs the clients. A
-    reply is then held from when its client has trained until it arrives.
+    In a round that waits for all devices, replies are in the order of the grid, and the simulated time advances at the
+    end to the last reply, dropout or deadline. If the server does not wait for all (``HeteroFL(asynchronous=...)``,
+    ``spare``), the time advances when replies are pulled, to the arrival of the first one. A reply is stored from the
+    end of its client's training until its simulated arrival.
 
-    HeteroFL's messages say what it has to know of a client: seed, round, partition and rate. ``Windowed`` goes inside.
+    Seed, round, partition and rate of a client are read from HeteroFL's messages. Use it outside of a ``Windowed`` grid
+    (see the example).
 
     Parameters
     ----------
     grid : Grid
-        Any grid of Flower, a ``LocalGrid`` or a ``Windowed``; it stays the caller's to close.
+        Any grid of Flower, a ``LocalGrid`` or a ``Windowed``; the caller must close it.
     devices : Devices
-        What the devices can do, and the deadline: for how long the server waits for a reply.
+        The devices, and the deadline for their replies.
 
     Attributes
     ----------
     seconds : float
-        The simulated time since the grid was made.
+        Simulated time since this object was made.
 
     Examples
     --------
@@ -80,18 +81,18 @@ class SimulatedDevices(Relay):
     def __init__(self, grid: Grid, devices: Devices) -> None:
         super().__init__(grid)
         self._devices = devices
-        self._out: dict[str, _Flight] = {}  # of those that nobody waits for, in the order sent
+        self._out: dict[str, _Flight] = {}  # training messages sent by push_messages, in the order of sending
         self.seconds = 0.0
-        self._spent = self._joules = 0.0  # since they were last taken
+        self._spent = self._joules = 0.0  # costs since the previous take_costs
 
     def take_costs(self) -> dict[str, float]:
-        """Return the seconds and joules since the last call, those of lost work included."""
+        """Return the simulated seconds and joules since the previous call, including those of failed devices."""
         costs = {"simulated_seconds": self._spent, "joules": self._joules}
         self._spent = self._joules = 0.0
         return costs
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages; return the replies in the grid's order, behind the faults of those that are away."""
+        """Send messages; return first the error replies of unavailable devices, then the replies of the grid."""
         messages = list(messages)
         if not messages or not is_training(messages[0]):
             return super().send_and_receive(messages, timeout=timeout)
@@ -106,7 +107,7 @@ class SimulatedDevices(Relay):
         return chain(faults, self._wait_for(flights, super().send_and_receive(sent, timeout=timeout)))
 
     def _wait_for(self, flights: Mapping[int, _Flight], replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield the replies of a round; its slowest device determines how long it took."""
+        """Yield the replies of a round, then advance the time by that of the slowest device."""
 
         def land(reply: Message) -> Message:
             flight = flights.get(reply.metadata.src_node_id)
@@ -120,7 +121,7 @@ class SimulatedDevices(Relay):
             self._spent += longest
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, and note when those to train were."""
+        """Send messages, and record the time of sending of training messages."""
         messages = list(messages)
         flights = [self._start(message) if is_training(message) else None for message in messages]
         ids = list(super().push_messages(messages))
@@ -128,9 +129,9 @@ class SimulatedDevices(Relay):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Let time pass until the first of these is answered, and return the replies that have arrived by then.
+        """Advance the simulated time to the first arrival of these replies, and return those that have arrived.
 
-        The result is empty while a client still trains on this machine, because its device might be faster.
+        The result is empty while any client still trains in the grid, because its simulated reply may be the first.
         """
         ids = set(message_ids)
         training = [id_ for id_ in self._out if id_ in ids]
@@ -156,7 +157,7 @@ class SimulatedDevices(Relay):
         super().cancel(message_ids)
 
     def _start(self, message: Message) -> _Flight:
-        """Tell a client which share of its work to do."""
+        """Return the record of a training message; write the fraction of steps to run into the message's config."""
         config = read_config(message)
         seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))
         turn = Turn(seed, server_round, partition, read_value(config, RATE, float))
@@ -165,9 +166,9 @@ class SimulatedDevices(Relay):
         return _Flight(turn, message.metadata.message_type, self.seconds, array_bytes(message))
 
     def _land(self, flight: _Flight, reply: Message) -> Message:
-        """Note what a reply took; return it, or the fault of a device that is away, drops out or is late."""
+        """Add the costs of a reply; return it, or an error reply if its device is away, drops out or is late."""
         examples, turn, devices = examples_of(reply), flight.turn, self._devices
-        if examples is None:  # the strategy says what is wrong with it
+        if examples is None:  # the strategy raises the error for such a reply
             return reply
         if devices.is_away(turn):
             return make_message(reply.metadata, error=SimulatedFault(AWAY))
@@ -189,12 +190,12 @@ def is_training(message: Message) -> bool:
 
 
 def array_bytes(message: Message) -> int:
-    """Return the bytes of a message's parameters."""
+    """Return the size of a message's arrays in bytes."""
     return sum(map(count_bytes, array_records(message.content).values()))
 
 
 def examples_of(reply: Message) -> int | None:
-    """Return the number of examples in a reply; None where it is no answer to an instruction to train."""
+    """Return the number of examples in a reply; None if it is an error reply or has no valid number."""
     metrics = None if reply.has_error() else reply.content.get(METRICS)
     examples = metrics.get(NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None
     return examples if isinstance(examples, int) and examples >= 0 else None

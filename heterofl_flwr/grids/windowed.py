@@ -1,4 +1,4 @@
-"""``Windowed``, a grid around another one that bounds the number of messages out."""
+"""``Windowed``: proxy for a grid that bounds the number of unanswered messages."""
 
 from collections.abc import Iterable
 
@@ -11,22 +11,23 @@ from heterofl_flwr.transport.relay import Relay
 
 
 class Windowed(Relay):
-    """Let a grid keep few messages out, and yield its replies one by one.
+    """Proxy for a grid that bounds the number of messages in flight, and so the memory for replies.
 
-    ``send_and_receive`` returns a generator: it yields replies in the order of the messages and keeps none that it has
-    yielded. At most ``window`` messages are on their way, or answered and not yet yielded. So a round over any number
-    of clients needs memory for ``window`` of them, if the strategy adds replies up as they come. More are sent when
-    half of the window is free, so that a ``LocalGrid`` has messages to group.
+    ``send_and_receive`` returns a generator of replies in the order of the messages. At most ``window`` messages are
+    unanswered, or have a reply that is not yet yielded. So a round with any number of clients needs memory for
+    ``window`` replies, if the strategy aggregates replies one by one. More messages are sent when half of the window is
+    free, so that a ``LocalGrid`` can group them.
 
-    Everything else is done by the other grid, which the caller has to close: ``push_messages`` too, by which rounds
-    with spare clients send theirs, all at once.
+    All other methods are those of ``grid``, which the caller must close. ``push_messages`` is not bounded; rounds with
+    spare clients use it.
 
     Parameters
     ----------
     grid : Grid
         Any grid of Flower, or a ``LocalGrid``.
     window : int
-        How many messages may be out. Fewer than twice what the grid works on at once leaves workers idle.
+        Maximum number of messages in flight. Use at least twice the number that the grid runs at once, or some workers
+        are idle.
     """
 
     def __init__(self, grid: Grid, window: int) -> None:
@@ -35,9 +36,9 @@ class Windowed(Relay):
         self._window = window
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send the first messages and return a generator of the replies, which sends the others.
+        """Send the first messages and return a generator of the replies, which sends the other messages.
 
-        Replies that are not there ``timeout`` seconds after this call are left out, and messages not sent by then are
-        never sent. The time in which the strategy works on replies counts.
+        After ``timeout`` seconds from this call, missing replies are left out and no more messages are sent. The time
+        in which the strategy works on replies counts.
         """
         return exchange(self._grid, messages, window=self._window, timeout=timeout)

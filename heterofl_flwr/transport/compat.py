@@ -1,6 +1,6 @@
-"""Everything of Flower that is not public, and all that differs between the versions of Flower that are allowed.
+"""All uses of names that are not public in Flower, and of names that differ between the supported versions.
 
-Flower has no promise for these names. Where no version stands beside a name, 1.32 to 1.42 have it in the same place.
+Flower may change these names at any time. Names without a version in a comment are equal in Flower 1.32 to 1.42.
 """
 
 import json
@@ -33,14 +33,14 @@ from flwr.supercore.object_ref import load_app as load_app
 from flwr.supercore.run import Run as Run
 
 FLOWER = tuple(int(part) for part in flwr.__version__.split(".")[:2])
-"""The version of Flower that is installed: the first two numbers."""
+"""The first two numbers of the installed version of Flower."""
 
 NEWEST_TESTED = (1, 42)
 
 NO_FUNCTION = "No {} function registered"
-"""Flower's error for a ClientApp without a function for a kind of messages, such as ``query``."""
+"""Text of Flower's error for a ClientApp without a handler for a message type, such as ``query``."""
 
-# mypy reads the names of the newest version alone; the modules of older ones are not there for it to find.
+# mypy sees only the newest version's names, because the modules of older versions are not installed.
 if TYPE_CHECKING or FLOWER >= (1, 34):
     from flwr.proto.runtime_pb2 import PullAppMessagesRequest as PullAppMessagesRequest
 else:
@@ -59,31 +59,31 @@ else:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object for each log record."""
+    """Formatter that writes one JSON object for each log record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as a line; its message includes the traceback."""
+        """Return the record as a line of JSON; ``message`` includes the traceback."""
         now = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
         line = {"time": now, "level": record.levelname, "logger": record.name, "message": super().format(record)}
         return json.dumps(line)
 
 
 def set_log_format(log: str) -> None:
-    """Let Flower's own handlers write the time before each line (``text``), or JSON lines (``json``)."""
+    """Make Flower's log handlers write the time before each line (``text``), or JSON lines (``json``)."""
     for handler in logging.getLogger("flwr").handlers:
         if hasattr(handler, "timestamps"):
             handler.timestamps = True
-        if log == "json":  # Flower's handlers ignore formatters, and quote nothing
+        if log == "json":  # format is replaced, because Flower's handlers ignore formatters
             handler.format = JsonFormatter().format  # type: ignore[method-assign]
 
 
 def runs_on_node() -> bool:
-    """Whether this process is the one that a SuperNode starts for a message."""
+    """Whether this is the process that a SuperNode starts to run the ClientApp."""
     return Path(sys.argv[0]).stem == "flwr-clientapp"
 
 
 def warn_if_untested(version: tuple[int, ...] = FLOWER) -> None:
-    """Warn of a version of Flower that is newer than any that was tested."""
+    """Warn if the installed Flower is newer than the newest tested version."""
     if version > NEWEST_TESTED:
         installed, newest = (".".join(map(str, numbers)) for numbers in (version, NEWEST_TESTED))
         warnings.warn(
@@ -94,19 +94,19 @@ def warn_if_untested(version: tuple[int, ...] = FLOWER) -> None:
 
 
 def set_identity(run_id: int | None, node_id: int | None, task_id: int | None = 1) -> None:
-    """Say which node of which run this process is; from Flower 1.38 the messages that it makes carry that."""
-    identity: Any = TaskIdentity  # whose properties can neither be read as None nor set to it
+    """Set the run, node and task that this process acts as; from Flower 1.38 on, new messages contain them."""
+    identity: Any = TaskIdentity  # the private fields, because the properties refuse None
     identity._run_id, identity._node_id, identity._task_id = run_id, node_id, task_id
 
 
 def get_identity() -> tuple[int | None, int | None, int | None]:
-    """Return the numbers of the run, the node and the task that this process is."""
+    """Return the ids of the run, node and task that this process acts as."""
     return TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
 
 
 @contextmanager
 def some_identity() -> Iterator[None]:
-    """Let messages be made where Flower has not said which node this process is, as under ``start_server``."""
+    """Within this context, messages can be made also if Flower has set no identity, as under ``start_server``."""
     identity = get_identity()
     if identity[0] is None:
         set_identity(0, 0)
@@ -117,19 +117,19 @@ def some_identity() -> Iterator[None]:
 
 
 def set_metadata(message: Message, **values: object) -> None:
-    """Change metadata of a message: Flower's own grids write them like this, because the properties have no setters."""
+    """Change metadata of a message through private fields, as Flower's grids do: the properties have no setters."""
     message.metadata.__dict__.update({f"_{name}": value for name, value in values.items()})
 
 
 def get_nodes(grid: Any) -> Iterable[NodeInfo]:
-    """Return what is known of each node: before Flower 1.38 its id alone, afterwards the registered name too."""
+    """Return Flower's information about each node: its id and, from Flower 1.38 on, its registered name."""
     if hasattr(grid, "get_nodes"):
         nodes: Iterable[NodeInfo] = grid.get_nodes()
         return nodes
     return [NodeInfo(node_id=node_id) for node_id in grid.get_node_ids()]
 
 
-# Flower's grid of a SuperLink: ``HttpGrid`` from 1.35, ``GrpcGrid`` before. Their requests and answers are the same.
+# Flower's grid of a SuperLink is ``HttpGrid`` from 1.35, ``GrpcGrid`` before; both have the same requests.
 _CLIENTS = ("_runtime_client", "_stub")
 
 
@@ -139,15 +139,16 @@ def has_runtime_client(grid: object) -> bool:
 
 
 def runtime_client(grid: object) -> Any:
-    """Return what sends the requests of a SuperLink's grid: ``PullMessages``, ``PullObject`` and others."""
+    """Return the client of a SuperLink's grid that sends requests such as ``PullMessages`` and ``PullObject``."""
     name = next(name for name in _CLIENTS if hasattr(type(grid), name))
     return getattr(grid, name)
 
 
 def connect_length_check(grid: object, check: Callable[[int], None]) -> bool:
-    """Call ``check`` with the length of each answer before it is read; return whether this Flower lets one do so.
+    """Make the grid call ``check`` with the length of each response before reading it; return False if it cannot.
 
-    From 1.35 answers come by HTTP, through httpx, and ``check`` may raise. By gRPC, their length is not known before.
+    This needs HTTP (Flower 1.35 or newer, through httpx); ``check`` may raise an error. With gRPC the length is not
+    known before the response is read.
     """
     client: Any = getattr(getattr(grid, "_runtime_client", None), "_client", None)
     if not hasattr(client, "event_hooks"):

@@ -1,4 +1,4 @@
-"""The exchange loop over any grid: sending messages in a window, and replies in the order of their messages."""
+"""The exchange loop over any grid: it sends messages in a window and yields their replies."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ from heterofl_flwr.transport.compat import NO_FUNCTION, SUPERLINK_NODE_ID, Error
 from heterofl_flwr.transport.relay import Waits, cancel
 
 LONGEST_PAUSE = 1.0
-"""Seconds between two looks for replies on a grid that cannot wait for them."""
+"""Longest pause in seconds between two polls of a grid that cannot wait for replies."""
 
 _NUMPY_CLIENT = "it is a NumPyClient, which needs heterofl_flwr.classic.HeteroFL as the server's strategy"
 _MASKS = "it masks replies for Flower's SecAgg workflows: leave out that mod, and use stages=[SecureSum(...)] instead"
@@ -32,10 +32,10 @@ _REMEDIES = {
     "must have the same dtype": "build has parameters in another precision than the data: let build make them in "
     "float32, and train in half precision with torch.autocast",
 }
-"""Remedies by words of the errors that torch and Flower raise in apps that do not fit the server."""
+"""Remedies for errors that torch and Flower raise in client apps, by words in the error's text."""
 
 GONE = (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
-"""Errors of the SuperLink or the SuperNode about a node or a client process that is not there to answer."""
+"""Error codes of the SuperLink or a SuperNode for a node or client process that has gone."""
 
 Result = TypeVar("Result")
 
@@ -51,28 +51,29 @@ def exchange(
     enough: float = math.inf,
     in_order: bool = True,
 ) -> Iterator[Message]:
-    """Send messages, and yield their replies without keeping them; the first messages are sent by the call itself.
+    """Send messages, and return a generator of their replies, which it does not store.
 
-    It needs ``push_messages`` and ``pull_messages`` alone, and uses what else a grid can do (``Waits``, ``Cancels``).
-    What is not answered when the generator ends, or is closed, is dropped.
+    The call itself sends the first messages. The grid needs ``push_messages`` and ``pull_messages``; the methods of
+    ``Waits`` and ``Cancels`` are used if it has them. Messages that are unanswered when the generator ends or is closed
+    are cancelled.
 
     Parameters
     ----------
     grid : Grid
         Any grid of Flower.
     sent : Iterable[Message]
-        Messages to different nodes, or to one node several.
+        The messages; a node may get several.
     window : float
-        How many may be on their way, or answered and not yet yielded. More are sent when half of it is free, so that a
-        ``LocalGrid`` has messages to group.
+        Maximum number of messages that are unanswered, or whose reply is not yet yielded. More messages are sent when
+        half of the window is free, so that a ``LocalGrid`` can group them.
     timeout : float | None
-        Seconds from this call on, in which the time counts that the caller works on replies. Replies that are not there
-        by then are left out, and messages not sent by then are never sent.
+        Seconds from this call on; the time in which the caller works on replies counts too. After that, missing replies
+        are left out, and no more messages are sent.
     enough : float
         Number of replies without error after which the exchange ends.
     in_order : bool
-        Whether replies come in the order of the messages, or as they arrive. Only in order does a ``LocalGrid`` run
-        clients one by one, each when its reply is taken.
+        Whether to yield replies in the order of the messages, or in the order of arrival. Only with True does a
+        ``LocalGrid`` run each client just when its reply is taken.
     """
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     flight = _Flight(grid, deque(sent), window, deadline, enough)
@@ -82,35 +83,35 @@ def exchange(
 
 
 class _Flight:
-    """The messages of one exchange: waiting messages, ids of sent ones, and replies not yet yielded."""
+    """The messages of one exchange: those to send, the ids of those sent, and replies not yet yielded."""
 
     def __init__(self, grid: Grid, waiting: deque[Message], window: float, deadline: float, enough: float) -> None:
         self._grid, self._waiting, self._deadline, self._enough = grid, waiting, deadline, enough
         self._window = int(min(window, max(len(waiting), 1)))
-        self._out: dict[str, None] = {}  # a set in order
+        self._out: dict[str, None] = {}  # ordered set of message ids
         self._arrived: dict[str, Message] = {}
         self._good = 0
 
     def refill(self) -> None:
-        """Send what the window has room for, if that is half of it and there is time."""
+        """Send as many messages as fit into the window, if half of it is free and the deadline is not over."""
         while (
             self._waiting
             and 2 * (room := self._window - len(self._out)) >= self._window
             and time.monotonic() < self._deadline
         ):
-            # A list, because HttpGrid reads it twice. An id is empty or missing where the message could not be sent.
+            # A list, because HttpGrid reads it twice. An id is empty or missing if its message could not be sent.
             batch = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
             self._out |= {id_: None for id_ in self._grid.push_messages(batch) if id_}
 
     def replies(self, *, in_order: bool) -> Iterator[Message]:
-        """Yield the replies."""
+        """Yield the replies; at the end, cancel the messages that are unanswered."""
         try:
             while self._out and self._good < self._enough and (ready := self._await(in_order=in_order)):
                 for id_ in ready:
                     del self._out[id_]
                     self.refill()
                     yield self._arrived.pop(id_)
-            if self._out and self._good < self._enough:  # the deadline
+            if self._out and self._good < self._enough:  # the deadline is over: collect the replies that have arrived
                 self._pull(self._missing(), 0.0)
             for id_ in [late for late in self._out if late in self._arrived]:
                 del self._out[id_]
@@ -119,13 +120,13 @@ class _Flight:
             cancel(self._grid, list(self._out))
 
     def _await(self, *, in_order: bool) -> list[str]:
-        """Wait for the first reply in the order of the messages, or for any; return the ids of those to yield now."""
+        """Wait for the next reply in the order of the messages, or for any reply; return the ids of those to yield."""
         now = time.monotonic()
         if not in_order:
             if now < self._deadline:
                 self._keep(first_replies(self._grid, self._missing(), self._deadline - now))
             return [id_ for id_ in self._out if id_ in self._arrived]
-        # The first look is for one reply: a grid that runs clients when asked then runs only this client.
+        # First ask for one reply only: a grid that runs clients on demand then runs only this client.
         began, id_ = now, next(iter(self._out))
         ids, pause = [id_], 0.0
         while id_ not in self._arrived and now < self._deadline:
@@ -139,7 +140,7 @@ class _Flight:
         return [id_] if id_ in self._arrived else []
 
     def _pull(self, ids: list[str], seconds: float) -> None:
-        """Keep the replies that are there, having waited for them where the grid can."""
+        """Store the replies that have arrived; if the grid can wait, first wait for all, up to ``seconds``."""
         if isinstance(self._grid, Waits):
             ids = self._grid.wait_for_replies(ids, None if seconds == math.inf else seconds)
         self._keep(pulled(self._grid, ids))
@@ -154,19 +155,19 @@ class _Flight:
 
 
 def pause_after(seconds: float) -> float:
-    """Return the pause before the next look for replies, after ``seconds`` without any."""
+    """Return the pause in seconds before the next poll, after ``seconds`` without a reply."""
     return min(LONGEST_PAUSE, 0.001 + 0.05 * seconds)
 
 
 def pulled(grid: Grid, message_ids: Collection[str]) -> list[Message]:
-    """Return the replies to these messages that are there."""
-    # An error reply of the SuperLink names its message by this id alone.
+    """Return the replies to these messages that have arrived."""
+    # reply_to_message_id is the only id by which an error reply of the SuperLink refers to its message.
     replies = grid.pull_messages(message_ids)
     return [reply for reply in replies if reply.metadata.reply_to_message_id in message_ids]
 
 
 def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> list[Message]:
-    """Wait for the first reply to any of these messages, up to ``seconds``; return all replies that are there."""
+    """Wait for the first reply to any of these messages, up to ``seconds``; return all replies that have arrived."""
     began = time.monotonic()
     while not (replies := pulled(grid, message_ids)) and (spent := time.monotonic() - began) < seconds:
         time.sleep(min(pause_after(spent), seconds - spent))
@@ -174,11 +175,10 @@ def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> l
 
 
 def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:
-    """Yield each node with its reply, or with why there is none, in the order of the messages sent.
+    """Yield each node id with its reply, or with the fault in its place, in the order of the messages.
 
-    Only replies that come before their turn are held back, so replies that arrive in order are dropped one by one.
-    Replies of nodes that were not asked, to another message than this, or a second one of the same node, are dropped
-    with a warning.
+    Only replies that arrive before their turn are stored. A reply is dropped with a warning if its node was sent no
+    message, if it answers another message, or if the node has already replied.
     """
     order = [message.metadata.dst_node_id for message in sent]
     early: dict[int, Message] = {}
@@ -186,12 +186,12 @@ def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
     position = 0
     for reply in replies:
         node_id, about = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
-        if node_id == SUPERLINK_NODE_ID:  # which answers for a node that is gone
-            # Looked up now: a message gets its id when it is sent, which may be after the first replies came.
+        if node_id == SUPERLINK_NODE_ID:  # the SuperLink answers for a node that has gone
+            # Looked up now: a message gets its id when it is sent, which may be after the first replies.
             node_id = next(
                 (message.metadata.dst_node_id for message in sent if message.metadata.message_id == about), node_id
             )
-        # Some grids give an id to a copy of the message only, and "" to the message itself.
+        # Some grids give an id to a copy of the message only; the message itself keeps the id "".
         if node_id not in pending or pending[node_id].metadata.message_id not in ("", about):
             logger.warning("a reply of node %s is dropped: it was not asked this, or has answered already", node_id)
             continue
@@ -206,7 +206,7 @@ def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
 
 
 def reply_or_fault(reply: Message) -> Message | Fault:
-    """Return the reply, or the fault in place of a usable one."""
+    """Return the reply, or its fault if it is an error reply."""
     if not reply.has_error():
         return reply
     error = reply.error
@@ -217,7 +217,7 @@ def reply_or_fault(reply: Message) -> Message | Fault:
 
 
 def explained(fault: str) -> str:
-    """Return the reason of a client's failure, with the remedy if its words show one."""
+    """Return the reason of a client's failure, with a remedy if the reason contains words of ``_REMEDIES``."""
     for words, remedy in _REMEDIES.items():
         if words.lower() in fault.lower():
             return f"{fault}; {remedy}"
@@ -230,7 +230,10 @@ def read_each(
     read: Callable[[int, Message], Result],
     unusable: type[HeteroFLError] = ReplyError,
 ) -> Iterator[tuple[int, Result | Fault]]:
-    """Yield what ``read`` makes of the replies, in the order of the messages, or why there is nothing to use."""
+    """Yield each node id with the result of ``read(node_id, reply)``, or a fault, in the order of the messages.
+
+    An error of the class ``unusable`` that ``read`` raises becomes a fault.
+    """
     for node_id, outcome in outcomes(sent, replies):
         if isinstance(outcome, Fault):
             yield node_id, outcome
@@ -239,7 +242,7 @@ def read_each(
             result: Result | Fault = read(node_id, outcome)
         except unusable as error:
             result = Fault(short(str(error)), "rejected")
-        del outcome  # before the next one is waited for
+        del outcome  # free the reply before waiting for the next one
         yield node_id, result
 
 
@@ -250,7 +253,7 @@ def query(
     seconds: float,
     read: Callable[[Message, str], Result],
 ) -> dict[int, Result | Fault]:
-    """Send each client a query with its config; return each answer, or the fault in its place."""
+    """Send a query with its config to each client; return the answers that ``read`` gives, or faults, by node id."""
     sent = [
         Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
         for node_id, config in configs.items()

@@ -1,9 +1,12 @@
-"""``Guarded``: checks replies that cross a SuperLink before they are unpacked, so that no node ends or stalls a run.
+"""``Guarded``: proxy for a SuperLink's grid that fetches and checks each reply before it is unpacked.
 
-Flower's own grid unpacks each announced reply at once. One that is garbage ends the run there, one whose objects
-are withheld holds the round up far beyond its deadline, and a few bytes that name one chunk many times become
-gigabytes, as do texts that stand beside the objects. Here each of these is an error of the node that sent it, and of no
-other.
+Without it, one node can end or stall a run, because Flower's grid unpacks each announced reply at once:
+
+- A reply that cannot be parsed raises an error that ends the run.
+- A reply with missing objects makes the grid wait far beyond the round's deadline.
+- A few bytes that refer to one chunk many times, or long texts in a reply, fill the memory.
+
+``Guarded`` turns each of these into an error reply of the node that sent it; other nodes are not affected.
 """
 
 import copy
@@ -30,19 +33,22 @@ from heterofl_flwr.transport.relay import Relay, crosses_superlink
 logger = logging.getLogger(__name__)
 
 LargestReply = Callable[[Message], int]
-"""From a message that is sent to the number of bytes that its reply may have."""
+"""Function of a sent message that returns the most bytes that its reply may have."""
 
-OBJECT_BYTES = 128  # what the server keeps of an object beside its content, so that many empty ones are not for nothing
-JSON_GROWTH = 8  # times the bytes of numbers in JSON is what they take in memory
+OBJECT_BYTES = 128  # memory of an object besides its content; with it, many empty objects reach the limit too
+JSON_GROWTH = 8  # memory of numbers, as a multiple of their bytes in JSON
 FETCH_SECONDS, TURN_SECONDS = 3.0, 0.2
-"""Time to fetch objects in one look for replies, and objects of one reply before the next has its turn.
+"""Seconds to fetch objects in one call of ``pull_messages``, and seconds for one reply before the next has its turn.
 
-Each object takes a request, and a reply may have thousands of them.
+Each object needs a request of its own, and a reply may have thousands of objects.
 """
 
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
-    """Return the grid, guarded if it is the one of a SuperLink: others bring replies that this machine made."""
+    """Return ``grid``; if it is that of a SuperLink, inside the proxies ``Guarded`` and ``LateNodes``.
+
+    Other grids need no guard, because their replies are made on this machine.
+    """
     if isinstance(grid, Guarded):
         return grid
     if isinstance(grid, Relay):
@@ -57,22 +63,26 @@ def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
 
 @dataclass(slots=True)
 class _Announced:
-    """A reply that a SuperLink has announced, and what was fetched of it.
+    """A reply that a SuperLink has announced, and its objects that were fetched so far.
 
-    Which objects it has is what its own objects say, from the message down. What the SuperLink announces may leave some
-    out, or add some: it keeps one entry for an object that several replies have, as the first of them announced it.
+    The list of objects comes from the objects themselves, which refer to one another, beginning with the message. The
+    SuperLink's list is not used: it may lack objects or have others, because it stores one entry for an object that
+    several replies share.
     """
 
     message_id: str
     node_id: int
-    about: str  # the id of the message that it answers
-    missing: dict[str, None]  # a set in order
+    about: str  # id of the message that this reply answers
+    missing: dict[str, None]  # ordered set of the ids of objects to fetch
     largest: int
     num_bytes: int = 0
     contents: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, content: bytes) -> None:
-        """Keep the last object that is missing, and note those that it names; raise if the reply becomes too large."""
+        """Store the content of the object at the end of ``missing``, and add the objects that it refers to.
+
+        Raise ``ReplyError`` if the reply becomes too large.
+        """
         id_, _ = self.missing.popitem()
         self.contents[id_] = content
         named = dict.fromkeys(head_of(content)[1])
@@ -83,16 +93,16 @@ class _Announced:
 
 
 class Guarded(Relay):
-    """The grid of a SuperLink, with replies that are checked before they are unpacked.
+    """Proxy for a SuperLink's grid that checks replies before they are unpacked.
 
-    A reply is fetched object by object, which never waits for an object that is not there yet. One that is too large,
-    at first or when its chunks are put together, that cannot be read, or that says it is another node's, becomes an
-    error reply.
+    It fetches a reply object by object, and never waits for an object that has not arrived. A reply becomes an error
+    reply if it is too large (as sent, or after its chunks are joined), cannot be read, or names another node as its
+    sender.
     """
 
     def __init__(self, grid: Grid, largest_reply: LargestReply) -> None:
         super().__init__(grid)
-        self._superlink: Any = grid  # the rest of what is used of it is not public
+        self._superlink: Any = grid  # untyped, for attributes that are not public
         self._largest_reply = largest_reply
         self._largest: dict[str, int] = {}
         self._announced: dict[str, _Announced] = {}
@@ -104,21 +114,21 @@ class Guarded(Relay):
             )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, and note how large their replies may be."""
+        """Send messages, and store the size limits of their replies."""
         messages = list(messages)
         largest = [self._largest_reply(message) for message in messages]
         ids = list(self._grid.push_messages(messages)) if messages else []
-        # Flower returns none at all where the SuperLink takes no message of this size, and has logged why.
+        # Flower returns no ids if the SuperLink refuses messages of this size; it has logged the reason.
         self._largest.update((id_, most) for id_, most in zip(ids, largest, strict=False) if id_)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there whole, and an error for each that cannot be used."""
+        """Return the replies that have arrived completely, and an error reply for each that is not usable."""
         ids = list(message_ids)
         replies = {id_: fault for id_ in ids if id_ not in self._announced and (fault := self._look_for(id_))}
         until = time.monotonic() + FETCH_SECONDS
         waiting = [self._announced[id_] for id_ in ids if id_ in self._announced]
-        turns = deque(sorted(waiting, key=lambda reply: len(reply.contents)))  # one with many objects holds up no other
+        turns = deque(sorted(waiting, key=lambda reply: len(reply.contents)))  # replies with many objects come later
         while turns and time.monotonic() < until:
             announced = turns.popleft()
             before = len(announced.contents)
@@ -127,7 +137,7 @@ class Guarded(Relay):
                 request = compat.ConfirmMessageReceivedRequest(
                     node=node, run_id=run_id, message_object_id=announced.message_id
                 )
-                compat.runtime_client(self._superlink).ConfirmMessageReceived(request)  # it may drop the reply
+                compat.runtime_client(self._superlink).ConfirmMessageReceived(request)  # so that it deletes the reply
                 replies[announced.about] = reply
             elif len(announced.contents) > before:
                 turns.append(announced)
@@ -135,27 +145,28 @@ class Guarded(Relay):
         return [replies[id_] for id_ in ids if id_ in replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and yield the replies as they come, up to ``timeout`` seconds, whatever any node does."""
+        """Send messages and yield the replies in the order of arrival; no node can delay this beyond ``timeout``."""
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Forget messages, and what was fetched of their replies."""
+        """Delete the size limits of messages, and the fetched objects of their replies."""
         for id_ in message_ids:
             self._announced.pop(id_, None)
             self._largest.pop(id_, None)
 
     def _look_for(self, about: str) -> Message | None:
-        """Ask the SuperLink whether the reply to a message has been announced; it announces each only once.
+        """Ask the SuperLink for the announcement of the reply to a message; return an error if it is not usable.
 
-        Each request asks for one message: nodes decide how long an answer is, and a long one is not read.
+        The SuperLink announces each reply once. Each request is for one message, because a node decides on the length
+        of its announcement, and one that is too long is not read.
         """
         largest = self._largest.get(about, 0)
         request = compat.PullAppMessagesRequest(message_ids=[about])
         try:
             with self._no_longer_than(largest):
                 response = compat.runtime_client(self._superlink).PullMessages(request)
-                self._check_length(response.ByteSize())  # by gRPC not known before
-        except (ReplyError, ValueError) as error:  # ValueError: it is no protobuf for this side
+                self._check_length(response.ByteSize())  # gRPC does not tell the length earlier
+        except (ReplyError, ValueError) as error:  # ValueError: not a valid protobuf message
             return self._error(about, error)
         for message in response.messages_list:
             id_, node_id = message.metadata.message_id, message.metadata.src_node_id
@@ -163,18 +174,18 @@ class Guarded(Relay):
         return None
 
     def _read(self, announced: _Announced) -> Message | None:
-        """Return a reply, or an error in its place; None if some of it is not there yet."""
+        """Return the reply, or an error reply if it is not usable; None if some of its objects have not arrived."""
         try:
             with self._no_longer_than(announced.largest):
                 if not self._fetch(announced):
                     return None
             return _unpack(announced)
-        except Exception as error:  # what a node can write makes json, protobuf and Flower raise almost anything
+        except Exception as error:  # a forged reply can make json, protobuf and Flower raise almost any error
             logger.warning("the reply of node %s cannot be used: %s", announced.node_id, error)
             return self._error(announced.about, error)
 
     def _fetch(self, announced: _Announced) -> bool:
-        """Fetch what is there of a reply, up to the first object that is not; return whether that was all."""
+        """Fetch objects of a reply up to the first that has not arrived; return True if the reply is complete."""
         until = time.monotonic() + TURN_SECONDS
         while announced.missing:
             if time.monotonic() > until:
@@ -191,7 +202,7 @@ class Guarded(Relay):
 
     @contextmanager
     def _no_longer_than(self, num_bytes: int) -> Iterator[None]:
-        """Raise ReplyError for longer answers of the SuperLink, before they are read."""
+        """Within this context, raise ``ReplyError`` for a longer response of the SuperLink, before it is read."""
         self._longest_answer = num_bytes
         try:
             yield
@@ -199,23 +210,24 @@ class Guarded(Relay):
             self._longest_answer = None
 
     def _check_length(self, num_bytes: int) -> None:
+        """Raise ``ReplyError`` if a response is longer than ``_no_longer_than`` allows."""
         longest = self._longest_answer
         if longest is not None and num_bytes > longest:
             raise _too_large(longest)
 
     def _error(self, about: str, error: Exception) -> Message:
-        """Return the error reply that stands for one that cannot be used."""
+        """Return an error reply to the message ``about``, instead of a reply that is not usable."""
         reason = f"unusable reply: {type(error).__name__}: {error}"
-        signer = self._superlink.node.node_id  # as Flower's grid signs the errors that it makes
+        signer = self._superlink.node.node_id  # the sender of error replies that Flower's grid makes
         return messages.error_reply(about, self.run.run_id, signer, Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
 
 
 def _unpack(announced: _Announced) -> Message:
-    """Return the message in a reply's objects."""
+    """Return the message that a reply's objects contain; raise ``ReplyError`` if it would need too much memory."""
     contents = announced.contents
     kinds = {id_: head_of(content)[0] for id_, content in contents.items()}
     json_bytes = sum(len(content) for id_, content in contents.items() if kinds[id_] != "ArrayChunk")
-    if JSON_GROWTH * json_bytes > announced.largest:  # to be known before any of it is read
+    if JSON_GROWTH * json_bytes > announced.largest:  # checked before any JSON is parsed
         raise _too_large(announced.largest)
     arrays = [content for id_, content in contents.items() if kinds[id_] == "Array"]
     unpacked = JSON_GROWTH * json_bytes + sum(_array_bytes(content, contents) for content in arrays)
@@ -230,12 +242,12 @@ def _unpack(announced: _Announced) -> Message:
             f"the reply says that it is node {claim.src_node_id}'s to message {claim.reply_to_message_id[:80]!r}; the "
             f"SuperLink had it of node {announced.node_id}, to another"
         )
-    compat.set_metadata(message, message_id=announced.message_id)  # as Flower's grid does
+    compat.set_metadata(message, message_id=announced.message_id)  # Flower's grid does the same
     return message
 
 
 def _array_bytes(content: bytes, contents: dict[str, bytes]) -> int:
-    """Return how large an array becomes when its chunks are put together: it may name one many times."""
+    """Return the bytes of an array after its chunks are joined; it may refer to one chunk many times."""
     _, chunks, _ = head_of(content)
     places = json.loads(content.partition(compat.HEAD_BODY_DIVIDER)[2])["arraychunk_ids"]
     return sum(len(contents[chunks[place]]) for place in places)

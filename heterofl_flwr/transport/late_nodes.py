@@ -1,4 +1,4 @@
-"""``LateNodes``: notices SuperNodes that answer one message late, so that no round waits for them."""
+"""``LateNodes``: proxy for a SuperLink's grid that detects SuperNodes whose replies come one message late."""
 
 import time
 from collections.abc import Iterable
@@ -13,17 +13,20 @@ from heterofl_flwr.transport.messages import QUERY_CAPABILITY, LocalFault, error
 from heterofl_flwr.transport.relay import Relay
 
 GRACE_SECONDS = 10.0
-"""Time for a node that is one message behind, beyond twice the time that others take."""
+"""Seconds to wait for a node that answers one message late, after twice the longest time of a reply."""
 
 REMEMBERED = 4
-"""Upper bound of the messages of a node that are remembered."""
+"""Maximum number of unanswered messages stored for a node."""
 
 LATE = "its SuperNode answers one message late: restart it"
 
 
 @dataclass(slots=True)
 class _Sent:
-    """A message under way, and when a reply to the message before it arrived, if one did."""
+    """A message without a reply so far.
+
+    ``since`` is the time when it was sent; ``behind`` the time when a reply to an earlier message of its node arrived.
+    """
 
     node_id: int
     kind: str
@@ -32,26 +35,27 @@ class _Sent:
 
 
 class LateNodes(Relay):
-    """Proxy for a SuperLink's grid that gives up messages to SuperNodes that are one message behind.
+    """Proxy for a SuperLink's grid that gives up messages to SuperNodes that answer one message late.
 
     If a run ends while a SuperNode of Flower 1.41 confirms a message, the SuperNode delivers each later reply only when
-    the next message arrives, until it is restarted. So messages that a node left unanswered are remembered.
+    the next message arrives, until it is restarted. The proxy stores the ids of unanswered messages to detect this:
 
-    - If its reply is there before the next message is sent, the node was merely slow.
-    - If its reply arrives while the next message is under way, that message is given up once it takes twice as long as
-      any other message of its kind has taken.
-    - The reply to a capability query also counts as the reply to a later one, which is not sent if it is there already.
+    - If the late reply arrives before the next message is sent, the node was only slow.
+    - If the late reply arrives while the next message waits for its reply, the proxy gives up the next message after
+      twice the longest time that a reply to this type of message took, and ``GRACE_SECONDS``.
+    - A late reply to a capability query answers the next capability query too. If it arrives before that query is sent,
+      the query is not sent.
     """
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
         self._sent: dict[str, _Sent] = {}
-        self._unanswered: dict[int, list[str]] = {}  # messages by node, the oldest first
-        self._longest: dict[str, float] = {}  # seconds that any reply took, by kind of message
-        self._ready: dict[str, Message] = {}  # answers to earlier queries, by message id
+        self._unanswered: dict[int, list[str]] = {}  # ids of cancelled messages by node, the oldest first
+        self._longest: dict[str, float] = {}  # most seconds that a reply took, by message type
+        self._ready: dict[str, Message] = {}  # late replies that answer a new query, by message id
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; replies to earlier ones that have arrived meanwhile are dropped, or are the answers."""
+        """Send messages. First read the late replies of their nodes: they answer a new query, or are dropped."""
         answered, sent = dict[int, str](), list[Message]()
         for message in messages:
             node_id, kind = message.metadata.dst_node_id, message.metadata.message_type
@@ -68,10 +72,10 @@ class LateNodes(Relay):
         for id_, message in zip(ids, sent, strict=False):
             if id_:
                 self._sent[id_] = _Sent(message.metadata.dst_node_id, message.metadata.message_type, now)
-        return [*ids, *answered.values()]  # an exchange needs the ids in no order
+        return [*ids, *answered.values()]  # the order is arbitrary, as exchange() does not use it
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there, and an error for each message that is given up."""
+        """Return the replies that have arrived, and an error for each message that is given up."""
         ids = list(message_ids)
         earlier = {
             before: id_
@@ -106,24 +110,24 @@ class LateNodes(Relay):
         return replies
 
     def _takes_late(self, reply: Message, id_: str, now: float) -> bool:
-        """Whether a late reply answers a message under way; if not, note that its node is one message behind."""
+        """Whether a late reply answers the message ``id_``; if not, record that its node answers one message late."""
         about = reply.metadata.reply_to_message_id
         kinds = {self._sent[sent_id].kind for sent_id in (about, id_) if sent_id in self._sent}
         self._forget(about)
         if kinds == {QUERY_CAPABILITY} and not reply.has_error():
             set_metadata(reply, reply_to_message_id=id_)
-            self.cancel([id_])  # its own reply is still to come
+            self.cancel([id_])  # the reply to id_ itself comes later, and is then late too
             return True
         if id_ in self._sent:
             self._sent[id_].behind = now
         return False
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and yield the replies as they come, up to ``timeout`` seconds."""
+        """Send messages and yield the replies in the order of arrival, up to ``timeout`` seconds."""
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Give messages up; of each node the oldest one and the latest are remembered."""
+        """Cancel messages. Of each node's, the oldest and the newest ids are stored to detect late replies."""
         dropped = []
         for id_ in message_ids:
             if (sent := self._sent.get(id_)) is None:
@@ -138,7 +142,7 @@ class LateNodes(Relay):
         super().cancel(dropped)
 
     def _forget(self, id_: str) -> None:
-        """Forget a message."""
+        """Delete a message from all tables."""
         sent = self._sent.pop(id_, None)
         remembered = [] if sent is None else self._unanswered.get(sent.node_id, [])
         if sent is not None and id_ in remembered:
@@ -147,7 +151,7 @@ class LateNodes(Relay):
                 del self._unanswered[sent.node_id]
 
     def _is_given_up(self, id_: str, now: float) -> bool:
-        """Whether a message went to a node that is one message behind, and others have answered long ago."""
+        """Whether to give up a message: its node answers one message late, and its time is over."""
         sent = self._sent.get(id_)
         if sent is None or sent.behind is None or sent.kind not in self._longest:
             return False

@@ -1,8 +1,8 @@
-"""Every record and key that travels between server and clients, in one place.
+"""Names of all records and keys of messages between server and clients, and functions that read them with checks.
 
-Instructions carry an ``ArrayRecord`` of parameters and a ``ConfigRecord``; replies carry parameters, a ``MetricRecord``
-and a ``ConfigRecord``. Every config carries the schema version, so that two versions of this package that would
-misunderstand one another say so instead. A sender is by default the server, as clients read its messages.
+Instructions have an ``ArrayRecord`` of parameters and a ``ConfigRecord``; replies have parameters, a ``MetricRecord``
+and a ``ConfigRecord``. Every config has the schema version, so incompatible versions of this package raise an error.
+The argument ``sender`` is the name for errors; the default is the server, for messages that clients read.
 """
 
 import time
@@ -20,7 +20,7 @@ from heterofl_flwr.transport import compat
 from heterofl_flwr.transport.compat import ErrorCode
 
 SCHEMA = 2
-"""Raise when a message changes its meaning."""
+"""Version of the messages; increase it when the meaning of a message changes."""
 
 # Names of records.
 ARRAYS = "arrays"
@@ -45,7 +45,7 @@ NUM_PARTITIONS = "num-partitions"
 LEARNING_RATE = "lr"
 PROXIMAL_MU = "proximal-mu"
 LABELS = "labels"
-HEAD_LABELS = "labels/"  # precedes the name of a head
+HEAD_LABELS = "labels/"  # prefix; the name of a head follows
 CAPACITY = "capacity"
 CLASSES = "classes"
 RATES = "rates"
@@ -69,18 +69,18 @@ OLDEST_CHECKPOINT = "oldest-checkpoint"
 RESERVED = frozenset(
     {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIENT_STAGES, SHARED, WORK}
 ) | {TRAINED, RUN_KEY, OLDEST_CHECKPOINT, BASE, SECURE_SUM, SECURE_CLIENTS, SECURE_KEYS}
-"""Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
+"""Keys of instructions that the server sets; a user's ``train_config`` or ``evaluate_config`` must not have them."""
 
 # Keys of metrics.
 NUM_EXAMPLES = "num-examples"
 
-# What the classic API asks of a client, which knows fit and evaluate alone.
+# The kind of message in the classic API, whose clients have only the methods fit and evaluate.
 TASK = "task"
 TASK_TRAIN = "train"
 TASK_EVALUATE = "evaluate"
 TASK_MOMENTS = "moments"
 
-# Queries, as Flower's message types name them.
+# Flower's message types of queries.
 QUERY_CAPABILITY = "query.capability"
 QUERY_MOMENTS = "query.moments"
 QUERY_STAGES = "query.stages"
@@ -91,7 +91,7 @@ NODE_RATE = "rate"
 NODE_PARTITION = "partition-id"
 NODE_NUM_PARTITIONS = "num-partitions"
 
-# Instructions to train of FedH2L.
+# Flower's message types of FedH2L's two exchanges of training.
 TRAIN_PUBLISH = "train.publish"
 TRAIN_LEARN = "train.learn"
 
@@ -114,7 +114,7 @@ SIMULATED = "simulated: "
 
 
 class LocalFault(Error):
-    """Why there is no reply, as this process knows. No client can claim it: a type of error does not travel."""
+    """Error reply that this process makes itself. A client cannot forge one, because messages lose an error's class."""
 
     def __init__(self, reason: str, kind: FaultKind = "failed") -> None:
         super().__init__(ErrorCode.NODE_UNAVAILABLE, reason)
@@ -122,7 +122,7 @@ class LocalFault(Error):
 
 
 class SimulatedFault(LocalFault):
-    """Why a simulated device gives no reply."""
+    """Error reply of a simulated device that is away, drops out or is late."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, "simulated")
@@ -133,21 +133,21 @@ Record = ArrayRecord | MetricRecord
 
 
 def new_config(values: Mapping[str, object]) -> ConfigRecord:
-    """Return a fresh config with the schema version."""
+    """Return a new config record with ``values`` and the schema version."""
     return ConfigRecord({SCHEMA_KEY: SCHEMA, **values})  # type: ignore[dict-item]
 
 
 def answer(message: Message, config: Mapping[str, object], records: Mapping[str, Record] = {}) -> Message:
-    """Return the answer to a message: a config, and other records."""
+    """Return the reply to a message, with a config and other records."""
     return Message(RecordDict({CONFIG: new_config(config), **records}), reply_to=message)
 
 
 def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int) -> MetricRecord:
-    """Return what a client reports; name what is no number, such as the losses of a whole batch in one tensor."""
+    """Return the metric record of a reply; raise an error for values that are not numbers, such as a batch's losses."""
     metrics = MetricRecord()
     for key, value in values.items():
         try:
-            if isinstance(value, str):  # "12" would else be the list of 1 and 2
+            if isinstance(value, str):  # a str is a Sequence: "12" would become [1.0, 2.0]
                 raise TypeError
             number = [float(entry) for entry in value] if isinstance(value, Sequence) else float(value)
         except (TypeError, ValueError, RuntimeError):
@@ -163,7 +163,7 @@ def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int
 
 
 def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESERVED) -> None:
-    """Raise ``ConfigError`` if what a user sends along has keys that mean something else here."""
+    """Raise ``ConfigError`` if a user's config has keys that this package uses."""
     if taken := sorted(reserved.intersection(config)):
         raise ConfigError(
             f"the config that goes with instructions has {', '.join(taken)}: by that name clients get what HeteroFL "
@@ -172,20 +172,20 @@ def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESE
 
 
 def read_config(message: Message, sender: str = SERVER) -> ConfigRecord:
-    """Return a message's config; reject one of another schema, naming both sides."""
+    """Return a message's config; raise ``ReplyError`` if its schema version is missing or differs."""
     config = find_record(message.content, CONFIG, ConfigRecord) or ConfigRecord()
     check_schema(config, sender)
     return config
 
 
 def find_record(content: RecordDict, name: str, kind: type[Value]) -> Value | None:
-    """Return the record of this name, if it is of this kind."""
+    """Return the record ``name``; None if there is none of the class ``kind``."""
     record = content.get(name)
     return record if isinstance(record, kind) else None
 
 
 def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
-    """Reject what another version of this package sent, or what was not sent by it at all."""
+    """Raise ``ReplyError`` if a config has no schema version, or that of an incompatible version of this package."""
     if SCHEMA_KEY not in config:
         cause = NOT_HETEROFL if sender == SERVER else NOT_CONVERTED
         raise ReplyError(f"{sender} sent a message without the config of HeteroFL: {cause}")
@@ -197,27 +197,27 @@ def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
 
 
 def read_value(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value:
-    """Return one value of a config; reject a missing one or one of another type."""
+    """Return one value of a config; raise ``ReplyError`` if it is missing or of another type."""
     value: object = config.get(key)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 2**63 else value  # beyond what a message can carry
+        value = float(value) if abs(value) < 2**63 else value  # a larger integer, forged, may overflow a float
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise unexpected(value, key, kind.__name__, sender)
     return value
 
 
 def read_optional(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value | None:
-    """Return one value of a config, or None where there is none."""
+    """Return one value of a config, or None if the key is missing; raise ``ReplyError`` for another type."""
     return read_value(config, key, kind, sender) if key in config else None
 
 
 def unexpected(value: object, key: str, expected: str, sender: str = SERVER) -> ReplyError:
-    """Return the error of a value that is not what was expected under its key."""
+    """Return the error for an unexpected value of a key."""
     return ReplyError(f"{sender} sent {shown(value)} as {key}, expected {expected}")
 
 
 def read_list(config: Mapping[str, object], key: str, kind: type[Value], default: list[Value]) -> list[Value]:
-    """Return a list of values of one type; by default another."""
+    """Return a list of values of the type ``kind``, or ``default`` if the key is missing."""
     value = config.get(key, default)
     if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
         raise unexpected(value, key, f"a list of {kind.__name__}")
@@ -225,19 +225,19 @@ def read_list(config: Mapping[str, object], key: str, kind: type[Value], default
 
 
 def read_rates(config: Mapping[str, object]) -> list[float]:
-    """Return the rates that an instruction names; by default that of its slice."""
+    """Return the rates in an instruction; without any, the rate of its slice."""
     return read_list(config, RATES, float, [read_value(config, RATE, float)])
 
 
 def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the patterns of the parameters that an instruction brings and wants back; by default all."""
+    """Return the patterns of the parameters that an instruction has and its reply must have; by default all."""
     return tuple(pattern for pattern in read_list(config, SHARED, str, list(ALL)) if pattern)
 
 
 def read_choice(
     config: Mapping[str, object], key: str, choices: Sequence[Value], default: str = "", sender: str = SERVER
 ) -> Value:
-    """Return one of some choices; by default the one that is named."""
+    """Return the value of a key if it is one of ``choices``; ``default`` replaces a missing value."""
     value = config.get(key, default)
     choice = next((choice for choice in choices if choice == value), None)
     if choice is None:
@@ -246,16 +246,16 @@ def read_choice(
 
 
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
-    """Return the array records among what a message carries.
+    """Return the array records of a message by name.
 
-    Flower's ``content.array_records`` makes an object that refers to itself, so each use would keep the whole message
-    alive until the garbage collector runs.
+    Flower's ``content.array_records`` creates a reference cycle, which keeps the whole message in memory until the
+    garbage collector runs.
     """
     return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
 
 
 def error_reply(reply_to: str, run_id: int, signer: int, error: Error) -> Message:
-    """Return the error reply that a grid makes in place of a node's reply."""
+    """Return an error reply made by a grid; ``signer`` is the node id of its sender."""
     metadata = Metadata(
         run_id=run_id,
         message_id="",

@@ -1,4 +1,4 @@
-"""Contents of message records: packing them, and reading them with checks."""
+"""Packing tensors, metrics and moments into message records, and reading them with checks."""
 
 import io
 import logging
@@ -34,7 +34,7 @@ UPLOAD_RECORDS: Mapping[str, tuple[str, ...]] = {
     "int8": (CHANGES, SCALES),
     MASKED: (MASKED,),
 }
-"""The records that carry parameters in each form of a reply."""
+"""Names of the records with parameters, by the form of a reply (``upload``)."""
 
 LARGEST_METRIC = 1e30
 MOST_METRICS = 100
@@ -43,11 +43,11 @@ LONGEST_NAME = 100
 logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 1024
-"""More than the header of any array that a client of ours sends."""
+"""Upper bound on the header of an array in the ``.npy`` format."""
 
 
 def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) -> None:
-    """Reject a record with an array larger than its entries in double precision, before anything of it is read."""
+    """Raise ``ReplyError`` if an array has more bytes than its ``entries`` have as float64; nothing is unpacked."""
     for name, array in record.items():
         most = 8 * entries.get(name, 0) + HEADER_BYTES
         if (size := array_size(array)) > most:
@@ -55,25 +55,28 @@ def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) ->
 
 
 def count_bytes(arrays: ArrayRecord) -> int:
-    """Return the bytes of a record's arrays, as they travel."""
+    """Return the serialised size of a record's arrays in bytes."""
     return sum(map(array_size, arrays.values()))
 
 
 @contextmanager
 def reading_arrays(sender: str) -> Iterator[None]:
-    """Reject as unreadable whatever makes the reading of arrays fail."""
+    """Within this context, turn any error into a ``ReplyError`` about arrays that cannot be read."""
     try:
         with warnings.catch_warnings():
-            # numpy's on odd headers, and torch's that what it sees must not be written to
+            # numpy warns of unusual headers, and torch of arrays that must not be written to
             warnings.simplefilter("ignore", UserWarning)
             yield
-    except Exception as error:  # bytes that are no array make numpy and torch raise almost anything
+    except Exception as error:  # invalid bytes can make numpy and torch raise almost any error
         raise ReplyError(f"{sender} sent arrays that cannot be read: {type(error).__name__}: {error}") from error
 
 
 def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]:
-    """Return the tensors of a record, to be read only: it keeps them, or their bytes. Reject one that is no array."""
-    expected = "numpy.ndarray"  # how Flower names the only form in which it serialises arrays
+    """Return the tensors of a record; raise ``ReplyError`` for invalid arrays.
+
+    The tensors share memory with the record, so the caller must not change them.
+    """
+    expected = "numpy.ndarray"  # Flower's name of its only serialisation of arrays
     with reading_arrays(sender):
         if unexpected := {array.stype for array in record.values()} - {expected}:
             raise ValueError(f"serialised as {unexpected.pop()!r}, expected {expected!r}")
@@ -86,9 +89,9 @@ def _read_array(array: Array) -> Tensor:
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """Return the array in the bytes of a ``.npy`` file, to be read only: it lies where they do.
+    """Return the array in the bytes of a ``.npy`` file; it shares their memory, so the caller must not change it.
 
-    ``numpy.load`` would take archives of arrays too, and what follows an array.
+    ``numpy.load`` is not used, because it also accepts archives of arrays and bytes after the array.
     """
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
@@ -103,7 +106,7 @@ def read_npy(data: bytes) -> np.ndarray:
 
 
 def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, form: str) -> dict[str, ArrayRecord]:
-    """Return what a client sends of its parameters as records, by their names."""
+    """Return the array records of a reply: ``tensors`` in a form of upload, and ``scales`` if the form has them."""
     records = {UPLOAD_RECORDS[form][0]: pack_tensors(tensors)}
     return records if scales is None else {**records, SCALES: pack_tensors({SCALES: scales})}
 
@@ -111,9 +114,10 @@ def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, form: str
 def unpack_trained(
     records: Mapping[str, ArrayRecord], form: str, plan: Plan, sender: str
 ) -> tuple[Mapping[str, Tensor], Tensor | None]:
-    """Return the tensors of a reply: parameters, or what they changed by and the scales of these.
+    """Return the tensors of a reply, which are parameters or changes of parameters, and the scales of changes.
 
-    Records of another form, other names, and far more bytes than the plan has are rejected before anything is read.
+    Raise ``ReplyError``, before anything is unpacked, for records of another form, unknown names, and far more bytes
+    than the plan has.
     """
     expected = UPLOAD_RECORDS[form]
     if set(records) != set(expected):
@@ -124,7 +128,7 @@ def unpack_trained(
         if name in (ARRAYS, CHANGES):
             check_names(plan, record)
             sizes = {parameter: math.prod(shape) for parameter, shape in plan.shapes.items()}
-        elif list(record) != [name]:  # one vector, whose parts a stage knows
+        elif list(record) != [name]:  # a single vector, which a stage splits
             raise ReplyError(f"{sender} sent {shown(list(record))} in record {name}, expected {name} alone")
         check_sizes(record, sizes, sender)
         tensors[name] = read_tensors(record, sender)
@@ -132,17 +136,17 @@ def unpack_trained(
 
 
 def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
-    """Return static batch norm moments by rate as one record."""
+    """Return the record of static batch norm moments by rate."""
     return pack_tensors(moment_tensors(moments))
 
 
 def moment_tensors(moments: Mapping[float, Moments]) -> dict[str, Tensor]:
-    """Return static batch norm moments by rate as tensors, with the rate and a slash before each name."""
+    """Return static batch norm moments by rate as tensors named ``rate/name``."""
     return {f"{rate}/{name}": tensor for rate, sums in moments.items() for name, tensor in sums.to_tensors().items()}
 
 
 def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
-    """Return the moments that ``moment_tensors`` made tensors of."""
+    """Return moments by rate from tensors named ``rate/name``; the inverse of ``moment_tensors``."""
     by_rate: dict[float, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         rate, _, name = path.partition("/")
@@ -151,7 +155,7 @@ def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
 
 
 def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Moments:
-    """Return the moments of one rate that a record holds; reject a record that lacks them."""
+    """Return the moments of one rate in a record; raise ``ReplyError`` if they are missing or invalid."""
     moments = entries_under(f"{rate}/", read_tensors(record, sender))
     if not moments:
         raise ReplyError(f"{sender} sent no moments of rate {rate}")
@@ -162,7 +166,7 @@ def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Mo
 
 
 def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> None:
-    """Reject the reply of an app that is not converted: with the whole model for a slice."""
+    """Raise ``ReplyError`` if a reply has the whole model instead of a slice, as from an app not converted."""
     full_shapes = {name: tuple(axis.size for axis in axes) for name, axes in plan.axes.items()}
     for record in records:
         shapes = {name: tuple(array.shape) for name, array in record.items() if name in full_shapes}
@@ -173,7 +177,10 @@ def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> 
 
 
 def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> TrainReply:
-    """Return what a reply to an instruction to train holds; refuse it if anything is missing or of another type."""
+    """Return the content of a training reply; raise ``ReplyError`` if anything is missing or of another type.
+
+    ``most`` is the largest number of examples allowed.
+    """
     records = messages.array_records(reply.content)
     check_converted(records.values(), plan, sender)
     config = messages.read_config(reply, sender)
@@ -199,7 +206,10 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
 
 
 def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str, float]]:
-    """Return the number of examples, ``most`` at most, and the other metrics; lists are left out."""
+    """Return the number of examples in a reply, and its other metrics without lists.
+
+    Raise ``ReplyError`` if there are more than ``most`` examples.
+    """
     record = messages.find_record(reply.content, messages.METRICS, MetricRecord)
     if record is None:
         raise ReplyError(f"{sender} sent no {messages.METRICS} record")
@@ -214,7 +224,7 @@ def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str,
 
 
 def read_capability(reply: Message, sender: str) -> Capability:
-    """Return what a node says of itself."""
+    """Return a node's capability from its answer to the capability query."""
     config = messages.read_config(reply, sender)
     return Capability(
         capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
@@ -224,10 +234,13 @@ def read_capability(reply: Message, sender: str) -> Capability:
 
 
 def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Moments]:
-    """Return a reply's moments by rate, or none; refuse what is far larger than those of these layers' channels."""
+    """Return the moments by rate in a reply; empty if the node has none.
+
+    Raise ``ReplyError`` for arrays that are far larger than moments of the layers in ``norms``.
+    """
     messages.read_config(reply, sender)
     record = messages.array_records(reply.content).get(messages.MOMENTS)
-    if record is None:  # a node without data for them says so
+    if record is None:  # the node has no data to measure moments on
         return {}
     most = 3 * sum(map(len, norms.values()))
     if len(record) > most:
@@ -238,12 +251,12 @@ def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Momen
 
 
 def read_numbers(metrics: Mapping[str, object], sender: str) -> dict[str, float]:
-    """Return the numbers among metrics; one that is out of its bounds becomes NaN, which no mean counts.
+    """Return the metrics that are numbers; a number out of bounds becomes NaN, which means leave out.
 
     Raises
     ------
     ReplyError
-        If there are too many, or if a name is no short line of text: the record of a run keeps each.
+        If there are too many metrics, or a name is not a short line of text; the record of a run stores all of them.
     """
     numbers = {
         name: value for name, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)

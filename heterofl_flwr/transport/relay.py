@@ -1,4 +1,4 @@
-"""Proxies for grids, and abilities beyond Flower's interface: to wait for replies, cancel messages, count costs."""
+"""``Relay``, the base of proxies for grids, and protocols of grids with more methods than Flower's ``Grid``."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -12,26 +12,26 @@ from heterofl_flwr.transport.compat import Run
 
 @runtime_checkable
 class Waits(Protocol):
-    """A grid that can wait for replies: no pauses between looks for them."""
+    """A grid that can wait for replies, so its user need not poll."""
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
-        """Wait until all of these messages are answered, or ``timeout`` seconds; return the ids of those that are."""
+        """Wait until all messages are answered, or ``timeout`` seconds; return the ids of answered messages."""
 
 
 @runtime_checkable
 class Cancels(Protocol):
-    """A grid that can drop messages and their replies; those of Flower cannot."""
+    """A grid that can drop messages and their replies; Flower's grids cannot."""
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages, begun or not, and their replies."""
+        """Drop messages, also those that clients work on, and their replies."""
 
 
 @runtime_checkable
 class Costs(Protocol):
-    """A grid that knows what a round has cost its devices."""
+    """A grid that counts the time and energy of simulated devices."""
 
     def take_costs(self) -> Mapping[str, float]:
-        """Return what was spent since the last call, by the names that ``RoundRecord`` has for it."""
+        """Return the costs since the previous call; the keys are names of fields of ``RoundRecord``."""
 
 
 class Relay(Grid):
@@ -42,11 +42,11 @@ class Relay(Grid):
 
     @property
     def run(self) -> Run:
-        """The run, as the grid has it."""
+        """The run of the grid."""
         return self._grid.run
 
     def set_run(self, run: Run) -> None:
-        """Begin another run."""
+        """Set the run of the grid."""
         self._grid.set_run(run)
 
     def create_message(
@@ -56,11 +56,11 @@ class Relay(Grid):
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of the nodes that are there."""
+        """Return the ids of the connected nodes."""
         return self._grid.get_node_ids()
 
     def get_nodes(self) -> Iterable[compat.NodeInfo]:
-        """Return what is known of each node."""
+        """Return Flower's information about each connected node."""
         return compat.get_nodes(self._grid)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -68,7 +68,7 @@ class Relay(Grid):
         return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages that are there."""
+        """Return the replies to these messages that have arrived."""
         return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -81,7 +81,7 @@ class Relay(Grid):
 
 
 def crosses_superlink(grid: object) -> bool:
-    """Whether a grid's replies come from other machines, through a SuperLink."""
+    """Whether a grid, also inside proxies, is that of a SuperLink, so its replies come from other machines."""
     while isinstance(grid, Relay):
         grid = grid._grid
     return compat.has_runtime_client(grid)

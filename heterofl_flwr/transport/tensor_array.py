@@ -1,4 +1,4 @@
-"""``TensorArray``: Flower's ``Array`` around a tensor, which needs no bytes while it stays in one process."""
+"""``TensorArray``: Flower's ``Array`` around a tensor, which is serialised only when it leaves the process."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class TensorArray(Array):
-    """An ``Array`` that holds a tensor until its bytes are asked for, and the bytes from then on.
+    """An ``Array`` that holds a tensor; the first use of ``data`` replaces the tensor by its bytes.
 
-    The tensor is shared with whoever made the array and whoever reads it, so none of them may change it. Pickled or
-    copied it is a plain ``Array``.
+    The tensor shares its memory with the tensor of the caller and with those that readers get; do not change them.
+    Pickling or copying gives a plain ``Array``.
     """
 
-    __qualname__ = "Array"  # by which Flower serialises it
+    __qualname__ = "Array"  # Flower serialises objects by the name of their class
 
     def __init__(self, tensor: Tensor) -> None:
         dtype = str(tensor.numpy().dtype)
@@ -24,7 +24,7 @@ class TensorArray(Array):
 
     @property
     def data(self) -> bytes:
-        """The bytes of a ``.npy`` file."""
+        """The array as the bytes of a ``.npy`` file."""
         if (tensor := read_live(self)) is not None:
             self.data = Array(tensor).data
         data: bytes = self.__dict__["bytes"]
@@ -33,7 +33,7 @@ class TensorArray(Array):
     @data.setter
     def data(self, data: bytes) -> None:
         self.__dict__["bytes"] = data
-        self.__dict__["tensor"] = None  # last, for a thread that reads meanwhile
+        self.__dict__["tensor"] = None  # after the bytes are set: another thread may read now
 
     def numpy(self) -> np.ndarray:
         """Return a copy as a NumPy array."""
@@ -47,14 +47,14 @@ class TensorArray(Array):
         names = ("dtype", "shape", "stype", "data")
         return self is value or all(getattr(self, name) == getattr(value, name) for name in names)
 
-    __hash__ = None  # type: ignore[assignment]  # as Array's: it can change
+    __hash__ = None  # type: ignore[assignment]  # not hashable, like Array, because it is mutable
 
     def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
         return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return tensors as a record; they must not change afterwards."""
+    """Return a record of tensors, which it shares if they are contiguous on the CPU; do not change them afterwards."""
     record = ArrayRecord()
     for name, tensor in tensors.items():
         record[name] = TensorArray(tensor.detach().cpu().contiguous())
@@ -68,14 +68,14 @@ def read_live(array: Array) -> Tensor | None:
 
 
 def array_size(array: Array) -> int:
-    """Return the bytes of an array as it travels, without making them."""
+    """Return the serialised size of an array in bytes, without serialising it."""
     return len(array.data) if read_live(array) is None else npy_size(array.dtype, tuple(array.shape))
 
 
 @lru_cache(maxsize=4096)
 def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
-    """Return the bytes of a ``.npy`` file."""
+    """Return the size in bytes of an array's ``.npy`` file."""
     header = BytesIO()
-    array = np.broadcast_to(np.zeros((), dtype), shape)  # which needs no memory of that size
+    array = np.broadcast_to(np.zeros((), dtype), shape)  # a view, which allocates a single element
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     return header.tell() + array.nbytes
