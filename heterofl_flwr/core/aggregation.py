@@ -1,4 +1,4 @@
-"""Aggregation of one round: the checks of each reply before an aggregator gets it."""
+"""Aggregation of one round: check each reply, then pass it to an aggregator."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,26 +14,27 @@ from heterofl_flwr.core.slice_plan import Plan
 
 
 class Aggregation:
-    """The aggregation of one round: checks each reply, adds it to an aggregator, and gives the result once.
+    """Aggregation of one round: checks each reply, adds it to an aggregator and returns the result once.
 
     Parameters
     ----------
     global_state : Mapping[str, Tensor]
-        The state that the replies started from. It is read, never changed; entries that no client held are unchanged
-        in the result.
+        The global state before the round. It is not changed. Entries that no client holds have the same value in the
+        result.
     label_rows : Sequence[str]
         Parameters whose rows belong to classes, such as ``["linear.weight", "linear.bias"]``. A client's rows count
-        for the classes in its ``labels``.
+        only for the classes in its ``labels``.
     aggregator : Callable[[Mapping[str, Tensor]], Aggregator]
         Makes the aggregator from the global state: ``CountingMean``, or ``partial(RobustMean, robust=Robust())``.
     extra_rows : bool
-        Whether rows beyond the classes, such as the embedding of [MASK], count for every holder; otherwise they count
-        for no client that sends labels (``Fidelity.extra_rows``).
+        True if rows beyond the classes, such as the embedding of [MASK], count for every client that holds them. If
+        False, they count only for clients that send no labels (``Fidelity.extra_rows``).
     largest : float
-        Upper bound on the magnitude of a reply's entries; by default they have to be finite. Beyond it, the sum of
-        several replies could overflow.
+        Upper bound on the magnitude of a reply's entries. By default only NaN and infinity are rejected. A finite bound
+        keeps the sum of several replies from overflowing.
     norm_bound : float
-        Upper bound on the L2 norm of a reply's change; 0 for no bound.
+        Upper bound on the L2 norm of the difference between a reply and the state that the client trained; 0 for no
+        bound.
 
     Attributes
     ----------
@@ -85,19 +86,20 @@ class Aggregation:
         plan : Plan
             The slice that the client holds.
         sub : Mapping[str, Tensor]
-            Its parameters, in the plan's shapes and the global model's dtypes.
+            The client's parameters, in the plan's shapes and the global model's dtypes.
         labels : Sequence[int] | Mapping[str, Sequence[int]] | None
-            The classes whose rows count; None means all rows. With several heads, the classes of each by the name of
-            its layer or parameter: ``{"digits": [1, 2], "months.weight": [11]}``.
+            The classes whose rows count; None counts all rows. If the model has several heads, a mapping from the name
+            of a head's layer or parameter to its classes: ``{"digits": [1, 2], "months.weight": [11]}``.
         weight : float
-            The client's weight in the mean; HeteroFL counts every client once. 0: the reply is checked and not used.
+            The client's weight in the mean; HeteroFL counts every client once. A reply of weight 0 is checked, but not
+            averaged.
         sent : Version | None
-            The version that the client trained; None for the current one.
+            The version of the global model that the client trained; None for the current one.
 
         Raises
         ------
         ReplyError
-            If anything about the reply is wrong. It is rejected as a whole, and the aggregation is unchanged.
+            If the reply is invalid. Nothing of it is added.
         """
         self._check_open()
         self._check_plan(plan)
@@ -110,17 +112,17 @@ class Aggregation:
         self.replies += 1
 
     def result(self) -> dict[str, Tensor]:
-        """Return the new global state, in new tensors of the old dtypes, and end the aggregation."""
+        """Return the new global state in new tensors of the old dtypes; call this once."""
         self._check_open()
         self._has_result = True
         return self._aggregator.result()
 
     def holders(self, name: str) -> Tensor:
-        """Return the total weight of the clients that held each entry of a parameter."""
+        """Return, for each entry of a parameter, the total weight of the clients that held it."""
         return self._aggregator.holders(name)
 
     def _check_plan(self, plan: Plan) -> None:
-        """Raise unless a plan fits the global state and holds floating point alone."""
+        """Raise an error unless the plan fits the global state and all its parameters are floating point."""
         if plan in self._plans:
             return
         plan.check_state(self._state)

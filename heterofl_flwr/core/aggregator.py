@@ -1,4 +1,4 @@
-"""The protocol of aggregators, and the replies that they receive."""
+"""The ``Aggregator`` protocol, and the checked replies that an aggregator receives."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,23 +9,23 @@ from torch import Tensor
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 Rows = Mapping[str, Tensor]
-"""Indices of the rows that count, by parameter. Parameters that are missing count with all their rows."""
+"""Indices of the rows to average, by parameter. A parameter without indices is averaged in all its rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """The slice that a client was sent, and the steps of the global model until then.
+    """The slice that was sent to a client, and the steps that the global model had made by then.
 
-    Only the slice is stored, so that an asynchronous server keeps no whole model for each step.
+    Only the slice is stored, so that an asynchronous server does not keep a full model for each step.
 
     Attributes
     ----------
     number
-        Steps of the global model.
+        Number of steps of the global model.
     plan, tensors
-        The slice.
+        The slice: its entries and their values.
     moved
-        Steps that moved the entries of each plan.
+        For each plan, the number of steps of which it was the largest plan (``Clocks``).
     """
 
     number: int
@@ -35,7 +35,7 @@ class Version:
 
     @property
     def state(self) -> Mapping[str, Tensor]:
-        """The slice in the shapes of the global model, with zeros elsewhere."""
+        """The slice as tensors of the global model's shapes, with zeros in all other entries."""
         state = {}
         for name, axes in self.plan.axes.items():
             state[name] = self.tensors[name].new_zeros([axis.size for axis in axes])
@@ -52,13 +52,13 @@ class CheckedReply:
     plan
         The slice that the client holds.
     tensors
-        Its parameters, in the shapes of the plan and the dtypes of the global state.
+        The client's parameters, in the shapes of the plan and the dtypes of the global state.
     rows
-        The rows that count; see ``Rows``.
+        The rows to average; see ``Rows``.
     weight
         The client's weight in the mean.
     sent
-        The version that the client trained; None for the current one.
+        The version of the global model that the client trained; None for the current one.
     """
 
     plan: Plan
@@ -69,11 +69,11 @@ class CheckedReply:
 
 
 class Aggregator(Protocol):
-    """Combination of the replies of a round: ``add`` each one, then call ``result`` once.
+    """Combination of the replies of a round: call ``add`` for each reply, then ``result`` once.
 
-    An aggregator is made in each round from the global state, which it never changes. A class attribute ``by_entry``
-    that is False says that an entry of the result does not come from that entry of the replies alone, so that no server
-    optimiser can step along it.
+    A new aggregator is made from the global state in each round, and never changes that state. A class sets ``by_entry
+    = False`` if an entry of the result depends on other entries of the replies. Server optimisers cannot be used with
+    such a class.
     """
 
     def add(self, reply: CheckedReply) -> None:
@@ -83,8 +83,8 @@ class Aggregator(Protocol):
         """Return the new global state in new tensors; entries that no client held are unchanged."""
 
     def holders(self, name: str) -> Tensor:
-        """Return the total weight of the clients that held each entry of a parameter; also after ``result``."""
+        """Return, for each entry of a parameter, the total weight of its holders; also after ``result``."""
 
 
 OpenAggregator = Callable[[Mapping[str, Tensor]], Aggregator]
-"""Makes the aggregator of a round from the global state."""
+"""Function from the global state to the aggregator of a round."""

@@ -1,4 +1,4 @@
-"""Axes: the entries of one axis of a parameter that a client keeps."""
+"""Axes: which entries of one axis of a parameter a client keeps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +10,11 @@ from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An axis of ``size`` entries; a client holds ``local_size`` of them.
+    """One axis of a parameter: its ``size`` in the global model and the ``local_size`` entries that a client keeps.
 
-    The axis is made of ``parts`` equal parts, each of which keeps ``local_size / parts`` entries: the heads of an
-    attention layer, the gates of an LSTM. Most axes are one part. ``index`` names the positions that every part
-    keeps, ascending; without it they are the first.
+    The axis consists of ``parts`` equal parts, such as the heads of an attention layer or the gates of an LSTM. Most
+    axes have one part. Each part keeps ``local_size / parts`` entries: those at the ascending positions ``index``, or
+    the first ones if ``index`` is None.
     """
 
     size: int
@@ -23,7 +23,7 @@ class Axis:
     index: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check that lengths and positions fit one another."""
+        """Raise ``ShapeError`` if sizes, parts and positions are inconsistent."""
         if not 0 <= self.local_size <= self.size:
             raise ShapeError(f"an axis of {self.size} entries cannot keep {self.local_size}")
         if self.parts < 1 or self.size % self.parts or self.local_size % self.parts:
@@ -41,16 +41,16 @@ class Axis:
 
     @property
     def part(self) -> tuple[int, int]:
-        """The full and the kept length of one part."""
+        """The full and the local length of one part."""
         return self.size // self.parts, self.local_size // self.parts
 
     def contains(self, axis: "Axis") -> bool:
-        """Whether every entry that another axis holds is held here."""
+        """Whether this axis keeps every entry that ``axis`` keeps."""
         return self.size == axis.size and positions(axis) <= positions(self)
 
     def sliced(self, function: SliceFunction) -> "Axis":
-        """Return this axis with the positions that ``function`` keeps of each part."""
-        # What is held whole, or a prefix, has one form only, so that plans that mean the same are equal.
+        """Return this axis with the positions that ``function`` selects in each part."""
+        # A full axis and a prefix each have one canonical form, so that plans with the same entries are equal.
         if self.local_size == self.size:
             return Axis(self.size, self.size)
         index = self._find_index(function)
@@ -66,19 +66,19 @@ Axes = tuple[Axis, ...]
 
 
 def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mapping[int, int] | None = None) -> Axes:
-    """Return the axes of a parameter from its full and its local shape.
+    """Return the axes of a parameter from its global and its local shape.
 
     Parameters
     ----------
-    full, local : Sequence[int]
-        The two shapes.
+    shape, local_shape : Sequence[int]
+        The parameter's shape in the global model and in the client's.
     parts : Mapping[int, int] | None
-        Of how many equal parts some axes are made, by the axis' number.
+        Number of equal parts of an axis, by the axis' number; 1 where it is missing.
 
     Raises
     ------
     ShapeError
-        If the local shape is no slice of the full one.
+        If the local shape is not a slice of the global shape.
     """
     parts_of = parts or {}
     if len(shape) != len(local_shape) or any(not 0 <= number < len(shape) for number in parts_of):
@@ -86,7 +86,7 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
             f"shapes {tuple(shape)} and {tuple(local_shape)} with parts of axes {list(parts_of)} do not match"
         )
     return tuple(
-        # An axis held whole has no use for parts; without them, plans that mean the same are equal.
+        # A full axis does not need its parts; without them, plans with the same entries are equal.
         Axis(large, small, parts_of.get(number, 1) if small != large else 1)
         for number, (large, small) in enumerate(zip(shape, local_shape, strict=True))
     )
@@ -94,18 +94,22 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
 
 @dataclass(frozen=True, slots=True)
 class PrefixAxis(Axis):
-    """An axis of a layer whose last groups or heads are dropped whole: other entries would be of several of them."""
+    """An axis of a layer that drops its last groups or heads. Any other slice would mix channels of several groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class CoupledAxis(Axis):
-    """An axis that keeps channels of some groups. Entries of group -1 are always kept."""
+    """An axis whose entries are channels of one or more groups, as after a concatenation.
 
-    groups: tuple[tuple[int, int], ...] = ()  # of each: the number of channels, and how many are kept
-    places: tuple[tuple[int, int], ...] = ()  # of each entry: its group, and its channel's number in the group
+    A group is a set of channels that are sliced in the same way throughout the model. Entries of group -1 are always
+    kept.
+    """
+
+    groups: tuple[tuple[int, int], ...] = ()  # for each group: number of channels, number of channels kept
+    places: tuple[tuple[int, int], ...] = ()  # for each entry: its group, its channel in the group
 
     def __hash__(self) -> int:
-        """Leave out what is long; axes that differ only in it are rare."""
+        """Hash without ``index`` and ``places``, which are long; few axes differ in them alone."""
         return hash((self.size, self.local_size, self.groups))
 
     def _find_index(self, function: SliceFunction) -> tuple[int, ...]:
@@ -119,7 +123,7 @@ class CoupledAxis(Axis):
 
 
 def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
-    """Return the axis that keeps the first channels of each group: a plain ``Axis`` where one can express it."""
+    """Return the axis that keeps the first channels of each group, as a plain ``Axis`` if possible."""
     length = len(places)
     used = sorted({group for group, _ in places if group >= 0})
     local_size = sum(group < 0 or channel < groups[group][1] for group, channel in places)
@@ -133,7 +137,7 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
 
 
 def positions(axis: Axis) -> set[int]:
-    """Return the positions that an axis keeps."""
+    """Return all positions that an axis keeps."""
     length, part_kept = axis.part
     within = range(part_kept) if axis.index is None else axis.index
     return {part * length + place for part in range(axis.parts) for place in within}

@@ -1,6 +1,6 @@
-"""Channels in the order of their importance: the first ones, which small clients hold, are those of the largest norm.
+"""Channel order by importance: channels of large norm come first, so that small clients hold them.
 
-The channels of the global model itself change places, so every slice stays a prefix, and the model computes the same
+The channels of the global model itself are permuted. So every slice stays a prefix, and the model computes the same
 function. This is a structured form of FIARSE (Wu et al., NeurIPS 2024), which masks single entries by magnitude.
 """
 
@@ -14,20 +14,21 @@ from heterofl_flwr.core.axes import Axis, CoupledAxis, positions
 from heterofl_flwr.core.slice_plan import Plan
 
 Places = Sequence[tuple[int, int]]
-"""The group and the channel of each entry of an axis; entries of group -1 stay in their places."""
+"""For each entry of an axis, its group and its channel; entries of group -1 are not moved."""
 
 
 class ChannelOrder:
-    """Groups of tied channels, such as the channels of a residual stream, and their order by importance.
+    """Groups of tied channels, for example in a residual stream, and their order by importance.
 
     Parameters
     ----------
     model : nn.Module
-        The global model. One of ``elastic`` knows its groups; in others, the axes of one length are one group.
+        The global model. A model made by ``elastic`` knows its groups; in other models, all axes of one length are one
+        group.
     plans : Sequence[Plan]
         The prefix slice of each rate, from the largest to the smallest.
     margin : float
-        A channel enters a slice if its norm is larger, by this fraction, than that of the channel that leaves it.
+        A channel enters a slice only if its norm exceeds that of the channel it replaces by this fraction.
     """
 
     def __init__(self, model: nn.Module, plans: Sequence[Plan], margin: float = 0.0) -> None:
@@ -36,7 +37,7 @@ class ChannelOrder:
                 f"slice_rule='important' orders channels, and the smallest slice has no {listed(lacking, 3)}: "
                 f"expected a model that shrinks in width alone, or slice_rule='prefix'"
             )
-        rule = vars(model).get("plan_rule")  # of elastic
+        rule = vars(model).get("plan_rule")  # set by elastic
         places: Mapping[str, Mapping[int, Places]] = (
             _places_by_length(plans[-1]) if rule is None else rule.places(plans[-1].axes)
         )
@@ -45,7 +46,7 @@ class ChannelOrder:
             sizes[group] = max(sizes.get(group, 0), channel + 1)
         starts = dict(zip(sizes, torch.tensor([0, *sizes.values()]).cumsum(0).tolist(), strict=False))
         self._groups = [slice(start, start + sizes[group]) for group, start in starts.items()]
-        # By parameter and axis, the number of each entry's channel among those of all groups.
+        # For each parameter and axis, the channel of each entry, numbered over all groups; -1 for entries without one.
         self._channels = {
             name: {
                 axis: torch.tensor([starts[group] + channel if group >= 0 else -1 for group, channel in rows])
@@ -54,7 +55,7 @@ class ChannelOrder:
             for name, axes in places.items()
         }
         self._check_groups(model, traced=rule is not None)
-        # The factor of a channel's norm grows with the number of slices that hold the channel now.
+        # A channel's norm is multiplied by 1 + margin for each slice that holds the channel now.
         self._factors = torch.ones(sum(sizes.values()), dtype=torch.float64)
         for plan in plans:
             slices = [
@@ -66,7 +67,7 @@ class ChannelOrder:
             self._factors[channels_held[channels_held >= 0]] *= 1 + margin
 
     def _check_groups(self, model: nn.Module, *, traced: bool) -> None:
-        """Raise ``ConfigError`` if the channels of a group cannot change places alone."""
+        """Raise ``ConfigError`` if a group's channels cannot be permuted without changing the model's function."""
         norms = [f"{name}.weight" for name, layer in model.named_modules()
                  if isinstance(layer, nn.GroupNorm) and 1 < layer.num_groups < layer.num_channels]  # fmt: skip
         embeddings = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Embedding)]
@@ -97,7 +98,7 @@ class ChannelOrder:
 
     @torch.no_grad()
     def importance(self, state: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the norm of all parameters that enter and leave each channel, by group."""
+        """Return, by group, the L2 norm of all parameters that produce or read each channel."""
         squares = torch.zeros_like(self._factors)
         for name, axes in self._channels.items():
             entries = state[name].double().cpu().square()
@@ -107,7 +108,7 @@ class ChannelOrder:
         return [squares[group].sqrt() for group in self._groups]
 
     def find(self, state: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the channels in the order of importance, equal ones as they are now; None if this is that order."""
+        """Return the channels in stable order of importance; None if they are in this order already."""
         order = [
             group.start + (norms * self._factors[group]).argsort(descending=True, stable=True)
             for group, norms in zip(self._groups, self.importance(state), strict=True)
@@ -116,10 +117,10 @@ class ChannelOrder:
         return None if torch.equal(joined, torch.arange(len(joined))) else joined
 
     def apply(self, order: Tensor, name: str, tensor: Tensor) -> Tensor:
-        """Return a parameter, or a tensor of its shape, with its channels in another order."""
+        """Return a parameter, or another tensor of its shape, with its channels permuted by ``order``."""
         for axis, channels in self._channels.get(name, {}).items():
             new = torch.where(channels < 0, channels, order[channels])
-            # The entries of one channel, such as those of several heads or pixels, keep their order.
+            # Entries of one channel, such as those of several heads or pixels, keep their order.
             index = torch.empty_like(channels)
             index[new.argsort(stable=True)] = channels.argsort(stable=True)
             tensor = tensor.index_select(axis, index.to(tensor.device))
@@ -127,12 +128,12 @@ class ChannelOrder:
 
 
 def _entries(places: Mapping[str, Mapping[int, Places]]) -> Iterable[tuple[int, int]]:
-    """Return all channels of all groups, sorted."""
+    """Return the (group, channel) pairs of all entries, sorted."""
     return sorted({entry for axes in places.values() for rows in axes.values() for entry in rows if entry[0] >= 0})
 
 
 def _places_by_length(plan: Plan) -> dict[str, dict[int, Places]]:
-    """Return the places of axes that are cut; axes whose parts have one length are one group."""
+    """Return the places of all axes that are sliced; axes whose parts have equal lengths are one group."""
     return {
         name: {number: _places(axis) for number, axis in enumerate(axes) if axis.local_size < axis.size}
         for name, axes in plan.axes.items()

@@ -1,4 +1,4 @@
-"""The counting mean: a streaming mean of each entry over the clients that held it (section 3.1)."""
+"""The counting mean: the mean of each entry over the clients that hold it (section 3.1 of the paper)."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -14,38 +14,38 @@ from heterofl_flwr.core.axes import Axes
 from heterofl_flwr.core.slice_plan import Place, Plan, Region, is_prefix
 
 Count = float | Tensor
-"""The weight of the clients that held a slice: one number, or one for each row."""
+"""Total weight of the clients that hold a slice: one number, or one for each row."""
 
 Weights = Literal["equal", "examples"]
-"""The weight of a client in a mean: 1, or its number of examples."""
+"""A client's weight in a mean: 1, or its number of examples."""
 
 
 def sum_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the dtype of a parameter's sum: at least single precision."""
+    """Return the dtype for sums of a parameter: at least float32."""
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
 def empty_sum(parameter: Tensor) -> Tensor:
-    """Return uninitialised memory for a parameter's sum."""
+    """Return an uninitialised tensor for the sum of a parameter."""
     dtype = sum_dtype(parameter)
     if parameter.device.type != "cpu":
         return torch.empty_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
-    # The first touch of a large sum is most of the cost of an aggregation. numpy asks Linux for huge pages, which
-    # makes it four times faster.
+    # Page faults at the first write to a large sum are most of the cost of an aggregation. numpy asks Linux for huge
+    # pages, which makes this write four times faster.
     return torch.from_numpy(numpy.empty(parameter.shape, numpy.float64 if dtype == torch.float64 else numpy.float32))
 
 
 class Nested(NamedTuple):
-    """Slices that each contain the next; in two dimensions, the difference of two of them has the shape of an L."""
+    """Slices that each contain the next one. In two dimensions, the difference of two slices is an L-shaped shell."""
 
     slices: tuple[Axes, ...]  # from the largest to the smallest
     opened: tuple[int, ...]  # the tensor's shape, with parts as separate dimensions
-    shells: tuple[tuple[Place, ...], ...]  # the tensor without the first slice, the first without the second, ...
+    shells: tuple[tuple[Place, ...], ...]  # boxes of: tensor minus slice 0, slice 0 minus slice 1, ..., the last slice
 
 
 @lru_cache(maxsize=4096)
 def nest(slices: tuple[Axes, ...]) -> Nested | None:
-    """Return prefix slices ordered by size, or None if they are not nested."""
+    """Return prefix slices of one parameter sorted by size, or None if they are not nested."""
     ordered = sorted(slices, key=lambda axes: [axis.local_size for axis in axes], reverse=True)
     parts: list[int] = []
     bounds: list[tuple[int, ...]] = []
@@ -55,7 +55,7 @@ def nest(slices: tuple[Axes, ...]) -> Nested | None:
         if sizes != sorted(sizes, reverse=True) or len(divided) > 1:
             return None
         parts += divided
-    # The upper bounds of the whole tensor and of each slice on each dimension.
+    # Upper bounds in each dimension: first those of the full tensor, then those of each slice.
     for lengths in ([axis.size for axis in ordered[0]], *([axis.local_size for axis in axes] for axes in ordered)):
         pairs = zip(lengths, parts, strict=True)
         bounds.append(tuple(bound for length, n in pairs for bound in ([n, length // n] if n > 1 else [length])))
@@ -64,7 +64,7 @@ def nest(slices: tuple[Axes, ...]) -> Nested | None:
 
 
 def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
-    """Return disjoint boxes that cover the outer box without the inner one."""
+    """Return disjoint boxes that cover the box ``outer`` except the box ``inner``."""
     return tuple(
         (*map(slice, inner[:number]), slice(inner[number], outer[number]), *map(slice, outer[number + 1 :]))
         for number in range(len(outer))
@@ -73,14 +73,14 @@ def find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, .
 
 
 def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
-    """Divide a sum by its counts, in place; entries without a holder take the old value."""
+    """Divide a sum by its counts in place; entries without a holder get the old value."""
     nested = nest(tuple(counts)) if all(map(is_prefix, counts)) else None
-    # A shell would cut a count by row, if some slices are counted by row and others cut the rows.
+    # Shells do not work if some slices are counted by row and others drop rows.
     if nested is None or len(set(map(type, counts.values()))) > 1:
         _divide(total, old, held_by(total, counts))
         return
     total, old = total.view(nested.opened), old.view(nested.opened)
-    # An entry of a shell is held by the clients of all slices around the shell.
+    # The holders of a shell's entries are the clients of all slices that contain the shell.
     sums = accumulate([0.0, *(counts[axes] for axes in nested.slices)])
     for count, places in zip(sums, nested.shells, strict=True):
         for place in places:
@@ -88,7 +88,7 @@ def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> N
 
 
 def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
-    """Return the weight of the holders of each entry."""
+    """Return the total weight of the clients that hold each entry."""
     weights = torch.zeros_like(total)
     for axes, count in counts.items():
         number = torch.as_tensor(count, dtype=total.dtype, device=total.device)
@@ -98,7 +98,7 @@ def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
 
 
 def _divide(total: Tensor, old: Tensor, count: Count) -> None:
-    """Divide by the count, one number or one for each row, in place; where it is 0, write the old value."""
+    """Divide a tensor by its count in place; where the count is 0, write the old value."""
     if isinstance(count, Tensor):
         count = count.view(-1, *[1] * (total.dim() - 1)) if count.dim() == 1 else count
         divisor = count.to(total)
@@ -112,20 +112,20 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
 
 
 class Holders:
-    """The total weight of the clients that held each slice, and of those whose label rows count."""
+    """Total weight of the clients that hold each slice, by row where not all rows of a reply count."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
         self._weights: dict[Plan, float] = {}
-        self._by_row: dict[Plan, dict[str, Tensor]] = {}  # of parameters of which a client's rows did not all count
+        self._by_row: dict[Plan, dict[str, Tensor]] = {}  # only parameters with rows that did not count for a client
 
     @property
     def plans(self) -> Iterable[Plan]:
-        """The slices that clients held."""
+        """The slices that clients hold."""
         return self._weights.keys()
 
     def add(self, plan: Plan, rows: Mapping[str, Tensor], weight: float) -> None:
-        """Add the weight of a client."""
+        """Add a client's weight to the slice that it holds."""
         before = self._weights.get(plan, 0.0)
         by_row = self._by_row.setdefault(plan, {})
         for name in rows.keys() & plan.axes.keys() - by_row.keys():
@@ -137,7 +137,7 @@ class Holders:
         self._weights[plan] = before + weight
 
     def counts(self, name: str) -> dict[Axes, Count]:
-        """Return the weight by slice of a parameter."""
+        """Return the total weight of the clients that hold each slice of a parameter."""
         counts: dict[Axes, Count] = {}
         for plan, weight in self._weights.items():
             if name in plan.axes:
@@ -147,13 +147,13 @@ class Holders:
 
     @torch.no_grad()
     def holders(self, name: str) -> Tensor:
-        """Return the weight of each entry of a parameter."""
+        """Return the total weight of the clients that hold each entry of a parameter."""
         old = self._state[name]
         return held_by(torch.empty_like(old, dtype=sum_dtype(old)), self.counts(name))
 
 
 class Sums:
-    """Weighted sums of replies, one tensor for each parameter that a client sent."""
+    """Weighted sums of replies: one tensor for each parameter in any reply."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -161,7 +161,7 @@ class Sums:
 
     @torch.no_grad()
     def add(self, plan: Plan, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor], weight: float) -> None:
-        """Add a client's parameters, or only their rows that count."""
+        """Add ``weight`` times a client's parameters; of a parameter in ``rows``, add only these rows."""
         for name, axes in plan.axes.items():
             old = self._state[name]
             local, is_first = tensors[name].to(old.device), name not in self._sums
@@ -170,7 +170,7 @@ class Sums:
                 self._sums[name] = empty_sum(old)
             region = Region(self._sums[name], axes)
             if is_first and region.is_whole and weight == 1 and index is None:
-                # The first reply is copied: zeroing a large sum just to add to it costs as much again.
+                # Copying the first reply saves zeroing the sum, which costs as much as the addition.
                 region.view.copy_(local)
                 continue
             if is_first:
@@ -179,7 +179,7 @@ class Sums:
 
     @torch.no_grad()
     def means(self, holders: Holders) -> dict[str, Tensor]:
-        """Return the state after division by the weights of the holders; the sums are divided in place and dropped."""
+        """Return the state with each sum divided by the weight of its holders. Divide in place and drop the sums."""
         new = {}
         for name, old in self._state.items():
             total = self._sums.pop(name, None)
@@ -190,12 +190,12 @@ class Sums:
 
 
 class CountingMean:
-    """The mean of each entry over the clients that held it, by weight; the aggregator of HeteroFL.
+    """Weighted mean of each entry over the clients that hold it; the aggregator of HeteroFL.
 
     Parameters
     ----------
     state : Mapping[str, Tensor]
-        The global state; entries that no client held keep its value.
+        The global state. Entries that no client holds keep their value.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
@@ -211,5 +211,5 @@ class CountingMean:
         return self._sums.means(self._holders)
 
     def holders(self, name: str) -> Tensor:
-        """Return the total weight of the clients that held each entry of a parameter."""
+        """Return, for each entry of a parameter, the total weight of the clients that held it."""
         return self._holders.holders(name)

@@ -1,12 +1,13 @@
-"""Clipping and noise that fit the counting mean.
+"""Clipping and noise for the counting mean.
 
-The mean over m holders of an entry moves by up to C/m where one client changes by up to C, so its noise is that of the
-sum, divided by m: entries with few holders get more. An entry without a holder keeps its value and gets no noise.
+If one client can change an entry by up to C, it can move the mean over the entry's m holders by up to C/m. So the noise
+of the mean is the noise of the sum divided by m: entries with few holders get more noise. An entry without a holder
+keeps its value and gets no noise.
 
-What is summed are whole numbers of steps of a grid, in double precision, which adds them exactly. A client's change is
-shortened first and rounded towards zero then, so rounding makes no change longer than C, and the sum moves by no more
-than C in truth and not only up to rounding. Discrete Gaussian noise on the sum is a whole number of steps as well.
-Whatever follows, down to rounding to the model's precision, sees only what may be known.
+Changes are counted in whole steps of a fixed size, in double precision, so sums are exact. Each change is first clipped
+to an L2 norm of C and then rounded towards zero. Rounding thus makes no change longer than C, and one client moves the
+sum by at most C exactly, not only up to rounding errors. Discrete Gaussian noise on the sum is also in whole steps.
+Everything after that, including rounding to the model's precision, is post-processing.
 """
 
 import math
@@ -28,12 +29,12 @@ _FINE_BITS, _CELL_BITS, _KEEP_BITS = 20, 16, 27
 _FINE = 1 << _FINE_BITS
 
 DEVIATION = _COARSE * _FINE
-"""Standard deviation of the noise, in steps of the grid."""
+"""Standard deviation of the noise, in steps."""
 
 _KEEP_SHIFT = (2 * DEVIATION**2).bit_length() - 1 - _KEEP_BITS
 _SPLIT = -1
 BLOCK = 2**15
-"""Values drawn at once, so that they stay in the processor's cache."""
+"""Number of values drawn at once; they fit into the processor's cache."""
 
 
 class Keystream:
@@ -42,22 +43,22 @@ class Keystream:
     Parameters
     ----------
     key : bytes | None
-        32 bytes, for tests alone. By default the operating system gives a fresh key, which is stored nowhere.
+        32 bytes, for tests only. By default a new key from the operating system, which is never stored.
     """
 
     def __init__(self, key: bytes | None = None) -> None:
-        # Each key makes one stream, so the counter can begin at 0.
+        # Each key is used for one stream only, so the counter can start at 0.
         cipher = algorithms.AES256(secrets.token_bytes(32) if key is None else key)
         self._encryptor = Cipher(cipher, modes.CTR(bytes(16))).encryptor()
 
     def words(self, number: int) -> NDArray[np.uint64]:
-        """Return the next words of 64 bits."""
+        """Return the next ``number`` words of 64 bits."""
         return np.frombuffer(self._encryptor.update(bytes(8 * number)), dtype="<u8")
 
 
 @torch.no_grad()
 def draw(stream: Keystream, shape: torch.Size) -> Tensor:
-    """Return discrete Gaussian noise as whole numbers in double precision, which holds them exactly."""
+    """Return discrete Gaussian noise: whole numbers, which double precision represents exactly."""
     noise = np.empty(shape.numel())
     for start in range(0, len(noise), BLOCK):
         part = noise[start : start + BLOCK]
@@ -74,8 +75,8 @@ def _values(stream: Keystream, number: int) -> NDArray[np.int64]:
 
 
 def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return values, and which of them are accepted."""
-    # From the top: the cell of the table, the sign, ``fine``, and the first bits of the number that decides.
+    """Return proposed values and the mask of those that rejection sampling accepts."""
+    # Bits from the top: cell of the table, sign, ``fine``, first bits of the uniform number that decides on acceptance.
     word = stream.words(number)
     cell = (word >> np.uint64(64 - _CELL_BITS)).view(np.int64)
     negative = ((word >> np.uint64(_FINE_BITS + _KEEP_BITS)) & np.uint64(1)).view(np.int64)
@@ -88,28 +89,30 @@ def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArra
     coarse[split] = len(tails) - np.searchsorted(tails, share, side="right")
     base = coarse << _FINE_BITS
     value = base + fine
-    # 1 - exp(-x) is below x, so almost all are accepted without a look at the exact probability.
+    # 1 - exp(-x) < x, so almost all values are accepted without computing the exact probability.
     exponent = fine * (value + base)
     accepted = (decides << _KEEP_SHIFT) > exponent
     doubtful = np.flatnonzero(~accepted)
     share = (decides[doubtful] + _share(stream, len(doubtful))) / 2**_KEEP_BITS
     accepted[doubtful] = share >= -np.expm1(exponent[doubtful] / (-2 * DEVIATION**2))
-    accepted &= (value > 0) | (negative == 0)  # else 0 would come twice as often
+    accepted &= (value > 0) | (negative == 0)  # reject -0, or 0 would be twice as likely
     return (value ^ -negative) + negative, accepted
 
 
 def _share(stream: Keystream, number: int) -> NDArray[np.float64]:
-    """Return even draws from 0 up to 1."""
+    """Return uniform random numbers between 0 and 1."""
     return stream.words(number).astype(np.float64) * 2.0**-64
 
 
 @cache
 def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the probabilities of k or more, from the largest k down to 1, and the coarse part of each cell.
+    """Return the tail probabilities of the coarse part, and the coarse part for each cell.
 
-    Cells are even parts of the numbers from 0 to 1; one in which a probability lies is split, and is looked up.
+    Tail probabilities are those of k or more, from the largest k down to 1. Cells divide the interval from 0 to 1
+    evenly. A cell that contains a tail probability has no single coarse part: it is ``_SPLIT``, and the part is
+    searched for.
     """
-    # Beyond this, what is left of the probability is less than a share can tell from 0.
+    # The probability of larger values is below the resolution of a uniform number.
     weights = [math.exp(-(value**2) / (2 * _COARSE**2)) for value in range(11 * _COARSE)]
     total = math.fsum(weights)
     tails = np.array([math.fsum(weights[value:]) / total for value in range(len(weights) - 1, 0, -1)])
@@ -122,12 +125,12 @@ def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 Name = TypeVar("Name", bound=Hashable)
 
 _ROUNDING = 1 - 1e-6
-"""So that the rounding of the norm and of the shortened change does not lift it above its bound."""
+"""Factor that keeps rounding from lifting the norm of a clipped change above its bound."""
 
 
 @torch.no_grad()
 def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: float) -> dict[str, Tensor]:
-    """Return the parameters after a change that was shortened to an L2 norm of ``clip``, if it was longer."""
+    """Return ``after`` with its change from ``before`` clipped to an L2 norm of ``clip``."""
     length = norm_between(after, before)
     if length <= clip:
         return dict(after)
@@ -137,7 +140,7 @@ def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: flo
 
 @torch.no_grad()
 def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Name, Tensor]:
-    """Return a vector, given in double precision, in whole steps of the grid, with an L2 norm of at most ``clip``."""
+    """Clip a double-precision vector to an L2 norm of ``clip``; return it in whole steps, rounded towards zero."""
     length = math.hypot(*(part.norm().item() for part in vector.values()))
     share = min(1.0, _ROUNDING * clip / length) if length else 1.0
     return {name: (part * share / step).trunc_() for name, part in vector.items()}
@@ -145,7 +148,7 @@ def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Na
 
 @torch.no_grad()
 def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
-    """Return a sum of ``in_steps``, with noise of standard deviation ``DEVIATION`` steps, and no longer in steps."""
+    """Add noise of standard deviation ``DEVIATION`` to a sum of ``in_steps``; return it in the parameter's units."""
     return (total + draw(stream, total.shape).to(total.device)).mul_(step)
 
 
@@ -159,16 +162,16 @@ def released(
 ) -> dict[str, Tensor]:
     """Return the global state after a round, with noise.
 
-    ``old`` is the state before the round, ``mean`` the counting mean of the clients' changes in steps of the grid (in
-    double precision), ``holders`` the number of holders of each entry of a parameter (``Aggregation.holders``), and
-    ``step`` the distance of two points of the grid. Only tests give a ``stream``.
+    ``old`` is the state before the round. ``mean`` is the counting mean of the clients' changes, in steps and in double
+    precision. ``holders`` returns the number of holders of each entry of a parameter (``Aggregation.holders``).
+    ``step`` is the size of a step. ``stream`` is for tests only.
     """
     stream = stream or Keystream()
     new = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in old.items()}
     for name, tensor in new.items():
         parts = (values.reshape(-1).split(BLOCK) for values in (tensor, mean[name], holders(name)))
         for entries, means, clients in zip(*parts, strict=True):
-            # Dividing rounded the means, by far less than would lead to another whole sum.
+            # The division has rounded the means, but by far less than half a step of the sum.
             total = (means * clients).round_()
             change = noised(total, step, stream).div_(clients.clamp(min=1))
             entries.copy_(torch.where(clients > 0, entries + change, entries))
@@ -176,16 +179,16 @@ def released(
 
 
 ORDERS: Sequence[float] = tuple(1 + 2 ** (step / 8) for step in range(-80, 161))
-"""From 1.001 to a million; the best one is closer to 1 the more is given away."""
+"""Rényi orders from 1.001 to a million. The larger the divergence, the closer the best order is to 1."""
 
 
 def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -> list[float]:
-    """Return the Rényi divergence of all releases together, by order."""
+    """Return the Rényi divergence of ``releases`` releases together, for each order."""
     return [releases * order / (2 * noise**2) for order in orders]
 
 
 def epsilon(spent: Sequence[float], delta: float, orders: Sequence[float] = ORDERS) -> float:
-    """Return the epsilon of divergences by order (Canonne, Kamath and Steinke, 2020, proposition 12)."""
+    """Return epsilon for the Rényi divergence of each order (Canonne, Kamath and Steinke, 2020, proposition 12)."""
     return min(
         max(divergence + math.log1p(-1 / order) - math.log(delta * order) / (order - 1), 0.0)
         for divergence, order in zip(spent, orders, strict=True)

@@ -1,4 +1,4 @@
-"""The parameters of a model that server and clients exchange: by default, those that are trained."""
+"""The parameters that server and clients exchange: by default, those that are trained."""
 
 import copy
 import hashlib
@@ -11,32 +11,32 @@ _EXCLUDED = "not_exchanged"
 _WITH_FROZEN = "exchanges_frozen"
 
 SAMPLES = 256
-"""Lower bound of the entries of a parameter that its fingerprint takes, if it has that many."""
+"""Minimum number of entries of a parameter that enter its fingerprint; smaller parameters enter in full."""
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Exclude parameters from the exchange that copies of the model share with it, such as a base under adapters.
+    """Exclude parameters that copies of the model share, such as the base under adapters, from the exchange.
 
-    They are in no plan: they are not sent, averaged or stored. Copies of the model keep this mark.
+    Excluded parameters are in no plan: they are not sent, averaged or stored. Copies of the model keep this mark.
     """
     vars(model)[_EXCLUDED] = tuple(names)
     for name in vars(model)[_EXCLUDED]:
-        model.get_parameter(name)  # raises an error if there is none
+        model.get_parameter(name)  # raises an error for an unknown name
 
 
 def exchange_frozen(model: nn.Module) -> nn.Module:
-    """Return the model, with frozen parameters (``requires_grad=False``) exchanged as others are.
+    """Mark a model so that its frozen parameters (``requires_grad=False``) are exchanged too, and return it.
 
-    For frozen values that differ from process to process, as random ones do, and for slices that move.
+    This is needed for frozen values that differ between processes, such as random ones, and for slices that move.
     """
     vars(model)[_WITH_FROZEN] = True
     return model
 
 
 def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a model that server and clients exchange; a tied one has its first name.
+    """Return the parameters that server and clients exchange; a tied parameter has its first name.
 
-    Frozen parameters are left out: each node builds the same ones, which ``fingerprint`` checks.
+    Frozen parameters are left out: every node builds the same values, and ``fingerprint`` checks this.
     """
     excluded = _excluded(model)
     with_frozen = {
@@ -50,16 +50,17 @@ def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """Return the first name of each parameter, by each of its names, in the model's order."""
+    """Map each name of each parameter to the parameter's first name, in the model's order."""
     names: dict[int, str] = {}
     named = model.named_parameters(remove_duplicate=False)
     return {name: names.setdefault(id(parameter), name) for name, parameter in named}
 
 
 def untied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state with each of the model's parameters under its first name.
+    """Return a state with each of the model's parameters under its first name only.
 
-    A ``state_dict`` has tied parameters under each of their names. As when a model loads it, the last value counts.
+    A ``state_dict`` lists a tied parameter under all its names. If its values differ, the last one counts, as in
+    ``load_state_dict``.
     """
     names = first_names(model)
     return {names.get(name, name): tensor for name, tensor in state.items()}
@@ -72,14 +73,15 @@ def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def shares_parameters(model: nn.Module) -> bool:
-    """Whether copies of the model share parameters with it."""
+    """Whether copies of the model share excluded parameters with it."""
     return bool(_excluded(model))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a digest of the parameters that are never exchanged, of samples of each; empty if there are none.
+    """Return a digest of samples of the parameters that are never exchanged; '' if there are none.
 
-    It is that of bfloat16, so a device may hold the base of adapters in half of the server's bytes.
+    Samples are converted to bfloat16 first. So a device may hold the base of adapters in bfloat16 and the server in
+    float32.
     """
     digest, frozen = hashlib.sha256(), frozen_parameters(model)
     for name, parameter in frozen.items():
@@ -90,12 +92,12 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def exchanged_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the type in which a parameter travels and is averaged: that of bfloat16, which numpy lacks, is float32."""
+    """Return the dtype in which a parameter is sent and averaged: float32 for bfloat16, which numpy lacks."""
     return torch.float32 if parameter.dtype == torch.bfloat16 else parameter.dtype
 
 
 def copy_exchanged(model: nn.Module) -> nn.Module:
-    """Return a deep copy that shares the excluded parameters with the model."""
+    """Return a deep copy of a model that shares the model's excluded parameters."""
     shared = _excluded(model)
     return copy.deepcopy(
         model, {id(parameter): parameter for parameter in model.parameters() if id(parameter) in shared}
@@ -103,11 +105,11 @@ def copy_exchanged(model: nn.Module) -> nn.Module:
 
 
 def _excluded(model: nn.Module) -> set[int]:
-    """Return the ids of the excluded parameters."""
+    """Return the ids (``id``) of the excluded parameters."""
     excluded: set[int] = set()
     for layer in model.modules():
         if names := vars(layer).get(_EXCLUDED, ()):
-            # A shallower model may lack the blocks of some.
+            # A shallower model may lack the blocks that some names belong to.
             named = layer.named_parameters(remove_duplicate=False)
             excluded |= {id(parameter) for name, parameter in named if name in names}
     return excluded

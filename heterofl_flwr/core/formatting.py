@@ -1,4 +1,4 @@
-"""Numbers and tables as people read them."""
+"""Numbers and tables as text for people."""
 
 import csv
 import io
@@ -11,44 +11,44 @@ NOTHING = "-"
 
 
 def score(name: str, value: float | None) -> str:
-    """Return a metric's value: accuracies and coverage in percent, everything else with four digits."""
+    """Format a metric: accuracies and coverage in percent, everything else with four digits."""
     if value is None:
         return NOTHING
     return percent(value) if name.endswith(("accuracy", "coverage")) else number(value)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Return a share in percent."""
+    """Format a fraction in percent."""
     return NOTHING if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
 
 
 def number(value: float) -> str:
-    """Return a number with four significant digits."""
+    """Format a number with four significant digits."""
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 def count(value: float) -> str:
-    """Return a large number with k, M, G or T."""
+    """Format a large number with a suffix: k, M, G, T or P."""
     return _scaled(value, ("", "k", "M", "G", "T", "P")).rstrip()
 
 
 def size(value: float) -> str:
-    """Return a number of bytes in units of 1000."""
+    """Format a number of bytes, in decimal units."""
     return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
 def energy(joules: float) -> str:
-    """Return an energy in units of 1000."""
+    """Format an energy, in decimal units."""
     return f"{joules:.2g} J" if joules < 99.5 else _scaled(joules, ("J", "kJ", "MJ", "GJ", "TJ"))
 
 
 def tick(label: str) -> str:
-    """Return the label of an axis tick: a number with its unit, where round ones need no decimals."""
+    """Return the label of an axis tick without the decimals of a round number."""
     return label.replace(".00 ", " ").replace(".0 ", " ")
 
 
 def duration(seconds: float) -> str:
-    """Return a time as its two largest units."""
+    """Format a time in its two largest units."""
     if not 60 <= seconds < math.inf:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def numbers(values: Sequence[int], limit: int = 12) -> str:
-    """Return ascending numbers with runs joined, such as ``1-4, 7``; a long list is cut."""
+    """Format ascending numbers with runs joined, such as ``1-4, 7``; a long list is cut."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:
@@ -88,7 +88,7 @@ _LATEX = str.maketrans(
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
-    """Return a table as ``table``, ``csv``, ``markdown`` or ``latex``; its first column is aligned to the left."""
+    """Format a table as ``table``, ``csv``, ``markdown`` or ``latex``; the first column is left-aligned."""
     if style == "csv":
         file = io.StringIO()
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
@@ -96,12 +96,12 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> 
     if style == "markdown":
         return markdown(header, rows, "---:")
     if style == "latex":
-        # A bracket after the end of a row would be taken for its optional argument, so every row begins with braces.
+        # LaTeX would read a bracket after the end of a row as its optional argument, so every row begins with braces.
         lines = [f"{{}}{' & '.join(map(latex, row))} \\\\" for row in (header, *rows)]
         columns, rule = rf"{{l{'r' * (len(header) - 1)}}}", r"\hline"
         table = rf"\begin{{tabular}}{columns}", rule, lines[0], rule, *lines[1:], rule, r"\end{tabular}"
         return "\n".join(table)
-    # A terminal shows this style, and its names may be from somebody else's run.
+    # This style goes to a terminal, and names may come from somebody else's run: escape control characters.
     texts = [[printable(cell) for cell in row] for row in (header, *rows)]
     label, *widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = ["  ".join([row[0].strip().ljust(label), *map(str.rjust, row[1:], widths)]).rstrip() for row in texts]
@@ -109,12 +109,12 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> 
 
 
 def latex(text: str) -> str:
-    """Return text as LaTeX prints it."""
+    """Escape text for LaTeX."""
     return text.translate(_LATEX)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:
-    """Return a table in Markdown; ``rule`` says how the columns after the first are aligned."""
+    """Format a table in Markdown; ``rule`` sets the alignment of all columns but the first."""
     lines = [header, ["---", *[rule] * (len(header) - 1)], *rows]
     texts = (" | ".join(cell.replace("|", r"\|") for cell in line) for line in lines)
     return "\n".join(f"| {text} |" for text in texts)

@@ -1,4 +1,4 @@
-"""Label rows: the rows of a classifier, which count only for clients that have their classes (the mask)."""
+"""Label rows: the rows of a classifier, which count only for clients that have their classes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
@@ -17,11 +17,13 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 Labels = Sequence[int] | Mapping[str, Sequence[int]]
-"""Classes of a client; or by head, a parameter of ``label_rows`` or the layer that has it, the classes of each."""
+"""A client's classes. If the model has several heads, a mapping from head to classes; a head is named by its layer or
+by a parameter of ``label_rows``.
+"""
 
 
 class LabelRows:
-    """The parameters whose rows belong to classes, with their numbers of rows; and the rows that count for a client."""
+    """Parameters whose rows belong to classes, with their numbers of rows; selects the rows of a reply that count."""
 
     def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
         missing = [name for name in names if name not in state or state[name].dim() == 0]
@@ -31,7 +33,10 @@ class LabelRows:
         self._extra_rows = extra_rows
 
     def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
-        """Return the rows that count for a client, by parameter; those that are missing count with all their rows."""
+        """Return, by parameter, the indices of a client's rows that count.
+
+        A parameter that is missing in the result counts with all its rows.
+        """
         rows: dict[str, Tensor] = {}
         for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
             sizes = {name: size for name, size in self.sizes.items() if not head or f"{name}.".startswith(f"{head}.")}
@@ -47,7 +52,7 @@ class LabelRows:
     def indices(
         self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
     ) -> Tensor | None:
-        """Return the rows that count for a client in parameters of these sizes, ascending, or None for all."""
+        """Return the ascending indices of a client's rows that count in parameters of these sizes; None for all."""
         sizes = self.sizes if sizes is None else sizes
         if labels is None:
             return None
@@ -75,7 +80,7 @@ class LabelRows:
 def class_numbers(
     labels: Sequence[int] | Tensor, classes: int, unusable: type[ReplyError | DataError] = ReplyError
 ) -> Tensor:
-    """Return labels as a tensor, distinct and ascending."""
+    """Return labels as a tensor of distinct, ascending numbers; raise ``unusable`` if they are invalid."""
     expected = f"expected whole numbers from 0 to {classes - 1}"
     try:
         numbers = torch.as_tensor(labels)
@@ -85,7 +90,7 @@ def class_numbers(
         return torch.empty(0, dtype=torch.long)
     if numbers.dtype not in _INTEGERS or numbers.dim() != 1:
         raise unusable(f"labels of type {numbers.dtype} in {numbers.dim()} dimensions: {expected}, in one")
-    numbers = numbers.long()  # in few bits the number of classes itself would wrap
+    numbers = numbers.long()  # a narrow dtype cannot represent a large number of classes
     wrong = numbers[(numbers < 0) | (numbers >= classes)]
     if wrong.numel():
         raise unusable(f"labels {wrong[:5].tolist()} are out of range: {expected}")
@@ -94,10 +99,10 @@ def class_numbers(
 
 
 def whole_numbers(labels: Iterable[int]) -> list[int]:
-    """Return classes, each once, ascending; raise an error if one is no whole number."""
+    """Return the distinct labels, ascending; raise ``ConfigError`` if they are not whole numbers."""
     try:
         numbers = list(labels)
-        # Python, numpy and torch have booleans, and each counts as 0 or 1.
+        # Booleans of Python, numpy and torch would be read as 0 and 1.
         if any(isinstance(label, bool) or "bool" in str(getattr(label, "dtype", "")) for label in numbers):
             raise TypeError("a mask of booleans; name the classes, [label for label in range(10) if label in mine]")
         return sorted({index(label) for label in numbers})
@@ -108,20 +113,21 @@ def whole_numbers(labels: Iterable[int]) -> list[int]:
 
 
 LabelRule = Literal["sent", "none"]
-"""Classifier rows of a reply that count: those of the classes it names, or all."""
+"""Rows of a reply's classifier that are averaged: those of the classes it names (``sent``), or all (``none``)."""
 
 
 def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
-    """Return the names of the parameters of a model's last linear layer, after a prefix; none where it has none."""
+    """Return the parameter names of a model's last linear layer, with a prefix; [] if there is no linear layer."""
     layers = [(name, layer) for name, layer in model.named_modules(prefix=prefix) if isinstance(layer, nn.Linear)]
     return [parameter for name, layer in layers[-1:] for parameter, _ in layer.named_parameters(prefix=name)]
 
 
 def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
-    """Return the parameters whose rows belong to classes; none where this is not certain.
+    """Return the names of the parameters whose rows belong to classes; () if they are uncertain.
 
-    A model may name them itself (``label_rows``). Otherwise they are those of the linear layer whose outputs do not
-    shrink with the rate; or of the last one, where no layer's do. Uncertain are several heads, and a decoder.
+    A model may name them in its attribute ``label_rows``. Otherwise they are those of the linear layer whose number of
+    outputs is the same at every rate. If no layer's outputs shrink, they are those of the last linear layer. They are
+    uncertain if there are several such layers, or if the layer belongs to a decoder.
     """
     model, smaller = build(mix.global_rate), build(mix.rates[-1])
     named = getattr(model, "label_rows", None)
@@ -141,16 +147,16 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
     if len(heads) != 1 or _is_decoder(model, *heads):
         return ()
     name, layer = heads[0], unshrunk[heads[0]]
-    # Of a layer with weight norm, the tensors that its weight is computed from.
+    # With weight norm, these are the tensors that the weight is computed from.
     parameters = layer.named_parameters(prefix=name)
     return tuple(parameter for parameter, tensor in parameters if tensor.shape[:1] == (layer.out_features,))
 
 
 def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str]:
-    """Return those of the linear layers with all their outputs that may be classifiers.
+    """Return the names of those ``unshrunk`` layers that may be classifiers.
 
-    One whose outputs are the inputs of a later layer is none. Where no layer shrinks, only the last one's neighbours
-    with the same inputs are compared with it: the others are hidden layers.
+    A layer is not a classifier if its number of outputs is the number of inputs of a later layer. If no layer shrinks,
+    only the last candidate and its siblings with as many inputs remain; the others are hidden layers.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     names = list(layers)
@@ -164,7 +170,10 @@ def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str
 
 
 def _is_decoder(model: nn.Module, head: str) -> bool:
-    """Whether convolutions follow a layer, or it has the model's inputs as outputs and a bottleneck before it."""
+    """Whether a convolution follows the layer ``head``, or the model is an autoencoder.
+
+    In an autoencoder the layer has as many outputs as the model has inputs, and a narrower layer comes before it.
+    """
     named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)]
     place = [name for name, _ in named].index(head)
     *before, layer_before = [layer for _, layer in named[: place + 1] if isinstance(layer, nn.Linear)]

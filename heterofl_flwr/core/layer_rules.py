@@ -1,4 +1,4 @@
-"""The registry of slicing rules, from a layer's type to the axes of its parameters; and the axes of two models."""
+"""Slicing rules by layer type, and the axes of all parameters between a global and a local model."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
 from heterofl_flwr.core.exchanged import exchanged_parameters, first_names
 
 LayerRule = Callable[[Any, Any], Mapping[str, Axes]]
-"""From the full layer and the local layer to the axes of each parameter, by its name within the layer."""
+"""Function of the global and the local layer that returns the axes of each parameter, by its name in the layer."""
 
 LAYER_TYPES = "subclasses of torch.nn.Module"
 
@@ -24,12 +24,22 @@ _Rule = TypeVar("_Rule", bound=Callable[..., object])
 
 
 def is_layer_type(value: object) -> bool:
-    """Whether something is a subclass of ``torch.nn.Module``."""
+    """Whether a value is a subclass of ``torch.nn.Module``."""
     return isinstance(value, type) and issubclass(value, nn.Module)
 
 
 class Registry(dict[Any, Callable[..., Any]]):
-    """Rules by layer types, operators or functions; ``name`` is that of the decorator, ``expected`` what it takes."""
+    """Rules by layer type, operator or function.
+
+    Parameters
+    ----------
+    name : str
+        Name of the decorator, for errors.
+    expected : str
+        Description of valid keys, for errors.
+    accepts : Callable[[object], bool]
+        Whether a key is valid.
+    """
 
     def __init__(
         self, name: str, expected: str = LAYER_TYPES, accepts: Callable[[object], bool] = is_layer_type
@@ -38,7 +48,7 @@ class Registry(dict[Any, Callable[..., Any]]):
         self.name, self.expected, self.accepts = name, expected, accepts
 
     def add(self, *keys: object) -> Callable[[_Rule], _Rule]:
-        """Return the decorator that makes a function the rule of these keys; a later rule replaces an earlier one."""
+        """Return a decorator that registers a function as the rule of ``keys`` and replaces earlier rules."""
         wrong = [key for key in keys if not self.accepts(key)]
         if wrong or not keys:
             raise ConfigError(f"{self.name} takes {self.expected}, got {wrong or 'nothing'}")
@@ -50,7 +60,7 @@ class Registry(dict[Any, Callable[..., Any]]):
         return add
 
     def find(self, layer: nn.Module) -> Callable[..., Any] | None:
-        """Return the rule of the layer's type or of its nearest base class that has one."""
+        """Return the rule of the layer's type, or of its nearest base class with a rule; None without one."""
         return next((self[kind] for kind in type(layer).__mro__ if kind in self), None)
 
 
@@ -58,11 +68,11 @@ _rules = Registry("register")
 
 
 def register(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
-    """Make the decorated function the rule for these layer types and their subclasses.
+    """Register the decorated function as the slicing rule of these layer types and their subclasses.
 
-    A rule takes the full and the local layer and returns the axes of every parameter it speaks for, by name. Names
-    may reach into children (``"linear_q.weight"``); children whose parameters are spoken for need no rule of their
-    own. A rule registered for a type replaces an earlier one::
+    A rule takes the global and the local layer and returns the axes of the layer's parameters, by name. Names may
+    include those of children (``"linear_q.weight"``). A child needs no rule if the axes of all its parameters are
+    returned. A rule replaces an earlier one for the same type::
 
         @register(MyLayer)
         def my_layer(full: MyLayer, local: MyLayer) -> dict[str, Axes]:
@@ -74,7 +84,7 @@ def register(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
 def axes_by_name(
     full_layer: nn.Module, local: nn.Module, parts: Callable[[str], Mapping[int, int]], *, recurse: bool = True
 ) -> dict[str, Axes]:
-    """Return the axes of each parameter of a layer; ``parts`` gives those of a name."""
+    """Return the axes of each parameter of a layer. ``parts`` maps a parameter's name to the parts of its axes."""
     full_parameters, parameters = (dict(layer.named_parameters(recurse=recurse)) for layer in (full_layer, local))
     is_cut = any(parameter.shape != parameters[name].shape for name, parameter in full_parameters.items())
     if recurse and is_cut and any(isinstance(child, ParametrizationList) for child in full_layer.modules()):
@@ -98,9 +108,9 @@ def prefix_of_every_axis(full_layer: nn.Module, local: nn.Module) -> dict[str, A
 
 @register(_ConvNd)
 def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
-    """Keep a prefix of the input and the output channels, and every tap of the kernel.
+    """Keep a prefix of the input and output channels, and the full kernel.
 
-    Groups must shrink with the channels and keep their size, as in a depthwise convolution: otherwise a prefix of the
+    The number of groups may shrink, but not their size, as in a depthwise convolution: otherwise a prefix of the
     channels would move to other groups.
     """
     if full_layer.kernel_size != local.kernel_size:
@@ -118,7 +128,7 @@ def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
 
 
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes of a layer whose last groups or heads are dropped."""
+    """Return the axes for a layer that drops its last groups or heads: they allow no slices but prefixes."""
     return {
         name: tuple(
             PrefixAxis(axis.size, axis.local_size, axis.parts) if axis.local_size < axis.size else axis
@@ -130,14 +140,14 @@ def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
 
 @register(ParametrizationList)
 def parametrized_tensor(full_layer: ParametrizationList, local: ParametrizationList) -> dict[str, Axes]:
-    """Keep a prefix of every axis of what a tensor is computed from, as in weight norm and spectral norm."""
-    # The vectors of spectral norm are computed anew, but other buffers, such as a random basis, do not travel.
+    """Keep a prefix of every axis of the tensors under a parametrization, such as weight norm or spectral norm."""
+    # Spectral norm recomputes its vectors, but other buffers, such as a random basis, are not sent.
     if any(not isinstance(step, _SpectralNorm) and list(step.buffers()) for step in full_layer):
         raise ShapeError(f"{full_layer[0]} has a buffer, which is not sent: clients would compute another tensor")
     return prefix_of_every_axis(full_layer, local)
 
 
-# Axes made of heads, for each parameter: (axis, how many times the heads stand one after another).
+# Parameters with an axis that consists of heads: (axis, number of times that the sequence of heads is repeated).
 _HEADED = {
     "in_proj_weight": (0, 3),
     "in_proj_bias": (0, 3),
@@ -152,7 +162,7 @@ _HEADED = {
 
 @register(nn.MultiheadAttention)
 def multihead_attention(full_layer: nn.MultiheadAttention, local: nn.MultiheadAttention) -> dict[str, Axes]:
-    """Keep all heads, each with a prefix of its rows; or, where the head dimension stays, the first heads."""
+    """Keep all heads and a prefix of each. If the local layer has fewer heads, keep the first heads in full."""
     dropped = full_layer.num_heads != local.num_heads
     if dropped and full_layer.head_dim != local.head_dim:
         raise ShapeError(
@@ -170,7 +180,10 @@ _GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.
 
 @register(*_GATES)
 def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RNNCellBase) -> dict[str, Axes]:
-    """Keep a prefix of each gate's rows; later layers of a bidirectional one keep a prefix of each direction."""
+    """Keep a prefix of each gate's rows.
+
+    The later layers of a bidirectional network also keep a prefix of each direction's inputs.
+    """
     gates = next(number for kind, number in _GATES.items() if isinstance(full_layer, kind))
     directions = 2 if getattr(full_layer, "bidirectional", False) else 1
 
@@ -183,7 +196,7 @@ def recurrent(full_layer: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RN
 
 
 def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return the axes of every parameter of ``local`` that is exchanged, a tied one under its first name alone."""
+    """Return the axes of every exchanged parameter of ``local``; a tied parameter has its first name."""
     expected, shapes = _find_shapes(full_model), _find_shapes(local)
     if unknown := [name for name in shapes if name not in expected]:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
@@ -196,7 +209,7 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
     axes: dict[str, Axes] = {}
     for name, layer in full_model.named_modules(remove_duplicate=False):
         axes_of = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters(recurse=False)]
-        # The rule of a container comes before those of its children.
+        # A container's rule takes precedence over the rules of its children.
         ruled = axes_of and all(parameter in axes for parameter in axes_of)
         if name in layers and not ruled:
             axes = _find_layer_axes(name, layer, layers[name]) | axes
@@ -212,7 +225,7 @@ def find_module_axes(full_model: nn.Module, local: nn.Module) -> dict[str, Axes]
 
 
 def _check_last_layer(full_model: nn.Module, local: nn.Module) -> None:
-    """Raise ``ShapeError`` if a model with fewer layers has its classifier under the name of a hidden layer."""
+    """Raise ``ShapeError`` if a shallower model's classifier has the name of a hidden layer of the global model."""
     layers, smaller = (
         {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)}
         for model in (full_model, local)
@@ -234,7 +247,7 @@ def _outputs(layer: nn.Linear | _ConvNd) -> int:
 
 
 def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter under every name that the state dict knows it by."""
+    """Return the shape of every parameter, under each of its names in the state dict."""
     named = dict(model.named_parameters(remove_duplicate=False))
     if lazy := [name for name, parameter in named.items() if is_lazy(parameter)]:
         raise ShapeError(f"parameters {', '.join(lazy[:5])} have no shape yet: run one batch through the model first")
@@ -248,14 +261,14 @@ def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict[str, Axes]:
     mine, its = (dict(layer.named_parameters(recurse=False)) for layer in (full_layer, local))
-    # Each parametrized layer has a class of its own.
+    # A parametrization replaces a layer's class by a new one.
     types = type_before_parametrizations(full_layer), type_before_parametrizations(local)
     kind, where, rule = types[0].__name__, name or "(the model itself)", _rules.find(full_layer)
-    slices = [vars(layer).get("plan_rule") for layer in (full_layer, local)]  # those of elastic bring their own rule
+    slices = [vars(layer).get("plan_rule") for layer in (full_layer, local)]  # set by elastic
     if slices.count(None) == 1:
         raise ShapeError(f"layer {where}: either the global or the local model is of elastic: build both with it")
     rule = slices[0] or rule
-    # A class that build itself defines is another one at each call.
+    # A class that is defined inside ``build`` is a new object at each call, so only names are compared.
     names = {(layer_type.__module__, layer_type.__qualname__) for layer_type in types}
     if len(names) > 1 or mine.keys() != its.keys():
         raise ShapeError(
@@ -279,7 +292,7 @@ def _find_layer_axes(name: str, full_layer: nn.Module, local: nn.Module) -> dict
 
 
 def _without_tied(full_model: nn.Module, local: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes without those of tied duplicates; raise ``ShapeError`` if the models tie differently."""
+    """Return the axes without duplicates of tied parameters; raise ``ShapeError`` if the two models tie differently."""
     full_names, local_names = first_names(full_model), first_names(local)
     for name, tied_to in local_names.items():
         if full_names[name] != tied_to:

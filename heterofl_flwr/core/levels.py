@@ -1,4 +1,4 @@
-"""Rates, the levels a to e, mixes of them such as ``a1-b1-e8``, and who gets which: Fix or Dynamic."""
+"""Rates, the levels a to e, mixes of levels such as ``a1-b1-e8``, and the rate of each client: Fix or Dynamic."""
 
 import math
 import re
@@ -19,9 +19,9 @@ _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3
 
 
 def exact_rate(rate: float | str | Fraction) -> Fraction:
-    """Return the rate as the exact fraction that its decimal form names; a rate lies in (0, 1].
+    """Return a rate, which lies in (0, 1], as the exact fraction of its decimal form.
 
-    Text may come from a client: a number that takes long to compute, such as ``1e999999999``, is none.
+    Text may come from a client. So a number that takes long to compute, such as ``1e999999999``, is refused.
     """
     text = str(rate).strip()
     try:
@@ -34,11 +34,11 @@ def exact_rate(rate: float | str | Fraction) -> Fraction:
 
 
 LEVELS: Mapping[str, float] = MappingProxyType({"a": 1.0, "b": 0.5, "c": 0.25, "d": 0.125, "e": 0.0625})
-"""The paper's levels, each of half the rate of the one before (section 3.1)."""
+"""The paper's levels; each has half the rate of the previous one (section 3.1)."""
 
 
 def rate_of(level: str | float) -> float:
-    """Return the rate of a level's letter; a number, or text that is one, is a rate already."""
+    """Return the rate of a level's letter; return a number, or the text of a number, as the rate that it is."""
     if isinstance(level, str) and level in LEVELS:
         return LEVELS[level]
     try:
@@ -51,20 +51,20 @@ def rate_of(level: str | float) -> float:
 
 
 def level_name(rate: float) -> str:
-    """Return the letter of a rate, or the rate itself as text where it has none."""
+    """Return the letter of a rate, or the rate as text if it has no letter."""
     return next((letter for letter, value in LEVELS.items() if value == rate), format(Decimal(str(rate)), "f"))
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Rates and the share of clients that has each, from the largest rate to the smallest.
+    """Rates of the clients and the proportion of clients at each, from the largest rate to the smallest.
 
-    Two mixes that differ only in the order or the grouping of their parts are equal. Shares are kept as written:
-    ``a2-e2`` has four parts, ``a1-e1`` two. ``global_rate`` is the width of the global model: the largest rate, but
-    where ``with_global_rate`` makes the server's model larger than that of any client, as FedRolex does.
+    Two mixes that differ only in the order or the grouping of their parts are equal. Proportions are not reduced:
+    ``a2-e2`` has four parts, ``a1-e1`` two. ``global_rate`` is the width of the global model. By default it is the
+    largest rate; ``with_global_rate`` makes the server's model larger than any client's, as in FedRolex.
 
-    ``idle`` is the share of clients that take no part, the last ones: ``a1-x3`` is level ``a`` trained by a quarter of
-    the clients, which is what ``a1-b1-c1-d1`` is compared with ("exclusive" learning).
+    ``idle`` is the number of parts, the last ones, whose clients do not train. In ``a1-x3`` a quarter of the clients
+    train, at level ``a``. This is the baseline of ``a1-b1-c1-d1`` ("exclusive" learning).
     """
 
     rates: tuple[float, ...]
@@ -73,7 +73,7 @@ class Mix:
     idle: int = 0
 
     def __post_init__(self) -> None:
-        """Check that the global model holds those of all clients."""
+        """Raise ``ConfigError`` if the global model is smaller than a client's."""
         if not self.global_rate:
             object.__setattr__(self, "global_rate", self.rates[0])
         elif exact_rate(self.global_rate) < exact_rate(self.rates[0]):
@@ -91,7 +91,7 @@ class Mix:
             raise ConfigError(f"the mix is {text!r}, which is no text; {_EXAMPLES}")
         parts = [part.strip() for part in text.split("-")]
         matches = [_PART.fullmatch(part) for part in parts]
-        # "a-1" is more often a slip of "a1" than a second part of rate 1.
+        # "a-1" is more often a typo of "a1" than a second part of rate 1.
         wrong = [repr(part) for part, match in zip(parts, matches, strict=True) if match is None or part.isdigit()]
         if wrong:
             raise ConfigError(f"mix {text!r}: cannot read {', '.join(wrong)}; {_EXAMPLES}")
@@ -115,31 +115,31 @@ class Mix:
         return cls(rates, tuple(counts[rate] for rate in rates), idle=idle)
 
     def with_global_rate(self, level: str | float | None) -> "Mix":
-        """Return the mix with a global model of a level or rate; unchanged without one ('' or None)."""
+        """Return the mix with a global model of this level or rate; '' and None change nothing."""
         return self if level is None or level == "" else replace(self, global_rate=rate_of(level))
 
     @property
     def all_rates(self) -> tuple[float, ...]:
-        """The rates of all models, from the largest on: the global one's and those of the clients."""
+        """The rates of all models, descending: first the global model's, then the clients'."""
         return tuple(dict.fromkeys((self.global_rate, *self.rates)))
 
     def rates_inside(self, rate: float) -> tuple[float, ...]:
-        """Return the smaller rates of the clients, whose models lie inside that of a rate, the largest first."""
+        """Return the clients' rates below ``rate``, descending."""
         return tuple(smaller for smaller in self.rates if smaller < rate)
 
     @property
     def parts(self) -> tuple[float, ...]:
-        """The rate of each part, from the largest on; 0 for those of clients that take no part."""
+        """The rate of each part, descending; 0 for idle parts."""
         named = zip((*self.rates, 0.0), (*self.counts, self.idle), strict=True)
         return tuple(rate for rate, count in named for _ in range(count))
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The share of each rate among the clients that take part; they add up to 1."""
+        """The fraction of training clients at each rate; the fractions add up to 1."""
         return tuple(count / sum(self.counts) for count in self.counts)
 
     def mean(self, values: Mapping[float, float]) -> float:
-        """Return the mean over clients of a value given by rate."""
+        """Return the mean over clients of a value that depends on the rate."""
         return math.fsum(share * values[rate] for rate, share in zip(self.rates, self.shares, strict=True))
 
     def __str__(self) -> str:
@@ -152,10 +152,10 @@ class Mix:
 def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float | None = None) -> float:
     """Return a client's rate under *Fix*: blocks of partitions in the mix's proportions.
 
-    A client that knows its own rate (``capacity``) trains at it, or at the global rate where its own is larger. The
-    others are served by ``partition``: the largest rate first, in blocks; what the division leaves over goes to the
-    smallest rate. Where there are fewer partitions than parts of the mix, the rates are spread evenly from the
-    largest to the smallest. Clients that take no part have rate 0.
+    A client with a ``capacity`` trains at that rate, but at most at the global rate. Other clients are assigned by
+    ``partition`` in blocks, the largest rate first. Partitions that remain after the division get the smallest rate. If
+    there are fewer partitions than parts of the mix, the rates are spread evenly from the largest to the smallest.
+    Clients of idle parts have rate 0.
     """
     if not 0 <= partition < num_partitions:
         raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")
@@ -169,9 +169,9 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
 
 
 def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capacity: float | None = None) -> float:
-    """Return a client's rate under *Dynamic*: drawn from the mix's proportions, anew each round.
+    """Return a client's rate under *Dynamic*: a new draw each round, in the mix's proportions.
 
-    A client with a ``capacity`` draws among the rates that it can hold; where there is none, that is an error.
+    A client with a ``capacity`` draws among the rates up to it. ``ConfigError`` is raised if the mix has none.
     """
     limit = 1.0 if capacity is None else float(exact_rate(capacity))
     allowed = [(rate, count) for rate, count in zip(mix.rates, mix.counts, strict=True) if rate <= limit]
@@ -185,25 +185,25 @@ def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capa
 
 
 def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
-    """Return the rate of a client whose slice grows from the smallest of the mix, by one level every ``growth`` rounds.
+    """Return a client's rate when slices grow from the mix's smallest rate by one level every ``growth`` rounds.
 
-    It never exceeds ``rate``, the client's level; 0 rounds are no growth. This is a structured form of the gradual
-    model restoration of FedGMR, which makes masks of single entries denser.
+    It never exceeds ``rate``, the rate of the client's level. With ``growth=0`` it is always ``rate``. This is a
+    structured form of the gradual model restoration of FedGMR, which makes masks of single entries denser.
     """
     if not growth:
         return rate
     return min(rate, mix.rates[max(0, len(mix.rates) - 1 - (server_round - 1) // growth)])
 
 
-def joining_rates(mix: Mix, counts: Sequence[float], number: int) -> list[float]:
-    """Return the rates of that many new clients under *Fix*, where the others keep the rates that they hold.
+def joining_rates(mix: Mix, taken: Sequence[float], number: int) -> list[float]:
+    """Return the rates of ``number`` new clients under *Fix*; earlier clients keep the rates ``taken``.
 
-    Without others these are the rates of ``fixed_rate``. Later clients get, one by one, the rate of which the mix's
-    proportions lack most; of equals the largest.
+    Without earlier clients these are the rates of ``fixed_rate``. Otherwise each new client in turn gets the rate that
+    is furthest below its proportion in the mix, or the largest of such rates.
     """
-    if not counts:
+    if not taken:
         return [fixed_rate(mix, place, number) for place in range(number)]
-    clients, shares, new = Counter(counts), Counter(mix.parts), []
+    clients, shares, new = Counter(taken), Counter(mix.parts), []
     for _ in range(number):
         new.append(max(shares, key=lambda rate: shares[rate] / (clients[rate] + 1)))
         clients[new[-1]] += 1

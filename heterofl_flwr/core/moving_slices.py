@@ -1,7 +1,8 @@
-"""Slice rules, which entries of an axis a client keeps: HeteroFL a prefix, FedRolex a window, Federated Dropout any.
+"""Slice rules: which entries of an axis a client keeps.
 
-A slice function sees the length of one part of an axis and how much of it is kept, and nothing else. Coupled axes have
-equal lengths, as in a residual stream, so every slice function keeps them aligned.
+HeteroFL keeps a prefix, FedRolex a moving window, Federated Dropout a random subset. A slice function receives only the
+length of one part of an axis and the number of entries to keep. Coupled axes, for example in a residual stream, have
+equal lengths, so every slice function keeps them aligned.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,15 +11,18 @@ from typing import Literal
 from heterofl_flwr.core.randomness import generator
 
 SliceFunction = Callable[[int, int], Sequence[int] | None]
-"""From the length of an axis and the number of entries to keep, their positions, ascending; ``None`` is a prefix."""
+"""Function of an axis' length and the number of entries to keep. It returns their ascending positions, or None for a
+prefix.
+"""
 
 SliceRule = Literal["prefix", "important", "rolling", "random-level", "random-client"]
-"""Slices of clients: HeteroFL's; the same of ordered channels (``channel_order``); FedRolex's window; random ones, one
-for each rate, or one for each client.
+"""Rule that selects the clients' slices: ``prefix`` is HeteroFL's; ``important`` is a prefix of ordered channels
+(``channel_order``); ``rolling`` is FedRolex's window; ``random-level`` is a random subset for each rate,
+``random-client`` for each client.
 """
 
 NESTED_RULES: tuple[SliceRule, ...] = ("prefix", "important")
-"""Rules by which every slice is a prefix, so that smaller ones lie inside larger ones."""
+"""Rules whose slices are all prefixes, so that smaller slices lie inside larger ones."""
 
 
 def prefix(length: int, number: int) -> None:
@@ -26,16 +30,17 @@ def prefix(length: int, number: int) -> None:
 
 
 def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: float, partition: int) -> SliceFunction:
-    """Return the slice function of a client in a round; all but prefixes change from round to round.
+    """Return a client's slice function in a round; only prefixes are the same in every round.
 
     Parameters
     ----------
     rule : SliceRule
-        ``prefix`` and ``important``; ``rolling``: FedRolex's window, which moves on by one each round;
+        ``prefix`` and ``important``; ``rolling``: FedRolex's window, which moves by one entry each round;
         ``random-level``: Federated Dropout, where clients of equal rate share a random subset; ``random-client``: each
-        has its own.
+        client has another random subset.
     seed, server_round, rate, partition : int, int, float, int
-        What the draws depend on; rounds are counted from 1. Of a window that moves on by more, see ``window_number``.
+        Inputs of the random draws; the first round is 1. For a window that moves by more than one entry, see
+        ``window_number``.
     """
     if rule in NESTED_RULES:
         return prefix
@@ -49,5 +54,5 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
 
 
 def window_number(server_round: int, roll_by: int) -> int:
-    """Return the round in which a window that moves on by one is where one that moves on by ``roll_by`` is now."""
+    """Return the round in which a window with step 1 is where a window with step ``roll_by`` is in ``server_round``."""
     return 1 + roll_by * (server_round - 1)

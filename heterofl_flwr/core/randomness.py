@@ -1,7 +1,7 @@
-"""Random numbers as pure functions of what they are for.
+"""Random numbers as pure functions of their purpose.
 
-Nothing in this package reads or writes a global random state. A draw is named by its seed and its purpose, for
-example ``generator(seed, "level", server_round, partition)``, so it is the same whatever else was drawn before it.
+Nothing in this package draws from a global random state. A draw is identified by its seed and its purpose, for example
+``generator(seed, "level", server_round, partition)``. So it does not depend on earlier draws.
 """
 
 import hashlib
@@ -19,27 +19,27 @@ from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 
 def derive(seed: int, *purpose: int | str) -> int:
     """Return a 63-bit seed that depends on all arguments, the same on every platform and Python version."""
-    # The quotes of a text tell ("a", "b") from ("a/b",), and 1 from "1".
+    # repr quotes text, so ("a", "b") differs from ("a/b",), and 1 from "1".
     text = repr([part if isinstance(part, str) else int(part) for part in (seed, *purpose)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, *purpose: int | str) -> random.Random:
-    """Return a fresh generator for one purpose."""
+    """Return a new generator for one purpose."""
     return random.Random(derive(seed, *purpose))
 
 
 @contextmanager
 def kept_random_state(seed: int | None = None) -> Iterator[None]:
-    """Restore the global generators of torch, NumPy and Python at the end; torch's may be seeded meanwhile.
+    """Restore the global generators of torch, NumPy and Python on exit; ``seed`` seeds those of torch inside.
 
-    Whoever draws from them afterwards, noise for privacy for example, must not find a state that others can compute.
+    Later draws from them, for example of privacy noise, must not start from a state that others can compute.
     """
     cuda = torch.cuda.is_initialized()
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - a builder may seed or read the old generator
     with torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else []):
         if seed is not None:
-            # Not torch.manual_seed: before CUDA starts, it leaves the seed behind for when it does.
+            # Not torch.manual_seed: before CUDA is initialised, it stores the seed for CUDA's later initialisation.
             torch.default_generator.manual_seed(seed)
             if cuda:
                 torch.cuda.manual_seed_all(seed)
@@ -51,15 +51,15 @@ def kept_random_state(seed: int | None = None) -> Iterator[None]:
 
 
 def seed_torch(seed: int) -> None:
-    """Seed torch's global generators, of all devices that this machine has."""
+    """Seed torch's global generators of all devices on this machine."""
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         torch.manual_seed(seed)
     else:
-        torch.default_generator.manual_seed(seed)  # a microsecond, where ``manual_seed`` takes up to half a millisecond
+        torch.default_generator.manual_seed(seed)  # takes 1 microsecond; ``torch.manual_seed`` takes up to 500
 
 
 def initial_state(build: Callable[[float], nn.Module], rate: float, seed: int) -> dict[str, Tensor]:
-    """Return the exchanged parameters of a newly built model, the same for equal seeds."""
+    """Return the exchanged parameters of a new model; equal seeds give equal parameters."""
     with kept_random_state(seed):
         model = build(rate)
     named = exchanged_parameters(model).items()

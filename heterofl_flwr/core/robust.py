@@ -1,14 +1,14 @@
 """Robust means of each entry over the clients that held it: trimmed mean and median.
 
-A minority of an entry's holders cannot move it far, whatever they send. In HeteroFL entries have different holders, so
-the mean is taken entry by entry.
+A minority of an entry's holders cannot move it far, whatever values they send. In HeteroFL entries have different
+holders, so the mean is computed entry by entry.
 
 - **Three holders or more.** ``trimmed``: the largest and the smallest changes are dropped, and the others averaged
   (Yin et al., 2018). ``median``: the middle change, or the mean of the middle two.
 - **One or two holders** have no majority: the entry moves by their plain mean, or keeps its value.
 
-Both need all replies at once. The memory is the sum of the clients' slices, in single precision, and a few copies of
-one parameter of all clients during ``result``.
+Both means need all replies at once. They use memory for the slices of all clients in single precision, and in
+``result`` for a few copies of one parameter of all clients.
 """
 
 import math
@@ -30,43 +30,43 @@ RobustKind = Literal["trimmed", "median"]
 """Robust mean of an entry with three holders or more."""
 
 Few = Literal["mean", "keep"]
-"""The new value of entries with one or two holders: their plain mean, or the old value."""
+"""New value of an entry with one or two holders: their plain mean, or the old value."""
 
 MANY = 3
-"""The smallest number of holders with a majority against one of them."""
+"""Smallest number of holders in which one holder can be outvoted."""
 
 
 @group
 class Robust:
-    """A mean that a minority of hostile clients cannot move far."""
+    """Options of a mean that a minority of hostile clients cannot move far."""
 
     mean: RobustKind = "trimmed"
     """Robust mean of an entry with three holders or more."""
     trim: Annotated[float, Strict(), Field(ge=0, lt=0.5)] = 0.2
     """Fraction of an entry's holders that trimmed drops at each end, rounded down, but at least one."""
     few: Few = "mean"
-    """The new value of entries with one or two holders."""
+    """New value of an entry with one or two holders: their plain mean (mean), or the old value (keep)."""
 
     @property
     def fewest(self) -> int:
-        """The smallest number of holders that moves an entry."""
+        """The smallest number of holders that can move an entry."""
         return MANY if self.few == "keep" else 1
 
     def dropped(self, holders: int) -> int:
-        """Return the number of an entry's holders to drop at each end."""
+        """Return how many of an entry's holders to drop at each end."""
         most = (holders - 1) // 2
         return most if self.mean == "median" else min(max(math.floor(Fraction(str(self.trim)) * holders), 1), most)
 
 
 class RobustMean:
-    """A mean of each entry that a minority of its holders cannot move far; each client counts once.
+    """Mean of each entry that a minority of its holders cannot move far; each client counts once.
 
     Parameters
     ----------
     state : Mapping[str, Tensor]
         The global state.
     robust : Robust
-        How replies are combined.
+        Kind of mean and its options.
     """
 
     def __init__(self, state: Mapping[str, Tensor], *, robust: Robust) -> None:
@@ -103,12 +103,12 @@ class RobustMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the number of holders of each entry; 0 where they are too few to move it."""
+        """Return the number of holders of each entry; 0 if they are too few to move it."""
         holders = self._holders.holders(name)
         return holders.where(holders >= self._robust.fewest, 0.0)
 
     def _stack(self, name: str) -> Tensor:
-        """Return the changes of a parameter, (holders, entries), with NaN at entries that a client does not hold."""
+        """Return the changes of a parameter, (holders, entries), with NaN in entries that a client does not hold."""
         holders = [(plan, changes) for plan, changes in self._changes if name in plan.axes]
         old = self._state[name]
         stack = old.new_full((len(holders), *old.shape), math.nan, dtype=sum_dtype(old))
@@ -118,7 +118,7 @@ class RobustMean:
 
 
 def combine(stack: Tensor, robust: Robust) -> Tensor:
-    """Return the robust mean of each column over the rows that are not NaN; 0 where these are too few."""
+    """Return the robust mean of each column, without NaN; 0 for a column with too few values."""
     counts = (~stack.isnan()).sum(0)
     change = stack.new_zeros(stack.shape[1])
     for number in counts.unique().tolist():

@@ -1,7 +1,7 @@
-"""Plans: which entries of each parameter a client holds, and which parameters are shared; regions: read or add to them.
+"""Plans: which entries of each parameter a client holds. Regions: these entries of one tensor.
 
-A slice whose axes all keep a prefix is a plain view, so HeteroFL's own slices need no index tensors. An axis of several
-parts appears as two, (parts, entries of a part), in everything of a region that is not in the client's shape.
+If all axes of a slice keep a prefix, it is a view, so HeteroFL's slices need no index tensors. Inside a region, an axis
+of several parts is two dimensions, (parts, entries of a part); in the client's shape it is one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,20 +22,20 @@ Heads = Mapping[str, tuple[int, int]]
 """From a pattern of parameter names to (number of equal parts, axis)."""
 
 Place = tuple[slice, ...]
-"""A box in a tensor."""
+"""A box in a tensor: one slice for each dimension."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """Entries of the global model's parameters that a client holds.
 
-    A plan is a value: it never changes, holds no tensors, and two plans that hold the same entries are equal. Make
-    one with ``Plan.of`` from two modules or with ``Plan.between`` from two sets of shapes.
+    A plan is immutable and holds no tensors. Two plans with the same entries are equal. Make one with ``Plan.of`` from
+    two modules or with ``Plan.between`` from two sets of shapes.
 
     Attributes
     ----------
     axes : Mapping[str, Axes]
-        For each parameter that the client holds, its axes.
+        The axes of each parameter that the client holds.
     """
 
     axes: Mapping[str, Axes]
@@ -51,27 +51,28 @@ class Plan:
     ) -> "Plan":
         """Return the plan between a global and a local module, by the rules of their layers' types.
 
-        It compares layers and shapes, and does not run the models. So it cannot notice where an axis is made of parts,
-        as behind a concatenation or a bidirectional LSTM, whose first entries are not the first of each part: say so
-        by ``heads``, or by a rule for the module around both layers (``register``), which every strategy then knows.
+        The plan is computed from layers and shapes; the models are not run. So it cannot detect that an axis consists
+        of parts, as behind a concatenation or a bidirectional LSTM, where the first entries of the axis are not the
+        first of each part. Name such axes in ``heads``, or register a rule for the module around both layers
+        (``register``), which all strategies use.
 
         Parameters
         ----------
-        full, local : nn.Module
-            The same architecture at two widths. Parameters count, buffers do not: running statistics are never
-            exchanged.
+        full_model, local : nn.Module
+            The same architecture at two widths. Only parameters are compared; buffers, such as running statistics, are
+            never exchanged.
         heads : Heads | None
             Parts of axes that the rules cannot know, for example the input of a linear layer behind a bidirectional
             LSTM: ``{"classifier.weight": (2, 1)}``. Patterns are those of ``fnmatch``.
         slice_function : SliceFunction
-            Which entries an axis keeps.
+            Selects the entries that an axis keeps.
 
         Raises
         ------
         UnsupportedLayerError
             If a layer's width differs and no rule is registered for its type.
         ShapeError
-            If the local module is no slice of the full one.
+            If the local module is not a slice of the global one.
         """
         return _build_plan(find_module_axes(full_model, local), heads, slice_function)
 
@@ -84,9 +85,10 @@ class Plan:
         heads: Heads | None = None,
         slice_function: SliceFunction = prefix,
     ) -> "Plan":
-        """Return the plan between two sets of parameters, given as name -> shape (or name -> tensor or array).
+        """Return the plan between two sets of parameters: mappings from name to shape, tensor or array.
 
-        A client may lack parameters of the global model, but it has none of its own. For the options see ``Plan.of``.
+        The local model may lack parameters of the global model, but cannot have others. For the options see
+        ``Plan.of``.
         """
         if unknown := set(local_shapes) - set(full_shapes):
             raise ShapeError(f"the global model has no parameter {listed(unknown)}; it has {listed(full_shapes)}")
@@ -117,21 +119,21 @@ class Plan:
         return hash(frozenset(self.axes.items()))
 
     def __hash__(self) -> int:
-        """Plans that hold the same entries are equal, so they serve as keys."""
+        """Return the cached hash; plans with the same entries have the same hash."""
         return self._hash
 
     def __reduce__(self) -> tuple[type["Plan"], tuple[Mapping[str, Axes]]]:
-        """Leave what was cached behind: the hash of a name differs from process to process."""
+        """Pickle without cached values: the hash of a name differs between processes."""
         return type(self), (self.axes,)
 
     def sliced(self, function: SliceFunction) -> "Plan":
-        """Return the plan that keeps as many entries of each axis as this one, and these."""
+        """Return a plan with the same shapes and the entries that ``function`` selects."""
         if function is not prefix:
             self.check_groups()
         return Plan({name: tuple(axis.sliced(function) for axis in axes) for name, axes in self.axes.items()})
 
     def check_groups(self) -> None:
-        """Raise ``ConfigError`` if only a prefix keeps the groups or heads of each layer apart."""
+        """Raise ``ConfigError`` if the groups or heads of a layer allow no slices but prefixes."""
         if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
                 f"{listed(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "
@@ -140,24 +142,24 @@ class Plan:
             )
 
     def contains(self, plan: "Plan") -> bool:
-        """Whether every entry that another plan holds is held here too."""
+        """Whether this plan holds every entry that ``plan`` holds."""
         return all(
             name in self.axes and all(large.contains(small) for large, small in zip(self.axes[name], axes, strict=True))
             for name, axes in plan.axes.items()
         )
 
     def extract(self, global_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the client's slice of the global state: copies, contiguous, in the client's shapes."""
+        """Return copies of the client's entries of the global state, contiguous and in the client's shapes."""
         self.check_state(global_state)
         return {name: Region(global_state[name].detach(), axes).read() for name, axes in self.axes.items()}
 
     def parts(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the client's slice as parts of the state's own tensors, through which gradients go back to them."""
+        """Return the client's entries of ``state`` as differentiable slices: gradients flow back to ``state``."""
         self.check_state(state)
         return {name: Region(state[name], axes).part() for name, axes in self.axes.items()}
 
     def check_state(self, global_state: Mapping[str, Tensor]) -> None:
-        """Raise ``ShapeError`` unless this plan was made for a model of these shapes."""
+        """Raise ``ShapeError`` unless the global state has the shapes that this plan was made for."""
         for name, axes in self.axes.items():
             expected = tuple(axis.size for axis in axes)
             if name not in global_state:
@@ -169,7 +171,7 @@ class Plan:
 
 
 def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFunction) -> Plan:
-    """Return the plan of these axes with the given parts; a pattern that matches no parameter is an error."""
+    """Return the plan of these axes with the parts in ``heads``; a pattern that matches no parameter is an error."""
     heads = heads or {}
     check_patterns("heads", heads, axes)
     headed = {}
@@ -190,16 +192,18 @@ def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> 
 
 
 ALL = ("*",)
-"""The patterns by which every parameter is shared. The others stay with their clients: LG-FedAvg; none: Standalone."""
+"""Patterns by which every parameter is shared. Parameters that match no pattern stay with their clients, as in
+LG-FedAvg; without any pattern, all do (Standalone).
+"""
 
 
 def is_shared(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a parameter's name fits one of some patterns, as ``fnmatch`` knows them."""
+    """Whether a parameter's name matches one of the patterns, in the syntax of ``fnmatch``."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
-    """Return the part of a plan that is shared; a pattern that fits no parameter is an error."""
+    """Return the plan of the parameters that are shared; a pattern that matches no parameter is an error."""
     if tuple(patterns) == ALL:
         return plan
     check_patterns("shared", patterns, plan.axes)
@@ -207,7 +211,7 @@ def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
 
 
 class Region:
-    """The entries of one tensor that one slice holds."""
+    """The entries of one tensor that a slice holds."""
 
     __slots__ = ("_index", "_local_shape", "_shape", "is_whole", "view")
 
@@ -220,16 +224,16 @@ class Region:
         self._index = None if prefix else _build_index(axes, tensor.device)
 
     def part(self) -> Tensor:
-        """Return the region in the client's shape; where it can be, a view of the tensor."""
+        """Return the region in the client's shape, as a view of the tensor if possible."""
         return (self.view if self._index is None else self.view[self._index]).reshape(self._local_shape)
 
     def read(self) -> Tensor:
-        """Return a copy of the region, contiguous, in the client's shape."""
+        """Return a contiguous copy of the region in the client's shape."""
         tensor = self.view if self._index is None else self.view[self._index]
         return tensor.clone(memory_format=torch.contiguous_format).view(self._local_shape)
 
     def write(self, local: Tensor) -> None:
-        """Put a client's tensor into the region."""
+        """Copy a client's tensor into the region."""
         self.view[... if self._index is None else self._index] = local.view(self._shape)
 
     def scale(self, factor: float) -> None:
@@ -240,7 +244,10 @@ class Region:
             self.view[self._index] *= factor
 
     def add(self, local: Tensor, weight: float, rows: Tensor | None = None) -> None:
-        """Add ``weight`` times a client's tensor to the region, or some rows of it if the first axis is held whole."""
+        """Add ``weight`` times a client's tensor to the region.
+
+        With ``rows``, only these rows are added; the slice must then keep the full first axis.
+        """
         if rows is not None:
             added = local.reshape(self._shape)[rows].to(self.view.dtype)
             if self._index is None:
@@ -256,23 +263,23 @@ class Region:
 
 
 def is_prefix(axes: Axes) -> bool:
-    """Whether each axis keeps a prefix of itself, or of each of its parts, so that slicing gives a view and no copy."""
+    """Whether every axis keeps a prefix of itself or of each of its parts, so that slicing needs no copy."""
     return all(axis.index is None for axis in axes)
 
 
-# A model has few distinct shapes, and every round asks about the same ones. Positions are no part of the key: random
-# slices have others in each round, which would all be kept.
+# A model has few distinct shapes, and every round needs the same ones. Positions are not in the cache's key: random
+# slices have new positions in each round, which would fill the cache.
 @lru_cache(maxsize=4096)
 def _find_geometry(
     axes: tuple[tuple[int, int, int, bool], ...],
 ) -> tuple[tuple[int, ...], Place, bool, tuple[int, ...], tuple[int, ...], bool]:
-    """Return the tensor's shape with parts as dimensions, the region in it, and whether that is a prefix.
+    """Return the geometry of a region, from (full length, local length, parts, is a prefix) of each axis.
 
-    Then the region's shape, the client's, and whether the region is all of the tensor. An axis is given by its full
-    and its kept length, its parts, and whether it keeps a prefix.
+    The results: the tensor's shape with parts as dimensions; the box of the region in it; whether all axes keep a
+    prefix; the region's shape; the client's shape; whether the region is the full tensor.
     """
-    # An axis of 6 in 2 parts of which 4 are kept becomes two dimensions, (2, 3), and the region [:, :2] of them.
-    dimensions: list[tuple[int, slice, int]] = []  # full length, slice and kept length of each
+    # If an axis of 6 entries in 2 parts keeps 4 entries, it becomes two dimensions, (2, 3), with the region [:, :2].
+    dimensions: list[tuple[int, slice, int]] = []  # for each dimension: full length, slice, local length
     for length, number, parts, is_prefix in axes:
         if parts > 1:
             dimensions.append((parts, slice(None), parts))
@@ -290,7 +297,7 @@ def _find_geometry(
 
 
 def _build_index(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
-    """Return index tensors that broadcast to the region, one for each of its dimensions."""
+    """Return one index tensor for each dimension of the region; together they broadcast to the region's shape."""
     lists: list[Tensor] = []
     for axis in axes:
         if axis.parts > 1:

@@ -1,4 +1,4 @@
-"""Asynchronous aggregation: the staleness of each entry of a reply, and the mean of replies to different versions."""
+"""Asynchronous aggregation: the staleness of each entry of a reply, and a mean that discounts stale changes."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -15,26 +15,26 @@ from heterofl_flwr.core.counting_mean import Holders, Sums, sum_dtype
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 LEAST = 1e-3
-"""Lower bound on the share of a stale change; sums in single precision would lose much smaller terms."""
+"""Lower bound on the discount of a stale change; sums in single precision would lose much smaller terms."""
 
 
 class Clocks:
     """Vector clock of the global model: the number of steps that moved each region.
 
-    A region is the set of entries that the clients of the same levels hold. The staleness of a reply in a region is the
-    number of steps that moved it since the client was sent its slice.
+    A region is the set of entries that clients of the same levels hold. The staleness of a reply in a region is the
+    number of steps that moved the region after the client was sent its slice.
     """
 
     def __init__(self, version: int = 0) -> None:
-        self.version = version  # steps of the model
-        self._moved: dict[Plan, int] = {}  # steps of which a plan was the largest, from the largest plan on
+        self.version = version  # number of steps of the model
+        self._moved: dict[Plan, int] = {}  # by plan, the number of steps of which it was the largest; descending
 
     def snapshot(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Version:
-        """Return the current version of the model, with the slice that a client is sent."""
+        """Return the current version of the model with the slice that is sent to a client."""
         return Version(self.version, plan, tensors, dict(self._moved))
 
     def step(self, plans: Iterable[Plan]) -> None:
-        """Count a step that moved the entries of these plans; each plan must contain the next smaller one."""
+        """Count a step that moved the entries of ``plans``; each plan must contain the next smaller one."""
         current = set(plans)
         ordered = sorted({*current, *self._moved}, key=lambda plan: plan.parameters, reverse=True)
         if not all(starmap(_contains, pairwise(ordered))):
@@ -47,7 +47,7 @@ class Clocks:
         self.version += 1
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return the staleness of a reply: of its plan, then of each smaller plan inside with more."""
+        """Return the staleness of a reply: for its plan, then for each smaller plan inside that is more stale."""
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))
         staleness = {plan: total}
@@ -64,23 +64,23 @@ def _contains(outer: Plan, inner: Plan) -> bool:
 
 
 class StaleMean:
-    """The mean of the clients' changes of each entry over its holders, in which stale changes count less.
+    """Mean of the clients' changes of each entry over its holders; stale changes count less.
 
-    Clients may have started from different versions of the model. With ``change`` the difference between a reply and
-    the version that the client was sent, an entry moves by ``sum of w * change / sum of w`` over its holders, where
-    ``w`` is ``weight * (1 + staleness) ** -exponent`` with the staleness of the entry. If all replies are to the
-    current version, it is the counting mean, bit for bit.
+    Clients may have started from different versions of the model. Let ``change`` be the difference between a reply and
+    the version that its client was sent. An entry moves by ``sum of w * change / sum of w`` over its holders. Here
+    ``w`` is ``weight * (1 + staleness) ** -exponent``, with the staleness of the entry. If all replies started from the
+    current version, the result equals the counting mean bit for bit.
 
     Parameters
     ----------
     state : Mapping[str, Tensor]
         The global state.
     clocks : Clocks
-        Which entries earlier steps moved; ``result`` adds this step.
+        Counts of the steps that moved each region; ``result`` counts this step.
     exponent : float
         Exponent of the staleness discount; 0 switches it off. The discount is never below ``LEAST``.
     one_clock : bool
-        Whether each step counts as one that moved the whole model, as in FedBuff.
+        Whether every step counts as a step that moved the whole model, as in FedBuff.
     """
 
     def __init__(
@@ -92,23 +92,23 @@ class StaleMean:
 
     @torch.no_grad()
     def add(self, reply: CheckedReply) -> None:
-        """Add a reply to the version that the client was sent."""
+        """Add a reply, which may have started from an earlier version."""
         plan, tensors = reply.plan, reply.tensors
         staleness = {plan: 0} if reply.sent is None else self._clocks.staleness(plan, reply.sent)
         shares = {inner: max(math.pow(1.0 + steps, -self._exponent), LEAST) for inner, steps in staleness.items()}
         if reply.sent is not None and any(staleness.values()):
             tensors = {name: self._rebased(plan, name, tensors[name], reply.sent, shares) for name in plan.axes}
         self._sums.add(plan, tensors, reply.rows, reply.weight)
-        # Plans contain the next one, so the weights of an entry telescope to its share.
+        # Each plan contains the next one, so the weights that an entry gets telescope to weight * share.
         outer = 0.0
         for inner, share in shares.items():
             self._holders.add(inner, reply.rows, reply.weight * (share - outer))
             outer = share
 
     def _rebased(self, plan: Plan, name: str, tensor: Tensor, sent: Version, shares: Mapping[Plan, float]) -> Tensor:
-        """Return a client's change on top of the current model, times the share of each entry."""
+        """Return the current model plus a client's change, times the discount of each entry."""
         moved = (Region(self._state[name], plan.axes[name]).part() - sent.tensors[name]).contiguous()
-        # In place, because new memory costs more than arithmetic.
+        # In place, because allocating memory costs more than the arithmetic.
         local = moved.to(sum_dtype(moved)).add_(tensor.to(moved.device))
         outer = 1.0
         for inner, share in shares.items():
@@ -118,14 +118,14 @@ class StaleMean:
         return local
 
     def result(self) -> dict[str, Tensor]:
-        """Return the new global state, and advance the clocks of the entries that it moved."""
+        """Return the new global state, and count this step for the regions that it moved."""
         new = self._sums.means(self._holders)
         full_plan = Plan({name: tuple(Axis(size, size) for size in old.shape) for name, old in self._state.items()})
         self._clocks.step({full_plan} if self._one_clock else self._holders.plans)
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the total weight of the clients that held each entry of a parameter, less for stale replies."""
+        """Return, for each entry of a parameter, the total weight of its holders after the staleness discount."""
         return self._holders.holders(name)
 
 
