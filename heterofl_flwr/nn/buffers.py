@@ -1,4 +1,4 @@
-"""Buffers, which do not travel: the vectors of spectral norm are computed anew, and tables by channel are found."""
+"""Buffers, which are not exchanged: spectral norms are recomputed, and buffers that differ by channel are detected."""
 
 from collections.abc import Iterator
 
@@ -11,15 +11,15 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from heterofl_flwr.nn.execution import evaluating
 
-_STEPS = 15  # as many as torch takes when such a layer is made
+_STEPS = 15  # torch does as many when it creates a layer with spectral norm
 
 
 @torch.no_grad()
 def renew_spectral_norms(model: nn.Module) -> None:
-    """Find the largest singular vectors of each layer with spectral norm anew, by the power method.
+    """Recompute the largest singular vectors of each layer with spectral norm, by power iteration.
 
-    They are a function of the parameters alone, not of those that the layer had before, so every process that loads
-    equal parameters has equal ones. Both of torch's forms are known, that of ``parametrizations`` and the older one.
+    The result depends on the parameters alone, not on earlier vectors, so all processes with equal parameters get equal
+    vectors. Both ``parametrizations.spectral_norm`` and the older ``torch.nn.utils.spectral_norm`` are supported.
     """
     for layer in model.modules():
         if isinstance(layer, ParametrizationList) and any(
@@ -37,12 +37,12 @@ def _older_norms(layer: nn.Module) -> Iterator[SpectralNorm]:
 
 
 def _renew(chain: ParametrizationList) -> None:
-    """Compute a parametrized tensor several times; only in training does spectral norm step."""
-    with evaluating(chain):  # other parametrizations in the chain might draw
+    """Run a parametrization with spectral norm several times; each run in training mode is one power iteration."""
+    with evaluating(chain):  # other parametrizations in the chain might use random numbers
         for parametrization in chain:
             if isinstance(parametrization, _SpectralNorm) and hasattr(
                 parametrization, "_v"
-            ):  # a vector is normalised without any
+            ):  # a one-dimensional tensor is normalised without singular vectors
                 _start(parametrization._v)
                 parametrization.train()
         for _ in range(_STEPS):
@@ -50,16 +50,16 @@ def _renew(chain: ParametrizationList) -> None:
 
 
 def _start(vector: Tensor) -> None:
-    """Set a vector to the same random direction each time."""
+    """Set a vector to a fixed random direction."""
     fixed = torch.Generator("cpu").manual_seed(0)
     vector.copy_(nn.functional.normalize(torch.randn(len(vector), generator=fixed, device="cpu"), dim=0))
 
 
 def find_channel_tables(full_model: nn.Module, local: nn.Module) -> list[str]:
-    """Return the buffers that say something else of each channel, and of which a smaller model has only some.
+    """Return the buffers that differ from channel to channel and are shorter in the smaller model.
 
-    Sines of positions and random features are such. Statistics of norms and vectors of spectral norm are not, as they
-    are measured or computed anew; nor are buffers that are the same for all channels.
+    Examples are the sines of a position encoding and random features. Not returned are statistics of norms and vectors
+    of spectral norm, which are measured or recomputed, and buffers with equal values for all channels.
     """
     shapes = {name: buffer.shape for name, buffer in local.named_buffers()}
     renewed: set[int] = set()

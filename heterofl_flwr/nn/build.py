@@ -1,4 +1,4 @@
-"""Models that ``build`` returns, one for each message, and cached plans by rate."""
+"""New models by ``build``, and cached plans between two rates."""
 
 import inspect
 from collections import defaultdict
@@ -19,11 +19,13 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.nn.models import Build, is_named
 
 _plans: WeakKeyDictionary[Build, dict[tuple[float, float], Plan]] = WeakKeyDictionary()
-"""The plans of each function by two rates; they go with it, as there may be one for each message."""
+"""Cached plans of each build function, by (top rate, rate). Entries are dropped with the function, because there may be
+a new one for each message.
+"""
 
 
 def check_build(build: Build) -> None:
-    """Raise ``ConfigError`` unless it is a function that a rate can be given to."""
+    """Raise ``ConfigError`` unless ``build`` is a function that can be called with a rate alone."""
     expected = "expected a function from a rate to a model"
     if isinstance(build, nn.Module):
         raise ConfigError(f"build is a model, {type(build).__name__}; {expected}, such as the class itself")
@@ -31,7 +33,7 @@ def check_build(build: Build) -> None:
         signature = inspect.signature(build)
     except TypeError:
         raise ConfigError(f"build is {build!r}; {expected}") from None
-    except ValueError:  # what is not written in Python does not tell
+    except ValueError:  # a function that is not written in Python has no signature
         return
     try:
         signature.bind(1.0)
@@ -41,7 +43,7 @@ def check_build(build: Build) -> None:
 
 
 def called_with_rate(build: Build) -> Build:
-    """Return the function with an error where it takes its argument for another thing, or returns no model."""
+    """Wrap ``build``: raise ``ConfigError`` if it fails on a rate with ``TypeError`` or does not return a module."""
 
     @wraps(build)
     def called(rate: float) -> nn.Module:
@@ -60,24 +62,25 @@ def called_with_rate(build: Build) -> Build:
 
 
 def new_model(build: Build, rate: float, *, to_load: bool = False) -> nn.Module:
-    """Return a new model of a rate, to train; the global random generators stay as they are.
+    """Return a new model of a rate in training mode; the global random generators do not change.
 
-    With ``to_load``, every parameter will be loaded: one of ours then has no initial values, which take most of the
-    time. A user's model has them, because its buffers may depend on them.
+    With ``to_load``, all parameters will be loaded afterwards. Models of ``build_model`` then skip the initialisation,
+    which takes most of the time. A user's model is always initialised, because its buffers may depend on its initial
+    values.
     """
-    # What is built in inference mode can never be trained.
+    # A model that is built in inference mode can never be trained.
     values = _NoInitialValues() if to_load and is_named(build) else nullcontext()
     with torch.inference_mode(False), kept_random_state(), values:
         return build(rate).train()
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """Leaves parameters as they are where they would be filled with random numbers."""
+    """Skips functions that would fill parameters with random numbers."""
 
     def __torch_function__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call the function, or return its tensor unchanged."""
+        """Call the function, or return its tensor unchanged if the function initialises a parameter."""
         kwargs = kwargs or {}
         tensor = args[0] if args else kwargs.get("tensor")
         return tensor if func in _FILLS and isinstance(tensor, nn.Parameter) else func(*args, **kwargs)
@@ -87,10 +90,10 @@ _FILLS = {nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, Tensor.un
 
 
 def plan_between(build: Build, top: float, rate: float) -> Plan:
-    """Return the plan of a rate within the model of rate ``top``; each is worked out once."""
+    """Return the plan of a model of ``rate`` inside a model of rate ``top``, from the cache if possible."""
     try:
         plans = _plans.setdefault(build, {})
-    except TypeError:  # what cannot be a key, or be referred to weakly
+    except TypeError:  # the function is not hashable or has no weak references
         plans = {}
     if (top, rate) not in plans:
         plans[top, rate] = Plan.of(new_model(build, top), new_model(build, rate))
@@ -98,7 +101,7 @@ def plan_between(build: Build, top: float, rate: float) -> Plan:
 
 
 def equal_levels(sizes: Mapping[float, Hashable]) -> list[str]:
-    """Return a warning for each group of rates whose models have equal ``sizes``, which are given by rate."""
+    """Return a warning for each group of rates whose models have equal ``sizes``, a mapping from rate to size."""
     rates_by_size = defaultdict[Hashable, list[float]](list)
     for rate, size in sizes.items():
         rates_by_size[size].append(rate)

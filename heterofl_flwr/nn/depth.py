@@ -1,4 +1,4 @@
-"""Models of unequal depth: the first blocks of each stack of any model."""
+"""Models of unequal depth: each keeps the first blocks of each stack of the full model."""
 
 import copy
 import re
@@ -26,30 +26,30 @@ Rates = tuple[float, float]
 """The width rate and the depth rate of a level."""
 
 STACKS = nn.Sequential, nn.ModuleList
-"""The containers whose children can be dropped."""
+"""Containers whose children can be dropped."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shallow:
-    """The function from a rate to a model with the first blocks of each stack; ``shallow`` makes it."""
+    """Function from a rate to a model with the first blocks of each stack; made by ``shallow``."""
 
     build: Build
     blocks: str
     levels: Mapping[float, Rates]  # empty: the rate is the depth rate
-    idle: dict[int, tuple[str, ...]] = field(default_factory=dict)  # what a model without so many blocks does not use
+    idle: dict[int, tuple[str, ...]] = field(default_factory=dict)  # unused parameters, by number of dropped blocks
 
     def __call__(self, rate: float) -> nn.Module:
-        """Return a new model of this rate; of each stack it has ``width(number of blocks, depth rate)`` blocks."""
+        """Return a new model of this rate; each stack keeps ``width(number of blocks, depth rate)`` blocks."""
         width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)
         dropped = _drop(model, find_stacks(model, self.blocks), depth_rate)
-        if self.idle:  # what clients hold and do not train would hold back those who do
+        if self.idle:  # averaging untrained parameters would slow the progress of clients that train them
             untrained = (*getattr(model, "untrained", ()), *self.idle.get(len(dropped), ()))
             setattr(model, "untrained", untrained)  # noqa: B010  # a module may hold anything
         return model
 
     def _rates(self, rate: float) -> Rates:
-        """Return the width rate and the depth rate of a rate."""
+        """Return the width rate and the depth rate of a level's rate."""
         if not self.levels:
             return 1.0, float(exact_rate(rate))
         if rate not in self.levels:
@@ -65,29 +65,29 @@ def shallow(
     *,
     levels: Mapping[str | float, Rates] | None = None,
 ) -> Shallow:
-    """Return the function from a rate to a model with fewer blocks, which ``HeteroFL`` takes as ``build``.
+    """Return a function from a rate to a model with fewer blocks, for ``HeteroFL(build=...)``.
 
-    The blocks that are kept are the first of each stack, at least one, under the names that they have in the full
-    model. So the parameters of a shallower model are some of those of a deeper one, and the counting mean averages
-    each over the clients that have its block.
+    A model keeps the first blocks of each stack, at least one, under their names in the full model. So a shallower
+    model's parameters are a subset of a deeper one's, and the counting mean averages each block over the clients that
+    have it.
 
     Parameters
     ----------
     model : nn.Module | Callable[[float], nn.Module]
-        The full model, or the function from a width rate to a model with all blocks: your own, or what ``elastic``
-        returns.
+        The full model, or a function from a width rate to a model with all blocks: your own, or the result of
+        ``elastic``.
     blocks : str
-        The pattern (``fnmatch``, part by part) of the blocks' names: ``"layers.*"``, or ``"stages.*.*"`` for several
-        stacks. They are children of ``nn.Sequential`` or ``nn.ModuleList``.
+        Pattern (``fnmatch``, applied to each part between dots) of the blocks' names: ``"layers.*"``, or
+        ``"stages.*.*"`` for several stacks. Blocks are children of ``nn.Sequential`` or ``nn.ModuleList``.
     example_inputs : object
-        What the model is called with: a tensor, a tuple of arguments, or a mapping of named ones. With it, every depth
-        is run once; a block whose output has another shape than its input, so that the model does not work without
-        it, raises ``ShapeError``. Parameters that a shallower model holds and does not use, such as a norm for each
-        block in a list of its own, are a warning, and do not count where clients of this depth hold them. ``None``
-        leaves all this out, for a model of which it is known.
+        Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The model is run on it
+        once at every depth. If it does not work without a block, for example because the block's output and input
+        differ in shape, ``ShapeError`` is raised. Parameters that a shallower model has but does not use, such as a
+        separate list of one norm for each block, cause a warning; they are not averaged over clients of this depth.
+        ``None`` skips these checks.
     levels : Mapping[str | float, tuple[float, float]] | None
-        From a level or rate to its width rate and its depth rate, as ``{"a": (1, 1), "b": (0.7, 0.75)}``. By default a
-        model has its full width, and its rate is the depth rate.
+        Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. By default every model has
+        its full width, and its rate is the depth rate.
 
     Examples
     --------
@@ -135,9 +135,9 @@ def shallow(
 
 
 def read_levels(text: str) -> Mapping[float, Rates] | None:
-    """Return the width rate and the depth rate by level, read from ``b=0.7:0.75,c=0.7:0.5``.
+    """Parse text such as ``b=0.7:0.75,c=0.7:0.5`` into width and depth rates by level.
 
-    ``width`` gives None, and ``depth`` no levels. Level a is whole without being named.
+    ``width`` returns None, and ``depth`` an empty mapping. Level a is always the full model and need not be named.
     """
     if text in ("width", "depth"):
         return None if text == "width" else {}
@@ -154,7 +154,7 @@ def read_levels(text: str) -> Mapping[float, Rates] | None:
 
 
 def _parse_levels(pairs: Iterable[tuple[str | float, object]]) -> dict[float, Rates]:
-    """Return the width rate and the depth rate by the rate of each level."""
+    """Return the width rate and the depth rate of each level, by the level's rate."""
     parsed: dict[float, Rates] = {}
     for level, rates in pairs:
         if not isinstance(rates, tuple | list) or len(rates) != 2:
@@ -167,12 +167,12 @@ def _parse_levels(pairs: Iterable[tuple[str | float, object]]) -> dict[float, Ra
 
 
 def _copied(model: nn.Module, rate: float) -> nn.Module:
-    """Return a copy of a model; the rate can only be 1."""
+    """Return a copy of a model; ``rate`` is always 1."""
     return copy.deepcopy(model)
 
 
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
-    """Return the stacks of the blocks that fit a pattern: by the name of each, the names of the blocks in it."""
+    """Return the stacks with blocks that match a pattern: from the stack's name to the names of these blocks in it."""
     stacks = {
         parent: [
             child
@@ -194,10 +194,10 @@ def _join(parent: str, child: str) -> str:
 
 
 def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float | Fraction) -> list[str]:
-    """Drop the last blocks of each stack; return the names of those that were there."""
+    """Drop the last blocks of each stack; return the names of those that had not been dropped before."""
     dropped = []
     for parent, names in stacks.items():
-        # Not del stack[...]: nn.Sequential would give the blocks that are left other names.
+        # Not del stack[...]: nn.Sequential would rename the remaining blocks.
         modules = model.get_submodule(parent)._modules
         for child in names[width(len(names), depth_rate) :]:
             if modules.pop(child, None) is not None:
@@ -206,16 +206,16 @@ def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float |
 
 
 class Findings(NamedTuple):
-    """Observations of a model at all depths."""
+    """Findings from running a model at all depths."""
 
-    idle: dict[int, tuple[str, ...]]  # unused parameters by the number of blocks dropped
-    partly: set[str]  # parameters with a row for each block, of which some are unused
-    roles: dict[str, None]  # reasons why the role of a block changes with the depth, in their order
+    idle: dict[int, tuple[str, ...]]  # unused parameters, by number of dropped blocks
+    partly: set[str]  # parameters with a row for each block, some of these rows unused
+    roles: dict[str, None]  # ordered set of reasons why the role of a block changes with the depth
 
 
 @kept_random_state()
 def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
-    """Run a model at every depth that a rate gives, and drop its blocks; name those without which it does not work."""
+    """Run a model at every depth, dropping its blocks one depth after the other; raise ``ShapeError`` if it fails."""
     findings, stacks = Findings({}, set(), {}), find_stacks(model, blocks)
     with watching(model, stacks) as watch:
         modes, expected, every = _run_whole(model, inputs, watch)
@@ -243,7 +243,7 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
-    """Return the modes in which a model runs, the shape of its output, and which rows of its parameters are used."""
+    """Return the modes in which the full model runs, the shape of its output, and the rows of its parameters in use."""
     modes = [True, False]
     while True:
         try:
@@ -251,7 +251,7 @@ def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[boo
             break
         except CountedError as error:
             watch.note_count(str(error))
-        except Exception:  # whatever a model raises that trains with more inputs, such as targets
+        except Exception:  # in training mode a model may need more inputs, such as targets
             if True not in modes:
                 raise
             modes.remove(True)
@@ -267,7 +267,7 @@ def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[boo
 def _run_without(
     model: nn.Module, dropped: Sequence[str], inputs: object, modes: Sequence[bool], expected: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """Return which rows of its parameters a model without some blocks uses; raise an error if it does not work."""
+    """Return the parameter rows that a model without the dropped blocks uses; raise ``ShapeError`` if it fails."""
     try:
         shape, used = _run(model, inputs, modes)
         fault = "" if shape == expected else f"it returns {shape}, not {expected}"
@@ -284,11 +284,11 @@ def _run_without(
 
 
 def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple[int, ...] | None, dict[str, Tensor]]:
-    """Return the shape of a model's first output, and of each parameter that an output depends on which rows do so."""
+    """Return the shape of a model's first output, and for each parameter the mask of rows with a gradient."""
     model.zero_grad()
     for mode in modes:
         for layer in model.modules():
-            layer.training = mode and not isinstance(layer, _NormBase)  # which refuses a single example
+            layer.training = mode and not isinstance(layer, _NormBase)  # batch norm refuses to train on one example
         leaves = list(tensors_in(call(model, inputs)))
         ends = [leaf.sum() for leaf in leaves if leaf.requires_grad]
         if ends:

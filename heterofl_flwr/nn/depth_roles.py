@@ -1,4 +1,4 @@
-"""Roles of blocks that change with the depth: code that counts blocks, takes the last, or connects blocks by pairs."""
+"""Blocks whose role changes with the depth: code that counts blocks, uses the last one, or connects distant blocks."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,24 +12,28 @@ from torch import nn
 from heterofl_flwr.nn.execution import tensors_in
 
 Links = Mapping[str, frozenset[str]]
-"""By block, the blocks whose outputs it takes, without the one that runs before it."""
+"""For each block, the blocks whose outputs it uses, except the block that runs immediately before it."""
 
 
 class CountedError(TypeError):
-    """Code asks for the number of blocks. Python passes over a TypeError where it only wants a hint, as ``*blocks``."""
+    """Raised when code asks for the number of blocks.
+
+    It is a TypeError, because Python ignores a TypeError of ``__len__`` where the length is only a hint, as in
+    ``*blocks``.
+    """
 
 
 class Watch:
-    """Observations of runs of a model: which stacks its code counts, and the outputs of the last run's blocks."""
+    """Observations of a model's runs: the stacks that its code counts, and the outputs of blocks in the latest run."""
 
     def __init__(self) -> None:
         self.counted: set[str] = set()
         self.raises = True  # whether asking for a length raises CountedError
         self._outputs: list[tuple[str, list[torch.Tensor]]] = []
-        self._inside = False  # of a container's own method, which counts for itself
+        self._inside = False  # True while the container's __getitem__ runs, which asks for the length itself
 
     def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
-        """Return how blocks were connected since the last call; the last block of a stack is named so."""
+        """Return the links between blocks since the previous call. The last block of each stack is named as such."""
         ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
         nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}
         links: dict[str, frozenset[str]] = {}
@@ -42,16 +46,16 @@ class Watch:
         return links
 
     def note_count(self, name: str) -> None:
-        """Remember a stack that code counts, and let it from now on."""
+        """Record that code counts a stack, and allow counting from now on."""
         self.counted.add(name)
         self.raises = False
 
     def note_output(self, name: str, output: object) -> None:
-        """Remember what a block returned."""
+        """Record the output of a block."""
         self._outputs.append((name, list(tensors_in(output))))
 
     def spy(self, name: str, container: type[nn.Module]) -> type[nn.Module]:
-        """Return a container's class that notes when code asks for its length, or counts from its end."""
+        """Return a subclass of a container that records when code asks for its length or indexes from its end."""
 
         def length(stack: Any) -> int:
             if self.raises and not self._inside:
@@ -72,7 +76,7 @@ class Watch:
 
 
 def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
-    """Return the blocks whose outputs are nearest on the ways back through autograd's graph."""
+    """Return the nearest blocks whose outputs the tensors depend on, by following autograd's graph backwards."""
     blocks, seen = set(), set(ends)
     waiting = [node for end in ends for node, _ in end.next_functions]
     while waiting:
@@ -93,7 +97,7 @@ def _note(watch: Watch, name: str, block: nn.Module, inputs: object, output: obj
 
 @contextmanager
 def watching(model: nn.Module, stacks: Mapping[str, Sequence[str]]) -> Iterator[Watch]:
-    """Observe the stacks of a model, and undo it."""
+    """Observe the stacks of a model; remove all hooks on exit."""
     watch, classes, hooks = Watch(), [], []
     uses = Counter(block for name in stacks for block in model.get_submodule(name)._modules.values())
     for name, blocks in stacks.items():
@@ -102,7 +106,7 @@ def watching(model: nn.Module, stacks: Mapping[str, Sequence[str]]) -> Iterator[
         stack.__class__ = watch.spy(name or "(the model itself)", type(stack))
         for block in blocks:
             layer = stack._modules[block]
-            if layer is not None and uses[layer] == 1:  # one at several places has no role of its own
+            if layer is not None and uses[layer] == 1:  # a block that is used in several places has no single role
                 note = partial(_note, watch, f"{name}.{block}".lstrip("."))
                 hooks.append(layer.register_forward_hook(note))
     try:

@@ -1,4 +1,4 @@
-"""Running a model: its inputs, its tensors and their device, memory layouts and threads."""
+"""Running a model: its inputs, tensors, device, memory layout and threads."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,26 +15,26 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers under every name that they have."""
+    """Return a model's parameters and buffers, under each of their names."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return dict(named)
 
 
 def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Return positional and keyword arguments from a tensor, a tuple, or a mapping by name."""
+    """Return positional and keyword arguments from a tensor, a tuple of arguments or a mapping of keyword arguments."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 def call(model: nn.Module, inputs: object) -> object:
-    """Call a model with a tensor, a tuple of arguments, or a mapping by name."""
+    """Call a model with a tensor, a tuple of arguments or a mapping of keyword arguments."""
     positional, keywords = arguments(inputs)
     return model(*positional, **keywords)
 
 
 def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator[Tensor]:
-    """Yield all tensors in a value: in tuples, lists and dicts, and in the attributes of other objects."""
+    """Yield all tensors in a value: in nested tuples, lists and dicts, and in the attributes of other objects."""
     seen = {} if seen is None else seen
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
@@ -47,10 +47,10 @@ def tensors_in(value: object, seen: dict[int, object] | None = None) -> Iterator
 
 
 def bears_channels_last(model: nn.Module) -> bool:
-    """Return whether a model's convolutions can be held channels last on this processor.
+    """Return whether a model's convolutions can use the channels-last layout on this processor.
 
-    Where it has AVX2 and no AVX512, the backward pass of a strided 1x1 convolution of fewer than eight input channels
-    then writes outside of its memory, in torch 2.14.
+    In torch 2.14, on processors with AVX2 but not AVX512, the backward pass of a strided 1x1 convolution with fewer
+    than eight input channels writes outside its memory.
     """
     fewest = min((parameter.shape[1] for parameter in model.parameters() if parameter.shape[2:] == (1, 1)), default=8)
     return fewest >= 8 or torch.backends.cpu.get_cpu_capability() != "AVX2"
@@ -58,7 +58,7 @@ def bears_channels_last(model: nn.Module) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode; give every module its own mode back."""
+    """Switch a model to evaluation mode; restore the mode of every module on exit."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -69,22 +69,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def to_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """On a CPU, move convolution weights to tensors that are channels last; return them with the tensors before."""
+    """Move convolution weights on a CPU to channels-last tensors; return each weight with its previous tensor."""
     fit = bears_channels_last(model)
     weights = [p for p in model.parameters() if fit and p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
     homes = [weight.data for weight in weights]
     for weight in weights:
-        # Not contiguous(memory_format=...): a weight of one input channel passes for channels last as it is, and then
-        # the outputs of its layer, and of all layers after it, stay channels first.
+        # Not contiguous(memory_format=...): it leaves a weight with one input channel unchanged, because its strides
+        # fit both layouts. The outputs of its layer and of all layers after it would then be channels first.
         weight.data = weight.data.to(memory_format=torch.channels_last)
     return list(zip(weights, homes, strict=True))
 
 
 @contextmanager
 def channels_last(model: nn.Module) -> Iterator[None]:
-    """On a CPU, hold convolution weights channels last; the paper's CNN trains up to a quarter faster so.
+    """Keep convolution weights on a CPU in channels-last layout; the paper's CNN trains up to a quarter faster.
 
-    Afterwards the values are in the tensors in which they were before, so states and views taken earlier hold.
+    On exit the values are copied back into the previous tensors, so earlier references to them remain valid.
     """
     homes = to_channels_last(model)
     try:
@@ -96,7 +96,7 @@ def channels_last(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Set the number of torch's threads, and restore it."""
+    """Set the number of torch's threads; restore it on exit."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

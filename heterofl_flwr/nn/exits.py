@@ -1,4 +1,4 @@
-"""Models with early exits: stages in a row, each with a head of its own, so that a model may end after any of them."""
+"""Models with early exits: a sequence of stages, each with a head, so that a model can end after any stage."""
 
 import copy
 from collections import OrderedDict
@@ -18,10 +18,12 @@ from heterofl_flwr.nn.preresnet import PreResNet
 BLOCKS: Mapping[str, str] = MappingProxyType(
     {**dict.fromkeys(("cnn", "preresnet18", "preresnet18-later", "preresnet50"), "exits.*"), "transformer": "encoder.*"}
 )
-"""The blocks by which our models differ in depth: whole exits, or those of the Transformer, which needs no exits."""
+"""Pattern of the blocks that our models drop for less depth: exits, or the encoder layers of the Transformer, which has
+no exits.
+"""
 
 Stage = tuple[nn.Module, nn.Module]
-"""A part of a model, and the head that makes logits of what it returns."""
+"""A part of a model, and the head that turns its output into logits."""
 
 
 class Exit(nn.Module):
@@ -33,19 +35,19 @@ class Exit(nn.Module):
 
 
 class Exits(nn.Module):
-    """A model with early exits: a stage with a head, then the next stage with the next head, and so on.
+    """A model with early exits: a sequence of stages, each with a head.
 
     A shallower model has the first exits of a deeper one; ``shallow(build, "exits.*", images)`` builds both.
 
     Parameters
     ----------
     stages : Iterable[tuple[nn.Module, nn.Module]]
-        Each stage and its head, from the first on.
+        The stages in order, each with its head.
     ensemble : bool
-        Whether evaluation returns the mean of all exits' logits (DepthFL) instead of those of the deepest.
+        Whether evaluation returns the mean of all exits' logits (DepthFL) instead of the logits of the deepest exit.
     deepest_only : bool
-        Whether clients train the deepest of their exits alone. They hold the heads of the others, which then do not
-        count in the mean.
+        Whether clients train only their deepest exit. They also hold the heads of the other exits, but these are not
+        averaged.
     """
 
     def __init__(self, stages: Iterable[Stage], *, ensemble: bool = False, deepest_only: bool = False) -> None:
@@ -58,7 +60,7 @@ class Exits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of the deepest exit or, in evaluation and with ``ensemble``, the mean over all exits."""
         if not self.training:
-            # All heads are run, also where one is asked for, so that their batch norm is measured too.
+            # All heads are run, even if only one is returned, so that their batch norm is measured too.
             logits = self.all_logits(x)
             return torch.stack(logits).mean(0) if self.ensemble else logits[-1]
         for stage in self.exits:
@@ -76,18 +78,18 @@ class Exits(nn.Module):
 
     @property
     def label_rows(self) -> tuple[str, ...]:
-        """The parameters whose rows belong to classes: those of each head's last linear layer, if it has one."""
+        """The parameters whose rows belong to classes: those of the last linear layer of each head."""
         heads = {f"exits.{number}.head": stage.get_submodule("head") for number, stage in enumerate(self.exits)}
         return tuple(parameter for name, head in heads.items() for parameter in last_linear(head, name))
 
     @property
     def untrained(self) -> tuple[str, ...]:
-        """Patterns of the parameters that a client holds and does not train."""
+        """Patterns of the parameters that a client holds but does not train."""
         return tuple(f"exits.{number}.head.*" for number in range(len(self.exits) - 1)) if self.deepest_only else ()
 
 
 def with_exits(build: Build, *, ensemble: bool = False, deepest_only: bool = False) -> Build:
-    """Return the function from a width rate to a CNN or PreResNet with an exit after each stage; see ``Exits``."""
+    """Return a function from a width rate to a CNN or PreResNet with an exit after each stage; see ``Exits``."""
     return partial(_build_exits, build, ensemble, deepest_only)
 
 
@@ -97,7 +99,10 @@ def _build_exits(build: Build, ensemble: bool, deepest_only: bool, rate: float) 
 
 @singledispatch
 def split_stages(model: nn.Module) -> Sequence[Stage]:
-    """Return the stages of a model, each with a new head; ``split_stages.register`` adds a rule for a class."""
+    """Return the stages of a model, each with a new head.
+
+    ``split_stages.register`` adds a rule for another class.
+    """
     raise ConfigError(
         f"no rule says after which stages a {type(model).__name__} can end: add a rule with "
         f"heterofl_flwr.nn.exits.split_stages.register, or return heterofl_flwr.nn.Exits from your own build"
@@ -106,7 +111,7 @@ def split_stages(model: nn.Module) -> Sequence[Stage]:
 
 @split_stages.register
 def _(model: CNN) -> Sequence[Stage]:
-    """End the paper's CNN before each pooling; layers lose their numbers, so that all stages have the same names."""
+    """Split the paper's CNN before each pooling; drop the layers' numbers, so that all stages use the same names."""
     stages: list[OrderedDict[str, nn.Module]] = [OrderedDict()]
     for name, layer in model.features.named_children():
         if isinstance(layer, nn.MaxPool2d):
@@ -117,7 +122,7 @@ def _(model: CNN) -> Sequence[Stage]:
 
 @split_stages.register
 def _(model: PreResNet) -> Sequence[Stage]:
-    """End a PreResNet after each stage; before its head comes the norm that the next stage begins with."""
+    """Split a PreResNet after each stage; a head begins with a copy of the norm at the start of the next stage."""
     first_stage, *later_stages = model.stages.children()
     bodies = [nn.Sequential(OrderedDict(stem=model.stem, blocks=first_stage)), *later_stages]
     norms = [*(copy.deepcopy(stage.get_submodule("0.norm1")) for stage in later_stages), model.norm]
@@ -128,7 +133,7 @@ def _(model: PreResNet) -> Sequence[Stage]:
 
 
 def _with_head(body: nn.Module, classes: int, **before: nn.Module) -> Stage:
-    """Return a stage with a head like the end of the paper's models."""
+    """Return a stage and a head like that of the paper's models."""
     channels = [layer.out_channels for layer in body.modules() if isinstance(layer, nn.Conv2d)][-1]
     linear = nn.Linear(channels, classes)
     nn.init.zeros_(linear.bias)

@@ -1,4 +1,4 @@
-"""Layers of models of several widths: the Scaler (section 3.3) and norms."""
+"""Layers for models of several widths: the Scaler (section 3.3) and norms."""
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -13,15 +13,15 @@ from heterofl_flwr.core.levels import exact_rate
 
 
 class Scaler(nn.Module):
-    """Divide by ``rate`` in training; the identity in evaluation.
+    """Divide by ``rate`` in training; identity in evaluation.
 
-    Before a norm that removes scale (sbn, in, gn, ln) it changes nothing but the weight of the norm's epsilon. It
-    matters without norms, and in a Transformer.
+    Before a norm that removes the scale (sbn, in, gn, ln) it has almost no effect: it only changes the relative size of
+    the norm's epsilon. It matters in models without norms and in a Transformer.
 
     Parameters
     ----------
     rate : float | Fraction
-        The model's rate divided by the rate of the largest model of the mix.
+        The model's rate divided by the global rate, which is that of the largest model.
     """
 
     def __init__(self, rate: float | Fraction = 1.0) -> None:
@@ -30,18 +30,18 @@ class Scaler(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x / rate`` in training and ``x`` in evaluation."""
-        # Dividing by 1 would change no bit and cost a pass over the activations.
+        # Dividing by 1 changes nothing and costs a pass over the activations.
         return x / self.rate if self.training and self.rate != 1 else x
 
     def extra_repr(self) -> str:
-        """Show the rate where the model is printed."""
+        """Return the rate for the model's ``repr``."""
         return f"rate={self.rate:g}"
 
 
 def make_scaler(rate: float, global_rate: float, enabled: bool = True) -> nn.Module:
-    """Return the Scaler of a model, or the identity where it is not enabled.
+    """Return the Scaler of a model, or the identity if it is disabled.
 
-    A model may use one instance at many places: a Scaler holds no parameters and no buffers.
+    A model may use one instance in many places, because a Scaler has no parameters and no buffers.
     """
     ratio = exact_rate(rate) / exact_rate(global_rate)
     if ratio > 1:
@@ -50,7 +50,7 @@ def make_scaler(rate: float, global_rate: float, enabled: bool = True) -> nn.Mod
 
 
 GROUPS = 4
-"""Groups of the paper's GroupNorm."""
+"""Number of groups of the paper's GroupNorm."""
 
 NORMS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
     {
@@ -61,18 +61,18 @@ NORMS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
         "sbn": lambda channels: nn.BatchNorm2d(channels, track_running_stats=False),
     }
 )
-"""From a norm's name to a function that makes it for a number of channels."""
+"""Functions from a number of channels to a norm layer, by the norm's name."""
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
-    """Return the norm of this kind for images of ``channels`` channels.
+    """Return a norm layer for images with ``channels`` channels.
 
     Parameters
     ----------
     kind : str
-        ``none``; ``in``, instance norm; ``gn``, four groups, or the greatest common divisor of 4 and ``channels``
-        where 4 does not divide them; ``ln``, one group; ``sbn``, static batch norm: batch norm without running
-        statistics, which ``with_static_norm`` supplies for evaluation.
+        ``none``: no norm. ``in``: instance norm. ``gn``: group norm with four groups, or gcd(4, ``channels``) groups if
+        4 does not divide ``channels``. ``ln``: group norm with one group. ``sbn``: static batch norm, which is batch
+        norm without running statistics; ``with_static_norm`` supplies statistics for evaluation.
     channels : int
         Number of channels.
     """

@@ -11,13 +11,13 @@ from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.label_rows import class_numbers
 
 Fill = Literal["zero", "-inf", "none"]
-"""Treatment of the logits of absent classes."""
+"""Value for the logits of absent classes."""
 
 
 def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tensor:
-    """Return a boolean mask of ``number`` classes, true for those given; check them.
+    """Return a boolean mask of ``number`` classes that is True for ``classes``; raise ``DataError`` for invalid ones.
 
-    Build it once per client: the check reads values, which on a GPU waits for all work before it.
+    Build it once for each client: the check reads the classes, which on a GPU waits for all queued work.
     """
     present = class_numbers(classes, number, DataError)
     mask = torch.zeros(number, dtype=torch.bool, device=present.device)
@@ -31,13 +31,13 @@ def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill =
     Parameters
     ----------
     logits : torch.Tensor
-        Classes are axis 1.
+        Logits with classes in dimension 1.
     classes : torch.Tensor | None
-        The classes present: a mask made by ``class_mask``, or a vector of class numbers, which is checked at every
-        call; ``None`` for all.
+        The present classes: a mask made by ``class_mask``, or a vector of class numbers, which is checked at every
+        call; None for all classes.
     fill : Fill
-        ``zero``: the paper's code; absent classes stay in the softmax and can win the argmax. ``-inf``: they leave
-        both. ``none``: the logits as they are.
+        ``zero``: as in the paper's code, absent classes stay in the softmax and can win the argmax. ``-inf``: absent
+        classes are excluded from both. ``none``: the logits are returned unchanged.
     """
     if fill not in get_args(Fill):
         raise ConfigError(f"{fill!r} is no fill for logits; expected one of {', '.join(get_args(Fill))}")
@@ -54,14 +54,14 @@ def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill =
 def masked_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, classes: torch.Tensor | None = None, fill: Fill = "zero"
 ) -> torch.Tensor:
-    """Return the mean cross entropy after ``mask_logits``.
+    """Return the mean cross entropy of the logits after ``mask_logits``.
 
     With ``-inf``, a target that is not among ``classes`` makes the loss infinite.
     """
     masked = mask_logits(logits, classes, fill)
     try:
         return F.cross_entropy(masked, targets)
-    except IndexError as error:  # a CUDA device reports such targets later, and in its own words
+    except IndexError as error:  # a CUDA device reports such targets later, with another error
         raise DataError(f"targets do not fit {logits.shape[1]} classes: {error}") from error
 
 
@@ -75,8 +75,8 @@ def perplexity(losses: Sequence[float], counts: Sequence[int], kind: Variant = "
     counts : Sequence[int]
         The number of tokens of each chunk.
     kind : Variant
-        ``paper``: the mean over chunks of exp(loss), short chunks counting as much as long ones; ``fixed``: exp of
-        the mean loss over all tokens.
+        ``paper``: the mean over chunks of exp(loss); short and long chunks have equal weight. ``fixed``: exp of the
+        mean loss over all tokens.
     """
     Fidelity(perplexity=kind)
     if not losses or len(losses) != len(counts) or min(counts) < 1:

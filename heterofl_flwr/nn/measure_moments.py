@@ -1,4 +1,4 @@
-"""Measure the inputs of batch norm layers over data, for static batch norm (section 3.2)."""
+"""Measuring the inputs of batch norm layers over data, for static batch norm (section 3.2)."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,8 @@ from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 
 JOINT = ("cuda",)
-"""Types of device on which a batch norm layer takes several batches in one call; on a CPU that copies too much."""
+"""Device types on which a batch norm layer processes several batches in one call; on a CPU, this would copy too much.
+"""
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -28,24 +29,23 @@ def collect_moments(
 ) -> Moments:
     """Measure the inputs of every batch norm layer in one pass over ``batches``.
 
-    Batch norm layers normalise with the statistics of each batch, as in training; every other module runs in
-    evaluation mode. The model, its modes and its buffers are afterwards as they were before. A model without batch
-    norm is not run at all.
+    Batch norm layers normalise by the statistics of each batch, as in training; all other modules run in evaluation
+    mode. The model, its modes and its buffers are restored afterwards. A model without batch norm is not run.
 
     Parameters
     ----------
     model : nn.Module
         Any model with batch norm layers, with or without running statistics.
     batches : Iterable[torch.Tensor]
-        Inputs, without labels, on the model's device.
+        Inputs without labels, on the model's device.
     kind : Variant
-        ``paper``: the cumulative average over batches of batch mean and unbiased batch variance, as
-        ``BatchNorm2d(momentum=None)`` has it. ``fixed``: moments pooled over all samples and positions, for which
-        the size of the batches matters only through the layers before.
+        ``paper``: the cumulative average over batches of batch mean and unbiased batch variance, as in
+        ``BatchNorm2d(momentum=None)``. ``fixed``: moments pooled over all samples and positions. The batch size then
+        only matters because earlier layers normalise by batch.
     together : int
-        How many batches of equal shape may go through the model in one pass, which is faster where they are small.
-        Each is normalised by its own statistics all the same. For models in which nothing but batch norm mixes the
-        examples of a batch, and whose first axis stays that of the examples.
+        Maximum number of batches of equal shape in one pass, which is faster for small batches. Each batch is still
+        normalised by its own statistics. Only for models in which nothing but batch norm mixes the examples of a batch,
+        and in which the first dimension is always that of the examples.
     """
     Fidelity(moments=kind)
     if together < 1:
@@ -57,7 +57,7 @@ def collect_moments(
     number = 0
     with torch.no_grad(), _restored(model), channels_last(model):
         for module in model.modules():
-            module.training = False  # not eval(): a model may override train(), for example to freeze layers
+            module.training = False  # not eval(), which calls train(): a model may override it to freeze layers
         sums = {name: _Sums(name, layer, kind, place) for name, layer in batch_norms(model).items()}
         for some in _alike(batches, together):
             for total in sums.values():
@@ -71,7 +71,7 @@ def collect_moments(
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Restore modes, attributes and buffers of a model's layers; a copy of the model would cost more than its pass."""
+    """Restore modes, attributes and buffers of all layers on exit; copying the model would cost more than its pass."""
     before = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -87,7 +87,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
 
 
 def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Tensor]]:
-    """Yield lists of up to ``most`` neighbouring batches of equal shape."""
+    """Yield lists of up to ``most`` consecutive batches of equal shape."""
     some: list[torch.Tensor] = []
     for number, batch in enumerate(batches, 1):
         if isinstance(batch, list | tuple):
@@ -101,33 +101,33 @@ def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Te
 
 
 class _Sums:
-    """The growing sums of one layer; they stay on its device, so that a batch costs no synchronisation.
+    """Running sums of one layer's moments; they stay on its device, so that a batch costs no synchronisation.
 
-    From now on the layer normalises by batch and is measured. Its buffers take each batch's moments, which it computes
-    anyway, so they cost no pass of their own.
+    Constructing it replaces the layer's ``forward`` by one that measures. The layer then writes each batch's moments,
+    which it computes anyway, into its running statistics, so measuring needs no extra pass.
     """
 
     def __init__(self, name: str, layer: _BatchNorm, kind: Variant, place: torch.Tensor) -> None:
         self.name, self.layer, self.kind = name, layer, kind
         self.normalise = layer.forward
-        self.batches = 1  # in what comes next
+        self.batches = 1  # number of batches in the next input
         self.count = 0
         self.first_sum = self.second_sum = torch.zeros(layer.num_features, dtype=torch.float64)
         layer.training = layer.track_running_stats = True
-        layer.momentum, layer.num_batches_tracked = 1.0, None  # keeps nothing of the batch before
+        layer.momentum, layer.num_batches_tracked = 1.0, None  # running statistics are those of the latest batch
         place = next(layer.parameters(), place)
         layer.running_mean = torch.zeros_like(self.first_sum, dtype=place.dtype, device=place.device)
         layer.running_var = torch.zeros_like(layer.running_mean)
         vars(layer)["forward"] = self.forward
 
     def moments(self, batches: int) -> LayerMoments:
-        """Return the sums over a number of batches; several calls of the layer for one batch count once."""
+        """Return the sums over ``batches`` batches; several calls of the layer in one batch are averaged."""
         count = min(self.count, batches) if self.kind == "paper" else self.count
         calls = self.count / count if count else 1
         return LayerMoments(count, (self.first_sum / calls).cpu(), (self.second_sum / calls).cpu())
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # so torch calls it
-        """Normalise each batch by its own statistics, and add them up; takes the place of the layer's ``forward``."""
+        """Normalise each batch by its own statistics and add these to the sums."""
         if len(input) % self.batches:
             raise DataError(
                 f"batch norm layer {self.name} got an input of shape {tuple(input.shape)}, which is not made of "
@@ -147,12 +147,12 @@ class _Sums:
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise one batch, (examples, channels, ...)."""
-        output: torch.Tensor = self.normalise(x)  # it leaves the batch's moments in the layer's buffers
+        output: torch.Tensor = self.normalise(x)  # writes the batch's moments into the layer's buffers
         self._add(x, self.layer.running_mean, self.layer.running_var)
         return output
 
     def _normalise_jointly(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise several batches in one call, in which the channels of each are channels of their own."""
+        """Normalise several batches in one call that treats each (batch, channel) pair as a channel."""
         layer, number = self.layer, self.batches
         wide = x.reshape(number, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)  # (examples, batches * channels, ...)
         tensors = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
@@ -162,8 +162,8 @@ class _Sums:
         return output.reshape(-1, number, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
 
     def _add(self, x: torch.Tensor, *moments: torch.Tensor | None) -> None:
-        """Add the means and variances of a batch, or of several whose channels lie side by side."""
-        # A layer in half precision keeps its moments in half precision too.
+        """Add the means and variances of one batch, or of several batches concatenated along the channels."""
+        # A layer in half precision computes its moments in half precision, so compute them again in float32.
         half = x.dtype in (torch.float16, torch.bfloat16)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         statistics = torch.var_mean(x.float(), axes)[::-1] if half else moments

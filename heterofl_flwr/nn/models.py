@@ -1,4 +1,4 @@
-"""Models by name, the three set-ups of the paper, and the small models: CNN, and the MLP and LeNet of its baselines."""
+"""Models by name, the paper's three set-ups, and small models: CNN, and MLP and LeNet of the paper's baselines."""
 
 import inspect
 from collections import OrderedDict
@@ -22,7 +22,8 @@ from heterofl_flwr.nn.transformer import Transformer
 class CNN(nn.Module):
     """The paper's convolutional network (MNIST): stages of 3x3 convolution, Scaler, norm, ReLU and pooling.
 
-    There is no pooling after the last stage; its output is averaged over all positions for a linear classifier.
+    There is no pooling after the last stage. Its output is averaged over all positions and passed to a linear
+    classifier.
 
     Parameters
     ----------
@@ -31,15 +32,15 @@ class CNN(nn.Module):
     classes : int
         Number of classes.
     hidden : Sequence[int]
-        The stages' widths at rate 1.
+        Width of each stage at rate 1.
     rate : float
-        The model's rate: each stage keeps that share of its channels.
+        The model's rate: each stage keeps this fraction of its channels.
     global_rate : float
-        The rate of the largest model of the mix, for the Scaler.
+        The rate of the largest model, for the Scaler.
     norm : str
-        See ``make_norm``.
+        Kind of norm; see ``make_norm``.
     scaler : bool
-        Whether there are Scalers.
+        Whether to use Scalers.
     """
 
     label_rows: tuple[str, ...] = ("linear.weight", "linear.bias")
@@ -78,11 +79,11 @@ class CNN(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them (Liang et al., 2020); on MNIST, at its own widths, 633,226 parameters.
+    """Linear layers with ReLU between them (Liang et al., 2020).
 
-    With ``convolutions``, as in LeNet, the first layers are such, 5x5 with ReLU and pooling; on CIFAR10, at its own
-    widths, 64,102 parameters. ``inputs`` is the shape of one input, ``hidden`` the layers' widths at rate 1; see
-    ``CNN`` for the others.
+    With the default widths, for MNIST, it has 633,226 parameters. The first ``convolutions`` layers are 5x5
+    convolutions with ReLU and pooling, as in LeNet; ``MODELS["lenet"]``, for CIFAR10, has 64,102 parameters. ``inputs``
+    is the shape of one input and ``hidden`` the width of each layer at rate 1. For the other parameters see ``CNN``.
     """
 
     label_rows: tuple[str, ...] = ("output.weight", "output.bias")
@@ -107,7 +108,7 @@ class MLP(nn.Module):
                 layers[f"conv{number}"] = nn.Conv2d(shape[0], channels_kept, 5)
                 shape = channels_kept, *((side - 4) // 2 for side in shape[1:])
             else:
-                # The first of them sees whole maps, one after the other, so a prefix of it is whole maps too.
+                # Flatten concatenates whole feature maps, so a prefix of its output is made of the first maps.
                 layers.setdefault("flatten", nn.Flatten())
                 layers[f"linear{number}"] = nn.Linear(prod(shape), channels_kept)
                 shape = (channels_kept,)
@@ -120,13 +121,13 @@ class MLP(nn.Module):
         self.output = nn.Linear(prod(shape), classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits, (batch, classes)."""
+        """Return logits (batch, classes)."""
         logits: torch.Tensor = self.output(self.hidden(x))
         return logits
 
 
 Build = Callable[[float], nn.Module]
-"""From a rate to a model of that rate."""
+"""Function from a rate to a model of that rate."""
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": CNN,
@@ -137,14 +138,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "preresnet50": partial(BottleneckPreResNet, blocks=(3, 4, 6, 3)),
     "transformer": Transformer,
 }
-"""Models by name, each with ``rate=`` and its own options. ``preresnet18`` is the paper's; ``mlp`` and ``lenet``
-are those of the baselines that it quotes."""
+"""Model classes by name; each takes ``rate=`` and other options. ``preresnet18`` is the paper's model; ``mlp`` and
+``lenet`` are the models of the baselines that the paper quotes."""
 
 
 def build_model(name: str, **options: object) -> Build:
-    """Return the function from a rate to the named model at that rate, with these options.
+    """Return a function from a rate to the named model with these options.
 
-    Both the name and the names of the options are checked at once, not when the first model is built.
+    The name and the options' names are checked at once, not when the first model is built.
     """
     if name not in MODELS:
         raise ConfigError(f"{name!r} is no model; expected one of {', '.join(MODELS)}")
@@ -158,7 +159,7 @@ def build_model(name: str, **options: object) -> Build:
 
 
 def is_named(build: Build) -> bool:
-    """Whether a function is ``build_model``'s, so that its models have no values but those of their parameters."""
+    """Whether ``build`` comes from ``build_model``. Such models have no state besides their parameters."""
     return isinstance(build, partial) and build.func is _build
 
 
@@ -168,7 +169,7 @@ def _build(make: Callable[..., nn.Module], options: Mapping[str, object], rate: 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A model with its options and the shape and type of one input."""
+    """A model's name and options, and the shape and dtype of one input."""
 
     model: str
     shape: tuple[int, ...]
@@ -176,11 +177,11 @@ class Setup:
     options: Mapping[str, object] = field(default_factory=dict)
 
     def build(self, **options: object) -> Build:
-        """Return the function from a rate to the model; ``options`` are added to the set-up's own."""
+        """Return a function from a rate to the model; ``options`` override the set-up's."""
         return build_model(self.model, **{**self.options, **options})
 
     def example(self) -> torch.Tensor:
-        """Return a batch of one input, all zeros."""
+        """Return a batch of one input filled with zeros."""
         return torch.zeros(1, *self.shape, dtype=self.dtype)
 
 

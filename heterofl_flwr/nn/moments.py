@@ -1,4 +1,4 @@
-"""Moments of the inputs of batch norm layers: what clients send, what the server adds up."""
+"""Moments of the inputs of batch norm layers: clients measure and send them, the server adds them up."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from heterofl_flwr.core.fidelity import Fidelity, Variant
 _PARTS = ("count", "first", "second")
 
 POSITIONS = 2**23
-"""Values that one example has in a channel at most: those of a volume of 200 voxels a side."""
+"""Upper bound on the values that one example has in a channel: a volume with 200 voxels a side."""
 
 SPREAD, CLOSE, WEIGHT = 3.0, 0.25, 2.0
-"""See ``sum_robust``."""
+"""Parameters of ``sum_robust``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerMoments:
-    """Sums over the inputs of one layer, by channel and in float64; moments of two data sets add up part by part."""
+    """Sums over the inputs of one layer, by channel and in float64. Moments of two data sets are added part by part."""
 
     count: int  # batches (paper) or values per channel (fixed)
-    first_sum: torch.Tensor  # sum of the batches' means (paper), or of all values (fixed)
-    second_sum: torch.Tensor  # sum of the batches' unbiased variances (paper), or of all squares (fixed)
+    first_sum: torch.Tensor  # sum of batch means (paper) or of all values (fixed)
+    second_sum: torch.Tensor  # sum of unbiased batch variances (paper) or of all squares (fixed)
 
     def __add__(self, term: "LayerMoments") -> "LayerMoments":
         return LayerMoments(self.count + term.count, self.first_sum + term.first_sum, self.second_sum + term.second_sum)
@@ -41,24 +41,24 @@ class LayerMoments:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """The moments of every batch norm layer of a model, over one client's data or over many clients'.
+    """The moments of every batch norm layer of a model, over the data of one or more clients.
 
-    ``a + b`` joins two. As only sums are kept, the order of clients does not matter (up to rounding in float64).
+    ``a + b`` combines two. Only sums are stored, so the order of clients does not matter, up to rounding in float64.
 
     Attributes
     ----------
     kind
-        ``paper``: batch means and batch variances are averaged, every batch counting the same; ``fixed``: moments
-        over all samples and positions.
+        ``paper``: batch means and batch variances are averaged with equal weight. ``fixed``: moments are computed over
+        all samples and positions.
     layers
-        By the layer's name; a layer that the data never reached has count 0.
+        Moments by the layer's name. A layer that no data reached has count 0.
     """
 
     kind: Variant
     layers: Mapping[str, LayerMoments]
 
     def __post_init__(self) -> None:
-        """Check that all sums are finite and that their shapes fit one another."""
+        """Raise an error if sums are not finite or their shapes do not match."""
         Fidelity(moments=self.kind)
         for name, layer in self.layers.items():
             shapes = tuple(layer.first_sum.shape), tuple(layer.second_sum.shape)
@@ -84,11 +84,11 @@ class Moments:
         return Moments(self.kind, {name: layer + term.layers[name] for name, layer in self.layers.items()})
 
     def statistics(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean and the variance that a layer's running statistics become, in float64."""
+        """Return the mean and the variance of a layer's inputs, in float64."""
         return self.layers[name].statistics(self.kind)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Return all sums as a flat mapping, for a message; ``from_tensors`` reads it."""
+        """Return all sums as a flat mapping for a message; ``from_tensors`` is the inverse."""
         return {
             f"{self.kind}.{name}.{part}": torch.as_tensor(value)
             for name, layer in self.layers.items()
@@ -97,7 +97,7 @@ class Moments:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> "Moments":
-        """Read what ``to_tensors`` wrote; refuse anything else."""
+        """Return the moments from a mapping made by ``to_tensors``; raise an error for any other mapping."""
         kinds = {key.split(".", 1)[0] for key in tensors}
         if len(kinds) != 1:
             raise DataError(f"expected moments of one kind, got {', '.join(sorted(kinds)) or 'none at all'}")
@@ -111,7 +111,7 @@ class Moments:
 
 
 def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
-    """Raise ``ShapeError`` unless moments have these layers with these numbers of channels."""
+    """Raise ``ShapeError`` unless the moments' layers and their numbers of channels match ``channels``."""
     sizes = {name: len(layer.first_sum) for name, layer in moments.layers.items()}
     faults = [f"{name} is missing" for name in channels if name not in sizes]
     faults += [f"{name} is unknown" for name in sizes if name not in channels]
@@ -125,7 +125,7 @@ def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
 
 
 def check_possible(moments: Moments, examples: int) -> None:
-    """Raise ``DataError`` if counts exceed a number of examples, or sums contradict each other."""
+    """Raise ``DataError`` if counts are too large for this number of examples, or if sums are inconsistent."""
     most, what = (examples, "batches") if moments.kind == "paper" else (examples * POSITIONS, "values a channel")
     for name, layer in moments.layers.items():
         if layer.count > most:
@@ -137,28 +137,29 @@ def check_possible(moments: Moments, examples: int) -> None:
         largest = count * torch.finfo(torch.float32).max
         fits = (firsts.abs() <= largest) & (seconds >= 0) & (seconds <= largest)
         if moments.kind == "fixed":
-            # A single value has no variance.
+            # A variance needs two values or more.
             fits &= (seconds * count >= firsts**2 * (1 - 1e-6)) & (count != 1)
         if not fits.all():
             raise DataError(f"moments of {name} are those of no data: a count of {count} does not fit its sums")
 
 
 def build_layer_moments(kind: Variant, count: int, mean: torch.Tensor, variance: torch.Tensor) -> LayerMoments:
-    """Return the sums of which these are the statistics."""
+    """Return the sums whose statistics are this count, mean and variance."""
     second = variance * count if kind == "paper" else variance * (count - 1) + mean**2 * count
     return LayerMoments(count, mean * count, second)
 
 
 def sum_robust(clients: Sequence[Moments]) -> Moments:
-    """Join the moments of clients, a minority of which may lie: a clipped mean.
+    """Combine the moments of clients, a minority of which may lie, by a clipped mean.
 
-    Of each layer, in each channel, a client's mean and its variance are moved to within a distance of their medians
-    over clients, and its count is lowered to ``WEIGHT`` times the median count; then all are added up. The distance is
-    ``SPREAD`` times the median distance of clients (MAD), or ``CLOSE`` times the median standard deviation (for a mean)
-    or variance where that is more. Clients that are as close as this are joined as ``+`` does, bit for bit.
+    For each layer and channel, the median over clients of their means and of their variances is computed. Each client's
+    mean and variance are clipped to within a distance of the median, and its count is limited to ``WEIGHT`` times the
+    median count. Then the moments are added. The distance is the larger of two values: ``SPREAD`` times the median
+    absolute deviation of clients (MAD), or ``CLOSE`` times the median standard deviation for a mean and ``CLOSE`` times
+    the median variance for a variance. If no value needs clipping, the result is that of ``+``, bit for bit.
 
-    Fewer than half of the clients cannot move a median beyond the values of the others. Of two, it is unknown which one
-    lies, so fewer than three that reached a layer are joined as they are.
+    A minority cannot move a median beyond the values of the other clients. If fewer than three clients reached a layer,
+    there is no majority, and their moments are added without clipping.
     """
     start, *rest = clients
     layers = {
@@ -179,7 +180,7 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
     most = int(WEIGHT * median(layer.count for layer in seen))
     return reduce(
         add,
-        # Sums that need no change keep their bits.
+        # Moments that need no clipping are not recomputed, so they keep their bits.
         (
             layer
             if layer.count <= most and all(map(torch.equal, values, clipped))
@@ -190,14 +191,14 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
 
 
 def _clipped(values: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
-    """Return values of clients, (clients, channels), moved to within reach of their median."""
+    """Return the clients' values, (clients, channels), clipped to a distance of their median."""
     middle = _median(values)
     reach = torch.maximum(SPREAD * _median((values - middle).abs()), close)
     return values.clamp(middle - reach, middle + reach)
 
 
 def _median(values: torch.Tensor) -> torch.Tensor:
-    """Return the median over clients; of an even number, the mean of the two in the middle."""
+    """Return the median over clients; for an even number, the mean of the middle two."""
     ordered = values.sort(0).values
     return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 

@@ -1,4 +1,4 @@
-"""A client's model and the smaller models inside it, which a step trains together (FjORD, in-place distillation)."""
+"""A client's model with the smaller models inside it, which are trained together (FjORD, in-place distillation)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, cast, get_args
@@ -12,16 +12,16 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.nn.execution import arguments
 
 InnerWidths = Literal["none", "ordered", "drawn", "sandwich", "all"]
-"""Widths that a step trains, of a client's full width and the smaller ones inside it.
+"""Widths that one step trains: the client's full width, smaller widths inside it, or several of them.
 
-``none``: the full width. ``ordered``: one, drawn from all (FjORD without distillation). ``drawn``: the full width and,
-if the draw is a smaller one, that (FjORD). ``sandwich``: the full width, the smallest and one drawn from those between
-(the sandwich rule). ``all``: all of them.
+``none``: the full width. ``ordered``: one width, drawn from all (FjORD without distillation). ``drawn``: the full width
+and a width drawn from all, if that is smaller (FjORD). ``sandwich``: the full width, the smallest and one drawn from
+those in between (the sandwich rule). ``all``: all widths.
 """
 
 
 def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> Mapping[float, float]:
-    """Return the mean number of runs of each rate's model in a step of a client with the ``largest`` rate."""
+    """Return the mean number of passes through each rate's model in one step of a client of rate ``largest``."""
     smaller = sorted((rate for rate in rates if rate < largest), reverse=True)
     if widths == "none" or not smaller:
         return {largest: 1.0}
@@ -35,33 +35,33 @@ def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> 
 
 
 class InnerWidth:
-    """A smaller model inside larger ones of one architecture: the first entries of their parameters.
+    """A smaller model inside a larger model of the same architecture: the first entries of its parameters.
 
-    Its own parameters are not used, its buffers are.
+    Of ``smaller``, only the structure and the buffers are used, not the parameters.
     """
 
     def __init__(self, model: nn.Module, smaller: nn.Module) -> None:
         self._smaller, self._plan = smaller.train(), Plan.of(model, smaller)
 
     def output(self, model: nn.Module, inputs: object) -> object:
-        """Return what the smaller model makes of a tensor, a tuple of arguments or a mapping, inside this model."""
+        """Run the smaller model with the entries of ``model``'s parameters; return its output."""
         parts = self._plan.parts(dict(model.named_parameters()))
         return functional_call(self._smaller, parts, *arguments(inputs))
 
 
 class Nested(nn.Module):
-    """A model together with the smaller models inside it: the first entries of its parameters, which alone are trained.
+    """A model with smaller models inside it, which consist of the first entries of its parameters.
 
-    Called, it is the model itself. Draws are torch's own.
+    ``forward`` runs the full model. Only its parameters are trained. Draws use torch's global generator.
 
     Parameters
     ----------
     model : nn.Module
         The client's model.
     smaller : Sequence[nn.Module]
-        The same architecture at smaller rates, the largest first; their own parameters are not used.
+        The same architecture at smaller rates, the largest first; their parameters are not used.
     widths : InnerWidths
-        Which of them ``all_logits`` computes.
+        Widths that ``all_logits`` computes.
     """
 
     def __init__(self, model: nn.Module, smaller: Sequence[nn.Module], widths: InnerWidths = "all") -> None:
@@ -73,18 +73,18 @@ class Nested(nn.Module):
         self._smaller = tuple(InnerWidth(model, inner) for inner in smaller)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the client's own width."""
+        """Return the logits of the client's full width."""
         logits: Tensor = self.model(x)
         return logits
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of the widths that a step trains, the smallest first; its own is the last, if it is one."""
+        """Return the logits of the widths that this step trains, the smallest first."""
         inner = self._draw()
         outer = [] if self.widths == "ordered" and inner else [self(x)]
         return [cast("Tensor", self._smaller[number].output(self.model, x)) for number in inner] + outer
 
     def _draw(self) -> list[int]:
-        """Return the numbers of the smaller models that a step trains, the smallest model first."""
+        """Return the indices of the smaller models that this step trains, the smallest model first."""
         number = len(self._smaller)
         if self.widths == "all" or number == 0:
             return [*range(number - 1, -1, -1)]

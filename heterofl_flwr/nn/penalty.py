@@ -1,4 +1,4 @@
-"""Penalties on a client's loss: quadratic forms, which training applies without autograd, and any other functions."""
+"""Penalties on a client's loss: quadratic forms, which training applies without autograd, and other functions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ Term = Callable[[nn.Module], Tensor | float]
 
 
 class AlignedQuadratic(NamedTuple):
-    """A quadratic penalty as tensors in the order of ``model.parameters()``; an empty list for an absent term."""
+    """A quadratic penalty as tensors in the order of ``model.parameters()``; an absent term has an empty list."""
 
     strength: float
     centers: Sequence[Tensor]
@@ -57,13 +57,13 @@ class Quadratic:
         return torch.stack(terms).sum()
 
     def _moved_to(self, parameter: Tensor, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return a tensor in the device and type of its parameter, copied once and not in each step."""
+        """Return a tensor on the device and in the dtype of its parameter; it is copied once, not in each step."""
         key = id(tensors), name
         self._moved[key] = self._moved.get(key, tensors[name]).to(parameter)
         return self._moved[key]
 
     def aligned(self, model: nn.Module) -> AlignedQuadratic:
-        """Return the penalty for the parameters of a model; one without an entry is its own center."""
+        """Return the penalty for a model's parameters; a parameter without a center gets its own value."""
         named = list(model.named_parameters())
         centers = [self.center.get(name, parameter.detach().clone()) for name, parameter in named if self.strength]
         zero = torch.zeros(())
@@ -91,13 +91,13 @@ class Quadratic:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Penalty:
-    """The sum of a quadratic penalty and of other terms."""
+    """The sum of a quadratic penalty and other terms."""
 
     quadratic: Quadratic | None = None
     terms: Sequence[Term] = ()
 
     def __bool__(self) -> bool:
-        """Return False if the penalty is zero for any model."""
+        """Return False if the penalty is zero for every model."""
         return self.quadratic is not None or bool(self.terms)
 
     def __call__(self, model: nn.Module) -> Tensor | float:

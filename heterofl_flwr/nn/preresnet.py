@@ -17,7 +17,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _Block(nn.Module):
-    """Convolutions, (outputs, size, stride) each, after Scaler, norm and ReLU; and a shortcut."""
+    """Convolutions, given as (outputs, size, stride), each after Scaler, norm and ReLU; with a shortcut."""
 
     def __init__(
         self, inputs: int, convolutions: Sequence[tuple[int, int, int]], *, norm: str, scaler: nn.Module
@@ -30,11 +30,11 @@ class _Block(nn.Module):
             self.add_module(f"norm{number}", make_norm(norm, channels))
             self.add_module(f"conv{number}", _conv(channels, outputs, size, stride))
             channels, total = outputs, total * stride
-        # Where the shape stays, the input is added as it is.
+        # Without a change of shape, the input itself is the shortcut.
         self.shortcut = _conv(inputs, channels, 1, total) if total != 1 or inputs != channels else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the block's output; a shortcut convolution sees the first activation, not the raw input."""
+        """Return the block's output. A shortcut convolution takes the first activation, not the block's input."""
         y, activation = x, x
         for number in self._numbers:
             y = F.relu(getattr(self, f"norm{number}")(self.scaler(y)))
@@ -44,14 +44,15 @@ class _Block(nn.Module):
 
 
 class PreResNet(nn.Module):
-    """A 3x3 stem, stages of pre-activation blocks (strides 1, 2, 2, 2), then a linear classifier.
+    """A 3x3 stem, stages of pre-activation blocks (strides 1, 2, 2, 2) and a linear classifier.
 
-    See ``CNN`` for the parameters not named here.
+    For the other parameters see ``CNN``.
 
     Parameters
     ----------
     blocks : Sequence[int]
-        Blocks of each stage. The published results are of (1, 1, 1, 2); the authors' later code has (2, 2, 2, 2).
+        Number of blocks of each stage. The published results use (1, 1, 1, 2); the authors' later code has (2, 2, 2,
+        2).
     """
 
     label_rows: tuple[str, ...] = ("linear.weight", "linear.bias")
@@ -83,7 +84,7 @@ class PreResNet(nn.Module):
             layers = nn.Sequential()
             for position in range(number):
                 stride = 2 if stage > 0 and position == 0 else 1
-                # Two 3x3 convolutions; or a 1x1, a 3x3 and a 1x1 that widens by four.
+                # Basic: two 3x3 convolutions. Bottleneck: a 1x1, a 3x3 and a 1x1 with four times the channels.
                 basic = [(planes, 3, stride), (planes, 3, 1)]
                 wide = [(planes, 1, 1), (planes, 3, stride), (4 * planes, 1, 1)]
                 convolutions = wide if self.bottleneck else basic
@@ -102,6 +103,6 @@ class PreResNet(nn.Module):
 
 
 class BottleneckPreResNet(PreResNet):
-    """A ``PreResNet`` of bottleneck blocks, such as (3, 4, 6, 3), the 50-layer one."""
+    """A ``PreResNet`` with bottleneck blocks; (3, 4, 6, 3) blocks make the 50-layer network."""
 
     bottleneck = True

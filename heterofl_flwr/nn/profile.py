@@ -1,4 +1,4 @@
-"""Costs of a model: parameters, multiplications, and the paper's unit of space."""
+"""Costs of a model: parameters, multiplications and size in memory, as in the paper."""
 
 import math
 import sys
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The cost of one model.
+    """Cost of one model.
 
     Attributes
     ----------
     parameters
         Number of parameters.
     macs
-        Multiplications (with addition) of one forward pass: convolutions, matrix and attention products.
+        Number of multiply-accumulate operations of one forward pass, in convolutions, matrix products and attention.
     megabytes
-        Parameters in float32, in units of 1024 * 1024 bytes.
+        Size of the parameters in float32, in units of 1024 * 1024 bytes.
     """
 
     parameters: int
@@ -44,7 +44,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class MixProfile:
-    """The mean cost per client of a mix; ``ratio`` is the mean of parameters over those of the global model."""
+    """Mean cost per client of a mix; ``ratio`` is the mean number of parameters over that of the global model."""
 
     parameters: float
     macs: float
@@ -53,22 +53,22 @@ class MixProfile:
 
 
 def _lstm_flops(x: Sequence[int], of_x: Sequence[int], of_hidden: Sequence[int], *_: object, **__: object) -> int:
-    """Return the floating point operations of a layer of an LSTM on a CPU, from shapes; x is (time, batch, features).
+    """Return the floating point operations of one LSTM layer on a CPU; ``x`` is (time, batch, features).
 
-    Torch's counter does not know this operator, which has one direction.
+    All arguments are shapes. Torch's counter does not know this operator, which computes one direction.
     """
     return 2 * math.prod(x[:-1]) * (math.prod(of_x) + math.prod(of_hidden))
 
 
 def profile(model: nn.Module, example_input: object) -> Profile:
-    """Return what a forward pass of the model on ``example_input`` costs: a tensor, a tuple or a mapping of several.
+    """Return the cost of a forward pass on ``example_input``: a tensor, a tuple of arguments or a mapping of them.
 
     The pass runs on the model's device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
     """
     device = device_of(model)
     probe = copy_exchanged(model).eval()
     for norm in batch_norms(probe).values():
-        # Without running statistics a batch of one would be refused wherever an image has shrunk to one pixel.
+        # Without running statistics, batch norm refuses one example whose image has shrunk to one pixel.
         if norm.running_mean is None:
             norm.running_mean = torch.zeros(norm.num_features, device=device)
             norm.running_var = torch.ones(norm.num_features, device=device)
@@ -80,10 +80,11 @@ def profile(model: nn.Module, example_input: object) -> Profile:
 
 @contextmanager
 def _flop_counter() -> Iterator["FlopCounterMode"]:
-    """Count floating point operations, without loading torch's compiler.
+    """Count floating point operations without loading torch's compiler.
 
-    Torch exempts the counter from compilation when it first counts, and loads the compiler for it, which takes seconds.
-    It keeps the exempt function in the attribute that is set here for the time being.
+    When torch's counter first counts, torch excludes it from compilation and loads the compiler for that, which takes
+    seconds. Torch stores the excluded function in the attribute ``__dynamo_disable``; setting it meanwhile avoids the
+    load.
     """
     from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode  # loads triton, which no client needs
 
@@ -102,7 +103,10 @@ def _flop_counter() -> Iterator["FlopCounterMode"]:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Let attention be matrix products, which the counter knows on every device, also in torch's Transformer layers."""
+    """Compute attention by matrix products, which the counter supports on every device.
+
+    Torch's Transformer layers otherwise use fused operators.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -113,9 +117,10 @@ def _plain_attention() -> Iterator[None]:
 
 
 def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) -> tuple[nn.Module, Profile]:
-    """Return the model of a rate and its profile. The global random generators are left as they were.
+    """Return the model of a rate and its profile. The global random generators do not change.
 
-    It is built on the CPU: on ``meta``, torch loads its compiler for batch norm, which takes longer than to compute it.
+    The model is built on the CPU: on ``meta``, torch loads its compiler for batch norm, which takes longer than the
+    pass.
     """
     with kept_random_state():
         model = build(rate)
@@ -123,7 +128,7 @@ def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) ->
 
 
 def mean_profile(profiles: Mapping[float, Profile], mix: Mix) -> MixProfile:
-    """Return the mean over a mix's clients of profiles that are given by rate."""
+    """Return the mean over a mix's clients of ``profiles``, a mapping from rate to profile."""
     means = {
         field.name: mix.mean({rate: getattr(cost, field.name) for rate, cost in profiles.items()})
         for field in fields(Profile)

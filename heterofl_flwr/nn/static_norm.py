@@ -1,4 +1,4 @@
-"""Static batch norm (section 3.2): no running statistics in training, measured ones in evaluation."""
+"""Static batch norm (section 3.2): no running statistics in training, measured statistics in evaluation."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,9 +18,10 @@ from heterofl_flwr.nn.moments import Moments, check_layers
 
 
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
-    """Return a copy of the model in evaluation mode, whose batch norm layers use these statistics.
+    """Return a copy of the model in evaluation mode whose batch norm layers use the statistics of ``moments``.
 
-    The model is not changed. Layers that no data reached keep theirs; instance norm normalises by example.
+    The model is not changed. Layers that no data reached keep their statistics. Instance norm loses its running
+    statistics, so it normalises by example.
     """
     static = copy_exchanged(without_statistics(model, _InstanceNorm)).eval()
     layers = batch_norms(static)
@@ -37,10 +38,10 @@ def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
 
 
 def without_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> nn.Module:
-    """Return the model, or a copy where norm layers of a kind have running statistics, without them.
+    """Return the model without running statistics in norm layers of type ``kind``; a copy if it has any.
 
-    No running statistics travel, so those are a fresh model's and mean nothing. Without any, a layer normalises by
-    batch, or by example, in evaluation too.
+    Running statistics are not exchanged, so those of a new model are meaningless. Without them, a layer normalises by
+    batch or by example in evaluation too.
     """
 
     def tracking_layers(module: nn.Module) -> list[_NormBase]:
@@ -54,21 +55,21 @@ def without_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> n
 
 
 def drop_statistics(layers: Iterable[_NormBase]) -> None:
-    """Let norm layers keep no running statistics."""
+    """Remove the running statistics of norm layers."""
     for layer in layers:
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
 
 
 def is_measured(layer: _BatchNorm) -> bool:
-    """Whether a layer has running statistics that are not those of a new layer, which do not travel in a federation."""
+    """Whether a layer has running statistics other than the initial ones of a new layer."""
     mean, variance = layer.running_mean, layer.running_var
     return mean is not None and variance is not None and not (bool((mean == 0).all()) and bool((variance == 1).all()))
 
 
 @contextmanager
 def refusing_unmeasured(where: str) -> Iterator[None]:
-    """Raise ``ConfigError`` if batch norm is evaluated with the statistics of a new layer."""
+    """Raise ``ConfigError`` if batch norm is evaluated with the initial statistics of a new layer."""
     checked = WeakSet[nn.Module]()
 
     def check(layer: nn.Module, _: object) -> None:

@@ -17,10 +17,10 @@ from heterofl_flwr.nn.layers import make_scaler
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head self-attention with a projection each for query, key, value and output.
+    """Multi-head self-attention with separate projections for query, key, value and output.
 
-    The temperature is the square root of the head dimension of this very model, not of the global one. Attention
-    weights have no dropout.
+    The temperature is the square root of this model's head dimension, not of the global model's. Attention weights have
+    no dropout.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class MultiHeadAttention(nn.Module):
         self.linear_o = nn.Linear(embedding, embedding)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the attention's output (batch, sequence, embedding) on an input of the same shape."""
+        """Return the output (batch, sequence, embedding) for an input of the same shape."""
         query, key, value = (
             self.scaler(linear(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, sequence, head)
             for linear in (self.linear_q, self.linear_k, self.linear_v)
@@ -56,11 +56,11 @@ class MultiHeadAttention(nn.Module):
 
 @register(MultiHeadAttention)
 def _attention_axes(full_layer: MultiHeadAttention, local: MultiHeadAttention) -> dict[str, Axes]:
-    """Cut q, k, v by row and o by column within each head; their other axes are the residual stream, a prefix."""
+    """Slice rows of q, k, v and columns of o within each head; keep a prefix of the axes of the residual stream."""
     if full_layer.heads != local.heads:
         raise ShapeError(f"attention has {full_layer.heads} heads in the full model and {local.heads} in the local one")
     if full_layer.linear_o.out_features == local.linear_o.out_features:
-        return {}  # No head is cut. The projections have rules of their own, also those that peft has wrapped.
+        return {}  # No head is sliced: the rules of the projections apply, also if peft has wrapped them.
     parts = {f"linear_{letter}.{kind}": {0: full_layer.heads} for letter in "qkv" for kind in ("weight", "bias")}
     parts |= {"linear_o.weight": {1: full_layer.heads}, "linear_o.bias": {}}
     return axes_by_name(full_layer, local, parts.__getitem__)
@@ -68,7 +68,7 @@ def _attention_axes(full_layer: MultiHeadAttention, local: MultiHeadAttention) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerShape:
-    """The size of a Transformer at rate 1; the defaults are the paper's. ``sequence`` is the longest input."""
+    """Size of a Transformer at rate 1; the defaults are the paper's. ``sequence`` is the maximum input length."""
 
     sequence: int = 64
     embedding: int = 256
@@ -79,20 +79,20 @@ class TransformerShape:
 
 
 class Transformer(nn.Module):
-    """Token and position embedding, post-norm encoder layers with GELU, and a decoder to all words.
+    """Token and position embedding, post-norm encoder layers with GELU, and a decoder to the vocabulary.
 
-    At a rate whose embedding does not divide in the heads, each head's width is rounded up.
+    If the embedding of a rate is not a multiple of the number of heads, each head's width is rounded up.
 
     Parameters
     ----------
     vocabulary : int
-        Number of words. The token of this number, one past the last word, is [MASK].
+        Number of words. The token with this number, one past the last word, is [MASK].
     shape : TransformerShape
         The size at rate 1.
     rate, global_rate, scaler
         As for ``CNN``.
     encoder_init : Variant
-        Whether the encoder layers start as identical copies (paper) or are drawn one by one (fixed).
+        ``paper``: the encoder layers start as identical copies. ``fixed``: they are initialised one by one.
     """
 
     label_rows: tuple[str, ...] = ("embedding.token.weight", "decoder.linear2.weight", "decoder.linear2.bias")
@@ -132,7 +132,7 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return logits (batch, vocabulary, sequence) of token numbers (batch, sequence)."""
+        """Return logits (batch, vocabulary, sequence) for token numbers (batch, sequence)."""
         logits: torch.Tensor = self.decoder(self.encoder(self.embedding(tokens)))
         return logits.transpose(1, 2)
 
