@@ -1,4 +1,4 @@
-"""Data sets as tensors, and which client holds which part of them."""
+"""Data sets as tensors, and their partitions among clients."""
 
 from heterofl_flwr.data.dataset import Dataset, Reading, Split
 from heterofl_flwr.data.load import load_dataset

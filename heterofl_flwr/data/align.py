@@ -1,4 +1,4 @@
-"""A node's own data in the terms of the run's data set: class numbers, columns and normalisation mean the same."""
+"""Alignment of a node's data with the run's data set: same class numbers, columns and normalisation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +15,11 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Meaning of a data set's numbers; unknown parts are empty or None."""
+    """Meaning of a data set's numbers; unknown attributes are empty or None."""
 
     name: str
     classes: int
-    shape: tuple[int, ...]  # of an input
+    shape: tuple[int, ...]  # shape of one input
     names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     normal: Normal | None = None
@@ -43,18 +43,18 @@ class Terms:
 
     @classmethod
     def of_source(cls, name: str, facts: Facts) -> "Terms":
-        """Return the terms of a data set that has not been read."""
+        """Return the terms of a data set with a short name, without reading it."""
         source = SOURCES[short_name(name)]
         return cls(name, facts.classes, facts.shape, names=source.names, normal=source.normal or source.measured)
 
 
 def align(dataset: Dataset, terms: Terms) -> Dataset:
-    """Return a node's own data in the terms of the run's data set.
+    """Convert a node's data to the terms of the run's data set.
 
     Raises
     ------
     DataError
-        If it has classes or columns that the run's data set lacks, or inputs of another shape.
+        If the node's data has classes or columns that the run's data set lacks, or inputs of another shape.
     """
     if (dataset.train.reading is None) != (terms.reading is None):
         raise DataError(f"{dataset.name} and the run's data set, {terms.name}, are not both text, or both not")
@@ -78,7 +78,7 @@ def align(dataset: Dataset, terms: Terms) -> Dataset:
 
 
 def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
-    """Return which columns stand first, second and so on in the run's data set; None where all are in order."""
+    """Return the node's column numbers in the order of the run's columns; None if the order is the same."""
     if dataset.columns == terms.columns or not (dataset.columns and terms.columns):
         return None
     missing = [name for name in terms.columns if name not in dataset.columns]
@@ -95,7 +95,7 @@ def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
 
 
 def _number_classes(dataset: Dataset, terms: Terms) -> Tensor | None:
-    """Return the run's class number of each of the node's; None where they are the same."""
+    """Return the run's class number for each of the node's classes; None if they are the same."""
     if dataset.names and terms.names:
         if strange := [name for name in dataset.names if name not in terms.names]:
             raise DataError(
@@ -122,7 +122,7 @@ def _some(names: Sequence[str]) -> str:
 def _align_split(
     split: Split, order: list[int] | None, lookup: Tensor | None, before: Normal | None, after: Normal | None
 ) -> Split:
-    """Return a split with other class numbers, columns in another order, and another normalisation."""
+    """Return a split with other class numbers, reordered columns and another normalisation."""
     targets, black = split.targets, split.black
     inputs = split.inputs if order is None else split.inputs[:, order]
     if before is not None and after is not None and before != after:
@@ -137,7 +137,7 @@ def _align_split(
 
 
 def _align_text(dataset: Dataset, terms: Terms) -> Dataset:
-    """Return a text by the run's words; those that it lacks are unknown words, number 0."""
+    """Return a text in the run's vocabulary; unknown words become token 0."""
     numbers = {name: number for number, name in enumerate(terms.names)}
     lookup = torch.tensor([numbers.get(name, 0) for name in dataset.names])
     train, test = (

@@ -1,4 +1,4 @@
-"""Data augmentation: random changes of training images, a batch at a time."""
+"""Data augmentation: random changes of a batch of training images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -10,13 +10,13 @@ from torch import Tensor
 from heterofl_flwr.common.errors import DataError
 
 PADDING = 4
-"""Pixels that a random crop may reach beyond each side (CIFAR10)."""
+"""Maximum number of pixels that a random crop reaches beyond each side (CIFAR10)."""
 
 
 def crop_flip(
     inputs: Tensor, generator: torch.Generator, black: Tensor | None = None, sizes: Sequence[int] | None = None
 ) -> Tensor:
-    """Return each image shifted by up to 4 pixels and, with even chance, mirrored.
+    """Shift each image by up to 4 pixels and mirror it with probability 1/2.
 
     The draws have the distribution of torchvision's ``RandomCrop(size, padding=4)`` and ``RandomHorizontalFlip()``
     applied image by image.
@@ -24,13 +24,15 @@ def crop_flip(
     Parameters
     ----------
     inputs : Tensor
-        Images (number, channels, height, width), normalised. They stay as they are.
+        Normalised images (number, channels, height, width). They are not changed.
     generator : torch.Generator
-        Where the draws come from; it lives on the CPU.
+        Generator of the draws, on the CPU.
     black : Tensor | None
-        The padding's value for each channel, as torchvision pads before it normalises. None pads with 0.
+        Padding value for each channel: that of a black pixel, because torchvision pads before it normalises. None pads
+        with 0.
     sizes : Sequence[int] | None
-        Sizes of the batches of which the images are made: each draws as it does alone. None: a single batch.
+        Sizes of the batches that ``inputs`` consists of. Each batch gets the draws that it would get alone. None: one
+        batch.
     """
     if inputs.dim() != 4:
         raise DataError(
@@ -60,11 +62,11 @@ def crop_flip(
 
 
 Augment = Callable[[Tensor, torch.Generator, Tensor | None, Sequence[int] | None], Tensor]
-"""From images, a source of draws, the value of black and the sizes of their batches to new images."""
+"""Function of images, a generator, the value of black and the sizes of the images' batches; it returns new images."""
 
 AugmentName = Literal["none", "crop-flip"]
 
 AUGMENTS: Mapping[str, Augment] = MappingProxyType(
     {"none": lambda inputs, generator, black, sizes: inputs, "crop-flip": crop_flip}
 )
-"""The changes by name."""
+"""Augmentations by name."""

@@ -1,4 +1,4 @@
-"""Make a ``Dataset`` of raw splits: number classes, hold out test examples, normalise inputs."""
+"""Conversion of raw splits to a ``Dataset``: number classes, hold out test examples, normalise inputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,31 +11,30 @@ from heterofl_flwr.data.augment import AugmentName
 from heterofl_flwr.data.dataset import Dataset, Normal, Split
 
 HELD_OUT = 5
-"""Every fifth example is held out for testing if a data set has no test split."""
+"""If a data set has no test split, every fifth example is held out for testing."""
 
 Values = Sequence[int | str]
-"""One for each example: its class, or its owner."""
+"""For each example, its class or its owner."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Raw:
-    """One split as read: images as uint8 (number, channels, height, width), or numbers as float32 (number, columns)."""
+    """One split as read: images in uint8 (number, channels, height, width) or a table in float32 (number, columns)."""
 
     inputs: Tensor
     labels: Values
-    names: tuple[str, ...] | None  # of the classes 0, 1, ..., where the source states them
-    place: str  # where it was read, for messages
-    columns: tuple[str, ...] = ()  # of numbers
+    names: tuple[str, ...] | None  # names of the classes 0, 1, ..., if the source has them
+    place: str  # source of the split, for messages
+    columns: tuple[str, ...] = ()  # names of a table's columns
     owners: Values | None = None
 
 
 def to_dataset(
     name: str, train: Raw, test: Raw | None, normal: Normal | None = None, augment: AugmentName = "none"
 ) -> Dataset:
-    """Return a data set from its splits as read; without a test split, a part of the train split is held out.
+    """Make a data set from its raw splits; without a test split, part of the train split is held out.
 
-    Without ``normal``, inputs are normalised by the train split's own mean and deviation, for each channel of images
-    and for each column of numbers.
+    Without ``normal``, inputs are normalised by mean and deviation of the train split, for each channel or column.
     """
     raws = [train] if test is None else [train, test]
     targets, classes, names = _number_labels(raws)
@@ -65,16 +64,16 @@ def _to_floats(inputs: Tensor) -> Tensor:
 
 
 def _measure(inputs: Tensor) -> Normal:
-    """Return the mean and the deviation of each channel, or column; a deviation of 0 becomes 1."""
+    """Return the mean and the deviation of each channel or column; a deviation of 0 becomes 1."""
     axes = [dim for dim in range(inputs.dim()) if dim != 1]
     deviation, mean = torch.std_mean(inputs, axes, correction=0)
     return Normal(tuple(mean.tolist()), tuple(torch.where(deviation > 0, deviation, 1.0).tolist()))
 
 
 def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, ...]]:
-    """Return each split's class numbers, how many classes there are, and their names where they have any."""
+    """Return the class numbers of each split, the number of classes, and the names of the classes if there are any."""
     train, test = raws[0], raws[-1]
-    if isinstance(train.labels[0], str):  # numbered in alphabetical order
+    if isinstance(train.labels[0], str):  # number the names in alphabetical order
         names = tuple(sorted(map(str, set(train.labels))))
         if strange := sorted(map(str, set(test.labels) - set(train.labels))):
             raise DataError(
@@ -95,24 +94,24 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
 
 
 def number_owners(*splits: Values | None) -> list[Tensor]:
-    """Return the number of each example's owner, in the order of their names, for each split; none without owners."""
+    """Return, for each split, the number of each example's owner in alphabetical order; [] without owners."""
     owners = [values for values in splits if values is not None]
     return _number(owners, sorted(set().union(*owners)))
 
 
 def _number(splits: Sequence[Values], names: Sequence[int | str]) -> list[Tensor]:
-    """Return the places of values among all of their names, for each split."""
+    """Replace values by their positions in ``names``, for each split."""
     numbers = {name: number for number, name in enumerate(names)}
     return [torch.tensor([numbers[name] for name in values]) for values in splits]
 
 
 def hold_out(place: str, groups: Tensor) -> Tensor:
-    """Return which examples are for testing: every fifth of each group, in the order of the data.
+    """Return the mask of test examples: every fifth of each group, in the order of the data.
 
     Raises
     ------
     DataError
-        If the groups are too small for it.
+        If no group has five examples.
     """
     sizes = groups.unique(return_counts=True)[1].tolist()
     rank = torch.empty_like(groups)

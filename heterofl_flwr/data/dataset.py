@@ -1,4 +1,4 @@
-"""Data as tensors: a split of inputs and targets, and a data set of two of them."""
+"""Data as tensors: ``Split`` has inputs and targets, ``Dataset`` a train and a test split."""
 
 from dataclasses import dataclass, replace
 
@@ -11,16 +11,16 @@ from heterofl_flwr.data.augment import AUGMENTS, AugmentName
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Reading of rows of text: pieces in their order, with hidden words, and all words as targets.
+    """Options for reading rows of text in pieces, with some words hidden and all words as targets.
 
     Attributes
     ----------
     hides_as
-        The token that stands for a hidden word.
+        The token that replaces a hidden word.
     share
-        The share of words that are hidden, drawn anew at each reading.
+        The fraction of words that are hidden, drawn anew at each reading.
     length
-        Words in a piece; the last piece of a row may be shorter.
+        Number of words in a piece; the last piece of a row may be shorter.
     """
 
     hides_as: int
@@ -30,7 +30,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Normal:
-    """Mean and standard deviation for normalisation, by channel of images (pixels from 0 to 1) or by column."""
+    """Mean and standard deviation for normalisation, for each channel of images (pixels from 0 to 1) or each column."""
 
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
@@ -38,17 +38,16 @@ class Normal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Inputs and targets, number for number.
+    """Inputs and targets; the i-th target belongs to the i-th input.
 
     Attributes
     ----------
     inputs
-        Normalised, float32; images are (number, channels, height, width). Whole numbers are kept for models that
-        read tokens.
+        Normalised inputs in float32; images are (number, channels, height, width). Models of tokens get int64.
     targets
-        Class numbers from 0, int64; for text the inputs themselves.
+        Class numbers from 0, in int64; for text the inputs themselves.
     black
-        What a black pixel has become, for each channel: random crops pad with it. None pads with 0.
+        The normalised value of a black pixel, for each channel. Random crops pad with it; None pads with 0.
     reading
         For text, how its rows are read.
     """
@@ -59,7 +58,7 @@ class Split:
     reading: Reading | None = None
 
     def __post_init__(self) -> None:
-        """Validate that the tensors belong together."""
+        """Raise ``DataError`` if dtypes or shapes of the tensors do not match."""
         inputs, targets, kind = self.inputs, self.targets, self.inputs.dtype
         if kind not in (torch.float32, torch.int64) or inputs.dim() < 1:
             what, wrong, expected = "inputs have", inputs, "one float32 row (or int64, for tokens) for each example"
@@ -77,12 +76,12 @@ class Split:
         return len(self.targets)
 
     def select(self, rows: Tensor) -> "Split":
-        """Return the examples of some row numbers, copied."""
+        """Return a copy of the examples in these rows."""
         inputs = self.inputs[rows]
         return replace(self, inputs=inputs, targets=inputs if self.reading else self.targets[rows])
 
     def to(self, device: torch.device | str) -> "Split":
-        """Return the split on a device; itself where it is there already."""
+        """Return the split on a device; return itself if it is on that device."""
         inputs = self.inputs.to(device)
         targets = inputs if self.reading else self.targets.to(device)
         if inputs is self.inputs and targets is self.targets:
@@ -94,26 +93,26 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """A data set, held once in a process and shared by all its clients: read it, never change it.
+    """A data set. All clients in a process share one object, so do not change it.
 
     Attributes
     ----------
     name
-        Where it comes from, as given to ``load_dataset``.
+        The name passed to ``load_dataset``.
     train, test
-        Its two splits.
+        The two splits.
     classes
-        Number of classes; targets are 0 to one less.
+        Number of classes; targets are from 0 to ``classes - 1``.
     augment
-        How training images are varied: a name in ``AUGMENTS``.
+        Augmentation of training images: a name in ``AUGMENTS``.
     normal
-        How inputs were normalised; None where they are as the source gives them.
+        Normalisation of the inputs; None if they are not normalised here.
     names
-        The names of the classes, or the words of a text, number by number; none where the source states none.
+        Names of the classes, or words of a text's vocabulary, in numerical order; () if the source has none.
     columns
-        The names of the columns of a table, in the order in which models see them.
+        Names of a table's columns, in the order in which models get them.
     owners
-        The number of each example's owner, for the train and for the test split; None if not asked for.
+        The number of each example's owner, for the train and the test split; None if owners were not read.
     """
 
     name: str
@@ -127,7 +126,7 @@ class Dataset:
     owners: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """Validate that splits are not empty and agree in shape, and that targets are classes."""
+        """Raise ``DataError`` if a split is empty, shapes differ, or targets are not classes."""
         if self.augment not in AUGMENTS:
             raise DataError(f"augment is {self.augment!r}; expected one of {', '.join(AUGMENTS)}")
         for part, split in (("train", self.train), ("test", self.test)):

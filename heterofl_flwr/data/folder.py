@@ -1,6 +1,6 @@
-"""Read a folder or a data set of the hub with Hugging Face's ``datasets``, and make tensors of it.
+"""Reading a folder or a data set of the hub with Hugging Face's ``datasets``.
 
-In a table, which column is which follows from the types, and from the features that ``datasets`` knows.
+The roles of a table's columns follow from their types and from the features that ``datasets`` knows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,10 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".p
 
 
 def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Dataset:
-    """Return the data set in a folder, or without one that of the hub. ``datasets`` gives its splits equal columns."""
+    """Return the data set in a folder, or that of the hub if ``folder`` is None.
+
+    ``datasets`` ensures that all splits have the same columns.
+    """
     splits: Mapping[str, datasets.Dataset] = _read_folder(folder) if folder else _read_hub(source.path)
     place = str(folder) if folder else f"the hub's data set {source.path!r}"
     missing = [split for split in ("train", "test") if split not in splits]
@@ -42,18 +45,18 @@ def read(name: str, folder: Path | None, source: Source, columns: Columns) -> Da
 
 
 def _read_folder(folder: Path) -> Any:
-    """Return what ``datasets`` finds in a folder.
+    """Return the splits that ``datasets`` reads from a folder.
 
-    It finds images as ``train/<class>/*.png`` and ``test/<class>/*.png``, or parquet or CSV files, and of which split a
-    file is. Hidden files and folders are not read.
+    The folder holds images as ``train/<class>/*.png`` and ``test/<class>/*.png``, or parquet or CSV files. ``datasets``
+    infers the split of each file. Hidden files and folders are not read.
     """
     datasets.disable_progress_bars()
-    # Else a folder of images of one class alone has no label.
+    # Otherwise ``datasets`` drops the label of a folder with a single class.
     options = {"drop_labels": False} if _has_classes_of_images(folder) else {}
     try:
-        with TemporaryDirectory(ignore_cleanup_errors=True) as cache:  # nobody's data may lie about in a second place
+        with TemporaryDirectory(ignore_cleanup_errors=True) as cache:  # leave no copy of the data in the user's cache
             return datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True, **options)
-    except Exception as error:  # no files, damaged ones, several configurations: each has errors of its own
+    except Exception as error:  # missing files, damaged files and several configurations all raise different errors
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         text = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
         files = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
@@ -67,7 +70,7 @@ def _read_folder(folder: Path) -> Any:
 
 
 def _has_classes_of_images(folder: Path) -> bool:
-    """Whether a folder holds images alone, each in a folder of its class."""
+    """Whether a folder holds only images, each in a subfolder named after its class."""
     below = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     folders = [path for path in below if not any(part.startswith(".") for part in path.parts)]
     return bool(folders) and all(
@@ -76,7 +79,7 @@ def _has_classes_of_images(folder: Path) -> bool:
 
 
 def _read_hub(path: str) -> Any:
-    """Return a data set of the hub, ``user/set`` or ``user/set/configuration``."""
+    """Return the splits of a data set of the hub: ``user/set`` or ``user/set/configuration``."""
     owner, name, *configuration = path.split("/", 2)
     try:
         return datasets.load_dataset(f"{owner}/{name}", *configuration)
@@ -89,7 +92,7 @@ def _read_hub(path: str) -> Any:
 
 
 class _Table:
-    """The columns of a split, and where they were read, for messages."""
+    """The columns of a split, and the source of the split for messages."""
 
     def __init__(self, split: datasets.Dataset, place: str) -> None:
         self.table, self.place = split.with_format("arrow")[:], place
@@ -97,7 +100,7 @@ class _Table:
             raise DataError(f"{place}: there are no examples")
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return a column that has a value for each example."""
+        """Return a column; raise ``DataError`` if it does not exist or has missing values."""
         if name not in self.table.column_names:
             matches = ", ".join(self.table.column_names)
             raise DataError(f"{self.place}: found the columns {matches}; expected one named {name}: name one found")
@@ -108,7 +111,7 @@ class _Table:
         return column
 
     def values(self, name: str, what: str) -> Values:
-        """Return a column's values, which name classes or owners."""
+        """Return a column of classes or owners as integers or strings."""
         column = self.column(name)
         values = column.to_pylist()
         if not all(isinstance(value, int | str) for value in values):
@@ -119,7 +122,7 @@ class _Table:
         return [int(value) if isinstance(value, bool) else value for value in values]
 
     def numbers(self, names: Sequence[str]) -> torch.Tensor:
-        """Return columns of numbers beside one another."""
+        """Return columns of numbers as one tensor (examples, columns)."""
         expected, types = "an image column or columns of numbers", pa.types
         if not names:
             raise self.error("no column beside the label", expected)
@@ -134,7 +137,7 @@ class _Table:
         return torch.stack(numbers, dim=1)
 
     def error(self, actual: str, expected: str) -> DataError:
-        """Return the error that its columns are not what is expected."""
+        """Return the error that the table's columns are not as expected."""
         return DataError(
             f"{self.place}: found {actual} among the columns {', '.join(self.table.column_names)}; expected "
             f"{expected}: rename or drop columns, or write a function and name it as module:function"
@@ -144,9 +147,9 @@ class _Table:
 def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | Texts:
     """Return the tensors of a split.
 
-    Unless ``columns`` names another, the label is the column ``label``, or else the only one whose feature is
-    ``ClassLabel``, or else, in a table of numbers, the last. Inputs are the only image column, or all other columns. A
-    table that has neither a label nor an image is a text if its column ``text`` is one.
+    The label is the column named in ``columns``. Without one, it is the column ``label``, or the only column of type
+    ``ClassLabel``, or the last column of a table of numbers, in this order. Inputs are the only image column, or all
+    other columns. A table without label and image is a text if it has a string column ``text``.
     """
     table, features = _Table(split, place), split.features
     if columns.owner == "":
@@ -185,7 +188,7 @@ def _is_image(feature: object) -> bool:
 def _read_images(split: datasets.Dataset, name: str, place: str) -> torch.Tensor:
     """Return images of equal size as uint8 (number, channels, height, width).
 
-    Grey images have one channel, all others become three: red, green, blue.
+    Grey images have one channel; all others are converted to red, green and blue.
     """
     images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
     try:

@@ -1,4 +1,4 @@
-"""Data sets that have short names: where the hub has them, and what is known of them before they are read."""
+"""Data sets with short names: their paths on the hub, and facts that are needed before they are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,10 +12,10 @@ from heterofl_flwr.data.dataset import Dataset, Normal
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Columns of a table to read; empty ones follow from the types."""
+    """Names of the columns to read; empty names are inferred from the columns' types."""
 
     label: str = ""
-    owner: str | None = None  # whose each example is; None where nobody asks
+    owner: str | None = None  # column with each example's owner; None if owners are not read
     text: str = ""
 
 
@@ -23,18 +23,18 @@ class Columns:
 class Source:
     """A data set of the hub."""
 
-    path: str  # with its configuration
-    shape: tuple[int, ...] = ()  # of an input
-    classes: Mapping[str, int] = field(default_factory=dict)  # how many each label column has; the usual one is first
-    normal: Normal | None = None  # None: as the train split is
-    measured: Normal | None = None  # as the train split is, for who has not read it
-    names: tuple[str, ...] = ()  # of the classes, as far as they are known here
+    path: str  # path on the hub, with the configuration
+    shape: tuple[int, ...] = ()  # shape of one input
+    classes: Mapping[str, int] = field(default_factory=dict)  # number of classes by label column; the default is first
+    normal: Normal | None = None  # normalisation; None measures the train split
+    measured: Normal | None = None  # measured normalisation of the train split, for nodes that do not read it
+    names: tuple[str, ...] = ()  # names of the classes, where known
     augment: AugmentName = "none"
-    columns: Columns = Columns()  # unless a caller names others
-    rows: Mapping[str, int] = field(default_factory=dict)  # of the text of each split; none: as many as are full
+    columns: Columns = Columns()  # defaults for names that a caller leaves empty
+    rows: Mapping[str, int] = field(default_factory=dict)  # number of a text's rows by split; default: all full rows
 
     def fill(self, named: Columns) -> Columns:
-        """Return the columns to read; arguments of a caller come first."""
+        """Return ``named`` with its empty names replaced by this source's defaults."""
         usual = self.columns
         if usual.text and named.label:
             raise DataError(f"{self.path} is a text, without classes: found data.label={named.label!r}, expected ''")
@@ -70,17 +70,17 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         ),
     }
 )
-"""By our own names."""
+"""Data sets by their short names."""
 
 
 def short_name(name: str) -> str:
-    """Return our name of a data set that is named as on the hub."""
+    """Return the short name of a data set from its path on the hub; return any other name unchanged."""
     return next((short for short, source in SOURCES.items() if source.path == name), name)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Shape of an input, number of classes, and augmentation of a data set."""
+    """Input shape, number of classes and augmentation of a data set."""
 
     shape: tuple[int, ...]
     classes: int
@@ -93,7 +93,7 @@ class Facts:
 
     @classmethod
     def find(cls, name: str, label: str = "") -> Self | None:
-        """Return the facts of a data set with these labels; None if they are not known before it is read."""
+        """Return the facts of a data set with this label column, without reading it; None if they are unknown."""
         source = SOURCES.get(short_name(name), Source(name))
         number = source.classes.get(label) if label else next(iter(source.classes.values()), None)
         return cls(source.shape, number, source.augment) if number else None

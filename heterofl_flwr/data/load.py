@@ -1,6 +1,6 @@
-"""Find a data set by name: bundled, offline, in a folder, from a user's function, or on the hub.
+"""Loading a data set by name: bundled, from a folder, from a user's function, or from the hub.
 
-What reads files is loaded where it is needed: it brings libraries that a client with other data can do without.
+Modules that read files are imported when needed: a client with other data does not need their libraries.
 """
 
 import os
@@ -22,7 +22,7 @@ from heterofl_flwr.data.dataset import Dataset, Split
 from heterofl_flwr.data.known import SOURCES, Columns, Source, short_name
 
 ROOT_VARIABLE = "HETEROFL_DATA"
-"""The environment variable that stands in for ``root``."""
+"""Environment variable with the default of ``root``."""
 
 _EXPECTED = "expected a Dataset or ((train inputs, train targets), (test inputs, test targets))"
 _lock = threading.RLock()  # a user's function may load another data set
@@ -31,37 +31,40 @@ _lock = threading.RLock()  # a user's function may load another data set
 def load_dataset(
     name: str, root: str | os.PathLike[str] | None = None, *, label: str = "", owner: str | None = None
 ) -> Dataset:
-    """Return a data set; the second call in a process returns the same object.
+    """Return a data set; later calls in a process return the same object.
 
     Parameters
     ----------
     name : str
-        ``digits``, ``mnist``, ``cifar10``, ``cifar100``, ``femnist`` or ``wikitext2``; any
-        ``user/set`` of the hub with an image and a label column, or a column ``text``; a folder with
-        ``train/<class>/*.png``, ``train.csv`` or ``train*.parquet``, and ``test`` alike; or ``module:function``, which
-        returns a ``Dataset`` or ``((x, y), (x, y))``, train and test. See ``docs/howto/data.md``.
+        One of four forms:
+        ``digits``, ``mnist``, ``cifar10``, ``cifar100``, ``femnist`` or ``wikitext2``;
+        ``user/set`` on the hub, with an image and a label column, or a column ``text``;
+        a folder with ``train/<class>/*.png``, ``train.csv`` or ``train*.parquet``, and the same for ``test``;
+        ``module:function``, which returns a ``Dataset`` or ``((x, y), (x, y))`` for train and test.
+        See ``docs/howto/data.md``.
     root : str | os.PathLike[str] | None
-        A folder laid out like the hub, ``<root>/ylecun/mnist/...``, to be read in its place. Default: the
-        environment variable ``HETEROFL_DATA``; without it, the hub is asked.
+        A folder laid out like the hub, ``<root>/ylecun/mnist/...``, that is read instead of the hub. Default: the
+        environment variable ``HETEROFL_DATA``; if it is not set, the hub.
     label : str
-        The column of a table that has the classes; by default it is found.
+        The column of a table with the classes; inferred by default.
     owner : str | None
-        The column that tells whose each example is, or ``""`` for the usual one of a data set that has a short name.
-        None reads no owners.
+        The column with each example's owner. ``""`` is the default column of a data set with a short name. None reads
+        no owners.
 
     Raises
     ------
     DataError
         If there is no such data set, or it cannot be read.
     """
-    with _lock:  # threads that ask at once must not read twice
+    with _lock:  # concurrent calls must not read twice
         return _load(*absolute_paths(name, root), Columns(label, owner))
 
 
 def absolute_paths(name: str, root: str | os.PathLike[str] | None) -> tuple[str, str]:
-    """Return the name of a data set and the root, ``""`` for none, as paths that hold in any folder.
+    """Return name and root with folders as absolute paths; ``""`` if there is no root.
 
-    A data set that we know is no folder, even if there is one of its name; nor is one that lies below the root.
+    The name of a data set with a short name, or of one below the root, is returned unchanged, even if a folder of this
+    name exists.
     """
     root, folder = root or os.environ.get(ROOT_VARIABLE) or "", os.path.realpath(os.path.expanduser(name))
     root = os.path.realpath(os.path.expanduser(root)) if root else ""
@@ -92,7 +95,7 @@ def _load(name: str, root: str, columns: Columns) -> Dataset:
 
 
 def _find_folder(root: str, hub_name: str) -> Path | None:
-    """Return the folder to read, or None for the hub."""
+    """Return the folder to read, or None to use the hub."""
     path, remedy = Path(hub_name), "name another one"
     if not path.is_absolute():
         if not root:
@@ -105,10 +108,10 @@ def _find_folder(root: str, hub_name: str) -> Path | None:
 
 
 def _from_function(name: str) -> Dataset:
-    """Call ``module:function`` and return its data.
+    """Call ``module:function`` and return its data set.
 
-    It may return a ``Dataset``, or two pairs of arrays or tensors. These are used as they are, only floats and bytes
-    become float32: normalise them first. The number of classes is the largest target plus one.
+    The function returns a ``Dataset`` or two pairs of arrays or tensors. Arrays are not normalised; floats and bytes
+    become float32. The number of classes is the largest target plus one.
     """
     made = load_function(name, "the data set", DataError)()
     if isinstance(made, Dataset):
@@ -140,7 +143,7 @@ def _to_split(pair: Sequence[object], place: str) -> Split:
 
 def _digits() -> Raw:
     """Return scikit-learn's handwritten digits, 1,797 images of 8x8 pixels."""
-    # Not load_digits(), which does the same: scikit-learn takes more than a second to load, in each process.
+    # Not load_digits(), which does the same: importing scikit-learn takes more than a second in each process.
     with extra("data"):
         digits = find_spec("sklearn")
         if digits is None or digits.origin is None:

@@ -1,7 +1,7 @@
 """Partitions of examples among clients (section 4, "data"): pure functions of the targets and a seed.
 
-All of them work on class numbers alone and return row numbers, so that 60,000 examples are dealt to 100 clients in
-milliseconds and no image is copied.
+They use only class numbers and return row numbers. So splitting 60,000 examples among 100 clients takes milliseconds,
+and no image is copied.
 """
 
 import re
@@ -18,7 +18,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Dataset
 
 LEAST = 2
-"""Fewest examples of a client: batch norm cannot normalise a single one."""
+"""Smallest number of examples of a client: batch norm cannot normalise a single one."""
 
 _KIND = re.compile(
     r"iid|non-iid-(?P<classes>[1-9]\d*)|dirichlet-(?P<alpha>\d+(\.\d+)?)"
@@ -26,18 +26,18 @@ _KIND = re.compile(
 )
 
 Deal = tuple[tuple[int, ...], ...]
-"""For each client the classes of its shards, sorted; a class that it drew twice is there twice."""
+"""For each client, the sorted classes of its shards; a class that it drew twice occurs twice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Partitions:
-    """For each client, the rows that it trains on, those that it is tested on, and the classes that it has."""
+    """For each client, its rows of the train split, its rows of the test split, and its classes."""
 
     train: tuple[Tensor, ...]
     test: tuple[Tensor, ...]
     classes: tuple[tuple[int, ...], ...]
     partial: bool = False
-    """Whether examples are left out, so that the global model is not tested on them."""
+    """Whether some examples may belong to no client, so that the global model is tested only on those of clients."""
 
     def __len__(self) -> int:
         """Return the number of clients."""
@@ -45,25 +45,25 @@ class Partitions:
 
 
 def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity: Variant = "paper") -> Partitions:
-    """Deal a data set's two splits to clients.
+    """Split both parts of a data set among clients.
 
     Parameters
     ----------
     dataset : Dataset
-        What is dealt.
+        The data set to split.
     kind : str
-        ``iid``; ``non-iid-2``, or another number of classes for each client at most; ``dirichlet-0.3``, or another
-        concentration; ``natural``: client number i has the examples of the i-th owner. ``owner_column`` says what may
-        follow that.
+        ``iid``. ``non-iid-2``: at most 2 classes for each client; any number is possible. ``dirichlet-0.3``: Dirichlet
+        with this concentration. ``natural``: the i-th client has the examples of the i-th owner. ``natural-<column>``
+        also names the column of owners.
     clients : int
-        How many clients there are.
+        Number of clients.
     seed : int
-        Another seed gives another deal.
+        Seed of the random draws.
     fidelity : Variant
-        For ``non-iid``: what becomes of a class that a client draws twice; see ``noniid``.
+        For ``non-iid``: treatment of a class that a client draws twice; see ``noniid``.
 
-    A text's rows are dealt by owner, or equally. Its test rows are few: then the first clients get one each. A client's
-    classes are its words.
+    The rows of a text are split by owner or evenly. It may have fewer test rows than clients; then each of the first
+    clients gets one row. A client's classes are its words.
     """
     match = check_kind(kind)
     train, test = dataset.train.targets, dataset.test.targets
@@ -89,7 +89,7 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
 
 
 def check_kind(kind: str) -> re.Match[str]:
-    """Return the parts of the name of a way of splitting; raise ``ConfigError`` for any other text."""
+    """Parse the name of a kind of split; raise ``ConfigError`` if it is invalid."""
     match = _KIND.fullmatch(kind)
     if match is None or float(match["alpha"] or 1) == 0:
         raise ConfigError(
@@ -100,12 +100,12 @@ def check_kind(kind: str) -> re.Match[str]:
 
 
 def owner_column(kind: str) -> str | None:
-    """Return what ``load_dataset`` reads for a way of splitting: a column of owners, the usual one (``''``) or none."""
+    """Return the ``owner`` argument of ``load_dataset``: the column in ``kind``, ``''`` for the default, or None."""
     return (check_kind(kind)["owner"] or "") if kind.startswith("natural") else None
 
 
 def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
-    """Return each client's rows: equally many, drawn without replacement. What the division leaves over is unused."""
+    """Return each client's rows: equally many, drawn without replacement. The remainder of the division is unused."""
     check_count("the number of clients", clients, 1)
     size = len(targets) // clients
     if not size:
@@ -117,22 +117,22 @@ def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
 def noniid(
     targets: Tensor, clients: int, classes_per_client: int, seed: int, *, fidelity: Variant = "paper"
 ) -> tuple[tuple[Tensor, ...], Deal]:
-    """Return each client's rows, of at most ``classes_per_client`` classes, and the deal, for ``matching_test``.
+    """Return each client's rows, of at most ``classes_per_client`` classes, and the deal for ``matching_test``.
 
-    Each class is cut in ``clients * classes_per_client / classes`` shards, and the shards are dealt. Where they cannot
-    be spread evenly over the classes, some classes, drawn at random, have one more. (The authors' code stops there;
-    with even numbers the two are the same.)
+    Each class is cut into ``clients * classes_per_client / classes`` shards, which are dealt at random. If this number
+    is not whole, some classes, drawn at random, have one shard more. (The authors' code supports only whole numbers;
+    for these the two agree.)
 
     Parameters
     ----------
     targets : Tensor
         The class of each example.
     clients : int
-        How many clients there are.
+        Number of clients.
     classes_per_client : int
-        Shards for each client.
+        Number of shards for each client.
     seed : int
-        Another seed gives another deal.
+        Seed of the random draws.
     fidelity : Variant
         A client that draws one class twice gets one shard of it, and the other is lost (paper), or both (fixed).
     """
@@ -160,9 +160,9 @@ def noniid(
 
 
 def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:
-    """Return each client's rows of another split, of the classes that ``deal`` gave it.
+    """Return each client's rows of another split with the classes of its ``deal``.
 
-    A class with fewer examples than shards leaves some clients without.
+    A class with fewer examples than shards leaves some clients without an example of it.
     """
     Fidelity.of(fidelity)
     generator = _generator(seed, "shards")
@@ -170,7 +170,7 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
     names, numbers = torch.tensor([name for classes in deal for name in classes]).unique(return_counts=True)
     for name, number in zip(names.tolist(), numbers.tolist(), strict=True):
         rows = torch.nonzero(targets == name).flatten()
-        # Cut in data set order; what the division leaves over goes one each to the first shards.
+        # Shards follow the order of the data set; each of the first shards gets one row of the remainder.
         size = len(rows) // number
         body, remainder = rows[: size * number].view(number, size), rows[size * number :]
         order = torch.randperm(number, generator=generator).tolist()
@@ -182,7 +182,7 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
 
 def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[Tensor, ...]:
     """Return each client's rows from flwr-datasets' ``DirichletPartitioner``."""
-    with extra("data"):  # here, as they load slowly
+    with extra("data"):  # imported here because they load slowly
         from datasets import Dataset as Table  # type: ignore[import-untyped]
         from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
 
@@ -192,7 +192,7 @@ def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[T
         partitioner = DirichletPartitioner(clients, "label", alpha, min_partition_size=LEAST, seed=seed)
         partitioner.dataset = Table.from_dict({"label": targets.numpy(), "row": range(len(targets))})
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one for each draw that is done again; it says no more than that
+            warnings.simplefilter("ignore")  # the partitioner warns whenever it repeats a draw
             return tuple(torch.tensor(partitioner.load_partition(client)["row"][:]) for client in range(clients))
     except ValueError as error:
         raise DataError(
@@ -202,9 +202,10 @@ def dirichlet(targets: Tensor, alpha: float, clients: int, seed: int) -> tuple[T
 
 
 def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return each client's rows of both splits: those of one owner.
+    """Return each client's rows of both splits: the examples of one owner.
 
-    The rows are those of flwr-datasets' ``NaturalIdPartitioner``, which goes through them one by one in Python.
+    The result equals that of flwr-datasets' ``NaturalIdPartitioner``, which is slower because it loops over rows in
+    Python.
     """
     check_count("the number of clients", clients, 1)
     if dataset.owners is None:
@@ -223,14 +224,14 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
 
 
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Return each client's rows of a test split: of each class the share that it has of the train split's ``rows``."""
+    """Return each client's rows of a test split, so that it has the same share of each class as in the train split."""
     generator = _generator(seed, "shares")
     parts: list[list[Tensor]] = [[] for _ in rows]
     for name in targets.unique().tolist():
         counts = torch.tensor([int((targets[mine] == name).sum()) for mine in rows])
         tested = torch.nonzero(test_targets == name).flatten()
         tested = tested[torch.randperm(len(tested), generator=generator)]
-        # Rounding the running total, not each share, deals every example once.
+        # Rounding the running total, not each share, assigns every example once.
         ends = (counts.cumsum(0).double() / counts.sum() * len(tested)).round().long()
         for mine, part in zip(parts, tested.tensor_split(ends[:-1]), strict=True):
             mine.append(part)

@@ -1,4 +1,4 @@
-"""Texts as rows of tokens, of all owners together or of each one, for language models."""
+"""Texts as rows of tokens for language models, of all owners together or of each owner."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,27 +12,29 @@ from heterofl_flwr.data.convert import Values, hold_out, number_owners
 from heterofl_flwr.data.dataset import Dataset, Reading, Split
 
 UNKNOWN, END = "<ukn>", "<eos>"
-"""A token that the train split lacks, and the end of a text. WikiText2 has an ``<unk>`` of its own beside the first."""
+"""Special tokens: a word that the train split lacks, and the end of a text. WikiText2 itself contains a word ``<unk>``,
+so the first has another name.
+"""
 
 LENGTH = Reading(hides_as=0).length
-"""Tokens of a row, where the number of rows is not given."""
+"""Number of tokens in a row, if the number of rows is not set."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Texts:
-    """One split as read. Tokens are words."""
+    """One split as read; its tokens are words."""
 
     texts: Sequence[str]
-    place: str  # where it was read, for messages
+    place: str  # source of the split, for messages
     owners: Values | None = None
 
 
 def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int] | None = None) -> Dataset:
-    """Return a data set of rows of tokens; without a test split, a share of each owner's rows is held out.
+    """Make a data set of rows of tokens; without a test split, part of each owner's rows is held out.
 
-    The vocabulary has the two special tokens and the train split's tokens in the order in which they come first.
-    ``rows`` says how many rows each split has, all owners together; without, each owner has as many rows of 64 tokens
-    as are full. What does not fill the last row is left out.
+    The vocabulary is the two special tokens and the words of the train split in order of first occurrence. ``rows`` is
+    the number of rows of each split, over all owners. Without it, each owner's text is cut into rows of 64 tokens.
+    Tokens that do not fill a row are dropped.
     """
     raws, numbers = [train] if test is None else [train, test], {UNKNOWN: 0, END: 1}
     named = number_owners(*(raw.owners for raw in raws))
@@ -51,7 +53,7 @@ def to_text(name: str, train: Texts, test: Texts | None, rows: Mapping[str, int]
 
 
 def _cut(raw: Texts, owners: Sequence[int], lookup: Callable[[str], int], rows: int) -> tuple[Tensor, Tensor]:
-    """Return rows of tokens, each of one owner's, and the owner of each."""
+    """Return rows of tokens, each from one owner, and the owner of each row."""
     streams: dict[int, list[int]] = defaultdict(list)
     for text, owner in zip(raw.texts, owners, strict=True):
         streams[owner] += map(lookup, (*text.split(), END))
