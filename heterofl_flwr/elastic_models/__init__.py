@@ -1,6 +1,6 @@
-"""Any model at any width: what belongs together is found by a trace of the model's own code. Imports no flwr."""
+"""Any model at any width: a trace of the model's own code finds the axes that are sliced together. Imports no flwr."""
 
-from heterofl_flwr.elastic_models import function_rules, movement_rules  # noqa: F401  # they register their rules
+from heterofl_flwr.elastic_models import function_rules, movement_rules  # noqa: F401  # importing registers their rules
 from heterofl_flwr.elastic_models.cut_layers import SCALED
 from heterofl_flwr.elastic_models.elastic_model import Elastic, elastic
 from heterofl_flwr.elastic_models.rules import adjust, stand_in

@@ -1,4 +1,4 @@
-"""Channels, the positions of all axes that are cut together, and groups of channels that one width counts."""
+"""Channels (positions of axes that are sliced together) and groups of channels that share one width."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,28 +7,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 Row = NDArray[np.int64]
-"""The positions of one axis."""
+"""The position number of each entry of one axis."""
 
 Rows = Sequence[Row | None]
-"""For each axis of a tensor its positions, or None for an axis that is kept whole."""
+"""For each axis of a tensor its positions; None for an axis that is kept in full."""
 
 Places = NDArray[np.int64]
-"""For each position of an axis its group and its number in the group, (length, 2); group -1 is always kept."""
+"""For each entry of an axis, its group and its channel in the group, (length, 2); entries of group -1 are always kept.
+"""
 
 
 class Positions:
-    """Sets of positions that grow together: a union-find over arrays.
+    """Sets of positions that are united during a trace: a union-find on arrays.
 
-    Every position is a number; a row of them stands for an axis. Position 0 is kept at every rate, so whatever is
-    united with it is kept too. An operator on an axis of thousands of channels is one call.
+    A position is a number; a row of positions represents an axis. Position 0 is kept at every rate, so every position
+    that is united with it is kept too. Uniting two axes of thousands of channels is one call.
     """
 
     def __init__(self) -> None:
         self._parents: Row = np.zeros(1024, np.int64)
-        self.number = 1  # how many positions there are
+        self.number = 1  # number of positions
 
     def new(self, number: int) -> Row:
-        """Return a row of new positions."""
+        """Return a row of ``number`` new positions."""
         start, self.number = self.number, self.number + number
         if self.number > len(self._parents):
             self._parents = np.pad(self._parents[:start], (0, 2 * self.number - start))
@@ -37,38 +38,38 @@ class Positions:
         return row
 
     def roots(self, row: Row) -> Row:
-        """Return for each position the smallest one of its set."""
+        """Return the smallest position in the set of each position."""
         roots = self._parents[row]
         while not np.array_equal(above := self._parents[roots], roots):
             roots = above
-        self._parents[row] = roots  # the next search is short
+        self._parents[row] = roots  # path compression
         return roots
 
     def unite(self, row: Row, partners: Row) -> None:
-        """Make one set of each position of a row and its partner in the other; shapes broadcast."""
+        """Unite each position of ``row`` with its partner in ``partners``; shapes broadcast."""
         while True:
             roots, partner_roots = np.broadcast_arrays(self.roots(row), self.roots(partners))
             differ = roots != partner_roots
             if not differ.any():
                 return
             low, high = np.minimum(roots, partner_roots)[differ], np.maximum(roots, partner_roots)[differ]
-            # A root with several partners takes the smallest; the next turn unites it with the others.
+            # A root with several partners takes the smallest one; the next iteration unites it with the others.
             np.minimum.at(self._parents, high, low)
 
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """Channels and groups of a model.
+    """The channels and groups of a model.
 
     A channel is a set of positions, of any axes of any parameters, that are kept or dropped together. A group is a
-    sequence of channels that one width counts: the first of them are kept.
+    sequence of channels with one width: a slice keeps the first channels of the group.
     """
 
-    sizes: Sequence[int]  # the number of channels of each group
-    axes: Mapping[str, Sequence[Places | None]]  # of each parameter and buffer; None for an axis that is kept whole
+    sizes: Sequence[int]  # number of channels of each group
+    axes: Mapping[str, Sequence[Places | None]]  # by parameter or buffer; None for an axis that is kept in full
 
     def equal(self, channels: "Channels") -> bool:
-        """Whether both cut in the same way; the other may have come from another process."""
+        """Whether ``channels``, possibly from another process, has the same groups and axes."""
         if self is channels:
             return True
         return self.sizes == channels.sizes and all(
@@ -84,16 +85,16 @@ def _same(places: Places | None, others_places: Places | None) -> bool:
 class Grouping:
     """Sorts the positions of a trace into channels and groups.
 
-    Channels that occur in the same axes of parameters are one group, as in a residual stream or one part of a
-    concatenation. Their order is that of the first axis they occur in.
+    Channels that occur in the same axes of parameters form a group, for example in a residual stream or in one part of
+    a concatenation. They are ordered as in the first of these axes.
     """
 
     def __init__(self, positions: Positions, axes: Sequence[Row]) -> None:
         self._positions = positions
-        self._table = np.tile(np.array([-1, 0]), (positions.number, 1))  # by its root a channel's group and number
+        self._table = np.tile(np.array([-1, 0]), (positions.number, 1))  # by root: group, channel
         self._places: dict[bytes, Places] = {}
         self.sizes: list[int] = []
-        # The sum of a random number for each axis a channel occurs in tells sets of axes apart.
+        # Each axis has a random number. The XOR over a channel's axes identifies this set of axes.
         draws = np.random.default_rng(0).integers(1 << 62, size=len(axes))
         signs = np.zeros(positions.number, np.int64)
         for row, draw in zip(axes, draws, strict=True):
@@ -107,7 +108,7 @@ class Grouping:
             self.sizes.append(len(members))
 
     def places(self, row: Row | None) -> Places | None:
-        """Return the groups of an axis' positions, or None if it is kept whole; of equal axes the same object."""
+        """Return group and channel of each entry of an axis; None if it is kept in full. Equal axes share one array."""
         if row is None:
             return None
         roots = self._positions.roots(row)
@@ -115,7 +116,7 @@ class Grouping:
         return self._places.setdefault(roots.tobytes(), places) if (places[:, 0] >= 0).any() else None
 
     def length(self, row: Row) -> Places | int | None:
-        """Return what the length of an axis depends on, or None if it is of nothing of the model's parameters."""
+        """Return the places that determine an axis' length, or its constant length; None if neither is known."""
         roots = self._positions.roots(row)
         places = self.places(row)
         if places is None:
@@ -124,6 +125,6 @@ class Grouping:
 
 
 def kept_positions(places: Places, widths: Sequence[int]) -> Row:
-    """Return the positions of an axis that are kept, ascending."""
-    # Group -1, which is always kept, is the last entry here.
+    """Return the positions that a slice keeps of an axis, ascending."""
+    # The last entry, 1, is the width of group -1, whose entries all have number 0: they are always kept.
     return np.flatnonzero(places[:, 1] < np.array([*widths, 1])[places[:, 0]])

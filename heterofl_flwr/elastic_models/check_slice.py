@@ -1,4 +1,4 @@
-"""Check a smaller model against the steps of the full one: its code must do the same at every rate."""
+"""Checks of a smaller model against the recorded steps of the full model: both must call the same operators."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,40 +12,44 @@ from heterofl_flwr.elastic_models.rules import Call, Operators
 from heterofl_flwr.elastic_models.skeleton import Skeleton
 
 MODES = (True, False)
-"""Training and evaluation: some models have parts that work in one of them only."""
+"""Training and evaluation mode: some models have parts that run in only one of them."""
 
 QUIET = {"view", "_unsafe_view", "clone", "expand", "alias", "detach", "as_strided", "as_strided_", "copy_", "empty"}
-"""Whether torch views or copies depends on strides, so on widths of 1. What was moved wrongly shows in what follows."""
+"""Operators that are not compared. Whether torch views or copies depends on strides, and so on widths of 1. An entry
+that is moved wrongly shows in later operators.
+"""
 
 
 SCALES = {"mul", "div", "addmm", "baddbmm", "addbmm", "addmv"}
-"""Operators whose numbers may follow a width: attention divides by the root of a head's, a mean by its length."""
+"""Operators whose numbers may depend on a width: attention divides by the root of the head dimension, a mean by its
+length.
+"""
 
 _POWERS = (-1, -1 / 2, -1 / 4, 1 / 4, 1 / 2, 1)
 
 
 class Step(NamedTuple):
-    """Call of an operator that is the same at every rate.
+    """An operator call that is the same at every rate.
 
-    A length in an output's shape is constant, the number of kept positions of an axis, or None for any.
+    A length in an output's shape is constant, or the number of kept positions of an axis, or None for any length.
     """
 
     operator: str
     tensors: list[str]  # names of the parameters and buffers among the inputs
     outputs: list[list[int | Places | None]]  # shape of each output
     numbers: tuple[float, ...] = ()  # plain numbers among the arguments
-    divisor: float | None = None  # divisor of a sum, if that is the full length of an axis that is cut
+    divisor: float | None = None  # divisor of a sum, if it is the full length of an axis that is sliced
 
 
 class DifferentStepError(Exception):
-    """A slice and the full model differ in a step. No TypeError: Python's binary operators swallow those."""
+    """A step of a slice differs from that of the full model. Not a TypeError, which Python's binary operators catch."""
 
 
 class Findings(NamedTuple):
-    """Layers with code that fits the full width alone, though every shape fits."""
+    """Layers whose code is right only at full width although all shapes match."""
 
     literal: set[str]  # layers that divide a sum by the full length
-    factors: set[str]  # layers that multiply by a number that changes, and not as a width does
+    factors: set[str]  # layers that multiply by a number that changes with the rate, but not like a width
 
 
 def check_slice(
@@ -56,7 +60,10 @@ def check_slice(
     example_inputs: object,
     rate: float,
 ) -> Findings:
-    """Run a slice and compare it with the steps of the trace, if given; raise an error at the first difference."""
+    """Run a slice and compare it with the steps of the trace; raise an error at the first difference.
+
+    Without ``steps``, the slice only has to run.
+    """
     expected, findings = _expected(steps or (), widths), Findings(set(), set())
     powers = [1.0, *((few / size) ** power for few, size in set(zip(widths, sizes, strict=True)) for power in _POWERS)]
 
@@ -75,7 +82,7 @@ def check_slice(
             skeleton.run(example_inputs, mode, Operators(compare))
         _compare(_END, next(expected, _END))
         return findings
-    except Exception as error:  # whatever the model's own code, and torch's, raise where widths do not fit
+    except Exception as error:  # the model's code and torch raise various errors if widths do not match
         is_ours = isinstance(error, UnsupportedLayerError | DifferentStepError)
         difference = str(error) if is_ours else first_line(error)
         raise UnsupportedLayerError(
@@ -89,15 +96,15 @@ _END = Step("nothing more", [], [])
 
 
 def _expected(steps: Sequence[Step], widths: Sequence[int]) -> Iterator[Step]:
-    """Yield steps with the lengths of a slice, from the number of channels kept of each group."""
+    """Yield the steps with the lengths of a slice; ``widths`` are the numbers of channels kept in each group."""
     arrays = {id(x): x for step in steps for shape in step.outputs for x in shape if isinstance(x, np.ndarray)}
-    counts = {key: len(kept_positions(array, widths)) for key, array in arrays.items()}  # few, in many steps
+    counts = {key: len(kept_positions(array, widths)) for key, array in arrays.items()}  # steps share few arrays
     for step in steps:
         yield step._replace(outputs=[[counts.get(id(x), x) for x in shape] for shape in step.outputs])
 
 
 def _compare(step: Step, expected: Step) -> None:
-    """Raise an error if a call is not the step expected."""
+    """Raise ``DifferentStepError`` if a step differs from the expected one."""
     fit = all(
         len(shape) == len(expected_shape)
         and all(length in (few, None) for few, length in zip(shape, expected_shape, strict=True))
@@ -108,7 +115,7 @@ def _compare(step: Step, expected: Step) -> None:
             f"{operator} of {', '.join(names)}" if names else operator for operator, names, *_ in (step, expected)
         )
         raise DifferentStepError(f"{text} gives {step.outputs}, where {expected_text} must give {expected.outputs}")
-    # Compared as text, in which a NaN equals itself.
+    # Compared as text, because a NaN does not equal itself.
     if step.operator.removesuffix("_") not in SCALES and repr(step.numbers) != repr(expected.numbers):
         raise DifferentStepError(
             f"{step.operator} computes with {step.numbers}, where it must be {expected.numbers}, so the width is "
@@ -117,7 +124,7 @@ def _compare(step: Step, expected: Step) -> None:
 
 
 def _follow_widths(numbers: Sequence[float], full_numbers: Sequence[float], powers: Sequence[float]) -> bool:
-    """Whether factors changed as a width did, or its root."""
+    """Whether all numbers that changed did so in proportion to a width, or to a root of one."""
     pairs = [
         (number, full_number)
         for number, full_number in zip(numbers, full_numbers, strict=True)

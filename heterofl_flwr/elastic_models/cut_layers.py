@@ -1,4 +1,4 @@
-"""Models that are slices of another: each holds its own rule for ``Plan.of``."""
+"""Slices of a model. Each sliced model stores its own rule for ``Plan.of``."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ from heterofl_flwr.nn.layers import Scaler
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:
-    """Part of a model: its channels, and the number of channels kept of each group."""
+    """A slice of a model: the model's channels and the number of channels kept in each group."""
 
     channels: Channels
     widths: tuple[int, ...]
 
     def __deepcopy__(self, memo: object) -> "Slice":
-        """Return this: it never changes."""
+        """Return the same object, which is immutable."""
         return self
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the part of one of the model's tensors, as a copy."""
+        """Return a copy of the slice's entries of one of the model's tensors."""
         whole_tensor = tensor
         for axis, places in enumerate(self.channels.axes.get(name, ())):
             indices = None if places is None else kept_positions(places, self.widths)
@@ -39,7 +39,7 @@ class Slice:
         return tensor.clone() if tensor is whole_tensor else tensor
 
     def places(self, names: Iterable[str]) -> dict[str, dict[int, list[tuple[int, int]]]]:
-        """Return the group and the channel of each entry, by parameter and axis, of axes that can be cut."""
+        """Return group and channel of each entry, by parameter and axis, for all axes that can be sliced."""
         axes = {name: enumerate(self.channels.axes.get(name, ())) for name in names}
         return {
             name: {
@@ -51,17 +51,17 @@ class Slice:
         }
 
     def __call__(self, full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-        """Return which part of each parameter the local slice holds of the full one, as rules for layers do."""
+        """Return the axes of each parameter between the full and the local model, like a layer's rule."""
         return self.axes(full_model.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
 
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
-        """Return which part of each of this slice's parameters a smaller slice holds."""
+        """Return the axes of each parameter between this slice and a smaller one."""
         if not self.channels.equal(smaller.channels):
             raise ShapeError("the two models are slices of different models, or of one that was traced differently")
         if any(its > mine for mine, its in zip(self.widths, smaller.widths, strict=True)):
             raise ShapeError("the local model keeps more channels than the global one")
         groups = tuple(zip(self.widths, smaller.widths, strict=True))
-        axes_by_places: dict[int, Axis] = {}  # equal axes have one array, and large models have many
+        axes_by_places: dict[int, Axis] = {}  # cache: equal axes share one array
 
         def axis(length: int, places: Places | None) -> Axis:
             if places is None:
@@ -82,15 +82,16 @@ SCALED: dict[type[nn.Module], str] = {
     nn.Embedding: "embedding_dim",
     _ConvNd: "out_channels",
 }
-"""By layer type, the attribute with its number of outputs: a Scaler follows layers of which a slice has fewer.
+"""For each layer type, the attribute with its number of outputs. A Scaler follows each such layer that has fewer
+outputs in the slice.
 
-Add a type of yours whose output is a product with its parameters: ``SCALED[Conv1D] = "nf"`` (GPT-2). That of
-``nn.MultiheadAttention`` is its last layer's.
+Add a layer type whose output is a product with its parameters: ``SCALED[Conv1D] = "nf"`` (GPT-2).
+``nn.MultiheadAttention`` counts as its last linear layer.
 """
 
 
 def attach_scaler(full_model: nn.Module, model: nn.Module, ratio: Fraction) -> None:
-    """Let a Scaler follow each layer of a slice that has fewer outputs than in the full model (``SCALED``)."""
+    """Add a Scaler after each layer of a slice that has fewer outputs than in the full model (``SCALED``)."""
     if ratio > 1:
         raise ConfigError(f"the rate is {float(ratio):g} times the global rate; the global rate is the largest")
     hook = partial(_scale, Scaler(ratio))
@@ -102,26 +103,29 @@ def attach_scaler(full_model: nn.Module, model: nn.Module, ratio: Fraction) -> N
 
 
 def _scale(scaler: Scaler, layer: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> object:
-    """Scale a layer's output; of several the first."""
+    """Scale a layer's output; if the output is a tuple, scale its first tensor."""
     scale = scaler.train(layer.training)
     return (scale(output[0]), *output[1:]) if isinstance(output, tuple) else scale(output)
 
 
 def _outputs(layer: nn.Module) -> int | None:
-    """Return how many outputs a layer has that the Scaler is for. Its weight may be parametrised, and is not asked."""
+    """Return a layer's number of outputs if a Scaler may follow it, else None.
+
+    The attribute is read, because the weight may be parametrised.
+    """
     if isinstance(layer, nn.MultiheadAttention):
         layer = layer.out_proj
     return next((getattr(layer, attribute) for kind, attribute in SCALED.items() if isinstance(layer, kind)), None)
 
 
 def adjust_layers(full_model: nn.Module, model: nn.Module) -> None:
-    """Set right the numbers that layers hold about their widths, where their own tensors were cut.
+    """Update the widths that layers store as attributes, in all layers with sliced tensors.
 
-    A trace finds the numbers that a model's code uses. These are the others: torch's layers say how wide they are,
-    though they compute with what their weights have.
+    The trace finds the numbers that a model's code uses. This function updates the others: torch's layers store their
+    widths, but compute with the shapes of their weights.
     """
     before = dict(full_model.named_modules())
-    with evaluating(model):  # spectral norm, say, computes in training with what it has computed before
+    with evaluating(model):  # in training, reading a weight with spectral norm would update its vectors
         for name, layer in model.named_modules():
             rule = ADJUSTMENTS.find(layer)
             new, old = (
@@ -138,7 +142,7 @@ _LENGTHS: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
     nn.EmbeddingBag: {"embedding_dim": ("weight", 1)},
     nn.GroupNorm: {"num_channels": ("weight", 0)},
 }
-"""By layer type, which axis of which of its parameters each number is the length of."""
+"""For each layer type, the attributes that are lengths, each with a parameter and the axis of this length."""
 
 
 @adjust(*_LENGTHS)

@@ -1,4 +1,4 @@
-"""From a model that somebody has to the function from a rate to a model of that rate."""
+"""``elastic``: turn a model into a function from a rate to a slice of the model."""
 
 import math
 import warnings
@@ -23,7 +23,7 @@ from heterofl_flwr.elastic_models.zeroing import compare_by_zeroing
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.static_norm import drop_statistics
 
-_CHECKED = 0.3  # a rate at which most widths do not come out even; the others are checked when they are first built
+_CHECKED = 0.3  # at this rate most widths are rounded; other rates are checked when they are first built
 _UNUSED = (
     "the model makes no use of {} on the example inputs, so nobody knows how they may be cut: they stay whole at every "
     "rate, and take inputs of their full width. To cut them, give inputs with which they are used, or a model around "
@@ -39,31 +39,31 @@ _FACTORS = (
 )
 _DIFFERENT = "a slice of rate 0.5 may compute something else than the full model with zeros outside the slice: {}"
 _NOT_SMALLER = 0.6
-"""The share of parameters above which a slice of rate 0.5 gets a warning; a quarter to a half is usual."""
+"""Fraction of parameters above which a slice of rate 0.5 causes a warning; a quarter to a half is usual."""
 
 
 @dataclass(eq=False, kw_only=True)
 class Elastic:
-    """The function from a rate to a slice of one model; ``elastic`` makes it."""
+    """Function from a rate to a slice of one model; made by ``elastic``."""
 
-    model: nn.Module  # as it was traced
+    model: nn.Module  # copy of the full model
     traced: Traced
-    example_inputs: object  # without values
+    example_inputs: object  # on the meta device
     multiple_of: int
     global_rate: float
     scaler: bool
     static_norm: bool
-    checked_widths: set[tuple[int, ...]]  # the widths of slices that do what the full model does
+    checked_widths: set[tuple[int, ...]]  # widths of slices that have passed the check
 
     def __call__(self, rate: float) -> nn.Module:
-        """Return a new model of this rate with the weights that it has in the model given; at rate 1, all of them.
+        """Return a new model of this rate with a slice of the full model's weights; at rate 1, all of them.
 
-        When a rate is first built, the model is run without values beside the steps of the trace.
+        When a rate is first built, the slice is run without values and compared with the steps of the trace.
 
         Raises
         ------
         UnsupportedLayerError
-            If at this rate it does anything else than the full model.
+            If the slice does something else than the full model.
         """
         model = self.checked(rate)
         if self.scaler:
@@ -74,13 +74,13 @@ class Elastic:
         return model
 
     def checked(self, rate: float) -> nn.Module:
-        """Return the slice of a rate with nothing attached, after it has once done the steps of the full model."""
+        """Return the slice of a rate without Scalers; check it against the full model if its widths are new."""
         part = self.part(rate)
         model = self._cut(part)
         if part.widths not in self.checked_widths:
             sizes = self.traced.channels.sizes
-            # torch calls other operators for a width of 1, as einsum does. So the steps are those of a slice in which
-            # no group is as narrow, and of this one only that it runs.
+            # torch calls other operators for a width of 1, for example in einsum. So steps are compared for a slice
+            # without such groups, and the slice itself only has to run.
             wide = tuple(max(few, min(2, size)) for few, size in zip(part.widths, sizes, strict=True))
             if wide not in self.checked_widths:
                 slice_ = Slice(self.traced.channels, wide)
@@ -91,12 +91,12 @@ class Elastic:
         return model
 
     def _cut(self, part: Slice) -> nn.Module:
-        """Return a slice of the model, with the numbers that its layers have at this width."""
+        """Return a slice of the model, with the numbers in its layers set to the slice's widths."""
         model = copy_with(self.model, part.cut)
         layers = dict(model.named_modules(remove_duplicate=False))
         for number, places in self.traced.numbers.items():
             attributes, value = layers[number.layer].__dict__, len(kept_positions(places, part.widths))
-            if number.place is not None:  # it is one of a sequence
+            if number.place is not None:  # the number is an item of a sequence
                 old: Any = attributes[number.name]
                 value = type(old)(
                     value if place == number.place else number_there for place, number_there in enumerate(old)
@@ -107,7 +107,7 @@ class Elastic:
         return model
 
     def _check(self, model: nn.Module, part: Slice, rate: float, steps: Sequence[Step] | None) -> None:
-        """Compare a slice with the steps of the full model; warn of numbers that fit the full width alone."""
+        """Compare a slice with the full model's steps; warn about numbers that are right only at full width."""
         skeleton = Skeleton(model, self.traced.says_tracing)
         findings = check_slice(steps, part.widths, part.channels.sizes, skeleton, self.example_inputs, rate)
         for layers, text in zip(findings, (_LITERAL, _FACTORS), strict=True):
@@ -115,7 +115,7 @@ class Elastic:
                 warnings.warn(text.format(", ".join(sorted(layers))), stacklevel=4)
 
     def plan(self, rate: float) -> Plan:
-        """Return which entries of the full model the model of this rate holds, as ``Plan.of`` does."""
+        """Return the plan of this rate's model inside the full model, as ``Plan.of`` does."""
         return Plan(self.part(1.0).axes(self.model.named_parameters(), self.part(rate))).sliced(prefix)
 
     def part(self, rate: float) -> Slice:
@@ -139,56 +139,56 @@ def elastic(
     static_norm: bool = False,
     check: Literal["steps", "zeroing"] = "steps",
 ) -> Elastic:
-    """Return ``build``, the function from a rate to a slice of any model, for ``HeteroFL`` and all that takes one.
+    """Return ``build``, a function from a rate to a slice of any model, for ``HeteroFL(build)``.
 
-    The model is run on the example inputs, without values, to see which axes of which parameters belong together:
-    through residual additions, concatenations, grouped convolutions, attention, views. Inputs and outputs stay as they
-    are. The model given is read, never changed. ``build(1.0)`` has its weights and computes what it computes, bit for
-    bit; a smaller model has a slice of them, and is of the same class.
+    The model is run on the example inputs without values, to find the axes of its parameters that belong together:
+    through residual additions, concatenations, grouped convolutions, attention and views. Inputs and outputs keep their
+    widths. ``model`` is not changed. ``build(1.0)`` has its weights and computes the same outputs, bit for bit. A
+    smaller model has a slice of the weights and is of the same class.
 
     Parameters
     ----------
     model : nn.Module
         A model made of torch's operators, with any weights.
     example_inputs : object
-        What the model is called with: a tensor, a tuple of arguments, or a mapping of named ones. One or two examples
-        are enough.
+        Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. One or two examples are
+        enough.
     fixed : Sequence[str]
-        Layers or parameters that stay whole at every rate: patterns (``fnmatch``) of their names.
+        Layers or parameters that keep their full width at every rate: patterns (``fnmatch``) of their names.
     outputs : Sequence[str]
-        The names, in the mapping or the object that the model returns, of those outputs that are read. All keep their
-        width; without names, every tensor that comes out does, also hidden states that no code reads.
+        Names of the outputs that are used, in the mapping or the object that the model returns. They keep their widths.
+        Without names, all output tensors do, including hidden states that no code reads.
     multiple_of : int
-        The width of each group of channels is rounded up to such a multiple, so none becomes narrower than this, or
-        than it is. Heads are cut by their own width; of a convolution's groups that are dropped whole, each counts as
-        one channel.
+        The width of each group of channels is rounded up to a multiple of this number, but never above the full width.
+        Heads are sliced by their own width. In a convolution that drops whole groups, each group counts as one channel.
     global_rate : float
-        The largest rate of the mix, by which the Scaler divides.
+        The largest rate of the mix; the Scaler divides by ``rate / global_rate``.
     scaler : bool | None
-        Whether each linear layer, convolution, embedding and ``nn.MultiheadAttention`` whose outputs shrink is followed
-        by a ``Scaler``: in training they are divided by the rate (section 3.3). ``SCALED`` takes further types of
-        layers. By default it is so where the model normalises; without norms, activations of narrow models would grow
-        from layer to layer, and training diverges.
+        Whether a ``Scaler`` follows each linear layer, convolution, embedding and ``nn.MultiheadAttention`` whose
+        outputs shrink: it divides them by the rate in training (section 3.3). Add other layer types to ``SCALED``. By
+        default, models with norms have Scalers. Without norms, activations of narrow models would grow from layer to
+        layer, and training would diverge.
     static_norm : bool
-        Whether batch norm keeps no running statistics. They are never sent either way (section 3.2).
+        Whether batch norm has no running statistics. They are never sent in either case (section 3.2).
     check : str
-        How a slice is compared with the full model: ``steps``, by its operators, without values; ``zeroing``, also by
-        its output on the example inputs, which must be that of the full model with zeros outside the slice. That takes
-        one run of each in double precision.
+        How a slice is compared with the full model. ``steps``: by its operators, without values. ``zeroing``: also by
+        its output on the example inputs, which must equal that of the full model with zeros outside the slice. Both
+        models then run once in double precision.
 
     Raises
     ------
     UnsupportedLayerError
-        If the model cannot be followed: what is computed depends on values, say, or a hook uses the model given. Other
-        rates are checked when they are first built.
+        If the model cannot be traced, for example because a computation depends on values, or a hook uses the original
+        model. Other rates are checked when they are first built.
 
     Warns
     -----
     UserWarning
         If outputs differ with ``check="zeroing"``.
-        If parameters take no part on the example inputs: they stay whole. If the code divides a sum over channels by
-        their full number as a literal. Or if a slice of rate 0.5 keeps more than six tenths of the parameters, with the
-        reasons, such as an unknown operator.
+        If parameters are not used on the example inputs; they keep their full width.
+        If the code divides a sum over channels by their full number as a literal.
+        If a slice of rate 0.5 keeps more than 60 % of the parameters. The warning lists reasons, such as an unknown
+        operator.
 
     Examples
     --------
@@ -233,7 +233,7 @@ def elastic(
 
 
 def _warn_if_large(build: Elastic, fixed: Sequence[str]) -> None:
-    """Say why a slice is not much smaller than the model."""
+    """Warn with reasons if a slice is not much smaller than the model."""
     number, half = build.plan(1.0).parameters, replace(build, multiple_of=1).plan(0.5).parameters
     reasons = "".join(f"\n- {reason}" for reason in build.traced.reasons[:5])
     if half <= _NOT_SMALLER * number or (not reasons and (fixed or build.traced.unused)):

@@ -1,6 +1,6 @@
-"""Rules for functions of torch that code hands lengths to: what it says by that about axes.
+"""Rules for torch functions with lengths as arguments: they link a length in the model's code to axes.
 
-A rule has the function's own parameters after the trace and ``run``, which calls the function.
+A rule takes the trace, ``run``, which calls the function, and the function's own parameters.
 """
 
 import inspect
@@ -28,13 +28,13 @@ _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 def layer_norm(
     trace: Trace, run: Run, input: Tensor, normalized_shape: Sequence[int], *_: object, **__: object
 ) -> object:
-    """Tie the last axes of the input to the lengths in the code."""
+    """Link the last axes of the input to the lengths in the code."""
     return _use_shape(trace, run(), normalized_shape)
 
 
 @function(F.group_norm, torch.group_norm)
 def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: object, **__: object) -> object:
-    """Let the number of groups shrink with the channels, or stay."""
+    """Couple the channels by group; link the number of groups to them if groups are dropped."""
     output = run()
     channels = trace.rows(output)[1]
     _use_groups(trace, num_groups, couple_groups(trace, channels, num_groups), channels)
@@ -44,7 +44,7 @@ def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: objec
 @function(torch.conv1d, torch.conv2d, torch.conv3d)
 @function(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> object:
-    """Let the number of groups shrink with the channels, or stay."""
+    """Link the number of groups to the output's channels if groups are dropped."""
     output = run()
     groups = named.get("groups", options[4] if len(options) > 4 else 1)
     if groups > 1:
@@ -55,7 +55,7 @@ def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options:
 
 
 def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | None) -> None:
-    """Let a layer's number of groups be that of the groups kept; one that is written in the code does not shrink."""
+    """Link a number of groups to the groups that are kept. If it is a literal in the code, no group can be dropped."""
     if groups is None or is_length(number):
         trace.use(number, groups)
     else:
@@ -64,7 +64,7 @@ def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | N
 
 @function(F.multi_head_attention_forward)
 def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
-    """Let the embedding be as wide as all heads together, as this function asks."""
+    """Tie the embedding's width to the width of all heads together, which this function requires to be equal."""
     output = run()
     arguments = _ATTENTION.bind(*args, **named).arguments
     outer = trace.rows(arguments["query"])[-1]
@@ -76,7 +76,7 @@ def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
 
 @function(Tensor.__getitem__, Tensor.__setitem__)
 def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
-    """Tie the part before each end of a slice to the length in the code."""
+    """Link each bound of a slice to the entries before it."""
     index_tuple = index if isinstance(index, tuple) else (index,)
     rows = trace.rows(tensor)
     if not any(isinstance(part, Tensor) and part.dtype == torch.bool for part in index_tuple):
@@ -91,7 +91,7 @@ def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> 
 
 @function(Tensor.select, torch.select)
 def select(trace: Trace, run: Run, input: Tensor, dim: int, index: int) -> object:
-    """Keep the entry and all before it."""
+    """Keep the selected entry and all entries before it; for a negative index, all entries after it."""
     _index(trace, index, trace.rows(input)[dim])
     return run()
 
@@ -106,14 +106,14 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
         for end in (index.start, index.stop):
             if end is not None:
                 _use_before(trace, end, row)
-    elif isinstance(index, SupportsIndex) and not isinstance(index, Tensor):  # also a whole number of NumPy's
+    elif isinstance(index, SupportsIndex) and not isinstance(index, Tensor):  # including NumPy integers
         place = operator.index(index)
         trace.pin(row[: place + 1] if place >= 0 else row[place:])
         trace.sliced.append(row)
 
 
 def _use_step(trace: Trace, steps: slice, row: Row) -> None:
-    """Cut together the entries from one step to the next, if the slice takes one of each, as of pairs that turn."""
+    """Slice the entries of each step together if the step divides the axis, as for pairs in rotary embeddings."""
     if steps.stop is None and 0 <= (steps.start or 0) < steps.step and len(row) % steps.step == 0:
         parts = row.reshape(-1, steps.step)
         trace.positions.unite(parts, parts[:, :1])
@@ -122,7 +122,7 @@ def _use_step(trace: Trace, steps: slice, row: Row) -> None:
 
 
 def _use_before(trace: Trace, end: int, row: Row) -> None:
-    """Tie the part before an end, or after a negative one, to the length in the code."""
+    """Link a bound to the entries before it; keep the entries from a negative bound on."""
     if end < 0:
         trace.pin(row[end:])
         trace.sliced.append(row)
@@ -138,7 +138,7 @@ def _use_part(trace: Trace, length: int, row: Row, part: slice) -> None:
 
 @function(Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split)
 def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int = 0, **_: object) -> object:
-    """Let all chunks keep equally many entries."""
+    """Make all chunks keep the same number of entries."""
     if isinstance(chunks, SupportsIndex) and not isinstance(chunks, Tensor):
         return split(trace, run, input, trace.lengths(input)[dim] // operator.index(chunks), dim=dim)
     trace.pin(trace.rows(input)[dim])
@@ -147,10 +147,10 @@ def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int
 
 @function(Tensor.split, torch.split, torch.functional.split, Tensor.split_with_sizes, torch.split_with_sizes)
 def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **named: Any) -> object:
-    """Tie each part to its length in the code."""
+    """Link each size to the entries of its part."""
     size_or_sizes, dim = (*sizes, *named.values(), dim)[
         :2
-    ]  # the length has a name of its own in each of these functions
+    ]  # the parameter of sizes has another name in each of these functions
     row = trace.rows(tensor)[dim]
     if row is not None:
         start = 0
@@ -174,7 +174,7 @@ def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: 
 
 @function(Tensor.size, Tensor.shape.__get__)  # type: ignore[attr-defined]  # a property of C
 def size(trace: Trace, run: Run, tensor: Tensor, dim: int | None = None) -> object:
-    """Return the shape, or one length of it, as lengths that remember their axes."""
+    """Return the shape, or one length of it, as ``Length`` objects that remember their axes."""
     lengths = torch.Size(trace.lengths(tensor))
     return lengths if dim is None else lengths[dim]
 
@@ -186,7 +186,7 @@ def numel(trace: Trace, run: Run, tensor: Tensor) -> int:
 
 
 def shaped(shape: slice, trace: Trace, run: Run, /, *args: Any, **named: Any) -> object:
-    """Let the result have the shape that the code gives, in the arguments that ``shape`` says."""
+    """Run a function and link the result's axes to the lengths in the arguments selected by ``shape``."""
     return _run_with_shape(trace, run, named.get("size", named.get("shape", args[shape])))
 
 
@@ -199,16 +199,16 @@ function(Tensor.new_full)(partial(shaped, slice(1, 2)))
 
 @function(Tensor.unflatten, torch.unflatten)
 def unflatten(trace: Trace, run: Run, input: Tensor, dim: int, sizes: Sequence[int]) -> object:
-    """Let the axes into which one is split have the lengths that the code gives."""
+    """Link the axes into which ``dim`` is split to the lengths in the code."""
     before = dim % input.dim()
     return _run_with_shape(trace, run, [*[-1] * before, *sizes, *[-1] * (input.dim() - before - 1)])
 
 
 def _run_with_shape(trace: Trace, run: Run, shape: object) -> object:
-    """Call the function; let each axis of the result be cut as the length says that the code gave for it."""
+    """Run the function; link each axis of the result to its length in ``shape``."""
     sizes: Sequence[Any] = shape if isinstance(shape, Sequence) else ()
     if len(sizes) == 1 and isinstance(sizes[0], Sequence):
-        sizes = sizes[0]  # a shape may be given as one sequence, or its lengths one by one
+        sizes = sizes[0]  # a shape is either one sequence argument or several integer arguments
     if any(isinstance(size, Tensor) or not isinstance(size, SupportsIndex) for size in sizes):
         sizes = ()
     trace.flexible = [size == -1 or is_length(size) for size in sizes]
@@ -218,7 +218,7 @@ def _run_with_shape(trace: Trace, run: Run, shape: object) -> object:
 
 
 def _use_shape(trace: Trace, output: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Tie a tensor's last axes to the lengths in the code; -1 leaves an axis free."""
+    """Link a tensor's last axes to the lengths in the code; -1 leaves an axis free."""
     for length, row in zip(reversed(sizes), reversed(trace.rows(output)), strict=False):
         if length != -1:
             trace.use(length, row)

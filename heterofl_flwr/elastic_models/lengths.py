@@ -1,6 +1,6 @@
 """State of a trace: the positions of every axis of every tensor.
 
-A length that the model's code reads is a whole number that remembers its axis.
+A length that the model's code reads is an integer that remembers its axis.
 """
 
 import math
@@ -17,7 +17,7 @@ from heterofl_flwr.elastic_models.channels import Positions, Row, Rows
 
 
 class Source:
-    """An axis, or a number that a layer holds, whose length was read."""
+    """An axis, or a number stored in a layer, from which a length was read."""
 
     def __init__(self, trace: "Trace", make: Callable[[], Row]) -> None:
         self.trace = trace
@@ -25,12 +25,12 @@ class Source:
 
     @cached_property
     def row(self) -> Row:
-        """Its positions; those of a layer's number are made when its length is first used as one."""
+        """The positions of the axis; for a layer's number, they are made when it is first used as a length."""
         return self._make()
 
 
 def _computed(name: str) -> Callable[..., Any]:
-    """Return a method of whole numbers whose result remembers the sources of its operands."""
+    """Return an arithmetic method of ``Length`` whose result remembers the sources of its operands."""
     plain = getattr(int, name)
 
     def compute(self: "Length", *operands: Any) -> object:
@@ -50,10 +50,10 @@ def _computed(name: str) -> Callable[..., Any]:
 
 
 def _compared(name: str) -> Callable[..., Any]:
-    """Return a comparison of whole numbers of which the trace takes note.
+    """Return a comparison method of ``Length`` that informs the trace.
 
-    Numbers of different traces are never equal. So functions with a cache (``functools.lru_cache``)
-    compute their results anew in each trace.
+    Numbers of different traces are never equal. So cached functions (``functools.lru_cache``) compute their results
+    anew in each trace.
     """
     plain = getattr(int, name)
 
@@ -68,10 +68,10 @@ def _compared(name: str) -> Callable[..., Any]:
 
 
 class Length(int):
-    """A number computed from lengths that code has read.
+    """An integer computed from lengths that code has read.
 
-    An exact one is a length itself: the product of some sources' lengths, times or through constants and other sources'
-    lengths. A sum is none, and neither is a part that leaves a remainder.
+    An exact one is a length itself: the product of some sources' lengths, possibly multiplied or divided by constants
+    and by other sources' lengths. A sum is not exact, nor is a quotient with a remainder.
     """
 
     sources: tuple[Source, ...]
@@ -82,19 +82,19 @@ class Length(int):
     def of(
         cls, value: int, sources: tuple[Source, ...], divisors: tuple[Source, ...] = (), *, exact: bool = True
     ) -> "Length":
-        """Return a number with its origin."""
+        """Return a number with its sources."""
         number = cls(value)
         number.sources, number.divisors, number.exact = sources, divisors, exact
         return number
 
     @property
     def trace(self) -> "Trace":
-        """The trace in which it was read."""
+        """The trace in which the number was read."""
         return self.sources[0].trace
 
     @property
     def rows(self) -> list[Row]:
-        """All axes that it comes from."""
+        """All axes that the number was computed from."""
         return [source.row for source in self.sources + self.divisors]
 
     __add__ = __radd__ = _computed("__add__")
@@ -111,53 +111,53 @@ class Length(int):
         return bool(self != 0)
 
     def __deepcopy__(self, memo: object) -> "Length":
-        """Return this: a number never changes."""
+        """Return the same object, which is immutable."""
         return self
 
 
 def is_length(number: object) -> bool:
-    """Whether a number is a traced ``Length``: that of an axis, which may shrink with the rate."""
+    """Whether a number is an exact ``Length``: that of an axis, which may shrink with the rate."""
     return isinstance(number, Length) and number.exact
 
 
 class Trace:
-    """The positions of all tensors that a model has made, and what its code says about them."""
+    """The positions of all tensors of a run, and the constraints that the code puts on them."""
 
     def __init__(self, place: Callable[[], str] = str) -> None:
         self.positions = Positions()
-        self.reasons: Counter[str] = Counter()  # why channels stay whole that might have been cut, and how many
+        self.reasons: Counter[str] = Counter()  # number of channels that are kept in full, by reason
         self.sliced: list[Row] = []  # axes that the code slices at a plain number
         self.sums: dict[int, tuple[Tensor, list[Row]]] = {}  # tensors that are sums, and the axes that were summed over
-        self.arguments: object = ()  # what the function of torch that runs was called with
-        self._place = place  # which layer is at work
-        self.listening = False  # whether it is the model's own code that runs, and not torch's
-        self.flexible: Sequence[bool] = ()  # which axes of the view that comes next may shrink, as its code says
-        self._rows: dict[int, tuple[Tensor, Rows]] = {}  # the tensors too: a number of one that is gone is given again
+        self.arguments: object = ()  # arguments of the torch function that runs
+        self._place = place  # returns the description of the layer that runs
+        self.listening = False  # whether the model's own code runs, not torch's
+        self.flexible: Sequence[bool] = ()  # for each axis of the next view, whether the code lets it shrink
+        self._rows: dict[int, tuple[Tensor, Rows]] = {}  # by id; the tensor is stored too, or its id could be reused
 
     def rows(self, tensor: Tensor) -> tuple[Row | None, ...]:
-        """Return the positions of a tensor's axes; an unknown tensor is kept whole."""
+        """Return the positions of a tensor's axes; None for an axis that is kept in full, as in unknown tensors."""
         return tuple(map(self.open, self.marked_rows(tensor) or [None] * tensor.dim()))
 
     def marked_rows(self, tensor: Tensor) -> Rows | None:
-        """Return the rows with which a tensor was marked, if it was."""
+        """Return the rows that ``mark`` has set for a tensor, or None."""
         return self._rows[id(tensor)][1] if id(tensor) in self._rows else None
 
     def mark(self, rows: Rows, *tensors: Tensor) -> None:
-        """Set the positions of which tensors are made."""
+        """Set the positions of tensors."""
         for tensor in tensors:
             self._rows[id(tensor)] = tensor, tuple(rows)
 
     def fresh(self, *tensors: Tensor) -> None:
-        """Give tensors positions of their own. An axis of one entry is never cut, so it needs none."""
+        """Give tensors new positions. An axis of one entry is never sliced, so it gets none."""
         for tensor in tensors:
             self.mark([self.positions.new(length) if length > 1 else None for length in tensor.shape], tensor)
 
     def open(self, row: Row | None) -> Row | None:
-        """Return the row, or None if all of it is kept."""
+        """Return the row, or None if all its positions are always kept."""
         return row if row is not None and self.positions.roots(row).any() else None
 
     def pin(self, *rows: Row | None, why: str = "") -> None:
-        """Keep these positions at every rate; ``why`` if other code would let them be cut."""
+        """Keep these positions at every rate; ``why`` is the reason to report if they could be sliced otherwise."""
         for row in rows:
             channels = 0 if row is None else int(np.count_nonzero(self.positions.roots(row)))
             if channels and why:
@@ -166,7 +166,7 @@ class Trace:
                 self.positions.unite(row, np.zeros(1, np.int64))
 
     def meet(self, *rows: Row | None) -> Row | None:
-        """Let axes of equal length be cut alike; with one that is whole, all are."""
+        """Unite axes of equal length, so that they are sliced alike; if one is kept in full, all are."""
         row, *rest = rows
         present = [partner for partner in rest if partner is not None]
         if row is None or len(present) < len(rest):
@@ -177,7 +177,7 @@ class Trace:
         return row
 
     def tie(self, row_a: Row | None, row_b: Row | None) -> None:
-        """Let two axes keep numbers of entries that are in one proportion at every rate."""
+        """Make two axes keep numbers of entries in the same proportion at every rate."""
         if row_a is None or row_b is None:
             self.pin(row_a, row_b)
             return
@@ -190,7 +190,7 @@ class Trace:
             self.positions.unite(row.reshape(-1, part), row_a[:part])
 
     def use(self, length: object, row: Row | None) -> None:
-        """Take note that code wants an axis of this length; a plain number keeps it whole."""
+        """Record that code uses this length for an axis; a plain number keeps the axis in full."""
         if isinstance(length, Length) and any(source.trace is not self for source in length.sources + length.divisors):
             raise UnsupportedLayerError(
                 f"the code uses the length {int(length)} that it has kept from an earlier call (functools.lru_cache?), "
@@ -202,20 +202,20 @@ class Trace:
             self.pin(row, why=f"the code says the length {length!r}")
 
     def counted(self, tensor: Tensor, divisor: float | None) -> list[Row]:
-        """Return the axes whose full length a sum over them is divided by."""
+        """Return the summed axes of a sum whose full length equals ``divisor``."""
         _, summed = self.sums.get(id(tensor), (None, []))
         return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 
     def compare(self, length: Length, operand: float) -> None:
-        """Take note that the model's code compares two numbers: what follows must be the same at every rate.
+        """Record a comparison in the model's code, whose result must be the same at every rate.
 
-        Lengths keep their proportion. What is compared with a number that stands in the code is kept whole, unless that
-        is below 1: no length ever is.
+        Two lengths keep their proportion. A length that is compared with a literal is kept in full, unless the literal
+        is below 1, because no length is.
         """
         if not self.listening:
             return
         if isinstance(operand, Length) and operand.trace is not self:
-            operand = int(operand)  # the model's code has kept it from an earlier trace
+            operand = int(operand)  # the model's code has stored it in an earlier trace
         if isinstance(operand, Length) and length.exact and operand.exact:
             self.tie(self._variable(length), self._variable(operand))
         elif isinstance(operand, Length) or operand >= 1 or not _at_least_one(length):
@@ -223,14 +223,14 @@ class Trace:
             self.pin(*rows, why=f"the code compares a length with {int(operand)}")
 
     def lengths(self, tensor: Tensor) -> tuple[int, ...]:
-        """Return a tensor's shape, in which the axes that may shrink remember what they are."""
+        """Return a tensor's shape; the lengths of axes that may shrink are ``Length`` objects."""
         return tuple(
             length if row is None else Length.of(length, (Source(self, lambda row=row: row),))  # type: ignore[misc]
             for length, row in zip(tensor.shape, self.rows(tensor), strict=True)
         )
 
     def _variable(self, length: Length) -> Row | None:
-        """Return the one axis by which a length shrinks, if any; keep its other sources whole."""
+        """Return the axis by which a length shrinks, if any; keep its other sources in full."""
         self.pin(*(source.row for source in length.divisors))
         variable = next((s for s in reversed(length.sources) if self.open(s.row) is not None), None)
         self.pin(*(source.row for source in length.sources if source is not variable))
@@ -238,6 +238,6 @@ class Trace:
 
 
 def _at_least_one(number: Length) -> bool:
-    """Whether a number is a multiple of lengths, so that it is never 0."""
+    """Whether a number is a multiple of the product of its lengths, so that it is never 0."""
     multiple = math.prod(len(source.row) for source in number.sources)
     return number.exact and not number.divisors and int(number) % multiple == 0

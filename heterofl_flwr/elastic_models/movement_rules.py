@@ -1,8 +1,8 @@
 """Rules for operators that only move entries: permutations, slices, joins, pads, indices and views.
 
-What most of them do to positions is found by doing it. The positions of an axis are written into a tensor of whole
-numbers, the operator moves these as it moves the entries, and the result says which position each of its entries
-depends on. So an axis may become several, or several become one.
+Most rules run the operator on position numbers: the positions of an axis are written into an integer tensor, and the
+operator moves them like the entries. The result contains the position of each of its entries. So one axis can become
+several, or several can become one.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ _SHUFFLES = ("pixel_shuffle", "pixel_unshuffle")
 @operator(*_VIEWS, *_SHUFFLES, "permute", "transpose", "t", "flip", "repeat", "constant_pad_nd", "select", "unbind")
 @operator("slice", "split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes")
 def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Move the positions of each axis as the entries; what is added around them is kept at every rate."""
-    args, space = call.args[1:], [*[False] * (len(rows) - 3), True, False, False]  # of an image, channels are cut
+    """Move the positions of each axis like the entries; entries that padding adds are kept at every rate."""
+    args, space = call.args[1:], [*[False] * (len(rows) - 3), True, False, False]  # only channels shrink
     name, shape = call.name.removesuffix("_"), call.shape
     if name == "constant_pad_nd":
-        args = args[:1]  # not the value
-        trace.pin(*(rows[-1 - place // 2] for place, width in enumerate(args[0]) if width < 0))  # a number in the code
+        args = args[:1]  # without the padding value
+        trace.pin(*(rows[-1 - place // 2] for place, width in enumerate(args[0]) if width < 0))  # crops by a literal
     outputs: list[list[Row | None]] = [[None] * output.dim() for output in call.outputs]
     for axis, row in enumerate(rows):
         if row is not None:
@@ -42,27 +42,27 @@ def moved(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Sequence[bool]) -> None:
-    """Find the axis of a result along which the positions run, and make sure that it is one."""
-    # An axis of stride 0 repeats one entry, so its first says all. Of the others, those along which the numbers change
-    # are parts of the old axis: (2, 4) after an axis of 8 is viewed as two.
+    """Find the axis of a result along which positions change, and set its row in ``rows``."""
+    # An axis of stride 0 repeats one entry, so only its first entry is used. The other axes along which the numbers
+    # change are parts of the old axis: (2, 4) after an axis of 8 is viewed as two axes.
     lines = result[tuple(slice(None if step else 1) for step in result.stride())]
     axes = [axis for axis, length in enumerate(lines.shape) if length > 1 and (lines.diff(dim=axis) != 0).any()]
     if not axes:
         trace.pin(lines.flatten()[:1].numpy())  # all entries depend on one position
         return
     may = [axis for axis in axes if len(flexible) == result.dim() and flexible[axis]]
-    chosen = (may or axes)[-1]  # the innermost, of those that may shrink by the code
+    chosen = (may or axes)[-1]  # the innermost axis, if possible of those that the code lets shrink
     table = lines.movedim(chosen, 0).reshape(lines.shape[chosen], -1).numpy()  # (entries of the axis, all others)
-    # An entry of the axis now stands for a position in each of the other parts: they are kept or dropped together.
+    # An entry of the axis represents one position in each of the other parts: these are kept or dropped together.
     if len(axes) > 1:
         trace.positions.unite(table, table[:, :1])
-    trace.pin(rows[chosen])  # where two axes become one, the outer stays whole
+    trace.pin(rows[chosen])  # if two axes become one, the outer axis is kept in full
     rows[chosen] = table[:, 0].copy()
 
 
 @operator("expand")
 def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Let axes along which one entry is repeated be cut as those that they meet."""
+    """Give axes along which one entry is repeated new positions, so that they are sliced like the axes they meet."""
     shape = call.outputs[0].shape
     added = len(shape) - len(rows)
     before = zip([*[0] * added, *call.args[0].shape], [*[None] * added, *rows], shape, strict=True)
@@ -71,15 +71,15 @@ def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("roll")
 def rolled(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep the axes whole: by how much they are rolled is a number in the code."""
+    """Keep rolled axes in full: the shift is a number in the code."""
     trace.pin(*(rows[dim] for dim in call.named_arguments["dims"] or range(len(rows))))
     return rows
 
 
 @operator("cat")
 def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Put the positions of the parts one after another; all other axes meet."""
-    parts = [tensor for tensor in call.inputs if tensor.shape != (0,)]  # torch lets these join anything
+    """Concatenate the positions along the joined axis; unite those of all other axes."""
+    parts = [tensor for tensor in call.inputs if tensor.shape != (0,)]  # torch ignores these
     axis = call.named_arguments["dim"] % call.outputs[0].dim()
     joined = []
     for number, together in enumerate(zip(*map(trace.rows, parts), strict=True)):
@@ -93,26 +93,26 @@ def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @stand_in(aten.stack)
 def stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Concatenate along a new axis."""
+    """Stack tensors by concatenation along a new axis."""
     return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
 
 
 @stand_in(aten.glu)
 def gated(x: Tensor, dim: int = -1) -> Tensor:
-    """Multiply the halves."""
+    """Multiply the first half by the sigmoid of the second half."""
     values, gates = torch.chunk(x, 2, dim)
     return values * gates.sigmoid()
 
 
 @stand_in(aten.channel_shuffle, aten.native_channel_shuffle)
 def shuffled(x: Tensor, groups: int) -> Tensor:
-    """Exchange groups and what is in them; every group keeps the same of its channels."""
+    """Transpose groups and the channels of a group; every group keeps the same channels."""
     return torch.flatten(x.unflatten(1, (groups, -1)).transpose(1, 2), 1, 2)
 
 
 @operator("embedding", "_embedding_bag", "_embedding_bag_forward_only")
 def embedding(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Give every number of the input, or every bag of them, the table's columns."""
+    """Return the axes of the indices (or one axis of bags) and the table's columns; keep all rows of the table."""
     words, columns = rows
     trace.pin(words)
     return [*(trace.rows(call.args[1]) if call.name == "embedding" else [None]), columns]
@@ -120,18 +120,18 @@ def embedding(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index", "_unsafe_index")
 def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep the axes that are not indexed; those of the indices come where the first of them was."""
+    """Keep indexed axes in full; the axes of the indices take the place of the first indexed axis."""
     indices = {axis: index for axis, index in enumerate(call.args[1]) if index is not None}
     trace.pin(*(rows[axis] for axis in indices), *(row for index in indices.values() for row in trace.rows(index)))
     rest = [row for axis, row in enumerate(rows) if axis not in indices]
     start_axis, end_axis = min(indices), max(indices)
-    start = start_axis if len(indices) == end_axis - start_axis + 1 else 0  # axes that are not neighbours come first
+    start = start_axis if len(indices) == end_axis - start_axis + 1 else 0  # indices of axes apart come first
     return [*rest[:start], *[None] * (call.outputs[0].dim() - len(rest)), *rest[start:]]
 
 
 @operator("index_add", "index_copy")
 def into_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep the axis whole that is indexed; the others are those of what is put there."""
+    """Keep the indexed axis in full; unite the other axes with those of the source."""
     _, _, index, source = (call.args[place] for place in range(4))
     axis, source_rows = call.args[1] % len(rows), trace.rows(source)
     trace.pin(rows[axis], source_rows[axis], *trace.rows(index))
@@ -142,12 +142,12 @@ def into_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index_put", "_index_put_impl", "_unsafe_index_put")
 def put(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep the axes whole that are indexed, and those before; let the others meet those of what is put there."""
+    """Keep the indexed axes, and those before them, in full; unite the other axes with those of the values."""
     indices, values = call.args[1:3]
     trace.pin(*(row for index in indices if index is not None for row in trace.rows(index)))
-    # An index of truth values stands for as many axes as it has.
+    # A boolean index of n dimensions indexes n axes.
     end = sum(index.dim() if index is not None and index.dtype == torch.bool else 1 for index in indices)
-    # The values' axes of the indices come before those that meet the rest of the tensor.
+    # In ``values``, the axes of the indices come before those that match the rest of the tensor.
     trace.pin(*rows[:end], *trace.rows(values)[: max(values.dim() - len(rows) + end, 0)])
     value_rows = [None] * len(rows) + list(trace.rows(values))
     for place in range(end - len(rows), 0):
@@ -158,7 +158,7 @@ def put(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("view_as_real", "view_as_complex")
 def complex_or_real(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Add or drop the axis of real and imaginary parts, which is whole."""
+    """Add or remove the axis of real and imaginary parts, which is always full."""
     if call.name == "view_as_real":
         return [*rows, None]
     trace.pin(rows[-1])
@@ -167,7 +167,7 @@ def complex_or_real(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index_select", "unfold")
 def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep the axis whole that is indexed, or along which windows are counted off; a window is a new axis."""
+    """Keep the axis in full that is indexed or divided into windows; a window is a new axis."""
     axis = call.args[1] % max(len(rows), 1)
     trace.pin(rows[axis], *(row for index in call.inputs[1:] for row in trace.rows(index)))
     rows[axis] = None
@@ -176,7 +176,7 @@ def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("im2col")
 def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Give every channel its entries of the kernel, one after another."""
+    """Repeat each channel's position for every entry of the kernel."""
     *batch, channels, height, width = rows
     trace.pin(height, width)
     taps = call.args[1][0] * call.args[1][1]
@@ -185,7 +185,7 @@ def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("col2im")
 def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Cut the entries of the kernel together that are added to one channel."""
+    """Slice the kernel entries that are added to one channel together."""
     *batch, channels, windows = rows
     trace.pin(windows)
     if channels is not None:
@@ -197,7 +197,7 @@ def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("as_strided")
 def strided(trace: Trace, call: Call, rows: list[Row | None]) -> Rows | None:
-    """Ignore what only changes how the same entries lie in memory; otherwise keep all of them."""
+    """Ignore a change of memory layout; for any other use, keep all axes in full."""
     source, output = call.args[0], call.outputs[0]
     if source is output and all(row is None or len(row) == n for row, n in zip(rows, output.shape, strict=False)):
         return None

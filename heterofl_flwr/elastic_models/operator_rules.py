@@ -1,8 +1,8 @@
-"""Rules for operators that compute: entry by entry, along axes, products, convolutions and norms.
+"""Rules for operators that compute: elementwise operators, reductions, products, convolutions and norms.
 
-Groups of channels, in convolutions and norms, are either dropped, or each of them becomes narrower; whatever leaves the
-finer choice of widths: a depthwise convolution drops groups, one of two wide groups keeps both. A prefix of all
-channels would move some of them to other groups.
+In grouped convolutions and norms, a slice either drops groups or makes every group narrower, whichever offers more
+widths. A depthwise convolution drops groups; a convolution with two wide groups keeps both. A prefix of all channels
+would move some channels to other groups.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from heterofl_flwr.elastic_models.channels import Row, Rows
 from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.elastic_models.rules import Call, aten, operator, stand_in
 
-# Operators that lack the tag that says so. A softmax over channels is one over those that are kept.
+# Elementwise operators that lack torch's tag. A softmax over channels runs over the channels that are kept.
 _ENTRYWISE = (
     *("copy", "fill", "zero", "normal", "uniform", "bernoulli", "exponential"),
     *("native_dropout", "detach", "alias", "lift_fresh", "_to_copy", "_softmax", "_safe_softmax", "_log_softmax"),
@@ -50,13 +50,13 @@ _POOLS = (
 
 @operator("add", *_ENTRYWISE)
 def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Let the axes of all inputs that meet be cut alike."""
+    """Unite the axes of all inputs that are broadcast to each other."""
     for output in call.outputs:
         trace.mark(broadcast(trace, call.inputs, output.shape), output)
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
-    """Return the axes of tensors that are broadcast to a shape, without the last ``inner``, which are not."""
+    """Return the united axes of tensors that are broadcast to a shape, without its last ``inner`` axes."""
     row_lists = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []
     for axis in range(-len(shape), -inner):
@@ -68,22 +68,22 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inn
 @operator("empty", "zeros", "ones", "full", "rand", "randn", "scalar_tensor")
 @operator("new_empty", "new_zeros", "new_ones", "new_full")
 def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Let a tensor of equal or random entries be cut as those that it meets."""
+    """Give a tensor of equal or random entries new positions, so that it is sliced like the tensors it meets."""
     trace.fresh(*call.outputs)
 
 
 @operator("tril", "triu")
 def triangle(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Keep the two axes whole in which places have a meaning."""
+    """Keep the last two axes in full: a triangle depends on the positions in them."""
     trace.pin(*rows[-2:])
     trace.mark(rows, *call.outputs)
 
 
 @operator(*_SUMS, *_SEARCHES)
 def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Drop the axes that are summed over or searched: a smaller model sums over what it keeps.
+    """Remove the axes that are reduced; a slice reduces over the entries that it keeps.
 
-    An axis that is searched stays whole, because a place in it has a meaning.
+    An axis that is searched (argmax, sort and others) is kept in full, because its indices have a meaning.
     """
     dim = call.named_arguments.get("dim")
     dims = range(len(rows)) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
@@ -99,7 +99,7 @@ def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 @operator(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)))
 def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Keep channels; space is never cut."""
+    """Keep the channels' positions; spatial axes are never sliced."""
     space = next(int(letter) for letter in call.name if letter.isdigit())
     trace.pin(*rows[len(rows) - space :])
     trace.mark([*rows[: len(rows) - space], *[None] * space], *call.outputs)
@@ -107,7 +107,7 @@ def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 @operator("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "addbmm")
 def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Let the axes that are summed over meet, and those of what is added with the product's."""
+    """Unite the axes that are summed over; unite the axes of an added tensor with those of the product."""
     *added, a, b = call.inputs
     a_rows, b_rows = trace.rows(a), trace.rows(b)
     inner = max(len(b_rows) - 2, 0)
@@ -125,7 +125,7 @@ def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 def grouped_product(
     tokens: Tensor, experts: Tensor, offsets: object = None, bias: Tensor | None = None, out_dtype: object = None
 ) -> Tensor:
-    """Multiply as one expert would; all experts are kept, each of them narrower."""
+    """Multiply as a single expert does; a slice keeps all experts and makes each narrower."""
     entries = 16 // tokens.element_size()
     if any(length % entries for length in (tokens.shape[-1], *experts.shape[-2:])):
         raise UnsupportedLayerError(
@@ -138,7 +138,7 @@ def grouped_product(
 
 @operator("linalg_solve_triangular")
 def solved(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep the axes of the equations whole; each column of the other side is a problem of its own."""
+    """Keep the axes of the equations in full; the columns of the right-hand side are independent problems."""
     right_rows = trace.rows(call.inputs[1])
     trace.pin(*rows[-2:], right_rows[-2])
     return [*broadcast(trace, call.inputs, call.outputs[0].shape, inner=2), None, right_rows[-1]]
@@ -146,7 +146,7 @@ def solved(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("_fft_c2c", "_fft_r2c", "_fft_c2r")
 def fourier(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep the axes whole that are transformed: every frequency depends on all entries and on their number."""
+    """Keep transformed axes in full: every frequency depends on all entries and on their number."""
     for axis in call.named_arguments["dim"]:
         trace.pin(rows[axis])
         rows[axis] = None
@@ -154,12 +154,12 @@ def fourier(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 
 def drops_groups(groups: int, channels: int) -> bool:
-    """Whether groups are dropped, and not made narrower."""
+    """Whether a slice drops groups instead of making them narrower."""
     return groups >= channels // groups
 
 
 def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None:
-    """Couple the channels of groups; return the groups' positions if groups are dropped."""
+    """Unite channels across or within groups; return one position for each group if groups are dropped, else None."""
     if channels is None:
         return None
     parts = channels.reshape(groups, -1)  # (groups, channels of a group)
@@ -169,14 +169,14 @@ def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None
 
 
 def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *, transposed: bool) -> Row | None:
-    """Couple inputs and weight of a grouped convolution; return its outputs."""
+    """Unite the axes of a grouped convolution's input and weight; return the positions of its outputs."""
     first_row, second_row, *_ = trace.rows(weight)
     inputs = weight.shape[0] if transposed else weight.shape[1] * groups
     if transposed:
         channels = trace.meet(channels, first_row)
     group_rows = couple_groups(trace, channels, groups)
     # Weights are (outputs, inputs of a group, ...), transposed ones (inputs, outputs of a group, ...). If groups are
-    # dropped, what is in a group stays whole and the outputs follow their group; else all groups share one cut.
+    # dropped, each group is kept in full and the outputs follow their group; otherwise all groups are sliced alike.
     if drops_groups(groups, inputs):
         trace.pin(second_row)
         each = weight.shape[1] if transposed else weight.shape[0] // groups
@@ -192,7 +192,7 @@ def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *,
 
 @operator("convolution", "_convolution")
 def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Let input channels meet the weight's."""
+    """Unite the input's channels with the weight's input axis, and the weight's output axis with the bias."""
     weight, bias, transposed, groups = (call.args[place] for place in (1, 2, 6, 8))
     batch, channels, *space = rows
     first_row, second_row, *kernel = trace.rows(weight)
@@ -211,7 +211,7 @@ def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 @operator("_native_batch_norm_legit_functional", "_batch_norm_with_update", "_batch_norm_no_update")
 @operator("cudnn_batch_norm", "native_group_norm")
 def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Let the input's channels meet those of weight, bias and running statistics, and couple groups."""
+    """Unite the input's channels with those of weight, bias and running statistics; couple groups."""
     rows[1] = trace.meet(rows[1], *(trace.rows(tensor)[0] for tensor in call.inputs[1:]))
     if "group" in call.named_arguments:
         couple_groups(trace, rows[1], call.named_arguments["group"])
@@ -220,7 +220,7 @@ def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("_weight_norm_interface")
 def weight_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Let directions and lengths meet. A smaller model's norms are those of what it keeps."""
+    """Unite the axes of directions and magnitudes. A slice computes norms over the entries that it keeps."""
     directions, lengths = call.inputs
     joined = broadcast(trace, [directions, lengths], directions.shape)
     trace.mark(joined, call.outputs[0])
@@ -231,7 +231,10 @@ def weight_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 @operator("native_layer_norm", "_fused_rms_norm")
 def layer_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Let the last axes of the input meet those of weight and bias. A smaller model's moments are its own."""
+    """Unite the last axes of the input with those of weight and bias.
+
+    A slice computes moments over the entries that it keeps.
+    """
     for axis in range(-len(call.named_arguments["normalized_shape"]), 0):
         rows[axis] = trace.meet(rows[axis], *(trace.rows(tensor)[axis] for tensor in call.inputs[1:]))
     return rows

@@ -1,4 +1,4 @@
-"""The registries of a trace, and the modes of torch that look up its rules for each operator and function."""
+"""Registries of a trace, and the torch modes that apply its rules to each operator and function."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
@@ -30,11 +30,13 @@ _LENGTHS = {
     *("size", "normalized_shape", "N", "C", "HxW", "group", "groups", "start", "end", "repeats", "scale"),
     *("split_size", "split_sizes"),
 }
-"""Names of arguments that are lengths, which show in the outputs' shapes; and of attention's factor."""
+"""Names of arguments that are not compared: lengths, which the outputs' shapes show, and ``scale``, the factor of
+attention.
+"""
 
 
 class Call:
-    """Call of an operator: its name without the overload, its tensors, and the shape the first of them had before."""
+    """Call of an operator: its name without overload, its tensors, and the first tensor's shape before the call."""
 
     def __init__(
         self,
@@ -62,13 +64,13 @@ class Call:
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """Plain numbers among the arguments, without lengths."""
+        """Numbers among the arguments, without lengths."""
         values = {name: value for name, value in self.named_arguments.items() if name not in _LENGTHS}
         return tuple(leaf for leaf in tree_leaves(values) if isinstance(leaf, int | float))
 
     @property
     def divisor(self) -> float | None:
-        """The plain number by which a tensor is divided, if it is."""
+        """The number by which a tensor is divided; None for other operators."""
         number = self.args[1] if self.name.removesuffix("_") in ("mul", "div") else None
         if not isinstance(number, int | float) or not number:
             return None
@@ -88,30 +90,30 @@ OperatorRule = Callable[[Trace, Call, list[Row | None]], Rows | None]
 
 
 def operator(*names: str) -> Callable[[OperatorRule], OperatorRule]:
-    """Make the decorated function the rule of these ATen operators, and of the same in place.
+    """Register the decorated function as the rule of these ATen operators and of their in-place forms.
 
-    It gets the trace, the call, and the positions of the first input's axes, and returns those of the first output's
-    axes. Where there are several outputs, or none is known, it marks them itself.
+    A rule takes the trace, the call, and the positions of the first input's axes. It returns the positions of the first
+    output's axes, or marks the outputs itself and returns None.
     """
     existing = [name for plain in names for name in (plain, f"{plain}_") if hasattr(aten, name)]
     return OPERATORS.add(*(getattr(aten, name) for name in existing))
 
 
 def function(*called: object) -> Callable[[_Rule], _Rule]:
-    """Make the decorated function the rule of these functions of torch.
+    """Register the decorated function as the rule of these torch functions.
 
-    It gets the trace, a callable that runs the function, and the function's arguments. It takes note of the lengths
-    among them, and returns what the function returned.
+    A rule takes the trace, a callable that runs the function, and the function's arguments. It records the lengths
+    among the arguments and returns the function's result.
     """
     return FUNCTIONS.add(*called)
 
 
 def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
-    """Make the decorated function stand in for layer types or operators while ``elastic`` traces a model.
+    """Register the decorated function to replace layers or operators while ``elastic`` traces a model.
 
-    A trace follows torch's own operators. Where a layer does something else, or what it does depends on values, say
-    in torch's operators how its output's axes depend on its inputs and parameters; values do not matter. The models
-    that are built run the layer itself::
+    A trace follows torch's own operators. It cannot follow a layer that calls others, or whose computation depends on
+    values. For such a layer, a stand-in computes an output by torch's operators whose axes depend on the inputs and
+    parameters in the same way; its values do not matter. The models that are built run the layer itself::
 
         @stand_in(MyLayer)
         def my_layer(layer: MyLayer, x: Tensor) -> Tensor:
@@ -124,16 +126,16 @@ def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
     Parameters
     ----------
     replaced
-        Subclasses of ``torch.nn.Module``, whose stand-in takes the layer and what its ``forward`` takes; or operators
-        of ``torch.ops``, whose stand-in takes their arguments.
+        Subclasses of ``torch.nn.Module``: the stand-in takes the layer and the arguments of its ``forward``. Or
+        operators of ``torch.ops``: the stand-in takes their arguments.
     """
     return STAND_INS.add(*replaced)
 
 
 def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
-    """Make the decorated function set right what layers of these types hold beside their parameters.
+    """Register the decorated function to update other attributes than parameters of these layer types.
 
-    It is called with each such layer of a model that ``elastic`` has cut, and changes that layer alone::
+    It is called with each such layer of a model that ``elastic`` has sliced, and changes only this layer::
 
         @adjust(MyLayer)
         def my_layer(layer: MyLayer) -> None:
@@ -144,18 +146,18 @@ def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
 
 @cache
 def _find_operator(called: OpOverload[..., object]) -> OperatorRule | None:
-    """Return the rule of an operator; those that work entry by entry share one."""
+    """Return the rule of an operator, or None; all elementwise operators share one rule."""
     packet = called.overloadpacket
     if packet in OPERATORS:
         return OPERATORS[packet]
-    # The form in place of an operator may lack torch's tag.
+    # The in-place form of an operator may lack torch's tag.
     plain = getattr(aten, packet.__name__.removesuffix("_"), packet)
     forms = [called, *(getattr(plain, name) for name in plain.overloads())]
     return OPERATORS[aten.add] if any(torch.Tag.pointwise in form.tags for form in forms) else None
 
 
 def follow(trace: Trace, call: Call) -> None:
-    """Let an operator's rule mark the axes of its outputs."""
+    """Mark an operator's outputs by its rule. Without a rule, keep all inputs in full."""
     rule = _find_operator(call.function)
     if rule is not None:
         rows = rule(trace, call, list(trace.rows(call.inputs[0])) if call.inputs else [])
@@ -167,13 +169,13 @@ def follow(trace: Trace, call: Call) -> None:
         why = f"{name} is not known (@heterofl_flwr.elastic_models.stand_in({name}) can say what it does)"
         trace.pin(*(row for leaf in call.inputs for row in trace.rows(leaf)), why=why)
         trace.pin(*(row for leaf in lengths for row in leaf.rows), why=why)
-    if len(call.inputs) == 1 and id(call.inputs[0]) in trace.sums:  # a sum that is moved or scaled is still one
+    if len(call.inputs) == 1 and id(call.inputs[0]) in trace.sums:  # a sum that is moved or scaled is still a sum
         for output in call.outputs:
             trace.sums.setdefault(id(output), (output, trace.sums[id(call.inputs[0])][1]))
 
 
 class Operators(TorchDispatchMode):
-    """Calls each operator, or the stand-in that explains it by others, and passes on what was called."""
+    """Calls each operator and passes the call to a listener; a stand-in replaces an operator by others."""
 
     def __init__(self, listener: Callable[[Call], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -188,7 +190,7 @@ class Operators(TorchDispatchMode):
         if replacement is not None:
             with self:
                 return replacement(*args, **named)
-        if _find_operator(func) is None and func._can_decompose():  # it is made of other operators
+        if _find_operator(func) is None and func._can_decompose():  # torch expresses it by other operators
             with self:
                 return func.decompose(*args, **named)
         shape = args[0].shape if args and isinstance(args[0], Tensor) else ()  # transpose_ changes it
@@ -198,7 +200,7 @@ class Operators(TorchDispatchMode):
 
 
 class Functions(TorchFunctionMode):
-    """Calls functions by their rules, and has the trace listen to what the model's own code compares between them."""
+    """Applies the rules of torch functions. Between them, the trace records comparisons in the model's own code."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -208,7 +210,7 @@ class Functions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
-        """Call the function, by its rule if it has one. What torch's own code compares does not count."""
+        """Call the function, by its rule if it has one. Comparisons in torch's own code are ignored."""
         rule, run = FUNCTIONS.get(func), partial(func, *args, **(kwargs or {}))
         self._trace.listening, self._trace.arguments = False, (args, kwargs)
         try:
@@ -218,15 +220,15 @@ class Functions(TorchFunctionMode):
 
 
 class Alike(TorchFunctionMode):
-    """Lets code call the same operators whatever the widths and the draws, and only on tensors of the copy.
+    """Makes code call the same operators at all widths and for all draws, and only on tensors of the copied model.
 
-    Products have inputs without gaps, because torch chooses operators for them by strides, and so by widths. A number
-    that code draws alone is 1, so that a layer that is left out by chance is not left out.
+    Inputs of products are made contiguous, because torch selects operators by strides, which depend on widths. A single
+    random number is always 1, so that stochastic depth drops no layer.
     """
 
     def __init__(self, tensors: Mapping[int, str]) -> None:
         super().__init__()
-        self._originals = tensors  # the tensors of the model that was copied
+        self._originals = tensors  # names of the original model's tensors, by id
 
     def __torch_function__(
         self, func: Any, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None

@@ -1,4 +1,4 @@
-"""A model without values, in which every number that a layer holds remembers what it is."""
+"""A copy of a model without values, in which the integers of layers remember their sources."""
 
 import copy
 import random
@@ -25,7 +25,7 @@ _LARGEST_WIDTH = 1 << 20
 
 
 class Number(NamedTuple):
-    """A whole number that a layer holds, alone or at a place in a sequence."""
+    """An integer in a layer's attribute, or at an index of a sequence in it."""
 
     layer: str
     name: str
@@ -33,10 +33,10 @@ class Number(NamedTuple):
 
 
 def find_containers(model: nn.Module) -> dict[str, dict[Any, Any] | list[Any]]:
-    """Return all dicts and lists in which layers hold what they hold, their own attributes first, by name."""
+    """Return, by name, the dicts and lists in which layers store values: first their attributes, then nested ones."""
     containers = {f"{name}.": vars(layer) for name, layer in model.named_modules()}
     names, seen = list(containers), set(map(id, containers.values()))
-    for name in names:  # which grows
+    for name in names:  # the loop appends to it
         for key, value in entries(containers[name]).items():
             if isinstance(value, dict | list) and id(value) not in seen:
                 seen.add(id(value))
@@ -46,12 +46,12 @@ def find_containers(model: nn.Module) -> dict[str, dict[Any, Any] | list[Any]]:
 
 
 def entries(container: dict[Any, Any] | list[Any]) -> dict[Any, Any]:
-    """Return what is in a container, by its place."""
+    """Return a container's values by key or index."""
     return container if isinstance(container, dict) else dict(enumerate(container))
 
 
 def other_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return tensors in layers' attributes that are neither parameters nor buffers, as from an earlier call."""
+    """Return tensors in layers' attributes that are neither parameters nor buffers, such as from an earlier call."""
     registered = set(map(id, named_tensors(model).values()))
     values = {
         f"{name}{key}": value
@@ -62,7 +62,7 @@ def other_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """Return a copy of a model with other tensors; those that are one in the model are one in the copy."""
+    """Return a copy of a model with the tensors that ``new`` returns; tensors that are shared stay shared."""
     memo: dict[int, object] = {}
     for name, tensor in (named_tensors(model) | other_tensors(model)).items():
         if id(tensor) not in memo:
@@ -78,10 +78,10 @@ def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Modu
 
 
 class Skeleton:
-    """A copy of a model on torch's meta device, which knows the layer that is at work.
+    """A copy of a model on torch's meta device that tracks which layer runs.
 
-    With ``says_tracing`` it runs while ``torch.jit.is_tracing()`` says yes. Code asks this before it looks at values,
-    such as whether a mask masks anything; but some code then computes lengths by tensors, so it is not always best.
+    With ``says_tracing``, ``torch.jit.is_tracing()`` returns True during a run. Some code then skips checks of values,
+    such as whether a mask masks anything. Other code then computes lengths as tensors, so this does not always help.
     """
 
     def __init__(self, model: nn.Module, says_tracing: bool) -> None:
@@ -103,22 +103,22 @@ class Skeleton:
 
     @property
     def at_work(self) -> tuple[str, nn.Module]:
-        """The layer at work, and its name."""
+        """Name and module of the layer that runs."""
         name = (self._path or [""])[-1]
         return name, self._layers[name]
 
     @property
     def place(self) -> str:
-        """The layer at work, for a message."""
+        """Description of the layer that runs, for messages."""
         name, layer = self.at_work
         return f"layer {name or '(the model itself)'} of type {type(layer).__name__}"
 
     def names_in(self, called: Call) -> list[str]:
-        """Return the names of those of the model's own tensors that go into a call."""
+        """Return the names of the model's parameters and buffers among the inputs of a call."""
         return [self._names[id(tensor)] for tensor in called.inputs if id(tensor) in self._names]
 
     def remember(self, trace: Trace) -> dict[Number, Source]:
-        """Give every tensor positions of its own, and every number of every layer a source; return the sources."""
+        """Give every tensor new positions, and every integer of every layer a source; return the sources."""
         trace.fresh(*named_tensors(self.model).values())
         for name, tensor in other_tensors(self.model).items():
             trace.fresh(tensor)
@@ -142,9 +142,10 @@ class Skeleton:
         return sources
 
     def run(self, example_inputs: object, mode: bool, *watching: AbstractContextManager[object]) -> object:
-        """Return what comes out; batch norm stays in evaluation: in training it raises an error for small batches.
+        """Run the model without values and return its output.
 
-        All runs make the same random draws, as for stochastic depth, and einsum multiplies from left to right.
+        Batch norm stays in evaluation mode: in training mode it raises an error for small batches. All runs make the
+        same random draws, for example for stochastic depth, and einsum multiplies from left to right.
         """
         self._path.clear()
         _clear_einops()
@@ -154,18 +155,15 @@ class Skeleton:
         with ExitStack() as stack, kept_random_state(0), torch.no_grad(), torch.device("meta"):
             random.seed(0)
             np.random.seed(0)  # noqa: NPY002 - the model's code may draw from the old generator
-            if torch.backends.opt_einsum.enabled:  # then the order follows from the widths
+            if torch.backends.opt_einsum.enabled:  # the order of products would depend on widths
                 stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
             if self.says_tracing:
-                module_names = vars(torch.jit)  # from where code reads it
+                module_names = vars(torch.jit)  # where code looks it up
                 stack.callback(module_names.__setitem__, "is_tracing", module_names["is_tracing"])
                 module_names["is_tracing"] = lambda: True
-            if (name := "_detect_is_causal_mask") in (
-                module_names := vars(transformer)
-            ):  # it looks at a mask's values for a
-                stack.callback(
-                    module_names.__setitem__, name, module_names[name]
-                )  # hint alone: with and without one, masks count
+            if (name := "_detect_is_causal_mask") in (module_names := vars(transformer)):
+                # It reads a mask's values only for a hint; the mask is applied with or without it.
+                stack.callback(module_names.__setitem__, name, module_names[name])
                 module_names[name] = lambda mask, is_causal, size: bool(is_causal)
             for torch_mode in (Alike(self._originals), *watching):
                 stack.enter_context(torch_mode)
@@ -173,7 +171,7 @@ class Skeleton:
 
 
 def _clear_einops() -> None:
-    """Clear the caches of einops: a shape that it keeps from an earlier call has lengths without their axes."""
+    """Clear the caches of einops: a shape from an earlier call has lengths without their axes."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "einops":
             for function in vars(module).values():
@@ -181,5 +179,5 @@ def _clear_einops() -> None:
 
 
 def without_values(example_inputs: object) -> object:
-    """Return inputs as tensors on torch's meta device."""
+    """Return the inputs with their tensors on torch's meta device."""
     return tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, example_inputs)

@@ -1,9 +1,8 @@
-"""Trace a model once, in training and in evaluation, and find its channels.
+"""Trace a model in training and in evaluation mode, and find its channels.
 
-Other ways were weighed. ``torch.fx`` and ``torch.export`` give a graph, but in it the lengths that code computes with
-have become constants, so that it is right at one width only. Rules by layer type do not see what happens between
-layers. Here the model's own code runs on tensors without values, what it does to every axis is written down, and the
-code of a smaller model is the very same.
+Alternatives do not work: ``torch.fx`` and ``torch.export`` give a graph in which computed lengths have become
+constants, so it is right at one width only. Rules by layer type do not see operations between layers. Here the model's
+own code runs on tensors without values, and every operation on an axis is recorded. A smaller model runs the same code.
 """
 
 import copy
@@ -37,11 +36,11 @@ class Traced:
     """Result of a trace."""
 
     channels: Channels
-    numbers: Mapping[Number, Places]  # whole numbers that layers hold and that shrink, each with the axis it belongs to
-    steps: Sequence[Step]  # what the model did, in all modes
-    unused: Sequence[str]  # layers, or single parameters, that could be cut but took no part; they are kept whole
-    reasons: Sequence[str]  # why axes stay whole that might have been cut, that of most channels first
-    normalises: bool  # whether it has norms: torch's, or written out with a reciprocal root, as RMS norms are
+    numbers: Mapping[Number, Places]  # integers of layers that shrink, each with the places of its axis
+    steps: Sequence[Step]  # operator calls in all modes
+    unused: Sequence[str]  # layers or parameters that no operator used; they are kept in full
+    reasons: Sequence[str]  # reasons why axes are kept in full, sorted by number of channels, descending
+    normalises: bool  # whether it has norms: torch's, or code with a reciprocal root, as RMS norms have
     says_tracing: bool  # see Skeleton
 
 
@@ -67,7 +66,7 @@ def trace_model(
 
 
 def _check_model(model: nn.Module) -> None:
-    """Raise ``UnsupportedLayerError`` for layers and parameters that no trace can follow."""
+    """Raise ``UnsupportedLayerError`` for layers and parameters that cannot be traced."""
     for name, layer in model.named_modules():
         if isinstance(layer, torch.jit.ScriptModule | torch.fx.GraphModule):
             raise UnsupportedLayerError(
@@ -80,7 +79,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_inputs(example_inputs: object) -> None:
-    """Raise ``UnsupportedLayerError`` for inputs that cannot lose their values."""
+    """Raise ``UnsupportedLayerError`` for inputs whose tensors cannot be moved to the meta device."""
     replaced = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
     if any(tensor.layout != torch.strided for tensor in replaced):
         raise UnsupportedLayerError("example_inputs has a sparse tensor, and a trace follows dense ones: give it dense")
@@ -102,11 +101,11 @@ _CAUSES = {
     "": "{error}. A trace runs the model on the example inputs without their values, so nothing may depend on values, "
     "as packed sequences do. Give inputs that the model takes, or {remedy}",
 }
-"""Explanations of errors that torch raises while a model runs without values, by a pattern of their texts."""
+"""Explanations of errors that torch raises when a model runs without values, by a pattern of the error's text."""
 
 
 def _explain(error: Exception, layer: nn.Module) -> str:
-    """Return why a model cannot be run without values, and a remedy."""
+    """Return why a model cannot run without values, and a remedy."""
     text = first_line(error).rstrip(".")
     match, cause = next((match, cause) for pattern, cause in _CAUSES.items() if (match := re.search(pattern, text)))
     remedy = (
@@ -117,7 +116,7 @@ def _explain(error: Exception, layer: nn.Module) -> str:
 
 
 def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
-    """Undo what a trace changed in the model given; raise ``UnsupportedLayerError`` if it did."""
+    """Restore the containers of the original model; raise ``UnsupportedLayerError`` if the trace changed them."""
     changed = []
     for name, container, before in containers:
         old = entries(before)
@@ -133,7 +132,7 @@ def _restore(containers: Sequence[tuple[str, Any, Any]]) -> None:
 
 
 class Tracer:
-    """One trace of a model, and what it takes note of."""
+    """One trace of a model and its records."""
 
     def __init__(self, skeleton: Skeleton, fixed: Sequence[str]) -> None:
         self._skeleton = skeleton
@@ -148,13 +147,13 @@ class Tracer:
                 self._trace.pin(
                     *(row for part in named_tensors(layer).values() for row in self._trace.rows(part)), why=why
                 )
-        self._used: set[str] = set()  # the model's parameters and buffers that went into any operator
+        self._used: set[str] = set()  # parameters and buffers that any operator used
         self._calls: list[tuple[Step, list[tuple[torch.Size, Rows | None]], list[Row]]] = []
         self._normalises = False
 
     def trace(self, example_inputs: object, outputs: Sequence[str]) -> Traced:
-        """Run the model, in training and in evaluation, keep what leaves it whole, and return what was found."""
-        # Those behind the first may be hidden states that nobody reads.
+        """Run the model in training and in evaluation mode, keep its outputs in full, and return the result."""
+        # Outputs after the first may be hidden states that no code reads.
         why = "that tensor is one of the model's outputs (outputs=[...] names those that matter)"
         for mode in MODES:
             for number, output in enumerate(self._outputs(example_inputs, mode, outputs)):
@@ -162,13 +161,13 @@ class Tracer:
         return self._find()
 
     def _outputs(self, example_inputs: object, mode: bool, names: Sequence[str]) -> list[Tensor]:
-        """Return the tensors that come out, or those of the names given; if that fails, name the layer in the error."""
+        """Return the model's output tensors, or those with these names; errors name the layer that failed."""
         skeleton = self._skeleton
         try:
             output = skeleton.run(example_inputs, mode, Functions(self._trace), Operators(self._record))
         except UnsupportedLayerError as error:
             raise UnsupportedLayerError(f"{skeleton.place}: {error}") from error
-        except Exception as error:  # whatever the model's own code raises
+        except Exception as error:  # the model's own code may raise anything
             raise UnsupportedLayerError(
                 f"{skeleton.place} cannot be traced: {_explain(error, skeleton.at_work[1])}"
             ) from error
@@ -197,7 +196,7 @@ class Tracer:
             counted = self._trace.counted(called.inputs[0], called.divisor) if called.inputs else []
             self._calls.append((Step(called.name, tensors, [], called.numbers, called.divisor), outputs, counted))
         if _NORM.search(called.name):
-            # Norms of weights leave activations as they are.
+            # Norms of weights do not normalise activations.
             self._normalises |= "parametrizations" not in self._skeleton.at_work[0].split(".")
 
     def _find(self) -> Traced:
@@ -234,9 +233,9 @@ class Tracer:
 
 
 def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
-    """Keep all parameters whole that went into no operator; return the outermost layers that hold nothing else.
+    """Keep parameters in full that no operator used; return the outermost layers with only such parameters.
 
-    The code that uses them was not seen, so it is unknown which of their axes belong together.
+    The code that uses these parameters was not run, so it is unknown which of their axes belong together.
     """
     parameters = dict(model.named_parameters())
     busy = [f"{name}." for name in parameters if name in used]
@@ -253,13 +252,13 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
-    """Keep tables whole of which the code takes a part, as of positions: a longer input may reach what lies beyond.
+    """Keep tables in full of which the code reads a part, such as position tables: a longer input may read more.
 
-    These are the axes that are sliced at a plain number and of which some positions are kept. What occurs in a further
-    axis of the parameters, as a part of packed weights does, is no part of a table.
+    A table is an axis that the code slices at a plain number and that has positions that are always kept. Positions
+    that occur in another axis of the parameters too, as in a part of packed weights, do not belong to a table.
     """
     roots = trace.positions.roots
-    numbers = np.zeros(trace.positions.number, np.int64)  # by its root, in how many axes each position is
+    numbers = np.zeros(trace.positions.number, np.int64)  # by root, the number of axes with this position
     for row in axes:
         numbers[np.unique(roots(row))] += 1
     for row in trace.sliced:
@@ -268,7 +267,7 @@ def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
 
 
 def _names_fixed(model: nn.Module, fixed: Sequence[str]) -> Iterator[str]:
-    """Yield the names of all parameters and buffers that a pattern names, or whose layer it names."""
+    """Yield the names of parameters and buffers that match a pattern or belong to a layer that matches it."""
     tensors = named_tensors(model)
     names = [name for name in (*dict(model.named_modules()), *tensors) if name]
     for pattern in fixed:

@@ -1,9 +1,9 @@
-"""Compare a slice with the full model in which every entry outside the slice is zero: their outputs must be equal.
+"""Comparison of a slice with the full model after all entries outside the slice are set to zero: outputs must be equal.
 
-The zeros take no part in sums and products. Three things need the slice's own numbers, which are recorded first: the
-count that a mean or a norm divides by, the entries that a softmax or a maximum runs over, and factors that follow a
-width, such as attention's. Outputs at dropped channels that are not zero, as of ``exp``, give false alarms where a mean
-runs over them, so a difference is a warning.
+The zeros do not change sums and products. Three kinds of numbers are taken from a recorded run of the slice: the count
+that a mean or a norm divides by, the entries over which a softmax or a maximum runs, and factors that depend on a
+width, such as attention's. If a dropped channel's output is not zero, as after ``exp``, and a mean runs over it, the
+comparison gives a false alarm. So a difference is only a warning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,11 +31,11 @@ _FILLS = {
     **dict.fromkeys(("amin", "min", "argmin"), torch.inf),
     "prod": 1.0,
 }
-"""By operator, the value that takes no part in it."""
+"""For each operator, the value that does not affect its result."""
 
 
 class _Record(NamedTuple):
-    """Operator call of the slice: its name, the shape of its first input, and its arguments."""
+    """An operator call of the slice: name, shape of the first input, and arguments."""
 
     name: str
     shape: torch.Size
@@ -43,7 +43,7 @@ class _Record(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    """Record the operators of a slice."""
+    """Records the operator calls of a slice."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -57,7 +57,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _Replayer(TorchDispatchMode):
-    """Run the full model's operators on tensors with zeros, with the counts and factors of the slice."""
+    """Runs the full model's operators on tensors with zeros, with the counts and factors of the slice."""
 
     def __init__(self, records: Sequence[_Record]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -86,7 +86,7 @@ class _Replayer(TorchDispatchMode):
                 *args[1:],
             ]
         output = func(*args, **kwargs)
-        if name == "_weight_norm_interface":  # 0 / 0 in rows that are dropped
+        if name == "_weight_norm_interface":  # dropped rows are 0 / 0
             return tree_map(torch.nan_to_num, output)
         return output.masked_fill(_dropped(args[0], record.shape), 0.0) if "softmax" in name else output
 
@@ -104,7 +104,10 @@ def _dims(x: Tensor, arguments: Mapping[str, Any]) -> list[int]:
 
 
 def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) -> Tensor:
-    """Return which entries of a tensor the slice lacks: those of zeros alone along the axes that are shorter in it."""
+    """Return the mask of entries that the slice lacks.
+
+    An entry along a shorter axis of the slice is missing if all entries at its index are zero.
+    """
     dropped = torch.zeros_like(x, dtype=torch.bool)
     for axis, (length, slice_length) in enumerate(zip(x.shape, shape, strict=True)):
         if slice_length < length and (axes is None or axis in axes):
@@ -114,7 +117,7 @@ def _dropped(x: Tensor, shape: torch.Size, axes: Sequence[int] | None = None) ->
 
 
 def _moments(name: str, x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> object:
-    """Return mean, variance or both over the slice's entries: the others are zero and add nothing to the sums."""
+    """Return mean, variance or both over the slice's entries; the other entries are zero and do not change the sums."""
     axes = _dims(x, arguments)
     count, keep = float(np.prod([shape[axis] for axis in axes])), bool(arguments.get("keepdim"))
     mean = x.sum(axes, keepdim=keep) / count
@@ -126,7 +129,7 @@ def _moments(name: str, x: Tensor, shape: torch.Size, arguments: Mapping[str, An
 
 
 def _norm(x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a layer or group norm over the slice's entries."""
+    """Return layer or group norm, computed over the slice's entries."""
     groups, dropped = arguments.get("group"), _dropped(x, shape)
     if groups is None:
         axes, parts, alive = list(range(-len(arguments["normalized_shape"]), 0)), x, ~dropped
@@ -144,9 +147,9 @@ def _norm(x: Tensor, shape: torch.Size, arguments: Mapping[str, Any]) -> tuple[T
 
 
 def compare_by_zeroing(full_model: nn.Module, slice_: nn.Module, part: Slice, example_inputs: object) -> str:
-    """Return how the output of a slice differs from that of the full model with zeros, as text; '' if it does not.
+    """Return, as text, the difference between the outputs of a slice and of the full model with zeros; '' if equal.
 
-    Both run once in evaluation, in double precision.
+    Both run once in evaluation mode, in double precision.
     """
     inputs = tree_map(lambda leaf: _double(leaf) if isinstance(leaf, Tensor) else leaf, example_inputs)
     models = [copy_with(model, lambda name, tensor: _double(tensor)) for model in (slice_, full_model)]
@@ -159,11 +162,11 @@ def compare_by_zeroing(full_model: nn.Module, slice_: nn.Module, part: Slice, ex
     try:
         outputs, sums = _run(models[0], inputs, recorder)
         expected, expected_sums = _run(models[1], inputs, _Replayer(recorder.records))
-    except Exception as error:  # whatever the model's own code raises in double precision
+    except Exception as error:  # the model's own code may raise anything in double precision
         return f"the comparison ends early: {first_line(error)}"
     for number, (output, expected_output) in enumerate(zip(outputs, expected, strict=False)):
         if output.shape != expected_output.shape or not output.is_floating_point():
-            continue  # hidden states that nobody reads, say
+            continue  # for example hidden states that no code reads
         largest, distance = float(expected_output.abs().max()), float((output - expected_output).abs().max())
         if not distance <= _TOLERANCE * max(1.0, largest):
             layers = (name for name, value in sums.items() if not np.isclose(value, expected_sums.get(name, value)))
@@ -180,18 +183,18 @@ def _double(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _run(model: nn.Module, inputs: object, mode: TorchDispatchMode) -> tuple[list[Tensor], dict[str, float]]:
-    """Return a model's outputs, and by layer, in the order in which they end, the sum of its output's entries."""
+    """Return a model's outputs, and the sum of each layer's output in the order in which layers finish."""
     sums: dict[str, float] = {}
 
     def note(name: str, output: object) -> None:
         tensors = [tensor.detach() for tensor in tensors_in(output) if tensor.is_floating_point()]
-        with torch.utils._python_dispatch._disable_current_modes(), suppress(RuntimeError):  # of a batch of vmap
+        with torch.utils._python_dispatch._disable_current_modes(), suppress(RuntimeError):  # raised inside vmap
             sums[name] = float(sum(tensor.sum() for tensor in tensors))
 
     for name, layer in model.named_modules():
         layer.register_forward_hook(lambda layer, arguments, output, name=name: note(name, output))
     is_fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operator for all of attention, whose scale would be the full
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused operator would use the full model's attention scale
     try:
         with evaluating(model), sdpa_kernel(SDPBackend.MATH), mode:
             return list(tensors_in(call(model, inputs))), sums
