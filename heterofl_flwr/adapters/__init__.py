@@ -1,4 +1,4 @@
-"""Adapters of unequal rank on one frozen model that all levels share."""
+"""LoRA adapters of unequal rank on one frozen model that all levels share."""
 
 from heterofl_flwr.adapters.averaging import ProductMean
 from heterofl_flwr.adapters.lora import LoraLevels, lora

@@ -1,12 +1,12 @@
 """Averaging of LoRA adapters of unequal rank by their products.
 
-An adapter adds ``scaling * B @ A`` to what a layer computes, with ``A`` (rank, inputs) and ``B`` (outputs, rank). A
-client of a smaller rank holds the first rows of ``A`` and the first columns of ``B``, and its scaling is the same. The
-counting mean averages the entries of ``A`` and of ``B``, but mean(B) @ mean(A) is not the mean of the products B @ A.
+An adapter adds ``scaling * B @ A`` to a layer's weight, with ``A`` (rank, inputs) and ``B`` (outputs, rank). A client
+of a smaller rank holds the first rows of ``A`` and the first columns of ``B``, and its scaling is the same. The
+counting mean averages ``A`` and ``B`` separately, but mean(B) @ mean(A) is not the mean of the products B @ A.
 
-``ProductMean`` averages the products and cuts the mean to the server's rank (FlexLoRA, Bai et al., 2024).
+``ProductMean`` averages the products and truncates the mean to the server's rank (FlexLoRA, Bai et al., 2024).
 
-Names are those of peft. Other shared parameters, such as biases, are averaged by the counting mean.
+Parameter names are those of peft. Other exchanged parameters, such as biases, are averaged by the counting mean.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,19 +21,19 @@ from heterofl_flwr.core.counting_mean import Holders, Sums
 from heterofl_flwr.core.slice_plan import Plan
 
 FACTORS = ("lora_", "lora_embedding_")
-"""Prefixes of the names that peft gives an adapter's factors: ``lora_A``, or ``lora_embedding_A``."""
+"""Prefixes of peft's names for an adapter's factors: ``lora_A`` or ``lora_embedding_A``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """The names of an adapter's parameters; the rank is axis 0 of ``a`` and axis 1 of ``b``."""
+    """Parameter names of an adapter's factors; the rank is axis 0 of ``a`` and axis 1 of ``b``."""
 
     a: str
     b: str
 
 
 def find_adapters(names: Iterable[str]) -> list[Adapter]:
-    """Return the adapters with both factors among these names."""
+    """Return the adapters whose two factors are both among these names."""
     all_names, adapters = set(names), []
     for name in names:
         for prefix in FACTORS:
@@ -45,10 +45,10 @@ def find_adapters(names: Iterable[str]) -> list[Adapter]:
 
 
 class ProductMean:
-    """The mean of adapters' products B @ A, cut to the server's rank; the counting mean of all other parameters.
+    """Mean of the adapters' products B @ A, truncated to the server's rank; counting mean of all other parameters.
 
-    The directions are in the order of their singular values, so that the prefix of a level is the best approximation of
-    its rank. The memory is that of all replies' factors; the mean itself is never written out.
+    Directions are sorted by singular value, so that the prefix of a level is the best approximation of its rank. All
+    replies' factors are in memory until ``result``; the mean product itself is never computed.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class ProductMean:
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state, self._sums, self._holders = state, Sums(state), Holders(state)
-        # Of each adapter and client: B times the weights of its rows, A, and these weights.
+        # For each adapter and client: B times the weight of each row, A, and the weights.
         self._factors: dict[Adapter, list[tuple[Tensor, Tensor, Tensor]]]
         self._factors = {adapter: [] for adapter in find_adapters(state)}
         if not self._factors:
@@ -88,7 +88,7 @@ class ProductMean:
                 factors.append((b * weights.unsqueeze(1), a, weights))
 
     def _without_adapters(self, plan: Plan) -> Plan:
-        """Return the part of a plan that the counting mean averages."""
+        """Return the part of a plan that the counting mean averages; raise ``ConfigError`` for unsuitable adapters."""
         for adapter in self._factors:
             for name, rank_axis in ((adapter.a, 0), (adapter.b, 1)):
                 axes = plan.axes.get(name, ())
@@ -115,8 +115,8 @@ class ProductMean:
                 continue
             b_all = torch.cat([b for b, *_ in factors], 1) / total.where(total > 0, 1.0).unsqueeze(1)
             a_all = torch.cat([a for _, a, _ in factors])
-            # The old product stands in for outputs without a holder. If the clients' products have fewer directions
-            # than there are ranks, the old A fills the rest, with zeros in B.
+            # Outputs without a holder keep the old product. If the clients' products have fewer directions than the
+            # rank, directions of the old A fill the rest, with zeros in B.
             a, b = (_matrix(self._state[name]) for name in (adapter.a, adapter.b))
             b_all, a_all = torch.cat([b_all, b * (total == 0).unsqueeze(1)], 1), torch.cat([a_all, a])
             for name, tensor in zip((adapter.b, adapter.a), truncated(b_all, a_all, len(a)), strict=True):
@@ -125,15 +125,15 @@ class ProductMean:
         return new
 
     def holders(self, name: str) -> Tensor:
-        """Return the total weight of the clients that held each entry of a parameter."""
+        """Return, for each entry of a parameter, the total weight of the clients that held it."""
         return self._holders.holders(name)
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return B and A of the best approximation of ``b_all @ a_all`` at a rank, the largest direction first.
+    """Return B and A of the best approximation of ``b_all @ a_all`` with a rank, the largest direction first.
 
-    B has the singular values and A has orthonormal rows, so a direction with singular value 0 can still learn: its
-    gradient is that of a fresh adapter. Ranks beyond the number of outputs or inputs are 0.
+    B contains the singular values, and A has orthonormal rows. So a direction with singular value 0 can still learn,
+    like a new adapter. Ranks beyond the number of outputs or inputs are 0.
     """
     (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b_all), torch.linalg.qr(a_all.mT)
     u, values, v = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
@@ -143,5 +143,5 @@ def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    """Return a parameter as a matrix in double precision; the kernel of a convolution is part of its inputs."""
+    """Return a parameter as a double-precision matrix; a convolution's kernel is flattened into its inputs."""
     return tensor.detach().to(torch.float64, copy=True).flatten(1)

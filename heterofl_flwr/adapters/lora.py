@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, kw_only=True)
 class LoraLevels:
-    """The function from a rate to a model with adapters of that share of their rank; ``lora`` makes it.
+    """Function from a rate to a model whose adapters have this fraction of their rank; made by ``lora``.
 
     Attributes
     ----------
     model : peft.PeftModel
-        The model at the full rank, with the adapters that every level begins with.
+        The model at full rank, with the initial adapters of all levels.
     rank_axes : Mapping[str, int]
-        By the name of each adapter parameter, which of its axes is the rank.
+        For each adapter parameter, the axis that is the rank.
     frozen : tuple[str, ...]
-        The parameters that all levels share and that are not exchanged.
+        Names of the parameters that all levels share and that are not exchanged.
     """
 
     model: "PeftModel"
@@ -39,9 +39,9 @@ class LoraLevels:
     device: torch.device  # of the frozen parameters when the adapters were made
 
     def __call__(self, rate: float) -> "PeftModel":
-        """Return a new model of this rate: its adapters are copies of the first rows or columns of the full ones."""
+        """Return a new model of this rate; its adapters are copies of the first rows or columns of the full ones."""
         exact_rate(rate)
-        # A deep copy takes what its memo already holds.
+        # deepcopy reuses the objects in its memo.
         memo: dict[int, object] = {id(parameter): parameter for parameter in map(self.model.get_parameter, self.frozen)}
         for name, axis in self.rank_axes.items():
             parameter = self.model.get_parameter(name)
@@ -52,7 +52,7 @@ class LoraLevels:
         model = copy.deepcopy(self.model, memo)
         layers.set_ranks(self.model, model)
         exclude_parameters(model, self.frozen)
-        model.__dict__["label_rows"] = self.label_rows  # the strategy asks the model itself for them
+        model.__dict__["label_rows"] = self.label_rows  # the strategy reads this attribute
         place = _find_device(self.model, self.frozen)
         return model if place == self.device else model.to(place)
 
@@ -63,33 +63,33 @@ def _find_device(model: nn.Module, frozen: Sequence[str]) -> torch.device:
 
 
 def lora(peft_model: "PeftModel") -> LoraLevels:
-    """Return ``build``, the function from a rate to a model whose adapters have that share of their rank.
+    """Return ``build``, a function from a rate to a model whose adapters have this fraction of their rank.
 
-    All models that it builds share the frozen parameters with the given one: they are in memory once, and are not
-    exchanged, averaged or stored. Clients and server exchange the adapters, and what else is trained
-    (``modules_to_save``, biases) whole. An adapter of rank r has the first ``ceil(rate * r)`` rows of A and columns of
-    B. Its scaling stays that of the full rank, so it computes what the full model would if the other rows and columns
-    were zero. Each model is a ``PeftModel``: ``save_pretrained`` writes its adapters as peft loads them.
+    All models share the frozen parameters of ``peft_model``: they are in memory once, and are not exchanged, averaged
+    or stored. Clients and server exchange the adapters. Other trained parameters (``modules_to_save``, biases) are
+    exchanged in full. An adapter of rank r keeps the first ``ceil(rate * r)`` rows of A and columns of B. Its scaling
+    is that of the full rank, so it computes what the full model would compute if the other rows and columns were zero.
+    Each model is a ``PeftModel``; peft can load what its ``save_pretrained`` writes.
 
     Parameters
     ----------
     peft_model : peft.PeftModel
-        A model with one LoRA adapter, as ``peft.get_peft_model`` returns it, at the largest rank. Ranks and alphas may
-        differ by layer; rsLoRA and DoRA are allowed.
+        A model with one LoRA adapter, made by ``peft.get_peft_model``, at the largest rank. Ranks and alphas may differ
+        by layer; rsLoRA and DoRA are supported.
 
     Raises
     ------
     ConfigError
-        If it is no such model.
+        If the model is unsuitable.
     UnsupportedLayerError
-        If the rank of a layer's adapter cannot be cut, as in a grouped convolution.
+        If the rank of a layer's adapter cannot be reduced, as in a grouped convolution.
     MissingExtraError
         If peft is missing.
 
     Notes
     -----
-    The frozen parameters must be the same on every client and on the server: load the same checkpoint. As levels share
-    them, moving one level to another device, or to another precision, moves those of all.
+    The frozen parameters must be the same on every client and on the server: load the same checkpoint. All levels share
+    them, so moving one level to another device or precision moves all levels.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def lora(peft_model: "PeftModel") -> LoraLevels:
     """
     layers.check_model(peft_model)
     adapted = [(f"{layers.BASE}.{name}", layer) for name, layer in layers.lora_layers(peft_model)]
-    register(*{type(layer) for _, layer in adapted})(layers.find_axes)  # peft has no module that all derive from
+    register(*{type(layer) for _, layer in adapted})(layers.find_axes)  # they have no common base class
     of_adapters = {id(parameter) for _, layer in adapted for parameter in layers.adapter_parameters(layer).values()}
     named = peft_model.named_parameters()
     frozen = tuple(
@@ -118,4 +118,4 @@ def lora(peft_model: "PeftModel") -> LoraLevels:
         label_rows=layers.find_label_rows(peft_model),
         device=_find_device(peft_model, frozen),
     )
-    return replace(build, model=build(1.0))  # what is done with the given model changes no adapter
+    return replace(build, model=build(1.0))  # a copy of the adapters, so later changes of peft_model do not matter

@@ -1,4 +1,4 @@
-"""Layers of peft: which of their parameters have a rank, and the numbers that a lower rank changes."""
+"""Layers of peft: their parameters that have a rank, and their attributes that depend on the rank."""
 
 import math
 import re
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 Layer = Any
-"""A ``torch.nn.Module`` that is a ``LoraLayer`` of peft too; no type expresses both."""
+"""A ``torch.nn.Module`` that is also a ``LoraLayer`` of peft; no type expresses both."""
 
 RANK_AXES = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
-"""By the name of a layer's part, which axis of its weight is the rank: a layer adds ``scaling * B @ A``."""
+"""For each part of a LoRA layer, the axis of its weight that is the rank: a layer adds ``scaling * B @ A``."""
 
 STARTS = (True, False, "gaussian", "eva")
-"""Ways to begin adapters (``init_lora_weights``) in which the frozen weights stay those of the model."""
+"""Values of ``init_lora_weights`` that leave the frozen weights unchanged."""
 
 BASE = "base_model.model"
-"""Where a ``PeftModel`` has the model that it adapts; names in a ``LoraConfig`` begin below."""
+"""Path of the adapted model inside a ``PeftModel``; names in a ``LoraConfig`` are relative to it."""
 
 
 def check_model(model: object) -> None:
-    """Raise an error, with all faults, unless a model has one LoRA adapter whose rank can be cut."""
-    with extra("lora"):  # here, as it takes seconds to load
+    """Raise an error that lists all faults unless a model has one LoRA adapter whose rank can be reduced."""
+    with extra("lora"):  # imported here because it takes seconds to load
         from peft import LoraConfig, PeftModel
     if not isinstance(model, PeftModel):
         raise ConfigError(f"lora takes a PeftModel, as peft.get_peft_model returns one, got {type(model).__name__}")
@@ -69,7 +69,7 @@ def check_model(model: object) -> None:
 
 
 def lora_layers(model: "PeftModel") -> Iterator[tuple[str, Layer]]:
-    """Yield the layers that have an adapter, by the names that they have in the adapted model."""
+    """Yield the layers with an adapter and their names in the adapted model."""
     from peft.tuners.lora import LoraLayer
 
     named = model.get_submodule(BASE).named_modules()
@@ -78,19 +78,19 @@ def lora_layers(model: "PeftModel") -> Iterator[tuple[str, Layer]]:
 
 
 def adapter_parameters(layer: Layer) -> dict[str, nn.Parameter]:
-    """Return all parameters that a layer's adapter has, by their names in the layer."""
+    """Return the parameters of a layer's adapter, by their names in the layer."""
     parts = tuple(layer.adapter_layer_names)
     return {name: parameter for name, parameter in layer.named_parameters() if name.partition(".")[0] in parts}
 
 
 def rank_axes(layer: Layer) -> dict[str, int]:
-    """Return which axis of each of a layer's adapter parameters is the rank; those without a rank stay whole."""
+    """Return, for each adapter parameter of a layer that has a rank, the axis that is the rank."""
     parts = {name: name.partition(".")[0] for name in adapter_parameters(layer) if not name.endswith(".bias")}
     return {name: RANK_AXES[part] for name, part in parts.items() if part in RANK_AXES}
 
 
 def find_fault(layer: Layer) -> str:
-    """Return why the rank of a layer's adapter cannot be cut; nothing if it can."""
+    """Return why the rank of a layer's adapter cannot be reduced; '' if it can."""
     ((name, rank),) = layer.r.items()
     variant = type(getattr(layer, "lora_variant", {}).get(name)).__name__
     parameters = dict(layer.named_parameters())
@@ -109,9 +109,9 @@ def find_fault(layer: Layer) -> str:
 
 
 def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
-    """Set the ranks in a model's layers and config to those of its weights; ``alpha`` follows, so the scaling stays.
+    """Set the ranks in a model's layers and config to those of its weights; adapt ``alpha`` so that the scaling stays.
 
-    The adapter adds ``alpha / r * B @ A`` (``alpha / sqrt(r)`` in rsLoRA). With an equal alpha, a level would have
+    An adapter adds ``alpha / r * B @ A`` (``alpha / sqrt(r)`` in rsLoRA). With an equal alpha, a level would have
     another scaling than the full model.
     """
     adjust_layers(full_model, model)
@@ -132,7 +132,7 @@ def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
 
 
 def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
-    """Return the axes of the adapter's parameters: a prefix of the rank, and all of everything else."""
+    """Return the axes of an adapter's parameters: a prefix of the rank, and all entries of the other axes."""
     if full_layer.r and (fault := find_fault(full_layer)):
         raise ShapeError(fault)
     local_parameters = dict(local.named_parameters())
@@ -143,6 +143,6 @@ def find_axes(full_layer: Layer, local: Layer) -> dict[str, Axes]:
 
 
 def find_label_rows(model: "PeftModel") -> tuple[str, ...]:
-    """Return the parameters of the last linear layer if it is trained whole (``modules_to_save``); else none."""
+    """Return the parameters of the last linear layer if it is trained in full (``modules_to_save``); else ()."""
     (name,) = model.peft_config
     return tuple(name_of_rows for name_of_rows in last_linear(model) if f".modules_to_save.{name}." in name_of_rows)
