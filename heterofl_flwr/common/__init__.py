@@ -1,1 +1,1 @@
-"""Foundations that every other package may import: errors, atomic files, groups of options."""
+"""Basic modules that all other packages may import: errors, atomic files, groups of options."""

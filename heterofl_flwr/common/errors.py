@@ -3,12 +3,12 @@
 Every error raised on purpose derives from ``HeteroFLError``, so a caller can catch at any level::
 
     HeteroFLError
-    ├── ConfigError            (ValueError)  a setting, a mix, a rate or a level is not usable
-    ├── ShapeError             (ValueError)  two models or states do not fit one another
-    ├── DataError              (ValueError)  a data set or a batch is not usable
+    ├── ConfigError            (ValueError)  a setting, a mix, a rate or a level is invalid
+    ├── ShapeError             (ValueError)  the shapes of two models or states do not match
+    ├── DataError              (ValueError)  a data set or a batch is invalid
     ├── ReplyError             (ValueError)  a client's reply is rejected as a whole
-    ├── RoundError                          too few clients are there, or too few answered
-    ├── OutOfMemoryError       (MemoryError) a client's model and batch take more memory than there is
+    ├── RoundError                          too few clients are connected, or too few replied
+    ├── OutOfMemoryError       (MemoryError) a client's model and batch need more memory than available
     ├── MissingExtraError      (ImportError) a package is missing that an extra of this package installs
     └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
 """
@@ -42,23 +42,23 @@ class ConfigError(HeteroFLError, ValueError):
 
 
 class ShapeError(HeteroFLError, ValueError):
-    """Two models or states do not fit one another."""
+    """The shapes of two models or states do not match."""
 
 
 class DataError(HeteroFLError, ValueError):
-    """A data set or a batch is not usable."""
+    """A data set or a batch is invalid."""
 
 
 class ReplyError(HeteroFLError, ValueError):
-    """A client's reply is rejected; no part of it was used."""
+    """A client's reply is rejected; no part of it is used."""
 
 
 class RoundError(HeteroFLError):
-    """Too few clients are there, or too few answered; the strategies raise it as Flower's ``AggregationError`` too."""
+    """Too few clients are connected, or too few replied; in strategies also an ``AggregationError`` of Flower."""
 
 
 class OutOfMemoryError(HeteroFLError, MemoryError):
-    """A client's model and batch take more memory than there is."""
+    """A client's model and batch need more memory than available."""
 
 
 class MissingExtraError(HeteroFLError, ImportError):
@@ -70,30 +70,31 @@ class UnsupportedLayerError(HeteroFLError, TypeError):
 
 
 FaultKind = Literal["failed", "rejected", "silent", "gone", "late", "simulated"]
-"""The client failed; its reply is rejected; none came in time; the node or its process is not there; its replies come
-one message late; a simulated device was lost, which is no fault of the client.
+"""Kind of fault. ``failed``: the client failed. ``rejected``: its reply was rejected. ``silent``: no reply came in
+time. ``gone``: the node or its process no longer exists. ``late``: the node's replies come one message late.
+``simulated``: a simulated device was lost, which is not the client's fault.
 """
 
 SILENT = "no reply in time"
-"""The fault of a client that gave no reply."""
+"""Reason of the fault of a client that sent no reply."""
 
 LONGEST_FAULT = 1000
 SHOWN_FAULTS = 3
-"""Different faults that an error names, each once."""
+"""Number of different faults that an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a client's reply is not used."""
+    """Reason why a client's reply is not used."""
 
     reason: str
     kind: FaultKind = "failed"
 
 
 def short(fault: str, longest: int = LONGEST_FAULT) -> str:
-    """Return a client's error as text that is safe to log: its two ends, no control characters, indented lines.
+    """Return a client's error as text that is safe to log: shortened, without control characters, with indented lines.
 
-    Indented, because a line break in a client's error could otherwise forge a line of the log.
+    Lines are indented, because a line break in a client's error could otherwise forge a line of the log.
     """
     if len(fault) > longest:
         fault = f"{fault[: longest // 2]} ... {fault[-longest // 2 :]}"
@@ -101,12 +102,12 @@ def short(fault: str, longest: int = LONGEST_FAULT) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text that a terminal shows and does not obey: without control characters but for line breaks."""
+    """Replace all control characters but line breaks, so that a terminal shows text and does not obey it."""
     return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str:
-    """Return the clients' errors, each once, with the first client that had it and the number of further ones."""
+    """List the clients' errors, each once, with the first client that had it and the number of other clients."""
     clients: dict[str, list[object]] = {}
     for client, fault in faults.items():
         clients.setdefault(fault, []).append(client)
@@ -117,7 +118,7 @@ def name_faults(what: str, faults: Mapping[int, str] | Mapping[str, str]) -> str
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
-    """Return the first names, sorted, and the number of the rest."""
+    """Return the first ``most`` names in sorted order, and the number of the others."""
     ordered = sorted(names)
     rest = [f"{len(ordered) - most} more"] if len(ordered) > most else []
     return ", ".join([*ordered[:most], *rest])
@@ -125,18 +126,18 @@ def listed(names: Iterable[str], most: int = 5) -> str:
 
 @contextmanager
 def extra(name: str, otherwise: str = "") -> Iterator[None]:
-    """Import packages that an extra installs; where that fails, raise ``MissingExtraError``, which names the extra.
+    """Import packages of an extra in this context; raise ``MissingExtraError`` with the extra's name if one is missing.
 
     Parameters
     ----------
     name : str
         The extra, as in ``pip install 'heterofl-flwr[name]'``.
     otherwise : str
-        What the user can do without it.
+        Alternative for a user without the extra.
     """
     try:
         yield
-    except MissingExtraError:  # of a module of ours that was imported here
+    except MissingExtraError:  # raised by a module of this package that was imported here
         raise
     except ImportError as error:
         remedy = f"pip install 'heterofl-flwr[{name}]' (in a checkout '.[{name}]')"
@@ -150,16 +151,16 @@ def first_line(error: Exception) -> str:
 
 
 def check_count(name: str, value: object, least: int) -> None:
-    """Raise if a value is not an integer, or too small."""
+    """Raise ``ConfigError`` unless a value is an integer of at least ``least``."""
     if not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} is {value!r}; expected an integer of {least} or more")
 
 
 def unknown_settings(keys: Iterable[str], settings: Collection[str]) -> list[str]:
-    """Return an error for each key that is no setting, with the settings that may be meant."""
+    """Return an error for each key that is not a setting, with suggestions."""
     faults = []
     for key in (key for key in keys if key not in settings):
-        # A key without its group, or with a wrong one, need not be near in letters.
+        # A key with a missing or wrong group may differ from the right key in many letters.
         near = [name for name in settings if name.rpartition(".")[2] == key.rpartition(".")[2]]
         near = near or get_close_matches(key, settings, n=1)
         hint = f"did you mean {' or '.join(near)}?" if near else "'heterofl settings' lists them all"
@@ -169,6 +170,6 @@ def unknown_settings(keys: Iterable[str], settings: Collection[str]) -> list[str
 
 
 def not_usable(faults: Sequence[str]) -> ConfigError:
-    """Return one error of all settings that are not usable."""
+    """Return one error that lists all invalid settings."""
     several = f"{len(faults)} settings are not usable:\n  " if len(faults) > 1 else ""
     return ConfigError(several + "\n  ".join(faults))

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, strict JSON, and errors that name a file which cannot be read."""
+"""Atomic writes, strict JSON, and errors that name a file which cannot be read."""
 
 import json
 import math
@@ -14,26 +14,26 @@ from safetensors import SafetensorError
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
-"""Errors of reading a damaged or forged file; endless brackets in JSON end in a ``RecursionError``."""
+"""Errors of reading a damaged or forged file; deeply nested JSON raises ``RecursionError``."""
 
 CLIENT_STATES = "*.safetensors"
-"""The states of one client, by round."""
+"""Pattern of a client's state files; the star is the round."""
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file under a temporary name, sync it to the disk, and only then give it its name.
+    """Write a file under a temporary name, sync it to disk, and then rename it.
 
-    ``mode`` says who may read it, of those whom the process's umask allows: not for a moment others.
+    ``mode`` is the file's permission, reduced by the process's umask. It holds for the temporary file too.
 
     Raises
     ------
     HeteroFLError
-        If the file cannot be written, for example because the disk is full. What was there before is still there.
+        If the file cannot be written, for example because the disk is full. An existing file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with writing(path):
         try:
-            # x: never a file, or a link, that is there already.
+            # Mode x never opens an existing file or link.
             with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
                 file.write(data)
                 file.flush()
@@ -45,9 +45,9 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line at the end of a file and sync it to the disk; on failure the file is as it was before."""
+    """Append one line to a file and sync it to disk; after a failure the file is unchanged."""
     data = f"{line}\n".encode()
-    # Without a buffer, nothing is left to be written when the file is closed after a failure.
+    # Without a buffer, closing the file after a failure writes nothing.
     with writing(path), open(path, "ab", buffering=0, opener=_open_no_link) as file:
         size = file.tell()
         try:
@@ -60,20 +60,20 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open a file, but not what a link of its name leads to: who may write into the folder could plant one.
+    """Open a file, but refuse a symbolic link, which another user of the folder could have made.
 
-    Windows has no such flag, and lets few users make links.
+    Windows has no flag for this, and only few of its users can make links.
     """
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make the folder of what is written, and sync it afterwards: a new name outlives a power cut."""
+    """Create the folder of a file to write, and sync it on exit, so that the file's name survives a power failure."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-        if hasattr(os, "O_DIRECTORY"):  # Windows, which opens no folders, writes names by itself
+        if hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders; it syncs names itself
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -88,7 +88,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Raise ``ConfigError`` with the file's name and a remedy where reading it fails."""
+    """Raise ``ConfigError`` with the file's name and a remedy if reading the file fails."""
     try:
         yield
     except DAMAGED as error:
@@ -104,14 +104,14 @@ def remove(path: Path) -> None:
 
 
 def files_by_round(folder: Path, pattern: str) -> dict[int, Path]:
-    """Return the files of a folder by the round that the star of a pattern stands for (``round-*.json``), ascending."""
+    """Return the files that match a pattern such as ``round-*.json``, by the round at the star, ascending."""
     before, after = pattern.split("*")
     numbers = {path: path.name.removeprefix(before).removesuffix(after) for path in folder.glob(pattern)}
     return dict(sorted((int(number), path) for path, number in numbers.items() if number.isdecimal()))
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
-    """Return a value as strict JSON; numbers that JSON lacks (nan, inf) become the text that ``float`` reads back."""
+    """Return a value as strict JSON; nan and inf become text that ``float`` parses."""
     return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 

@@ -1,8 +1,8 @@
-"""Groups of options: dataclasses in which an option's name, type, default, bounds and meaning stand once.
+"""Groups of options: dataclasses that define name, type, default, bounds and description of each option once.
 
 Strategies, clients and the settings of a run share them. An option's key in a run config is its name in kebab-case, or
-its alias; one with ``exclude`` is no setting. What an option means is the text below it. Types are strict, so that no
-text is taken for a number.
+its alias; an option with ``exclude`` is not a setting. The string below an option is its description. Types are strict,
+so text is not converted to numbers.
 """
 
 import re
@@ -27,11 +27,14 @@ KEYS = ConfigDict(
     alias_generator=lambda name: name.replace("_", "-"),
     use_attribute_docstrings=True,
 )
-"""Pydantic's configuration of groups: keys in kebab-case, unknown keys rejected."""
+"""Pydantic's configuration of groups: keys in kebab-case; unknown keys are rejected."""
 
 
 def check(test: Callable[[Any], object]) -> AfterValidator:
-    """Reject values that fail a test; what the test raises says more than that the value is not expected."""
+    """Return a validator that rejects values for which ``test`` is false.
+
+    If ``test`` raises an error, this error is reported.
+    """
 
     def validate(value: Kind) -> Kind:
         if not test(value):
@@ -53,7 +56,7 @@ Decay = Annotated[float, Strict(), Field(ge=0, lt=1), "a number of 0 or more, an
 
 
 def is_interval(value: object) -> bool:
-    """Whether a value is a number of rounds, or of seconds as text with an s."""
+    """Whether a value is a number of rounds, such as 10, or of seconds as text, such as '30s'."""
     if isinstance(value, str):
         return re.fullmatch(r"[1-9][0-9]*s", value) is not None
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -61,20 +64,20 @@ def is_interval(value: object) -> bool:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def group(kind: type[Kind]) -> type[Kind]:
-    """Make a class a group of options, which are given by name alone; a ``ConfigError`` names all that do not fit."""
+    """Turn a class into a frozen group of keyword-only options; a ``ConfigError`` lists all invalid options."""
     return _checked(dataclass(frozen=True, slots=True, kw_only=True, config=KEYS)(kind))
 
 
 @dataclass_transform()
 def with_options(kind: type[Kind]) -> type[Kind]:
-    """Give a class options in the same way, in whose order they may be given; it may keep and change other things."""
+    """Turn a class into a group of options that can be passed by position too; it may have other attributes."""
     return _checked(dataclass(config=KEYS)(kind), ordered=True)
 
 
 def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
-    """Let the constructor of a pydantic dataclass raise our error; give its options the texts that they inherit."""
+    """Make a pydantic dataclass raise our errors, and give its options the descriptions of its base classes."""
     construct = kind.__init__
-    for name, option in kind.__pydantic_fields__.items():  # pydantic reads the texts of the class alone
+    for name, option in kind.__pydantic_fields__.items():  # pydantic reads only descriptions in the class itself
         inherited = (getattr(base, "__pydantic_fields__", {}).get(name) for base in kind.__mro__[1:])
         option.description = option.description or next((field.description for field in inherited if field), None)
 
@@ -95,12 +98,12 @@ def _checked(kind: Any, *, ordered: bool = False) -> type[Any]:
 
 
 def specs(kind: Any) -> dict[str, FieldInfo]:
-    """Return the options of a group by name, as pydantic describes them."""
+    """Return the pydantic fields of a group's options, by name."""
     return {field.name: kind.__pydantic_fields__[field.name] for field in fields(kind)}
 
 
 def values(of: Any) -> dict[str, Any]:
-    """Return the values of a group's options by name."""
+    """Return the values of a group's options, by name."""
     return {name: getattr(of, name) for name in specs(of)}
 
 
@@ -110,18 +113,18 @@ def is_group(value: object) -> bool:
 
 
 def same(kind: Any, name: str) -> Any:
-    """Return a field with the default and the text of another group's option."""
+    """Return a field with the default and the description of another group's option."""
     option = specs(kind)[name]
     return Field(default=option.default, description=option.description)
 
 
 def pick(kind: type[Kind], arguments: Mapping[str, Any]) -> Kind:
-    """Return a group from the arguments that are its options; ignore the rest."""
+    """Return a group made from those ``arguments`` that are its options; ignore the others."""
     return kind(**{name: arguments[name] for name in specs(kind) if name in arguments})
 
 
 def _explain(kind: Any, error: ValidationError) -> Exception:
-    """Return the error that names each wrong option, its value and the values that are expected."""
+    """Return the error that lists each invalid option with its value and the values that are expected."""
     options = {key: field for name, field in specs(kind).items() for key in (name, str(field.alias))}
     faults: dict[str, str] = {}
     for entry in error.errors(include_url=False):
@@ -139,7 +142,7 @@ _BOUNDS = {"ge": "of {:g} or more", "gt": "above {:g}", "le": "up to {:g}", "lt"
 
 
 def expected(field: FieldInfo) -> str:
-    """Return what an option can be, in words that follow "expected"."""
+    """Return the valid values of an option as text that follows "expected"."""
     words = next((entry for entry in field.metadata if isinstance(entry, str)), None)
     if words is not None:
         return words

@@ -1,7 +1,7 @@
-"""Functions that a user names as ``module:function``, and where their modules may lie.
+"""Functions that a user names as ``module:function``, and the folder that their modules may be in.
 
-Beside what is installed, a module may lie in the folder from which a command is called, if the command line names it.
-What it imports from the same folder is found too. No other import looks there, because the folder may be a stranger's.
+A module can be installed. It can also be in the current folder of a command, if the command line names it. Modules that
+it imports from this folder are found too. No other import looks there, because the folder may belong to somebody else.
 """
 
 import json
@@ -18,18 +18,18 @@ from typing import Any
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 
 VARIABLE = "HETEROFL_CODE"
-"""Environment variable with the folder and the modules that may lie there; processes of a run inherit it."""
+"""Environment variable with the folder and its importable modules; processes of a run inherit it."""
 
 _NAMED = re.compile(r"(?<![\w.])([A-Za-z_]\w*)(?:\.\w+)*:[A-Za-z_]\w*(?![\w/])")
 
 
 def named_modules(texts: Iterable[object]) -> set[str]:
-    """Return the top-level modules of functions that texts name as ``module:function``."""
+    """Return the top-level modules of all functions that texts name as ``module:function``."""
     return {module for text in texts if isinstance(text, str) for module in _NAMED.findall(text)}
 
 
 def allow_modules(modules: Iterable[str]) -> None:
-    """Make these modules of the current folder, and the modules there that they import, importable."""
+    """Make these modules of the current folder importable, and the modules of the folder that they import."""
     folder, allowed = _allowed()
     names = sorted({*modules, *(allowed if folder == os.getcwd() else ())})
     if names:
@@ -37,7 +37,7 @@ def allow_modules(modules: Iterable[str]) -> None:
 
 
 def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigError) -> Callable[..., Any]:
-    """Return the function named as ``module:function``; an error begins with ``what`` this is, such as a setting."""
+    """Return the function named ``module:function``; errors begin with ``what``, such as a setting's name."""
     try:
         function = resolve_name(reference)
     except (ImportError, AttributeError, ValueError) as error:
@@ -51,13 +51,13 @@ def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigE
 
 
 def _allowed() -> tuple[str, list[str]]:
-    """Return the folder and its modules, as the environment names them."""
+    """Return the folder and its importable modules from the environment."""
     folder, modules = json.loads(os.environ.get(VARIABLE, '["", []]'))
     return folder, modules
 
 
 class _FolderFinder(MetaPathFinder):
-    """Finds allowed modules, after all other finders."""
+    """Finds importable modules of the folder, after all other finders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -69,7 +69,7 @@ class _FolderFinder(MetaPathFinder):
 
 
 def _importer_is_in(folder: str) -> bool:
-    """Whether the import statement that runs lies in a folder, and in no environment within it."""
+    """Whether the running import statement is in a folder, but not in a virtual environment inside it."""
     frame = sys._getframe(2)
     while frame.f_back and frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
