@@ -1,6 +1,6 @@
-"""A trained model as files that run without this package: safetensors, ``torch.export`` and ONNX, each compared once.
+"""Export of a trained model to files that run without this package: safetensors, ``torch.export`` and ONNX.
 
-What an optional format needs is loaded when it is written.
+Every file is compared with the model. Libraries of optional formats are imported when needed.
 """
 
 from heterofl_flwr.export.export import export_model

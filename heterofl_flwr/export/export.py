@@ -1,4 +1,4 @@
-"""Write a model in several formats, each compared once with the model."""
+"""Export a model in several formats, and compare each file with the model."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +21,11 @@ from heterofl_flwr.nn.static_norm import is_measured, with_static_norm
 BATCH: Axes = {0: "batch"}
 
 TOLERANCE = 1e-4
-"""Largest distance of an output from the model's, as a fraction of the largest of the model's outputs.
+"""Largest error of an output, as a fraction of the model's largest output.
 
-Float32 has seven digits. With additions in another order a deep model keeps about five of them; another model, or one
-with wrong statistics, none. The share is of the largest output because an error is as large as the terms that were
-added up, however small their sum.
+Float32 has seven digits. A deep model keeps about five of them if additions are reordered; another model, or wrong
+statistics, keep none. The error is relative to the largest output, because rounding errors depend on the terms of a
+sum, even if the sum is small.
 """
 
 
@@ -39,34 +39,35 @@ def export_model(
     outputs: Sequence[str] = (),
     moments: Moments | None = None,
 ) -> dict[str, int]:
-    """Write a model's files into a folder, and return how many bytes each format takes.
+    """Write a model's files into a folder and return the size of each format in bytes.
 
-    Files get there when every one of them has been opened again and said what the model says, within 1e-4 of the
-    largest output (``TOLERANCE``); until then, and after an error, what was there before is untouched.
+    Every file is opened again, and its outputs must agree with the model's to 1e-4 of the largest output
+    (``TOLERANCE``). Only then are the files moved into the folder. Until then, and after an error, the folder is
+    unchanged.
 
     Parameters
     ----------
     model : nn.Module
-        Any model. It is copied, never changed.
+        Any model. It is copied, not changed.
     inputs : object
-        Real examples, such as some of the test data: a tensor, a tuple of the model's arguments, or a mapping of named
-        ones. Files are compared on them. None of them is written.
+        Real examples, such as part of the test data, for the comparison: a tensor, a tuple of arguments or a mapping of
+        keyword arguments. They are not written.
     folder : str | Path
-        Where to. The files of an earlier export are replaced.
+        The target folder. Files of an earlier export are replaced.
     formats : Sequence[str]
-        Some of ``FORMATS``; ``onnx`` needs ``heterofl-flwr[export]``.
+        Names in ``FORMATS``; ``onnx`` needs ``heterofl-flwr[export]``.
     dynamic : Mapping[int, str]
-        Which axes of the inputs may have any length, and their names; for a model that reads text,
-        ``{0: "batch", 1: "sequence"}``.
+        Axes of the inputs that may have any length, with their names; for a language model, ``{0: "batch", 1:
+        "sequence"}``.
     outputs : Sequence[str]
-        Names of the outputs in ONNX; by default the keys of a dict that the model returns, or else ``logits``.
+        Names of the outputs in ONNX. Default: the keys of a dict that the model returns, or else ``logits``.
     moments : Moments | None
-        Static batch norm moments of a model whose batch norm has no statistics, such as ``strategy.moments[rate]``.
+        Static batch norm moments, such as ``strategy.moments[rate]``, for a model whose batch norm has no statistics.
 
     Raises
     ------
     HeteroFLError
-        If the model cannot be exported, or a file says something else than it does.
+        If the model cannot be exported, or the outputs of a file differ from the model's.
     """
     chosen = formats_named(formats)
     examples = read_inputs(inputs)
@@ -92,7 +93,7 @@ def export_model(
                 opened = kind.open(traced, path)
             except (HeteroFLError, OSError):
                 raise
-            except Exception as error:  # of torch, of ONNX's exporter and of its runtime
+            except Exception as error:  # torch, the ONNX exporter and its runtime raise various errors
                 raise HeteroFLError(
                     f"{type(model).__name__} cannot be written as {name} and opened again: {_describe(error)}. Other "
                     f"formats: {', '.join(text for text in FORMATS if text != name)} (formats=[...])"
@@ -104,7 +105,7 @@ def export_model(
 
 
 def _replace(target: Path, new: Path) -> None:
-    """Move the new files to their folder; those of an earlier export go, also in formats that are not written now."""
+    """Move the new files into the folder, and remove all files of an earlier export."""
     target.mkdir(exist_ok=True)
     for kind in FORMATS.values():
         for end in ("", ".data"):
@@ -114,7 +115,7 @@ def _replace(target: Path, new: Path) -> None:
 
 
 def read_inputs(inputs: object) -> Inputs:
-    """Return a tensor, a tuple of tensors or a mapping of named ones as inputs on the CPU."""
+    """Return a tensor, a tuple of tensors or a mapping of named tensors as a model's inputs on the CPU."""
     arguments = dict(inputs) if isinstance(inputs, Mapping) else (inputs,) if isinstance(inputs, Tensor) else inputs
     leaves = (
         list(arguments.values()) if isinstance(arguments, dict) else arguments if isinstance(arguments, tuple) else ()
@@ -139,7 +140,7 @@ def _check_statistics(model: nn.Module) -> None:
 
 
 def _describe(error: Exception) -> str:
-    """Return what an error says in one line: which of its lines tells, differs."""
+    """Return a whole error as one line, because its informative line is not always the first."""
     return short(" ".join(f"{type(error).__name__}: {error}".split()), 600)
 
 
@@ -151,20 +152,20 @@ _REMEDY = (
 
 
 def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
-    """Return a model's program, which holds none of the inputs and no path of this machine.
+    """Return the model's exported program, without the inputs and without paths of this machine.
 
     Raises
     ------
     HeteroFLError
-        If ``torch.export`` cannot follow the model, or an axis cannot have any length.
+        If ``torch.export`` cannot trace the model, or an axis cannot have any length.
     """
-    # Zeros, because a program keeps its example, and nobody's data may travel.
+    # Zeros, because a program stores its example inputs, and these must not contain data.
     example: Inputs = tree_map(lambda leaf: leaf.new_zeros([2, *leaf.shape[1:]] if 0 in axes else leaf.shape), inputs)
     dynamic = tree_map(lambda leaf: {axis: Dim.DYNAMIC for axis in axes if axis < leaf.dim()}, example)
     args, named = ((), example) if isinstance(example, dict) else (example, {})
     try:
         program = torch.export.export(model, args, named, dynamic_shapes=dynamic, strict=False)
-    except Exception as error:  # torch's own, and whatever the model's code raises
+    except Exception as error:  # torch and the model's code raise various errors
         raise HeteroFLError(
             f"torch.export cannot make a program of {type(model).__name__}: {_describe(error)}. {_REMEDY}"
         ) from error
@@ -175,10 +176,10 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
 
 
 def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected: Sequence[Tensor]) -> None:
-    """Raise ``HeteroFLError`` if a file's outputs are further than ``TOLERANCE`` off, or of other shapes."""
+    """Raise ``HeteroFLError`` if a file's outputs differ by more than ``TOLERANCE`` or have other shapes."""
     try:
         outputs = _compute(run, inputs)
-    except Exception as error:  # a guard of torch's, or the runtime's own
+    except Exception as error:  # raised by a guard of torch or by the runtime
         raise HeteroFLError(
             f"the {name} file does not run on the inputs: {first_line(error)}. Nothing was written; if the model's "
             f"code asks for a certain length, leave that axis out of dynamic"
@@ -200,7 +201,7 @@ def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected
 
 
 def _name_outputs(returned: object, names: Sequence[str]) -> Sequence[str]:
-    """Return the names of the output tensors, in their order; those of a dict are its keys."""
+    """Return the names of the output tensors in order; the keys if the model returns a dict."""
     if not isinstance(returned, Mapping) or not all(isinstance(value, Tensor) for value in returned.values()):
         return names or ("logits",)
     keys = [str(key) for key in tree_leaves({key: key for key in returned})]
@@ -217,7 +218,7 @@ def _compute(run: Callable[[Inputs], object], inputs: Inputs) -> list[Tensor]:
 
 
 def _read_outputs(output: object) -> list[Tensor]:
-    """Return all output tensors, in their order."""
+    """Return all output tensors in order."""
     tensors = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     if not tensors:
         raise DataError(f"the model returned {type(output).__name__}, in which no tensor was found")

@@ -1,4 +1,4 @@
-"""The formats: how each is written and opened again, and what it needs."""
+"""Export formats: functions that write and open a file, and the packages that they need."""
 
 import copy
 import warnings
@@ -34,26 +34,26 @@ Run = Callable[[Inputs], object]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Traced:
-    """A model on the CPU, in evaluation mode, and the program made of it."""
+    """A model on the CPU in evaluation mode, with its exported program."""
 
     model: nn.Module
     program: ExportedProgram
-    inputs: Inputs  # examples, of which the axes alone are read
+    inputs: Inputs  # examples; only their axes are used
     axes: Axes
     outputs: Sequence[str]
 
 
 def write_state(traced: Traced, path: Path) -> None:
-    """Write a model's parameters and buffers; a tied parameter once, under the first of its names."""
+    """Write a model's parameters and buffers; a tied parameter is written once, under its first name."""
     names = first_names(traced.model)
     state = {name: tensor for name, tensor in traced.model.state_dict().items() if names.get(name, name) == name}
     path.write_bytes(pack(state))
 
 
 def open_state(traced: Traced, path: Path) -> Run:
-    """Return a function that runs a copy of the model with the tensors of the file, and zeros elsewhere."""
+    """Return a function that runs a copy of the model with the file's tensors and zeros in all others."""
     bare = copy.deepcopy(traced.model)
-    for tensor in bare.state_dict().values():  # what is not in it, such as a table of positions, the code makes
+    for tensor in bare.state_dict().values():  # other buffers, such as position tables, are made by the model's code
         tensor.zero_()
     return partial(call, load_state(bare, path))
 
@@ -61,12 +61,12 @@ def open_state(traced: Traced, path: Path) -> Run:
 def load_state(model: nn.Module, path: str | Path) -> nn.Module:
     """Return a copy of a model in evaluation mode with the tensors of an exported ``model.safetensors``.
 
-    Batch norm layers get their statistics, whether they kept any before or not.
+    Batch norm layers get the statistics of the file, even if they had none before.
 
     Parameters
     ----------
     model : nn.Module
-        A model of the level that was exported, such as ``build(0.5)``.
+        A model of the exported level, such as ``build(0.5)``.
     path : str | Path
         The file.
     """
@@ -93,19 +93,19 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
 
 
 def write_onnx(traced: Traced, path: Path) -> None:
-    """Write the program as ONNX; torch folds batch norm, and puts tensors beside the file if it would be too large."""
+    """Write the program as ONNX. Torch folds batch norm, and writes the tensors of a large model to a second file."""
     axes = tree_map(lambda leaf: {axis: name for axis, name in traced.axes.items() if axis < leaf.dim()}, traced.inputs)
     names = list(traced.outputs)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "# The axis name")  # two inputs have the same axis, under one name
+        warnings.filterwarnings("ignore", "# The axis name")  # two inputs have an axis with the same name
         exported: Any = torch.onnx.export(traced.program, (), output_names=names, dynamic_shapes=axes, verbose=False)
-    for node in exported.model.graph.all_nodes():  # what says where the model's code lay is removed
+    for node in exported.model.graph.all_nodes():  # remove paths of the model's code
         node.metadata_props.clear()
     exported.save(path)
 
 
 def open_onnx(traced: Traced, path: Path) -> Run:
-    """Return what runs the file in onnxruntime on the CPU."""
+    """Return a function that runs the file in onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -120,7 +120,7 @@ def open_onnx(traced: Traced, path: Path) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A way of writing a model: its file, how it is written and opened again, and packages that it needs."""
+    """An export format: its file's name, functions that write and open the file, and the packages they need."""
 
     file: str
     write: Callable[[Traced, Path], None]
@@ -139,11 +139,11 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "onnx": Format("model.onnx", write_onnx, open_onnx, ("onnx", "onnxscript", "onnxruntime")),
     }
 )
-"""By name: a model's tensors for its own code, a program for torch, a program for any runtime."""
+"""Formats by name: tensors for the model's own code, a program for torch, a program for any ONNX runtime."""
 
 
 def formats_named(names: Sequence[str]) -> dict[str, Format]:
-    """Return the formats of these names; refuse unknown ones, and those that lack a package."""
+    """Return the formats with these names; raise an error for unknown names and missing packages."""
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         raise ConfigError(f"formats are {', '.join(unknown) or 'none'}; expected some of {', '.join(FORMATS)}")
