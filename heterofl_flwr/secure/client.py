@@ -1,8 +1,8 @@
-"""A client's side of a round of secure aggregation: five answers, each given once for each key.
+"""A client's side of a round of secure aggregation: five answers, each of them once for each key.
 
-Between them it keeps a text with its secrets, for which it answers the next question alone: keys, shares of them, the
-masked change, then shares that unmask the sum, and those that unmask its classifier rows. A question out of turn, a
-second time or for other keys is rejected, and a new round begins with fresh keys.
+The answers are, in order: public keys; shares of the private key; the masked change; shares that unmask the sum; shares
+that unmask its classifier rows. Between answers the client stores a text with its secrets and the next question. A
+question that is out of turn, repeated or for other keys is rejected. A new round begins with new keys.
 """
 
 import json
@@ -18,18 +18,18 @@ from heterofl_flwr.secure.masks import add_pairs, add_private, places_of
 from heterofl_flwr.secure.roster import Part, Roster
 
 Fill = Callable[[Roster, Plan, int], crypto.Words]
-"""Returns the vector of a slice, the client's change in steps, for a number of members."""
+"""Function of the roster, a slice and the number of members; returns the client's change in steps as a vector."""
 
 
 class Dealt(NamedTuple):
-    """Sealed shares for each receiver, and the hashes of the shares of each receiver, joined."""
+    """Sealed shares for each receiver, and the joined hashes of the shares for each receiver."""
 
     sealed: list[bytes]
     hashes: list[bytes]
 
 
 class Masked(NamedTuple):
-    """A masked change, shares of its seeds, and the hash of each seed."""
+    """A masked change, shares of its seeds, and a hash of each seed."""
 
     vector: crypto.Words
     shares: Dealt
@@ -37,13 +37,13 @@ class Masked(NamedTuple):
 
 
 def make_keys() -> tuple[list[bytes], bytes]:
-    """Return two fresh public keys, for masks and for sealing shares, and the text to keep, with the private ones."""
+    """Return two new public keys, for masks and for sealing shares, and a text to store with the private keys."""
     (mask, public), (box, box_public) = crypto.new_pair(), crypto.new_pair()
     return [public, box_public], json.dumps({"next": "shares", "mask": mask.hex(), "box": box.hex()}).encode()
 
 
 class NodeRecords(Protocol):
-    """Records of a node that outlive its process and the run, by name."""
+    """Named records of a node that outlive its process and the run."""
 
     def read(self, name: str) -> bytes | None:
         """Return a record; None if there is none."""
@@ -53,10 +53,10 @@ class NodeRecords(Protocol):
 
 
 class MaskedRounds:
-    """The last round of each run in which this client masked its change, so that it masks none a second time.
+    """The last round of each run in which this client masked its change, so that no round is masked twice.
 
-    Two sums over equal changes, with and without a client, would give the client's change. ``memory`` lasts as long as
-    the node's context; ``records`` outlive it.
+    If the same changes were summed twice, with and without a client, the difference would be the client's change.
+    ``memory`` ends with the node's context; ``records`` outlive it.
     """
 
     KEY = "masked-rounds"
@@ -77,7 +77,7 @@ class MaskedRounds:
         return int(max(rounds))
 
     def check(self, run: int, server_round: int) -> None:
-        """Reject a round that is not after the last one."""
+        """Raise ``ReplyError`` unless a round is later than the last one."""
         if server_round <= (masked_round := self.last(run)):
             raise ReplyError(
                 f"round {server_round} of this run asks for a masked change a second time, which two sums could tell "
@@ -85,7 +85,7 @@ class MaskedRounds:
             )
 
     def note(self, run: int, server_round: int) -> None:
-        """Keep a round before its masked change leaves this node."""
+        """Record a round, before its masked change leaves this node."""
         self.check(run, server_round)
         rounds = json.loads(self._memory.get(self.KEY, b"{}"))
         self._memory[self.KEY] = json.dumps({**rounds, str(run): server_round}).encode()
@@ -94,7 +94,7 @@ class MaskedRounds:
 
 
 class ClientRound:
-    """A client in a round: its secrets, and the roster that the server sends now or sent before."""
+    """A client in a round: its secrets, and the roster, which is passed or stored with the secrets."""
 
     def __init__(self, secrets: bytes, roster: Roster | None = None) -> None:
         self._secrets = json.loads(secrets)
@@ -106,7 +106,7 @@ class ClientRound:
 
     @cached_property
     def number(self) -> int:
-        """The client's number in the roster, found by its own keys."""
+        """The client's number in the roster, by its public keys."""
         keys = [crypto.public_of(self.private(use)).hex() for use in ("mask", "box")]
         numbers = [number for number, (_, *pair) in enumerate(self.roster.clients) if pair == keys]
         if not numbers:
@@ -114,9 +114,9 @@ class ClientRound:
         return numbers[0]
 
     def share_keys(self, holders: int = 2) -> tuple[Dealt, bytes]:
-        """Return shares of the private key for masks, one for each client of the roster, and the text to keep.
+        """Return shares of the private mask key for each client of the roster, and the text to store.
 
-        ``holders`` is this client's own minimum of clients in a sum.
+        ``holders`` is the minimum number of clients in a sum that this client takes part in.
         """
         self._turn("shares")
         roster = self.roster
@@ -130,9 +130,9 @@ class ClientRound:
         return dealt, self._keep(next="train", roster=roster.to_bytes().decode())
 
     def mask(self, members: Sequence[int], keys: Dealt, fill: Fill, rounds: MaskedRounds) -> tuple[Masked, bytes]:
-        """Return the masked change, and the text to keep; ``keys`` are the members' shares of their keys.
+        """Return the masked change and the text to store; ``keys`` are the members' shares of their keys.
 
-        The round is noted in ``rounds``, which must not have it.
+        The round is recorded in ``rounds``, which must not contain it yet.
         """
         self._turn("train")
         roster, view = self.roster, self.roster.view(members)
@@ -152,10 +152,11 @@ class ClientRound:
         return Masked(vector, self._deal(members, view, shares), [crypto.digest(seed) for seed in seeds]), secrets_saved
 
     def reveal(self, survivors: Sequence[int], seeds: Dealt) -> tuple[list[bytes], bytes]:
-        """Return for each member shares of its seeds, if its change is in the sum, else of its key; and what to keep.
+        """Return shares of each member's secrets, and the text to store.
 
-        The server gets one answer a round, so never both of one client. Shares are of seeds of rings that may be
-        unmasked, without classifier rows. Where a member sealed shares that do not fit its hashes, there are none.
+        If a member's change is in the sum, these are shares of its seeds, otherwise of its key. The server gets one
+        answer in a round, so it never gets both for one client. Only seeds of rings that may be unmasked are shared,
+        without those of classifier rows. If a member's shares do not match their hashes, its entry is empty.
         """
         self._turn("reveal")
         roster, members = self.roster, self._secrets["members"]
@@ -173,9 +174,10 @@ class ClientRound:
         return answer, self._keep(next="rows", survivors=list(survivors), seeds=_as_text(seeds), keys=[[], []])
 
     def reveal_rows(self, numbers: Mapping[Part, int]) -> list[bytes]:
-        """Return for each survivor shares of its seeds of classifier rows.
+        """Return, for each survivor, shares of its seeds of classifier rows.
 
-        ``numbers`` has the least number of clients in any row of a part. Shares of parts with too few are refused.
+        ``numbers`` has, for each part, the smallest number of clients in any of its rows. Parts with too few clients
+        are refused.
         """
         self._turn("rows")
         roster, members, survivors = self.roster, self._secrets["members"], self._secrets["survivors"]
@@ -219,19 +221,19 @@ class ClientRound:
         return Dealt(sealed, hashes)
 
     def _open(self, sender: int, about: bytes, sealed: bytes, hashes: bytes) -> list[bytes]:
-        """Return the shares that another client sealed; none if they do not fit its hashes."""
+        """Return the shares that another client sealed; [] if they do not match their hashes."""
         public = self.roster.public(sender, 2)
         key = crypto.agree(self.private("box"), public, about, "share", sender, self.number)
         shares = crypto.cut(crypto.unseal(key, sealed))
         return shares if crypto.hash_shares(shares) == hashes else []
 
     def _shares(self, sender: int, view: bytes, sealed: bytes, hashes: bytes) -> dict[Part, bytes]:
-        """Return a survivor's shares of seeds by part."""
+        """Return a survivor's shares of its seeds, by part."""
         shares, parts = self._open(sender, view, sealed, hashes), self._parts[self.roster.clients[sender][0]]
         return dict(zip(parts, shares, strict=True)) if len(shares) == len(parts) else {}
 
     def _check(self, clients: Sequence[int], members: Collection[int], dealt: Dealt) -> None:
-        """Reject clients that are not members, each once and in order; and too few, or without this one."""
+        """Raise ``ReplyError`` unless ``clients`` are distinct members in order, enough, and include this client."""
         minimum = self.roster.threshold
         if list(clients) != sorted(set(members).intersection(clients)) or {*map(len, dealt)} != {len(clients)}:
             raise ReplyError("the server named other clients than those that take part, or not each of them once")

@@ -1,7 +1,7 @@
-"""Keys, sealed texts, mask streams and secret shares: X25519, HKDF, ChaCha20-Poly1305, AES-256-CTR, Shamir.
+"""Keys, encryption, mask streams and secret shares: X25519, HKDF, ChaCha20-Poly1305, AES-256-CTR, Shamir.
 
-Flower's SecAgg+ shares secrets in pieces of 16 bytes over GF(2^128), in Python bit by bit. In a prime field that holds
-32 bytes, Python's integers do it in milliseconds.
+Flower's SecAgg+ shares secrets in pieces of 16 bytes over GF(2^128), bit by bit in Python. In a prime field that
+contains all numbers of 32 bytes, Python's integers do the same in milliseconds.
 """
 
 import hashlib
@@ -22,18 +22,18 @@ from numpy.typing import NDArray
 from heterofl_flwr.common.errors import ReplyError
 
 Words = NDArray[np.uint32]
-"""Masked values: arithmetic modulo 2^32."""
+"""Masked values; arithmetic is modulo 2^32."""
 
 KEY_BYTES, SHARE_BYTES, TAG_BYTES, HASH_BYTES = 32, 33, 16, 16
 PRIME = 2**256 + 297
 """Modulus of the shares: the smallest prime above all secrets."""
 
-_BLOCK = 2**16  # words per call, which stay in the processor's cache
+_BLOCK = 2**16  # words per call; they fit into the processor's cache
 _ZEROS = bytes(4 * _BLOCK)
 
 
 def new_pair() -> tuple[bytes, bytes]:
-    """Return a fresh private key and its public key."""
+    """Return a new private key and its public key."""
     key = X25519PrivateKey.generate()
     return key.private_bytes_raw(), key.public_key().public_bytes_raw()
 
@@ -44,9 +44,9 @@ def public_of(private: bytes) -> bytes:
 
 
 def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
-    """Return the key that two clients share for a purpose; keys of different purposes are independent.
+    """Return the key that two clients derive for a purpose; keys for different purposes are independent.
 
-    The purpose begins with the digest of the roster. So a key serves one round and one pair, and two clients with
+    The purpose begins with the digest of the roster. So a key is used by one pair in one round, and two clients with
     different rosters derive different keys.
     """
     try:
@@ -57,7 +57,7 @@ def agree(private: bytes, public: bytes, *purpose: bytes | str | int) -> bytes:
 
 
 def are_usable(keys: Sequence[bytes]) -> bool:
-    """Whether these are two different, valid public keys."""
+    """Whether ``keys`` are two different, valid public keys."""
     try:
         for key in keys:
             agree(new_pair()[0], key)
@@ -67,12 +67,12 @@ def are_usable(keys: Sequence[bytes]) -> bool:
 
 
 def seal(key: bytes, plain: bytes) -> bytes:
-    """Return a text encrypted and authenticated with a key that is used once, so the nonce may be zero."""
+    """Encrypt and authenticate a text. The key must be used only once, because the nonce is always zero."""
     return ChaCha20Poly1305(key).encrypt(bytes(12), plain, None)
 
 
 def unseal(key: bytes, sealed: bytes) -> bytes:
-    """Return the text; empty if it was changed, or is of another round, sender or receiver."""
+    """Decrypt a text; return b"" if it was changed, or is from another round, sender or receiver."""
     try:
         return ChaCha20Poly1305(key).decrypt(bytes(12), sealed, None)
     except InvalidTag:
@@ -80,17 +80,17 @@ def unseal(key: bytes, sealed: bytes) -> bytes:
 
 
 def digest(*parts: bytes) -> bytes:
-    """Return the hash of a sequence of texts."""
+    """Return the hash of a sequence of byte strings."""
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def hash_shares(shares: Sequence[bytes]) -> bytes:
-    """Return the hashes of shares, joined. A share is uniform in 2^256, so its hash hides it."""
+    """Return the joined hashes of shares. A share has 2^256 equally likely values, so its hash does not reveal it."""
     return b"".join(hashlib.sha256(share).digest()[:HASH_BYTES] for share in shares)
 
 
 def add_stream(total: Words, key: bytes, sign: int = 1) -> None:
-    """Add the stream of a key to words in place, or subtract it; all 256 bits of the key count."""
+    """Add the AES-256 stream of a key to words in place; subtract it if ``sign`` is negative."""
     encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
     combine = np.add if sign > 0 else np.subtract
     for start in range(0, len(total), _BLOCK):
@@ -99,12 +99,12 @@ def add_stream(total: Words, key: bytes, sign: int = 1) -> None:
 
 
 def cut(text: bytes, size: int = SHARE_BYTES) -> list[bytes]:
-    """Return the pieces of a text, such as shares that were joined."""
+    """Split bytes into pieces of a size, for example into the shares that were joined."""
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
 def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
-    """Return Shamir shares of a secret: values of a polynomial of degree ``threshold - 1``, from 1 on."""
+    """Return Shamir shares of a secret: the values at 1, 2, ... of a random polynomial of degree ``threshold - 1``."""
     coefficients = [int.from_bytes(secret, "big"), *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
     shares = []
     for point in range(1, number + 1):
@@ -116,14 +116,14 @@ def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
 
 
 def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """Return the secret of shares by position, counted from 0; empty if these are shares of no secret."""
+    """Return the secret from shares by position (from 0); b"" if they are not the shares of a secret."""
     points = tuple(position + 1 for position in sorted(shares))[:threshold]
     value = _interpolate(shares, points, 0)
     return value.to_bytes(KEY_BYTES, "big") if value < 2 ** (8 * KEY_BYTES) else b""
 
 
 def are_consistent(shares: Mapping[int, bytes], threshold: int) -> bool:
-    """Whether shares by position are values of one polynomial of degree ``threshold - 1``."""
+    """Whether all shares, by position, are values of one polynomial of degree ``threshold - 1``."""
     points = tuple(position + 1 for position in sorted(shares))
     return all(
         _interpolate(shares, points[:threshold], point) == int.from_bytes(shares[point - 1], "big")
@@ -139,7 +139,7 @@ def _interpolate(shares: Mapping[int, bytes], points: tuple[int, ...], argument:
 
 @lru_cache(maxsize=1024)
 def _weights(points: tuple[int, ...], argument: int = 0) -> list[int]:
-    """Return Lagrange's weights at an argument."""
+    """Return the Lagrange weights of ``points`` at an argument."""
     remaining: Sequence[Sequence[int]] = [[value for value in points if value != point] for point in points]
     return [
         prod(value - argument for value in row) % PRIME * pow(prod(value - point for value in row), -1, PRIME) % PRIME

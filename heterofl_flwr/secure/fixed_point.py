@@ -1,4 +1,4 @@
-"""Fixed point: changes of parameters as whole numbers of steps, whose sum over all clients fits into 32 bits."""
+"""Fixed point: changes of parameters as whole numbers of steps whose sum over all clients fits into 32 bits."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ LARGEST_SUM = 2**31 - 1
 
 
 def largest_steps(clients: int) -> int:
-    """Return the largest change of an entry in steps, for a number of clients."""
+    """Return the largest change of an entry in steps, if this number of clients is summed."""
     return LARGEST_SUM // clients
 
 
@@ -19,10 +19,10 @@ def largest_steps(clients: int) -> int:
 def to_steps(
     changes: Mapping[str, Tensor], bound: float, clients: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return changes in steps of ``bound / largest_steps(clients)``, each cut to the bound.
+    """Return changes in steps of ``bound / largest_steps(clients)``, clipped to the bound.
 
-    A change is rounded up or down at random, with the change as its expectation. Rounding to the nearest step would
-    lose changes below half a step, round after round.
+    Changes are rounded up or down at random, so that the expectation is the change. Rounding to the nearest step would
+    lose changes below half a step in every round.
     """
     largest, steps = largest_steps(clients), {}
     for name, change in changes.items():

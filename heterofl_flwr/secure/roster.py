@@ -1,4 +1,4 @@
-"""The roster of a round, which all its clients know, and the parts of the sum that open together."""
+"""The roster of a round, which all its clients receive, and the parts of the sum, which are unmasked separately."""
 
 import json
 from collections import Counter
@@ -18,33 +18,37 @@ from heterofl_flwr.secure.crypto import KEY_BYTES, digest
 from heterofl_flwr.secure.slices import as_state, classes_of, count_holders, reduced, whole, with_counts
 
 ROW_GROUPS = 64
-"""Upper bound on the groups of classifier rows, each with seeds of its own; more classes share groups."""
+"""Upper bound on the number of groups of classifier rows. Each group has its own seeds; if there are more classes,
+several share a group.
+"""
 
 Part = int
-"""A part of the sum, with a seed of each of its clients: a ring without its classifier rows, or one group of these."""
+"""Number of a part of the sum. Each client has one seed for each of its parts. A part is a ring without its classifier
+rows, or a group of classifier rows in a ring. A ring is all entries that equally many members hold.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roster:
-    """The clients of a round, with their slices and keys. All are neighbours: each pair shares a mask.
+    """The clients of a round, with their slices and keys. Each pair of clients shares a mask.
 
     Attributes
     ----------
     run, server_round
-        The random id of the run, and the round, from 1. A client masks its change once for both.
+        The random id of the run and the round, from 1. A client masks its change only once for the two.
     least
         Minimum number of clients in a sum that is unmasked.
     bound
-        Largest change of an entry by one client.
+        Upper bound on one client's change of an entry.
     rows, extra_rows
-        The parameters whose rows belong to classes; whether rows beyond the classes count for all.
+        The parameters whose rows belong to classes, and whether rows beyond the classes count for all clients.
     grid
-        With noise: the L2 norm that a change is clipped to, and the step of the noise; else empty.
+        With noise, the L2 norm to which a change is clipped and the step size of the noise; otherwise empty.
     plans
-        The distinct slices: for each axis of each parameter its length in the global model, and its positions, or
-        their number if these are the first ones.
+        The distinct slices. For each axis of each parameter: its length in the global model and its positions, or only
+        the number of positions if they are the first ones.
     clients
-        For each client the number of its slice, its public key for masks and that for shares, in hexadecimal.
+        For each client: the index of its slice, its public key for masks and its public key for shares, in hexadecimal.
     """
 
     run: int
@@ -66,12 +70,12 @@ class Roster:
         return cls(plans=distinct, clients=[(number, *(key.hex() for key in pair)) for number, pair in pairs], **values)
 
     def to_bytes(self) -> bytes:
-        """Return the roster as it travels."""
+        """Return the roster as bytes for a message."""
         return json.dumps({attribute.name: getattr(self, attribute.name) for attribute in fields(self)}).encode()
 
     @classmethod
     def from_bytes(cls, text: object) -> "Roster":
-        """Return the roster that a server sent; reject an invalid one."""
+        """Parse a roster from a server; raise ``ReplyError`` if it is invalid."""
         try:
             roster = cls(**json.loads(text))  # type: ignore[arg-type]
             keys = [bytes.fromhex(key) for _, *pair in roster.clients for key in pair]
@@ -87,24 +91,24 @@ class Roster:
 
     @cached_property
     def digest(self) -> bytes:
-        """Hash of the roster, in the purpose of each key."""
+        """Hash of the roster; the purpose of each key contains it."""
         return digest(self.to_bytes())
 
     @cached_property
     def slices(self) -> Sequence[Plan]:
-        """The distinct slices, with entries for the number of clients in each row."""
+        """The distinct slices, with additional entries for the number of clients in each row."""
         plans = ({name: tuple(_read(*axis) for axis in axes) for name, axes in plan.items()} for plan in self.plans)
         return with_counts(list(map(Plan, plans)), self.rows)
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """The slices with classes of positions instead of positions; they have the same parts."""
+        """The slices with one position for each class of positions; they have the same parts as ``slices``."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 
     @cached_property
     def num_rows(self) -> int:
-        """Rows of the largest parameter whose rows belong to classes."""
+        """Number of rows of the largest parameter whose rows belong to classes."""
         lengths = (axes[0].size for plan in self.slices for name, axes in plan.axes.items() if name in self.rows)
         return max(lengths, default=0)
 
@@ -119,12 +123,12 @@ class Roster:
 
     @property
     def threshold(self) -> int:
-        """Number of shares that give a secret: over two thirds, so two sets of helpers share over a third."""
+        """Number of shares that give a secret: over two thirds, so any two such sets of clients share over a third."""
         return 2 * len(self.clients) // 3 + 1
 
     @property
     def tolerated(self) -> int:
-        """Upper bound on the clients that may lie, and at least 1: with as many accusers a client is a liar."""
+        """Upper bound on the number of clients that may lie, at least 1. More accusers than this prove a lie."""
         return max(1, len(self.clients) - self.threshold)
 
     def public(self, client: int, use: int) -> bytes:
@@ -132,7 +136,10 @@ class Roster:
         return bytes.fromhex(str(self.clients[client][use]))
 
     def count(self, plan: Plan, clients: Collection[int], slices: Sequence[Plan] = ()) -> NDArray[np.int32]:
-        """Return how many of these clients hold each entry of a slice; for a small slice, pass the small ``slices``."""
+        """Return the number of these clients that hold each entry of a slice.
+
+        For a slice of ``small``, pass ``slices=self.small``.
+        """
         numbers = Counter(self.clients[client][0] for client in set(clients))
         return count_holders(plan, slices or self.slices, [numbers[number] for number in range(len(self.slices))])
 
@@ -155,7 +162,7 @@ class Roster:
         return part % (self.row_groups + 1) > 0
 
     def open_rings(self, members: Collection[int], survivors: Collection[int]) -> set[int]:
-        """Return the rings that may be unmasked: each entry still has the minimum number of holders.
+        """Return the rings that may be unmasked: all their entries still have the minimum number of holders.
 
         A ring is all entries that equally many members hold.
         """
@@ -164,12 +171,12 @@ class Roster:
         return {ring for ring in candidates if remaining[rings == ring].min() >= self.least}
 
     def parts_by_slice(self, members: Collection[int]) -> list[list[Part]]:
-        """Return for each slice the parts that its clients have seeds for, in order."""
+        """Return, for each slice, the parts for which its clients have seeds, in order."""
         parts_by_ring = (np.unique(self.parts(plan, self.count(plan, members, self.small))) for plan in self.small)
         return [[int(part) for part in parts if part] for parts in parts_by_ring]
 
     def view(self, members: Collection[int]) -> bytes:
-        """Return the hash of the roster and its remaining members, which masks and shares of seeds depend on."""
+        """Return a hash of the roster and its remaining members, on which masks and shares of seeds depend."""
         return digest(self.digest, repr(sorted(members)).encode())
 
 

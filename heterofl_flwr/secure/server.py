@@ -1,4 +1,4 @@
-"""The server's side of a round of secure aggregation: add up masked vectors, and take the masks off the sum."""
+"""The server's side of a round of secure aggregation: add up masked vectors, and remove the masks from the sum."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,20 @@ from heterofl_flwr.secure.roster import Part, Roster
 from heterofl_flwr.secure.slices import COUNTS, add_part, as_state, classes_of, whole
 
 KEY_PART: Part = 0
-"""Stands for a client's private key among the parts that it has seeds of."""
+"""Part number for a client's private key."""
 
 
 class ServerRound:
     """A sum of masked vectors over the entries of the global model.
 
-    ``shares`` are each client's shares of its key. Their senders are the members, whose changes can be added up.
+    ``shares`` are each client's shares of its key. The clients that sent them are the members, whose changes can be
+    summed.
 
     Attributes
     ----------
     liars
-        Reasons by client: it revealed shares that do not fit their hashes, which it could check; or dealt such shares.
+        Reasons by client. A liar revealed shares that do not match their hashes, which it could check, or dealt such
+        shares.
     """
 
     def __init__(self, roster: Roster, shares: Mapping[int, Dealt]) -> None:
@@ -36,10 +38,10 @@ class ServerRound:
         self._keys, self._parts = shares, roster.parts_by_slice(self.members)
         self._union = whole(roster.slices)
         self._total = np.zeros(self._union.parameters, np.uint32)
-        self._seeds: dict[int, tuple[Dealt, dict[Part, bytes]]] = {}  # each survivor's shares, and hashes of its seeds
-        self._spoiled = np.zeros(self._union.parameters, np.int32)  # entries with masks that cannot be taken off
+        self._seeds: dict[int, tuple[Dealt, dict[Part, bytes]]] = {}  # by survivor: shares and hashes of seeds
+        self._spoiled = np.zeros(self._union.parameters, np.int32)  # entries whose masks cannot be removed
         self._opened = np.zeros(self._union.parameters, np.bool_)
-        self._accusers: defaultdict[int, set[int]] = defaultdict(set)  # by dealer, those without usable shares of it
+        self._accusers: defaultdict[int, set[int]] = defaultdict(set)  # for each dealer, clients without usable shares
 
     @property
     def survivors(self) -> list[int]:
@@ -48,22 +50,22 @@ class ServerRound:
 
     @property
     def can_open(self) -> bool:
-        """Whether enough clients are left to take the masks off."""
+        """Whether enough clients remain to remove the masks."""
         return len(self._seeds) >= self.roster.threshold
 
     def keys_for(self, client: int) -> Dealt:
-        """Return the shares of the members' keys for a client."""
+        """Return the members' shares of their keys that are sealed for a client."""
         pairs = ((self._keys[dealer].sealed[client], self._keys[dealer].hashes[client]) for dealer in self.members)
         return Dealt(*map(list, zip(*pairs, strict=True)))
 
     def seeds_for(self, client: int) -> Dealt:
-        """Return the shares of the survivors' seeds for a client."""
+        """Return the survivors' shares of their seeds that are sealed for a client."""
         place = self.members.index(client)
         dealt = (self._seeds[dealer][0] for dealer in self.survivors)
         return Dealt(*map(list, zip(*((seed.sealed[place], seed.hashes[place]) for seed in dealt), strict=True)))
 
     def add(self, client: int, masked: Masked) -> None:
-        """Add a member's masked vector; ``ReplyError`` if it does not fit, and then nothing has changed."""
+        """Add a member's masked vector; if it is invalid, raise ``ReplyError`` and change nothing."""
         vector, shares, digests = masked
         number = self.roster.clients[client][0]
         expected, parts = (self.roster.slices[number].parameters,), self._parts[number]
@@ -76,9 +78,9 @@ class ServerRound:
         self._seeds[client] = shares, dict(zip(parts, digests, strict=True))
 
     def unmask(self, revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Take the masks off all but classifier rows, with what ``ClientRound.reveal`` returned.
+        """Remove the masks of all entries but classifier rows, with the shares from ``ClientRound.reveal``.
 
-        Entries with masks that cannot be removed stay closed.
+        Entries whose masks cannot be removed stay closed.
         """
         roster, survivors = self.roster, self.survivors
         rings = roster.open_rings(self.members, survivors)
@@ -88,7 +90,7 @@ class ServerRound:
             client: [KEY_PART] if client not in self._seeds else self._of(client, parts) for client in self.members
         }
         shares = self._collect(revealed, by_client)
-        # What a lost client would have added cancels what the others share with it.
+        # The masks of a lost client cancel those that the others share with it.
         for client in [client for client in self.members if client not in self._seeds]:
             plan, private = roster.slices[roster.clients[client][0]], self._secret(client, KEY_PART, shares)
             if private is None:
@@ -100,9 +102,9 @@ class ServerRound:
         self._take_off(parts, shares)
 
     def row_numbers(self) -> dict[Part, int]:
-        """Return the least number of clients in any row of each part of classifier rows that may be unmasked.
+        """Return, for each part of classifier rows that may be unmasked, the smallest number of clients in any row.
 
-        A part with a row of fewer clients than the minimum stays closed; rows without clients are no hindrance.
+        A part with a row of fewer clients than the minimum stays closed. Rows without clients are ignored.
         """
         numbers: defaultdict[Part, list[int]] = defaultdict(list)
         for name in self._row_names:
@@ -114,12 +116,12 @@ class ServerRound:
         return {part: min(row) for part, row in sorted(numbers.items()) if min(row) >= self.roster.least}
 
     def unmask_rows(self, numbers: Mapping[Part, int], revealed: Mapping[int, Sequence[bytes]]) -> None:
-        """Remove the masks of classifier rows, with the shares from ``ClientRound.reveal_rows`` for these numbers."""
+        """Remove the masks of classifier rows, with the shares from ``ClientRound.reveal_rows`` for these parts."""
         shares = self._collect(revealed, {client: self._of(client, set(numbers)) for client in self.survivors})
         self._take_off(set(numbers), shares)
 
     def sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return for each parameter the sum of changes in steps, and how many clients count: 0 where it is closed."""
+        """Return, for each parameter, the sum of changes in steps and the number of clients; 0 for closed entries."""
         holders = self.roster.count(self._union, self.survivors)
         holders[~self._opened] = 0
         counts = as_state(holders, self._union)
@@ -129,7 +131,7 @@ class ServerRound:
         return {name: (totals[name], counts[name].float()) for name in totals if not name.startswith(COUNTS)}
 
     def closed(self) -> dict[str, Tensor]:
-        """Return for each parameter which entries stayed closed, without rows in which no client counts."""
+        """Return, for each parameter, the mask of entries that stayed closed, except rows in which no client counts."""
         opened = as_state(self._opened, self._union)
         closed = {name: ~tensor for name, tensor in opened.items() if not name.startswith(COUNTS)}
         for name in self._row_names:
@@ -138,7 +140,7 @@ class ServerRound:
 
     @property
     def impossible(self) -> list[str]:
-        """The parameters with an impossible number of clients in a row: one client lied, and which one is unknown."""
+        """The parameters with an impossible number of clients in a row. A client lied, but it is unknown which one."""
         opened = as_state(self._opened, self._union)
         return [name for name in self._row_names if (opened[COUNTS + name] & (self._counts(name) < 0)).any()]
 
@@ -147,29 +149,29 @@ class ServerRound:
         return [name for name in self.roster.rows if name in self._union.axes]
 
     def _counts(self, name: str) -> Tensor:
-        """Return how many clients count in each row and class of columns; -1 where that is closed or impossible."""
+        """Return the number of clients in each row and class of columns; -1 if it is closed or impossible."""
         vectors = self._total.view(np.int32), self._opened
         numbers, opened = (as_state(vector, self._union)[COUNTS + name] for vector in vectors)
         holders = self._holders(name, self.survivors)
         return torch.where(opened & (numbers >= 0) & (numbers <= holders), numbers, -1)
 
     def _holders(self, name: str, clients: Sequence[int]) -> Tensor:
-        """Return how many of these clients hold each row and class of columns."""
+        """Return the number of these clients that hold each row and class of columns."""
         plan = Plan({COUNTS + name: self._union.axes[COUNTS + name]})
         return as_state(self.roster.count(plan, clients), plan)[COUNTS + name]
 
     def _expand(self, name: str, counts: Tensor) -> Tensor:
-        """Return one number for each column from one for each class of columns."""
+        """Expand one number for each class of columns to one number for each column."""
         for axis, classes in enumerate(classes_of(self.roster.slices, name)[1:], 1):
             counts = counts.index_select(axis, torch.from_numpy(classes))
         return counts
 
     def _of(self, client: int, parts: set[Part]) -> list[Part]:
-        """Return those of some parts that a client has seeds of."""
+        """Return those of some parts for which a client has seeds."""
         return [part for part in self._parts[self.roster.clients[client][0]] if part in parts]
 
     def _take_off(self, parts: set[Part], shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> None:
-        """Take the private masks of all survivors off some parts."""
+        """Remove the private masks of all survivors from some parts."""
         roster, by_slice = self.roster, defaultdict[int, list[int]](list)
         for client in self.survivors:
             by_slice[roster.clients[client][0]].append(client)
@@ -190,9 +192,9 @@ class ServerRound:
     def _collect(
         self, revealed: Mapping[int, Sequence[bytes]], expected: Mapping[int, Sequence[Part]]
     ) -> Mapping[tuple[int, Part], Mapping[int, bytes]]:
-        """Return the true shares of each client's secrets by part and sender; name those who sent false ones.
+        """Return the valid shares of each client's secrets, by part and sender; add other senders to ``liars``.
 
-        A sender knows the hashes of its shares, so an honest one sends none that does not fit.
+        A sender knows the hashes of the shares it received, so an honest client sends no share that does not match.
         """
         shares: defaultdict[tuple[int, Part], dict[int, bytes]] = defaultdict(dict)
         for helper, texts in revealed.items():
@@ -204,7 +206,7 @@ class ServerRound:
         return shares
 
     def _true_shares(self, helper: int, client: int, parts: Sequence[Part], text: bytes) -> Mapping[Part, bytes]:
-        """Return a helper's shares of a client's secrets by part; empty if it sent none or false ones."""
+        """Return a helper's shares of a client's secrets, by part; {} if it sent none or false ones."""
         if parts and not text:
             self._accusers[client].add(helper)
             return {}
@@ -217,7 +219,10 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Name clients whose shares more clients lack, or that lack more clients' shares, than may lie."""
+        """Add clients to ``liars`` that lack too many shares, or whose shares too many others lack.
+
+        More than ``roster.tolerated`` are too many, because this number of clients may lie.
+        """
         accused = defaultdict[int, int](int)
         for helpers in self._accusers.values():
             for helper in helpers:
@@ -238,9 +243,9 @@ class ServerRound:
         return [digest for part, digest in zip(all_parts, hashes, strict=True) if part in set(parts)]
 
     def _secret(self, client: int, part: Part, shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> bytes | None:
-        """Return a secret from true shares; None if too few came, or if no polynomial has these values.
+        """Return a secret from valid shares; None if there are too few, or if they do not fit one polynomial.
 
-        A seed is what its shares say, whatever its hash; a key must fit the public one.
+        A seed is accepted if its shares agree, even if its hash is wrong. A key must match the public key.
         """
         dealt_shares, threshold = shares.get((client, part), {}), self.roster.threshold
         if len(dealt_shares) < threshold:
@@ -255,7 +260,7 @@ class ServerRound:
 
 
 def fits(dealt: Dealt, receivers: int, secrets: int) -> bool:
-    """Whether there are shares and hashes of all secrets for each receiver."""
+    """Whether there are shares and hashes of all secrets for each receiver, by their lengths."""
     sealed = [secrets * crypto.SHARE_BYTES + crypto.TAG_BYTES] * receivers
     hashes = [secrets * crypto.HASH_BYTES] * receivers
     return list(map(len, dealt.sealed)) == sealed and list(map(len, dealt.hashes)) == hashes

@@ -1,7 +1,7 @@
-"""Slices, as plans: where two of them overlap, and how many clients hold each entry.
+"""Slices as plans: the overlap of two slices, and the number of clients that hold each entry.
 
-The overlap of two slices is a slice too, and both sides know its entries in the same order, that of the global model.
-So word n of the stream of two clients belongs to entry n of their overlap.
+The overlap of two slices is a slice too. Both clients know its entries in the same order, that of the global model. So
+word n of the stream of two clients belongs to entry n of their overlap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from heterofl_flwr.core.axes import Axes, Axis, positions
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 Classes = NDArray[np.int64]
-"""The class of each position of an axis; positions of a class are in the same slices."""
+"""The class of each position of an axis; positions that are in the same slices form a class."""
 
 COUNTS = "number of clients for "
 """Name prefix of the entries with the number of clients that count in each row of a parameter."""
@@ -56,7 +56,7 @@ def add_part(vector: NDArray[np.generic], plan: Plan, part: Plan, values: NDArra
 
 
 def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) -> NDArray[np.int32]:
-    """Return how many clients hold each entry of a slice, as a vector; ``clients`` counts them by slice."""
+    """Return the number of clients that hold each entry of a slice; ``clients`` are the numbers by slice."""
     counts = np.zeros(plan.parameters, np.int32)
     for slice_plan, number in zip(slices, clients, strict=True):
         if number:
@@ -66,7 +66,7 @@ def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) ->
 
 
 def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list[Classes]:
-    """Return the classes of each axis of a parameter; with ``rows``, each row is a class."""
+    """Return the classes of the positions on each axis of a parameter; with ``rows``, each row is its own class."""
     axes = zip(*(plan.axes[name] for plan in slices if name in plan.axes), strict=True)
     members = ([np.isin(np.arange(axis.size), list(positions(axis))) for axis in column] for column in axes)
     classes = [np.unique(np.stack(member), axis=1, return_inverse=True)[1].reshape(-1) for member in members]
@@ -74,7 +74,7 @@ def classes_of(slices: Sequence[Plan], name: str, *, rows: bool = False) -> list
 
 
 def reduced(slices: Sequence[Plan], classes: Mapping[str, Sequence[Classes]]) -> list[Plan]:
-    """Return slices of some parameters with one position for each class."""
+    """Return slices, restricted to these parameters, with one position for each class of positions."""
     return [
         Plan({name: tuple(map(_reduce, plan.axes[name], axes)) for name, axes in classes.items() if name in plan.axes})
         for plan in slices
@@ -87,9 +87,10 @@ def _reduce(axis: Axis, classes: Classes) -> Axis:
 
 
 def with_counts(slices: Sequence[Plan], rows: Sequence[str]) -> list[Plan]:
-    """Return the slices with entries for the number of clients that count in each row of parameters by class.
+    """Return the slices with additional entries for the number of clients in each row of the parameters ``rows``.
 
-    The number is equal wherever the same clients hold the row, so each class of columns has one number a row.
+    This number is the same for all columns that the same clients hold, so there is one entry for each row and class of
+    columns.
     """
     by_row = {name: classes_of(slices, name, rows=True) for name in rows if any(name in plan.axes for plan in slices)}
     counts = ({COUNTS + name: axes for name, axes in plan.axes.items()} for plan in reduced(slices, by_row))
