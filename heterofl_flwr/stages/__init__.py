@@ -1,4 +1,5 @@
-"""Stages: the halves of a federated method around training and averaging, one file each.
+"""Stages: the two halves of a federated method around training and averaging, one method in each file.
 
-``server_stage`` and ``client_stage`` define the halves; ``chain`` puts server halves around the mean of a round.
+``server_stage`` and ``client_stage`` define the halves; ``chain`` runs server halves before and after the mean of a
+round.
 """

@@ -1,4 +1,4 @@
-"""Rounds that do not wait: the options, who has a seat in a step, and what lasts from step to step."""
+"""Asynchronous rounds: their options, the seats of a step, and the state between steps."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -15,22 +15,22 @@ from heterofl_flwr.stages.server_stage import ServerStage
 
 @group
 class Buffered:
-    """Asynchronous aggregation: the model takes a step when enough clients have answered, and waits for no one."""
+    """Asynchronous aggregation: the model takes a step as soon as enough clients have replied."""
 
     size: Natural = 0
-    """replies of a step, which takes the place of a round; 0: synchronous rounds"""
+    """number of replies in a step, which replaces a round; 0: synchronous rounds"""
     concurrency: Natural = 0
     """number of clients that train at any time; replaces sample.fraction"""
     staleness: NotNegative = 0.5
-    """exponent a of a reply's weight 1 / (1 + s)^a, where s is how many steps have moved an entry since the client was
-    sent it; 0: stale replies count as others
+    """exponent a of a reply's weight 1 / (1 + s)^a, where s is the number of steps that moved an entry after the client
+    was sent it; 0: stale replies have full weight
     """
     bound: Natural = 0
-    """a reply is dropped where even the entry that is least stale is staler than this; 0: never"""
+    """a reply is dropped if even its least stale entry is staler than this; 0: never"""
     clocks: Literal["regions", "model"] = "regions"
-    """what a step makes stale: the entries that it moved (regions), or the whole model (model), as in FedBuff"""
+    """what a step makes stale: only the entries that it moved (regions), or the whole model (model), as in FedBuff"""
     quota: Natural = 0
-    """replies of a step reserved for each level that is in training"""
+    """number of replies in a step that are reserved for each level in training"""
 
     def __post_init__(self) -> None:
         if self.concurrency < self.size:
@@ -38,7 +38,7 @@ class Buffered:
 
 
 class Seats:
-    """The ``size`` seats of one step; each level in training reserves ``quota`` of them."""
+    """The ``size`` seats for replies in one step; each level in training has ``quota`` of them reserved."""
 
     def __init__(self, size: int, quota: int = 0) -> None:
         self._size, self._quota = size, quota
@@ -50,22 +50,22 @@ class Seats:
         return self._taken.total() >= self._size
 
     def has_seat(self, rate: float, pending: Collection[float]) -> bool:
-        """Return whether a reply of this rate gets a seat; ``pending`` are the rates of later replies."""
+        """Return whether a reply of this rate gets a seat; ``pending`` are the rates of clients that train or wait."""
         reserved = sum(max(self._quota - self._taken[level], 0) for level in set(pending) - {rate})
         if self._taken[rate] < self._quota:  # a reserved seat of this level
             reserved = 0
         return self._taken.total() + reserved < self._size
 
     def take(self, rate: float) -> None:
-        """Take a seat."""
+        """Take a seat for a reply of this rate."""
         self._taken[rate] += 1
 
 
 class Asynchronous(ServerStage):
-    """The state of an asynchronous run: the clocks, and the partitions of the clients in training.
+    """Stage of an asynchronous run: stores the clocks, and the partitions of the clients in training.
 
-    A resumed run instructs these clients again, with the current model. Checkpoints are written at steps, so no reply
-    of a finished step is lost or counted twice.
+    A resumed run sends these clients new instructions with the current model. Checkpoints are written at steps, so no
+    reply of a finished step is lost or counted twice.
     """
 
     def __init__(self, options: Buffered) -> None:
@@ -78,13 +78,13 @@ class Asynchronous(ServerStage):
         return StaleMean(state, clocks=self.clocks, exponent=exponent, one_clock=one_clock)
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return how many steps there were, and who trains."""
+        """Return the number of steps and the partitions of the clients in training."""
         return {
             "version": torch.tensor(self.clocks.version),
             "training": torch.tensor(self.training, dtype=torch.int64),
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on after a step; all who trained then begin anew, so nothing from before it is needed."""
+        """Resume after a step. All clients in training start again, so no older state is needed."""
         self.clocks = Clocks(int(state["version"]) if state else 0)
         self.training: list[int] = state["training"].tolist() if state else []

@@ -1,4 +1,4 @@
-"""The chain: server stages around the mean that sums the updates of a round."""
+"""The chain: server stages before and after the mean of a round's updates."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -22,11 +22,11 @@ from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update,
 Expected = TypeVar("Expected")
 
 REMOTE_CHANGE = 10
-"""Default bound on a reply from another machine, in L2 norms of the whole model."""
+"""Default bound on the change in a reply from another machine, as a multiple of the model's L2 norm."""
 
 
 class Chain:
-    """Stages around a mean; made once for a run, and opened, fed and closed in each round."""
+    """Stages around a mean. It is made once for a run; each round opens it, adds updates and closes it."""
 
     def __init__(
         self,
@@ -42,22 +42,22 @@ class Chain:
         self.stages, self._open_aggregator = tuple(stages), aggregator
         self._extra_rows, self._limits = extra_rows, {"largest": largest, "norm_bound": norm_bound}
         check_chain(self.stages, aggregator, kind, weights)
-        self._aggregation: Aggregation  # from opening to closing
+        self._aggregation: Aggregation  # exists from open to close
         self._context: RoundContext
         self._broadcast: State = {}
 
     @property
     def summing(self) -> Conversation | None:
-        """The stage that sums replies itself; None without one."""
+        """The stage that sums replies itself; None without such a stage."""
         return next((stage for stage in self.stages if isinstance(stage, Conversation)), None)
 
     def instruction(self) -> Fields:
-        """Return the config entries that name the client stages, with their fields."""
+        """Return the config entries with the names and the fields of the client stages."""
         return write_stages(client for stage in self.stages if (client := stage.client()) is not None)
 
     @property
     def excluded(self) -> dict[int, str]:
-        """Clients that secure aggregation left out of this round, or named as liars, with the reason."""
+        """Clients that secure aggregation excludes from this round, or has found to lie, with the reason."""
         return dict(self.summing.excluded) if self.summing else {}
 
     @property
@@ -89,11 +89,11 @@ class Chain:
 
     @property
     def broadcast(self) -> Mapping[str, Tensor]:
-        """Tensors that clients receive with the model in this round, by ``client stage/parameter``."""
+        """Tensors that are sent to clients with the model in this round, by ``client stage/parameter``."""
         return self._broadcast
 
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
-        """Query clients before training; return for each that may train the extra fields of its instruction."""
+        """Ask clients before training; return extra fields of the instruction for each client that may train."""
         extra = {client: dict[str, object]() for client in clients}
         if self.summing:
             members = yield from self.summing.before(clients, self._context)
@@ -101,12 +101,12 @@ class Chain:
         return extra
 
     def after(self) -> Questions[None]:
-        """Ask clients after all replies were added."""
+        """Ask clients after all replies have been added."""
         if self.summing:
             yield from self.summing.after(self._context)
 
     def add(self, update: Update) -> None:
-        """Add a client's update to the mean; if it does not fit, raise ``ReplyError`` and change nothing."""
+        """Add a client's update to the mean; if it is invalid, raise ``ReplyError`` and change nothing."""
         stages: list[ServerStage] = [stage for stage in reversed(self.stages) if overrides(stage, "on_reply")]
         if self.summing:
             stages = [self.summing]
@@ -141,17 +141,17 @@ class Chain:
         return new
 
     def evaluated(self, state: State) -> State:
-        """Return the model that is evaluated and saved, from the one that is trained."""
+        """Return the model to evaluate and save, which stages compute from the trained model."""
         for stage in self.stages:
             state = stage.evaluated(state)
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the parameters in which the model of a rate differs from its slice, in its shapes."""
+        """Return those parameters of a rate's model that are not slices of the global model, in the model's shapes."""
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:
-        """Return the stages' numbers for the record of a round."""
+        """Return the stages' metrics for the record of a round."""
         return {key: value for stage in self.stages for key, value in stage.metrics().items()}
 
     def state(self) -> dict[str, Tensor]:
@@ -163,7 +163,7 @@ class Chain:
         }
 
     def reorder(self, apply: Callable[[str, Tensor], Tensor], shapes: Mapping[str, torch.Size]) -> None:
-        """Change the order of channels in the stages' tensors; a tensor's name ends with that of its parameter."""
+        """Permute the channels of the stages' tensors. The name of a tensor ends with that of its parameter."""
         for stage in self.stages:
             tensors = {key: (key.rpartition("/")[2], tensor) for key, tensor in stage.state().items()}
             if tensors:
@@ -187,7 +187,7 @@ class Chain:
 
 
 def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, Tensor]:
-    """Return a stage's tensors for clients; raise an error where one does not fit its parameter."""
+    """Return a stage's tensors for clients; raise ``ConfigError`` if a name or a shape is not that of a parameter."""
     tensors = stage.broadcast(context)
     for name, tensor in tensors.items():
         if name not in context.state or tensor.shape != context.state[name].shape:
@@ -199,7 +199,7 @@ def _check_broadcast(stage: ServerStage, context: RoundContext) -> Mapping[str, 
 
 
 def _expect(kind: type[Expected], result: object, source: str) -> Expected:
-    """Return the result of a stage; raise an error if it is of another type."""
+    """Return the result of a stage; raise ``ConfigError`` if its type is wrong."""
     if not isinstance(result, kind):
         raise ConfigError(f"{source} returned {type(result).__name__}; expected {kind.__name__}")
     return result

@@ -1,4 +1,4 @@
-"""Checks that the stages of a chain fit together, and fit its mean."""
+"""Checks that the stages of a chain are compatible with each other and with the mean."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -11,11 +11,11 @@ from heterofl_flwr.stages.conversation import Conversation
 from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 
 Kind = Literal["counting", "robust", "asynchronous", "other"]
-"""The mean of a chain, in words."""
+"""Kind of a chain's mean."""
 
 
 def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind: Kind, weights: Weights) -> None:
-    """Raise one error for all stages that do not fit together; each with its remedy."""
+    """Raise one ``ConfigError`` that lists all incompatible stages, each with a remedy."""
     faults = [fault for stage in stages for fault in _faults_of_class(stage)]
     if faults:
         raise ConfigError("; ".join(faults))
@@ -43,7 +43,7 @@ def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind:
 def _faults(
     stage: ServerStage, stages: Sequence[ServerStage], aggregator: OpenAggregator, kind: Kind, weights: Weights
 ) -> Iterator[str]:
-    """Yield the needs of a stage that the chain does not meet."""
+    """Yield the requirements of a stage that the chain does not meet."""
     needs, name = stage.needs, stage_name(stage)
     if needs.counting_mean and kind != "counting":
         remedy = {
@@ -82,7 +82,7 @@ def overrides(stage: ServerStage, method: str) -> bool:
 
 
 def _faults_of_class(stage: ServerStage) -> Iterator[str]:
-    """Yield methods of a stage that nothing calls, each with its place."""
+    """Yield errors for methods of a stage that are never called."""
     name, kind = stage_name(stage), type(stage)
     homes = dict.fromkeys(CLIENT_METHODS, f" on the server; it belongs in a ClientStage, which {name}.client() returns")
     if not isinstance(stage, Conversation):

@@ -1,6 +1,6 @@
 """The client half of a stage: a penalty on the client's loss, and a change of the update that it sends.
 
-A server names client stages and sends their fields; the code is what the client's process has registered.
+The server sends the names and the fields of client stages. Their code is registered in the client's process.
 """
 
 import math
@@ -19,7 +19,7 @@ from heterofl_flwr.nn.penalty import Quadratic
 from heterofl_flwr.secure.client import NodeRecords
 
 KEY = "client-stages"
-"""Config key of an instruction: the names of its client stages in their order, with commas."""
+"""Config key of an instruction: names of its client stages in order, separated by commas."""
 
 State = dict[str, Tensor]
 """Tensors by name."""
@@ -28,7 +28,7 @@ Fields = Mapping[str, object]
 """Extra entries of a message's config, by key: numbers, text, bytes, and lists of these."""
 
 FULL_PRECISION = "float32"
-"""Form of an update that no stage has encoded."""
+"""Form of an update that is not encoded by a stage."""
 
 Value = bool | int | float | str
 LONGEST_TEXT = 200
@@ -40,7 +40,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
-    """An update on its way out of a client.
+    """An update that a client is about to send.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReply(Outgoing):
-    """A client's update as the server reads it, with its present capacity and the bytes of its arrays."""
+    """A client's update as the server reads it, with the client's capacity and the size of the arrays in bytes."""
 
     metrics: Mapping[str, float]
     capacity: float | None = None
@@ -76,12 +76,12 @@ class TrainReply(Outgoing):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientContext:
-    """The instruction that a client stage works on.
+    """The instruction that a client stage works on, and the data of its client.
 
     Attributes
     ----------
     received
-        Reads the parameters that the server sent.
+        Function that returns the parameters sent by the server.
     seed
         Random seed of this run, round and client.
     config
@@ -89,16 +89,16 @@ class ClientContext:
     learning_rate
         Learning rate that the server sent; 0 without one.
     total_step
-        Sum of the learning rates of the local steps that the client has taken; 0 before training. On simulated
-        clients with SGD momentum, the length of these steps along a constant gradient.
+        Sum of the learning rates of the client's local steps so far; 0 before training. On simulated clients with SGD
+        momentum, the length of these steps along a constant gradient.
     broadcast
         Slices of the tensors that the server half has sent (``ServerStage.broadcast``), by parameter name.
     state
-        Tensors that the stage keeps on this client from task to task, by name; assign to it in ``on_update``.
+        Tensors that the stage stores on this client between tasks, by name. Assign to it in ``on_update``.
     round_state
-        Secrets of one round, in the node's memory alone; None without a context of the client.
+        Secrets of one round, kept only in the node's memory; None if the client's Flower context is unknown.
     node_config
-        Config of the node, which no server sets.
+        Config of the node, which the server cannot set.
     records
         Records of the node that outlive the run; None without a ``states-path``.
     """
@@ -115,7 +115,7 @@ class ClientContext:
     records: NodeRecords | None = None
 
     def stored(self, name: str, like: Tensor) -> Tensor:
-        """Return a tensor of ``state``; zeros before the first task, and where its shape has changed."""
+        """Return a tensor of ``state``; zeros before the first task, or if its shape has changed."""
         tensor = self.state.get(name)
         return torch.zeros_like(like) if tensor is None or tensor.shape != like.shape else tensor
 
@@ -123,15 +123,15 @@ class ClientContext:
 class ClientStage:
     """The client half of a stage: a frozen dataclass whose fields the server sends.
 
-    Override ``quadratic`` or ``penalty``, and ``on_update``; each default changes nothing.
+    Override ``quadratic`` or ``penalty``, and ``on_update``. By default they change nothing.
     """
 
     registered_name: ClassVar[str] = ""
     stateful: ClassVar[bool] = False
-    """True if the stage assigns to ``context.state``; each client then keeps its slice in all rounds."""
+    """True if the stage assigns to ``context.state``; each client then has the same slice in all rounds."""
 
     def quadratic(self, context: ClientContext) -> Quadratic | None:
-        """Return the penalty as a quadratic form, so that clients train together; else override ``penalty``."""
+        """Return the penalty as a quadratic form, with which clients can train together, or override ``penalty``."""
         del context
         return None
 
@@ -141,16 +141,16 @@ class ClientStage:
         return 0.0 if quadratic is None else quadratic(model)
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Return the update that the client sends: clipped, compressed, masked."""
+        """Return the update to send, for example clipped, compressed or masked."""
         del context
         return update
 
 
 class RespondingStage(ClientStage):
-    """The client half of a conversation."""
+    """The client half of a ``Conversation``."""
 
     def answer(self, context: ClientContext) -> Fields:
-        """Return the answer to a question, which is ``context.config``."""
+        """Return the answer to the question in ``context.config``."""
         del context
         return {}
 
@@ -162,13 +162,13 @@ SERVER_METHODS = (
 )
 
 CLIENT_STAGES: dict[str, type[ClientStage]] = {}
-"""The client stages of this process by name."""
+"""Registered client stages by name."""
 
 Kind = TypeVar("Kind", bound=ClientStage)
 
 
 def client_stage(name: str) -> Callable[[type[Kind]], type[Kind]]:
-    """Register a class under the name by which a server asks for it."""
+    """Register a class as the client stage with this name."""
 
     def register(kind: type[Kind]) -> type[Kind]:
         place = f"{kind.__module__}.{kind.__qualname__}"
@@ -186,7 +186,7 @@ def client_stage(name: str) -> Callable[[type[Kind]], type[Kind]]:
 
 
 def _check_class(kind: type[ClientStage]) -> None:
-    """Raise an error where a class is no frozen dataclass, or overrides methods that no client calls."""
+    """Raise ``ConfigError`` unless a class is a frozen dataclass and overrides only methods that clients call."""
     if not is_dataclass(kind) or not getattr(kind, "__dataclass_params__").frozen:  # noqa: B009 - unknown to mypy
         raise ConfigError(
             f"{kind.__name__}: expected a frozen dataclass, as its fields travel: @dataclass(frozen=True)"
@@ -209,7 +209,7 @@ def _field_types(kind: type[ClientStage]) -> dict[str, Any]:
 
 
 def write_stages(stages: Iterable[ClientStage]) -> dict[str, Value]:
-    """Return the config of an instruction that names client stages."""
+    """Return the config entries of an instruction for these client stages."""
     named = {stage.registered_name: stage for stage in stages}
     config: dict[str, Value] = {KEY: ",".join(named)} if named else {}
     for name, stage in named.items():
@@ -218,7 +218,7 @@ def write_stages(stages: Iterable[ClientStage]) -> dict[str, Value]:
 
 
 def read_stages(config: Fields) -> list[ClientStage]:
-    """Return the client stages that an instruction names; reject unknown names and values of other types."""
+    """Return the client stages in an instruction; raise ``ReplyError`` for unknown names and invalid fields."""
     names = config.get(KEY, "")
     if not isinstance(names, str) or len(names) > MOST_STAGES * LONGEST_TEXT:
         raise ReplyError(f"the server sent {short_repr(names)} as {KEY}, expected names with commas")
@@ -244,7 +244,7 @@ def _read_stage(name: str, config: Fields) -> ClientStage:
 
 
 def _read_field(key: str, value: object, kind: type[Value]) -> Value:
-    """Return a field; reject another type, numbers that are not finite, and long texts."""
+    """Return a field; raise ``ReplyError`` for a wrong type, a number that is not finite, or a long text."""
     if kind is float and type(value) is int:
         value = float(value) if abs(value) <= LARGEST_INTEGER else value
     bounded = (

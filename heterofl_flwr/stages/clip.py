@@ -15,15 +15,15 @@ class ClientClip(ClientStage):
     """Clip the change before it is sent."""
 
     bound: Positive
-    """largest L2 norm of the change of a slice"""
+    """upper bound on the L2 norm of the change of a slice"""
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Return the update with a change of at most this norm."""
+        """Return the update with its change clipped."""
         return replace(update, tensors=clipped(context.received(), update.tensors, self.bound))
 
 
 class Clip(ServerStage):
-    """Clip a client's change of its slice, on the client and again on the server."""
+    """Clip the change of a client's slice, on the client and again on the server."""
 
     reads_replies = False
 
@@ -35,6 +35,6 @@ class Clip(ServerStage):
         return ClientClip(bound=float(self.clip))
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Clip the change, as the client may not have done so."""
+        """Clip the change again, because the client may have skipped it."""
         check_reply(context.state, update.plan, update.tensors, update.weight, LARGEST_ENTRY)
         return replace(update, tensors=clipped(update.plan.extract(context.state), update.tensors, self.clip))

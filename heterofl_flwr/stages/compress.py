@@ -1,7 +1,7 @@
-"""Replies in fewer bits: what a client's parameters changed by, in float16 or in int8.
+"""Compressed replies: the changes of a client's parameters in float16 or int8.
 
-A change is far smaller than the value it belongs to, so a few bits say it more exactly than they could say the value.
-The server knows what it sent, and adds the change to it.
+A change is far smaller than its parameter, so a few bits represent the change more exactly than the parameter. The
+server adds the change to the parameters that it sent.
 """
 
 import math
@@ -26,7 +26,7 @@ KEY = "upload"
 Upload = Literal["float32", "float16", "int8"]
 """Form of a reply: parameters in full precision, or their changes in 16 or 8 bits."""
 
-_STEPS = 127  # int8 is used evenly on both sides of 0
+_STEPS = 127  # int8 without -128, so that the range is symmetric
 
 
 @client_stage("compress")
@@ -46,9 +46,8 @@ class ClientCompress(ClientStage):
 class Compress(ServerStage):
     """Restore parameters from changes in float16 or int8.
 
-    In int8 a change is a number of steps; the scales are the step sizes in float32: one number for each row (axis 0) of
-    each parameter, the parameters sorted by name. A parameter whose rows have one entry each, such as a bias, counts as
-    one row.
+    In int8 a change is a number of steps. The scales are the step sizes in float32: one for each row (axis 0) of each
+    parameter, with parameters sorted by name. A parameter whose rows have one entry each, such as a bias, is one row.
     """
 
     def __init__(self, upload: Upload) -> None:
@@ -59,7 +58,7 @@ class Compress(ServerStage):
         return ClientCompress(upload=self.upload)
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the restored parameters; a client may send another form than the requested one."""
+        """Return the restored parameters, also if the client used another form than the requested one."""
         if update.form == FULL_PRECISION:
             return update
         tensors = restore(update.plan, context.state, update.tensors, update.scales)
@@ -70,11 +69,11 @@ class Compress(ServerStage):
 def compress(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], upload: Upload, *, seed: int
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return the changes of parameters from those that the server sent to those after training, and their scales.
+    """Return the compressed changes of parameters from ``before`` to ``after``, and their scales.
 
-    In int8 the largest change of a row is 127 steps, and each change is rounded up or down at random, without bias.
-    Each client and round has another ``seed``, so that rounding errors cancel out in the mean. Other names or shapes
-    raise ``ShapeError``; a change that is not finite, or too large for the form, raises ``ReplyError``.
+    In int8 the largest change of a row is 127 steps, and changes are rounded up or down at random, without bias. Each
+    client and round has another ``seed``, so that rounding errors cancel in the mean. Different names or shapes raise
+    ``ShapeError``. A change that is not finite, or too large for the form, raises ``ReplyError``.
     """
     if wrong := name_misfits(after, before):
         raise ShapeError(f"the model of the reply is not the one that the server sent ({wrong})")
@@ -94,7 +93,7 @@ def compress(
             )
     if upload != "int8":
         return tensors, None
-    # Scales say which form it is, also where no parameter travels.
+    # Scales mark the form int8, even if there are no parameters.
     return tensors, torch.cat([scales[name] for name in sorted(scales)]) if scales else torch.empty(0)
 
 
@@ -102,7 +101,7 @@ def compress(
 def restore(
     plan: Plan, global_state: Mapping[str, Tensor], changes: Mapping[str, Tensor], scales: Tensor | None
 ) -> dict[str, Tensor]:
-    """Return a client's parameters: its slice of what the server sent, plus its changes, which are checked."""
+    """Check a client's changes, and return its parameters: its slice of the global state plus the changes."""
     form = torch.empty(0, dtype=torch.float16 if scales is None else torch.int8)
     check_reply(dict.fromkeys(plan.axes, form), plan, changes)
     by_name = None if scales is None else _scales_by_name(plan, scales)
@@ -112,31 +111,31 @@ def restore(
         if by_name is not None:
             rows = change.reshape(_rows(change.shape))  # (rows, entries)
             change = rows.mul_(by_name[name].unsqueeze(1)).view(parameter.shape)
-        # In place, because new tensors beside freed ones left the memory of three slices taken where one is needed.
+        # In place: with new tensors, memory was fragmented and three slices were allocated instead of one.
         parameter += change.to(parameter)
     return state
 
 
 def _quantise(change: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return a change in steps, and how large a step is in each of its rows."""
+    """Return a change in steps, and the step size of each of its rows."""
     rows = change.reshape(_rows(change.shape))  # (rows, entries)
     scales = (rows.abs().amax(1) / _STEPS).to(torch.float32)  # (rows,)
-    # The nearest step would lose a drift of less than half a step in every client, round after round: the rest of a row
-    # in which one entry changes much more.
+    # Rounding to the nearest step would lose a drift of less than half a step in every client and round. If one entry
+    # changes much more than the others, this affects the rest of its row.
     draws = torch.rand(rows.shape, generator=generator).to(rows.device)
     steps = (rows / scales.where(scales > 0, 1.0).unsqueeze(1)).add_(draws).floor_().clamp_(-_STEPS, _STEPS)
     return steps.to(torch.int8).view(change.shape), scales
 
 
 def _rows(shape: Sequence[int]) -> tuple[int, int]:
-    """Return how many rows a parameter has, and how many entries each; rows of a single entry are one row together."""
+    """Return the number of rows of a parameter and the entries of each; rows of one entry are joined to one row."""
     size = math.prod(shape)
     rows = shape[0] if shape and size > shape[0] else min(size, 1)
     return rows, max(size, 1) // max(rows, 1)
 
 
 def _scales_by_name(plan: Plan, scales: Tensor) -> dict[str, Tensor]:
-    """Return the scales of each parameter; refuse what does not fit, naming it."""
+    """Return the scales of each parameter; raise ``ReplyError`` if they are invalid."""
     rows = {name: _rows(plan.shapes[name])[0] for name in sorted(plan.axes)}
     expected = (sum(rows.values()),)
     if scales.dtype != torch.float32 or scales.shape != expected:

@@ -1,4 +1,4 @@
-"""A stage that asks clients before and after training, and sums their replies itself: secure aggregation."""
+"""Stages that ask clients before and after training and sum their replies: secure aggregation."""
 
 from collections.abc import Generator, Mapping
 from typing import TypeVar
@@ -12,27 +12,27 @@ from heterofl_flwr.stages.server_stage import RoundContext, ServerStage, Update,
 Result = TypeVar("Result")
 
 Questions = Generator[Mapping[int, Fields], Mapping[int, Fields], Result]
-"""Generator that yields questions per client and receives their answers."""
+"""Generator that yields questions by client and receives the answers by client."""
 
 
 class Conversation(ServerStage):
-    """A server stage that asks clients in several turns; its client half is a ``RespondingStage``.
+    """A server stage that asks clients several questions; its client half is a ``RespondingStage``.
 
-    Other stages see none of the single replies.
+    Other stages do not see single replies.
 
     Attributes
     ----------
     excluded
-        Clients that the stage left out of this round, or named as liars, with the reason.
+        Clients that the stage excludes from this round, or has found to lie, with the reason.
     skipped
-        True if the stage does not change the model in this round.
+        True if the model does not change in this round.
     """
 
     excluded: Mapping[int, str] = {}
     skipped = False
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
-        """Query clients before training; return for each that may train the extra fields of its instruction.
+        """Ask clients before training; return extra fields of the instruction for each client that may train.
 
         The updates have no tensors yet.
         """
@@ -41,10 +41,10 @@ class Conversation(ServerStage):
         return {client: {} for client in clients}
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Ask clients after all replies were added, before the mean is taken."""
+        """Ask clients after all replies have been added, before the mean is computed."""
         del context
         yield from ()
 
     def open_aggregator(self, state: Mapping[str, Tensor]) -> Aggregator:
-        """Return the aggregator of the replies, which this stage sums, for a round that begins with this state."""
+        """Return an aggregator that uses this stage's sum, for a round that starts with this state."""
         raise NotImplementedError(f"{stage_name(self)} has no aggregator")

@@ -1,4 +1,4 @@
-"""FedDyn (Acar et al., ICLR 2021): a penalty that pulls clients to where their gradients agree."""
+"""FedDyn (Acar et al., ICLR 2021): a penalty that pulls clients to a point where their gradients agree."""
 
 from typing import ClassVar
 
@@ -13,10 +13,10 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 @client_stage("feddyn")
 @group
 class ClientFedDyn(ClientStage):
-    """With theta the received model, minimise ``loss(w) - <g, w> + alpha / 2 |w - theta|^2``.
+    """Minimise ``loss(w) - <g, w> + alpha / 2 |w - theta|^2``, where theta is the received model.
 
-    Up to a constant the penalty is ``alpha / 2 |w - (theta + g / alpha)|^2``. Afterwards
-    ``g = g - alpha (w - theta)``, which the client keeps.
+    Up to a constant the penalty is ``alpha / 2 |w - (theta + g / alpha)|^2``. After training the client stores ``g = g
+    - alpha (w - theta)``.
     """
 
     stateful: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class ClientFedDyn(ClientStage):
         )
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Note the new g."""
+        """Store the new g; return the update unchanged."""
         received = context.received()
         for name, trained in update.tensors.items():
             theta = received[name]
@@ -42,15 +42,16 @@ class ClientFedDyn(ClientStage):
 
 @with_options
 class FedDyn(StatefulStage):
-    """Dynamic regularisation, entry by entry.
+    """Dynamic regularisation of each entry.
 
-    The server keeps the drift ``d`` (in the paper -h / alpha): ``d = d + (sum of w - theta over the round's holders) /
-    m``, and its model is the mean of the holders plus d. Here m is the number of clients that hold an entry, in the
-    round or not; with models of one size that is all clients, as in the paper. An entry without a holder in the round
-    keeps its value, and so does its drift.
+    The server stores the drift ``d`` (in the paper -h / alpha): ``d = d + (sum of w - theta over the round's holders) /
+    m``. Its model is the mean over the holders plus d. Here m is the number of all clients that hold an entry, in the
+    round or not. If all models have the same size, it is the number of clients, as in the paper. An entry without a
+    holder in the round keeps its value and its drift.
 
-    If the server lowers the learning rate, clients move less in a round, and could not return from a larger earlier
-    drift: it is lowered by the same factor. (The paper's clients reach their minimum at any learning rate.)
+    With a lower learning rate, clients move less in a round, and could not return from an earlier, larger drift. So
+    when the server lowers the learning rate, it lowers the drift by the same factor. (In the paper, clients reach their
+    minimum at any learning rate.)
     """
 
     name = "FedDyn"
@@ -65,7 +66,7 @@ class FedDyn(StatefulStage):
 
     @torch.no_grad()
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Add the drift to the mean."""
+        """Update the drift and add it to the mean."""
         previous = float(self.tensors.get("learning-rate", 0.0))
         shrinkage = context.learning_rate / previous if previous else 1.0
         self.tensors["learning-rate"] = torch.tensor(context.learning_rate, dtype=torch.float64)

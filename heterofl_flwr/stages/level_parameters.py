@@ -1,7 +1,7 @@
-"""LevelParameters: parameters of which each level has values of its own, averaged among its clients alone.
+"""LevelParameters: parameters that each level averages only among its own clients.
 
-These are the inconsistent parameters of NeFL (Kang et al., 2023), such as norms. The global model has the values of
-the largest level; those of the others begin as its slices.
+These are the inconsistent parameters of NeFL (Kang et al., 2023), such as norms. The global model has the values of the
+largest level. Smaller levels start with slices of them.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 
 
 class LevelParameters(StatefulStage):
-    """Counting means by level, for the parameters that match one of some patterns (``fnmatch``)."""
+    """Counting means by level, for the parameters that match any of the patterns (``fnmatch``)."""
 
     needs = Needs(counting_mean=True)
 
@@ -26,7 +26,7 @@ class LevelParameters(StatefulStage):
         self._levels: dict[float, Aggregation] = {}
 
     def level_tensors(self, rate: float) -> State:
-        """Return the values of a smaller level that has trained, by name."""
+        """Return a smaller level's values of these parameters; {} before it has trained."""
         return entries_under(f"{rate}/", self.tensors)
 
     def on_added(self, update: Update, context: RoundContext) -> None:
@@ -45,7 +45,7 @@ class LevelParameters(StatefulStage):
         self._levels[update.rate].add(Plan.between(shapes, shapes), tensors, labels=labels, weight=update.weight)
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the model with the means of the largest level, and keep those of the others."""
+        """Return the model with the means of the largest level; store the means of the other levels."""
         del holders
         means = {rate: level.result() for rate, level in self._levels.items()}
         self._levels = {}

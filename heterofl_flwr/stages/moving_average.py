@@ -9,10 +9,10 @@ from heterofl_flwr.stages.server_stage import HolderCounts, RoundContext, Statef
 
 @with_options
 class MovingAverage(StatefulStage):
-    """Average the models of all rounds, later ones more: ``average = decay * average + (1 - decay) * model``.
+    """Exponential average of the models of all rounds: ``average = decay * average + (1 - decay) * model``.
 
-    Clients train the last model as without this stage; the average is evaluated, saved and exported. It begins with the
-    model after the first round. Entries that no client held in a round keep their average.
+    Clients train the latest model, as without this stage; the average is evaluated, saved and exported. It starts with
+    the model after the first round. Entries that no client holds in a round keep their average.
     """
 
     decay: Decay = 0.9
@@ -20,7 +20,7 @@ class MovingAverage(StatefulStage):
 
     @torch.no_grad()
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Move the average towards the new model; return the model unchanged."""
+        """Update the average; return the model unchanged."""
         del context
         for name, tensor in new.items():
             average = self.tensors.get(name, tensor)
@@ -28,5 +28,5 @@ class MovingAverage(StatefulStage):
         return new
 
     def evaluated(self, state: State) -> State:
-        """Return the average; before the first round the model itself."""
+        """Return the average; before the first round, the model itself."""
         return dict(self.tensors) or state

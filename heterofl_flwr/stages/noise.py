@@ -1,4 +1,4 @@
-"""Noise: client-level differential privacy, by noise on the mean of clipped changes."""
+"""Noise: client-level differential privacy by noise on the mean of clipped changes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +12,7 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 
 
 class Noise(Clip):
-    """Sum clipped changes in whole steps of a grid; the noise on each entry fits the number of its holders."""
+    """Sum clipped changes in whole steps; add noise to each entry that fits its number of holders."""
 
     needs = Needs(changes=True, counting_mean=True, equal_weights=True)
 
@@ -21,14 +21,14 @@ class Noise(Clip):
         self.step, self.spent = privacy.step, spent
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the clipped change in whole grid steps."""
+        """Return the clipped change in whole steps."""
         check_reply(context.state, update.plan, update.tensors, update.weight, LARGEST_ENTRY)
         before = update.plan.extract(context.state)
         changes = {name: tensor.double() - before[name] for name, tensor in update.tensors.items()}
         return replace(update, tensors=in_steps(changes, self.clip, self.step))
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the model of the previous round, moved by the noisy mean change; this counts as a release."""
+        """Return the previous model plus the noisy mean change; count this as a release."""
         moved = released(context.state, new, holders, self.step)
         self.spent.add(TRAINING)
         return moved

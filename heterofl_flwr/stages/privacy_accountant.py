@@ -1,4 +1,4 @@
-"""Differential privacy of whole clients: clipping, noise, and the privacy that a run has spent."""
+"""Differential privacy of clients: options of clipping and noise, and the account of the privacy that a run spends."""
 
 import math
 import secrets
@@ -22,7 +22,7 @@ KINDS: tuple[Kind, ...] = (TRAINING, MOMENTS)
 
 
 _LEAST, _MOST = 1e-8, 1e8
-"""Of clips and noise: sums on the grid are exact within them (``core/differential_privacy.py``)."""
+"""Bounds of clips and noise, within which sums of steps are exact (``core/differential_privacy.py``)."""
 
 _OnGrid = Annotated[float, Strict(), Field(ge=_LEAST, le=_MOST), f"{_LEAST:g} to {_MOST:g}"]
 _OnGridOrZero = Annotated[
@@ -35,14 +35,14 @@ class Privacy:
     """Options of client-level differential privacy with a trusted server."""
 
     clip: _OnGridOrZero = 0.0
-    """L2 norm to which a client's change of its slice is shortened; 0 for no clipping"""
+    """L2 norm to which the change of a client's slice is clipped; 0 for no clipping"""
     noise: _OnGridOrZero = 0.0
-    """standard deviation of the noise on the clients' sum, in multiples of clip; 0 for none"""
+    """standard deviation of the noise on the sum of the clients' changes, in multiples of clip; 0 for none"""
     delta: Annotated[float, Strict(), Field(gt=0, lt=1)] = 1e-5
-    """delta at which epsilon is stated; below one over the number of clients"""
+    """delta for which epsilon is computed; below one over the number of clients"""
     moments_clip: _OnGrid = 10.0
-    """L2 norm to which a client's static batch norm moments are shortened, means and second moments of all layers
-    together; they get noise in multiples of it
+    """L2 norm to which a client's static batch norm moments are clipped, means and second moments of all layers as one
+    vector; the standard deviation of their noise is noise times this norm
     """
 
     def __post_init__(self) -> None:
@@ -51,12 +51,12 @@ class Privacy:
 
     @property
     def step(self) -> float:
-        """Distance of two points of the grid on which changes are summed; 0 where there is no noise."""
+        """Size of a step of summed changes; 0 without noise."""
         return self.noise * self.clip / DEVIATION
 
     @property
     def moments_step(self) -> float:
-        """The same for moments."""
+        """Size of a step of summed moments; 0 without noise."""
         return self.noise * self.moments_clip / DEVIATION
 
 
@@ -78,11 +78,11 @@ class Ledger(Protocol):
         """Return the releases so far."""
 
     def write_releases(self, releases: Sequence[Releases]) -> None:
-        """Store the releases so far; they are on the disk when this returns."""
+        """Store the releases so far; when this returns, they are on disk."""
 
 
 class Spent:
-    """The privacy that a run with noise has spent, with the releases of the models that it was trained from."""
+    """The privacy that a run with noise has spent, including releases of the models that it started from."""
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
@@ -96,22 +96,22 @@ class Spent:
         return tuple(self._releases.values())
 
     def merge(self, releases: Iterable[Releases]) -> None:
-        """Add releases of a ledger or a checkpoint; those of one source are counted once."""
+        """Add releases of a ledger or a checkpoint; releases of the same source are counted once."""
         for entry in releases:
             key = entry.kind, entry.noise, entry.clip, entry.source
             if key not in self._releases or self._releases[key].number < entry.number:
                 self._releases[key] = entry
 
     def keep_in(self, ledger: Ledger) -> None:
-        """Add a ledger's releases, and write each later release there before anybody gets it.
+        """Add a ledger's releases, and write each later release to it before it is published.
 
-        A run that is interrupted and resumed repeats rounds with new noise. What it released before counts as well.
+        An interrupted run repeats rounds with new noise when it is resumed, so its earlier releases count too.
         """
         self.merge(ledger.releases())
         self._ledger = ledger
 
     def add(self, kind: Kind, number: int = 1) -> None:
-        """Count releases, before anybody gets them."""
+        """Count releases; call this before they are published."""
         privacy = self._privacy
         clip = privacy.clip if kind == TRAINING else privacy.moments_clip
         before = self._releases.get((kind, privacy.noise, clip, self._source))
@@ -121,7 +121,7 @@ class Spent:
             self._ledger.write_releases(self.releases)
 
     def epsilon(self, further: int = 0) -> float:
-        """Return the epsilon of the releases so far and of ``further`` ones; releases of any noise add up."""
+        """Return the epsilon of the releases so far plus ``further`` ones; releases with different noise add up."""
         by_noise = Counter({self._privacy.noise: further})
         for entry in self.releases:
             by_noise[entry.noise] += entry.number
@@ -130,7 +130,7 @@ class Spent:
         return epsilon(spent, self._privacy.delta) if spent else 0.0
 
     def metrics(self) -> dict[str, float]:
-        """Return the epsilon, and the numbers of releases by kind."""
+        """Return epsilon, delta and the number of releases of each kind."""
         numbers: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         for entry in self.releases:
             numbers[entry.kind] += entry.number
@@ -138,9 +138,9 @@ class Spent:
 
 
 def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
-    """Return a client's moments as one shortened vector of means and second moments; each client then counts once.
+    """Return a client's moments, clipped as one vector of means and second moments, with count 1.
 
-    They are in steps of the grid, as ``noise_moments`` expects their sums.
+    They are in steps, as ``noise_moments`` expects.
     """
     counted = {name: layer for name, layer in moments.layers.items() if layer.count}
     vector = {("first", name): layer.first_sum / layer.count for name, layer in counted.items()}
@@ -151,7 +151,7 @@ def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
 
 
 def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[float, Moments]:
-    """Return the sums of several clients' clipped moments with noise on them, and no longer in steps."""
+    """Add noise to the sums of clipped moments in steps; return them as ordinary moments."""
     stream = Keystream()
 
     def released(kind: Variant, layer: LayerMoments) -> LayerMoments:
@@ -160,9 +160,9 @@ def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[flo
         mean, second = (
             noised(total, privacy.moments_step, stream) / layer.count for total in (layer.first_sum, layer.second_sum)
         )
-        # A variance cannot be negative: what noise says below 0 is no news to anybody.
+        # A variance cannot be negative, so the clamp reveals nothing.
         variance = (second if kind == "paper" else second - mean**2).clamp(min=1e-5)
-        # Here the count is one of clients, and a single value would have no variance.
+        # Here the count is the number of clients, and a variance needs a count of two or more.
         return build_layer_moments(kind, max(layer.count, 2), mean, variance)
 
     return {

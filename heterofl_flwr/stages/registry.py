@@ -1,4 +1,4 @@
-"""The stages of this package by name, for texts in settings and for instructions to clients."""
+"""The stages of this package by name, for settings and for instructions to clients."""
 
 import re
 from collections.abc import Mapping
@@ -29,11 +29,11 @@ STAGES: Mapping[str, type[ServerStage]] = MappingProxyType(
         "secure-sum": SecureSum,
     }
 )
-"""The stages that ``server.stages`` can name; a number without a name is the first option of each."""
+"""Stages that ``server.stages`` can name; an argument without a name is the stage's first option."""
 
 
 def parse_stages(text: str) -> tuple[ServerStage, ...]:
-    """Return the stages that a text names in their order, such as ``momentum(0.9), moving-average(decay=0.99)``.
+    """Return the stages named in a text, in order, such as ``momentum(0.9), moving-average(decay=0.99)``.
 
     Arguments that are left out have their defaults.
     """
@@ -67,5 +67,5 @@ def _expected() -> str:
 
 
 def client_stages(config: Fields) -> list[ClientStage]:
-    """Return the client stages that an instruction names; those of this package are known in each process."""
+    """Return the client stages in an instruction; importing this module has registered those of this package."""
     return read_stages(config)

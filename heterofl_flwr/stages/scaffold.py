@@ -1,4 +1,4 @@
-"""SCAFFOLD (Karimireddy et al., ICML 2020): control variates against the drift of clients whose data differ."""
+"""SCAFFOLD (Karimireddy et al., ICML 2020): control variates against the drift of clients with different data."""
 
 import math
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ STEP = "scaffold-step"
 @client_stage("scaffold")
 @dataclass(frozen=True)
 class ClientScaffold(ClientStage):
-    """Step along ``gradient - c_i + c``, then set ``c_i`` by option II of the paper (algorithm 1, line 12)."""
+    """Step along ``gradient - c_i + c``, then update ``c_i`` by option II of the paper (algorithm 1, line 12)."""
 
     stateful: ClassVar[bool] = True
 
@@ -29,7 +29,7 @@ class ClientScaffold(ClientStage):
         return Quadratic(direction={name: control - context.stored(name, control) for name, control in controls})
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Set ``c_i = c_i - c + (x - y_i) / (K * learning rate)``."""
+        """Store ``c_i = c_i - c + (x - y_i) / (K * learning rate)``; add the step length to the reply."""
         if context.total_step <= 0:
             raise ConfigError("scaffold: the penalty was not in the client's loss, so its steps are not known")
         received = context.received()
@@ -40,11 +40,12 @@ class ClientScaffold(ClientStage):
 
 
 class Scaffold(StatefulStage):
-    """Keep the control variate ``c``, entry by entry.
+    """Control variate ``c`` of each entry.
 
-    ``c = c + (sum of the changes of c_i over the round's holders) / m``, where m is the number of clients that hold an
-    entry, in the round or not; with models of one size that is all clients, as in the paper. The model is the mean. As
-    the change of c_i is ``(x - y_i) / (K * learning rate) - c``, clients send K times the learning rate, not c_i.
+    ``c = c + (sum of the changes of c_i over the round's holders) / m``. Here m is the number of all clients that hold
+    an entry, in the round or not. If all models have the same size, it is the number of clients, as in the paper. The
+    model is the mean. The change of c_i is ``(x - y_i) / (K * learning rate) - c``, so clients send K times the
+    learning rate, not c_i.
     """
 
     needs = Needs(counting_mean=True, equal_weights=True)
@@ -54,7 +55,7 @@ class Scaffold(StatefulStage):
         return ClientScaffold()
 
     def broadcast(self, context: RoundContext) -> State:
-        """Return c, and begin the mean of the clients' gradients."""
+        """Return c, and start the mean of the clients' gradients."""
         if context.learning_rate <= 0:
             raise ConfigError("Scaffold divides by the learning rate, which is 0: expected learning_rate=")
         zeros = {name: torch.zeros_like(tensor) for name, tensor in context.state.items()}
@@ -62,7 +63,7 @@ class Scaffold(StatefulStage):
         return {name: self.tensors.get(name, zero) for name, zero in zeros.items()}
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Reject a reply without the length of its steps."""
+        """Raise ``ReplyError`` if a reply has no valid step length."""
         step = update.fields.get(STEP)
         is_valid = isinstance(step, float) and 0.999 * context.learning_rate <= step < math.inf
         if update.weight and not is_valid:  # a client without examples takes no step
@@ -76,7 +77,7 @@ class Scaffold(StatefulStage):
         self._gradients.add(update.plan, gradients, labels=update.labels)
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Move c; the model is the mean."""
+        """Update c; return the mean as the model."""
         for name, gradient in self._gradients.result().items():
             control, share = self.tensors.get(name, torch.zeros_like(gradient)), holders(name) / context.holders(name)
             self.tensors[name] = control + torch.where(holders(name) > 0, share * (gradient - control), 0).to(control)

@@ -1,7 +1,7 @@
-"""SecureSum: the server learns the sum of what clients changed, and no single change (secure aggregation).
+"""SecureSum: the server learns the sum of the clients' changes, and no single change (secure aggregation).
 
-Where slices are of unequal size, clients mask each entry together with those who hold it too, so that nobody sends more
-than its slice. ``heterofl_flwr/secure`` has the protocol, docs/howto/privacy.md who is trusted with what.
+If slices differ in size, each entry is masked among the clients that hold it, so no client sends more than its slice.
+``heterofl_flwr/secure`` contains the protocol; docs/howto/privacy.md explains who must be trusted.
 """
 
 import logging
@@ -52,15 +52,17 @@ logger = logging.getLogger(__name__)
 
 @with_options
 class SecureSum(Conversation):
-    """Let the server add up masked changes, and unmask their sum alone."""
+    """Sum masked changes on the server, and unmask only the sum."""
 
     name = "SecureSum"
     bound: Positive = 4.0
-    """by how much a client may change an entry in a round; more is cut off. The step of the fixed-point numbers is this
-    over 2^31, times the number of clients.
+    """largest change of an entry by a client in a round; larger ones are clipped. A step of the fixed-point numbers is
+    this bound times the number of clients, divided by 2^31.
     """
     holders: Annotated[int, Field(ge=2)] = 3
-    """what fewer clients hold, at the beginning or at the end of a round, is not unmasked, and keeps still"""
+    """minimum number of holders, at the start and at the end of a round; entries with fewer are not unmasked and keep
+    their value
+    """
 
     def __post_init__(self) -> None:
         self.needs = Needs(counting_mean=True, equal_weights=True, holders=self.holders)
@@ -68,10 +70,10 @@ class SecureSum(Conversation):
         self._round: ServerRound | None = None
         self._nonce = secrets.randbits(63)
         self._liars: dict[int, str] = {}  # by client, for the rest of the run
-        self._closed: float | None = None  # fraction of the model
+        self._closed: float | None = None  # fraction of the model that was not unmasked
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Begin a run, or go on with one: with other seeds, and clients that are not known as liars."""
+        """Start or resume a run, with new seeds and without known liars."""
         del state
         self._nonce, self._liars = secrets.randbits(63), {}
 
@@ -80,7 +82,7 @@ class SecureSum(Conversation):
         return ClientSecureSum()
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:
-        """Collect fresh keys, send the roster and collect shares of the keys; return the fields for each member."""
+        """Collect new keys, send the roster and collect shares of the keys; return the fields for each member."""
         self._round, self._closed, self.skipped = None, None, False
         self.excluded = {client: f"left out: {self._liars[client]}" for client in clients if client in self._liars}
         answers = yield {client: {KEY: "keys", RUN: context.run} for client in clients if client not in self._liars}
@@ -108,7 +110,7 @@ class SecureSum(Conversation):
         return fields
 
     def _skip(self, cause: str, context: RoundContext) -> None:
-        """Leave the model as it is in this round."""
+        """Keep the model unchanged in this round, and log the cause."""
         self.skipped, self._closed = True, 1.0
         logger.warning(
             "round %d: SecureSum opens no sum, and the model stays as it is: %s", context.server_round, cause
@@ -139,7 +141,7 @@ class SecureSum(Conversation):
         )
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Add a masked change to the sum."""
+        """Add a masked change to the sum; return an update without tensors."""
         if update.form != FORM or update.client not in self._nodes:
             raise ReplyError(
                 f"reply refused: its change is in the form {update.form}, expected {FORM}: install the same version of "
@@ -151,11 +153,11 @@ class SecureSum(Conversation):
         return replace(update, plan=Plan({}), tensors={}, labels=None)
 
     def after(self, context: RoundContext) -> Questions[None]:
-        """Collect shares of seeds of clients in the sum, and of keys of lost ones; unmask; then the classifier rows."""
+        """Collect shares of the survivors' seeds and of lost clients' keys; unmask the sum, then classifier rows."""
         if self.skipped:
             return
         current = self._current()
-        if not current.survivors:  # the round fails for want of replies
+        if not current.survivors:  # the round fails because it has no replies
             return
         if not current.can_open:
             self._skip(f"{len(current.survivors)} of {len(current.roster.clients)} clients are left", context)
@@ -177,7 +179,7 @@ class SecureSum(Conversation):
         self._use(current, context)
 
     def _name_liars(self, current: ServerRound, context: RoundContext) -> None:
-        """Leave liars out of later rounds."""
+        """Exclude liars from later rounds."""
         named = {self._nodes[number]: reason for number, reason in current.liars.items()}
         self.excluded = {
             **self.excluded,
@@ -193,7 +195,7 @@ class SecureSum(Conversation):
             )
 
     def _use(self, current: ServerRound, context: RoundContext) -> None:
-        """Give the sum to the mean, unless the mean change is longer than the norm bound."""
+        """Pass the sum to the mean, unless the norm of the mean change exceeds the bound."""
         sums, closed = current.sums(), current.closed()
         step = 1.0 if current.roster.grid else self.bound / largest_steps(len(current.members))
         if context.norm_bound:
@@ -213,7 +215,7 @@ class SecureSum(Conversation):
         return self._mean
 
     def metrics(self) -> Mapping[str, float]:
-        """Return the number of clients in the sum, and the fraction of the model that stayed as it was."""
+        """Return the number of clients in the sum, and the fraction of the model that was not unmasked."""
         facts = {} if self._closed is None else {"closed-fraction": self._closed}
         return {"summed-clients": float(len(self._round.survivors)), **facts} if self._round else facts
 
@@ -224,7 +226,7 @@ class SecureSum(Conversation):
 
 
 class MeanOfSum:
-    """The counting mean of an unmasked sum; single replies contribute nothing."""
+    """The counting mean of an unmasked sum; single replies are ignored."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -232,7 +234,7 @@ class MeanOfSum:
         self._step = 1.0
 
     def set_sums(self, sums: Mapping[str, tuple[Tensor, Tensor]], step: float) -> None:
-        """Set the sum of each parameter in fixed-point steps, with its number of holders, and the size of a step."""
+        """Set the sum of each parameter in steps with its number of holders, and the size of a step."""
         self._sums, self._step = sums, step
 
     def add(self, reply: CheckedReply) -> None:
@@ -240,7 +242,7 @@ class MeanOfSum:
 
     @torch.no_grad()
     def result(self) -> State:
-        """Return the state, moved by the mean change."""
+        """Return the state plus the mean change."""
         new = State()
         for name, old in self._state.items():
             total, counts = self._sums.get(name, (torch.zeros(()), torch.zeros(())))

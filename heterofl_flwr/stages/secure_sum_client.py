@@ -1,4 +1,4 @@
-"""The client half of SecureSum: keys, shares and masked changes; and the keys of its messages."""
+"""The client half of SecureSum: keys, shares and masked changes; and the config keys of its messages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,36 +22,40 @@ from heterofl_flwr.secure.slices import COUNTS
 from heterofl_flwr.stages.client_stage import ClientContext, Fields, Outgoing, RespondingStage, client_stage
 
 KEY = "secure-sum"
-"""Config key of the phase, ``keys``, ``shares``, ``train``, ``reveal`` or ``rows``; and of a client's secrets."""
+"""Config key of the phase: ``keys``, ``shares``, ``train``, ``reveal`` or ``rows``; also the name of a client's
+secrets.
+"""
 
 ROSTER, CLIENTS, KEYS, SEEDS = (f"secure-{name}" for name in ("roster", "clients", "keys", "seeds"))
-"""The roster; clients by number; public keys, or shares of private ones; shares of seeds."""
+"""Config keys: the roster; numbers of clients; public keys, or shares of private keys; shares of seeds."""
 
 HASHES, DIGESTS, RUN, LAST = (f"secure-{name}" for name in ("hashes", "digests", "run", "last-round"))
-"""Hashes of shares; hashes of seeds; the random id of the run; the last round in which a client took part."""
+"""Config keys: hashes of shares; hashes of seeds; random id of the run; last round in which the client took part."""
 
 PARTS, NUMBERS = "secure-parts", "secure-numbers"
-"""Parts of the classifier to reveal, and the least number of clients in their rows."""
+"""Config keys: parts of the classifier to reveal; smallest number of clients in any of their rows."""
 
 NONCE = "secure-start"
-"""Random number of a start of a run, in the seeds of its clients: a run that begins again repeats no training."""
+"""Config key: random number of the run's start. The clients' seeds depend on it, so a restarted run repeats no
+training.
+"""
 
 NODE_HOLDERS = "secure-holders"
-"""Key of the node config with the node's own minimum of clients in a sum; a server cannot set it."""
+"""Key of the node config: the node's minimum number of clients in a sum. A server cannot set it."""
 
 DEFAULT_HOLDERS = 3
 
 FORM = "masked"
-"""The form of a masked change: one vector, in uint32."""
+"""Form of a masked change: one uint32 vector."""
 
 
 @client_stage("secure-sum")
 @dataclass(frozen=True)
 class ClientSecureSum(RespondingStage):
-    """Mask the change of a client, and answer the server's questions about keys and shares."""
+    """Mask the client's change, and answer the server's questions about keys and shares."""
 
     def answer(self, context: ClientContext) -> Fields:
-        """Return keys, shares of keys, or shares of what unmasks the sum."""
+        """Return keys, shares of keys, or shares that unmask the sum."""
         notes, phase = _notes(context), context.config.get(KEY)
         if phase == "keys":
             run, server_round = context.config.get(RUN), context.config.get("server-round")
@@ -74,12 +78,12 @@ class ClientSecureSum(RespondingStage):
         if phase == "rows":
             parts, numbers = list_of(int, context.config, PARTS), list_of(int, context.config, NUMBERS)
             texts = _client(notes).reveal_rows(dict(zip(parts, numbers, strict=False)))
-            del notes[KEY]  # no more shares of this round
+            del notes[KEY]  # the client gives no more shares in this round
             return {KEYS: texts}
         raise ReplyError(f"the server asked for {shown(phase)}, expected keys, shares, reveal or rows")
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
-        """Mask the change; leave out the client's classes, number of examples and metrics."""
+        """Mask the change; remove the client's classes, number of examples and metrics."""
         if not update.num_examples:
             raise ConfigError(
                 "SecureSum counts every masked change once, so a client with num_examples=0 leaves the round; expected "
@@ -103,7 +107,10 @@ class ClientSecureSum(RespondingStage):
 
 
 def vector_of(roster: Roster, held: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
-    """Return a client's change as a vector: 0 in rows of classes that it lacks; then which rows count, as 0 and 1."""
+    """Return a client's change as a vector, with 0 in rows of classes that it lacks.
+
+    Entries for counts of clients are 1 in rows that count and 0 in others.
+    """
     if isinstance(labels, Mapping):
         raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")
     rows = [name for name in roster.rows if name in held.axes]
@@ -140,11 +147,11 @@ def _rounds(context: ClientContext) -> MaskedRounds:
 
 
 def dealt_of(fields: Fields, key: str) -> Dealt:
-    """Return sealed shares and their hashes."""
+    """Return the sealed shares in a message, with their hashes."""
     return Dealt(list_of(bytes, fields, key), list_of(bytes, fields, HASHES))
 
 
 def list_of(kind: type, fields: Fields, key: str) -> list[Any]:
-    """Return a list of bytes or whole numbers; an empty one if there is something else."""
+    """Return a list of bytes or integers from a message; [] if the value is of another type."""
     found = fields.get(key)
     return found if isinstance(found, list) and all(type(own) is kind for own in found) else []

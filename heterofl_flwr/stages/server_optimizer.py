@@ -1,8 +1,8 @@
-"""Server optimisers: a step of the global model along the change of a round's mean.
+"""Server optimisers: a step of the global model along the mean change of a round.
 
 Formulas, options and defaults are those of Flower's ``FedAvgM``, ``FedAdagrad``, ``FedAdam`` and ``FedYogi`` (Hsu et
-al., 2019; Reddi et al., 2020). One thing is added: an entry without a holder in a round does not move, and its moments
-keep their values.
+al., 2019; Reddi et al., 2020). One rule is added: an entry without a holder in a round does not move, and its moments
+do not change.
 """
 
 import math
@@ -19,24 +19,24 @@ from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, StatefulStage
 
 FIRST, SECOND = "first", "second"
-"""Names of the moments of a parameter."""
+"""Name prefixes of a parameter's moments."""
 
 Moments = Mapping[str, Tensor]
 """The first and second moment of one parameter."""
 
 
 class ServerOptimizer(StatefulStage):
-    """A server optimiser; a subclass defines the step of a parameter by ``_step``."""
+    """Base class of server optimisers; a subclass implements ``_step``."""
 
     needs = Needs(steps=True)
 
     @abstractmethod
     def _step(self, change: Tensor, moments: Moments, server_round: int) -> tuple[Tensor, Moments]:
-        """Return the step of a parameter and its new moments, from the change of the mean; moments begin at 0."""
+        """Return the step of a parameter and its new moments, from its mean change; moments start at 0."""
 
     @torch.no_grad()
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
-        """Return the model after the step; ``new`` is replaced parameter by parameter, which saves memory."""
+        """Return the model after the step; ``new`` is overwritten parameter by parameter, which saves memory."""
         for name, mean in new.items():
             old = context.state[name]
             change = mean - old
@@ -54,7 +54,7 @@ class ServerOptimizer(StatefulStage):
 
 @with_options
 class Momentum(ServerOptimizer):
-    """Momentum of the global model, as Flower's ``FedAvgM``."""
+    """Server momentum, as Flower's ``FedAvgM``."""
 
     server_momentum: Decay = 0.0
     """decay of the velocity from round to round"""
@@ -70,7 +70,7 @@ class Momentum(ServerOptimizer):
 
 @with_options
 class Nesterov(ServerOptimizer):
-    """Momentum that looks ahead, as ``nesterov=True`` of ``torch.optim.SGD``.
+    """Nesterov momentum, as ``torch.optim.SGD(nesterov=True)``.
 
     ``velocity = momentum * velocity + change``; the step is ``learning_rate * (change + momentum * velocity)``.
     """
@@ -92,7 +92,7 @@ class Adagrad(ServerOptimizer):
     eta: Positive = 1e-1
     """learning rate of the server"""
     tau: Positive = 1e-3
-    """constant added to the root of the second moment: the larger, the less the steps adapt"""
+    """constant added to the root of the second moment; larger values make steps less adaptive"""
 
     def _step(self, change: Tensor, moments: Moments, _: int) -> tuple[Tensor, Moments]:
         second = moments[SECOND] + change**2
@@ -101,7 +101,7 @@ class Adagrad(ServerOptimizer):
 
 @with_options
 class Adam(ServerOptimizer):
-    """Adam on the server, as Flower's ``FedAdam``, whose bias correction counts the run's rounds."""
+    """Adam on the server, as Flower's ``FedAdam``; its bias correction counts the rounds of the run."""
 
     eta: Positive = 1e-1
     """learning rate of the server"""
@@ -110,7 +110,7 @@ class Adam(ServerOptimizer):
     beta_2: Decay = 0.99
     """decay of the second moment from round to round"""
     tau: Positive = 1e-3
-    """constant added to the root of the second moment: the larger, the less the steps adapt"""
+    """constant added to the root of the second moment; larger values make steps less adaptive"""
 
     def _step(self, change: Tensor, moments: Moments, server_round: int) -> tuple[Tensor, Moments]:
         mean = self.beta_1 * moments[FIRST] + (1 - self.beta_1) * change
@@ -121,7 +121,7 @@ class Adam(ServerOptimizer):
 
 @with_options
 class Yogi(Adam):
-    """Yogi on the server, as Flower's ``FedYogi``: the options of ``Adam``, another second moment, no correction."""
+    """Yogi on the server, as Flower's ``FedYogi``: ``Adam`` with another second moment and without bias correction."""
 
     eta: Positive = 1e-2
 

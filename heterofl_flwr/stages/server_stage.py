@@ -1,4 +1,4 @@
-"""The server half of a stage: what happens to clients' updates before the mean, and to the model after it."""
+"""The server half of a stage: changes clients' updates before the mean, and the model after it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,17 +12,17 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, ClientStage, Fields, State
 
 HolderCounts = Callable[[str], Tensor]
-"""From a parameter's name to the number of clients that hold each of its entries."""
+"""Function from a parameter's name to the number of clients that hold each of its entries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """One client's update on its way to the mean.
+    """One client's update, before it is added to the mean.
 
     Attributes
     ----------
     plan
-        The entries of the global model that the tensors are.
+        The entries of the global model that the tensors contain.
     tensors
         The client's parameters by name, or their encoding by a stage.
     rate
@@ -30,7 +30,7 @@ class Update:
     labels
         The classes whose rows of the classifier count; None for all rows.
     weight
-        The client's weight in the mean; 0 for a client without examples, whose update is checked and not used.
+        The client's weight in the mean; 0 for a client without examples, whose update is checked but not averaged.
     form, scales
         Form of the encoding, and its step sizes.
     client
@@ -38,7 +38,7 @@ class Update:
     fields
         Entries of the reply's config.
     version
-        The version of the model that the client was sent; None for the model at the beginning of the round.
+        The version of the model that the client was sent; None for the model at the start of the round.
     """
 
     plan: Plan
@@ -55,29 +55,29 @@ class Update:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundContext:
-    """The round that a server stage works on.
+    """Data of a round for server stages.
 
     Attributes
     ----------
     server_round
         The round, from 1.
     state
-        The global model at the beginning of the round; in ``on_reply`` and ``on_added`` the one that the client was
-        sent. Never change it.
+        The global model at the start of the round. In ``on_reply`` and ``on_added``, the model that the client was
+        sent. Do not change it.
     model
-        The architecture of the global model; its values mean nothing.
+        The architecture of the global model; its values are meaningless.
     rows
         The parameters whose rows belong to classes.
     untrained
-        From a rate to the parameters that its clients hold and do not train.
+        Function from a rate to the parameters that its clients hold but do not train.
     holders
-        From a parameter's name to the number of clients that hold each entry, sampled in this round or not.
+        Function from a parameter's name to the number of all clients that hold each entry, in this round or not.
     by_label
-        True if rows count for the classes that clients name.
+        True if a client's classifier rows count only for the labels that it sends.
     extra_rows
         True if rows beyond the classes count for every holder (``Fidelity.extra_rows``).
     grid
-        With noise, the largest L2 norm of a change, and the grid step in which changes are summed.
+        With noise, the L2 norm to which changes are clipped, and the size of a step in which they are summed.
     learning_rate
         Learning rate of the clients in this round; 0 if the server sends none.
     run
@@ -85,7 +85,7 @@ class RoundContext:
     global_rate
         Rate of the global model.
     norm_bound
-        Upper bound on the L2 norm of the mean change of a ``Conversation``; 0 for none.
+        Upper bound on the L2 norm of the mean change that a ``Conversation`` computes; 0 for no bound.
     """
 
     server_round: int
@@ -116,9 +116,9 @@ class Needs:
     equal_weights
         Each client counts once.
     steps
-        Each entry of the mean comes from that entry of the updates, so that the stage can step along it.
+        Each entry of the mean depends only on the same entry of the updates, so that the stage can step along it.
     holders
-        Minimum number of clients of the largest rate in each round, if there are enough.
+        Minimum number of clients at the largest rate in each round, if there are enough.
     """
 
     changes: bool = False
@@ -129,14 +129,14 @@ class Needs:
 
 
 class ServerStage:
-    """The server half of a stage; each method's default changes nothing.
+    """The server half of a stage; by default its methods change nothing.
 
-    Updates pass the stages from the last to the first, as the last one is nearest to the wire; the mean passes them
-    from the first to the last.
+    Updates pass through the stages from the last to the first, and the mean from the first to the last. So the last
+    stage is closest to the clients.
     """
 
     name: str = ""
-    """Name in error messages and checkpoints; "" for the name of the class."""
+    """Name in error messages and checkpoints; "" stands for the name of the class."""
 
     needs = Needs()
 
@@ -144,21 +144,21 @@ class ServerStage:
     """False if ``on_reply`` may be skipped because clients or ``on_mean`` do the same."""
 
     def client(self) -> ClientStage | None:
-        """Return the client half, which clients run by its registered name and fields; None without one."""
+        """Return the client half, which is sent as its registered name and fields; None without one."""
         return None
 
     def broadcast(self, context: RoundContext) -> Mapping[str, Tensor]:
-        """Return tensors for the client half, by parameter name in global shapes; each client receives its slice."""
+        """Return tensors for the client half, by parameter name and in global shapes; clients receive their slices."""
         del context
         return {}
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Return the update that enters the mean; raise ``ReplyError`` to reject it. Never change its tensors."""
+        """Return the update for the mean; raise ``ReplyError`` to reject it. Do not change its tensors."""
         del context
         return update
 
     def on_added(self, update: Update, context: RoundContext) -> None:
-        """Use an update that has entered the mean, after ``on_reply`` of all stages; its weight is above 0."""
+        """Process an update that was added to the mean, after ``on_reply`` of all stages; its weight is above 0."""
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the new model from the mean of the round; entries without a holder keep their value."""
@@ -166,16 +166,16 @@ class ServerStage:
         return new
 
     def evaluated(self, state: State) -> State:
-        """Return the model that is evaluated and saved, from the one that is trained."""
+        """Return the model to evaluate and save, from the trained model."""
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return the parameters in which the model of a rate differs from its slice, in its shapes."""
+        """Return those parameters of a rate's model that are not slices of the global model, in the model's shapes."""
         del rate
         return {}
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return the tensors of this stage for a checkpoint."""
+        """Return this stage's tensors for a checkpoint."""
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -183,23 +183,23 @@ class ServerStage:
         del state
 
     def metrics(self) -> Mapping[str, float]:
-        """Return numbers by name for the record of a round."""
+        """Return metrics for the record of a round."""
         return {}
 
     @property
     def keeps_client_state(self) -> bool:
-        """True if clients keep tensors for this stage from round to round."""
+        """True if clients store tensors for this stage between rounds."""
         client = self.client()
         return client is not None and client.stateful
 
 
 class StatefulStage(ServerStage):
-    """A server stage with tensors by name, saved in checkpoints; assign new ones, never change one in place."""
+    """A server stage with named tensors that are saved in checkpoints. Assign new tensors; change none in place."""
 
     def __init__(self) -> None:
         self.tensors: State = {}
 
-    __post_init__ = __init__  # of dataclasses, whose constructor calls it
+    __post_init__ = __init__  # for subclasses that are dataclasses
 
     def state(self) -> Mapping[str, Tensor]:
         """Return the tensors."""

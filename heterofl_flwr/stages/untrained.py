@@ -1,4 +1,4 @@
-"""Untrained: leave parameters that a client does not train out of the mean."""
+"""Untrained: exclude parameters that a client does not train from the mean."""
 
 from dataclasses import replace
 
@@ -13,12 +13,12 @@ def trained_plan(update: Update, context: RoundContext) -> Plan:
 
 
 class Untrained(ServerStage):
-    """Count a client only in parameters that it trains, as its copies of the others would pull the mean back."""
+    """Average only the parameters that a client trains; its copies of the others would pull the mean back."""
 
     reads_replies = False
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Drop the parameters that clients of this rate do not train."""
+        """Remove the parameters that clients of this rate do not train."""
         if not context.untrained(update.rate):
             return update
         plan = trained_plan(update, context)
