@@ -1,4 +1,4 @@
-"""Checks of a client's reply: names, shapes, types, finite values, weight and size of the change."""
+"""Checks of a client's reply: names, shapes, dtypes, values, weight and size of the change."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,9 @@ from heterofl_flwr.core.slice_plan import Plan
 _SHOWN = 5
 
 LARGEST_ENTRY = 1e15
-"""Of a parameter. With it the sum of a billion clients of a billion examples each stays within single precision."""
+"""Largest magnitude of a parameter's entries that servers accept. A sum over a billion clients with a billion examples
+each then fits single precision.
+"""
 
 
 def check_reply(
@@ -25,8 +27,11 @@ def check_reply(
     *,
     norm_bound: float = 0.0,
 ) -> None:
-    """Raise ``ReplyError`` that names what is wrong with a reply; ``norm_bound`` limits its distance to the state."""
-    # Sums may be in single precision, where a weight out of its range would vanish or overflow.
+    """Raise ``ReplyError`` with the list of a reply's faults, if it has any.
+
+    ``norm_bound`` is an upper bound on the L2 norm of the difference between the reply and ``state``; 0 for no bound.
+    """
+    # Sums may be in single precision, where a weight outside its range would become 0 or infinity.
     single = torch.finfo(torch.float32)
     faults = list(_name_faults(plan, sub))
     if not isinstance(weight, Real) or not (weight == 0 or single.tiny <= weight <= single.max):
@@ -43,12 +48,12 @@ def check_reply(
 
 
 def check_names(plan: Plan, names: Iterable[str]) -> None:
-    """Raise ``ReplyError`` unless a reply has the parameters of its plan and no others."""
+    """Raise ``ReplyError`` unless ``names`` are exactly the parameters of the plan."""
     _raise_if_any(list(_name_faults(plan, dict.fromkeys(names))))
 
 
 def name_misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Return which tensors have other names or shapes than is expected, as text; '' if all fit."""
+    """Return, as text, up to three names whose tensor is missing, unexpected or of a wrong shape; '' if all match."""
     shapes, expected_shapes = (
         {name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, expected)
     )
@@ -59,7 +64,7 @@ def name_misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
 
 def norm_between(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """Return the L2 norm of the difference of two states, over all their entries, in double precision."""
+    """Return the L2 norm of the difference of two states, computed over all entries in double precision."""
     return math.hypot(*((tensor.double() - reference[name]).norm().item() for name, tensor in state.items()))
 
 
@@ -88,11 +93,11 @@ def _tensor_faults(name: str, new: object, shape: tuple[int, ...], dtype: torch.
 
 
 def value_faults(sub: Mapping[str, Tensor], largest: float = math.inf) -> Iterator[str]:
-    """Yield which tensors have entries that are not finite, or are larger than is expected."""
+    """Yield a message for each tensor with NaN, infinity or an entry larger than ``largest`` in magnitude."""
     for name, tensor in sub.items():
         flat = tensor.reshape(-1)
-        # No entry is larger than the norm, which is not finite if any entry is not, and costs a fraction of a look at
-        # each. It can also overflow, so a norm that is too large only makes us look. Other types are not averaged.
+        # The norm bounds every entry, is not finite if any entry is not, and is much cheaper than comparing each entry.
+        # It can be too large, or overflow, for valid entries; only then they are compared. Integers are not averaged.
         square = torch.dot(flat, flat).item() if flat.is_floating_point() else 0.0
         if math.isfinite(square) and square <= largest**2:
             continue

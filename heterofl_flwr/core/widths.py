@@ -8,7 +8,7 @@ from heterofl_flwr.core.levels import exact_rate
 
 
 def width(size: int, rate: float | Fraction, heads: int = 1) -> int:
-    """Return the number of channels, of ``size``, that a model of a rate keeps.
+    """Return the number of channels that a model of ``rate`` keeps of a layer with ``size`` channels.
 
     Parameters
     ----------
@@ -17,8 +17,8 @@ def width(size: int, rate: float | Fraction, heads: int = 1) -> int:
     rate : float | Fraction
         The model's rate, 0 < rate <= 1. A float means the decimal number it prints as.
     heads : int
-        Number of equal parts of the width, each of which is cut by itself. An embedding of an attention model with
-        ``h`` heads has ``heads=h``: the result is always a multiple of ``h``.
+        Number of equal parts of the width. Each part is cut separately, so the result is a multiple of ``heads``. Use
+        it for the embedding of an attention model.
     """
     if size < 1 or heads < 1 or size % heads:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Masks of a client's change: those that each pair of clients shares, which cancel in the sum, and private ones."""
+"""Masks of a client's change: shared masks of each pair of clients, which cancel in the sum, and private masks."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ Place = NDArray[np.bool_] | NDArray[np.int64]
 
 
 def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, private: bytes, peers: set[int]) -> None:
-    """Add the masks that a client shares with others, where both hold an entry, in place.
+    """Add the masks that a client shares with its peers, on the entries that both hold, in place.
 
-    The first of a pair adds what the second subtracts.
+    The first client of a pair adds the mask that the second one subtracts.
     """
     plan, by_slice = roster.slices[roster.clients[client][0]], defaultdict[int, list[int]](list)
     for peer in peers:
@@ -35,7 +35,7 @@ def add_pairs(vector: crypto.Words, roster: Roster, view: bytes, client: int, pr
 def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
     """Return the entries of each part of a slice, in the order of the parts.
 
-    Classifier rows have many parts of few entries each, so positions find them in one pass over the slice.
+    Classifier rows have many parts of few entries each, so their positions are found in one pass over the slice.
     """
     rows = np.flatnonzero(parts % (roster.row_groups + 1)) if roster.row_groups else np.zeros(0, np.int64)
     ordered = rows[np.argsort(parts[rows], kind="stable")]
@@ -48,7 +48,7 @@ def places_of(parts: NDArray[np.int32], roster: Roster) -> dict[Part, Place]:
 
 
 def add_private(vector: crypto.Words, place: Place, seeds: Sequence[bytes], sign: int = 1) -> None:
-    """Add the streams of seeds to these entries, or subtract them, in place."""
+    """Add the streams of seeds to these entries in place, or subtract them if ``sign`` is -1."""
     total = np.zeros(np.count_nonzero(place) if place.dtype == np.bool_ else len(place), np.uint32)
     for seed in seeds:
         crypto.add_stream(total, seed, sign)
