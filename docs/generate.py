@@ -36,7 +36,7 @@ TABLES = DOCS.parent / "results" / "tables"
 PROJECT = DOCS.parent / "pyproject.toml"
 
 _REGION = re.compile(
-    r"(<!-- generated: (?P<name>[\w.]+)(?: of (?P<homes>[\w, .]+))? -->\n)"
+    r"(<!-- generated: (?P<name>[\w.]+)(?: of (?P<homes>[\w, .-]+))? -->\n)"
     r".*?(?=<!-- end -->)",
     re.DOTALL,
 )
@@ -317,6 +317,25 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{deviation}"
 
 
+def levels(data: str, split: str, rounds: str, last: str) -> str:
+    """Return what the levels' own models reached in the family, then differences."""
+    from simulations.results.configurations import configurations, metrics_of
+    from simulations.results.levels import levels_table
+    from simulations.results.runs import read_runs
+
+    runs, _ = read_runs([TABLES.parent / "family" / data])
+    places = configurations(
+        run for run in runs if run.settings.num_rounds == int(rounds)
+    )
+    found = places[data, split]
+    table = levels_table(found, metrics_of(found)[0], int(last))
+    *header, _ = table.header  # the price is of what was reached
+    less = [row[:-1] for row in table.rows if ", less " in row[1]]
+    reached = [row for row in table.rows if ", less " not in row[1]]
+    differences = markdown(header, less, "---:")
+    return f"{markdown(table.header, reached, '---:')}\n\n{differences}"
+
+
 TEXTS: Mapping[str, Callable[[], str]] = {
     "settings": settings,
     "fidelity": fidelity,
@@ -335,7 +354,10 @@ def fill(text: str) -> str:
     def written(match: re.Match[str]) -> str:
         name = match["name"]
         homes = [home.strip() for home in (match["homes"] or "").split(",") if home]
-        found = TEXTS[name]() if name in TEXTS else api(import_module(name), homes)
+        if name == "levels":
+            found = levels(*homes)
+        else:
+            found = TEXTS[name]() if name in TEXTS else api(import_module(name), homes)
         return f"{match[1]}\n{found.strip()}\n\n"
 
     return _REGION.sub(written, text)

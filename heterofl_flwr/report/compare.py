@@ -14,6 +14,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import to_json, write_atomic
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves
@@ -63,7 +64,7 @@ def compare_runs(folders: Sequence[RunFolder]) -> Cells:
             best = formatting.score(metric, fmean(compared) if compared else None)
             difference = "" if finals[row] is reference else paired_difference(metric, reference, finals[row])
             cells = row, str(len(runs)), metric, _mean(metric, values), best, formatting.size(sent)
-            table.append((*cells, _price(next(iter(runs.values()))), difference))
+            table.append((*cells, _price(list(runs.values()), histories), difference))
     return HEADS, table
 
 
@@ -122,10 +123,11 @@ def _mean(metric: str, values: Sequence[float]) -> str:
     return f"{mean} ± {formatting.score(metric, stdev(values))}" if len(values) > 1 else mean
 
 
-def _price(folder: RunFolder) -> str:
-    """Return the price of a run whose settings name a mix."""
-    mix, widths = _mix(folder)
-    return price_text(mix, folder.history(), folder.costs(), widths)
+def _price(folders: Sequence[RunFolder], histories: Mapping[RunFolder, Sequence[RoundRecord]]) -> str:
+    """Return the price of runs of one mix, over all their seeds."""
+    mix, widths = _mix(folders[0])
+    records = [record for folder in folders for record in histories[folder]]
+    return price_text(mix, records, folders[0].costs(), widths)
 
 
 def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:

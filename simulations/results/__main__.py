@@ -13,16 +13,18 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from heterofl_flwr.app.argument_types import TABLE_FORMATS
+from heterofl_flwr.app.argument_types import TABLE_FORMATS, read_count
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.formatting import render
-from simulations.program import parser_of, status_of, write_files
+from heterofl_flwr.settings.method_name import method_name
+from simulations.program import chosen, parser_of, status_of, write_files
 from simulations.results import figures, tables
 from simulations.results.authors import authors_table
 from simulations.results.claims import claims_page
 from simulations.results.collect import collect
 from simulations.results.configurations import Configuration, Places, Reached, configurations, metrics_of, published
 from simulations.results.formats import Table, to_latex, to_markdown
+from simulations.results.levels import AGAINST, costs_table, levels_table
 from simulations.results.paper import FILES, VARIABLE, Cell, Key, Printed, by_job, paper_folder, read_cells
 from simulations.results.runs import file_name, portable, read_runs
 from simulations.results.spent import axes_of
@@ -82,20 +84,26 @@ def read(paths: Sequence[Path], paper: Path | None) -> Found:
     return Found(places, left_out, read_cells(paper) if paper else ())
 
 
-def show(found: Found, style: str) -> str:
+def show(found: Found, options: argparse.Namespace) -> str:
     """Return what was reached as text: over seeds, or as values run by run."""
     printed = by_job(found.cells)
-    if style == "csv":
+    if options.format == "csv":
         return tables.runs_csv(found.places, printed)
-    made = {place: tables.reached_table(own, printed) for place, own in found.places.items()}
-    return "\n\n".join(f"{', '.join(place)}\n\n{render(own.header, own.rows, style)}" for place, own in made.items())
+    parts = []
+    for place, own in found.places.items():
+        reached, levels, *_ = _tables(own, printed, options)
+        parts += [
+            ", ".join(place),
+            *(render(one.header, one.rows, options.format) for one in (reached, levels) if one.rows),
+        ]
+    return "\n\n".join(parts)
 
 
 def write(found: Found, options: argparse.Namespace) -> str:
     """Write tables, values, claims and figures; return a line that says how many files."""
     places, printed, jobs = found.places, by_job(found.cells), published(found.places)
     words = [portable(str(path)) for path in options.runs] + ["--curves"] * options.curves
-    words += [f"--target {target:g}" for target in options.target]
+    words += [f"--target {target:g}" for target in options.target] + [f"--last {options.last}"] * (options.last > 1)
     command = f"python -m {PROGRAM} {' '.join(words)} --out FOLDER"  # the folder itself changes nothing
     files = {"runs.csv": tables.runs_csv(places, printed)}
     files |= {"curves.csv": tables.curves_csv(places)} if options.curves else {}
@@ -103,8 +111,8 @@ def write(found: Found, options: argparse.Namespace) -> str:
     parts = [HEADER.format(command=command) + (PAPER_HEADER if jobs else ""), _status(found, jobs)]
     latex = []
     for place, own in places.items():
-        made = [table for table in _tables(own, printed, options.target) if table.rows]
-        curves = dict(_figures(place, own) if options.curves else ())
+        made = [table for table in _tables(own, printed, options) if table.rows]
+        curves = dict(_figures(place, own, options.last) if options.curves else ())
         parts += [f"## {', '.join(place)}\n", *(f"#{to_markdown(table)}" for table in made), *map(_image, curves)]
         latex += made
         drawn |= curves
@@ -133,20 +141,20 @@ def _status(found: Found, jobs: Mapping[Key, Reached]) -> str:
     return "".join(f"- {line}\n" for line in [*lines, f"With commits: {', '.join(commits)}"])
 
 
-def _tables(own: Sequence[Configuration], printed: Printed, targets: Sequence[float]) -> Iterator[Table]:
+def _tables(own: Sequence[Configuration], printed: Printed, options: argparse.Namespace) -> Iterator[Table]:
     """Yield the tables of one data set and split; some may have no rows."""
     metrics = metrics_of(own)
     yield tables.reached_table(own, printed)
-    yield tables.levels_table(tables.reached_by_level(own), metrics)
-    yield tables.alone_table(own)
+    yield from (levels_table(own, metric, options.last, options.against) for metric in metrics[:1])
+    yield costs_table(own)
     yield tables.spent_table(own)
-    yield from (tables.target_table(own, metric, target) for metric in metrics[:1] for target in targets)
+    yield from (tables.target_table(own, metric, target) for metric in metrics[:1] for target in options.target)
 
 
-def _figures(place: tuple[str, str], own: Sequence[Configuration]) -> Iterator[tuple[str, Figure]]:
+def _figures(place: tuple[str, str], own: Sequence[Configuration], last: int) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of one data set and split by their names."""
-    metrics, levels, labels = metrics_of(own), tables.reached_by_level(own), [one.label for one in own]
-    drawn = {f"{metric}-levels": figures.draw_levels(levels, metric, labels) for metric in metrics}
+    metrics = metrics_of(own)
+    drawn = {f"{metric}-levels": figures.draw_levels(own, metric, last) for metric in metrics}
     axes = product(metrics, axes_of(own))
     drawn |= {f"{metric}-{axis}": figures.draw_curves(own, metric, axis) for metric, axis in axes}
     for what, figure in drawn.items():
@@ -183,13 +191,19 @@ def _results(words: Sequence[str]) -> int:
     parser.add_argument("--curves", action="store_true", help="with --out: draw each configuration over all it spent")
     when = "with --out: when did each configuration reach this global accuracy? May be given several times"
     parser.add_argument("--target", type=float, action="append", default=[], metavar="VALUE", help=when)
+    last = "evaluations whose mean is a level's accuracy; runs of fewer are left out there; default: %(default)s"
+    parser.add_argument("--last", type=read_count, default=1, metavar="NUMBER", help=last)
+    less = "method from which the levels of each other method in the same mix are told apart; default: %(default)s"
+    parser.add_argument("--against", default=AGAINST, metavar="METHOD", help=less)
     where = f"folder with {', '.join(FILES)}; default: that of {VARIABLE}, else ../shared/paper if it is there"
     parser.add_argument("--paper", type=Path, metavar="FOLDER", help=where)
     options = parser.parse_args(words)
     if options.out is None and (options.target or options.curves):
         raise ConfigError("--target and --curves have no effect without --out: name a folder for the tables")
     found = read(options.runs, paper_folder(options.paper))
-    print(show(found, options.format).rstrip("\n"))
+    methods = {method_name(run.settings) for own in found.places.values() for one in own for run in one.runs}
+    chosen("method", [options.against], sorted({*methods, AGAINST}))
+    print(show(found, options).rstrip("\n"))
     for name, why in found.left_out:
         print(f"left out: {name}: {why}", file=sys.stderr)
     if options.out:

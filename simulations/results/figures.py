@@ -15,11 +15,11 @@ from heterofl_flwr.core import LEVELS, Mix, formatting
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.report.drawing import add_legend, new_axes, series
 from simulations.results.configurations import Configuration, Reached
+from simulations.results.levels import level_curve
 from simulations.results.paper import Job, Key, usual_norm
 from simulations.results.runs import short_mix
 from simulations.results.spent import AXES, Point, curve
 from simulations.results.statistics import Summary
-from simulations.results.tables import LevelReached
 
 INTERPOLATION: Mapping[int, tuple[str, str, str]] = MappingProxyType(
     {
@@ -140,26 +140,21 @@ def draw_curves(configurations: Sequence[Configuration], metric: str, axis: str)
     return figure if axes.lines else None
 
 
-def draw_levels(found: Sequence[LevelReached], metric: str, labels: Sequence[str]) -> Figure | None:
+def draw_levels(configurations: Sequence[Configuration], metric: str, last: int) -> Figure | None:
     """Draw what levels' own models reached over what they compute, a line for each configuration of several levels.
 
-    Its place among all labels gives a configuration its colour, the same as in the figures of curves.
+    A configuration has the same colour as in the figures of curves.
     """
-    points: dict[str, list[Point]] = {}
-    for own in found:
-        if own.cost and metric in own.metrics:
-            points.setdefault(own.label, []).append(Point(own.cost.macs, own.metrics[metric]))
-    lines = {label: sorted(own, key=lambda point: point.spent) for label, own in points.items() if len(own) > 1}
-    if not lines:
-        return None
+    lines = [level_curve(one, metric, last) for one in configurations]
     figure, axes = new_axes("multiplications of a forward pass of one example", _name(metric))
     figure.set_size_inches(WIDTH, HEIGHT)
-    for label, line in lines.items():
-        _add_line(axes, line, *series(labels.index(label)), label)
+    for number, line in enumerate(lines):
+        if len(line) > 1:
+            _add_line(axes, line, *series(number), configurations[number].label)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(formatting.count(value))))
     add_legend(axes)
-    return figure
+    return figure if axes.lines else None
 
 
 def _add_line(axes: Axes, points: Sequence[Point], colour: str, dash: str, label: str) -> None:

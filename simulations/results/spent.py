@@ -2,22 +2,28 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
+from heterofl_flwr.app.workload import Workload, load_data
 from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core import formatting
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.data.known import short_name
+from heterofl_flwr.data.splits import by_owner, owner_column
 from heterofl_flwr.grids.devices import PASSES
-from heterofl_flwr.nn.nested import mean_passes
+from heterofl_flwr.nn import PAPER
+from heterofl_flwr.runs.costs import count_macs
 from heterofl_flwr.runs.metrics import mode_of
-from heterofl_flwr.settings.defaults import architectures, with_architecture
-from heterofl_flwr.settings.definitions import Settings
+from heterofl_flwr.settings.definitions import DataSettings, Settings
 from simulations.results.configurations import Configuration, possible, shown
-from simulations.results.costs import profile_at, sizes_of, values_of
 from simulations.results.runs import Run
 from simulations.results.statistics import Summary, summarise
 
+PIECE = 64
+"""Words of a text that go through the model together; a piece is to a text what an image is to other data."""
+EXAMPLES: Mapping[str, int] = {"mnist": 60_000, "cifar10": 50_000, "wikitext2": 100 * math.ceil(20_886 / PIECE)}
+"""Examples, or pieces, to train on in the paper's data sets, which need not be there."""
 UNCERTAIN = ("multiplications", "simulated-seconds", "joules")  # the last two are of simulated devices
 
 
@@ -41,33 +47,38 @@ def multiplications(run: Run) -> list[float]:
     """Return the multiplications (with addition) of all clients' training up to the end of each round.
 
     Clients have equally many examples here, which is so but for remainders and lost shards. Evaluation is left out.
-    Not numbers where the data set or the model is no longer there.
+    Not numbers where the run does not tell what its models cost, as with FedH2L, or its data set is no longer there.
     """
+    settings, costs = run.settings, run.costs.by_rate if run.costs else {}
+    rates = {rate for record in run.records for rate in record.rates.values()}
+    unknown = [math.nan] * len(run.records)
+    if not {*rates, *settings.mix.rates} <= costs.keys():
+        return unknown
     try:
-        return list(accumulate(_of_round(run, record) for record in run.records))
+        train = train_size(settings.data, run.clients)
     except HeteroFLError:
-        return [math.nan] * len(run.records)
+        return unknown
+    macs = {rate: PASSES * settings.train.epochs * train / run.clients * cost.macs for rate, cost in costs.items()}
+    widths = settings.train.distill
+    return list(accumulate(count_macs(settings.mix, one.rates.values(), macs, widths) for one in run.records))
 
 
-def _of_round(run: Run, record: RoundRecord) -> float:
-    train, _ = sizes_of(run.settings.data, run.clients)
-    examples = train / run.clients
-    models = [with_architecture(run.settings, name) for name in architectures(run.settings)] or [run.settings]
-    clients = (_of_client(models[who % len(models)], rate, examples) for who, rate in record.rates.items())
-    return math.fsum(clients)
+@lru_cache(maxsize=8)
+def train_size(data: DataSettings, clients: int) -> int:
+    """Return the number of examples to train on that clients share; other data than the paper's are loaded for it."""
+    if (short := short_name(data.name)) in EXAMPLES:
+        return EXAMPLES[short]
+    dataset = load_data(data)
+    number = len(dataset.train)
+    if owner_column(data.split) is not None:  # what belongs to other owners takes no part
+        number = sum(map(len, by_owner(dataset, clients)[0]))
+    return number * (math.ceil(dataset.train.inputs.shape[1] / PIECE) if dataset.train.reading else 1)
 
 
-def _of_client(settings: Settings, rate: float, examples: float) -> float:
-    """Return what one client computes in a round, with the widths inside its model that it trains too."""
-    passes = mean_passes(settings.train.distill, rate, settings.mix.rates)
-    one = math.fsum(number * profile_at(settings, other).macs for other, number in passes.items())
-    trained = settings.train.epochs * examples
-    if settings.server.strategy != "fedh2l":
-        return PASSES * one * trained
-    # It also says what it makes of the seed batch, and learns from it beside its own data.
-    distill = settings.distill
-    own = min(settings.train.batch_size, examples)
-    return one * (PASSES * (trained + distill.steps * (own + distill.seed_batch)) + distill.seed_batch)
+def values_of(settings: Settings) -> int:
+    """Return of how many values an example consists."""
+    setup = PAPER.get(short_name(settings.data.name))
+    return (setup.example() if setup else Workload(settings).example()).numel()
 
 
 class Axis(NamedTuple):

@@ -67,6 +67,22 @@ def test_a_mix_has_its_price(tmp_path):
     assert row[heads.index("price")] == f"{1 / 1.5:.2f} / {share:.2f} / {share:.2f}"
 
 
+def test_a_price_is_of_all_seeds(tmp_path):
+    folders = []
+    for seed, rate in enumerate((1.0, 0.5)):
+        folder = RunFolder(tmp_path / str(seed))
+        folder.start({"mix": "a1-b1", "seed": seed, "data": {"name": "digits"}})
+        record = make_record(1)
+        record.rates = {0: rate}
+        folder.append(record)
+        folder.write_costs(ModelCosts(1.0, (LevelCost("a", 1.0, 1, 4, 2), LevelCost("b", 0.5, 1, 1, 1))))
+        folders.append(folder)
+    heads, rows = compare_runs(folders)
+    # Each seed drew one client, of the larger level and of the smaller one: 3 bytes and 5 multiplications, against
+    # those of half a client of the larger and one of the smaller level, twice.
+    assert {row[heads.index("price")] for row in rows} == {f"{1 / 1.5:.2f} / {3 / 4:.2f} / {5 / 6:.2f}"}
+
+
 def test_the_same_run_twice_is_refused(folders):
     with pytest.raises(ConfigError, match="equal settings and seed"):
         compare_runs([folders[0], folders[0]])

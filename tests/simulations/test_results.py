@@ -10,14 +10,14 @@ from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.settings.method_name import method_name
 from simulations.results import __main__ as command
 from simulations.results.configurations import configurations
+from simulations.results.levels import levels_table
 from simulations.results.runs import Score, read_run, read_runs
 from simulations.results.spent import bytes_sent, curve, multiplications, spent_until
 from simulations.results.statistics import PERCENT, Summary, summarise
-from simulations.results.tables import alone_table
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
-MLP = 784 * 512 + 512 * 256 + 256 * 256 + 256 * 128 + 128 * 10
-"""Multiplications of one image in the baselines' MLP."""
+MACS = 10
+"""Multiplications of one image in the fixture's models."""
 
 
 def runs_in(tmp_path):
@@ -88,29 +88,39 @@ def test_the_seed_set_is_charged_once_to_each_client(make_run, tmp_path):
 
 def test_levels_stand_beside_themselves_alone_paired_by_seed(make_run, tmp_path):
     for seed, (own, alone) in enumerate([(0.75, 0.5), (0.5, 0.375), (0.625, 0.5)]):
-        folder = make_run(f"mix{seed}", points((2, 0.9)), num_rounds=2, mix="a1-e1", assignment="fix", seed=seed)
-        _set_levels(folder, {"a": 0.9, "e": own})
-        for name, more in (("e", {}), ("gn", {"model__norm": "gn"})):  # of these the mix has the norm of the first
+        mix = {"num_rounds": 2, "mix": "a1-e1", "assignment": "fix", "seed": seed}
+        _set_levels(make_run(f"mix{seed}", points((2, 0.9)), **mix), {"a": 0.75, "e": own})
+        ordered = make_run(f"ordered{seed}", points((2, 0.9)), train__distill="ordered", **mix)
+        _set_levels(ordered, {"a": 0.75, "e": own - 0.25})
+        # The first is nearest.
+        for name, more in (("e", {}), ("lr", {"train__lr": 0.5}), ("gn", {"model__norm": "gn"})):
             run = make_run(f"{name}{seed}", points((2, alone)), num_rounds=2, assignment="fix", seed=seed, **more)
             _set_levels(run, {"e": alone - 0.25 * bool(more)})
     (found,) = configurations(runs_in(tmp_path)).values()
-    # Differences of 25, 12.5 and 12.5 points: their mean, their standard deviation, and 4.3027 / sqrt(3) times this.
-    # Records of the fixture say that ten clients train at rate 1 in each of two rounds.
-    assert alone_table(found).rows == (
-        (
-            *("HeteroFL a-e, cnn", "e", "equal participation, equal work", "HeteroFL e, cnn, model.norm=sbn"),
-            *("0", "0", "0, 1, 2", "16.67 ± 7.22 [-1.26, 34.59]"),
-        ),
-    )
+    rows = {name: (seeds, *cells) for _, name, seeds, *cells in levels_table(found, "global-accuracy").rows}
+    every, heterofl, fjord = "0, 1, 2", "HeteroFL, cnn", "FjORD without distillation, cnn"
+    # Differences of 25, 12.5 and 12.5 points: their mean, and 4.3027 / sqrt(3) times their deviation. Records of the
+    # fixture say that ten clients train at rate 1 in each of two rounds; each model has as many multiplications there.
+    assert rows == {
+        heterofl: (every, "75.00 ± 0.00", "62.50 ± 12.50", "0.67 / 1.98 / 0.67"),
+        fjord: (every, "75.00 ± 0.00", "37.50 ± 12.50", "0.67 / 1.98 / 0.67"),
+        "alone, equal participation": (every, "", "45.83 ± 7.22", ""),
+        "trainings, in the mix": (every, "20", "0", ""),
+        "trainings, equal participation": (every, "", "0", ""),
+        f"{heterofl}, less equal participation": (every, "", "+16.67 [-1.26, +34.59]", ""),
+        f"{fjord}, less equal participation": (every, "", "-8.33 [-26.26, +9.59]", ""),
+        f"{fjord}, less HeteroFL": (every, "+0.00 [+0.00, +0.00]", "-25.00 [-25.00, -25.00]", ""),
+    }
 
 
 @pytest.mark.parametrize(
     ("mix", "clients", "baseline"),
     [
-        ("a1", 10, "every client"),
+        ("a1", 10, None),  # also the clients that cannot hold it
         ("a1-x1", 5, "equal participation"),
         ("a1-x1", 10, "equal work"),
-        ("a1-x1", 20, "neither equal participation nor equal work"),
+        ("a1-x1", 20, None),
+        ("a1-x3", 5, None),  # half of the clients that can hold it
     ],
 )
 def test_a_level_alone_is_a_baseline_by_participation_or_by_work(make_run, tmp_path, mix, clients, baseline):
@@ -119,17 +129,37 @@ def test_a_level_alone_is_a_baseline_by_participation_or_by_work(make_run, tmp_p
         run = make_run(name, points((2, 0.9)), num_rounds=2, mix=own, assignment="fix", clients=number)
         _set_levels(run, {"a": 0.5})
     (found,) = configurations(runs_in(tmp_path)).values()
-    ((_, level, named, _, *trainings, _, _),) = alone_table(found).rows
-    assert (level, named, trainings) == ("a", baseline, ["20", str(2 * clients)])
+    rows = {name: cell for _, name, _, cell, *_ in levels_table(found, "global-accuracy").rows}
+    expected = {f"alone, {baseline}": "50.00", f"trainings, {baseline}": str(2 * clients)} if baseline else {}
+    assert {name: cell for name, cell in rows.items() if "equal" in name and "less" not in name} == expected
 
 
-def _set_levels(folder, accuracies):
-    """Write what each level's own model reached into the last record of a run."""
+def test_a_share_of_a_client_is_one_client_more(make_run, tmp_path):
+    # A quarter of the clients hold level a, so 2.5 of the 10 a round: three clients are equal participation.
+    for name, own, number in (("mix", "a1-b1-c1-d1", 10), ("alone", "a1-x3", 3)):
+        run = make_run(name, points((2, 0.9)), num_rounds=2, mix=own, assignment="fix", clients=number)
+        _set_levels(run, {"a": 0.5})
+    (found,) = configurations(runs_in(tmp_path)).values()
+    assert "alone, equal participation" in {row[1] for row in levels_table(found, "global-accuracy").rows}
+
+
+def test_a_levels_accuracy_can_be_the_mean_of_its_last_evaluations(make_run, tmp_path):
+    run = make_run("mix", points((2, 0.9)), num_rounds=4, mix="a1-e1", assignment="fix")
+    for number, own in enumerate([0.1, 0.25, 0.5, 0.75], 1):
+        _set_levels(run, {"a": own}, number)
+    (found,) = configurations(runs_in(tmp_path)).values()
+    cells = [[row[3] for row in levels_table(found, "global-accuracy", last).rows] for last in (1, 3, 5)]
+    assert cells == [["75.00"], ["50.00"], []]  # fewer than five evaluations have no such mean
+
+
+def _set_levels(folder, accuracies, number=-1):
+    """Write what each level's own model reached into a round's record, by default the last one's."""
     path = folder.path / "history.jsonl"
-    *before, last = path.read_text(encoding="utf-8").splitlines()
-    record = json.loads(last)
-    record["evaluate_by_level"] = {level: {"global-accuracy": own} for level, own in accuracies.items()}
-    path.write_text("\n".join([*before, json.dumps(record)]) + "\n", encoding="utf-8")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    at = number if number < 0 else number - 1
+    levels = {level: {"global-accuracy": own} for level, own in accuracies.items()}
+    lines[at] = json.dumps({**json.loads(lines[at]), "evaluate_by_level": levels})
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def keywords(settings):
@@ -137,19 +167,19 @@ def keywords(settings):
 
 
 def test_training_multiplies_three_forward_passes_an_example(make_run, tmp_path):
-    make_run("run", num_rounds=2, model__name="mlp", train__epochs=5, **keywords(WHOLE))
+    make_run("run", num_rounds=2, train__epochs=5, **keywords(WHOLE))
     (run,) = runs_in(tmp_path)
     # A tenth of 60,000 images, five times.
-    assert multiplications(run) == pytest.approx([3 * 30_000 * MLP, 6 * 30_000 * MLP])
+    assert multiplications(run) == pytest.approx([3 * 30_000 * MACS, 6 * 30_000 * MACS])
 
 
 @pytest.mark.parametrize(("asked", "dealt"), [(3, 5), (11, 100)])
 def test_each_asked_client_trains_on_its_own_share(make_run, tmp_path, asked, dealt):
     # Half of five clients are three; with sample.spare more are asked than sample.fraction says.
-    more = {"model__name": "mlp", "train__epochs": 1, "sample__min_nodes": 2, **keywords(WHOLE)}
+    more = {"train__epochs": 1, "sample__min_nodes": 2, **keywords(WHOLE)}
     make_run("run", num_rounds=1, clients=asked, **more).note(clients=dealt)
     (run,) = runs_in(tmp_path)
-    assert multiplications(run) == pytest.approx([3 * asked * 60_000 / dealt * MLP])
+    assert multiplications(run) == pytest.approx([3 * asked * 60_000 / dealt * MACS])
 
 
 def test_the_best_round_is_that_of_the_global_metric(make_run):

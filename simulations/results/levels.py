@@ -1,0 +1,231 @@
+"""Each level's own model: its accuracy in mixes and alone, paired differences, and what it costs."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from statistics import fmean
+
+from heterofl_flwr.core import formatting
+from heterofl_flwr.core.levels import level_name, rate_of
+from heterofl_flwr.report.summary import price_text
+from heterofl_flwr.runs.costs import LevelCost
+from heterofl_flwr.settings.method_name import method_name
+from simulations.results.configurations import Configuration, identify, possible, shown
+from simulations.results.formats import Table, show_difference, show_spread
+from simulations.results.runs import FREE, Run, short_mix
+from simulations.results.spent import Point
+from simulations.results.statistics import FEWEST, summarise
+
+EQUAL_PARTICIPATION, EQUAL_WORK = BASELINES = "equal participation", "equal work"
+AGAINST = "HeteroFL"
+NOTE = (
+    "In {metric}, {when}: mean ± standard deviation over seeds. Less: differences of equal seeds, their mean with its "
+    "95 % interval, or each of them where there are fewer than three. Alone: only the clients that can hold the level "
+    "train it. Equal participation: each as often as in the mix, so fewer in a round. Equal work: as many in a round "
+    "as in the mix; of the smallest level both are one. Trainings: how often a client trained the level in all rounds. "
+    "Price: client-rounds, bytes and multiplications, as fractions of one federation for each level at equal "
+    "participation. Of several runs those count that share most settings with the mix."
+)
+ByLevel = Mapping[str, Mapping[int, float]]
+"""By level, then by seed."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A configuration and what its levels' own models reached by a metric, as the mean of the last evaluations."""
+
+    configuration: Configuration
+    metric: str
+    last: int = 1
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        return self.configuration.runs
+
+    @property
+    def rates(self) -> Sequence[float]:
+        return self.runs[0].settings.mix.rates
+
+    @property
+    def mix(self) -> str:
+        return short_mix(self.runs[0].settings.mix)
+
+    @property
+    def label(self) -> str:
+        """The label of the configuration without its mix."""
+        return self.configuration.label.replace(f" {self.mix}", "", 1)
+
+    @cached_property
+    def settings(self) -> Mapping[str, object]:
+        """What makes two configurations comparable."""
+        return dict(identify(self.runs[0], *FREE, "mix", "assignment", "sample.fraction"))
+
+    @cached_property
+    def work(self) -> float:
+        """Clients that train in a round, on average."""
+        return fmean(len(record.rates) for record in self.runs[0].records)
+
+    @cached_property
+    def levels(self) -> ByLevel:
+        """What each level's own model reached, from the largest; without runs of fewer evaluations."""
+        found: dict[str, dict[int, float]] = {}
+        for run in self.runs:
+            evaluations = [record.evaluate_by_level for record in run.records if record.evaluate_by_level]
+            for level in dict.fromkeys(chain(*evaluations)):
+                values = [own[level][self.metric] for own in evaluations if self.metric in own.get(level, {})]
+                if len(values) >= self.last:
+                    found.setdefault(level, {})[run.seed] = shown(self.metric, fmean(values[-self.last :]))
+        return dict(sorted(found.items(), key=lambda item: -rate_of(item[0])))
+
+    @property
+    def trainings(self) -> ByLevel:
+        """How often a client trained each level in all rounds."""
+        return {level_name(rate): {run.seed: _trainings(run, rate) for run in self.runs} for rate in self.rates}
+
+    @property
+    def costs(self) -> Mapping[str, LevelCost]:
+        """What each level's model costs, where runs tell it."""
+        return {cost.level: cost for run in self.runs for cost in (run.costs.levels if run.costs else ())}
+
+    @property
+    def price(self) -> str:
+        run = next((run for run in self.runs if run.costs), self.runs[0])
+        records = [record for run in self.runs for record in run.records]
+        return price_text(run.settings.mix, records, run.costs, run.settings.train.distill)
+
+    def able(self, rate: float = 0.0) -> float:
+        """Return the number of clients that take part and can hold a rate."""
+        mix = self.runs[0].settings.mix
+        able = sum(count for count, own in zip(mix.counts, mix.rates, strict=True) if own >= rate)
+        return self.runs[0].clients * able / (sum(mix.counts) + mix.idle)
+
+    def baselines(self, single: "Trained") -> Iterator[str]:
+        """Yield the names of a level alone as a baseline of this mix."""
+        able = self.able(single.rates[0])
+        if math.isclose(single.able(), able):
+            share = self.work * able / self.able()
+            if 0.9 * share <= single.work < share + 1:  # a share of a client is one client more
+                yield EQUAL_PARTICIPATION
+            if abs(single.work - self.work) < 1:
+                yield EQUAL_WORK
+
+    def nearest(self, others: Sequence["Trained"], level: str) -> "Trained | None":
+        """Return which of those with equal seeds, model and rounds shares most settings."""
+        found = []
+        for number, other in enumerate(others):
+            keys = [key for key, value in self.settings.items() if value != other.settings.get(key)]
+            if self.levels[level].keys() & other.levels.get(level, {}).keys() and not any(
+                key.startswith(("num-rounds", "model.")) for key in keys
+            ):
+                found.append((len(keys), number))
+        return others[min(found)[1]] if found else None
+
+    def less(self, others: Mapping[str, "Trained"]) -> ByLevel:
+        """Return the differences from other configurations, by level, of equal seeds."""
+        both = {level: self.levels[level].keys() & other.levels[level].keys() for level, other in others.items()}
+        return {
+            level: {seed: self.levels[level][seed] - others[level].levels[level][seed] for seed in sorted(seeds)}
+            for level, seeds in both.items()
+        }
+
+
+def _trainings(run: Run, rate: float) -> float:
+    return sum(list(record.rates.values()).count(rate) for record in run.records)
+
+
+Row = tuple[str, ByLevel, Callable[[Sequence[float]], str], str]
+"""Name, values, how those of one level are written, and price."""
+
+
+def levels_table(configurations: Sequence[Configuration], metric: str, last: int = 1, against: str = AGAINST) -> Table:
+    """Return what levels' own models reached in mixes and alone, with differences from alone and from a method."""
+    trained = [Trained(one, metric, last) for one in configurations]
+    singles = [one for one in trained if len(one.rates) == 1]
+    groups: dict[tuple[str, ...], tuple[list[Trained], dict[tuple[str, str], Trained]]] = {}
+    for mixed in (one for one in trained if len(one.rates) > 1 and one.levels):
+        alone = _alone(mixed, singles)
+        names = ("/".join((*key, one.configuration.label)) for key, one in alone.items())
+        groups.setdefault((mixed.mix, *names), ([], alone))[0].append(mixed)
+    rows = [(mix, *row) for (mix, *_), group in groups.items() for row in _rows(*group, against)]
+    levels = sorted({level for _, _, values, *_ in rows for level in values}, key=rate_of, reverse=True)
+    cells = []
+    for mix, name, values, write, price in rows:
+        seeds = [", ".join(map(str, values[level])) for level in levels if level in values]
+        texts = (write(list(values[level].values())) if level in values else "" for level in levels)
+        cells.append((mix, name, " / ".join(seeds if len(set(seeds)) > 1 else seeds[:1]), *texts, price))
+    when = "after the last round" if last == 1 else f"as the mean of the last {last} evaluations"
+    note = NOTE.format(metric=metric.replace("-", " "), when=when)
+    return Table("tab:levels", "Each level's own model", ("mix", "", "seeds", *levels, "price"), tuple(cells), note)
+
+
+def _alone(mixed: Trained, singles: Sequence[Trained]) -> dict[tuple[str, str], Trained]:
+    """Return the baselines of a mix by name and level."""
+    found: dict[tuple[str, str], Trained] = {}
+    for name in BASELINES:
+        named = [one for one in singles if name in mixed.baselines(one)]
+        found |= {(name, level): one for level in mixed.levels if (one := mixed.nearest(named, level))}
+    return found
+
+
+def _rows(group: Sequence[Trained], alone: Mapping[tuple[str, str], Trained], against: str) -> Iterator[Row]:
+    """Yield the rows of mixes with equal baselines."""
+    write = lambda values: show_spread(summarise(values, possible(group[0].metric)))  # noqa: E731
+    yield from ((one.label, one.levels, write, one.price) for one in group)
+    by_name = {name: {level: one for (own, level), one in alone.items() if own == name} for name in BASELINES}
+    most = sorted(by_name, key=lambda name: -len(by_name[name]))
+    by_name = {
+        name: singles
+        for name, singles in by_name.items()
+        if not any(singles.items() <= by_name[other].items() for other in most[: most.index(name)]) and singles
+    }
+    for name, singles in by_name.items():
+        yield f"alone, {name}", {level: one.levels[level] for level, one in singles.items()}, write, ""
+    if by_name:
+        yield "trainings, in the mix", max(group, key=lambda one: len(one.runs)).trainings, _count, ""
+    for name, singles in by_name.items():
+        yield f"trainings, {name}", {level: one.trainings[level] for level, one in singles.items()}, _count, ""
+    for one in group:
+        for name, singles in by_name.items():
+            yield f"{one.label}, less {name}", one.less(singles), _differences, ""
+    references = [one for one in group if method_name(one.runs[0].settings) == against]
+    for one in (one for one in group if one not in references):
+        nearest = {level: other for level in one.levels if (other := one.nearest(references, level))}
+        if nearest:
+            yield f"{one.label}, less {against}", one.less(nearest), _differences, ""
+
+
+def _count(values: Sequence[float]) -> str:
+    return f"{fmean(values):,.0f}"
+
+
+def _differences(values: Sequence[float]) -> str:
+    return show_difference(summarise(values)) if len(values) >= FEWEST else ", ".join(f"{v:+.2f}" for v in values)
+
+
+def costs_table(configurations: Sequence[Configuration]) -> Table:
+    """Return what each level's model costs, with the first configuration that has it."""
+    labels: dict[LevelCost, str] = {}
+    for one in configurations:
+        for cost in Trained(one, "").costs.values():
+            labels.setdefault(cost, one.label)
+    costs = sorted(labels, key=lambda cost: (-cost.rate, -cost.parameters))
+    rows = tuple(
+        (cost.level, f"{cost.parameters:,}", formatting.count(cost.macs), formatting.size(cost.bytes), labels[cost])
+        for cost in costs
+    )
+    header = ("level", "parameters", "multiplications", "bytes", "such as in")
+    note = "Multiplications are those of a forward pass of one example; bytes those of the parameters, one way."
+    return Table("tab:costs", "Each level's model", header, rows, note)
+
+
+def level_curve(configuration: Configuration, metric: str, last: int = 1) -> list[Point]:
+    """Return what levels' own models reached over the multiplications of a forward pass, from the smallest."""
+    trained = Trained(configuration, metric, last)
+    costs = trained.costs
+    return [
+        Point(costs[level].macs, summarise(list(values.values()), possible(metric)))
+        for level, values in reversed(list(trained.levels.items()))
+        if level in costs
+    ]
