@@ -1,4 +1,4 @@
-"""A client's work: training, moments, evaluation. Plain torch; imports no flwr."""
+"""The work of a client: training, moments and evaluation, in plain torch. Imports no flwr."""
 
 from heterofl_flwr.training.batches import input_batches
 from heterofl_flwr.training.device import give_back_freed_memory, keep_freed_memory, resolve_device

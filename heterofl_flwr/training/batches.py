@@ -14,14 +14,14 @@ from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
 
 AT_ONCE = 1024
-"""Training examples that are gathered and augmented together; a single batch keeps a GPU too little busy."""
+"""Number of training examples that are gathered and augmented together; single batches would underuse a GPU."""
 
 
 def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
-    """Cut row numbers in batches.
+    """Split row numbers into batches.
 
-    A last batch of one row is joined to the batch before it, for batch norm cannot normalise a single value. (The
-    authors' code stops with an error there; their numbers of samples never lead to it.)
+    A last batch of one row is joined to the batch before it, because batch norm cannot normalise a single value. (The
+    authors' code raises an error there, but their numbers of samples never cause it.)
     """
     pieces = list(order.split(batch_size))
     if batch_size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
@@ -44,7 +44,7 @@ def explained_single() -> Iterator[None]:
 
 
 def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows of text piece by piece: with some words hidden, and as they are."""
+    """Yield rows of text piece by piece: as inputs with some words hidden, and as targets."""
     hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
     masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
     yield from zip(masked.split(reading.length, 1), tokens.split(reading.length, 1), strict=True)
@@ -53,7 +53,7 @@ def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) ->
 def training_batches(
     split: Split, options: TrainOptions, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield one epoch of inputs and targets, shuffled; all draws come from the generator."""
+    """Yield the inputs and targets of one epoch, shuffled; all draws come from ``generator``."""
     device, augment = split.targets.device, AUGMENTS[options.augment]
     batches = batch_rows(torch.randperm(len(split), generator=generator), options.batch_size)
     number = 1 if split.reading else max(AT_ONCE // options.batch_size, 1)
@@ -74,12 +74,12 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def count_steps(job: TrainingJob, options: TrainOptions) -> int:
-    """Return the number of steps that a client runs in all."""
+    """Return the total number of steps that a client runs."""
     return job.limit_steps(steps_per_epoch(job.split, options.batch_size) * options.epochs)
 
 
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Yield the batches of each epoch, up to the client's share of the steps; read an epoch before the next."""
+    """Yield the batches of each epoch, up to the client's number of steps; consume an epoch before the next."""
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
     steps = steps_per_epoch(job.split, options.batch_size)
     for remaining in range(count_steps(job, options), 0, -steps):
@@ -89,18 +89,18 @@ def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterato
 def input_batches(
     split: Split, batch_size: int, *, seed: int | None = None, augment: AugmentName = "none"
 ) -> Iterator[Tensor]:
-    """Yield a split's inputs without targets, once: what ``heterofl_flwr.nn.collect_moments`` reads.
+    """Yield a split's inputs once, without targets, for ``heterofl_flwr.nn.collect_moments``.
 
     Parameters
     ----------
     split : Split
         The data, on the model's device.
     batch_size : int
-        Inputs in a batch; a last one alone is joined to the batch before it.
+        Number of inputs in a batch; a last batch of one input is joined to the batch before it.
     seed : int | None
-        Shuffles the inputs; None leaves them in order.
+        Seed of the shuffle; None keeps the order.
     augment : str
-        How images are varied, as in training.
+        Augmentation of images, as in training.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")

@@ -1,4 +1,4 @@
-"""The device that a client computes on: its name, random numbers, modes and memory."""
+"""The device of a client's computation: its choice, random numbers, precision and memory."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -16,11 +16,11 @@ Precision = Literal["tf32", "float32", "bf16"]
 """Precision of computations in float32."""
 
 KINDS = ("auto", "cpu", "cuda", "mps")
-"""Kinds of devices; ``cuda:1`` names one of several."""
+"""Kinds of devices; ``cuda:1`` selects one of several."""
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """Return an available device: ``auto`` is CUDA, else Apple's MPS, else the CPU."""
+    """Return an available device. ``auto`` is CUDA if available, else Apple's MPS, else the CPU."""
     kind, colon, number = name.partition(":")
     if kind not in KINDS or (colon and (kind != "cuda" or not number.isdecimal())):
         raise ConfigError(f"device is {name!r}; expected one of {', '.join(KINDS)}, or cuda:<number>")
@@ -35,14 +35,14 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
-    """Return name, shape, type, device and ``requires_grad`` of all parameters and buffers."""
+    """Return name, shape, dtype, device and ``requires_grad`` of all parameters and buffers."""
     tensors = named_tensors(model).items()
     return [(name, value.shape, value.dtype, value.device, value.requires_grad) for name, value in tensors]
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's own generators, which dropout draws from; give their state back (on CPU and CUDA)."""
+    """Seed torch's global generators, which dropout uses; restore their state on exit (on CPU and CUDA)."""
     with kept_random_state(seed):
         if device.type == "mps":
             torch.mps.manual_seed(seed)
@@ -50,9 +50,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class Draws:
-    """Random states of one client, which take the place of torch's own while its model is computed.
+    """Random state of one client that replaces torch's own state while the client's model is computed.
 
-    On a GPU its generator shares its state with torch's meanwhile, so that graphs recorded then draw from it for ever.
+    On a GPU, torch's generator then shares its state with the generator of this object. So CUDA graphs that are
+    recorded meanwhile always draw from this generator.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -61,14 +62,14 @@ class Draws:
         self._generator = torch.Generator(device) if device.type == "cuda" else None
 
     def seed(self, seed: int) -> None:
-        """Begin the draws of a client."""
+        """Start the random numbers of a client."""
         self._state = torch.Generator().manual_seed(seed).get_state()
         if self._generator is not None:
             self._generator.manual_seed(seed)
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Let torch draw from these states."""
+        """Make torch draw from this state."""
         usual = torch.default_generator.get_state()
         torch.default_generator.set_state(self._state)
         try:
@@ -81,7 +82,7 @@ class Draws:
 
 @contextmanager
 def _sharing_state(device: torch.device, generator: torch.Generator) -> Iterator[None]:
-    """Let torch's generator of a GPU share the state of another one."""
+    """Make torch's generator of a GPU share the state of ``generator``; restore it on exit."""
     default = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     usual = default.graphsafe_get_state()
     default.graphsafe_set_state(generator)
@@ -93,10 +94,10 @@ def _sharing_state(device: torch.device, generator: torch.Generator) -> Iterator
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Compute in a precision, and restore torch's own switches.
+    """Compute in a precision; restore torch's settings on exit.
 
-    ``float32``: exact. ``tf32``: products on a GPU round their factors to ten bits; other devices are exact. ``bf16``:
-    products are in bfloat16 by autocast; parameters stay in their type.
+    ``float32``: full precision. ``tf32``: products on a GPU round their factors to ten bits; other devices use full
+    precision. ``bf16``: autocast computes products in bfloat16; parameters keep their dtype.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
@@ -113,45 +114,46 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep freed memory for its next allocations; return whether the C library has that switch.
+    """Make this process keep freed memory for later allocations; return False if the C library cannot do so.
 
-    By default glibc gives large blocks back to the system as soon as they are free. A training step frees and takes
-    the same blocks again and again, and the system hands them out page by page: for the paper's largest CNN 2,700 pages
-    and a tenth of the time of each step. Called where our clients train; it changes the whole process.
+    By default glibc returns large blocks to the system as soon as they are freed. A training step allocates the same
+    blocks again and again, and the system provides them page by page. For the paper's largest CNN this is 2,700 pages
+    and a tenth of the time of each step. This function is called where our clients train, and affects the whole
+    process.
     """
     return _set_malloc_thresholds(1 << 30)
 
 
 def give_back_freed_memory() -> bool:
-    """Let this process give large blocks back when they are freed; return whether the C library has that switch.
+    """Make this process return large blocks to the system when they are freed; return False if it cannot do so.
 
-    By default glibc does so until the first large block is freed, and from then on keeps blocks of that size. The
-    messages of a server have many sizes, so what it kept would fit few of the next ones: with PreResNet18, two to three
-    models' worth. Called where our server runs; where clients train in the same process, their call comes later and
-    counts.
+    By default glibc returns them only until the first large block is freed, and then keeps blocks of that size. The
+    messages of a server have many sizes, so few of them fit into kept blocks. With PreResNet18, two to three models'
+    worth of memory is unused. This function is called where our server runs. If clients train in the same process, they
+    call ``keep_freed_memory`` later, which then takes effect.
     """
     return _set_malloc_thresholds(1 << 20)
 
 
 def give_back_gaps() -> bool:
-    """Return free gaps between used blocks to the system; return whether the C library can do so.
+    """Return free gaps between used blocks to the system; return False if the C library cannot do so.
 
-    glibc finds no room for an aligned block where one of the same size was, if small blocks keep the two neighbours
-    apart. With kept memory (``keep_freed_memory``) each step of the paper's Transformer at level c then leaves 6 MB
-    behind, without end. The next steps get those pages anew, which costs little if it is done once in many steps.
+    If small blocks enclose a freed aligned block, glibc does not reuse its place for an aligned block of the same size.
+    With ``keep_freed_memory``, each step of the paper's Transformer at level c leaks 6 MB in this way. The next steps
+    get the returned pages anew, which costs little if it is done once in many steps.
     """
     trim = _of_glibc("malloc_trim")
     return bool(trim and trim(0))
 
 
 def _set_malloc_thresholds(size: int) -> bool:
-    """Set from how many bytes on free memory goes back, and blocks are mapped one by one; glibc alone can do so."""
+    """Set the size from which free memory is returned and blocks are mapped separately; only glibc can do so."""
     mallopt, trim_threshold, mmap_threshold = _of_glibc("mallopt"), -1, -3
     return bool(mallopt and mallopt(trim_threshold, size) and mallopt(mmap_threshold, size))
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:
-    """Return a function of this process's C library; None where that is not glibc."""
+    """Return a function of this process's C library; None if it does not exist."""
     try:
         function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):

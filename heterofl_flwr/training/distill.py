@@ -1,4 +1,4 @@
-"""Distillation among peers (FedH2L): posteriors, their divergence, seed steps, and the projection of gradients."""
+"""Distillation among peers (FedH2L): posteriors, their divergence, seed steps and the projection of gradients."""
 
 from itertools import chain, count
 
@@ -20,15 +20,15 @@ from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 
 def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the gradient that is nearest to the sum of two and opposes neither.
+    """Return the vector that is nearest to the sum of two gradients and opposes neither of them.
 
-    At most one of the two opposes their sum. Without its component against that one, the sum does not oppose the other
-    either: their product is at least 0 by the inequality of Cauchy and Schwarz.
+    At most one gradient opposes the sum. The result is the sum without its component along that gradient. It does not
+    oppose the other gradient either: by the Cauchy-Schwarz inequality, their product is at least 0.
     """
     gradient = private + shared
     for part in (private, shared):
         if part.dot(gradient) < 0:
-            # Normalised and in double precision, as the two gradients may be nearly parallel.
+            # Normalised and in double precision, because the two gradients may be nearly parallel.
             unit, exact = (part.double() / part.double().norm())[None], gradient.double()  # (1, parameters)
             nearest: Tensor = exact - (unit @ exact) / (unit @ unit.T)[0] @ unit
             return nearest.to(gradient.dtype)
@@ -36,7 +36,7 @@ def join_gradients(private: Tensor, shared: Tensor) -> Tensor:
 
 
 TOLERANCE = 1e-3
-"""Largest distance of a posterior's sum from 1."""
+"""Largest deviation of a posterior's sum from 1."""
 
 
 @group
@@ -44,17 +44,17 @@ class DistillOptions:
     """Options of distillation among peers."""
 
     seed_size: Count = 1000
-    """examples of the seed set, which every client has"""
+    """number of examples in the seed set, which every client has"""
     seed_batch: Count = 100
-    """seed examples of a round, drawn anew"""
+    """number of seed examples in a round, drawn anew each round"""
     steps: Natural = 10
-    """seed steps of a client in a round, each with a batch of its own"""
+    """number of seed steps of a client in a round; each step uses a new batch"""
     temperature: Positive = 1.0
-    """divides the logits before softmax, also those of exits and inner widths"""
+    """divides the logits before softmax, also in the losses of exits and inner widths"""
     weight: NotNegative = 1.0
-    """weight of the mean divergence, also of that between exits, and of inner widths"""
+    """weight of the mean divergence from the peers, and of the divergences between exits or inner widths"""
     labels: Flag = True
-    """the labels of the seed set count too"""
+    """whether the loss uses the labels of the seed set"""
 
     def __post_init__(self) -> None:
         if self.seed_batch > self.seed_size:
@@ -63,14 +63,14 @@ class DistillOptions:
 
 @torch.no_grad()
 def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return class probabilities, (examples, classes), without changing the model's mode."""
+    """Return class probabilities, (examples, classes); the model's mode does not change."""
     with evaluating(model):
         probabilities: Tensor = (model(inputs).float() / temperature).softmax(1)
     return probabilities
 
 
 def check_posteriors(posterior: Tensor, shape: tuple[int, int], sender: str) -> Tensor:
-    """Return valid posteriors: a distribution over the classes for each seed example; else raise ``ReplyError``."""
+    """Return posteriors if they are a distribution over classes for each seed example; else raise ``ReplyError``."""
     if tuple(posterior.shape) != shape or posterior.dtype != torch.float32:
         what = f"{posterior.dtype} of shape {tuple(posterior.shape)}"
         raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")
@@ -91,7 +91,7 @@ def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0) -> Tenso
     Parameters
     ----------
     logits : Tensor
-        This client's, (examples, classes).
+        Logits of this client, (examples, classes).
     peers : Tensor
         Posteriors of its peers at the same temperature, (peers, examples, classes).
     temperature : float
@@ -108,21 +108,22 @@ def learn_from_peers(
     options: TrainOptions,
     distill: DistillOptions,
 ) -> float:
-    """Run a client's seed steps, in place; return the mean divergence from the peers before them.
+    """Run a client's seed steps in place; return the mean divergence from the peers before the first step.
 
-    Each step follows two gradients, that of the client's own data and that of the seed batch (its labels, if they
-    count, and the peers' posteriors), joined by ``join_gradients``; then it is clipped and applied as in training.
+    Each step has two gradients: that of the client's own data, and that of the seed batch. The loss on the seed batch
+    is made of the divergence from the peers and, as an option, the labels. ``join_gradients`` joins the two; the result
+    is clipped and applied as in training.
 
     Parameters
     ----------
     job : TrainingJob
-        The client; it runs only its share of the seed steps too.
+        The client; its ``step_share`` applies to seed steps too.
     seeds : tuple[Tensor, Tensor]
         Inputs and labels of the seed batch, on the model's device.
     peers : Tensor
-        The peers' posteriors on it, (peers, examples, classes); there may be none.
+        The peers' posteriors on the seed batch, (peers, examples, classes); there may be none.
     options, distill : TrainOptions, DistillOptions
-        How a step is taken, and what it follows.
+        Options of a step and of the distillation.
     """
     model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
     sgd = ParameterSGD(model.parameters(), options)
@@ -153,7 +154,7 @@ def learn_from_peers(
 
 
 def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOptions) -> tuple[Tensor, Tensor]:
-    """Return the loss on the seed batch, and the divergence from the peers, which is 0 where there are none."""
+    """Return the loss on the seed batch, and the divergence from the peers, which is 0 without peers."""
     distance = 0 * logits.sum()
     if len(peers):
         distance = divergence(logits, peers, distill.temperature)
@@ -175,12 +176,12 @@ def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
     classes : int
         Number of classes.
     seed : int
-        Another seed draws others.
+        Seed of the random draw.
     """
     if not 0 < size <= len(split):
         raise ConfigError(f"a seed set of {size} examples is not possible: expected 1 to {len(split)}")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(derive(seed, "seed-set")))
     targets = split.targets.cpu()[order]
-    # By an example's number in its class, so that each class gives one before any gives two.
+    # Sort by an example's number in its class, so that each class contributes one example before any contributes two.
     place = F.one_hot(targets, classes).cumsum(0).gather(1, targets[:, None])[:, 0]
     return order[place.argsort(stable=True)[:size]].sort().values

@@ -1,4 +1,4 @@
-"""In-place distillation: the loss with which the smaller models inside a client's learn from its posterior."""
+"""In-place distillation: a loss by which the smaller models inside a client's model learn from its posterior."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -11,7 +11,7 @@ from heterofl_flwr.training.joint_losses import nested_loss
 from heterofl_flwr.training.step import Masking
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
-"""From logits and targets to a loss, such as ``nn.CrossEntropyLoss()``."""
+"""Function of logits and targets that returns a loss, such as ``nn.CrossEntropyLoss()``."""
 
 
 def distilled_loss(
@@ -25,9 +25,9 @@ def distilled_loss(
     weight: float,
     temperature: float,
 ) -> Tensor:
-    """Return the loss of a model and of the smaller models inside it; the arguments are those of ``Task.loss``.
+    """Return the loss of a model and of the smaller models inside it; for the arguments see ``Task.loss``.
 
-    ``inner`` holds the smaller models, the smallest first; without them the loss is the criterion's.
+    ``inner`` contains the smaller models, the smallest first. Without them, the loss is that of ``criterion``.
     """
     inputs, targets = batch
     masking = Masking(None if labels is None else sorted(labels), "zero")
@@ -47,7 +47,7 @@ def distilled_loss(
 
 
 def _read_logits(output: object, name: str, masking: Masking) -> Tensor:
-    """Return a model's logits, masked to the client's classes."""
+    """Return a model's output as logits, masked to the client's classes."""
     if not isinstance(output, Tensor) or output.dim() != 2:
         form = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(f"the output of {name} is {form}; expected logits, (examples, classes)")

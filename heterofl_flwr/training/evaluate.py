@@ -1,4 +1,4 @@
-"""Evaluate a model on a split."""
+"""Evaluation of a model on a split."""
 
 from collections.abc import Iterable, Sequence
 
@@ -26,27 +26,27 @@ def evaluate(
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> EvaluateResult:
-    """Evaluate a model: loss and accuracy in evaluation mode; the model and its modes stay as they are.
+    """Return loss and accuracy of a model in evaluation mode; the model and its modes do not change.
 
-    Batch norm layers without running statistics normalise by batch even here: measure those of the data first, and
+    Batch norm layers without running statistics normalise by batch even here. Measure moments of the data first, and
     evaluate ``heterofl_flwr.nn.with_static_norm(model, moments)``.
 
     Parameters
     ----------
     model : nn.Module
-        From a batch of inputs to logits, classes on axis 1.
+        Maps a batch of inputs to logits with classes on axis 1.
     split : Split
-        The examples; moved to the model's device if they are elsewhere. There may be none.
+        The examples, possibly none. Examples on another device are moved to the model's device.
     classes : Sequence[int] | Tensor | None
-        Any classes: the others' logits are filled. None for all.
+        The classes whose logits are used; the logits of other classes are filled. None uses all.
     fill : Fill
         ``zero``, ``-inf`` or ``none``; with ``-inf``, an example of an absent class makes the loss infinite.
     batch_size : int
-        Examples in a batch; rows, of a text.
+        Number of examples in a batch, or of rows of a text.
     seed : int
-        Which words of a text are hidden depends on it.
+        Seed for hiding words of a text.
     perplexity_kind : Variant
-        How the perplexity of a text follows from its pieces; see ``heterofl_flwr.nn.perplexity``.
+        Variant of the perplexity of a text; see ``heterofl_flwr.nn.perplexity``.
     """
     maskings = [Masking(classes, fill)]
     return evaluate_each(model, split, maskings, batch_size=batch_size, seed=seed, perplexity_kind=perplexity_kind)[0]
@@ -61,7 +61,7 @@ def evaluate_each(
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> list[EvaluateResult]:
-    """Evaluate a model with each of several masks, in one forward pass; as ``evaluate``, called for each."""
+    """Evaluate a model with each of several masks, in one forward pass; results equal those of ``evaluate``."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     if not len(split):

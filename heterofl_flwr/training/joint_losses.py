@@ -1,4 +1,4 @@
-"""Losses of a model with several outputs: early exits, or the widths inside it."""
+"""Losses of a model with several outputs: early exits, or inner widths."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,16 @@ from heterofl_flwr.nn.loss import masked_cross_entropy
 from heterofl_flwr.training.distill import divergence
 
 TrainedExits = Literal["last", "mutual", "deepest"]
-"""Exits that a client trains: the deepest; all, from one another; or all, from the deepest."""
+"""Exits that a client trains. ``last``: only the deepest. ``mutual``: all, which learn from each other. ``deepest``:
+all, which learn from the deepest.
+"""
 
 
 def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 1.0) -> Tensor:
-    """Return DepthFL's loss (Kim et al., ICLR 2023): all exits learn from the labels and from one another.
+    """Return DepthFL's loss (Kim et al., ICLR 2023): all exits learn from the labels and from each other.
 
-    With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``; p_j gets no gradient.
-    In the authors' code T is 1.
+    With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``. No gradient flows
+    through p_j. In the authors' code T is 1.
     """
     posteriors = [_posteriors(exit_logits, temperature) for exit_logits in logits]
     total = torch.stack([masked_cross_entropy(exit_logits, targets) for exit_logits in logits]).sum()
@@ -31,10 +33,10 @@ def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.
 
 
 def deepest_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 3.0) -> Tensor:
-    """Return ScaleFL's loss (Ilhan et al., CVPR 2023): the deepest exit teaches the others, and deeper ones weigh more.
+    """Return ScaleFL's loss (Ilhan et al., CVPR 2023): the deepest exit teaches the others; deeper exits weigh more.
 
-    With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``. Two things differ from
-    the authors' code: there p_d gets a gradient too, and the divergence is divided by the number of classes.
+    With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``. No gradient flows
+    through p_d. In the authors' code it does, and the divergence is divided by the number of classes.
     """
     teacher, exits = _posteriors(logits[-1], temperature)[None], len(logits)
     total = exits * masked_cross_entropy(logits[-1], targets)
@@ -55,10 +57,10 @@ def nested_loss(
 ) -> Tensor:
     """Return the loss of in-place distillation (Yu and Huang, ICCV 2019): inner widths learn from the full width.
 
-    The last logits are of the full width; their posterior p gets no gradient: ``CE_full + weight * sum_i
-    (label_share * CE_i + (1 - label_share) * T^2 KL(p, p_i))``. FjORD's (Horvath et al., NeurIPS 2021, section 3.2) is
-    this with one inner width, ``label_share`` 0 and T 1. CE is the criterion. All logits are masked: a teacher without
-    the mask knows the classes that its client lacks no better than chance.
+    The last logits are those of the full width; no gradient flows through their posterior p. The loss is ``CE_full +
+    weight * sum_i (label_share * CE_i + (1 - label_share) * T^2 KL(p, p_i))``, where CE is ``criterion``. FjORD's loss
+    (Horvath et al., NeurIPS 2021, section 3.2) is the case of one inner width, ``label_share`` 0 and T 1. All logits
+    must be masked: for classes that its client lacks, an unmasked teacher is no better than chance.
     """
     teacher = _posteriors(logits[-1], temperature)[None]
     total = criterion(logits[-1], targets)
@@ -72,14 +74,14 @@ def nested_loss(
 
 
 EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_loss, "deepest": deepest_loss}
-"""By ``train.exits``; ``last`` has the usual loss of the deepest exit."""
+"""Losses by ``train.exits``; ``last`` uses the ordinary loss of the deepest exit."""
 
 
 def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
-    """Return the factor of the divergence's weight in a round; it grows over ``rounds`` rounds.
+    """Return the factor of the divergence's weight in a round, which grows over the first ``rounds`` rounds.
 
-    DepthFL: ``exp(-5 (1 - t / rounds)^2)`` with t from 0 on, over 300 of the authors' 1000 rounds. ScaleFL: nothing
-    before, all of it after; in the authors' code after a quarter of the rounds.
+    DepthFL: ``exp(-5 (1 - t / rounds)^2)`` with t from 0, over 300 of the authors' 1000 rounds. ScaleFL: 0 before and 1
+    after these rounds; in the authors' code, they are a quarter of all rounds.
     """
     remaining = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
     if exits == "deepest":
@@ -92,5 +94,5 @@ def _posteriors(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _finite(logits: Tensor) -> Tensor:
-    """Return logits in which absent classes have no probability, but none that is exactly 0 (0 times infinity)."""
+    """Replace the logits -inf of absent classes by -1e4, because 0 times infinity would be NaN."""
     return logits.nan_to_num(neginf=-1e4)

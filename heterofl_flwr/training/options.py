@@ -17,54 +17,55 @@ from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.nn.penalty import AlignedQuadratic
 
 JointLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
-"""From the masked logits of all outputs of a model, its own depth and width last, and the targets to the loss."""
+"""Function of the masked logits of all outputs of a model and of the targets that returns the loss. The output of the
+model's full depth and width is the last one.
+"""
 
 
 class SeveralOutputs(Protocol):
-    """A model with outputs that a step trains together: those of early exits, or of smaller widths."""
+    """A model with several outputs that a step trains together: those of early exits or of inner widths."""
 
     def all_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of each output, those of the model's own depth and width last."""
+        """Return the logits of each output; those of the model's full depth and width are the last."""
 
 
 @group
 class TrainOptions:
-    """One client's training in one round; the defaults are the paper's."""
+    """Options of one client's training in one round; the defaults are the paper's."""
 
     learning_rate: Annotated[Positive, Field(alias="lr", description="learning rate of SGD, in the first round")]
     epochs: Count = 5
     """passes over a client's data in a round"""
     batch_size: Count = 10
-    """samples in a step; rows of text for a Transformer"""
+    """number of examples in a step, or of rows of text for a Transformer"""
     momentum: Decay = 0.9
-    """momentum of SGD, which begins anew each round"""
+    """momentum of SGD, which starts at zero in each round"""
     weight_decay: NotNegative = 5e-4
     """weight decay on all parameters"""
     clip: Annotated[NotNegative | None, "a number of 0 or more"] = 1.0
-    """largest norm of a step's gradient, of all parameters together; 0 for no limit"""
+    """upper bound on the norm of a step's gradient, of all parameters together; 0 for no bound"""
     proximal: NotNegative = 0.0
-    """weight of FedProx's pull towards the parameters that were received"""
+    """weight of FedProx's penalty on the distance from the received parameters"""
     mask_fill: Fill = "zero"
-    """logits of classes that a client lacks, in its loss; auto: zero, or -inf with fidelity=fixed"""
+    """value of the logits of classes that a client lacks, in its loss; auto: zero, or -inf with fidelity=fixed"""
     augment: AugmentName = Field(default="none", exclude=True)
-    """how images are varied: a name in AUGMENTS"""
+    """augmentation of images: a name in AUGMENTS"""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """One client's training.
+    """Result of one client's training.
 
     Attributes
     ----------
     examples
         Number of the client's examples.
     loss, accuracy
-        Means over all examples (words, of a text) of all epochs, as they were seen: before each step, and without the
-        pull of FedProx.
+        Means over all examples (for a text, words) of all epochs, measured before each step and without penalties.
     steps
-        Steps of the optimiser.
+        Number of steps of the optimiser.
     seconds
-        Time that it took; not part of equality.
+        Duration; ignored when results are compared.
     """
 
     examples: int
@@ -76,18 +77,18 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateResult:
-    """One evaluation.
+    """Result of one evaluation.
 
     Attributes
     ----------
     examples
-        Number of examples, or of words of a text; with none, everything else is 0.
+        Number of examples, or of words of a text. If it is 0, all other values are 0.
     loss
-        Their mean loss.
+        Mean loss.
     correct
-        Number of right answers.
+        Number of correct predictions.
     perplexity
-        Of a text; None for other data.
+        Perplexity of a text; None for other data.
     """
 
     examples: int
@@ -97,38 +98,38 @@ class EvaluateResult:
 
     @property
     def accuracy(self) -> float:
-        """The share that was right."""
+        """Fraction of correct predictions."""
         return self.correct / self.examples if self.examples else 0.0
 
     def metrics(self, kind: str) -> dict[str, float]:
-        """Return accuracy and loss, and the perplexity of a text, each with its kind: ``global-accuracy``."""
+        """Return accuracy, loss and the perplexity of a text, with the prefix ``kind``: ``global-accuracy``."""
         values = {"accuracy": self.accuracy, "loss": self.loss, "perplexity": self.perplexity}
         return {f"{kind}-{name}": value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TrainingJob:
-    """A client's model and data, to be trained in one round.
+    """A client's model and data for training in one round.
 
     Attributes
     ----------
     model
-        From a batch of inputs to logits, classes on axis 1; trained in place.
+        Maps a batch of inputs to logits with classes on axis 1; it is trained in place.
     split
         The client's examples.
     seed
-        Made of run, round and partition, for example ``derive(seed, "train", server_round, partition)``.
+        Seed of run, round and partition, for example ``derive(seed, "train", server_round, partition)``.
     classes
-        The classes that the client has: the loss is masked to them. None for all.
+        The classes that the client has, to which the loss is masked. None for all.
     step_share
-        The share of its steps after which the client stops, over 0 and up to 1; rounded up to whole steps.
+        Fraction of the client's steps to run, above 0 and up to 1; the number of steps is rounded up.
     joint_loss
-        For a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``), their loss, where not the last alone
-        is trained. The engine ``plain`` trains it.
+        Loss of a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``); None trains only the last output.
+        The engines ``compile`` and ``cohort`` leave such clients to ``plain``.
     quadratic
-        Quadratic penalty on the model's parameters, apart from FedProx's; None without one.
+        Quadratic penalty on the model's parameters, in addition to FedProx; None without one.
     penalty
-        Another term to add to the loss of each batch. The engine ``plain`` trains it.
+        Function that returns another term of the loss of each batch. All other engines leave such clients to ``plain``.
     """
 
     model: nn.Module
@@ -141,10 +142,10 @@ class TrainingJob:
     penalty: Callable[[], Tensor | float] | None = None
 
     def __post_init__(self) -> None:
-        """Validate the share."""
+        """Raise ``ConfigError`` if ``step_share`` is out of range."""
         if not 0 < self.step_share <= 1:
             raise ConfigError(f"step_share is {self.step_share!r}; expected a number over 0 and up to 1")
 
     def limit_steps(self, steps: int) -> int:
-        """Return how many of the given steps the client runs."""
+        """Return the number of steps that the client runs, out of ``steps``."""
         return math.ceil(Fraction(str(self.step_share)) * steps)

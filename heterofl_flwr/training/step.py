@@ -12,16 +12,18 @@ from heterofl_flwr.nn.penalty import AlignedQuadratic
 from heterofl_flwr.training.options import JointLoss, SeveralOutputs, TrainOptions
 
 FUSED_DEVICES = ("cpu", "cuda")
-"""Where torch's fused SGD divides by the scale that it is given: on MPS it ignores the scale without an error."""
+"""Devices on which torch's fused SGD divides gradients by ``grad_scale``. On MPS it ignores this scale without an
+error.
+"""
 
 
 def present_classes(classes: Sequence[int] | Tensor | None, number: int) -> Tensor:
-    """Return the boolean mask of a client's classes; all are present for None."""
+    """Return the boolean mask of a client's classes; all True for None."""
     return torch.ones(number, dtype=torch.bool) if classes is None else class_mask(classes, number)
 
 
 class Masking:
-    """Fills the logits of absent classes; the mask is built for the first logits, which show how many classes exist."""
+    """Fills the logits of absent classes. The mask is made at the first call, from the number of logits."""
 
     def __init__(self, classes: Sequence[int] | Tensor | None, fill: Fill) -> None:
         self._classes, self._fill = classes, fill
@@ -34,7 +36,7 @@ class Masking:
         return mask_logits(logits, self._mask, self._fill)
 
     def renew(self, classes: Sequence[int] | Tensor | None) -> None:
-        """Fill for another client, in the same memory; either both clients have classes or none of them."""
+        """Use another client's classes, in the same memory. Either both clients have classes, or neither has."""
         self._classes = classes
         if self._mask is not None:
             self._mask.copy_(present_classes(classes, len(self._mask)))
@@ -47,7 +49,7 @@ def compute_loss(
     masking: Masking,
     joint_loss: JointLoss | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of a batch, and for each target whether the model, or the last of its outputs, predicts it."""
+    """Return the loss of a batch, and for each target whether the model, or its last output, predicts it."""
     outputs = [model(inputs)] if joint_loss is None else cast("SeveralOutputs", model).all_logits(inputs)
     logits = [masking(output.float()) for output in outputs]
     loss = masked_cross_entropy(logits[-1], targets) if joint_loss is None else joint_loss(logits, targets)
@@ -57,12 +59,12 @@ def compute_loss(
 class SGD:
     """SGD with momentum, weight decay, quadratic penalties and gradient clipping; momentum starts at zero.
 
-    Clipping one client costs no pass over the gradients: torch's fused SGD divides by a scale that it is given. Its
-    kernel is called directly, because the class ``torch.optim.SGD`` loads torch's compiler, which costs each process
-    two seconds and 150 MB. Values that the kernel cannot update are updated by several smaller kernels.
+    Clipping one client's gradients needs no extra pass, because torch's fused SGD divides them by a scale. Its kernel
+    is called directly, because the class ``torch.optim.SGD`` imports torch's compiler, which costs each process two
+    seconds and 150 MB. Values that the kernel does not support are updated by several smaller kernels.
 
-    The first ``trained`` values are trained, by default all. With ``by_row`` each tensor has one row for each client,
-    and each row is clipped on its own. The tensors of the quadratic penalty are those of the trained values.
+    Only the first ``trained`` values are trained, by default all. With ``by_row`` each tensor has one row for each
+    client, and each row is clipped separately. The tensors of the quadratic penalty belong to the trained values.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class SGD:
     ) -> None:
         self.values, self._options, self._by_row = list(values), options, by_row
         self.learning_rate: float | Tensor = options.learning_rate
-        # The kernel takes no buffers where there is no momentum.
+        # Without momentum, the kernel expects no buffers.
         self.momentum = [torch.zeros_like(value) for value in self.values[:trained]] if options.momentum else []
         self.received = [value.clone() for value in self.values[:trained]] if options.proximal else []
         self._strength, centers, directions = quadratic or AlignedQuadratic(0.0, (), ())
@@ -84,7 +86,7 @@ class SGD:
         self._fused = by_row or all(map(_fits_the_kernel, self.values))
 
     def select(self, rows: Tensor) -> Self:
-        """Return the SGD of some clients, on a copy of their rows."""
+        """Return an SGD for some clients, on copies of their rows."""
         part = copy.copy(self)
         part.values, part.momentum, part.received, part.centers, part.directions = (
             [tensor[rows] for tensor in tensors]
@@ -93,13 +95,13 @@ class SGD:
         return part
 
     def write(self, rows: Tensor, part: "SGD") -> None:
-        """Write the rows back that ``select`` has copied."""
+        """Write back the rows that ``select`` has copied."""
         for tensor, new in zip(self.values + self.momentum, part.values + part.momentum, strict=True):
             tensor[rows] = new
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Update the values that have a gradient; the gradients are changed."""
+        """Update the values that have a gradient. The gradients are overwritten."""
         slopes = [gradient for gradient in gradients if gradient is not None]
         if not slopes:
             return
@@ -124,7 +126,7 @@ class SGD:
         self._update(values, slopes, momentum, scale)
 
     def _update(self, values: list[Tensor], slopes: list[Tensor], momentum: list[Tensor], scale: Tensor | None) -> None:
-        """Take a step of plain SGD along the gradients divided by the scale."""
+        """Take a step of plain SGD along the gradients, divided by ``scale``."""
         options = self._options
         if self._fused:
             torch._fused_sgd_(
@@ -151,7 +153,7 @@ class SGD:
 
 
 class ParameterSGD(SGD):
-    """SGD on a model's parameters, for one client in one round; those that need no gradient stay as they are."""
+    """SGD on a model's parameters, for one client in one round; parameters without ``requires_grad`` do not change."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], options: TrainOptions, quadratic: AlignedQuadratic | None = None
@@ -165,7 +167,7 @@ class ParameterSGD(SGD):
         super().__init__(dense, options, quadratic=self._trained(quadratic))
 
     def _trained(self, quadratic: AlignedQuadratic | None) -> AlignedQuadratic | None:
-        """Return copies of a penalty's tensors for the trained parameters, in their layouts."""
+        """Return a penalty with copies of the tensors of the trained parameters, in the parameters' layouts."""
 
         def select(tensors: Sequence[Tensor]) -> list[Tensor]:
             pairs = zip(self._all, tensors, strict=bool(tensors))
@@ -177,7 +179,7 @@ class ParameterSGD(SGD):
 
     @torch.no_grad()
     def restart(self, learning_rate: float, quadratic: AlignedQuadratic | None) -> None:
-        """Begin again, in the same memory, with the parameters as they are now and a penalty of the same form."""
+        """Start again in the same memory, from the present parameters and with a penalty of the same form."""
         _, centers, directions = self._trained(quadratic) or AlignedQuadratic(0.0, (), ())
         for momentum in self.momentum:
             momentum.zero_()
@@ -191,7 +193,7 @@ class ParameterSGD(SGD):
             self.learning_rate = learning_rate
 
     def minimise(self, loss: Tensor) -> None:
-        """Compute the gradient of a loss and take a step along it; no gradient remains."""
+        """Take a step along the gradient of a loss, and clear the gradients."""
         loss.backward()
         gradients = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
@@ -203,9 +205,9 @@ class ParameterSGD(SGD):
         """Take a step along one gradient for each parameter."""
         dense: list[Tensor | None] = []
         for parameter, stride, gradient in zip(self.parameters, self._strides, gradients, strict=True):
-            if gradient is not None and gradient.is_sparse:  # of an embedding, say, whose weight all steps decay
+            if gradient is not None and gradient.is_sparse:  # of an embedding; weight decay needs all rows
                 gradient = gradient.to_dense()
-            # A hook may have changed the layout, which otherwise is that of the parameter.
+            # The layout is that of the parameter, unless a hook has changed it.
             if gradient is not None and gradient.stride() != stride:
                 gradient = torch.empty_like(parameter).copy_(gradient)
             dense.append(None if gradient is None else _dense(gradient))
@@ -213,9 +215,9 @@ class ParameterSGD(SGD):
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return the tensor itself or, where it is channels last, the view of it in which it is contiguous.
+    """Return the contiguous view of a channels-last tensor; return any other tensor itself.
 
-    The fused kernel copies what is not contiguous, and on a CPU it pairs values by their place in memory.
+    The fused kernel copies tensors that are not contiguous, and on a CPU it pairs values by their position in memory.
     """
     if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor.permute(0, 2, 3, 1)
@@ -223,6 +225,6 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _fits_the_kernel(value: Tensor) -> bool:
-    """Return whether the fused kernel can update it: in float32, as the scale is, and without gaps in memory."""
+    """Return whether the fused kernel can update a value: it must be float32, like the scale, and without gaps."""
     without_gaps = torch.empty_like(value).stride() == value.stride()
     return value.device.type in FUSED_DEVICES and value.dtype == torch.float32 and without_gaps

@@ -1,4 +1,4 @@
-"""Engines: the ways to run the training steps of one client or of several, and the choice among them."""
+"""Engines: they run the training steps of one or several clients. Functions that select and call an engine."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,16 +17,16 @@ from heterofl_flwr.training.engines.seats import train_seats
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 
 MOST_ON_CPU = 250_000
-"""Parameters of a model up to which training together gains on a CPU.
+"""Largest number of parameters of a model for which training together is faster on a CPU.
 
-Measured on one thread with five and ten clients and batches of 10, the paper's CNN and PreResNet18 at widths between
-their levels b and d: at 100,000 parameters a step takes a third less time than alone, here a fifth less, at 400,000 a
-tenth less, at 600,000 as much.
+Measured on one thread with five and ten clients and batches of 10, for the paper's CNN and PreResNet18 at widths
+between their levels b and d. At 100,000 parameters a step takes a third less time than alone, at 250,000 a fifth less,
+at 400,000 a tenth less, at 600,000 the same time.
 """
 
 Engine = Callable[[Sequence[TrainingJob], TrainOptions], list[TrainResult]]
-"""Trains clients, each on its split's device; returns results in the same order. All engines but ``plain`` and
-``seats`` need models of one kind and rate.
+"""Function that trains clients, each on its split's device, and returns results in the same order. All engines but
+``plain`` and ``seats`` need models of one kind and rate.
 """
 
 AUTO = "auto"
@@ -39,11 +39,12 @@ ENGINES: dict[str, Engine] = {
 """Engines by name."""
 
 ON_A_GPU = "cohort"
-"""Engine of ``auto`` on a GPU: ``cohort``, or ``plain`` for models that it cannot train; or ``seats``."""
+"""Engine that ``auto`` uses on a GPU: ``cohort``, or ``plain`` for models that ``cohort`` cannot train; or ``seats``.
+"""
 
 
 def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
-    """Return the engine that is likely the fastest for clients with one kind of model."""
+    """Return the engine that is probably the fastest for clients with one kind of model."""
     model = jobs[0].model
     device = device_of(model).type
     if device == "cuda" and ON_A_GPU == "seats":
@@ -65,38 +66,38 @@ def train(
 ) -> TrainResult:
     """Train a model in place on one client's data.
 
-    With ``engine="plain"`` and one thread the result is the same bit for bit, also after other draws: all
-    draws come from ``seed``, and torch's global generators are left as they were. The model stays in training mode.
+    With ``engine="plain"`` and one thread, the result is reproducible bit for bit: all draws come from ``seed``.
+    Torch's global generators do not change. The model stays in training mode.
 
     A last batch of a single example is joined to the batch before it, because batch norm cannot normalise one value.
 
     Parameters
     ----------
     model, split, classes, seed
-        See ``TrainingJob``; the examples are moved to the model's device, once, if they are elsewhere.
+        See ``TrainingJob``. Examples on another device are moved to the model's device once.
     options : TrainOptions
-        Learning rate, epochs and so on.
+        Learning rate, epochs and other options.
     engine : str
         ``auto``, or a name in ``ENGINES``.
 
     Raises
     ------
     DivergedError
-        If a loss is NaN or infinite; the model is then of no use.
+        If a loss is NaN or infinite. The model is then useless.
     """
     job = TrainingJob(model=model, split=split, seed=seed, classes=classes)
     return train_together([job], options, engine=engine)[0]
 
 
 def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine: str = AUTO) -> list[TrainResult]:
-    """Train the models of several clients in place, each as if it were alone, and return their results in order.
+    """Train the models of several clients in place, independently of each other; return their results in order.
 
     Parameters
     ----------
     jobs : Sequence[TrainingJob]
-        Clients whose models come from one builder, no two of them the same module; at one rate, but for ``seats``.
+        Clients with different model objects from one builder. All have one rate, except for ``seats``.
     options : TrainOptions
-        Learning rate, epochs and so on, for all.
+        Learning rate, epochs and other options of all clients.
     engine : str
         ``auto``, or a name in ``ENGINES``.
     """
@@ -106,7 +107,7 @@ def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine
         raise ConfigError(f"engine is {engine!r}; expected auto or one of {', '.join(ENGINES)}")
     if not all(len(job.split) for job in jobs):
         raise DataError("there are no examples to train on")
-    # Two engines know no loss of several outputs, and no penalty but a quadratic one.
+    # Two engines support neither losses of several outputs nor penalties that are not quadratic.
     is_special = engine in ("compile", "cohort") and any(job.joint_loss or job.penalty for job in jobs)
     run = train_plain if is_special else ENGINES[engine]
     with explained_single():

@@ -1,4 +1,4 @@
-"""The engine ``cohort``: several clients train together, each as if it were alone."""
+"""The engine ``cohort``: several clients train together, with the results of separate training."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -27,25 +27,29 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 from heterofl_flwr.training.step import SGD, present_classes
 
 LEAST = {"cpu": 2, "cuda": 1}
-"""Fewest clients for this engine by type of device; on a GPU one client gains too, as its steps are replayed."""
+"""Smallest number of clients for this engine, by device type. On a GPU even one client is faster, as its steps are
+replayed.
+"""
 
 Compute = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-"""Takes a step on inputs and targets of several clients; returns losses and numbers of correct predictions."""
+"""Function that takes a step on inputs and targets of several clients; returns losses and numbers of correct
+predictions.
+"""
 
 
 def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients together; equal to ``plain`` up to rounding. On a GPU their steps are replayed.
+    """Train clients together; the result equals that of ``plain`` up to rounding. On a GPU, steps are replayed.
 
-    Clients stay independent: each has its own batches, classes and clipping, and they need not have equally many
-    examples. Before models are computed together it is verified, on a batch, that each gets what it gets alone. Where
-    that fails, or anything else does, the models are still as they were received and are trained by ``plain``; a log
-    entry says why. So are models with active dropout, models whose buffers change in training (batch norm with running
-    statistics), and models with hooks.
+    Clients are independent: each has its own batches, classes and clipping, and their numbers of examples may differ.
+    First a batch is used to verify that the joint model computes what each model computes alone. If this fails, or
+    anything else does, the models are unchanged and are trained by ``plain``, and the reason is logged. The same
+    applies to models with active dropout, with buffers that change in training (batch norm with running statistics), or
+    with hooks.
 
     Raises
     ------
     DivergedError
-        If a loss is NaN or infinite; all models are then as they were received.
+        If a loss is NaN or infinite. All models are then unchanged.
     """
     device, kind = device_of(jobs[0].model), type(jobs[0].model).__name__
     if len(jobs) >= LEAST.get(device.type, math.inf):
@@ -54,13 +58,13 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
                 return Cohort(jobs, options).train()
         except DivergedError:
             raise
-        except Exception as error:  # alone the clients either meet it too, and plain reports it, or they do not
+        except Exception as error:  # if the cause persists, plain reports it
             log_once(f"clients with a {kind} cannot train together: {type(error).__name__}: {error}")
     return train_plain(jobs, options)
 
 
 def find_obstacle(model: nn.Module) -> str | None:
-    """Return why clients with such a model cannot train together, as far as it shows without running the model."""
+    """Return why clients with such a model cannot train together; None if no reason shows without running it."""
     for name, layer in model.named_modules():
         what = f"layer {name or '(the model itself)'}"
         if isinstance(layer, _DropoutNd) and layer.p:
@@ -73,12 +77,12 @@ def find_obstacle(model: nn.Module) -> str | None:
 
 
 class _Client:
-    """One client's progress through its batches, and the results of its steps."""
+    """One client's remaining batches and the results of its steps."""
 
     def __init__(self, job: TrainingJob, options: TrainOptions) -> None:
         self.job, self.remaining = job, count_steps(job, options)
         self._batches = chain.from_iterable(training_epochs(job, options))
-        self.pending = list(islice(self._batches, 1))  # the next batch; none at the end
+        self.pending = list(islice(self._batches, 1))  # the next batch; empty at the end
         self.losses: list[Tensor] = []
         self.correct: list[Tensor] = []
         self.sizes: list[int] = []
@@ -92,7 +96,7 @@ class _Client:
 
 
 class Cohort:
-    """Several clients that are trained side by side; until that is done their models keep what they received."""
+    """Several clients that train side by side. Their models change only when training has finished."""
 
     def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions) -> None:
         self._started, self._options = perf_counter(), options
@@ -114,7 +118,7 @@ class Cohort:
         self._replayed: Replayed | None = None
 
     def _join_quadratics(self, jobs: Sequence[TrainingJob]) -> AlignedQuadratic | None:
-        """Return the clients' quadratic penalties as rows in the order of the layouts."""
+        """Return the clients' quadratic penalties with one row for each client, in the order of the layouts."""
         quadratics = [job.quadratic for job in jobs if job.quadratic is not None]
         if not quadratics:
             return None
@@ -136,19 +140,19 @@ class Cohort:
         )
 
     def train(self) -> list[TrainResult]:
-        """Train the clients and write their models."""
+        """Train the clients, then write their models."""
         try:
             while together := self._next():
                 self._run_steps(together)
         finally:
-            self._replayed = None  # the two refer to each other, and so would keep a GPU's memory for a while
+            self._replayed = None  # breaks a reference cycle, which would keep a GPU's memory for a while
         seconds = (perf_counter() - self._started) / sum(len(client.sizes) for client in self._clients)
         return [self._finish(number, seconds) for number in range(len(self._clients))]
 
     def _next(self) -> list[int]:
-        """Return the clients of the next step: the one with most remaining steps, and those with equal batch shapes.
+        """Return the clients of the next step: the client with most remaining steps, and all with equal batch shapes.
 
-        A client with an odd last batch therefore rejoins the others soon.
+        So a client with a smaller last batch soon rejoins the others.
         """
         shapes = {number: client.pending[0][0].shape for number, client in enumerate(self._clients) if client.pending}
         if not shapes:
@@ -163,7 +167,7 @@ class Cohort:
         sgd = self._sgd if all_of_them else self._sgd.select(rows)
         joint = self._prepare(together, sgd.values)
         compute: Compute = partial(self._compute, joint, sgd, rows)
-        if rows.is_cuda and all_of_them:  # which they are in every epoch, and then in the same memory
+        if rows.is_cuda and all_of_them:  # this recurs in every epoch, with the same memory
             compute = self._replayed = self._replayed or Replayed(compute, torch.cuda.Stream(rows.device))
         elif rows.is_cuda:
             compute = Replayed(compute, torch.cuda.Stream(rows.device))
@@ -173,7 +177,7 @@ class Cohort:
         if isinstance(compute, Replayed) and compute.obstacle:
             kind = type(self._clients[0].job.model).__name__
             log_once(f"steps of clients with a {kind} cannot be replayed, so they are slower: {compute.obstacle}")
-        joint.release()  # there may be one for each number of clients
+        joint.release()  # there may be a joint model for each number of clients
         if not all_of_them:
             self._sgd.write(rows, sgd)
         losses, correct = (torch.stack(parts) for parts in zip(*steps, strict=True))  # (steps, clients)
@@ -188,7 +192,7 @@ class Cohort:
             self._clients[number].correct.append(correct[:, place].sum())
 
     def _prepare(self, together: list[int], values: Sequence[Tensor]) -> Joint:
-        """Return the joint model of these clients, verified on first use."""
+        """Return the joint model of these clients; verify it when it is made."""
         number, clients = len(together), [self._clients[client] for client in together]
         if number not in self._joints:
             models, inputs = [client.job.model for client in clients], [client.pending[0][0] for client in clients]
@@ -208,7 +212,7 @@ class Cohort:
         return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)
 
     def _mask(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Return logits (batch, clients, classes) with those of each client's absent classes filled."""
+        """Return logits (batch, clients, classes); fill those of each client's absent classes."""
         classes = [client.job.classes for client in self._clients]
         if all(labels is None for labels in classes):
             return logits
@@ -220,7 +224,7 @@ class Cohort:
 
     @torch.no_grad()
     def _finish(self, number: int, seconds: float) -> TrainResult:
-        """Write a client's model and return its result; ``seconds`` are those of one step of one client."""
+        """Write a client's model and return its result; ``seconds`` is the time of one step."""
         client = self._clients[number]
         parameters = dict(client.job.model.named_parameters())
         for layout, rows in zip(self._layouts, self._sgd.values, strict=True):

@@ -1,4 +1,4 @@
-"""The engine ``compile``: the engine ``plain``, whose forward and backward passes ``torch.compile`` has compiled."""
+"""The engine ``compile``: as ``plain``, with forward and backward passes compiled by ``torch.compile``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -14,10 +14,10 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 def train_compiled(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients one after the other with compiled code; equal to ``plain`` up to rounding and draws of dropout.
 
-    Parameters are inputs of what is compiled, so it serves all clients and rounds of a process whose models differ in
-    their values alone; before each step torch compares everything else that it has read of a model. Batches of another
-    size than the full one run as in ``plain``. So does what would be compiled beyond torch's own limit, eight kinds of
-    model and shapes of batch in a process (``torch._dynamo.config.recompile_limit``). On a CPU torch needs a C++
+    Parameters are inputs of the compiled code. So it is reused for all clients and rounds of a process whose models
+    differ only in their values. Before each step, torch checks everything else that it has read from a model. Batches
+    of another than the full size run without compilation. So does everything beyond torch's limit of eight kinds of
+    model and batch shapes in a process (``torch._dynamo.config.recompile_limit``). On a CPU, torch needs a C++
     compiler.
 
     Raises
@@ -33,15 +33,15 @@ def _forward(model: nn.Module, batch_size: int, inputs: Tensor) -> Tensor:
         logits: Tensor = model(inputs)
         return logits
     torch.compiler.cudagraph_mark_step_begin()
-    # Views, as torch takes a parameter to stay where it is in memory: it would record a CUDA graph for each client.
+    # Views, because torch assumes that a parameter keeps its address: it would record a CUDA graph for each client.
     trained = {name: value.view_as(value) for name, value in model.named_parameters() if value.requires_grad}
     return _compiler()(model, trained, inputs)
 
 
 @cache
 def _compiler() -> Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]:
-    """Return the function that compiles models when they are first called; torch's compiler is loaded here."""
-    return torch.compile(_call, dynamic=False, mode="reduce-overhead")  # on a GPU: by CUDA graphs
+    """Return the function that compiles a model at its first call; torch's compiler is imported here."""
+    return torch.compile(_call, dynamic=False, mode="reduce-overhead")  # on a GPU, with CUDA graphs
 
 
 def _call(model: nn.Module, trained: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Models of several clients computed at once, side by side in the channels of one wide model."""
+"""Joint models: the models of several clients computed at once, side by side in the channels of one wide model."""
 
 import copy
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Memory layout of one parameter in a row: name, shape in each model, and whether it is trained.
+    """Storage of one parameter as a row: its name, its shape in each model, and whether it is trained.
 
-    ``channels_last`` says whether it is the weight of an image convolution in the order of its memory.
+    ``channels_last`` is True for the weight of an image convolution that is stored channels last.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Layout:
         return (tensor.permute(0, 2, 3, 1) if self.channels_last else tensor).reshape(clients, -1)
 
     def shaped(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return rows as a view of this shape, which ends like the parameter's."""
+        """Return rows as a view of ``shape``, whose last axes are those of the parameter."""
         if not self.channels_last:
             return rows.view(tuple(shape))
         number, channels, height, width = shape
@@ -43,8 +43,8 @@ class Layout:
 def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
     """Return the layouts that models share, those of trained parameters first.
 
-    On a CPU the image convolutions of wide models are held channels last, where they are faster so. Models that differ
-    in more than the values of their parameters raise ``IncompatibleError``.
+    On a CPU, the image convolutions of wide models are stored channels last, which is faster. ``IncompatibleError`` is
+    raised if the models differ in more than the values of their parameters.
     """
     model, specs = models[0], tensor_specs(models[0])
     if any(tensor_specs(local) != specs for local in models[1:]):
@@ -65,13 +65,13 @@ def build_layouts(models: Sequence[nn.Module]) -> list[Layout]:
 
 
 class Joint:
-    """The models of several clients, computed at once with values that are placed in its parameters."""
+    """The models of several clients, computed at once; ``place`` sets their parameters."""
 
     def __init__(self, model: nn.Module, layouts: Sequence[Layout], clients: int) -> None:
         self.layouts, self._clients, self._twin = layouts, clients, wide_twin(model, clients)
         parameters = dict(self._twin.named_parameters())
         if parameters.keys() != {layout.name for layout in layouts}:
-            raise IncompatibleError("layers share parameters")  # their copies would no longer
+            raise IncompatibleError("layers share parameters")  # their wide copies would not
         self._parameters = [parameters[layout.name] for layout in layouts]
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -81,17 +81,17 @@ class Joint:
         return by_client
 
     def place(self, values: Sequence[Tensor]) -> None:
-        """Compute with these values, (clients, values) for each layout, from now on."""
+        """Use these values as parameters: (clients, values) for each layout."""
         for layout, parameter, rows in zip(self.layouts, self._parameters, values, strict=True):
             parameter.data = layout.shaped(rows, parameter.shape)
 
     def release(self) -> None:
-        """Release values and gradients until ``place`` is called again."""
+        """Drop values and gradients until ``place`` is called again."""
         for parameter in self._parameters:
             parameter.grad, parameter.data = None, parameter.data.new_empty(()).expand_as(parameter)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
-        """Return a loss's gradients, as (clients, values), for the trained parameters; None for one without any."""
+        """Return the gradients of a loss for the trained parameters, as (clients, values); None for missing ones."""
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
@@ -105,12 +105,12 @@ class Joint:
 def build_verified(
     models: Sequence[nn.Module], layouts: Sequence[Layout], values: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Joint:
-    """Return the joint model after checking that its logits and gradients equal those of each model alone.
+    """Return the joint model after checking that its logits and gradients equal those of each separate model.
 
-    The first and the last client are compared, on a batch of each client, all of one shape, in float64: in float32
-    rounding that moves one value of many across a kink, as of ReLU, changes gradients by percents. Models that differ,
-    draw random numbers or change a buffer in the forward pass raise ``IncompatibleError``: then the clients are not
-    independent of each other.
+    The first and the last client are compared on a batch of each client, all of one shape, in float64. In float32,
+    rounding can move a value across a kink, for example of ReLU, and change gradients by percents.
+    ``IncompatibleError`` is raised if results differ, random numbers are drawn or a buffer changes, because then
+    clients are not independent.
     """
     exact = [copy.deepcopy(model).double() for model in models]
     exact_inputs = [batch.double() if batch.is_floating_point() else batch for batch in inputs]
@@ -145,13 +145,13 @@ def _verify(joint: Joint, models: Sequence[nn.Module], values: Sequence[Tensor],
 
 
 def _probe(logits: Tensor) -> Tensor:
-    """Return a sum of logits (batch, clients, ...) in which each counts differently, but alike for each client."""
+    """Return a weighted sum of logits (batch, clients, ...); weights differ between entries, not between clients."""
     client = logits[:, :1].detach()  # (batch, 1, ...)
     return (logits * torch.arange(client.numel(), device=client.device).cos().view_as(client)).sum()
 
 
 def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return a client's logits by the model itself, whose buffers must not change."""
+    """Return a client's logits from its own model; raise ``IncompatibleError`` if a buffer changes."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     logits: Tensor = functional_call(model, {**values, **buffers}, (inputs,))
     changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffers[name], buffer)]
@@ -161,11 +161,11 @@ def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> 
 
 
 def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
-    """Raise ``IncompatibleError`` unless pairs of tensors agree, within a tolerance relative to the largest."""
+    """Raise ``IncompatibleError`` unless pairs of tensors agree, within a tolerance relative to the largest norm."""
     if [tensor.shape for tensor in together] != [tensor.shape for tensor in alone]:
         raise IncompatibleError(f"together, {what} have another shape")
     norms = [tensor.norm() for tensor in alone]
     least = torch.stack(norms).max() / 10
     for joint, single, norm in zip(together, alone, norms, strict=True):
-        if not (joint - single).norm() <= TOLERANCE * norm.maximum(least):  # written so, NaN fails
+        if not (joint - single).norm() <= TOLERANCE * norm.maximum(least):  # NaN fails this test
             raise IncompatibleError(f"together, {what} have other values")

@@ -1,4 +1,4 @@
-"""The engine ``plain``: one client, one step after the other, the same bits each time."""
+"""The engine ``plain``: clients train one after the other, with results that are reproducible bit for bit."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,14 +16,14 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 STEPS_BETWEEN_GAPS = 50
-"""Number of steps after which a client gives memory back that it cannot use again."""
+"""Number of steps after which free gaps in memory are returned to the system (``give_back_gaps``)."""
 
 
 CHANNELS_LAST = range(10_000, 1_000_000)
-"""Numbers of parameters with which a CPU takes steps faster if convolutions are held channels last.
+"""Numbers of parameters for which steps on a CPU are faster if convolutions are stored channels last.
 
-By 10 to 30 percent with the paper's models between; beyond, it gains nothing.
-Where inputs of max pooling are equal, as on a plain background, another of them may get the gradient.
+The paper's models in this range gain 10 to 30 percent; larger ones gain nothing. If several inputs of max pooling are
+equal, as on a plain background, another of them may get the gradient.
 """
 
 
@@ -39,11 +39,11 @@ def train_plain(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
 def train_one(
     job: TrainingJob, options: TrainOptions, forward: Callable[[Tensor], Tensor] | None = None
 ) -> TrainResult:
-    """Train one client; ``forward`` computes the model's logits of a batch, by default the model itself."""
+    """Train one client; ``forward`` computes the logits of a batch, by default by calling the model."""
     started, device = perf_counter(), job.split.targets.device
     model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    epochs: list[Tensor] = []  # the losses of their steps
+    epochs: list[Tensor] = []  # for each epoch, the losses of its steps
     sizes: list[int] = []
     faster = sum(parameter.numel() for parameter in model.parameters()) in CHANNELS_LAST
     with seeded(derive(job.seed, "model"), device), channels_last(model) if faster else nullcontext():
@@ -64,7 +64,10 @@ def train_one(
 
 
 def check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
-    """Raise if a loss is not finite; not after each step, as reading a value waits for a GPU."""
+    """Raise ``DivergedError`` if a loss is not finite.
+
+    Do not call it after each step, because reading a value waits for a GPU.
+    """
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         raise DivergedError(
@@ -77,7 +80,7 @@ def check_losses(losses: Tensor, before: int, options: TrainOptions) -> None:
 def build_result(
     job: TrainingJob, losses: Sequence[Tensor], sizes: Sequence[int], correct: int, seconds: float
 ) -> TrainResult:
-    """Return a client's result from the losses and sizes of its steps and the number of right answers."""
+    """Return a client's result from the losses and sizes of its steps and the number of correct predictions."""
     seen = sum(sizes)
     weights = torch.tensor(sizes, dtype=torch.float64)
     loss = float((torch.cat(list(losses)).cpu().double() * weights).sum() / seen)

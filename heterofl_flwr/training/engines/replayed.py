@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 WARM_UP = 3
-"""Calls before one is recorded: libraries initialise in them, and that cannot be recorded."""
+"""Number of calls before recording. Libraries initialise in them, which cannot be recorded."""
 
 
 class Replayed:
-    """A function of tensors on a GPU whose kernels are recorded, and then launched at once as a CUDA graph.
+    """A function of GPU tensors whose kernels are recorded, and then launched together as a CUDA graph.
 
-    A training step of small models is hundreds of kernels, each of which the CPU launches more slowly than the GPU runs
-    it. What is replayed computes with the memory that it was recorded with: what else the function reads and writes,
-    such as parameters, must stay where it is. What it does beside computing, such as counting its calls, is not
-    repeated. Inputs of other shapes than those recorded run as they are, and so does everything if the function cannot
-    be recorded, because it reads a value back, say; then ``obstacle`` says why.
+    A training step of a small model is hundreds of kernels, and the CPU launches each of them more slowly than the GPU
+    runs it. A graph uses the memory with which it was recorded. So everything else that the function reads and writes,
+    such as parameters, must keep its address. Other effects of the function, such as counting its calls, are not
+    repeated. Inputs of other shapes than the recorded ones run without the graph. If the function cannot be recorded,
+    for example because it reads a value back, all inputs do, and ``obstacle`` has the reason.
 
-    It is recorded on ``stream``, and replayed on the current one. Functions with one ``pool`` share memory for
-    intermediate values, so no two of them may run at once.
+    The function is recorded on ``stream`` and replayed on the current stream. Functions with the same ``pool`` share
+    memory for intermediate values, so they must not run at the same time.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Replayed:
         self._outputs: tuple[Tensor, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return what the function returns for these inputs."""
+        """Return the function's result for these inputs."""
         if self._warm_up:
             self._warm_up -= 1
             return self._run_aside(inputs)
@@ -51,7 +51,7 @@ class Replayed:
         return tuple(output.clone() for output in self._outputs)  # the next replay overwrites them
 
     def _run_aside(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Run the function on the stream that is recorded later, as autograd and libraries tell streams apart."""
+        """Run the function on the recording stream, because autograd and libraries keep state for each stream."""
         usual = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(usual)
         with torch.cuda.stream(self._stream):
@@ -63,17 +63,17 @@ class Replayed:
         """Record the function without running it."""
         graph, self._inputs = torch.cuda.CUDAGraph(), tuple(value.clone() for value in inputs)
         draws = _host_draws()
-        # cuBLAS has a workspace for each of torch's 32 streams, which graphs of one stream would share. One that is
-        # made while a graph is recorded lies in the memory of that graph.
+        # cuBLAS has a workspace for each of torch's 32 streams, which graphs of one stream would share. A workspace
+        # that is created during recording is part of the graph's memory.
         torch._C._cuda_clearCublasWorkspaces()
         try:
-            # The outer context gives the stream back if recording fails. Other threads may compute meanwhile.
+            # The outer context restores the stream if recording fails. Other threads may compute meanwhile.
             with (
                 torch.cuda.stream(torch.cuda.current_stream(self._stream.device)),
                 torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
             ):
                 self._outputs = self._function(*self._inputs)
-        except RuntimeError as error:  # torch's, of CUDA
+        except RuntimeError as error:  # CUDA errors of torch
             for cause in (error, error.__context__):
                 if isinstance(cause, torch.OutOfMemoryError):
                     raise cause from None
@@ -88,6 +88,6 @@ class Replayed:
 
 
 def _host_draws() -> bytes:
-    """Return the states of the CPU's generators."""
+    """Return the states of the CPU's random generators, to detect draws."""
     states = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()  # noqa: NPY002 - models may draw
     return pickle.dumps(states)

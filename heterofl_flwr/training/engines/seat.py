@@ -1,4 +1,4 @@
-"""A seat: memory in which one client after another trains, and on a GPU the steps that are recorded with it."""
+"""A seat: memory in which clients train one after another, and on a GPU the recorded steps that use it."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,26 +21,26 @@ from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResul
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 TURN = 50
-"""Steps that a client starts before it is another's turn; enough for a seat to be recorded in its first turn."""
+"""Number of steps in a client's turn; enough to record a seat's step in its first turn."""
 
 
 class UnfitError(HeteroFLError):
-    """A client cannot train in a seat; alone it can."""
+    """A client cannot train in a seat; it can train alone."""
 
 
 def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
-    """Return what clients have in common that train in one seat after another."""
+    """Return a description that is equal for clients that can use the same seat."""
     model, form = job.model.train(), job.quadratic
     switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     precision = *switches, torch.is_autocast_enabled(device_of(model).type)
-    # A base that models share is recorded where it is now.
+    # A recorded step uses a shared base at its present address.
     bases = [p.data_ptr() for p in model.parameters() if not p.requires_grad] if shares_parameters(model) else []
     loss = job.joint_loss, job.classes is None, form and (form.strength, len(form.centers), len(form.directions))
     return describe((model, bases, loss, replace(options, learning_rate=1.0), precision))
 
 
 class Seat:
-    """Memory in which one client after another trains and, on a GPU, the steps that are recorded with it."""
+    """Memory in which clients train one after another, and on a GPU the recorded steps that use it."""
 
     def __init__(self, kind: Hashable, job: TrainingJob, options: TrainOptions) -> None:
         self.kind, self.device = kind, device_of(job.model)
@@ -62,23 +62,23 @@ class Seat:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Compute on the seat's stream, with the random numbers of its client."""
+        """Compute on the seat's stream with the random numbers of its client."""
         with torch.cuda.stream(self._stream) if self._stream else nullcontext(), self._draws.current():
             yield
 
     def _await_others(self) -> None:
-        """Let the seat's stream wait for the usual one, which may still fill what is read next."""
+        """Make the seat's stream wait for the current stream, which may still write what the seat reads next."""
         if self._stream:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def join(self) -> None:
-        """Let the usual stream wait for the seat's."""
+        """Make the current stream wait for the seat's stream."""
         if self._stream:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     @torch.no_grad()
     def admit(self, job: TrainingJob, options: TrainOptions) -> None:
-        """Copy a client's parameters and buffers in; nothing of the client before remains."""
+        """Copy a client's parameters and buffers into the seat; nothing of the previous client remains."""
         self._await_others()
         self._draws.seed(derive(job.seed, "model"))
         with self.at_work():
@@ -89,7 +89,7 @@ class Seat:
             self._correct.zero_()
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Take a step, while at work, and return its loss."""
+        """Take a step and return its loss; call it inside ``at_work``."""
         if self._stream is None:
             return self._compute(inputs, targets)[0]
         shapes = inputs.shape, targets.shape
@@ -108,9 +108,9 @@ class Seat:
 
     @torch.no_grad()
     def release(self, job: TrainingJob, losses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Copy a client's parameters and buffers out; return its losses as one tensor and its number of right answers.
+        """Copy the parameters and buffers back; return the client's losses and number of correct predictions.
 
-        From ``join`` on neither these nor the client's model depend on the seat.
+        After ``join``, these tensors and the client's model no longer depend on the seat.
         """
         if not (self._stream and self._is_tried) and describe(self._model) != self._description:
             raise UnfitError("its forward pass changes attributes of the model")
@@ -123,19 +123,19 @@ class Seat:
         return results
 
     def _pairs(self, job: TrainingJob) -> list[tuple[Tensor, Tensor]]:
-        """Return the seat's tensors with those of a client, without a base that both share."""
+        """Return pairs of the seat's tensors and the client's, without a base that both share."""
         theirs = named_tensors(job.model)
         pairs = {id(mine): (mine, theirs[name]) for name, mine in named_tensors(self._model).items()}
         return [(mine, other) for mine, other in pairs.values() if mine is not other]
 
     def close(self) -> None:
-        """Release what is recorded; its functions refer back to the seat."""
+        """Release the recorded steps, whose functions refer to the seat."""
         self.join()
         self._replayed.clear()
 
 
 class Client:
-    """A client in its seat, its progress and results."""
+    """A client in a seat, its progress and results."""
 
     def __init__(self, job: TrainingJob, options: TrainOptions, seat: Seat) -> None:
         self.job, self.seat, self._options = job, seat, options
@@ -146,7 +146,7 @@ class Client:
         self.sizes: list[int] = []
 
     def advance(self) -> bool:
-        """Take the steps of a turn; return whether the client is done."""
+        """Take the steps of one turn; return whether the client has finished."""
         if not self.sizes:
             self.seat.admit(self.job, self._options)
         with self.seat.at_work():
@@ -162,7 +162,7 @@ class Client:
         return True
 
     def finish(self, seconds: float) -> TrainResult:
-        """Return the result, for which a GPU is waited for; ``seconds`` are those of a step."""
+        """Wait for the GPU and return the client's result; ``seconds`` is the time of one step."""
         self.seat.join()
         check_losses(self._losses[0], 0, self._options)
         return build_result(self.job, self._losses, self.sizes, int(self._correct), seconds * len(self.sizes))

@@ -1,4 +1,4 @@
-"""The engine ``seats``: clients of any levels train side by side, each in a seat, where its steps are replayed."""
+"""The engine ``seats``: clients of any levels train side by side, each in a seat; a GPU replays their steps."""
 
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -15,20 +15,20 @@ from heterofl_flwr.training.engines.structure import find_hook, log_once
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 
 MOST = {"cpu": 1, "cuda": 64}
-"""Most seats by type of device. On a CPU clients that take turns would only spoil each other's cache."""
+"""Largest number of seats by device type. On a CPU, clients that take turns would only evict each other's cache."""
 
 RESERVE = 0.1
-"""Share of a GPU's memory that no new seat may take."""
+"""Fraction of a GPU's memory that new seats must leave free."""
 
 
 def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
-    """Train clients side by side, each in a seat; equal to ``plain`` up to rounding, and on a CPU bit for bit.
+    """Train clients side by side, each in a seat; equal to ``plain`` up to rounding, and bit for bit on a CPU.
 
-    A seat has a model, SGD and, on a GPU, a stream and a CUDA graph of the whole step for each shape of batches. It
-    stays for later clients with the same kind of model and the same options: their parameters are copied in, and out
-    when they are trained. Nothing depends on who else trains. Clients for whom there is no memory wait for a seat.
-    Those that cannot have one are trained by ``plain``, and a log entry says why: a hook watches their model, or it
-    reads values back, changes its attributes or draws random numbers on the CPU.
+    A seat has a model, SGD and, on a GPU, a stream and a CUDA graph of the whole step for each batch shape. Later
+    clients with the same kind of model and the same options reuse it: their parameters are copied in, and copied out
+    after training. Results do not depend on other clients. If memory is short, clients wait for a seat. Some clients
+    cannot use a seat: a hook watches their model, or it reads values back, changes its attributes or draws random
+    numbers on the CPU. They are trained by ``plain``, and the reason is logged.
 
     Raises
     ------
@@ -43,18 +43,18 @@ def train_seats(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
 
 
 class Hall:
-    """The seats of a device, and how many there may be."""
+    """The seats of a device; creates at most ``most`` of them."""
 
     def __init__(self, device: torch.device, most: int) -> None:
         self._device, self._most = device, most
         self._free: list[Seat] = []  # in the order of their last use
         self._taken: list[Seat] = []
-        self._free_before = 0  # bytes, when the newest seat was made
+        self._free_before = 0  # free bytes when the newest seat was made
         self._sizes: dict[Hashable, int] = {}  # bytes of a seat by kind
-        self.obstacles: dict[Hashable, str] = {}  # by kind
+        self.obstacles: dict[Hashable, str] = {}  # reasons against a seat by kind
 
     def take(self, job: TrainingJob, options: TrainOptions) -> Seat | None:
-        """Return a seat for a client; None if it has to wait for one."""
+        """Return a seat for a client; None if the client must wait."""
         kind = describe_job(job, options)
         reason = "a stage adds a function to its loss" if job.penalty else find_hook(job.model)
         if reason := reason or self.obstacles.get(kind):
@@ -77,7 +77,7 @@ class Hall:
         return seat
 
     def _has_room(self, kind: Hashable) -> bool:
-        """Return whether another seat fits."""
+        """Whether another seat fits into memory."""
         if len(self._free) + len(self._taken) >= self._most:
             return False
         if self._device.type != "cuda":
@@ -86,17 +86,17 @@ class Hall:
         return self._free_before - self._sizes.get(kind, 0) > RESERVE * total
 
     def measure(self, seat: Seat) -> None:
-        """Note what the first seat of a kind takes, after its first turn."""
+        """Record the memory of the first seat of a kind, after its first turn."""
         if self._device.type == "cuda" and seat.kind not in self._sizes:
             self._sizes[seat.kind] = self._free_before - self._read_memory()[0]
 
     def _read_memory(self) -> tuple[int, int]:
-        """Return the free and all bytes of the GPU."""
+        """Return the free and the total bytes of the GPU."""
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self._device)
 
     def leave(self, seat: Seat, *, stays: bool = True) -> None:
-        """Take a seat back for the next client, or remove it."""
+        """Keep a seat for the next client, or close it."""
         self._taken.remove(seat)
         if stays:
             self._free.append(seat)
@@ -104,7 +104,7 @@ class Hall:
             seat.close()
 
     def shrink(self) -> None:
-        """Make no more seats than are taken, because memory has run out."""
+        """Limit the number of seats to those in use, because memory has run out."""
         while self._free:
             self._free.pop().close()
         self._most = max(len(self._taken), 1)
@@ -112,12 +112,12 @@ class Hall:
 
 @lru_cache
 def hall_of(device: torch.device) -> Hall:
-    """Return the seats of a device in this process."""
+    """Return the hall of a device in this process."""
     return Hall(device, MOST[device.type])
 
 
 class Round:
-    """Clients that train side by side until all are done."""
+    """Clients that train side by side until all have finished."""
 
     def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions, hall: Hall) -> None:
         self._started, self._jobs, self._options, self._hall = perf_counter(), jobs, options, hall
@@ -141,7 +141,7 @@ class Round:
         return [results[id(job)] for job in self._jobs]
 
     def _seat_next(self) -> bool:
-        """Give the next client a seat; return False if it has to wait for one."""
+        """Give the next client a seat; return False if it must wait."""
         job = self._waiting[0]
         try:
             seat = self._hall.take(job, self._options)
@@ -163,7 +163,7 @@ class Round:
         return True
 
     def _advance(self, client: Client) -> None:
-        """Let a client take its turn; until it is done its model is as it was received, and so it can begin again."""
+        """Run a client's turn. Its model is unchanged until it has finished, so it can start again after an error."""
         try:
             is_done = client.advance()
         except UnfitError as error:

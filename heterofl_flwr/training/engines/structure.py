@@ -1,4 +1,4 @@
-"""Structure of a model: hooks that watch it, and a description that is equal for models that compute alike."""
+"""Structure of a model: its hooks, and a description that is equal for models that compute alike."""
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping
@@ -26,7 +26,7 @@ def log_once(message: str) -> None:
 
 
 def find_hook(model: nn.Module) -> str | None:
-    """Return which layer or parameter of a model a hook watches."""
+    """Return which layer or parameter has a hook, as text; None without hooks."""
     for name, layer in model.named_modules():
         if any(getattr(layer, hooks, None) for hooks in _LAYER_HOOKS):
             return f"a hook watches layer {name or '(the model itself)'}"
@@ -37,7 +37,7 @@ def find_hook(model: nn.Module) -> str | None:
 
 
 class _Identity:
-    """A value that equals itself alone."""
+    """A value that equals only itself."""
 
     def __init__(self, value: object) -> None:
         self._value = value
@@ -50,27 +50,27 @@ class _Identity:
 
 
 def describe(value: object) -> Hashable:
-    """Return a description of a model or function that another one equals only if both compute alike.
+    """Return a description of a model or function. Two are equal only if both compute alike.
 
-    Of parameters and buffers it has the form, not the values. Other tensors, and objects that cannot be compared, equal
-    themselves alone.
+    Parameters and buffers are described by their form, not their values. Other tensors, and objects that cannot be
+    compared, equal only themselves.
     """
     return _describe(value, {})
 
 
 def _describe(value: object, seen: dict[int, tuple[int, object]]) -> Hashable:
     if isinstance(value, _ATOMS):
-        return type(value), value  # as True == 1 == 1.0
+        return type(value), value  # with the type, because True == 1 == 1.0
     if id(value) in seen and not isinstance(value, tuple):
         return "seen", seen[id(value)][0]
-    seen[id(value)] = len(seen), value  # which keeps the id taken
+    seen[id(value)] = len(seen), value  # the reference keeps the id from being reused
     tag, parts = _take_apart(value)
     return tag, tuple(_describe(part, seen) for part in parts)
 
 
 @singledispatch
 def _take_apart(value: object) -> tuple[Hashable, Iterable[object]]:
-    """Return what tells a value from others, but for some of its parts, and these."""
+    """Return what identifies a value apart from its parts, and the parts."""
     kind: Any = type(value)
     has_parts = hasattr(value, "__dict__")
     if isinstance(value, Tensor | type) or (kind.__hash__ is None and not has_parts):

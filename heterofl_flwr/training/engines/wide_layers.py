@@ -1,4 +1,4 @@
-"""Wide models: layers that compute several clients at once, and their assembly."""
+"""Wide models: layers that compute several clients at once, and models made of them."""
 
 import copy
 from collections.abc import Mapping
@@ -13,11 +13,13 @@ GROWING: Mapping[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), ("num_features",)),
     nn.GroupNorm: ("num_groups", "num_channels"),
 }
-"""Layers that compute several clients as they are, and which of their attributes then grow. A subclass may not."""
+"""Layers that can compute several clients at once, each with the attributes that grow with the number of clients.
+Subclasses are left out, because they may compute something else.
+"""
 
 
 class IncompatibleError(HeteroFLError):
-    """These models cannot be computed together; alone they can."""
+    """These models cannot be computed together; separately they can."""
 
 
 def _joined(layer: nn.Module, clients: int) -> nn.Module:
@@ -26,14 +28,14 @@ def _joined(layer: nn.Module, clients: int) -> nn.Module:
         id(value): nn.Parameter(value.new_empty(clients * value.shape[0], *value.shape[1:]), value.requires_grad)
         for value in layer.parameters()
     }
-    wide = copy.deepcopy(layer, dict(parameters))  # a deep copy takes what its memo already holds
+    wide = copy.deepcopy(layer, dict(parameters))  # deepcopy reuses the objects in its memo
     for number in GROWING[type(layer)]:
         setattr(wide, number, clients * getattr(layer, number))
     return wide
 
 
 class _Linear(nn.Module):
-    """Each client's linear layer on its part of (batch, clients * inputs)."""
+    """Linear layers of several clients, on an input (batch, clients * inputs)."""
 
     def __init__(self, layer: nn.Linear, clients: int) -> None:
         super().__init__()
@@ -54,16 +56,16 @@ class _Linear(nn.Module):
 
 
 def wide_twin(model: nn.Module, clients: int) -> nn.Module:
-    """Return a copy of a model with wide layers: on axis 1 they hold the clients one after the other.
+    """Return a copy of a model with wide layers, in which the clients are side by side on axis 1.
 
-    It maps (batch, clients * channels, ...) to (batch, clients * classes), unless the forward pass does something on
-    axis 1 that a wide tensor does not bear, such as reshaping it to a fixed size: whoever uses a twin must compare it
-    with the models first. Its parameters have ``clients`` times as many entries and are uninitialised.
+    It maps (batch, clients * channels, ...) to (batch, clients * classes). The result is wrong if the forward pass does
+    something on axis 1 that is not possible on a wide tensor, such as reshaping it to a fixed size. So compare a twin
+    with the models before using it. Its parameters have ``clients`` times as many entries and are uninitialised.
 
     Raises
     ------
     IncompatibleError
-        If another layer has parameters than convolutions, linear layers, batch norm and group norm.
+        If layers other than convolutions, linear layers, batch norm and group norm have parameters.
     """
     wide: dict[int, nn.Module] = {}
     for name, layer in model.named_modules():
