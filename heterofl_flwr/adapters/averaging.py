@@ -130,7 +130,7 @@ class ProductMean:
 
 
 def truncated(b_all: Tensor, a_all: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return B and A of the best approximation of ``b_all @ a_all`` with a rank, the largest direction first.
+    """Return B and A of the best approximation of ``b_all @ a_all`` of this rank, the largest direction first.
 
     B contains the singular values, and A has orthonormal rows. So a direction with singular value 0 can still learn,
     like a new adapter. Ranks beyond the number of outputs or inputs are 0.

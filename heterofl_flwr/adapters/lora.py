@@ -36,7 +36,7 @@ class LoraLevels:
     rank_axes: Mapping[str, int]
     frozen: tuple[str, ...]
     label_rows: tuple[str, ...]  # the parameters whose rows belong to classes
-    device: torch.device  # of the frozen parameters when the adapters were made
+    device: torch.device  # device of the frozen parameters when ``lora`` was called
 
     def __call__(self, rate: float) -> "PeftModel":
         """Return a new model of this rate; its adapters are copies of the first rows or columns of the full ones."""

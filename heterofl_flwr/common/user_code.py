@@ -57,7 +57,7 @@ def _allowed() -> tuple[str, list[str]]:
 
 
 class _FolderFinder(MetaPathFinder):
-    """Finds importable modules of the folder, after all other finders."""
+    """Import finder for allowed modules in the user's folder; it comes after all other finders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

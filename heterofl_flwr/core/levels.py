@@ -38,7 +38,7 @@ LEVELS: Mapping[str, float] = MappingProxyType({"a": 1.0, "b": 0.5, "c": 0.25, "
 
 
 def rate_of(level: str | float) -> float:
-    """Return the rate of a level's letter; return a number, or the text of a number, as the rate that it is."""
+    """Return the rate of a level, which is a letter, or a rate as a number or text."""
     if isinstance(level, str) and level in LEVELS:
         return LEVELS[level]
     try:

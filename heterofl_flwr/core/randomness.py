@@ -31,7 +31,7 @@ def generator(seed: int, *purpose: int | str) -> random.Random:
 
 @contextmanager
 def kept_random_state(seed: int | None = None) -> Iterator[None]:
-    """Restore the global generators of torch, NumPy and Python on exit; ``seed`` seeds those of torch inside.
+    """Restore the global generators of torch, NumPy and Python on exit; on entry, seed torch's with ``seed``.
 
     Later draws from them, for example of privacy noise, must not start from a state that others can compute.
     """

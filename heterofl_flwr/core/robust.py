@@ -33,7 +33,7 @@ Few = Literal["mean", "keep"]
 """New value of an entry with one or two holders: their plain mean, or the old value."""
 
 MANY = 3
-"""Smallest number of holders in which one holder can be outvoted."""
+"""Smallest number of holders in which a majority can outvote one holder."""
 
 
 @group
@@ -118,7 +118,7 @@ class RobustMean:
 
 
 def combine(stack: Tensor, robust: Robust) -> Tensor:
-    """Return the robust mean of each column, without NaN; 0 for a column with too few values."""
+    """Return the robust mean of each column, ignoring NaN; 0 for a column with too few values."""
     counts = (~stack.isnan()).sum(0)
     change = stack.new_zeros(stack.shape[1])
     for number in counts.unique().tolist():

@@ -1,4 +1,4 @@
-"""Plans: which entries of each parameter a client holds. Regions: these entries of one tensor.
+"""Plans: which entries of each parameter a client holds. Regions: access to these entries in one tensor.
 
 If all axes of a slice keep a prefix, it is a view, so HeteroFL's slices need no index tensors. Inside a region, an axis
 of several parts is two dimensions, (parts, entries of a part); in the client's shape it is one.
@@ -123,7 +123,7 @@ class Plan:
         return self._hash
 
     def __reduce__(self) -> tuple[type["Plan"], tuple[Mapping[str, Axes]]]:
-        """Pickle without cached values: the hash of a name differs between processes."""
+        """Pickle without cached values, because hashes of strings differ between processes."""
         return type(self), (self.axes,)
 
     def sliced(self, function: SliceFunction) -> "Plan":

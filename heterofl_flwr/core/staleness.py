@@ -47,7 +47,7 @@ class Clocks:
         self.version += 1
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return the staleness of a reply: for its plan, then for each smaller plan inside that is more stale."""
+        """Return a reply's staleness by plan: for its own plan, then for each smaller plan inside that is staler."""
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))
         staleness = {plan: total}

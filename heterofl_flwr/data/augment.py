@@ -62,7 +62,7 @@ def crop_flip(
 
 
 Augment = Callable[[Tensor, torch.Generator, Tensor | None, Sequence[int] | None], Tensor]
-"""Function of images, a generator, the value of black and the sizes of the images' batches; it returns new images."""
+"""Function of images, a generator, the padding value and the sizes of the images' batches; it returns new images."""
 
 AugmentName = Literal["none", "crop-flip"]
 

@@ -94,7 +94,10 @@ def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, .
 
 
 def number_owners(*splits: Values | None) -> list[Tensor]:
-    """Return, for each split, the number of each example's owner in alphabetical order; [] without owners."""
+    """Return each example's owner as a number, for each split; owners are numbered in alphabetical order.
+
+    Without owners, the result is an empty list.
+    """
     owners = [values for values in splits if values is not None]
     return _number(owners, sorted(set().union(*owners)))
 

@@ -18,7 +18,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Dataset
 
 LEAST = 2
-"""Smallest number of examples of a client: batch norm cannot normalise a single one."""
+"""Smallest number of examples of a client: batch norm cannot normalise a single example."""
 
 _KIND = re.compile(
     r"iid|non-iid-(?P<classes>[1-9]\d*)|dirichlet-(?P<alpha>\d+(\.\d+)?)"
@@ -37,7 +37,7 @@ class Partitions:
     test: tuple[Tensor, ...]
     classes: tuple[tuple[int, ...], ...]
     partial: bool = False
-    """Whether some examples may belong to no client, so that the global model is tested only on those of clients."""
+    """Whether some examples may belong to no client, so that the global model is tested only on examples of clients."""
 
     def __len__(self) -> int:
         """Return the number of clients."""
@@ -160,7 +160,7 @@ def noniid(
 
 
 def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:
-    """Return each client's rows of another split with the classes of its ``deal``.
+    """Return each client's rows of a second split, with examples of the classes that ``deal`` gave it.
 
     A class with fewer examples than shards leaves some clients without an example of it.
     """

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Row = NDArray[np.int64]
-"""The position number of each entry of one axis."""
+"""Position numbers of an axis' entries. Entries whose positions are united are kept or dropped together."""
 
 Rows = Sequence[Row | None]
 """For each axis of a tensor its positions; None for an axis that is kept in full."""

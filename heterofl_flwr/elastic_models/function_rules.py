@@ -1,6 +1,7 @@
 """Rules for torch functions with lengths as arguments: they link a length in the model's code to axes.
 
-A rule takes the trace, ``run``, which calls the function, and the function's own parameters.
+A linked axis shrinks with the axis that the length was read from. If the length is a literal in the code, the axis is
+kept in full. A rule takes the trace, ``run``, which calls the function, and the function's own parameters.
 """
 
 import inspect
@@ -113,7 +114,10 @@ def _index(trace: Trace, index: object, row: Row | None) -> None:
 
 
 def _use_step(trace: Trace, steps: slice, row: Row) -> None:
-    """Slice the entries of each step together if the step divides the axis, as for pairs in rotary embeddings."""
+    """Keep or drop the entries of one step together, for example the pairs of rotary embeddings.
+
+    If the slice does not take one entry of each step, keep the axis in full.
+    """
     if steps.stop is None and 0 <= (steps.start or 0) < steps.step and len(row) % steps.step == 0:
         parts = row.reshape(-1, steps.step)
         trace.positions.unite(parts, parts[:, :1])

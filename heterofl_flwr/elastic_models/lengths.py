@@ -202,7 +202,7 @@ class Trace:
             self.pin(row, why=f"the code says the length {length!r}")
 
     def counted(self, tensor: Tensor, divisor: float | None) -> list[Row]:
-        """Return the summed axes of a sum whose full length equals ``divisor``."""
+        """Return the axes over which a tensor was summed and whose full length equals ``divisor``."""
         _, summed = self.sums.get(id(tensor), (None, []))
         return [row for row in summed if divisor is not None and len(row) > 1 and math.isclose(divisor, len(row))]
 

@@ -62,7 +62,7 @@ def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Seque
 
 @operator("expand")
 def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Give axes along which one entry is repeated new positions, so that they are sliced like the axes they meet."""
+    """Give repeated entries new positions, so that their axis is sliced like the axis it is combined with."""
     shape = call.outputs[0].shape
     added = len(shape) - len(rows)
     before = zip([*[0] * added, *call.args[0].shape], [*[None] * added, *rows], shape, strict=True)
@@ -185,7 +185,7 @@ def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("col2im")
 def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Slice the kernel entries that are added to one channel together."""
+    """Keep or drop together the kernel entries that are added to one channel."""
     *batch, channels, windows = rows
     trace.pin(windows)
     if channels is not None:

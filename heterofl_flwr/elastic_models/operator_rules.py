@@ -68,7 +68,7 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inn
 @operator("empty", "zeros", "ones", "full", "rand", "randn", "scalar_tensor")
 @operator("new_empty", "new_zeros", "new_ones", "new_full")
 def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Give a tensor of equal or random entries new positions, so that it is sliced like the tensors it meets."""
+    """Give a new tensor new positions, so that it is sliced like the tensors it is combined with."""
     trace.fresh(*call.outputs)
 
 

@@ -133,7 +133,7 @@ def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
 
 
 def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
-    """Register the decorated function to update other attributes than parameters of these layer types.
+    """Register the decorated function to update attributes of these layer types after slicing.
 
     It is called with each such layer of a model that ``elastic`` has sliced, and changes only this layer::
 
@@ -200,7 +200,7 @@ class Operators(TorchDispatchMode):
 
 
 class Functions(TorchFunctionMode):
-    """Applies the rules of torch functions. Between them, the trace records comparisons in the model's own code."""
+    """Applies the rules of torch functions. Between calls, the trace records comparisons in the model's own code."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class Functions(TorchFunctionMode):
 
 
 class Alike(TorchFunctionMode):
-    """Makes code call the same operators at all widths and for all draws, and only on tensors of the copied model.
+    """Makes code call the same operators for all widths and random draws, and only on tensors of the copied model.
 
     Inputs of products are made contiguous, because torch selects operators by strides, which depend on widths. A single
     random number is always 1, so that stochastic depth drops no layer.

@@ -1,4 +1,4 @@
-"""A copy of a model without values, in which the integers of layers remember their sources."""
+"""A copy of a model on the meta device, in which integers in layers' attributes become ``Length`` objects."""
 
 import copy
 import random
@@ -25,7 +25,7 @@ _LARGEST_WIDTH = 1 << 20
 
 
 class Number(NamedTuple):
-    """An integer in a layer's attribute, or at an index of a sequence in it."""
+    """An integer that is a layer's attribute, or an item of a sequence that is one."""
 
     layer: str
     name: str
@@ -118,7 +118,7 @@ class Skeleton:
         return [self._names[id(tensor)] for tensor in called.inputs if id(tensor) in self._names]
 
     def remember(self, trace: Trace) -> dict[Number, Source]:
-        """Give every tensor new positions, and every integer of every layer a source; return the sources."""
+        """Give every tensor new positions and every integer attribute of a layer a ``Source``; return the sources."""
         trace.fresh(*named_tensors(self.model).values())
         for name, tensor in other_tensors(self.model).items():
             trace.fresh(tensor)

@@ -252,7 +252,7 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
-    """Keep tables in full of which the code reads a part, such as position tables: a longer input may read more.
+    """Keep a table in full if the code reads a part of it, as of position embeddings: a longer input may read more.
 
     A table is an axis that the code slices at a plain number and that has positions that are always kept. Positions
     that occur in another axis of the parameters too, as in a part of packed weights, do not belong to a table.

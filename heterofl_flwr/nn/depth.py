@@ -271,7 +271,7 @@ def _run_without(
     try:
         shape, used = _run(model, inputs, modes)
         fault = "" if shape == expected else f"it returns {shape}, not {expected}"
-    except Exception as error:  # whatever the model's code raises
+    except Exception as error:  # the model's code may raise anything
         fault = first_line(error)
     if fault:
         raise ShapeError(

@@ -33,7 +33,11 @@ class Watch:
         self._inside = False  # True while the container's __getitem__ runs, which asks for the length itself
 
     def end_run(self, stacks: Mapping[str, Sequence[str]]) -> Links:
-        """Return the links between blocks since the previous call. The last block of each stack is named as such."""
+        """Return the links between blocks since the previous call.
+
+        In the links, the last block of a stack is called "last of" the stack, because its own name depends on the
+        depth.
+        """
         ends = {f"{stack}.{names[-1]}".lstrip("."): f"last of {stack}" for stack, names in stacks.items()}
         nodes = {tensor.grad_fn: name for name, tensors in self._outputs for tensor in tensors if tensor.grad_fn}
         links: dict[str, frozenset[str]] = {}

@@ -126,7 +126,7 @@ class _Sums:
         calls = self.count / count if count else 1
         return LayerMoments(count, (self.first_sum / calls).cpu(), (self.second_sum / calls).cpu())
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # so torch calls it
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # the parameter's name in torch
         """Normalise each batch by its own statistics and add these to the sums."""
         if len(input) % self.batches:
             raise DataError(

@@ -44,7 +44,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class MixProfile:
-    """Mean cost per client of a mix; ``ratio`` is the mean number of parameters over that of the global model."""
+    """Mean cost per client of a mix; ``ratio`` is the mean number of parameters divided by the global model's."""
 
     parameters: float
     macs: float

@@ -1,4 +1,4 @@
-"""A client's side of a round of secure aggregation: five answers, each of them once for each key.
+"""A client's side of a round of secure aggregation: five answers, each sent at most once for each key.
 
 The answers are, in order: public keys; shares of the private key; the masked change; shares that unmask the sum; shares
 that unmask its classifier rows. Between answers the client stores a text with its secrets and the next question. A
@@ -65,7 +65,7 @@ class MaskedRounds:
         self._memory, self._records = memory, records
 
     def last(self, run: int) -> int:
-        """Return the last round of a run; 0 for none."""
+        """Return the last round of a run in which a change was masked; 0 if there is none."""
         rounds = [json.loads(self._memory.get(self.KEY, b"{}")).get(str(run), 0)]
         if self._records is not None and (record := self._records.read(f"{self.KEY}-{run:016x}")) is not None:
             if not record.isdigit():

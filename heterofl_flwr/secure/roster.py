@@ -123,7 +123,10 @@ class Roster:
 
     @property
     def threshold(self) -> int:
-        """Number of shares that give a secret: over two thirds, so any two such sets of clients share over a third."""
+        """Number of shares that reconstruct a secret: more than two thirds of the clients.
+
+        So any two groups of clients that can reconstruct secrets have more than a third of the clients in common.
+        """
         return 2 * len(self.clients) // 3 + 1
 
     @property

@@ -131,7 +131,7 @@ class ClientStage:
     """True if the stage assigns to ``context.state``; each client then has the same slice in all rounds."""
 
     def quadratic(self, context: ClientContext) -> Quadratic | None:
-        """Return the penalty as a quadratic form, with which clients can train together, or override ``penalty``."""
+        """Return the penalty as a quadratic form, or None. Clients with quadratic penalties can train together."""
         del context
         return None
 

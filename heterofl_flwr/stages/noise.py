@@ -12,7 +12,7 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 
 
 class Noise(Clip):
-    """Sum clipped changes in whole steps; add noise to each entry that fits its number of holders."""
+    """Sum clipped changes in whole steps; add noise whose size depends on each entry's number of holders."""
 
     needs = Needs(changes=True, counting_mean=True, equal_weights=True)
 

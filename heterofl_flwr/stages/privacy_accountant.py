@@ -92,7 +92,7 @@ class Spent:
 
     @property
     def releases(self) -> tuple[Releases, ...]:
-        """The releases so far, by kind, noise, clip and source."""
+        """The releases so far, one entry for each kind, noise, clip and source."""
         return tuple(self._releases.values())
 
     def merge(self, releases: Iterable[Releases]) -> None:

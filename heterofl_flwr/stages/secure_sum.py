@@ -69,7 +69,7 @@ class SecureSum(Conversation):
         self._nodes: Sequence[int] = ()
         self._round: ServerRound | None = None
         self._nonce = secrets.randbits(63)
-        self._liars: dict[int, str] = {}  # by client, for the rest of the run
+        self._liars: dict[int, str] = {}  # reasons by client, for the rest of the run
         self._closed: float | None = None  # fraction of the model that was not unmasked
 
     def load(self, state: Mapping[str, Tensor]) -> None:

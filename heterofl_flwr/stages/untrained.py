@@ -1,4 +1,4 @@
-"""Untrained: exclude parameters that a client does not train from the mean."""
+"""Untrained: exclude from the mean the parameters that a client does not train."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ def trained_plan(update: Update, context: RoundContext) -> Plan:
 
 
 class Untrained(ServerStage):
-    """Average only the parameters that a client trains; its copies of the others would pull the mean back."""
+    """Average only the parameters that a client trains. Untrained ones in its reply would pull the mean back."""
 
     reads_replies = False
 

@@ -39,7 +39,7 @@ class TrainOptions:
     batch_size: Count = 10
     """number of examples in a step, or of rows of text for a Transformer"""
     momentum: Decay = 0.9
-    """momentum of SGD, which starts at zero in each round"""
+    """momentum of SGD; its buffers start at zero in each round"""
     weight_decay: NotNegative = 5e-4
     """weight decay on all parameters"""
     clip: Annotated[NotNegative | None, "a number of 0 or more"] = 1.0

@@ -1,4 +1,4 @@
-"""Engines: they run the training steps of one or several clients. Functions that select and call an engine."""
+"""Engines, which run the training steps of one or several clients, and functions that select and call one."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -64,7 +64,7 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
 
 
 def find_obstacle(model: nn.Module) -> str | None:
-    """Return why clients with such a model cannot train together; None if no reason shows without running it."""
+    """Return why clients with such a model cannot train together; None if the structure of the model allows it."""
     for name, layer in model.named_modules():
         what = f"layer {name or '(the model itself)'}"
         if isinstance(layer, _DropoutNd) and layer.p:

@@ -69,7 +69,7 @@ class Hall:
                 return None
             try:
                 seat = Seat(kind, job, options)
-            except (TypeError, RuntimeError) as error:  # of a model that cannot be copied
+            except (TypeError, RuntimeError) as error:  # the model cannot be copied
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise UnfitError(f"{type(error).__name__}: {error}") from error
@@ -112,7 +112,7 @@ class Hall:
 
 @lru_cache
 def hall_of(device: torch.device) -> Hall:
-    """Return the hall of a device in this process."""
+    """Return the seats of a device in this process."""
     return Hall(device, MOST[device.type])
 
 

@@ -70,7 +70,7 @@ def _describe(value: object, seen: dict[int, tuple[int, object]]) -> Hashable:
 
 @singledispatch
 def _take_apart(value: object) -> tuple[Hashable, Iterable[object]]:
-    """Return what identifies a value apart from its parts, and the parts."""
+    """Return a tag that identifies a value except for its parts, and the parts."""
     kind: Any = type(value)
     has_parts = hasattr(value, "__dict__")
     if isinstance(value, Tensor | type) or (kind.__hash__ is None and not has_parts):
