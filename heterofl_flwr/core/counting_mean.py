@@ -161,7 +161,7 @@ class Sums:
 
     @torch.no_grad()
     def add(self, plan: Plan, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor], weight: float) -> None:
-        """Add ``weight`` times a client's parameters; of a parameter in ``rows``, add only these rows."""
+        """Add ``weight`` times a client's parameters; for a parameter in ``rows``, only these rows."""
         for name, axes in plan.axes.items():
             old = self._state[name]
             local, is_first = tensors[name].to(old.device), name not in self._sums

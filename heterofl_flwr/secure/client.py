@@ -221,7 +221,7 @@ class ClientRound:
         return Dealt(sealed, hashes)
 
     def _open(self, sender: int, about: bytes, sealed: bytes, hashes: bytes) -> list[bytes]:
-        """Return the shares that another client sealed; [] if they do not match their hashes."""
+        """Return the shares that another client sealed; [] if they do not match ``hashes``."""
         public = self.roster.public(sender, 2)
         key = crypto.agree(self.private("box"), public, about, "share", sender, self.number)
         shares = crypto.cut(crypto.unseal(key, sealed))

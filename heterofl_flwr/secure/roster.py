@@ -102,7 +102,7 @@ class Roster:
 
     @cached_property
     def small(self) -> Sequence[Plan]:
-        """The slices with one position for each class of positions; they have the same parts as ``slices``."""
+        """Smaller slices with one position for each class of positions (``classes_of``). They have the same parts."""
         names = whole(self.slices).axes
         return reduced(self.slices, {name: classes_of(self.slices, name, rows=name in self.rows) for name in names})
 

@@ -167,7 +167,7 @@ class ServerRound:
         return counts
 
     def _of(self, client: int, parts: set[Part]) -> list[Part]:
-        """Return those of some parts for which a client has seeds."""
+        """Return the parts among ``parts`` for which a client has seeds."""
         return [part for part in self._parts[self.roster.clients[client][0]] if part in parts]
 
     def _take_off(self, parts: set[Part], shares: Mapping[tuple[int, Part], Mapping[int, bytes]]) -> None:
@@ -260,7 +260,7 @@ class ServerRound:
 
 
 def fits(dealt: Dealt, receivers: int, secrets: int) -> bool:
-    """Whether there are shares and hashes of all secrets for each receiver, by their lengths."""
+    """Whether sealed shares and hashes have the right lengths for this number of receivers and secrets."""
     sealed = [secrets * crypto.SHARE_BYTES + crypto.TAG_BYTES] * receivers
     hashes = [secrets * crypto.HASH_BYTES] * receivers
     return list(map(len, dealt.sealed)) == sealed and list(map(len, dealt.hashes)) == hashes

@@ -1,4 +1,4 @@
-"""The engine ``cohort``: several clients train together, with the results of separate training."""
+"""The engine ``cohort``: several clients train at once, and each gets the result of separate training."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -123,7 +123,7 @@ class Seat:
         return results
 
     def _pairs(self, job: TrainingJob) -> list[tuple[Tensor, Tensor]]:
-        """Return pairs of the seat's tensors and the client's, without a base that both share."""
+        """Return pairs of the seat's and the client's tensors; leave out frozen parameters that both share."""
         theirs = named_tensors(job.model)
         pairs = {id(mine): (mine, theirs[name]) for name, mine in named_tensors(self._model).items()}
         return [(mine, other) for mine, other in pairs.values() if mine is not other]
