@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, ModuleType
 
 from heterofl_flwr import __version__
-from heterofl_flwr.app import export, keys, profile, report, run, settings, sweep
+from heterofl_flwr.app import export, keys, profile, report, run, settings, supernode, sweep
 from heterofl_flwr.common.errors import HeteroFLError, not_usable, printable, unknown_settings
 from heterofl_flwr.common.user_code import allow_modules, named_modules
 from heterofl_flwr.settings.stored_settings import stored_settings
@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
         "settings": settings,
         "profile": profile,
         "keys": keys,
+        "supernode": supernode,
     }
 )
 """Subcommands; each module has its arguments, its help texts and its work."""
@@ -76,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read arguments; where settings can be given, words such as ``train.lr=0.05`` are some, as in Hydra."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["sweep"]:  # the others are Hydra's, and --help too
-        return argparse.Namespace(run=sweep.run, arguments=arguments[1:])
+    if arguments[:1] in (["sweep"], ["supernode"]):  # the others are Hydra's or Flower's, and --help too
+        return argparse.Namespace(run=COMMANDS[arguments[0]].run, arguments=arguments[1:])
     top = parser()
     args, words = top.parse_known_args(arguments)
     if wrong := [word for word in words if word.startswith("-") or "=" not in word or "set" not in args]:
@@ -114,6 +115,6 @@ def parser() -> argparse.ArgumentParser:
         texts = {"help": command.SUMMARY, "description": command.DESCRIPTION, "epilog": command.EXAMPLES}
         subparser = subparsers.add_parser(name, **texts, formatter_class=style)
         subparser.set_defaults(run=command.run)
-        if hasattr(command, "add_arguments"):  # Hydra reads those of a sweep
+        if hasattr(command, "add_arguments"):  # Hydra reads those of a sweep, and Flower those of a SuperNode
             command.add_arguments(subparser)
     return top

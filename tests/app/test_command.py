@@ -24,7 +24,7 @@ def test_the_commands_help_loads_nothing_heavy():
     code = "import sys; from heterofl_flwr.app.main import parser; parser(); print(*sys.modules)"
     assert {"torch", "pydantic", "flwr", "cryptography"}.isdisjoint(printed("-c", code).split())
     text = printed("-m", "heterofl_flwr", "--help")
-    assert all(name in text for name in ("run", "report", "export", "settings", "profile", "keys"))
+    assert all(name in text for name in ("run", "report", "export", "settings", "profile", "keys", "supernode"))
     assert printed("-m", "heterofl_flwr", "--version").startswith("heterofl-flwr ")
 
 

@@ -114,7 +114,7 @@ class Follower(Processes):
         (self.home / "config.toml").write_text(self.page.files["~/.flwr/config.toml"], encoding="utf-8")
         for name in NAMES:
             self.do(f"flwr supernode register keys/{name}.pub")
-        self.node_commands = {name: self.page.take("flower-supernode") for name in NAMES}
+        self.node_commands = {name: self.page.take("heterofl supernode") for name in NAMES}
         self.strange_node = self.node_commands["phone"].replace(" phone ", " stranger ")
         return {name: self.start_node(name, node) for name, node in self.node_commands.items()}
 
