@@ -130,7 +130,7 @@ class EvaluationRound:
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
         """Record the reason why a client's moments are not used."""
-        self._moment_faults.append(f"node {node_id}: {fault.reason}")
+        self._moment_faults.append(f"{self._federation.nodes.name(node_id)}: {fault.reason}")
         if fault.kind == "silent":
             del self.rates[node_id]
         self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
@@ -168,8 +168,9 @@ class EvaluationRound:
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Record the reason why a client's evaluation is not used."""
-        self._log.evaluate_failures[self._federation.nodes.partition(node_id)] = fault.reason
-        logger.warning("round %d: node %s did not evaluate: %s", self._server_round, node_id, fault.reason)
+        nodes = self._federation.nodes
+        self._log.evaluate_failures[nodes.partition(node_id)] = fault.reason
+        logger.warning("round %d: %s did not evaluate: %s", self._server_round, nodes.name(node_id), fault.reason)
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
         """Remove a client whose message or reply a subclass of the strategy dropped; it does not count as failed."""

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import count
+from itertools import count, filterfalse
 from typing import Annotated
 
 from heterofl_flwr.common.errors import RoundError, listed
@@ -45,9 +45,6 @@ class Nodes:
         Ids of the present nodes: those that Flower's grid lists now.
     order : list[int]
         ``present``, sorted by registered name, then by id.
-    all_named : bool
-        True if each present node has a registered name. Sampling then uses the names, and only sampled nodes need to
-        be queried.
     unanswered : set[int]
         Present nodes that did not answer the latest capability query.
     demoted : set[str]
@@ -65,9 +62,9 @@ class Nodes:
         self._capabilities: dict[int, Capability] = {}
         self._partitions: dict[int, int] = {}
         self._seats: dict[int, int] = {}
-        self._greeted: set[int] = set()  # nodes whose arrival has been added to ``changes``
+        self._unnamed: set[int] = set()  # present nodes without a registered name
+        self._ungreeted: set[int] = set()  # present nodes whose arrival has never been in ``changes``
         self.order: list[int] = []
-        self.all_named = False
         self.unanswered: set[int] = set()
         self.demoted: set[str] = set()
         self.changes: list[str] = []
@@ -109,19 +106,19 @@ class Nodes:
         self.forget(gone | (self._capabilities.keys() - present))
         self.unanswered -= gone
         self.present = present
-        self._names.update((node_id, name) for node_id in came if (name := names.get(node_id)))
-        is_first, self.order = not self.order, self._by_name(present)
-        if joined := came - self._seats.keys():  # new nodes may get the seats of nodes that left
+        self._names.update(names)
+        unnamed = came.difference(self._names)
+        self._unnamed = self._unnamed - gone | unnamed
+        is_first, self.order = not self.order, self._sort(present)
+        if joined := came.difference(self._seats):  # new nodes may get the seats of nodes that left
             for node_id in self._seats.keys() - present:
                 del self._seats[node_id]
                 self.seat_rates.pop(node_id, None)
-            _number(self._seats, [node_id for node_id in self.order if node_id in joined])
-        self._greeted -= gone
-        if is_first and not self.away:
-            self._greeted |= came & self._names.keys()
-        else:
-            self._greet(node_id for node_id in came if node_id in self._names)
-        self.all_named = self._names.keys() >= present
+            _number(self._seats, filter(joined.__contains__, self.order) if self._seats else self.order)
+        is_beginning = is_first and not self.away
+        self._ungreeted = self._ungreeted - gone | (unnamed if is_beginning else came)
+        if not is_beginning:
+            self._greet(came - unnamed)
         if self._named_before:
             there, before, self._named_before = {*self._names.values()}, self._named_before, {}
             self.away |= {name: since or server_round for name, since in before.items() if name not in there}
@@ -165,9 +162,9 @@ class Nodes:
     def _greet(self, node_ids: Iterable[int]) -> None:
         """Add a line to ``changes`` for each node that came back or joined, unless it has one already."""
         for node_id in node_ids:
-            if node_id in self._greeted:
+            if node_id not in self._ungreeted:
                 continue
-            self._greeted.add(node_id)
+            self._ungreeted.remove(node_id)
             since = self.away.pop(name := self.name(node_id), None)
             self.changes.append(f"joined: {name}" if since is None else f"back: {name}, away since round {since}")
 
@@ -179,9 +176,8 @@ class Nodes:
             partition = answers[node_id].partition
             if partition is None or claimed.setdefault(partition, node_id) != node_id:
                 if partition is not None:
-                    logger.warning(
-                        "node %s says partition %s, which node %s has", node_id, partition, claimed[partition]
-                    )
+                    both = [self._names.get(number) or f"node {number}" for number in (node_id, claimed[partition])]
+                    logger.warning("%s says partition %s, which %s has", both[0], partition, both[1])
                 unnumbered.append(node_id)
             else:
                 self._partitions[node_id] = partition
@@ -228,6 +224,11 @@ class Nodes:
         self.demoted.discard(self.name(node_id))
         self.has_new_capacity = True
 
+    @property
+    def all_named(self) -> bool:
+        """Whether each present node has a registered name: sampling uses names, and only sampled nodes are queried."""
+        return bool(self.present) and not self._unnamed
+
     def partition(self, node_id: int) -> int:
         """Return the partition of a client, the number that its random draws use."""
         return self._partitions[node_id]
@@ -261,6 +262,13 @@ class Nodes:
         numbers = {capability.num_partitions or 0 for capability in self._capabilities.values()}
         return numbers.pop() if len(numbers) == 1 else 0
 
+    def _sort(self, present: set[int]) -> list[int]:
+        """Return present nodes sorted by registered name, then by id."""
+        if self._unnamed or len({*self._names.values()}) < len(self._names):
+            return self._by_name(present)
+        ordered = sorted(self._names, key=self._names.__getitem__)
+        return ordered if len(ordered) == len(present) else list(filter(present.__contains__, ordered))
+
     def _by_name(self, node_ids: Iterable[int]) -> list[int]:
         """Return nodes sorted by registered name, then by id."""
         # Two sorts, of numbers and of text, are twice as fast as one of pairs.
@@ -270,5 +278,4 @@ class Nodes:
 def _number(numbers: dict[int, int], node_ids: Iterable[int], reserved: Iterable[int] = ()) -> None:
     """Add to ``numbers`` the lowest free number for each node; numbers in ``reserved`` are not free."""
     taken = {*numbers.values(), *reserved}
-    free = (number for number in count() if number not in taken)
-    numbers.update(zip(node_ids, free, strict=False))
+    numbers.update(zip(node_ids, filterfalse(taken.__contains__, count()) if taken else count(), strict=False))

@@ -201,7 +201,7 @@ class Round:
         if reply.num_examples:
             nodes.trained.add(node_id)
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
-            logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)
+            logger.info("%s says that it can hold rate %g now", nodes.name(node_id), reply.capacity)
             nodes.set_capacity(node_id, reply.capacity)
 
     def note_clock(self, node_id: int, sent_at: float, replied_at: float) -> None:

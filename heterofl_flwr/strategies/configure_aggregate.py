@@ -154,12 +154,18 @@ class RoundHooks(Strategy):
         """Return the nodes that can be sampled, once there are enough, and those that take part in the round."""
         federation, levels = self.federation, self.federation.levels
         registration = NodeRegistration(grid, federation, server_round, self.messages_of(server_round).budget)
-        node_ids = registration.wait()
-        if purpose == "train":
-            node_ids = levels.trainable_nodes(node_ids)
-        sampled = levels.sample(server_round, node_ids, purpose)
-        if not levels.asks_all:
-            sampled = sorted(filter(levels.can_train, registration.ask(sampled)), key=federation.nodes.partition)
+        while True:
+            node_ids = registration.wait()
+            if purpose == "train":
+                node_ids = levels.trainable_nodes(node_ids)
+            sampled = levels.sample(server_round, node_ids, purpose)
+            if levels.asks_all:
+                break
+            known = registration.ask(sampled)
+            if known or purpose == "evaluate":
+                sampled = sorted(filter(levels.can_train, known), key=federation.nodes.partition)
+                break
+            registration.ask_again(len(sampled))
         registration.log_changes()
         return node_ids, sampled
 
@@ -179,9 +185,7 @@ class RoundHooks(Strategy):
         opened = self.messages_of(server_round)
         node_ids, sampled_ids = self.sample_nodes(grid, server_round, "train")
         current = self.new_round(server_round, node_ids, slices.state, config, grid, sampled_ids)
-        queries = StageQueries(
-            grid, server_round, self.chain.instruction(), lambda: opened.budget.remaining(STAGES_SHARE)
-        )
+        queries = self._queries_of_stages(grid, opened, STAGES_SHARE)
         stage_configs = queries.converse(current.before())
         for node_id, sampled in current.slices.items():
             if node_id not in stage_configs:
@@ -192,6 +196,16 @@ class RoundHooks(Strategy):
             opened.sent.append(self.train_message(current, node_id, slices, config, stage_configs[node_id]))
         # Flower may iterate the result more than once, and this object keeps its own list.
         return list(opened.sent)
+
+    def _queries_of_stages(self, grid: Grid, opened: RoundMessages, share: float) -> StageQueries:
+        """Return the stages' queries, each of which may take this share of the remaining time of a round."""
+        return StageQueries(
+            grid,
+            self.federation.nodes,
+            opened.server_round,
+            self.chain.instruction(),
+            lambda: opened.budget.remaining(share),
+        )
 
     def _sort_channels(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         """Return the global model; with ``slice_rule="important"``, every k rounds, its channels by importance."""
@@ -241,9 +255,7 @@ class RoundHooks(Strategy):
         opened = self.messages_of(server_round)
         opened.read(replies, self.add_reply)
         if self.chain.summing and self._grid[0] is not None:
-            queries = StageQueries(
-                self._grid[0], server_round, self.chain.instruction(), lambda: opened.budget.remaining(MOMENTS_SHARE)
-            )
+            queries = self._queries_of_stages(self._grid[0], opened, MOMENTS_SHARE)
             before = self.chain.excluded
             queries.converse(self.chain.after())
             for node_id in self.chain.excluded.keys() - before.keys():
@@ -260,7 +272,7 @@ class RoundHooks(Strategy):
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
         """Return the content of a reply; ``ReplyError`` if it is incomplete or of another type."""
         plan, most = current.slices[node_id].plan, self.options.limits.examples
-        return packing.read_train_reply(reply, plan, most, f"node {node_id}")
+        return packing.read_train_reply(reply, plan, most, self.federation.nodes.name(node_id))
 
     def close_round(self) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the new global model, and the training metrics."""

@@ -84,7 +84,7 @@ class EvaluationHooks(RoundHooks):
 
         def read(node_id: int, reply: Message) -> None:
             # All rates are read before any is added, so an answer that does not fit changes nothing.
-            current.add_moments(packing.read_moments(reply, norms[node_id], f"node {node_id}"))
+            current.add_moments(packing.read_moments(reply, norms[node_id], self.federation.nodes.name(node_id)))
 
         replies = grid.send_and_receive(sent, timeout=opened.budget.remaining(MOMENTS_SHARE))
         replies = opened.watch(replies, "sent moments", len(sent), self.callbacks)
@@ -102,7 +102,8 @@ class EvaluationHooks(RoundHooks):
             return None
 
         def read(node_id: int, reply: Message) -> None:
-            current.answers[node_id] = packing.read_metrics(reply, self.options.limits.examples, f"node {node_id}")
+            sender = self.federation.nodes.name(node_id)
+            current.answers[node_id] = packing.read_metrics(reply, self.options.limits.examples, sender)
             if function is not None:
                 opened.keep_records(node_id, reply)
 

@@ -139,7 +139,7 @@ class FedH2L(FederationStrategy):
         self._publish_metrics = {}
 
         def read(node_id: int, reply: Message) -> None:
-            sender = f"node {node_id}"
+            sender = self.federation.nodes.name(node_id)
             tensor, size = _read_posteriors(reply, self._shape, sender)
             _, self._publish_metrics[node_id] = packing.read_metrics(reply, self.options.limits.examples, sender)
             posteriors[node_id] = tensor

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
+from flwr.app import Message
 from flwr.serverapp import Grid
 
-from heterofl_flwr.common.errors import Fault, RoundError
+from heterofl_flwr.common.errors import Fault, RoundError, listed
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.records import host_log
@@ -33,8 +35,9 @@ POLL_SECONDS = 0.5
 class NodeRegistration:
     """The nodes of a grid in one round, and what they can hold.
 
-    A node that does not answer the capability query is left out of the round, and asked again in the next one. The
-    time for queries comes from the round's budget; the time in which too few nodes are there does not.
+    A node that does not answer the capability query is left out of the round, and asked again in the next one; where no
+    node that was drawn answers, all are asked again. The time for queries comes from the round's budget; the time in
+    which too few nodes are there does not.
     """
 
     def __init__(self, grid: Grid, federation: Federation, server_round: int, budget: Budget) -> None:
@@ -42,6 +45,7 @@ class NodeRegistration:
         self._server_round, self._budget = server_round, budget
         self._patience = min(QUERY_SECONDS, budget.remaining(QUERY_SHARE))  # seconds for queries, in this round
         self._queried: set[int] = set()  # in this round
+        self._began = self._asked = time.monotonic()
         self._begins = not self._nodes.order
 
     def wait(self) -> list[int]:
@@ -74,8 +78,14 @@ class NodeRegistration:
             if not enough:
                 self._budget.extend(time.monotonic() - began)
                 self._queried -= self._nodes.unanswered
+        if not enough and len(present) >= sampling.available:
+            self._fail(len(present), "nodes that are there", len(usable), sampling.available)
         if not enough:
-            self._fail(len(present), len(usable))
+            raise RoundError(
+                f"{len(present)} nodes are there after {sampling.wait:g} s, expected at least {sampling.available}: "
+                f"start more SuperNodes (flower-supernode), simulate more (flwr run . --federation-config "
+                f"'num-supernodes=20'), or ask for fewer (min_available_nodes or sample.min-nodes)"
+            )
         return usable
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:
@@ -85,7 +95,7 @@ class NodeRegistration:
         new = [node_id for node_id in unknown if node_id not in self._queried and node_id not in self._nodes.unanswered]
         retries = [node_id for node_id in unknown if node_id not in self._queried and node_id in self._nodes.unanswered]
         self._queried.update(unknown)
-        began = time.monotonic()
+        began = self._asked = time.monotonic()
         answers = self._query(new, lambda: self._patience - (time.monotonic() - began))
         self._patience = max(0.0, self._patience - (time.monotonic() - began))
         answers |= self._query(retries, lambda: min(AGAIN_SECONDS, self._budget.remaining()))
@@ -104,6 +114,14 @@ class NodeRegistration:
         if answered:
             self._federation.register(answered, present=present)
         return [node_id for node_id in node_ids if node_id in self._nodes]
+
+    def ask_again(self, drawn: int) -> None:
+        """Let silent nodes be asked once more; raise if those that were drawn had ``sample.wait`` seconds to answer."""
+        if time.monotonic() >= self._began + self._federation.options.sampling.wait:
+            self._fail(drawn, "nodes that were drawn")
+        self._queried -= self._nodes.unanswered
+        time.sleep(POLL_SECONDS)
+        self._budget.extend(time.monotonic() - self._asked)
 
     def log_changes(self) -> None:
         """Log which nodes joined, left or came back; in a first round, warn of nodes that do not fit the options."""
@@ -127,35 +145,29 @@ class NodeRegistration:
         newcomers = present - self._nodes.present
         names: Mapping[int, str] = {}
         if newcomers:
-            names = {node.node_id: getattr(node, "name", "") for node in get_nodes(self._grid)}
+            names = {node.node_id: name for node in get_nodes(self._grid) if (name := getattr(node, "name", ""))}
         self._federation.levels.update_nodes(present, names, self._server_round)
         return present, newcomers
 
     def _query(self, node_ids: Sequence[int], seconds: Callable[[], float]) -> dict[int, Capability | Fault]:
         """Ask nodes in windows, which share the seconds; return the answers and faults."""
+
+        def read(node_id: int, reply: Message) -> Capability:
+            return packing.read_capability(reply, self._nodes.name(node_id))
+
         config = {messages.SERVER_ROUND: self._server_round}  # mods of apps read it in any message
         answers: dict[int, Capability | Fault] = {}
         windows = [node_ids[start : start + WINDOW] for start in range(0, len(node_ids), WINDOW)]
         for number, window in enumerate(windows):
             share = max(0.0, seconds()) / (len(windows) - number)
-            answers |= query(
-                self._grid, messages.QUERY_CAPABILITY, dict.fromkeys(window, config), share, packing.read_capability
-            )
+            answers |= query(self._grid, messages.QUERY_CAPABILITY, dict.fromkeys(window, config), share, read)
         return answers
 
-    def _fail(self, present: int, usable: int) -> None:
-        """Raise the error of too few nodes."""
-        sampling = self._federation.options.sampling
-        least = f"expected at least {sampling.available}"
-        if present >= sampling.available:
-            names = ", ".join(sorted(map(self._nodes.name, self._nodes.unanswered))[:5])
-            raise RoundError(
-                f"{usable} of {present} nodes that are there answered the capability query, {least}; no answer of "
-                f"{names}: see the logs of these SuperNodes, restart them, or give them more time (engine.timeout, "
-                f"start(timeout=...))"
-            )
+    def _fail(self, asked: int, which: str, usable: int = 0, least: int = 1) -> NoReturn:
+        """Raise the error of too few answers to the capability query."""
+        names = listed(map(self._nodes.name, self._nodes.unanswered))
         raise RoundError(
-            f"{present} nodes are there after {sampling.wait:g} s, {least}: start "
-            f"more SuperNodes (flower-supernode), simulate more (flwr run . --federation-config 'num-supernodes=20'), "
-            f"or ask for fewer (min_available_nodes or sample.min-nodes)"
+            f"{usable} of {asked} {which} answered the capability query, expected at least {least}; no answer of "
+            f"{names}: see the logs of these SuperNodes, restart them, or give them more time (engine.timeout, "
+            f"start(timeout=...))"
         )

@@ -14,6 +14,7 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.nodes import Nodes
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.stages.client_stage import Fields, State
 from heterofl_flwr.stages.conversation import Questions
@@ -253,6 +254,7 @@ class StageQueries:
     """Queries of stages before and after training; ``faults`` holds the clients that gave no usable answer."""
 
     grid: Grid
+    nodes: Nodes
     server_round: int
     config: Mapping[str, object]  # the stages' part of an instruction
     seconds: Callable[[], float]  # time limit of the next query
@@ -268,14 +270,18 @@ class StageQueries:
             result: Result = end.value
             return result
         except RoundError as error:
-            faults = {node_id: fault.reason for node_id, fault in self.faults.items()}
-            raise RoundError(f"{error}; {name_faults('node', faults)}" if faults else str(error)) from error
+            faults = {self.nodes.name(node_id): fault.reason for node_id, fault in self.faults.items()}
+            raise RoundError(f"{error}; {name_faults('', faults)}" if faults else str(error)) from error
 
     def _query(self, questions: Mapping[int, Fields]) -> dict[int, Fields]:
         common = {**self.config, messages.SERVER_ROUND: self.server_round}
         configs = {node_id: {**common, **question} for node_id, question in questions.items()}
         answers: dict[int, Fields] = {}
-        results = query(self.grid, messages.QUERY_STAGES, configs, self.seconds(), messages.read_config)
+
+        def read(node_id: int, reply: Message) -> Fields:
+            return messages.read_config(reply, self.nodes.name(node_id))
+
+        results = query(self.grid, messages.QUERY_STAGES, configs, self.seconds(), read)
         for node_id, result in results.items():
             if isinstance(result, Fault):
                 self.faults[node_id] = result

@@ -251,7 +251,7 @@ def query(
     kind: str,
     configs: Mapping[int, Mapping[str, object]],
     seconds: float,
-    read: Callable[[Message, str], Result],
+    read: Callable[[int, Message], Result],
 ) -> dict[int, Result | Fault]:
     """Send a query with its config to each client; return the answers that ``read`` gives, or faults, by node id."""
     sent = [
@@ -259,4 +259,4 @@ def query(
         for node_id, config in configs.items()
     ]
     replies = grid.send_and_receive(sent, timeout=seconds) if sent else []
-    return dict(read_each(sent, replies, lambda node_id, reply: read(reply, f"node {node_id}"), HeteroFLError))
+    return dict(read_each(sent, replies, read, HeteroFLError))

@@ -181,7 +181,6 @@ class Guarded(Relay):
                     return None
             return _unpack(announced)
         except Exception as error:  # a forged reply can make json, protobuf and Flower raise almost any error
-            logger.warning("the reply of node %s cannot be used: %s", announced.node_id, error)
             return self._error(announced.about, error)
 
     def _fetch(self, announced: _Announced) -> bool:

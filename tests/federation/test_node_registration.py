@@ -226,6 +226,12 @@ class TestNodes:
         for warning in ("node 5 says partition 0, which node 7 has", "node 6 says partition 2, which node 4 has"):
             assert warning in caplog.text
 
+    def test_nodes_that_say_the_same_partition_are_named(self, caplog):
+        nodes = Nodes()
+        nodes.update({7, 5}, {7: "x", 5: "y"})
+        nodes.register({7: Capability(partition=0), 5: Capability(partition=0)})
+        assert "y says partition 0, which x has" in caplog.text or "x says partition 0, which y has" in caplog.text
+
 
 def _data(context):
     return [tiny.inputs(context.node_config["partition-id"])]
@@ -258,9 +264,10 @@ def test_with_a_fraction_of_none_the_server_evaluates_alone():
 
 
 def test_an_app_without_evaluate_trains_and_the_log_says_what_it_lacks(caplog):
-    _, records = run_three(bare_app(), build_normed, evaluation=Evaluation(static_norm=False))
+    _, records = run_three(bare_app(), build_normed, evaluation=Evaluation(static_norm=False), grid=silent(names="xyz"))
     assert [len(record.rates) for record in records] == [3, 3, 3]
     assert "No evaluate function registered" in records[-1].evaluate_failures[0]
+    assert "round 1: x did not evaluate: " in caplog.text
     assert "only 0 of 3 clients that were asked evaluated" in caplog.text
     assert "fraction_evaluate=0.0" in caplog.text
 
@@ -321,6 +328,26 @@ def test_silent_nodes_do_not_end_a_run_until_too_few_are_left():
     assert play(None, "a1-c1", 5, 2, grid=silent(*lost)).log.answered == 2
     with pytest.raises(RoundError, match=r"2 of 5 nodes that are there answered the capability query, expected at le"):
         play(None, "a1-c1", 5, 2, grid=silent(*lost), min_available_nodes=3, wait=0.2)
+
+
+def test_where_no_node_that_was_drawn_answers_the_error_names_them():
+    grid = silent(*[(own, 2) for own in range(4)], (0, 1), (2, 1), names="wxyz")
+    with pytest.raises(RoundError, match=r"0 of 2 nodes that were drawn answered .* no answer of w, y: see the logs"):
+        play(None, "a1", 4, 2, grid=grid, fraction_train=0.5, wait=0.1)
+
+
+def test_a_round_waits_for_one_of_the_nodes_that_were_drawn():
+    class Busy(Silent):
+        looks = 0
+
+        def is_lost(self, message):
+            self.looks += message.metadata.message_type == "query.capability"
+            return message.metadata.message_type == "query.capability" and self.looks < 6
+
+    found = play(None, "a1", 4, grid=partial(Busy, lost=(), names="wxyz"), fraction_train=0.5)
+    assert found.log.answered == 1
+    assert "clients=1/2" in found.log.line()
+    assert "; no answer to the capability query: " in found.log.line()
 
 
 def test_who_leaves_joins_and_comes_back_is_named(caplog):

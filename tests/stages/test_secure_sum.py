@@ -1,5 +1,6 @@
 """SecureSum in whole rounds: the model is that of the same fixed-point changes in clear, whoever is lost and when."""
 
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -22,7 +23,7 @@ from heterofl_flwr.stages.secure_sum_client import KEY, vector_of
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.packing import read_tensors
 from tests.federation.grouped import grouped
-from tests.federation.tiny import Tiny, Watched, equal, make_app, play
+from tests.federation.tiny import Named, Tiny, Watched, equal, make_app, play
 from tests.secure.app import app, classes_of
 
 BOUND, NODES = 0.25, 9  # some changes are longer, and are cut off
@@ -371,8 +372,9 @@ def test_a_text_names_it_with_its_arguments(argument, cause):
 
 
 def test_an_app_that_answers_no_stages_is_named():
-    with pytest.raises(AggregationError, match=r"0 clients sent keys for SecureSum.*its ClientApp is not converted"):
-        play(make_app(), mix="a1", stages=[SecureSum()])
+    fault = r"0 clients sent keys for SecureSum.*; x and 2 more: error .*its ClientApp is not converted"
+    with pytest.raises(AggregationError, match=fault):
+        play(make_app(), mix="a1", stages=[SecureSum()], grid=partial(Named, names="xyz"))
 
 
 @pytest.mark.simulation
