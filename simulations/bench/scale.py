@@ -1,13 +1,13 @@
 """The server's time and memory in rounds of 100 to 1,000 clients.
 
 They are drawn from 10,000, have levels a to e of CIFAR10's model, drawn anew each round, and send their slices straight
-back. So what is measured is the server: it cuts slices, sends them through a window of 16 messages, and averages the
-replies. Each measurement is a run of three rounds. The first round also asks clients for their capability: all of
-them, as the partitions that they report order a simulation's draws; with ``--named``, as in a deployment with
-registered names, those that are drawn. It is printed apart from the later rounds. Memory is the peak of this process
-above its level before the run, when it holds no state of the model yet; the clients are other processes. The window's
-share of it is what replies under way may hold: the most bytes of 16 neighbours among a round's messages. The bytes of
-a node are those of the registry that lasts from round to round.
+back. So what is measured is the server, in one thread: it cuts slices, sends them through a window of 16 messages, and
+averages the replies. Each measurement is a run of three rounds. The first round also asks clients for their
+capability: all of them, as the partitions that they report order a simulation's draws; with ``--named``, as in a
+deployment with registered names, those that are drawn. It is printed apart from the later rounds. Memory is the peak of
+this process above its level before the run, when it holds no state of the model yet; the clients are other processes.
+The window's share of it is what replies under way may hold: the most bytes of 16 neighbours among a round's messages.
+The bytes of a node are those of the registry that lasts from round to round.
 
 With ``--step`` rounds do not wait: so many clients as a round would have train at any time, and the model takes a step
 for every so many replies. All who train are under way then, so the window is as large; a run has three times as many
@@ -98,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> list[Goal]:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round
     give_back_freed_memory()
+    torch.set_num_threads(1)  # on a busy machine, several that wait for one another would be what is measured
     strategies = {
         size: make_strategy(options.model, MIX, options.step, size, size / options.nodes) for size in options.sizes
     }
