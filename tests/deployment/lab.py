@@ -1,8 +1,12 @@
 """A SuperLink with TLS and known nodes, of which tests kill some."""
 
+import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from heterofl_flwr.settings.stored_settings import to_toml
@@ -49,8 +53,8 @@ class Lab(Processes):
             for name, file in (("ca-certfile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key"))
         ]
         words = ["flower-superlink", *tls, "--enable-supernode-auth", f"--port={port}", "--host=127.0.0.1"]
-        words += ["--disable-runtime-dependency-installation", *options]
-        self.superlink = self.popen(words, "superlink", self.folder)
+        self._superlink_command = [*words, "--disable-runtime-dependency-installation", *options]
+        self.superlink = self.popen(self._superlink_command, "superlink", self.folder)
         self.wait_for_superlink(self.superlink, port, keys / "ca.crt")
         address = f'[superlink.lab]\naddress = "localhost:{port}"\nroot-certificates = "{keys / "ca.crt"}"\n'
         (self.home / "config.toml").write_text(address, encoding="utf-8")
@@ -61,22 +65,48 @@ class Lab(Processes):
         return self.nodes
 
     def restart(self) -> None:
-        """Start nodes that have ended again, as the page's units do: a SuperLink rejects a killed one for a minute."""
+        """Start what has ended again, as the page's units do: a SuperLink rejects a killed node for a minute."""
+        if self.superlink.poll() is not None:
+            self.superlink = self.popen(self._superlink_command, "superlink", self.folder)
         for number, node in enumerate(self.nodes):
             if node.poll() is not None:
                 self.nodes[number] = self._start_node(number, self.folder / "keys")
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a run, or its ServerApp, has not ended."""
+        return self.app.poll() is None or bool(self.numbers_of("flwr-serverapp"))
+
+    def kill_run(self) -> None:
+        """Kill the ServerApp, and the command that waits for it."""
+        for number in self.numbers_of("flwr-serverapp"):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        kill(self.app)
+
+    def wait_for_nodes(self) -> None:
+        """Start nodes that have ended, until all are connected."""
+
+        def are_connected() -> bool:
+            self.restart()
+            words = ["flwr", "supernode", "list", "lab", "--format", "json"]
+            done = subprocess.run(words, capture_output=True, text=True, env=self.environment, check=True)
+            statuses = [node["status"] for node in json.loads(done.stdout)["nodes"]]
+            return statuses.count("online") == len(self.nodes)
+
+        self.wait_for(are_connected, "the connection of all nodes", LONGEST)
+
     def wait_for_end(self) -> None:
         """Wait until the run and its ServerApp have ended."""
         deadline = time.monotonic() + LONGEST
-        while self.app.poll() is None or self.numbers_of("flwr-serverapp"):
+        while self.is_running:
             assert time.monotonic() < deadline
             self.restart()
             time.sleep(RESTART_SECONDS)
 
     def _start_node(self, number: int, keys: Path) -> subprocess.Popen[bytes]:
         words = [
-            "flower-supernode",
+            *("heterofl", "supernode"),
             f"--root-certificates={keys / 'ca.crt'}",
             f"--auth-supernode-private-key={keys / f'node-{number}'}",
         ]

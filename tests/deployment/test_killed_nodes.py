@@ -1,14 +1,15 @@
-"""Runs through a SuperLink with TLS and known nodes go on without nodes that are killed: secure sums, then steps.
+"""Runs through a SuperLink with TLS and known nodes go on without nodes that are killed: steps, then secure sums.
 
 A secure round has six messages for each node, each with a process of its own that loads torch, and the SuperLink takes
 a minute or more to notice that a node is gone. In each round a node is killed in another phase of the sum; of the nodes
-that are left, one dies in the run that does not wait.
+that are left, one dies in the run that does not wait. Replays that lose the same replies have the same models.
 """
 
 import pytest
 
 from heterofl_flwr.report import RunFolder
 from tests.deployment.lab import LONGEST, SMALL, Lab
+from tests.deployment.replay import check
 
 pytestmark = [pytest.mark.deployment, pytest.mark.release]
 
@@ -21,6 +22,7 @@ SECURE = {
     "sample.fraction": 1.0,
     "sample.min-replies": 3,
     "server.stages": "secure-sum(holders=3)",
+    "run.callbacks": "tests.deployment.known_seeds:KnownSeeds",
 }
 STEPS = 2
 ASYNCHRONOUS = {
@@ -40,14 +42,16 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed-nodes")
     with Lab(folder, {"OMP_NUM_THREADS": "1"}) as lab:
         nodes = lab.prepare(NODES)
+        lab.wait_for_nodes()
+        asynchronous = lab.start("asynchronous", ASYNCHRONOUS)
+        killed = lab.kill_one_that_trains(nodes)
+        asynchronous.wait(LONGEST)
+        lab.wait_for_nodes()
         secure = lab.start("secure", SECURE)
         for number in range(len(PHASES)):
             # Its capability, the rounds before, and the phases of this one.
             lab.kill_when_asked(number, nodes[number], 1 + number * len(PHASES) + number + 1)
         secure.wait(LONGEST)
-        asynchronous = lab.start("asynchronous", ASYNCHRONOUS)
-        killed = lab.kill_one_that_trains(nodes)
-        asynchronous.wait(LONGEST)
         logs = {name: lab.log(name) + lab.log("superlink") for name in ("secure", "asynchronous")}
     return {name: (RunFolder(folder / name), log) for name, log in logs.items()}, killed
 
@@ -74,3 +78,15 @@ def test_another_node_takes_the_place_of_one_that_was_killed(runs):
     trained = [record.rates.keys() - record.failures.keys() for record in history]
     assert [len(own) for own in trained] == [1] * STEPS
     assert not any(killed in own for own in trained)
+
+
+def test_steps_equal_their_replay(runs, tmp_path):
+    folder, log = runs[0]["asynchronous"]
+    check(folder, ASYNCHRONOUS, NODES, log, tmp_path)
+
+
+def test_secure_rounds_equal_their_replay(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("heterofl_flwr.stages.secure_sum.secrets.randbits", lambda bits: 0)
+    folder, log = runs[0]["secure"]
+    number = PHASES.index("train")
+    check(folder, SECURE, NODES, log, tmp_path, answering=[(number + 1, number)])

@@ -12,22 +12,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from heterofl_flwr import LocalGrid
-from heterofl_flwr.app import server_app
-from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings.flat import from_flat
 from tests.deployment.lab import LONGEST, SMALL, Lab
 from tests.deployment.processes import kill
 from tests.deployment.proxy import Proxy
+from tests.deployment.replay import check
 
 pytestmark = [pytest.mark.deployment, pytest.mark.release]
 
 NODES, ROUNDS = 3, 3
-SECONDS = 20.0
+SECONDS = 30.0
 """How long a fault lasts."""
 
 CONFIG = {
@@ -107,9 +102,7 @@ def unplugged(lab, number):
 
 @contextmanager
 def killed(lab):
-    for number in lab.numbers_of("flwr-serverapp"):
-        os.kill(number, signal.SIGKILL)
-    kill(lab.app)
+    lab.kill_run()
     yield
 
 
@@ -148,47 +141,4 @@ def test_a_fault_costs_the_replies_that_the_log_names_as_lost(lab, tmp_path, nam
     )
     with FAULTS[name](lab):
         time.sleep(SECONDS)
-    check(lab, name, CONFIG, finish(lab, name, CONFIG), tmp_path)
-
-
-def check(lab, name, config, log, folder):
-    """Check the history of a run, the names in its log, and that a replay has the same models."""
-    run = RunFolder(lab.folder / name)
-    history = run.history()
-    assert [record.server_round for record in history] == list(range(1, config["num-rounds"] + 1)), log[-9000:]
-    for record in history:
-        assert record.answered == len(record.rates) - len(record.failures)
-        for partition in record.failures:
-            assert f"round {record.server_round}: node-{partition} at rate" in log
-        for partition in set(range(NODES)) - record.rates.keys():
-            assert any(f"node-{partition}" in note for note in record.notes)
-    settings = {**config, "run.dir": str(folder / "replay"), "sample.wait": 1.0}
-    nodes = {"run_config": settings, "node_config": lambda own: {"partition-id": own, "num-partitions": NODES}}
-    with Replay("heterofl_flwr.app.client_app:app", NODES, **nodes) as grid:
-        grid.history = history
-        server_app.run(grid, Workload(from_flat(settings)))
-    for level in "abc":
-        models = [load_file(path / "models" / f"{level}.safetensors") for path in (run.path, folder / "replay")]
-        assert models[0].keys() == models[1].keys()
-        assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
-
-
-class Replay(LocalGrid):
-    """Nodes in this process; what a history names as lost is lost."""
-
-    history = ()
-    server_round = 1
-
-    def get_node_ids(self):
-        there = self.history[min(self.server_round, len(self.history)) - 1].rates if self.history else range(NODES)
-        return [node_id for number, node_id in enumerate(super().get_node_ids()) if number in there]
-
-    def send_and_receive(self, messages, *, timeout=None):
-        messages = list(messages)
-        ids = list(super().get_node_ids())
-        replies = list(super().send_and_receive(messages, timeout=timeout))
-        if not messages or messages[0].metadata.message_type != "train":
-            return replies
-        lost = {ids[partition] for partition in self.history[self.server_round - 1].failures}
-        self.server_round += 1
-        return [reply for reply in replies if reply.metadata.src_node_id not in lost]
+    check(RunFolder(lab.folder / name), CONFIG, NODES, finish(lab, name, CONFIG), tmp_path)
