@@ -1,5 +1,6 @@
 """Axes: which entries of one axis of a parameter a client keeps."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -111,6 +112,15 @@ class CoupledAxis(Axis):
     def __hash__(self) -> int:
         """Hash without ``index`` and ``places``, which are long; few axes differ in them alone."""
         return hash((self.size, self.local_size, self.groups))
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all channels of a group that is cut have equally many entries here, so that any may be kept."""
+        numbers = Counter(self.places)
+        return all(
+            width == channels or len({numbers[group, channel] for channel in range(channels)}) == 1
+            for group, (channels, width) in enumerate(self.groups)
+        )
 
     def _find_index(self, function: SliceFunction) -> tuple[int, ...]:
         channels_kept = []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, listed
-from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
+from heterofl_flwr.core.axes import Axes, CoupledAxis, PrefixAxis, axes_between
 from heterofl_flwr.core.layer_rules import find_module_axes
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 
@@ -139,6 +139,12 @@ class Plan:
                 f"{listed(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "
                 f"would have channels of several. Expected slice_rule='prefix', attention that keeps its heads and "
                 f"makes them narrower, or a model made by elastic, which knows the channels of each group"
+            )
+        coupled = {name: [axis for axis in axes if isinstance(axis, CoupledAxis)] for name, axes in self.axes.items()}
+        if uneven := [name for name, axes in coupled.items() if not all(axis.is_even for axis in axes)]:
+            raise ConfigError(
+                f"{listed(uneven)} have more entries of some channels than of others, as where a part of each head is "
+                f"rotated, so slices of other channels would have other shapes: expected slice_rule='prefix'"
             )
 
     def contains(self, plan: "Plan") -> bool:

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.common.errors import ShapeError
+from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core import Axis, axes_between, prefix, slice_plan
 from heterofl_flwr.core.axes import build_channel_axis, positions
 from heterofl_flwr.core.counting_mean import mean_in_place, nest
-from heterofl_flwr.core.slice_plan import Region
+from heterofl_flwr.core.slice_plan import Plan, Region
 from tests.core import strategies, twin
 
 
@@ -94,6 +94,8 @@ def test_a_choice_of_another_number_of_entries_is_refused():
     axis = build_channel_axis([(0, 0), (0, 0), (0, 1)], [(2, 1)])
     with pytest.raises(ValueError, match="expected 2 ascending positions"):
         axis.sliced(twin.rolling(1))
+    with pytest.raises(ConfigError, match=r"table have more entries of some channels .* expected slice_rule='prefix'"):
+        Plan({"table": (axis,)}).check_groups()
 
 
 @given(axes=strategies.axes(), transposed=st.booleans())

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from heterofl_flwr.common.errors import UnsupportedLayerError
+from heterofl_flwr import HeteroFL, Slicing
+from heterofl_flwr.common.errors import ConfigError, UnsupportedLayerError
 from heterofl_flwr.elastic_models import elastic
 from simulations.model_zoo.check import check
 from simulations.model_zoo.models import draw_weights
@@ -61,6 +62,17 @@ def test_a_slice_takes_masks_and_labels(make, words):
     answer.loss.backward()
     assert answer.logits.shape == (2, LABELS)
     assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+@pytest.mark.parametrize("rule", ["rolling", "random-level"])
+def test_heads_that_are_rotated_in_part_have_no_slices_that_move(rule, words):
+    config = transformers.GPTNeoXConfig(
+        num_hidden_layers=1, use_cache=False, **{**SHAPE, "num_attention_heads": 2}, **SMALL
+    )
+    build = elastic(transformers.GPTNeoXForCausalLM(config), words)
+    assert HeteroFL(build, "a1-b1").federation.architecture.plan(0.5).parameters
+    with pytest.raises(ConfigError, match=r"query_key_value.* have more entries of some channels than of others"):
+        HeteroFL(build, "a1-b1", slicing=Slicing(slice_rule=rule))
 
 
 def test_experts_are_cut_alike_to_widths_their_product_takes(words):
