@@ -73,7 +73,7 @@ def refusing_unmeasured(where: str) -> Iterator[None]:
     checked = WeakSet[nn.Module]()
 
     def check(layer: nn.Module, _: object) -> None:
-        if layer.training or not isinstance(layer, _BatchNorm) or layer in checked:
+        if torch.compiler.is_compiling() or layer.training or not isinstance(layer, _BatchNorm) or layer in checked:
             return
         checked.add(layer)
         if layer.running_mean is not None and not is_measured(layer):
