@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from heterofl_flwr.federation.admission import Limits as Limits
     from heterofl_flwr.federation.callbacks import RoundCallback as RoundCallback
     from heterofl_flwr.federation.evaluation import Evaluation as Evaluation
-    from heterofl_flwr.federation.options import Averaging as Averaging
-    from heterofl_flwr.federation.options import Slicing as Slicing
-    from heterofl_flwr.federation.options import Training as Training
-    from heterofl_flwr.federation.options import multi_step as multi_step
+    from heterofl_flwr.federation.options import (
+        Averaging as Averaging,
+        Slicing as Slicing,
+        Training as Training,
+        multi_step as multi_step,
+    )
     from heterofl_flwr.federation.sampling import Sampling as Sampling
-    from heterofl_flwr.grids.devices import DeviceProfile as DeviceProfile
-    from heterofl_flwr.grids.devices import Devices as Devices
+    from heterofl_flwr.grids.devices import DeviceProfile as DeviceProfile, Devices as Devices
     from heterofl_flwr.grids.local import LocalGrid as LocalGrid
     from heterofl_flwr.grids.ray_grid import RayGrid as RayGrid
     from heterofl_flwr.grids.simulated import SimulatedDevices as SimulatedDevices
@@ -33,76 +34,72 @@ if TYPE_CHECKING:
     from heterofl_flwr.nn.depth import shallow as shallow
     from heterofl_flwr.nn.penalty import Quadratic as Quadratic
     from heterofl_flwr.stages.asynchronous import Buffered as Buffered
-    from heterofl_flwr.stages.client_stage import ClientContext as ClientContext
-    from heterofl_flwr.stages.client_stage import ClientStage as ClientStage
-    from heterofl_flwr.stages.client_stage import Outgoing as Outgoing
-    from heterofl_flwr.stages.client_stage import client_stage as client_stage
+    from heterofl_flwr.stages.client_stage import (
+        ClientContext as ClientContext,
+        ClientStage as ClientStage,
+        Outgoing as Outgoing,
+        client_stage as client_stage,
+    )
     from heterofl_flwr.stages.feddyn import FedDyn as FedDyn
     from heterofl_flwr.stages.moving_average import MovingAverage as MovingAverage
     from heterofl_flwr.stages.privacy_accountant import Privacy as Privacy
     from heterofl_flwr.stages.scaffold import Scaffold as Scaffold
-    from heterofl_flwr.stages.server_optimizer import Adagrad as Adagrad
-    from heterofl_flwr.stages.server_optimizer import Adam as Adam
-    from heterofl_flwr.stages.server_optimizer import Momentum as Momentum
-    from heterofl_flwr.stages.server_optimizer import Yogi as Yogi
-    from heterofl_flwr.stages.server_stage import Needs as Needs
-    from heterofl_flwr.stages.server_stage import RoundContext as RoundContext
-    from heterofl_flwr.stages.server_stage import ServerStage as ServerStage
-    from heterofl_flwr.stages.server_stage import StatefulStage as StatefulStage
-    from heterofl_flwr.stages.server_stage import Update as Update
+    from heterofl_flwr.stages.server_optimizer import (
+        Adagrad as Adagrad,
+        Adam as Adam,
+        Momentum as Momentum,
+        Yogi as Yogi,
+    )
+    from heterofl_flwr.stages.server_stage import (
+        Needs as Needs,
+        RoundContext as RoundContext,
+        ServerStage as ServerStage,
+        StatefulStage as StatefulStage,
+        Update as Update,
+    )
     from heterofl_flwr.strategies.fedh2l import FedH2L as FedH2L
     from heterofl_flwr.strategies.heterofl import HeteroFL as HeteroFL
     from heterofl_flwr.training.distill import DistillOptions as DistillOptions
 
     __version__: str
 
-# Where each public name lies. A new one is added here and to the imports for type checkers.
+# Where each public name lies, by module. A new one is added here and to the imports for type checkers.
 _HOMES = {
-    "Adagrad": "stages.server_optimizer",
-    "Adam": "stages.server_optimizer",
-    "Aggregation": "core.aggregation",
-    "Averaging": "federation.options",
-    "Buffered": "stages.asynchronous",
-    "ClientContext": "stages.client_stage",
-    "ClientStage": "stages.client_stage",
-    "DeviceProfile": "grids.devices",
-    "Devices": "grids.devices",
-    "DistillOptions": "training.distill",
-    "Evaluation": "federation.evaluation",
-    "FedDyn": "stages.feddyn",
-    "FedH2L": "strategies.fedh2l",
-    "Fidelity": "core.fidelity",
-    "HeteroFL": "strategies.heterofl",
-    "HeteroFLError": "common.errors",
-    "Limits": "federation.admission",
-    "LocalGrid": "grids.local",
-    "Mix": "core.levels",
-    "Momentum": "stages.server_optimizer",
-    "MovingAverage": "stages.moving_average",
-    "Needs": "stages.server_stage",
-    "Outgoing": "stages.client_stage",
-    "Plan": "core.slice_plan",
-    "Privacy": "stages.privacy_accountant",
-    "Quadratic": "nn.penalty",
-    "RayGrid": "grids.ray_grid",
-    "Robust": "core.robust",
-    "RoundCallback": "federation.callbacks",
-    "RoundContext": "stages.server_stage",
-    "Sampling": "federation.sampling",
-    "Scaffold": "stages.scaffold",
-    "ServerStage": "stages.server_stage",
-    "SimulatedDevices": "grids.simulated",
-    "Slicing": "federation.options",
-    "StatefulStage": "stages.server_stage",
-    "Training": "federation.options",
-    "Update": "stages.server_stage",
-    "Windowed": "grids.windowed",
-    "Yogi": "stages.server_optimizer",
-    "client_stage": "stages.client_stage",
-    "elastic": "elastic_models.elastic_model",
-    "lora": "adapters.lora",
-    "multi_step": "federation.options",
-    "shallow": "nn.depth",
+    name: module
+    for module, names in {
+        "adapters.lora": "lora",
+        "common.errors": "HeteroFLError",
+        "core.aggregation": "Aggregation",
+        "core.fidelity": "Fidelity",
+        "core.levels": "Mix",
+        "core.robust": "Robust",
+        "core.slice_plan": "Plan",
+        "elastic_models.elastic_model": "elastic",
+        "federation.admission": "Limits",
+        "federation.callbacks": "RoundCallback",
+        "federation.evaluation": "Evaluation",
+        "federation.options": "Averaging Slicing Training multi_step",
+        "federation.sampling": "Sampling",
+        "grids.devices": "DeviceProfile Devices",
+        "grids.local": "LocalGrid",
+        "grids.ray_grid": "RayGrid",
+        "grids.simulated": "SimulatedDevices",
+        "grids.windowed": "Windowed",
+        "nn.depth": "shallow",
+        "nn.penalty": "Quadratic",
+        "stages.asynchronous": "Buffered",
+        "stages.client_stage": "ClientContext ClientStage Outgoing client_stage",
+        "stages.feddyn": "FedDyn",
+        "stages.moving_average": "MovingAverage",
+        "stages.privacy_accountant": "Privacy",
+        "stages.scaffold": "Scaffold",
+        "stages.server_optimizer": "Adagrad Adam Momentum Yogi",
+        "stages.server_stage": "Needs RoundContext ServerStage StatefulStage Update",
+        "strategies.fedh2l": "FedH2L",
+        "strategies.heterofl": "HeteroFL",
+        "training.distill": "DistillOptions",
+    }.items()
+    for name in names.split()
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

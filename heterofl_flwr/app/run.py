@@ -84,11 +84,9 @@ def run(args: argparse.Namespace) -> int:
     if request.grid == "ray":
         with extra("simulation", "use --grid local"):  # not after the folder is there
             import_module("ray")
-    if args.app is None:
-        finished = preflight.check_run(request)
-        if finished:
-            print(finished)
-            return 0
+    if args.app is None and (finished := preflight.check_run(request)):
+        print(finished)
+        return 0
     where = "on Ray" if request.grid == "ray" else "in this process (on all cores: --grid ray)"
     print(f"{request.clients} clients {where}; folder {request.out}", flush=True)
     if args.app is None:

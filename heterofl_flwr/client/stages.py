@@ -43,7 +43,7 @@ class ClientChain:
             broadcast=entries_under(start, self._context.broadcast),
         )
 
-    def penalty(self) -> Penalty:
+    def sum_penalties(self) -> Penalty:
         """Return the sum of the penalties."""
         quadratics: list[Quadratic] = []
         terms: list[Term] = []
@@ -97,8 +97,8 @@ def _penalty_of(stage: ClientStage, context: ClientContext, model: nn.Module) ->
     return stage.penalty(model, context)
 
 
-class StageRunner:
-    """Client stages of one instruction, found by name in this process.
+class StageRunner(ClientChain):
+    """The client stages of one instruction, found by name in this process, with FedProx.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ class StageRunner:
     tensors : dict[str, Tensor]
         State of stages between messages.
     notes : dict[str, bytes]
-        Per-round state of stages; ``run`` changes it.
+        Per-round state of stages; ``on_update`` changes it.
     node_config : Mapping[str, object]
         Config of the node.
     """
@@ -139,24 +139,14 @@ class StageRunner:
             node_config=node_config,
             records=NodeFiles.of(node_config),
         )
-        self._chain = ClientChain(client_stages(instruction.config), context)
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """State of stages between messages; new after ``run``."""
-        return self._chain.state
-
-    @property
-    def with_penalty(self) -> list[str]:
-        """Names of the stages that add a penalty to the loss."""
-        return self._chain.penalising
+        super().__init__(client_stages(instruction.config), context)
 
     @cached_property
     def own_penalty(self) -> Penalty:
         """Penalty of the stages, without FedProx's."""
-        if self._chain.stateful and not self.tensors:
-            check_not_lost(self._instruction, f"the tensors that {', '.join(self._chain.stateful)} keeps")
-        return self._chain.penalty()
+        if self.stateful and not self.state:
+            check_not_lost(self._instruction, f"the tensors that {', '.join(self.stateful)} keeps")
+        return self.sum_penalties()
 
     @cached_property
     def penalty(self) -> Penalty | None:
@@ -166,10 +156,6 @@ class StageRunner:
             quadratics = [Quadratic(strength, self._received()), *filter(None, [penalty.quadratic])]
             penalty = Penalty(Quadratic.sum(quadratics), penalty.terms)
         return penalty or None
-
-    def run(self, update: Outgoing, total_step: float) -> Outgoing:
-        """Return the update to send: clipped, compressed or masked."""
-        return self._chain.on_update(update, total_step)
 
 
 def answer_questions(config: Fields, notes: dict[str, bytes], node_config: Mapping[str, object]) -> dict[str, object]:

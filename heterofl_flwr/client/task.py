@@ -280,7 +280,7 @@ class Task:
             for name, parameter in self._issued.parameters_of(model).items()
             if not self.instruction.travels(name)
         }
-        stages = {f"{STAGES}{name}": tensor for name, tensor in self._stages.tensors.items()}
+        stages = {f"{STAGES}{name}": tensor for name, tensor in self._stages.state.items()}
         if personal or stages:
             save_tensors(self.context, self.instruction, personal | stages)
 
@@ -320,7 +320,7 @@ class Task:
                 "this client's parameters are those that it received: nothing was trained. Make a new optimizer for "
                 "each task.model(); one of an earlier round trains that round's model"
             )
-        outgoing = self._stages.run(
+        outgoing = self._stages.on_update(
             Outgoing(tensors=tensors, labels=classes, num_examples=num_examples, metrics=metrics), self.total_step
         )
         self.keep(model)
@@ -349,7 +349,7 @@ class Task:
         if self.penalty_used or self._stages.penalty is None:
             return
         advice = "add task.penalty(model) to the loss of each batch"
-        if names := self._stages.with_penalty:
+        if names := self._stages.penalising:
             raise ConfigError(f"{', '.join(names)}: the strategy adds a penalty to the clients' loss, so {advice}")
         warn_once(
             f"proximal_mu is {self.instruction.proximal_mu:g}, and the loss has no penalty: {advice}, or set "

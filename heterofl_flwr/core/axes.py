@@ -146,6 +146,16 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
     return CoupledAxis(length, local_size, 1, None, tuple(groups[group] for group in used), renumbered).sliced(prefix)
 
 
+def within(axes: Axes, second_axes: Axes) -> Axes:
+    """Return the entries of a slice that a second one holds too, as the axes of a slice of the first."""
+    shared = []
+    for axis, second in zip(axes, second_axes, strict=True):
+        members = positions(second)
+        index = tuple(place for place, position in enumerate(sorted(positions(axis))) if position in members)
+        shared.append(Axis(axis.local_size, len(index), index=None if index == tuple(range(len(index))) else index))
+    return tuple(shared)
+
+
 def positions(axis: Axis) -> set[int]:
     """Return all positions that an axis keeps."""
     length, part_kept = axis.part

@@ -26,8 +26,7 @@ class LabelRows:
     """Parameters whose rows belong to classes, with their numbers of rows; selects the rows of a reply that count."""
 
     def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
-        missing = [name for name in names if name not in state or state[name].dim() == 0]
-        if missing:
+        if missing := [name for name in names if name not in state or state[name].dim() == 0]:
             raise ConfigError(f"label_rows names {', '.join(missing)}, which the model lacks or which has no rows")
         self.sizes = {name: state[name].shape[0] for name in names}
         self._extra_rows = extra_rows
@@ -62,8 +61,7 @@ class LabelRows:
                 "which layer has a row for each class: name it, as label_rows=['head.weight', 'head.bias'], or send no "
                 "labels"
             )
-        cut = [name for name in sizes if name in plan.axes and plan.axes[name][0].local_size != sizes[name]]
-        if cut:
+        if cut := [name for name in sizes if name in plan.axes and plan.axes[name][0].local_size != sizes[name]]:
             raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
         number = min(sizes.values())
         try:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.aggregator import CheckedReply, Version
-from heterofl_flwr.core.axes import Axes, Axis, positions
+from heterofl_flwr.core.axes import Axis, within
 from heterofl_flwr.core.counting_mean import Holders, Sums, sum_dtype
 from heterofl_flwr.core.slice_plan import Plan, Region
 
@@ -129,14 +129,4 @@ class StaleMean:
         return self._holders.holders(name)
 
 
-@lru_cache(maxsize=4096)
-def _within(outer: Axes, inner: Axes) -> Axes:
-    """Return the axes of a slice relative to a larger slice that contains it."""
-    relative = []
-    for large, small in zip(outer, inner, strict=True):
-        inside = positions(small)
-        index = tuple(number for number, position in enumerate(sorted(positions(large))) if position in inside)
-        relative.append(
-            Axis(large.local_size, small.local_size, index=None if index == tuple(range(small.local_size)) else index)
-        )
-    return tuple(relative)
+_within = lru_cache(maxsize=4096)(within)

@@ -1,16 +1,13 @@
 """Alignment of a node's data with the run's data set: same class numbers, columns and normalisation."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import DataError
+from heterofl_flwr.common.errors import DataError, listed
 from heterofl_flwr.data.dataset import Dataset, Normal, Reading, Split
 from heterofl_flwr.data.known import SOURCES, Facts, short_name
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +81,7 @@ def _order_columns(dataset: Dataset, terms: Terms) -> list[int] | None:
     missing = [name for name in terms.columns if name not in dataset.columns]
     added = [name for name in dataset.columns if name not in terms.columns]
     if missing or added:
-        wrong = [
-            f"{what} {', '.join(names[:_SHOWN])}" for what, names in (("lacks", missing), ("adds", added)) if names
-        ]
+        wrong = [f"{what} {listed(names)}" for what, names in (("lacks", missing), ("adds", added)) if names]
         raise DataError(
             f"{dataset.name} {' and '.join(wrong)}; expected the columns of the run's data set, {terms.name}: "
             f"{', '.join(terms.columns)}"
@@ -99,13 +94,13 @@ def _number_classes(dataset: Dataset, terms: Terms) -> Tensor | None:
     if dataset.names and terms.names:
         if strange := [name for name in dataset.names if name not in terms.names]:
             raise DataError(
-                f"{dataset.name} has the classes {', '.join(strange[:_SHOWN])}, which the run's data set, "
-                f"{terms.name}, lacks; expected some of {_some(terms.names)}"
+                f"{dataset.name} has the classes {listed(strange)}, which the run's data set, "
+                f"{terms.name}, lacks; expected some of {listed(terms.names)}"
             )
         return torch.tensor([terms.names.index(name) for name in dataset.names])
     if dataset.names and dataset.classes != terms.classes:
         raise DataError(
-            f"{dataset.name} names {dataset.classes} classes ({_some(dataset.names)}), and the run has "
+            f"{dataset.name} names {dataset.classes} classes ({listed(dataset.names)}), and the run has "
             f"{terms.classes} without names: expected as many, or a table with class numbers"
         )
     if dataset.classes > terms.classes:
@@ -113,10 +108,6 @@ def _number_classes(dataset: Dataset, terms: Terms) -> Tensor | None:
             f"{dataset.name} has class numbers up to {dataset.classes - 1}; expected up to {terms.classes - 1}"
         )
     return None
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _align_split(

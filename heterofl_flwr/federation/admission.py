@@ -87,8 +87,7 @@ class Limits:
         faults = [f"{', '.join(wide)} above the mix's largest level, {level_name(mix.global_rate)}"] if wide else []
         if assignment == "dynamic":
             everyone = (*self.levels.items(), ("largest_level", self.largest_level))
-            narrow = [who for who, level in everyone if rate_of(level) < mix.rates[-1]]
-            if narrow:
+            if narrow := [who for who, level in everyone if rate_of(level) < mix.rates[-1]]:
                 faults.append(f"{', '.join(narrow)} below the mix's smallest level, {level_name(mix.rates[-1])}")
         if faults:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")

@@ -34,7 +34,6 @@ class Federation:
     def __init__(self, architecture: Architecture, assignment: Assignment = "fix") -> None:
         self.architecture, self.assignment = architecture, assignment
         self.mix, self.options, self.seed = architecture.mix, architecture.options, architecture.seed
-        self.schedule = self.options.training.schedule
         self._check_options()
         self.reset()
 
@@ -105,11 +104,7 @@ class Federation:
         names = {node_id: self.nodes.registered_name(node_id) for node_id in answers}
         unusable = Capability(capacity=self.mix.rates[-1])
         admitted, faults = admit(
-            answers,
-            names,
-            self.options.limits,
-            unusable,
-            lambda answer: self.levels.check_capacity(answer.holds),
+            answers, names, self.options.limits, unusable, lambda answer: self.levels.check_capacity(answer.holds)
         )
         self.nodes.register(admitted)
         named = {self.nodes.name(node_id): reason for node_id, reason in faults.items()}

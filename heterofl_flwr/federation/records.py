@@ -144,10 +144,6 @@ class RoundRecord:
         """Return the record as a dict for JSON."""
         return asdict(self)
 
-    def note_costs(self, costs: Mapping[str, float]) -> None:
-        """Record the time and energy that the round cost the simulated devices."""
-        self.simulated_seconds, self.joules = costs["simulated_seconds"], costs["joules"]
-
     def line(self) -> str:
         """Return the round's line for the log: levels with their clients and bytes, upload, failures and notes.
 

@@ -1,7 +1,6 @@
 """A round of training: sampled clients and their slices, adding or refusing replies, the new global model."""
 
 import logging
-import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, RoundError, listed, name_faults
+from heterofl_flwr.common.errors import SILENT, Fault, RoundError, listed, name_faults
 from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
@@ -81,15 +80,13 @@ class Round:
         state: Mapping[str, Tensor],
         sampled: Sequence[int],
         *,
-        learning_rate: float | None = None,
+        learning_rate: float = 0.0,
         remote: bool = False,
     ) -> None:
         self._federation, self._chain, self._options = federation, chain, federation.options
         self.server_round, self._state = server_round, state
         self.trainable = trainable = federation.levels.trainable_nodes(node_ids)
         self.needed = self._options.sampling.number(len(trainable), "train")
-        if learning_rate is None:
-            learning_rate = self._scheduled_learning_rate()
         self.log = RoundRecord(server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={})
         nodes = federation.nodes
         missing = len(nodes.away) + (len(nodes.unanswered.difference(trainable)) if nodes.unanswered else 0)
@@ -105,14 +102,6 @@ class Round:
         for node_id in sampled:
             self.begin(node_id)
         self._check_sampled()
-
-    def _scheduled_learning_rate(self) -> float:
-        """Return the learning rate of the schedule; 0 without a schedule."""
-        schedule, server_round = self._federation.schedule, self.server_round
-        value = schedule(server_round) if schedule else 0.0
-        if not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ConfigError(f"learning_rate({server_round}) returned {value!r}; expected a number of 0 or more")
-        return float(value)
 
     def _context(self) -> RoundContext:
         """Return the context of this round for the stages."""

@@ -59,11 +59,7 @@ class Shallow:
 
 
 def shallow(
-    model: nn.Module | Build,
-    blocks: str,
-    example_inputs: object,
-    *,
-    levels: Mapping[str | float, Rates] | None = None,
+    model: nn.Module | Build, blocks: str, example_inputs: object, *, levels: Mapping[str | float, Rates] | None = None
 ) -> Shallow:
     """Return a function from a rate to a model with fewer blocks, for ``HeteroFL(build=...)``.
 
@@ -290,8 +286,7 @@ def _run(model: nn.Module, inputs: object, modes: Sequence[bool]) -> tuple[tuple
         for layer in model.modules():
             layer.training = mode and not isinstance(layer, _NormBase)  # batch norm refuses to train on one example
         leaves = list(tensors_in(call(model, inputs)))
-        ends = [leaf.sum() for leaf in leaves if leaf.requires_grad]
-        if ends:
+        if ends := [leaf.sum() for leaf in leaves if leaf.requires_grad]:
             torch.autograd.backward(ends)  # torch.autograd.grad refuses models with torch.utils.checkpoint
     trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     used = {name: parameter.reshape(*parameter.shape[:1], -1).any(-1) for name, parameter in trained.items()}

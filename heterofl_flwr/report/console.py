@@ -128,8 +128,7 @@ def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
     if loss is not None:
         yield "train-loss", formatting.number(loss)
     for scope in SCOPES:
-        name = next((f"{scope}-{kind}" for kind in HEADLINE_KINDS if f"{scope}-{kind}" in record.evaluate), "")
-        if name:
+        if name := next((f"{scope}-{kind}" for kind in HEADLINE_KINDS if f"{scope}-{kind}" in record.evaluate), ""):
             yield name.removesuffix("-accuracy"), formatting.score(name, record.evaluate[name])
     if record.simulated_seconds:
         yield "simulated", formatting.duration(record.simulated_seconds)

@@ -35,12 +35,7 @@ class Recorder(RoundCallback):
     """
 
     def __init__(
-        self,
-        folder: RunFolder | str | Path,
-        every: Interval = 1,
-        *,
-        costs: Costs | None = None,
-        models: bool = True,
+        self, folder: RunFolder | str | Path, every: Interval = 1, *, costs: Costs | None = None, models: bool = True
     ) -> None:
         if not is_interval(every):
             raise ConfigError(f"every is {every!r}; expected rounds such as 10, or seconds such as '30s'")

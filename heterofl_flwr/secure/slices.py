@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterofl_flwr.core.axes import Axes, Axis, positions
+from heterofl_flwr.core.axes import Axis, positions, within
 from heterofl_flwr.core.slice_plan import Plan, Region
 
 Classes = NDArray[np.int64]
@@ -36,16 +36,7 @@ def as_state(vector: NDArray[np.generic], plan: Plan) -> dict[str, Tensor]:
 
 def overlap(plan: Plan, second: Plan) -> Plan:
     """Return the overlap of two slices, as a slice of the first."""
-    return Plan({name: _within(axes, second.axes[name]) for name, axes in plan.axes.items() if name in second.axes})
-
-
-def _within(axes: Axes, second_axes: Axes) -> Axes:
-    shared = []
-    for axis, second in zip(axes, second_axes, strict=True):
-        members = positions(second)
-        places = tuple(place for place, position in enumerate(sorted(positions(axis))) if position in members)
-        shared.append(Axis(axis.local_size, len(places), 1, None if places == tuple(range(len(places))) else places))
-    return tuple(shared)
+    return Plan({name: within(axes, second.axes[name]) for name, axes in plan.axes.items() if name in second.axes})
 
 
 def add_part(vector: NDArray[np.generic], plan: Plan, part: Plan, values: NDArray[np.generic]) -> None:

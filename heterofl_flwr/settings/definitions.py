@@ -46,12 +46,7 @@ from heterofl_flwr.training.distill import DistillOptions
 from heterofl_flwr.training.joint_losses import TrainedExits
 from heterofl_flwr.training.options import TrainOptions
 
-AGGREGATORS: Mapping[str, OpenAggregator] = MappingProxyType(
-    {
-        "counting-mean": CountingMean,
-        "product": ProductMean,
-    }
-)
+AGGREGATORS: Mapping[str, OpenAggregator] = MappingProxyType({"counting-mean": CountingMean, "product": ProductMean})
 """By ``server.aggregator``."""
 
 

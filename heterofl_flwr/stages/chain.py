@@ -165,8 +165,7 @@ class Chain:
     def reorder(self, apply: Callable[[str, Tensor], Tensor], shapes: Mapping[str, torch.Size]) -> None:
         """Permute the channels of the stages' tensors. The name of a tensor ends with that of its parameter."""
         for stage in self.stages:
-            tensors = {key: (key.rpartition("/")[2], tensor) for key, tensor in stage.state().items()}
-            if tensors:
+            if tensors := {key: (key.rpartition("/")[2], tensor) for key, tensor in stage.state().items()}:
                 stage.load({
                     key: apply(name, tensor) if shapes.get(name) == tensor.shape else tensor
                     for key, (name, tensor) in tensors.items()

@@ -142,7 +142,6 @@ def _scales_by_name(plan: Plan, scales: Tensor) -> dict[str, Tensor]:
         form = f"{scales.dtype} of shape {tuple(scales.shape)}"
         raise ReplyError(f"reply refused: its scales are {form}, expected torch.float32 of shape {expected}")
     by_name = dict(zip(rows, scales.split(list(rows.values())), strict=True))
-    wrong = [name for name, steps in by_name.items() if not (steps.isfinite() & (steps >= 0)).all()]
-    if wrong:
+    if wrong := [name for name, steps in by_name.items() if not (steps.isfinite() & (steps >= 0)).all()]:
         raise ReplyError(f"reply refused: scales of {', '.join(wrong[:5])} are no finite numbers from 0 up")
     return by_name

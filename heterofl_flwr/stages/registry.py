@@ -6,8 +6,10 @@ from inspect import signature
 from types import MappingProxyType
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.stages import clip as clip  # registers its client half
-from heterofl_flwr.stages import compress as compress
+from heterofl_flwr.stages import (
+    clip as clip,  # registers its client half
+    compress as compress,
+)
 from heterofl_flwr.stages.client_stage import ClientStage, Fields, read_stages
 from heterofl_flwr.stages.feddyn import FedDyn
 from heterofl_flwr.stages.moving_average import MovingAverage

@@ -41,9 +41,7 @@ def find_groups(parameters: Mapping[str, Parameter]) -> dict[str, str]:
     return {option: f"{name}={kind.__name__}({option}=...)" for name, kind in groups.items() for option in specs(kind)}
 
 
-def explain_unknown(
-    remedies: Mapping[str, str],
-) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
+def explain_unknown(remedies: Mapping[str, str]) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
     """Let a constructor's error for an unknown argument name its group, its replacement or the nearest argument."""
 
     def decorate(construct: Callable[Arguments, None]) -> Callable[Arguments, None]:

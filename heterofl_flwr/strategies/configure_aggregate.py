@@ -1,5 +1,6 @@
 """Flower's two hooks of training over a federation: instructions to clients, and aggregation of their replies."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Strategy
 
-from heterofl_flwr.common.errors import Fault, RoundError
+from heterofl_flwr.common.errors import ConfigError, Fault, RoundError
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.callbacks import RoundCallback, check_callbacks
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
@@ -82,7 +83,7 @@ class RoundHooks(Strategy):
     ) -> None:
         self.federation, self.options = federation, federation.options
         self._train_metrics_fn, self._evaluate_metrics_fn = train_metrics_aggr_fn, evaluate_metrics_aggr_fn
-        self.callbacks = check_callbacks(callbacks)
+        self.callbacks, self._schedule = check_callbacks(callbacks), self.options.training.schedule
         self.spent = Spent(self.options.privacy)  # of all runs: a release of data cannot be undone
         buffered = self.options.asynchronous
         self.asynchronous = Asynchronous(buffered) if buffered.size else None
@@ -129,7 +130,6 @@ class RoundHooks(Strategy):
         sampled: Sequence[int],
     ) -> Round:
         """Open a training round, or a step if rounds do not wait; without a schedule, ``config`` may set ``lr``."""
-        rate = config.get(messages.LEARNING_RATE) if self.options.training.learning_rate is None else None
         current = Round(
             self.federation,
             self.chain,
@@ -137,12 +137,22 @@ class RoundHooks(Strategy):
             node_ids,
             state,
             sampled,
-            learning_rate=float(rate) if isinstance(rate, int | float) else None,
+            learning_rate=self._learning_rate(server_round, config),
             remote=self.is_remote(grid),
         )
         self.log = current.log
         self.messages_of(server_round).open(current)
         return current
+
+    def _learning_rate(self, server_round: int, config: ConfigRecord) -> float:
+        """Return the learning rate of the schedule, or of ``config`` without a schedule; 0 without both."""
+        if self._schedule is None:
+            rate = config.get(messages.LEARNING_RATE)
+            return float(rate) if isinstance(rate, int | float) else 0.0
+        value = self._schedule(server_round)
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ConfigError(f"learning_rate({server_round}) returned {value!r}; expected a number of 0 or more")
+        return float(value)
 
     def messages_of(self, server_round: int, *, timed: bool = False) -> RoundMessages:
         """Return the messages of a server round; ``timed`` is whether its exchanges share the time of the round."""

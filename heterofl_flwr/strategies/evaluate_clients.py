@@ -30,13 +30,7 @@ class EvaluationHooks(RoundHooks):
         opened = self.messages_of(server_round)
         node_ids, sampled_ids = self.sample_nodes(grid, server_round, "evaluate")
         current = EvaluationRound(
-            federation,
-            self.log,
-            server_round,
-            node_ids,
-            sampled_ids,
-            num_rounds=self.num_rounds,
-            silent=opened.silent,
+            federation, self.log, server_round, node_ids, sampled_ids, num_rounds=self.num_rounds, silent=opened.silent
         )
         opened.open(current)
         rule, window = federation.evaluated_rule, window_number(server_round, self.options.slicing.roll_by)

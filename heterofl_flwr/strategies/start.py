@@ -208,7 +208,8 @@ class _Loop:
             record = strategy.log
             record.seconds = time.monotonic() - started
             if isinstance(self._grid, Costs):
-                record.note_costs(self._grid.take_costs())
+                costs = self._grid.take_costs()
+                record.simulated_seconds, record.joules = costs["simulated_seconds"], costs["joules"]
             if (metrics := record.metrics_line()) and not quiet:
                 host_log.info("[ROUND %d/%d] %s", server_round, num_rounds, metrics)
             if self._call_back():
@@ -278,7 +279,8 @@ class _Loop:
             # Every callback sees every round, so all are called before any of them may end the run.
             # Those with a state come first, so that another one can write it.
             named = name_callbacks(strategy.callbacks)
-            stateful = {name: callback for name, callback in named.items() if _has_state(callback)}
+            default = RoundCallback.state
+            stateful = {name: callback for name, callback in named.items() if type(callback).state is not default}
             stops = [(name, callback.on_round_end(progress)) for name, callback in stateful.items()]
             progress = replace(progress, callbacks={name: callback.state() for name, callback in stateful.items()})
             rest = {name: callback for name, callback in named.items() if name not in stateful}
@@ -289,10 +291,6 @@ class _Loop:
         if names:
             host_log.info("%s ends the run after round %d", names[0], server_round)
         return bool(names)
-
-
-def _has_state(callback: RoundCallback) -> bool:
-    return type(callback).state is not RoundCallback.state
 
 
 def _is_true(value: object) -> bool:

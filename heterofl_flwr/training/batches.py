@@ -55,16 +55,20 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the inputs and targets of one epoch, shuffled; all draws come from ``generator``."""
     device, augment = split.targets.device, AUGMENTS[options.augment]
-    batches = batch_rows(torch.randperm(len(split), generator=generator), options.batch_size)
-    number = 1 if split.reading else max(AT_ONCE // options.batch_size, 1)
-    for start in range(0, len(batches), number):
-        group = batches[start : start + number]
-        rows, sizes = torch.cat(list(group)).to(device), list(map(len, group))
+    batches = batch_rows(torch.randperm(len(split), generator=generator).to(device), options.batch_size)
+    for rows, sizes in _joined(batches, 1 if split.reading else AT_ONCE // options.batch_size):
         if split.reading:
             yield from read_tokens(split.inputs[rows], split.reading, generator)
             continue
         inputs = augment(split.inputs[rows], generator, split.black, None)
         yield from zip(inputs.split(sizes), split.targets[rows].split(sizes), strict=True)
+
+
+def _joined(batches: Sequence[Tensor], number: int) -> Iterator[tuple[Tensor, list[int]]]:
+    """Yield the rows of several batches together, with the size of each."""
+    for start in range(0, len(batches), max(number, 1)):
+        group = list(batches[start : start + max(number, 1)])
+        yield torch.cat(group), list(map(len, group))
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
@@ -107,9 +111,5 @@ def input_batches(
     generator = torch.Generator().manual_seed(derive(seed or 0, "moments"))
     order = torch.arange(len(split)) if seed is None else torch.randperm(len(split), generator=generator)
     batches = batch_rows(order.to(split.inputs.device), batch_size) if len(split) else ()
-    number = max(AT_ONCE // batch_size, 1)
-    for start in range(0, len(batches), number):
-        group = batches[start : start + number]
-        sizes = list(map(len, group))
-        inputs = AUGMENTS[augment](split.inputs[torch.cat(list(group))], generator, split.black, sizes)
-        yield from inputs.split(sizes)
+    for rows, sizes in _joined(batches, AT_ONCE // batch_size):
+        yield from AUGMENTS[augment](split.inputs[rows], generator, split.black, sizes).split(sizes)

@@ -25,8 +25,7 @@ def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.
     posteriors = [_posteriors(exit_logits, temperature) for exit_logits in logits]
     total = torch.stack([masked_cross_entropy(exit_logits, targets) for exit_logits in logits]).sum()
     for number, exit_logits in enumerate(logits):
-        peers = posteriors[:number] + posteriors[number + 1 :]
-        if peers:
+        if peers := posteriors[:number] + posteriors[number + 1 :]:
             distance = divergence(_finite(exit_logits), torch.stack(peers), temperature)
             total = total + weight * temperature**2 * distance
     return total

@@ -18,13 +18,13 @@ import flwr
 from flwr.app import Message
 from flwr.app.message import make_message as make_message
 from flwr.common.config import get_project_config as get_project_config
-from flwr.common.constant import SUPERLINK_NODE_ID as SUPERLINK_NODE_ID
-from flwr.common.constant import ErrorCode as ErrorCode
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest as ConfirmMessageReceivedRequest
-from flwr.proto.message_pb2 import PullObjectRequest as PullObjectRequest
+from flwr.common.constant import SUPERLINK_NODE_ID as SUPERLINK_NODE_ID, ErrorCode as ErrorCode
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest as ConfirmMessageReceivedRequest,
+    PullObjectRequest as PullObjectRequest,
+)
 from flwr.proto.node_pb2 import NodeInfo as NodeInfo
-from flwr.supercore.constant import HEAD_BODY_DIVIDER as HEAD_BODY_DIVIDER
-from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE as SYSTEM_MESSAGE_TYPE
+from flwr.supercore.constant import HEAD_BODY_DIVIDER as HEAD_BODY_DIVIDER, SYSTEM_MESSAGE_TYPE as SYSTEM_MESSAGE_TYPE
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_head_values_from_object_content as get_object_head_values_from_object_content,
 )

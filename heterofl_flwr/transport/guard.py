@@ -24,8 +24,7 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.transport import compat, messages
-from heterofl_flwr.transport.compat import ErrorCode
-from heterofl_flwr.transport.compat import get_object_head_values_from_object_content as head_of
+from heterofl_flwr.transport.compat import ErrorCode, get_object_head_values_from_object_content as head_of
 from heterofl_flwr.transport.exchange import exchange
 from heterofl_flwr.transport.late_nodes import LateNodes
 from heterofl_flwr.transport.relay import Relay, crosses_superlink

@@ -187,8 +187,8 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
     form = messages.read_choice(config, messages.UPLOAD, list(UPLOAD_RECORDS), FULL_PRECISION, sender)
     tensors, scales = unpack_trained(records, form, plan, sender)
     num_examples, metrics = read_metrics(reply, most, sender)
-    by_head = entries_under(messages.HEAD_LABELS, config)
-    labels = by_head or config.get(messages.LABELS)
+    labels = config.get(messages.LABELS)
+    by_head = {} if labels is not None else entries_under(messages.HEAD_LABELS, config)
     for classes in by_head.values() or [labels]:  # the aggregator checks each class
         if classes is not None and not isinstance(classes, list):
             raise messages.unexpected(classes, messages.LABELS, "a list of whole numbers", sender)
@@ -197,7 +197,7 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
         form=form,
         scales=scales,
         num_examples=num_examples,
-        labels=cast("Labels | None", labels),
+        labels=cast("Labels | None", by_head or labels),
         capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
         metrics=metrics,
         fields=config,

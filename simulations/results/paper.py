@@ -182,8 +182,7 @@ def paper_folder(given: Path | None, project: Path = PROJECT) -> Path | None:
 
 def read_cells(folder: Path) -> tuple[Cell, ...]:
     """Return every number of HeteroFL in Tables 4, 5 and 7 to 9."""
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; name the folder that has {', '.join(FILES)}")
     cells: list[Cell] = []
     for name, read in zip(FILES, (_main, _ablation, _ablation), strict=True):

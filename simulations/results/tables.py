@@ -152,6 +152,5 @@ def curves_csv(places: Places) -> str:
 def _evaluations(run: Run, metrics: Sequence[str]) -> Iterator[dict[str, object]]:
     spent = zip(*(axis.spent(run) for axis in AXES.values()), strict=True)
     for values, so_far in zip(run.scores.values(), spent, strict=True):
-        found = {metric: values[metric] for metric in metrics if metric in values}
-        if found:
+        if found := {metric: values[metric] for metric in metrics if metric in values}:
             yield {name: f"{value:.10g}" for name, value in (*zip(AXES, so_far, strict=True), *found.items())}

@@ -2,8 +2,16 @@
 
 from threading import Lock
 
-from flwr.common import Code, EvaluateRes, FitRes, GetPropertiesRes, Parameters, Status, ndarrays_to_parameters
-from flwr.common import parameters_to_ndarrays as arrays_of
+from flwr.common import (
+    Code,
+    EvaluateRes,
+    FitRes,
+    GetPropertiesRes,
+    Parameters,
+    Status,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays as arrays_of,
+)
 from flwr.server.client_manager import SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 

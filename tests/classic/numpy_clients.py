@@ -7,8 +7,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from heterofl_flwr import classic, client
-from tests.federation.tiny import build_normed as build
-from tests.federation.tiny import inputs, make_app
+from tests.federation.tiny import build_normed as build, inputs, make_app
 
 
 def partition_of(context: Context) -> int:

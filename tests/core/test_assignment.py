@@ -3,8 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import Mix, dynamic_rate, fixed_rate, joining_rates

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core import Axis, axes_between, prefix, slice_plan

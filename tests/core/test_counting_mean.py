@@ -7,8 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.core import Aggregation, CountingMean, Plan, Robust, RobustMean, counting_mean, prefix

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from heterofl_flwr.core import Aggregation, Plan
-from heterofl_flwr.core import differential_privacy as gaussian
+from heterofl_flwr.core import Aggregation, Plan, differential_privacy as gaussian
 from heterofl_flwr.core.differential_privacy import DEVIATION, Keystream, draw
 from heterofl_flwr.core.reply_checks import norm_between
 

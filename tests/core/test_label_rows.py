@@ -216,12 +216,7 @@ def test_each_head_has_its_own_labels():
     new = aggregation.result()
     assert {
         name: tensor.reshape(len(tensor), -1).any(1).nonzero().flatten().tolist() for name, tensor in new.items()
-    } == {
-        "main.weight": [2],
-        "main.bias": [2],
-        "aux.weight": [0, 4],
-        "body": [0, 1, 2, 3],
-    }
+    } == {"main.weight": [2], "main.bias": [2], "aux.weight": [0, 4], "body": [0, 1, 2, 3]}
     aggregation = Aggregation(state, label_rows=["main.weight", "aux.weight"])
     aggregation.add(plan, ones, labels={"aux": [4]})
     assert aggregation.result()["main.weight"].all()  # a head without labels counts whole

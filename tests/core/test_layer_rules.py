@@ -13,8 +13,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 from torch.nn.utils.parametrize import ParametrizationList
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, UnsupportedLayerError
-from heterofl_flwr.core import Axis, Plan, axes_between, prefix, register, width
-from heterofl_flwr.core import layer_rules as registry
+from heterofl_flwr.core import Axis, Plan, axes_between, layer_rules as registry, prefix, register, width
 from heterofl_flwr.core.layer_rules import _rules
 from heterofl_flwr.core.slice_plan import is_prefix
 from tests.core import twin

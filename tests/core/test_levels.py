@@ -5,8 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import LEVELS, Mix, exact_rate, grown_rate, level_name, rate_of

@@ -5,8 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.randomness import derive, generator, initial_state, kept_random_state, seed_torch

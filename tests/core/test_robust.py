@@ -6,8 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.core import Aggregation, Plan, Robust, RobustMean

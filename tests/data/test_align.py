@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from heterofl_flwr.common.errors import DataError
-from heterofl_flwr.data import load_dataset
+from heterofl_flwr.data import Dataset, Split, load_dataset
 from heterofl_flwr.data.align import Terms, align
+from heterofl_flwr.data.dataset import Normal
 from heterofl_flwr.data.known import Facts
 from tests.data.files import SIZE, png, write
 
@@ -51,6 +52,16 @@ def test_images_have_the_numbers_and_the_normalisation_of_a_known_data_set(tmp_p
     torch.testing.assert_close(own.train.black, torch.tensor([-0.1307 / 0.3081]))
 
 
+def test_colours_are_normalised_by_channel():
+    before, after = Normal((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), Normal((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    split = Split(torch.rand(4, 3, 2, 2), torch.arange(4), black=torch.zeros(3))
+    data = Dataset("node", split, split, 4, normal=before)
+    aligned = align(data, replace(Terms.of(data), normal=after)).train.inputs
+    for channel, (mean, deviation) in enumerate(zip(after.mean, after.deviation, strict=True)):
+        pixels = split.inputs[:, channel] * before.deviation[channel] + before.mean[channel]
+        torch.testing.assert_close(aligned[:, channel], (pixels - mean) / deviation)
+
+
 def test_words_have_the_numbers_of_the_runs_text(tmp_path):
     def text(folder, words):
         rows = ["text", *(f'"{words} {words}"' for _ in range(64))]
@@ -70,17 +81,9 @@ def test_words_have_the_numbers_of_the_runs_text(tmp_path):
     [
         ("ac", {}, "node lacks b and adds c; expected the columns of the run's data set, .*run: a, b"),
         ("abc", {}, "node adds c; expected the columns"),
-        (
-            "ab",
-            {"names": ("ill", "well")},
-            "has the classes unknown, which the run's data set, .*, lacks; expected",
-        ),
+        ("ab", {"names": ("ill", "well")}, "has the classes unknown, which the run's data set, .*, lacks; expected"),
         ("ab", {"names": (), "classes": 2}, r"names 3 classes \(ill, unknown, well\), and the run has 2 without names"),
-        (
-            "ab",
-            {"columns": (), "shape": (3,)},
-            r"of shape \(2,\); expected torch.float32 of shape \(3,\)",
-        ),
+        ("ab", {"columns": (), "shape": (3,)}, r"of shape \(2,\); expected torch.float32 of shape \(3,\)"),
         ("ab", {"dtype": torch.int64}, r"are torch.float32 of shape \(2,\); expected torch.int64 of shape \(2,\)"),
         ("ab", {"reading": "a text"}, "are not both text, or both not"),
     ],

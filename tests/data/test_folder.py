@@ -42,10 +42,7 @@ def test_csv_that_does_not_fit_raises_an_error(tmp_path, train, test, message):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [
-        (["notes.doc"], r"holds notes\.doc; expected train/<class>/"),
-        ([], "holds nothing; expected"),
-    ],
+    [(["notes.doc"], r"holds notes\.doc; expected train/<class>/"), ([], "holds nothing; expected")],
 )
 def test_folders_without_train_and_test_raise_an_error(tmp_path, names, message):
     for name in names:

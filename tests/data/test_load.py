@@ -9,8 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import DataError
 from heterofl_flwr.data import load_dataset, split_dataset

@@ -6,8 +6,7 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.data import Dataset, Split, split_dataset

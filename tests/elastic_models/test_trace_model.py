@@ -6,8 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr.elastic_models.channels import Positions
 from heterofl_flwr.elastic_models.lengths import Trace

@@ -4,8 +4,7 @@ import math
 
 import pytest
 from flwr.app import MetricRecord
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr import Evaluation
 from heterofl_flwr.client import Task

@@ -51,10 +51,7 @@ def test_levels_grow_by_steps_where_rounds_do_not_wait():
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"slicing": Slicing(growth=2, shared=["hidden.*"])},
-        {"slicing": Slicing(growth=2), "stages": [FedDyn(0.1)]},
-    ],
+    [{"slicing": Slicing(growth=2, shared=["hidden.*"])}, {"slicing": Slicing(growth=2), "stages": [FedDyn(0.1)]}],
 )
 def test_what_stays_with_clients_is_refused(options):
     with pytest.raises(ConfigError, match="growth=0"):

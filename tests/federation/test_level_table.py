@@ -4,8 +4,7 @@ import re
 from functools import partial
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr import Evaluation, HeteroFL, Limits, Mix, Slicing
 from heterofl_flwr.client import Task
@@ -86,11 +85,7 @@ def rates(limits, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_round
         return (task := Task(message, context, build)).reply(task.model(), num_examples=1, capacity=capacity)
 
     node_config = [{"level": level} if level else {} for level in said].__getitem__
-    options |= {
-        "limits": limits,
-        "grid": partial(Named, names=("alice", "bob", "carol")),
-        "node_config": node_config,
-    }
+    options |= {"limits": limits, "grid": partial(Named, names=("alice", "bob", "carol")), "node_config": node_config}
     return list(play(make_app(train), mix, 3, num_rounds, **options).log.rates.values())
 
 

@@ -23,11 +23,7 @@ INVALID = [
     (Momentum, {"server_momentum": 1.0}, f"server_momentum is 1.0, {DECAY}"),
     (Adam, {"beta_1": 1.0, "eta": -1.0}, "eta is -1.0, expected a number above 0; beta_1 is 1.0"),
     (DistillOptions, {"seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
-    (
-        Capability,
-        {"capacity": 1.5, "partition": -1},
-        "1.5 is not usable: .*; partition is -1, expected",
-    ),
+    (Capability, {"capacity": 1.5, "partition": -1}, "1.5 is not usable: .*; partition is -1, expected"),
 ]
 STRATEGY = [
     ({"fraction_evaluate": 1.5}, "fraction_evaluate is 1.5"),
@@ -65,10 +61,7 @@ def test_an_invalid_group_of_options_is_named(kind, options, fault):
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
-        (
-            lambda: Adam(0.1, 0.9, 0.99, 1e-3, 7),
-            "Adam: found .* without names; expected at most eta, beta_1, beta_2",
-        ),
+        (lambda: Adam(0.1, 0.9, 0.99, 1e-3, 7), "Adam: found .* without names; expected at most eta, beta_1, beta_2"),
         (lambda: Privacy(1.0), r"Privacy: found \(1.0,\) without names; expected options by name alone"),
     ],
 )

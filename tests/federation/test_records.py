@@ -7,14 +7,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, MetricRecord
 
-from heterofl_flwr import (
-    Evaluation,
-    HeteroFL,
-    LocalGrid,
-    Momentum,
-    RoundCallback,
-    multi_step,
-)
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Momentum, RoundCallback, multi_step
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.formatting import size
 from heterofl_flwr.federation.callbacks import RunState

@@ -161,19 +161,13 @@ def infinite():
     ("start", "said"),
     [
         *(({"num_rounds": own}, f"num_rounds is {own!r}; expected an integer of 0 or more") for own in ("3", -1, None)),
-        (
-            {"num_rounds": 3, "resume": RunState(server_round=4, state={})},
-            "after round 4; expected num_rounds",
-        ),
+        ({"num_rounds": 3, "resume": RunState(server_round=4, state={})}, "after round 4; expected num_rounds"),
         ({"initial_arrays": ArrayRecord(Tiny(0.5).state_dict())}, r"hidden.weight .* \(4, 3\)"),
         *(
             ({"num_rounds": 3, "resume": own}, f"resume is of type {type(own).__name__}; expected the state of a run")
             for own in ("runs/a", {"server_round": 1})
         ),
-        (
-            {"initial_arrays": infinite()},
-            r"not usable: hidden\.bias contains NaN or infinity; .* initial_arrays",
-        ),
+        ({"initial_arrays": infinite()}, r"not usable: hidden\.bias contains NaN or infinity; .* initial_arrays"),
         ({"evaluate_fn": lambda *_: 0.5}, "evaluate_fn returned 0.5; expected a MetricRecord, or None"),
         ({"initial_arrays": build(1.0).state_dict()}, "initial_arrays is of type OrderedDict; expected an ArrayRecord"),
     ],

@@ -8,12 +8,10 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
-from heterofl_flwr.grids.queued import Group
-from heterofl_flwr.grids.queued import together as grouped
+from heterofl_flwr.grids.queued import Group, together as grouped
 from heterofl_flwr.transport.compat import ErrorCode
 
 RATES = (1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.25)

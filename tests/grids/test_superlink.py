@@ -6,15 +6,12 @@ from functools import partial
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from heterofl_flwr import Windowed
-from heterofl_flwr.transport import exchange
-from heterofl_flwr.transport import guard as guarding
+from heterofl_flwr.transport import exchange, guard as guarding
 from heterofl_flwr.transport.guard import guard
-from tests.hostile import changes as to
-from tests.hostile import superlink, uploads
+from tests.hostile import changes as to, superlink, uploads
 from tests.hostile.uploads import FORGERIES, as_it_is
 
 pytestmark = pytest.mark.usefixtures("identity")

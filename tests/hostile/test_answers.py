@@ -7,8 +7,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.clientapp import ClientApp
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr import DistillOptions, Evaluation, FedH2L, Fidelity
 from tests.federation.tiny import build, build_normed

@@ -5,8 +5,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import torch
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from heterofl_flwr import Mix
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError

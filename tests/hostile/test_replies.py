@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from heterofl_flwr import Robust

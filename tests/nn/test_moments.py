@@ -4,12 +4,10 @@ from statistics import median
 
 import pytest
 import torch
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, ShapeError
-from heterofl_flwr.nn import collect_moments
-from heterofl_flwr.nn import moments as module
+from heterofl_flwr.nn import collect_moments, moments as module
 from heterofl_flwr.nn.moments import LayerMoments, Moments, check_possible, sum_robust
 
 

@@ -5,8 +5,7 @@ import tomllib
 from typing import get_args
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr import Adagrad, Mix, Momentum, Yogi
 from heterofl_flwr.common.errors import ConfigError
@@ -69,11 +68,7 @@ def test_keys_are_kebab_case_and_each_setting_is_explained():
 
 @pytest.mark.parametrize(
     ("mapping", "fill"),
-    [
-        ({}, "zero"),
-        ({"fidelity": "fixed"}, "-inf"),
-        ({"fidelity": "fixed", "train.mask-fill": "none"}, "none"),
-    ],
+    [({}, "zero"), ({"fidelity": "fixed"}, "-inf"), ({"fidelity": "fixed", "train.mask-fill": "none"}, "none")],
 )
 def test_the_fill_follows_fidelity_unless_it_is_named(mapping, fill):
     assert from_flat(mapping).train.mask_fill == fill

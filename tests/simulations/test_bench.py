@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from heterofl_flwr.core import LEVELS
-from simulations.bench import __main__ as bench
-from simulations.bench import step
+from simulations.bench import __main__ as bench, step
 from simulations.bench.measure import Goal, in_turns
 from tests.simulations.tiny_data import write_tiny
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from simulations.model_zoo import __main__ as zoo
-from simulations.model_zoo import models
+from simulations.model_zoo import __main__ as zoo, models
 from simulations.model_zoo.check import MOST_DIFFERENT, BrokenPropertyError, check
 from simulations.model_zoo.sources import Case, NotBuiltError, Source
 from tests.elastic_models.families import Then

@@ -4,16 +4,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 from torch.nn import functional as F
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn import build_model
-from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions
-from heterofl_flwr.training import distill as module
+from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions, distill as module
 from heterofl_flwr.training.distill import DistillOptions, divergence, join_gradients, learn_from_peers
 
 CLASSES = 4

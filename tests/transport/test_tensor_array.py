@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from heterofl_flwr.transport.packing import read_tensors
 from heterofl_flwr.transport.tensor_array import TensorArray, array_size, pack_tensors, read_live
