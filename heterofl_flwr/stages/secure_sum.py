@@ -88,10 +88,10 @@ class SecureSum(Conversation):
         answers = yield {client: {KEY: "keys", RUN: context.run} for client in clients if client not in self._liars}
         keys: dict[int, list[bytes]] = {}
         for client, answer in answers.items():
-            if type(last := answer.get(LAST)) is int:
-                self.excluded[client] = f"left out: it has masked a change in round {last} of this run"
-            pair, known = list_of(bytes, answer, KEYS), {key for pair in keys.values() for key in pair}
-            if are_usable(pair) and not known.intersection(pair):
+            if type(masked_round := answer.get(LAST)) is int:
+                self.excluded[client] = f"left out: it has masked a change in round {masked_round} of this run"
+            pair, other_keys = list_of(bytes, answer, KEYS), {key for pair in keys.values() for key in pair}
+            if are_usable(pair) and not other_keys.intersection(pair):
                 keys[client] = pair
         self._nodes = list(keys)
         if self.excluded and len(keys) < self.holders:
@@ -129,7 +129,7 @@ class SecureSum(Conversation):
                 f"bits on the grid of the noise; expected {sum_ / LARGEST_SUM:.3g} times the noise, or fewer clients"
             )
         return Roster.of(
-            [trained_plan(own, context) for own in clients],
+            [trained_plan(client, context) for client in clients],
             keys,
             run=context.run,
             server_round=context.server_round,
@@ -168,12 +168,12 @@ class SecureSum(Conversation):
             fields = {KEY: "reveal", CLIENTS: current.survivors, SEEDS: seeds.sealed, HASHES: seeds.hashes}
             questions[self._nodes[member]] = fields
         answers = yield questions
-        current.unmask({self._nodes.index(client): list_of(bytes, own, KEYS) for client, own in answers.items()})
+        current.unmask({self._nodes.index(client): list_of(bytes, answer, KEYS) for client, answer in answers.items()})
         numbers = current.row_numbers()
         rows = {KEY: "rows", PARTS: list(numbers), NUMBERS: list(numbers.values())}
         answers = yield dict.fromkeys(answers, rows) if current.roster.rows else {}
         if numbers:
-            texts = {self._nodes.index(client): list_of(bytes, own, KEYS) for client, own in answers.items()}
+            texts = {self._nodes.index(client): list_of(bytes, answer, KEYS) for client, answer in answers.items()}
             current.unmask_rows(numbers, texts)
         self._name_liars(current, context)
         self._use(current, context)
@@ -205,8 +205,8 @@ class SecureSum(Conversation):
                 cause = f"the mean change has an L2 norm of {length:.4g}, expected up to {context.norm_bound:g}"
                 self._skip(f"{cause} (norm_bound); one of the clients sent a false change", context)
                 return
-        entries = sum(own.numel() for own in closed.values())
-        self._closed = sum(int(own.sum()) for own in closed.values()) / max(1, entries)
+        entries = sum(mask.numel() for mask in closed.values())
+        self._closed = sum(int(mask.sum()) for mask in closed.values()) / max(1, entries)
         self._mean.set_sums(sums, step)
 
     def open_aggregator(self, state: Mapping[str, Tensor]) -> "MeanOfSum":

@@ -61,8 +61,8 @@ class ClientSecureSum(RespondingStage):
             run, server_round = context.config.get(RUN), context.config.get("server-round")
             if type(run) is not int or type(server_round) is not int:
                 raise ReplyError(f"the server sent no {RUN} and server-round: install the same version on all machines")
-            if server_round <= (last := _rounds(context).last(run)):
-                return {LAST: last}
+            if server_round <= (masked_round := _rounds(context).last(run)):
+                return {LAST: masked_round}
             keys, notes[KEY] = make_keys()
             return {KEYS: keys}
         if phase == "shares":
@@ -90,14 +90,14 @@ class ClientSecureSum(RespondingStage):
                 "num_examples of 1 or more"
             )
 
-        def fill(roster: Roster, held: Plan, clients: int) -> Words:
+        def fill(roster: Roster, plan: Plan, clients: int) -> Words:
             received, trained = context.received(), update.tensors
-            changes = {name: own.double() - received[name] for name, own in trained.items() if name in held.axes}
+            changes = {name: tensor.double() - received[name] for name, tensor in trained.items() if name in plan.axes}
             if roster.grid:
-                return vector_of(roster, held, in_steps(changes, *roster.grid), update.labels)
+                return vector_of(roster, plan, in_steps(changes, *roster.grid), update.labels)
             generator = torch.Generator().manual_seed(derive(context.seed, KEY))
             steps = to_steps(changes, roster.bound, clients, generator)
-            return vector_of(roster, held, steps, update.labels)
+            return vector_of(roster, plan, steps, update.labels)
 
         notes = _notes(context)
         members, keys = list_of(int, context.config, CLIENTS), dealt_of(context.config, KEYS)
@@ -106,23 +106,23 @@ class ClientSecureSum(RespondingStage):
         return Outgoing(tensors={FORM: torch.from_numpy(vector)}, form=FORM, fields=fields)
 
 
-def vector_of(roster: Roster, held: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
+def vector_of(roster: Roster, plan: Plan, steps: Mapping[str, Tensor], labels: Labels | None) -> Words:
     """Return a client's change as a vector, with 0 in rows of classes that it lacks.
 
     Entries for counts of clients are 1 in rows that count and 0 in others.
     """
     if isinstance(labels, Mapping):
         raise ConfigError("SecureSum: labels by head are not supported; expected one list of classes for all heads")
-    rows = [name for name in roster.rows if name in held.axes]
-    known = LabelRows(steps, rows, extra_rows=roster.extra_rows).indices(Plan({}), labels if rows else None)
+    rows = [name for name in roster.rows if name in plan.axes]
+    trained_rows = LabelRows(steps, rows, extra_rows=roster.extra_rows).indices(Plan({}), labels if rows else None)
     parts = []
-    for name, shape in held.shapes.items():
-        own = torch.ones(shape) if name.startswith(COUNTS) else steps[name]
-        if own.shape != shape:
-            raise ReplyError(f"the server sent a roster in which {name} is {shape}, expected {tuple(own.shape)}")
-        if known is not None and name.removeprefix(COUNTS) in rows:
-            own = own * torch.isin(torch.arange(shape[0]), known).view(-1, *[1] * (len(shape) - 1))
-        parts.append(own.reshape(-1).to(torch.int32))
+    for name, shape in plan.shapes.items():
+        entries = torch.ones(shape) if name.startswith(COUNTS) else steps[name]
+        if entries.shape != shape:
+            raise ReplyError(f"the server sent a roster in which {name} is {shape}, expected {tuple(entries.shape)}")
+        if trained_rows is not None and name.removeprefix(COUNTS) in rows:
+            entries = entries * torch.isin(torch.arange(shape[0]), trained_rows).view(-1, *[1] * (len(shape) - 1))
+        parts.append(entries.reshape(-1).to(torch.int32))
     return torch.cat(parts).numpy().view(np.uint32)
 
 
@@ -153,5 +153,5 @@ def dealt_of(fields: Fields, key: str) -> Dealt:
 
 def list_of(kind: type, fields: Fields, key: str) -> list[Any]:
     """Return a list of bytes or integers from a message; [] if the value is of another type."""
-    found = fields.get(key)
-    return found if isinstance(found, list) and all(type(own) is kind for own in found) else []
+    value = fields.get(key)
+    return value if isinstance(value, list) and all(type(item) is kind for item in value) else []
