@@ -1,4 +1,4 @@
-"""Registries of a trace, and the torch modes that apply its rules to each operator and function."""
+"""Registries of the rules of a trace, and the torch modes that apply these rules to operators and functions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial

@@ -233,7 +233,7 @@ class Tracer:
 
 
 def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
-    """Keep parameters in full that no operator used; return the outermost layers with only such parameters.
+    """Keep all parameters in full that no operator used; return the outermost layers that have only such ones.
 
     The code that uses these parameters was not run, so it is unknown which of their axes belong together.
     """

@@ -235,7 +235,7 @@ class ServerRound:
                 self.liars.setdefault(client, "it dealt shares that do not fit their hashes")
 
     def _hashes(self, client: int, helper: int, parts: Sequence[Part]) -> list[bytes]:
-        """Return the hashes of a helper's shares of a client's secrets."""
+        """Return the hashes of the shares of a client's secrets that ``helper`` received."""
         if KEY_PART in parts:
             return [self._keys[client].hashes[helper]]
         (dealt, _), all_parts = self._seeds[client], self._parts[self.roster.clients[client][0]]

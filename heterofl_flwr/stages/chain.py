@@ -147,7 +147,7 @@ class Chain:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return those parameters of a rate's model that are not slices of the global model, in the model's shapes."""
+        """Return the parameters with separate values for a rate, in the shapes of this rate's model."""
         return {name: tensor for stage in self.stages for name, tensor in stage.level_tensors(rate).items()}
 
     def metrics(self) -> dict[str, float]:

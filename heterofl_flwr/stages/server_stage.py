@@ -170,7 +170,7 @@ class ServerStage:
         return state
 
     def level_tensors(self, rate: float) -> State:
-        """Return those parameters of a rate's model that are not slices of the global model, in the model's shapes."""
+        """Return the parameters with separate values for a rate, in the shapes of this rate's model."""
         del rate
         return {}
 
