@@ -206,7 +206,7 @@ class ServerRound:
         return shares
 
     def _true_shares(self, helper: int, client: int, parts: Sequence[Part], text: bytes) -> Mapping[Part, bytes]:
-        """Return a helper's shares of a client's secrets, by part; {} if it sent none or false ones."""
+        """Return the shares of a client's secrets that ``helper`` revealed, by part; {} if any of them is false."""
         if parts and not text:
             self._accusers[client].add(helper)
             return {}

@@ -39,7 +39,8 @@ ENGINES: dict[str, Engine] = {
 """Engines by name."""
 
 ON_A_GPU = "cohort"
-"""Engine that ``auto`` uses on a GPU: ``cohort``, or ``plain`` for models that ``cohort`` cannot train; or ``seats``.
+"""Engine that ``auto`` uses on a GPU: ``cohort`` or ``seats``. Models that ``cohort`` cannot train are left to
+``plain``.
 """
 
 

@@ -163,7 +163,7 @@ class Round:
         return True
 
     def _advance(self, client: Client) -> None:
-        """Run a client's turn. Its model is unchanged until it has finished, so it can start again after an error."""
+        """Run a client's turn. The client's model changes only at the end, so it can start again after an error."""
         try:
             is_done = client.advance()
         except UnfitError as error:
