@@ -1,5 +1,6 @@
 """What all tests share: quiet Flower, one thread, reproducible examples, and the optional shared folder."""
 
+import atexit
 import gc
 import logging
 import os
@@ -10,6 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+
+# Garbage is left until all tests are imported, and at exit: each collection would look at two million objects.
+gc.disable()
+atexit.register(gc.freeze)
 
 # As in the Makefile, for those who call pytest themselves. Set before any test imports flwr or ray.
 for variable, value in {
@@ -39,9 +44,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_collection_finish() -> None:
-    """Leave what tests have imported out of garbage collection: each one would look at two million objects."""
-    gc.collect()
+    """Leave what tests have imported out of garbage collection."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

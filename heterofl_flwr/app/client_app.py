@@ -1,5 +1,7 @@
 """The ClientApp behind ``flwr run``: trains and evaluates our models on a client's part of a data set."""
 
+import atexit
+import gc
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +34,7 @@ class CohortApp(ClientApp):
 
 app = CohortApp()
 
+atexit.register(gc.freeze)  # as for a command; a SuperNode may start a process for each message
 
 app.query("capability")(answer_capability)
 app.query("stages")(answer_stages)

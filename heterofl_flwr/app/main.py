@@ -4,6 +4,8 @@ Subcommands load torch only when they run.
 """
 
 import argparse
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +66,8 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 only if it did what was asked, 2 for what cannot be asked."""
+    if arguments is None:
+        atexit.register(gc.freeze)  # Python would look for garbage among all objects of torch, for half a second
 
     def work() -> int:
         args = parse(arguments)
