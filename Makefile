@@ -91,6 +91,7 @@ clean:  ## remove what builds and tools leave behind; keeps .venv and the result
 
 # The stamp comes last, so an install that was interrupted is taken up again: a first one from the start, because it may
 # have left half of a package behind; a later one on top of what is there, because there may be no network now.
+# $(PYTHON)'s pip fills .venv, or else ensurepip, which takes three times as long: it compiles all of pip, twice.
 # The build tools come first, so that builds need no environment, and no download, of their own. setuptools is for
 # hydra's antlr4, which is published as source only. uv takes a third of pip's time, but reads none of pip's settings:
 # where there is no uv, or it finds no index, pip goes on. Python compiles a module where it is first loaded; to compile
@@ -102,9 +103,9 @@ $(READY): pyproject.toml constraints.txt
 		echo "heterofl-flwr needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
 			"Name another one: make PYTHON=python3.11" >&2; exit 1; }
 	@test ! -e $(VENV)/.unfinished || { echo "the last install did not finish; starting over"; rm -rf $(VENV); }
-	@test -x $(PY) || { mkdir -p $(VENV) && touch $(VENV)/.unfinished && $(PYTHON) -m venv $(VENV); }
+	@test -x $(PY) || { mkdir -p $(VENV) && touch $(VENV)/.unfinished && $(PYTHON) -m venv --without-pip $(VENV); }
 	@echo "installing into $(VENV); the first time this takes some minutes and about 6 GB"
-	-@$(PIP) install --quiet uv
+	-@$(PYTHON) -m pip --python $(PY) install --quiet --no-compile pip uv || { $(PY) -m ensurepip && $(PIP) install --quiet uv; }
 	$(call install_packages,"hatchling>=1.27" "editables>=0.5" "setuptools>=77")
 	$(call install_packages,--no-build-isolation --constraint constraints.txt --editable ".[dev]")
 	@rm -f $(VENV)/.unfinished
