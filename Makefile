@@ -29,21 +29,22 @@ install: $(READY)  ## make .venv with this package and its tools; every other ta
 demo: $(READY)  ## twenty virtual clients of five sizes train one digit classifier on Ray; writes a report
 	$(VENV)/bin/heterofl run --grid ray
 
-# Coverage makes tests take half as long again, so it is measured where it must be complete, and only there.
-test: test-core  ## tests of every capability, about three minutes on two cores; all lines of core are covered
-	$(PYTEST) -m "not slow and not release" --ignore=tests/core
+test: $(READY)  ## tests of every capability, about three minutes on two cores
+	$(PYTEST) -m "not slow and not release"
 
-test-core: $(READY)
-	$(PYTEST) tests/core --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
+# Coverage makes tests take half as long again, so it is measured where it must be complete, and only there. In one
+# process: in two, they would be imported twice, which takes longer than half of them.
+test-core: $(READY)  ## the tests of core, which have to cover each of its lines
+	$(PY) -m pytest tests/core --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu
 
-# The tests of a file stay in one process: what they share (whole runs, Ray) takes up to a minute to start. Three at a
+# The tests of a file stay in one process: what they share (whole runs, Ray) takes up to a minute to start. Four at a
 # time, as they often wait for others' processes; in their order, since the longest come early in it. Short ones are
 # among them: they have work to do while others wait.
-test-all: test-core  ## test, with the long ones: Ray, whole runs, a deployment, every model and every fault
-	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "not release" --ignore=tests/core
+test-all: $(READY)  ## test, with the long ones: Ray, whole runs, a deployment, every model and every fault
+	$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder -m "not release"
 
 test-release: $(READY)  ## what a release needs beside test-all: nodes killed in each phase, published apps, the notebook
 	$(PY) -m pytest -m release
