@@ -334,7 +334,8 @@ def test_nothing_is_left_of_a_ray_that_a_closed_grid_has_started(apps, gone):
         folder, *pids = script.stdout.readline().split()
         assert Path(folder).parent.stat().st_mode & 0o077 == 0
         stranger = [sys.executable, "-c", f"import ray; ray.init({address!r})"]
-        answer = subprocess.run(stranger, env={"HOME": folder}, check=False, capture_output=True, text=True)
+        few = {"HOME": folder, "RAY_NUM_REDIS_GET_RETRIES": "2"}  # Ray itself tries for 20 seconds
+        answer = subprocess.run(stranger, env=few, check=False, capture_output=True, text=True)
         assert "Authentication token is missing or incorrect" in answer.stderr
         script.stdin.write("\n")
         script.stdin.flush()
