@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from heterofl_flwr.report import RunFolder
-from tests.deployment.lab import RESTART_SECONDS, SMALL, Lab
+from tests.deployment.lab import LONGEST, RESTART_SECONDS, SMALL, Lab
 from tests.deployment.processes import kill, marked
 from tests.deployment.proxy import Proxy
 from tests.deployment.replay import check
@@ -20,14 +20,14 @@ from tests.deployment.replay import check
 pytestmark = [pytest.mark.deployment, pytest.mark.release]
 
 SEED, SECONDS, NODES = 0, 600.0, 3
-PAUSE, LENGTH = (10.0, 40.0), (2.0, 20.0)
-"""Seconds between two faults, and of each fault."""
+PAUSE, LENGTH = (0.5, 2.0), (2.0, 20.0)
+"""Rounds between two faults, by the seconds of the first one, and seconds of each fault."""
 
 GROWTH = 1.5
 """Upper bound of what is taken in the last third of the time, in times of the first."""
 
-ENDING = 60.0
-"""Seconds in which processes end."""
+LEFT_OVER, ENDING = 600.0, 60.0
+"""Seconds in which no process of a run is left, and in which the others end with a signal."""
 
 CONFIG = {
     **SMALL,
@@ -136,12 +136,12 @@ class Chaos(Lab):
         self.wait_for_end()
 
     def end(self):
-        """End the nodes, then the SuperLink, as a service manager does; wait until no process is left."""
-        for processes in (self.nodes, [self.superlink]):
-            for process in processes:
+        """Wait until no process of a run is left; end all others with their signal, as a service manager does."""
+        apps = ("flwr-serverapp", "flwr-clientapp")
+        self.wait_for(lambda: not any(map(self.numbers_of, apps)), "the end of all apps", LEFT_OVER)
+        for process in marked(self._mark):
+            with suppress(psutil.NoSuchProcess):
                 process.terminate()
-            for process in processes:
-                process.wait(ENDING)
         self.wait_for(lambda: not marked(self._mark), "the end of all processes", ENDING)
 
 
@@ -155,9 +155,11 @@ def disk(folder):
 
 
 def play(lab):
-    """Let things go wrong; return samples."""
+    """Let things go wrong after a first round; return samples."""
+    lab.wait_for(lambda: lab.run.has_checkpoint or not lab.is_running, "a first round", LONGEST)
+    seconds = lab.run.history()[0].seconds
     chance, samples, until = random.Random(SEED), [], time.monotonic() + SECONDS
-    begins, names = time.monotonic() + chance.uniform(*PAUSE), []
+    begins, names = time.monotonic() + seconds * chance.uniform(*PAUSE), []
     while time.monotonic() < until:
         if time.monotonic() >= begins:
             number = chance.randrange(NODES)
@@ -168,7 +170,7 @@ def play(lab):
                 log.write(f"{time.monotonic() - lab.began:.0f} s: {name} ({number})\n")
             with faults[name]():
                 time.sleep(chance.uniform(*LENGTH))
-            begins = time.monotonic() + chance.uniform(*PAUSE)
+            begins = time.monotonic() + seconds * chance.uniform(*PAUSE)
         lab.keep_up()
         samples.append(lab.sample())
         with (lab.folder / "samples.log").open("a") as log:
@@ -193,15 +195,14 @@ def test_ten_minutes_of_chaos(tmp_path):
         config = {**CONFIG, "num-rounds": len(lab.run.history()) + 1}
         for _ in range(3):
             if not lab.run.models.exists():
-                lab.start("chaos", {**config, "run.resume": True})
+                lab.start("chaos", {**config, "run.resume": lab.run.started})
                 lab.wait_for_end()
         log = lab.log("chaos") + lab.log("superlink")
         lab.end()
     check(lab.run, config, NODES, log, tmp_path)
-    started = [sample for sample in samples if sample.rounds]
-    third = len(started) // 3
+    third = len(samples) // 3
     early, late = (
-        Sample(*map(statistics.median, zip(*some, strict=True))) for some in (started[:third], started[-third:])
+        Sample(*map(statistics.median, zip(*some, strict=True))) for some in (samples[:third], samples[-third:])
     )
     assert late.memory <= GROWTH * early.memory
     assert late.disk <= GROWTH * early.disk

@@ -1,6 +1,6 @@
 """Runs through a SuperLink with TLS and known nodes go on without nodes that are killed: steps, then secure sums.
 
-A secure round has six messages for each node, each with a process of its own that loads torch, and the SuperLink takes
+A secure round has five messages for each node, each with a process of its own that loads torch, and the SuperLink takes
 a minute or more to notice that a node is gone. In each round a node is killed in another phase of the sum; of the nodes
 that are left, one dies in the run that does not wait. Replays that lose the same replies have the same models.
 """
@@ -14,6 +14,9 @@ from tests.deployment.replay import check
 pytestmark = [pytest.mark.deployment, pytest.mark.release]
 
 PHASES = ("keys", "shares", "train", "reveal")
+MESSAGES = len(PHASES) + 1
+"""Messages of a round to a node: one for each phase, and one about classifier rows."""
+
 NODES = len(PHASES) + 3
 SECURE = {
     **SMALL,
@@ -50,7 +53,7 @@ def runs(tmp_path_factory):
         secure = lab.start("secure", SECURE)
         for number in range(len(PHASES)):
             # Its capability, the rounds before, and the phases of this one.
-            lab.kill_when_asked(number, nodes[number], 1 + number * len(PHASES) + number + 1)
+            lab.kill_when_asked(number, nodes[number], 1 + number * MESSAGES + number + 1)
         secure.wait(LONGEST)
         logs = {name: lab.log(name) + lab.log("superlink") for name in ("secure", "asynchronous")}
     return {name: (RunFolder(folder / name), log) for name, log in logs.items()}, killed
