@@ -1,7 +1,8 @@
-"""Steps of the paper's jobs on this machine's device: what each takes, and the least that the device allows.
+"""Steps of the paper's jobs on this machine's device: what each engine takes, and the least that the device allows.
 
-The least is the longer of two times: multiplications at the rate of a large matrix product, and memory traffic at the
-rate of a large copy. Of the traffic only parameters count, their gradients and momentum, and the outputs of layers.
+Engines take turns, with ten clients that train side by side. The time of a job is that of its steps alone. The least is
+the longer of two times: multiplications at the rate of a large matrix product, and memory traffic at the rate of a
+large copy. Of the traffic only parameters count, their gradients and momentum, and the outputs of layers.
 """
 
 import argparse
@@ -9,8 +10,10 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import get_args
 
 import torch
@@ -20,9 +23,9 @@ from heterofl_flwr.core import LEVELS
 from heterofl_flwr.data import Reading, Split
 from heterofl_flwr.nn import PAPER, build_model, profile
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.training import TrainingJob, TrainOptions, resolve_device, train_together
+from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, resolve_device, train_together
 from heterofl_flwr.training.device import Precision, arithmetic
-from simulations.bench.measure import Goal
+from simulations.bench.measure import Goal, in_turns
 
 TOGETHER = 10
 """Clients that train together."""
@@ -75,59 +78,68 @@ JOBS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--precision", default="tf32", choices=get_args(Precision), help="see engine.precision")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["cohort", "seats", "plain"])
     parser.add_argument("--jobs", nargs="+", metavar="JOB", help="those whose names contain one of these; default: all")
     parser.add_argument("--rounds", type=int, default=3, help="measurements, after one that is thrown away")
-    parser.add_argument("--steps", type=int, default=20, help="steps of each measurement")
+    parser.add_argument("--steps", type=int, default=50, help="steps of each measurement")
+    parser.add_argument("--width", type=float, default=1.0, help="factor of the models' widths, for a try on a CPU")
+    parser.add_argument("--tuned", action="store_true", help="let cuDNN try its algorithms (cudnn.benchmark)")
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
     device = resolve_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    with arithmetic(options.precision, device):
+    cudnn = torch.backends.cudnn
+    with arithmetic(options.precision, device), ExitStack() as stack:
+        stack.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
+        cudnn.benchmark = options.tuned
         flops, copied = matrix_rate(device), copy_rate(device)
         print(
             f"{name}: matrix products {flops / 1e12:.3g} TFLOP/s, copies {copied / 1e9:.3g} GB/s; {options.precision}"
         )
-        print(f"\n{'job':<24}{'ms a step':>12}{'limit':>9}{'job, s':>10}{'limit, s':>10}{'times':>8}")
+        columns = [f"{side} {unit}" for side in ("limit", *options.engines) for unit in ("ms", "s")]
+        print(f"\nms of a step, s of the job\n{'job':<21}" + "".join(f"{column:>11}" for column in columns))
         ratios = []
         for job in JOBS:
             if options.jobs and not any(word in job.name for word in options.jobs):
                 continue
-            step, least = measure(job, device, options.rounds, options.steps), limit(job, flops, copied)
-            ratios.append(step / least)
-            print(
-                f"{job.name:<24}{step * 1e3:>12.3g}{least * 1e3:>9.3g}{step * job.steps:>10.4g}"
-                f"{least * job.steps:>10.4g}{ratios[-1]:>8.3g}",
-                flush=True,
-            )
-    return [Goal("the slowest job in times its limit", max(ratios, default=math.nan), most=2.5)]
+            steps = [limit(job, options.width, flops, copied), *measure(job, device, options).values()]
+            ratios.append(min(steps[1:]) / steps[0])
+            cells = [cell for step in steps for cell in (step * 1e3, step * job.steps)]
+            print(f"{job.name:<21}" + "".join(f"{cell:>11.4g}" for cell in cells), flush=True)
+    return [
+        Goal("the slowest job with its fastest engine, in times its limit", max(ratios, default=math.nan), most=2.5)
+    ]
 
 
-def measure(job: Work, device: torch.device, rounds: int, steps: int) -> float:
-    """Return the median seconds of a step of ten clients, whose levels train one after the other."""
-    options = TrainOptions(learning_rate=0.01, epochs=1, batch_size=job.batch)
-    share = TOGETHER // len(job.levels)
+def measure(job: Work, device: torch.device, options: argparse.Namespace) -> dict[str, float]:
+    """Return the median seconds of a step of ten clients by engine; only ``seats`` trains several levels at once."""
+    training = TrainOptions(learning_rate=0.01, epochs=1, batch_size=job.batch)
 
-    def train() -> float:
-        seconds = 0.0
-        for level in job.levels:
-            models = [job.build(LEVELS[level]).to(device) for _ in range(share)]
-            jobs = [
-                TrainingJob(model=model, split=job.split(seed, steps).to(device), seed=seed)
-                for seed, model in enumerate(models)
-            ]
-            seconds += timed(partial(train_together, jobs, options), device)
-        return seconds / steps
+    def train(engine: str) -> float:
+        clients = [
+            [new_client(job, rate, seed, options.steps, device) for seed in range(TOGETHER // len(job.levels))]
+            for rate in (options.width * LEVELS[level] for level in job.levels)
+        ]
+        groups = [list(chain.from_iterable(clients))] if engine == "seats" else clients
+        seconds = [timed(partial(train_together, group, training, engine=engine), device) for group in groups]
+        return math.fsum(seconds) / float(options.steps)
 
-    return statistics.median([train() for _ in range(rounds + 1)][1:])
+    times = in_turns({engine: partial(train, engine) for engine in options.engines}, options.rounds)
+    return {engine: statistics.median(seconds) for engine, seconds in times.items()}
 
 
-def limit(job: Work, flops: float, copied: float) -> float:
+def new_client(job: Work, rate: float, seed: int, steps: int, device: torch.device) -> TrainingJob:
+    """Return a client on the device, with random examples for a number of steps."""
+    return TrainingJob(model=job.build(rate).to(device), split=job.split(seed, steps).to(device), seed=seed)
+
+
+def limit(job: Work, width: float, flops: float, copied: float) -> float:
     """Return the least seconds of a step of ten clients, at rates of operations and of bytes copied."""
     operations = moved = 0
     example = job.split(0, 1).inputs
     for level in job.levels:
-        model = job.build(LEVELS[level])
+        model = job.build(width * LEVELS[level])
         cost = profile(model, example[:1])
         operations += 2 * PASSES * cost.macs * job.batch
         moved += 4 * (TRAFFIC["parameter"] * cost.parameters + TRAFFIC["output"] * count_outputs(model, example))
