@@ -28,7 +28,7 @@ class CohortApp(ClientApp):
 
     @staticmethod
     def train_cohort(received: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
-        """Train the slices of several messages, all of one rate, each on its own client's data."""
+        """Train the slices of several messages, each on its own client's data."""
         return _answer([AppTask(*pair) for pair in zip(received, contexts, strict=True)])
 
 
@@ -59,7 +59,7 @@ def train_message(message: Message, context: Context) -> Message:
 
 
 def _answer(tasks: Sequence[AppTask]) -> list[Message]:
-    """Train clients of one rate, and return their replies."""
+    """Train clients, and return their replies."""
     return [
         task.reply(
             model,
@@ -72,10 +72,10 @@ def _answer(tasks: Sequence[AppTask]) -> list[Message]:
 
 
 def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
-    """Train clients of one rate; return their models and the results."""
+    """Train clients, of one rate or for an engine that takes several; return their models and the results."""
     keep_freed_memory()
     release_models()
-    options, workload, rate = tasks[0].options, tasks[0].workload, tasks[0].rate
+    options, workload, rate = tasks[0].options, tasks[0].workload, max(task.rate for task in tasks)
     if any(task.options != options for task in tasks):
         raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
     try:

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-import torch
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
@@ -156,6 +155,7 @@ def open_grid(request: Request) -> QueuedGrid:
         request.client,
         request.clients,
         cohort=cohort_limit(request),
+        by_rate=request.app is not None or not load_workload(request.config).mixes_rates,
         run_config=request.config,
         cost=cost,
         node_config=lambda partition: states,
@@ -169,13 +169,7 @@ def cohort_limit(request: Request) -> Callable[[Message], int]:
     workload = load_workload(request.config)
     # On a CPU, clients of larger models do not train together, and had better train on all cores.
     limit = 4 * MOST_ON_CPU if workload.device.type == "cpu" and workload.settings.engine.name == "auto" else math.inf
-    most = workload.cohort
-    if request.grid == "ray" and workload.device.type == "cuda" and (share := request.gpu_share):
-        # One group of all clients of a round would leave every GPU but one idle.
-        trained = math.ceil(workload.settings.sample.fraction_train * request.clients)
-        actors = min(int(torch.cuda.device_count() / share), request.parallel or trained, trained)
-        most = min(most, math.ceil(trained / max(actors, 1)))
-    return lambda message: most if cost(message) - STEP <= limit else 1
+    return lambda message: workload.cohort if cost(message) - STEP <= limit else 1
 
 
 def cost(message: Message) -> float:

@@ -28,6 +28,7 @@ from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.training import EvaluateResult, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.device import arithmetic
 from heterofl_flwr.training.distill import seed_set
+from heterofl_flwr.training.engines import mixes_rates
 from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_up
 from heterofl_flwr.training.options import JointLoss
 
@@ -165,7 +166,12 @@ class Workload:
     def cohort(self) -> int:
         """Number of clients that may train together."""
         engine = self.settings.engine
-        return (engine.cohort or COHORTS.get(self.device.type, 1)) if engine.name in ("auto", "cohort") else 1
+        return 1 if engine.name in ("plain", "compile") else engine.cohort or COHORTS.get(self.device.type, 1)
+
+    @property
+    def mixes_rates(self) -> bool:
+        """Whether clients that train together may have several rates."""
+        return mixes_rates(self.settings.engine.name, self.device)
 
     def _deal(self, number: int) -> Partitions:
         """Return the split of the data among ``number`` clients."""

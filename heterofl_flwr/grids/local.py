@@ -34,6 +34,8 @@ class LocalGrid(QueuedGrid):
         messages that were pushed together, go to different nodes and have an equal ``rate`` in their config record.
         Groups are of even size and keep the order of the messages. Any other message goes to the ClientApp itself. If
         ``train_cohort`` raises an error, each message of the group does so too, and only the bad client fails.
+    by_rate : bool
+        Whether clients that train together need an equal rate.
     node_config : callable, optional
         Function of a partition that returns further entries of its node's ``Context.node_config``.
     run_config : mapping, optional

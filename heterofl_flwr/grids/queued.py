@@ -50,18 +50,22 @@ class Group:
         return [message.metadata.dst_node_id for message in self.messages]
 
 
-def together(messages: Sequence[Message], most: Callable[[Message], int]) -> list[list[Message]]:
+def together(
+    messages: Sequence[Message], most: Callable[[Message], int], *, by_rate: bool = True
+) -> list[list[Message]]:
     """Return the messages in groups of equal rate and different nodes, in the order of sending.
 
     ``most`` returns the largest group that a message may be in. Groups of a rate are of even size: six messages become
     three and three, not five and one. If a node has several messages, they keep their order: groups of first messages
-    precede groups of second ones. A message without a rate is a group of its own.
+    precede groups of second ones. A message without a rate is a group of its own. Unless ``by_rate``,
+    all rates count as equal.
     """
     turns: Counter[int] = Counter()
     alike: dict[tuple[int, float | None, int], list[Message]] = {}
     for position, message in enumerate(messages):
         node_id, rate = message.metadata.dst_node_id, _rate(message)
-        alike.setdefault((turns[node_id], rate, position if rate is None else 0), []).append(message)
+        key = (rate if by_rate else 0.0, 0) if rate is not None else (None, position)
+        alike.setdefault((turns[node_id], *key), []).append(message)
         turns[node_id] += 1
     groups = []
     for _, some in sorted(alike.items(), key=lambda item: item[0][0]):  # by turn
@@ -87,6 +91,11 @@ class Runner(ABC):
 
     takes_groups = False
     """Whether the ClientApp answers messages together."""
+
+    gpu_workers = 1
+    """Workers among which the groups of a push are divided: those on GPUs. On CPUs groups, and so the rounding of what
+    trains together, do not depend on the number of workers.
+    """
 
     def __init__(self, contexts: dict[int, Context]) -> None:
         self.deaths: list[str] = []
@@ -142,6 +151,7 @@ class QueuedGrid(Grid):
         num_nodes: int,
         *,
         cohort: int | Callable[[Message], int] = 1,
+        by_rate: bool = True,
         node_config: Callable[[int], Mapping[str, UserConfigValue]] | None = None,
         run_config: Mapping[str, UserConfigValue] | None = None,
         cost: Callable[[Message], float] | None = None,
@@ -154,7 +164,7 @@ class QueuedGrid(Grid):
             raise ConfigError(
                 f"node_config is {node_config!r}; expected a function from a partition to its node config"
             )
-        self._cohort = cohort
+        self._cohort, self._by_rate = cohort, by_rate
         self._cost = cost or (lambda message: 0.0)
         self._node_configs = {
             derive(seed, "node", partition): {
@@ -226,9 +236,9 @@ class QueuedGrid(Grid):
             raise HeteroFLError(f"this {type(self).__name__} is closed; messages need an open one")
         messages = list(messages)
         ids = [self._set_id(message) for message in messages]
-        push = next(self._numbers)
+        push, share = next(self._numbers), -(-len(messages) // self._runner.gpu_workers)
         groups = (
-            together(messages, self._most_together)
+            together(messages, lambda message: min(self._most_together(message), share), by_rate=self._by_rate)
             if self._runner.takes_groups
             else [[message] for message in messages]
         )

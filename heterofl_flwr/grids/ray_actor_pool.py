@@ -52,6 +52,7 @@ class ActorPool(Runner):
     def __init__(self, options: ActorOptions, number: int, contexts: dict[int, Context]) -> None:
         super().__init__(contexts)
         self._options = options
+        self.gpu_workers = number if options.num_gpus else 1
         self._waiting: list[Group] = []  # sorted
         self._idle: list[Actor] = []
         self._running: dict[Reference, tuple[Actor, Group | None]] = {}  # group None: the call is Clients.ready

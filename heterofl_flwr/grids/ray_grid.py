@@ -38,8 +38,8 @@ class RayGrid(QueuedGrid):
         Fraction of a GPU for each actor, or a number of whole GPUs; with 0 an actor sees no GPU.
     at_once : int, optional
         Maximum number of actors; None for as many as the machines have resources for.
-    cohort, node_config, run_config, cost, seed
-        As for ``LocalGrid``.
+    cohort, by_rate, node_config, run_config, cost, seed
+        As for ``LocalGrid``. On GPUs the messages of a push are divided among the actors.
 
     Examples
     --------
@@ -56,6 +56,7 @@ class RayGrid(QueuedGrid):
         num_gpus: float = 0.0,
         at_once: int | None = None,
         cohort: int | Callable[[Message], int] = 1,
+        by_rate: bool = True,
         node_config: Callable[[int], Mapping[str, UserConfigValue]] | None = None,
         run_config: Mapping[str, UserConfigValue] | None = None,
         cost: Callable[[Message], float] | None = None,
@@ -70,7 +71,14 @@ class RayGrid(QueuedGrid):
             raise ConfigError(f"num_gpus is {num_gpus!r}; expected a share of one GPU, or a number of whole ones")
         self._num_cpus, self._num_gpus, self._most = num_cpus, num_gpus, min(at_once or num_nodes, num_nodes)
         super().__init__(
-            client_app, num_nodes, cohort=cohort, node_config=node_config, run_config=run_config, cost=cost, seed=seed
+            client_app,
+            num_nodes,
+            cohort=cohort,
+            by_rate=by_rate,
+            node_config=node_config,
+            run_config=run_config,
+            cost=cost,
+            seed=seed,
         )
 
     def _open(self, client_app: ClientApp | str) -> None:

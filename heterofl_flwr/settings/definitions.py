@@ -177,7 +177,7 @@ class EngineSettings(Group):
     whichever is likely faster
     """
     cohort: Natural = 0
-    """clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU"""
+    """clients that train together at most, of one rate or, with seats, of any; 0: 5 on a CPU, 50 on a GPU"""
     device: value_types.Text = "auto"
     """cpu, mps, cuda or cuda:1; auto: a GPU where a client has one"""
     precision: Precision = "tf32"

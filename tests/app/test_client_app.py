@@ -35,8 +35,8 @@ def sizes(monkeypatch):
     return seen
 
 
-def last_round(cohort, **changes):
-    return run_rounds({**SMALL, **changes}, CLIENTS, cohort=cohort)[-1]
+def last_round(cohort, *, by_rate=True, **changes):
+    return run_rounds({**SMALL, **changes}, CLIENTS, cohort=cohort, by_rate=by_rate)[-1]
 
 
 def test_clients_learn_together_what_each_learns_alone(sizes):
@@ -46,6 +46,14 @@ def test_clients_learn_together_what_each_learns_alone(sizes):
     assert set(sizes) == {2}
     assert all(torch.equal(tensor, together.state[name]) for name, tensor in alone.state.items())
     assert alone.record.train == together.record.train
+    assert alone.record.train_by_level == together.record.train_by_level
+
+
+def test_clients_of_all_levels_train_in_seats_what_each_learns_alone(sizes):
+    alone = last_round(1, **{"engine.name": "plain"})
+    together = last_round(50, by_rate=False, **{"engine.name": "seats"})
+    assert set(sizes) == {CLIENTS}
+    assert all(torch.equal(tensor, together.state[name]) for name, tensor in alone.state.items())
     assert alone.record.train_by_level == together.record.train_by_level
 
 

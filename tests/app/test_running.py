@@ -1,6 +1,5 @@
 """A run in this process, and how it ends."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.app.run_request import Request, read_app
-from heterofl_flwr.app.simulation import LOG, Checked, RunError, cohort_limit, run_request
+from heterofl_flwr.app.simulation import LOG, Checked, RunError, cohort_limit, open_grid, run_request
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids import LocalGrid
@@ -110,6 +109,7 @@ def message_of(number):
         ({"engine.name": "plain"}, "cpu", 1, 1),
         ({}, "cuda", 50, 50),
         ({"engine.name": "compile"}, "cuda", 1, 1),
+        ({"engine.name": "seats"}, "cuda", 50, 50),
     ],
 )
 @pytest.mark.usefixtures("identity")
@@ -118,9 +118,10 @@ def test_clients_train_together_where_that_pays(asked, settings, device, small, 
     assert (cohort(message_of(1000)), cohort(message_of(1_000_000))) == (small, large)
 
 
-@pytest.mark.parametrize(("parallel", "size"), [(None, 5), (1, 10), (4, 3)])
-@pytest.mark.usefixtures("identity")
-def test_the_clients_of_a_round_are_divided_among_gpus(monkeypatch, asked, parallel, size):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    request = replace(asked({"sample.fraction": 0.1}, "cuda"), grid="ray", parallel=parallel)
-    assert cohort_limit(request)(message_of(1000)) == size
+@pytest.mark.parametrize(
+    ("name", "device", "by_rate"),
+    [("seats", "cpu", False), ("cohort", "cpu", True), ("auto", "cpu", True), ("auto", "cuda", True)],
+)
+def test_only_seats_train_clients_of_several_rates_together(asked, name, device, by_rate):
+    with open_grid(asked({"engine.name": name}, device)) as grid:
+        assert grid._by_rate == by_rate

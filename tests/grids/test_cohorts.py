@@ -95,6 +95,14 @@ def test_only_the_client_that_raises_fails(together, caplog):
     assert [reply.content["config"]["times"] for _, reply in good] == [before[partition] + 1 for partition, _ in good]
 
 
+@pytest.mark.slow
+@pytest.mark.simulation
+def test_the_clients_of_a_push_are_divided_among_gpus(machine):
+    with RayGrid("gpu_cohorts:app", len(RATES), at_once=2, cohort=50, by_rate=False, num_gpus=0.5) as grid:
+        groups = groups_of(grid, grid.send_and_receive(sent_to(grid)))
+    assert groups == [[0, 1, 2, 3, 4]] * 5 + [[5, 6, 7, 8, 9, 10]] * 6
+
+
 @pytest.mark.parametrize("answers", ["too few", "none", "astray"])
 def test_wrong_answers_of_a_cohort_are_not_taken(answers, monkeypatch, caplog):
     import cohort_clients
@@ -185,6 +193,11 @@ def shown(groups):
 def test_a_rate_is_shared_out_evenly_in_the_order_sent():
     messages = [message(node_id, 1.0 if node_id % 2 else 0.5) for node_id in range(2, 15)]
     assert shown(grouped(messages, lambda one: 5)) == [[2, 4, 6], [8, 10, 12, 14], [3, 5, 7], [9, 11, 13]]
+
+
+def test_rates_are_mixed_where_they_may_be():
+    messages = [message(node_id, 1.0 if node_id % 2 else 0.5) for node_id in range(2, 9)] + [message(9, None)]
+    assert shown(grouped(messages, lambda one: 4, by_rate=False)) == [[2, 3, 4], [5, 6, 7, 8], [9]]
 
 
 def test_what_has_no_rate_or_is_no_training_stays_alone():

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, DataError
@@ -44,12 +45,17 @@ ON_A_GPU = "cohort"
 """
 
 
+def mixes_rates(engine: str, device: torch.device) -> bool:
+    """Return whether an engine, maybe ``auto``, trains models of several rates side by side."""
+    return (ON_A_GPU if engine == AUTO and device.type == "cuda" else engine) == "seats"
+
+
 def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
     """Return the engine that is probably the fastest for clients with one kind of model."""
     model = jobs[0].model
-    device = device_of(model).type
-    if device == "cuda" and ON_A_GPU == "seats":
+    if mixes_rates(AUTO, device_of(model)):
         return "seats"
+    device = device_of(model).type
     if len(jobs) < LEAST.get(device, math.inf):
         return "plain"
     gains = device != "cpu" or sum(parameter.numel() for parameter in model.parameters()) <= MOST_ON_CPU
