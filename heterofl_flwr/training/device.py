@@ -1,6 +1,7 @@
 """The device of a client's computation: its choice, random numbers, precision and memory."""
 
 import ctypes
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Literal
@@ -19,12 +20,18 @@ KINDS = ("auto", "cpu", "cuda", "mps")
 """Kinds of devices; ``cuda:1`` selects one of several."""
 
 
+QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
+"""Number of queues to a GPU, which CUDA reads when it starts; of more streams than that, some wait for others."""
+
+
 def resolve_device(name: str = "auto") -> torch.device:
     """Return an available device. ``auto`` is CUDA if available, else Apple's MPS, else the CPU."""
     kind, colon, number = name.partition(":")
     if kind not in KINDS or (colon and (kind != "cuda" or not number.isdecimal())):
         raise ConfigError(f"device is {name!r}; expected one of {', '.join(KINDS)}, or cuda:<number>")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if available["cuda"]:
+        os.environ.setdefault(*QUEUES)
     if kind == "auto":
         return torch.device(next((device for device, present in available.items() if present), "cpu"))
     if not available.get(kind, True):

@@ -83,7 +83,7 @@ class SGD:
         self.received = [value.clone() for value in self.values[:trained]] if options.proximal else []
         self._strength, centers, directions = quadratic or AlignedQuadratic(0.0, (), ())
         self.centers, self.directions = list(centers), list(directions)
-        self._fused = by_row or all(map(_fits_the_kernel, self.values))
+        self.fused = by_row or all(map(_fits_the_kernel, self.values))
 
     def select(self, rows: Tensor) -> Self:
         """Return an SGD for some clients, on copies of their rows."""
@@ -128,7 +128,7 @@ class SGD:
     def _update(self, values: list[Tensor], slopes: list[Tensor], momentum: list[Tensor], scale: Tensor | None) -> None:
         """Take a step of plain SGD along the gradients, divided by ``scale``."""
         options = self._options
-        if self._fused:
+        if self.fused:
             torch._fused_sgd_(
                 values,
                 slopes,

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.core import Aggregation, CountingMean, Plan, Robust, RobustMean, counting_mean, prefix
+from heterofl_flwr.core.aggregator import CheckedReply
 from heterofl_flwr.core.counting_mean import empty_sum
 from tests.core import strategies
 
@@ -108,3 +110,39 @@ def test_the_memory_does_not_grow_with_the_replies(monkeypatch):
         del sub
         assert kept_alive() is None
     assert sum(made) == sum(value.numel() for value in state.values())
+
+
+def sum_on(device, replies_device, state, robust):
+    """Return the mean of two clients, one with a slice and some labels, with the state on a device."""
+    aggregator = partial(RobustMean, robust=Robust()) if robust else CountingMean
+    state = {name: tensor.to(device) for name, tensor in state.items()}
+    aggregation = Aggregation(state, ["linear.weight"], aggregator=aggregator)
+    for shape, labels in (((3, 2), [0, 2]), ((3, 4), None)):
+        plan = Plan.between(state, {"linear.weight": shape})
+        tensor = torch.arange(12.0).view(3, 4)[: shape[0], : shape[1]].contiguous().to(replies_device)
+        aggregation.add(plan, {"linear.weight": tensor}, labels=labels)
+    return aggregation.result()["linear.weight"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("robust", [False, True])
+@pytest.mark.parametrize("replies_device", ["cpu", "cuda"])
+def test_sums_are_where_the_state_is(replies_device, robust):
+    state = {"linear.weight": torch.full((3, 4), 7.0)}
+    result = sum_on("cuda", replies_device, state, robust)
+    assert result.is_cuda
+    torch.testing.assert_close(result.cpu(), sum_on("cpu", "cpu", state, robust))
+
+
+def test_no_sum_mixes_devices():
+    """On a CPU alone: torch's fake tensors refuse to compute what lies on two devices."""
+    state = {"weight": torch.empty(4, 6), "bias": torch.empty(4)}
+    plans = [Plan.between(state, {"weight": (size, size), "bias": (size,)}) for size in (4, 2, 4)]
+    with FakeTensorMode():
+        state = {name: torch.empty(tensor.shape, device="cuda") for name, tensor in state.items()}
+        mean = CountingMean(state)
+        for plan, device in zip(plans, ("cpu", "cuda", "cuda"), strict=True):
+            tensors = {name: torch.ones(shape, device=device) for name, shape in plan.shapes.items()}
+            mean.add(CheckedReply(plan=plan, tensors=tensors, weight=2.0))
+        assert {tensor.device.type for tensor in mean.result().values()} == {"cuda"}
+        assert mean.holders("weight").device.type == "cuda"

@@ -11,9 +11,10 @@ from torch import nn
 
 from heterofl_flwr.nn import CNN
 from heterofl_flwr.nn.layers import Scaler
-from heterofl_flwr.training import train
+from heterofl_flwr.training import train, train_together
 from heterofl_flwr.training.engines import compile
 from tests.training.conftest import OPTIONS, assert_as_plain, frozen, make_jobs, small
+from tests.training.test_engines import METHODS
 
 # Torch takes this warning of its own back, which does not help where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -66,6 +67,14 @@ def test_equals_plain_in_cpp(monkeypatch):
 def test_equals_plain_and_serves_all_clients(compiled, build, changes):
     train_as_plain(build, replace(OPTIONS, **changes), classes=[None, [0, 1, 2, 3], None, range(4)])
     assert len(compiled) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "lora"])
+def test_each_method_trains_in_two_rounds_as_by_plain(compiled, method):
+    ours, twins = METHODS[method](), METHODS[method]()
+    for options in (OPTIONS, replace(OPTIONS, learning_rate=0.02)):
+        assert_as_plain(ours, train_together(ours, options, engine="compile"), options, twins, 1e-4)
 
 
 def test_models_that_compute_otherwise_are_compiled_anew(compiled):

@@ -1,6 +1,7 @@
 """Devices, layouts of memory, random states, and the C library's memory."""
 
 import ctypes
+import os
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from unittest.mock import Mock
@@ -21,6 +22,8 @@ from tests.training.conftest import OPTIONS, images, small
 @pytest.fixture
 def machine(monkeypatch):
     """Return a function that says which devices torch finds."""
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "")
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
 
     def has(cuda: int = 0, mps: bool = False) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
@@ -34,6 +37,7 @@ def test_auto_is_the_fastest_device_and_others_are_named(machine):
     for cuda, mps, kind in ((0, False, "cpu"), (0, True, "mps"), (1, False, "cuda"), (2, True, "cuda")):
         machine(cuda, mps)
         assert resolve_device() == resolve_device("auto") == torch.device(kind)
+        assert os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == ("32" if cuda else None)
     for name in ("cpu", "cuda", "cuda:1", "mps"):
         assert resolve_device(name) == torch.device(name)
 
@@ -63,7 +67,7 @@ def test_switches_of_a_precision_are_restored_even_after_a_failure(precision, ex
     assert not torch.is_autocast_enabled("cpu")
 
 
-@pytest.mark.parametrize("engine", ["plain", "cohort"])
+@pytest.mark.parametrize("engine", ["plain", "cohort", "seats"])
 def test_bfloat16_trains_on_a_cpu_and_float32_stays_exact(engine):
     def parameters(context):
         torch.manual_seed(0)

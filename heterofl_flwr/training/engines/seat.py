@@ -56,7 +56,8 @@ class Seat:
                 to_channels_last(self._model)
             self._sgd = ParameterSGD(self._model.parameters(), options, job.quadratic)
             if self._stream:
-                self._sgd.learning_rate = torch.tensor(options.learning_rate, device=self.device)
+                dtype = torch.float32 if self._sgd.fused else torch.float64  # the fused kernel takes no other
+                self._sgd.learning_rate = torch.tensor(options.learning_rate, dtype=dtype, device=self.device)
             self._masking = Masking(job.classes, options.mask_fill)
             self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
 
