@@ -12,8 +12,8 @@ from torch import nn
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.user_code import load_function
+from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
 from heterofl_flwr.data.align import Terms
 from heterofl_flwr.data.known import Facts

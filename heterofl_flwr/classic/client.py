@@ -14,8 +14,7 @@ from heterofl_flwr.client.load_model import sent_tensor
 from heterofl_flwr.client.node_config import read_capability
 from heterofl_flwr.client.queries import Batches, measure_moments
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.exchanged import exchanged_parameters
-from heterofl_flwr.core.slice_plan import is_shared
+from heterofl_flwr.core.exchanged import exchanged_parameters, is_shared
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build

@@ -12,8 +12,8 @@ from flwr.common import Code, ConfigRecordValues, EvaluateRes, FitRes, GetProper
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, ReplyError, short
+from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.core.slice_plan import ALL
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.exchange import explained
 from heterofl_flwr.transport.messages import SERVER, LocalFault

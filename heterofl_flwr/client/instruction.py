@@ -5,9 +5,9 @@ from typing import get_args
 
 from flwr.app import ConfigRecord, Message, MessageType
 
+from heterofl_flwr.core.exchanged import ALL, is_shared
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.core.slice_plan import ALL, is_shared
 from heterofl_flwr.transport import messages
 
 FIRST_OF_ROUND = (MessageType.TRAIN, messages.TRAIN_PUBLISH)

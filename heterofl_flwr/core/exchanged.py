@@ -3,9 +3,12 @@
 import copy
 import hashlib
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+
+from heterofl_flwr.common.errors import ConfigError, listed
 
 _EXCLUDED = "not_exchanged"
 _WITH_FROZEN = "exchanges_frozen"
@@ -113,3 +116,20 @@ def _excluded(model: nn.Module) -> set[int]:
             named = layer.named_parameters(remove_duplicate=False)
             excluded |= {id(parameter) for name, parameter in named if name in names}
     return excluded
+
+
+def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
+    """Raise ``ConfigError`` if a pattern matches no name."""
+    if idle := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
+        raise ConfigError(f"{what}: no parameter matches {listed(idle)}; the parameters are {listed(names)}")
+
+
+ALL = ("*",)
+"""Patterns by which every parameter is shared. Parameters that match no pattern stay with their clients, as in
+LG-FedAvg; without any pattern, all do (Standalone).
+"""
+
+
+def is_shared(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a parameter's name matches one of the patterns, in the syntax of ``fnmatch``."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

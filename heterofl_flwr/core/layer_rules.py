@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -11,63 +11,18 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
-from heterofl_flwr.common.errors import ConfigError, ShapeError, UnsupportedLayerError
+from heterofl_flwr.common.errors import ShapeError, UnsupportedLayerError
 from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
 from heterofl_flwr.core.exchanged import exchanged_parameters, first_names
+from heterofl_flwr.core.rule_registry import Registry, Rule
 
 LayerRule = Callable[[Any, Any], Mapping[str, Axes]]
 """Function of the global and the local layer that returns the axes of each parameter, by its name in the layer."""
 
-LAYER_TYPES = "subclasses of torch.nn.Module"
-
-_Rule = TypeVar("_Rule", bound=Callable[..., object])
-
-
-def is_layer_type(value: object) -> bool:
-    """Whether a value is a subclass of ``torch.nn.Module``."""
-    return isinstance(value, type) and issubclass(value, nn.Module)
-
-
-class Registry(dict[Any, Callable[..., Any]]):
-    """Rules by layer type, operator or function.
-
-    Parameters
-    ----------
-    name : str
-        Name of the decorator, for errors.
-    expected : str
-        Description of valid keys, for errors.
-    accepts : Callable[[object], bool]
-        Whether a key is valid.
-    """
-
-    def __init__(
-        self, name: str, expected: str = LAYER_TYPES, accepts: Callable[[object], bool] = is_layer_type
-    ) -> None:
-        super().__init__()
-        self.name, self.expected, self.accepts = name, expected, accepts
-
-    def add(self, *keys: object) -> Callable[[_Rule], _Rule]:
-        """Return a decorator that registers a function as the rule of ``keys`` and replaces earlier rules."""
-        wrong = [key for key in keys if not self.accepts(key)]
-        if wrong or not keys:
-            raise ConfigError(f"{self.name} takes {self.expected}, got {wrong or 'nothing'}")
-
-        def add(rule: _Rule) -> _Rule:
-            self.update(dict.fromkeys(keys, rule))
-            return rule
-
-        return add
-
-    def find(self, layer: nn.Module) -> Callable[..., Any] | None:
-        """Return the rule of the layer's type, or of its nearest base class with a rule; None without one."""
-        return next((self[kind] for kind in type(layer).__mro__ if kind in self), None)
-
-
 _rules = Registry("register")
 
 
-def register(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
+def register(*layer_types: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register the decorated function as the slicing rule of these layer types and their subclasses.
 
     A rule takes the global and the local layer and returns the axes of the layer's parameters, by name. Names may

@@ -4,7 +4,7 @@ If all axes of a slice keep a prefix, it is a view, so HeteroFL's slices need no
 of several parts is two dimensions, (parts, entries of a part); in the client's shape it is one.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError, listed
 from heterofl_flwr.core.axes import Axes, CoupledAxis, PrefixAxis, axes_between
+from heterofl_flwr.core.exchanged import ALL, check_patterns, is_shared
 from heterofl_flwr.core.layer_rules import find_module_axes
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 
@@ -189,23 +190,6 @@ def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFu
             raise ShapeError(f"parameter {name} with heads {parts}: {error}") from error
         headed[name] = tuple(with_parts[number] if number in parts else axis for number, axis in enumerate(plan_axes))
     return Plan(headed).sliced(function)
-
-
-def check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Raise ``ConfigError`` if a pattern matches no name."""
-    if idle := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
-        raise ConfigError(f"{what}: no parameter matches {listed(idle)}; the parameters are {listed(names)}")
-
-
-ALL = ("*",)
-"""Patterns by which every parameter is shared. Parameters that match no pattern stay with their clients, as in
-LG-FedAvg; without any pattern, all do (Standalone).
-"""
-
-
-def is_shared(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a parameter's name matches one of the patterns, in the syntax of ``fnmatch``."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:

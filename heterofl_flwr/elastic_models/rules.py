@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.common.errors import UnsupportedLayerError
-from heterofl_flwr.core.layer_rules import Registry, is_layer_type
+from heterofl_flwr.core.rule_registry import Registry, is_layer_type
 from heterofl_flwr.elastic_models.channels import Row, Rows
 from heterofl_flwr.elastic_models.lengths import Length, Trace
 

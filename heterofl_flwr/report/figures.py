@@ -114,7 +114,7 @@ def _clients(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
 
 def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
     """Draw how often each client was asked to train, in colours of the levels."""
-    trainings = Counter(asked for record in records for asked in record.rates.items())
+    trainings = Counter(training for record in records for training in record.rates.items())
     clients = sorted({client for client, _ in trainings})
     if not clients:
         return None

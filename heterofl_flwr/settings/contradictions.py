@@ -20,15 +20,15 @@ Contradiction = tuple[str, object, str]
 """A setting, whether it contradicts others, and what was expected."""
 
 
-def find_contradictions(settings: Settings, given: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
+def find_contradictions(settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
     """Return what does not go together, a line for each setting."""
-    rules = chain(_model_rules(settings, given), _server_rules(settings), _fedh2l_rules(settings, given, defaults))
-    return [f"{key}: found {given[key]!r}, {why}" for key, wrong, why in rules if wrong]
+    rules = chain(_model_rules(settings, values), _server_rules(settings), _fedh2l_rules(settings, values, defaults))
+    return [f"{key}: found {values[key]!r}, {why}" for key, wrong, why in rules if wrong]
 
 
-def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Contradiction]:
+def _model_rules(settings: Settings, values: Mapping[str, object]) -> Iterable[Contradiction]:
     model, server = settings.model.name, settings.server
-    options = {option: given[f"model.{option}"] for option in ("norm", "hidden")}
+    options = {option: values[f"model.{option}"] for option in ("norm", "hidden")}
     train, levels = settings.train, read_levels(settings.model.shrink)
     has_exits = levels is not None and BLOCKS.get(model) == "exits.*"
     return (
@@ -73,8 +73,8 @@ TRAVELS = (
 
 
 def _fedh2l_rules(
-    settings: Settings, given: Mapping[str, object], defaults: Mapping[str, object]
+    settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]
 ) -> Iterable[Contradiction]:
     for key in TRAVELS if settings.server.strategy == "fedh2l" else ():
         usual = defaults[key]
-        yield key, given[key] != usual, f"but with server.strategy=fedh2l no parameters travel; expected {usual!r}"
+        yield key, values[key] != usual, f"but with server.strategy=fedh2l no parameters travel; expected {usual!r}"

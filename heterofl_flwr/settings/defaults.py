@@ -94,7 +94,7 @@ def with_architecture(settings: Settings, name: str) -> Settings:
 
     It has the norm that is asked for, if it can have one; a setting made for a model without norm asks for none.
     """
-    asked = settings.model.norm if model_has(settings.model.name, "norm") else "sbn"
-    norm = asked if model_has(name, "norm") else "none"
+    requested = settings.model.norm if model_has(settings.model.name, "norm") else "sbn"
+    norm = requested if model_has(name, "norm") else "none"
     model = settings.model.model_copy(update={"name": name, "hidden": (), "norm": norm})
     return settings.model_copy(update={"model": model})

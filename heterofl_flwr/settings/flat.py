@@ -66,11 +66,11 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
 
     Keys that are missing have their default. All faults are collected and raised in one ``ConfigError``.
     """
-    given = {**DEFAULTS, **{key: value for key, value in mapping.items() if key in SPECS}}
-    settings, faults = validate(Settings, _resolve(given), SPECS)
+    assigned = {**DEFAULTS, **{key: value for key, value in mapping.items() if key in SPECS}}
+    settings, faults = validate(Settings, _resolve(assigned), SPECS)
     faults = unknown_settings(mapping, SPECS) + faults
     if settings is not None and not faults:
-        faults = find_contradictions(settings, given, DEFAULTS)
+        faults = find_contradictions(settings, assigned, DEFAULTS)
     if settings is None or faults:
         raise not_usable(faults)
     return settings.model_copy(update={"mix": settings.mix.with_global_rate(settings.global_rate)})
@@ -135,7 +135,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
     """Read ``key=value`` texts. Quotes are not needed: a value is what its setting can be, else text."""
-    given: dict[str, Flat] = {}
+    assigned: dict[str, Flat] = {}
     for text in texts:
         key, equals, written = text.partition("=")
         key = key.strip()
@@ -143,8 +143,8 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
             raise ConfigError(f"--set {text!r}: expected key=value, such as train.lr=0.05")
         value = read_value(written)
         is_text = key in SPECS and not accepts(key, value) and accepts(key, written)
-        given[key] = value if isinstance(value, bool | int | float | str) and not is_text else written
-    return given
+        assigned[key] = value if isinstance(value, bool | int | float | str) and not is_text else written
+    return assigned
 
 
 def validate(
@@ -169,8 +169,8 @@ def validate(
     ]
 
 
-def _resolve(given: Mapping[str, object]) -> dict[str, object]:
+def _resolve(assigned: Mapping[str, object]) -> dict[str, object]:
     """Return the values, with concrete ones for those that follow from others."""
-    autos = dict(preset(str(given["data.name"]), str(given["data.split"]), str(given["model.name"])))
-    autos["train.mask-fill"] = "-inf" if given["fidelity"] == "fixed" else "zero"
-    return {key: autos.get(key, value) if value == AUTO else value for key, value in given.items()}
+    autos = dict(preset(str(assigned["data.name"]), str(assigned["data.split"]), str(assigned["model.name"])))
+    autos["train.mask-fill"] = "-inf" if assigned["fidelity"] == "fixed" else "zero"
+    return {key: autos.get(key, value) if value == AUTO else value for key, value in assigned.items()}

@@ -2,7 +2,7 @@
 
 from types import MappingProxyType
 
-from heterofl_flwr.core.slice_plan import ALL
+from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.settings.definitions import Settings
 
 SLICES = MappingProxyType(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.aggregation import Aggregation
-from heterofl_flwr.core.slice_plan import Plan, is_shared
+from heterofl_flwr.core.exchanged import is_shared
+from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext, StatefulStage, Update
 

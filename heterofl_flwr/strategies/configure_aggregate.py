@@ -171,9 +171,9 @@ class RoundHooks(Strategy):
             sampled = levels.sample(server_round, node_ids, purpose)
             if levels.asks_all:
                 break
-            known = registration.ask(sampled)
-            if known or purpose == "evaluate":
-                sampled = sorted(filter(levels.can_train, known), key=federation.nodes.partition)
+            answered = registration.ask(sampled)
+            if answered or purpose == "evaluate":
+                sampled = sorted(filter(levels.can_train, answered), key=federation.nodes.partition)
                 break
             registration.ask_again(len(sampled))
         registration.log_changes()
@@ -209,13 +209,8 @@ class RoundHooks(Strategy):
 
     def _queries_of_stages(self, grid: Grid, opened: RoundMessages, share: float) -> StageQueries:
         """Return the stages' queries, each of which may take this share of the remaining time of a round."""
-        return StageQueries(
-            grid,
-            self.federation.nodes,
-            opened.server_round,
-            self.chain.instruction(),
-            lambda: opened.budget.remaining(share),
-        )
+        nodes, config = self.federation.nodes, self.chain.instruction()
+        return StageQueries(grid, nodes, opened.server_round, config, lambda: opened.budget.remaining(share))
 
     def _sort_channels(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         """Return the global model; with ``slice_rule="important"``, every k rounds, its channels by importance."""
@@ -223,8 +218,7 @@ class RoundHooks(Strategy):
         if channel_order is None or (server_round - 1) % self.options.slicing.rank_every:
             return arrays
         state = self.federation.architecture.check_state(packing.read_tensors(arrays))
-        order = channel_order.find(state)
-        if order is None:
+        if (order := channel_order.find(state)) is None:
             return arrays
         apply = partial(channel_order.apply, order)
         self.chain.reorder(apply, {name: tensor.shape for name, tensor in state.items()})

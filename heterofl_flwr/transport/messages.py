@@ -14,7 +14,7 @@ from typing import TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
 
 from heterofl_flwr.common.errors import ConfigError, FaultKind, ReplyError
-from heterofl_flwr.core.slice_plan import ALL
+from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.stages import client_stage, compress, secure_sum_client
 from heterofl_flwr.transport import compat
 from heterofl_flwr.transport.compat import ErrorCode

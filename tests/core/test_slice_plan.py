@@ -11,8 +11,8 @@ from torch import nn
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core import Aggregation, Axis, Plan, axes_between, prefix, register, width
-from heterofl_flwr.core.exchanged import untied
-from heterofl_flwr.core.slice_plan import ALL, shared_part
+from heterofl_flwr.core.exchanged import ALL, untied
+from heterofl_flwr.core.slice_plan import shared_part
 from tests.core import twin
 
 HEADS = {"*.linear_[qkv].*": (8, 0), "*.linear_o.weight": (8, 1)}

@@ -1,0 +1,53 @@
+"""Registries of rules, by layer type, operator or function."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from heterofl_flwr.common.errors import ConfigError
+
+LAYER_TYPES = "subclasses of torch.nn.Module"
+
+Rule = TypeVar("Rule", bound=Callable[..., object])
+
+
+def is_layer_type(value: object) -> bool:
+    """Whether a value is a subclass of ``torch.nn.Module``."""
+    return isinstance(value, type) and issubclass(value, nn.Module)
+
+
+class Registry(dict[Any, Callable[..., Any]]):
+    """Rules by layer type, operator or function.
+
+    Parameters
+    ----------
+    name : str
+        Name of the decorator, for errors.
+    expected : str
+        Description of valid keys, for errors.
+    accepts : Callable[[object], bool]
+        Whether a key is valid.
+    """
+
+    def __init__(
+        self, name: str, expected: str = LAYER_TYPES, accepts: Callable[[object], bool] = is_layer_type
+    ) -> None:
+        super().__init__()
+        self.name, self.expected, self.accepts = name, expected, accepts
+
+    def add(self, *keys: object) -> Callable[[Rule], Rule]:
+        """Return a decorator that registers a function as the rule of ``keys`` and replaces earlier rules."""
+        wrong = [key for key in keys if not self.accepts(key)]
+        if wrong or not keys:
+            raise ConfigError(f"{self.name} takes {self.expected}, got {wrong or 'nothing'}")
+
+        def add(rule: Rule) -> Rule:
+            self.update(dict.fromkeys(keys, rule))
+            return rule
+
+        return add
+
+    def find(self, layer: nn.Module) -> Callable[..., Any] | None:
+        """Return the rule of the layer's type, or of its nearest base class with a rule; None without one."""
+        return next((self[kind] for kind in type(layer).__mro__ if kind in self), None)
