@@ -115,7 +115,7 @@ class CoupledAxis(Axis):
 
     @property
     def is_even(self) -> bool:
-        """Whether all channels of a group that is cut have equally many entries here, so that any may be kept."""
+        """Whether all channels of each sliced group have equally many entries on this axis."""
         numbers = Counter(self.places)
         return all(
             width == channels or len({numbers[group, channel] for channel in range(channels)}) == 1
@@ -147,7 +147,7 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
 
 
 def within(axes: Axes, second_axes: Axes) -> Axes:
-    """Return the entries of a slice that a second one holds too, as the axes of a slice of the first."""
+    """Return the axes of the overlap of two slices, relative to the first slice."""
     shared = []
     for axis, second in zip(axes, second_axes, strict=True):
         members = positions(second)

@@ -65,7 +65,7 @@ def training_batches(
 
 
 def _joined(batches: Sequence[Tensor], number: int) -> Iterator[tuple[Tensor, list[int]]]:
-    """Yield the rows of several batches together, with the size of each."""
+    """Yield groups of batches: the rows of all batches in a group, and the size of each batch."""
     for start in range(0, len(batches), max(number, 1)):
         group = list(batches[start : start + max(number, 1)])
         yield torch.cat(group), list(map(len, group))
