@@ -14,10 +14,12 @@ import re
 import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
+from functools import cache
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from sphinx.pycode import ModuleAnalyzer
@@ -31,9 +33,14 @@ from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import DEFAULTS, SPECS
 from heterofl_flwr.settings.stored_settings import FILE, to_toml
 
+if TYPE_CHECKING:
+    from simulations.results.runs import Run
+
 DOCS = Path(__file__).parent
 TABLES = DOCS.parent / "results" / "tables"
 PROJECT = DOCS.parent / "pyproject.toml"
+FIGURE = DOCS / "figures" / "family.svg"
+CREATOR = re.compile(rb"Matplotlib v([\d.]+)")
 
 _REGION = re.compile(
     r"(<!-- generated: (?P<name>[\w.]+)(?: of (?P<homes>[\w, .-]+))? -->\n)"
@@ -321,19 +328,35 @@ def levels(data: str, split: str, rounds: str, last: str) -> str:
     """Return what the levels' own models reached in the family, then differences."""
     from simulations.results.configurations import configurations, metrics_of
     from simulations.results.levels import levels_table
-    from simulations.results.runs import read_runs
 
-    runs, _ = read_runs([TABLES.parent / "family" / data])
-    places = configurations(
-        run for run in runs if run.settings.num_rounds == int(rounds)
-    )
-    found = places[data, split]
+    runs = (run for run in _family(data) if run.settings.num_rounds == int(rounds))
+    found = configurations(runs)[data, split]
     table = levels_table(found, metrics_of(found)[0], int(last))
     *header, _ = table.header  # the price is of what was reached
     less = [row[:-1] for row in table.rows if ", less " in row[1]]
     reached = [row for row in table.rows if ", less " not in row[1]]
     differences = markdown(header, less, "---:")
     return f"{markdown(table.header, reached, '---:')}\n\n{differences}"
+
+
+@cache
+def _family(data: str) -> list["Run"]:
+    from simulations.results.runs import read_runs
+
+    return read_runs([TABLES.parent / "family" / data])[0]
+
+
+def figure() -> bytes:
+    """Return the picture of what levels reached, by mixes of four levels with three seeds."""
+    from simulations.results.configurations import configurations
+    from simulations.results.figures import draw_levels
+    from simulations.svg import to_svg
+
+    found = configurations(_family("mnist"))["mnist", "noniid"]
+    complete = {id(run) for one in found if len(one.runs) == 3 for run in one.runs}
+    runs = (run for run in _family("mnist") if id(run) in complete)
+    found = configurations(runs)["mnist", "noniid"]
+    return to_svg(draw_levels(found, "global-accuracy", 1), FIGURE.stem)
 
 
 TEXTS: Mapping[str, Callable[[], str]] = {
@@ -376,7 +399,11 @@ def described(project: str) -> str:
 
 
 def main() -> None:
-    """Write every page that has regions, and the two lists of settings."""
+    """Write every page that has regions, a figure, and the two lists of settings."""
+    new, old = figure(), FIGURE.read_bytes()
+    if new != old and CREATOR.findall(new) == CREATOR.findall(old):
+        FIGURE.write_bytes(new)
+        print(f"wrote {FIGURE.name}")
     texts = {
         page: fill(page.read_text(encoding="utf-8"))
         for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]

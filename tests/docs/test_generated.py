@@ -47,6 +47,13 @@ def test_settings_are_kept_for_commands_and_for_flower(generate):
     assert generate.described(project) == project, "write it anew: python docs/generate.py"
 
 
+def test_figure_of_the_family_is_that_of_its_runs(generate):
+    new, old = generate.figure(), generate.FIGURE.read_bytes()
+    if generate.CREATOR.findall(new) != generate.CREATOR.findall(old):
+        pytest.skip("another version of matplotlib drew the picture")
+    assert new == old, "draw it anew: python docs/generate.py"
+
+
 @pytest.mark.parametrize("part", PUBLIC)
 def test_reference_has_every_public_name(part):
     said = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("api-*.md"))
