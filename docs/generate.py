@@ -347,7 +347,7 @@ def _family(data: str) -> list["Run"]:
 
 
 def figure() -> bytes:
-    """Return the picture of what levels reached, by mixes of four levels with three seeds."""
+    """Return the picture of what levels reached in mixes with three seeds."""
     from simulations.results.configurations import configurations
     from simulations.results.figures import draw_levels
     from simulations.svg import to_svg
