@@ -110,8 +110,9 @@ def _rows(folders: Sequence[RunFolder]) -> dict[str, dict[object, RunFolder]]:
     keys = dict.fromkeys(key for values in settings for key in values if key not in UNCOMPARED)
     differing = [key for key in keys if len({to_json(values.get(key)) for values in settings}) > 1]
     rows: dict[str, dict[object, RunFolder]] = {}
+    title = str(folders[0].about().get("title") or "all")
     for folder, values in zip(folders, settings, strict=True):
-        row, seed = " ".join(f"{key}={values.get(key, '')}" for key in differing) or "all", values.get("seed")
+        row, seed = " ".join(f"{key}={values.get(key, '')}" for key in differing) or title, values.get("seed")
         if seed in rows.setdefault(row, {}):
             raise ConfigError(f"{rows[row][seed].path} and {folder.path} have equal settings and seed: leave one out")
         rows[row][seed] = folder

@@ -37,8 +37,9 @@ HEADER = """# Results
 Final: after the last round. Best: in the round whose global metric is best on the test set; local accuracy and that of
 the worst client are that round's too. Evaluations in which fewer than half of the clients asked took part are left out.
 Accuracies in percent, means over clients. Over several seeds: mean ± standard deviation, and from three seeds on the
-95 % interval of the mean by the t distribution. Where each client has a model of its own (Standalone, LG-FedAvg,
-FedH2L), global accuracy is the mean of theirs on the whole test set.
+95 % interval of the mean by the t distribution, which is the bar or band in figures; with two seeds it has both values
+as its ends. Where each client has a model of its own (Standalone, LG-FedAvg, FedH2L), global accuracy is the mean of
+theirs on the whole test set.
 
 Bytes are those of the training messages, measured on them, both ways; the seed set of FedH2L is charged once to each
 client that takes part. Multiplications are those of all clients' training, where all have equally many examples; a

@@ -35,8 +35,8 @@ class Summary:
 
     @property
     def ends(self) -> Interval:
-        """The ends of that interval; the mean twice where there is none."""
-        return self.interval or (self.mean, self.mean)
+        """The ends of an error bar: of that interval, of two values both, of one it alone."""
+        return self.interval or self._around((self.deviation or 0.0) / math.sqrt(2))
 
     @property
     def prediction(self) -> Interval | None:

@@ -55,6 +55,12 @@ def test_runs_of_an_earlier_version_are_in_the_row_of_equal_ones(tmp_path):
     assert [row[:2] for row in compare_runs([new, old])[1]] == [("all", "2")]
 
 
+def test_equal_runs_are_named_by_their_title(tmp_path):
+    folders = [run(tmp_path / str(seed), "a1", seed, 0.5) for seed in (0, 1)]
+    folders[0].note(title="HeteroFL on digits, a1")
+    assert {row[0] for row in compare_runs(folders)[1]} == {"HeteroFL on digits, a1"}
+
+
 def test_a_mix_has_its_price(tmp_path):
     folder = run(tmp_path / "mixed", "a1-b1", 0, 0.5)
     rates = [rate for record in folder.history() for rate in record.rates.values()]

@@ -232,6 +232,13 @@ def test_an_interval_needs_three_values_a_deviation_two():
     assert three.interval == pytest.approx((2 - 2.484138, 2 + 2.484138), rel=1e-6)
 
 
+def test_an_error_bar_of_two_values_ends_at_both():
+    assert summarise([3.0]).ends == (3.0, 3.0)
+    assert summarise([1.0, 4.0]).ends == pytest.approx((1.0, 4.0))
+    three = summarise([1.0, 2.0, 3.0])
+    assert three.ends == three.interval
+
+
 def test_no_interval_of_percentages_leaves_them():
     summary = summarise([99.0, 99.5, 99.9], PERCENT)
     assert summary.interval[1] == summary.prediction[1] == 100.0
