@@ -1,6 +1,5 @@
 """Steps on a GPU that are recorded once and then replayed."""
 
-import pickle
 import random
 from collections.abc import Callable
 from typing import Any
@@ -87,7 +86,7 @@ class Replayed:
             torch._C._cuda_clearCublasWorkspaces()
 
 
-def _host_draws() -> bytes:
+def _host_draws() -> tuple[object, ...]:
     """Return the states of the CPU's random generators, to detect draws."""
-    states = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()  # noqa: NPY002 - models may draw
-    return pickle.dumps(states)
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002 - models may draw
+    return torch.get_rng_state().tolist(), random.getstate(), np.array(keys).tobytes(), rest
