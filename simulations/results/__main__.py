@@ -105,6 +105,7 @@ def write(found: Found, options: argparse.Namespace) -> str:
     places, printed, jobs = found.places, by_job(found.cells), published(found.places)
     words = [portable(str(path)) for path in options.runs] + ["--curves"] * options.curves
     words += [f"--target {target:g}" for target in options.target] + [f"--last {options.last}"] * (options.last > 1)
+    words += [f"--against '{options.against}'"] * (options.against != AGAINST)
     command = f"python -m {PROGRAM} {' '.join(words)} --out FOLDER"  # the folder itself changes nothing
     files = {"runs.csv": tables.runs_csv(places, printed)}
     files |= {"curves.csv": tables.curves_csv(places)} if options.curves else {}
