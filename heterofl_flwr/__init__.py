@@ -1,7 +1,7 @@
-"""Train one global model over clients of unequal size with Flower: HeteroFL, its baselines and its family.
+"""Federated learning of one global model on clients of unequal size with Flower: HeteroFL and related methods.
 
-The names below are loaded when they are first used, so ``import heterofl_flwr`` is cheap and
-``import heterofl_flwr.core`` loads no Flower.
+Public names are loaded on first use, so ``import heterofl_flwr`` is fast and ``import heterofl_flwr.core`` does not
+load Flower.
 """
 
 from importlib import import_module
@@ -108,11 +108,11 @@ __all__ = sorted([*_HOMES, "__version__"])
 def __getattr__(name: str) -> object:
     """Load a public name on first use (PEP 562)."""
     if name == "__version__":
-        from importlib import metadata  # not before __main__ has moved the current folder
+        from importlib import metadata  # not at the top: __main__ must first take the current folder off sys.path
 
         try:
             value: object = metadata.version("heterofl-flwr")
-        except metadata.PackageNotFoundError:  # run from its source, never installed
+        except metadata.PackageNotFoundError:  # a source checkout that is not installed
             value = "0+unknown"
     elif name in _HOMES:
         value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
@@ -123,5 +123,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
+    """List the public names, including those that are not loaded yet."""
     return sorted({*globals(), *__all__})

@@ -2,7 +2,7 @@
 
 import sys
 
-if not sys.flags.safe_path:  # the current folder, first: it may be a stranger's, with a module such as argparse.py
+if not sys.flags.safe_path:  # the current folder is first in sys.path, and may have files such as argparse.py
     sys.path.pop(0)
 
 from heterofl_flwr.app.main import main

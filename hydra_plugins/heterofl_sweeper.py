@@ -1,8 +1,8 @@
-"""The sweeper of ``conf/``: Hydra finds it because plug-ins lie in folders of this name.
+"""The Hydra sweeper of ``conf/``; Hydra loads plug-ins from folders with the name ``hydra_plugins``.
 
-It is Hydra's basic one with three additions: blocks, for experiments whose rows are no single product of values; jobs
-are checked before the first one starts, or only listed; and a job that fails stops no other. Every Hydra program of an
-environment loads this module, so what takes long to load is loaded where it is used.
+It is Hydra's basic sweeper with three additions. Blocks describe experiments whose jobs are not one product of values.
+All jobs are checked before the first one starts, or only listed (``dry``). A job that fails does not stop the others.
+Every Hydra program in the environment loads this module, so slow imports are inside functions.
 """
 
 import logging
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sweep")
 
-LONGEST_CAUSE = 300  # characters in the list at the end
+LONGEST_CAUSE = 300  # characters of a failed job's error in the summary
 
 
 class BlockSweeper(Sweeper):
-    """Sweeps over blocks of values one after the other: over all combinations within a block, each row once.
+    """Sweeper over blocks: the rows of a block are all combinations of its values, and each row is a job.
 
-    A value of the command line that occurs in a block picks the rows that have it. Any other, and those of ``params``,
-    take the place of the blocks' own, or are added to every row.
+    A value of the command line that occurs in a block selects the rows with this value. Any other value, and those in
+    ``params``, replace the values of a key in all rows, or add the key to them. Equal rows are run once.
     """
 
     def __init__(self, params: Mapping[str, object], blocks: Mapping[str, object]) -> None:
         self._params, self._blocks = params, list(_leaves(blocks)) or [{}]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Prepare the launcher that the configuration names."""
+        """Instantiate the launcher that the configuration names."""
         self._master, self._loader = config, hydra_context.config_loader
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -76,7 +76,7 @@ class BlockSweeper(Sweeper):
         failed = {
             job.path.name: shorten(str(result._return_value), LONGEST_CAUSE, placeholder=" ...")
             for job, result in zip(jobs, results, strict=True)
-            if result.status is JobStatus.FAILED  # whose return_value would print the job's overrides
+            if result.status is JobStatus.FAILED  # reading return_value would print the job's overrides
         }
         if failed:
             causes = (f"  {name}: {cause}" for name, cause in failed.items())
@@ -84,7 +84,7 @@ class BlockSweeper(Sweeper):
         return results
 
     def rows(self, parser: OverridesParser, arguments: Iterable[str]) -> list[list[str]]:
-        """Return the values of each job."""
+        """Return the overrides of each job, such as ``seed=0``."""
         blocks = [_values(parser, block) for block in self._blocks]
         in_blocks = {text for block in blocks for texts in block.values() for text in texts}
         added, picked = _values(parser, self._params), []
@@ -105,7 +105,7 @@ class BlockSweeper(Sweeper):
         return list(map(list, chosen))
 
     def _build_jobs(self, rows: list[list[str]]) -> tuple[list["Job"], list[list[str]]]:
-        """Return the jobs and their rows; of rows with equal jobs in one folder, the first one."""
+        """Return the jobs and their rows; rows that give the same job in the same folder count once."""
         from heterofl_flwr.app.sweep.job import build_job, flat
 
         jobs: dict[Path, tuple[Job, list[str]]] = {}
@@ -114,7 +114,7 @@ class BlockSweeper(Sweeper):
             job, config.hydra.job.num = build_job(flat(config)), len(jobs)
             path = Path(os.path.abspath(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)))
             earlier, _ = jobs.setdefault(path, (replace(job, path=path), row))
-            # The folder of the data is no part of a job's name, as on another machine equal data lie elsewhere.
+            # data.root is not part of a job's name, because equal data may be in another folder on another machine.
             names = [f"{each.name} with data.root={each.config['data.root']!r}" for each in (earlier, job)]
             if len(set(names)) > 1:
                 raise ConfigError(
@@ -124,7 +124,7 @@ class BlockSweeper(Sweeper):
 
 
 def _values(parser: OverridesParser, values: Mapping[str, object]) -> dict[str, list[str]]:
-    """Return the choices of a block."""
+    """Return the values of each key in a block, as overrides of a job."""
     return _choices(parser.parse_overrides([f"{key}={value}" for key, value in values.items()]))
 
 
@@ -135,7 +135,7 @@ def _choices(overrides: Iterable[Override]) -> dict[str, list[str]]:
         key = override.get_key_element()
         if not override.is_sweep_override():
             values: Iterable[object] = [override.get_value_element_as_str()]
-        elif override.key_or_group == "experiment":  # which says what the rows are
+        elif override.key_or_group == "experiment":  # it defines the rows, so it cannot be a sweep itself
             raise ConfigError(f"{override.input_line}: expected a list, such as experiment=[table7,table8]")
         elif override.is_discrete_sweep():
             values = override.sweep_string_iterator()
@@ -146,7 +146,7 @@ def _choices(overrides: Iterable[Override]) -> dict[str, list[str]]:
 
 
 def _leaves(blocks: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
-    """Yield the blocks; an experiment has its own within one, and so has one that is part of another."""
+    """Yield the blocks, including nested ones, as of an experiment that is part of another."""
     if values := {key: value for key, value in blocks.items() if not isinstance(value, Mapping)}:
         yield values
     for block in blocks.values():

@@ -1,1 +1,1 @@
-"""Programs around the package, each a package with a main module, and examples beside them."""
+"""Programs that use the package: benchmarks, comparisons, tables of results, and small examples."""

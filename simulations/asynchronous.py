@@ -1,11 +1,11 @@
-"""Compare rounds that wait with steps that do not, in simulated time; and how much less stale replies had better count.
+"""Compare synchronous rounds with asynchronous steps in simulated time, and exponents of the weight of stale replies.
 
-A hundred clients of five levels train on 10,000 images of MNIST at 14 x 14, ten at any time. The speed of their devices
-follows their level, or has nothing to do with it. Accuracies are those of each level's own model on every second image
+A hundred clients of five levels train on 10,000 images of MNIST with 14 x 14 pixels, ten at any time. The speed of a
+device depends on its level, or is independent of it. Accuracies are those of each level's model on every second image
 of MNIST's test set, with batch norm moments of 2,000 training images. Widths, learning rate and epochs are those of
-``experiment=search``, which were chosen on held-out images of the training set, and so is the exponent of staleness
-(``--study staleness``). Each run is a line in ``cells.jsonl`` of the folder, and is not repeated; the table and the
-figure beside it are made of these lines.
+``experiment=search``; these and the exponent (``--study staleness``) were chosen on held-out training images. Each run
+is a line in ``cells.jsonl`` of the output folder, and is not repeated. The table and the figure are made from these
+lines.
 """
 
 import argparse
@@ -50,11 +50,11 @@ from simulations.svg import to_svg
 
 PROGRAM = "simulations.asynchronous"
 CLIENTS, ROUNDS = 100, 24
-EVERY = 3  # rounds from one evaluation to the next; a round is worth two steps
+EVERY = 3  # rounds from one evaluation to the next; a round counts as two steps
 MEASURED = 2000  # training images for moments
 SPLITS = ("dirichlet-0.3", "non-iid-2")
 LEVELS = ("a", "b", "c", "d", "e")
-SMOOTHED = 3  # evaluations, of which an accuracy is the mean where times to it are compared
+SMOOTHED = 3  # number of evaluations in the moving mean of accuracies, for times to an accuracy
 
 SETTINGS: Mapping[str, float | str] = {
     "model.name": "cnn",
@@ -64,21 +64,22 @@ SETTINGS: Mapping[str, float | str] = {
     "train.epochs": 2,
     "engine.device": "cpu",
 }
-"""The settings of every run."""
+"""Settings of all runs."""
 
 
 def _reliable(profile: DeviceProfile) -> DeviceProfile:
-    """Return a device that is always there, so that nothing but speed tells devices apart."""
+    """Return a profile whose device is always available, so that devices differ only in speed."""
     return replace(profile, available=1.0, drop_out=0.0, least_work=1.0)
 
 
 PACES: Mapping[str, Mapping[str, DeviceProfile]] = {
-    # Devices of large models are faster: a turn at level a takes five times as long as one at d.
+    # Devices of large models are faster: training at level a takes five times as long as at level d.
     "by level": {level: _reliable(profile) for level, profile in EDGE.items()},
-    # A telephone for everyone, whose speed changes from turn to turn by a factor of e or so: a takes 200 times as long.
+    # All devices are telephones, whose speed varies by a factor of about e in each training: level a takes 200 times as
+    # long as level e.
     "alike": dict.fromkeys(EDGE, replace(_reliable(EDGE["c"]), jitter=1.0)),
 }
-"""The devices of each level."""
+"""Profile of each level's devices, by the relation of speed and level."""
 
 STEPS = Buffered(size=5, concurrency=10)
 METHODS: Mapping[str, tuple[float, Buffered]] = {
@@ -88,14 +89,14 @@ METHODS: Mapping[str, tuple[float, Buffered]] = {
     "steps": (0.0, STEPS),
     "steps, quota": (0.0, replace(STEPS, quota=1)),
 }
-"""Rounds of ten clients, with a share of spare ones; or steps of five replies while ten clients train."""
+"""Fraction of spare clients in rounds of ten, or options of steps of five replies while ten clients train."""
 
 EXPONENTS = {f"exponent {own:g}": (0.0, replace(STEPS, staleness=own)) for own in (0.0, 0.5, 1.0)}
 
 
 @dataclass(frozen=True)
 class Study:
-    """Methods, of which the first is what the others are compared with."""
+    """Methods to compare; the first is the reference of the others."""
 
     data: str
     seeds: Sequence[int]
@@ -121,15 +122,15 @@ class Cell:
 
 
 def cells(study: Study) -> Iterator[Cell]:
-    """Yield all cells, those that are compared one after another."""
+    """Yield all cells; those that are compared with one another follow in a row."""
     for seed, split, pace, method in itertools.product(study.seeds, SPLITS, PACES, study.methods):
         yield Cell(split, pace, seed, method)
 
 
 def run_cell(cell: Cell, study: Study, rounds: int = ROUNDS) -> list[dict[str, float]]:
-    """Return the simulated seconds, and the accuracy of each level, every few rounds.
+    """Run a cell; return the simulated seconds and the accuracy of each level every few rounds.
 
-    Steps take half as many replies again as rounds, as they may need more of them.
+    Runs of steps get 1.5 times as many replies as runs of rounds, because they may need more.
     """
     config = {**SETTINGS, "data.name": study.data, "data.split": cell.split, "seed": cell.seed}
     workload, (spare, steps) = load_workload(config), study.methods[cell.method]
@@ -163,7 +164,7 @@ def run_cell(cell: Cell, study: Study, rounds: int = ROUNDS) -> list[dict[str, f
 
 
 def level_accuracies(workload: Workload, strategy: HeteroFL, state: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the accuracy of each level's own model on test images."""
+    """Return the accuracy of each level's model on test images."""
     train, test, plan = workload.dataset.train, workload.dataset.test, strategy.federation.architecture.plan
     test = replace(test, inputs=test.inputs[::2], targets=test.targets[::2])
     train = replace(train, inputs=train.inputs[:MEASURED], targets=train.targets[:MEASURED])
@@ -180,7 +181,7 @@ Curves = Mapping[Cell, Curve]
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the cells that are not done, and write the table and the figure."""
+    """Run the cells that have no result yet, and write the table and the figure."""
     study = STUDIES[options.study]
 
     def work(cell: Cell) -> dict[str, Any]:
@@ -194,17 +195,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def complete(found: Curves, study: Study) -> dict[Cell, Curve]:
-    """Return the runs of which all methods are there, as one alone cannot be compared."""
+    """Return the runs for whose split, pace and seed all methods have results."""
     return {own: one for own, one in found.items() if all(replace(own, method=way) in found for way in study.methods)}
 
 
 def mean_accuracy(own: Mapping[str, float]) -> float:
-    """Return the mean of the levels' accuracies, in per cent."""
+    """Return the mean of the levels' accuracies in percent."""
     return 100 * sum(own[level] for level in LEVELS) / len(LEVELS)
 
 
 def smoothed(curve: Curve) -> list[float]:
-    """Return the mean accuracy of each evaluation from the third on, with the two before it."""
+    """Return the moving mean of accuracies over ``SMOOTHED`` evaluations."""
     accuracies = [mean_accuracy(own) for own in curve]
     return [sum(accuracies[last - SMOOTHED : last]) / SMOOTHED for last in range(SMOOTHED, len(accuracies) + 1)]
 
@@ -216,7 +217,7 @@ def seconds_to(curve: Curve, accuracy: float) -> float:
 
 
 def at_time(curve: Curve, seconds: float) -> dict[str, float]:
-    """Return the accuracies at a time, in per cent: on the line between the evaluations around it."""
+    """Return the accuracies at a time in percent, interpolated linearly between evaluations."""
     times = [own["simulated"] for own in curve]
     after = min(max(bisect_left(times, seconds), 1), len(times) - 1)
     share = (seconds - times[after - 1]) / (times[after] - times[after - 1])
@@ -225,7 +226,7 @@ def at_time(curve: Curve, seconds: float) -> dict[str, float]:
 
 
 def page(found: Curves, study: Study) -> str:
-    """Return the table, and what some methods change over all of it."""
+    """Return the page: the table, and the mean differences between pairs of methods over all rows."""
     first, rows = next(iter(study.methods)), []
     gains: dict[tuple[str, str], list[float]] = {pair: [] for pair in study.compared}
     for split, pace in dict.fromkeys((own.split, own.pace) for own in found):
@@ -265,7 +266,7 @@ are paired by seed, with 95 % intervals.
 
 
 def draw(found: Curves, study: Study) -> Figure:
-    """Return the mean of the levels' accuracies over simulated time: the mean over seeds, as long as all run."""
+    """Draw the mean of the levels' accuracies over simulated time, averaged over seeds until the first run ends."""
     places = list(dict.fromkeys((own.split, own.pace) for own in found))
     figure = Figure(figsize=(2 * SIZE[0], 2 * SIZE[1]), layout="constrained")
     panels = figure.subplots(len(SPLITS), len(PACES), squeeze=False).flat

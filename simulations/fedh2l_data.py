@@ -1,4 +1,4 @@
-"""Data sets of FedH2L's controls: its labelled seed set alone, and clients of different domains."""
+"""Data sets for control experiments of FedH2L: only its labelled seed set, and clients of different domains."""
 
 from dataclasses import replace
 
@@ -12,12 +12,12 @@ DOMAINS, DEGREES = 6, 15.0
 
 
 def digits_seeds() -> Dataset:
-    """Return 200 digits, as runs of FedH2L on digits share them with seed 0: what a client learns without peers."""
+    """Return the 200 digits that are the seed set of FedH2L with seed 0, for training without peers."""
     return _seeds("digits", 200)
 
 
 def mnist_seeds() -> Dataset:
-    """Return 1,000 images of MNIST, likewise."""
+    """Return the 1,000 images of MNIST that are the seed set of FedH2L with seed 0."""
     return _seeds("mnist", 1000)
 
 
@@ -28,7 +28,7 @@ def _seeds(name: str, number: int) -> Dataset:
 
 
 def turned_digits() -> Dataset:
-    """Return the digits of six owners, whose images are turned by 0, 15, ... 75 degrees: for the split ``natural``."""
+    """Return the digits divided among six owners, rotated by 0, 15, ... 75 degrees, for the split ``natural``."""
     whole = load_dataset("digits")
     train, test = (_turned(split) for split in (whole.train, whole.test))
     owners = _owners(whole.train), _owners(whole.test)

@@ -1,4 +1,4 @@
-"""What the programs of this folder share: a parser, names on the command line, runs that are not repeated, an end."""
+"""Functions for the programs of this folder: parsers, names on the command line, and runs that are stored in a file."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -31,12 +31,15 @@ def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def formatter(prog: str) -> argparse.HelpFormatter:
-    """Keep line breaks, and say what a subcommand does on one line."""
+    """Return a help formatter that keeps line breaks, wide enough for one line for each subcommand."""
     return argparse.RawDescriptionHelpFormatter(prog, width=100)
 
 
 def chosen(what: str, names: Collection[str], known: Sequence[str]) -> list[str]:
-    """Return what was asked for, in the order of what is known; all of it where nothing was asked for."""
+    """Return the names in ``names`` in the order of ``known``; all of ``known`` if ``names`` is empty.
+
+    Raise ``ConfigError`` for a name that is not in ``known``; ``what`` is its kind, for the error.
+    """
     for name in names:
         if name not in known:
             near = get_close_matches(name, known) if len(known) > 5 else []
@@ -45,7 +48,7 @@ def chosen(what: str, names: Collection[str], known: Sequence[str]) -> list[str]
 
 
 def write_files(out: Path, files: Mapping[str, bytes], stale: str) -> None:
-    """Write files into a folder, and remove those of an earlier call that match a pattern and are not among them."""
+    """Write files into a folder, and remove all other files that match the pattern ``stale``."""
     for name, data in files.items():
         write_atomic(out / name, data)
     for path in set(out.glob(stale)) - {out / name for name in files}:
@@ -54,7 +57,7 @@ def write_files(out: Path, files: Mapping[str, bytes], stale: str) -> None:
 
 @contextmanager
 def without_logs() -> Iterator[None]:
-    """Log nothing, where each rejected reply would be a warning."""
+    """Within this context, log nothing; each rejected reply would be a warning."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -68,9 +71,9 @@ Line = dict[str, Any]
 
 
 def run_cells(path: Path, wanted: Sequence[Cell], run: Callable[[Cell], Line] | None) -> dict[Cell, Line]:
-    """Return what is found in each run, one JSON object a line of a file; of which there is no line, run.
+    """Return the result of each cell from the lines of a file (JSON), and run the cells that have no line.
 
-    Without ``run`` nothing is.
+    If ``run`` is None, no cell is run.
     """
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     done = {type(wanted[0])(*(line.pop(one.name) for one in fields(wanted[0]))): line for line in lines}

@@ -1,10 +1,9 @@
-"""Let clients attack the mean, and tell what each way to combine replies makes of it.
+"""Measure the accuracy under attacks of clients, for each kind of mean.
 
-Ten clients train on scikit-learn's digits, or on 2,000 images of MNIST at half their width and height, dealt iid. None,
-one or two of them attack: those with the largest models, which few others share, as this is the worst case. Their
-replies pass as those of any client do. An accuracy is that of a level's own model on the test set, after the last
-round, with batch norm moments of the training set, which nobody forged. Each run is a line in ``cells.jsonl`` of the
-folder, and is not repeated.
+Ten clients train on scikit-learn's digits, or on 2,000 images of MNIST with half the width and height, split iid. Zero,
+one or two of them attack. These have the largest models, whose entries have the fewest other holders, as this is the
+worst case. An accuracy is that of a level's model on the test set after the final round, with batch norm moments of the
+training set, which are not attacked. Each run is a line in ``cells.jsonl`` of the output folder, and is not repeated.
 """
 
 import argparse
@@ -57,24 +56,24 @@ COMMON: Mapping[str, float | str] = {
     "evaluate.every": 0,
     "engine.device": "cpu",
 }
-"""The settings of every run."""
+"""Settings of all runs."""
 
 BOUNDS = {"digits": 1.6, "mnist": 1.8}
-"""The norm bound of each data set: a little more than the longest change of a client where nobody attacks."""
+"""Norm bound of each data set: a little above the largest change of a client without attacks."""
 
 ROBUST = ("trimmed", "median")
 KEEP = " and keep"
 MEANS = ("mean", "norm bound", *ROBUST, *(f"{name}{KEEP}" for name in ROBUST))
-"""The ways to combine replies; the last two with ``server.robust-few=keep``."""
+"""Kinds of means; the final two are with ``server.robust-few=keep``."""
 
 Attack = Callable[[Tensor, torch.Generator], Tensor]
 ATTACKS: Mapping[str, Attack] = {
     "sign flip": lambda change, draw: -change,
     "scaling": lambda change, draw: 10 * change,
-    "labels": lambda change, draw: change,  # it was trained on 9 - y in the place of y
+    "labels": lambda change, draw: change,  # the client is trained on labels 9 - y
     "noise": lambda change, draw: torch.randn(change.shape, generator=draw) * 10 * change.square().mean().sqrt(),
 }
-"""From what a client changed of a parameter to what it says that it changed."""
+"""Functions of a client's change of a parameter that return the change that the attacker sends."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Cell:
 
 
 class HostileApp(client_app.CohortApp):
-    """The package's own clients, of which the first few lie."""
+    """The package's ClientApp, with the first few clients as attackers."""
 
     def __init__(self, cell: Cell) -> None:
         super().__init__()
@@ -105,7 +104,7 @@ class HostileApp(client_app.CohortApp):
     def __call__(self, message: Message, context: Context) -> Message:
         return self._lie(message, context, client_app.app(message, context))
 
-    def train_cohort(  # type: ignore[override]  # clients share no state, but these share what they attack with
+    def train_cohort(  # type: ignore[override]  # a method, not a static one, because it needs the cell
         self, messages: Sequence[Message], contexts: Sequence[Context]
     ) -> list[Message]:
         replies = client_app.app.train_cohort(messages, contexts)
@@ -125,7 +124,7 @@ class HostileApp(client_app.CohortApp):
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
-    """Return what became of the models of the largest and of the smallest level, and how many were refused."""
+    """Run a cell; return the accuracies of the largest and the smallest level, and the numbers of refused replies."""
     config = cell.config()
     workload = load_workload(config)
     prepare(workload, cell)
@@ -145,19 +144,19 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 
 class Refusals(RoundCallback):
-    """Counts rejected replies, by partition."""
+    """Callback that counts refused replies by partition."""
 
     def __init__(self) -> None:
         self.counted: Counter[int] = Counter()
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Count those of a round."""
+        """Count the refused replies of a round."""
         self.counted.update(progress.record.refused)
         return False
 
 
 def prepare(workload: Workload, cell: Cell) -> None:
-    """Give clients their data: some rows, and wrong labels where they are to learn these."""
+    """Set the clients' data: the first rows, with wrong labels for attackers with the attack ``labels``."""
     whole = load_dataset(cell.data)
     workload.dataset = replace(whole, train=_small(whole.train), test=_small(whole.test))
     targets = workload.dataset.train.targets.clone()
@@ -168,7 +167,7 @@ def prepare(workload: Workload, cell: Cell) -> None:
 
 
 def _small(split: Split) -> Split:
-    """Return the first rows, images of 28 pixels at half their width and height."""
+    """Return the first ``ROWS`` examples; images of 28 x 28 pixels are halved in width and height."""
     inputs = split.inputs[:ROWS]
     inputs = avg_pool2d(inputs, 2) if inputs.shape[-1] == 28 else inputs
     return replace(split, inputs=inputs, targets=split.targets[:ROWS])
@@ -185,12 +184,12 @@ def cells(data: Sequence[str]) -> Iterator[Cell]:
     """Yield all cells, those of one seed before those of the next."""
     attacks = [("none", 0), *itertools.product(ATTACKS, (1, 2))]
     for name, seed, mix, mean, (attack, attackers) in itertools.product(data, SEEDS, MIXES, MEANS, attacks):
-        if "-" in mix or KEEP not in mean:  # where all hold everything, no entry has few holders
+        if "-" in mix or KEEP not in mean:  # with a single level, no entry has few holders
             yield Cell(name, mix, mean, attack, attackers, seed)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the cells that are not done, and write the tables."""
+    """Run the cells that have no result yet, and write the tables."""
     wanted = list(cells(options.data))
     done = run_cells(options.out / "cells.jsonl", wanted, run_cell)
     write_atomic(options.out / "robust.md", page({cell: done[cell] for cell in wanted}).encode())
@@ -198,7 +197,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def page(found: Mapping[Cell, Mapping[str, float]]) -> str:
-    """Return the tables."""
+    """Return the page with all tables."""
     seconds = sum(own["seconds"] for own in found.values())
     about = f"{describe_machine()}. {len(found)} runs, {seconds:.0f} seconds in all."
     parts = [f"{HEADER}\n    {command()}\n\n{about}\n"]
@@ -210,7 +209,7 @@ def page(found: Mapping[Cell, Mapping[str, float]]) -> str:
 
 
 def table(found: Mapping[Cell, float]) -> str:
-    """Return a row for each way to combine replies, and a column for each attack."""
+    """Return a table with a row for each kind of mean and a column for each attack."""
     rows: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell, value in found.items():
         rows[cell.mean][f"{cell.attackers} {cell.attack}" if cell.attackers else "none"].append(100 * value)

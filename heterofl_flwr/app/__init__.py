@@ -1,1 +1,1 @@
-"""Entry points: Flower's ServerApp and ClientApp, the launcher and the command ``heterofl``."""
+"""Entry points: the ServerApp and ClientApp for ``flwr run``, and the command ``heterofl`` with its subcommands."""

@@ -1,4 +1,4 @@
-"""Types of command-line arguments; loads no torch."""
+"""Types of command-line arguments; importing this module does not load torch."""
 
 import argparse
 import os
@@ -6,23 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 TABLE_FORMATS = ("table", "csv", "markdown", "latex")
-"""Styles of ``core.formatting.render``, which would load torch."""
+"""Styles of ``core.formatting.render``, repeated here because importing that module would load torch."""
 
 
 def read_path(text: str) -> Path:
-    """Read a path that may begin with ``~``, which shells do not expand in ``--out=~/runs``."""
+    """Return a path with ``~`` expanded, which shells do not do in ``--out=~/runs``."""
     return Path(os.path.expanduser(text))
 
 
 def read_count(text: str) -> int:
-    """Read an integer of 1 or more."""
+    """Return an integer of 1 or more from text."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of 1 or more")
     return int(text)
 
 
 def read_integers(separator: str, example: str) -> Callable[[str], tuple[int, ...]]:
-    """Return a reader of positive integers, whose error shows an example."""
+    """Return a function that reads positive integers with a separator; its error has the example."""
 
     def read(text: str) -> tuple[int, ...]:
         parts = text.split(separator)

@@ -1,4 +1,4 @@
-"""The server's evaluation, and the callbacks named in the settings."""
+"""Evaluation on the server, and the callbacks that the settings name."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -19,13 +19,13 @@ from heterofl_flwr.transport import packing
 PROJECT = "heterofl-flwr"
 
 NAMES = ("tensorboard", "wandb", "mlflow")
-"""The callbacks of ours that ``run.callbacks`` can name."""
+"""Names of this package's callbacks in ``run.callbacks``."""
 
 
 def evaluate_global(
     strategy: FederationStrategy, workload: Workload, server_round: int, arrays: ArrayRecord
 ) -> MetricRecord | None:
-    """Return accuracy and loss on the whole test set without any mask; None before the first round."""
+    """Return the global model's metrics on the whole test set, without masks; None before the first round."""
     if not server_round:
         return None
     rate = workload.mix.global_rate
@@ -37,25 +37,25 @@ def evaluate_global(
 
 
 def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundCallback]:
-    """Return the recorder of the run folder, the monitor, and what ``run.callbacks`` names."""
+    """Return the monitor, the recorder of the run's folder, and the callbacks in ``run.callbacks``."""
     settings, run = workload.settings, workload.settings.run
     check_names(run.callbacks)
     callbacks: list[RoundCallback] = []
     if run.metrics_address:  # first: an address in use ends the run before anything is written
         callbacks.append(Monitor(run.metrics_address, timeout=settings.engine.timeout, wait=settings.sample.wait))
     if folder is not None:
-        # The models of FedH2L have no levels, and travel nowhere.
+        # Models of FedH2L have no levels and are not sent.
         costs = (
             None if settings.server.strategy == "fedh2l" else Costs(workload.build, workload.mix, workload.example())
         )
         callbacks.append(Recorder(folder, run.checkpoint_every, costs=costs, models=not workload.personal))
-    # Without a folder the default, tensorboard, has nowhere to write.
+    # Without a folder, tensorboard (the default) cannot write.
     names = [name for name in run.callbacks if folder is not None or name != "tensorboard"]
     return callbacks + [_build_callback(name, workload, folder) for name in names]
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise an error if what ``run.callbacks`` names is not there."""
+    """Raise ``ConfigError`` if a callback in ``run.callbacks`` does not exist."""
     for name in names:
         if ":" in name:
             load_function(name, "run.callbacks")
@@ -64,7 +64,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def _build_callback(name: str, workload: Workload, folder: RunFolder | None) -> RoundCallback:
-    """Return a callback of ours, or a user's own."""
+    """Return a callback of this package, or a user's callback ``module:name``."""
     if ":" in name:
         return cast("RoundCallback", load_function(name, "run.callbacks")())
     if name == "tensorboard" and folder is not None:

@@ -1,7 +1,7 @@
 """Certificates of a SuperLink and keys of its nodes.
 
-An authority of its own signs the SuperLink's certificate, and nodes trust that authority alone. It stays when the
-SuperLink's certificate is renewed, so nodes need nothing new.
+A certificate authority, made for this deployment, signs the SuperLink's certificate, and nodes trust only this
+authority. It stays when the SuperLink's certificate is renewed, so nodes need no new file.
 """
 
 import ipaddress
@@ -21,18 +21,18 @@ from heterofl_flwr.common.files import write_atomic
 
 AUTHORITY = "heterofl authority"
 AUTHORITY_DAYS = 3650
-SECRET, PUBLIC = 0o600, 0o644  # who may read a file
-LOOPBACK = ("localhost", "127.0.0.1", "::1")  # where the SuperLink's own processes connect to, whatever its name is
-_NAME = re.compile(r"\w[\w.-]*(?<!\.(?:key|crt|pub))")  # other files of the folder end so
+SECRET, PUBLIC = 0o600, 0o644  # permissions of files
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # addresses that processes on the SuperLink's machine connect to
+_NAME = re.compile(r"\w[\w.-]*(?<!\.(?:key|crt|pub))")  # the suffixes are those of other files in the folder
 _HOST = re.compile(r"[\w.*-]+", re.ASCII)
-_CURVE = SECP384R1()  # Flower accepts keys of NIST's curves alone
-_BEFORE = timedelta(hours=1)  # clocks of nodes may lag behind
+_CURVE = SECP384R1()  # Flower accepts only keys of NIST curves
+_BEFORE = timedelta(hours=1)  # certificates are valid from earlier on, because clocks of nodes may be slow
 
 
 def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
-    """Write the SuperLink's certificate and key, and those of the authority if there is none yet; return their paths.
+    """Write the SuperLink's certificate and key, and those of the authority if it does not exist; return the paths.
 
-    ``hosts`` are the names and addresses by which nodes reach the SuperLink; those of its own machine are added.
+    ``hosts`` are the names and addresses by which nodes reach the SuperLink; ``LOOPBACK`` is added.
     """
     ca_key, ca_certificate = folder / "ca.key", folder / "ca.crt"
     new = not ca_key.exists() and not ca_certificate.exists()
@@ -55,7 +55,7 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
 
 
 def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
-    """Write a node's private key and its public key, which the SuperLink registers; return both paths."""
+    """Write a node's private key, and its public key for registration with the SuperLink; return both paths."""
     path, public = new_paths(folder, name)
     key = generate_private_key(_CURVE)
     openssh = serialization.PublicFormat.OpenSSH
@@ -65,7 +65,7 @@ def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def new_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """Return where a node's two keys go; ``ConfigError`` where the name is invalid, or the node has keys."""
+    """Return the paths of a node's two keys; raise ``ConfigError`` for an invalid name or existing keys."""
     if not _NAME.fullmatch(name):
         expected = "letters, digits, '.', '_' and '-', which does not end in .key, .crt or .pub"
         raise ConfigError(f"node {name!r}: expected a name of {expected}")
@@ -78,7 +78,7 @@ def new_paths(folder: Path, name: str) -> tuple[Path, Path]:
 
 def _sign_authority(key: EllipticCurvePrivateKey) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, AUTHORITY)])
-    # Of the nine usages, key_cert_sign and crl_sign.
+    # The two True of the nine usages are key_cert_sign and crl_sign.
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     return (
         _certificate(name, name, key, AUTHORITY_DAYS)
@@ -96,7 +96,7 @@ def _sign_server(
     authority: x509.Certificate,
     authority_key: EllipticCurvePrivateKey,
 ) -> x509.Certificate:
-    """Return the certificate of a server that these hosts name, and its own machine."""
+    """Return the certificate of a server for ``hosts`` and ``LOOPBACK``."""
     names = [_read_host(host) for host in dict.fromkeys((*hosts, *LOOPBACK))]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
     from_authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
@@ -132,7 +132,7 @@ def _private(key: EllipticCurvePrivateKey, form: serialization.PrivateFormat) ->
 
 
 def _read_authority(key: Path, certificate: Path) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
-    """Return the authority's key and certificate."""
+    """Return the authority's key and certificate; raise ``ConfigError`` if they are invalid or do not match."""
     try:
         authority_key = serialization.load_pem_private_key(key.read_bytes(), password=None)
         authority = x509.load_pem_x509_certificate(certificate.read_bytes())

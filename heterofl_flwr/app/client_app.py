@@ -1,4 +1,4 @@
-"""The ClientApp behind ``flwr run``: trains and evaluates our models on a client's part of a data set."""
+"""The ClientApp for ``flwr run``: training and evaluation of a model on a client's part of a data set."""
 
 import atexit
 import gc
@@ -24,7 +24,7 @@ from heterofl_flwr.transport import messages, packing
 
 
 class CohortApp(ClientApp):
-    """A ClientApp that trains several clients together where a ``LocalGrid`` hands it their messages together."""
+    """A ClientApp with ``train_cohort``, which a ``LocalGrid`` or ``RayGrid`` calls with several messages."""
 
     @staticmethod
     def train_cohort(received: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
@@ -47,14 +47,14 @@ def moments_query(message: Message, context: Context) -> Message:
     workload = task.workload
     batches: Iterable[Tensor] = workload.moments_batches(task.data.train, task.seed)
     if len(task.instruction.rates) > 1:
-        batches = list(batches)  # gathered and augmented once for all rates
+        batches = list(batches)  # so that they are gathered and augmented once for all rates
     with workload.arithmetic():
         return answer_moments(task, lambda: batches, workload.device, together=workload.moments_together)
 
 
 @app.train()
 def train_message(message: Message, context: Context) -> Message:
-    """Train the slice that the message brings on this client's data."""
+    """Train the slice in the message on this client's data."""
     return _answer([AppTask(message, context)])[0]
 
 
@@ -91,11 +91,11 @@ def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
 
 
 def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
-    """Return a model for each task, on the device. Equal slices in consecutive messages are read once."""
+    """Return the model of each task on the device. An equal slice in consecutive messages is read once."""
     models: list[nn.Module] = []
     previous: Mapping[str, Array] = {}
     for task in tasks:
-        # Not array_records: Flower returns an object there that keeps the message alive until the collector runs.
+        # Not content.array_records, whose reference cycle keeps the message in memory until the garbage collector runs.
         record = task.message.content.get(messages.ARRAYS)
         arrays: Mapping[str, Array] = record if isinstance(record, ArrayRecord) else {}
         is_same = arrays.keys() == previous.keys() and all(arrays[name] is previous[name] for name in arrays)
@@ -107,7 +107,7 @@ def _load_models(tasks: Sequence[AppTask]) -> list[nn.Module]:
 
 @app.evaluate()
 def evaluate_message(message: Message, context: Context) -> Message:
-    """Evaluate the models that the message asks about, or this client's own."""
+    """Evaluate the models in the message, or this client's personal model."""
     task = AppTask(message, context)
     examples = len(task.data.test)
     measure = _evaluate_personal_model if task.workload.personal else _evaluate_sent_models
@@ -117,19 +117,19 @@ def evaluate_message(message: Message, context: Context) -> Message:
 
 
 def _evaluate_sent_models(task: AppTask) -> dict[str, float]:
-    """Evaluate each rate's model on this client's test data, with and without the mask of its classes."""
+    """Evaluate the model of each rate on this client's test data, with and without a mask of absent classes."""
     sent = task.config.get(messages.CLASSES)
     classes = sent if isinstance(sent, list) else task.data.classes
     metrics: dict[str, float] = {}
     for rate, model in task.models():
         by_name = _evaluate(task, model, classes)
-        # The first rate is the largest: on every client's data it is the global model.
+        # Metrics without a rate in their name are those of the first rate, which is the largest.
         metrics = (metrics or by_name) | {f"{name}/{rate}": value for name, value in by_name.items()}
     return metrics
 
 
 def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
-    """Evaluate this client's own model: locally on its own test data, globally on all, where a node has them."""
+    """Evaluate this client's personal model on its own test data, and on the whole test set if the node has it."""
     workload = task.workload
     model = task.with_own_moments(task.load_model())
     metrics = _evaluate(task, model, task.data.classes)
@@ -137,14 +137,14 @@ def _evaluate_personal_model(task: AppTask) -> dict[str, float]:
         test, kind = workload.whole_test(task.clients), workload.settings.fidelity
         metrics |= evaluate(model, test, perplexity_kind=kind).metrics("global")
     by_level = {f"{name}/{task.rate}": value for name, value in metrics.items()}
-    if len(workload.builds) > 1:  # a mean over all clients hides an architecture that learns nothing
+    if len(workload.builds) > 1:  # a mean over all architectures could hide one that learns nothing
         architecture = task.architecture
         metrics |= {f"{architecture}-{name}": value for name, value in metrics.items() if name.endswith("accuracy")}
     return metrics | by_level
 
 
 def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
-    """Return the metrics of one model on one client's test data."""
+    """Return the metrics of a model on the test data of a task's client."""
     workload, split = task.workload, task.data.test
     maskings = Masking(None, "none"), Masking(torch.tensor(classes), workload.settings.train.mask_fill)
     kind = workload.settings.fidelity
@@ -160,7 +160,10 @@ def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dic
 
 
 def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of ``evaluate.metric``; raise an error if they are not numbers by names of their own."""
+    """Return the metrics that ``evaluate.metric`` computed.
+
+    Raise ``ConfigError`` if they are not numbers by name, or have the name of a metric of this app.
+    """
     try:
         metrics = {str(name): float(value) for name, value in result.items()}  # type: ignore[attr-defined]
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
@@ -174,7 +177,7 @@ def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, 
 
 @app.train("publish")
 def publish_message(message: Message, context: Context) -> Message:
-    """Train on this client's own data, and publish posteriors of the round's seed examples (FedH2L)."""
+    """Train on this client's data, and reply with posteriors on the round's seed examples (FedH2L)."""
     task = AppTask(message, context)
     ((model, result),) = _train([task])
     task.keep(model)
@@ -187,7 +190,7 @@ def publish_message(message: Message, context: Context) -> Message:
 
 @app.train("learn")
 def learn_message(message: Message, context: Context) -> Message:
-    """Learn from the posteriors that the other clients published (FedH2L)."""
+    """Train on the posteriors of the other clients (FedH2L)."""
     task = AppTask(message, context)
     workload = task.workload
     record = messages.array_records(message.content).get(messages.POSTERIORS)
@@ -203,7 +206,7 @@ def learn_message(message: Message, context: Context) -> Message:
 
 
 def _load_seed_examples(task: AppTask) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inputs and labels of the round's seed examples."""
+    """Return the inputs and labels of the round's seed examples."""
     rows, seeds = task.config.get(messages.SEED_ROWS), task.workload.seeds
     size = len(seeds)
     if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < size for row in rows):

@@ -41,7 +41,7 @@ examples:
 PAGE = "README.md"
 
 COMPARED = 64
-"""Examples of the test data on which files are compared with the model."""
+"""Number of test examples on which files are compared with the model."""
 
 TEXT = """\
 # The models of the run in `{name}`
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Source(NamedTuple):
-    """Builder, inputs and scores of a run's models."""
+    """The build function, inputs and scores of a run's models."""
 
     build: "Build"
     inputs: "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
@@ -79,7 +79,7 @@ class Source(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export the models, and print the table."""
+    """Export the models, and print a table of them."""
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.core import formatting
     from heterofl_flwr.export.export import export_model
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
-    """Return the source of a run of this package's own app: its settings name the model and the data."""
+    """Return the source of a run of this package's app, from the model and data in its settings."""
     from heterofl_flwr.app.workload import load_workload
     from heterofl_flwr.export.export import BATCH
     from heterofl_flwr.settings.flat import from_stored, to_flat
@@ -140,7 +140,7 @@ def of_settings(folder: "RunFolder", args: argparse.Namespace) -> Source:
 
 
 def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
-    """Return the source of a run of an app of the user's: two functions that the command line names."""
+    """Return the source of a run of a user's app, from the functions in ``--model`` and ``--inputs``."""
     from heterofl_flwr.common.user_code import load_function
     from heterofl_flwr.export.export import BATCH
 
@@ -150,7 +150,7 @@ def of_users_app(folder: "RunFolder", args: argparse.Namespace) -> Source:
 
 
 def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the facts of the final models, or of those of some levels."""
+    """Return rate, parameters and metrics of the final models of ``levels``; of all levels if it is empty."""
     from heterofl_flwr.runs.models import model_facts
 
     models = model_facts(folder)
@@ -165,7 +165,7 @@ def models_of(folder: "RunFolder", levels: Sequence[str]) -> dict[str, dict[str,
 
 
 def inputs_of(test: "Split", seed: int) -> "Tensor":
-    """Return test examples as the model sees them."""
+    """Return test examples in the form of the model's inputs."""
     import torch
 
     from heterofl_flwr.core.randomness import derive
@@ -178,7 +178,7 @@ def inputs_of(test: "Split", seed: int) -> "Tensor":
 
 
 def preparation(dataset: "Dataset") -> str:
-    """Return how to prepare inputs for a model, and the names of its classes."""
+    """Return a text on the preparation of a model's inputs, with the names of its classes."""
     if dataset.test.reading is not None:
         hidden = dataset.test.reading.hides_as
         return f"Inputs are words by number (the `names` of the data set); {hidden} is a hidden word to predict."

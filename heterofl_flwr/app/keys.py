@@ -1,4 +1,4 @@
-"""``heterofl keys``: certificates for the SuperLink and keys for nodes, in the forms that Flower's commands read."""
+"""``heterofl keys``: certificates for a SuperLink and keys for nodes, in the file formats of Flower's commands."""
 
 import argparse
 import shlex
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the files, and say how nodes are registered."""
+    """Write the files, and print the commands that register the nodes."""
     # Imported here, as cryptography takes a while to load.
     from heterofl_flwr.app.certificates import AUTHORITY_DAYS, new_paths, write_certificates, write_node_key
 

@@ -1,6 +1,7 @@
-"""The command ``heterofl``: its subcommands, and the exit codes of all programs of this project.
+"""The command ``heterofl``: parsing its arguments, calling a subcommand, and the exit codes.
 
-Subcommands load torch only when they run.
+The exit codes are used by all subcommands, and ``status_of`` by the programs in ``simulations`` too. Subcommands load
+torch only when they run.
 """
 
 import argparse
@@ -29,34 +30,37 @@ COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
         "supernode": supernode,
     }
 )
-"""Subcommands; each module has its arguments, its help texts and its work."""
+"""Module of each subcommand, with its arguments, its help texts and its function ``run``."""
 
 FAILED = 1
-"""Of work that was begun and failed; each subcommand says when in its module."""
+"""Exit code of work that was begun and failed."""
 MISUSED = 2
+"""Exit code of a command with invalid arguments, settings or files."""
 INTERRUPTED = 130
+"""Exit code after an interrupt (Ctrl-C)."""
 
 
 def status_of(program: str, work: Callable[[], int | None]) -> int:
-    """Do the work; return its exit status: 0 if it has none, 2 for what cannot be asked.
+    """Call ``work``, print its error, and return the exit code of the process.
 
-    The program's name begins each error message. The work includes reading the arguments, as their parser prints and
-    ends the process too. An interrupt may say how to go on.
+    The exit code is that of ``work`` (None counts as 0), or ``MISUSED`` for an error of this package. The name of the
+    program begins each message. Call it around the parsing of arguments too. The text of a ``KeyboardInterrupt``, such
+    as the command to resume, is printed.
     """
     try:
         try:
             return work() or 0
         finally:
             if sys.stdout:  # None where it is closed
-                sys.stdout.flush()  # here a reader that has had enough, such as head, is noticed
+                sys.stdout.flush()  # raises BrokenPipeError here if the reader, such as head, has closed the pipe
     except HeteroFLError as error:
-        print(printable(f"{program}: {error}"), file=sys.stderr)  # names in it may be a stranger's
+        print(printable(f"{program}: {error}"), file=sys.stderr)  # it may contain names from untrusted files
         return MISUSED
     except KeyboardInterrupt as interrupt:
         print("; ".join([f"{program}: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        if error.filename is None and sys.stdout:  # may be of the output, which Python would flush once more
+        if error.filename is None and sys.stdout:  # maybe an error of stdout, which Python would flush again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return FAILED
@@ -65,7 +69,7 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 only if it did what was asked, 2 for what cannot be asked."""
+    """Run the command; return its exit code: 0, ``FAILED``, ``MISUSED`` or ``INTERRUPTED``."""
     if arguments is None:
         atexit.register(gc.freeze)  # Python would look for garbage among all objects of torch, for half a second
 
@@ -79,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read arguments; where settings can be given, words such as ``train.lr=0.05`` are some, as in Hydra."""
+    """Return the parsed arguments; words such as ``train.lr=0.05`` count as ``--set``, in commands that have it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["sweep"], ["supernode"]):  # the others are Hydra's or Flower's, and --help too
         return argparse.Namespace(run=COMMANDS[arguments[0]].run, arguments=arguments[1:])
@@ -90,13 +94,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         top.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
     if words:
         args.set = [*args.set, *words]
-    if getattr(args, "set", None) and not getattr(args, "app", None):  # the settings of another app are its own
+    if getattr(args, "set", None) and not getattr(args, "app", None):  # with --app they are settings of that app
         _check_settings(args.set)
     return args
 
 
 def _check_settings(words: Sequence[str]) -> None:
-    """Refuse settings and values that cannot be now, and not when torch is loaded, which takes seconds."""
+    """Raise ``ConfigError`` for unknown settings and invalid values, before torch is loaded, which takes seconds."""
     settings = {setting.key: setting for setting in stored_settings()}
     parts = (word.partition("=") for word in words)
     assignments = {key.strip(): text for key, equals, text in parts if key.strip() and equals}
@@ -119,6 +123,6 @@ def parser() -> argparse.ArgumentParser:
         texts = {"help": command.SUMMARY, "description": command.DESCRIPTION, "epilog": command.EXAMPLES}
         subparser = subparsers.add_parser(name, **texts, formatter_class=style)
         subparser.set_defaults(run=command.run)
-        if hasattr(command, "add_arguments"):  # Hydra reads those of a sweep, and Flower those of a SuperNode
+        if hasattr(command, "add_arguments"):  # not sweep (parsed by Hydra), nor a SuperNode (parsed by Flower)
             command.add_arguments(subparser)
     return top

@@ -1,4 +1,4 @@
-"""Tasks of our own app: data, model and training of a node."""
+"""``AppTask``: the task of this package's ClientApp, with data, model and training of a node."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -27,31 +27,31 @@ from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.compat import runs_on_node
 
 NODE_DATA = "data-path"
-"""Key of the node config that names a folder with the node's own data."""
+"""Key of the node config with the path of a folder with the node's own data."""
 
 Value = TypeVar("Value", int, float, str)
 
 
 class AppTask(Task):
-    """A task of our own app, with the data of its node and the model of the run."""
+    """A task of this package's ClientApp, with the data of its node and the model of the run."""
 
     def __init__(self, message: Message, context: Context) -> None:
         self.workload = load_workload(context.run_config)
-        self.has_own_data = NODE_DATA in context.node_config  # and so no part of ``data.name``
+        self.has_own_data = NODE_DATA in context.node_config  # data from a folder, not a part of ``data.name``
         partition = messages.read_value(messages.read_config(message), messages.PARTITION, int)
         self.architecture = self.workload.architecture(partition)
         super().__init__(message, context, self.workload.builds[self.architecture], seed_torch=True)
-        if runs_on_node():  # a simulation would print this for each client
+        if runs_on_node():  # not in simulations, which would log this for each client
             kind, level = message.metadata.message_type, level_name(self.rate)
             host_log.info("round %d: %s at level %s", self.instruction.server_round, kind, level)
 
     def value(self, key: str, kind: type[Value]) -> Value:
-        """Return a value of the message's config; a missing one, or one of another type, raises ``ReplyError``."""
+        """Return a value of the message's config; raise ``ReplyError`` if it is missing or of another type."""
         return messages.read_value(self.config, key, kind)
 
     @property
     def options(self) -> TrainOptions:
-        """Options of training, with those that the message sets."""
+        """Training options of the settings, with the learning rate and ``proximal_mu`` of the message."""
         return replace(
             self.workload.settings.train,
             learning_rate=self.value(messages.LEARNING_RATE, float),
@@ -66,12 +66,12 @@ class AppTask(Task):
 
     @property
     def clients(self) -> int:
-        """The number of clients among which the data are split, as this node knows it; 0 if it does not."""
+        """Number of clients among which the data are split, from the node config; 0 if it is unknown."""
         number = read_capability(self.context).get(messages.NUM_PARTITIONS)
         return number if isinstance(number, int) and not self.has_own_data else 0
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield each rate with its model on the device; consecutive messages with equal parameters share the models."""
+        """Yield each rate with its model on the device; messages with equal parameters in a row share the models."""
         if self.workload.personal:
             yield from ((rate, model.to(self.workload.device)) for rate, model in super().models())
             return
@@ -80,17 +80,17 @@ class AppTask(Task):
             yield rate, model
 
     def build_models(self) -> list[tuple[float, nn.Module]]:
-        """Return each rate with a new model on the device."""
+        """Return all rates of the instruction, each with a new model on the device."""
         return [(rate, model.to(self.workload.device)) for rate, model in super().models()]
 
     def load_model(self, like: nn.Module | None = None) -> nn.Module:
-        """Return the model of the message on the device; ``like`` is that of ``Task.model``."""
+        """Return the model of the message on the device; see ``Task.model`` for ``like``."""
         return self.model(like).to(self.workload.device)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
-        """Return the training of a model on this client's examples, masked to its classes where the run does so."""
+        """Return the training job of a model on this client's data, masked to its classes if the run masks losses."""
         data = self.data
-        self.penalty_used = True  # by the engines: FedProx's by ``options``, the stages' by the job
+        self.penalty_used = True  # the engines add FedProx's penalty (``options``) and the stages' (the job)
         quadratic, terms = self.stage_penalty.quadratic, self.stage_penalty.terms
         return TrainingJob(
             model=self.workload.with_inner_widths(model, self.rate, self.build),
@@ -104,14 +104,14 @@ class AppTask(Task):
         )
 
     def note_steps(self, steps: int) -> None:
-        """Set ``total_step``: the length of the steps along a constant gradient, which momentum lengthens."""
+        """Set ``total_step`` to the total step size of ``steps`` steps along a constant gradient, with momentum."""
         options, length = self.options, float(steps)
         if beta := options.momentum:
             length = (steps - beta * (1 - beta**steps) / (1 - beta)) / (1 - beta)
         self.total_step = options.learning_rate * length
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:
-        """Return this client's own model with the static batch norm moments of what it was trained on."""
+        """Return this client's personal model with static batch norm moments of its training inputs."""
         if not batch_norms(model):
             return model
         kind = self.workload.settings.fidelity
@@ -119,7 +119,7 @@ class AppTask(Task):
         return with_static_norm(model, moments)
 
     def trained_batches(self) -> Iterable[Tensor]:
-        """Return the inputs that this client's own model is trained on: its data and, in FedH2L, the seed set."""
+        """Return batches of the inputs that the personal model is trained on: its data and, in FedH2L, the seed set."""
         workload = self.workload
         batches = workload.moments_batches(self.data.train, self.seed)
         if workload.settings.server.strategy != "fedh2l":
@@ -128,26 +128,29 @@ class AppTask(Task):
 
 
 class _LastModels:
-    """The models of the last evaluation message in this process: all clients of a round get the same parameters."""
+    """Cache of the models of the latest evaluation message in this process.
+
+    It helps because all clients of a round get the same parameters.
+    """
 
     def __init__(self) -> None:
         self._key: object = None
         self._models: list[tuple[float, nn.Module]] = []
 
     def of(self, task: AppTask) -> list[tuple[float, nn.Module]]:
-        """Return the models of a task's message."""
+        """Return the models of a task's message, built unless the cache has them."""
         instruction = task.instruction
         fields = (instruction.kind, instruction.rates, instruction.slice_rule, instruction.window)
         records = messages.array_records(task.message.content)
         contents = {name: dict(record) for name, record in records.items()}
         key = (task.workload, task.architecture, fields, instruction.frozen_base, contents)
         if key != self._key:
-            self._key, self._models = None, []  # before the next models take memory
+            self._key, self._models = None, []  # free the memory before building the next models
             self._key, self._models = key, task.build_models()
         return self._models
 
     def clear(self) -> None:
-        """Release the models, before training takes memory."""
+        """Free the models, for example before training."""
         self._key, self._models = None, []
 
 
@@ -156,7 +159,7 @@ release_models = _LAST_MODELS.clear
 
 
 def load_node_data(context: Context, workload: Workload) -> NodeData:
-    """Return a node's examples and classes: of its own data, or its part of ``data.name``."""
+    """Return a node's examples and classes, from its own folder or its part of ``data.name``."""
     if NODE_DATA in context.node_config:
         return _load_own_data(str(context.node_config[NODE_DATA]), workload)
     node = read_capability(context)

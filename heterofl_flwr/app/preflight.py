@@ -1,4 +1,4 @@
-"""Checks before a run starts."""
+"""Checks of the settings, the data, the model and the folder before a run starts."""
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from heterofl_flwr.report import RunFolder
 
 
 def check_run(request: Request) -> str:
-    """Check a run of this package's own app before it starts; return a sentence if it has finished already."""
+    """Check a run of this package's app before it starts; return a sentence if the run has finished already."""
     workload, folder = load_workload(request.config), RunFolder(request.out)
     start = find_start(folder, workload.settings)
     if not start.finished:
@@ -28,14 +28,14 @@ def check_run(request: Request) -> str:
                 "(devices.profile), or leave it out"
             )
         with folder.lock():
-            pass  # the folder can be written to, and no other process runs there
+            pass  # raises an error if the folder is not writable or another process runs there
     return start.finished
 
 
 def check_task(workload: Workload, clients: int) -> None:
-    """Raise an error if there is no such data set, if it is too small for the clients, or if a model does not fit it.
+    """Load the data set; raise an error if it does not exist, is too small for the clients, or does not fit a model.
 
-    The data set is loaded for it.
+    Other errors of a user's functions are ignored here, because the run raises them with a traceback.
     """
     try:
         workload.partitions(clients)
@@ -43,11 +43,11 @@ def check_task(workload: Workload, clients: int) -> None:
         build_devices(workload)
         if workload.settings.server.strategy == "fedh2l":
             _ = workload.seeds
-        _ = workload.device, workload.metric  # which loads the user's function
+        _ = workload.device, workload.metric  # loads the user's function
         check_names(workload.settings.run.callbacks)
     except HeteroFLError:
         raise
-    except Exception:  # a user's own function raises what it likes; the run itself will say so, with its trace
+    except Exception:  # an error of a user's function; the run raises it again, with a traceback
         return
     for name, build in workload.builds.items():
         _check_fit(workload, name, build)
@@ -57,7 +57,7 @@ def check_task(workload: Workload, clients: int) -> None:
 
 
 def _say_size(workload: Workload, clients: int) -> None:
-    """Print how many clients a round asks, and how far each trains."""
+    """Print the number of clients in a round, and their mean number of steps."""
     number = workload.settings.asynchronous.size or workload.settings.sample.number(clients, "train")
     steps = workload.steps_each(clients)
     print(f"{number} of {clients} clients train in each round{f', about {steps:.0f} steps each' if steps else ''}")
@@ -74,7 +74,7 @@ def _check_fit(workload: Workload, name: str, build: Build) -> None:
         model, _ = build_and_profile(build, workload.mix.global_rate, example)
     except HeteroFLError:
         raise
-    except Exception as error:  # a user's own raises what it likes
+    except Exception as error:  # a user's function may raise any error
         if name not in MODELS:
             raise ConfigError(
                 f"the model {name} fails at rate {workload.mix.global_rate:g} on an input of "
@@ -91,12 +91,12 @@ def _check_fit(workload: Workload, name: str, build: Build) -> None:
 
 
 def _check_output(workload: Workload, name: str, model: nn.Module) -> None:
-    """Raise an error if a user's own model does not give each example a score for each class."""
+    """Raise ``ConfigError`` if the output of a user's model is not a score for each example and class."""
     inputs, classes = workload.dataset.train.inputs[:2], workload.dataset.classes
     try:
         with torch.inference_mode(), kept_random_state():
             output = for_evaluation(model, None)(inputs)
-    except Exception:  # the run itself will say so, with its trace
+    except Exception:  # the run raises it again, with a traceback
         return
     if isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] >= classes:
         return

@@ -1,4 +1,4 @@
-"""``heterofl profile``: what the models of a mix cost, as the left columns of the paper's Tables 7 to 9."""
+"""``heterofl profile``: costs of the models of a mix, as in the left columns of the paper's Tables 7 to 9."""
 
 import argparse
 import sys
@@ -44,13 +44,13 @@ PROFILED = (
     *("mnist", "cifar10", "wikitext2", "digits"),
     *("cnn", "mlp", "lenet", "preresnet18", "preresnet18-later", "preresnet50", "transformer"),
 )
-"""Data sets and models that can be named."""
+"""Names of data sets and models that the command accepts."""
 
 OPTIONS = ("classes", "hidden", "norm")
-"""Options of this package's models alone."""
+"""Arguments that only this package's models have."""
 
 INNER: "tuple[InnerWidths, ...]" = ("drawn", "sandwich", "all")
-"""Values of ``train.distill`` by which clients train the smaller levels inside their model too."""
+"""Values of ``train.distill`` with which clients train smaller levels inside their model too."""
 
 HEADER = ("mix", "ratio", "parameters", "MACs", "MB")
 
@@ -74,14 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _read_name(text: str) -> str:
-    """Read the name of what is profiled; whether a function of the user's can be loaded is seen later."""
+    """Return the name of a data set, a model or a user's function; the function is loaded later."""
     if text not in PROFILED and ":" not in text:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected 'module:function' or one of {', '.join(PROFILED)}")
     return text
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table."""
+    """Print the table of costs."""
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.core.formatting import render
     from heterofl_flwr.core.levels import Mix, level_name
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         build, example = setup.build(), setup.example()
     mixes = {name: Mix.parse(name) for name in args.mix or all_mixes("abcde")}
     rates = {rate for mix in mixes.values() for rate in mix.rates}
-    # On meta nothing takes memory, but a model of the user's may need values.
+    # The meta device needs no memory, but a user's model may need values.
     profiles = profile_rates(args.name, build, example, rates, "cpu" if is_users else "meta")
     for warning in equal_levels(profiles):
         print(warning, file=sys.stderr)
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]) -> str:
-    """Return the price of a mix as a sentence, also with distillation to the smaller levels inside a client's model."""
+    """Return sentences on the price of a mix, with and without training of smaller levels inside a client's model."""
     from heterofl_flwr.runs.costs import price
 
     rates = [rate for rate in mix.parts if rate]
@@ -133,7 +133,7 @@ def price_line(name: str, mix: "Mix", costs: Mapping[float, tuple[float, float]]
 
 
 def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:
-    """Return a row of the table."""
+    """Return the table's row of a mix."""
     from heterofl_flwr.core.formatting import count
 
     if style == "csv":
@@ -142,13 +142,13 @@ def row(name: str, cost: "MixProfile", style: str) -> tuple[str, ...]:
 
 
 def all_mixes(levels: str) -> list[str]:
-    """Return all mixes of equal shares of these levels, in the order of the paper's tables."""
+    """Return all mixes of equal shares of some of ``levels``, in the order of the paper's tables."""
     subsets = (subset for size in range(1, len(levels) + 1) for subset in combinations(levels, size))
     return ["-".join(subset) for subset in sorted(subsets, key=lambda subset: (subset[0], len(subset), subset))]
 
 
 def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, object]) -> "Setup":
-    """Return the paper's set-up of a data set, or one for a model, with the options that the user changed."""
+    """Return the paper's set-up of a data set, or a set-up of a model, with the user's options."""
     from heterofl_flwr.nn.models import PAPER, Setup
     from heterofl_flwr.settings.defaults import options_of
     from heterofl_flwr.settings.flat import from_flat
@@ -169,7 +169,7 @@ def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, obj
 
 
 def load_users_model(name: str, shape: tuple[int, ...] | None, *, tokens: bool) -> "tuple[Build, Tensor]":
-    """Return a function of the user's from a rate to a model, and a batch of one input."""
+    """Return a user's build function, and a batch of one input."""
     import torch
 
     from heterofl_flwr.nn.build import called_with_rate, check_build
@@ -184,7 +184,7 @@ def load_users_model(name: str, shape: tuple[int, ...] | None, *, tokens: bool) 
 def profile_rates(
     name: str, build: "Build", example: "Tensor", rates: Collection[float], device: str
 ) -> "dict[float, Profile]":
-    """Return the cost of the model of each rate; each is built once."""
+    """Return the profile of the model of each rate."""
     import torch
 
     from heterofl_flwr.nn.profile import profile
@@ -197,7 +197,7 @@ def profile_rates(
             profiles[rate] = profile(model, example)
         except ConfigError:
             raise
-        except Exception as error:  # such as torch's for an image that is too small, or any of the user's own model
+        except Exception as error:  # such as torch's for an image that is too small, or any error of a user's model
             what = f"{name} of rate {rate:g} with inputs of {tuple(example.shape[1:])}"
             raise ConfigError(f"{what}: {first_line(error)}") from error
     return profiles

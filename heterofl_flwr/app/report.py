@@ -1,4 +1,4 @@
-"""``heterofl report``: write a run's report again, and print its tables."""
+"""``heterofl report``: writing a run's report, printing its tables, and comparing several runs."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report of a run, and print its tables."""
+    """Write and print the report of a run, or the comparison of several runs."""
     from heterofl_flwr.report import write_report
 
     if len(args.folders) > 1:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(paths: Sequence[Path], out: Path, style: str) -> None:
-    """Write the page that compares runs, and print its table."""
+    """Write the page that compares several runs, and print its table."""
     from heterofl_flwr.common.errors import extra
     from heterofl_flwr.core.formatting import render
     from heterofl_flwr.runs.folder import RunFolder

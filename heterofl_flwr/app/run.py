@@ -30,7 +30,7 @@ examples:
 """
 
 HOW = MappingProxyType({"grid": None, "gpus": None, "cpus": 1, "parallel": None})
-"""Defaults of the options that say where clients run."""
+"""Defaults of the options on where clients run."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,16 +73,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the app; return 0 only if every round was done."""
+    """Run the app; return the exit code: ``FAILED`` if a round was not done, or no client evaluated at the end."""
     # Imported here, as they load torch, which takes seconds.
     from heterofl_flwr.app import preflight, simulation
+    from heterofl_flwr.app.main import FAILED
     from heterofl_flwr.app.run_request import build_request
     from heterofl_flwr.report import RunFolder
     from heterofl_flwr.runs.origin import command
 
     request = build_request(args)
     if request.grid == "ray":
-        with extra("simulation", "use --grid local"):  # not after the folder is there
+        with extra("simulation", "use --grid local"):  # before the folder is created
             import_module("ray")
     if args.app is None and (finished := preflight.check_run(request)):
         print(finished)
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if args.app is None:
         print(f"resume with: {_resume_command(args, request.out, request.config)}", flush=True)
     try:
-        command()  # the processes of the run then know it
+        command()  # stores the user's command in the environment, for the processes of the run
         simulation.run_request(request, log=args.log or bool(args.app))
     except KeyboardInterrupt:
         if args.app or not RunFolder(request.out).started:
@@ -103,19 +104,20 @@ def run(args: argparse.Namespace) -> int:
             printable(f"heterofl: the run failed: {error}\n  the whole log: {request.out / simulation.LOG}"),
             file=sys.stderr,
         )
-        return 1
+        return FAILED
     return 0 if args.app else _report(request.out)
 
 
 def _resume_command(args: argparse.Namespace, folder: Path, config: Mapping[str, object]) -> str:
-    """Return the command that resumes a run on the same part of this machine."""
+    """Return the command that resumes a run with the same grid and resources."""
     options = [f"--{name}={value}" for name, default in HOW.items() if (value := getattr(args, name)) != default]
     trust = ["--trust"] if named_modules(config.values()) else []
     return shlex.join(["heterofl", "run", "--resume", str(folder), *options, *trust])
 
 
 def _report(folder: Path) -> int:
-    """Print the results of a run; return 1 if no client evaluated the model in the last evaluation."""
+    """Print the results of a run; return the exit code, ``FAILED`` if no client replied to the final evaluation."""
+    from heterofl_flwr.app.main import FAILED
     from heterofl_flwr.report import RunFolder
 
     show_results(folder)
@@ -125,4 +127,4 @@ def _report(folder: Path) -> int:
     reasons = name_faults("partition", evaluated.evaluate_failures)
     text = f"heterofl: in round {evaluated.server_round} no client evaluated the global model: {reasons}"
     print(printable(text), file=sys.stderr)
-    return 1
+    return FAILED

@@ -1,4 +1,4 @@
-"""The run that a command line requests: settings, folder, clients and their resources."""
+"""``Request``: the run that a command line describes, with settings, folder, clients and their resources."""
 
 import argparse
 import math
@@ -27,11 +27,11 @@ from heterofl_flwr.settings.value_types import Flat
 from heterofl_flwr.transport.compat import get_project_config
 
 CLUSTER = "RAY_ADDRESS"
-"""The environment variable that names a Ray cluster; what its machines have is not known here."""
+"""Environment variable with the address of a Ray cluster; the resources of its machines are not known here."""
 
 HISTORY = "history.jsonl"
 WINDOW = 64
-"""Default of ``engine.window``: the server's memory then does not grow with the clients."""
+"""Value of ``engine.window`` by default, so that the server's memory does not grow with the number of clients."""
 
 SERVER_APP = "heterofl_flwr.app.server_app:app"
 CLIENT_APP = "heterofl_flwr.app.client_app:app"
@@ -39,22 +39,22 @@ CLIENT_APP = "heterofl_flwr.app.client_app:app"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A requested run; the last three fields are the resources of each client on Ray."""
+    """A requested run. ``cpus``, ``gpus`` and ``parallel`` apply to clients on Ray."""
 
     config: Mapping[str, Flat]  # all settings of the app
     out: Path  # the run's folder
     clients: int  # number of virtual clients
     app: Path | None = None  # folder of another Flower app; None for this package's own
-    server: str = SERVER_APP  # where the app's two parts are
+    server: str = SERVER_APP  # import paths of the ServerApp and the ClientApp
     client: str = CLIENT_APP
-    grid: str = "local"  # what runs the clients: ``local``, this process; ``ray``, Ray's actors
-    cpus: int = 1  # processor cores
-    gpus: float | None = None  # a share of a GPU, or a number of whole ones; None where nobody says it
-    parallel: int | None = None  # how many clients may run at once; None for as many as the cores and GPUs allow
+    grid: str = "local"  # ``local``: clients run in this process; ``ray``: in Ray actors
+    cpus: int = 1  # processor cores for each client
+    gpus: float | None = None  # fraction of a GPU for each client, or a number of whole GPUs; None: see ``gpu_share``
+    parallel: int | None = None  # maximum number of clients at once; None: as many as the cores and GPUs allow
 
     @property
     def gpu_share(self) -> float:
-        """The fraction of a GPU for each client; by default one GPU, or a share if more clients may run at once."""
+        """Fraction of a GPU for each client; by default 1, or less if more clients may run at once than GPUs exist."""
         number = torch.cuda.device_count()
         if self.gpus is not None or self.app is not None or self.config["engine.device"] == "cpu" or not number:
             return self.gpus or 0.0
@@ -62,7 +62,10 @@ class Request:
 
 
 def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
-    """Return the request for another app, as Flower reads it; ``ConfigError`` for settings that it does not have."""
+    """Return the request for another Flower app, from its ``pyproject.toml``.
+
+    Raise ``ConfigError`` for settings in ``changes`` that the app does not have.
+    """
     try:
         table = get_project_config(folder)["tool"]["flwr"]["app"]
         config: UserConfig = flatten(table.get("config", {}))
@@ -79,7 +82,10 @@ def read_app(folder: Path, changes: Mapping[str, Flat], **how: Any) -> Request:
 
 
 def build_request(args: argparse.Namespace) -> Request:
-    """Return what the arguments ask for, where this machine can give it; nothing is started or written."""
+    """Return the request of a command line; raise ``ConfigError`` if this machine cannot run it.
+
+    Nothing is started or written.
+    """
     if args.resume and args.app:
         raise ConfigError(
             f"--resume is for this package's own app, and --app is {args.app}: start it with --app alone, and let its "
@@ -120,7 +126,7 @@ def build_request(args: argparse.Namespace) -> Request:
 
 
 def _count_clients(requested: int | None, out: Path, resumes: bool, usual: int) -> int:
-    """Return how many clients take part: in a run that has resumes, as many as it has."""
+    """Return the number of clients: that of the resumed run or, for a new run, the requested or ``usual`` one."""
     if not resumes:
         return requested or usual
     has = RunFolder(out).about().get("clients") or requested
@@ -132,7 +138,7 @@ def _count_clients(requested: int | None, out: Path, resumes: bool, usual: int) 
 
 
 def _choose_folder(args: argparse.Namespace, name: str) -> Path:
-    # The last digits tell runs apart that begin in the same second.
+    # The random digits keep runs apart that begin in the same second.
     usual = Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
     chosen: Path = args.resume or args.out or usual
     return chosen.resolve()

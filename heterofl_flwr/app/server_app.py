@@ -1,4 +1,4 @@
-"""The ServerApp behind ``flwr run``: HeteroFL as the settings say, with records, checkpoints and a report."""
+"""The ServerApp for ``flwr run``: a run as the settings describe, with records, checkpoints and a report."""
 
 import logging
 import math
@@ -47,21 +47,21 @@ MAY_DIFFER_ON_RESUME = (
 
 RESUMED: Mapping[str, Any] = {
     "may_differ": MAY_DIFFER_ON_RESUME,
-    # A setting that a later version adds has a default that leaves runs as they were.
+    # Settings that a stored run lacks, because its version did not have them, get their defaults.
     "complete": lambda old: to_flat(from_stored(old)),
 }
-"""Arguments for the comparison of a resumed run's settings with its earlier ones."""
+"""Arguments of ``RunFolder.check`` and ``start``, which compare a resumed run's settings with the stored ones."""
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run HeteroFL."""
+    """Run the strategy that the run config describes."""
     workload = load_workload(context.run_config)
     set_log_format(workload.settings.run.log)
     ours = logging.getLogger("heterofl_flwr")
-    if not ours.handlers:  # its messages appear where Flower's do
+    if not ours.handlers:  # show this package's log lines together with Flower's
         ours.handlers = list(logging.getLogger("flwr").handlers)
         ours.setLevel(logging.INFO)
         ours.propagate = False
@@ -69,7 +69,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(grid: Grid, workload: Workload, extra_callbacks: Sequence[RoundCallback] = ()) -> FederationStrategy:
-    """Run HeteroFL on any grid; with ``run.dir``, leave a folder that tells all about it."""
+    """Run the strategy of a workload's settings on a grid, and return it; with ``run.dir``, write the run's folder."""
     give_back_freed_memory()
     folder = RunFolder(workload.settings.run.dir) if workload.settings.run.dir else None
     with nullcontext() if folder is None else folder.lock():
@@ -84,22 +84,22 @@ def _run(
     if start.finished:
         logger.info(start.finished)
         return make_strategy(workload, extra_callbacks)
-    # Where clients are of this run, their data are those of its settings; `heterofl run` puts a relay around its grid.
+    # On this package's grids the number of clients is known now. `heterofl run` wraps its grid in a relay.
     clients = len(list(grid.get_node_ids())) if isinstance(grid, QueuedGrid | Relay) else None
     steps = workload.steps_each(clients) if clients else None
     console = Console(steps=steps)
     strategy = make_strategy(workload, (console, *build_callbacks(workload, folder), *extra_callbacks))
-    # The window is inside of simulated devices.
+    # Windowed must be inside of SimulatedDevices.
     grid = Windowed(grid, settings.engine.window) if settings.engine.window else grid
     devices = build_devices(workload)
-    if folder is not None:  # only now, when everything has been checked
-        with extra("report"):  # not after hours that what draws is missing
+    if folder is not None:  # write only after everything has been checked
+        with extra("report"):  # a missing package must be noticed now, not after hours
             from heterofl_flwr.report.page import write_page
 
         _start_folder(folder, workload, start, strategy, clients)
     if settings.privacy.noise:
         _say_epsilon(strategy, settings, start, simulated=clients is not None)
-    # Where clients have models of their own, there is none for the server to evaluate.
+    # With personal models there is no global model that the server could evaluate.
     evaluates = settings.evaluate.central and not workload.personal
     with console.by_time():
         strategy.start(
@@ -155,7 +155,7 @@ def make_strategy(workload: Workload, callbacks: Sequence[RoundCallback]) -> Fed
 
 
 def build_devices(workload: Workload) -> Devices | None:
-    """Return what the clients' devices can do; None where nothing is simulated."""
+    """Return the simulated devices; None if the settings have none."""
     settings = workload.settings
     name = settings.devices.profile
     if not name:
@@ -176,16 +176,16 @@ def build_devices(workload: Workload) -> Devices | None:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a run begins, or that it has come to its end."""
+    """The state from which a run starts (None: a new run), or a sentence if the run has finished."""
 
     state: RunState | None = None
     finished: str = ""
 
 
 def find_start(folder: RunFolder | None, settings: Settings) -> Start:
-    """Return where a run begins: after its checkpoint where it is resumed. Nothing is written.
+    """Return the start of a run in a folder: new, resumed from a checkpoint, or finished. Nothing is written.
 
-    ``ConfigError`` is raised if it cannot start in the folder, or cannot go on with these settings.
+    Raise ``ConfigError`` if the run cannot start in the folder, or cannot be resumed with these settings.
     """
     if folder is None:
         return Start()
@@ -197,7 +197,7 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
         return Start()
     checkpoint, about = folder.load_checkpoint(), folder.about()
     done = checkpoint.server_round
-    # One that died after its last round still has to write its models; one may have stopped early.
+    # A run that died after its final round must still write its models. A run may also have been stopped early.
     recorded = max((record.server_round for record in folder.history()), default=done)  # more where one is damaged
     if about.get("finished") and recorded == done and rounds in (done, about.get("num_rounds")):
         text = f"the run in {folder.path} is finished: {done} rounds; to go on, ask for more (num-rounds)"
@@ -211,13 +211,13 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
             f"num-rounds: found {rounds}, but the run in {folder.path} was to have {about.get('num_rounds')}, and "
             f"distill.ramp is a share of them, so its rounds so far would have been others; expected as many"
         )
-    if checkpoint.run_key is None:  # of an older version
+    if checkpoint.run_key is None:  # a checkpoint of an older version
         checkpoint = replace(checkpoint, run_key=about.get(messages.RUN_KEY))
     return Start(checkpoint)
 
 
 def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start, *, simulated: bool) -> None:
-    """Print what epsilon will be at most after the last round, with what was released before."""
+    """Print an upper bound on epsilon after the final round, including earlier releases."""
     rounds = range(start.state.server_round + 1 if start.state else 1, settings.num_rounds + 1)
     final = strategy.spent.epsilon(count_releases(strategy.federation, rounds, simulated=simulated))
     print(f"epsilon is at most {final:.4g} at delta {settings.privacy.delta:g} after round {settings.num_rounds}")
@@ -226,12 +226,12 @@ def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start,
 def _start_folder(
     folder: RunFolder, workload: Workload, start: Start, strategy: FederationStrategy, clients: int | None
 ) -> None:
-    """Begin a run in its folder, and go on from what the folder knows of the rounds that are over."""
+    """Write the settings of a run into its folder, and make the accountant store its releases there."""
     settings = workload.settings
     about = {
         "title": f"{method_name(settings)} on {settings.data.name}, {settings.mix}",
         "device": device_name(workload.device),
-        **({"clients": clients} if clients else {}),  # which no setting tells
+        **({"clients": clients} if clients else {}),  # no setting has the number of clients
     }
     folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)
     strategy.spent.keep_in(folder)

@@ -1,4 +1,4 @@
-"""``heterofl settings``: every setting of a run, its value and its meaning."""
+"""``heterofl settings``: printing all settings of a run with their values and meanings."""
 
 import argparse
 import shutil
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_settings(texts: Sequence[str]) -> list[Setting]:
-    """Return every setting, with values given as ``key=value``."""
-    # Here, as it loads torch, which takes seconds.
+    """Return all settings; ``texts`` are changed values such as ``train.lr=0.05``."""
+    # Imported here, because it loads torch, which takes seconds.
     from heterofl_flwr.settings.flat import SPECS, from_flat, read_assignments, to_flat
 
     changes = read_assignments(texts)

@@ -1,4 +1,4 @@
-"""A run in this process, from its start to its end."""
+"""``run_request``: running a ServerApp on a ``LocalGrid`` or ``RayGrid`` from this process."""
 
 import logging
 import math
@@ -28,29 +28,29 @@ from heterofl_flwr.transport.packing import count_bytes
 from heterofl_flwr.transport.relay import Relay
 
 LOG = Path("logs", "flower.log")
-"""Where in a run's folder its log is."""
+"""Path of the log in a run's folder."""
 
 FRAMES = 3
-"""Stack frames shown of an error that is not this package's own."""
+"""Number of stack frames in the text of an error that another package raised."""
 
 STEP = 500_000
-"""Constant cost of a training step, in bytes of parameters with the same cost.
+"""Constant part of the cost of a training step, as the bytes of parameters that cost the same.
 
 With the paper's CNN on a CPU, steps of 10 images at levels a to e take 29, 9, 3.4, 2.4 and 2.3 ms (0.5 MB: 2.3 ms).
 """
 
 SHORT_OF_MEMORY = ("MemoryError", "low on memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Texts in the errors of clients out of memory: exceptions of Python and torch; Ray; cuBLAS."""
+"""Words in the errors of clients that are out of memory: of Python and torch, of Ray, and of cuBLAS."""
 
 
 class RunError(HeteroFLError):
-    """A run ended before it had done all that it was to do."""
+    """A run that ended before it was finished."""
 
 
 def run_request(request: Request, *, log: bool = False) -> None:
-    """Run an app; return when it has done all that it was to do, else raise ``RunError``.
+    """Run an app until it is finished; raise ``RunError`` if it fails.
 
-    Flower's log is in the run's folder, and with ``log`` it is shown too.
+    Flower's log is written into the run's folder, and with ``log`` also shown.
     """
     path = request.out / LOG
     RunFolder(request.out).refuse_links()
@@ -62,12 +62,12 @@ def run_request(request: Request, *, log: bool = False) -> None:
     try:
         with _flower_log(file, shown=log):
             _serve(request)
-    except Exception as error:  # whatever an app raises is how its run ended
+    except Exception as error:  # an app may raise any error
         raise RunError(_describe(error)) from error
 
 
 def _load_server(request: Request) -> ServerApp:
-    """Return the ServerApp; only another app's folder is put on ``sys.path``."""
+    """Return the ServerApp; for another Flower app, its folder is added to ``sys.path``."""
     if request.app is None:
         return cast("ServerApp", load_function(request.server, "the ServerApp"))
     return cast("ServerApp", load_app(request.server, ConfigError, request.app))
@@ -75,20 +75,21 @@ def _load_server(request: Request) -> ServerApp:
 
 def _serve(request: Request) -> None:
     """Run the ServerApp on a grid."""
-    if request.app is not None:  # the grid loads its client
+    if request.app is not None:  # the grid imports the ClientApp from this folder
         sys.path.insert(0, str(request.app))
     with open_grid(request) as grid:
         server = _load_server(request)
         checked = Checked(grid)
         server(checked, Context(grid.run.run_id, 0, {}, RecordDict(), dict(request.config)))
-    if request.app is not None:  # our own decides by itself which rounds are good
+    if request.app is not None:  # this package's app checks its rounds itself
         checked.raise_for_rounds_without_a_result()
 
 
 class Checked(Relay):
-    """A grid that checks replies: one that reports a lack of memory ends the run, which can go on with fewer at once.
+    """Proxy for a grid that checks replies.
 
-    Flower's own strategies pass over a round in which all clients failed, so those rounds are noted.
+    A reply with an error about lack of memory ends the run, so that it can be resumed with fewer clients at once. The
+    proxy also finds rounds in which all clients failed, because Flower's strategies ignore them.
     """
 
     def __init__(self, grid: QueuedGrid) -> None:
@@ -99,28 +100,28 @@ class Checked(Relay):
         self._bad: dict[tuple[str, str], list[str]] = {}
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
-        """Wait for replies, as the grid does."""
+        """Wait for replies on the grid."""
         return self._queued.wait_for_replies(message_ids, timeout)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that the grid has."""
+        """Return the replies that have arrived, after checking them."""
         replies = super().pull_messages(message_ids)
         return [self._check(reply, reply.metadata.group_id) for reply in replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages, and return their replies."""
+        """Send messages, and return their replies after checking them."""
         self._calls += 1
         replies = super().send_and_receive(messages, timeout=timeout)
         return [self._check(reply, f"call {self._calls}") for reply in replies]
 
     def raise_for_rounds_without_a_result(self) -> None:
-        """Raise if all clients that were to train, or to evaluate, in a round failed."""
+        """Raise ``HeteroFLError`` if in some round all clients failed to train, or all failed to evaluate."""
         for call, reasons in self._bad.items():
             if not self._good[call]:
                 raise HeteroFLError(f"in a round all {len(reasons)} clients that were asked failed; {reasons[-1]}")
 
     def _check(self, reply: Message, group: str) -> Message:
-        """Count a reply for those to messages of one kind that were sent together; return it."""
+        """Count a reply as good or bad within its group, the messages of one type sent together; return the reply."""
         call = group, reply.metadata.message_type
         if not reply.has_error():
             self._good[call] += 1
@@ -131,14 +132,14 @@ class Checked(Relay):
                 f"a client ran out of memory: {reason}; resume the run with fewer clients at once (--parallel), or "
                 f"use a smaller model or batch"
             )
-        # Answers to queries, and to evaluate where an app does not, are what a strategy may do without.
+        # A strategy can do without answers to queries, and without evaluation if the app has no function for it.
         if not call[1].startswith(MessageType.QUERY) and NO_FUNCTION.format("evaluate") not in reason:
             self._bad.setdefault(call, []).append(reason)
         return reply
 
 
 def _describe(error: Exception) -> str:
-    """Return what an error says; of one that is not this package's own also its kind, and where it was raised."""
+    """Return the text of an error; if another package raised it, with its class and the stack frames."""
     if isinstance(error, HeteroFLError):
         return str(error)
     frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-FRAMES:]))
@@ -146,7 +147,7 @@ def _describe(error: Exception) -> str:
 
 
 def open_grid(request: Request) -> QueuedGrid:
-    """Return the grid on which an app's clients run; it is the caller's to close."""
+    """Return the grid on which an app's clients run; the caller must close it."""
     states = {} if request.app is not None else {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
     kind: Callable[..., QueuedGrid] = LocalGrid
     if request.grid == "ray":
@@ -163,23 +164,23 @@ def open_grid(request: Request) -> QueuedGrid:
 
 
 def cohort_limit(request: Request) -> Callable[[Message], int]:
-    """Return from a message to how many clients may train together."""
+    """Return a function of a message that returns the maximum number of clients that train together."""
     if request.app is not None:
         return lambda message: 1
     workload = load_workload(request.config)
-    # On a CPU, clients of larger models do not train together, and had better train on all cores.
+    # On a CPU, only clients of smaller models train together; for larger ones, Ray uses the cores better.
     limit = 4 * MOST_ON_CPU if workload.device.type == "cpu" and workload.settings.engine.name == "auto" else math.inf
     return lambda message: workload.cohort if cost(message) - STEP <= limit else 1
 
 
 def cost(message: Message) -> float:
-    """Return how long a client takes beside others: the larger its model, the longer."""
+    """Return the cost of a client's training relative to others, from the size of its parameters."""
     return STEP + sum(count_bytes(record) for record in message.content.values() if isinstance(record, ArrayRecord))
 
 
 @contextmanager
 def _flower_log(file: logging.FileHandler, *, shown: bool) -> Iterator[None]:
-    """Let Flower and this package log to a file, and where ``shown`` also to where Flower does already."""
+    """Within this context, Flower and this package log to a file, with ``shown`` also to Flower's usual handlers."""
     flower, ours = logging.getLogger("flwr"), logging.getLogger("heterofl_flwr")
     handlers, level, propagate = (flower.handlers, ours.handlers), ours.level, ours.propagate
     flower.handlers = ours.handlers = [*flower.handlers, file] if shown else [file]

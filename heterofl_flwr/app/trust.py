@@ -1,4 +1,7 @@
-"""Whether code that a run's folder names may run: ``--trust``, and the refusal without it. Loads no torch."""
+"""The option ``--trust``: whether code named in the settings of a run's folder may run.
+
+Importing this module does not load torch.
+"""
 
 import argparse
 from collections.abc import Iterable, Mapping
@@ -9,7 +12,7 @@ from heterofl_flwr.common.user_code import allow_modules, named_modules
 
 
 def add_trust(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add ``--trust``, for folders whose settings name code."""
+    """Add the option ``--trust`` to a parser."""
     text = "run the functions that the settings in the folder name (module:function)"
     parser.add_argument("--trust", action="store_true", help=text)
 
@@ -17,7 +20,10 @@ def add_trust(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 def check_trust(
     settings: Mapping[str, object], folder: Path | None, *, trusted: bool, named: Iterable[object] = ()
 ) -> None:
-    """Raise ``ConfigError`` if a run's folder names code that neither the command line names nor ``--trust`` allows."""
+    """Raise ``ConfigError`` if settings of a folder name code, unless ``named`` has it too or ``trusted`` is True.
+
+    ``named`` are the values in the command line.
+    """
     modules = named_modules(settings.values()) - named_modules(named)
     if modules and not trusted:
         functions = [f"{key}={value}" for key, value in settings.items() if named_modules([value]) & modules]

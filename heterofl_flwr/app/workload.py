@@ -1,6 +1,6 @@
-"""Data set, its partitions and the model at each rate, shared by server and clients of this package's app.
+"""``Workload``: data set, partitions and models of a run of this package's app, for the server and the clients.
 
-A workload is made once in each process and kept, so data and models survive the rounds of a simulation.
+Each process makes a workload once and caches it, so that a simulation loads data and builds models once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,14 +33,14 @@ from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_u
 from heterofl_flwr.training.options import JointLoss
 
 COHORTS = {"cpu": 5, "cuda": 50}
-"""Default number of clients that train together, by type of device."""
+"""Default maximum number of clients that train together, by device type."""
 
 AT_ONCE = {"cpu": 50, "cuda": 1000}
-"""Examples that go through a model at once where moments are measured, by type of device."""
+"""Number of examples in one forward pass when moments are measured, by device type."""
 
 
 class NodeData:
-    """Examples of a node, each split gathered when it is first read, and the node's classes."""
+    """Training and test examples of a node, gathered on first use, and the node's classes."""
 
     def __init__(self, train: Callable[[], Split], test: Callable[[], Split], classes: tuple[int, ...]) -> None:
         self._gather_train, self._gather_test, self.classes = train, test, classes
@@ -57,7 +57,7 @@ class NodeData:
 
 
 class Workload:
-    """A data set and a model, as the settings say."""
+    """The data set, the models and the training of a run, as the settings describe."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.mix = settings, settings.mix
@@ -65,28 +65,28 @@ class Workload:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The data set, loaded when it is first needed."""
+        """The data set, loaded on first use."""
         return load_data(self.settings.data)
 
     @cached_property
     def facts(self) -> Facts:
-        """Facts of the data set that decide the model's shape; it is loaded only if they are not listed."""
+        """Facts of the data set that determine the model's shape; it is loaded only if they are not listed."""
         return Facts.find(self.settings.data.name, self.settings.data.label) or Facts.of(self.dataset)
 
     @cached_property
     def terms(self) -> Terms:
-        """Meaning of the data set's values, to which a node with data of its own is aligned."""
+        """Meaning of the data set's values (classes, normalisation), to which a node's own data are aligned."""
         name, label = self.settings.data.name, self.settings.data.label
         facts = Facts.find(name, label)
         return Terms.of(self.dataset) if facts is None or name == "digits" else Terms.of_source(name, facts)
 
     @cached_property
     def device(self) -> torch.device:
-        """Where clients compute."""
+        """Device on which clients compute."""
         return resolve_device(self.settings.engine.device)
 
     def arithmetic(self, *, training: bool = False) -> AbstractContextManager[None]:
-        """Return the context in which clients compute (``engine.precision``); evaluation has no bfloat16."""
+        """Return the context manager of ``engine.precision``; bfloat16 is used in training only."""
         precision = self.settings.engine.precision
         return arithmetic("tf32" if precision == "bf16" and not training else precision, self.device)
 
@@ -102,7 +102,7 @@ class Workload:
 
     @cached_property
     def build(self) -> Build:
-        """From a rate to the model at that rate."""
+        """Function of a rate that returns the model."""
         model = self.settings.model.name
         if ":" in model:
             return load_function(model, "model.name")
@@ -118,13 +118,13 @@ class Workload:
         return load_function(name, "evaluate.metric") if name else None
 
     def _with_depth(self, build: Build) -> Build:
-        """Return the function from a rate to a model that may also have fewer blocks (``model.shrink``)."""
+        """Return a build function that also shrinks the depth, if ``model.shrink`` says so."""
         model, train = self.settings.model, self.settings.train
         levels = read_levels(model.shrink)
         if levels is None:
             return build
         if BLOCKS[model.name] == "exits.*":
-            # The widths inside a model are its shallower ones here, with exits of their own.
+            # Inner widths are shallower models here, and each has its own exit.
             only_deepest = train.exits == "last" and train.distill == "none"
             build = with_exits(build, ensemble=model.ensemble, deepest_only=only_deepest)
         within: dict[str | float, Rates] = {
@@ -134,37 +134,37 @@ class Workload:
 
     @cached_property
     def builds(self) -> Mapping[str, Build]:
-        """From a rate to a model, by its architecture: one, or in FedH2L each of ``distill.models``."""
+        """Build functions by architecture: a single one, or in FedH2L those of ``distill.models``."""
         builds = {name: Workload(with_architecture(self.settings, name)).build for name in architectures(self.settings)}
         return builds or {self.settings.model.name: self.build}
 
     def architecture(self, partition: int) -> str:
-        """Return the name of a client's architecture; they are dealt in turns."""
+        """Return the name of a client's architecture; architectures are assigned in turn."""
         return list(self.builds)[partition % len(self.builds)]
 
     @property
     def personal(self) -> bool:
-        """Whether clients keep parameters of their own (``server.shared``)."""
+        """Whether clients have personal parameters (``server.shared``, or FedH2L)."""
         return self.settings.server.shared != ALL or self.settings.server.strategy == "fedh2l"
 
     @property
     def masked(self) -> bool:
-        """Whether the loss leaves out the classes that a client lacks."""
+        """Whether the loss masks the logits of classes that a client lacks."""
         return self.settings.train.mask_fill != "none"
 
     @property
     def counts_labels(self) -> bool:
-        """Whether classifier rows count by label (``Fidelity.label_rows``)."""
+        """Whether only classifier rows of a client's classes are averaged (``Fidelity.label_rows``)."""
         return self.masked or self.settings.fidelity == "paper"
 
     @property
     def sends_labels(self) -> bool:
-        """Whether clients name their classes to the server."""
+        """Whether clients send the names of their classes to the server."""
         return self.counts_labels and self.settings.train.labels == "sent"
 
     @property
     def cohort(self) -> int:
-        """Number of clients that may train together."""
+        """Maximum number of clients that train together."""
         engine = self.settings.engine
         return 1 if engine.name in ("plain", "compile") else engine.cohort or COHORTS.get(self.device.type, 1)
 
@@ -179,7 +179,7 @@ class Workload:
         return split_dataset(self.dataset, settings.data.split, number, settings.seed, settings.fidelity)
 
     def steps_each(self, number: int) -> float | None:
-        """Return how many steps each of ``number`` clients trains in a round, on average; None for text."""
+        """Return the mean number of steps of ``number`` clients in a round; None for text."""
         if self.dataset.train.reading is not None:
             return None
         train = self.settings.train
@@ -215,13 +215,13 @@ class Workload:
         return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
 
     def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
-        """Return what is trained of a client's model: where inner widths learn too, the smaller models inside it."""
+        """Return the module to train: ``model``, or with ``train.distill`` one with the smaller models inside it."""
         widths = self.settings.train.distill
         smaller = (build(inner).to(self.device) for inner in self.mix.rates if inner < rate)
         return model if widths == "none" else Nested(model, [*smaller], widths)
 
     def joint_loss(self, server_round: int) -> JointLoss | None:
-        """Return the loss of a model's exits or widths in a round; None where its last output alone is trained."""
+        """Return the joint loss of a model's exits or inner widths in a round; None if a model has one output."""
         kind, distill = self.settings.train.exits, self.settings.distill
         if self.settings.train.distill != "none":
             return partial(
@@ -233,7 +233,7 @@ class Workload:
         return partial(EXIT_LOSSES[kind], weight=weight, temperature=distill.temperature)
 
     def evaluate_centrally(self, model: nn.Module, test: Split, server_round: int) -> EvaluateResult:
-        """Return what the server finds of a model on test examples; what it draws depends on the round alone."""
+        """Evaluate a model on the server's test examples; random draws depend only on the seed and the round."""
         settings = self.settings
         seed = derive(settings.seed, "central", server_round)
         with self.arithmetic():
@@ -241,21 +241,21 @@ class Workload:
 
     @property
     def moments_batch_size(self) -> int:
-        """Samples in a batch whose moments are measured."""
+        """Batch size for measuring moments."""
         paper = self.settings.train.batch_size if self.settings.fidelity == "paper" else 100
         return self.settings.evaluate.moments_batch_size or paper
 
     @property
     def moments_together(self) -> int:
-        """Number of such batches in one forward pass; one for a user's model, which may mix examples of a batch."""
+        """Number of such batches in a forward pass; 1 for a user's model, which may mix the examples of a batch."""
         ours = all(name in MODELS for name in self.builds)
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 
     def moments_batches(self, split: Split, seed: int) -> Iterator[torch.Tensor]:
-        """Yield what the moments of batch norm are measured on.
+        """Yield the batches of inputs on which batch norm moments are measured.
 
-        As in the authors' pass, these are training batches: shuffled, or else those of one class alone where a deal
-        stores classes one after the other, and varied as in training. Pooled moments (``fixed``) need neither.
+        As in the authors' code, these are shuffled and augmented training batches; without shuffling a batch could have
+        a single class. Pooled moments (``fixed``) need neither.
         """
         if self.settings.fidelity == "fixed":
             return input_batches(split, self.moments_batch_size)
@@ -269,7 +269,7 @@ def load_data(data: DataSettings) -> Dataset:
 
 
 def load_workload(run_config: Mapping[str, object]) -> Workload:
-    """Return the workload of a run; the same one for equal settings."""
+    """Return the workload of a run config, cached by its settings."""
     return _load_workload(tuple(sorted(run_config.items())))
 
 

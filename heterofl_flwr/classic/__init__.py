@@ -1,7 +1,7 @@
 """HeteroFL for Flower's classic API: ``flwr.server.strategy.Strategy`` and ``NumPyClient``.
 
-The strategy behaves as ``heterofl_flwr.HeteroFL`` does, over the same core. On the client, a ``Task`` stands around the
-user's own ``fit``; labels travel as text in ``metrics["labels"]``::
+The strategy translates to ``heterofl_flwr.HeteroFL``, so its behaviour is the same. On the client, make a ``Task`` in
+``fit`` and ``evaluate``. Labels are sent as text in ``metrics["labels"]``::
 
     class Client(NumPyClient):
         def get_properties(self, config):

@@ -1,4 +1,4 @@
-"""The task of a ``NumPyClient``: ``heterofl_flwr.client.Task`` with arrays and scalars."""
+"""``Task`` for a ``NumPyClient``: ``heterofl_flwr.client.Task`` with arrays and scalars instead of messages."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
@@ -26,7 +26,7 @@ FitResult = tuple[NDArrays, int, dict[str, Scalar]]
 
 
 class Task(client.Task):
-    """One call of ``NumPyClient.fit`` or ``evaluate`` being answered.
+    """A call of ``NumPyClient.fit`` or ``evaluate`` that a client answers.
 
     Parameters
     ----------
@@ -54,16 +54,17 @@ class Task(client.Task):
 
     @property
     def asks_for_moments(self) -> bool:
-        """Whether ``fit`` is asked for static batch norm moments; then it returns ``moments(batches)``."""
+        """Whether the server queries static batch norm moments; ``fit`` must then return ``moments(batches)``."""
         return self.instruction.kind == messages.QUERY_MOMENTS
 
     def moments(self, batches: Callable[[], Batches], *, device: torch.device | str = "cpu") -> FitResult:
-        """Return the static batch norm moments of this client's data, as ``fit`` does.
+        """Measure the static batch norm moments of this client's data; return them as a result of ``fit``.
 
         Parameters
         ----------
         batches : Callable[[], Iterable]
-            Called once for each rate; returns batches of the training inputs, as for ``heterofl_flwr.client``.
+            Function that returns batches of the training inputs, as in ``heterofl_flwr.client.answer_queries``. It is
+            called once for each rate.
         device : torch.device | str
             Device of the batches.
         """
@@ -91,26 +92,26 @@ class Task(client.Task):
 
 
 def parameters_of(model: nn.Module) -> NDArrays:
-    """Return a model's parameters in the order in which the strategy expects them, as for ``initial_parameters``."""
+    """Return a model's parameters in the order that the strategy expects, for example in ``initial_parameters``."""
     return [sent_tensor(parameter).numpy() for parameter in exchanged_parameters(model).values()]
 
 
 def labels_text(labels: Iterable[int]) -> str:
-    """Return a client's classes as the text that travels in ``metrics["labels"]``."""
+    """Return a client's classes as text for ``metrics["labels"]``."""
     return ",".join(map(str, labels))
 
 
 def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scalar]:
-    """Return the result of ``get_properties``: level or rate and partition, from the node config.
+    """Return the result of ``get_properties``: the rate and the partition in the node config.
 
-    With ``moments=True`` the client promises that its ``fit`` answers for static batch norm moments.
+    Use ``moments=True`` if ``fit`` returns static batch norm moments when ``task.asks_for_moments``.
     """
     properties = cast("dict[str, Scalar]", read_capability(context))
     return {**properties, messages.MOMENTS: True} if moments else properties
 
 
 def _to_message(parameters: NDArrays, config: ConfigRecord, build: Build) -> Message:
-    """Return the message that the arguments of ``fit`` or ``evaluate`` stand for."""
+    """Return the arguments of ``fit`` or ``evaluate`` as a message of the Message API."""
     rate, shared = messages.read_value(config, messages.RATE, float), messages.read_shared(config)
     names = [name for name in plan_between(build, rate, rate).axes if is_shared(name, shared)]
     moments: list[str] = []

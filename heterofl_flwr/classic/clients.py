@@ -1,4 +1,4 @@
-"""The clients of a ``ClientManager`` as a grid, on which the strategy asks; and what they answered to Flower."""
+"""``Clients``: the clients of a ``ClientManager`` with methods of a grid; replies made from Flower's results."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,22 +23,22 @@ Answer = TypeVar("Answer", FitRes, EvaluateRes)
 
 
 def node_of(proxy: ClientProxy) -> int:
-    """Return the number of a client: a node's id, or one that its name gives."""
+    """Return a client's id as an integer; one that is not a number is hashed."""
     return int(proxy.cid) if proxy.cid.isdecimal() else derive(0, "client", proxy.cid)
 
 
 @dataclass
 class Clients:
-    """The clients of a manager."""
+    """The clients of a ``ClientManager``, with methods of Flower's ``Grid``."""
 
     federation: Federation
     manager: ClientManager | None = None
     proxies: dict[int, ClientProxy] = field(default_factory=dict)
-    promised: set[int] = field(default_factory=set)  # clients with a ``fit`` that answers for moments
+    promised: set[int] = field(default_factory=set)  # clients whose ``fit`` can return moments
 
     @property
     def are_remote(self) -> bool:
-        """Whether a client is on another machine: behind a SuperLink, or behind the bridge of ``start_server``."""
+        """Whether any client is on another machine, behind a SuperLink or the gRPC bridge of ``start_server``."""
         return any(
             hasattr(proxy, "bridge") or crosses_superlink(getattr(proxy, "grid", None))
             for proxy in self.proxies.values()
@@ -52,23 +52,23 @@ class Clients:
         return list(self.proxies)
 
     def send_and_receive(self, sent: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Ask all clients at the same time; return their replies in the order of the messages."""
+        """Call all clients at the same time; return their replies in the order of the messages."""
         with ThreadPoolExecutor(_THREADS) as pool:
             calls = [(message, pool.submit(self._ask, message, timeout)) for message in sent]
-        # Not in the threads: numpy parses an array's header, in which Python 3.11.7 fails where two do it at once.
+        # Not in the threads: numpy parses array headers here, which fails in Python 3.11.7 in two threads at once.
         return [to_reply(message, *call.result()) for message, call in calls]
 
     def _ask(self, message: Message, timeout: float | None) -> tuple[Reply | Exception, list[str]]:
-        """Return a client's answer, and the names of its arrays if they differ from the message's."""
+        """Call a client; return its answer, and the names of its arrays if they differ from those of the message."""
         number, names = message.metadata.dst_node_id, list[str]()
-        set_metadata(message, message_id=str(number))  # as replies name it
+        set_metadata(message, message_id=str(number))  # the id that the reply refers to
         try:
             if message.metadata.message_type == messages.QUERY_CAPABILITY:
                 properties = self.proxies[number].get_properties(GetPropertiesIns({}), timeout=timeout, group_id=0)
                 promises = properties.properties.get(messages.MOMENTS) is True
                 (self.promised.add if promises else self.promised.discard)(number)
                 return properties, names
-            if number not in self.promised:  # as a node that has no data for them
+            if number not in self.promised:  # an empty answer, as from a node without data for moments
                 return GetPropertiesRes(Status(Code.OK, ""), {}), names
             config = messages.read_config(message)
             kind = str(config[messages.MOMENTS_KIND])
@@ -77,14 +77,14 @@ class Clients:
             parameters = record_parameters(*messages.array_records(message.content).values())
             instruction = FitIns(parameters, to_scalars(message, messages.TASK_MOMENTS, kind))
             return self.proxies[number].fit(instruction, timeout=timeout, group_id=0), names
-        except Exception as error:  # each of Flower's runtimes raises errors of its own
+        except Exception as error:  # the error depends on Flower's runtime
             return error, names
 
 
 def collect_answers(
     sent: Mapping[int, Message], results: Sequence[tuple[ClientProxy, Answer] | BaseException]
 ) -> dict[int, Answer]:
-    """Return the first answer of each client that got a message."""
+    """Return the first answer of each client in ``sent``."""
     answers = {node_of(result[0]): result[1] for result in reversed(results) if not isinstance(result, BaseException)}
     return {number: answers[number] for number in sent if number in answers}
 
@@ -94,7 +94,10 @@ def to_replies(
     answers: Mapping[int, Answer],
     failures: Sequence[tuple[ClientProxy, Answer] | BaseException],
 ) -> Iterator[Message]:
-    """Yield a reply for each message. Errors without a client are the reason of every client without an answer."""
+    """Yield a reply for each message; a client without an answer gets an error reply.
+
+    Flower does not tell which client raised an error, so the error reply has the errors of all such clients.
+    """
     unnamed = [failure for failure in failures if isinstance(failure, BaseException)]
     errors: list[str] = sorted({f"{type(error).__name__}: {error}"[:300] for error in unnamed})
     for number, message in sent.items():

@@ -1,4 +1,4 @@
-"""HeteroFL as a strategy of Flower's classic API: the one of the Message API, translated."""
+"""HeteroFL as a strategy of Flower's classic API, around the strategy of the Message API."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar, cast
@@ -52,14 +52,14 @@ ConfigFn = Callable[[int], dict[str, Scalar]]
 Instruction = TypeVar("Instruction", FitIns, EvaluateIns)
 
 CLASSIC_TAU = 1e-9
-"""Default ``tau`` of ``FedAdam`` and ``FedAdagrad`` in ``flwr.server.strategy``; that of ``FedYogi`` is ours."""
+"""Default ``tau`` of ``FedAdam`` and ``FedAdagrad`` in ``flwr.server.strategy``; ``FedYogi`` has the same as here."""
 
 LACKS = frozenset({"asynchronous", "callbacks"})
-"""Arguments of ``heterofl_flwr.HeteroFL`` that the classic API has no place for."""
+"""Arguments of ``heterofl_flwr.HeteroFL`` that the classic API does not support."""
 
 
 class _Strategy(heterofl.HeteroFL):
-    """The strategy of the Message API, whose grid is ``Clients``."""
+    """The strategy of the Message API, with ``Clients`` as its grid."""
 
     clients: Clients
 
@@ -69,34 +69,36 @@ class _Strategy(heterofl.HeteroFL):
 
 
 class HeteroFL(Strategy):
-    """Train one global model over clients of unequal size, through Flower's classic API.
+    """Train one global model on clients of unequal size, with Flower's classic API.
 
-    Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments. It has no
-    ``callbacks``, because the classic API does not say that a round has ended, no ``training.upload``, because a
-    ``NumPyClient`` cannot say the form of what it returns, and neither ``sampling.spare`` nor ``asynchronous``, because
-    its server waits for all clients.
+    Clients that return ``properties_of(context, moments=True)`` are queried for static batch norm moments.
+
+    Some options of ``heterofl_flwr.HeteroFL`` are not available. There are no ``callbacks``, because the classic API
+    does not tell a strategy the end of a round. There is no ``training.upload``, because the result of a
+    ``NumPyClient`` has no field for the form. There are neither ``sampling.spare`` nor ``asynchronous``, because the
+    server waits for all clients.
 
     Parameters
     ----------
     build, mix
         As in ``heterofl_flwr.HeteroFL``.
     evaluate_fn : Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None] | None
-        Evaluates the global model on the server: from round, parameters (no buffers) and an empty config to loss and
-        metrics.
+        Function that evaluates the global model on the server; gets the round, the parameters (no buffers) and an empty
+        config, and returns loss and metrics.
     on_fit_config_fn, on_evaluate_config_fn : Callable[[int], dict[str, Scalar]] | None
-        As in ``FedAvg``: from the round to what else goes with its instructions.
+        As in ``FedAvg``: function of the round that returns a config for clients.
     initial_parameters : Parameters | None
-        What the global model starts from, in the order of its parameters or of its ``state_dict``; default: a freshly
-        built one.
+        Initial parameters of the global model, in the order of its parameters or of its ``state_dict``. None: those of
+        a newly built model.
     fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : MetricsAggregationFn | None
-        As in ``FedAvg``: from a list of (number of examples, metrics) to metrics; None: the means by examples.
+        As in ``FedAvg``: function of a list of (number of examples, metrics) that returns metrics. None: means weighted
+        by examples.
     num_rounds : int
-        The last round, after which clients evaluate with any ``evaluation.every``; the classic API does not tell
-        its strategies.
+        Number of rounds of the run, which the classic API does not tell a strategy. Needed if clients should evaluate
+        after the final round with ``evaluation.every`` above 1.
     **options : Any
-        All other arguments of ``heterofl_flwr.HeteroFL``. ``fraction_train``, ``min_train_nodes``,
-        ``min_evaluate_nodes`` and ``min_available_nodes`` may have their names of ``FedAvg``: ``fraction_fit``,
-        ``min_fit_clients``, ``min_evaluate_clients`` and ``min_available_clients``.
+        All other arguments of ``heterofl_flwr.HeteroFL``. Four of them may have the names of the classic ``FedAvg``:
+        ``fraction_fit``, ``min_fit_clients``, ``min_evaluate_clients`` and ``min_available_clients``.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class HeteroFL(Strategy):
         **options: Any,
     ) -> None:
         stages: Sequence[ServerStage] = options.get("stages", ())
-        # A NumPyClient has no place for the client half of a stage.
+        # A NumPyClient cannot run the client half of a stage.
         conflicts = {stage_name(stage) for stage in stages if stage.client() is not None}
         sampling, training = options.get("sampling", Sampling()), options.get("training", Training())
         slicing = options.get("slicing", Slicing())
@@ -139,7 +141,7 @@ class HeteroFL(Strategy):
         self._sent: dict[int, Message] = {}
 
     def start(self, *arguments: object, **keywords: object) -> NoReturn:
-        """Refuse Flower's Message API, whose apps call this method."""
+        """Raise ``ConfigError``: Flower's Message API, whose apps call this method, needs another class."""
         raise ConfigError(
             "HeteroFL of heterofl_flwr.classic is for ServerAppComponents(strategy=...); for start(grid) import "
             "HeteroFL from heterofl_flwr"
@@ -151,9 +153,9 @@ class HeteroFL(Strategy):
         return self._inner.log
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
-        """Return the parameters of the global model to start from."""
+        """Return the initial parameters of the global model."""
         del client_manager
-        if self._inner.clients.manager is not None:  # it ran before
+        if self._inner.clients.manager is not None:  # the strategy was used in an earlier run
             self._inner.reset()
             self._inner.clients = Clients(self.federation)
         self._inner.summary()
@@ -175,7 +177,7 @@ class HeteroFL(Strategy):
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """Return an instruction for each client of the round, with its slice and its rate."""
+        """Return an instruction for each sampled client, with its slice and its rate."""
         config, grid = _config(self._fit_config_fn, server_round), self._grid(client_manager)
         with some_identity():
             sent = self._inner.configure_train(server_round, self._record(parameters), config, grid)
@@ -187,7 +189,7 @@ class HeteroFL(Strategy):
         results: list[tuple[ClientProxy, FitRes]],
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Add the results in the order in which the instructions went out, and return the new global model."""
+        """Add the results in the order of the instructions; return the new global model and the training metrics."""
         current = self._inner.open_round()
         answers = collect_answers(self._sent, [*results, *failures])
         arrays, _ = self._inner.aggregate_train(server_round, to_replies(self._sent, answers, failures))
@@ -199,7 +201,7 @@ class HeteroFL(Strategy):
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """Return an instruction for each client that evaluates, with the model and its static batch norm moments."""
+        """Return an instruction for each sampled client, with the model and its static batch norm moments."""
         config, grid = _config(self._evaluate_config_fn, server_round), self._grid(client_manager)
         with some_identity():
             sent = self._inner.configure_evaluate(server_round, self._record(parameters), config, grid)
@@ -225,7 +227,7 @@ class HeteroFL(Strategy):
         return loss, {key: value for key, value in metrics.items() if self._evaluate_metrics_fn or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
-        """Evaluate the global model on the server, if there is a function for it."""
+        """Evaluate the global model on the server with ``evaluate_fn``; None without it."""
         if self._evaluate_fn is None:
             return None
         evaluated = record_parameters(self._inner.evaluated_arrays(self._record(parameters)))
@@ -246,12 +248,12 @@ class HeteroFL(Strategy):
     def _instructions(
         self, sent: Sequence[Message], task: str, kind: Callable[[Parameters, dict[str, Scalar]], Instruction]
     ) -> list[tuple[ClientProxy, Instruction]]:
-        """Return messages as the classic API sends them; those of equal records share one packet."""
+        """Return messages as instructions of the classic API; messages with the same records share parameters."""
         self._sent = {message.metadata.dst_node_id: message for message in sent}
         packets: dict[tuple[int, ...], Parameters] = {}
         instructions = []
         for number, message in self._sent.items():
-            set_metadata(message, message_id=str(number))  # as replies name it
+            set_metadata(message, message_id=str(number))  # the id that the reply refers to
             records = messages.array_records(message.content).values()
             packet = packets.setdefault(tuple(map(id, records)), record_parameters(*records))
             config = to_scalars(message, task, self._inner.options.averaging.fidelity.moments)
@@ -264,7 +266,7 @@ class HeteroFL(Strategy):
         answers: Sequence[FitRes | EvaluateRes],
         means: dict[str, float],
     ) -> dict[str, Scalar]:
-        """Return what a metrics function computes from clients' answers, and note it; without one, the means."""
+        """Return and record the metrics that the user's function computes; without a function, return ``means``."""
         if function is None or not answers:
             return dict(means)
         metrics = function([(answer.num_examples, answer.metrics) for answer in answers])
@@ -273,7 +275,7 @@ class HeteroFL(Strategy):
 
 
 def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
-    """Warn where a server optimiser takes other steps than its namesake of the classic API."""
+    """Warn if a server optimiser has another ``tau`` than the classic strategy of the same name."""
     for stage in stages:
         if isinstance(stage, Adam | Adagrad) and type(stage) is not Yogi and stage.tau != CLASSIC_TAU:
             host_log.warning(
@@ -284,7 +286,7 @@ def _warn_of_tau(stages: Sequence[ServerStage]) -> None:
 
 
 def _config(config_fn: ConfigFn | None, server_round: int) -> ConfigRecord:
-    """Return what the caller wants to go with a round's instructions."""
+    """Return the user's config for a round's instructions; raise ``ConfigError`` for reserved keys."""
     config = dict(config_fn(server_round)) if config_fn else {}
     messages.check_own_keys(config, RESERVED)
     return ConfigRecord(cast("dict[str, ConfigRecordValues]", config))

@@ -1,7 +1,7 @@
-"""Between messages and what the classic API carries: arrays without names, and scalars.
+"""Translation between messages and the classic API's arrays without names and scalars.
 
-The order of arrays is that of the plan's parameters, and behind them that of the moments of batch norm layers, by rate.
-Both sides build the model, so the order says it all. Lists of a config travel as text with commas.
+Arrays are in the order of the plan's parameters; batch norm moments follow, by rate and layer. Both sides build the
+model, so they know the names from the order. Lists in a config are sent as text with commas.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -22,10 +22,10 @@ from heterofl_flwr.transport.packing import read_npy, reading_arrays
 Reply = FitRes | EvaluateRes | GetPropertiesRes
 
 RESERVED = messages.RESERVED | {messages.TASK}
-"""Keys of instructions of the classic API, which a user's own config cannot have."""
+"""Keys of instructions that a user's config must not have."""
 
 PROXIMAL_MU = "proximal_mu"
-"""As in Flower's classic ``FedProx``."""
+"""Key of the config in Flower's classic ``FedProx``."""
 
 _PROPERTIES = {messages.PARTITION, messages.NUM_PARTITIONS}
 _NUMPY = "numpy.ndarray"
@@ -34,7 +34,7 @@ _SHARES = "not all parameters are shared (shared): let the client return classic
 
 
 def read_parameters(parameters: Parameters, sender: str = SERVER) -> list[Array]:
-    """Return the arrays of parameters, which share their bytes."""
+    """Return the arrays in ``parameters``, without copying the bytes."""
     with reading_arrays(sender):
         arrays = [read_npy(data) for data in parameters.tensors]
     pairs = zip(arrays, parameters.tensors, strict=True)
@@ -42,19 +42,19 @@ def read_parameters(parameters: Parameters, sender: str = SERVER) -> list[Array]
 
 
 def to_parameters(tensors: Mapping[str, Tensor]) -> Parameters:
-    """Return tensors as the classic API sends them."""
+    """Return tensors as ``Parameters`` of the classic API."""
     return record_parameters(ArrayRecord(dict(tensors)))
 
 
 def record_parameters(*records: ArrayRecord) -> Parameters:
-    """Return the arrays of records, one behind the other, which share their bytes."""
+    """Return the arrays of several records in one ``Parameters``, without copying the bytes."""
     return Parameters([array.data for record in records for array in record.values()], _NUMPY)
 
 
 def name_arrays(
     names: Sequence[str], arrays: Sequence[Array], sender: str = SERVER, remedy: str = messages.NOT_CONVERTED
 ) -> ArrayRecord:
-    """Return arrays by name; reject another number of them."""
+    """Return a record of arrays by name; raise ``ReplyError`` if the numbers of names and arrays differ."""
     if len(arrays) != len(names):
         cause = "" if sender == SERVER else f"; {remedy}"
         raise ReplyError(f"{sender} sent {len(arrays)} arrays, expected {len(names)}{cause}")
@@ -62,13 +62,13 @@ def name_arrays(
 
 
 def moment_names(kind: str, layers: Mapping[float, Iterable[str]]) -> list[str]:
-    """Return the names of moments, in the order in which they travel."""
+    """Return the names of moments, in the order in which they are sent."""
     parts = ("count", "first", "second")
     return [f"{rate}/{kind}.{name}.{part}" for rate, names in layers.items() for name in names for part in parts]
 
 
 def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
-    """Return the config of an instruction to do a task; ``kind`` is that of the moments in it."""
+    """Return the config of a message as scalars, with ``task`` and the ``kind`` of its moments."""
     config = messages.read_config(message)
     scalars: dict[str, Scalar] = {
         key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in config.items()
@@ -82,7 +82,7 @@ def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
 
 
 def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
-    """Return the config that ``to_scalars`` wrote."""
+    """Return the config in scalars; the inverse of ``to_scalars``."""
     messages.check_schema(scalars)
     config = ConfigRecord(cast("dict[str, ConfigRecordValues]", dict(scalars)))
     if messages.RATES in scalars:
@@ -95,7 +95,7 @@ def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
 
 
 def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], moments: Sequence[str]) -> Message:
-    """Return the instruction that a client got."""
+    """Return a client's instruction as a message, with names for its arrays."""
     records = name_arrays([*names, *moments], [Array(array) for array in arrays])
     content = RecordDict(
         {messages.CONFIG: config, messages.ARRAYS: ArrayRecord({name: records[name] for name in names})}
@@ -107,24 +107,24 @@ def to_message(config: ConfigRecord, arrays: NDArrays, names: Sequence[str], mom
 
 
 def to_reply(message: Message, answer: Reply | Exception, names: Sequence[str] = ()) -> Message:
-    """Return a client's answer as a reply; its arrays have these names or, by default, the message's."""
+    """Return a client's answer as a reply; ``names`` are those of its arrays, by default the names in the message."""
     if isinstance(answer, Exception):
         return fail(message, f"{type(answer).__name__}: {answer}")
     if (code := answer.status.code) != Code.OK:
         return fail(message, answer.status.message or code.name)
     try:
         return Message(_read(message, answer, names, f"node {message.metadata.dst_node_id}"), reply_to=message)
-    except (ReplyError, TypeError) as error:  # TypeError: a value that no record can hold
+    except (ReplyError, TypeError) as error:  # TypeError: a value of a type that records do not allow
         return Message(LocalFault(short(str(error)), "rejected"), reply_to=message)
 
 
 def fail(message: Message, reason: str) -> Message:
-    """Return the reply of a client that failed, with the reason."""
+    """Return an error reply with the reason of a client's failure."""
     return Message(LocalFault(short(explained(reason))), reply_to=message)
 
 
 def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) -> RecordDict:
-    """Return the records of an answer."""
+    """Return the content of a reply from a client's answer."""
     if isinstance(answer, GetPropertiesRes):
         return RecordDict({messages.CONFIG: _read_config(answer.properties, _PROPERTIES, sender)})
     content = RecordDict({messages.CONFIG: _read_config(answer.metrics, {messages.LABELS}, sender)})
@@ -143,7 +143,7 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
 
 
 def _read_config(scalars: Mapping[str, Scalar], keys: Set[str], sender: str) -> ConfigRecord:
-    """Return the fields of an answer under these keys, and the client's capacity."""
+    """Return a config record with the scalars under ``keys``, and with the client's capacity."""
     fields: dict[str, object] = {key: scalars[key] for key in keys & scalars.keys()}
     if messages.LABELS in fields:
         text = str(fields[messages.LABELS])

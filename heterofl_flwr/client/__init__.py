@@ -2,7 +2,7 @@
 
 ::
 
-    answer_queries(app, build, data=load)      # once: the node's level, and its data's batch norm moments
+    answer_queries(app, build, data=load)      # once: answers the server's queries about level and batch norm
 
     @app.train()
     def train(message, context):

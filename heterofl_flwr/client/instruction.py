@@ -11,31 +11,34 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.transport import messages
 
 FIRST_OF_ROUND = (MessageType.TRAIN, messages.TRAIN_PUBLISH)
-"""Message types that start a client's round; later types of the same round see the state that these have saved."""
+"""Message types that start a client's round; other types in the same round read the state that these have saved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """Config of a message that a server sent.
+    """Config of a server's message, parsed and checked.
 
     Attributes
     ----------
     config
-        Record of the message, with the server's ``train_config``.
+        The config record of the message, including the server's ``train_config``.
     kind
-        Message type: ``train``, ``evaluate``, ``query.moments`` or one of FedH2L.
-    rate, rates
-        Rate of the slice, and of all models to evaluate; in training, the rates of the models inside the client's.
+        Message type: ``train``, ``evaluate``, ``query.moments``, or ``train.publish`` and ``train.learn`` of FedH2L.
+    rate
+        Rate of the client's model.
+    rates
+        In an evaluation, the rates of all models to evaluate. In training, ``rate`` and the rates of the smaller models
+        inside the client's model.
     global_rate
-        Largest rate of the mix.
+        Rate of the global model.
     run_seed
         Random seed of the run.
     server_round, partition
-        Round, from 1, and number of the client's data.
+        Round, counted from 1, and index of the client's part of the data.
     slice_rule, window
-        Which entries of the model of ``rate`` a smaller model takes, and the round that this rule counts from.
+        Rule that selects the entries of a smaller model from the model of ``rate``, and the round number for this rule.
     shared
-        Patterns of the parameters that travel; the others stay with the client.
+        Patterns of the parameters that are exchanged; the others stay with the client.
     has_trained
         Whether this client has trained in this run before.
     run_key
@@ -73,7 +76,7 @@ class Instruction:
 
     @classmethod
     def of(cls, message: Message) -> "Instruction":
-        """Parse a message; raise ``ReplyError`` for a missing value or one of another type."""
+        """Return the instruction in a message; raise ``ReplyError`` for a missing value or one of another type."""
         config = messages.read_config(message)
         rules: tuple[SliceRule, ...] = get_args(SliceRule)
         rate = messages.read_value(config, messages.RATE, float)
@@ -117,7 +120,7 @@ class Instruction:
 
     @property
     def starts_round(self) -> bool:
-        """Whether this message is the first of its round, so that the client loads the state of earlier rounds."""
+        """Whether this message is the first of its round, so the client must load the state of an earlier round."""
         return self.kind in FIRST_OF_ROUND
 
     @property

@@ -1,4 +1,4 @@
-"""Models of an instruction: built at a rate, loaded, set to evaluation, and taken back when they are trained."""
+"""Models of an instruction: building them at a rate, loading parameters, and reading the trained parameters."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,15 +49,15 @@ def load_models(
     Parameters
     ----------
     instruction : Instruction
-        Names the rates, and which entries of the model of the largest one the smaller models take.
+        The instruction: its rates, and its rule for the slices of smaller models.
     build : Callable[[float], nn.Module]
-        From a rate to the model.
+        Function of a rate that returns the model.
     state : Mapping[str, Tensor]
         Parameters of the largest model.
     moments : ArrayRecord | None
         Static batch norm moments for an evaluation; without them batch norm normalises by batch.
     level_tensors : Mapping[str, Tensor]
-        Parameters of smaller models that are not slices of the largest one, by ``rate/parameter``.
+        Parameters of smaller models that are not slices of the largest model, named ``rate/parameter``.
     """
     for rate in instruction.rates:
         model = new_model(build, rate, to_load=True)
@@ -72,12 +72,15 @@ def load_models(
         if instruction.is_evaluation:
             model = for_evaluation(model, None if moments is None else packing.unpack_moments(moments, rate))
         yield rate, model
-        del model  # the caller alone decides how long it lives
+        del model  # keep no reference, so that the caller can free it
 
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy the exchanged parameters into a model, and compute its spectral norm vectors anew; other buffers stay."""
+    """Copy ``state`` into the model's exchanged parameters, and recompute its spectral norm vectors.
+
+    Other buffers stay unchanged.
+    """
     parameters = exchanged_parameters(model)
     if misfits := name_misfits(state, parameters):
         raise ReplyError(
@@ -92,28 +95,30 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
-    """Return the model in evaluation mode; without moments, batch norm normalises by batch."""
+    """Return the model in evaluation mode; batch norm uses the moments or, without any, normalises by batch."""
     if moments is None:
         return without_statistics(model).eval()
     return with_static_norm(model, moments)
 
 
 def sent_tensor(parameter: Tensor) -> Tensor:
-    """Return a copy of a parameter as it travels."""
+    """Return a copy of a parameter on the CPU in the dtype of messages."""
     return torch.empty(parameter.shape, dtype=exchanged_dtype(parameter)).copy_(parameter.detach())
 
 
 def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters that stay with a client: the saved ones or, before its first training, the run's initial.
+    """Return the parameters that stay with a client.
+
+    Before the client's first training these are initial values, a slice of the run's initial global model.
 
     Parameters
     ----------
     instruction : Instruction
-        Says which parameters stay.
+        The instruction, whose patterns tell which parameters stay.
     build : Callable[[float], nn.Module]
-        From a rate to the model.
+        Function of a rate that returns the model.
     saved : Mapping[str, Tensor]
-        What the client has saved of an earlier model; empty if nothing.
+        Parameters that the client saved after an earlier training; empty without any.
     """
     rate = instruction.rate
     model = new_model(build, rate)
@@ -136,7 +141,7 @@ def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, T
 
 
 def check_not_lost(instruction: Instruction, tensors: str) -> None:
-    """Raise an error if a client that has trained in this run has lost its state."""
+    """Raise ``ReplyError`` if the client has trained in this run; its state must then exist, and is lost."""
     if instruction.has_trained:
         raise ReplyError(
             f"this client has trained in this run, and {tensors} are gone: a context ends with its grid or Flower run. "
@@ -151,7 +156,7 @@ def _slice(
     state: Mapping[str, Tensor],
     level_tensors: Mapping[str, Tensor],
 ) -> Mapping[str, Tensor]:
-    """Return the parameters of a smaller model: a slice of the largest one by the run's rule, and its level's own."""
+    """Return the parameters of a smaller model: a slice of the largest model's, and ``level_tensors`` of its rate."""
     function = make_slice_function(
         instruction.slice_rule, seed=instruction.run_seed, server_round=instruction.window, rate=rate, partition=0
     )
@@ -160,19 +165,19 @@ def _slice(
 
 
 class IssuedModels:
-    """The models that a task has returned, which alone it takes back."""
+    """Registry of the models that a task has returned; it accepts no other model as a trained one."""
 
     def __init__(self) -> None:
         self._inner = WeakKeyDictionary[nn.Module, list[InnerWidth] | None]()
         self._names: tuple[str, ...] = ()
 
     def add(self, model: nn.Module) -> None:
-        """Add a model as it was built: which of its parameters are exchanged does not change afterwards."""
+        """Add a new model; the names of its exchanged parameters are recorded now, before a user can freeze some."""
         self._names = tuple(exchanged_parameters(model))
         self._inner[model] = None
 
     def check(self, model: nn.Module, call: str) -> None:
-        """Raise an error for a model that the task has not returned."""
+        """Raise ``ConfigError`` for a model that the task has not returned; ``call`` is the method for the error."""
         if model not in self._inner:
             raise ConfigError(
                 f"this {type(model).__name__} is not the model of this task: give {call} what task.model() returned; "
@@ -181,7 +186,7 @@ class IssuedModels:
             )
 
     def parameters_of(self, model: object) -> dict[str, nn.Parameter]:
-        """Return the parameters of a trained model that travel or stay with the client."""
+        """Return the parameters of a trained model by name: the exchanged ones and those that stay with the client."""
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 "a reply to training carries no model: give task.reply what task.model() returned, trained"
@@ -204,7 +209,7 @@ class IssuedModels:
         return {name: parameters[name] for name in self._names}
 
     def inner_widths(self, model: nn.Module, build: Build, rates: Iterable[float]) -> Sequence[InnerWidth]:
-        """Return the smaller models inside one, the smallest first; the first call builds them, on its device."""
+        """Return the smaller models inside ``model``, the smallest first, on its device; the first call builds them."""
         widths = self._inner[model]
         if widths is None:
             device = device_of(model)
@@ -215,5 +220,5 @@ class IssuedModels:
 
 @cache
 def warn_once(text: str) -> None:
-    """Log a warning the first time that a process has it."""
+    """Log a warning; the same text is logged once in a process."""
     logger.warning("%s", text)

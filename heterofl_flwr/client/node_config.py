@@ -1,4 +1,4 @@
-"""The node config (``--node-config``): the level or rate that a node can hold, and its part of the data."""
+"""Reading a node's config (``--node-config``): the level or rate that it can hold, and its part of the data."""
 
 from flwr.app import Context
 
@@ -11,7 +11,7 @@ _SYNONYMS = {messages.CAPACITY: messages.NODE_LEVEL}
 
 
 def read_capability(context: Context) -> dict[str, object]:
-    """Return the fields that a node config sets: its rate, the number of its part of the data, and of all parts."""
+    """Return the capability in a node config as fields of a message: rate, partition and number of partitions."""
     node = context.node_config
     for key in node:
         plain = key.lower().replace("_", "-")
@@ -39,7 +39,7 @@ def read_capability(context: Context) -> dict[str, object]:
 
 
 def partition_of(context: Context) -> tuple[int, int]:
-    """Return the number of a node's part of the data, counted from 0, and the number of all parts."""
+    """Return a node's partition, counted from 0, and the number of partitions; raise ``ConfigError`` without them."""
     fields = read_capability(context)
     partition, parts = fields.get(messages.PARTITION), fields.get(messages.NUM_PARTITIONS)
     if not isinstance(partition, int) or not isinstance(parts, int):

@@ -1,4 +1,4 @@
-"""Answers to the server's questions: a node's capability, questions of stages, and static batch norm moments."""
+"""Answers to the server's queries: a node's capability, queries of stages, and static batch norm moments."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import get_args
@@ -28,20 +28,20 @@ def answer_queries(
     *,
     build_from: Callable[[Context], Build] | None = None,
 ) -> None:
-    """Let a ClientApp answer the server's questions.
+    """Add handlers for the server's queries to a ClientApp.
 
     Parameters
     ----------
     app : ClientApp
-        Your app; a handler for each query is added to it.
+        Your app.
     build : Callable[[float], nn.Module]
-        From a rate to the model, the same function as the server's.
+        Function of a rate that returns the model, the same as the server's.
     data : Callable[[Context], Batches] | None
-        From the context to batches of this node's training inputs, for static batch norm: tensors, or tuples or
-        mappings that begin with one. Without it the node answers ``query.moments`` with none; where no node has any,
-        the server asks once, and batch norm then normalises by batch.
+        Function of the context that returns batches of this node's training inputs, for static batch norm. A batch is a
+        tensor, or a tuple or mapping whose first entry is one. Without it the node has no moments. If no node has any,
+        the server queries them once, and batch norm then normalises by batch.
     build_from : Callable[[Context], Callable[[float], nn.Module]] | None
-        From the context to ``build``, where the model depends on the context, as on its ``run_config``.
+        Function of the context that returns ``build``, if the model depends on the context, such as its ``run_config``.
     """
     if (build is None) == (build_from is None):
         raise ConfigError("answer_queries takes either build, from a rate to the model, or build_from, its maker")
@@ -57,12 +57,12 @@ def answer_queries(
 
 
 def answer_capability(message: Message, context: Context) -> Message:
-    """Answer with the node's rate and its part of the data."""
+    """Return the reply to ``query.capability``: the node's rate and its partition."""
     return messages.answer(message, read_capability(context))
 
 
 def answer_stages(message: Message, context: Context) -> Message:
-    """Answer the questions of stages, which are asked before and after training."""
+    """Return the reply to ``query.stages``, which the server sends before and after training."""
     notes = load_notes(context)
     answers = answer_questions(messages.read_config(message), notes, context.node_config)
     save_notes(context, notes)
@@ -72,16 +72,16 @@ def answer_stages(message: Message, context: Context) -> Message:
 def answer_moments(
     task: Task, batches: Callable[[], Batches], device: torch.device | str = "cpu", *, together: int = 1
 ) -> Message:
-    """Answer with the static batch norm moments of this node's data."""
+    """Return the reply to ``query.moments``; the arguments are those of ``measure_moments``."""
     return messages.answer(task.message, {}, {messages.MOMENTS: measure_moments(task, batches, device, together)})
 
 
 def measure_moments(
     task: Task, batches: Callable[[], Batches], device: torch.device | str, together: int = 1
 ) -> ArrayRecord:
-    """Return the static batch norm moments at each rate of a task, as they travel.
+    """Measure the static batch norm moments at each rate of a task; return their record.
 
-    ``batches`` is called once for each rate; ``together`` is that of ``heterofl_flwr.nn.collect_moments``.
+    ``batches`` is called once for each rate. ``together`` is documented in ``heterofl_flwr.nn.collect_moments``.
     """
     variants: tuple[Variant, ...] = get_args(Variant)
     kind = messages.read_choice(task.config, messages.MOMENTS_KIND, variants)
@@ -93,7 +93,7 @@ def measure_moments(
 
 
 def first_tensor(batch: object) -> Tensor:
-    """Return the model's input of a batch for static batch norm."""
+    """Return the model's input in a batch: the batch itself, or its first entry."""
     tensor = batch
     if isinstance(batch, tuple | list | Mapping) and batch:
         tensor = next(iter(batch.values() if isinstance(batch, Mapping) else batch))

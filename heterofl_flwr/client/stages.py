@@ -1,4 +1,4 @@
-"""Client stages of an instruction: the penalty that they add to the loss, and the update that they send."""
+"""Running the client stages of an instruction: their penalty for the loss, and the update to send."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ class ClientChain:
     stages : Sequence[ClientStage]
         The stages that the instruction names.
     context : ClientContext
-        Their context; ``state`` and ``broadcast`` are those of all stages, by ``stage/name``.
+        Their common context. ``state`` and ``broadcast`` have the tensors of all stages, named ``stage/name``.
     """
 
     def __init__(self, stages: Sequence[ClientStage], context: ClientContext) -> None:
@@ -44,7 +44,7 @@ class ClientChain:
         )
 
     def sum_penalties(self) -> Penalty:
-        """Return the sum of the penalties."""
+        """Return the sum of the stages' penalties."""
         quadratics: list[Quadratic] = []
         terms: list[Term] = []
         for stage in self.stages:
@@ -68,9 +68,9 @@ class ClientChain:
         return [stage.registered_name for stage in self.stages if stage.stateful]
 
     def on_update(self, update: Outgoing, total_step: float = 0.0) -> Outgoing:
-        """Return the update that the client sends, and note the new state of the stages.
+        """Return the update after all stages, and store the new state of the stages.
 
-        Of a client that trained on nothing the state stays as it was, so stages that keep some are left out.
+        If the client trained on no examples, stages with state are left out, so their state does not change.
         """
         for stage in self.stages:
             if stage.stateful and not update.num_examples:
@@ -85,7 +85,7 @@ class ClientChain:
         return update
 
     def answer(self) -> dict[str, object]:
-        """Return the answers of the stages to the message."""
+        """Return the stages' answers to a query, as fields of the reply."""
         answers: dict[str, object] = {}
         for stage in self.stages:
             if isinstance(stage, RespondingStage):
@@ -98,20 +98,20 @@ def _penalty_of(stage: ClientStage, context: ClientContext, model: nn.Module) ->
 
 
 class StageRunner(ClientChain):
-    """The client stages of one instruction, found by name in this process, with FedProx.
+    """The client stages of one instruction, looked up by name in this process, with FedProx.
 
     Parameters
     ----------
     instruction : Instruction
-        Names the stages, and the strength of FedProx.
+        The instruction, with the names of the stages and ``proximal_mu`` of FedProx.
     received : Callable[[], Mapping[str, Tensor]]
-        Gives the parameters in the message.
+        Function that returns the parameters in the message.
     broadcast : Mapping[str, Tensor]
-        Tensors of the stages' server halves in the message, by ``stage/parameter``.
+        Tensors in the message from the stages' server halves, named ``stage/parameter``.
     tensors : dict[str, Tensor]
         State of stages between messages.
     notes : dict[str, bytes]
-        Per-round state of stages; ``on_update`` changes it.
+        State of stages within a round; ``on_update`` changes it.
     node_config : Mapping[str, object]
         Config of the node.
     """
@@ -143,14 +143,14 @@ class StageRunner(ClientChain):
 
     @cached_property
     def own_penalty(self) -> Penalty:
-        """Penalty of the stages, without FedProx's."""
+        """Penalty of the stages, without the term of FedProx."""
         if self.stateful and not self.state:
             check_not_lost(self._instruction, f"the tensors that {', '.join(self.stateful)} keeps")
         return self.sum_penalties()
 
     @cached_property
     def penalty(self) -> Penalty | None:
-        """Penalty of FedProx and of stages; None without them."""
+        """Penalty of FedProx and of the stages; None if the loss has no penalty."""
         penalty, strength = self.own_penalty, self._instruction.proximal_mu
         if strength:
             quadratics = [Quadratic(strength, self._received()), *filter(None, [penalty.quadratic])]
@@ -159,14 +159,17 @@ class StageRunner(ClientChain):
 
 
 def answer_questions(config: Fields, notes: dict[str, bytes], node_config: Mapping[str, object]) -> dict[str, object]:
-    """Return the answers of client stages to questions before or after training; ``notes`` is their per-round state."""
+    """Return the answers of client stages to a query before or after training.
+
+    ``notes`` is their state within the round, and is changed.
+    """
     node: dict[str, Any] = {"node_config": node_config, "records": NodeFiles.of(node_config)}
     context = ClientContext(received=dict, seed=0, config=config, round_state=notes, **node)
     return dict(ClientChain(client_stages(config), context).answer())
 
 
 def _check_broadcast(broadcast: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> None:
-    """Reject a tensor of a server half that does not fit its parameter."""
+    """Raise ``ReplyError`` if a broadcast tensor differs from its parameter in shape or dtype."""
     for name, tensor in broadcast.items():
         parameter = received.get(name.partition("/")[2])
         if parameter is None or (parameter.shape, parameter.dtype) != (tensor.shape, tensor.dtype):

@@ -1,7 +1,7 @@
-"""State of a client between messages: personal layers and tensors of stages, in its context or in a folder of its node.
+"""State of a client between messages: its personal parameters and the tensors of stages.
 
-Flower keeps a context while the node lives and the run lasts. With ``states-path`` in the node config, tensors are
-written to a file per client and round, so that a run can be resumed.
+By default it is in the client's context, which Flower deletes when the node stops or the run ends. With ``states-path``
+in the node config it is in a file for each client and round, so a run can be resumed.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ from heterofl_flwr.transport import packing
 from heterofl_flwr.transport.tensor_array import pack_tensors
 
 NODE_STATES = "states-path"
-"""Key of the node config that names the folder of states; a server cannot set it."""
+"""Key of the node config with the path of the folder; the server cannot set it."""
 
 STAGES = "stages/"
-"""Name prefix of tensors kept by stages."""
+"""Name prefix of the tensors of stages."""
 
 _TENSORS = "heterofl-own"
 """Name prefix of the context record with a client's tensors; the run id follows."""
@@ -34,7 +34,7 @@ _NOTES = "heterofl-round"
 
 
 def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the tensors that this client has saved before this message; None if there are none."""
+    """Return the tensors that this client saved before this message; None without any."""
     if folder := _folder(context, instruction):
         return _read_file(folder, instruction)
     record = context.state.get(_record_name(instruction))
@@ -42,7 +42,7 @@ def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor
 
 
 def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
-    """Save a client's tensors at the end of an instruction, and drop those of other runs."""
+    """Save a client's tensors after training; in a context, this deletes those of other runs."""
     if folder := _folder(context, instruction):
         _write_file(folder, instruction, tensors)
         return
@@ -52,19 +52,22 @@ def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[st
 
 
 class NodeFiles:
-    """Records of a node in its folder of states, as files; they outlive the node's process and the run."""
+    """Files of a node in its folder ``states-path``; they outlast the node's process and the run."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     @classmethod
     def of(cls, node_config: Mapping[str, object]) -> "NodeFiles | None":
-        """Return the records of a node; None without a folder. Simulated nodes share one, so each has a part of it."""
+        """Return the files of a node; None if its config has no folder.
+
+        Simulated nodes have a common folder, so each gets a subfolder.
+        """
         folder = node_config.get(NODE_STATES)
         return cls(Path(str(folder)) / f"node-{node_config.get('partition-id', 'alone')}") if folder else None
 
     def read(self, name: str) -> bytes | None:
-        """Return a record; None if there is none."""
+        """Return the content of a file; None if it does not exist."""
         path = self._folder / name
         try:
             return path.read_bytes() if path.exists() else None
@@ -72,18 +75,18 @@ class NodeFiles:
             raise HeteroFLError(f"{path} cannot be read ({error}): let the node's user read it") from error
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a record to the disk."""
+        """Write a file."""
         write_atomic(self._folder / name, data)
 
 
 def load_notes(context: Context) -> dict[str, bytes]:
-    """Return the per-round state of stages."""
+    """Return the state of stages within the round."""
     record = context.state.get(_NOTES)
     return cast("dict[str, bytes]", dict(record)) if isinstance(record, ConfigRecord) else {}
 
 
 def save_notes(context: Context, notes: Mapping[str, bytes]) -> None:
-    """Save the per-round state of stages in the node's memory."""
+    """Save the state of stages within the round in the context; it is never written to disk."""
     context.state[_NOTES] = ConfigRecord(dict(notes))
 
 
@@ -92,14 +95,14 @@ def _record_name(instruction: Instruction) -> str:
 
 
 def _folder(context: Context, instruction: Instruction) -> Path | None:
-    """Return the folder of a client's files in this run; None if its node has none."""
+    """Return the folder of a client's files in this run; None if its node has no ``states-path``."""
     if not (folder := context.node_config.get(NODE_STATES)) or instruction.run_key is None:
         return None
     return Path(str(folder)) / f"{instruction.run_key:016x}" / f"{instruction.partition:05d}"
 
 
 def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the newest state of the rounds before the instruction, or of its round once that has started."""
+    """Return the newest state of earlier rounds; for a later message of a round, the state of this round too."""
     end = instruction.server_round + (not instruction.starts_round)
     paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < end]
     if not paths:
@@ -114,7 +117,7 @@ def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | No
 
 
 def _write_file(folder: Path, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
-    """Write the state of a round, and remove files that no checkpoint of the run needs any more."""
+    """Write the state of a round, and remove files of rounds before the oldest checkpoint, except the newest."""
     write_atomic(folder / CLIENT_STATES.replace("*", f"{instruction.server_round:06d}"), pack(tensors))
     oldest, paths = instruction.oldest_checkpoint, files_by_round(folder, CLIENT_STATES)
     unneeded = [path for server_round, path in paths.items() if server_round <= oldest]

@@ -1,4 +1,4 @@
-"""One message being answered: its model, its penalty and its reply, around the user's own training loop."""
+"""``Task``: a message that a client answers, with the model, penalty and reply for the user's training loop."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
@@ -43,22 +43,21 @@ class Contents(NamedTuple):
 
 
 class Task:
-    """One message being answered.
+    """A message of the server that a client answers.
 
     Parameters
     ----------
     message : Message
-        Instruction of the server, as the ``ClientApp`` gets it.
+        The message that the ``ClientApp`` received.
     context : Context
-        The client's context. Layers that stay with the client, and the state of stages, are read from it and saved in
-        it.
+        The client's context, which stores parameters that stay with the client and the state of stages.
     build : Callable[[float], nn.Module]
-        From a rate to the model, the same function as the server's. The global random generators are afterwards as
-        they were before, also if it draws.
+        Function of a rate that returns the model, the same as the server's. It may draw random numbers: the global
+        random generators are restored afterwards.
     seed_torch : bool
-        Whether each new model seeds torch's global generators with ``seed``, so that equal runs are equal. Never set it
-        with code that draws noise for privacy from them, as Opacus does: the server and the other clients know the
-        seed, and can subtract the noise.
+        Whether each new model seeds torch's global generators with ``seed``, so that runs can be repeated exactly.
+        Never set it with code that draws privacy noise from them, as Opacus does: the server and the other clients know
+        the seed, and can subtract the noise.
 
     Attributes
     ----------
@@ -67,10 +66,10 @@ class Task:
     instruction : Instruction
         The message's config, parsed.
     penalty_used : bool
-        Whether ``penalty`` or ``loss`` was called. Set it where the loop adds the same penalty itself.
+        Whether ``penalty`` or ``loss`` was called. Set it to True if the loop adds the same penalty itself.
     total_step : float
-        Sum of the learning rates of the local steps, for SCAFFOLD: ``penalty`` and ``loss`` add the rate that the
-        server sent. Set it if a step has several calls, or another learning rate.
+        Sum of the learning rates of the local steps, for SCAFFOLD. Each call of ``penalty`` or ``loss`` adds the
+        learning rate that the server sent. Set it if a step has several calls, or another learning rate.
 
     Examples
     --------
@@ -100,7 +99,7 @@ class Task:
 
     @cached_property
     def _saved(self) -> dict[str, Tensor]:
-        """Tensors that this client has saved in earlier messages."""
+        """Tensors that this client saved in earlier messages."""
         return load_tensors(self.context, self.instruction) or {}
 
     @cached_property
@@ -129,18 +128,18 @@ class Task:
 
     @property
     def config(self) -> ConfigRecord:
-        """Config of the message, with what the server's ``train_config`` or ``evaluate_config`` holds."""
+        """Config of the message, including the server's ``train_config`` or ``evaluate_config``."""
         return self.instruction.config
 
     def model(self, like: nn.Module | None = None) -> nn.Module:
-        """Return a new model at the message's rate, loaded with its parameters and the client's own layers.
+        """Return a new model at the message's rate, loaded with the received and the client's personal parameters.
 
         For an evaluation, batch norm has the static moments in the message or, without any, normalises by batch.
 
         Parameters
         ----------
         like : nn.Module | None
-            Another task's model, still untrained: it is copied, and the message is not read.
+            The untrained model of another task with equal parameters. It is copied, which is faster than loading.
         """
         self._check_open()
         model = next(self._load())[1] if like is None else copy_exchanged(like)
@@ -148,12 +147,12 @@ class Task:
         return model
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield each rate to evaluate with its model, the largest first, cut from the parameters in the message."""
+        """Yield each rate to evaluate with its model, the largest first."""
         self._check_open()
         yield from self._load()
 
     def penalty(self, model: nn.Module) -> Tensor | float:
-        """Return the term to add to the loss of each batch, of FedProx or a stage such as FedDyn; 0 without them.
+        """Return the penalty to add to the loss of a batch: that of FedProx and of stages such as FedDyn, or 0.
 
         Call it once in each step.
         """
@@ -164,7 +163,7 @@ class Task:
 
     @property
     def stage_penalty(self) -> Penalty:
-        """Penalty of the stages, without FedProx's."""
+        """Penalty of the stages, without the term of FedProx."""
         return self._stages.own_penalty
 
     def loss(
@@ -180,26 +179,28 @@ class Task:
     ) -> Tensor:
         """Return the loss of a batch with in-place distillation and the penalty.
 
-        The smaller models inside the client's learn from its posterior. At the smallest level, and for slices that
-        move, there are none: the loss is ``criterion(model(inputs), targets) + penalty(model)``. A step of the largest
-        of four levels takes about twice as long.
+        In-place distillation trains the smaller models inside the client's model on its posterior. Without smaller
+        models (at the smallest level, or for slices that move) the loss is
+        ``criterion(model(inputs), targets) + penalty(model)``. With four levels, a step of the largest takes about
+        twice as long.
 
         Parameters
         ----------
         model : nn.Module
             The model that ``model()`` returned.
         batch : tuple[object, Tensor]
-            The model's input (a tensor, a tuple of arguments, or a mapping of named ones), and the targets.
+            The model's input (a tensor, a tuple of arguments, or a mapping of keyword arguments), and the targets.
         criterion : Callable[[Tensor, Tensor], Tensor]
-            From logits, (examples, classes), and targets to a loss.
+            Function of logits of shape (examples, classes) and targets that returns the loss.
         labels : Iterable[int] | None
-            Classes of this client's data: all other logits are set to 0, also for ``criterion``. None: all classes.
+            Classes of this client's data. Logits of other classes are set to 0, also for ``criterion``. None: all
+            classes.
         label_share : float
             Weight of the criterion in the loss of a smaller model; the rest is the divergence from the posterior.
         weight : float
             Weight of the smaller models' losses; 0 leaves them out.
         temperature : float
-            Divides logits before they become posteriors; the divergence is multiplied by its square.
+            Divisor of the logits before the softmax; the divergence is multiplied by its square.
         """
         self._issued.check(model, "task.loss")
         smaller = (rate for rate in self.instruction.rates if rate < self.rate)
@@ -224,21 +225,22 @@ class Task:
         metrics: Mapping[str, float | Sequence[float]] | None = None,
         capacity: str | float | None = None,
     ) -> Message:
-        """Return the reply, and close the task; the parameters have the form that the server asked for.
+        """Return the reply, and close the task.
 
         Parameters
         ----------
         model : nn.Module | None
-            The trained model; none in an evaluation. Its parameters travel, its buffers do not.
+            The trained model, whose parameters are sent but not its buffers; None in an evaluation.
         num_examples : int
-            Number of examples used. 0: nothing of this reply counts, and the state of stages stays as it was.
+            Number of examples used. With 0 the reply does not count, and the state of stages does not change.
         labels : Iterable[int] | Mapping[str, Iterable[int]] | None
-            Classes of this client's data, in training: rows of the classifier count for them alone. None: all classes.
-            Of several heads, the classes of each by its layer or parameter: ``{"digits": [1, 2], "months": [11]}``.
+            Classes of this client's training data: only their rows of the classifier are averaged. None: all classes.
+            For several heads, a mapping from each head's layer or parameter to its classes, such as
+            ``{"digits": [1, 2], "months": [11]}``.
         metrics : Mapping[str, float | Sequence[float]] | None
-            Numbers to report. Lists have no mean: only the server's own function of metrics sees them.
+            Metrics to report. Lists are not averaged; only the server's own metrics function gets them.
         capacity : str | float | None
-            Level or rate, if what this node can hold has changed; it counts from the next round.
+            New level or rate that this node can hold, from the next round on; None if it has not changed.
         """
         contents = self._contents(model, num_examples, labels, metrics or {}, capacity)
         reported = messages.new_metrics(contents.metrics, contents.num_examples)
@@ -252,7 +254,7 @@ class Task:
         metrics: Mapping[str, float | Sequence[float]],
         capacity: str | float | None,
     ) -> Contents:
-        """Return the contents of the reply, which ``reply`` packs, and close the task."""
+        """Return the contents of the reply, before ``reply`` packs them, and close the task."""
         self._check_open()
         classes = _read_classes(labels)
         config: dict[str, object] = {} if capacity is None else {messages.CAPACITY: rate_of(capacity)}
@@ -274,7 +276,7 @@ class Task:
         return Contents(records, config, metrics, num_examples)
 
     def keep(self, model: nn.Module | None) -> None:
-        """Save the layers that stay with the client, and the state of stages; ``reply`` with a model does it too."""
+        """Save the client's personal parameters and the state of stages; ``reply`` with a model does so too."""
         personal = {
             name: sent_tensor(parameter)
             for name, parameter in self._issued.parameters_of(model).items()
@@ -297,7 +299,7 @@ class Task:
             if self._seed_torch:
                 seed_torch(self.seed)
             yield rate, model
-            del model  # the caller alone decides how long it lives
+            del model  # keep no reference, so that the caller can free it
 
     def _update(
         self,
@@ -306,7 +308,7 @@ class Task:
         num_examples: int,
         metrics: Mapping[str, float | Sequence[float]],
     ) -> Outgoing:
-        """Return the update to send, after the client stages of the instruction; save what stays here."""
+        """Return the update to send after the client stages; save the personal parameters and the stages' state."""
         parameters = {
             name: parameter
             for name, parameter in self._issued.parameters_of(model).items()
@@ -329,23 +331,27 @@ class Task:
         return outgoing
 
     def _convert(self, name: str, parameter: Tensor) -> Tensor:
-        """Return a copy of a parameter in the type that was received, as the server expects it."""
+        """Return a copy of a parameter in the dtype in which it was received, which the server expects."""
         expected = self._received()[name].dtype
         if parameter.dtype != expected:
             warn_once(f"parameters trained in {parameter.dtype} are sent in {expected}, the type that was received")
         return sent_tensor(parameter).to(expected)
 
     def _differs(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether training has changed any tensor; most often the first shows it."""
+        """Whether training has changed any tensor. Comparing stops at the first tensor that differs."""
         received = self._received()
         return any(not torch.equal(tensor, received[name]) for name, tensor in tensors.items())
 
     def _check_open(self) -> None:
+        """Raise ``ConfigError`` if the task was answered already."""
         if not self._is_open:
             raise ConfigError("this task has been answered: make a new Task for each message, and reply to it once")
 
     def _check_penalty(self) -> None:
-        """Raise an error, or warn, if the loss should have had a penalty that was never asked for."""
+        """Check that ``penalty`` or ``loss`` was called if the run has a penalty.
+
+        Raise ``ConfigError`` for the penalty of a stage, and warn for that of FedProx.
+        """
         if self.penalty_used or self._stages.penalty is None:
             return
         advice = "add task.penalty(model) to the loss of each batch"
@@ -358,14 +364,14 @@ class Task:
 
 
 def _read_classes(labels: Iterable[int] | Mapping[str, Iterable[int]] | None) -> Labels | None:
-    """Return the classes of a reply, of each head where they are by head; raise an error for other values."""
+    """Return the classes of a reply, by head if ``labels`` is a mapping; raise an error unless all are integers."""
     if isinstance(labels, Mapping):
         return {head: whole_numbers(classes) for head, classes in labels.items()}
     return None if labels is None else whole_numbers(labels)
 
 
 def _check_arguments(message: object, context: object, build: object) -> None:
-    """Raise ``ConfigError`` if the arguments of a task are of other types, as when two are swapped."""
+    """Raise ``ConfigError`` if arguments of a task are of wrong types, as after swapping two of them."""
     for name, value, expected in (("message", message, Message), ("context", context, Context)):
         if not isinstance(value, expected):
             raise ConfigError(

@@ -1,1 +1,1 @@
-"""Data sets, models and devices that experiments of ``conf/`` name, such as ``heterofl_flwr.experiments.lora:load``."""
+"""Data sets and models for experiments in ``conf/``, which name them, as in ``heterofl_flwr.experiments.lora:load``."""

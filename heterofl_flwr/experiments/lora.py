@@ -1,8 +1,8 @@
-"""The data and the models of ``experiment=lora``: adapters of unequal rank on one frozen model.
+"""Data and models of ``experiment=lora``: LoRA adapters of unequal rank on a frozen base model.
 
-The model, an MLP, is trained on the first half of MNIST. The second half belongs to the clients, whose images are
-turned by a quarter, so that the model without adapters is wrong on nearly all of them. They train LoRA adapters of
-ranks 16, 8, 4 and 2, or adapters of one rank, on all of its layers. ``HETEROFL_DATA`` names the folder with data sets.
+The base model is an MLP trained on the first half of MNIST. The clients have the second half, rotated by 90 degrees, so
+the base model is wrong on nearly all of their images. They train LoRA adapters on all layers, of ranks 16, 8, 4 and 2,
+or all of rank 2. ``HETEROFL_DATA`` is the folder with data sets.
 """
 
 import copy
@@ -25,7 +25,7 @@ PASSES = TrainOptions(learning_rate=0.01, epochs=2, batch_size=20)
 
 @cache
 def read_images() -> tuple[Dataset, Split]:
-    """Return the data set of the clients, and the images that the base model is trained on."""
+    """Return the data set of the clients, and the training images of the base model."""
     dataset = load_dataset("mnist")
     base, clients = (dataset.train.select(rows) for rows in torch.arange(len(dataset.train)).chunk(2))
     return replace(dataset, name="turned-mnist", train=_turned(clients), test=_turned(dataset.test)), base
@@ -36,13 +36,13 @@ def _turned(split: Split) -> Split:
 
 
 def load() -> Dataset:
-    """Return the data set, for ``data.name``."""
+    """Return the data set of the clients, for ``data.name``."""
     return read_images()[0]
 
 
 @cache
 def base_model() -> nn.Module:
-    """Return the model that all clients have."""
+    """Return the trained base model."""
     with kept_random_state(0):
         model = build_model("mlp", inputs=(1, 28, 28))(1.0)
     train(model, read_images()[1], PASSES, seed=derive(0, "base"))
@@ -51,7 +51,7 @@ def base_model() -> nn.Module:
 
 @cache
 def levels(rank: int) -> Build:
-    """Return the function from a rate to the model with adapters of that share of a rank; their scaling is 2."""
+    """Return the function of a rate that returns the base model with adapters of rank ``rate * rank``, scaling 2."""
     with extra("lora"):
         from peft import LoraConfig, get_peft_model
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LAYERS)
@@ -60,10 +60,10 @@ def levels(rank: int) -> Build:
 
 
 def rank_16(rate: float) -> nn.Module:
-    """Return the model with adapters of up to rank 16, for ``model.name``."""
+    """Return the base model with adapters of rank ``16 * rate``, for ``model.name``."""
     return levels(16)(rate)
 
 
 def rank_2(rate: float) -> nn.Module:
-    """Return the model with adapters of up to rank 2."""
+    """Return the base model with adapters of rank ``2 * rate``, for ``model.name``."""
     return levels(2)(rate)

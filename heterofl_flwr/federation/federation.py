@@ -114,10 +114,7 @@ class Federation:
 
     @property
     def evaluated_rule(self) -> SliceRule:
-        """Slice rule of the models that are evaluated.
-
-        It is the run's rule only if this one moves slices and every client gets the global model; else ``prefix``.
-        """
+        """Slice rule of evaluated models: a moving rule only if every client gets the global model, else ``prefix``."""
         capacities = [self.nodes[node_id].holds for node_id in self.nodes]
         all_hold = all(rate is None or rate >= self.mix.global_rate for rate in capacities)
         rule = self.options.slicing.slice_rule

@@ -120,8 +120,8 @@ class Nodes:
         if not is_beginning:
             self._greet(came - unnamed)
         if self._named_before:
-            there, before, self._named_before = {*self._names.values()}, self._named_before, {}
-            self.away |= {name: since or server_round for name, since in before.items() if name not in there}
+            names_now, before, self._named_before = {*self._names.values()}, self._named_before, {}
+            self.away |= {name: since or server_round for name, since in before.items() if name not in names_now}
         return True
 
     def register(self, answers: Mapping[int, Capability]) -> None:

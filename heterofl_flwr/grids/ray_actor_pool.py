@@ -188,8 +188,8 @@ class ActorPool(Runner):
     def _accept_failed_start(self, actor: Actor, trouble: str) -> None:
         """Replace an actor that could not start, unless no actor ever started or ``STARTS`` have failed in a row.
 
-        If no actor can work, raise ``ConfigError``. Several attempts are needed because Ray may start an actor on a
-        machine that has just failed.
+        Raise ``ConfigError`` if no actor ever started, or none is left. Several attempts are needed because Ray may
+        start an actor on a machine that has just failed.
         """
         self._failed_starts += 1
         if self._is_loaded and self._failed_starts <= STARTS:

@@ -1,6 +1,6 @@
-"""Output of a run: its folder, lines on the terminal, tables, figures and one HTML page.
+"""Output of a run: lines on the terminal, tables, figures, an HTML page, and callbacks for trackers.
 
-What draws is loaded on first use: it needs the extra ``report``, which a server without a run folder can do without.
+Plotting is imported on first use, because it needs the extra ``report``, and a server may be without it.
 """
 
 from pathlib import Path
@@ -34,9 +34,9 @@ __all__ = [
 
 
 def write_report(folder: RunFolder | str | Path) -> Path:
-    """Write ``report.html`` and ``figures/*.png`` from what a run's folder holds; return the page's path.
+    """Write ``report.html`` and ``figures/*.png`` into the folder of a run; return the page's path.
 
-    A run need not be finished: the page then shows the rounds so far.
+    For a run that is not finished, the report shows the rounds so far.
     """
     with extra("report"):
         from heterofl_flwr.report.page import write_page

@@ -1,4 +1,4 @@
-"""Callbacks that send curves to experiment trackers, which are installed on demand."""
+"""Callbacks for experiment trackers: TensorBoard, Weights & Biases and MLflow, each an optional package."""
 
 import logging
 from abc import abstractmethod
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 
 class _Tracker(RoundCallback):
-    """Sends every number of every round to a tracker; an error of the tracker is a warning and the run goes on.
+    """Base class of callbacks that send all numbers of each round to a tracker.
 
-    ``_connect`` sets ``_log`` and ``_close``.
+    An error of the tracker is logged as a warning; it does not stop the run. ``_connect`` sets ``_log`` and ``_close``.
     """
 
     _log: Callable[..., object] | None = None
@@ -51,7 +51,7 @@ class _Tracker(RoundCallback):
 
     @contextmanager
     def _warning(self, event: str) -> Iterator[None]:
-        """Log an error of the tracker, such as of a metric name that it refuses, as a warning."""
+        """Within this context, log an error of the tracker, such as a refused metric name, as a warning."""
         try:
             yield
         except HeteroFLError:  # such as a missing package
@@ -61,9 +61,9 @@ class _Tracker(RoundCallback):
 
 
 class TensorBoard(_Tracker):
-    """Writes every number of every round into the run's ``events`` folder.
+    """Callback that writes all numbers of each round into the run's ``events`` folder.
 
-    When a run goes on from a checkpoint, TensorBoard drops the rounds that are run again.
+    If a run is resumed, TensorBoard hides the earlier values of rounds that run again.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -71,7 +71,7 @@ class TensorBoard(_Tracker):
 
     def _connect(self, first_round: int) -> None:
         """Open a new file of events."""
-        with extra("report", "leave tensorboard out of run.callbacks"):  # here, as it is slow and may load TensorFlow
+        with extra("report", "leave tensorboard out of run.callbacks"):  # not at the top: it may load TensorFlow
             from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(self._folder.events), purge_step=first_round if first_round > 1 else None)
@@ -85,7 +85,7 @@ class TensorBoard(_Tracker):
 
 
 class _Service(_Tracker):
-    """A tracker at a service, whose package is installed on demand."""
+    """Base class of trackers that are services with a run id."""
 
     _name: ClassVar[str]
 
@@ -103,7 +103,7 @@ class _Service(_Tracker):
         self._options = options
 
     def _connect(self, first_round: int) -> None:
-        """Open the service's run, and note its id in the folder."""
+        """Open the service's run, and write its id into the run's folder."""
         run_id = self._open(self._folder.about().get(self._name) if self._folder else None)
         if self._folder:
             self._folder.note(**{self._name: run_id})
@@ -114,7 +114,7 @@ class _Service(_Tracker):
 
 
 class WandB(_Service):
-    """Sends every number of every round to Weights & Biases.
+    """Callback that sends all numbers of each round to Weights & Biases.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ class WandB(_Service):
 
 
 class MLflow(_Service):
-    """Sends every number of every round to MLflow, to the server or folder that ``MLFLOW_TRACKING_URI`` names.
+    """Callback that sends all numbers of each round to MLflow; ``MLFLOW_TRACKING_URI`` names its server or folder.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class MLflow(_Service):
     def _open(self, earlier_id: str | None) -> str:
         self._module.set_experiment(self._project)
         run = self._module.start_run(**self._options, **({"run_id": earlier_id} if earlier_id else {}))
-        if not earlier_id:  # MLflow refuses to change the parameters of a run
+        if not earlier_id:  # MLflow does not allow changed parameters of a run
             self._module.log_params(self._settings)
         self._log, self._close = self._module.log_metrics, self._module.end_run
         return str(run.info.run_id)

@@ -1,4 +1,4 @@
-"""Comparison of several runs: one table and one page, with means over seeds and paired differences."""
+"""Comparison of several runs in a table and on a page, with means over seeds and paired differences."""
 
 import re
 from base64 import b64encode
@@ -29,7 +29,7 @@ UNCOMPARED = ("seed", "run.dir", "run.resume", "data.root", "engine.window", "sa
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t distribution, from one degree of freedom on."""
 LEAST_SEEDS = 3
-NORMAL_QUANTILE = 2.228  # of ten degrees of freedom: wider than needed beyond
+NORMAL_QUANTILE = 2.228  # that of ten degrees of freedom, an upper bound for more
 
 AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
     "round": ("round", None, "{} of each run."),
@@ -40,7 +40,7 @@ AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
         "{} of each run over the multiplications of all its trainings, of one example each.",
     ),
 }
-"""Of the figures, by what is on the horizontal axis: its label, the form of its numbers, a caption."""
+"""Label, number format and caption of each figure, by the quantity on its horizontal axis."""
 
 HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
@@ -48,7 +48,7 @@ HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "agai
 def compare_runs(folders: Sequence[RunFolder]) -> Cells:
     """Return the table of runs: a row for each combination of settings and metric, with means over seeds."""
     rows, table = _rows(folders), []
-    histories = {folder: folder.history() for folder in folders}  # each is a file
+    histories = {folder: folder.history() for folder in folders}  # read each file once
     scored = {folder: {score.name: score for score in scores(history)} for folder, history in histories.items()}
     for metric in dict.fromkeys(name for by_name in scored.values() for name in by_name):
         finals = {
@@ -69,7 +69,7 @@ def compare_runs(folders: Sequence[RunFolder]) -> Cells:
 
 
 def paired_difference(metric: str, reference: Mapping[Any, float], second: Mapping[Any, float]) -> str:
-    """Return the mean difference over common seeds as text; from three seeds on with its 95 % t interval."""
+    """Return the mean difference over common seeds as text, with three or more seeds with its 95 % t interval."""
     differences = [second[seed] - reference[seed] for seed in reference if seed in second]
     if not differences:
         return formatting.NOTHING
@@ -104,7 +104,10 @@ def write_comparison(folders: Sequence[RunFolder], path: Path) -> Cells:
 
 
 def _rows(folders: Sequence[RunFolder]) -> dict[str, dict[object, RunFolder]]:
-    """Return the runs by the settings that differ, and by seed; settings that earlier versions lack are the default."""
+    """Return the runs by the settings that differ, and by seed.
+
+    Settings that a run of an earlier version lacks have their defaults.
+    """
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
     keys = dict.fromkeys(key for values in settings for key in values if key not in UNCOMPARED)
@@ -125,20 +128,20 @@ def _mean(metric: str, values: Sequence[float]) -> str:
 
 
 def _price(folders: Sequence[RunFolder], histories: Mapping[RunFolder, Sequence[RoundRecord]]) -> str:
-    """Return the price of runs of one mix, over all their seeds."""
+    """Return the price of runs with equal settings, over all seeds, as text."""
     mix, widths = _mix(folders[0])
     records = [record for folder in folders for record in histories[folder]]
     return price_text(mix, records, folders[0].costs(), widths)
 
 
 def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:
-    """Return the mix of a run, and which inner widths its clients train."""
+    """Return the mix of a run, and the inner widths that its clients train."""
     settings = flatten(folder.settings())
     return Mix.parse(str(settings.get("mix", "a"))), cast("InnerWidths", settings.get("train.distill", "none"))
 
 
 def _short_names(folders: Sequence[RunFolder]) -> list[str]:
-    """Return the names of folders without the parts that all have in common."""
+    """Return the names of folders without the words that all of them have."""
     names = [folder.path.resolve().name for folder in folders]
     parts = [re.split("[-_]", name) for name in names]
     common = set(parts[0]).intersection(*parts)
@@ -147,7 +150,7 @@ def _short_names(folders: Sequence[RunFolder]) -> list[str]:
 
 
 def _draw(folders: Sequence[RunFolder]) -> Iterator[Drawing]:
-    """Yield the headline metric of each run over rounds, bytes and multiplications."""
+    """Yield figures of the headline metric of all runs, over rounds, bytes and multiplications."""
     curves: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {unit: {} for unit in AXES}
     metric = next(filter(None, (headline(folder.history()) for folder in folders)), "")
     for folder, name in zip(folders, _short_names(folders), strict=True):

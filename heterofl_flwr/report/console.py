@@ -1,4 +1,4 @@
-"""The progress of a run on the terminal, or in a file."""
+"""``Console``: the callback that prints the progress of a run on the terminal or into a file."""
 
 import threading
 import time
@@ -15,32 +15,32 @@ from heterofl_flwr.federation.records import RoundRecord, State
 from heterofl_flwr.runs.metrics import SCOPES, pick_metric
 
 QUIET_SECONDS = 30.0
-"""After so long without a line, the next reply prints one; so does the time, within ``by_time``."""
+"""Seconds without a line after which the next reply prints one; within ``by_time`` a timer prints it too."""
 
 
 class Console(RoundCallback):
-    """Prints each round on a line of names and values: time taken and left, what failed, loss and accuracy.
+    """Callback that prints a line for each round (``round_line``), and progress within long rounds.
 
     Parameters
     ----------
     console : rich.console.Console | None
-        Where to print; by default standard output.
+        Console to print on; by default standard output.
     steps : float | None
-        How many steps a client trains in a round, on average; a long round then says how many are done in a second.
+        Mean number of steps of a client in a round. With it, lines on progress have the steps per second.
     """
 
     prints_rounds = True
 
     def __init__(self, console: rich_console.Console | None = None, steps: float | None = None) -> None:
         self._console, self._steps = console or rich_console.Console(highlight=False), steps
-        self._seconds: list[float] = []  # of each round so far
-        self._round = self._num_rounds = 0  # the one that runs, and the last one
+        self._seconds: list[float] = []  # time of each round so far
+        self._round = self._num_rounds = 0  # number of the current round, and of the final one
         self._began = self._last_reply = self._last_line = self._round_began = 0.0
         self._so_far = ""
 
     @contextmanager
     def by_time(self) -> Iterator[None]:
-        """Print how far a round is also while no client replies, as one that trains for minutes."""
+        """Within this context, print the progress of a round also while no client replies, by a timer."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -59,7 +59,7 @@ class Console(RoundCallback):
             watching.join()
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Print the rounds of the run and the size of its model."""
+        """Print the numbers of the run's rounds and the size of its model."""
         size = sum(value.numel() for value in state.values())
         model = f"a model of {formatting.count(size)} parameters" if size else "no model on the server"
         self._print(f"rounds {first_round} to {num_rounds}, {model}")
@@ -67,7 +67,10 @@ class Console(RoundCallback):
         self._begin_round(first_round)
 
     def on_reply(self, what: str, done: int, total: int) -> None:
-        """Print how far a round is, if nothing was printed for half a minute; in the first, how long all will take."""
+        """Print the progress of a round if nothing was printed for half a minute.
+
+        In the first round the line has an estimate for all rounds.
+        """
         now = time.monotonic()
         if done == 1:
             self._began = self._last_reply
@@ -85,10 +88,10 @@ class Console(RoundCallback):
         self._print(line)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Print one round."""
+        """Print the line of a round."""
         record, num_rounds = progress.record, progress.num_rounds
         self._seconds.append(record.seconds)
-        # The mean of several, as evaluation makes single rounds long; the first one has to start what the others find.
+        # The mean of several rounds, because rounds with evaluation are longer; the first round includes starting up.
         recent = self._seconds[1:][-10:]
         to_come = num_rounds - record.server_round
         seconds_left = to_come * sum(recent) / len(recent) if recent and to_come else None
@@ -106,7 +109,10 @@ class Console(RoundCallback):
 
 
 def round_line(record: RoundRecord, num_rounds: int, seconds_left: float | None) -> str:
-    """Return a round as one line of names and values, however long: programs read it, too."""
+    """Return the line of a round for the terminal: names and values, with failures and notes at the end.
+
+    It is never wrapped, because programs read it too. ``RoundRecord.line`` makes the line of Flower's log.
+    """
     line = f"round {record.server_round}/{num_rounds} took={formatting.duration(record.seconds).replace(' ', '')}"
     if seconds_left is not None:
         line += f" left={formatting.duration(seconds_left).replace(' ', '')}"
@@ -117,7 +123,7 @@ def round_line(record: RoundRecord, num_rounds: int, seconds_left: float | None)
 
 def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
     """Yield the names and values of a round, the most important first."""
-    if record.expected:  # not in histories of older versions
+    if record.expected:  # 0 in histories of older versions
         yield "clients", f"{record.answered}/{record.expected}"
     yield "failed", str(len(record.failures))
     if record.few_answered:

@@ -1,4 +1,4 @@
-"""The look of figures, and their files."""
+"""Style of figures: colours, axes and legends; conversion to PNG."""
 
 import io
 import math
@@ -22,18 +22,18 @@ SERIES = ("blue", "teal", "green", "amber", "red", "violet")
 DASHES = ("-", "--", ":")
 SIZE = (4.0, 2.6)  # inches; small, so that text stays readable when a phone shrinks the figure
 SMALL = 9.0  # points
-LINE, MARK = 60, 5  # characters of that size in a line of a legend, and the room that an entry's mark needs
+LINE, MARK = 60, 5  # characters in a line of a legend, and characters for the mark of an entry
 LINE_HEIGHT = 0.19  # inches
 LONGEST = 40  # characters of a name
 
 
 def series(number: int) -> tuple[str, str]:
-    """Return colour and line style of the n-th of several series; no two of the first 18 are alike."""
+    """Return the colour and line style of series ``number``; those of the first 18 are all different."""
     return COLOURS[SERIES[number % len(SERIES)]], DASHES[number // len(SERIES) % len(DASHES)]
 
 
 def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Return an empty figure in this package's look."""
+    """Return an empty figure in this package's style, and its axes."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(xlabel, fontsize=SMALL, color=COLOURS["muted"])
@@ -47,7 +47,7 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def add_legend(axes: Axes) -> None:
-    """Put the legend above the axes, where it covers nothing, in as many columns as fit; the figure grows with it."""
+    """Add a legend above the axes in as many columns as fit; the figure's height grows with the lines."""
     (handles, names), figure = axes.get_legend_handles_labels(), axes.get_figure(root=True)
     if handles and figure:
         names = [name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}" for name in names]
@@ -56,7 +56,7 @@ def add_legend(axes: Axes) -> None:
         figure.set_size_inches(SIZE[0], SIZE[1] + LINE_HEIGHT * max(lines - 2, 0))
         axes.legend(
             handles,
-            [name.replace("$", r"\$") for name in names],  # between two of them matplotlib reads a formula
+            [name.replace("$", r"\$") for name in names],  # matplotlib reads text between two $ as a formula
             loc="lower left",
             bbox_to_anchor=(0, 1),
             ncols=columns,

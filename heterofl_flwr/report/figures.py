@@ -1,4 +1,4 @@
-"""The figures of a run, drawn from its records alone."""
+"""The figures of a run, drawn from its records."""
 
 import math
 from collections import Counter
@@ -23,12 +23,12 @@ Points = tuple[Sequence[float], Sequence[float]]
 Curves = Mapping[str, Points]
 
 TIMES = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
-FEW = 30  # with fewer points than this, each is marked
-CLIMB = 4  # the first of so many parts of a curve may leave the axis, which follows the others
-SHORT = 10  # all of a curve with fewer points than this is on the axis
-NEAR = 0.25  # so is what would leave the axis by less than this share of it
-MOST_METRICS = 12  # figures of metrics with names of the app
-ALIKE = 0.02  # curves nowhere further apart than this share of the axis are one line
+FEW = 30  # curves with fewer points than this have a mark at each point
+CLIMB = 4  # the first 1 / CLIMB of a curve does not count for the range of the axis
+SHORT = 10  # curves with fewer points than this count completely for the range of the axis
+NEAR = 0.25  # values outside of the range by less than this fraction of it extend the axis
+MOST_METRICS = 12  # maximum number of figures of a user's own metrics
+ALIKE = 0.02  # curves that differ by less than this fraction of the axis are drawn as one
 
 TEXTS = {
     "learning-curves": (
@@ -46,11 +46,11 @@ TEXTS = {
     "bytes": ("Bytes sent", "Both ways, beside FedAvg with the full-size model on the same clients."),
     "for-time": ("{kind} over simulated time", "Of training on the simulated devices; evaluation takes no time."),
 }
-"""For each figure, in the order of the page: its title, and a sentence that says how to read it."""
+"""Title and caption of each figure, in the order of the page."""
 
 
 class Drawing(NamedTuple):
-    """A figure with its file name, its title and a sentence that says how to read it."""
+    """A figure with its file name, title and caption."""
 
     name: str
     title: str
@@ -59,7 +59,7 @@ class Drawing(NamedTuple):
 
 
 def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[Drawing]:
-    """Return every figure for which the records hold something."""
+    """Return all figures for which the records have values."""
     kind = headline_kind(records)
     rounds = [record.server_round for record in records]
     seconds = list(accumulate(record.simulated_seconds for record in records))
@@ -85,7 +85,7 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
 
 
 def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Iterator[Drawing]:
-    """Yield a figure for each metric that an app has under a name of its own, for evaluation and training."""
+    """Yield a figure for each metric that this package does not define, with its values in evaluation and training."""
     usual = {"coverage", *(f"{scope}-{kind}" for scope in SCOPES for kind in HEADLINE_KINDS)}
     names = dict.fromkeys(name for record in records for name in record.evaluate if name not in usual)
     names |= dict.fromkeys(name for record in records for name in record.train if name not in HEADLINE_KINDS)
@@ -94,26 +94,26 @@ def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -
             "evaluation": points(rounds, [record.evaluate.get(name) for record in records]),
             "training": points(rounds, [record.train.get(name) for record in records]),
         }
-        # An unpaired dollar sign would be a formula that cannot be drawn.
+        # matplotlib cannot draw an unpaired $, which begins a formula.
         if figure := draw_curves(curves, name.replace("$", r"\$")):
             yield Drawing(f"metric-{number}", name, "A metric of this app, as the mean over clients.", figure)
 
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:
-    """Return the metric of each scope over what was spent by then; nothing where nothing was spent."""
+    """Return a kind of metric by scope (global, local, worst) over the time spent; empty if that is 0."""
     metrics = {scope: [record.evaluate.get(f"{scope}-{kind}") for record in records] for scope in SCOPES}
     return {scope: points(spent, values) for scope, values in metrics.items()} if any(spent) else {}
 
 
 def _clients(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
-    """Return deciles of the clients' accuracies."""
+    """Return the first and ninth decile and the median of the clients' accuracies over rounds."""
     deciles = {"ninth decile": 8, "median": 4, "first decile": 0}
     values: list[Sequence[float | None]] = [record.accuracy_deciles or [None] * 9 for record in records]
     return {name: points(rounds, [of_round[index] for of_round in values]) for name, index in deciles.items()}
 
 
 def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
-    """Draw how often each client was asked to train, in colours of the levels."""
+    """Draw the number of trainings of each client, coloured by level; None without clients."""
     trainings = Counter(training for record in records for training in record.rates.items())
     clients = sorted({client for client, _ in trainings})
     if not clients:
@@ -131,7 +131,7 @@ def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
 
 
 def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
-    """Return the training loss of each level, or of all clients where levels are not known."""
+    """Return the training loss of each level over rounds; that of all clients if the records have no levels."""
     levels = sorted({level for record in records for level in record.train_by_level})
     by_level = {level: [record.train_by_level.get(level, {}) for record in records] for level in levels}
     by_level = by_level or {"all clients": [record.train for record in records]}
@@ -141,9 +141,9 @@ def _losses(records: Sequence[RoundRecord], rounds: Sequence[int]) -> Curves:
 
 
 def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | None:
-    """Draw values over rounds, or over what was spent; None without values.
+    """Draw curves over rounds, or over another quantity; None without values.
 
-    The vertical axis follows the data once they have left their first climb or fall.
+    The range of the vertical axis leaves out the steep beginning of curves.
     """
     finite = {
         name: (places, [value if math.isfinite(value) else math.nan for value in values])
@@ -170,7 +170,7 @@ def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round") -> Figure | 
 
 
 def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Return the least and the greatest value that the axis shows."""
+    """Return the range of the vertical axis."""
     settled = [value for curve in curves for value in curve[len(curve) // CLIMB if len(curve) >= SHORT else 0 :]]
     numbers = [value for value in settled if not math.isnan(value)]
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
@@ -180,7 +180,7 @@ def _axis_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def _join_alike(curves: Curves, distance: float) -> Curves:
-    """Return the curves; those that coincide become one curve, with all of their names."""
+    """Return the curves by name; curves that differ by at most ``distance`` become one with joined names."""
 
     def coincide(a: Points, b: Points) -> bool:
         return a[0] == b[0] and all(abs(y - z) <= distance for y, z in zip(a[1], b[1], strict=True))

@@ -1,4 +1,4 @@
-"""The metrics of a run, as Prometheus reads them, and its health, over HTTP."""
+"""``Monitor``: the callback that serves metrics for Prometheus and the health of a run over HTTP."""
 
 import json
 import logging
@@ -22,29 +22,31 @@ from heterofl_flwr.federation.records import RoundRecord, State
 log = logging.getLogger(__name__)
 
 MARGIN = 60.0
-"""Seconds for the server's own work in a round, unless a round has already taken longer."""
+"""Seconds that the server may need for a round beyond its time limits; the longest round replaces a smaller value."""
 
 IDLE_SECONDS = 10.0
-"""Time for a request to arrive."""
+"""Seconds within which a request must arrive."""
 
 Values = Mapping[tuple[str, ...], float]
 """The values of a metric by its labels."""
 
 
 class Monitor(RoundCallback):
-    """Serves the metrics and the health of a run over HTTP while it lasts.
+    """Callback that serves the metrics and the health of a run over HTTP during the run.
 
-    ``/metrics`` has the last round as Prometheus reads it. ``/health`` is a JSON object, with status 200 if the last
-    round ended within ``timeout + wait`` seconds and a minute (or the time of the longest round), else 503.
+    ``/metrics`` has the latest round in the format of Prometheus. ``/health`` is a JSON object. Its status is 200 if
+    the latest round ended at most ``timeout + wait`` seconds and a minute ago, else 503. If a round has taken longer
+    than a minute, its time replaces the minute.
 
     Parameters
     ----------
     address : str
-        Where to listen, such as ``127.0.0.1:9090``; with port 0, ``address`` has the port once the run has started.
+        Address to listen at, such as ``127.0.0.1:9090``. With port 0 the system chooses a port, which the attribute
+        ``address`` has after the run has started.
     timeout : float
-        The seconds that clients have in a round: ``start(timeout=...)``.
+        Seconds that clients have in a round: ``start(timeout=...)``.
     wait : float
-        The seconds that a round waits for nodes: ``Sampling.wait``.
+        Seconds that a round waits for nodes: ``Sampling.wait``.
     """
 
     def __init__(self, address: str = "127.0.0.1:9090", *, timeout: float = 3600.0, wait: float = 60.0) -> None:
@@ -55,15 +57,15 @@ class Monitor(RoundCallback):
         self._server: _Server | None = None
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Start to serve."""
+        """Start the HTTP server."""
         self.close()
         self._round, self._num_rounds, self._longest, self._replies = first_round - 1, num_rounds, MARGIN, ""
-        self._ended, self._ended_at = time.monotonic(), time.time()  # of the last round, at first of the start
+        self._ended, self._ended_at = time.monotonic(), time.time()  # end of the latest round; at first, of the start
         self._record = RoundRecord(server_round=self._round, seconds=0.0, learning_rate=0.0, rates={})
         self._evaluated: Values = {}
         self._bytes, self._faults = Counter(down=0, up=0), Counter(rejected=0, other=0)
-        self._failing: dict[int, dict[str, str]] = {}  # by partition, until the client gives a usable reply
-        self._away: dict[str, str] = {}  # since when, by name
+        self._failing: dict[int, dict[str, str]] = {}  # by partition, until the client's next usable reply
+        self._away: dict[str, str] = {}  # time since which a node is away, by name
         registry = self._client.CollectorRegistry()
         registry.register(self)
         self._client.ProcessCollector(registry=registry)
@@ -81,11 +83,11 @@ class Monitor(RoundCallback):
         log.info("Metrics: http://%s/metrics, health: http://%s/health", self.address, self.address)
 
     def on_reply(self, what: str, done: int, total: int) -> None:
-        """Note how far the round is."""
+        """Store the progress of the round."""
         self._replies = f"{done} of {total} clients have {what}"
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Note the round."""
+        """Store the record of the round."""
         record, now = progress.record, _text(time.time())
         for partition in record.rates.keys() - record.failures.keys():
             self._failing.pop(partition, None)
@@ -102,18 +104,18 @@ class Monitor(RoundCallback):
         return False
 
     def on_end(self, state: State) -> None:
-        """Stop to serve."""
+        """Stop the HTTP server."""
         self.close()
 
     def close(self) -> None:
-        """Close the address, also that of a run that was ended by an error."""
+        """Stop the HTTP server; call it if the run ended with an error, before ``on_end``."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
 
     def health(self) -> dict[str, object]:
-        """Return what ``/health`` serves; ``status`` is ``ok`` or ``overdue``."""
+        """Return the content of ``/health``; ``status`` is ``ok`` or ``overdue``."""
         seconds, limit, record = time.monotonic() - self._ended, self._limit + self._longest, self._record
         return {
             "status": "ok" if seconds <= limit else "overdue",
@@ -166,7 +168,7 @@ def _keyed(values: Mapping[str, int]) -> Values:
 
 
 def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, Mapping[str, float]]) -> Values:
-    """Return the losses, accuracies and perplexities, which no minority of the clients can add to."""
+    """Return the headline metrics; a minority of the clients cannot add any, so their number is bounded."""
     return {
         (phase, name, level): value
         for level, values in {"": metrics, **by_level}.items()
@@ -184,18 +186,18 @@ def _split(address: str) -> tuple[str, int]:
 
 
 def _text(seconds: float) -> str:
-    """Return a time as text in ISO 8601."""
+    """Return a Unix time as text in ISO 8601."""
     return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
 class _Server(ThreadingTCPServer):
-    """A server whose threads end with the process."""
+    """HTTP server whose threads end with the process."""
 
     daemon_threads = allow_reuse_address = True
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers ``/metrics`` and ``/health``."""
+    """Request handler for ``/metrics`` and ``/health``."""
 
     timeout = IDLE_SECONDS
 
@@ -204,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def do_GET(self) -> None:
-        """Answer a request."""
+        """Respond to a request."""
         status, kind, body = 404, "text/plain; version=0.0.4; charset=utf-8", b"expected /metrics or /health\n"
         if self.path == "/metrics":
             status, body = 200, self._metrics()
@@ -219,4 +221,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing: each scrape would be a line."""
+        """Log nothing, because each request would be a line."""

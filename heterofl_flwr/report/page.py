@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs no network and runs no script."""
+"""The report of a run: an HTML page without scripts that loads nothing from the network."""
 
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +17,8 @@ from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline_kind
 from heterofl_flwr.settings.flat import flatten, from_flat, to_flat
 
-# The page may load nothing at all, from anywhere: everything it shows is in it. The template is here, and no file of
-# its own, because Flower's bundles have no HTML.
+# The content security policy forbids the page to load anything, because all content is inline. The template is not in
+# a file, because Flower's app bundles leave out HTML files.
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -84,11 +84,11 @@ table{font-size:.72rem}th{white-space:normal}th,td{padding-right:.3rem}}
 
 _ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
-Table = tuple[str, summary.Cells, str, Sequence[Sequence[str]]]  # title, table, a note below it, rows that are folded
+Table = tuple[str, summary.Cells, str, Sequence[Sequence[str]]]  # title, table, note below it, collapsed rows
 
 
 def render_page(**content: object) -> str:
-    """Return the template with its title, status, lines, figures and tables."""
+    """Return the page's HTML, with title, status, lines, figures and tables."""
     return _ENVIRONMENT.from_string(TEMPLATE).render(**content)
 
 

@@ -1,4 +1,4 @@
-"""The numbers of a run that its tables, figures and page show, and the tables that end a run on the terminal."""
+"""Tables of a run for the terminal and the page, and the summary that is printed after a run."""
 
 import math
 from collections import Counter
@@ -19,27 +19,27 @@ from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.runs.costs import ModelCosts, price, savings
 from heterofl_flwr.runs.metrics import headline, headline_kind, pick_metric, points, scores, seconds_to
 
-LONGEST = 100  # characters of a reason of failures
+LONGEST = 100  # characters of a failure's reason
 
 Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""A table as text: its heads and its rows."""
+"""A table as text: column heads and rows."""
 
 
 def levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> dict[float, str]:
-    """Return the names of the levels by rate, from the largest to the smallest."""
+    """Return the names of the levels by rate, from the largest rate to the smallest."""
     names = {rate: level_name(rate) for record in records for rate in record.rates.values()}
     names |= {cost.rate: cost.level for cost in (costs.levels if costs else ())}
     return dict(sorted(names.items(), reverse=True))
 
 
 def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple[list[float], list[float]]:
-    """Return the rounds in which a level's model was evaluated, and its metric of a kind."""
+    """Return the rounds in which a level's model was evaluated, and the values of a kind of metric."""
     values = [pick_metric(record.evaluate_by_level.get(level, {}), kind) for record in records]
     return points([record.server_round for record in records], values)
 
 
 def price_text(mix: Mix, records: Sequence[RoundRecord], costs: ModelCosts | None, widths: InnerWidths = "none") -> str:
-    """Return the price of a run (``runs.costs.price``) as text; empty for one level, or without known costs."""
+    """Return the price of a run (``runs.costs.price``) as text; empty for a single level or unknown costs."""
     rates = [rate for record in records for rate in record.rates.values()]
     if len(mix.rates) < 2 or not rates or costs is None or not {*rates, *mix.rates} <= costs.by_rate.keys():
         return ""
@@ -52,7 +52,7 @@ def failure_cells(records: Sequence[RoundRecord]) -> Cells:
     by_reason: dict[str, list[tuple[int, int]]] = {}
     for record in records:
         for partition, reason in chain(record.failures.items(), record.evaluate_failures.items()):
-            # In one line and with both ends: what a program prints last is often why.
+            # Shortened in the middle, because a program often prints the cause at the end.
             line = short(" ".join(reason.split()), LONGEST)
             by_reason.setdefault(line, []).append((record.server_round, partition))
     rows = []
@@ -63,7 +63,7 @@ def failure_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cells:
-    """Return the table of levels: cost of the model if known, share of the clients, and last score."""
+    """Return the table of levels: cost of the model if known, fraction of the clients, and latest score."""
     kind, by_rate = headline_kind(records), costs.by_rate if costs else {}
     drawn = Counter(rate for record in records for rate in record.rates.values())
     few = {record.server_round for record in records if record.few_answered}
@@ -81,7 +81,7 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
 
 
 def score_cells(records: Sequence[RoundRecord]) -> Cells:
-    """Return the table of metrics: final value, best value and its round, in a row for each statistic of clients."""
+    """Return the table of metrics: final value, best value and its round, with a row for each statistic of clients."""
     rows = []
     for score in scores(records):
         name = score.name if score.client is None else f"{score.name} (client {score.client})"
@@ -96,12 +96,12 @@ def score_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def marked(value: str, partial: bool) -> str:
-    """Return a value as text, with a mark where too few clients gave it."""
+    """Return a value with a mark if it comes from too few clients."""
     return f"{value} *" if partial else value
 
 
 def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Iterator[str]:
-    """Yield what a run took, what failed and what was saved, a line for each."""
+    """Yield lines on the run's time, failures, savings and privacy."""
     if few := [record.server_round for record in records if record.few_answered]:
         rounds = formatting.numbers(few, 4)
         yield f"* fewer than half of the clients asked evaluated in rounds {rounds}: never the best"
@@ -128,14 +128,14 @@ def summary_lines(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
 
 
 def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = None) -> Group:
-    """Return the tables that end a run: one row a level, final and best of every metric, failures; and the lines below.
+    """Return the summary of a run: tables of levels, metrics and failures, and the lines of ``summary_lines``.
 
     Parameters
     ----------
     records : Sequence[RoundRecord]
         The history.
     costs : ModelCosts | None
-        What the models cost, if it is known.
+        Costs of the models; None if they are unknown.
     """
     parts: list[Table | Text] = []
     for heads, rows in (level_cells(records, costs), score_cells(records), failure_cells(records)):

@@ -1,1 +1,1 @@
-"""The folder of a run: settings, history, checkpoints, models, and where they come from."""
+"""Files of a run: settings, history, checkpoints and models in its folder; costs, metrics and origin of results."""

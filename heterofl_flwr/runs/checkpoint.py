@@ -1,7 +1,7 @@
-"""Checkpoints: a safetensors file with all tensors, and a JSON file with the checksums of both.
+"""Checkpoints: a safetensors file with all tensors, and a JSON file with all other values and checksums of both.
 
-The JSON file is written last, so a checkpoint exists from the moment it has its name, and damage of either file is
-found when it is read.
+The JSON file is written after the tensors, so a checkpoint is complete as soon as its JSON file exists. The checksums
+detect damage of either file.
 """
 
 import json
@@ -29,7 +29,7 @@ _PARTS = ("state", "moments", "stages")
 
 
 def save_checkpoint(folder: Path, state: RunState) -> None:
-    """Write a checkpoint, then remove all but the last two; on failure those before it stay."""
+    """Write a checkpoint, then remove all but the newest two; if writing fails, older ones are not removed."""
     parts = {part: getattr(state, part) for part in _PARTS}
     tensors = pack({f"{part}/{name}": tensor for part, values in parts.items() for name, tensor in values.items()})
     content = {
@@ -48,19 +48,19 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
     path = folder / f"round-{state.server_round:06d}.json"
     write_atomic(path.with_suffix(".safetensors"), tensors)
     write_atomic(path, to_json(signed, indent=1).encode())
-    with suppress(OSError):  # what cannot be removed now is tried again after the next checkpoint
+    with suppress(OSError):  # files that cannot be removed now are tried again after the next checkpoint
         for old in list(files_by_round(folder, PATTERN).values())[:-KEPT]:
             old.unlink()
-        # Tensors without a JSON file, and what an interrupted writer left.
+        # Tensors without a JSON file, and temporary files of an interrupted process.
         for old in (*folder.glob("round-*.safetensors"), *folder.glob(".*.tmp")):
             if not old.with_suffix(".json").exists():
                 old.unlink()
 
 
 def load_checkpoint(folder: Path, last_round: int | None = None) -> RunState:
-    """Return the newest checkpoint that is whole; a damaged one is skipped with a warning.
+    """Return the newest usable checkpoint; skip others with a warning.
 
-    So is one of a round after ``last_round``: a run that goes on from there would lack the records of rounds.
+    Not usable are damaged checkpoints and those after ``last_round``, because the history lacks records of such rounds.
     """
     paths = files_by_round(folder, PATTERN)
     for server_round, path in reversed(paths.items()):
@@ -87,7 +87,7 @@ def _read(path: Path) -> RunState:
     data = path.with_suffix(".safetensors").read_bytes()
     if sha256(data).hexdigest() != content["tensors"]:
         raise ValueError("the checksum of its tensors is wrong")
-    parts: dict[str, dict[str, Tensor]] = {}  # an older version has the state of the best round too
+    parts: dict[str, dict[str, Tensor]] = {}  # files of older versions may have further parts
     for key, value in load(data).items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
@@ -96,7 +96,7 @@ def _read(path: Path) -> RunState:
         state=parts.get("state", {}),
         stages=parts.get("stages", {}),
         moments=parts.get("moments", {}),
-        run_key=content.get("run_key"),  # older versions have none of these
+        run_key=content.get("run_key"),  # files of older versions lack this and the following fields
         trained=content.get("trained", ()),
         dealt=content.get("dealt", 0),
         nodes=content.get("nodes", {}),

@@ -1,4 +1,4 @@
-"""Cost of the model of each level; the savings of a run against full-size FedAvg, and against each level alone."""
+"""Cost of each level's model; bytes and multiplications of a run relative to full-size FedAvg and to single levels."""
 
 import math
 from collections import Counter
@@ -21,39 +21,39 @@ from heterofl_flwr.transport.tensor_array import npy_size
 
 @dataclass(frozen=True, slots=True)
 class LevelCost:
-    """The cost of one rate's model."""
+    """Cost of the model of a rate."""
 
-    level: str  #: Its letter, or its rate as text.
-    rate: float  #: Its rate.
+    level: str  #: Letter of the level, or the rate as text.
+    rate: float  #: Rate of the model.
     parameters: int  #: Number of parameters.
-    macs: int  #: Multiplications of one forward pass of one sample.
-    bytes: int  #: The size of its parameters in a message, headers included, one way: of those that are exchanged.
+    macs: int  #: Multiplications of a forward pass of one example.
+    bytes: int  #: Size of the exchanged parameters in one message, including headers.
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCosts:
-    """The costs of a run's rates, from the largest to the smallest."""
+    """Costs of the models of a run's rates, from the largest to the smallest."""
 
     global_rate: float
     levels: tuple[LevelCost, ...]
 
     @property
     def by_rate(self) -> Mapping[float, LevelCost]:
-        """The costs by rate."""
+        """Costs by rate."""
         return {cost.rate: cost for cost in self.levels}
 
     @property
     def global_model(self) -> LevelCost:
-        """The cost of the global model."""
+        """Cost of the global model."""
         return self.by_rate[self.global_rate]
 
     def to_json(self) -> dict[str, object]:
-        """Return the costs as JSON can hold them."""
+        """Return the costs as a dict for JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ModelCosts":
-        """Return what ``to_json`` gave."""
+        """Return costs from a dict; the inverse of ``to_json``."""
         costs = _COSTS.validate_python(values)
         return cls(costs.global_rate, tuple(sorted(costs.levels, key=lambda cost: -cost.rate)))
 
@@ -62,12 +62,12 @@ _COSTS = TypeAdapter(ModelCosts)
 
 
 class Costs:
-    """Measures what a user's model costs at the rates of a mix, and at any other rate that a client has.
+    """Measures the cost of a model at the rates of a mix, and at any other rate of a client.
 
     Parameters
     ----------
     build : Callable[[float], nn.Module]
-        From a rate to a model.
+        Function of a rate that returns the model.
     mix : Mix
         The run's mix.
     example : torch.Tensor
@@ -81,11 +81,11 @@ class Costs:
         self.add(mix.all_rates)
 
     def add(self, rates: Sequence[float]) -> bool:
-        """Measure the rates that are not known yet; return whether there was one."""
+        """Measure the models of new rates; return True if there was any."""
         new = set(rates) - self._costs.keys()
         for rate in new:
             model, cost = build_and_profile(self.build, rate, self._example)
-            # As measured of messages, to which it is compared.
+            # The size in messages, because it is compared with bytes sent.
             size = sum(
                 npy_size(str(exchanged_dtype(parameter)).removeprefix("torch."), tuple(parameter.shape))
                 for parameter in exchanged_parameters(model).values()
@@ -94,12 +94,15 @@ class Costs:
         return bool(new)
 
     def model(self) -> ModelCosts:
-        """Return all that is known."""
+        """Return the costs of all measured rates."""
         return ModelCosts(self.mix.global_rate, tuple(self._costs[rate] for rate in sorted(self._costs, reverse=True)))
 
 
 class Savings(NamedTuple):
-    """The bytes of a run both ways, and the shares of full-size FedAvg's with equally many samples on each client."""
+    """Bytes sent and received in a run and in full-size FedAvg; bytes and multiplications as fractions of FedAvg's.
+
+    The fraction of multiplications assumes that all clients have equally many examples.
+    """
 
     bytes_sent: int
     bytes_full: int
@@ -108,17 +111,17 @@ class Savings(NamedTuple):
 
 
 def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
-    """Return the bytes of each round, both ways."""
+    """Return the bytes sent and received in each round."""
     return [record.bytes_down + record.bytes_up for record in records]
 
 
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
-    """Return the bytes that FedAvg with the global model would have sent in a round, both ways."""
+    """Return the bytes that FedAvg with the global model would have sent and received in a round."""
     return costs.global_model.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
 
 
 def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings | None:
-    """Return what the run saved; None where a rate's cost is not known, or there were no clients."""
+    """Return the savings of a run against full-size FedAvg; None if a cost is unknown or no client trained."""
     rates = [rate for record in records for rate in record.rates.values()]
     if costs is None or not rates or not set(rates) <= set(costs.by_rate):
         return None
@@ -128,7 +131,7 @@ def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings
 
 
 class Price(NamedTuple):
-    """The client-rounds, bytes and multiplications of a mix, as fractions of one federation for each of its levels."""
+    """Client-rounds, bytes and multiplications of a mix, as fractions of those of one federation for each level."""
 
     client_rounds: float
     bytes_share: float
@@ -136,7 +139,10 @@ class Price(NamedTuple):
 
 
 def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], widths: InnerWidths = "none") -> float:
-    """Return the multiplications of trainings of these rates with one example each, from those of a model by rate."""
+    """Return the multiplications of trainings at ``rates``, each with one example.
+
+    ``macs`` are the multiplications of a model by rate. Inner widths that a step trains too are included.
+    """
     return sum(
         number * passes * macs[inner]
         for rate, number in Counter(rates).items()
@@ -147,20 +153,20 @@ def count_macs(mix: Mix, rates: Iterable[float], macs: Mapping[float, float], wi
 def price(
     mix: Mix, rates: Sequence[float], costs: Mapping[float, tuple[float, float]], widths: InnerWidths = "none"
 ) -> Price:
-    """Return the price of a mix at equal participation.
+    """Return the price of a mix against one federation for each of its levels.
 
-    A federation of one level has the clients that can hold it, each of which takes part as often as in the mix.
+    The federation of a level has the clients that can hold the level, and each takes part as often as in the mix.
 
     Parameters
     ----------
     mix : Mix
         The mix.
     rates : Sequence[float]
-        Rate of each training of a client in the mix.
+        Rate of each training of a client in the run.
     costs : Mapping[float, tuple[float, float]]
         Bytes and multiplications of a training, by rate.
     widths : InnerWidths
-        Smaller models inside a client's that a step trains too (``train.distill``).
+        Smaller models inside a client's model that a step trains too (``train.distill``).
     """
     trainings, holders = Counter(rates), dict(zip(mix.rates, accumulate(mix.shares), strict=True))
     sent = sum(number * costs[rate][0] for rate, number in trainings.items())

@@ -1,4 +1,4 @@
-"""One folder a run: its settings, history, checkpoints, models and report."""
+"""``RunFolder``: the folder of a run with its settings, history, checkpoints, models and report."""
 
 import json
 import logging
@@ -49,22 +49,22 @@ class RunFolder:
 
     ==================  ================================================================================
     ``.lock``           locked while a process runs in the folder; empty
-    ``settings.json``   the run's settings, how it was started, and what its models cost
+    ``settings.json``   settings of the run, facts about its starts, and costs of its models
     ``history.jsonl``   one ``RoundRecord`` a line
-    ``checkpoint/``     the last two checkpoints
-    ``privacy.json``    numbers of models and moments released with noise, by noise and clip, repeated rounds included
-    ``events/``         for TensorBoard
+    ``checkpoint/``     the newest two checkpoints
+    ``privacy.json``    numbers of models and moments released with noise, by noise and clip, including repeated rounds
+    ``events/``         events for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
-    ``exports/``        what ``heterofl export`` made of the models
-    ``clients/``        what clients keep for themselves, by run, client and round, where parameters are not shared
-    ``figures/``        PNG
-    ``report.html``     the page
+    ``exports/``        models that ``heterofl export`` wrote
+    ``clients/``        state of clients (personal parameters, stages), by run, client and round
+    ``figures/``        figures of the report in PNG
+    ``report.html``     the report
     ==================  ================================================================================
 
     Parameters
     ----------
     path : str | Path
-        The folder; it is made when something is first written.
+        The folder; it is created by the first write.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -82,9 +82,9 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from running in the folder; ``ConfigError`` where one does.
+        """Lock the folder within this context; raise ``ConfigError`` if another process has locked it.
 
-        The folder is made where there is none. The system unlocks it when this process ends in any way.
+        A missing folder is created. The operating system releases the lock if this process dies.
         """
         self.refuse_links()
         self._lock = acquire_lock(self.path)
@@ -94,7 +94,7 @@ class RunFolder:
             self.unlock()
 
     def unlock(self) -> None:
-        """Let other processes run in the folder."""
+        """Release the lock, if this object has it."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -108,28 +108,28 @@ class RunFolder:
         about: Mapping[str, object] | None = None,
         complete: Complete = dict,
     ) -> None:
-        """Make the folder ready for a run, or resume the run that is in it; rounds without a checkpoint are forgotten.
+        """Write the settings of a new run, or prepare the folder for resuming its run.
 
         The folder is locked until ``unlock``, which the end of ``lock`` and of a recorded run calls.
 
         Parameters
         ----------
         settings : Mapping[str, object]
-            All settings of the run; nested ones are named by dotted keys.
+            All settings of the run; nested settings have dotted keys.
         resume : bool
-            Whether to go on from the checkpoint that is there, or, where there is none yet, from the beginning.
+            Whether to resume the run in the folder, from its newest checkpoint or, without one, from the beginning.
         may_differ : Sequence[str]
             Settings (dotted keys) that a resumed run may change, such as the number of rounds.
         about : Mapping[str, object] | None
-            More facts for the report: a ``title``, the ``device``.
+            More facts for the report, such as ``title`` and ``device``.
         complete : Callable[[Mapping[str, object]], Mapping[str, object]]
-            Returns the settings of the run that is there with those that its version did not know yet.
+            Function that adds to stored settings those that the version of the stored run did not have.
 
         Raises
         ------
         ConfigError
-            If there is a run and it is not to be resumed, if there is none and it is, or if settings differ. The folder
-            is then as it was.
+            If the folder has a run and ``resume`` is False, if it has none and ``resume`` is True, or if settings
+            differ. The folder is then unchanged.
         """
         self.check(settings, resume=resume, may_differ=may_differ, complete=complete)
         self._lock = self._lock or acquire_lock(self.path, shared=True)
@@ -142,7 +142,7 @@ class RunFolder:
         facts = {**then, "command": command(), **(about or {}), "versions": versions}
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         for name, now in (("starts", started), ("commits", commit()), ("machines", machine())):
-            facts[name] = [*then.get(name, []), now]  # one for each start
+            facts[name] = [*then.get(name, []), now]  # one entry for each start
         self._write({**before, "settings": settings, "about": facts})
 
     def check(
@@ -153,13 +153,13 @@ class RunFolder:
         may_differ: Sequence[str] = (),
         complete: Complete = dict,
     ) -> None:
-        """Raise the ``ConfigError`` that ``start`` would raise; nothing is written."""
+        """Raise the ``ConfigError`` that ``start`` would raise, without writing anything."""
         self.refuse_links()
         if not self.started:
             if resume:
                 raise ConfigError(f"{self.path} holds no run to resume: check the folder, or start without resume")
             return
-        # Written as JSON and read back, tuples and lists are equal, and so are paths and their text.
+        # Converted to JSON and back, so that tuples equal lists, and paths equal their text.
         new, old = (flatten(json.loads(to_json(values))) for values in (settings, complete(self.settings())))
         differences = "; ".join(
             f"{key} was {_show(old, key)} and is {_show(new, key)}"
@@ -187,7 +187,7 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is any checkpoint, whole or not."""
+        """Whether the folder has a checkpoint, damaged or not."""
         return bool(files_by_round(self._checkpoints, checkpoints.PATTERN))
 
     def settings(self) -> dict[str, object]:
@@ -195,31 +195,31 @@ class RunFolder:
         return dict(self._read()["settings"])
 
     def about(self) -> dict[str, Any]:
-        """Return how the run was started: command, versions; and for each start its time, commit and machine."""
+        """Return facts about the run: command and versions; time, commit and machine of each start."""
         return dict(self._read()["about"])
 
     def note(self, **facts: object) -> None:
-        """Add to ``about``."""
+        """Add facts to ``about``."""
         self._write({**self._read(), "about": {**self.about(), **facts}})
 
     def write_costs(self, costs: ModelCosts) -> None:
-        """Write what the models cost, so that a report needs no model."""
+        """Write the costs of the models, so that a report needs no model."""
         self._write({**self._read(), "model": costs.to_json()})
 
     def costs(self) -> ModelCosts | None:
-        """Return what the models cost, if that was written."""
+        """Return the costs of the models; None if they were not written."""
         model = self._read().get("model")
         with reading(self._settings, "remove its model part: reports then say nothing of costs"):
             return None if model is None else ModelCosts.from_json(model)
 
     def append(self, record: RoundRecord) -> None:
-        """Add a round to the history; it is on the disk when this returns."""
+        """Add a round to the history, and flush it to disk."""
         append_line(self._history, to_json(record.to_json()))
 
     def history(self) -> list[RoundRecord]:
-        """Return all rounds' records; a last line that was cut off, as by a power cut, is ignored with a warning."""
+        """Return the records of all rounds; an incomplete final line, as after a power cut, gives a warning."""
         text = self._history.read_text(encoding="utf-8", errors="replace") if self._history.exists() else ""
-        lines = [line for line in text.split("\n") if line]  # splitlines would also split at what a text may contain
+        lines = [line for line in text.split("\n") if line]  # splitlines also splits at characters that texts may have
         records = []
         for number, line in enumerate(lines, 1):
             try:
@@ -234,7 +234,7 @@ class RunFolder:
         return records
 
     def rewind(self, last_round: int) -> None:
-        """Forget the rounds after one; a run that goes on from it then writes the history of an uninterrupted one."""
+        """Remove records, checkpoints and client states of rounds after ``last_round``, so the run can resume there."""
         self.refuse_links()
         records = [record for record in self.history() if record.server_round <= last_round]
         if (final := records[-1].server_round if records else 0) != last_round:
@@ -250,32 +250,32 @@ class RunFolder:
             remove(path)
 
     def drop_models(self) -> None:
-        """Forget the final models; those of a run that goes on are final no more."""
+        """Remove the final models, because the run continues."""
         for path in self.models.glob("*"):
             if path.suffix in (".json", ".safetensors"):
                 remove(path)
 
     def releases(self) -> list[Releases]:
-        """Return the releases with noise; at least as many as the history counts."""
+        """Return the releases with noise, at least as many as the history counts."""
         return read_releases(self._privacy, self.history(), self.settings)
 
     def write_releases(self, releases: Sequence[Releases]) -> None:
-        """Write the releases with noise; ``rewind`` keeps them."""
+        """Write the releases with noise; ``rewind`` does not remove them."""
         write_atomic(self._privacy, f"{to_json([asdict(entry) for entry in releases], indent=2)}\n".encode())
 
     def save_checkpoint(self, checkpoint: RunState) -> None:
-        """Write a checkpoint whole or not at all; the last two are kept."""
+        """Write a checkpoint atomically, and remove all but the newest two."""
         checkpoints.save_checkpoint(self._checkpoints, checkpoint)
 
     def load_checkpoint(self) -> RunState:
-        """Return the last checkpoint; if it, or the record of its round, is damaged, the one before, with a warning."""
+        """Return the newest checkpoint whose files and whose round's record are not damaged."""
         records = self.history()
         return checkpoints.load_checkpoint(self._checkpoints, records[-1].server_round if records else None)
 
     def refuse_links(self) -> None:
-        """Raise ``ConfigError`` for links in the folder: files of others would be written and removed through them.
+        """Raise ``ConfigError`` for links in the folder, because the run would write or remove files outside of it.
 
-        Hard links count where a run writes into a file that is there: history, lock and log.
+        Hard links are refused for files that a run appends to: history, lock and logs.
         """
         links = [str(path.relative_to(self.path)) for path in self.path.rglob("*") if path.is_symlink()]
         opened = (self._history, self.path / ".lock", *self.path.glob("logs/*"))

@@ -1,4 +1,4 @@
-"""The lock of a run's folder, so that one process alone runs there."""
+"""The lock of a run's folder, which keeps a second process from running there."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,10 @@ log = logging.getLogger(__name__)
 
 
 def acquire_lock(folder: Path, *, shared: bool = False) -> FileLock:
-    """Return a folder's lock, acquired; a shared one can be acquired again in this process, as after an error."""
+    """Acquire and return the lock of a folder; raise ``ConfigError`` if another process has it.
+
+    With ``shared``, this process can acquire the lock again, for example after an error.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -25,6 +28,6 @@ def acquire_lock(folder: Path, *, shared: bool = False) -> FileLock:
         raise ConfigError(
             f"another process runs in {folder}: let it end, or end it (flwr stop), or choose another folder"
         ) from error
-    except (OSError, NotImplementedError) as error:  # such as a network's file system without locks
+    except (OSError, NotImplementedError) as error:  # such as a network file system without locks
         log.warning("%s cannot be locked (%s): let no other run write there", folder, error)
     return lock

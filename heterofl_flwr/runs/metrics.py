@@ -1,4 +1,4 @@
-"""The metrics of a history: the headline, which way is better, final and best values, and names for trackers."""
+"""Metrics of a history: the headline metric, final and best values, and names for trackers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,19 @@ from heterofl_flwr.federation.evaluation import HEADLINE_KINDS, WORST_ACCURACY
 from heterofl_flwr.federation.records import RoundRecord
 
 SCOPES = ("global", "local", "worst")
-UNKNOWN = "accuracy"  # the kind where a run has none of them
+UNKNOWN = "accuracy"  # the kind for a run without any headline metric
 
 
 class Score(NamedTuple):
-    """One metric over a run: its final value, its best one and the round of that."""
+    """A metric over a run: its final value, its best value, and the round of the best value."""
 
     name: str
     final: float
-    best: float | None  # None where all values come from too few clients: such ones are never the best
+    best: float | None  # None if all values come from too few clients, because such values are never the best
     best_round: int | None
     partial: bool  # whether the final value comes from too few clients
-    median: float | None  # of the final value over clients; rounds are compared by it where nothing bounds a report
-    client: int | None  # the partition of the worst client
+    median: float | None  # median of the final values of clients; rounds are compared by it unless it is an accuracy
+    client: int | None  # partition of the worst client
 
 
 def mode_of(name: str) -> str:
@@ -30,14 +30,14 @@ def mode_of(name: str) -> str:
 
 
 def is_better(value: float, than: float | None, mode: str) -> bool:
-    """Whether a value beats another; a value that is not a number beats nothing."""
+    """Whether a value is better than another; NaN is never better, and any number is better than NaN or None."""
     if math.isnan(value):
         return False
     return than is None or math.isnan(than) or (value > than if mode == "max" else value < than)
 
 
 def headline_kind(records: Sequence[RoundRecord]) -> str:
-    """Return the kind of metric by which the run is compared: perplexity (of texts), else accuracy, else loss."""
+    """Return the kind of metric by which a run is compared: perplexity (language models), else accuracy, else loss."""
     metrics = [values for record in records for values in (record.evaluate, *record.evaluate_by_level.values())]
     return next(
         (kind for kind in HEADLINE_KINDS if any(name.endswith(kind) for values in metrics for name in values)), UNKNOWN
@@ -45,39 +45,39 @@ def headline_kind(records: Sequence[RoundRecord]) -> str:
 
 
 def find_metric(values: Mapping[str, float], *kinds: str) -> str:
-    """Return the name of the metric of the first of some kinds, under whichever scope it is given; ``""`` for none."""
+    """Return the name of the first metric of ``kinds`` in ``values``, under any scope; an empty text without one."""
     names = [f"{scope}-{kind}" for kind in kinds for scope in SCOPES]
     names += [name for kind in kinds for name in (kind, *values) if name.endswith(kind)]
     return next((name for name in names if name in values), "")
 
 
 def headline(records: Sequence[RoundRecord]) -> str:
-    """Return the name of the metric by which global models are compared; ``""`` where no round was evaluated."""
+    """Return the name of the metric by which global models are compared; an empty text without any evaluation."""
     return next(filter(None, (find_metric(record.evaluate, *HEADLINE_KINDS) for record in records)), "")
 
 
 def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
-    """Return a level's metric of a kind."""
+    """Return the value of the metric of a kind; None without one."""
     return values.get(find_metric(values, kind))
 
 
 def points(places: Sequence[float], values: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """Return the places on an axis that have a value, and the values."""
+    """Return the coordinates and values of points, without those whose value is None."""
     pairs = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
     return [place for place, _ in pairs], [value for _, value in pairs]
 
 
 def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float | None:
-    """Return after how much simulated time a metric of evaluation was first as good as a value; None if it never was.
+    """Return the simulated time after which a metric of evaluation first reached a target; None if it never did.
 
     Parameters
     ----------
     records : Sequence[RoundRecord]
         The history.
     name : str
-        The metric, such as ``global-accuracy``.
+        Name of the metric, such as ``global-accuracy``.
     value : float
-        The target: that or more, or, for a loss or a perplexity, that or less.
+        The target: a lower bound or, for a loss or perplexity, an upper bound.
     """
     passed = accumulate(record.simulated_seconds for record in records)
     for record, seconds in zip(records, passed, strict=True):
@@ -88,14 +88,14 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
 
 
 def scores(records: Sequence[RoundRecord]) -> list[Score]:
-    """Return final and best of every metric of evaluation, in the order in which they first appear."""
+    """Return the final and best values of all metrics of evaluation, in the order of their first appearance."""
     results = []
     for name in dict.fromkeys(name for record in records for name in record.evaluate):
         final = next(record for record in reversed(records) if name in record.evaluate)
         best, best_round = None, None
         for record in records:
             value = record.comparable.get(name)
-            # The first value stands until a better one comes, even where it is not a number.
+            # The first value is the best until a better one follows, also if it is NaN.
             if value is not None and (best is None or is_better(value, best, mode_of(name))):
                 best, best_round = value, record.server_round
         worst = final.worst_client if name == WORST_ACCURACY else None
@@ -105,7 +105,7 @@ def scores(records: Sequence[RoundRecord]) -> list[Score]:
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
-    """Return all numbers of a record under names such as ``evaluate/a/accuracy``, for trackers."""
+    """Return all numbers of a record for trackers, named like ``evaluate/a/accuracy``."""
     groups: dict[str, Mapping[str, float]] = {"evaluate": record.evaluate, "train": record.train}
     groups |= {f"evaluate/{level}": metrics for level, metrics in record.evaluate_by_level.items()}
     groups |= {f"train/{level}": metrics for level, metrics in record.train_by_level.items()}

@@ -1,4 +1,4 @@
-"""The final model of each level in a run's folder."""
+"""Writing and loading the final model of each level in a run's folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -38,30 +38,30 @@ def save_models(
     levels: Mapping[float, State] | None = None,
     record: RoundRecord | None = None,
 ) -> None:
-    """Write the model of each rate, cut from the global model by its plan, as a safetensors and a JSON file.
+    """Write the model of each rate, a slice of the global model, as a safetensors and a JSON file.
 
-    ``load_model`` loads one; so does ``build(rate).load_state_dict(safetensors.torch.load_file(path), strict=False)``
-    where no layer has batch norm or spectral norm.
+    ``load_model`` loads a model. Without batch norm and spectral norm,
+    ``build(rate).load_state_dict(safetensors.torch.load_file(path), strict=False)`` does so too.
 
     Parameters
     ----------
     folder : RunFolder
-        Where to write.
+        Folder of the run.
     build : Callable[[float], nn.Module]
-        From a rate to a model.
+        Function of a rate that returns the model.
     rates : Sequence[float]
-        The rates; the largest is the global model's.
+        The rates; the largest is that of the global model.
     state : State
         The global model's parameters.
     moments : Mapping[float, Moments] | None
-        Static batch norm moments by the rate of the model that they were measured on. A smaller model sees other
-        activations than the same channels of the global one, so its moments cannot be cut from the global model's.
+        Static batch norm moments by rate, each measured on the model of this rate. They cannot be sliced from those of
+        the global model, because the same channels have other activations in a smaller model.
     slices : Mapping[float, SliceFunction] | None
-        Which part of the global model each smaller rate's is; by default the first channels.
+        Functions that select the entries of each smaller model, by rate; by default the prefix of each axis.
     levels : Mapping[float, State] | None
-        The parameters of each rate in which its model differs from the slice.
+        Parameters of each rate that have other values than the slice.
     record : RoundRecord | None
-        The last round with evaluation, for the metrics in the JSON files.
+        Record of the latest round with an evaluation, for the metrics in the JSON files.
     """
     largest = max(rates)
     models = {rate: new_model(build, rate) for rate in rates}
@@ -96,9 +96,9 @@ _REMEDY = "a run writes it when it ends: go on with it, or run it anew"
 
 
 def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return what was written about each final model, by its level; the largest first.
+    """Return the content of the final models' JSON files by level, the largest first.
 
-    A run writes them when it ends. Where clients keep parameters of their own there are none.
+    A run writes them at its end; a run with personal parameters writes none.
     """
     models: dict[str, dict[str, Any]] = {}
     for path in folder.models.glob("*.json"):
@@ -112,23 +112,23 @@ def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
 
 
 def load_model(folder: RunFolder, name: str, build: Build) -> nn.Module:
-    """Return a level's final model in evaluation mode, its batch norm with the moments that were measured on it.
+    """Return a level's final model in evaluation mode, with its batch norm moments.
 
     Parameters
     ----------
     folder : RunFolder
-        Of a run that has ended.
+        Folder of a finished run.
     name : str
-        A level: a file's name in ``models/``, without its ending.
+        The level, which is a file name in ``models/`` without its suffix.
     build : Callable[[float], nn.Module]
-        From a rate to the run's model.
+        Function of a rate that returns the run's model.
 
     Raises
     ------
     ConfigError
-        If there is no such model, or batch norm was not measured on it.
+        If the model does not exist, or its batch norm moments were not measured.
     ShapeError
-        If its parameters are not those of the model that ``build`` makes.
+        If the stored parameters do not fit the model that ``build`` makes.
     """
     facts = model_facts(folder)
     if name not in facts:

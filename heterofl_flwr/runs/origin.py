@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 
 UNKNOWN = "unknown"
-CHANGED = "-dirty"  # follows the commit where the package's files were not those of the commit
-COMMAND = "HETEROFL_COMMAND"  # the environment variable that tells the processes of a run what the user typed
+CHANGED = "-dirty"  # suffix of the commit if files of the package differ from it
+COMMAND = "HETEROFL_COMMAND"  # environment variable with the user's command, for the processes of a run
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def command() -> str:
-    """Return the command that the user typed; the processes that this one starts from now on return it too."""
+    """Return the command that the user typed, and pass it on to child processes in the environment."""
     program = Path(sys.argv[0]).name
-    if program.startswith(("flwr-", "flower-")):  # Flower started it, with tokens among its arguments
+    if program.startswith(("flwr-", "flower-")):  # started by Flower, with secret tokens among the arguments
         typed = ["flwr", "run", "."]
     else:
         typed = ["python", *sys.orig_argv[1:]] if sys.orig_argv[1:2] == ["-m"] else [program, *sys.argv[1:]]
@@ -31,18 +31,18 @@ def command() -> str:
 
 @cache
 def commit() -> str:
-    """Return the commit of this package's code, with ``CHANGED`` where files of the package differ from it.
+    """Return the commit of this package's code, with the suffix ``CHANGED`` if files of the package differ from it.
 
-    The first call decides: a process keeps the code that it has loaded, whatever is committed meanwhile.
+    The result is cached, because a process keeps running the code that it has loaded.
     """
     return commit_of(PACKAGE.parent, PACKAGE.name) or UNKNOWN
 
 
 def commit_of(checkout: Path, package: str) -> str | None:
-    """Return the commit of a checkout that holds the package in its top folder; None where there is no such."""
+    """Return the commit of a git checkout with ``package`` in its top folder; None if ``checkout`` is not such one."""
     git = ("git", "-C", str(checkout))
     top, _, head = (_ask(*git, "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")
-    # A package installed below someone else's repository is not part of it.
+    # A package that is installed inside another repository is not part of it.
     if not head or Path(top).resolve() != checkout.resolve() or not (checkout / package).is_dir():
         return None
     return head + (CHANGED if _ask(*git, "status", "--porcelain", "--", package) else "")
@@ -50,17 +50,17 @@ def commit_of(checkout: Path, package: str) -> str | None:
 
 @cache
 def machine() -> str:
-    """Return processor, number of cores and GPUs."""
+    """Return the processor, the number of cores and the GPUs of this machine as text."""
     path = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*:(.*)", path.read_text(errors="replace"), re.MULTILINE) if path.exists() else None
     processor = model[1].strip() if model else platform.processor() or platform.machine()
-    # Asking torch for a GPU's name would open a context on it, in a process that may need none.
+    # torch would create a CUDA context to get a GPU's name, and this process may not need one.
     number = torch.cuda.device_count()
     return f"{processor}, {os.cpu_count()} cores, {f'{number} x {_gpu_names()}' if number else 'no GPU'}"
 
 
 def device_name(device: torch.device) -> str:
-    """Return a device as a report names it: GPUs with their model."""
+    """Return the name of a device for a report; for a GPU with its model."""
     return f"{device} ({_gpu_names()})" if device.type == "cuda" else str(device)
 
 
@@ -70,7 +70,7 @@ def _gpu_names() -> str:
 
 
 def _ask(program: str, *arguments: str) -> str | None:
-    """Return what a program prints; None where it is missing or fails."""
+    """Return the output of a program; None if it is not installed or fails."""
     call = [shutil.which(program) or program, *arguments]
     try:
         return subprocess.run(call, capture_output=True, text=True, check=True, timeout=60).stdout.strip()  # noqa: S603

@@ -1,4 +1,4 @@
-"""The callback that writes a run to disk: history, checkpoints, costs and final models."""
+"""``Recorder``: the callback that writes a run to disk: history, checkpoints, costs and final models."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -16,22 +16,22 @@ from heterofl_flwr.transport.packing import moments_by_rate
 
 
 class Recorder(RoundCallback):
-    """Writes a run's folder as the run goes.
+    """Callback that writes the folder of a run during the run.
 
-    When a run goes on from a checkpoint, what the folder holds of later rounds is dropped first, and with its next
-    round the models that were final before.
+    If a run is resumed from a checkpoint, files of later rounds are removed first. The final models are removed after
+    the first new round.
 
     Parameters
     ----------
     folder : RunFolder | str | Path
-        Where to write; a folder that was not started yet is started without settings.
+        Folder of the run. If it has no settings yet, it gets empty ones.
     every : int | str
-        Rounds between checkpoints, or seconds such as ``"30s"``. The last round of a run always has one.
+        Rounds between checkpoints, or seconds such as ``"30s"``. The final round always has a checkpoint.
     costs : Costs | None
-        Measures what the models cost. With it the report can say what was saved, and each level's final model is
-        written.
+        Object that measures the costs of the models. It is needed for savings in the report and for writing final
+        models.
     models : bool
-        Whether to write these models; not where the global state holds only some of a model's parameters.
+        Whether to write each level's final model. Use False if the global state lacks some parameters of the model.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class Recorder(RoundCallback):
         self._progress: Progress | None = None
         self._moments: State = {}
         self._evaluated: RoundRecord | None = None
-        self._saved_rounds, self._saved_at = (0, 0), monotonic()  # the last two checkpoints; when the last one was
+        self._saved_rounds, self._saved_at = (0, 0), monotonic()  # rounds of the newest two checkpoints; time of saving
 
     @property
     def oldest_checkpoint(self) -> int:  # type: ignore[override]
-        """Round of the earlier of the last two checkpoints; 0 before there are two."""
+        """Round of the older of the newest two checkpoints; 0 if there are fewer."""
         return self._saved_rounds[0]
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Read the folder, and write the costs of the models."""
+        """Read the history, and write the costs of the models."""
         if not self.folder.started:
             self.folder.start({})
         records = self.folder.history()
@@ -81,7 +81,7 @@ class Recorder(RoundCallback):
             self._note_evaluation(record)
 
     def on_round_end(self, progress: Progress) -> bool:
-        """Write the round, and a checkpoint when it is time for one."""
+        """Write the round's record, and a checkpoint if one is due."""
         self.folder.append(progress.record)
         self.folder.drop_models()
         record, self._progress = progress.record, progress
@@ -98,7 +98,7 @@ class Recorder(RoundCallback):
         return False
 
     def on_end(self, state: State) -> None:
-        """Write the last checkpoint and the final models."""
+        """Write the final checkpoint and the final models."""
         if self._progress and self._progress.record.server_round != self._saved_rounds[1]:
             self._save(self._progress)
         if self._costs and self._models:
@@ -123,7 +123,7 @@ class Recorder(RoundCallback):
         self.folder.unlock()
 
     def _note_evaluation(self, record: RoundRecord) -> bool:
-        """Keep the record of the last evaluation; return whether this is one."""
+        """Store the record if the round has an evaluation; return True if it has."""
         if evaluated := bool(record.evaluate or record.evaluate_by_level):
             self._evaluated = record
         return evaluated

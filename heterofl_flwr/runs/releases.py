@@ -1,4 +1,4 @@
-"""The releases with noise of a run, as its folder has them."""
+"""Reading the file of a run's releases with privacy noise."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +18,16 @@ RELEASES = TypeAdapter(list[Releases])
 def read_releases(
     path: Path, records: Sequence[RoundRecord], settings: Callable[[], Mapping[str, object]]
 ) -> list[Releases]:
-    """Return the releases in a file; where the history counts more, the rest have the noise of the settings."""
+    """Return the releases in a file.
+
+    If the history counts more releases than the file, the missing ones are added with the noise of the settings.
+    """
     counted = {kind: max((int(record.privacy.get(kind, 0)) for record in records), default=0) for kind in KINDS}
     releases: list[Releases] = []
     if path.exists():
         with reading(path, "restore it, as nothing else says all that the run gave away"):
             content = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(content, dict):  # of an older version, which wrote numbers without their noise
+            if isinstance(content, dict):  # a file of an older version, which wrote numbers without the noise
                 counted = {kind: max(number, int(content[kind])) for kind, number in counted.items()}
             else:
                 releases = RELEASES.validate_python(content)

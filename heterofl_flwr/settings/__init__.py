@@ -1,1 +1,1 @@
-"""Every setting of a run: its groups, the run config that names them, and what ``auto`` stands for."""
+"""The settings of a run: groups and definitions, conversion from and to a run config, and values of ``auto``."""

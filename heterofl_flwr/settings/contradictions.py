@@ -1,4 +1,4 @@
-"""Settings that are right by themselves and do not go together, each with what was expected."""
+"""Contradictions between settings whose values are valid alone, each with the expected value."""
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -17,11 +17,11 @@ _NO_EXITS = (
 
 
 Contradiction = tuple[str, object, str]
-"""A setting, whether it contradicts others, and what was expected."""
+"""Key of a setting, whether it contradicts others, and the reason with the expected value."""
 
 
 def find_contradictions(settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
-    """Return what does not go together, a line for each setting."""
+    """Return a line for each setting that contradicts others; ``given`` are the values before ``auto`` is resolved."""
     rules = chain(_model_rules(settings, values), _server_rules(settings), _fedh2l_rules(settings, values, defaults))
     return [f"{key}: found {values[key]!r}, {why}" for key, wrong, why in rules if wrong]
 
@@ -66,9 +66,9 @@ TRAVELS = (
     "server.growth",
     *("server.stages", "server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
 )
-"""Settings of parameters that travel, which FedH2L has none of.
+"""Settings of exchanged parameters, which must have their defaults with FedH2L, because it exchanges none.
 
-``server.weights`` is not among them: conf/method/fedh2l.yaml has that of FedAvg, on which it builds.
+``server.weights`` is left out, because ``conf/method/fedh2l.yaml`` builds on FedAvg's, which sets it.
 """
 
 

@@ -1,4 +1,4 @@
-"""Values of ``auto``: the published settings of each data set of the paper, and ours for other data."""
+"""Values of ``auto``: the paper's settings for its data sets, and this package's for other data."""
 
 import inspect
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.value_types import AUTO, Flat
 
-# Table 6 and the authors' code for the paper's data sets; the last column is for data sets that we do not know. Papers
-# agree on less for the others: CIFAR100 is trained as CIFAR10 is, FEMNIST by a CNN.
+# The paper's data sets have the values of its Table 6 and of the authors' code. CIFAR100 has those of CIFAR10, FEMNIST
+# those of a CNN, because papers do not agree on them. The last column is for all other data sets.
 _COLUMNS = ("digits", "mnist", "cifar10", "cifar100", "femnist", "wikitext2", "other")
 _ROWS: Mapping[str, tuple[Flat, ...]] = {
     "num-rounds": (5, 200, 400, 400, 50, 200, 50),
@@ -29,10 +29,10 @@ _ROWS: Mapping[str, tuple[Flat, ...]] = {
 _TABLES = {name: {key: row[number] for key, row in _ROWS.items()} for number, name in enumerate(_COLUMNS)}
 
 OTHER: Mapping[str, Flat] = MappingProxyType(_TABLES.pop("other"))
-"""The value of each setting that can be ``auto``, for data sets that we do not know."""
+"""Value of each setting that can be ``auto``, for data sets without a preset."""
 
 PRESETS: Mapping[str, Mapping[str, Flat]] = MappingProxyType(_TABLES)
-"""The same for each data set that we know."""
+"""Value of each setting that can be ``auto``, by data set."""
 
 NOT_IID: Mapping[str, Mapping[str, Flat]] = MappingProxyType(
     {
@@ -41,14 +41,17 @@ NOT_IID: Mapping[str, Mapping[str, Flat]] = MappingProxyType(
         **{name: {"num-rounds": 800, "train.milestones": "300,500"} for name in ("cifar10", "cifar100")},
     }
 )
-"""Values of ``auto`` for data that are not IID."""
+"""Changes to ``PRESETS`` for splits other than ``iid``."""
 
 CLIENTS: Mapping[str, int] = MappingProxyType({"digits": 20})
 """Default number of clients by data set; 100 for all others, as in the paper."""
 
 
 def preset(data: str, split: str, model: str = AUTO) -> Mapping[str, Flat]:
-    """Return the value of each setting that can be ``auto``; another model than the data set's has its own widths."""
+    """Return the value of each setting that can be ``auto``, for a data set, a split and a model.
+
+    A model other than the preset's has its own default widths and norm.
+    """
     data = short_name(data)
     values = {**PRESETS.get(data, OTHER), **({} if split == "iid" else NOT_IID.get(data, {}))}
     if model not in (AUTO, values["model.name"]):
@@ -58,19 +61,19 @@ def preset(data: str, split: str, model: str = AUTO) -> Mapping[str, Flat]:
 
 
 def model_has(model: str, option: str) -> bool:
-    """Whether a model of ours has an option."""
+    """Whether ``model`` is a model of this package with this option."""
     return model in MODELS and option in inspect.signature(MODELS[model]).parameters
 
 
 def options_of(model: str, values: Mapping[str, object]) -> dict[str, object]:
-    """Return those of the values that are for options which a model of ours has."""
+    """Return the values whose names are options of ``model``; none for a user's model."""
     return {name: value for name, value in values.items() if model_has(model, name)}
 
 
 def model_options(settings: Settings) -> dict[str, object]:
-    """Return the options for ``build_model`` that are settings; what depends on the data is the caller's to add.
+    """Return the options for ``build_model`` that settings determine; the caller adds those that depend on the data.
 
-    A model of the user's own, ``module:function``, gets none.
+    A user's model, ``module:function``, gets none.
     """
     model = settings.model
     options = {name: getattr(model, name) for name in ("hidden", "norm", "scaler")}
@@ -79,20 +82,20 @@ def model_options(settings: Settings) -> dict[str, object]:
 
 
 def global_width(settings: Settings) -> float:
-    """Return the width rate of the global model, by which the Scaler divides."""
+    """Return the width rate of the global model, relative to which the Scaler scales."""
     levels, rate = read_levels(settings.model.shrink), settings.mix.global_rate
     return rate if levels is None else levels[rate][0] if levels else 1.0
 
 
 def architectures(settings: Settings) -> tuple[str, ...]:
-    """Return the models' names where clients differ in them (``distill.models`` in FedH2L); else none."""
+    """Return the names of the clients' models in FedH2L (``distill.models``); empty for other strategies."""
     return settings.distill.models if settings.server.strategy == "fedh2l" else ()
 
 
 def with_architecture(settings: Settings, name: str) -> Settings:
-    """Return settings with another model, at its own widths.
+    """Return settings with another model, which has its default widths.
 
-    It has the norm that is asked for, if it can have one; a setting made for a model without norm asks for none.
+    It keeps the norm of the settings if both models can have one, else it has ``sbn`` or ``none``.
     """
     requested = settings.model.norm if model_has(settings.model.name, "norm") else "sbn"
     norm = requested if model_has(name, "norm") else "none"

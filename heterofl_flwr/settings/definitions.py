@@ -1,7 +1,7 @@
-"""Every setting of a run: the groups of options that strategies and clients have, and what only a run has.
+"""Definitions of all settings of a run: the option groups of strategies and clients, and further groups of a run.
 
-A field's key in a run config is the name of its group and its own, in kebab-case: ``train.batch_size`` is
-``train.batch-size``. The fields of ``Settings`` itself have no prefix.
+The key of a field in a run config is the name of its group and of the field, in kebab-case: ``batch_size`` in the group
+``train`` is ``train.batch-size``. The fields of ``Settings`` itself have no prefix.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ from heterofl_flwr.training.joint_losses import TrainedExits
 from heterofl_flwr.training.options import TrainOptions
 
 AGGREGATORS: Mapping[str, OpenAggregator] = MappingProxyType({"counting-mean": CountingMean, "product": ProductMean})
-"""By ``server.aggregator``."""
+"""Aggregator by the value of ``server.aggregator``."""
 
 
 class DataSettings(Group):
@@ -62,7 +62,7 @@ class DataSettings(Group):
     label: value_types.Text = ""
     """column of a table with the classes, such as coarse_label of cifar100; '' finds it"""
     split: value_types.SplitName = "iid"
-    """how the data are dealt to the clients; natural: client number i has the examples of the i-th owner"""
+    """how the data are split among the clients; natural: client i has the examples of the i-th owner"""
 
 
 class ModelSettings(Group):
@@ -79,8 +79,8 @@ class ModelSettings(Group):
     scaler: bool = True
     """divide activations of smaller models by their rate while they train"""
     shrink: value_types.Shrink = "width"
-    """what smaller models lack: channels (width), their last stages or Transformer layers (depth), or both; an image
-    model of unequal depth has an exit after each stage
+    """parts that smaller models leave out: channels (width), the final stages or Transformer layers (depth), or both;
+    with depth, an image model has an exit after each stage
     """
     ensemble: bool = False
     """evaluate the mean of all exits' logits (DepthFL) instead of the deepest exit"""
@@ -93,12 +93,12 @@ class TrainSettings(TrainOptions):
     milestones: value_types.Rounds = same(Training, "milestones")
     lr_decay: Share = same(Training, "lr_decay")
     distill: InnerWidths = "none"
-    """widths inside its model that a step of a client trains too, on the posterior of its own width: all, the smallest
-    and one drawn (sandwich), one drawn (drawn: FjORD); or, in place of its own, one drawn on labels (ordered: FjORD
-    without distillation)
+    """smaller widths inside its model that a client trains in each step too, on the posterior of the full width: all,
+    the smallest and a random one (sandwich), or a random one (drawn: FjORD). ordered (FjORD without distillation): each
+    step trains a random width on labels instead of the full width
     """
     exits: TrainedExits = "last"
-    """exits of its model that a client trains: the deepest alone (last), all with distillation among them (mutual:
+    """exits of its model that a client trains: only the deepest (last), all with distillation between them (mutual:
     DepthFL), or all with distillation from the deepest (deepest: ScaleFL)
     """
     upload: Upload = same(Training, "upload")
@@ -110,8 +110,8 @@ class ServerSettings(Limits):
     """The server: slices, means and stages."""
 
     strategy: Literal["heterofl", "fedh2l"] = "heterofl"
-    """what clients exchange: parameters (heterofl, with the settings below also FedAvg and others), or posteriors
-    (fedh2l)
+    """tensors that clients exchange: parameters (heterofl, which the settings below also turn into FedAvg and others),
+    or posteriors (fedh2l)
     """
     slice_rule: SliceRule = same(Slicing, "slice_rule")
     roll_by: Count = same(Slicing, "roll_by")
@@ -122,23 +122,23 @@ class ServerSettings(Limits):
     by_level: value_types.Patterns = same(Slicing, "by_level")
     weights: Weights = same(Averaging, "weights")
     stages: value_types.StagesText = ""
-    """further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi and
-    FedAdagrad, nesterov, feddyn, scaffold, moving-average, or secure-sum, by which the server learns sums of
-    changes alone; with their arguments
+    """further stages around the mean, with their arguments: server optimisers as in Flower's FedAvgM, FedAdam, FedYogi
+    and FedAdagrad; nesterov, feddyn, scaffold, moving-average; or secure-sum, with which the server sees only sums of
+    changes
     """
     robust: Literal["none", RobustKind] = "none"
-    """what replaces the mean of an entry's holders, so that a hostile minority cannot move it far: trimmed (a trimmed
-    mean) or median; goes with server.weights=equal, and not with privacy.noise
+    """robust mean over an entry's holders, which a hostile minority cannot move far: trimmed (a trimmed mean) or
+    median; needs server.weights=equal, and excludes privacy.noise
     """
     robust_trim: Annotated[float, Field(ge=0, le=0.49)] = Robust().trim
-    """share of an entry's holders that trimmed drops at each end; at least one"""
+    """fraction of an entry's holders that trimmed drops at each end, at least one holder"""
     robust_few: Few = Robust().few
-    """entries of one or two clients: their plain mean, or keep the old value"""
+    """value of entries with one or two holders: their plain mean, or the old value (keep)"""
     aggregator: Literal["counting-mean", "product"] = "counting-mean"
-    """what combines replies: the counting mean; or, for LoRA adapters of unequal rank, product (FlexLoRA)"""
+    """mean of the replies: counting-mean, or for LoRA adapters of unequal rank product (FlexLoRA)"""
 
     def build_robust_mean(self) -> Robust | None:
-        """Return what replaces the counting mean; None for nothing."""
+        """Return the options of the robust mean; None for the counting mean."""
         return None if self.robust == "none" else Robust(mean=self.robust, trim=self.robust_trim, few=self.robust_few)
 
 
@@ -147,11 +147,13 @@ class DistillSettings(DistillOptions):
     """Distillation among peers (FedH2L), and from a model to its exits and inner widths."""
 
     models: value_types.Architectures = ()
-    """the architectures, assigned to clients in turn"""
+    """architectures of the clients, assigned in turn"""
     label_share: ShareOrNone = 0.0
-    """share of the labels in what inner widths (train.distill) learn from; the rest is the posterior"""
+    """weight of the labels in the loss of inner widths (train.distill); the rest is the weight of the posterior"""
     ramp: ShareOrNone = 0.0
-    """share of the rounds over which the weight between exits grows (mutual), or before which it is 0 (deepest)"""
+    """fraction of the rounds during which the distillation between exits grows to its weight (mutual) or is off
+    (deepest)
+    """
 
 
 @group
@@ -161,8 +163,8 @@ class EvaluateSettings(Evaluation):
     central: Flag = True
     """the server evaluates the global model on the whole test set of data.name"""
     moments_batch_size: Natural = 0
-    """samples in a batch whose moments are measured for static batch norm; 0: as train.batch-size, which the paper's
-    code uses, or 100 with fidelity=fixed
+    """batch size for measuring static batch norm moments; 0: train.batch-size as in the paper's code, or 100 with
+    fidelity=fixed
     """
     metric: value_types.Text = ""
     """a further metric of your own, 'module:function'"""
@@ -179,15 +181,15 @@ class EngineSettings(Group):
     cohort: Natural = 0
     """clients that train together at most, of one rate or, with seats, of any; 0: 5 on a CPU, 50 on a GPU"""
     device: value_types.Text = "auto"
-    """cpu, mps, cuda or cuda:1; auto: a GPU where a client has one"""
+    """cpu, mps, cuda or cuda:1; auto: a GPU if the client has one"""
     precision: Precision = "tf32"
-    """how clients compute: float32 (exact), tf32 (on a GPU, products round their factors to ten bits; elsewhere as
-    float32), bf16 (clients train with bfloat16 products; evaluation is as with tf32)
+    """arithmetic of clients: float32, tf32 (on a GPU, matrix products round their inputs to ten bits; elsewhere
+    float32), bf16 (training with bfloat16 autocast; evaluation as with tf32)
     """
     window: Natural = 0
-    """messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then uses 64)"""
+    """maximum number of unanswered messages, which bounds the server's memory; 0: all ('heterofl run' then uses 64)"""
     timeout: Positive = 3600.0
-    """seconds that clients have in a round, evaluation included; later answers are ignored"""
+    """seconds that clients have in a round, including evaluation; later replies are ignored"""
 
 
 class DevicesSettings(Group):
@@ -205,34 +207,34 @@ class RunSettings(Group):
     """Files and callbacks of a run."""
 
     dir: value_types.Text = ""
-    """folder for settings, history, checkpoints and models; 'heterofl run' makes one"""
+    """folder for settings, history, checkpoints and models; 'heterofl run' creates one"""
     resume: bool = False
-    """go on from the last checkpoint in run.dir"""
+    """resume from the newest checkpoint in run.dir"""
     checkpoint_every: Interval = 1
-    """rounds from one checkpoint to the next, or seconds ('30s'); the last round has one"""
+    """rounds from one checkpoint to the next, or seconds ('30s'); the final round has one"""
     metric: value_types.Text = ""
-    """the metric, such as local-accuracy, that a sweeper that searches goes by; '': the global model's"""
+    """metric, such as local-accuracy, that an optimising sweeper maximises or minimises; '': the global model's"""
     callbacks: value_types.Callbacks = ("tensorboard",)
-    """what is called with the record of each round"""
+    """callbacks that get the record of each round"""
     metrics_address: value_types.Text = ""
-    """where the server serves the run's metrics and health over HTTP, such as 127.0.0.1:9090; '': nowhere"""
+    """address at which the server serves the run's metrics and health over HTTP, such as 127.0.0.1:9090; '': none"""
     log: Literal["text", "json"] = "text"
-    """form of the ServerApp's log lines under 'flwr run': text, or a JSON object each"""
+    """format of the ServerApp's log lines under 'flwr run': text, or one JSON object a line"""
 
 
 class Settings(Group):
-    """All settings of a run, read and checked; every value is concrete."""
+    """All settings of a run, parsed and checked, without any ``auto`` that can be resolved."""
 
     mix: value_types.MixText = Mix.parse("a1-b1-c1-d1-e1")
-    """which levels the clients have, and in which proportions; x3: three parts take no part"""
+    """levels of the clients and their proportions; x3: three parts of the clients never take part"""
     global_rate: OptionalLevel = same(Slicing, "global_rate")
     assignment: Assignment = same(Slicing, "assignment")
     num_rounds: Count
-    """rounds of the run"""
+    """number of rounds"""
     seed: Natural = 0
-    """what every random draw depends on"""
+    """random seed of all draws"""
     fidelity: Variant = "paper"
-    """what produced the published numbers (paper), or what is right where the authors' code is not (fixed)"""
+    """as in the authors' code, which produced the published numbers (paper), or with its errors corrected (fixed)"""
     data: DataSettings
     model: ModelSettings
     train: TrainSettings

@@ -1,4 +1,4 @@
-"""Between ``Settings`` and the flat, kebab-case mapping of a run config: one strict parser for every door."""
+"""Conversion between ``Settings`` and the flat mapping of a run config with kebab-case keys."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,17 @@ GroupType = TypeVar("GroupType", bound=Group)
 
 
 AUTOS = {*OTHER, "train.mask-fill"}
-"""Settings that follow from others by default."""
+"""Settings whose default is ``auto``, because it follows from other settings."""
 
 
 def fields_of(group: Any) -> Mapping[str, FieldInfo]:
-    """Return the fields of a group; nothing for what is none."""
+    """Return the fields of a group of settings; empty if ``group`` is any other type."""
     found = getattr(group, "__pydantic_fields__", {}) if isinstance(group, type) else {}
     return {name: field for name, field in found.items() if not field.exclude}
 
 
 def read_specs(group: Any, prefix: str = "") -> dict[str, Setting]:
-    """Return every setting of a group and of the groups in it, by key."""
+    """Return all settings of a group, and of the groups inside it, by key."""
     specs: dict[str, Setting] = {}
     for field in fields_of(group).values():
         if fields_of(field.annotation):
@@ -47,14 +47,14 @@ def read_specs(group: Any, prefix: str = "") -> dict[str, Setting]:
 
 
 SPECS: Mapping[str, Setting] = MappingProxyType(read_specs(Settings))
-"""Every setting by its key."""
+"""All settings by key."""
 
 DEFAULTS: Mapping[str, Flat] = MappingProxyType({key: spec.default for key, spec in SPECS.items()})
-"""The run config of a run that changes nothing."""
+"""Default value of each setting by key."""
 
 
 def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as one, with dots in its keys."""
+    """Return a nested mapping as a flat one with dotted keys."""
     flat: dict[str, object] = {}
     for name, value in nested.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -62,9 +62,9 @@ def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
 
 
 def from_flat(mapping: Mapping[str, object]) -> Settings:
-    """Return the settings that a run config describes.
+    """Return the settings of a run config; missing keys have their defaults.
 
-    Keys that are missing have their default. All faults are collected and raised in one ``ConfigError``.
+    All faults are collected, and raised in one ``ConfigError``.
     """
     assigned = {**DEFAULTS, **{key: value for key, value in mapping.items() if key in SPECS}}
     settings, faults = validate(Settings, _resolve(assigned), SPECS)
@@ -77,7 +77,7 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
 
 
 RENAMED: Mapping[str, str] = MappingProxyType({"server.choose": "server.slice-rule"})
-"""Settings of earlier versions by their current names, for stored runs alone."""
+"""Current key of each setting that an earlier version called otherwise; used for stored runs only."""
 
 REMOVED: Mapping[str, tuple[Flat, ...]] = {
     "train.factor": (0.1,),
@@ -86,26 +86,26 @@ REMOVED: Mapping[str, tuple[Flat, ...]] = {
     "distill.projection": ("gem",),
     "data.test-share": (0.2,),
     "server.max-refusals": (0,),
-    "server.max-examples-ratio": (0.0, 10.0),  # of means of metrics alone
+    "server.max-examples-ratio": (0.0, 10.0),  # it changed only means of metrics
     "run.patience": (0,),
     "evaluate.moments-merge": ("auto",),
 }
-"""Settings that earlier versions had, each with the values with which a run is what it is without them."""
+"""Removed settings of earlier versions; with the listed values, a run is the same without the setting."""
 
 
 def first_names(settings: Mapping[str, object]) -> dict[str, object]:
-    """Return settings by the names of the first version, which are in the digests of runs."""
+    """Return settings by their keys in the first version, from which the digests in job names are computed."""
     names = {new: old for old, new in RENAMED.items()}
     return {names.get(key, key): value for key, value in settings.items()}
 
 
 def current_names(stored: Mapping[str, object]) -> dict[str, object]:
-    """Return stored settings by their current names, without those that have gone and change nothing."""
+    """Return stored settings by their current keys, without settings in ``REMOVED`` that change nothing."""
     return {RENAMED.get(key, key): value for key, value in stored.items() if value not in REMOVED.get(key, ())}
 
 
 def from_stored(mapping: Mapping[str, object]) -> Settings:
-    """Return the settings of a run folder; one error for all that this version does not have."""
+    """Return the settings stored in a run's folder; raise ``ConfigError`` for keys that this version does not have."""
     mapping = current_names(mapping)
     if unknown := [key for key in mapping if key not in SPECS]:
         raise ConfigError(
@@ -116,17 +116,17 @@ def from_stored(mapping: Mapping[str, object]) -> Settings:
 
 
 def to_flat(settings: Settings) -> dict[str, Flat]:
-    """Return the run config of these settings, every value concrete; ``from_flat`` reads it back."""
+    """Return the run config of settings; the inverse of ``from_flat``."""
     return flatten(settings.model_dump(by_alias=True))
 
 
 def accepts(key: str, value: object) -> bool:
-    """Whether a setting can have this value, whatever the others are."""
+    """Whether a value is valid for a setting, apart from contradictions with other settings."""
     return not validate(Settings, _resolve({**DEFAULTS, key: value}), SPECS)[1]
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the settings in a TOML file, with dotted keys."""
+    """Return the settings in a TOML file by dotted key."""
     try:
         return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -134,7 +134,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
-    """Read ``key=value`` texts. Quotes are not needed: a value is what its setting can be, else text."""
+    """Return settings from ``key=value`` texts. Values are parsed as TOML, or taken as text if only that is valid."""
     assigned: dict[str, Flat] = {}
     for text in texts:
         key, equals, written = text.partition("=")
@@ -150,7 +150,7 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
 def validate(
     group: type[GroupType], flat: Mapping[str, object], specs: Mapping[str, Setting]
 ) -> tuple[GroupType | None, list[str]]:
-    """Return a group with these values, or None and all that is wrong with them."""
+    """Return a group made from a flat mapping, and no faults; or None, and a line for each fault."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         table, _, name = key.rpartition(".")
@@ -161,7 +161,7 @@ def validate(
         causes = {}
         for one in error.errors(include_url=False):
             places = ".".join(map(str, one["loc"][:2])), str(one["loc"][0])
-            key = next((key for key in places if key in specs), places[1])  # or a group, whose options do not fit
+            key = next((key for key in places if key in specs), places[1])  # else a group of contradicting options
             causes[key] = one.get("ctx", {}).get("error")
     return None, [
         f"{key}: {cause}" if isinstance(cause, ConfigError) else specs[key].not_expected(flat[key])
@@ -170,7 +170,7 @@ def validate(
 
 
 def _resolve(assigned: Mapping[str, object]) -> dict[str, object]:
-    """Return the values, with concrete ones for those that follow from others."""
+    """Return the values with each ``auto`` replaced by its value for the data set, split and model."""
     autos = dict(preset(str(assigned["data.name"]), str(assigned["data.split"]), str(assigned["model.name"])))
     autos["train.mask-fill"] = "-inf" if assigned["fidelity"] == "fixed" else "zero"
     return {key: autos.get(key, value) if value == AUTO else value for key, value in assigned.items()}

@@ -1,4 +1,4 @@
-"""The name of the method that settings describe, as titles of runs and tables of results have it."""
+"""The name of the method that settings describe, for titles of runs and tables of results."""
 
 from types import MappingProxyType
 
@@ -14,7 +14,7 @@ SLICES = MappingProxyType(
         "random-client": "Federated Dropout",
     }
 )
-"""By ``server.slice_rule``."""
+"""Name of the method by ``server.slice-rule``."""
 
 INNER_LEVELS = MappingProxyType(
     {
@@ -24,10 +24,10 @@ INNER_LEVELS = MappingProxyType(
         "all": "HeteroFL with in-place distillation",
     }
 )
-"""By ``train.distill``: which inner levels a step trains."""
+"""Name of the method by ``train.distill``."""
 
 EXITS = MappingProxyType({"mutual": "DepthFL", "deepest": "ScaleFL", "last": "depth"})
-"""By ``train.exits``, where a smaller model has fewer layers."""
+"""Name of the method by ``train.exits``, for models of unequal depth."""
 
 
 def method_name(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""Every setting as a file keeps it, for commands that need no more: without torch, which takes seconds to load."""
+"""The list of all settings in a JSON file, for commands that need only that: reading it does not load torch."""
 
 import json
 import tomllib
@@ -7,52 +7,52 @@ from pathlib import Path
 from typing import NamedTuple
 
 FILE = Path(__file__).with_name("stored_settings.json")
-"""``python docs/generate.py`` writes it."""
+"""Path of the file, which ``python docs/generate.py`` writes."""
 
 
 Value = bool | int | float | str
 
 KINDS: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float)}
-"""Allowed types of a value, by the type of the default."""
+"""Valid types of a value, by the type of the default."""
 
 
 class Setting(NamedTuple):
-    """A setting, in a run that changes nothing unless told."""
+    """A setting with its default and its value in a run."""
 
     key: str
     default: Value
     value: Value
-    """what the default stands for"""
+    """the value, with ``auto`` resolved"""
     help: str
     expected: str
 
     def fault(self, text: str) -> str:
-        """Return what is wrong with a text as its value, as far as the type tells; nothing if that is right."""
+        """Return the fault of a value given as text, judged by its type or its choices; empty if it may be valid."""
         value, choices = read_value(text), self.expected.removeprefix("one of ")
         if choices != self.expected:
             fits = not {text, str(value)}.isdisjoint(choices.split(", "))
         else:
-            # Words that fit too are in quotes.
+            # Words in quotes in ``expected`` are valid texts for a setting of another type.
             fits = "'" in self.expected or type(value) in KINDS.get(type(self.value), (type(value),))
         return "" if fits or value == self.default else self.not_expected(value)
 
     def not_expected(self, value: object) -> str:
-        """Return that a value is another than is expected."""
+        """Return the text of the error for a value that is not valid."""
         auto = ", or 'auto'" if self.default == "auto" and "'auto'" not in self.expected else ""
         return f"{self.key}: found {value!r} ({type(value).__name__}), expected {self.expected}{auto}"
 
 
 def read_value(text: str) -> object:
-    """Return what a text is in TOML, such as a number; the text itself where it is nothing there."""
+    """Return the value of a text in TOML, such as a number; the text itself if it is not valid TOML."""
     try:
-        (value,) = tomllib.loads(f"value = {text}").values()  # a second line is not left out
+        (value,) = tomllib.loads(f"value = {text}").values()  # ValueError for a text with a second assignment
     except ValueError:
         return text
     return value
 
 
 def stored_settings() -> list[Setting]:
-    """Return every setting."""
+    """Return all settings from the file."""
     return [Setting(*row) for row in json.loads(FILE.read_text(encoding="utf-8"))]
 
 

@@ -1,4 +1,4 @@
-"""The types of settings: pydantic's, read strictly, with words for what is expected."""
+"""Types of settings for pydantic, each with a text of the expected values for errors."""
 
 from typing import Annotated
 
@@ -11,21 +11,21 @@ from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.stages.registry import parse_stages
 
 Flat = bool | int | float | str
-"""A value of a run config."""
+"""Type of a value in a run config."""
 
 AUTO = "auto"
-"""Stands for the value that suits the data set; see ``auto_values``."""
+"""Value that stands for one that depends on the data set; see ``defaults.preset``."""
 
 
 class Group(BaseModel):
-    """A group of settings. A key is in kebab-case, and a value has the very type of its setting."""
+    """Base class of groups of settings. Keys are in kebab-case, and types are strict: an int is not a valid text."""
 
     model_config = ConfigDict(strict=True, frozen=True, **KEYS)
 
 
 def _split(value: object) -> tuple[str, ...]:
-    """Read a list, which a run config, having none, holds as text with commas."""
-    if isinstance(value, tuple):  # which was read before
+    """Return the entries of a text with commas, because a run config has no lists."""
+    if isinstance(value, tuple):  # parsed already
         return value
     if not isinstance(value, str):
         raise ValueError
@@ -36,7 +36,7 @@ def _split(value: object) -> tuple[str, ...]:
 
 
 def _split_integers(value: object) -> tuple[int, ...]:
-    """Read integers; a single one may be bare."""
+    """Return the integers in a text with commas, or a single integer as a tuple."""
     parts = _split(str(value) if isinstance(value, int) else value)
     if not all(str(part).isdecimal() for part in parts):
         raise ValueError

@@ -1,4 +1,4 @@
-"""Arguments of strategies: their names in Flower's two APIs, and the errors for unknown and unusable ones."""
+"""Arguments of strategies: their names in Flower's two APIs, and errors for unknown and invalid arguments."""
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -16,7 +16,7 @@ from heterofl_flwr.federation.sampling import Participation
 Arguments = ParamSpec("Arguments")
 
 FEDAVG = Participation()
-"""The defaults of the arguments that have the names of ``FedAvg``."""
+"""Defaults of the arguments that ``FedAvg`` has too."""
 
 CLASSIC: Mapping[str, str] = {
     "fraction_fit": "fraction_train",
@@ -26,23 +26,26 @@ CLASSIC: Mapping[str, str] = {
     "fit_metrics_aggregation_fn": "train_metrics_aggr_fn",
     "evaluate_metrics_aggregation_fn": "evaluate_metrics_aggr_fn",
 }
-"""Arguments of Flower's classic API, with their names in its Message API."""
+"""Arguments of Flower's classic API by name, with their names in the Message API."""
 
 STAGES: Mapping[str, str] = {
     **dict.fromkeys(("server_learning_rate", "server_momentum"), "use stages=[Momentum(...)]"),
     **dict.fromkeys(("eta", "tau", "beta_1", "beta_2"), "use stages=[Adam(...)]"),
 }
-"""Arguments of Flower's strategies that are stages here."""
+"""Arguments of Flower's strategies that are stages here, with the text for the error."""
 
 
 def find_groups(parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    """Return the place of each option of the groups among some parameters."""
+    """Return how to pass each option of the groups among ``parameters``, such as ``sampling=Sampling(spare=...)``."""
     groups = {name: type(parameter.default) for name, parameter in parameters.items() if is_group(parameter.default)}
     return {option: f"{name}={kind.__name__}({option}=...)" for name, kind in groups.items() for option in specs(kind)}
 
 
 def explain_unknown(remedies: Mapping[str, str]) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
-    """Let a constructor's error for an unknown argument name its group, its replacement or the nearest argument."""
+    """Return a decorator for constructors that improves the error for an unknown argument.
+
+    The error names the argument's group, its replacement in ``remedies``, or the argument with the most similar name.
+    """
 
     def decorate(construct: Callable[Arguments, None]) -> Callable[Arguments, None]:
         parameters = signature(construct).parameters
@@ -68,7 +71,7 @@ def explain_unknown(remedies: Mapping[str, str]) -> Callable[[Callable[Arguments
 def check_arguments(
     num_rounds: int, initial_arrays: ArrayRecord | None, resume: RunState | None, **functions: object
 ) -> None:
-    """Raise ``ConfigError`` for arguments of ``start`` that are of another type, or contradict one another."""
+    """Raise ``ConfigError`` for arguments of ``start`` that are of wrong types or contradict one another."""
     check_count("num_rounds", num_rounds, 0)
     for name, function in functions.items():
         if function is not None and not callable(function):

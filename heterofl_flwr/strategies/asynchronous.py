@@ -1,4 +1,4 @@
-"""Steps of the model without waiting: one for each ``size`` replies, while other clients still train."""
+"""Asynchronous training: a step of the model for each ``size`` replies, while other clients still train."""
 
 import math
 import time
@@ -21,12 +21,12 @@ from heterofl_flwr.transport.exchange import first_replies, reply_or_fault
 from heterofl_flwr.transport.relay import cancel
 
 OVERDUE_SHARE = 0.25
-"""Share of a step's time after which a client without a reply is replaced; its reply still counts if it comes."""
+"""Fraction of a step's time after which a client without a reply is replaced; a late reply still counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """The training of a client, the start of the step in which it began, and the bytes sent."""
+    """A client that trains: its slice, the start of the step in which it began, and the bytes sent."""
 
     node_id: int
     sampled: Sampled
@@ -36,11 +36,11 @@ class _Turn:
 
 
 class Steps:
-    """Keeps clients training, and lets the model take steps.
+    """Asynchronous training: keeps ``concurrency`` clients busy, and takes steps of the model.
 
-    A step is a ``Round`` whose clients may have begun before it and may go on after it. A client that has answered in a
-    step trains again in the next one at the earliest, because until then it would train from the same model. One slice
-    is stored for each version and level from which a client trains.
+    A step is a ``Round``. Its clients may have begun before it, and others may still train when it ends. A client whose
+    reply counts in a step trains again in the next step at the earliest, because before that the model is the same. For
+    each version and level that a client trains from, one slice is stored.
     """
 
     def __init__(self, strategy: RoundHooks, stage: Asynchronous, grid: Grid, config: ConfigRecord) -> None:
@@ -52,15 +52,15 @@ class Steps:
                     f"that wait (asynchronous.size=0)"
                 )
         self._strategy, self._stage, self._grid, self._config = strategy, stage, grid, config
-        self._training: dict[str, _Turn] = {}  # by message id, in the order sent
-        self._waiting: list[tuple[_Turn, Message]] = []  # replies without a seat so far
-        self._overdue: set[int] = set()  # clients whose last reply is overdue: they are replaced, and drawn last
+        self._training: dict[str, _Turn] = {}  # by message id, in the order of sending
+        self._waiting: list[tuple[_Turn, Message]] = []  # replies that wait for a seat in a later step
+        self._overdue: set[int] = set()  # clients whose reply is overdue; they do not count as busy
 
     @as_flower_error()
     def run(
         self, server_round: int, arrays: ArrayRecord, timeout: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the model after a step: when it has enough replies, or after ``timeout`` seconds."""
+        """Run a step until it has enough replies or ``timeout`` seconds are over; return the model and metrics."""
         began, options = time.monotonic(), self._stage.options
         slices = Slices(self._strategy.federation, arrays)
         current = self._open(server_round, slices, began - timeout)
@@ -91,18 +91,18 @@ class Steps:
         cancel(self._grid, list(self._training))
 
     def _seconds_to_overdue(self, patience: float) -> float:
-        """Note the clients whose replies are overdue; return the seconds until the next one is."""
+        """Add the clients without a reply for ``patience`` seconds to the overdue ones; return seconds to the next."""
         now = time.monotonic()
         self._overdue |= {turn.node_id for turn in self._training.values() if now - turn.sent_at >= patience}
         turns = [turn for turn in self._training.values() if turn.node_id not in self._overdue]
         return min((turn.sent_at + patience - now for turn in turns), default=math.inf)
 
     def _busy(self) -> list[_Turn]:
-        """Return the clients that train, or wait for a seat."""
+        """Return the clients that train, and those whose replies wait for a seat."""
         return [*self._training.values(), *(turn for turn, _ in self._waiting)]
 
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
-        """Open a step, without clients that have left or have trained since ``before``."""
+        """Open a step; clients that have left, or that have trained since ``before`` or longer, are given up."""
         strategy, federation = self._strategy, self._strategy.federation
         nodes = federation.nodes
         registration = NodeRegistration(self._grid, federation, server_round, strategy.messages_of(server_round).budget)
@@ -121,7 +121,7 @@ class Steps:
         return current
 
     def _seat(self, current: Round, seats: Seats) -> None:
-        """Add the replies that have a seat, in the order of arrival; the others wait."""
+        """Add the replies that get a seat, in the order of arrival; keep the others for a later step."""
         waiting, self._waiting = deque(self._waiting), []
         while waiting:
             turn, reply = waiting.popleft()
@@ -144,7 +144,7 @@ class Steps:
                 callback.on_reply("trained", len(current.answers), self._stage.options.size)
 
     def _too_stale(self, sampled: Sampled) -> Fault | None:
-        """Return a fault if every entry of a reply is staler than the bound."""
+        """Return a fault if all entries of a reply are staler than the bound."""
         bound = self._stage.options.bound
         if not bound or sampled.sent is None:
             return None
@@ -152,12 +152,12 @@ class Steps:
         return Fault(f"{steps} steps stale, expected up to {bound} (asynchronous.bound)") if steps > bound else None
 
     def _send(self, current: Round, slices: Slices, began: float) -> None:
-        """Send slices to further clients, up to ``concurrency`` that train."""
+        """Send slices to more clients, so that ``concurrency`` clients train."""
         drawn, clocks = self._draw(current), self._stage.clocks
         for node_id in drawn:
             current.begin(node_id)
             sampled = current.slices[node_id]
-            # The snapshot shares the memory of the record, which all clients of this plan get.
+            # The snapshot shares the memory of the record that is sent to all clients of this plan.
             version = clocks.snapshot(sampled.plan, packing.read_tensors(slices.arrays(sampled.plan)))
             current.begin(node_id, replace(sampled, sent=version))
         sent = [self._strategy.train_message(current, node_id, slices, self._config, {}) for node_id in drawn]
@@ -171,13 +171,13 @@ class Steps:
             self._training[id_] = _Turn(node_id, sampled, began, num_bytes)
 
     def _draw(self, current: Round) -> list[int]:
-        """Sample the clients that begin now; those that trained when a resumed run was stopped come before others."""
+        """Sample the clients that begin now. After a resume, clients that trained when the run stopped come first."""
         nodes, training = self._strategy.federation.nodes, [turn.node_id not in self._overdue for turn in self._busy()]
         number = self._stage.options.concurrency - sum(training)
         free = {nodes.partition(node_id): node_id for node_id in current.trainable if node_id not in current.slices}
         resumed = [free.pop(partition) for partition in self._stage.training if partition in free]
         self._stage.training = []
-        # While no client trains, the draw equals that of a round that waits.
+        # Without clients in the step, the draw equals that of a synchronous round.
         turn: tuple[int, ...] = (len(current.slices),) if current.slices else ()
         places, seed = max(number - len(resumed), 0), self._strategy.federation.seed
         ordered = [free[partition] for partition in sorted(free)]

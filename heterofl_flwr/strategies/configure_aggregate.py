@@ -1,4 +1,4 @@
-"""Flower's two hooks of training over a federation: instructions to clients, and aggregation of their replies."""
+"""Flower's two hooks of training: ``configure_train`` makes the messages, ``aggregate_train`` reads the replies."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -39,16 +39,16 @@ from heterofl_flwr.transport.relay import crosses_superlink
 from heterofl_flwr.transport.tensor_array import pack_tensors
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
-"""Function from the records of replies, and the key of their numbers of examples, to a record of metrics, or None."""
+"""Function of the replies' records, and of the key of the number of examples; returns a metric record or None."""
 
 
 class FailedRound(RoundError, AggregationError):
-    """A ``RoundError`` that is also Flower's own error, by which Flower ends the run as failed."""
+    """A ``RoundError`` that is also Flower's ``AggregationError``, with which Flower ends the run as failed."""
 
 
 @contextmanager
 def as_flower_error() -> Iterator[None]:
-    """Raise a ``RoundError`` as Flower's ``AggregationError`` too."""
+    """Turn a ``RoundError`` into a ``FailedRound``."""
     try:
         yield
     except RoundError as error:
@@ -56,7 +56,7 @@ def as_flower_error() -> Iterator[None]:
 
 
 class RoundHooks(Strategy):
-    """The hooks of training of a strategy over a federation, and the state of a run.
+    """Base class of strategies with Flower's hooks of training, and the state of a run.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class RoundHooks(Strategy):
     chain
         The stages around the mean, with their state.
     moments
-        Static batch norm moments of the last evaluation, by rate.
+        Static batch norm moments of the latest evaluation, by rate.
     log
         The record of the current round.
     round_messages
@@ -84,24 +84,24 @@ class RoundHooks(Strategy):
         self.federation, self.options = federation, federation.options
         self._train_metrics_fn, self._evaluate_metrics_fn = train_metrics_aggr_fn, evaluate_metrics_aggr_fn
         self.callbacks, self._schedule = check_callbacks(callbacks), self.options.training.schedule
-        self.spent = Spent(self.options.privacy)  # of all runs: a release of data cannot be undone
+        self.spent = Spent(self.options.privacy)  # for all runs of this strategy: a release cannot be undone
         buffered = self.options.asynchronous
         self.asynchronous = Asynchronous(buffered) if buffered.size else None
         trains_all = federation.architecture.trains_all
         self.chain = build_chain(self.options, self.spent, all_is_trained=trains_all, asynchronous=self.asynchronous)
-        self.num_rounds = 0  # the last round of the run; 0 if unknown
+        self.num_rounds = 0  # number of the final round; 0 if unknown
         self.timeout = 3600.0
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new run: forget clients, rounds and the state of stages."""
+        """Begin a new run: delete clients, records and the state of stages."""
         self.federation.reset()
         self.chain.load({})
         self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})
         self.moments: dict[float, Moments] = {}
-        self._have_moments: bool | None = None  # None until clients were asked for moments
+        self._have_moments: bool | None = None  # None until clients were queried for moments
         self.round_messages: RoundMessages | None = None
-        self._grid: tuple[Grid | None, bool] = None, False  # the last grid, and whether it is remote
+        self._grid: tuple[Grid | None, bool] = None, False  # the grid of the latest round, and whether it is remote
 
     def evaluated_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
         """Return the parameters to evaluate and save; stages such as ``MovingAverage`` change them."""
@@ -115,7 +115,7 @@ class RoundHooks(Strategy):
         return self.round_messages.current if self.round_messages else None
 
     def open_round(self) -> Round:
-        """Return the open training round; fail if there is none."""
+        """Return the open training round; raise ``RoundError`` without one."""
         if not isinstance(self.current, Round):
             raise RoundError("the round was not configured: call configure_train (configure_fit) before aggregating")
         return self.current
@@ -129,7 +129,10 @@ class RoundHooks(Strategy):
         grid: Grid,
         sampled: Sequence[int],
     ) -> Round:
-        """Open a training round, or a step if rounds do not wait; without a schedule, ``config`` may set ``lr``."""
+        """Open a training round, or a step of asynchronous training.
+
+        If the strategy sets no learning rate, the record shows the ``lr`` in ``config``.
+        """
         current = Round(
             self.federation,
             self.chain,
@@ -145,7 +148,7 @@ class RoundHooks(Strategy):
         return current
 
     def _learning_rate(self, server_round: int, config: ConfigRecord) -> float:
-        """Return the learning rate of the schedule, or of ``config`` without a schedule; 0 without both."""
+        """Return the learning rate of the schedule or, without a schedule, ``lr`` in ``config`` (default 0)."""
         if self._schedule is None:
             rate = config.get(messages.LEARNING_RATE)
             return float(rate) if isinstance(rate, int | float) else 0.0
@@ -155,13 +158,13 @@ class RoundHooks(Strategy):
         return float(value)
 
     def messages_of(self, server_round: int, *, timed: bool = False) -> RoundMessages:
-        """Return the messages of a server round; ``timed`` is whether its exchanges share the time of the round."""
+        """Return the messages of a server round; with ``timed``, all its exchanges share one time limit."""
         if self.round_messages is None or self.round_messages.server_round != server_round:
             self.round_messages = RoundMessages(server_round, self.timeout, timed=timed)
         return self.round_messages
 
     def sample_nodes(self, grid: Grid, server_round: int, purpose: Purpose) -> tuple[list[int], list[int]]:
-        """Return the nodes that can be sampled, once there are enough, and those that take part in the round."""
+        """Wait for enough nodes; return those that can be sampled, and those sampled for the round."""
         federation, levels = self.federation, self.federation.levels
         registration = NodeRegistration(grid, federation, server_round, self.messages_of(server_round).budget)
         while True:
@@ -189,7 +192,7 @@ class RoundHooks(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Return a message for each client of the round, with its slice and its rate."""
+        """Return a message for each sampled client, with its slice and its rate."""
         messages.check_own_keys(config)
         slices = Slices(self.federation, self._sort_channels(server_round, arrays), self.chain.level_tensors)
         opened = self.messages_of(server_round)
@@ -213,7 +216,7 @@ class RoundHooks(Strategy):
         return StageQueries(grid, nodes, opened.server_round, config, lambda: opened.budget.remaining(share))
 
     def _sort_channels(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the global model; with ``slice_rule="important"``, every k rounds, its channels by importance."""
+        """Return the global model, with ``slice_rule="important"`` sorted by channel importance every k rounds."""
         channel_order = self.federation.architecture.channel_order
         if channel_order is None or (server_round - 1) % self.options.slicing.rank_every:
             return arrays
@@ -222,13 +225,13 @@ class RoundHooks(Strategy):
             return arrays
         apply = partial(channel_order.apply, order)
         self.chain.reorder(apply, {name: tensor.shape for name, tensor in state.items()})
-        self.moments = {}  # of the channels in their earlier places
+        self.moments = {}  # they have the earlier order of channels
         return pack_tensors({name: apply(name, tensor) for name, tensor in state.items()})
 
     def train_message(
         self, current: Round, node_id: int, slices: Slices, config: ConfigRecord, stage_config: Fields
     ) -> Message:
-        """Return the training instruction of a client."""
+        """Return the training message for a client."""
         sampled = current.slices[node_id]
         client = self._train_config(current, node_id, sampled.rate)
         full_config = {**config, **client, **stage_config}
@@ -238,12 +241,12 @@ class RoundHooks(Strategy):
         return message
 
     def sent_bytes(self, slices: Slices, plan: Plan, rate: float) -> int:
-        """Return the bytes of the tensors in a training instruction."""
+        """Return the size of the arrays in a training message, in bytes."""
         broadcast = [slices.broadcast(plan, self.chain.broadcast)] if self.chain.broadcast else []
         return sum(map(packing.count_bytes, (slices.level_arrays(plan, rate), *broadcast)))
 
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
-        """Return the config of a training instruction."""
+        """Return the config of a client's training message."""
         config = client_config(self.federation, current.server_round, node_id, rate, self.callbacks)
         if self.options.training.learning_rate is not None:
             config[messages.LEARNING_RATE] = current.log.learning_rate
@@ -254,7 +257,7 @@ class RoundHooks(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Add the replies in the order of the messages, and return the new global model."""
+        """Add the replies in the order of the messages; return the new global model and the training metrics."""
         current = self.open_round()
         opened = self.messages_of(server_round)
         opened.read(replies, self.add_reply)
@@ -274,12 +277,12 @@ class RoundHooks(Strategy):
             self.round_messages.keep_records(node_id, reply)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
-        """Return the content of a reply; ``ReplyError`` if it is incomplete or of another type."""
+        """Return the content of a reply; raise ``ReplyError`` if anything is missing or of another type."""
         plan, most = current.slices[node_id].plan, self.options.limits.examples
         return packing.read_train_reply(reply, plan, most, self.federation.nodes.name(node_id))
 
     def close_round(self) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the new global model, and the training metrics."""
+        """Close the round; return the new global model and the training metrics."""
         current = self.open_round()
         state = current.close()
         metrics = self._aggregate_metrics(self._train_metrics_fn, current.answers, self.log.train)
@@ -290,7 +293,7 @@ class RoundHooks(Strategy):
     def _aggregate_metrics(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
     ) -> MetricRecord | None:
-        """Return the metrics that a function computes from clients' records, or the means without a function."""
+        """Return the metrics that the user's function computes from clients' records; without a function, ``means``."""
         if function is None or not node_ids or self.round_messages is None:
             return MetricRecord(dict(means))
         metrics = function([self.round_messages.records[node_id] for node_id in node_ids], messages.NUM_EXAMPLES)

@@ -1,4 +1,4 @@
-"""Flower's two hooks of evaluation over a federation: static batch norm moments, models, and metrics of clients."""
+"""Flower's two hooks of evaluation, ``configure_evaluate`` and ``aggregate_evaluate``, with batch norm moments."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -16,13 +16,13 @@ from heterofl_flwr.transport.exchange import read_each
 
 
 class EvaluationHooks(RoundHooks):
-    """The hooks of a strategy, with those of evaluation on clients."""
+    """Base class of strategies that adds Flower's hooks of evaluation."""
 
     @as_flower_error()
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Return a message for each client that evaluates, with the model and its static batch norm moments."""
+        """Return a message for each sampled client, with the model and its static batch norm moments."""
         evaluation, federation = self.options.evaluation, self.federation
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.num_rounds):
             return []
@@ -69,7 +69,7 @@ class EvaluationHooks(RoundHooks):
         grid: Grid,
         make_message: Callable[[str, int, Mapping[str, object]], Message],
     ) -> None:
-        """Query static batch norm moments if the model needs them, unless clients have answered that they have none."""
+        """Query clients for static batch norm moments if the model needs them; not again if no client had any."""
         self.moments, norms = {}, current.open_moments(remote=self.is_remote(grid))
         if not norms or self._have_moments is False:
             return
@@ -77,7 +77,7 @@ class EvaluationHooks(RoundHooks):
         sent = [make_message(messages.QUERY_MOMENTS, node_id, kind) for node_id in norms]
 
         def read(node_id: int, reply: Message) -> None:
-            # All rates are read before any is added, so an answer that does not fit changes nothing.
+            # Moments of all rates are read before any is added, so an invalid answer adds nothing.
             current.add_moments(packing.read_moments(reply, norms[node_id], self.federation.nodes.name(node_id)))
 
         replies = grid.send_and_receive(sent, timeout=opened.budget.remaining(MOMENTS_SHARE))
@@ -90,7 +90,7 @@ class EvaluationHooks(RoundHooks):
 
     @as_flower_error()
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the means over the clients, weighted by examples, and the accuracy of the worst client."""
+        """Return the metrics: means over the clients, weighted by examples, and the worst client's accuracy."""
         opened, current, function = self.round_messages, self.current, self._evaluate_metrics_fn
         if opened is None or not isinstance(current, EvaluationRound):
             return None

@@ -1,6 +1,7 @@
-"""Rounds of two exchanges: clients train and publish posteriors on a seed batch, then learn from those of others.
+"""``FedH2L``: a strategy whose rounds have two exchanges.
 
-The server relays posteriors; it has neither the seed set nor what clients compute on it.
+In the first exchange each client trains, and publishes its posteriors on a seed batch. In the second it learns from the
+posteriors of the other clients. The server relays posteriors; it does not need the seed set.
 """
 
 import math
@@ -35,20 +36,21 @@ from heterofl_flwr.transport import messages, packing
 from heterofl_flwr.transport.exchange import read_each
 
 PUBLISH_SHARE = 0.8
-"""Of the time for training, for the first exchange: clients train in it, and take a few steps in the second."""
+"""Fraction of the time for training that the first exchange gets; in the second, clients take a few steps only."""
 
 
 class FedH2L(FederationStrategy):
-    """Train a model on each client, of any architecture, with the help of its peers.
+    """Train a model of any architecture on each client by distillation among peers (FedH2L).
 
-    Clients answer ``train.publish`` and ``train.learn``; see ``heterofl_flwr.training.distill`` for what they do.
+    Clients answer the message types ``train.publish`` and ``train.learn``, with the functions of
+    ``heterofl_flwr.training.distill``.
 
     Parameters
     ----------
     classes : int
-        Number of classes, and of entries of a posterior.
+        Number of classes, which is the length of a posterior.
     mix : str | Mix
-        The rates at which clients build their models, and their shares; a client keeps its rate.
+        The rates at which clients build their models, and their shares. A client keeps its rate.
     distill : DistillOptions
         The seed set, and the temperature of the posteriors.
     sampling : Sampling
@@ -106,10 +108,10 @@ class FedH2L(FederationStrategy):
         federation = Federation(Architecture(Mix.parse(mix), options, seed))
         super().__init__(federation, train_metrics_aggr_fn, evaluate_metrics_aggr_fn, callbacks)
         self._shape = (self._seeds.seed_batch, classes)
-        self._publish_metrics: dict[int, Mapping[str, float]] = {}  # of the first exchange, by client
+        self._publish_metrics: dict[int, Mapping[str, float]] = {}  # metrics of the first exchange, by client
 
     def largest_reply(self, message: Message) -> int:
-        """Return an upper bound on the bytes of the reply to a message, with its posteriors."""
+        """Return an upper bound on the size in bytes of the reply to a message, including posteriors."""
         return super().largest_reply(message) + 8 * math.prod(self._shape)
 
     def seed_rows(self, server_round: int) -> list[int]:
@@ -123,13 +125,13 @@ class FedH2L(FederationStrategy):
         return {**super()._train_config(current, node_id, rate), **seeds}
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
-        """Send the messages of ``configure_train``, then those of ``relay``, and return the replies to ``relay``'s."""
+        """Run both exchanges: send ``sent``, then the messages that ``relay`` returns; return the replies to these."""
         budget = Budget(timeout)
         learners = self.relay(grid, sent, PUBLISH_SHARE * timeout)
         return grid.send_and_receive(learners, timeout=budget.remaining())
 
     def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
-        """Let clients publish; return a message to each with the posteriors of its peers.
+        """Run the first exchange; return a message for each client with the posteriors of its peers.
 
         A client that sends invalid posteriors is refused and left out of the round.
         """
@@ -160,13 +162,13 @@ class FedH2L(FederationStrategy):
         return list(opened.sent)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
-        """Return the content of a reply with the metrics of both exchanges."""
+        """Return the content of a reply of the second exchange, with the metrics of both exchanges."""
         content = super()._read_train_reply(node_id, reply, current)
         return replace(content, metrics={**self._publish_metrics[node_id], **content.metrics})
 
 
 def _read_posteriors(reply: Message, shape: tuple[int, int], sender: str) -> tuple[Tensor, int]:
-    """Return the posteriors of a reply, and their bytes."""
+    """Return the posteriors in a reply and their size in bytes; raise ``ReplyError`` if they are invalid."""
     messages.read_config(reply, sender)
     records = messages.array_records(reply.content)
     if list(records) != [messages.POSTERIORS] or list(records[messages.POSTERIORS]) != [messages.POSTERIORS]:

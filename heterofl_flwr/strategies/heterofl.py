@@ -20,52 +20,52 @@ from heterofl_flwr.strategies.start import FederationStrategy
 
 
 class HeteroFL(FederationStrategy):
-    """Train one global model over clients of unequal size; the client side is in ``heterofl_flwr.client``.
+    """Train one global model on clients of unequal size. The client side is in ``heterofl_flwr.client``.
 
     Parameters
     ----------
     build : Callable[[float], nn.Module]
-        From a rate to the model at that rate: your own function. ``heterofl_flwr.core.width`` gives the widths.
+        Your function of a rate that returns the model at that rate. ``heterofl_flwr.core.width`` gives the widths.
     mix : str | Mix
         The rates of the clients and their shares, such as ``"a1-b1-c1-d1-e1"`` or ``"1.0x1-0.3x9"``.
     fraction_train, fraction_evaluate : float
-        ``max(fraction * clients, 1)`` clients take part. With ``fraction_evaluate=0.0`` no client is asked to evaluate,
-        nor for what an evaluation needs.
+        Fraction of the clients that take part in a round, rounded up, at least one client. With
+        ``fraction_evaluate=0.0`` no client evaluates or measures batch norm moments.
     min_train_nodes, min_evaluate_nodes : int | None
-        If given, ``max(int(fraction * clients), min_train_nodes)`` take part, as in ``FedAvg``, and a round waits for
-        at least this many nodes.
+        If set, ``max(int(fraction * clients), min_train_nodes)`` clients take part, as in ``FedAvg``, and a round waits
+        for at least this many nodes.
     min_available_nodes : int
-        A round waits for this many nodes.
+        Number of nodes that a round waits for.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None
-        As in ``FedAvg``: from the replies and the key of the number of examples to metrics. The replies lack records of
-        parameters, because these are dropped as soon as they are added up, and clients that evaluate only a smaller
-        rate's model. None: the means, weighted by examples.
+        As in ``FedAvg``: function of the replies' records, and of the key of the number of examples, that returns
+        metrics. The records have no parameters, because these are freed as soon as they are added to the mean. Replies
+        about a smaller rate's model only are left out. None: means weighted by examples.
     seed : int
-        Every draw is a function of it, the round and the client's partition.
+        Random seed. Every random draw is a function of it, the round and the client's partition.
     slicing : Slicing
         The slice of each client: assignment of rates, rate of the global model, prefix or moving slices, shared
         parameters.
     sampling : Sampling
-        Spare clients, and the replies and nodes that a round waits for.
+        Spare clients, the fewest replies of a round, and the time to wait for nodes.
     training : Training
         Learning rate of the clients, FedProx, and the form of their replies.
     averaging : Averaging
-        How replies are combined: weights, counting, robust or product mean, label rows.
+        The mean of the replies: its weights, its kind (counting, robust, product) and label rows.
     stages : Sequence[ServerStage]
-        Further stages around the mean, in their order: a server optimiser (``Momentum``, ``Adam``, ``Yogi``,
-        ``Adagrad``), ``MovingAverage``, ``FedDyn``, ``Scaffold``, or your own ``ServerStage``. A stage has state and
-        serves one strategy.
+        Stages around the mean, in their order: a server optimiser (``Momentum``, ``Adam``, ``Yogi``, ``Adagrad``),
+        ``MovingAverage``, ``FedDyn``, ``Scaffold``, or your own ``ServerStage``. A stage has state, so do not use an
+        instance in two strategies.
     limits : Limits
-        Bounds on what clients have and reply, and the server's table of levels.
+        Bounds on the replies of clients, and the server's tables of levels and partitions by node.
     privacy : Privacy
         Clipping and noise.
     evaluation : Evaluation
-        When and where models are evaluated.
+        The rounds with an evaluation, and the models that clients evaluate.
     asynchronous : Buffered
-        With a ``size``, rounds do not wait: the model takes a step after ``size`` replies, and each client that has
-        answered is replaced by another at once. A round is then such a step.
+        With ``size`` above 0, training is asynchronous: the model takes a step after ``size`` replies, and each client
+        that has replied is replaced by another at once. A round is then such a step.
     callbacks : Sequence[RoundCallback]
-        Called after each round.
+        Callbacks, which are called after each round.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Nodes that come and go: waiting for enough of them, and asking new ones for their capability."""
+"""Registration of a grid's nodes: waiting for enough nodes, and querying the capability of new ones."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,42 +18,42 @@ from heterofl_flwr.transport.compat import get_nodes
 from heterofl_flwr.transport.exchange import query
 
 QUERY_SHARE = 0.25
-"""Upper bound on the share of a round's time in which new nodes may report their capability."""
+"""Upper bound on the time for capability queries, as a fraction of a round's time."""
 
 QUERY_SECONDS = 120.0
-"""Upper bound in seconds on the same: a busy machine may first have to start its clients."""
+"""Upper bound on the time for capability queries in seconds; a busy machine may need it to start its clients."""
 
 AGAIN_SECONDS = 5.0
-"""Time for nodes that did not answer the query of an earlier round; a later answer counts in the next round."""
+"""Seconds for nodes that did not answer the query of an earlier round; a later answer counts in the next round."""
 
 WINDOW = 1000
-"""Queries sent at once."""
+"""Number of queries sent at once."""
 
 POLL_SECONDS = 0.5
 
 
 class NodeRegistration:
-    """The nodes of a grid in one round, and what they can hold.
+    """Registration of the nodes of a grid in one round.
 
-    A node that does not answer the capability query is left out of the round, and asked again in the next one; where no
-    node that was drawn answers, all are asked again. The time for queries comes from the round's budget; the time in
-    which too few nodes are there does not.
+    A node that does not answer the capability query is left out of the round, and is queried again in the next one. If
+    no sampled node answers, the nodes are queried again in the same round. The time for queries is part of the round's
+    time limit; the time to wait for enough nodes is not.
     """
 
     def __init__(self, grid: Grid, federation: Federation, server_round: int, budget: Budget) -> None:
         self._grid, self._federation, self._nodes = grid, federation, federation.nodes
         self._server_round, self._budget = server_round, budget
-        self._patience = min(QUERY_SECONDS, budget.remaining(QUERY_SHARE))  # seconds for queries, in this round
-        self._queried: set[int] = set()  # in this round
-        self._began = self._asked = time.monotonic()
+        self._patience = min(QUERY_SECONDS, budget.remaining(QUERY_SHARE))  # seconds for all queries of this round
+        self._queried: set[int] = set()  # nodes queried in this round
+        self._began = self._queried_at = time.monotonic()
         self._begins = not self._nodes.order
 
     def wait(self) -> list[int]:
-        """Return the nodes that can be drawn, as soon as there are enough.
+        """Wait for enough nodes; return the nodes that can be sampled.
 
-        These are the nodes that have reported their capability; where draws go by registered names, all that are there.
-        While new nodes come and report more partitions than there are nodes, this waits too: otherwise a first round
-        could begin with any part of a simulation's clients.
+        These are the nodes with a known capability, or all present nodes if sampling uses registered names. This also
+        waits while new nodes join and report more partitions than there are nodes; otherwise a simulation could begin
+        with an arbitrary part of its clients.
         """
         sampling = self._federation.options.sampling
         deadline, announced = time.monotonic() + sampling.wait, False
@@ -89,13 +89,13 @@ class NodeRegistration:
         return usable
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:
-        """Ask the nodes that are not known for their capability; return the known ones of all these."""
+        """Query the nodes without a known capability; return those of ``node_ids`` that have one afterwards."""
         unknown = [node_id for node_id in node_ids if node_id not in self._nodes]
-        # One query a round: that of a node without an answer is still under way.
+        # One query for each node in a round: the answer to an earlier one may still arrive.
         new = [node_id for node_id in unknown if node_id not in self._queried and node_id not in self._nodes.unanswered]
         retries = [node_id for node_id in unknown if node_id not in self._queried and node_id in self._nodes.unanswered]
         self._queried.update(unknown)
-        began = self._asked = time.monotonic()
+        began = self._queried_at = time.monotonic()
         answers = self._query(new, lambda: self._patience - (time.monotonic() - began))
         self._patience = max(0.0, self._patience - (time.monotonic() - began))
         answers |= self._query(retries, lambda: min(AGAIN_SECONDS, self._budget.remaining()))
@@ -116,15 +116,15 @@ class NodeRegistration:
         return [node_id for node_id in node_ids if node_id in self._nodes]
 
     def ask_again(self, drawn: int) -> None:
-        """Let silent nodes be asked once more; raise if those that were drawn had ``sample.wait`` seconds to answer."""
+        """Allow another query of silent nodes in this round; raise ``RoundError`` after ``sample.wait`` seconds."""
         if time.monotonic() >= self._began + self._federation.options.sampling.wait:
             self._fail(drawn, "nodes that were drawn")
         self._queried -= self._nodes.unanswered
         time.sleep(POLL_SECONDS)
-        self._budget.extend(time.monotonic() - self._asked)
+        self._budget.extend(time.monotonic() - self._queried_at)
 
     def log_changes(self) -> None:
-        """Log which nodes joined, left or came back; in a first round, warn of nodes that do not fit the options."""
+        """Log the nodes that joined, left or came back; in the first round, warn of nodes that do not fit."""
         nodes, changes = self._nodes, self._nodes.changes
         if self._begins:
             warn_of_mix(self._federation, nodes.order)
@@ -140,7 +140,7 @@ class NodeRegistration:
         changes.clear()
 
     def _look(self) -> tuple[set[int], set[int]]:
-        """Return the nodes that are there, and which of them are new."""
+        """Update the registry; return the present nodes, and those of them that are new."""
         present = {*self._grid.get_node_ids()}
         newcomers = present - self._nodes.present
         names: Mapping[int, str] = {}
@@ -163,11 +163,11 @@ class NodeRegistration:
             answers |= query(self._grid, messages.QUERY_CAPABILITY, dict.fromkeys(window, config), share, read)
         return answers
 
-    def _fail(self, asked: int, which: str, usable: int = 0, least: int = 1) -> NoReturn:
-        """Raise the error of too few answers to the capability query."""
+    def _fail(self, queried: int, which: str, usable: int = 0, least: int = 1) -> NoReturn:
+        """Raise ``RoundError`` for too few answers to the capability query."""
         names = listed(map(self._nodes.name, self._nodes.unanswered))
         raise RoundError(
-            f"{usable} of {asked} {which} answered the capability query, expected at least {least}; no answer of "
+            f"{usable} of {queried} {which} answered the capability query, expected at least {least}; no answer of "
             f"{names}: see the logs of these SuperNodes, restart them, or give them more time (engine.timeout, "
             f"start(timeout=...))"
         )

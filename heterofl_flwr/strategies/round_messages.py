@@ -1,4 +1,4 @@
-"""Messages of a round: instructions with slices, queries of stages, the replies, and the time for them."""
+"""Messages of a round: instructions with slices, queries of stages, replies, and the time limit of all of them."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from heterofl_flwr.transport.exchange import query, read_each, reply_or_fault
 from heterofl_flwr.transport.tensor_array import pack_tensors
 
 TRAIN_SHARE = 0.8
-"""Fraction of a round's time for training, if clients are asked again after it."""
+"""Fraction of a round's time for training, if an evaluation or queries of stages follow."""
 
 MOMENTS_SHARE = 0.5
 """Fraction of the remaining time of a round for moments; the rest is for the evaluation."""
@@ -35,22 +35,22 @@ Result = TypeVar("Result")
 
 
 class Budget:
-    """The seconds of a round, which all of its exchanges share, so that no client delays each of them."""
+    """Time limit of a round that all its exchanges share, so that a slow client cannot delay each of them."""
 
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
 
     def extend(self, seconds: float) -> None:
-        """Leave out time that does not count."""
+        """Move the deadline by ``seconds`` that do not count."""
         self._deadline += seconds
 
     def remaining(self, share: float = 1.0) -> float:
-        """Return a fraction of the remaining seconds."""
+        """Return the remaining seconds times ``share``; 0 after the deadline."""
         return share * max(0.0, self._deadline - time.monotonic())
 
 
 class Replies(Iterator[Message]):
-    """The replies of an exchange. Each is dropped when the next one is read, so they can be read once."""
+    """Iterator over the replies of an exchange. It does not store replies, so they can be read once."""
 
     def __init__(self, replies: Iterator[Message]) -> None:
         self._replies, self.are_read = replies, False
@@ -64,23 +64,23 @@ class Replies(Iterator[Message]):
             raise
 
     def __len__(self) -> int:
-        """Raise an error: how many replies come is not known before they are read."""
+        """Raise ``TypeError``: the number of replies is not known before all are read."""
         raise TypeError("replies come one by one and have no length: expected replies = list(replies) first")
 
 
 class RoundMessages:
-    """The messages of one server round, made when it begins and dropped when it ends.
+    """The messages of one server round.
 
     Attributes
     ----------
     current
         The training or evaluation round whose replies are awaited; None when it is closed.
     silent
-        Clients that did not answer in time when they were asked to train.
+        Clients that did not reply to the training message in time.
     sent
-        Instructions of the current exchange.
+        Messages of the current exchange.
     records
-        Records of replies without their arrays, by client, for a metrics function.
+        Records of replies by client, without arrays, for a metrics function.
     """
 
     def __init__(self, server_round: int, timeout: float, *, timed: bool = False) -> None:
@@ -90,22 +90,22 @@ class RoundMessages:
         self.sent: list[Message] = []
         self.records: dict[int, RecordDict] = {}
         self.current: Round | EvaluationRound | None = None
-        self._received: dict[str, int | Fault] = {}  # bytes of the reply or its fault, by id of the message
+        self._received: dict[str, int | Fault] = {}  # size of the reply in bytes, or its fault, by message id
 
     @property
     def budget(self) -> Budget:
-        """The time of the round; outside ``start`` each exchange has all of it."""
+        """The time limit of the round; outside ``start`` a new one for each exchange."""
         return self._budget or Budget(self._timeout)
 
     def open(self, current: Round | EvaluationRound) -> None:
-        """Begin an exchange of training or of evaluation."""
+        """Begin the exchange of a training or evaluation round."""
         self.current = current
         if isinstance(current, Round):
             self.silent = current.silent
         self.sent, self.records, self._received = [], {}, {}
 
     def restrict(self, sent: Iterable[Message]) -> None:
-        """Remove clients from the round whose instructions a subclass has dropped."""
+        """Remove the clients whose messages a subclass of the strategy dropped; ``sent`` are the remaining messages."""
         node_ids = {message.metadata.dst_node_id for message in sent}
         for message in self.sent:
             if self.current is not None and message.metadata.dst_node_id not in node_ids:
@@ -113,7 +113,7 @@ class RoundMessages:
         self.sent = [message for message in self.sent if message.metadata.dst_node_id in node_ids]
 
     def watch(self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]) -> Replies:
-        """Return the replies of a grid, and call the callbacks at each; a subclass may drop replies afterwards."""
+        """Return an iterator over ``replies`` that calls the callbacks and records the size or fault of each reply."""
         return Replies(self._watched(replies, what, number, callbacks))
 
     def _watched(
@@ -122,14 +122,17 @@ class RoundMessages:
         done = 0
         for reply in replies:
             self._received[reply.metadata.reply_to_message_id] = _size_or_fault(reply)
-            done += 1  # noqa: SIM113 - enumerate would keep the reply
+            done += 1  # noqa: SIM113 - enumerate would keep a reference to the reply
             for callback in callbacks:
                 callback.on_reply(what, done, number)
             yield reply
-            del reply  # the consumer alone decides how long a reply lives
+            del reply  # keep no reference, so that the consumer can free it
 
     def read(self, replies: Iterable[Message], read: Callable[[int, Message], None]) -> None:
-        """Read the replies and note faults; a client whose reply a subclass has dropped is left out."""
+        """Call ``read`` for each reply, and refuse the clients with faults.
+
+        A client whose reply a subclass of the strategy dropped is removed from the round.
+        """
         current = self.current
         if current is None:
             return
@@ -156,14 +159,14 @@ class RoundMessages:
         self.sent = []
 
     def keep_records(self, node_id: int, reply: Message) -> None:
-        """Keep all records of a reply but its arrays."""
+        """Store the records of a reply, without its arrays."""
         self.records[node_id] = RecordDict(
             {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
         )
 
 
 def _size_or_fault(reply: Message) -> int | Fault:
-    """Return the bytes of a reply's arrays, or the fault that it reports."""
+    """Return the size of a reply's arrays in bytes, or its fault if it is an error reply."""
     usable = reply_or_fault(reply)
     if isinstance(usable, Fault):
         return usable
@@ -171,9 +174,10 @@ def _size_or_fault(reply: Message) -> int | Fault:
 
 
 class Slices:
-    """The slices of a global state as records: one for each plan, shared by its messages.
+    """The slices of a global state as array records: one for each plan, which all messages of the plan share.
 
-    Flower keeps, and in a deployment uploads, equal objects once. The global model's record is the original one.
+    Flower stores an object once, and uploads it once to a SuperLink, if several messages have it. The record of the
+    global model is the original one.
     """
 
     def __init__(
@@ -182,20 +186,20 @@ class Slices:
         self._level_tensors, self._levels = level_tensors, dict[float, ArrayRecord]()
         self.state = federation.architecture.check_state(packing.read_tensors(arrays))
         global_plan = federation.architecture.global_plan
-        # A user's state may also hold running statistics, or be of another type.
+        # The arrays of a user may also have running statistics, or other dtypes.
         types = [(name, str(tensor.dtype)) for name, tensor in self.state.items()]
         is_exact = [(name, f"torch.{array.dtype}") for name, array in arrays.items()] == types
         self._records = {global_plan: arrays} if is_exact else {}
         self._broadcasts: dict[Plan, ArrayRecord] = {}
 
     def arrays(self, plan: Plan) -> ArrayRecord:
-        """Return the record of a slice."""
+        """Return the record of the slice of a plan."""
         if plan not in self._records:
             self._records[plan] = pack_tensors(plan.extract(self.state))
         return self._records[plan]
 
     def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
-        """Return the record of a level's slice, with the parameters of which the level has values of its own."""
+        """Return the record of a slice in which the parameters of ``Slicing.by_level`` have the level's values."""
         tensors = self._level_tensors(rate)
         if not tensors:
             return self.arrays(plan)
@@ -204,13 +208,13 @@ class Slices:
         return self._levels[rate]
 
     def level_parameters(self, rates: Sequence[float]) -> ArrayRecord:
-        """Return the parameters of which levels have values of their own, by ``rate/parameter``."""
+        """Return the record of the parameters of ``Slicing.by_level`` at each rate, named ``rate/parameter``."""
         return pack_tensors(
             {f"{rate}/{name}": tensor for rate in rates for name, tensor in self._level_tensors(rate).items()}
         )
 
     def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
-        """Return the record of a slice of the stages' tensors, named ``stage/parameter``."""
+        """Return the record of a slice of the stages' tensors, which are named ``stage/parameter``."""
         if plan not in self._broadcasts:
             parameters = {name: name.partition("/")[2] for name in tensors}
             axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}
@@ -226,7 +230,7 @@ def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[st
 def client_config(
     federation: Federation, server_round: int, node_id: int, rate: float, callbacks: Sequence[RoundCallback] = ()
 ) -> dict[str, object]:
-    """Return the config that every instruction contains."""
+    """Return the config entries that the messages of training and evaluation have for a client."""
     training, architecture = federation.options.training, federation.architecture
     config: dict[str, object] = {
         messages.RATE: rate,
@@ -251,17 +255,20 @@ def client_config(
 
 @dataclass(frozen=True, slots=True)
 class StageQueries:
-    """Queries of stages before and after training; ``faults`` holds the clients that gave no usable answer."""
+    """Queries of stages before and after training; ``faults`` has the clients without a usable answer."""
 
     grid: Grid
     nodes: Nodes
     server_round: int
-    config: Mapping[str, object]  # the stages' part of an instruction
+    config: Mapping[str, object]  # config entries with the client stages
     seconds: Callable[[], float]  # time limit of the next query
     faults: dict[int, Fault] = field(default_factory=dict)
 
     def converse(self, talk: Questions[Result]) -> Result:
-        """Run a stage's generator of queries and return its result; a ``RoundError`` of it names the faults."""
+        """Run a stage's generator of queries, and return its result.
+
+        If it raises a ``RoundError``, the faults are added to the text.
+        """
         try:
             questions = next(talk)
             while True:

@@ -1,4 +1,4 @@
-"""The base of the strategies: ``start``, and its loop over rounds."""
+"""``FederationStrategy``, the base class of the strategies: ``start`` and its loop over rounds."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -33,14 +33,14 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 ShouldStop = Callable[[int, Result], bool]
 
 NAME_BYTES = 2048
-"""Bytes of a reply for each parameter's name, shape and packing."""
+"""Upper bound on the bytes of a parameter's name, shape and header in a reply."""
 
 OTHER_BYTES = 1 << 20
-"""Bytes of a reply for everything but parameters: metrics, labels, moments."""
+"""Upper bound on the bytes of metrics, labels and moments in a reply."""
 
 
 class FederationStrategy(EvaluationHooks):
-    """A strategy over a federation: Flower's ``start``, with evaluation every k rounds, callbacks and resume."""
+    """Base class of the strategies: Flower's ``start``, with callbacks, resume and asynchronous steps in addition."""
 
     def start(
         self,
@@ -55,25 +55,25 @@ class FederationStrategy(EvaluationHooks):
         should_stop: ShouldStop | None = None,
         resume: RunState | None = None,
     ) -> Result:
-        """Run the rounds, as Flower's own ``start``.
+        """Run the rounds, as Flower's ``Strategy.start``.
 
         Parameters
         ----------
         grid, num_rounds, timeout, train_config, evaluate_config
             As in Flower's ``Strategy.start``.
         initial_arrays : ArrayRecord | None
-            The initial parameters; by default those of a newly built global model.
+            Initial parameters; by default those of a newly built global model.
         evaluate_fn : Callable[[int, ArrayRecord], MetricRecord | None] | None
-            Evaluates the global model on the server, every ``evaluation.every`` rounds and once before the first. With
-            ``shared`` it gets the shared parameters alone, because clients keep the others: load them with
-            ``strict=False``. Batch norm has no statistics then, and evaluating it is an error: measure them
+            Function that evaluates the global model on the server, every ``evaluation.every`` rounds and before the
+            first round. With ``shared`` it gets only the shared parameters; load them with ``strict=False``. The
+            parameters have no statistics of batch norm, and evaluating without them is an error: measure them
             (``with_static_norm``).
         should_stop : Callable[[int, Result], bool] | None
-            Called after each round with its number and the result so far, as in Flower 1.43; True ends the run, as it
-            does from a callback.
+            Function that is called after each round with its number and the result so far, as in Flower 1.43. If it
+            returns True, the run ends.
         resume : RunState | None
-            The state of a run that was stopped, such as ``Progress`` or a checkpoint; its next round follows, up to
-            ``num_rounds``. A run that has done all its rounds calls only its callbacks.
+            State of a stopped run, such as ``Progress`` or a checkpoint. The run continues with the next round, up to
+            ``num_rounds``. If all rounds are done, only the callbacks are called.
         """
         check_arguments(num_rounds, initial_arrays, resume, evaluate_fn=evaluate_fn, should_stop=should_stop)
         configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
@@ -123,7 +123,7 @@ class FederationStrategy(EvaluationHooks):
         )
 
     def initialize_parameters(self, client_manager: object) -> NoReturn:
-        """Refuse Flower's classic API, whose server begins with this method."""
+        """Raise ``ConfigError``: Flower's classic API, whose server calls this method first, needs another class."""
         raise ConfigError(
             f"{type(self).__name__} of heterofl_flwr is for the Message API: call its start(grid) in @app.main(), or "
             f"give ServerAppComponents the HeteroFL of heterofl_flwr.classic"
@@ -134,7 +134,7 @@ class FederationStrategy(EvaluationHooks):
         log_summary(self.federation)
 
     def largest_reply(self, message: Message) -> int:
-        """Return an upper bound on the bytes of the reply to a message."""
+        """Return an upper bound on the size in bytes of the reply to a message."""
         plan = self.federation.architecture.global_plan
         if message.metadata.message_type.startswith(MessageType.TRAIN) and isinstance(self.current, Round):
             sampled = self.current.slices.get(message.metadata.dst_node_id)
@@ -166,24 +166,24 @@ class FederationStrategy(EvaluationHooks):
         self._have_moments = bool(self.moments) or None
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
-        """Send the messages of ``configure_train`` and return the replies; with ``spare``, until enough have come."""
+        """Send the messages of ``configure_train``, and return the replies; with ``spare`` only as many as needed."""
         if self.options.sampling.spare and isinstance(self.current, Round):
             return exchange(grid, sent, timeout=timeout, enough=self.current.needed, in_order=False)
         return grid.send_and_receive(sent, timeout=timeout)
 
 
 class _Loop:
-    """The rounds of one call of ``start``; ``result`` holds the arrays and metrics so far."""
+    """The loop over rounds of one call of ``start``; ``result`` has the arrays and metrics so far."""
 
     def __init__(
         self,
         strategy: FederationStrategy,
         grid: Grid,
         result: Result,
-        configs: tuple[ConfigRecord, ConfigRecord],  # of training and of evaluation
+        configs: tuple[ConfigRecord, ConfigRecord],  # train_config and evaluate_config
         evaluate_fn: EvaluateFn | None,
         should_stop: ShouldStop | None,
-        steps: Steps | None,  # if rounds do not wait
+        steps: Steps | None,  # for asynchronous training
     ) -> None:
         self._strategy, self._grid, self._result = strategy, grid, result
         self._configs, self._evaluate_fn, self._should_stop, self._steps = configs, evaluate_fn, should_stop, steps
@@ -250,7 +250,7 @@ class _Loop:
     def _send(
         self, server_round: int, sent: list[Message], what: str, train_share: float | None = None
     ) -> Iterable[Message]:
-        """Send the instructions of a hook and return the replies."""
+        """Send the messages of ``configure_train`` or ``configure_evaluate``, and return the replies."""
         strategy, opened = self._strategy, self._strategy.messages_of(server_round)
         opened.restrict(sent)
         if train_share is None:
@@ -271,13 +271,13 @@ class _Loop:
                 self._strategy.log.note_central(metrics)
 
     def _call_back(self) -> bool:
-        """Call the callbacks and ``should_stop`` after a round; return whether one of them ends the run."""
+        """Call the callbacks and ``should_stop`` after a round; return True if one of them ends the run."""
         strategy, stops = self._strategy, []
         server_round = strategy.log.server_round
         if strategy.callbacks:
             progress = strategy.progress(self._result.arrays.to_torch_state_dict())
-            # Every callback sees every round, so all are called before any of them may end the run.
-            # Those with a state come first, so that another one can write it.
+            # All callbacks are called for every round, also if one of them ends the run.
+            # Callbacks with state come first, so that a later one can write the new state to disk.
             named = name_callbacks(strategy.callbacks)
             default = RoundCallback.state
             stateful = {name: callback for name, callback in named.items() if type(callback).state is not default}
@@ -294,7 +294,7 @@ class _Loop:
 
 
 def _is_true(value: object) -> bool:
-    """Whether a callback's value ends a run: only True does, also NumPy's and torch's; nothing else."""
+    """Whether a value returned by a callback is True, of Python, NumPy or torch; any other value does not end a run."""
     if isinstance(value, Tensor) and value.dtype == torch.bool and value.numel() == 1:
         return bool(value)
     return isinstance(value, bool | np.bool_) and bool(value)

@@ -127,7 +127,7 @@ class LateNodes(Relay):
         return exchange(self, messages, timeout=timeout, in_order=False)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Cancel messages. Of each node's, the oldest and the newest ids are stored to detect late replies."""
+        """Cancel messages; the ids of each node's oldest and newest ones are stored, to detect late replies."""
         dropped = []
         for id_ in message_ids:
             if (sent := self._sent.get(id_)) is None:

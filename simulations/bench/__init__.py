@@ -1,1 +1,1 @@
-"""One module for each benchmark; ``simulations.bench`` runs them."""
+"""Benchmarks, one module for each; ``python -m simulations.bench`` runs them."""

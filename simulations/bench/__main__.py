@@ -1,7 +1,7 @@
-"""Measure speed and memory, wherever possible against a reference that runs in the same command.
+"""Measure speed and memory, if possible against a reference that runs in the same command.
 
-The last line is the verdict, and so is the exit status: 0 if every goal was met, 1 if not, 2 if nothing could be
-measured. Machines are noisy: close other programs, and look at ratios, never at times alone.
+The final line is the verdict. The exit code is 0 if all goals were met, 1 if not, 2 if nothing could be measured.
+Machines are noisy: close other programs, and compare ratios, not times.
 """
 
 import argparse

@@ -1,8 +1,7 @@
-"""Averaging the replies to the paper's models: time and memory.
+"""Time and memory of averaging ten replies of the paper's models, two of each level a to e.
 
-There are ten, two of each level a to e. The reference is the counting mean written the plain way, as the authors of
-HeteroFL do: index tensors for each client and parameter, a tensor of sums, a tensor of counts, and boolean masks at the
-end.
+The reference is a plain implementation of the counting mean, as in the HeteroFL authors' code: index tensors for each
+client and parameter, a tensor of sums, a tensor of counts, and boolean masks at the end.
 """
 
 import argparse
@@ -24,7 +23,7 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A global state and what ten clients answer to it."""
+    """A global state and the replies of ten clients."""
 
     state: State
     label_rows: Sequence[str]
@@ -64,13 +63,13 @@ def run(options: argparse.Namespace) -> list[Goal]:
 
 
 def time_call(call: Callable[[], object]) -> float:
-    """Return the seconds of one call, the mean of as many as take a fifth of a second."""
+    """Return the mean seconds of a call, over as many calls as take a fifth of a second."""
     number, total = timeit.Timer(call).autorange()
     return total / number
 
 
 def make_case(name: str, *, labelled: bool) -> Case:
-    """Return a paper model with random weights and the replies of ten clients, with or without label sets."""
+    """Return a case with random weights of a paper model and ten replies, with or without label sets."""
     generator = torch.Generator().manual_seed(0)
     build = PAPER[name].build()
     full = build(1.0)
@@ -98,7 +97,7 @@ def average(case: Case, times: int = 1) -> State:
 
 
 def average_plainly(case: Case) -> State:
-    """Average with the operations that the authors use, in their order."""
+    """Average with the operations of the authors' code, in their order."""
     new = {}
     for name, old in case.state.items():
         total, count = torch.zeros_like(old), torch.zeros_like(old)
@@ -106,7 +105,7 @@ def average_plainly(case: Case) -> State:
             index, local = [positions(axis) for axis in plan.axes[name]], sub[name]
             if labels is not None and name in case.label_rows:
                 index[0], local = index[0][labels], local[labels]
-            # Kernels are never cut, so only the first two axes need positions.
+            # Kernels are never sliced, so only the first two axes need positions.
             total[torch.meshgrid(index[:2], indexing="ij")] += local
             count[torch.meshgrid(index[:2], indexing="ij")] += 1
         total[count > 0] = total[count > 0].div_(count[count > 0])
@@ -121,6 +120,6 @@ def positions(axis: Axis) -> Tensor:
 
 
 def check_equal(mine: State, theirs: State) -> None:
-    """Raise if two results differ by more than rounding: a fast wrong answer is worth nothing."""
+    """Raise ``AssertionError`` if two results differ by more than rounding."""
     for name, tensor in mine.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=1e-6, msg=partial("{}: {}".format, name))

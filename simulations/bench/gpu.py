@@ -28,18 +28,18 @@ from heterofl_flwr.training.device import Precision, arithmetic
 from simulations.bench.measure import Goal, in_turns
 
 TOGETHER = 10
-"""Clients that train together."""
+"""Number of clients that train together."""
 
 PASSES = 3
-"""A step in forward passes: its backward pass has two products for each of the forward pass."""
+"""Cost of a step in forward passes: the backward pass has two matrix products for each of the forward pass."""
 
 TRAFFIC = {"parameter": 8, "output": 4}
-"""How often a step reads or writes an entry: the SGD's and the passes' of a parameter; the passes' of an output."""
+"""Number of reads and writes of an entry in a step: of a parameter by SGD and both passes, of an output by passes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A job: its model, the levels of its clients, and the steps of ten clients that train side by side."""
+    """A job: its model, the levels of its clients, and the number of steps of ten clients that train together."""
 
     name: str
     data: str
@@ -50,7 +50,7 @@ class Work:
 
     @property
     def build(self) -> Build:
-        """From a rate to the model."""
+        """Function of a rate that returns the model."""
         setup = PAPER[self.data]
         return build_model("cnn", channels=3, **self.options) if self.options else setup.build()
 
@@ -72,7 +72,7 @@ JOBS = (
     Work("WikiText-2 a", "wikitext2", "a", 65_000, batch=1),
     Work("race of 1,000 clients", "cifar10", "a", 37_500, options={"hidden": (32, 32, 64, 64)}),
 )
-"""Jobs of the paper at ten clients a round, and the race of ``conf/experiment/race.yaml``, in which 50 train."""
+"""Jobs of the paper with ten clients in a round, and ``conf/experiment/race.yaml`` with 50."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +135,10 @@ def new_client(job: Work, rate: float, seed: int, steps: int, device: torch.devi
 
 
 def limit(job: Work, width: float, flops: float, copied: float) -> float:
-    """Return the least seconds of a step of ten clients, at rates of operations and of bytes copied."""
+    """Return the lower bound on the seconds of a step of ten clients.
+
+    ``flops`` and ``copied`` are the operations and the copied bytes per second of the device.
+    """
     operations = moved = 0
     example = job.split(0, 1).inputs
     for level in job.levels:
@@ -148,7 +151,7 @@ def limit(job: Work, width: float, flops: float, copied: float) -> float:
 
 
 def count_outputs(model: nn.Module, example: Tensor) -> int:
-    """Return the number of values that the layers of a model give for a batch."""
+    """Return the number of output values of all layers of a model for a batch."""
     sizes: list[int] = []
 
     def count(layer: nn.Module, inputs: object, output: object) -> None:
@@ -164,21 +167,21 @@ def count_outputs(model: nn.Module, example: Tensor) -> int:
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Return the operations a second of a product of large matrices."""
+    """Return the operations per second of a product of large matrices."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.rand(size, size, device=device) for _ in range(2))
     return 2 * size**3 / min(timed(lambda: left @ right, device) for _ in range(5))
 
 
 def copy_rate(device: torch.device) -> float:
-    """Return the bytes a second, read or written, of a large copy."""
+    """Return the bytes per second, read and written, of a large copy."""
     source = torch.rand(2**28 if device.type == "cuda" else 2**24, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / min(timed(lambda: target.copy_(source), device) for _ in range(5))
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that a call takes, with all that it starts on a GPU."""
+    """Return the seconds of a call, including the work that it starts on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine, measurements in turns, the memory of a call, and goals."""
+"""Functions for all benchmarks: description of the machine, alternating measurements, memory of a call, and goals."""
 
 import gc
 import math
@@ -18,7 +18,7 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A measured value and its bounds; NaN meets none."""
+    """A measured value and the bounds of its goal; NaN does not meet the goal."""
 
     name: str
     value: float
@@ -36,32 +36,32 @@ class Goal:
 
 
 def print_verdict(goals: Sequence[Goal]) -> bool:
-    """Print the last line of a benchmark; return whether every goal was met."""
+    """Print the final line of a benchmark; return True if all goals were met."""
     passed = all(goal.met for goal in goals)
     print(f"\n{'PASS' if passed else 'FAIL'}: {'; '.join(map(str, goals)) or 'there is nothing to compare with'}")
     return passed
 
 
 def in_turns(calls: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
-    """Return the results of calls that take turns, so that noise meets all alike; the first turn warms up."""
+    """Run calls alternately, so that noise affects all of them; return the results without the first turn."""
     turns = [{name: call() for name, call in calls.items()} for _ in range(rounds + 1)]
     return {name: [turn[name] for turn in turns[1:]] for name in calls}
 
 
 def describe_machine() -> str:
-    """Return one line: processor, cores, versions and commit."""
+    """Return a line with processor, cores, versions and commit."""
     versions = f"Python {platform.python_version()}, torch {version('torch')}, flwr {version('flwr')}"
     return f"{machine()}; {versions}; commit {commit()[:7]}"
 
 
 def peak_of(call: Callable[[], object]) -> float:
-    """Return the bytes that a call adds to this process at its peak, its result included; NaN where Linux is not."""
+    """Return the peak memory in bytes that a call adds to this process, including its result; NaN without Linux."""
     if not _STATUS.exists():
         call()
         return math.nan
     gc.collect()
-    give_back_gaps()  # what was freed before goes back, else the call would use it unseen
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is in use now
+    give_back_gaps()  # return freed memory to the system; the call could reuse it without increasing the peak
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the memory in use now
     before = _read_bytes("VmRSS")
     call()
     return _read_bytes("VmHWM") - before

@@ -1,4 +1,4 @@
-"""Our side of a comparison: strategy, ClientApp, actors and settings of ``heterofl run --grid ray``."""
+"""One side of a comparison: this package, with the actors and settings of ``heterofl run --grid ray``."""
 
 import os
 import tempfile
@@ -33,7 +33,7 @@ app = client_app.app
 
 @app.query("ready")
 def read_data(message: Message, context: Context) -> Message:
-    """Read a client's data, so that what is measured begins with them in memory."""
+    """Read a client's data into memory, before measurements begin."""
     data = load_workload(context.run_config).part(0, int(context.node_config["num-partitions"]))
     sizes = {"train": len(data.train), "test": len(data.test)}
     return Message(RecordDict({READY: ConfigRecord({"process": os.getpid(), **sizes})}), reply_to=message)
@@ -42,7 +42,7 @@ def read_data(message: Message, context: Context) -> Message:
 def build_our_request(
     experiment: Experiment, folder: Path, *options: str, settings: Mapping[str, object] = MappingProxyType({})
 ) -> Request:
-    """Return what ``heterofl run`` makes of an experiment, more options and settings; it runs in ``folder``."""
+    """Return the request of ``heterofl run`` for an experiment, with more options and settings and a run folder."""
     own: dict[str, object] = {"data.root": experiment.root, "data.split": experiment.split, "mix": experiment.mix}
     own |= {"sample.fraction": experiment.fraction, "engine.device": "cpu"}
     words = [word for key, value in {**own, **settings}.items() for word in ("--set", f"{key}={value}")]
@@ -51,7 +51,7 @@ def build_our_request(
 
 
 class TimedGrid(Windowed):
-    """Adds up for how long each type of message keeps the strategy busy, aggregation included."""
+    """Proxy for a grid that adds up the time of exchanges, including aggregation, by message type."""
 
     seconds: defaultdict[str, float]
 
@@ -64,10 +64,10 @@ class TimedGrid(Windowed):
 
 
 class Ours:
-    """Rounds of ours, each with the same evaluation as the authors': static batch norm, global and local.
+    """Rounds of this package, with the same evaluation as the authors' code: static batch norm, global and local.
 
-    The server itself does not evaluate, because the clients' test parts together are the whole test set, and each
-    client measures its part with and without its mask in one pass.
+    The server does not evaluate: the clients' test parts together are the whole test set, and each client evaluates its
+    part with and without its mask in one pass.
     """
 
     name = "heterofl-flwr"
@@ -86,12 +86,12 @@ class Ours:
         if record.failures or not is_balanced(record.rates.values()):
             raise HeteroFLError(f"expected two good clients of each level: {record.rates}, failed: {record.failures}")
         moments, test, found = seconds["query.moments"], seconds["evaluate"], record.evaluate
-        # What is neither asking for moments nor testing counts as training: slicing, sending, averaging.
+        # Slicing, sending and averaging count as training.
         rest = record.seconds - moments - test
         return Parts(rest, moments, test, found["global-accuracy"], found["local-accuracy"])
 
     def time_default_evaluation(self, *, levels: bool) -> float:
-        """Return the seconds of our default evaluation of the last round's model, centrally too, and maybe by level."""
+        """Return the seconds of the default evaluation of the latest model, on clients and server; maybe by level."""
         strategy = make_strategy(load_workload({**self.config, "evaluate.levels": levels}), ())
         arrays, due = self._arrays, self.workload.settings.evaluate.every
         start = time.perf_counter()
@@ -103,14 +103,14 @@ class Ours:
 
 @contextmanager
 def open_ours(experiment: Experiment) -> Iterator[Ours]:
-    """Start our actors, and let each read its data."""
+    """Start the actors, and let each of them read its data."""
     start, seed = time.perf_counter(), balanced_seed(experiment.clients)
     with tempfile.TemporaryDirectory() as folder:
         options = ("--grid", "ray", "--seed", str(seed))
         request = build_our_request(experiment, Path(folder), *options, settings={"assignment": "fix"})
         with open_grid(replace(request, client=APP)) as grid:
             ready: set[object] = set()
-            while len(ready) < cores():  # the first actors answer before the others are there
+            while len(ready) < cores():  # the first actors answer before the others have started
                 replies = grid.send_and_receive([Message(RecordDict(), node, READY) for node in grid.get_node_ids()])
                 if failed := [reply.error.reason for reply in replies if reply.has_error()]:
                     raise DataError(f"clients cannot read their data: {failed[0]}")

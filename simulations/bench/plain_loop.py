@@ -1,7 +1,7 @@
-"""A client's training written the plain way, as the authors of HeteroFL write it: what our speed is measured against.
+"""A plain training loop as in the HeteroFL authors' code, the reference for the speed of this package.
 
-Pictures are opened, turned into tensors and normalised one at a time, each time anew; batches are lists that are
-stacked; the mask of classes is built in each step; loss and accuracy are read after each step.
+In each epoch, pictures are opened, converted to tensors and normalised one at a time. Batches are lists of tensors that
+are stacked. The mask of classes is built in each step. Loss and accuracy are read after each step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,24 +20,24 @@ Example = Mapping[str, Tensor]
 
 
 MEAN, DEVIATION = 0.1307, 0.3081
-"""Of the pixels of MNIST."""
+"""Mean and standard deviation of the pixels of MNIST."""
 
 TRANSFORM = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (DEVIATION,))])
-"""What turns one picture into a tensor."""
+"""Conversion of a picture to a normalised tensor."""
 
 
 def to_pixels(inputs: Tensor) -> Tensor:
-    """Return normalised inputs as the bytes they were made of."""
+    """Return the bytes of pixels from normalised inputs; the inverse of ``to_inputs``."""
     return ((inputs * DEVIATION + MEAN) * 255).round().clamp(0, 255).byte()
 
 
 def to_inputs(pixels: Tensor) -> Tensor:
-    """Return bytes as normalised inputs."""
+    """Return normalised inputs from the bytes of pixels."""
     return (pixels.float() / 255 - MEAN) / DEVIATION
 
 
 class Pictures(Dataset[Example]):
-    """Grey pictures (number, 1, height, width) in bytes, with their labels."""
+    """Data set of grey pictures, bytes of shape (number, 1, height, width), and their labels."""
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
         self._images, self._labels = pixels.squeeze(1).numpy(), labels.numpy()
@@ -57,7 +57,10 @@ def train(
     options: TrainOptions,
     order: Sequence[int] | None = None,
 ) -> tuple[float, float]:
-    """Train a model in place, on shuffled pictures where no order is given; return mean loss and accuracy as seen."""
+    """Train a model in place; return the mean loss and accuracy during training.
+
+    The pictures are shuffled unless ``order`` is set.
+    """
     examples, mean_loss, accuracy = 0, 0.0, 0.0
     batches = DataLoader(data, options.batch_size, shuffle=order is None, sampler=order, collate_fn=_collate)
     device = device_of(model)

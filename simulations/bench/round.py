@@ -1,13 +1,14 @@
-"""Rounds of MNIST: ours, beside the authors' code.
+"""Time of rounds of MNIST in this package and in the authors' code.
 
-A round: of 100 clients ten train, two of each level a to e, for five epochs with batches of ten; then static batch norm
-in the paper's way, over all training images in batches of ten, and two tests of the global model: on all test images,
-and on each client's with its mask. ``--authors`` names a checkout of the HeteroFL authors' repository, whose functions
-then run beside ours. Each side uses all cores in its own way: they with as many threads, we with as many actors of one
-thread. Both have their data in memory before the time starts. What a round takes beside training is measured with
-ten clients of level e, where training takes least.
+In a round ten of 100 clients train, two of each level a to e, for five epochs with batches of ten. Then static batch
+norm is measured as in the paper, over all training images in batches of ten. Then the global model is tested on all
+test images, and on each client's test images with its mask.
 
-Whole runs beside the authors', up to any accuracy, are ``simulations.reference``'s.
+``--authors`` names a checkout of the HeteroFL authors' repository, whose functions then run alternately with this
+package. Both sides use all cores: the authors' code with threads, this package with actors of one thread each. Data are
+in memory before the time starts. The overhead of a round is measured with ten clients of level e, which train fastest.
+
+``simulations.reference`` compares accuracies of whole runs.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
 
 
 def compare(ours: Ours, authors: Authors | None, experiment: Experiment, rounds: int) -> list[Goal]:
-    """Measure both sides in turns, and print the parts of a round and what they make of a whole run."""
+    """Measure both sides alternately; print the times of a round's parts, and of whole runs computed from them."""
     about = f"MNIST, {experiment.clients} clients, {TRAINED} train: {MIX}, fix; {cores()} cores; in turns"
     print(f"{about}; median of {rounds} rounds", flush=True)
     sides: list[Ours | Authors] = [ours, *([authors] if authors else [])]
@@ -89,7 +90,7 @@ def compare(ours: Ours, authors: Authors | None, experiment: Experiment, rounds:
 def compare_runs(
     ours: Parts, evaluations: tuple[float, float], run: tuple[int, int], theirs: Parts | None = None
 ) -> list[Goal]:
-    """Print what whole runs take, computed from the measured parts."""
+    """Print the times of whole runs, computed from the measured parts."""
     (number, every), (evaluation, last) = run, evaluations
     mine = number * ours.train + (number // every - 1) * evaluation + last
     print(
@@ -113,15 +114,15 @@ def compare_runs(
 
 
 def measure_overhead(experiment: Experiment, rounds: int, *, ray: bool) -> list[Goal]:
-    """Print what part of a round of ten clients of level e is not training; the one of level a never trains.
+    """Print the overhead of a round of ten clients of level e, 1 - (training / round).
 
-    The overhead is 1 - (training / round). A round is all from the draw of its clients to the new global model, on a
-    ``LocalGrid`` in this process or a ``RayGrid`` of one actor; the training is what of it the clients spend in
-    ``train_together`` on the first.
+    The time of a round is that from sampling clients to the new global model, on a ``LocalGrid`` or on a ``RayGrid``
+    with one actor. The time of training is that of ``train_together`` on the ``LocalGrid``. The mix has one client of
+    level a, which never trains.
     """
     mix = f"a1-e{experiment.clients - 1}"
     drawn = partial(members, experiment.clients, mix=mix)
-    seed = next(  # the first with which only clients of level e train
+    seed = next(  # the first seed with which only clients of level e train
         seed
         for seed in itertools.count()
         if all(set(drawn(seed, server_round=own + 1).values()) == {LEVELS["e"]} for own in range(rounds + 1))
@@ -147,7 +148,7 @@ def measure_overhead(experiment: Experiment, rounds: int, *, ray: bool) -> list[
 
 
 def time_rounds(request: Request, make: Callable[..., QueuedGrid], rounds: int) -> tuple[float, float]:
-    """Return the median seconds of rounds, after one to warm up, and what of them is training in this process."""
+    """Return the median seconds of a round, after one to warm up, and the seconds of training in this process."""
     strategy = make_strategy(load_workload(request.config), ())
     arrays = ArrayRecord(strategy.federation.architecture.initial_state())
     times, training = [], 0.0

@@ -1,17 +1,18 @@
-"""The server's time and memory in rounds of 100 to 1,000 clients.
+"""Time and memory of the server in rounds of 100 to 1,000 clients.
 
-They are drawn from 10,000, have levels a to e of CIFAR10's model, drawn anew each round, and send their slices straight
-back. So what is measured is the server, in one thread: it cuts slices, sends them through a window of 16 messages, and
-averages the replies. Each measurement is a run of three rounds. The first round also asks clients for their
-capability: all of them, as the partitions that they report order a simulation's draws; with ``--named``, as in a
-deployment with registered names, those that are drawn. It is printed apart from the later rounds. Memory is the peak of
-this process above its level before the run, when it holds no state of the model yet; the clients are other processes.
-The window's share of it is what replies under way may hold: the most bytes of 16 neighbours among a round's messages.
-The bytes of a node are those of the registry that lasts from round to round.
+The clients are sampled from 10,000, have levels a to e of CIFAR10's model, drawn anew in each round, and send their
+slices back without training. So the server is measured, in one thread: it makes slices, sends them in a window of 16
+messages, and averages the replies. A measurement is a run of three rounds.
 
-With ``--step`` rounds do not wait: so many clients as a round would have train at any time, and the model takes a step
-for every so many replies. All who train are under way then, so the window is as large; a run has three times as many
-replies.
+The first round is printed separately, because it also queries capabilities: of all clients, whose reported partitions
+are needed for sampling, or with ``--named`` (registered names, as in a deployment) only of the sampled clients.
+
+Memory is the peak of this process above its level before the run, without the clients, which are other processes.
+``window`` is the part of it that unanswered messages may need: the largest sum of 16 messages in a row. Bytes of a node
+are those of the registry, which lasts from round to round.
+
+With ``--step N`` training is asynchronous: as many clients as a round would have train at any time, and the model takes
+a step after N replies. The window is then the number of these clients, and a run has three times as many replies.
 """
 
 import argparse
@@ -41,27 +42,27 @@ from simulations.bench.measure import Goal, peak_of
 APP = "simulations.bench.scale:app"
 MIX = "a1-b1-c1-d1-e1"
 ROUNDS = 3
-"""Rounds of each run."""
+"""Number of rounds of each run."""
 
 TURNS = 3
-"""Of each place of those that train at any time, in a run of steps."""
+"""Number of replies in a run of steps, as a multiple of the clients that train at any time."""
 
 
 class Measured(NamedTuple):
-    """Figures of one run."""
+    """Measurements of a run."""
 
-    first: float  # seconds of its first round
-    later: float  # mean seconds of the others
-    replies: int  # of a round
-    peak: float  # bytes that the server adds
-    window: int  # bytes of replies under way
+    first: float  # seconds of the first round
+    later: float  # mean seconds of the other rounds
+    replies: int  # replies of a round
+    peak: float  # peak memory of the server in bytes
+    window: int  # bytes of unanswered messages
     node: float  # bytes of the registry for each node
 
 
 class Named:
-    """Gives the nodes of a grid registered names, in an order that is not that of their ids."""
+    """Mixin for grids whose nodes have registered names, in another order than their ids."""
 
-    @cache  # noqa: B019 - what a SuperLink has in its database is not made for each run
+    @cache  # noqa: B019 - made once, as a SuperLink reads the names from its database
     def get_nodes(self) -> Any:
         ids = list(self.get_node_ids())  # type: ignore[attr-defined]
         return [SimpleNamespace(node_id=node_id, name=f"node-{number:07}") for number, node_id in enumerate(ids)]
@@ -76,7 +77,7 @@ class NamedRayGrid(Named, RayGrid):
 
 
 class Records(list[RoundRecord], RoundCallback):
-    """Keeps the records of all rounds."""
+    """Callback that stores the records of all rounds."""
 
     def on_round_end(self, progress: Progress) -> bool:
         self.append(progress.record)
@@ -136,7 +137,7 @@ def make_strategy(model: str, mix: str, step: int = 0, size: int = 0, fraction: 
 
 
 def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, nodes: int, window: int) -> Measured:
-    """Run rounds of so many clients, or steps while so many train."""
+    """Run rounds of ``size`` clients, or steps while ``size`` clients train; return the measurements."""
     step = strategy.options.asynchronous.size
     rounds, replies = (-(-TURNS * size // step), step) if step else (ROUNDS, size)
     results: list[Result] = []
@@ -157,7 +158,7 @@ def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, nodes: int, window
         rate: 4 * strategy.federation.architecture.plan(rate).parameters for rate in strategy.federation.mix.rates
     }
     sent = [[bytes_by_rate[rate] for rate in record.rates.values()] for record in records]
-    # Steps follow one another without a break, and all who train are under way.
+    # Asynchronous steps follow without a break, and the messages of all training clients are unanswered.
     sent, window = ([[own for one in sent for own in one]], size) if step else (sent, window)
     most = max(most_in_a_row(sizes, window) for sizes in sent)
     registry = deep_size(strategy.federation.nodes) / nodes
@@ -165,7 +166,7 @@ def measure_run(strategy: HeteroFL, *, grid: Grid, size: int, nodes: int, window
 
 
 def deep_size(value: object) -> int:
-    """Return the bytes of an object and of all that it holds, each counted once."""
+    """Return the bytes of an object and of all objects that it refers to, each counted once."""
     seen: dict[int, object] = {}
     waiting = [value]
     while waiting:
@@ -182,12 +183,12 @@ def deep_size(value: object) -> int:
 
 
 def most_in_a_row(sizes: Sequence[int], number: int) -> int:
-    """Return the largest sum of so many neighbours."""
+    """Return the largest sum of ``number`` consecutive sizes."""
     return max(sum(sizes[first : first + number]) for first in range(max(len(sizes) - number, 0) + 1))
 
 
 def check_same(arrays: ArrayRecord, strategy: HeteroFL) -> None:
-    """Raise if the mean of the clients' slices is not the model that they were cut from; sums of many are rounded."""
+    """Raise ``AssertionError`` if the mean of unchanged slices differs from the model by more than rounding."""
     for name, expected in strategy.federation.architecture.initial_state().items():
         torch.testing.assert_close(arrays[name].numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)
 

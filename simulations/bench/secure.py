@@ -1,6 +1,6 @@
-"""Secure aggregation of a paper model over clients of five levels: seconds and bytes, beside the plain round.
+"""Seconds and bytes of secure aggregation of a paper model with clients of five levels, against a plain round.
 
-Seconds are those of the processor, so other programs count for less.
+Seconds are processor time, so other programs have less influence.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def timed(call: Callable[..., Result], *arguments: object) -> tuple[float, Resul
 
 @dataclass
 class Federation:
-    """Clients of five levels in a round of secure aggregation, and what each level takes."""
+    """Clients of five levels in a round of secure aggregation, and the measured seconds of each level."""
 
     state: State
     rows: Sequence[str]
@@ -80,7 +80,7 @@ class Federation:
         return list(self.plans)[client % len(self.plans)]
 
     def spend(self, what: str, client: int, call: Callable[..., Result], *arguments: object) -> Result:
-        """Return what a call of a client returns, and note its seconds."""
+        """Return the result of a client's call, and record its seconds."""
         seconds, found = timed(call, *arguments)
         self.seconds[what, self.level(client)].append(seconds)
         return found
@@ -131,7 +131,7 @@ class Federation:
 
     def share(self, client: int) -> Dealt:
         shares, kept = self.spend("shares", client, self.clients[client].share_keys)
-        # As in a deployment, where each message is answered by a process of its own, which reads the roster again.
+        # As in a deployment, where a new process answers each message and reads the roster again.
         self.clients[client] = ClientRound(kept)
         return shares
 
@@ -149,7 +149,7 @@ class Federation:
         return masked
 
     def average(self, clients: Sequence[int]) -> State:
-        """Return the plain mean of as many replies."""
+        """Return the plain mean of the replies of these clients."""
         replies = {level: plan.extract(self.state) for level, plan in self.plans.items()}
         aggregator = Aggregation(self.state, self.rows)
         for level in map(self.level, clients):
@@ -157,7 +157,7 @@ class Federation:
         return aggregator.result()
 
     def pair_milliseconds(self, server: ServerRound) -> float:
-        """Return what the masks with all others take at level a, for each million entries of each of them."""
+        """Return the milliseconds of a level-a client's masks with all peers, per million common entries."""
         client, roster = self.clients[0], self.clients[0].roster
         slices = [roster.slices[number] for number, *_ in roster.clients]
         entries = sum(overlap(slices[0], other).parameters for other in slices[1:])

@@ -1,9 +1,8 @@
-"""A client's training step at each level: our engines beside a plain loop.
+"""Time of a client's training step at each level, with this package's engines and with a plain loop.
 
 The plain loop is that of ``plain_loop``: single pictures, a mask built in each step, ``torch.optim.SGD``, loss and
-accuracy read after each step. Each side has a process of its own, with equally many threads, and clients of ours keep
-freed memory as they do in a run. Before anything is timed, all train from the same start on the same batches, and must
-agree.
+accuracy read after each step. Each side has a separate process with the same number of threads; engines keep freed
+memory, as in a run. Before the measurements, all sides train from equal parameters on equal batches and must agree.
 """
 
 import argparse
@@ -31,26 +30,26 @@ from simulations.bench.measure import Goal, in_turns
 TOLERANCE = 1e-4
 CHECKED_STEPS = 5
 CLASSES = 7
-"""Of ten; so there is something to mask."""
+"""Number of classes in the data, of ten, so that the mask has an effect."""
 
 PLAIN_LOOP = "plain loop"
-"""The side of the reference; the others are our engines."""
+"""Name of the reference; the other sides are engines of this package."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What clients train."""
+    """The training job of clients."""
 
-    rate: float  # the model's
-    steps: int  # batches of ten; a client trains on each once
-    together: int  # how many clients a cohort has
-    seed: int = 0  # of parameters, pictures and order
+    rate: float  # rate of the model
+    steps: int  # number of batches of ten; a client trains on each once
+    together: int  # number of clients in a cohort
+    seed: int = 0  # seed of parameters, pictures and order
     device: str = "cpu"
 
     def train(self, side: str, *, ordered: bool = False) -> tuple[list[nn.Module], float]:
-        """Train a client, or a cohort of them, on one side; return the models and the seconds.
+        """Train a client or a cohort on one side; return the models and the seconds.
 
-        With ``ordered`` the plain loop reads the batches in the order that our engines draw.
+        With ``ordered`` the plain loop reads the batches in the order of the engines.
         """
         paper, options = PAPER["mnist"], TrainOptions(learning_rate=0.01, epochs=1)
         number, jobs, pictures = self.steps * options.batch_size, [], []
@@ -112,7 +111,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
 
 
 def measure(workers: Mapping[str, Executor], case: Case, rounds: int) -> dict[str, tuple[float, float]]:
-    """Return each side's milliseconds of a step, and how many times as fast as the plain loop it is."""
+    """Return the milliseconds of a step on each side, and its speed relative to the plain loop."""
     times = in_turns({side: partial(_wait, worker, side, case) for side, worker in workers.items()}, rounds)
     ratios = {
         side: [theirs / mine for theirs, mine in zip(times[PLAIN_LOOP], own, strict=True)]
@@ -126,7 +125,7 @@ def _wait(worker: Executor, side: str, case: Case) -> float:
 
 
 def milliseconds(side: str, case: Case) -> float:
-    """Return the milliseconds of each client's training step on one side."""
+    """Return the milliseconds of a client's training step on one side."""
     if side != PLAIN_LOOP:
         keep_freed_memory()
     models, seconds = case.train(side)
@@ -134,7 +133,7 @@ def milliseconds(side: str, case: Case) -> float:
 
 
 def check_equal(case: Case) -> None:
-    """Raise if a few steps from the same start on the same batches end elsewhere: then they are not the same work."""
+    """Raise ``HeteroFLError`` if the sides differ after a few steps from equal parameters on equal batches."""
     case = replace(case, steps=CHECKED_STEPS)
     for engine in ("plain", "cohort"):
         for number, model in enumerate(case.train(engine)[0]):

@@ -1,6 +1,6 @@
 """Export torchvision's mobilenet_v3_small at levels: ``python -m simulations.examples.export_mobilenet FOLDER a b c``.
 
-Without levels, at all five. It is not trained: the table tells how large each level is, not what it is worth.
+Without levels, all five are exported. The model is not trained: the table has sizes only, no accuracies.
 """
 
 import sys
@@ -24,10 +24,10 @@ SEED = 0
 def export_levels(
     folder: Path, levels: Sequence[str], formats: Sequence[str] = tuple(FORMATS)
 ) -> Iterator[tuple[str, int, *tuple[int, ...]]]:
-    """Export each level; yield it, its number of parameters and the bytes of each format."""
+    """Export the model of each level; yield the level, its number of parameters and the file size of each format."""
     torch.manual_seed(SEED)
     model, images = mobilenet_v3_small(num_classes=10), torch.randn(8, 3, 64, 64)
-    # torchvision's first weights of the classifier are so small that all logits would be nearly equal.
+    # torchvision initialises the classifier with weights so small that all logits would be nearly equal.
     for layer in model.classifier:
         if isinstance(layer, nn.Linear):
             layer.reset_parameters()

@@ -1,4 +1,4 @@
-"""Pictures of the pages: legible in the reader's light or dark mode."""
+"""Pictures for the documentation, with colours for light and dark mode."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +23,11 @@ DARK = {
     "red": "#f08a8f",
     "violet": "#c39af0",
 }
-"""What each colour becomes on dark ground."""
+"""Replacement of each colour in dark mode."""
 
 
 def with_modes(svg: str) -> str:
-    """Return a picture whose colours follow the reader's light or dark mode."""
+    """Return an SVG picture whose colours depend on the browser's light or dark mode."""
     used = {name: colour for name, colour in COLOURS.items() if colour in svg}
     bright, dark = (" ".join(f"--{name}: {own[name]};" for name in used) for own in (COLOURS, DARK))
     for name, colour in used.items():
@@ -37,7 +37,7 @@ def with_modes(svg: str) -> str:
 
 
 def label(place: Place, title: str, below: str) -> None:
-    """Write a title and a note below, without ticks."""
+    """Write a title and a note below into axes, and remove their ticks."""
     place.set_title(title, fontsize=9.5, color=COLOURS["ink"])
     place.set_xlabel(below, fontsize=SMALL, color=COLOURS["muted"])
     place.set_xticks([])
@@ -46,14 +46,14 @@ def label(place: Place, title: str, below: str) -> None:
 
 
 def add_bar(figure: Figure, image: AxesImage, **options: Any) -> None:
-    """Add a scale of whole numbers."""
+    """Add a colour bar."""
     bar = figure.colorbar(image, **options)
     bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=COLOURS["ink"])
     bar.outline.set_visible(False)
 
 
 def write_picture(program: str, description: str | None, draw: Callable[[], Figure]) -> int:
-    """Write a picture to the file that the command line names; return the exit status."""
+    """Write a picture to the file in the command line; return the exit code."""
 
     def work() -> None:
         parser = parser_of(f"simulations.examples.{program}", description)

@@ -37,7 +37,7 @@ torch.manual_seed(0)  # each process makes the same model; with a checkpoint: Au
 base = GPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=64, n_embd=64, n_layer=2, n_head=4))
 fit(base, rows_of("argparse"), steps=100, lr=3e-3)
 config = LoraConfig(r=16, lora_alpha=32, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
-build = lora(get_peft_model(base, config))  # all that makes it unequal
+build = lora(get_peft_model(base, config))  # the only line that makes the clients' models unequal
 client, server = ClientApp(), ServerApp()
 answer_queries(client, build)
 

@@ -27,7 +27,7 @@ Picture = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 class Stack(nn.Module):
-    """Blocks of equal width, one after another."""
+    """A model of blocks of equal width."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Stack(nn.Module):
 
 
 def draw_parts() -> Figure:
-    """Return the picture: in each part how many of three clients hold each entry, by the plans of real builds."""
+    """Return the picture: the number of three clients that hold each entry, for each kind of slicing."""
     example = torch.zeros(2, 4)
     both: dict[str | float, Rates] = {1.0: (1.0, 1.0), 0.5: (0.75, 0.75), 0.25: (0.5, 0.5)}
     config = LoraConfig(r=RANK, target_modules=[f"blocks.{number}" for number in range(BLOCKS)])
@@ -82,12 +82,12 @@ def _plans(build: Build) -> list[Plan]:
 
 
 def _find(plan: Plan, name: str) -> str:
-    """Return the one parameter with a name in its own: peft puts the adapter's name there."""
+    """Return the parameter whose name contains ``name``; peft inserts the adapter's name into it."""
     return next(one for one in plan.axes if name in one)
 
 
 def _count(plans: Sequence[Plan], name: str) -> Picture:
-    """Return how many of the plans hold each entry of a parameter."""
+    """Return the number of plans that hold each entry of a parameter."""
     counts = np.zeros([axis.size for axis in plans[0].axes[name]])
     for plan in plans:
         if name in plan.axes:  # a model of fewer blocks lacks it
@@ -96,7 +96,7 @@ def _count(plans: Sequence[Plan], name: str) -> Picture:
 
 
 def _side_by_side(matrices: Sequence[Picture]) -> Picture:
-    """Return matrices in two columns, with room between them."""
+    """Return one matrix with the given ones in two columns, with gaps between them."""
     room = 1
     height, width = (max(one.shape[axis] for one in matrices) for axis in (0, 1))
     rows = -(-len(matrices) // 2)

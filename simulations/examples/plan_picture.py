@@ -19,7 +19,7 @@ _PALE, _DEEP = "#dfe6fb", "#2b43ab"
 
 
 def draw() -> Figure:
-    """Return one weight of the paper's MNIST model: the slice of each level, and how many clients hold each entry."""
+    """Draw a weight of the paper's MNIST model: the slice of each level, and the number of holders of each entry."""
     build = PAPER["mnist"].build()
     full = new_model(build, 1.0)
     plans = {level: Plan.of(full, new_model(build, rate)) for level, rate in LEVELS.items()}

@@ -16,13 +16,13 @@ from heterofl_flwr.secure.slices import as_state, count_holders, whole
 from simulations.examples.light_and_dark import add_bar, label, write_picture
 
 WEIGHT = "features.conv4.weight"
-EACH, LEAST = 2, 3  # clients of each level; a ring needs so many
+EACH, LEAST = 2, 3  # clients of each level; fewest clients of a ring
 SHOWN = "ace"
 _PALE, _DEEP, _CLOSED = "#dfe6fb", "#2b43ab", "#d9822b"
 
 
 def draw() -> Figure:
-    """Return the rings of a weight for ten clients, and with how many others each of three clients masks each entry."""
+    """Draw the rings of a weight for ten clients, and the number of peers in the masks of three of the clients."""
     build = PAPER["mnist"].build()
     full = new_model(build, 1.0)
     slices = [Plan({WEIGHT: Plan.of(full, new_model(build, rate)).axes[WEIGHT]}) for rate in LEVELS.values()]
@@ -55,12 +55,12 @@ def draw() -> Figure:
 
 
 def _counts(own: Plan, slices: list[Plan], clients: list[int]) -> NDArray[np.int32]:
-    """Return how many clients hold each entry of a slice, by row and column: kernels are never cut."""
+    """Return the number of holders of each entry of a slice, by row and column; kernels are never sliced."""
     return as_state(count_holders(own, slices, clients), own)[WEIGHT][:, :, 0, 0].numpy()
 
 
 def _label(place: Place, title: str, below: str, shape: tuple[int, ...]) -> None:
-    """Write a title and a note below; what is drawn is as large as the whole weight."""
+    """Write a title and a note below, and scale the axes to the shape of the whole weight."""
     place.set_xlim(-0.5, shape[1] - 0.5)
     place.set_ylim(shape[0] - 0.5, -0.5)
     label(place, title, below)

@@ -1,7 +1,7 @@
 """A text classifier in a Flower app: an LSTM that clients of five sizes train together.
 
-``python -m simulations.examples.text_app`` runs it on this machine, in some seconds. The texts are docstrings of
-Python's own modules; from 24 words in a row the model tells which module they are about.
+``python -m simulations.examples.text_app`` runs it on this machine in some seconds. The texts are docstrings of three
+modules of Python's library. The model classifies 24 consecutive words by the module that they come from.
 """
 
 import argparse
@@ -27,7 +27,7 @@ LENGTH = 24
 
 
 def words_of(module: ModuleType) -> list[str]:
-    """Return all that a module's functions, classes and methods say of themselves."""
+    """Return the words in the docstrings of a module's functions, classes and methods."""
     owners = [module, *(one for one in vars(module).values() if inspect.isclass(one))]
     docs = {inspect.getdoc(one) or "" for owner in owners for one in vars(owner).values() if callable(one)}
     return re.findall("[a-z]+", " ".join(sorted(docs)).lower())
@@ -50,7 +50,7 @@ class Classifier(nn.Module):
         return logits
 
 
-build = elastic(Classifier(), torch.zeros(1, LENGTH, dtype=torch.int64))  # all that makes it unequal
+build = elastic(Classifier(), torch.zeros(1, LENGTH, dtype=torch.int64))  # the only line that makes models unequal
 client, server = ClientApp(), ServerApp()
 
 
@@ -63,7 +63,7 @@ def load(context: Context, *, test: bool = False) -> tuple[Tensor, Tensor]:
     return torch.cat(rows)[mine], labels[mine]
 
 
-answer_queries(client, build)  # no batch norm, so nobody asks for moments of the data
+answer_queries(client, build)  # without data, because a model without batch norm needs no moments
 
 
 @client.train()

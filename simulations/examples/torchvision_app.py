@@ -16,7 +16,7 @@ from heterofl_flwr.client import Task, answer_queries
 from heterofl_flwr.data import Split, load_dataset, split_dataset
 from heterofl_flwr.report import Console
 
-build = elastic(resnet18(num_classes=10), torch.zeros(1, 3, 32, 32))  # all that makes it unequal
+build = elastic(resnet18(num_classes=10), torch.zeros(1, 3, 32, 32))  # the only line that makes models unequal
 client, server = ClientApp(), ServerApp()
 answer_queries(client, build, data=lambda context: load(context).inputs.split(32))
 

@@ -1,1 +1,1 @@
-"""Models that nobody wrote for this package, and what must hold of each when it is sliced."""
+"""Checks of ``elastic`` on models of torchvision, timm and transformers."""

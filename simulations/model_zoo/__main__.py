@@ -1,9 +1,9 @@
-"""Slice models of torchvision, timm and transformers, check all that must hold, and write the page of those that fail.
+"""Slice models of torchvision, timm and transformers, check the slices, and write a page on the models that fail.
 
-Each model is built with random weights and sliced at several rates; nothing is downloaded. What was found is kept, one
-line for each model, so that a run that was interrupted goes on where it was. Without names, all models are checked; it
-takes some hours, and 10 GiB of memory for the largest. The exit status is 1 if a model is sliced wrongly, or if one of
-those that were named does not work.
+Each model is built with random weights and sliced at several rates; nothing is downloaded. The finding of each model is
+stored as a line of a file, so an interrupted run can continue. Without names, all models are checked, which takes some
+hours, and 10 GiB of memory for the largest. The exit code is 1 if a model is sliced wrongly, or if a named model does
+not work.
 """
 
 import argparse
@@ -83,7 +83,7 @@ Made with seed {seed} on: {made}.
 
 
 def page(findings: Sequence[Finding], sources: Sequence[str], seed: int) -> str:
-    """Return the page; findings come in the order of its tables."""
+    """Return the page; ``findings`` are in the order of its tables."""
     counts = Counter((one.source, one.verdict) for one in findings)
     exact = [one for one in findings if one.verdict == "exact"]
     rows = []
@@ -106,7 +106,7 @@ def page(findings: Sequence[Finding], sources: Sequence[str], seed: int) -> str:
 
 
 def _failing(findings: Sequence[Finding]) -> str:
-    """Return the table of the models that were checked and do not work, or not as well as they might."""
+    """Return the table of checked models that do not work, or whose slices are too large."""
     rows = []
     for one in findings:
         why = one.large or one.unproven or one.reason
@@ -120,7 +120,7 @@ def _missing(findings: Sequence[Finding], source: str) -> str:
 
 
 def listed(findings: Sequence[Finding]) -> str:
-    """Return every model with its verdict, and the percent of its parameters that a slice of rate 0.5 has, as CSV."""
+    """Return all models as CSV, with verdict and the percentage of parameters in a slice of rate 0.5."""
     rows = []
     for one in findings:
         percent = f"{100 * one.half:.0f}" if one.verdict in ("exact", "unproven") else ""
@@ -129,13 +129,13 @@ def listed(findings: Sequence[Finding]) -> str:
 
 
 def _cell(text: str, most: int = 200) -> str:
-    """Return a text for a cell of a table: its beginning, on one line."""
+    """Return the beginning of a text, on one line, for a table cell."""
     text = " ".join(text.replace("|", "/").split())
     return text if len(text) <= most else f"{text[:most].rpartition(' ')[0]} ..."
 
 
 def _made(findings: Sequence[Finding]) -> str:
-    """Return on which machines, at which commits and when the findings were made."""
+    """Return the machines, commits and dates of the findings."""
     commits: dict[str, set[str]] = {}
     for finding in findings:
         machine, _, commit = finding.made.partition("; commit ")
@@ -144,7 +144,7 @@ def _made(findings: Sequence[Finding]) -> str:
 
 
 def line(finding: Finding) -> str:
-    """Return one line about a finding, for a terminal."""
+    """Return a line about a finding for the terminal."""
     if finding.verdict not in ("exact", "unproven"):
         return f"{finding.name:<20} {finding.verdict}: {finding.reason}"
     measured = f"trace {finding.seconds:.1f} s, difference {finding.difference:.0e}"
@@ -186,7 +186,7 @@ def run(options: argparse.Namespace) -> int:
     keys = chosen("model", options.names, [f"{source}:{name}" for source, own in names.items() for name in own])
     kept = models.read(options.findings)
     made = f"{time.strftime('%Y-%m-%d')}, {describe_machine()}"
-    torch.set_num_threads(1)  # so that runs are comparable, and repeatable
+    torch.set_num_threads(1)  # so that runs can be repeated and compared
     print(made, flush=True)
     for number, key in enumerate(keys, 1):
         took, started = "found before", time.monotonic()

@@ -1,4 +1,4 @@
-"""What must hold of a model that is sliced, and what was found."""
+"""Checks of a model that ``elastic`` slices: properties that must hold, and measured values."""
 
 import copy
 import time
@@ -19,31 +19,31 @@ from simulations.model_zoo.twin import Twin, difference
 
 RATES = (1.0, 0.9, 0.5, 0.3, 0.125)
 MOST_DIFFERENT = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""By how much the output of a slice may differ from its twin's, as a part of what different inputs make."""
+"""Tolerance on outputs of a slice and its twin, relative to the difference that two inputs make, by dtype."""
 
 
 _MOVED = 0.05
-"""By how much of its spread a parameter is moved before the check."""
+"""Standard deviation of the noise added to a parameter before the check, relative to the parameter's own."""
 
 
 class BrokenPropertyError(HeteroFLError):
-    """Something that must hold of every sliced model does not."""
+    """A property that must hold for every sliced model does not hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What was measured on a model of which everything holds."""
+    """Measurements of a model for which all properties hold."""
 
-    parameters: Mapping[float, int]  # the number of parameters at each rate
-    seconds: float = 0.0  # seconds of the processor that `elastic` took
-    # the largest difference of a slice's output from its twin's, as a part of what different inputs make
+    parameters: Mapping[float, int]  # number of parameters by rate
+    seconds: float = 0.0  # processor time of `elastic`
+    # largest difference of a slice's output from its twin's, relative to the difference that two inputs make
     difference: float = 0.0
-    unproven: str = ""  # why there is no twin to compare with
-    large: str = ""  # why slices are much larger than they might be
+    unproven: str = ""  # reason why there is no twin to compare with
+    large: str = ""  # reason why slices are larger than expected
 
 
 def check(model: nn.Module, inputs: Tensor, rates: Sequence[float] = RATES, *, multiple_of: int = 1) -> Checked:
-    """Slice a model at some rates and check each slice; the first thing that does not hold is an error.
+    """Slice a model at some rates, check each slice, and return the measurements.
 
     ``inputs`` are two different examples in the model's dtype.
 
@@ -52,7 +52,7 @@ def check(model: nn.Module, inputs: Tensor, rates: Sequence[float] = RATES, *, m
     UnsupportedLayerError
         If ``elastic`` refuses the model.
     BrokenPropertyError
-        If it accepts the model, and then something does not hold.
+        If ``elastic`` accepts the model, but a property does not hold.
     """
     model = _perturbed(model)
     before = _looks(model)
@@ -68,7 +68,7 @@ def check(model: nn.Module, inputs: Tensor, rates: Sequence[float] = RATES, *, m
         whole = _check_whole(model, build, inputs)
         most, unproven = _check_slices(model, whole, build, inputs, smaller)
         _check_training(model, build, inputs, (1.0, *smaller[2::3]))  # the slowest part
-    except (UnsupportedLayerError, RuntimeError) as error:  # torch raises the latter where shapes do not fit
+    except (UnsupportedLayerError, RuntimeError) as error:  # RuntimeError: torch's error for shapes that do not fit
         raise BrokenPropertyError(f"accepted, but then: {first_line(error)}") from error
     large = [str(one.message).split("\n- ")[1:2] for one in said if "a slice keeps" in str(one.message)]
     parameters = {rate: build.plan(rate).parameters for rate in (1.0, *rates)}
@@ -78,7 +78,7 @@ def check(model: nn.Module, inputs: Tensor, rates: Sequence[float] = RATES, *, m
 
 @torch.no_grad()
 def _perturbed(model: nn.Module) -> nn.Module:
-    """Return a copy whose parameters are moved a little: behind those that begin at zero no fault would be seen."""
+    """Return a copy with noise added to its parameters, because parameters that are 0 would hide faults."""
     moved, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for parameter in moved.parameters():
         if parameter.is_floating_point():
@@ -88,7 +88,7 @@ def _perturbed(model: nn.Module) -> nn.Module:
 
 
 def _check_whole(model: nn.Module, build: Elastic, inputs: Tensor) -> nn.Module:
-    """Demand that level a is the user's model, bit for bit; return it."""
+    """Check that the slice of rate 1 equals the user's model bit for bit; return it."""
     whole = build(1.0).eval()
     _demand(isinstance(whole, type(model)), f"the slice is a {type(whole).__name__}, not a {type(model).__name__}")
     theirs = whole.state_dict()
@@ -102,7 +102,7 @@ def _check_whole(model: nn.Module, build: Elastic, inputs: Tensor) -> nn.Module:
 def _check_slices(
     model: nn.Module, whole: nn.Module, build: Elastic, inputs: Tensor, smaller: Sequence[float]
 ) -> tuple[float, str]:
-    """Demand that each slice has the plan's weights and computes what its twin does; return the largest difference."""
+    """Check that each slice has the plan's weights and the outputs of its twin; return the largest difference."""
     most, unproven, twin = 0.0, "", Twin(model)
     for rate in smaller:
         small, plan = build(rate).eval(), build.plan(rate)
@@ -123,10 +123,10 @@ def _check_slices(
 
 
 def _check_training(model: nn.Module, build: Elastic, inputs: Tensor, rates: Sequence[float]) -> None:
-    """Demand that slices can be trained, the whole model first, and that their replies can be averaged and loaded."""
+    """Check that slices can be trained, the whole model first, and that their replies can be averaged and loaded."""
     state = {name: tensor.detach() for name, tensor in model.named_parameters()}
     aggregator = Aggregation(state)
-    idle: set[str] = set()  # parameters that the full model's own training does not reach
+    idle: set[str] = set()  # parameters without gradient in the full model
     for rate in rates:
         small = build(rate).train()
         without = _without_gradient(small, inputs, rate)
@@ -141,7 +141,7 @@ def _check_training(model: nn.Module, build: Elastic, inputs: Tensor, rates: Seq
 
 
 def _without_gradient(small: nn.Module, inputs: Tensor, rate: float) -> set[str]:
-    """Train for a step; return which parameters took no part. Demand that all other gradients are finite."""
+    """Run a backward pass; return the parameters without gradient, and check that other gradients are finite."""
     loss = torch.stack([output.square().mean() for output in _outputs(small, inputs)]).sum()
     loss.backward()
     for name, parameter in small.named_parameters():
@@ -157,7 +157,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
 
 
 def _looks(model: nn.Module) -> dict[str, object]:
-    """Return all that a trace could change of a model: values, attributes, hooks and modes of its layers."""
+    """Return everything that a trace could change in a model: values, attributes, hooks and modes of its layers."""
     found: dict[str, object] = {
         name: (id(tensor), tensor.dtype, tensor.shape, torch.hash_tensor(tensor.detach()).item())
         for name, tensor in model.state_dict(keep_vars=True).items()

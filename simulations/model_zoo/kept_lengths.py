@@ -1,4 +1,4 @@
-"""Lengths of a full model that count, where its code computes with them, as those of a slice."""
+"""``KeptLength``: a length of the full model that has the slice's value in computations of the model's code."""
 
 from collections.abc import Callable
 from operator import is_
@@ -16,7 +16,10 @@ _ARITHMETIC |= {"radd", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv"}
 
 
 def _computed(name: str) -> Callable[..., Any]:
-    """Return a method of whole numbers: a whole result is a length again, any other is the slice's."""
+    """Return a method of ``KeptLength`` for the method ``name`` of int.
+
+    If the result is an int, it is a ``KeptLength`` again; otherwise it is computed with the slice's length.
+    """
     plain = getattr(int, name)
 
     def compute(self: "KeptLength", *others: Any) -> Any:
@@ -32,13 +35,13 @@ def _computed(name: str) -> Callable[..., Any]:
 
 
 class KeptLength(int):
-    """A length of the full model that knows that of a slice."""
+    """A length of the full model, with a function ``kept`` that returns the slice's length."""
 
     kept: Callable[[], int]
 
     @classmethod
     def of(cls, value: int, kept: Callable[[], int]) -> "KeptLength":
-        """Return a length."""
+        """Return the length ``value`` with the function ``kept``."""
         length = cls(value)
         length.kept = kept
         return length
@@ -48,17 +51,17 @@ class KeptLength(int):
     __truediv__, __rtruediv__, __pow__ = map(_computed, ("__truediv__", "__rtruediv__", "__pow__"))
 
     def __float__(self) -> float:
-        """Return the slice's length, as the root of a width does."""
+        """Return the slice's length; the square root of a width, for example, uses this."""
         return float(self.kept())
 
 
 def value_of(one: Any) -> Any:
-    """Return the slice's length for a length, and anything else as it is."""
+    """Return the slice's length for a ``KeptLength``, and any other value unchanged."""
     return one.kept() if isinstance(one, KeptLength) else one
 
 
 def kept_length(full: Any, few: Any) -> Any:
-    """Return what a layer of the full model holds, as a length, or a sequence of them, if it is less in the slice."""
+    """Return an attribute of a full layer as ``KeptLength``, or a sequence of such, where the slice's value differs."""
     if type(full) in (tuple, list, torch.Size) and isinstance(few, tuple | list) and len(full) == len(few):
         held = [kept_length(*pair) for pair in zip(full, few, strict=True)]
         return full if all(map(is_, held, full)) else type(full)(held)
@@ -68,11 +71,11 @@ def kept_length(full: Any, few: Any) -> Any:
 
 
 class Counting(TorchFunctionMode):
-    """Gives code lengths that know those of the slice, and takes these where it computes with them."""
+    """Function mode in which shapes are ``KeptLength``, and arithmetic on tensors uses the slice's lengths."""
 
     def __init__(self, length: Callable[[Tensor, int], int]) -> None:
         super().__init__()
-        self._length = length  # how many entries of an axis the slice has
+        self._length = length  # function of a tensor and an axis that returns the slice's length
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
         """Call the function."""
@@ -81,7 +84,7 @@ class Counting(TorchFunctionMode):
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             lengths = self._lengths(args[0])
             return lengths if dim is None else lengths[dim]
-        if func is F.multi_head_attention_forward:  # it asks for a function mode once, and then no more
+        if func is F.multi_head_attention_forward:  # it would turn off the mode for the code inside it
             with mock.patch.object(F, "has_torch_function", return_value=False), self:
                 return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention and kwargs.get("scale") is None:

@@ -1,7 +1,8 @@
-"""Which entries of each tensor of a full model a slice has: a mask beside every tensor, by a rule for each operator.
+"""Masks of the entries of each tensor of a full model that a slice has, by a rule for each operator.
 
-What the slice lacks is zero after each operator, so that it adds nothing to a sum. An operator that counts entries (a
-mean, a variance) counts those that its mask has. Norms, softmaxes and many others are run as torch writes them out.
+Entries that the slice lacks are set to zero after each operator, so they add nothing to a sum. An operator that counts
+entries (a mean, a variance) counts those in the mask. Norms, softmax and many others are decomposed by torch into
+simpler operators.
 """
 
 import math
@@ -20,12 +21,12 @@ aten = torch.ops.aten
 Rule = Callable[["Masks", Any, Sequence[Any], Mapping[str, Any]], Any]
 RULES: dict[str, Rule] = {}
 
-# Operators that work entry by entry, though torch has no tag that says so.
+# Pointwise operators without torch's tag for them.
 _ENTRYWISE = (
     *("_to_copy", "zero", "fill", "cumsum", "hardswish", "hardtanh", "relu6", "_prelu_kernel", "polar", "tril", "triu"),
     *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "native_dropout"),
 )
-# What an operator finds in the place of what the slice lacks.
+# Value of entries that the slice lacks, in the operator's input.
 _INSTEAD = {
     **dict.fromkeys(("sum", "any", "linalg_vector_norm", "_fft_r2c", "_fft_c2c", "_fft_c2r"), 0.0),
     **dict.fromkeys(("amax", "max", "argmax", "topk", "sort", "argsort"), -math.inf),
@@ -40,11 +41,11 @@ _POOLS = (
 
 
 class UnprovenError(HeteroFLError):
-    """Masks cannot be followed through an operator, so nobody knows what a slice should compute."""
+    """An operator has no rule for masks, so the right output of a slice is unknown."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Make the decorated function the rule of these operators, and of the same in place."""
+    """Register the decorated function as the rule of operators, and of their in-place forms."""
 
     def add(function: Rule) -> Rule:
         RULES.update({form: function for name in names for form in (name, f"{name}_")})
@@ -54,18 +55,18 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 class Masks(TorchDispatchMode):
-    """Calls each operator on values and on masks; what is known from the start are the parameters' masks."""
+    """Dispatch mode that calls each operator on values and on masks; it begins with the parameters' masks."""
 
     def __init__(self, known: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._known = dict(known)  # the tensors too: a number of one that is gone is given again
+        self._known = dict(known)  # has the tensors too, because the id() of a freed tensor is used again
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
-        """Call the operator by its rule, or by those of the operators that it is made of."""
+        """Call the operator by its rule, or by the rules of the operators into which it decomposes."""
         name, given = func.overloadpacket.__name__, dict(kwargs or {})
         if name in RULES:
             return RULES[name](self, func, args, given)
-        plain = getattr(aten, name.removesuffix("_"), func.overloadpacket)  # the form in place may lack the tag
+        plain = getattr(aten, name.removesuffix("_"), func.overloadpacket)  # the in-place form may lack the tag
         forms = (func, *(getattr(plain, form) for form in plain.overloads()))
         if any(torch.Tag.pointwise in one.tags for one in forms):
             return entrywise(self, func, args, given)
@@ -78,20 +79,20 @@ class Masks(TorchDispatchMode):
             return parts(*args, **given)
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Return a tensor's mask; of one that was never seen, a slice has everything."""
+        """Return a tensor's mask; all entries for a tensor without one."""
         if id(tensor) not in self._known:
             self._known[id(tensor)] = tensor, torch.ones_like(tensor, dtype=torch.bool)
         return self._known[id(tensor)][1]
 
     def length(self, tensor: Tensor, axis: int) -> int:
-        """Return how many entries of an axis a slice has."""
+        """Return the number of entries of an axis that the slice has."""
         return int(self.of(tensor).movedim(axis, 0).flatten(1).any(1).sum())
 
     def set(self, output: Any, mask: Tensor) -> Any:
-        """Give tensors their mask, and make zero what a slice lacks; a mask lies in memory as its tensor does."""
+        """Set the mask of tensors, in their memory layout, and set entries outside of it to zero."""
         for tensor in tree_leaves(output):
             own = torch.empty_like(tensor, dtype=torch.bool).copy_(mask)
-            if id(tensor) in self._known:  # it was changed in place, so that its views are changed too
+            if id(tensor) in self._known:  # changed in place: change the mask in place too, for the masks of views
                 own = self.of(tensor).copy_(own)
             self._known[id(tensor)] = tensor, own
             if not own.all():
@@ -99,14 +100,14 @@ class Masks(TorchDispatchMode):
         return output
 
     def pair(self, output: Any, masks: Any) -> Any:
-        """Give tensors masks that were made as they were, so that views of a tensor have views of its mask."""
+        """Set masks that the same operator made from masks, so that a view of a tensor has a view of its mask."""
         for tensor, mask in zip(tree_leaves(output), tree_leaves(masks), strict=True):
             self._known[id(tensor)] = tensor, mask
         return output
 
 
 def _named(func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments by their names in the operator's schema, with defaults."""
+    """Return the arguments by name in the operator's schema, with defaults."""
     arguments = func._schema.arguments
     defaults = {one.name: one.default_value for one in arguments if one.has_default_value()}
     return {**defaults, **dict(zip((one.name for one in arguments), args, strict=False)), **given}
@@ -114,7 +115,7 @@ def _named(func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> dict[str
 
 @rule(*_ENTRYWISE)
 def entrywise(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
-    """Let a result have the entries that all operands have."""
+    """Pointwise operators: the result has the entries that all operands have."""
     mask = torch.ones((), dtype=torch.bool)
     for one in tree_leaves((args, given)):
         mask = mask & masks.of(one) if isinstance(one, Tensor) else mask
@@ -123,7 +124,7 @@ def entrywise(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, 
 
 @rule("new_zeros", "new_empty", "new_ones", "new_full", "new_empty_strided")
 def created(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
-    """Let a slice have all of a new tensor, until something is written there."""
+    """Creation operators: the slice has all entries of a new tensor."""
     return func(*args, **given)
 
 
@@ -133,7 +134,7 @@ def created(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, An
 @rule("diagonal", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "lift_fresh")
 @rule("copy", "index_copy", "index_put", "_index_put_impl", "_unsafe_index_put", "scatter")
 def moved(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
-    """Move masks as entries; a slice has what is added around them."""
+    """Operators that move entries: masks move in the same way; the slice has entries that are added."""
     output, its = func(*args, **given), _of_masks(masks, func, args, given)
     its.update({name: value for name, value in (("value", True), ("accumulate", False)) if name in its})
     found = _call_on_masks(func, its)
@@ -142,7 +143,10 @@ def moved(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]
 
 @rule("cat", "constant_pad_nd")
 def joined(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
-    """Let a slice have of what is added, as zeros are, what it has of the rest, but all of it along that axis."""
+    """Concatenation and padding: along its axis, the slice has all added entries.
+
+    Along the other axes, it has the same entries of them as of the existing ones.
+    """
     if func.overloadpacket is aten.cat:
         parts, dims = [masks.of(one) for one in args[0]], [_named(func, args, given)["dim"]]
         found = torch.cat(parts, dims[0])
@@ -157,7 +161,10 @@ def joined(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any
 @rule(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)), "convolution", "_convolution")
 @rule("mm", "bmm", "_trilinear", "_grouped_mm", "index_add", "scatter_add", "col2im")
 def summed(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
-    """Let a slice have each sum that has an entry: one that is not 0 if all entries are 1."""
+    """Operators that sum products: the result has each sum with a term that the slice has.
+
+    It is found by calling the operator on masks as numbers: such sums are not 0.
+    """
     bias = _named(func, args, given).get("bias")
     its = {**_of_masks(masks, func, args, given), **({} if bias is None else {"bias": None})}
     its = {key: one.float() if isinstance(one, Tensor) and one.dtype == torch.bool else one for key, one in its.items()}
@@ -169,7 +176,7 @@ def summed(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any
 
 
 def _of_masks(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with masks in the place of tensors, but of indices."""
+    """Return the arguments with each tensor replaced by its mask, except indices."""
 
     def mask_of(one: Any) -> Any:
         return masks.of(one) if isinstance(one, Tensor) else one
@@ -179,7 +186,7 @@ def _of_masks(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, 
 
 
 def _call_on_masks(func: Any, its: Mapping[str, Any]) -> Any:
-    """Call an operator with masks; of a mask that lies otherwise in memory than its tensor, a view is a copy."""
+    """Call an operator on masks; if a mask has another memory layout than its tensor, a view becomes a copy."""
     try:
         return func(**its)
     except RuntimeError as error:
@@ -190,7 +197,11 @@ def _call_on_masks(func: Any, its: Mapping[str, Any]) -> Any:
 
 @rule("view_as_complex", "view_as_real", "linalg_solve_triangular", "_cdist_forward")
 def others(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
-    """Let real and imaginary parts go together, and columns, and rows of two tensors whose distances are measured."""
+    """Complex views, triangular solves and distances.
+
+    Real and imaginary parts have equal masks; a solution has the mask of the right-hand side; a distance has an entry
+    if both rows have one.
+    """
     first, name = masks.of(args[0]), func.overloadpacket.__name__
     if name == "_cdist_forward":
         mask = first.any(-1).unsqueeze(-1) & masks.of(args[1]).any(-1).unsqueeze(-2)
@@ -203,7 +214,7 @@ def others(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any
 
 @rule(*_INSTEAD, "mean", "var", "var_mean")
 def reduced(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
-    """Let a slice have a result if it has anything of what that is of."""
+    """Reductions: the result has an entry if the slice has any of the entries that are reduced to it."""
     x, mask, name, said = args[0], masks.of(args[0]), func.overloadpacket.__name__, _named(func, args, given)
     dim = said.get("dim")
     dims = list(range(x.dim())) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)

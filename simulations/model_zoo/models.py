@@ -1,4 +1,4 @@
-"""What was found of each model: checked with drawn weights, and kept as a line of a file."""
+"""``Finding``: the result of checking a model with random weights, stored as a line of a file."""
 
 import json
 import math
@@ -14,54 +14,54 @@ from simulations.model_zoo.check import BrokenPropertyError, Checked, check
 from simulations.model_zoo.sources import SOURCES, NotBuiltError
 
 DOUBLE = 30_000_000
-"""Up to so many parameters a model is checked in double precision; beyond, only if its family asks for it."""
+"""Maximum number of parameters of models that are checked in double precision; for ``_FADING`` there is no maximum."""
 
-# At small rates little of the input arrives at the end of these; beside the rest it would be lost in single precision.
+# At small rates the outputs of these depend so little on the input that single precision would lose the difference.
 _FADING = ("efficientnet", "vgg")
 
 
-# Multiples to which widths are rounded up, and how large weights are drawn. Products of experts want multiples of 4,
-# and say so. With large weights, gates may make a visible difference of rounding; with smaller ones they do not.
+# Attempts: the multiple to which widths are rounded up, and the gain of random weights. Products of experts need
+# multiples of 4. With large weights, gates may amplify rounding errors; with smaller weights they do not.
 _ATTEMPTS = ((1, 2), (1, 1), (4, 2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding(Checked):
-    """What was measured on a model, or why it does not work."""
+    """Measurements of a model, or the reason why it does not work."""
 
-    key: str  # the package, and what was asked for of it
+    key: str  # package:name, as in the command line
     name: str
     family: str
-    made: str  # when, on which machine, with which versions, at which commit
+    made: str  # date, machine, versions and commit of the check
     verdict: str  # exact, unproven, refused, wrong or not built
     reason: str = ""
-    double: bool = True  # in double precision
+    double: bool = True  # whether it was checked in double precision
     parameters: dict[float, int] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
-        """The package that the model is of."""
+        """Package of the model."""
         return self.key.partition(":")[0]
 
     @property
     def half(self) -> float:
-        """The share of the parameters that a slice of rate 0.5 has."""
+        """Fraction of the parameters in a slice of rate 0.5."""
         return self.parameters[0.5] / self.parameters[1.0]
 
 
 @torch.no_grad()
 def draw_weights(model: nn.Module, seed: int, gain: float = 2) -> None:
-    """Draw all parameters and batch norm statistics so that every one matters: fresh models have heads of zeros.
+    """Draw all parameters and batch norm statistics, because new models may have parameters that are 0.
 
-    A larger gain lets more of the input arrive at the end of a model of many layers.
+    With a larger gain, the output of a deep model depends more on its input.
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in model.modules():
         for name, parameter in layer.named_parameters(recurse=False):
             if parameter.dim() > 1:
-                deviation = math.sqrt(gain / parameter[0].numel())  # by the inputs of a row, so that no signal fades
+                deviation = math.sqrt(gain / parameter[0].numel())  # by the number of inputs, to preserve the variance
                 parameter.normal_(0, deviation, generator=generator)
-            elif name == "weight":  # of a norm
+            elif name == "weight":  # the weight of a norm
                 parameter.uniform_(0.5, 1.5, generator=generator)
             else:
                 parameter.normal_(0, 0.1, generator=generator)
@@ -73,7 +73,7 @@ def draw_weights(model: nn.Module, seed: int, gain: float = 2) -> None:
 
 
 def find(key: str, made: str, seed: int) -> Finding:
-    """Check one model."""
+    """Check a model and return the finding."""
     torch.manual_seed(seed)
     source, _, name = key.partition(":")
     facts: dict[str, Any] = {"key": key, "name": name, "family": SOURCES[source].family(name), "made": made}
@@ -104,7 +104,7 @@ def find(key: str, made: str, seed: int) -> Finding:
 
 
 def _in_double(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
-    """Return a model and its inputs in double precision, if it runs in that, or else as they are."""
+    """Return a model and its inputs in double precision if the model can run in it, else unchanged."""
     small = sum(parameter.numel() for parameter in model.parameters()) <= DOUBLE
     if small or type(model).__name__.lower().startswith(_FADING):
         exact = inputs.double() if inputs.is_floating_point() else inputs
@@ -112,13 +112,13 @@ def _in_double(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
             with torch.no_grad():
                 model.double().eval()(exact)
             return model, exact
-        except RuntimeError:  # an operator that has no double precision, or code that mixes both
+        except RuntimeError:  # an operator without double precision, or code that mixes precisions
             model.float()
     return model, inputs
 
 
 def read(path: Path) -> dict[str, Finding]:
-    """Return the findings in a file by their keys; of two of one model the later. No file, no findings."""
+    """Return the findings in a file by key, the latest for each key; empty if the file does not exist."""
     findings = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
         try:

@@ -1,4 +1,4 @@
-"""Models that others wrote: of torchvision, of timm and of transformers, by a rule for each and without a download."""
+"""Models of torchvision, timm and transformers, selected by a rule for each package and built without download."""
 
 import inspect
 import re
@@ -17,17 +17,17 @@ from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 
 SIZE = 64
 LARGEST = 30_000_000
-"""The most parameters of a model of timm or transformers."""
+"""Maximum number of parameters of a model of timm or transformers."""
 CLASSES = 10
 
-# The names that architectures of timm have for their depth, and a small one: what a block does, it does in each.
+# Arguments of timm's constructors for the depth, with small values: all blocks of a model are alike.
 _DEPTHS: tuple[dict[str, Any], ...] = ({"depths": (1, 1, 1, 1)}, {"layers": (1, 1, 1, 1)}, {"depth": 2}, {})
-# Those of torchvision that do not take 64 x 64: auxiliary heads, windows and patches of a fixed size.
+# Image sizes of torchvision's models that do not accept 64 x 64: auxiliary heads, windows, patches of a fixed size.
 _SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 56}
-# The auto classes of transformers, and what their models take.
+# The auto classes of transformers, with the name of their models' input.
 _TASKS = dict.fromkeys(("CAUSAL_LM", "MASKED_LM", "SEQ_TO_SEQ_CAUSAL_LM"), "input_ids")
 _TASKS |= {"IMAGE_CLASSIFICATION": "pixel_values"}
-# What a small configuration has, under the names that configurations have for it.
+# Values of a small configuration of transformers, with the names of its fields.
 _SMALL = {
     64: "hidden_size d_model n_embd dim embed_dim word_embed_proj_dim d_embed "
     "max_position_embeddings n_positions n_ctx",
@@ -46,7 +46,7 @@ _SMALL = {
 
 
 class NotBuiltError(HeteroFLError):
-    """The rule builds no model that runs, or none that is small enough."""
+    """The rule gives no model that runs and is small enough."""
 
 
 class Case(NamedTuple):
@@ -58,7 +58,7 @@ class Case(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A package of models: what is to be checked of it, the family of each of these, and how they are built."""
+    """A package of models: names of models to check, functions for the family and the model of a name, and the rule."""
 
     names: Callable[[], Sequence[str]]
     family: Callable[[str], str]
@@ -80,8 +80,8 @@ def version_of(source: str) -> str:
 
 
 def _prefix(name: str) -> str:
-    """Return the letters with which a name begins."""
-    return re.match("[a-z]*", name)[0]  # type: ignore[index]  # it matches nothing at all, too
+    """Return the lower-case letters at the beginning of a name."""
+    return re.match("[a-z]*", name)[0]  # type: ignore[index]  # the pattern always matches, maybe an empty text
 
 
 def _torchvision_names() -> list[str]:
@@ -93,7 +93,7 @@ def _torchvision(name: str) -> Case:
     size = _SIZES.get(name, SIZE)
     options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
     if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = False  # by a slow generator, and all weights are drawn anew
+        options["init_weights"] = False  # their initialisation is slow, and all weights are drawn later
     model = _package("torchvision.models").get_model(name, weights=None, **options)
     return Case(name, model, torch.randn(2, 3, size, size))
 
@@ -103,7 +103,10 @@ def _timm_families() -> list[str]:
 
 
 def _timm(family: str) -> Case:
-    """Return the first architecture of a family, by name, that is small enough, shallow, on the smallest images."""
+    """Return the first architecture of a family, by name, that is small enough.
+
+    It is built with few blocks and gets the smallest images that it accepts.
+    """
     timm, reason = _package("timm"), f"none has at most {LARGEST:,} parameters"
     names = sorted(one for one in timm.list_models() if _prefix(one) == family)
     for name, depth in product(names, _DEPTHS):
@@ -111,7 +114,7 @@ def _timm(family: str) -> Case:
         try:
             with torch.device("meta"), _OnProcessor():
                 planned = create()
-        except Exception:  # whatever a model raises that does not take this depth
+        except Exception:  # a model that does not accept this depth may raise any error
             continue
         if sum(parameter.numel() for parameter in planned.parameters()) > LARGEST:
             continue
@@ -123,13 +126,13 @@ def _timm(family: str) -> Case:
                 with torch.no_grad():
                     model(images)
                 return Case(name, model, images)
-            except Exception as error:  # whatever a model raises that does not take this size
+            except Exception as error:  # a model that does not accept this size may raise any error
                 reason = f"{name}: {type(error).__name__}: {error}"
     raise NotBuiltError(reason)
 
 
 class _OnProcessor(TorchFunctionMode):
-    """Keeps numbers that code reads out where they have values, while parameters have none."""
+    """Function mode that creates ranges and constants on the CPU, whose values code may read, on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -139,7 +142,7 @@ class _OnProcessor(TorchFunctionMode):
 
 
 def _transformers_classes() -> dict[str, tuple[str, str]]:
-    """Return the type of model and the task of each class; of several types the one that it is named after."""
+    """Return the model type and the task of each class; of several types, the one that the class is named after."""
     auto = _package("transformers.models.auto.modeling_auto")
     found: dict[str, tuple[str, str]] = {}
     for task in _TASKS:
@@ -152,7 +155,7 @@ def _transformers_classes() -> dict[str, tuple[str, str]]:
 
 
 def small_config(kind: str) -> Any:
-    """Return a configuration of a type of models, in which the numbers of ``_SMALL`` stand."""
+    """Return a configuration of a model type with the values of ``_SMALL``."""
     config = _package("transformers").CONFIG_MAPPING[kind]
     usual = vars(config()) | {name: getattr(config(), name) for name in config.attribute_map if hasattr(config(), name)}
     optional = ("num_key_value_heads", "head_dim")
@@ -181,13 +184,13 @@ def _transformers(name: str) -> Case:
         inputs = torch.randn(shape) if images else torch.randint(3, 100, (2, 10))
         with torch.no_grad():
             model(inputs)
-    except Exception as error:  # whatever configurations and models raise
+    except Exception as error:  # configurations and models may raise any error
         raise NotBuiltError(f"{type(error).__name__}: {error}") from error
     return Case(name, model, inputs)
 
 
 class LogitsOnly(nn.Module):
-    """A model of transformers whose output is its logits: its hidden states are nobody's to read."""
+    """A model of transformers that returns only its logits, without hidden states."""
 
     def __init__(self, model: nn.Module, takes: str) -> None:
         super().__init__()
@@ -195,7 +198,7 @@ class LogitsOnly(nn.Module):
         self.options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     def forward(self, x: Tensor) -> Any:
-        """Return the logits; a decoder gets words too."""
+        """Return the logits; the decoder of an encoder-decoder model gets the first words."""
         decoder = {"decoder_input_ids": x[:, :7]} if getattr(self.model.config, "is_encoder_decoder", False) else {}
         return self.model(**{self.takes: x}, **decoder, **self.options).logits
 

@@ -1,7 +1,7 @@
-"""The slow twin of a slice: the full model, run on tensors that know which of their entries the slice has.
+"""The slow twin of a slice: the full model with a mask for each tensor of the entries that the slice has.
 
-The masks of parameters are the plan's, and all others follow from them operator by operator. Where code computes with
-a width that it reads from a shape or a layer, it gets the slice's. Nothing comes from the trace.
+The masks of parameters come from the plan; all others follow from them operator by operator. Code that computes with a
+width from a shape or a layer gets the slice's width. Nothing comes from the trace of ``elastic``.
 """
 
 import copy
@@ -24,7 +24,7 @@ _FADED = 1e-9
 
 
 class Twin:
-    """What slices compute, by a copy of the full model."""
+    """A copy of the full model that computes the outputs of slices."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = copy.deepcopy(model)
@@ -32,7 +32,10 @@ class Twin:
 
     @torch.no_grad()
     def narrowed(self, plan: Plan, small: nn.Module) -> "Twin":
-        """Return this, computing what a slice does; a later one must be smaller, because zeros stay."""
+        """Change the twin to compute the outputs of a slice, and return it.
+
+        The next slice must be smaller, because parameters are set to zero.
+        """
         for name, parameter in self._model.named_parameters():
             mask = torch.ones_like(parameter, dtype=torch.bool)
             for tensor in (parameter, mask):
@@ -54,7 +57,7 @@ class Twin:
 
 
 class _Double(TorchFunctionMode):
-    """Computes in double precision also where code asks for single, as many norms do."""
+    """Function mode that replaces single precision in the model's code, as in many norms, by double precision."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
         args, kwargs = tree_map(lambda one: torch.float64 if one is torch.float32 else one, (args, kwargs or {}))
@@ -62,9 +65,9 @@ class _Double(TorchFunctionMode):
 
 
 def difference(small: nn.Module, twin: Callable[..., Any], inputs: Tensor) -> float:
-    """Return by how much a model and another function of two inputs differ, as a part of what the inputs make.
+    """Return the largest difference of a model's output from its twin's, relative to the difference of two inputs.
 
-    Where nothing of them arrives at the end, as in some narrow models of many layers, a fault would not show:
+    If the outputs of the two inputs are nearly equal, as in some narrow deep models, faults would not show; then raise
     ``UnprovenError``.
     """
     exact = next(small.parameters()).dtype == torch.float64
@@ -77,7 +80,7 @@ def difference(small: nn.Module, twin: Callable[..., Any], inputs: Tensor) -> fl
 
 
 def _zero(tensor: Tensor, axes: Axes) -> None:
-    """Set to zero what is not held."""
+    """Set the entries outside of ``axes`` to zero."""
     for number, axis in enumerate(axes):
         if axis.local_size < axis.size:
             dropped = sorted(set(range(axis.size)) - positions(axis))

@@ -1,1 +1,1 @@
-"""The HeteroFL authors' own code, run beside ours on the same job and data."""
+"""Running the code of HeteroFL's authors on the job and data of a run, for comparison."""

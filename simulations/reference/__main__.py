@@ -1,8 +1,8 @@
-"""Let the HeteroFL authors' own code do the job of a run of ours, on the same data.
+"""Run the code of HeteroFL's authors on the job of a run of this package, with the same data.
 
-Where a run and the paper differ, this tells whether the codes differ, or what they are run on. The authors' functions
-are called as their own programs call them; what they reach is written beside the run's history, as ``authors.csv``, and
-``python -m simulations.results`` sets it beside ours. The run is one of MNIST, with the published settings.
+If a run and the paper differ, this shows whether the cause is the code or the data and machine. The authors' functions
+are called as their programs call them. The accuracies are written into the run's folder as ``authors.csv``, and
+``python -m simulations.results`` compares them. The run must be one of MNIST with the published settings.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from simulations.results.runs import Run, portable, read_run
 
 PROGRAM = "simulations.reference"
 NORMS = {"sbn": "bn"}
-"""From our name of a norm to theirs, where they differ."""
+"""The authors' name of a norm by this package's name, if they differ."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_reference(options: argparse.Namespace) -> None:
-    """Run the authors' code, and write what it has reached whenever it was tested."""
+    """Run the authors' code, and write its accuracies after each test."""
     run = read_run(options.run)
     check(run)
     number = number_of(run, options.rounds)
@@ -60,7 +60,7 @@ def run_reference(options: argparse.Namespace) -> None:
 
 
 def check(run: Run) -> None:
-    """Refuse a run that the authors' code cannot repeat."""
+    """Raise ``ConfigError`` for a run that the authors' code cannot repeat."""
     what = run.place[0], run.settings.model.name
     if what != ("mnist", "cnn"):
         raise ConfigError(f"{run.path} is a run of {' and '.join(what)}; expected mnist and cnn, the only ones here")
@@ -72,7 +72,7 @@ def check(run: Run) -> None:
 
 
 def number_of(run: Run, asked: int | None) -> int:
-    """Return how many rounds to do: all of the run, or as many as were asked for."""
+    """Return the number of rounds: ``asked``, or all rounds of the run."""
     whole = run.settings.num_rounds
     if asked is not None and not 1 <= asked <= whole:
         raise ConfigError(f"--rounds is {asked}; expected 1 to {whole}, the rounds of {run.path}")
@@ -80,7 +80,7 @@ def number_of(run: Run, asked: int | None) -> int:
 
 
 def authors_of(run: Run, options: argparse.Namespace) -> Authors:
-    """Return their side of a run."""
+    """Return the authors' side of a run."""
     settings, job = run.settings, job_of(run.settings)
     clients = round(CLIENTS_A_ROUND / settings.sample.fraction_train)
     experiment = Experiment(options.root, clients, str(settings.mix), settings.data.split)
@@ -90,7 +90,7 @@ def authors_of(run: Run, options: argparse.Namespace) -> Authors:
 
 
 def play(side: Authors, rounds: int, every: int) -> Iterator[Sequence[Parts]]:
-    """Go on up to a round, and yield the history after each test; also once where there is nothing left to do."""
+    """Run up to a round, and yield the history after each test; once if all rounds are done already."""
     if len(side.history) >= rounds:
         yield side.history[:rounds]
     while (number := len(side.history) + 1) <= rounds:
@@ -101,7 +101,7 @@ def play(side: Authors, rounds: int, every: int) -> Iterator[Sequence[Parts]]:
 
 
 def rows(history: Sequence[Parts]) -> Iterator[Mapping[str, float]]:
-    """Yield a row for each round that was tested; its seconds are of all rounds up to it."""
+    """Yield a row for each tested round; ``seconds`` is the time of all rounds up to it."""
     seconds = 0.0
     for number, parts in enumerate(history, 1):
         seconds += parts.whole

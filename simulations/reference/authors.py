@@ -1,4 +1,4 @@
-"""The authors' side: their own functions in a process of its own (``driver.py``), reached through a pipe."""
+"""``Authors``: the authors' functions in a separate process (``driver.py``), controlled through a pipe."""
 
 import json
 import os
@@ -18,28 +18,28 @@ from simulations.bench.plain_loop import to_pixels
 from simulations.reference.rounds import Parts
 
 DRIVER = Path(__file__).with_name("driver.py")
-PATIENCE = 10.0  # seconds in which their process ends by itself
+PATIENCE = 10.0  # seconds to wait until their process ends by itself
 
 
 class Authors:
-    """The authors' training, static batch norm and test on MNIST, run as their own ``runExperiment`` runs them.
+    """The authors' training, static batch norm and test on MNIST, run as in their ``runExperiment``.
 
     Parameters
     ----------
     checkout : Path
-        Their repository. Nothing is written into it.
+        A checkout of their repository; nothing is written into it.
     load : Callable[[], Dataset]
-        Loads our data set, from which theirs is written.
+        Function that loads the data set, which is then written in their format.
     control : str
         Their name of the experiment; see ``Experiment.control``.
     threads : int
-        Of torch.
+        Number of torch threads.
     balanced : bool
-        Whether equally many clients of each level train in each round, in place of any.
+        Whether equally many clients of each level train in each round; else any clients.
     seed : int
-        Of torch, from which they draw everything.
+        Seed of torch's generator, which their code uses for all draws.
     state : Path | None
-        A file from which they resume, and which they write after each round.
+        File to resume from, which is written after each round.
     """
 
     name = "the authors' code"
@@ -64,7 +64,7 @@ class Authors:
         self._order = {"control": control, "seed": seed, "threads": threads, "balanced": balanced, "state": path}
 
     def __enter__(self) -> Self:
-        """Start the process, in a folder that is removed afterwards."""
+        """Start the process in a temporary folder."""
         with ExitStack() as stack:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             self._write_data(work / "data.npz")
@@ -73,7 +73,7 @@ class Authors:
             self._process = stack.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-B", str(DRIVER), json.dumps({**self._order, "work": str(work)})],
-                    cwd=self._source,  # they read their settings from there
+                    cwd=self._source,  # their code reads its settings from this folder
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -93,7 +93,7 @@ class Authors:
         self._stack.close()
 
     def play(self, *, evaluate: bool = True) -> Parts:
-        """Run the next round, and maybe evaluate."""
+        """Run the next round, with or without an evaluation."""
         assert self._process.stdin
         print(json.dumps({"evaluate": evaluate}), file=self._process.stdin, flush=True)
         self.history.append(Parts(**self._answer()))
@@ -103,14 +103,14 @@ class Authors:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            self._end()  # only then its log is complete
+            self._end()  # the log is complete after the end
             log = self._log.read_text().splitlines()[-15:]
             raise HeteroFLError("\n".join(["the authors' process has ended:", *log]))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def _end(self) -> None:
-        """Let the process end by itself, which it does when its input ends; kill one that is busy."""
+        """Close the input of the process, which then ends; kill it if it is still busy after ``PATIENCE``."""
         if self._process.stdin and not self._process.stdin.closed:
             self._process.stdin.close()
         try:
@@ -119,7 +119,7 @@ class Authors:
             self._process.kill()
 
     def _write_data(self, path: Path) -> None:
-        """Write images as bytes, and labels."""
+        """Write the images as bytes, and the labels."""
         data, arrays = self._load(), {}
         for part, split in (("train", data.train), ("test", data.test)):
             arrays[f"{part}_images"] = to_pixels(split.inputs).squeeze(1).numpy()

@@ -1,8 +1,8 @@
-"""Run the HeteroFL authors' code on MNIST, round by round, as a process asks for it.
+"""Program that runs the HeteroFL authors' code on MNIST, a round for each line of its input.
 
-A program of its own: it is started in the ``src`` folder of a checkout of their repository and imports nothing of ours,
-because their modules' names (``data``, ``utils``, ``datasets``) are those of others. What their code needs and no
-longer finds is put in place here; their files stay as they are.
+It is started in the ``src`` folder of a checkout of their repository. It imports nothing of this package, because names
+of their modules (``data``, ``utils``, ``datasets``) clash with those of other packages. Old names that their code needs
+and that libraries have removed are added here; their files are not changed.
 """
 
 import importlib
@@ -25,7 +25,7 @@ DATA, MODEL = "MNIST", "conv"
 
 
 class Experiment:
-    """What their ``runExperiment`` sets up before its loop, and what one turn of the loop does.
+    """The set-up of their ``runExperiment``, and one turn of its loop.
 
     ``order`` has ``control``, their name of the experiment; ``seed``; ``work``, a folder to write in, with the data;
     ``threads``; ``balanced``, whether equally many clients of each level train; ``state``, a file to resume from, or
@@ -57,10 +57,10 @@ class Experiment:
         self.users: list[int] = []
         self._watch_users()
         if before is not None:
-            torch.set_rng_state(before)  # last, because what was set up has drawn from it
+            torch.set_rng_state(before)  # at the end, because the set-up draws from the generator
 
     def balanced_seed(self) -> int:
-        """Return the first seed with which their own draw gives equally many clients of each level."""
+        """Return the first seed with which their draw has equally many clients of each level."""
         users = self.cfg["num_users"]
         number = int(np.ceil(self.cfg["frac"] * users))
         for seed in count():
@@ -70,13 +70,13 @@ class Experiment:
         return seed
 
     def is_balanced(self, users: list[int]) -> bool:
-        """Return whether there are equally many of these clients at each level."""
+        """Whether these clients are equally many at each level."""
         rates = self.cfg["model_rate"]
         found = Counter(rates[user] for user in users)
         return len(found) == len(set(rates)) and len(set(found.values())) == 1
 
     def _watch_users(self) -> None:
-        """Note which clients their rounds draw."""
+        """Record the clients that each of their rounds draws."""
         make_local = self.theirs.make_local
 
         def make_and_note(*args: Any) -> Any:
@@ -87,7 +87,7 @@ class Experiment:
         self.theirs.make_local = make_and_note
 
     def round(self, *, evaluate: bool) -> dict[str, float]:
-        """Run a round and return the seconds of its parts, and its accuracies."""
+        """Run a round; return the seconds of its parts and its accuracies."""
         if self.seed is not None:
             torch.manual_seed(self.seed)
         data, labels = self.splits
@@ -118,7 +118,7 @@ class Experiment:
         return done
 
     def save(self) -> None:
-        """Write all that is needed to resume, whole or not at all."""
+        """Write the state for resuming, atomically."""
         content = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scheduler")}
         content |= {"splits": self.splits, "history": self.history, "random": torch.get_rng_state()}
         content["experiment"] = self.cfg["model_tag"]
@@ -126,7 +126,7 @@ class Experiment:
         os.replace(f"{self.state}.new", self.state)
 
     def load(self) -> torch.Tensor:
-        """Resume from what was written; return torch's random state."""
+        """Read the state that ``save`` wrote; return torch's random state."""
         content = sys.modules["utils"].load(self.state)
         if content["experiment"] != self.cfg["model_tag"]:
             raise ValueError(f"{self.state} holds {content['experiment']}, another experiment")
@@ -137,7 +137,7 @@ class Experiment:
 
 
 def import_theirs(control: str) -> Any:
-    """Import their training program, which reads its settings from a file of this folder and from the command line."""
+    """Import their training program, which reads settings from a file in this folder and from ``sys.argv``."""
     sys.path[0] = os.getcwd()
     given = {"data_name": DATA, "model_name": MODEL, "device": "cpu", "control_name": control}
     sys.argv[1:] = [word for key, value in given.items() for word in (f"--{key}", value)]
@@ -147,7 +147,7 @@ def import_theirs(control: str) -> Any:
 
 
 def write_data(theirs: Any, folder: Path) -> None:
-    """Write the images in their format, with their own function."""
+    """Write the images in their format with their function."""
     with np.load("data.npz") as arrays:
         for part in ("train", "test"):
             theirs.save((arrays[f"{part}_images"], {"label": arrays[f"{part}_labels"]}), str(folder / f"{part}.pt"))
@@ -158,7 +158,7 @@ def main() -> None:
     """Run a round for each line of input."""
     warnings.simplefilter("ignore")
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # what they print goes where errors go
+        os.dup2(2, 1)  # redirect what they print to stderr
         experiment = Experiment(json.loads(sys.argv[1]))
         print(json.dumps({"history": experiment.history}), file=answers, flush=True)
         for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""What both sides of a comparison of rounds do: the paper's first experiment, MNIST with levels a to e."""
+"""The experiment that both sides of a comparison run: MNIST with levels a to e, as in the paper."""
 
 import itertools
 import statistics
@@ -17,12 +17,12 @@ from heterofl_flwr.nn import PAPER
 
 MIX = "a1-b1-c1-d1-e1"
 TRAINED = 10
-"""Clients of a round."""
+"""Number of clients that train in a round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Seconds of one round's parts, and the accuracies it ended with; 0 for what was not done."""
+    """Seconds of the parts of a round, and its accuracies; 0 for parts that were not run."""
 
     train: float
     moments: float = 0.0
@@ -37,13 +37,13 @@ class Parts:
 
     @property
     def evaluation(self) -> float:
-        """Seconds of static batch norm and test."""
+        """Seconds of static batch norm and of the test."""
         return self.moments + self.test
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A data set laid out like the hub (``root``; empty for the default place), dealt to clients of some levels."""
+    """MNIST in the folder ``root`` (empty: the default), split among clients of some levels."""
 
     root: str
     clients: int
@@ -56,16 +56,16 @@ class Experiment:
 
     @property
     def fraction(self) -> float:
-        """Share of the clients that train in a round."""
+        """Fraction of the clients that train in a round."""
         return TRAINED / self.clients
 
     def control(self, assignment: str = "fix", variant: str = "bn_1_1") -> str:
-        """Return the authors' name of the experiment; ``variant`` is norm, Scaler and mask as they write them."""
+        """Return the authors' name of the experiment; ``variant`` is norm, Scaler and mask in their notation."""
         return f"1_{self.clients}_{self.fraction:g}_{self.split}_{assignment}_{self.mix}_{variant}"
 
 
 def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> Mapping[int, float]:
-    """Return the clients that train in a round of ours under *Fix*, by partition, with their rates."""
+    """Return the partitions of the clients that train in a round of this package under *Fix*, with their rates."""
     options = Options(sampling=Participation(fraction_train=TRAINED / clients))
     federation = Federation(GlobalModel(PAPER["mnist"].build(), Mix.parse(mix), options, seed))
     federation.register({number: Capability(partition=number, num_partitions=clients) for number in range(clients)})
@@ -79,7 +79,7 @@ def balanced_seed(clients: int) -> int:
 
 
 def is_balanced(rates: Iterable[float]) -> bool:
-    """Return whether there are equally many clients of each level."""
+    """Whether there are equally many clients of each level."""
     counts = Counter(rates)
     return len(counts) == len(Mix.parse(MIX).rates) and len(set(counts.values())) == 1
 

@@ -1,1 +1,1 @@
-"""Tables, figures and claims from run folders: what configurations reached and spent, beside the paper's numbers."""
+"""Tables, figures and claims from run folders: results and costs of configurations, compared with the paper."""

@@ -1,7 +1,7 @@
-"""Make tables, values and figures of what runs reached, beside the paper's numbers where a run is one of its jobs.
+"""Make tables, values and figures of the results of runs, with the paper's numbers for jobs of the paper.
 
-Runs are the folders that ``heterofl run`` and ``heterofl sweep`` leave, at any depth below the named folders. Those
-that differ in nothing but the seed are one configuration. Runs of one data set and split are set side by side.
+Runs are the folders of ``heterofl run`` and ``heterofl sweep``, at any depth below the named folders. Runs that differ
+only in the seed are one configuration. Configurations with equal data set and split are compared with one another.
 """
 
 import argparse
@@ -63,15 +63,15 @@ RUNS = "a run's folder, or one that holds some"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What some folders hold, and what the paper prints."""
+    """The configurations in some folders, and the numbers that the paper prints."""
 
     places: Places
-    left_out: Sequence[tuple[str, str]]  # folders, and why they do not count
-    cells: Sequence[Cell]  # none where the paper is not at hand
+    left_out: Sequence[tuple[str, str]]  # folders that do not count, with the reason
+    cells: Sequence[Cell]  # empty without the paper's numbers
 
 
 def read(paths: Sequence[Path], paper: Path | None) -> Found:
-    """Return the configurations in some folders, and what was left out and why."""
+    """Return the configurations in some folders, with the folders that do not count, and the paper's numbers."""
     runs, unreadable = read_runs(paths)
     places = configurations(runs)
     counted = {run.path for own in places.values() for one in own for run in one.runs}
@@ -86,7 +86,7 @@ def read(paths: Sequence[Path], paper: Path | None) -> Found:
 
 
 def show(found: Found, options: argparse.Namespace) -> str:
-    """Return what was reached as text: over seeds, or as values run by run."""
+    """Return the results as text: tables over seeds, or with the format ``csv`` a row for each run."""
     printed = by_job(found.cells)
     if options.format == "csv":
         return tables.runs_csv(found.places, printed)
@@ -101,7 +101,7 @@ def show(found: Found, options: argparse.Namespace) -> str:
 
 
 def write(found: Found, options: argparse.Namespace) -> str:
-    """Write tables, values, claims and figures; return a line that says how many files."""
+    """Write tables, values, claims and figures; return a line with the number of files."""
     places, printed, jobs = found.places, by_job(found.cells), published(found.places)
     words = [portable(str(path)) for path in options.runs] + ["--curves"] * options.curves
     words += [f"--target {target:g}" for target in options.target] + [f"--last {options.last}"] * (options.last > 1)
@@ -133,7 +133,7 @@ def write(found: Found, options: argparse.Namespace) -> str:
 
 
 def _status(found: Found, jobs: Mapping[Key, Reached]) -> str:
-    """Return how many runs count, how much of the paper they repeat, and where they come from."""
+    """Return lines on the runs: how many count, how many of the paper's jobs they repeat, machines and commits."""
     runs = [run for own in found.places.values() for one in own for run in one.runs]
     lines = [f"Runs that count: {len(runs)}; left out: {len(found.left_out)}"]
     if jobs:
@@ -144,7 +144,7 @@ def _status(found: Found, jobs: Mapping[Key, Reached]) -> str:
 
 
 def _tables(own: Sequence[Configuration], printed: Printed, options: argparse.Namespace) -> Iterator[Table]:
-    """Yield the tables of one data set and split; some may have no rows."""
+    """Yield the tables of a data set and split; some may have no rows."""
     metrics = metrics_of(own)
     yield tables.reached_table(own, printed)
     yield from (levels_table(own, metric, options.last, options.against) for metric in metrics[:1])
@@ -154,7 +154,7 @@ def _tables(own: Sequence[Configuration], printed: Printed, options: argparse.Na
 
 
 def _figures(place: tuple[str, str], own: Sequence[Configuration], last: int) -> Iterator[tuple[str, Figure]]:
-    """Yield the figures of one data set and split by their names."""
+    """Yield names and figures of a data set and split."""
     metrics = metrics_of(own)
     drawn = {f"{metric}-levels": figures.draw_levels(own, metric, last) for metric in metrics}
     axes = product(metrics, axes_of(own))
@@ -165,7 +165,7 @@ def _figures(place: tuple[str, str], own: Sequence[Configuration], last: int) ->
 
 
 def _paper_figures(jobs: Mapping[Key, Reached], drawn: dict[str, Figure]) -> Iterator[str]:
-    """Yield the text about Figures 2 to 11, and put those that have points into ``drawn``."""
+    """Yield the text about Figures 2 to 11, and add the figures that have points to ``drawn``."""
     for panel in figures.panels():
         if figure := figures.draw_panel(panel, jobs):
             name = f"figures/figure-{panel.name}.svg"

@@ -1,4 +1,4 @@
-"""What the authors' code reached on the job of a run: ``authors.csv`` beside the run's history, and beside ours."""
+"""Results of the authors' code on the job of a run: the file ``authors.csv``, and the table that compares them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ COLUMNS = ("round", *SCORES, "seconds", "seed", "commit", "authors", "machine", 
 
 
 def write_authors(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write what the authors' code reached into a run folder, whole or not at all."""
+    """Write the results of the authors' code into a run's folder, atomically."""
     write_atomic(folder / FILE, to_csv(COLUMNS, rows).encode())
 
 
 def read_authors(folder: Path) -> Scores:
-    """Return what the authors' code reached; nothing where it was not run."""
+    """Return the results of the authors' code by round; empty if it was not run."""
     path = folder / FILE
     if not path.exists():
         return {}
@@ -38,7 +38,7 @@ def read_authors(folder: Path) -> Scores:
 
 
 def authors_table(found: Mapping[Key, Reached]) -> Table:
-    """Return the jobs that the authors' code did too: whole curves over seeds, and the best rounds."""
+    """Return the table of jobs that the authors' code has run too: means over rounds, and best rounds."""
     return Table(
         "tab:authors",
         "MNIST, beside the authors' code",
@@ -51,7 +51,7 @@ def authors_table(found: Mapping[Key, Reached]) -> Table:
 
 
 def _beside_authors(own: Reached) -> Iterator[tuple[str, ...]]:
-    """Yield both sides' means over each half of the rounds that all runs tested, and their best of these rounds."""
+    """Yield rows with both sides' means over each half of the rounds that all runs tested, and their best rounds."""
     job, metric = own.configuration.job, own.metric
     theirs = [scores for run, _ in own.runs if (scores := read_authors(run.path))]
     if job is None or not theirs or metric not in [SCORES["global"], *(SCORES.values() if job.split != "iid" else ())]:

@@ -1,4 +1,4 @@
-"""What the paper claims, as differences between jobs, and what the runs say of each claim."""
+"""Claims of the paper as differences between jobs, and tests of each claim by the runs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from simulations.results.runs import short_mix
 from simulations.results.statistics import Summary, summarise
 
 Terms = tuple[tuple[float, Key], ...]
-"""Jobs and metrics with weights: the claim says that the weighted sum of their results is above 0."""
+"""Weighted jobs and metrics; the claim is that the weighted sum of their results is above 0."""
 
 HOLDS, FAILS, CANNOT_TELL = "holds", "does not hold", "no difference seen"
 NORMS = ("none", "in", "gn", "ln")
@@ -24,14 +24,17 @@ class Claim:
     """A claim that runs can test."""
 
     title: str
-    text: str  # where the paper makes it, and the comparison
-    terms: Callable[[Job, str], Iterator[Terms]]  # from a job and a metric to its comparisons
+    text: str  # the place in the paper, and the comparison
+    terms: Callable[[Job, str], Iterator[Terms]]  # function of a job and a metric that yields comparisons
     scopes: tuple[str, ...] = ("global", "local")
-    of_levels: bool = False  # whether the metric is of a level's own model inside a mix
+    of_levels: bool = False  # whether the metric is that of a level's model inside a mix
 
 
 def _levels(job: Job) -> list[Job]:
-    """Return the jobs of each level of a mix alone, from the largest; none of a single level."""
+    """Return a job for each level of a mix, from the largest level on, with all clients at this level.
+
+    The result is empty for a job with a single level.
+    """
     levels = Mix.parse(job.mix).rates
     return [replace(job, mix=level_name(level)) for level in levels] if len(levels) > 1 else []
 
@@ -50,7 +53,7 @@ def _above_smaller(job: Job, metric: str) -> Iterator[Terms]:
 
 
 def _exclusive(job: Job, rate: float) -> Job:
-    """Return the job of a level that the clients able to hold it train alone, at equal participation."""
+    """Return the job in which the clients that can hold a level train it, as often as in ``job``, and no others."""
     mix = Mix.parse(job.mix)
     able = sum(count for count, own in zip(mix.counts, mix.rates, strict=True) if own >= rate)
     idle = sum(mix.counts) + mix.idle - able
@@ -58,33 +61,33 @@ def _exclusive(job: Job, rate: float) -> Job:
 
 
 def _above_exclusive(job: Job, metric: str) -> Iterator[Terms]:
-    """Yield a Fix mix beside each level but the smallest, trained by the clients that can hold it."""
+    """Yield comparisons of a Fix mix with each of its levels, except the smallest, trained by its able clients."""
     if job.assignment == "fix":
         for rate in Mix.parse(job.mix).rates[:-1]:
             yield (1, (job, metric)), (-1, (_exclusive(job, rate), metric))
 
 
 def _own_above_exclusive(job: Job, metric: str) -> Iterator[Terms]:
-    """Yield a level's own model inside a Fix mix beside that level trained by the clients that can hold it."""
+    """Yield the comparison of a level's model inside a Fix mix with the level trained by its able clients."""
     whole, _, level = metric.partition(OF_LEVEL)
     if job.assignment == "fix":
         yield (1, (job, metric)), (-1, (_exclusive(job, rate_of(level)), whole))
 
 
 def _own_above_all(job: Job, metric: str) -> Iterator[Terms]:
-    """Yield a level's own model inside a mix beside that level trained by every client, as the paper's tables do."""
+    """Yield the comparison of a level's model inside a mix with the level trained by all clients, as in the paper."""
     whole, _, level = metric.partition(OF_LEVEL)
     yield (1, (job, metric)), (-1, (replace(job, mix=level), whole))
 
 
 def _changed(changes: Sequence[Mapping[str, object]], **fields: object) -> Callable[[Job, str], Iterator[Terms]]:
-    """Return a function that compares jobs with these fields with jobs that differ by a change."""
+    """Return a function that compares a job that has ``fields`` with the same job after each of ``changes``."""
 
     def terms(job: Job, metric: str) -> Iterator[Terms]:
         if all(getattr(job, name) == value for name, value in fields.items()):
             for change in changes:
                 other = replace(job, **change)  # type: ignore[arg-type]
-                if other != job:  # some have no effect on a single level
+                if other != job:  # some changes have no effect on a single level
                     yield (1, (job, metric)), (-1, (other, metric))
 
     return terms
@@ -173,7 +176,7 @@ HEADER = (
 
 
 def claims_page(found: Mapping[Key, Reached], printed: Printed, command: str) -> str:
-    """Return a page that says of every claim what the runs say."""
+    """Return the page with all claims, their comparisons and verdicts."""
     tables = [Table("", claim.title, HEADER, tuple(_rows(claim, found, printed)), claim.text) for claim in CLAIMS]
     verdicts = [HEADER.index(name) for name in ("by final rounds", "by best rounds")]
     summary = tuple((table.title, *(_count([row[at] for row in table.rows]) for at in verdicts)) for table in tables)
@@ -187,7 +190,7 @@ def _count(verdicts: Sequence[str]) -> str:
 
 
 def _rows(claim: Claim, found: Mapping[Key, Reached], printed: Printed) -> Iterator[tuple[str, ...]]:
-    """Yield the comparisons all of whose jobs have runs with the same seeds."""
+    """Yield rows of a claim's comparisons whose jobs all have runs with common seeds."""
     keys = [
         (job, metric)
         for job, metric in found
@@ -195,7 +198,7 @@ def _rows(claim: Claim, found: Mapping[Key, Reached], printed: Printed) -> Itera
     ]
     for job, metric in keys:
         if job.split == "iid" and metric.startswith("local"):
-            continue  # clients have all classes: it is the global metric, on parts of the test set
+            continue  # with all classes on each client, it is the global metric on parts of the test set
         for terms in claim.terms(job, metric):
             own = [(weight, found[key]) for weight, key in terms if key in found]
             sign = -1 if metric.endswith("perplexity") else 1
@@ -220,7 +223,7 @@ def _rows(claim: Claim, found: Mapping[Key, Reached], printed: Printed) -> Itera
 
 
 def _printed(terms: Terms, printed: Printed, sign: int) -> str:
-    """Return the same difference of the numbers of one table."""
+    """Return the difference of the paper's numbers, if a single table has all of them."""
     by_table: dict[str, list[float]] = {}
     for weight, key in terms:
         for cell in printed.get(key, ()):

@@ -1,4 +1,4 @@
-"""Copy what is small of runs to the folder of results, which is kept with the code."""
+"""Copying settings and history of runs into the folder of results, which is in the repository."""
 
 import os
 import shutil
@@ -17,10 +17,10 @@ HISTORY = "history.jsonl"
 
 
 def collect(paths: Sequence[Path], into: Path, allowed: Collection[str] = ()) -> list[tuple[Path, Path | str]]:
-    """Copy each run in or below some paths to ``<into>/<data>/<name of the job>``; return copies, or why there is none.
+    """Copy the runs in or below some paths to ``<into>/<data>/<name of the job>``; return copies, or errors as text.
 
-    ``allowed`` is what is copied although it is not as it should be: ``unfinished`` runs, ``dirty`` ones, whose code is
-    not that of a known commit, and those that ``replace`` another one.
+    Three kinds of runs are copied only if ``allowed`` names them: ``unfinished`` runs, ``dirty`` ones whose code is not
+    that of a commit, and those that ``replace`` a stored run.
     """
     outcomes: list[tuple[Path, Path | str]] = []
     for folder in [folder for path in paths for folder in run_folders(path)]:
@@ -48,7 +48,7 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
             raise ConfigError(f"{target} holds another run of this job and seed; take this one instead with --replace")
     files = {SETTINGS: _settings(run)}
     files[HISTORY] = "".join(f"{to_json(record.to_json())}\n" for record in run.records).encode()
-    # The authors' scores are of the job: those of the run's folder, else of the one whose place it takes.
+    # The authors' results: those in the run's folder, else those of the stored run that is replaced.
     for path in (target / authors.FILE, folder / authors.FILE):
         if path.exists():
             files[authors.FILE] = path.read_bytes()
@@ -57,7 +57,7 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
 
 
 def _settings(run: Run) -> bytes:
-    """Return the settings without the folders of the machine that ran it."""
+    """Return the content of ``settings.json`` without folders of the machine."""
     flat = to_flat(run.settings) | {"run.dir": "", "run.resume": False, "data.root": ""}
     settings = {key: portable(value) if isinstance(value, str) else value for key, value in flat.items()}
     about = {**run.about, "command": portable(run.command)}
@@ -66,7 +66,7 @@ def _settings(run: Run) -> bytes:
 
 
 def _write(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder under a hidden name, which ``run_folders`` passes over, and only then rename it."""
+    """Write a folder under a hidden name, which ``run_folders`` ignores, and rename it when it is complete."""
     hidden = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         for name, data in files.items():

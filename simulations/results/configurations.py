@@ -1,4 +1,4 @@
-"""Runs by configuration: which method one is, what tells it from others, and what it reached over seeds."""
+"""Grouping runs by configuration, labels of configurations, and their results over seeds."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from simulations.results.runs import FREE, Run, Score, short_mix
 from simulations.results.statistics import ANYTHING, PERCENT, PERPLEXITY, Interval, Summary, summarise
 
 Identity = tuple[tuple[str, Flat], ...]
-"""The settings that the runs of one configuration have in common."""
+"""Settings that all runs of a configuration have in common."""
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The finished runs that differ in nothing but the seed."""
+    """Finished runs that differ only in the seed."""
 
-    label: str  # method and mix, and what else tells it from others of the same method
-    runs: tuple[Run, ...]  # a run for each seed, in their order
-    job: Job | None = None  # the paper's, if all of them are as published
+    label: str  # method and mix, and differences from other configurations of the same method
+    runs: tuple[Run, ...]  # one run for each seed, sorted by seed
+    job: Job | None = None  # job of the paper, if all runs have the published settings
 
 
 Places = Mapping[tuple[str, str], Sequence[Configuration]]
@@ -34,10 +34,10 @@ Places = Mapping[tuple[str, str], Sequence[Configuration]]
 
 
 def configurations(runs: Iterable[Run]) -> dict[tuple[str, str], list[Configuration]]:
-    """Return finished runs by data and split, and there by what they have in common beside the seed.
+    """Return the configurations of finished runs, by data and split.
 
-    Runs that differ in how they were evaluated, or by which engine they were made, are of one configuration, unless one
-    seed has several of them. Of runs with equal settings and seed the latest counts.
+    Runs that differ only in settings of evaluation or of the engine are one configuration, unless a seed has several of
+    them. Of runs with equal settings and seed, the latest counts.
     """
     places: dict[tuple[str, str], dict[Identity, list[Run]]] = {}
     for run in sorted((run for run in runs if run.finished), key=lambda run: run.started):
@@ -48,17 +48,17 @@ def configurations(runs: Iterable[Run]) -> dict[tuple[str, str], list[Configurat
 
 
 def identify(run: Run, *left_out: str) -> Identity:
-    """Return all settings that may change a result, but for the seed and those that begin with what is left out."""
-    skipped = (*INCIDENTAL, "seed", "data.name")  # data have several names
+    """Return all settings that may change a result, without the seed and those with a prefix in ``left_out``."""
+    skipped = (*INCIDENTAL, "seed", "data.name")  # a data set has several names
     flat = {key: value for key, value in to_flat(run.settings).items() if key not in skipped}
     if len(run.settings.mix.rates) == 1 and not run.settings.mix.idle:
-        flat |= {"assignment": "fix", "mix": short_mix(run.settings.mix)}  # all clients have the one level
+        flat |= {"assignment": "fix", "mix": short_mix(run.settings.mix)}  # all clients have the same level
     flat["clients"] = run.clients
     return tuple((key, value) for key, value in flat.items() if not key.startswith(left_out))
 
 
 def _by_seed(groups: Mapping[Identity, Sequence[Run]]) -> Iterator[tuple[Identity, Mapping[int, Run]]]:
-    """Yield runs by seed; a later one takes the place of an earlier one with equal settings."""
+    """Yield groups of runs by seed; of runs with equal settings and seed, the latest."""
     for identity, runs in groups.items():
         exact: dict[Identity, dict[int, Run]] = {}
         for run in runs:
@@ -71,7 +71,7 @@ def _by_seed(groups: Mapping[Identity, Sequence[Run]]) -> Iterator[tuple[Identit
 
 
 def _labelled(groups: Mapping[Identity, Mapping[int, Run]]) -> Iterator[Configuration]:
-    """Yield groups of runs under different labels: groups of one method and mix also name where they differ."""
+    """Yield a configuration for each group of runs; labels of equal method and mix also have the differences."""
     namesakes: dict[str, list[Identity]] = {}
     for identity, by_seed in groups.items():
         settings = next(iter(by_seed.values())).settings
@@ -91,13 +91,13 @@ def _labelled(groups: Mapping[Identity, Mapping[int, Run]]) -> Iterator[Configur
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """What the runs of a configuration reached by one metric. Shares are in percent."""
+    """Results of a configuration in one metric; accuracies are in percent."""
 
     configuration: Configuration
     metric: str
     runs: tuple[tuple[Run, Score], ...]  # by seed
     final: Summary  # after the last evaluation
-    best: Summary  # in the round that is best by the global metric
+    best: Summary  # in the round with the best global metric
 
     def values(self, when: str) -> dict[int, float]:
         """Return the ``final`` or ``best`` value of each seed."""
@@ -105,13 +105,13 @@ class Reached:
 
     @property
     def evaluations(self) -> str:
-        """Among how many evaluations of a run the best one was chosen."""
+        """Number of evaluations of a run, from which the best is chosen, as text."""
         numbers = {sum(self.metric in own for own in run.scores.values()) for run, _ in self.runs}
         return " / ".join(map(str, sorted(numbers)))
 
 
 def reached(configurations: Sequence[Configuration]) -> list[Reached]:
-    """Return what each configuration reached by each metric of which it has values."""
+    """Return the results of each configuration in each metric that it has."""
     found = []
     for metric in metrics_of(configurations):
         for one in configurations:
@@ -127,11 +127,11 @@ def reached(configurations: Sequence[Configuration]) -> list[Reached]:
 
 
 OF_LEVEL = "/"
-"""Separates a metric from the level whose own model it is of, as in ``global-accuracy/e``."""
+"""Separator between a metric and the level whose model was evaluated, as in ``global-accuracy/e``."""
 
 
 def reached_by_levels(configurations: Sequence[Configuration]) -> list[Reached]:
-    """Return the global accuracy that each level's own model reached inside a mix."""
+    """Return the results of each level's model inside a mix, in global accuracy."""
     results = []
     for configuration in configurations:
         for rate in configuration.runs[0].settings.mix.rates:
@@ -146,27 +146,27 @@ def reached_by_levels(configurations: Sequence[Configuration]) -> list[Reached]:
 
 
 def published(places: Places) -> dict[Key, Reached]:
-    """Return the results of the paper's jobs, those of each level's own model too."""
+    """Return the results of the paper's jobs, including those of each level's model."""
     found = [
         (one.configuration.job, one) for own in places.values() for one in (*reached(own), *reached_by_levels(own))
     ]
-    found.sort(key=lambda pair: max(run.started for run, _ in pair[1].runs))  # of two of one job the later counts
+    found.sort(key=lambda pair: max(run.started for run, _ in pair[1].runs))  # the latest result of a job counts
     by_key = {(job, own.metric): own for job, own in found if job}
     return dict(sorted(by_key.items(), key=lambda item: (item[0][0].split, item[0][1], str(item[0][0]))))
 
 
 def metrics_of(configurations: Sequence[Configuration]) -> list[str]:
-    """Return the metrics of which there are values: global, local and of the worst client."""
+    """Return the headline metrics that have values, of the scopes global, local and worst."""
     records = [record for one in configurations for run in one.runs for record in run.records]
     kind = headline_kind(records)
     return [f"{scope}-{kind}" for scope in SCOPES if any(f"{scope}-{kind}" in record.evaluate for record in records)]
 
 
 def shown(metric: str, value: float) -> float:
-    """Return a value as tables and figures have it, shares in percent."""
+    """Return a value for tables and figures, where accuracies are in percent."""
     return 100 * value if is_share(metric) else value
 
 
 def possible(metric: str) -> Interval:
-    """Return what a shown value can be."""
+    """Return the range of possible shown values of a metric."""
     return PERCENT if is_share(metric) else PERPLEXITY if metric.endswith("perplexity") else ANYTHING

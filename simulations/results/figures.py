@@ -1,4 +1,4 @@
-"""Figures: the paper's Figures 2 to 11 from our runs, and what configurations reached, also over what they spent."""
+"""Figures: the paper's Figures 2 to 11 from our runs, and results of configurations over rounds and costs."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,13 +32,13 @@ INTERPOLATION: Mapping[int, tuple[str, str, str]] = MappingProxyType(
         8: ("cifar10", "noniid", "global-accuracy"),
     }
 )
-"""By figure: data, split and metric. Its panels are the larger of two levels, its curves the smaller one."""
+"""Data, split and metric by figure. A figure has a panel for each larger of two levels, a curve for each smaller."""
 
 IMAGES = (("iid", "global-accuracy"), ("noniid", "local-accuracy"), ("noniid", "global-accuracy"))
 LEARNING: Mapping[int, tuple[str, Sequence[tuple[str, str]]]] = MappingProxyType(
     {9: ("mnist", IMAGES), 10: ("cifar10", IMAGES), 11: ("wikitext2", (("iid", "global-perplexity"),))}
 )
-"""By figure: data, then split and metric of each pair of panels, Fix and Dynamic."""
+"""Data by figure, with split and metric of each pair of panels (Fix and Dynamic)."""
 
 WIDTH, HEIGHT = 6.4, 4.2  # inches
 WIDEST = 60  # characters in a line of a legend
@@ -47,7 +47,7 @@ ENDS = (("final", "o", "-"), ("best", "d", ":"))  # with the mark and the line o
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One part of a figure of the paper: of which jobs it has points, by the label of their curve."""
+    """A panel of a figure of the paper, with the jobs of each curve by its label."""
 
     name: str  # such as 3a
     metric: str
@@ -55,17 +55,20 @@ class Panel:
 
     @property
     def over_rounds(self) -> bool:
-        """Whether x is the round; else it is the mean parameters of a client."""
+        """Whether the horizontal axis is the round; else it is the mean number of parameters of a client."""
         return int(self.name[:-1]) in LEARNING
 
     @property
     def title(self) -> str:
-        """What the panel shows."""
+        """Title of the panel."""
         job = next(iter(self.curves.values()))[0]
         return f"Figure {self.name}: {job.data}, {job.split}, {self.metric.replace('-', ' ')}, {job.assignment}"
 
     def select(self, found: Mapping[Key, Reached]) -> dict[str, list[Reached]]:
-        """Return what was reached of each curve's jobs; the end that all curves of a panel share is no curve."""
+        """Return the results of each curve's jobs.
+
+        A curve with results only for the job that all curves of the panel share is empty.
+        """
         own = {label: [job for job in jobs if (job, self.metric) in found] for label, jobs in self.curves.items()}
         few = {label for label, jobs in own.items() if [job.mix for job in jobs] == [label.partition("-")[0]]}
         return {label: [] if label in few else [found[job, self.metric] for job in own[label]] for label in own}
@@ -90,12 +93,12 @@ def panels() -> Iterator[Panel]:
 
 
 def _tenths(large: str, small: str) -> list[str]:
-    """Return the mixes from 10 % to 100 % of the larger of two levels."""
+    """Return the mixes with 10 % to 100 % of clients at the larger of two levels."""
     return [*(short_mix(Mix.parse(f"{large}{own}-{small}{10 - own}")) for own in range(1, 10)), large]
 
 
 def draw_panel(panel: Panel, found: Mapping[Key, Reached]) -> Figure | None:
-    """Return a panel: final and best, with bars; over rounds lines with bands. None if it has no points."""
+    """Draw a panel: final and best values with error bars, or over rounds lines with bands; None without points."""
     figure, axes = new_axes("round" if panel.over_rounds else "mean parameters of a client", _name(panel.metric))
     for label, reached in panel.select(found).items():
         colour, dash = series(list(LEVELS).index(label[-1]) - 1)
@@ -117,10 +120,10 @@ def draw_panel(panel: Panel, found: Mapping[Key, Reached]) -> Figure | None:
 
 
 def draw_curves(configurations: Sequence[Configuration], metric: str, axis: str) -> Figure | None:
-    """Return a figure with a curve for each configuration that has the metric, or None where none has."""
+    """Draw a curve for each configuration that has the metric; None if no configuration has it."""
     curves = [(number, fill(one.label, WIDEST), curve(one, metric, axis)) for number, one in enumerate(configurations)]
     positive = [point.spent for *_, points in curves for point in points if 0 < point.spent < math.inf]
-    # Values that are so far apart only a logarithmic axis shows, which has no place for 0.
+    # Values that are far apart need a logarithmic axis, which cannot show 0.
     wide = axis != "rounds" and bool(positive) and max(positive) > 50 * min(positive)
     figure, axes = new_axes(AXES[axis].label, _name(metric))
     figure.set_size_inches(WIDTH, HEIGHT)
@@ -141,9 +144,9 @@ def draw_curves(configurations: Sequence[Configuration], metric: str, axis: str)
 
 
 def draw_levels(configurations: Sequence[Configuration], metric: str, last: int) -> Figure | None:
-    """Draw what levels' own models reached over what they compute, a line for each configuration of several levels.
+    """Draw results of levels' models over their multiplications, a line for each configuration with several levels.
 
-    A configuration has the same colour as in the figures of curves.
+    A configuration has the same colour as in ``draw_curves``.
     """
     lines = [level_curve(one, metric, last) for one in configurations]
     figure, axes = new_axes("multiplications of a forward pass of one example", _name(metric))

@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX and CSV, with means and intervals as people read them."""
+"""Tables in Markdown, LaTeX and CSV; means and intervals as text."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """Return a ``table`` that needs no package."""
+    """Return a LaTeX ``table`` that needs no package."""
     caption = latex(" ".join(filter(None, [f"{table.title}.", table.note])))
     parts = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{table.label}}}"]
     return "\n".join([*parts, render(table.header, table.rows, "latex"), r"\end{table}", ""])
@@ -44,7 +44,7 @@ def to_csv(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def show_summary(summary: Summary) -> str:
-    """Return a mean with its standard deviation and interval, as far as there are enough values for them."""
+    """Return a mean with its standard deviation and interval as text, if there are enough values for these."""
     return f"{show_spread(summary)} {show_interval(summary.interval)}" if summary.interval else show_spread(summary)
 
 
@@ -59,6 +59,6 @@ def show_interval(interval: Interval | None) -> str:
 
 
 def show_difference(summary: Summary, digits: int = 2) -> str:
-    """Return a mean of differences with its 95 % interval, as far as there are enough values for it."""
+    """Return a mean difference with its 95 % interval as text, if there are enough values for this."""
     interval = f" [{', '.join(f'{end:+.{digits}f}' for end in summary.interval)}]" if summary.interval else ""
     return f"{summary.mean:+.{digits}f}{interval}"

@@ -1,4 +1,4 @@
-"""Each level's own model: its accuracy in mixes and alone, paired differences, and what it costs."""
+"""Results of each level's model in mixes and alone, paired differences, and costs."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,12 +29,12 @@ NOTE = (
     "participation. Of several runs those count that share most settings with the mix."
 )
 ByLevel = Mapping[str, Mapping[int, float]]
-"""By level, then by seed."""
+"""Values by level, then by seed."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A configuration and what its levels' own models reached by a metric, as the mean of the last evaluations."""
+    """A configuration with results of its levels' models in a metric, as means of the final ``last`` evaluations."""
 
     configuration: Configuration
     metric: str
@@ -54,22 +54,22 @@ class Trained:
 
     @property
     def label(self) -> str:
-        """The label of the configuration without its mix."""
+        """Label of the configuration without its mix."""
         return self.configuration.label.replace(f" {self.mix}", "", 1)
 
     @cached_property
     def settings(self) -> Mapping[str, object]:
-        """What makes two configurations comparable."""
+        """Settings that two configurations must share to be comparable."""
         return dict(identify(self.runs[0], *FREE, "mix", "assignment", "sample.fraction"))
 
     @cached_property
     def work(self) -> float:
-        """Clients that train in a round, on average."""
+        """Mean number of clients that train in a round."""
         return fmean(len(record.rates) for record in self.runs[0].records)
 
     @cached_property
     def levels(self) -> ByLevel:
-        """What each level's own model reached, from the largest; without runs of fewer evaluations."""
+        """Results of each level's model by seed, from the largest level; without runs of too few evaluations."""
         found: dict[str, dict[int, float]] = {}
         for run in self.runs:
             evaluations = [record.evaluate_by_level for record in run.records if record.evaluate_by_level]
@@ -81,12 +81,12 @@ class Trained:
 
     @property
     def trainings(self) -> ByLevel:
-        """How often a client trained each level in all rounds."""
+        """Number of trainings of clients at each level in all rounds, by seed."""
         return {level_name(rate): {run.seed: _trainings(run, rate) for run in self.runs} for rate in self.rates}
 
     @property
     def costs(self) -> Mapping[str, LevelCost]:
-        """What each level's model costs, where runs tell it."""
+        """Cost of each level's model, if the runs have it."""
         return {cost.level: cost for run in self.runs for cost in (run.costs.levels if run.costs else ())}
 
     @property
@@ -96,23 +96,23 @@ class Trained:
         return price_text(run.settings.mix, records, run.costs, run.settings.train.distill)
 
     def able(self, rate: float = 0.0) -> float:
-        """Return the number of clients that take part and can hold a rate."""
+        """Return the number of participating clients that can hold a rate."""
         mix = self.runs[0].settings.mix
         able = sum(count for count, own in zip(mix.counts, mix.rates, strict=True) if own >= rate)
         return self.runs[0].clients * able / (sum(mix.counts) + mix.idle)
 
     def baselines(self, single: "Trained") -> Iterator[str]:
-        """Yield the names of a level alone as a baseline of this mix."""
+        """Yield the kinds of baselines that a single-level configuration is for this mix."""
         able = self.able(single.rates[0])
         if math.isclose(single.able(), able):
             share = self.work * able / self.able()
-            if 0.9 * share <= single.work < share + 1:  # a share of a client is one client more
+            if 0.9 * share <= single.work < share + 1:  # a fraction of a client is rounded up
                 yield EQUAL_PARTICIPATION
             if abs(single.work - self.work) < 1:
                 yield EQUAL_WORK
 
     def nearest(self, others: Sequence["Trained"], level: str) -> "Trained | None":
-        """Return which of those with equal seeds, model and rounds shares most settings."""
+        """Return the configuration that shares most settings, of those with common seeds, equal model and rounds."""
         found = []
         for number, other in enumerate(others):
             keys = [key for key, value in self.settings.items() if value != other.settings.get(key)]
@@ -123,7 +123,7 @@ class Trained:
         return others[min(found)[1]] if found else None
 
     def less(self, others: Mapping[str, "Trained"]) -> ByLevel:
-        """Return the differences from other configurations, by level, of equal seeds."""
+        """Return the differences from other configurations of equal seeds, by level and seed."""
         both = {level: self.levels[level].keys() & other.levels[level].keys() for level, other in others.items()}
         return {
             level: {seed: self.levels[level][seed] - others[level].levels[level][seed] for seed in sorted(seeds)}
@@ -136,11 +136,14 @@ def _trainings(run: Run, rate: float) -> float:
 
 
 Row = tuple[str, ByLevel, Callable[[Sequence[float]], str], str]
-"""Name, values, how those of one level are written, and price."""
+"""Name, values, function that writes the values of a level, and price."""
 
 
 def levels_table(configurations: Sequence[Configuration], metric: str, last: int = 1, against: str = AGAINST) -> Table:
-    """Return what levels' own models reached in mixes and alone, with differences from alone and from a method."""
+    """Return the table of results of levels' models in mixes and alone, with paired differences.
+
+    Differences are from the levels alone, and from the method ``against``.
+    """
     trained = [Trained(one, metric, last) for one in configurations]
     singles = [one for one in trained if len(one.rates) == 1]
     groups: dict[tuple[str, ...], tuple[list[Trained], dict[tuple[str, str], Trained]]] = {}
@@ -205,7 +208,7 @@ def _differences(values: Sequence[float]) -> str:
 
 
 def costs_table(configurations: Sequence[Configuration]) -> Table:
-    """Return what each level's model costs, with the first configuration that has it."""
+    """Return the table of the costs of levels' models, each with the first configuration that has it."""
     labels: dict[LevelCost, str] = {}
     for one in configurations:
         for cost in Trained(one, "").costs.values():
@@ -221,7 +224,7 @@ def costs_table(configurations: Sequence[Configuration]) -> Table:
 
 
 def level_curve(configuration: Configuration, metric: str, last: int = 1) -> list[Point]:
-    """Return what levels' own models reached over the multiplications of a forward pass, from the smallest."""
+    """Return the results of levels' models over the multiplications of a forward pass, from the smallest level."""
     trained = Trained(configuration, metric, last)
     costs = trained.costs
     return [

@@ -1,4 +1,4 @@
-"""The paper's jobs and printed numbers: which job a run is, where it is not as published, and what its number says."""
+"""The paper's jobs and printed numbers: the job of a run, its departures from the paper, and verdicts on numbers."""
 
 import csv
 import math
@@ -24,19 +24,19 @@ DATA = ("mnist", "cifar10", "wikitext2")
 AGREES, DIFFERS, TOO_FEW = "agrees", "differs", "too few seeds"
 CLIENTS_A_ROUND = 10
 INSTEAD = " instead of "
-LONGEST = 80  # characters of a folder's name that say what differs from the published settings
+LONGEST = 80  # characters of differences from the published settings in a folder's name
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What tells one job of the paper from another.
+    """Identity of a job of the paper.
 
-    What has no effect has one value: a single level is ``fix`` and has the Scaler, whatever its run says.
+    Fields without effect have a canonical value: with a single level, the job is ``fix`` and has the Scaler.
     """
 
     data: str  # the short name
-    split: str  # iid, noniid or another split's own name
-    mix: str  # as the paper writes it where the shares are equal (a-e), else with shares (a1-e9)
+    split: str  # iid, noniid, or the setting of another split
+    mix: str  # as in the paper if the shares are equal (a-e), else with shares (a1-e9)
     assignment: str = "dynamic"
     norm: str = "sbn"
     scaler: bool = True
@@ -49,12 +49,12 @@ class Job:
 
     @property
     def variant(self) -> tuple[str, ...]:
-        """What differs from the data set's own model, in words."""
+        """Differences from the paper's model for the data set, as texts."""
         norm = () if self.norm == usual_norm(self.data) else (f"norm {self.norm}",)
         return (*norm, *(() if self.scaler else ("no Scaler",)), *(() if self.masked else ("no mask",)))
 
     def __str__(self) -> str:
-        """Return the mix, how its levels are assigned, and what is unusual."""
+        """Return the mix, with the assignment of its levels and the variant."""
         words = [*((self.assignment,) if "-" in self.mix else ()), *self.variant]
         return f"{self.mix} ({', '.join(words)})" if words else self.mix
 
@@ -78,9 +78,9 @@ def job_of(settings: Settings) -> Job:
 
 
 def differences(settings: Settings) -> tuple[str, ...]:
-    """Return where settings differ from the published ones of the same job, such as ``num-rounds 3 instead of 200``.
+    """Return the differences of settings from the published ones, such as ``num-rounds 3 instead of 200``.
 
-    Settings that the paper does not have are compared with our own presets.
+    Settings that the paper does not have are compared with this package's presets.
     """
     data, flat = short_name(settings.data.name), to_flat(settings)
     found = [] if data in DATA else [f"data.name {data} is none of the paper's"]
@@ -100,7 +100,7 @@ def _shown(value: Flat) -> str:
 
 
 def departures(run: Run) -> tuple[str, ...]:
-    """Return where a run is not as published: its settings, and how many clients it had."""
+    """Return the differences of a run from the published settings and numbers of clients."""
     taking_part = sum(run.settings.mix.counts)
     drawn = math.ceil(Fraction(CLIENTS_A_ROUND * taking_part, taking_part + run.settings.mix.idle))
     sizes = sorted({len(record.rates) for record in run.records} - {drawn})
@@ -111,9 +111,9 @@ def departures(run: Run) -> tuple[str, ...]:
 
 
 def name_of(run: Run) -> str:
-    """Return the name of the run's folder among those of its data set; different runs have different names.
+    """Return the name of a run's folder, which is unique within its data set.
 
-    Where more differs from the published settings than a name can hold, a checksum stands for it.
+    If the differences from the published settings are too long, a checksum replaces them.
     """
     job, method = job_of(run.settings), method_name(run.settings)
     changes = [file_name(own.replace(INSTEAD, " not ")) for own in departures(run) if INSTEAD in own]
@@ -132,36 +132,36 @@ def name_of(run: Run) -> str:
 VARIABLE = "HETEROFL_PAPER"
 FILES = ("tables.csv", "ablation_iid.csv", "ablation_noniid.csv")
 BASELINES = ("standalone", "fedavg", "lg-fedavg")
-"""Rows that the paper copies from Liang et al. (2020), with which no run of ours can be compared.
+"""Rows that the paper copies from Liang et al. (2020), which cannot be compared with our runs.
 
 Their global number is that of the averaged model and of the ensemble, not the mean of the clients' models; their MLP
 ends in a softmax before the cross-entropy, means are unweighted, and LG-FedAvg starts from a model of FedAvg.
 """
 
 TABLES = {"7": "MNIST", "8": "CIFAR10", "9": "WikiText2", "4": "Ablation, IID", "5": "Ablation, non-IID"}
-"""The tables that print each number once, in the order of their importance; Tables 1 to 3 are rows of 7 to 9."""
+"""Tables of the paper by number, in the order of importance. Tables 1 to 3 are rows of 7 to 9, so they are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One printed number."""
+    """A number printed in the paper."""
 
-    table: str  # the number of its table
+    table: str  # number of the table
     job: Job
-    metric: str  # as records have it, such as global-accuracy
-    printed: str  # as it is printed
+    metric: str  # name of the metric in records, such as global-accuracy
+    printed: str  # the number as text
     value: float
 
     @property
     def group(self) -> str:
-        """Whether the cell is of HeteroFL or of an ablation of it."""
+        """Name of the group of tables: ``HeteroFL``, or ``ablations`` of it."""
         return "ablations" if self.table in "45" else "HeteroFL"
 
     def verdict(self, best: Summary) -> str:
-        """Return whether a further run of ours may well give the printed number.
+        """Return whether the printed number agrees with our runs.
 
-        It is one run's best round, so it is held against the 95 % prediction interval of our best rounds, wider by
-        what was rounded away in print.
+        The printed number is the best round of a single run, so it is compared with the 95 % prediction interval of our
+        best rounds, widened by the rounding of the printed number.
         """
         if best.prediction is None:
             return TOO_FEW
@@ -171,9 +171,9 @@ class Cell:
 
 
 def paper_folder(given: Path | None, project: Path = PROJECT) -> Path | None:
-    """Return the folder with the paper's numbers: the given one, that of ``HETEROFL_PAPER``, or one beside the project.
+    """Return the folder with the paper's numbers: ``given``, or ``HETEROFL_PAPER``, or one next to the project.
 
-    None where none is named and none is beside the project.
+    The result is None if no folder is named and there is none next to the project.
     """
     named = given or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     beside = project.parent / "shared" / "paper"
@@ -181,14 +181,14 @@ def paper_folder(given: Path | None, project: Path = PROJECT) -> Path | None:
 
 
 def read_cells(folder: Path) -> tuple[Cell, ...]:
-    """Return every number of HeteroFL in Tables 4, 5 and 7 to 9."""
+    """Return all numbers of HeteroFL in Tables 4, 5 and 7 to 9."""
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; name the folder that has {', '.join(FILES)}")
     cells: list[Cell] = []
     for name, read in zip(FILES, (_main, _ablation, _ablation), strict=True):
         try:
             cells += [cell for row in rows_of(folder / name) for cell in read(row)]
-        except (KeyError, ValueError, TypeError, AttributeError) as error:  # a row that is cut off ends in None
+        except (KeyError, ValueError, TypeError, AttributeError) as error:  # an incomplete row has None at its end
             raise ConfigError(f"{folder / name} is not as expected: {error!r}; restore it") from error
     return tuple(cells)
 
@@ -200,7 +200,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def _main(row: Mapping[str, str]) -> Iterator[Cell]:
-    """Yield the cells of Tables 7 to 9, whose jobs are Dynamic."""
+    """Yield the cells of a row of Tables 7 to 9, whose jobs are Dynamic."""
     data, method = row["dataset"], row["method"]
     if method in BASELINES:
         return
@@ -214,7 +214,7 @@ def _main(row: Mapping[str, str]) -> Iterator[Cell]:
 
 
 def _ablation(row: Mapping[str, str]) -> Iterator[Cell]:
-    """Yield the cells of Tables 4 and 5; only the second one has a mask to leave out."""
+    """Yield the cells of a row of Table 4 or 5; only Table 5 has jobs without a mask."""
     iid = "masked_loss" not in row
     mix, scaler, masked = short_mix(Mix.parse(row["mode"])), row["scaler"] != "no", row.get("masked_loss") != "no"
     for data in ("mnist", "cifar10"):
@@ -225,13 +225,13 @@ def _ablation(row: Mapping[str, str]) -> Iterator[Cell]:
 
 
 Key = tuple[Job, str]
-"""A job and a metric of it."""
+"""A job and the name of a metric."""
 
 Printed = Mapping[Key, Sequence[Cell]]
 
 
 def by_job(cells: Iterable[Cell]) -> dict[Key, list[Cell]]:
-    """Return what is printed of each job and metric, Tables 7 to 9 before the ablations."""
+    """Return the printed numbers of each job and metric, with Tables 7 to 9 before the ablations."""
     found: dict[Key, list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: list(TABLES).index(cell.table)):
         found.setdefault((cell.job, cell.metric), []).append(cell)

@@ -1,4 +1,4 @@
-"""Run folders as they are: settings, history and origin of each run, however it was started, and its scores."""
+"""Reading run folders: settings, history, origin and scores of runs."""
 
 import math
 import re
@@ -22,50 +22,50 @@ from heterofl_flwr.settings.flat import from_stored, to_flat
 PROJECT = Path(__file__).resolve().parents[2]
 
 SPLITS = MappingProxyType({"iid": "iid", "non-iid-2": "noniid"})
-"""From the setting to the name of a split in the tables; other splits keep their own."""
+"""Name of a split in the tables, by its setting; other splits have the setting as their name."""
 
 FREE = (
-    "data.name",  # it may be written as the hub has it
+    "data.name",  # a data set has several names
     "data.root",
     "engine.",
     "evaluate.central",
     "evaluate.every",
     "evaluate.levels",
     "evaluate.metric",
-    "evaluate.nodes",  # virtual clients have the levels of the mix, so all of them evaluate the full model
+    "evaluate.nodes",  # no effect on virtual clients, which report no capacity and so evaluate the full model
     "run.",
     "sample.min-nodes",
     "sample.min-replies",
     "sample.wait",
     "seed",
 )
-"""Settings, or groups of them, that leave a published job what it is."""
+"""Settings, or prefixes of settings, that do not matter for whether a run is a published job."""
 
 ACCURACY = "global-accuracy"
 
 PLACES = ("data.root", "run.dir", "run.resume")
-"""Settings in which a copy of a run differs from it."""
+"""Settings in which a collected copy differs from its run."""
 
 _FOLDERS = re.compile(r"(?<![\w./~-])[/~][^\s'\"=,:]*/(?=[^\s'\"=,:/])")
 
 
 def portable(text: str, project: str = str(PROJECT)) -> str:
-    """Return text in which paths within the project are relative to it, and of others only the last part is left."""
+    """Return text with paths in the project made relative, and all other paths shortened to their final part."""
     return _FOLDERS.sub(".../", text.replace(f"{project}/", ""))
 
 
 def file_name(text: str) -> str:
-    """Return text as part of a name of a file."""
+    """Return text that is safe in a file name."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")
 
 
 def one_line(error: Exception) -> str:
-    """Return an error's message in one line."""
+    """Return an error's message as one line."""
     return " ".join(str(error).split())
 
 
 def short_mix(mix: Mix) -> str:
-    """Return a mix as the paper writes it; mixes with equal shares have equal names."""
+    """Return a mix in the paper's notation; mixes with equal shares have equal names."""
     divisor = math.gcd(*mix.counts, mix.idle)
     shares = Mix(mix.rates, tuple(count // divisor for count in mix.counts), idle=mix.idle // divisor)
     names = [level_name(rate) for rate in shares.rates]
@@ -73,11 +73,11 @@ def short_mix(mix: Mix) -> str:
 
 
 Scores = Mapping[int, Mapping[str, float]]
-"""By round, what was measured after it."""
+"""Metrics by round."""
 
 
 class Score(NamedTuple):
-    """A metric after the last evaluation, and in the round whose global metric is best."""
+    """A metric after the final evaluation, and in the round with the best global metric."""
 
     final: float
     best: float
@@ -85,7 +85,7 @@ class Score(NamedTuple):
 
 
 def chosen_round(scores: Scores, metric: str) -> int:
-    """Return the round that the paper's authors choose: the best by the global metric, if there is one, of its kind."""
+    """Return the best round as in the paper: by the global metric of the same kind, if there is one."""
     chooses = f"global-{metric.rpartition('-')[2]}"
     chooses = chooses if any(chooses in own for own in scores.values()) else metric
     best = min(scores)
@@ -96,7 +96,7 @@ def chosen_round(scores: Scores, metric: str) -> int:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it."""
+    """A run, read from its folder."""
 
     path: Path
     settings: Settings
@@ -106,7 +106,7 @@ class Run:
 
     @property
     def place(self) -> tuple[str, str]:
-        """The short names of data and split, within which runs are compared."""
+        """Short names of data and split; only runs with equal ones are compared."""
         data = self.settings.data
         return short_name(data.name), SPLITS.get(data.split, data.split)
 
@@ -116,9 +116,9 @@ class Run:
 
     @property
     def clients(self) -> int:
-        """The number of clients: as many as the data were dealt to, else those for which the server waited.
+        """Number of clients among which the data are split, or else the number that the server waited for.
 
-        Folders of earlier versions, unfinished runs and those whose clients have data of their own do not tell it.
+        The second is used for folders of earlier versions and for runs whose clients have their own data.
         """
         return int(self.about.get("clients") or self.settings.sample.min_available_nodes)
 
@@ -133,7 +133,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds were done, or fewer because a callback ended the run."""
+        """Whether all rounds were done, or a callback ended the run early."""
         return bool(self.records) and (self.complete or bool(self.about.get("finished")))
 
     @property
@@ -142,7 +142,7 @@ class Run:
 
     @property
     def commit(self) -> str:
-        """The commit of the code; those of a run that was resumed with other code are joined."""
+        """Commit of the code; a run that was resumed with other code has several, joined by ``+``."""
         return " + ".join(dict.fromkeys(self.about.get("commits") or [UNKNOWN]))
 
     @property
@@ -155,7 +155,7 @@ class Run:
 
     @property
     def dirty(self) -> bool:
-        """Whether the code was not that of a commit, as far as is known."""
+        """Whether the code differs from its commit, or the commit is unknown."""
         return CHANGED in self.commit or self.commit == UNKNOWN
 
     @property
@@ -168,14 +168,14 @@ class Run:
 
     @cached_property
     def scores(self) -> Scores:
-        """What was measured after each round on enough clients: means over clients."""
+        """Mean metrics over clients by round, without those of too few clients."""
         return {own.server_round: {name: own.evaluate[name] for name in own.comparable} for own in self.records}
 
     def score(self, metric: str) -> Score | None:
-        """Return final and best value of a metric.
+        """Return the final and the best value of a metric; None if it was not measured.
 
-        The paper's authors keep the state of the round whose global metric is best on the test set, and print every
-        metric of that state. So local accuracy is that round's too, not the best of its own.
+        As in the paper, the best value of every metric is that in the round with the best global metric on the test
+        set. So the best local accuracy is not the maximum of local accuracies.
         """
         found = {own.server_round: own.comparable for own in self.records if metric in own.comparable}
         if not found:
@@ -184,7 +184,7 @@ class Run:
         return Score(self.scores[max(found)][metric], self.scores[best][metric], best)
 
     def level_score(self, level: str) -> Score | None:
-        """Return the global accuracy of a level's own model: after the last round, and in the best round."""
+        """Return the global accuracy of a level's model in the final and in the best round; None without any."""
         results = {record.server_round: record.evaluate_by_level.get(level, {}) for record in self.records}
         accuracies = {number: values[ACCURACY] for number, values in results.items() if ACCURACY in values}
         if not accuracies:
@@ -195,7 +195,7 @@ class Run:
 
     @property
     def parameters(self) -> float | None:
-        """Mean parameters of a client, if the folder has the costs of the models."""
+        """Mean number of parameters of a client; None if the folder has no costs."""
         known = {rate: float(cost.parameters) for rate, cost in self.costs.by_rate.items()} if self.costs else {}
         mix = self.settings.mix
         return mix.mean(known) if set(mix.rates) <= set(known) else None
@@ -211,9 +211,9 @@ def read_run(path: Path) -> Run:
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Return the runs in or below some paths, and what is wrong with other folders.
+    """Return the runs in or below some paths, and a text for each folder that cannot be read.
 
-    Of several folders that hold the same run, as after ``collect``, the one that came furthest is returned.
+    If several folders have the same run, as after ``collect``, the one with the most rounds is returned.
     """
     found: dict[tuple[str, ...], Run] = {}
     unreadable = []
@@ -231,7 +231,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def run_folders(path: Path) -> Iterator[Path]:
-    """Yield the run folders in or below a path, in the order of their names; hidden folders are left out."""
+    """Yield the run folders in or below a path, sorted by name, without hidden folders."""
     if not path.is_dir():
         raise ConfigError(f"{path} is no folder; name the folders that hold runs, such as runs/")
     for settings in sorted(path.rglob("settings.json")):

@@ -1,4 +1,4 @@
-"""What runs spent for what they reached: rounds, bytes, multiplications, seconds, energy."""
+"""Costs of runs (rounds, bytes, multiplications, seconds, energy), and results over these costs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,17 +21,17 @@ from simulations.results.runs import Run
 from simulations.results.statistics import Summary, summarise
 
 PIECE = 64
-"""Words of a text that go through the model together; a piece is to a text what an image is to other data."""
+"""Number of words in a piece of text; a piece counts as one example, like an image."""
 EXAMPLES: Mapping[str, int] = {"mnist": 60_000, "cifar10": 50_000, "wikitext2": 100 * math.ceil(20_886 / PIECE)}
-"""Examples, or pieces, to train on in the paper's data sets, which need not be there."""
-UNCERTAIN = ("multiplications", "simulated-seconds", "joules")  # the last two are of simulated devices
+"""Number of training examples (or pieces) in the paper's data sets, so that these need not be loaded."""
+UNCERTAIN = ("multiplications", "simulated-seconds", "joules")  # costs that not all runs have
 
 
 def bytes_sent(run: Run) -> list[int]:
-    """Return the bytes of training messages up to the end of each round, both ways.
+    """Return the cumulative bytes of training messages after each round, sent and received.
 
-    Where there is a seed set, it is charged once to each client that takes part: a byte for each value of an example,
-    and one for its label. No message of a simulation has it, as all clients read it from the data set.
+    With a seed set (FedH2L), its size is added once for each client that takes part: a byte for each value of an
+    example, and one for its label. Simulations do not send it, because clients read it from the data set.
     """
     settings, known, sent = run.settings, set[int](), []
     seed_set = 0
@@ -44,10 +44,10 @@ def bytes_sent(run: Run) -> list[int]:
 
 
 def multiplications(run: Run) -> list[float]:
-    """Return the multiplications (with addition) of all clients' training up to the end of each round.
+    """Return the cumulative multiply-accumulate operations of all clients' training after each round.
 
-    Clients have equally many examples here, which is so but for remainders and lost shards. Evaluation is left out.
-    Not numbers where the run does not tell what its models cost, as with FedH2L, or its data set is no longer there.
+    All clients are assumed to have equally many examples, which is nearly true. Evaluation does not count. Values are
+    NaN if the folder has no costs of models, as with FedH2L, or the data set is not available.
     """
     settings, costs = run.settings, run.costs.by_rate if run.costs else {}
     rates = {rate for record in run.records for rate in record.rates.values()}
@@ -65,24 +65,24 @@ def multiplications(run: Run) -> list[float]:
 
 @lru_cache(maxsize=8)
 def train_size(data: DataSettings, clients: int) -> int:
-    """Return the number of examples to train on that clients share; other data than the paper's are loaded for it."""
+    """Return the number of training examples of all clients; data sets other than the paper's are loaded."""
     if (short := short_name(data.name)) in EXAMPLES:
         return EXAMPLES[short]
     dataset = load_data(data)
     number = len(dataset.train)
-    if owner_column(data.split) is not None:  # what belongs to other owners takes no part
+    if owner_column(data.split) is not None:  # examples of owners beyond the number of clients are not used
         number = sum(map(len, by_owner(dataset, clients)[0]))
     return number * (math.ceil(dataset.train.inputs.shape[1] / PIECE) if dataset.train.reading else 1)
 
 
 def values_of(settings: Settings) -> int:
-    """Return of how many values an example consists."""
+    """Return the number of values in an example."""
     setup = PAPER.get(short_name(settings.data.name))
     return (setup.example() if setup else Workload(settings).example()).numel()
 
 
 class Axis(NamedTuple):
-    """What a run spends: the sums by the end of each round, how they are written, and the label of their axis."""
+    """A kind of cost: its cumulative sums after each round of a run, its number format, and its axis label."""
 
     spent: Callable[[Run], Sequence[float]]
     write: Callable[[float], str]
@@ -90,7 +90,7 @@ class Axis(NamedTuple):
 
 
 def _summed(field: str) -> Callable[[Run], Sequence[float]]:
-    """Return a function from a run to the sums of a field of its records by the end of each round."""
+    """Return a function of a run that gives the cumulative sums of a field of its records."""
     return lambda run: list(accumulate(getattr(record, field) for record in run.records))
 
 
@@ -105,20 +105,20 @@ AXES: Mapping[str, Axis] = {
 
 
 def axes_of(configurations: Sequence[Configuration]) -> list[str]:
-    """Return what is spent, without what is not known of any run."""
+    """Return the names of the axes, without those that are unknown for all runs."""
     runs = [run for one in configurations for run in one.runs]
     return [name for name in AXES if name not in UNCERTAIN or any(AXES[name].spent(run)[-1] > 0 for run in runs)]
 
 
 class Point(NamedTuple):
-    """An evaluation: what was spent by then, in the mean over seeds, and what was reached. Shares are in percent."""
+    """A point of a curve: the mean cost over seeds until an evaluation, and the results; accuracies in percent."""
 
     spent: float
     reached: Summary
 
 
 def curve(configuration: Configuration, metric: str, axis: str = "rounds") -> list[Point]:
-    """Return the evaluations of a metric that all seeds have; there may be none."""
+    """Return a point for each round in which all seeds have the metric."""
     seeds = [_evaluations(run, metric, axis) for run in configuration.runs]
     found = []
     for number in sorted(set.intersection(*(set(own) for own in seeds))):
@@ -128,13 +128,13 @@ def curve(configuration: Configuration, metric: str, axis: str = "rounds") -> li
 
 
 def spent_until(run: Run, metric: str, target: float, axis: str) -> float | None:
-    """Return what a run had spent at the first evaluation that reached a target; None if none did."""
+    """Return the cost of a run until the first evaluation that reached a target; None if no evaluation did."""
     better = min if mode_of(metric) == "min" else max
     goal, evaluations = shown(metric, target), _evaluations(run, metric, axis).values()
     return next((spent for spent, value in evaluations if better(value, goal) == value), None)
 
 
 def _evaluations(run: Run, metric: str, axis: str) -> dict[int, tuple[float, float]]:
-    """Return, by round with a metric, what was spent by then and the metric; without those of too few clients."""
+    """Return (cost, metric) by round, for rounds with a metric of enough clients."""
     rounds = zip(run.scores.items(), AXES[axis].spent(run), strict=True)
     return {number: (spent, shown(metric, own[metric])) for (number, own), spent in rounds if metric in own}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scipy.special import nctdtrinc, stdtrit  # type: ignore[import-untyped]
 
 FEWEST = 3
-"""Seeds from which on an interval is given; that of two is wider than any use of it."""
+"""Fewest seeds for an interval; with two seeds it would be too wide to be useful."""
 
 Interval = tuple[float, float]
 
@@ -23,14 +23,14 @@ class Summary:
 
     number: int
     mean: float
-    deviation: float | None = None  # from two values on
-    half_width: float | None = None  # of the 95 % interval of the mean by the t distribution, from FEWEST values on
-    detectable: float | None = None  # a mean so far from 0 would be told from 0 in 80 of 100 cases
-    possible: Interval = ANYTHING  # what such a value can be; no interval goes beyond
+    deviation: float | None = None  # standard deviation; None for a single value
+    half_width: float | None = None  # half of the 95 % interval of the mean (t distribution); None below FEWEST values
+    detectable: float | None = None  # smallest mean that is found to differ from 0 in 80 of 100 cases
+    possible: Interval = ANYTHING  # range of possible values, to which intervals are clipped
 
     @property
     def interval(self) -> Interval | None:
-        """The ends of the 95 % interval of the mean."""
+        """Ends of the 95 % interval of the mean; None with too few values."""
         return None if self.half_width is None else self._around(self.half_width)
 
     @property
@@ -40,7 +40,7 @@ class Summary:
 
     @property
     def prediction(self) -> Interval | None:
-        """The ends of the 95 % prediction interval: of where one more value of the same kind lies."""
+        """Ends of the 95 % prediction interval, in which one more value would lie; None with too few values."""
         return None if self.half_width is None else self._around(self.half_width * math.sqrt(self.number + 1))
 
     def _around(self, half_width: float) -> Interval:
@@ -49,7 +49,7 @@ class Summary:
 
 
 def summarise(values: Sequence[float], possible: Interval = ANYTHING) -> Summary:
-    """Return mean, standard deviation and intervals of one or more values; NaN where they diverged."""
+    """Return the mean, standard deviation and intervals of values; NaN if values are not finite."""
     number = len(values)
     mean = _total(values) / number
     if number < 2:
@@ -65,5 +65,5 @@ def summarise(values: Sequence[float], possible: Interval = ANYTHING) -> Summary
 
 
 def _total(values: Sequence[float]) -> float:
-    """Return the sum; ``fsum`` raises where infinities of both signs meet."""
+    """Return the sum; not by ``fsum`` for infinities, because it raises an error for those of both signs."""
     return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)

@@ -1,4 +1,4 @@
-"""What configurations reached and spent: over seeds as tables, and run by run as values."""
+"""Tables of results and costs of configurations over seeds, and CSV files with the values of each run."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ from simulations.results.statistics import Interval, summarise
 
 
 def reached_table(configurations: Sequence[Configuration], printed: Printed) -> Table:
-    """Return what each configuration reached, over seeds, and the paper's numbers where it prints some of them."""
+    """Return the table of results over seeds, with the paper's numbers for jobs that it prints."""
     rows: list[tuple[str, ...]] = []
     beside = []
     for own in reached(configurations):
@@ -37,7 +37,7 @@ def _cells(own: Reached, printed: Printed) -> Sequence[Cell]:
 
 
 def _beside(own: Reached, cells: Sequence[Cell]) -> tuple[str, str, str, str]:
-    """Return the interval of one more run, the printed numbers, our best less theirs, and the verdicts."""
+    """Return the prediction interval, the printed numbers, the differences of our best value from them, verdicts."""
     interval = show_interval(own.best.prediction) if cells else ""
     numbers = ", ".join(f"{cell.printed} (Table {cell.table})" for cell in cells)
     less = ", ".join(f"{own.best.mean - cell.value:+.2f}" for cell in cells)
@@ -45,7 +45,7 @@ def _beside(own: Reached, cells: Sequence[Cell]) -> tuple[str, str, str, str]:
 
 
 def spent_table(configurations: Sequence[Configuration]) -> Table:
-    """Return what each configuration spent, in the mean over seeds."""
+    """Return the table of costs, as means over seeds."""
     axes, rows = axes_of(configurations), []
     for one in configurations:
         asked = sum(len(record.rates) for run in one.runs for record in run.records)
@@ -57,7 +57,7 @@ def spent_table(configurations: Sequence[Configuration]) -> Table:
 
 
 def target_table(configurations: Sequence[Configuration], metric: str, target: float) -> Table:
-    """Return what each configuration had spent when it first reached a target: the mean over the seeds that did."""
+    """Return the table of costs until a target was first reached, as means over the seeds that reached it."""
     axes, rows = axes_of(configurations), []
     for one in configurations:
         spent = {axis: [spent_until(run, metric, target, axis) for run in one.runs] for axis in axes}
@@ -75,13 +75,13 @@ def _mean(axis: str, values: Sequence[float]) -> str:
 
 
 WIDE = 10.0
-"""Points; a prediction interval wider than this tells little."""
+"""Width of a prediction interval, in points, above which it tells little."""
 
 
 def count_verdicts(cells: Sequence[Cell], found: Mapping[Key, Reached]) -> list[str]:
-    """Return how many printed results there are, have a run, and agree with it: in all, and by group.
+    """Return lines with the numbers of printed results, of those with a run, and of those that agree, by group.
 
-    A result is a job and a metric; one that two tables print counts once.
+    A result is a job and a metric; one that is in two tables counts once.
     """
     lines = []
     for group in ("", *dict.fromkeys(cell.group for cell in cells)):
@@ -113,9 +113,9 @@ RUNS = (*JOB, "seed", "rounds", "final", "best", "best-round", "paper", "table",
 
 
 def runs_csv(places: Places, printed: Printed) -> str:
-    """Return a row for each run and metric; ``note`` says in what a run is not as the paper's job.
+    """Return CSV with a row for each run and metric; ``note`` has the differences from the paper's job.
 
-    Here and in the other values, what too few clients gave is left out.
+    Values from too few clients are left out, here and in ``curves_csv``.
     """
     rows = []
     for place, configurations in places.items():
@@ -137,7 +137,7 @@ def _origin(run: Run) -> tuple[object, ...]:
 
 
 def curves_csv(places: Places) -> str:
-    """Return a row for each run and evaluation, with what was spent by then."""
+    """Return CSV with a row for each run and evaluation, with the costs until then."""
     metrics = tuple(dict.fromkeys(metric for own in places.values() for metric in metrics_of(own)))
     rows = (
         dict(zip(JOB[:3], (*place, one.label), strict=True)) | {"seed": run.seed} | values

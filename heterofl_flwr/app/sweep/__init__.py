@@ -1,4 +1,4 @@
-"""``heterofl sweep``: from a configuration to jobs, and from jobs to runs; a finished job is not run again."""
+"""``heterofl sweep``: the jobs of a configuration, run one after the other or in parallel by Hydra."""
 
 import argparse
 

@@ -1,7 +1,7 @@
-"""``heterofl sweep``: run what ``conf/`` describes with Hydra: a job, several seeds, a table or a figure of the paper.
+"""Running a sweep with Hydra: composing the configurations of ``conf/``, and errors of the command line.
 
-A job's folder is named by its settings, so a finished job of any sweep is not repeated, and the same command resumes
-interrupted jobs. Jobs are checked before the first one starts.
+The Hydra sweeper in ``hydra_plugins`` makes the list of jobs. ``sweep/job.py`` decides by a job's folder whether it is
+new, resumed or finished.
 """
 
 import logging
@@ -32,21 +32,21 @@ from heterofl_flwr.app.sweep.job import DIVERGED, ENDED, build_job, check_jobs, 
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings.flat import SPECS
 
-logger = logging.getLogger("sweep")  # not below the package, whose own log a run keeps to its folder
+logger = logging.getLogger("sweep")  # not a child of the package's logger, which a run redirects to its folder
 
 PACKAGE = Path(__file__).parents[2]
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
-"""Folder of the configurations: inside an installed package, next to the package in a checkout."""
+"""Folder of the configurations: inside of an installed package, or next to the package in a checkout."""
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def run_job(config: DictConfig) -> float | None:
-    """Run one job; return its metric, for sweepers that optimise it, or None if another process runs it."""
+    """Run a job; return its metric, which optimising sweepers need, or None if another process runs the job."""
     hydra_config = HydraConfig.get()
     job = replace(build_job(flat(config)), path=Path(hydra_config.runtime.output_dir))
-    if hydra_config.mode is RunMode.RUN or "blocks" not in hydra_config.sweeper:  # else our sweeper has done this
+    if hydra_config.mode is RunMode.RUN or "blocks" not in hydra_config.sweeper:  # BlockSweeper does this itself
         if config.dry:
             raise ConfigError("dry: found true, but here jobs are known one after the other; expected false")
         check_jobs([job] if job.stage not in ENDED else [])
@@ -69,17 +69,17 @@ def run_job(config: DictConfig) -> float | None:
 
 
 def run_sweep(arguments: Sequence[str]) -> int:
-    """Run a sweep by Hydra's arguments; return the exit status."""
-    command()  # as it was typed; the jobs know it
-    sys.argv = [f"{Path(sys.argv[0]).name} sweep", *arguments]  # Hydra reads its arguments nowhere else
+    """Run a sweep with Hydra's arguments; return the exit code."""
+    command()  # stores the user's command in the environment, for the processes of the jobs
+    sys.argv = [f"{Path(sys.argv[0]).name} sweep", *arguments]  # Hydra reads its arguments only from here
     shown = os.environ.get(FULL_ERROR)
-    os.environ[FULL_ERROR] = "1"  # else Hydra itself prints what is wrong, in many lines, and ends the process
+    os.environ[FULL_ERROR] = "1"  # otherwise Hydra prints errors itself, in many lines, and ends the process
     try:
         run_job()
     except RunError as error:
         print(f"heterofl: {error}\nthe whole log of a job: {LOG} in its folder", file=sys.stderr)
         return FAILED
-    # Hydra itself reads the user's YAML files, and makes the folders of jobs.
+    # Errors of the user's YAML files, which Hydra reads, and of the folders of jobs, which Hydra creates.
     except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if shown:
             traceback.print_exc()
@@ -91,7 +91,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
 
 
 def _describe_misuse(error: Exception) -> str:
-    """Return in a line what is wrong with the command, where Hydra says it in many."""
+    """Return an error of Hydra, which has many lines, as one line."""
     if isinstance(error, OverrideParseException):
         return f"{error.override}: this is no override such as key=value; {str(error).partition(chr(10))[0]}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:

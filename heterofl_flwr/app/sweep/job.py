@@ -1,4 +1,7 @@
-"""A job: one run of a sweep. Its settings alone decide its name; its folder tells what is left to do."""
+"""``Job``: one run of a sweep. Its name follows from its settings, and its folder tells if it is new or finished.
+
+A finished job is not run again in any sweep, because equal settings give an equal name, and so the same folder.
+"""
 
 import os
 import re
@@ -34,7 +37,7 @@ from heterofl_flwr.training.engines.plain import DivergedError
 
 NEW, BEGUN, DONE, DIVERGED, BLOCKED = "new", "begun", "done", "diverged", "blocked"
 ENDED = (DONE, DIVERGED)
-"""Stages without further work; a diverged job would diverge again."""
+"""Stages of jobs that are not run again; a diverged job would diverge again."""
 
 LOCKS = ".locks"
 
@@ -48,24 +51,24 @@ class EngineOptions(Group):
     """Options of the grid that runs a job's clients."""
 
     grid: Literal["local", "ray"] = "local"
-    """the process of the job, or Ray's"""
+    """clients run in the process of the job (local) or in Ray actors (ray)"""
     clients: _CountOrAuto = "auto"
-    """virtual clients"""
+    """number of virtual clients"""
     cpus: Count = 1
     """cores for each client"""
     gpus: Annotated[_Fraction | _WholeNumber | _Auto, "a share such as 0.25, or a whole number"] = "auto"
-    """share of a GPU for each client"""
+    """fraction of a GPU for each client, or a number of whole GPUs"""
     parallel: _CountOrAuto = "auto"
-    """clients at once"""
+    """maximum number of clients at once"""
 
 
 class LaunchOptions(Group):
-    """Options of a configuration that are no settings of a run: how it is started."""
+    """Options of a sweep's configuration that are not settings of a run."""
 
     folder: Text = ""
-    """the folder of all runs"""
+    """folder with the folders of all runs"""
     dry: bool = False
-    """whether the jobs are only listed"""
+    """only list the jobs"""
     engine: EngineOptions
 
 
@@ -73,13 +76,13 @@ LAUNCH: Mapping[str, Setting] = read_specs(LaunchOptions)
 """The launch options by key."""
 
 KEPT = ("engine.timeout", "run.callbacks", "run.checkpoint-every", "sample.min-nodes", "sample.wait")
-"""Settings that change no result, and that a run which is resumed has to keep all the same."""
+"""Settings that change no result, but that a resumed run must keep."""
 
 MAY_DIFFER = (*(key for key in MAY_DIFFER_ON_RESUME if key != "num-rounds"), *KEPT)
-"""Settings in which a job may differ from what its folder holds of it."""
+"""Settings in which a job may differ from the settings stored in its folder."""
 
 INCIDENTAL = tuple(key for key in MAY_DIFFER if key != "sample.min-replies")
-"""Settings that change no result; jobs that differ in nothing else are one."""
+"""Settings that change no result; jobs that differ only in these have the same name."""
 
 IN_NAME = ("data.name", "data.split", "mix", "assignment", "seed")
 
@@ -94,20 +97,20 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The name: the same in every sweep for the same results, and readable."""
+        """Name of the job's folder: equal for settings that give equal results."""
         flat, changes = to_flat(self.settings), self.changes
         always = {key: flat[key] for key in (*IN_NAME, "model.name", "num-rounds")}
         identity = {**always, **changes, "engine.clients": self.clients}
-        # Names of earlier versions, so that folders of finished jobs are found.
+        # The digest uses setting keys of the first version, so folders of earlier versions are found.
         digest = sha256(to_json(dict(sorted(first_names(identity).items()))).encode()).hexdigest()[:8]
         data, mix = re.sub(r"[^\w.-]+", "-", Path(self.settings.data.name).name), str(self.settings.mix)[:60]
         return f"{data}-{flat['data.split']}-{mix}-{flat['assignment']}-s{flat['seed']}-{digest}"
 
     @property
     def changes(self) -> dict[str, Flat]:
-        """Differences from the published settings of the data set that are not in the name.
+        """Settings other than those in ``IN_NAME`` that differ from the defaults of the data set.
 
-        A setting that a later version adds, with a default that changes nothing, leaves jobs as they are.
+        A new setting with its default is not among them, so later versions give the same name.
         """
         flat = to_flat(self.settings) | {"engine.clients": self.clients}
         data, split, model = (str(flat[key]) for key in ("data.name", "data.split", "model.name"))
@@ -116,7 +119,7 @@ class Job:
         return {key: value for key, value in flat.items() if key not in (*IN_NAME, *INCIDENTAL) and value != usual[key]}
 
     def describe_changes(self) -> str:
-        """Return in a line what differs from the published settings."""
+        """Return ``changes`` as text."""
         return " ".join(f"{key}={value}" for key, value in self.changes.items())
 
     @property
@@ -138,28 +141,28 @@ class Job:
 
     @property
     def stage(self) -> str:
-        """``new``, ``begun``, ``done``, ``diverged`` or, where its folder cannot be used, ``blocked``."""
+        """Stage of the job by its folder: ``new``, ``begun``, ``done``, ``diverged``, or ``blocked`` if unusable."""
         try:
             if is_done(self):
                 return DONE
             folder = RunFolder(self.path)
             return NEW if not folder.started else DIVERGED if folder.about().get(DIVERGED) else BEGUN
-        except HeteroFLError:  # running the job will say why
+        except HeteroFLError:  # running the job raises the error again
             return BLOCKED
 
 
 def flat(config: DictConfig) -> dict[str, object]:
-    """Return a composed configuration without Hydra's own part, with dotted keys."""
+    """Return a composed configuration as a flat mapping with dotted keys, without Hydra's own options."""
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return flatten(cast("dict[str, object]", OmegaConf.to_container(settings, resolve=True)))
 
 
 def build_job(config: Mapping[str, object]) -> Job:
-    """Return the job of a configuration with dotted keys; all its faults are raised in one ``ConfigError``."""
-    # Hydra reads -inf, which train.mask-fill can be, as a number.
+    """Return the job of a flat configuration; raise one ``ConfigError`` with all its faults."""
+    # Hydra reads -inf, a value of train.mask-fill, as a number.
     config = {key: str(value) if value in (float("inf"), float("-inf")) else value for key, value in config.items()}
     assigned = {key: value for key, value in config.items() if key not in LAUNCH}
-    allow_modules(named_modules(assigned.values()))  # the command line chose this configuration
+    allow_modules(named_modules(assigned.values()))  # trusted, because the command line names this configuration
     options, faults = validate(LaunchOptions, {key: config.get(key) for key in LAUNCH}, LAUNCH)
     for key in ("run.dir", "run.resume"):
         if assigned.get(key):
@@ -174,22 +177,22 @@ def build_job(config: Mapping[str, object]) -> Job:
 
 
 def _canonical(settings: Settings) -> Settings:
-    """Return equal settings in one form."""
+    """Return settings in a canonical form, so that equivalent settings give the same job."""
     name = short_name(absolute_paths(settings.data.name, settings.data.root)[0])
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"name": name})})
     if len(settings.mix.rates) > 1 or settings.mix.idle:
         return settings
-    # Of a single level all clients have it, however it is assigned.
+    # With a single level, the assignment and the counts make no difference.
     return settings.model_copy(update={"assignment": "fix", "mix": replace(settings.mix, counts=(1,))})
 
 
-# conf/config.yaml names folders by these. A launcher's worker imports this module with the job, and so has them too.
+# Resolvers for names of folders in conf/config.yaml. Workers of launchers import this module, so they have them too.
 OmegaConf.register_new_resolver("job_name", lambda *, _root_: build_job(flat(_root_)).name, replace=True)
 OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
 
 
 def is_done(job: Job) -> bool:
-    """Return whether the job's folder holds all of its run; raise ``ConfigError`` if it holds another one."""
+    """Whether the job's run in its folder is finished; raise ``ConfigError`` if the folder has another run."""
     folder = RunFolder(job.path)
     if not folder.started:
         return False
@@ -198,9 +201,9 @@ def is_done(job: Job) -> bool:
 
 
 def check_jobs(jobs: Iterable[Job]) -> None:
-    """Raise what would end jobs before their first round: one of each kind is checked, which loads its data.
+    """Check the data and the model of jobs, and raise the error that would end a job before its first round.
 
-    Jobs of one kind differ in mix, seed and rounds alone, which were checked when they were read.
+    Jobs that differ only in mix, assignment, seed and rounds are checked once.
     """
     kinds: dict[tuple[object, ...], Job] = {}
     for job in jobs:
@@ -211,16 +214,16 @@ def check_jobs(jobs: Iterable[Job]) -> None:
 
 
 def run_once(job: Job) -> bool:
-    """Run a job, or resume it, if it is not done; return whether there was anything to do.
+    """Run or resume a job; return False if it was finished already.
 
     Raises
     ------
     filelock.Timeout
-        If another process runs it.
+        If another process runs the job.
     HeteroFLError
-        If it ended before its end, or its folder holds another run.
+        If the run fails, or the folder has another run.
     """
-    with FileLock(job.path.parent / LOCKS / job.path.name, blocking=False):  # the system unlocks it with the process
+    with FileLock(job.path.parent / LOCKS / job.path.name, blocking=False):  # released also if the process dies
         if is_done(job) or job.stage == DIVERGED:
             return False
         folder, config = RunFolder(job.path), job.config
@@ -232,14 +235,14 @@ def run_once(job: Job) -> bool:
         try:
             run_request(Request(config=config, out=job.path, **options))
         except HeteroFLError as error:
-            if DivergedError.__name__ in str(error):  # by name, as clients answer with text
+            if DivergedError.__name__ in str(error):  # by name, because errors of clients arrive as text
                 folder.note(**{DIVERGED: True})
             raise
     return True
 
 
 def read_score(job: Job) -> Score | None:
-    """Return the score of the metric by which the run chooses its best round (``run.metric``)."""
+    """Return the score of the job's metric (``run.metric``, or the headline metric); None if it has no value."""
     records = RunFolder(job.path).history()
     name = job.settings.run.metric or headline(records[::-1])
     return next((score for score in scores(records) if score.name == name), None)

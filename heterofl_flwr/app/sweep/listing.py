@@ -1,4 +1,4 @@
-"""The tables of a sweep: how far each job is and how long the rest takes, and what came out."""
+"""The tables of a sweep: progress and remaining time of each job; results over seeds."""
 
 import math
 from collections import defaultdict
@@ -16,9 +16,9 @@ RESULTS = ("settings", "seeds", "final metric", "mean", "least", "most", "mean o
 
 
 def list_jobs(jobs: Sequence[Job]) -> str:
-    """Return a table of jobs: how long the rest of each takes, or all of it took, how far it is, and what it changes.
+    """Return a table of jobs: the estimated remaining time, or for a finished job its time; stage; changed settings.
 
-    The estimate is the mean time of the job's earlier rounds, or else of all jobs with the same data.
+    The estimate uses the mean time of the job's rounds so far, or of all jobs with the same data.
     """
     seconds, by_data, to_come, rows = [], defaultdict[str, list[float]](list), [], []
     for job in jobs:
@@ -41,9 +41,9 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 
 
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of the jobs that are done: means over seeds, named by those values of ``rows`` that vary.
+    """Return a table of the finished jobs with means over seeds, named by the values of ``rows`` that vary.
 
-    The price is client-rounds, bytes and multiplications, as fractions of one federation for each level of the mix.
+    The price is client-rounds, bytes and multiplications, as fractions of those of one federation for each level.
     """
     everywhere = set(rows[0]).intersection(*rows)
     by_name = defaultdict[tuple[str, str], list[Score]](list)
@@ -64,6 +64,6 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _price(job: Job) -> str:
-    """Return the price of a job that is done."""
+    """Return the price of a finished job as text."""
     folder = RunFolder(job.path)
     return price_text(job.settings.mix, folder.history(), folder.costs(), job.settings.train.distill)
