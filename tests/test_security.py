@@ -39,7 +39,7 @@ READERS = (
 ALLOWED = {
     "transport.compat": ["importlib", "pathlib"],  # modules of Flower by their literal names; the name of the process
     "client.state": ["pathlib", "read_bytes"],  # the folder that `states-path` names
-    "training.device": ["ctypes"],  # the C library's setting of memory that is given back
+    "training.device": ["ctypes", "os"],  # the C library's setting of memory that is given back; the environment
 }
 FILES = {"os", "pathlib", "shutil", "tempfile", "glob", "subprocess", "socket", "urllib", "http", "fileinput"}
 FILES |= {"ctypes", "httpx", "mmap", "multiprocessing", "requests", "sqlite3", "tarfile", "webbrowser", "zipfile"}
