@@ -3,6 +3,7 @@
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -43,7 +44,8 @@ class SuperLink(BaseHTTPRequestHandler):
 def proxy(tmp_path):
     """Return a function that connects to nginx, which stands before a server."""
     SuperLink.asked = 0
-    subprocess.run(["heterofl", "keys", tmp_path / "keys", "--host", "localhost"], check=True, capture_output=True)
+    command = [sys.executable, "-m", "heterofl_flwr", "keys", tmp_path / "keys", "--host", "localhost"]
+    subprocess.run(command, check=True, capture_output=True)
     keys, port = tmp_path / "keys", free_port()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(keys / "server.crt", keys / "server.key")
