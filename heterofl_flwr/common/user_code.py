@@ -2,6 +2,7 @@
 
 A module can be installed. It can also be in the current folder of a command, if the command line names it. Modules that
 it imports from this folder are found too. No other import looks there, because the folder may belong to somebody else.
+Code that only a run's folder names needs ``--trust``: see ``app/trust.py``.
 """
 
 import json

@@ -30,7 +30,7 @@ class Clocks:
         self._moved: dict[Plan, int] = {}  # by plan, the number of steps of which it was the largest; descending
 
     def snapshot(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Version:
-        """Return the current version of the model with the slice that is sent to a client."""
+        """Return a ``Version``: the number of the current model, and the slice of it that is sent to a client."""
         return Version(self.version, plan, tensors, dict(self._moved))
 
     def step(self, plans: Iterable[Plan]) -> None:

@@ -203,7 +203,7 @@ function(Tensor.new_full)(partial(shaped, slice(1, 2)))
 
 @function(Tensor.unflatten, torch.unflatten)
 def unflatten(trace: Trace, run: Run, input: Tensor, dim: int, sizes: Sequence[int]) -> object:
-    """Link the axes into which ``dim`` is split to the lengths in the code."""
+    """Link each axis into which ``dim`` is split to its length in ``sizes``, which the model's code passed."""
     before = dim % input.dim()
     return _run_with_shape(trace, run, [*[-1] * before, *sizes, *[-1] * (input.dim() - before - 1)])
 

@@ -107,7 +107,10 @@ def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 @operator("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "addbmm")
 def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Unite the axes that are summed over; unite the axes of an added tensor with those of the product."""
+    """Rule of matrix products: the two axes that are summed over are one.
+
+    The axes of a tensor that is added, as in ``addmm``, are those of the product.
+    """
     *added, a, b = call.inputs
     a_rows, b_rows = trace.rows(a), trace.rows(b)
     inner = max(len(b_rows) - 2, 0)

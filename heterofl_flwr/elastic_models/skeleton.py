@@ -171,7 +171,7 @@ class Skeleton:
 
 
 def _clear_einops() -> None:
-    """Clear the caches of einops: a shape from an earlier call has lengths without their axes."""
+    """Clear the caches of einops: with a cached shape the trace could not tell which axes its lengths come from."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "einops":
             for function in vars(module).values():

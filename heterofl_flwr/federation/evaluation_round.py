@@ -1,4 +1,4 @@
-"""An evaluation round: the rates that each client evaluates, static batch norm moments, and metrics."""
+"""An evaluation round: the rates that each client evaluates, the sum of clients' moments, and their metrics."""
 
 import logging
 import math

@@ -185,9 +185,9 @@ class RoundRecord:
         self.note_computed(means, {name: value for name, value in metrics.items() if means.get(name) != value})
 
     def note_computed(self, means: dict[str, float], computed: Mapping[str, object]) -> dict[str, float]:
-        """Update ``means`` with the numbers that a user's function computed, and delete the medians of these metrics.
+        """Add the numbers that a user's function computed to ``means``, and return them.
 
-        Return the numbers.
+        The record's medians of metrics with the same names are deleted: they belong to the clients' values.
         """
         numbers = {name: float(value) for name, value in computed.items() if isinstance(value, int | float)}
         means |= numbers

@@ -54,7 +54,7 @@ class Compress(ServerStage):
         self.upload = upload
 
     def client(self) -> ClientStage:
-        """Return the client half."""
+        """Return the half of this stage that runs on clients."""
         return ClientCompress(upload=self.upload)
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:

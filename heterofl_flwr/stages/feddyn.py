@@ -25,7 +25,7 @@ class ClientFedDyn(ClientStage):
     """weight of the penalty"""
 
     def quadratic(self, context: ClientContext) -> Quadratic:
-        """Return the penalty."""
+        """Return FedDyn's penalty, a ``Quadratic``."""
         received = context.received()
         return Quadratic(
             self.alpha, {name: theta + context.stored(name, theta) / self.alpha for name, theta in received.items()}
@@ -61,7 +61,7 @@ class FedDyn(StatefulStage):
     """weight of the penalty"""
 
     def client(self) -> ClientStage:
-        """Return the client half."""
+        """Return the half of this stage that runs on clients."""
         return ClientFedDyn(alpha=self.alpha)
 
     @torch.no_grad()

@@ -51,7 +51,7 @@ class Scaffold(StatefulStage):
     needs = Needs(counting_mean=True, equal_weights=True)
 
     def client(self) -> ClientStage:
-        """Return the client half."""
+        """Return the half of this stage that runs on clients."""
         return ClientScaffold()
 
     def broadcast(self, context: RoundContext) -> State:

@@ -78,7 +78,7 @@ class SecureSum(Conversation):
         self._nonce, self._liars = secrets.randbits(63), {}
 
     def client(self) -> RespondingStage:
-        """Return the client half."""
+        """Return the half of this stage that runs on clients."""
         return ClientSecureSum()
 
     def before(self, clients: Mapping[int, Update], context: RoundContext) -> Questions[Mapping[int, Fields]]:

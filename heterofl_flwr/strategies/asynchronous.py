@@ -152,7 +152,7 @@ class Steps:
         return Fault(f"{steps} steps stale, expected up to {bound} (asynchronous.bound)") if steps > bound else None
 
     def _send(self, current: Round, slices: Slices, began: float) -> None:
-        """Send slices to more clients, so that ``concurrency`` clients train."""
+        """Send slices to more clients until the number that train at once is ``concurrency``."""
         drawn, clocks = self._draw(current), self._stage.clocks
         for node_id in drawn:
             current.begin(node_id)

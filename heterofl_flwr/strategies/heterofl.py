@@ -1,4 +1,7 @@
-"""HeteroFL as a strategy of Flower's Message API."""
+"""HeteroFL as a strategy of Flower's Message API: its arguments.
+
+The hooks are in ``configure_aggregate.py`` and ``evaluate_clients.py``, the loop in ``start.py``.
+"""
 
 from collections.abc import Sequence
 
