@@ -32,8 +32,8 @@ class LocalGrid(QueuedGrid):
         Maximum number of clients that train together, or a function of a message that returns it. It has an effect if
         the ClientApp has an attribute ``train_cohort(messages, contexts) -> replies``. This gets groups of ``train``
         messages that were pushed together, go to different nodes and have an equal ``rate`` in their config record.
-        Groups are of even size and keep the order of the messages. Any other message goes to the ClientApp itself. If
-        ``train_cohort`` raises an error, each message of the group does so too, and only the bad client fails.
+        Groups are of even size and keep the order of the messages. Any other message goes to the ClientApp itself. So
+        does each message of a group for which ``train_cohort`` raises an error: then only the client at fault fails.
     by_rate : bool
         Whether clients that train together need an equal rate.
     node_config : callable, optional

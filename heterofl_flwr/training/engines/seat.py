@@ -29,8 +29,8 @@ class UnfitError(HeteroFLError):
 
 
 def describe_job(job: TrainingJob, options: TrainOptions) -> Hashable:
-    """Return a description that is equal for clients that can use the same seat."""
-    model, form = job.model.train(), job.quadratic
+    """Return a description that is equal for clients that can use the same seat, of a model in training mode."""
+    model, form = job.model, job.quadratic
     switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     precision = *switches, torch.is_autocast_enabled(device_of(model).type)
     # A recorded step uses a shared base at its present address.

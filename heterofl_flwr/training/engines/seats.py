@@ -55,6 +55,7 @@ class Hall:
 
     def take(self, job: TrainingJob, options: TrainOptions) -> Seat | None:
         """Return a seat for a client; None if the client must wait."""
+        job.model.train()
         kind = describe_job(job, options)
         reason = "a stage adds a function to its loss" if job.penalty else find_hook(job.model)
         if reason := reason or self.obstacles.get(kind):
