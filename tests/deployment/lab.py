@@ -5,13 +5,16 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from heterofl_flwr.settings.stored_settings import to_toml
 from heterofl_flwr.settings.value_types import Flat
 from tests.deployment.processes import Processes, free_port, kill
+from tests.deployment.proxy import Proxy
 from tests.docs.pages import ROOT
 
 LONGEST = 3600.0
@@ -31,7 +34,17 @@ SMALL: Mapping[str, Flat] = {
 
 
 class Lab(Processes):
-    """A SuperLink and nodes with keys of their own."""
+    """A SuperLink and nodes with keys of their own, and faults of them.
+
+    Attributes
+    ----------
+    proxies
+        The proxy of each node, if the nodes connect through proxies.
+    """
+
+    def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
+        super().__init__(folder, more)
+        self.proxies: list[Proxy] = []
 
     def do(self, *words: str) -> None:
         done = subprocess.run(words, capture_output=True, text=True, env=self.environment, cwd=self.folder)
@@ -83,6 +96,38 @@ class Lab(Processes):
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
         kill(self.app)
+
+    @contextmanager
+    def killed_node(self, number: int) -> Iterator[None]:
+        kill(self.nodes[number])
+        yield
+
+    @contextmanager
+    def killed_serverapp(self) -> Iterator[None]:
+        self.kill_run()
+        yield
+
+    @contextmanager
+    def frozen(self, pids: Iterable[int]) -> Iterator[None]:
+        """Stop processes, except for those that have ended; let them go on at the end."""
+        processes = []
+        for pid in pids:
+            with suppress(psutil.NoSuchProcess):
+                processes.append(psutil.Process(pid))
+                processes[-1].suspend()
+        yield
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+    @contextmanager
+    def cut(self, numbers: Sequence[int]) -> Iterator[None]:
+        """Cut the connections of nodes; heal them at the end."""
+        for number in numbers:
+            self.proxies[number].cut()
+        yield
+        for number in numbers:
+            self.proxies[number].heal()
 
     def wait_for_nodes(self) -> None:
         """Start nodes that have ended, until all are connected."""

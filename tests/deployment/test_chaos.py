@@ -53,46 +53,16 @@ class Sample(NamedTuple):
 class Chaos(Lab):
     """A laboratory in which things go wrong, and are started again as by systemd units and an operator."""
 
-    def __init__(self, folder, proxies):
+    def __init__(self, folder):
         super().__init__(folder, {"OMP_NUM_THREADS": "1"})
-        self.proxies, self.run = proxies, RunFolder(folder / "chaos")
+        self.run = RunFolder(folder / "chaos")
         self.resumed, self.began = 0, time.monotonic()
-
-    @contextmanager
-    def killed_node(self, number):
-        kill(self.nodes[number])
-        yield
 
     @contextmanager
     def killed_superlink(self):
         kill(self.superlink)
         self.kill_run()  # as systemd does with what a service leaves
         yield
-
-    @contextmanager
-    def killed_serverapp(self):
-        self.kill_run()
-        yield
-
-    @contextmanager
-    def frozen(self, numbers):
-        processes = []
-        for number in numbers:
-            with suppress(psutil.NoSuchProcess):
-                processes.append(psutil.Process(number))
-                processes[-1].suspend()
-        yield
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.resume()
-
-    @contextmanager
-    def cut(self, numbers):
-        for number in numbers:
-            self.proxies[number].cut()
-        yield
-        for number in numbers:
-            self.proxies[number].heal()
 
     def faults(self, number):
         """Return the faults by name, some of them of a node."""
@@ -181,13 +151,12 @@ def play(lab):
 
 def test_ten_minutes_of_chaos(tmp_path):
     with ExitStack() as stack:
-        proxies = []
 
         def through(number, port):
-            proxies.append(stack.enter_context(Proxy(port)))
-            return proxies[-1].port
+            lab.proxies.append(stack.enter_context(Proxy(port)))
+            return lab.proxies[-1].port
 
-        lab = stack.enter_context(Chaos(tmp_path, proxies))
+        lab = stack.enter_context(Chaos(tmp_path))
         lab.prepare(NODES, through, "--database", str(tmp_path / "superlink.db"))
         lab.start("chaos", CONFIG)
         samples = play(lab)

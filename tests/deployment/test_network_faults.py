@@ -5,7 +5,6 @@ says it. A replay in this process, without the replies and nodes that the histor
 """
 
 import os
-import signal
 import subprocess
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +14,6 @@ import pytest
 
 from heterofl_flwr.report import RunFolder
 from tests.deployment.lab import LONGEST, SMALL, Lab
-from tests.deployment.processes import kill
 from tests.deployment.proxy import Proxy
 from tests.deployment.replay import check
 
@@ -40,12 +38,11 @@ CONFIG = {
 def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
     with ExitStack() as stack:
-        proxies = []
 
         def through(number, port):
             slow = {"delay": 0.2, "rate": 200_000.0} if number == 1 else {}
-            proxies.append(stack.enter_context(Proxy(port, **slow)))
-            return proxies[-1].port
+            lab.proxies.append(stack.enter_context(Proxy(port, **slow)))
+            return lab.proxies[-1].port
 
         for disk in ("database", "disk-full"):
             (folder / disk).mkdir()
@@ -53,17 +50,7 @@ def lab(tmp_path_factory):
                 stack.callback(subprocess.check_call, ["umount", "-l", folder / disk])
         lab = stack.enter_context(Lab(folder, {"OMP_NUM_THREADS": "1"}))
         lab.prepare(NODES, through, "--database", str(folder / "database" / "superlink.db"))
-        lab.proxies = proxies
         yield lab
-
-
-@contextmanager
-def cut(lab, *numbers):
-    for number in numbers:
-        lab.proxies[number].cut()
-    yield
-    for number in numbers:
-        lab.proxies[number].heal()
 
 
 @contextmanager
@@ -73,13 +60,6 @@ def disturbed(lab, name, value):
     yield
     for proxy in lab.proxies:
         setattr(proxy, name, type(value)())
-
-
-@contextmanager
-def frozen(lab):
-    lab.superlink.send_signal(signal.SIGSTOP)
-    yield
-    lab.superlink.send_signal(signal.SIGCONT)
 
 
 @contextmanager
@@ -94,26 +74,14 @@ def full(lab, disk):
     filling.unlink()
 
 
-@contextmanager
-def unplugged(lab, number):
-    kill(lab.nodes[number])
-    yield  # and then the lab starts it again
-
-
-@contextmanager
-def killed(lab):
-    lab.kill_run()
-    yield
-
-
 FAULTS = {
     "lossy": partial(disturbed, name="loss", value=0.05),
     "deaf": partial(disturbed, name="deaf", value=True),
-    "cut-node": lambda lab: cut(lab, 0),
-    "cut-superlink": lambda lab: cut(lab, 0, 1, 2),
-    "frozen-superlink": frozen,
-    "leaves-and-joins": partial(unplugged, number=2),
-    "killed-serverapp": killed,
+    "cut-node": lambda lab: lab.cut([0]),
+    "cut-superlink": lambda lab: lab.cut(range(NODES)),
+    "frozen-superlink": lambda lab: lab.frozen([lab.superlink.pid]),
+    "leaves-and-joins": lambda lab: lab.killed_node(2),  # and then the lab starts it again
+    "killed-serverapp": Lab.killed_serverapp,
     "disk-full": lambda lab: full(lab, "disk-full"),
     "database-full": lambda lab: full(lab, "database"),
 }
