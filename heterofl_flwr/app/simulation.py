@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
 from heterofl_flwr.app.run_request import Request
-from heterofl_flwr.app.workload import load_workload
+from heterofl_flwr.app.workload import load_workload, shared_data
 from heterofl_flwr.client.state import NODE_STATES
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.common.user_code import load_function
@@ -77,7 +77,9 @@ def _serve(request: Request) -> None:
     """Run the ServerApp on a grid."""
     if request.app is not None:  # the grid imports the ClientApp from this folder
         sys.path.insert(0, str(request.app))
-    with open_grid(request) as grid:
+    is_shared = request.app is None and request.grid == "ray"
+    share = shared_data(load_workload(request.config).settings.data) if is_shared else nullcontext()
+    with share, open_grid(request) as grid:
         server = _load_server(request)
         checked = Checked(grid)
         server(checked, Context(grid.run.run_id, 0, {}, RecordDict(), dict(request.config)))

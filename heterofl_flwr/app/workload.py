@@ -6,6 +6,7 @@ Each process makes a workload once and caches it, so that a simulation loads dat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cache, cached_property, lru_cache, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
 from heterofl_flwr.data.align import Terms
 from heterofl_flwr.data.known import Facts
+from heterofl_flwr.data.load import shared_dataset
 from heterofl_flwr.data.splits import owner_column
 from heterofl_flwr.nn.depth import Rates, read_levels, shallow
 from heterofl_flwr.nn.exits import BLOCKS, with_exits
@@ -264,8 +266,16 @@ class Workload:
 
 def load_data(data: DataSettings) -> Dataset:
     """Return the data set of a run."""
-    owner = owner_column(data.split)
-    return load_dataset(data.name, data.root or None, label=data.label, owner=owner)
+    return load_dataset(**_arguments(data))
+
+
+def shared_data(data: DataSettings) -> AbstractContextManager[None]:
+    """Return a context in which processes that start on this machine share the data set of a run."""
+    return shared_dataset(**_arguments(data))
+
+
+def _arguments(data: DataSettings) -> dict[str, Any]:
+    return {"name": data.name, "root": data.root or None, "label": data.label, "owner": owner_column(data.split)}
 
 
 def load_workload(run_config: Mapping[str, object]) -> Workload:

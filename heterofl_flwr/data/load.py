@@ -6,6 +6,7 @@ Modules that read files are imported when needed: a client with other data does 
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.data.convert import Raw, to_dataset
 from heterofl_flwr.data.dataset import Dataset, Split
 from heterofl_flwr.data.known import SOURCES, Columns, Source, short_name
+from heterofl_flwr.data.shared import find, share
 
 ROOT_VARIABLE = "HETEROFL_DATA"
 """Environment variable with the default of ``root``."""
@@ -60,6 +62,20 @@ def load_dataset(
         return _load(*absolute_paths(name, root), Columns(label, owner))
 
 
+def shared_dataset(
+    name: str, root: str | os.PathLike[str] | None = None, *, label: str = "", owner: str | None = None
+) -> AbstractContextManager[None]:
+    """Return a context in which ``load_dataset`` shares a data set with processes that start in it on this machine.
+
+    The arguments are those of ``load_dataset``. A user's function is called in each process.
+    """
+    if _is_function(name):
+        return nullcontext()
+    return share(
+        load_dataset(name, root, label=label, owner=owner), (*absolute_paths(name, root), Columns(label, owner))
+    )
+
+
 def absolute_paths(name: str, root: str | os.PathLike[str] | None) -> tuple[str, str]:
     """Return name and root with folders as absolute paths; ``""`` if there is no root.
 
@@ -73,13 +89,19 @@ def absolute_paths(name: str, root: str | os.PathLike[str] | None) -> tuple[str,
     return folder if is_folder else name, root
 
 
+def _is_function(name: str) -> bool:
+    return ":" in name and "/" not in name
+
+
 @lru_cache(maxsize=4)
 def _load(name: str, root: str, columns: Columns) -> Dataset:
-    if columns.label and (name == "digits" or (":" in name and "/" not in name)):
+    if (shared := find((name, root, columns))) is not None:
+        return shared
+    if columns.label and (name == "digits" or _is_function(name)):
         raise DataError(f"{name} has no columns to choose from: found data.label={columns.label!r}, expected ''")
     if name == "digits":
         return to_dataset(name, _digits(), None)
-    if ":" in name and "/" not in name:
+    if _is_function(name):
         return _from_function(name)
     source = SOURCES.get(short_name(name), Source(name))
     if "/" not in source.path and not (root and (Path(root) / source.path).is_dir()):

@@ -21,6 +21,7 @@ import ray
 
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.common.user_code import VARIABLE
+from heterofl_flwr.data.shared import VARIABLE as SHARED
 
 logger = logging.getLogger(__name__)
 
@@ -169,5 +170,5 @@ def _environment() -> dict[str, str]:
     """Return environment variables for actors: the import path of this process, and one thread for each library."""
     modules = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    code = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
-    return {**threads, **code, "PYTHONPATH": modules}
+    inherited = {name: os.environ[name] for name in (VARIABLE, SHARED) if name in os.environ}
+    return {**threads, **inherited, "PYTHONPATH": modules}

@@ -13,6 +13,7 @@ from heterofl_flwr.app.simulation import LOG, Checked, RunError, cohort_limit, o
 from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.settings.flat import from_flat, to_flat
 
 SAMPLE = Path(__file__).parent / "sample_app"
@@ -125,3 +126,31 @@ def test_clients_train_together_where_that_pays(asked, settings, device, small, 
 def test_only_seats_train_clients_of_several_rates_together(asked, name, device, by_rate):
     with open_grid(asked({"engine.name": name}, device)) as grid:
         assert grid._by_rate == by_rate
+
+
+METRIC = """
+from pathlib import Path
+
+def maps(model, inputs, targets):
+    return {"mapped": float("/memfd:heterofl-" in Path("/proc/self/maps").read_text())}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.simulation
+def test_actors_share_the_data_set_and_results_are_those_of_one_process(tmp_path, monkeypatch):
+    (tmp_path / "looking.py").write_text(METRIC)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"num-rounds": 1, "train.epochs": 1, "model.hidden": "8", "engine.name": "plain"}
+    settings |= {"evaluate.metric": "looking:maps"}
+    metrics, states = {}, {}
+    for grid in ("local", "ray"):
+        folder = tmp_path / grid
+        config = to_flat(from_flat({**settings, "run.dir": str(folder)}))
+        run_request(Request(config=config, out=folder, clients=4, parallel=2, grid=grid))
+        (record,) = RunFolder(folder).history()
+        metrics[grid], states[grid] = dict(record.evaluate), RunFolder(folder).load_checkpoint().state
+    assert [metrics[grid].pop("mapped") for grid in ("local", "ray")] == [0.0, 1.0]
+    assert metrics["ray"] == metrics["local"]
+    assert states["ray"].keys() == states["local"].keys()
+    assert all(torch.equal(tensor, states["ray"][name]) for name, tensor in states["local"].items())
