@@ -48,8 +48,8 @@ def share(dataset: Dataset, key: object) -> Iterator[None]:
                 _write(file, dataset)
             mapped = _read(path)
             for private, shared in ((dataset.train, mapped.train), (dataset.test, mapped.test)):
-                private.inputs.set_(shared.inputs)  # type: ignore[no-untyped-call]
-                private.targets.set_(shared.targets)  # type: ignore[no-untyped-call]
+                private.inputs.data = shared.inputs
+                private.targets.data = shared.targets
             os.environ[VARIABLE] = f"{path} {token}"
             opened.callback(os.environ.pop, VARIABLE, None)
         except (OSError, AttributeError) as error:
