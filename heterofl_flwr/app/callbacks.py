@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from flwr.app import ArrayRecord, MetricRecord
+from torch import Tensor
 
 from heterofl_flwr.app.workload import Workload
 from heterofl_flwr.client.load_model import for_evaluation, load_parameters
@@ -12,6 +14,7 @@ from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report import Costs, MLflow, Monitor, Recorder, RunFolder, TensorBoard, WandB
+from heterofl_flwr.runs.class_counts import count_pairs, write_counts
 from heterofl_flwr.settings.flat import to_flat
 from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.transport import packing
@@ -23,9 +26,12 @@ NAMES = ("tensorboard", "wandb", "mlflow")
 
 
 def evaluate_global(
-    strategy: FederationStrategy, workload: Workload, server_round: int, arrays: ArrayRecord
+    strategy: FederationStrategy, workload: Workload, folder: RunFolder | None, server_round: int, arrays: ArrayRecord
 ) -> MetricRecord | None:
-    """Return the global model's metrics on the whole test set, without masks; None before the first round."""
+    """Return the global model's metrics on the whole test set, without masks; None before the first round.
+
+    Its predictions are counted by class in the run's folder.
+    """
     if not server_round:
         return None
     rate = workload.mix.global_rate
@@ -33,7 +39,14 @@ def evaluate_global(
     load_parameters(model, packing.read_tensors(arrays, "the server"))
     model = for_evaluation(model, strategy.moments.get(rate)).to(workload.device)
     test = workload.whole_test(strategy.federation.nodes.dealt())
-    return MetricRecord(dict(workload.evaluate_centrally(model, test, server_round).metrics("global")))
+    predicted: list[Tensor] = []
+    with model.register_forward_hook(lambda module, inputs, outputs: predicted.append(outputs.argmax(1))):
+        result = workload.evaluate_centrally(model, test, server_round)
+    if folder is not None and predicted and test.reading is None:
+        number = len(names := workload.dataset.class_names)
+        confusion = count_pairs(test.targets, torch.cat(predicted), (number, number))
+        write_counts(folder, names=names, confusion=confusion, server_round=server_round)
+    return MetricRecord(dict(result.metrics("global")))
 
 
 def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundCallback]:

@@ -25,6 +25,7 @@ from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, TrainingCost
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.report import Console, RunFolder
+from heterofl_flwr.runs.class_counts import write_counts
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
 from heterofl_flwr.settings.flat import from_stored, to_flat
@@ -106,7 +107,7 @@ def _run(
             grid if devices is None else SimulatedDevices(grid, devices),
             num_rounds=settings.num_rounds,
             timeout=settings.engine.timeout,
-            evaluate_fn=partial(evaluate_global, strategy, workload) if evaluates else None,
+            evaluate_fn=partial(evaluate_global, strategy, workload, folder) if evaluates else None,
             resume=start.state,
         )
     if folder is not None:
@@ -226,7 +227,7 @@ def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start,
 def _start_folder(
     folder: RunFolder, workload: Workload, start: Start, strategy: FederationStrategy, clients: int | None
 ) -> None:
-    """Write the settings of a run into its folder, and make the accountant store its releases there."""
+    """Write the settings of a run and its clients' classes into its folder, where the accountant stores releases."""
     settings = workload.settings
     about = {
         "title": f"{method_name(settings)} on {settings.data.name}, {settings.mix}",
@@ -235,3 +236,5 @@ def _start_folder(
     }
     folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)
     strategy.spent.keep_in(folder)
+    if clients and workload.dataset.train.reading is None:
+        write_counts(folder, names=workload.dataset.class_names, clients=workload.count_classes(clients))

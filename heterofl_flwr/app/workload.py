@@ -24,6 +24,7 @@ from heterofl_flwr.nn.depth import Rates, read_levels, shallow
 from heterofl_flwr.nn.exits import BLOCKS, with_exits
 from heterofl_flwr.nn.models import MODELS, Build, build_model
 from heterofl_flwr.nn.nested import Nested
+from heterofl_flwr.runs.class_counts import Matrix, count_pairs
 from heterofl_flwr.settings.defaults import architectures, model_options, options_of, with_architecture
 from heterofl_flwr.settings.definitions import DataSettings, Settings
 from heterofl_flwr.settings.flat import from_flat
@@ -179,6 +180,12 @@ class Workload:
         """Return the split of the data among ``number`` clients."""
         settings = self.settings
         return split_dataset(self.dataset, settings.data.split, number, settings.seed, settings.fidelity)
+
+    def count_classes(self, number: int) -> Matrix:
+        """Return the number of training examples of each of ``number`` clients, by class."""
+        rows = self.partitions(number).train
+        clients = torch.arange(number).repeat_interleave(torch.tensor([len(part) for part in rows]))
+        return count_pairs(clients, self.dataset.train.targets[torch.cat(rows)], (number, self.dataset.classes))
 
     def steps_each(self, number: int) -> float | None:
         """Return the mean number of steps of ``number`` clients in a round; None for text."""

@@ -125,6 +125,11 @@ class Dataset:
     columns: tuple[str, ...] = ()
     owners: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; their numbers if the source has none."""
+        return self.names or tuple(map(str, range(self.classes)))
+
     def __post_init__(self) -> None:
         """Raise ``DataError`` if a split is empty, shapes differ, or targets are not classes."""
         if self.augment not in AUGMENTS:

@@ -2,9 +2,14 @@
 
 import io
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = {
     "ink": "#1c2330",
@@ -25,6 +30,7 @@ SMALL = 9.0  # points
 LINE, MARK = 60, 5  # characters in a line of a legend, and characters for the mark of an entry
 LINE_HEIGHT = 0.19  # inches
 LONGEST = 40  # characters of a name
+MOST_NAMES, LONGEST_NAME = 20, 12  # rows of a matrix that have names, and characters of these
 
 
 def series(number: int) -> tuple[str, str]:
@@ -44,6 +50,26 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     axes.grid(axis="y", color=COLOURS["grid"], linewidth=0.7)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], rows: Sequence[str]) -> Figure:
+    """Draw a matrix with a row for each class in colours; zeros are blank. Few columns and rows have their names."""
+    figure, axes = new_axes(xlabel, "class")
+    axes.grid(visible=False)
+    highest = values.max() or 1
+    # Small values are visible, because the palest fifth of the colours is not used.
+    image = axes.imshow(np.ma.masked_equal(values, 0), cmap="Blues", aspect="auto", vmin=-highest / 4, vmax=highest)
+    bar = figure.colorbar(image)
+    bar.ax.set_ylim(0, highest)
+    bar.ax.tick_params(labelsize=SMALL, labelcolor=COLOURS["muted"])
+    for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        if 0 < len(names) <= MOST_NAMES:
+            axis.set_ticks(range(len(names)), [name.replace("$", r"\$")[:LONGEST_NAME] for name in names])
+            figure.set_figheight(max(SIZE[1], LINE_HEIGHT * len(names) + 1))
+    if any(len(name) > 2 for name in columns):
+        axes.tick_params(axis="x", rotation=90)
+    return figure
 
 
 def add_legend(axes: Axes) -> None:

@@ -15,7 +15,8 @@ from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.evaluation import HEADLINE_KINDS
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import summary
-from heterofl_flwr.report.drawing import add_legend, new_axes, series
+from heterofl_flwr.report.drawing import COLOURS, MOST_NAMES, add_legend, draw_matrix, new_axes, series
+from heterofl_flwr.runs.class_counts import ClassCounts
 from heterofl_flwr.runs.costs import ModelCosts, bytes_sent, full_bytes, savings
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind, pick_metric, points
 
@@ -27,6 +28,7 @@ FEW = 30  # curves with fewer points than this have a mark at each point
 CLIMB = 4  # the first 1 / CLIMB of a curve does not count for the range of the axis
 SHORT = 10  # curves with fewer points than this count completely for the range of the axis
 NEAR = 0.25  # values outside of the range by less than this fraction of it extend the axis
+MOST_NUMBERS = 12  # classes of a confusion matrix whose entries have numbers
 MOST_METRICS = 12  # maximum number of figures of a user's own metrics
 ALIKE = 0.02  # curves that differ by less than this fraction of the axis are drawn as one
 
@@ -42,6 +44,8 @@ TEXTS = {
         "Of the full model on each client's own test set; a tenth of the clients is below the first decile.",
     ),
     "participation": ("Trainings of each client", "How often each client was asked to train, at which level."),
+    "classes": ("Classes of each client", "Its training examples by class; where it has none, the figure is blank."),
+    "confusion": ("Confusion matrix, round {round}", "Percent of each class's test examples; of the full model."),
     "time": ("Time of a round", "On the wall clock, with evaluation."),
     "bytes": ("Bytes sent", "Both ways, beside FedAvg with the full-size model on the same clients."),
     "for-time": ("{kind} over simulated time", "Of training on the simulated devices; evaluation takes no time."),
@@ -58,7 +62,9 @@ class Drawing(NamedTuple):
     figure: Figure
 
 
-def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[Drawing]:
+def draw_run(
+    records: Sequence[RoundRecord], costs: ModelCosts | None, counts: ClassCounts | None = None
+) -> list[Drawing]:
     """Return all figures for which the records have values."""
     kind = headline_kind(records)
     rounds = [record.server_round for record in records]
@@ -72,12 +78,14 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
         "loss": draw_curves(_losses(records, rounds), "loss"),
         "clients": draw_curves(_clients(records, rounds), "local accuracy"),
         "participation": _draw_participation(records),
+        "classes": _draw_classes(counts := counts or ClassCounts()),
+        "confusion": _draw_confusion(counts),
         "time": draw_curves({"": (rounds, [record.seconds for record in records])}, "seconds"),
         "bytes": _draw_bytes(records, costs, rounds),
         "for-time": draw_curves(_scopes(records, kind, times), kind, f"simulated {unit_name}"),
     }
     drawings = [
-        Drawing(name, TEXTS[name][0].format(kind=kind.capitalize()), TEXTS[name][1], figure)
+        Drawing(name, TEXTS[name][0].format(kind=kind.capitalize(), round=counts.server_round), TEXTS[name][1], figure)
         for name, figure in drawn.items()
         if figure
     ]
@@ -127,6 +135,25 @@ def _draw_participation(records: Sequence[RoundRecord]) -> Figure | None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     add_legend(axes)
+    return figure
+
+
+def _draw_classes(counts: ClassCounts) -> Figure | None:
+    """Draw the number of examples of each client and class; None if they are unknown."""
+    return draw_matrix(np.array(counts.clients).T, "client", (), counts.names) if counts.clients else None
+
+
+def _draw_confusion(counts: ClassCounts) -> Figure | None:
+    """Draw the confusion matrix in percent of each class; None without one, or with too many classes."""
+    if not counts.confusion or len(counts.names) > MOST_NAMES:
+        return None
+    numbers = np.array(counts.confusion)  # (class, predicted class)
+    percents = 100 * numbers / np.maximum(numbers.sum(axis=1, keepdims=True), 1)
+    figure = draw_matrix(percents, "predicted class", counts.names, counts.names)
+    for row, column in np.argwhere(percents >= 0.5) if len(numbers) <= MOST_NUMBERS else ():
+        percent = percents[row, column]
+        colour = "white" if percent > percents.max() / 2 else COLOURS["ink"]
+        figure.axes[0].text(column, row, f"{percent:.0f}", ha="center", va="center", fontsize=7, color=colour)
     return figure
 
 

@@ -10,8 +10,9 @@ from jinja2 import Environment, StrictUndefined
 from heterofl_flwr.common.files import to_json, write_atomic
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import summary
-from heterofl_flwr.report.drawing import to_png
+from heterofl_flwr.report.drawing import MOST_NAMES, to_png
 from heterofl_flwr.report.figures import draw_run
+from heterofl_flwr.runs.class_counts import ClassCounts, read_counts
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline_kind
@@ -95,7 +96,8 @@ def render_page(**content: object) -> str:
 def write_page(folder: RunFolder) -> Path:
     """Write the page and the figures; return the page's path."""
     about, settings, records, costs = folder.about(), folder.settings(), folder.history(), folder.costs()
-    figures = [(drawing, to_png(drawing.figure, drawing.title)) for drawing in draw_run(records, costs)]
+    counts = read_counts(folder)
+    figures = [(drawing, to_png(drawing.figure, drawing.title)) for drawing in draw_run(records, costs, counts)]
     done, planned = records[-1].server_round if records else 0, about.get("num_rounds")
     rounds = f"{done} rounds" if planned in (None, done) else f"{done} of {planned} rounds"
     started = [str(start)[:16].replace("T", " ") for start in about.get("starts", [])[:1]]
@@ -104,7 +106,7 @@ def write_page(folder: RunFolder) -> Path:
         status=" · ".join([*started, rounds, *([] if about.get("finished") else ["not finished"])]),
         lines=list(summary.summary_lines(records, costs)),
         figures=[(drawing, b64encode(png).decode()) for drawing, png in figures],
-        tables=list(_tables(about, settings, records, costs)),
+        tables=list(_tables(about, settings, records, costs, counts)),
     )
     for drawing, png in figures:
         write_atomic(folder.figures / f"{drawing.name}.png", png)
@@ -113,7 +115,11 @@ def write_page(folder: RunFolder) -> Path:
 
 
 def _tables(
-    about: Mapping[str, Any], settings: Mapping[str, object], records: Sequence[RoundRecord], costs: ModelCosts | None
+    about: Mapping[str, Any],
+    settings: Mapping[str, object],
+    records: Sequence[RoundRecord],
+    costs: ModelCosts | None,
+    counts: ClassCounts,
 ) -> Iterator[Table]:
     note = (
         "MACs: multiplications of one forward pass. Clients: share of all that were asked. "
@@ -127,6 +133,9 @@ def _tables(
         "than accuracies from 0 to 1, by the median."
     )
     yield "Metrics", metrics, note if metrics[1] else "No round was evaluated.", ()
+    if len(counts.names) > MOST_NAMES and counts.confusion:  # otherwise there is a figure
+        note = f"By the full model of round {counts.server_round}, on the test set."
+        yield "Confused classes", summary.confusion_cells(counts), note, ()
     failures = summary.failure_cells(records)
     yield "Failures", failures, "" if failures[1] else "No client failed.", ()
     facts_of_run = {

@@ -1,5 +1,6 @@
 """Tables of a run for the terminal and the page, and the summary that is printed after a run."""
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,12 @@ from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn.nested import InnerWidths
+from heterofl_flwr.runs.class_counts import ClassCounts
 from heterofl_flwr.runs.costs import ModelCosts, price, savings
 from heterofl_flwr.runs.metrics import headline, headline_kind, pick_metric, points, scores, seconds_to
 
 LONGEST = 100  # characters of a failure's reason
+MOST_PAIRS = 20  # rows of the table of confused classes
 
 Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
 """A table as text: column heads and rows."""
@@ -93,6 +96,22 @@ def score_cells(records: Sequence[RoundRecord]) -> Cells:
             number = formatting.NOTHING if best_round is None else str(best_round)
             rows.append((name, statistic, shown, formatting.score(score.name, best), number))
     return ("metric", "of clients", "final", "best", "round"), rows
+
+
+def confusion_cells(counts: ClassCounts) -> Cells:
+    """Return the table of the pairs of classes that are confused most often, with their fraction of the class."""
+    sizes = [sum(row) for row in counts.confusion]
+    pairs = [
+        (number, true, predicted)
+        for true, row in enumerate(counts.confusion)
+        for predicted, number in enumerate(row)
+        if number and true != predicted
+    ]
+    rows = [
+        (counts.names[true], counts.names[predicted], str(number), formatting.percent(number / sizes[true]))
+        for number, true, predicted in heapq.nlargest(MOST_PAIRS, pairs, key=lambda pair: pair[0])
+    ]
+    return ("class", "predicted as", "test examples", "of the class"), rows
 
 
 def marked(value: str, partial: bool) -> str:

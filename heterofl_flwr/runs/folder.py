@@ -51,6 +51,7 @@ class RunFolder:
     ``.lock``           locked while a process runs in the folder; empty
     ``settings.json``   settings of the run, facts about its starts, and costs of its models
     ``history.jsonl``   one ``RoundRecord`` a line
+    ``classes.json``    counts by class: each client's examples (in simulations), predictions of the global model
     ``checkpoint/``     the newest two checkpoints
     ``privacy.json``    numbers of models and moments released with noise, by noise and clip, including repeated rounds
     ``events/``         events for TensorBoard

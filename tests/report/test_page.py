@@ -4,11 +4,15 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
+from heterofl_flwr.app.workload import load_workload
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.report import Recorder, RunFolder, write_report
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import draw_curves, draw_run
+from heterofl_flwr.runs.class_counts import read_counts, write_counts
+from tests.app.runs import run_app
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 SECTIONS = ["figures", "levels", "metrics", "failures", "how-it-was-run", "settings"]
@@ -162,3 +166,58 @@ def test_settings_that_were_changed_are_apart_from_those_that_were_not(tmp_path,
     assert all(name in changed for name in ("num-rounds", "of-my-own"))
     assert "train.momentum" in unchanged
     assert "train.momentum" not in changed
+
+
+def with_classes(folder, fake, number, **counts):
+    """Return the page of a run with class counts, and the names of its figures."""
+    folder.start({})
+    fake.run([Recorder(folder, every=12)], 1, 1)
+    write_counts(folder, names=[f"class {index}" for index in range(number)], **counts)
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    return page, {path.stem for path in folder.figures.iterdir()}
+
+
+def test_classes_of_clients_and_confusions_are_figures(folder, fake):
+    confusion = [[9, 1, 0], [0, 10, 0], [5, 0, 5]]
+    counts = {"clients": [[4, 0, 3], [0, 7, 0]], "confusion": confusion, "server_round": 1}
+    page, names = with_classes(folder, fake, 3, **counts)
+    assert "Confusion matrix, round 1" in [value for tag, name, value in page.values if (tag, name) == ("img", "alt")]
+    assert {"classes", "confusion"} <= names
+    drawn = {drawing.name: drawing.figure for drawing in draw_run([], None, read_counts(folder))}
+    clients = drawn["classes"].axes[0].images[0].get_array()
+    assert clients.filled(0).tolist() == [[4, 0], [0, 7], [3, 0]]
+    axes = drawn["confusion"].axes[0]
+    assert {(*text.get_position(), text.get_text()) for text in axes.texts} == {
+        *((0, 0, "90"), (1, 0, "10"), (1, 1, "100"), (0, 2, "50"), (2, 2, "50"))
+    }
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["class 0", "class 1", "class 2"]
+
+
+def test_many_classes_have_a_table_of_those_most_confused(folder, fake):
+    confusion = [[8 * (row == column) for column in range(30)] for row in range(30)]
+    confusion[4][7], confusion[9][2] = 2, 8
+    page, names = with_classes(folder, fake, 30, confusion=confusion, server_round=1)
+    assert "classes" not in names  # a deployment's clients tell nobody their numbers of examples
+    assert "confusion" not in names
+    assert "class 9 class 2 8 50.0 % class 4 class 7 2 20.0 %" in page.text
+
+
+def test_damaged_counts_are_named(folder, fake):
+    with_classes(folder, fake, 2, clients=[[1, 2]])
+    (folder.path / "classes.json").write_text('{"names": ["x", "y"], "clients": [[1, 2], [3]]}')
+    with pytest.raises(ConfigError, match=r"(?s)classes\.json cannot be read.*remove it"):
+        write_report(folder)
+
+
+def test_the_app_counts_classes_of_its_simulated_clients_and_predictions(tmp_path):
+    config = {"num-rounds": 1, "data.split": "non-iid-2", "mix": "a1", "run.dir": str(tmp_path / "run")}
+    run_app(config, 5)
+    folder = RunFolder(tmp_path / "run")
+    counts, workload = read_counts(folder), load_workload(config)
+    parts, targets = workload.partitions(5).train, workload.dataset.train.targets
+    assert counts.clients == [torch.bincount(targets[rows], minlength=10).tolist() for rows in parts]
+    assert [sum(row) for row in counts.confusion] == torch.bincount(workload.dataset.test.targets).tolist()
+    correct = sum(row[number] for number, row in enumerate(counts.confusion))
+    assert correct / len(workload.dataset.test) == folder.history()[-1].evaluate["global-accuracy"]
+    assert counts.server_round == 1
+    assert {"classes", "confusion"} <= {path.stem for path in folder.figures.iterdir()}

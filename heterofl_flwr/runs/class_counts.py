@@ -1,0 +1,74 @@
+"""``classes.json`` in a run's folder: examples of each client and predictions of the global model, by class."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from heterofl_flwr.common.files import reading, to_json, write_atomic
+from heterofl_flwr.runs.folder import RunFolder
+
+LARGEST = 1_000_000
+"""Maximum number of entries of a matrix; a larger one is left out."""
+
+Matrix = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCounts:
+    """Counts by class; an unknown matrix is empty.
+
+    Attributes
+    ----------
+    names
+        Names of the classes, in numerical order.
+    clients
+        Numbers of training examples, by client and class.
+    confusion
+        Numbers of test examples, by class and predicted class.
+    server_round
+        The round of ``confusion``.
+    """
+
+    names: Sequence[str] = ()
+    clients: Matrix = ()
+    confusion: Matrix = ()
+    server_round: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` if a matrix does not fit the names."""
+        widths = {len(row) for row in (*self.clients, *self.confusion)}
+        if widths - {len(self.names)} or len(self.confusion) not in (0, len(self.names)):
+            raise ValueError(f"a matrix is not of {len(self.names)} classes")
+
+
+_COUNTS = TypeAdapter(ClassCounts)
+
+
+def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix:
+    """Return how often each pair of numbers occurs; empty if that is too large or a column is outside of ``shape``."""
+    height, width = shape
+    if height * width > LARGEST or not len(rows) or int(columns.max()) >= width:
+        return ()
+    counts: Matrix = torch.bincount(rows * width + columns, minlength=height * width).view(shape).tolist()
+    return counts
+
+
+def read_counts(folder: RunFolder) -> ClassCounts:
+    """Return the counts in a run's folder; empty if there are none."""
+    path = _path(folder)
+    with reading(path, "remove it: reports then show no classes"):
+        return _COUNTS.validate_json(path.read_bytes()) if path.exists() else ClassCounts()
+
+
+def write_counts(folder: RunFolder, **counts: Any) -> None:
+    """Write some fields of ``ClassCounts``; the file's other fields stay."""
+    write_atomic(_path(folder), to_json(asdict(replace(read_counts(folder), **counts))).encode())
+
+
+def _path(folder: RunFolder) -> Path:
+    return folder.path / "classes.json"
