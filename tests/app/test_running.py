@@ -129,16 +129,23 @@ def test_only_seats_train_clients_of_several_rates_together(asked, name, device,
 
 
 METRIC = """
+import os, signal
 from pathlib import Path
 
 def maps(model, inputs, targets):
-    return {"mapped": float("/memfd:heterofl-" in Path("/proc/self/maps").read_text())}
+    mapped, mark = "/memfd:heterofl-" in Path("/proc/self/maps").read_text(), Path(__file__).with_name("killed")
+    if mapped and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"mapped": float(mapped)}
 """
 
 
 @pytest.mark.slow
 @pytest.mark.simulation
-def test_actors_share_the_data_set_and_results_are_those_of_one_process(tmp_path, monkeypatch):
+def test_actors_also_in_place_of_a_killed_one_share_the_data_set_and_results_are_those_of_one_process(
+    tmp_path, monkeypatch
+):
     (tmp_path / "looking.py").write_text(METRIC)
     monkeypatch.syspath_prepend(tmp_path)
     settings = {"num-rounds": 1, "train.epochs": 1, "model.hidden": "8", "engine.name": "plain"}
@@ -150,6 +157,7 @@ def test_actors_share_the_data_set_and_results_are_those_of_one_process(tmp_path
         run_request(Request(config=config, out=folder, clients=4, parallel=2, grid=grid))
         (record,) = RunFolder(folder).history()
         metrics[grid], states[grid] = dict(record.evaluate), RunFolder(folder).load_checkpoint().state
+    assert (tmp_path / "killed").exists()
     assert [metrics[grid].pop("mapped") for grid in ("local", "ray")] == [0.0, 1.0]
     assert metrics["ray"] == metrics["local"]
     assert states["ray"].keys() == states["local"].keys()
