@@ -70,9 +70,10 @@ class BlockSweeper(Sweeper):
             remedy = "the same command resumes the unfinished jobs"
             raise RunError(f"the launcher ended: {type(error).__name__}: {error}; {remedy}") from error
         stages = [job.stage for job in jobs]
+        metrics = [name.strip() for name in self._master.metrics.split(",") if name.strip()]
         diverged = f", {stages.count(DIVERGED)} diverged" if DIVERGED in stages else ""
         ends = f"{stages.count(DONE)} of {len(jobs)} jobs done{diverged}; the runs are in {folder}"
-        print(*filter(None, [list_results(jobs, rows), ends]), sep="\n")
+        print(*filter(None, [list_results(jobs, rows, metrics), ends]), sep="\n")
         failed = {
             job.path.name: shorten(str(result._return_value), LONGEST_CAUSE, placeholder=" ...")
             for job, result in zip(jobs, results, strict=True)

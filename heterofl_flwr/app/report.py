@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from heterofl_flwr.app.argument_types import TABLE_FORMATS, read_path
+from heterofl_flwr.common.errors import ConfigError
 
 SUMMARY = "make the report of a run, and print its tables"
 DESCRIPTION = "Make a run's report.html and figures anew, and print its tables; or compare several runs."
@@ -17,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", type=read_path, nargs="+", metavar="RUN", help=text)
     out = "page of a comparison; by default comparison.html"
     parser.add_argument("--out", type=read_path, default=Path("comparison.html"), metavar="FILE", help=out)
+    metric = "metric of the runs' histories, as a column of a comparison: f1, a/f1 (of a level), train/f1; repeatable"
+    parser.add_argument("--metric", action="append", default=[], metavar="NAME", help=metric)
     style = "form of a comparison's table"
     parser.add_argument("--format", choices=TABLE_FORMATS, default="table", help=style)
 
@@ -26,14 +29,16 @@ def run(args: argparse.Namespace) -> int:
     from heterofl_flwr.report import write_report
 
     if len(args.folders) > 1:
-        _compare(args.folders, args.out, args.format)
+        _compare(args.folders, args.out, args.format, args.metric)
         return 0
+    if args.metric:
+        raise ConfigError("--metric is for comparisons: found 1 run, expected 2 or more")
     write_report(args.folders[0])
     show_results(args.folders[0])
     return 0
 
 
-def _compare(paths: Sequence[Path], out: Path, style: str) -> None:
+def _compare(paths: Sequence[Path], out: Path, style: str, metrics: Sequence[str]) -> None:
     """Write the page that compares several runs, and print its table."""
     from heterofl_flwr.common.errors import extra
     from heterofl_flwr.core.formatting import render
@@ -42,7 +47,7 @@ def _compare(paths: Sequence[Path], out: Path, style: str) -> None:
     with extra("report"):
         from heterofl_flwr.report.compare import write_comparison
 
-    heads, rows = write_comparison([RunFolder(path) for path in paths], out)
+    heads, rows = write_comparison([RunFolder(path) for path in paths], out, metrics)
     print(f"{render(heads, rows, style)}\n\ncomparison: {out}")
 
 

@@ -22,7 +22,7 @@ from heterofl_flwr.report.page import render_page
 from heterofl_flwr.report.summary import Cells, price_text
 from heterofl_flwr.runs.costs import bytes_sent, count_macs
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import headline, points, scores
+from heterofl_flwr.runs.metrics import check_known, final_values, headline, points, scores
 from heterofl_flwr.settings.flat import current_names, flatten, from_flat, to_flat
 
 UNCOMPARED = ("seed", "run.dir", "run.resume", "data.root", "engine.window", "sample.min-nodes")
@@ -68,6 +68,31 @@ def compare_runs(folders: Sequence[RunFolder]) -> Cells:
     return HEADS, table
 
 
+def compare_metrics(folders: Sequence[RunFolder], metrics: Sequence[str]) -> Cells:
+    """Return the table of runs with some metrics as columns: means of final values, and paired differences."""
+    rows, histories = _rows(folders), {folder: folder.history() for folder in folders}
+    finals = {folder: final_values(history) for folder, history in histories.items()}
+    check_known(metrics, finals.values())
+    values = [
+        {
+            row: {seed: finals[run][name] for seed, run in runs.items() if name in finals[run]}
+            for row, runs in rows.items()
+        }
+        for name in metrics
+    ]
+    table = []
+    for row, runs in rows.items():
+        cells = [row, str(len(runs))]
+        for name, by_row in zip(metrics, values, strict=True):
+            reference = next(iter(by_row.values()))
+            difference = "" if by_row[row] is reference else paired_difference(name, reference, by_row[row])
+            cells += [_mean(name, list(by_row[row].values())), difference]
+        sent = fmean(sum(bytes_sent(histories[run])) for run in runs.values())
+        table.append((*cells, formatting.size(sent), _price(list(runs.values()), histories)))
+    columns = [head for name in metrics for head in (name, HEADS[-1])]
+    return (*HEADS[:2], *columns, "bytes", "price"), table
+
+
 def paired_difference(metric: str, reference: Mapping[Any, float], second: Mapping[Any, float]) -> str:
     """Return the mean difference over common seeds as text, with three or more seeds with its 95 % t interval."""
     differences = [second[seed] - reference[seed] for seed in reference if seed in second]
@@ -84,9 +109,9 @@ def paired_difference(metric: str, reference: Mapping[Any, float], second: Mappi
     return f"{mean} [{low}, {high}]{unit}"
 
 
-def write_comparison(folders: Sequence[RunFolder], path: Path) -> Cells:
-    """Write the page that compares runs; return its table."""
-    table = compare_runs(folders)
+def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence[str] = ()) -> Cells:
+    """Write the page that compares runs, by default in all metrics of evaluation; return its table."""
+    table = compare_metrics(folders, metrics) if metrics else compare_runs(folders)
     figures = [(drawing, b64encode(to_png(drawing.figure, drawing.title)).decode()) for drawing in _draw(folders)]
     note = (
         "Means and deviations over seeds; differences of equal seeds, from three on with 95 % intervals. The price is "

@@ -1,10 +1,11 @@
 """Metrics of a history: the headline metric, final and best values, and names for trackers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.evaluation import HEADLINE_KINDS, WORST_ACCURACY
 from heterofl_flwr.federation.records import RoundRecord
 
@@ -102,6 +103,21 @@ def scores(records: Sequence[RoundRecord]) -> list[Score]:
         median = final.evaluate_medians.get(name)
         results.append(Score(name, final.evaluate[name], best, best_round, name in final.partial, median, worst))
     return results
+
+
+def final_values(records: Sequence[RoundRecord]) -> dict[str, float]:
+    """Return the final value of each number of a history, named like ``f1``, ``a/f1`` (of a level) or ``train/f1``."""
+    values: dict[str, float] = {}
+    for record in records:
+        values |= {name.removeprefix("evaluate/"): value for name, value in scalars(record).items()}
+    return values
+
+
+def check_known(names: Iterable[str], runs: Iterable[Mapping[str, float]]) -> None:
+    """Raise ``ConfigError`` if no run has a value of a metric."""
+    known = {name for values in runs for name in values}
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"no run has a metric {', '.join(unknown)}; expected one of {', '.join(sorted(known))}")
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:

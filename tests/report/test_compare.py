@@ -1,5 +1,6 @@
 """Several runs in one table and on one page."""
 
+import csv
 from statistics import fmean, stdev
 
 import pytest
@@ -101,3 +102,31 @@ def test_the_command_writes_a_page(folders, tmp_path, capsys):
     text = page.read_text()
     assert text.count("<figure>") == 2
     assert "60.0 % ± 10.0 %" in text
+
+
+def test_any_metric_of_the_histories_is_a_column(folders, tmp_path, capsys):
+    for number, folder in enumerate(folders):
+        record = make_record(3)
+        record.evaluate, record.train = {"f1": number / 10}, {"loss": 2.0}
+        folder.append(record)
+    page = tmp_path / "page.html"
+    paths = [str(folder.path) for folder in folders]
+    options = ["--metric", "f1", "--metric", "train/loss", "--format", "csv", "--out", str(page)]
+    assert main(["report", *paths, *options]) == 0
+    heads, first, second = list(csv.reader(capsys.readouterr().out.splitlines()))[:3]
+    assert heads[:6] == ["settings", "seeds", "f1", "against the first row", "train/loss", "against the first row"]
+    assert first[:6] == ["mix=a1", "3", "0.1 ± 0.1", "", "2 ± 0", ""]
+    assert second[:6] == ["mix=e1", "3", "0.4 ± 0.1", "0.3 [0.3, 0.3]", "2 ± 0", "0 [0, 0]"]
+    assert "train/loss" in page.read_text()
+
+
+def test_an_unknown_metric_is_one_error_with_the_known_ones(folders, capsys):
+    paths = [str(folder.path) for folder in folders]
+    assert main(["report", *paths, "--metric", "f2", "--metric", "global-accuracy"]) != 0
+    error = capsys.readouterr().err
+    assert "no run has a metric f2; expected one of" in error
+    assert {"global-accuracy", "train/loss", "a/global-accuracy"} <= set(
+        error.replace("\n", " ").split("expected one of ")[1].replace(",", "").split()
+    )
+    assert main(["report", paths[0], "--metric", "f1"]) != 0
+    assert "expected 2 or more" in capsys.readouterr().err

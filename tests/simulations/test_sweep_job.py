@@ -155,3 +155,16 @@ def test_results_are_means_over_seeds_of_what_varies(tmp_path):
         "mix=d         3  global-accuracy  50.0 %  20.0 %  90.0 %        50.0 %",
         "mix=e         1  global-accuracy  50.0 %  50.0 %  50.0 %        50.0 %",
     ]
+
+
+def test_results_have_more_metrics_as_columns(tmp_path):
+    jobs = [job("mix=d", f"seed={seed}", path=tmp_path / str(seed)) for seed in range(2)]
+    rows = [[f"seed={seed}"] for seed in range(2)]
+    for own in jobs:
+        ran(own, 1, finished=True)
+    heads, _, line = list_results(jobs, rows, ["round/seconds"]).splitlines()
+    assert heads.split()[-2:] == ["round/seconds", "price"]
+    seconds = RunFolder(jobs[0].path).history()[-1].seconds
+    assert line.split()[-1] == f"{seconds:g}"
+    with pytest.raises(ConfigError, match="no run has a metric f1; expected one of"):
+        list_results(jobs, rows, ["f1"])

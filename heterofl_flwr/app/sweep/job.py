@@ -32,7 +32,7 @@ from heterofl_flwr.settings.defaults import CLIENTS, preset
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import DEFAULTS, first_names, flatten, from_flat, read_specs, to_flat, validate
 from heterofl_flwr.settings.stored_settings import Setting
-from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text
+from heterofl_flwr.settings.value_types import AUTO, Flat, Group, Text, Texts
 from heterofl_flwr.training.engines.plain import DivergedError
 
 NEW, BEGUN, DONE, DIVERGED, BLOCKED = "new", "begun", "done", "diverged", "blocked"
@@ -69,6 +69,8 @@ class LaunchOptions(Group):
     """folder with the folders of all runs"""
     dry: bool = False
     """only list the jobs"""
+    metrics: Texts = ()
+    """more columns of the table of results: metrics of the histories, such as f1 or train/f1"""
     engine: EngineOptions
 
 

@@ -3,13 +3,14 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean
 
 from heterofl_flwr.app.sweep.job import BEGUN, DONE, ENDED, Job, read_score
 from heterofl_flwr.core.formatting import duration, render, score
 from heterofl_flwr.report.summary import price_text
 from heterofl_flwr.runs.folder import RunFolder
-from heterofl_flwr.runs.metrics import Score
+from heterofl_flwr.runs.metrics import Score, check_known, final_values
 
 HEADER = ("job", "time", "state", "unlike the published settings")
 RESULTS = ("settings", "seeds", "final metric", "mean", "least", "most", "mean of best", "price")
@@ -40,27 +41,37 @@ def list_jobs(jobs: Sequence[Job]) -> str:
     return f"{render(HEADER, rows, 'table')}\n\n{len(jobs)} jobs, {done} of them done; {forecast}"
 
 
-def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]]) -> str:
+def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Sequence[str] = ()) -> str:
     """Return a table of the finished jobs with means over seeds, named by the values of ``rows`` that vary.
 
-    The price is client-rounds, bytes and multiplications, as fractions of those of one federation for each level.
+    ``metrics`` are more columns: means of final values. The price is client-rounds, bytes and multiplications, as
+    fractions of those of one federation for each level.
     """
     everywhere = set(rows[0]).intersection(*rows)
     by_name = defaultdict[tuple[str, str], list[Score]](list)
     newest: dict[str, Job] = {}
+    columns = defaultdict[str, list[dict[str, float]]](list)
     for job, row in zip(jobs, rows, strict=True):
         if job.stage == DONE and (result := read_score(job)):
             texts = [text for text in row if text not in everywhere and not text.startswith("seed=")]
             name = " ".join(texts) or "all"
             by_name[name, result.name].append(result)
             newest[name] = job
+            if metrics:
+                columns[name].append(final_values(RunFolder(job.path).history()))
+    if columns:
+        check_known(metrics, chain.from_iterable(columns.values()))
     prices, lines = {name: _price(job) for name, job in newest.items()}, []
     for (name, metric), seeds in by_name.items():
         finals = [result.final for result in seeds]
         bests = [result.best for result in seeds if result.best is not None]
         values = fmean(finals), min(finals), max(finals), fmean(bests) if bests else None
-        lines.append((name, str(len(seeds)), metric, *(score(metric, value) for value in values), prices[name]))
-    return render(RESULTS, lines, "table") if lines else ""
+        more = [
+            score(column, fmean(known) if (known := [run[column] for run in columns[name] if column in run]) else None)
+            for column in metrics
+        ]
+        lines.append((name, str(len(seeds)), metric, *(score(metric, value) for value in values), *more, prices[name]))
+    return render((*RESULTS[:-1], *metrics, RESULTS[-1]), lines, "table") if lines else ""
 
 
 def _price(job: Job) -> str:
