@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from heterofl_flwr.core.formatting import NOTHING
 from heterofl_flwr.core.levels import Mix, level_name, rate_of
-from simulations.results.configurations import OF_LEVEL, Reached
+from simulations.results.configurations import Reached
 from simulations.results.formats import Table, show_difference, to_markdown
 from simulations.results.paper import TOO_FEW, Job, Key, Printed
-from simulations.results.runs import short_mix
+from simulations.results.runs import OF_LEVEL, short_mix
 from simulations.results.statistics import Summary, summarise
 
 Terms = tuple[tuple[float, Key], ...]

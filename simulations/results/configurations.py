@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 
 from heterofl_flwr.app.sweep.job import INCIDENTAL
 from heterofl_flwr.core.levels import level_name
@@ -13,7 +13,7 @@ from heterofl_flwr.settings.flat import to_flat
 from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.value_types import Flat
 from simulations.results.paper import Job, Key, departures, job_of
-from simulations.results.runs import FREE, Run, Score, short_mix
+from simulations.results.runs import FREE, OF_LEVEL, Run, Score, short_mix
 from simulations.results.statistics import ANYTHING, PERCENT, PERPLEXITY, Interval, Summary, summarise
 
 Identity = tuple[tuple[str, Flat], ...]
@@ -112,37 +112,28 @@ class Reached:
 
 def reached(configurations: Sequence[Configuration]) -> list[Reached]:
     """Return the results of each configuration in each metric that it has."""
-    found = []
-    for metric in metrics_of(configurations):
-        for one in configurations:
-            scores = [(run, score) for run in one.runs if (score := run.score(metric))]
-            runs = tuple(
-                (run, Score(shown(metric, own.final), shown(metric, own.best), own.best_round)) for run, own in scores
-            )
-            if runs:
-                final = summarise([own.final for _, own in runs], possible(metric))
-                best = summarise([own.best for _, own in runs], possible(metric))
-                found.append(Reached(one, metric, runs, final, best))
-    return found
-
-
-OF_LEVEL = "/"
-"""Separator between a metric and the level whose model was evaluated, as in ``global-accuracy/e``."""
+    pairs = product(metrics_of(configurations), configurations)
+    return [own for metric, one in pairs if (own := _reach(one, metric))]
 
 
 def reached_by_levels(configurations: Sequence[Configuration]) -> list[Reached]:
     """Return the results of each level's model inside a mix, in global accuracy."""
-    results = []
-    for configuration in configurations:
-        for rate in configuration.runs[0].settings.mix.rates:
-            level = level_name(rate)
-            scores = [(run, score) for run in configuration.runs if (score := run.level_score(level))]
-            runs = tuple((run, Score(100 * score.final, 100 * score.best, score.best_round)) for run, score in scores)
-            if runs and len(configuration.runs[0].settings.mix.rates) > 1:
-                ends = ([getattr(score, end) for _, score in runs] for end in ("final", "best"))
-                final, best = (summarise(values, PERCENT) for values in ends)
-                results.append(Reached(configuration, f"global-accuracy{OF_LEVEL}{level}", runs, final, best))
-    return results
+    mixes = [(one, one.runs[0].settings.mix.rates) for one in configurations]
+    pairs = [(one, level_name(rate)) for one, rates in mixes if len(rates) > 1 for rate in rates]
+    return [own for one, level in pairs if (own := _reach(one, f"global-accuracy{OF_LEVEL}{level}"))]
+
+
+def _reach(configuration: Configuration, metric: str) -> Reached | None:
+    name = metric.partition(OF_LEVEL)[0]
+    runs = tuple(
+        (run, Score(shown(name, own.final), shown(name, own.best), own.best_round))
+        for run in configuration.runs
+        if (own := run.score(metric))
+    )
+    ends = ([getattr(score, end) for _, score in runs] for end in ("final", "best"))
+    return (
+        Reached(configuration, metric, runs, *(summarise(values, possible(name)) for values in ends)) if runs else None
+    )
 
 
 def published(places: Places) -> dict[Key, Reached]:

@@ -41,7 +41,8 @@ FREE = (
 )
 """Settings, or prefixes of settings, that do not matter for whether a run is a published job."""
 
-ACCURACY = "global-accuracy"
+OF_LEVEL = "/"
+"""Separator between a metric and the level whose model was evaluated, as in ``global-accuracy/e``."""
 
 PLACES = ("data.root", "run.dir", "run.resume")
 """Settings in which a collected copy differs from its run."""
@@ -172,26 +173,20 @@ class Run:
         return {own.server_round: {name: own.evaluate[name] for name in own.comparable} for own in self.records}
 
     def score(self, metric: str) -> Score | None:
-        """Return the final and the best value of a metric; None if it was not measured.
+        """Return the final and the best value of a metric, maybe of a level's model; None if it was not measured.
 
         As in the paper, the best value of every metric is that in the round with the best global metric on the test
         set. So the best local accuracy is not the maximum of local accuracies.
         """
-        found = {own.server_round: own.comparable for own in self.records if metric in own.comparable}
-        if not found:
+        name, _, level = metric.partition(OF_LEVEL)
+        by_level = {record.server_round: record.evaluate_by_level.get(level, {}) for record in self.records}
+        values = {number: own[name] for number, own in (by_level if level else self.scores).items() if name in own}
+        if not values:
             return None
-        best = chosen_round(found, metric)
-        return Score(self.scores[max(found)][metric], self.scores[best][metric], best)
-
-    def level_score(self, level: str) -> Score | None:
-        """Return the global accuracy of a level's model in the final and in the best round; None without any."""
-        results = {record.server_round: record.evaluate_by_level.get(level, {}) for record in self.records}
-        accuracies = {number: values[ACCURACY] for number, values in results.items() if ACCURACY in values}
-        if not accuracies:
-            return None
-        last = max(accuracies)
-        best = chosen_round(self.scores, ACCURACY)
-        return Score(accuracies[last], accuracies.get(best, accuracies[last]), best if best in accuracies else last)
+        compared = {own.server_round: own.comparable for own in self.records if name in own.comparable}
+        last, best = max(values), chosen_round(self.scores if level else compared, name)
+        best = best if best in values else last
+        return Score(values[last], values[best], best)
 
     @property
     def parameters(self) -> float | None:

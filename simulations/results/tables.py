@@ -10,7 +10,7 @@ from simulations.results.formats import Table, show_interval, show_summary, to_c
 from simulations.results.paper import AGREES, DIFFERS, TOO_FEW, Cell, Key, Printed, departures
 from simulations.results.runs import Run, portable
 from simulations.results.spent import AXES, axes_of, spent_until
-from simulations.results.statistics import Interval, summarise
+from simulations.results.statistics import summarise
 
 
 def reached_table(configurations: Sequence[Configuration], printed: Printed) -> Table:
@@ -94,17 +94,14 @@ def count_verdicts(cells: Sequence[Cell], found: Mapping[Key, Reached]) -> list[
         numbers = Counter(
             next(verdict for verdict in (TOO_FEW, DIFFERS, AGREES) if verdict in own) for own in verdicts.values()
         )
-        wide = sum(best.prediction is not None and _width(best.prediction) > WIDE for best in run.values())
+        widths = [high - low for best in run.values() for low, high in filter(None, [best.prediction])]
+        wide = sum(width > WIDE for width in widths)
         note = f" ({wide} by an interval wider than {WIDE:g} points)" if wide else ""
         lines.append(
             f"{group and f'{group}: '}{len(run)} of {len(by_key)} printed results have a run: {numbers[AGREES]} "
             f"agree{note}, {numbers[DIFFERS]} differ, {numbers[TOO_FEW]} have too few seeds to tell"
         )
     return lines
-
-
-def _width(interval: Interval) -> float:
-    return interval[1] - interval[0]
 
 
 JOB = ("dataset", "split", "configuration", "metric")
