@@ -359,6 +359,13 @@ def figure() -> bytes:
     return to_svg(draw_levels(found, "global-accuracy", 1), FIGURE.stem)
 
 
+def disagreement(method: str) -> str:
+    """Return in which layers the levels of a method's runs disagree."""
+    from simulations.disagreement import table
+
+    return table(sorted((TABLES.parent / "disagreement").glob(f"{method}-*.csv")))
+
+
 TEXTS: Mapping[str, Callable[[], str]] = {
     "settings": settings,
     "fidelity": fidelity,
@@ -377,8 +384,8 @@ def fill(text: str) -> str:
     def written(match: re.Match[str]) -> str:
         name = match["name"]
         homes = [home.strip() for home in (match["homes"] or "").split(",") if home]
-        if name == "levels":
-            found = levels(*homes)
+        if name in ("levels", "disagreement"):
+            found = {"levels": levels, "disagreement": disagreement}[name](*homes)
         else:
             found = TEXTS[name]() if name in TEXTS else api(import_module(name), homes)
         return f"{match[1]}\n{found.strip()}\n\n"
