@@ -1,13 +1,15 @@
 """The benchmarks: what they measure, their goals, and their command."""
 
 import math
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from heterofl_flwr.core import LEVELS
-from simulations.bench import __main__ as bench, step
+from heterofl_flwr.data import load_dataset
+from simulations.bench import __main__ as bench, pfl, step
 from simulations.bench.measure import Goal, in_turns
 from tests.simulations.tiny_data import write_tiny
 
@@ -49,3 +51,22 @@ def test_calls_take_turns_and_the_first_turn_warms_up():
     calls = {name: lambda name=name: seen.append(name) or len(seen) for name in "ab"}
     assert in_turns(calls, 2) == {"a": [3, 5], "b": [4, 6]}
     assert seen == list("ababab")
+
+
+def test_pfl_research_reads_the_images_of_the_data_set(tmp_path):
+    write_tiny("cifar10", tmp_path)
+    pfl.write_images(str(tmp_path), tmp_path)
+    data = load_dataset("cifar10", str(tmp_path))
+    for part, split in (("train", data.train), ("test", data.test)):
+        images, labels = pickle.loads((tmp_path / f"cifar10_{part}.p").read_bytes())
+        assert images.shape == (len(split), 32, 32, 3) and labels.ravel().tolist() == split.targets.tolist()
+        channels = [
+            (torch.tensor(images[..., channel]) / 255 - data.normal.mean[channel]) / data.normal.deviation[channel]
+            for channel in range(3)
+        ]
+        torch.testing.assert_close(torch.stack(channels, 1), split.inputs, atol=1e-5, rtol=0)
+
+
+def test_the_benchmark_of_pfl_research_names_a_folder_that_is_no_checkout(capsys, tmp_path):
+    assert bench.main(["pfl", "--pfl", str(tmp_path)]) == 2
+    assert f"--pfl is {tmp_path}" in capsys.readouterr().err
