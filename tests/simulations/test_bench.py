@@ -59,7 +59,8 @@ def test_pfl_research_reads_the_images_of_the_data_set(tmp_path):
     data = load_dataset("cifar10", str(tmp_path))
     for part, split in (("train", data.train), ("test", data.test)):
         images, labels = pickle.loads((tmp_path / f"cifar10_{part}.p").read_bytes())
-        assert images.shape == (len(split), 32, 32, 3) and labels.ravel().tolist() == split.targets.tolist()
+        assert images.shape == (len(split), 32, 32, 3)
+        assert labels.ravel().tolist() == split.targets.tolist()
         channels = [
             (torch.tensor(images[..., channel]) / 255 - data.normal.mean[channel]) / data.normal.deviation[channel]
             for channel in range(3)
