@@ -87,7 +87,7 @@ def time_ours(root: str) -> float:
         arguments = [*RUN.split(), "--parallel", str(number), "--out", f"{folder}/run", f"data.root={root}"]
         execute([sys.executable, "-m", "heterofl_flwr", "run", *arguments], {})
         lines = (Path(folder) / "run" / "history.jsonl").read_text().splitlines()
-    return statistics.median(json.loads(line)["seconds"] for line in lines[1:])
+    return statistics.median(float(json.loads(line)["seconds"]) for line in lines[1:])
 
 
 def time_pfl(options: argparse.Namespace, data: str) -> float:
