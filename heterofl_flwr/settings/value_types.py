@@ -80,6 +80,6 @@ Shrink = Annotated[
 ]
 StagesText = Annotated[
     str,
-    check(lambda text: [parse_stages(text)]),  # which raises what is wrong
-    "names such as 'momentum(0.9), moving-average' or 'adam(eta=0.1, tau=0.001)', or '' for none",
+    check(lambda text: [parse_stages(text, load=False)]),  # which raises what is wrong
+    "names such as 'momentum(0.9), moving-average', 'adam(eta=0.1, tau=0.001)' or 'module:Class(2)', or '' for none",
 ]

@@ -162,3 +162,47 @@ def test_actors_also_in_place_of_a_killed_one_share_the_data_set_and_results_are
     assert metrics["ray"] == metrics["local"]
     assert states["ray"].keys() == states["local"].keys()
     assert all(torch.equal(tensor, states["ray"][name]) for name, tensor in states["local"].items())
+
+
+HALVES = """
+from dataclasses import dataclass, replace
+from heterofl_flwr import ClientStage, ServerStage, client_stage
+
+@client_stage("test-halved")
+@dataclass(frozen=True)
+class ClientHalf(ClientStage):
+    share: float
+
+    def on_update(self, update, context):
+        before = context.received()
+        moved = {name: before[name].lerp(new, self.share) for name, new in update.tensors.items()}
+        return replace(update, tensors=moved)
+
+class ServerHalf(ServerStage):
+    def __init__(self, share=1.0):
+        self.share = share
+
+    def client(self):
+        return ClientHalf(self.share)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.simulation
+def test_a_users_stage_named_in_the_settings_runs_on_actors_too(tmp_path, monkeypatch):
+    (tmp_path / "halves.py").write_text(HALVES)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"num-rounds": 1, "train.epochs": 1, "model.hidden": "8", "mix": "a1", "engine.name": "plain"}
+    moved = {}
+    for share in (1.0, 0.5):
+        config = {**settings, "server.stages": f"halves:ServerHalf({share})", "run.dir": str(tmp_path / str(share))}
+        request = Request(
+            config=to_flat(from_flat(config)), out=tmp_path / str(share), clients=4, parallel=2, grid="ray"
+        )
+        run_request(request)
+        moved[share] = RunFolder(tmp_path / str(share)).load_checkpoint().state
+    start = {name: 2 * moved[0.5][name] - moved[1.0][name] for name in moved[1.0]}
+    assert all(
+        torch.equal(start[name], torch.zeros_like(start[name])) for name in start if name.endswith("linear.bias")
+    )
+    assert any(moved[1.0]["linear.bias"] != 0)

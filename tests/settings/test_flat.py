@@ -15,6 +15,7 @@ from heterofl_flwr.settings.flat import DEFAULTS, SPECS, accepts, flatten, from_
 from heterofl_flwr.settings.stored_settings import to_toml
 from heterofl_flwr.settings.value_types import AUTO
 from heterofl_flwr.stages.registry import parse_stages
+from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.training import ENGINES
 from tests.flower_internals import flatten_dict
 
@@ -87,6 +88,22 @@ def test_one_text_names_the_servers_stages(text, stages):
     settings = from_flat({"server.stages": text})
     assert parse_stages(settings.server.stages) == stages
     assert from_flat(to_flat(settings)) == settings
+
+
+class Delayed(ServerStage):
+    def __init__(self, rounds=5.0):
+        self.rounds = rounds
+
+
+def test_a_users_own_stage_is_named_by_its_module_and_imported_only_when_it_is_made():
+    first, second = parse_stages(f"momentum(0.9), {__name__}:Delayed(rounds=2)")
+    assert first == Momentum(0.9)
+    assert type(second) is Delayed
+    assert second.rounds == 2
+    assert from_flat({"server.stages": "not_installed:Stage(2)"}).server.stages == "not_installed:Stage(2)"
+    for name, fault in {"not_installed:Stage": "cannot be loaded", "os:getcwd": "a subclass of ServerStage"}.items():
+        with pytest.raises(ConfigError, match=f"server.stages .*{name}.*{fault}"):
+            parse_stages(name)
 
 
 @pytest.mark.parametrize(
