@@ -219,7 +219,9 @@ def costs_table(configurations: Sequence[Configuration]) -> Table:
         for cost in costs
     )
     header = ("level", "parameters", "multiplications", "bytes", "such as in")
-    note = "Multiplications are those of a forward pass of one example; bytes those of the parameters, one way."
+    note = (
+        "Multiplications: of a forward pass of one example. Bytes: of the parameters in one message, headers included."
+    )
     return Table("tab:costs", "Each level's model", header, rows, note)
 
 
