@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.common.errors import ConfigError, ReplyError
-from heterofl_flwr.common.named_tensors import entries_under
+from heterofl_flwr.common.named_tensors import entries_under, name_misfits
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters, fingerprint, untied
 from heterofl_flwr.core.moving_slices import make_slice_function
 from heterofl_flwr.core.randomness import initial_state
-from heterofl_flwr.core.reply_checks import name_misfits
 from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.execution import device_of

@@ -1,5 +1,6 @@
-"""Tensors by name: select them by prefix, and serialise them. Not in ``files``, which does not import torch."""
+"""Tensors by name: selection by prefix, comparison, serialisation. Not in ``files``, which does not import torch."""
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -22,3 +23,19 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     return bytes(save(copies))
+
+
+def name_misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return, as text, up to three names whose tensor is missing, unexpected or of a wrong shape; '' if all match."""
+    shapes, expected_shapes = (
+        {name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, expected)
+    )
+    wrong = sorted(
+        name for name in shapes.keys() | expected_shapes.keys() if shapes.get(name) != expected_shapes.get(name)
+    )
+    return "; ".join(f"{name}: {shapes.get(name)}, expected {expected_shapes.get(name)}" for name in wrong[:3])
+
+
+def norm_between(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """Return the L2 norm of the difference of two states, computed over all entries in double precision."""
+    return math.hypot(*((tensor.double() - reference[name]).norm().item() for name, tensor in state.items()))

@@ -1,16 +1,30 @@
-"""Aggregation of one round: check each reply, then pass it to an aggregator."""
+"""Aggregation of one round: check each reply and its labels, then pass it to an aggregator."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 
+import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError
+from heterofl_flwr.common.errors import ConfigError, DataError, HeteroFLError, ReplyError
+from heterofl_flwr.common.named_tensors import norm_between
 from heterofl_flwr.core.aggregator import CheckedReply, OpenAggregator, Version
 from heterofl_flwr.core.counting_mean import CountingMean
-from heterofl_flwr.core.label_rows import LabelRows, Labels
-from heterofl_flwr.core.reply_checks import check_reply
 from heterofl_flwr.core.slice_plan import Plan
+
+Labels = Sequence[int] | Mapping[str, Sequence[int]]
+"""A client's classes. If the model has several heads, a mapping from head to classes; a head is named by its layer or
+by a parameter of ``label_rows``.
+"""
+
+LARGEST_ENTRY = 1e15
+"""Largest magnitude of a parameter's entries that servers accept. A sum over a billion clients with a billion examples
+each then fits single precision.
+"""
+
+_SHOWN = 5
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Aggregation:
@@ -135,3 +149,150 @@ class Aggregation:
     def _check_open(self) -> None:
         if self._has_result:
             raise HeteroFLError("this aggregation has given its result: make a new one from the new global state")
+
+
+class LabelRows:
+    """Parameters whose rows belong to classes, with their numbers of rows; selects the rows of a reply that count."""
+
+    def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
+        if missing := [name for name in names if name not in state or state[name].dim() == 0]:
+            raise ConfigError(f"label_rows names {', '.join(missing)}, which the model lacks or which has no rows")
+        self.sizes = {name: state[name].shape[0] for name in names}
+        self._extra_rows = extra_rows
+
+    def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
+        """Return, by parameter, the indices of a client's rows that count.
+
+        A parameter that is missing in the result counts with all its rows.
+        """
+        rows: dict[str, Tensor] = {}
+        for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
+            sizes = {name: size for name, size in self.sizes.items() if not head or f"{name}.".startswith(f"{head}.")}
+            if head and not sizes:
+                raise ReplyError(
+                    f"labels names {head!r}; expected layers or parameters of label_rows: {self._listed()}"
+                )
+            index = self.indices(plan, classes, sizes)
+            if index is not None:
+                rows |= {name: index[index < size] for name, size in sizes.items() if name in plan.axes}
+        return rows
+
+    def indices(
+        self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
+    ) -> Tensor | None:
+        """Return the ascending indices of a client's rows that count in parameters of these sizes; None for all."""
+        sizes = self.sizes if sizes is None else sizes
+        if labels is None:
+            return None
+        if not sizes:
+            raise ReplyError(
+                "the reply names labels, but the aggregator has no label_rows, and of this model it is not certain "
+                "which layer has a row for each class: name it, as label_rows=['head.weight', 'head.bias'], or send no "
+                "labels"
+            )
+        if cut := [name for name in sizes if name in plan.axes and plan.axes[name][0].local_size != sizes[name]]:
+            raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
+        number = min(sizes.values())
+        try:
+            classes = class_numbers(labels, number)
+        except ReplyError as error:
+            raise ReplyError(f"{error}, the rows of {', '.join(sizes)} (label_rows names others)") from error
+        rest = torch.arange(number, max(sizes.values())) if self._extra_rows else classes[:0]
+        return torch.cat([classes, rest])
+
+    def _listed(self) -> str:
+        return ", ".join(self.sizes) or "none"
+
+
+def class_numbers(
+    labels: Sequence[int] | Tensor, classes: int, unusable: type[ReplyError | DataError] = ReplyError
+) -> Tensor:
+    """Return labels as a tensor of distinct, ascending numbers; raise ``unusable`` if they are invalid."""
+    expected = f"expected whole numbers from 0 to {classes - 1}"
+    try:
+        numbers = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise unusable(f"labels cannot be read ({error}): {expected}") from error
+    if numbers.shape == (0,):
+        return torch.empty(0, dtype=torch.long)
+    if numbers.dtype not in _INTEGERS or numbers.dim() != 1:
+        raise unusable(f"labels of type {numbers.dtype} in {numbers.dim()} dimensions: {expected}, in one")
+    numbers = numbers.long()  # a narrow dtype cannot represent a large number of classes
+    wrong = numbers[(numbers < 0) | (numbers >= classes)]
+    if wrong.numel():
+        raise unusable(f"labels {wrong[:5].tolist()} are out of range: {expected}")
+    distinct: Tensor = torch.unique(numbers)
+    return distinct
+
+
+def check_reply(
+    state: Mapping[str, Tensor],
+    plan: Plan,
+    sub: Mapping[str, Tensor],
+    weight: float = 1.0,
+    largest: float = math.inf,
+    *,
+    norm_bound: float = 0.0,
+) -> None:
+    """Raise ``ReplyError`` with the list of a reply's faults, if it has any.
+
+    ``norm_bound`` is an upper bound on the L2 norm of the difference between the reply and ``state``; 0 for no bound.
+    """
+    # Sums may be in single precision, where a weight outside its range would become 0 or infinity.
+    single = torch.finfo(torch.float32)
+    faults = list(_name_faults(plan, sub))
+    if not isinstance(weight, Real) or not (weight == 0 or single.tiny <= weight <= single.max):
+        expected = f"expected 0 or a number from {single.tiny:.0e} to {single.max:.0e}"
+        faults.insert(0, f"its weight is {weight!r}, {expected}")
+    for name, shape in plan.shapes.items():
+        if name in sub:
+            faults += _tensor_faults(name, sub[name], shape, state[name].dtype)
+    if not faults:
+        faults = list(value_faults(sub, largest))
+    if not faults and norm_bound and not (distance := norm_between(sub, plan.extract(state))) <= norm_bound:
+        faults = [f"its change has an L2 norm of {distance:.4g}, expected up to {norm_bound:g} (norm_bound)"]
+    _raise_if_any(faults)
+
+
+def check_names(plan: Plan, names: Iterable[str]) -> None:
+    """Raise ``ReplyError`` unless ``names`` are exactly the parameters of the plan."""
+    _raise_if_any(list(_name_faults(plan, dict.fromkeys(names))))
+
+
+def _raise_if_any(faults: Sequence[str]) -> None:
+    if faults:
+        rest = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise ReplyError(f"reply refused: {'; '.join(faults[:_SHOWN])}{rest}")
+
+
+def _name_faults(plan: Plan, sub: Mapping[str, object]) -> Iterator[str]:
+    unknown = [name for name in sub if name not in plan.axes]
+    missing = [name for name in plan.axes if name not in sub]
+    for names, fault in ((unknown, "names are not in its plan"), (missing, "parameters of its plan are missing")):
+        if names:
+            shown = ", ".join(repr(name)[:80] for name in names[:3]) + (", ..." if len(names) > 3 else "")
+            yield f"{len(names)} {fault} ({shown})"
+
+
+def _tensor_faults(name: str, new: object, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[str]:
+    if not isinstance(new, Tensor) or new.layout != torch.strided:
+        yield f"{name} is {type(new).__name__}, expected a dense tensor"
+    elif new.dtype != dtype:
+        yield f"{name} is {new.dtype}, expected {dtype}"
+    elif new.shape != shape:
+        yield f"{name} has shape {tuple(new.shape)}, expected {shape}"
+
+
+def value_faults(sub: Mapping[str, Tensor], largest: float = math.inf) -> Iterator[str]:
+    """Yield a message for each tensor with NaN, infinity or an entry larger than ``largest`` in magnitude."""
+    for name, tensor in sub.items():
+        flat = tensor.reshape(-1)
+        # The norm bounds every entry, is not finite if any entry is not, and is much cheaper than comparing each entry.
+        # It can be too large, or overflow, for valid entries; only then they are compared. Integers are not averaged.
+        square = torch.dot(flat, flat).item() if flat.is_floating_point() else 0.0
+        if math.isfinite(square) and square <= largest**2:
+            continue
+        if not flat.isfinite().all():
+            yield f"{name} contains NaN or infinity"
+        elif (magnitude := flat.abs().max().item()) > largest:
+            yield f"{name} has entries up to {magnitude:.4g}, expected up to {largest:g}"

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterofl_flwr.core.reply_checks import norm_between
+from heterofl_flwr.common.named_tensors import norm_between
 
 _COARSE = 16
 _FINE_BITS, _CELL_BITS, _KEEP_BITS = 20, 16, 27

@@ -1,99 +1,15 @@
-"""Label rows: the rows of a classifier, which count only for clients that have their classes."""
+"""Label rows: the parameters of a model that have one row for each class; the classes of a client."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from operator import index
 from reprlib import repr as shown
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError, ShapeError
+from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.core.slice_plan import Plan
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-Labels = Sequence[int] | Mapping[str, Sequence[int]]
-"""A client's classes. If the model has several heads, a mapping from head to classes; a head is named by its layer or
-by a parameter of ``label_rows``.
-"""
-
-
-class LabelRows:
-    """Parameters whose rows belong to classes, with their numbers of rows; selects the rows of a reply that count."""
-
-    def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
-        if missing := [name for name in names if name not in state or state[name].dim() == 0]:
-            raise ConfigError(f"label_rows names {', '.join(missing)}, which the model lacks or which has no rows")
-        self.sizes = {name: state[name].shape[0] for name in names}
-        self._extra_rows = extra_rows
-
-    def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
-        """Return, by parameter, the indices of a client's rows that count.
-
-        A parameter that is missing in the result counts with all its rows.
-        """
-        rows: dict[str, Tensor] = {}
-        for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
-            sizes = {name: size for name, size in self.sizes.items() if not head or f"{name}.".startswith(f"{head}.")}
-            if head and not sizes:
-                raise ReplyError(
-                    f"labels names {head!r}; expected layers or parameters of label_rows: {self._listed()}"
-                )
-            index = self.indices(plan, classes, sizes)
-            if index is not None:
-                rows |= {name: index[index < size] for name, size in sizes.items() if name in plan.axes}
-        return rows
-
-    def indices(
-        self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
-    ) -> Tensor | None:
-        """Return the ascending indices of a client's rows that count in parameters of these sizes; None for all."""
-        sizes = self.sizes if sizes is None else sizes
-        if labels is None:
-            return None
-        if not sizes:
-            raise ReplyError(
-                "the reply names labels, but the aggregator has no label_rows, and of this model it is not certain "
-                "which layer has a row for each class: name it, as label_rows=['head.weight', 'head.bias'], or send no "
-                "labels"
-            )
-        if cut := [name for name in sizes if name in plan.axes and plan.axes[name][0].local_size != sizes[name]]:
-            raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
-        number = min(sizes.values())
-        try:
-            classes = class_numbers(labels, number)
-        except ReplyError as error:
-            raise ReplyError(f"{error}, the rows of {', '.join(sizes)} (label_rows names others)") from error
-        rest = torch.arange(number, max(sizes.values())) if self._extra_rows else classes[:0]
-        return torch.cat([classes, rest])
-
-    def _listed(self) -> str:
-        return ", ".join(self.sizes) or "none"
-
-
-def class_numbers(
-    labels: Sequence[int] | Tensor, classes: int, unusable: type[ReplyError | DataError] = ReplyError
-) -> Tensor:
-    """Return labels as a tensor of distinct, ascending numbers; raise ``unusable`` if they are invalid."""
-    expected = f"expected whole numbers from 0 to {classes - 1}"
-    try:
-        numbers = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise unusable(f"labels cannot be read ({error}): {expected}") from error
-    if numbers.shape == (0,):
-        return torch.empty(0, dtype=torch.long)
-    if numbers.dtype not in _INTEGERS or numbers.dim() != 1:
-        raise unusable(f"labels of type {numbers.dtype} in {numbers.dim()} dimensions: {expected}, in one")
-    numbers = numbers.long()  # a narrow dtype cannot represent a large number of classes
-    wrong = numbers[(numbers < 0) | (numbers >= classes)]
-    if wrong.numel():
-        raise unusable(f"labels {wrong[:5].tolist()} are out of range: {expected}")
-    distinct: Tensor = torch.unique(numbers)
-    return distinct
 
 
 def whole_numbers(labels: Iterable[int]) -> list[int]:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.common.files import reading, to_json, write_atomic
-from heterofl_flwr.common.named_tensors import pack
+from heterofl_flwr.common.named_tensors import name_misfits, pack
 from heterofl_flwr.core.exchanged import exchanged_parameters, untied
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.moving_slices import SliceFunction
 from heterofl_flwr.core.randomness import kept_random_state
-from heterofl_flwr.core.reply_checks import name_misfits
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.records import RoundRecord, State
 from heterofl_flwr.nn.buffers import renew_spectral_norms

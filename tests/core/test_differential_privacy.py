@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from heterofl_flwr.common.named_tensors import norm_between
 from heterofl_flwr.core import Aggregation, Plan, differential_privacy as gaussian
 from heterofl_flwr.core.differential_privacy import DEVIATION, Keystream, draw
-from heterofl_flwr.core.reply_checks import norm_between
 
 STATE = {"w": torch.zeros(4, 4), "rows.weight": torch.zeros(3, 4)}
 WIDE, MIDDLE, NARROW = (Plan.between(STATE, {"w": (size, size), "rows.weight": (3, size)}) for size in (3, 2, 1))

@@ -10,8 +10,8 @@ from hypothesis import given, strategies as st
 
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Plan, Privacy
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, ReplyError
+from heterofl_flwr.common.named_tensors import norm_between
 from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsilon
-from heterofl_flwr.core.reply_checks import norm_between
 from heterofl_flwr.federation.summary import count_releases
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments

@@ -1,8 +1,7 @@
 """heterofl: A Flower Baseline."""
 
 from flwr.app import UserConfig
-from heterofl_flwr import Slicing, Training
-from heterofl_flwr import Evaluation, HeteroFL
+from heterofl_flwr import Evaluation, HeteroFL, Slicing, Training
 from heterofl_flwr.report import Console
 
 from heterofl.model import model_builder
