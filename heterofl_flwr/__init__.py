@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from heterofl_flwr.elastic_models.elastic_model import elastic as elastic
     from heterofl_flwr.federation.admission import Limits as Limits
     from heterofl_flwr.federation.callbacks import RoundCallback as RoundCallback
-    from heterofl_flwr.federation.evaluation import Evaluation as Evaluation
     from heterofl_flwr.federation.options import (
         Averaging as Averaging,
+        Evaluation as Evaluation,
         Slicing as Slicing,
         Training as Training,
         multi_step as multi_step,
@@ -77,8 +77,7 @@ _HOMES = {
         "elastic_models.elastic_model": "elastic",
         "federation.admission": "Limits",
         "federation.callbacks": "RoundCallback",
-        "federation.evaluation": "Evaluation",
-        "federation.options": "Averaging Slicing Training multi_step",
+        "federation.options": "Averaging Evaluation Slicing Training multi_step",
         "federation.sampling": "Sampling",
         "grids.devices": "DeviceProfile Devices",
         "grids.local": "LocalGrid",

@@ -17,7 +17,7 @@ from heterofl_flwr.report import Costs, MLflow, Monitor, Recorder, RunFolder, Te
 from heterofl_flwr.runs.class_counts import count_pairs, write_counts
 from heterofl_flwr.settings.flat import to_flat
 from heterofl_flwr.strategies.start import FederationStrategy
-from heterofl_flwr.transport import packing
+from heterofl_flwr.transport.arrays import read_tensors
 
 PROJECT = "heterofl-flwr"
 
@@ -36,7 +36,7 @@ def evaluate_global(
         return None
     rate = workload.mix.global_rate
     model = new_model(workload.build, rate)
-    load_parameters(model, packing.read_tensors(arrays, "the server"))
+    load_parameters(model, read_tensors(arrays, "the server"))
     model = for_evaluation(model, strategy.moments.get(rate)).to(workload.device)
     test = workload.whole_test(strategy.federation.nodes.dealt())
     predicted: list[Tensor] = []

@@ -20,7 +20,8 @@ from heterofl_flwr.training import TrainResult, evaluate, keep_freed_memory, tra
 from heterofl_flwr.training.distill import learn_from_peers, posteriors
 from heterofl_flwr.training.evaluate import evaluate_each
 from heterofl_flwr.training.step import Masking
-from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport import messages, reading
+from heterofl_flwr.transport.arrays import read_tensors
 
 
 class CohortApp(ClientApp):
@@ -193,10 +194,10 @@ def learn_message(message: Message, context: Context) -> Message:
     """Train on the posteriors of the other clients (FedH2L)."""
     task = AppTask(message, context)
     workload = task.workload
-    record = messages.array_records(message.content).get(messages.POSTERIORS)
+    record = reading.array_records(message.content).get(messages.POSTERIORS)
     if record is None or list(record) != [messages.POSTERIORS]:
         raise ReplyError(f"{messages.SERVER} sent no {messages.POSTERIORS} of peers")
-    peers = packing.read_tensors(record)[messages.POSTERIORS].to(workload.device)
+    peers = read_tensors(record)[messages.POSTERIORS].to(workload.device)
     model = task.load_model()
     temperature = task.value(messages.TEMPERATURE, float)
     distill = replace(workload.settings.distill, temperature=temperature)

@@ -23,7 +23,7 @@ from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
 from heterofl_flwr.nn.penalty import Penalty
 from heterofl_flwr.nn.static_norm import with_static_norm
 from heterofl_flwr.training import TrainingJob, TrainOptions
-from heterofl_flwr.transport import messages
+from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.compat import runs_on_node
 
 NODE_DATA = "data-path"
@@ -38,7 +38,7 @@ class AppTask(Task):
     def __init__(self, message: Message, context: Context) -> None:
         self.workload = load_workload(context.run_config)
         self.has_own_data = NODE_DATA in context.node_config  # data from a folder, not a part of ``data.name``
-        partition = messages.read_value(messages.read_config(message), messages.PARTITION, int)
+        partition = reading.read_value(reading.read_config(message), messages.PARTITION, int)
         self.architecture = self.workload.architecture(partition)
         super().__init__(message, context, self.workload.builds[self.architecture], seed_torch=True)
         if runs_on_node():  # not in simulations, which would log this for each client
@@ -47,7 +47,7 @@ class AppTask(Task):
 
     def value(self, key: str, kind: type[Value]) -> Value:
         """Return a value of the message's config; raise ``ReplyError`` if it is missing or of another type."""
-        return messages.read_value(self.config, key, kind)
+        return reading.read_value(self.config, key, kind)
 
     @property
     def options(self) -> TrainOptions:
@@ -141,7 +141,7 @@ class _LastModels:
         """Return the models of a task's message, built unless the cache has them."""
         instruction = task.instruction
         fields = (instruction.kind, instruction.rates, instruction.slice_rule, instruction.window)
-        records = messages.array_records(task.message.content)
+        records = reading.array_records(task.message.content)
         contents = {name: dict(record) for name, record in records.items()}
         key = (task.workload, task.architecture, fields, instruction.frozen_base, contents)
         if key != self._key:

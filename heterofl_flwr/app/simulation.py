@@ -23,8 +23,8 @@ from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.training.engines import MOST_ON_CPU
+from heterofl_flwr.transport.arrays import count_bytes
 from heterofl_flwr.transport.compat import NO_FUNCTION, load_app
-from heterofl_flwr.transport.packing import count_bytes
 from heterofl_flwr.transport.relay import Relay
 
 LOG = Path("logs", "flower.log")

@@ -18,7 +18,7 @@ from heterofl_flwr.core.exchanged import exchanged_parameters, is_shared
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.transport import messages
+from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.compat import some_identity
 
 FitResult = tuple[NDArrays, int, dict[str, Scalar]]
@@ -112,11 +112,11 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
 
 def _to_message(parameters: NDArrays, config: ConfigRecord, build: Build) -> Message:
     """Return the arguments of ``fit`` or ``evaluate`` as a message of the Message API."""
-    rate, shared = messages.read_value(config, messages.RATE, float), messages.read_shared(config)
+    rate, shared = reading.read_value(config, messages.RATE, float), reading.read_shared(config)
     names = [name for name in plan_between(build, rate, rate).axes if is_shared(name, shared)]
     moments: list[str] = []
     if config.get(messages.TASK) == messages.TASK_EVALUATE and messages.MOMENTS_KIND in config:
-        layers = {rate: batch_norms(new_model(build, rate)) for rate in messages.read_rates(config)}
+        layers = {rate: batch_norms(new_model(build, rate)) for rate in reading.read_rates(config)}
         moments = moment_names(str(config[messages.MOMENTS_KIND]), layers)
     with some_identity():
         return to_message(config, parameters, names, moments)

@@ -13,7 +13,7 @@ from flwr.server.client_proxy import ClientProxy
 from heterofl_flwr.classic.translation import Reply, fail, moment_names, record_parameters, to_reply, to_scalars
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.transport import messages
+from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.compat import set_metadata
 from heterofl_flwr.transport.relay import crosses_superlink
 
@@ -70,11 +70,11 @@ class Clients:
                 return properties, names
             if number not in self.promised:  # an empty answer, as from a node without data for moments
                 return GetPropertiesRes(Status(Code.OK, ""), {}), names
-            config = messages.read_config(message)
+            config = reading.read_config(message)
             kind = str(config[messages.MOMENTS_KIND])
-            layers = {rate: self.federation.architecture.norms(rate) for rate in messages.read_rates(config)}
+            layers = {rate: self.federation.architecture.norms(rate) for rate in reading.read_rates(config)}
             names = moment_names(kind, layers)
-            parameters = record_parameters(*messages.array_records(message.content).values())
+            parameters = record_parameters(*reading.array_records(message.content).values())
             instruction = FitIns(parameters, to_scalars(message, messages.TASK_MOMENTS, kind))
             return self.proxies[number].fit(instruction, timeout=timeout, group_id=0), names
         except Exception as error:  # the error depends on Flower's runtime

@@ -43,9 +43,9 @@ from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Yogi
 from heterofl_flwr.stages.server_stage import ServerStage, stage_name
 from heterofl_flwr.strategies import heterofl
 from heterofl_flwr.strategies.arguments import CLASSIC
-from heterofl_flwr.transport import messages
+from heterofl_flwr.transport import messages, reading
+from heterofl_flwr.transport.arrays import read_tensors
 from heterofl_flwr.transport.compat import set_metadata, some_identity
-from heterofl_flwr.transport.packing import read_tensors
 
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 ConfigFn = Callable[[int], dict[str, Scalar]]
@@ -254,7 +254,7 @@ class HeteroFL(Strategy):
         instructions = []
         for number, message in self._sent.items():
             set_metadata(message, message_id=str(number))  # the id that the reply refers to
-            records = messages.array_records(message.content).values()
+            records = reading.array_records(message.content).values()
             packet = packets.setdefault(tuple(map(id, records)), record_parameters(*records))
             config = to_scalars(message, task, self._inner.options.averaging.fidelity.moments)
             instructions.append((self._inner.clients.proxies[number], kind(packet, config)))

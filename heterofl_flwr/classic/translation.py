@@ -14,10 +14,10 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError, ReplyError, short
 from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.transport import messages
+from heterofl_flwr.transport import messages, reading
+from heterofl_flwr.transport.arrays import read_npy, reading_arrays
 from heterofl_flwr.transport.exchange import explained
 from heterofl_flwr.transport.messages import SERVER, LocalFault
-from heterofl_flwr.transport.packing import read_npy, reading_arrays
 
 Reply = FitRes | EvaluateRes | GetPropertiesRes
 
@@ -69,7 +69,7 @@ def moment_names(kind: str, layers: Mapping[float, Iterable[str]]) -> list[str]:
 
 def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
     """Return the config of a message as scalars, with ``task`` and the ``kind`` of its moments."""
-    config = messages.read_config(message)
+    config = reading.read_config(message)
     scalars: dict[str, Scalar] = {
         key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in config.items()
     }
@@ -83,7 +83,7 @@ def to_scalars(message: Message, task: str, kind: str) -> dict[str, Scalar]:
 
 def from_scalars(scalars: Mapping[str, Scalar]) -> ConfigRecord:
     """Return the config in scalars; the inverse of ``to_scalars``."""
-    messages.check_schema(scalars)
+    reading.check_schema(scalars)
     config = ConfigRecord(cast("dict[str, ConfigRecordValues]", dict(scalars)))
     if messages.RATES in scalars:
         config[messages.RATES] = [float(rate) for rate in str(scalars[messages.RATES]).split(",")]
@@ -134,8 +134,8 @@ def _read(message: Message, answer: Reply, names: Sequence[str], sender: str) ->
         numbers["loss"] = answer.loss
     else:
         record = messages.MOMENTS if names else messages.ARRAYS
-        expected = names or list(messages.array_records(message.content)[messages.ARRAYS])
-        shares_all = messages.read_shared(messages.read_config(message)) == ALL
+        expected = names or list(reading.array_records(message.content)[messages.ARRAYS])
+        shares_all = reading.read_shared(reading.read_config(message)) == ALL
         remedy = messages.NOT_CONVERTED if names or shares_all else _SHARES
         content[record] = name_arrays(expected, read_parameters(answer.parameters, sender), sender, remedy)
     content[messages.METRICS] = MetricRecord({**numbers, messages.NUM_EXAMPLES: answer.num_examples})
@@ -150,7 +150,7 @@ def _read_config(scalars: Mapping[str, Scalar], keys: Set[str], sender: str) -> 
         try:
             fields[messages.LABELS] = [int(label) for label in text.split(",") if label.strip()]
         except ValueError as error:
-            raise messages.unexpected(text, messages.LABELS, "whole numbers, as in '3,7'", sender) from error
+            raise reading.unexpected(text, messages.LABELS, "whole numbers, as in '3,7'", sender) from error
     if messages.CAPACITY in scalars:
         try:
             fields[messages.CAPACITY] = rate_of(scalars[messages.CAPACITY])  # type: ignore[arg-type]

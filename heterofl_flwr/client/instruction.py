@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Message, MessageType
 from heterofl_flwr.core.exchanged import ALL, is_shared
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.transport import messages
+from heterofl_flwr.transport import messages, reading
 
 FIRST_OF_ROUND = (MessageType.TRAIN, messages.TRAIN_PUBLISH)
 """Message types that start a client's round; other types in the same round read the state that these have saved."""
@@ -77,35 +77,35 @@ class Instruction:
     @classmethod
     def of(cls, message: Message) -> "Instruction":
         """Return the instruction in a message; raise ``ReplyError`` for a missing value or one of another type."""
-        config = messages.read_config(message)
+        config = reading.read_config(message)
         rules: tuple[SliceRule, ...] = get_args(SliceRule)
-        rate = messages.read_value(config, messages.RATE, float)
-        global_rate = messages.read_optional(config, messages.GLOBAL_RATE, float)
+        rate = reading.read_value(config, messages.RATE, float)
+        global_rate = reading.read_optional(config, messages.GLOBAL_RATE, float)
         return cls(
             config=config,
             kind=message.metadata.message_type,
             rate=rate,
-            rates=tuple(messages.read_rates(config)),
+            rates=tuple(reading.read_rates(config)),
             global_rate=rate if global_rate is None else global_rate,
-            run_seed=messages.read_value(config, messages.SEED, int),
-            server_round=messages.read_value(config, messages.SERVER_ROUND, int),
-            partition=messages.read_value(config, messages.PARTITION, int),
-            slice_rule=messages.read_choice(config, messages.SLICE_RULE, rules, "prefix"),
-            window=messages.read_optional(config, messages.WINDOW, int) or 1,
-            shared=messages.read_shared(config),
+            run_seed=reading.read_value(config, messages.SEED, int),
+            server_round=reading.read_value(config, messages.SERVER_ROUND, int),
+            partition=reading.read_value(config, messages.PARTITION, int),
+            slice_rule=reading.read_choice(config, messages.SLICE_RULE, rules, "prefix"),
+            window=reading.read_optional(config, messages.WINDOW, int) or 1,
+            shared=reading.read_shared(config),
             has_trained=bool(config.get(messages.TRAINED)),
-            run_key=messages.read_optional(config, messages.RUN_KEY, int),
-            oldest_checkpoint=messages.read_optional(config, messages.OLDEST_CHECKPOINT, int) or 0,
-            frozen_base=messages.read_optional(config, messages.BASE, str) or "",
-            learning_rate=messages.read_optional(config, messages.LEARNING_RATE, float) or 0.0,
-            proximal_mu=messages.read_optional(config, messages.PROXIMAL_MU, float) or 0.0,
-            work=messages.read_optional(config, messages.WORK, float) or 1.0,
+            run_key=reading.read_optional(config, messages.RUN_KEY, int),
+            oldest_checkpoint=reading.read_optional(config, messages.OLDEST_CHECKPOINT, int) or 0,
+            frozen_base=reading.read_optional(config, messages.BASE, str) or "",
+            learning_rate=reading.read_optional(config, messages.LEARNING_RATE, float) or 0.0,
+            proximal_mu=reading.read_optional(config, messages.PROXIMAL_MU, float) or 0.0,
+            work=reading.read_optional(config, messages.WORK, float) or 1.0,
         )
 
     @property
     def seed(self) -> int:
         """Seed that is a function of the run's seed, the round and the client."""
-        start = messages.read_optional(self.config, messages.SECURE_START, int)
+        start = reading.read_optional(self.config, messages.SECURE_START, int)
         return derive(self.run_seed, "client", self.server_round, self.partition, *([start] if start else []))
 
     @property

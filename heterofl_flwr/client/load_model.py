@@ -23,17 +23,18 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.nested import InnerWidth
 from heterofl_flwr.nn.static_norm import with_static_norm, without_statistics
-from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport import messages, reading
+from heterofl_flwr.transport.arrays import read_tensors, unpack_moments
 
 logger = logging.getLogger(__name__)
 
 
 def read_received(message: Message) -> dict[str, Tensor]:
     """Return the parameters in a message."""
-    records = messages.array_records(message.content)
+    records = reading.array_records(message.content)
     if messages.ARRAYS not in records:
         raise ReplyError(f"{messages.SERVER} sent no {messages.ARRAYS} record")
-    return packing.read_tensors(records[messages.ARRAYS])
+    return read_tensors(records[messages.ARRAYS])
 
 
 def load_models(
@@ -69,7 +70,7 @@ def load_models(
             )
         load_parameters(model, state if is_largest else _slice(instruction, build, rate, state, level_tensors))
         if instruction.is_evaluation:
-            model = for_evaluation(model, None if moments is None else packing.unpack_moments(moments, rate))
+            model = for_evaluation(model, None if moments is None else unpack_moments(moments, rate))
         yield rate, model
         del model  # keep no reference, so that the caller can free it
 

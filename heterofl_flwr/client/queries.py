@@ -16,7 +16,8 @@ from heterofl_flwr.common.errors import ConfigError, DataError
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport import messages, reading
+from heterofl_flwr.transport.arrays import pack_moments
 
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
 
@@ -64,7 +65,7 @@ def answer_capability(message: Message, context: Context) -> Message:
 def answer_stages(message: Message, context: Context) -> Message:
     """Return the reply to ``query.stages``, which the server sends before and after training."""
     notes = load_notes(context)
-    answers = answer_questions(messages.read_config(message), notes, context.node_config)
+    answers = answer_questions(reading.read_config(message), notes, context.node_config)
     save_notes(context, notes)
     return messages.answer(message, answers)
 
@@ -84,12 +85,12 @@ def measure_moments(
     ``batches`` is called once for each rate. ``together`` is documented in ``heterofl_flwr.nn.collect_moments``.
     """
     variants: tuple[Variant, ...] = get_args(Variant)
-    kind = messages.read_choice(task.config, messages.MOMENTS_KIND, variants)
+    kind = reading.read_choice(task.config, messages.MOMENTS_KIND, variants)
     moments = {
         rate: collect_moments(model.to(device), map(first_tensor, batches()), kind=kind, together=together)
         for rate, model in task.models()
     }
-    return packing.pack_moments(moments)
+    return pack_moments(moments)
 
 
 def first_tensor(batch: object) -> Tensor:

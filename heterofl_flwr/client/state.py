@@ -17,8 +17,7 @@ from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.common.files import CLIENT_STATES, files_by_round, remove, write_atomic
 from heterofl_flwr.common.named_tensors import pack
-from heterofl_flwr.transport import packing
-from heterofl_flwr.transport.tensor_array import pack_tensors
+from heterofl_flwr.transport.arrays import pack_tensors, read_tensors
 
 NODE_STATES = "states-path"
 """Key of the node config with the path of the folder; the server cannot set it."""
@@ -38,7 +37,7 @@ def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor
     if folder := _folder(context, instruction):
         return _read_file(folder, instruction)
     record = context.state.get(_record_name(instruction))
-    return packing.read_tensors(record, "this client's context") if isinstance(record, ArrayRecord) else None
+    return read_tensors(record, "this client's context") if isinstance(record, ArrayRecord) else None
 
 
 def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:

@@ -31,7 +31,8 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.penalty import Penalty
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, Outgoing
 from heterofl_flwr.training.distilled_loss import Criterion, distilled_loss
-from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport import messages, reading
+from heterofl_flwr.transport.arrays import pack_trained, read_tensors
 
 
 class Contents(NamedTuple):
@@ -107,8 +108,8 @@ class Task:
     def _stages(self) -> StageRunner:
         """Client stages of the instruction."""
         tensors = entries_under(STAGES, self._saved)
-        record = messages.array_records(self.message.content).get(messages.BROADCAST)
-        broadcast = {} if record is None else packing.read_tensors(record)
+        record = reading.array_records(self.message.content).get(messages.BROADCAST)
+        broadcast = {} if record is None else read_tensors(record)
         notes, node_config = load_notes(self.context), self.context.node_config
         return StageRunner(self.instruction, self._received, broadcast, tensors, notes, node_config)
 
@@ -264,7 +265,7 @@ class Task:
             raise ConfigError("a reply to an evaluation carries no parameters: leave out the model")
         if self.instruction.is_training or model is not None:
             outgoing = self._update(model, classes, num_examples, metrics)
-            records = packing.pack_trained(outgoing.tensors, outgoing.scales, outgoing.form)
+            records = pack_trained(outgoing.tensors, outgoing.scales, outgoing.form)
             classes, num_examples, metrics = outgoing.labels, outgoing.num_examples, outgoing.metrics
             config |= outgoing.fields
             if outgoing.form != FULL_PRECISION:
@@ -293,9 +294,9 @@ class Task:
         if instruction.is_partial:
             saved = {name: tensor for name, tensor in self._saved.items() if not name.startswith(STAGES)}
             state = {**personal_state(instruction, self.build, saved), **state}
-        moments = messages.array_records(self.message.content).get(messages.MOMENTS)
-        levels = messages.array_records(self.message.content).get(messages.LEVELS)
-        level_tensors = {} if levels is None else packing.read_tensors(levels)
+        moments = reading.array_records(self.message.content).get(messages.MOMENTS)
+        levels = reading.array_records(self.message.content).get(messages.LEVELS)
+        level_tensors = {} if levels is None else read_tensors(levels)
         for rate, model in load_models(instruction, self.build, state, moments, level_tensors):
             if self._seed_torch:
                 seed_torch(self.seed)

@@ -8,7 +8,7 @@ from statistics import median, quantiles
 
 from heterofl_flwr.common.errors import Fault, ReplyError, RoundError, listed
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.federation.evaluation import (
+from heterofl_flwr.federation.answers import (
     HEADLINE_KINDS,
     LOCAL_ACCURACY,
     WORST_ACCURACY,

@@ -1,16 +1,16 @@
 """The server's options in groups, checks between groups, and the chain of stages that the options give.
 
-Five groups are in other modules: ``Sampling``, ``Limits``, ``Evaluation``, ``Privacy`` and ``Buffered``.
+Four groups are in other modules: ``Sampling``, ``Limits``, ``Privacy`` and ``Buffered``.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import InstanceOf, Strict
+from pydantic import Field, InstanceOf, Strict
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.options import Count, Natural, NotNegative, Positive, Share, check, group
+from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Positive, Share, check, group
 from heterofl_flwr.core.aggregation import LARGEST_ENTRY
 from heterofl_flwr.core.aggregator import OpenAggregator
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
@@ -21,7 +21,6 @@ from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.robust import Robust, RobustMean
 from heterofl_flwr.federation.admission import Limits
-from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
 from heterofl_flwr.stages.chain import Chain
@@ -158,6 +157,31 @@ class Averaging:
     def kind(self) -> Kind:
         """The kind of mean."""
         return "robust" if self.robust else "counting" if self.aggregator is CountingMean else "other"
+
+
+@group
+class Evaluation:
+    """Options of evaluation."""
+
+    every: Natural = 1
+    """rounds from one evaluation to the next; the last round has one; 0 for none"""
+    nodes: Literal["capable", "all"] = "capable"
+    """capable: a client whose capacity is known, from its report or from the table of levels, evaluates the largest of
+    the mix's models that it can hold, and its metrics count for that level; every other client evaluates the full
+    model. all: every client evaluates the full model (paper)
+    """
+    levels: Annotated[Flag | Literal["last"], "true, false or 'last'"] = False
+    """evaluate each level's own model too: each time, never, or after the last round"""
+    static_norm: Flag = Field(default=True, exclude=True)
+    """before an evaluation, query the clients for static batch norm moments if the model has batch norm"""
+
+    def due(self, server_round: int, num_rounds: int) -> bool:
+        """Whether this round ends with an evaluation."""
+        return self.every > 0 and (server_round % self.every == 0 or server_round == num_rounds)
+
+    def levels_due(self, server_round: int, num_rounds: int) -> bool:
+        """Whether this round also evaluates each level's own model."""
+        return server_round == num_rounds if self.levels == "last" else self.levels
 
 
 @group

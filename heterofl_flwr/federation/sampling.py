@@ -1,4 +1,4 @@
-"""Sampling: the number of clients in a round, the draw of these clients, and the replies that a round needs."""
+"""Sampling: the number of clients in a round, and the draw of these clients."""
 
 import math
 from collections.abc import Sequence
@@ -8,16 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Strict
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.options import Count, Natural, NotNegative, Share, ShareOrNone, group, specs
+from heterofl_flwr.common.options import Natural, NotNegative, Share, ShareOrNone, group, specs
 from heterofl_flwr.core.randomness import generator
+from heterofl_flwr.federation.answers import REPLIES, MinReplies
 
 Purpose = Literal["train", "evaluate"]
 
-MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["auto"]
-"""Fewest usable replies of a round: a number, a fraction of the clients needed, or half of them (``auto``)."""
-
-REPLIES = "a whole number of 1 or more, or a share between 0 and 1"
-"""Text for errors: the values of ``MinReplies`` other than ``auto``."""
 
 _Fewest = Annotated[Natural | None, "an integer of 0 or more"]
 
@@ -77,14 +73,6 @@ class Participation(Sampling):
     def with_spare(self, number: int) -> int:
         """Return the number of clients to sample, including spare ones, if ``number`` are needed."""
         return number + math.ceil(Fraction(str(self.spare)) * number)
-
-
-def least_replies(least: MinReplies, needed: int) -> int:
-    """Return the fewest usable replies of a round that needs ``needed`` clients."""
-    if isinstance(least, int):
-        return least
-    share = Fraction(1, 2) if least == "auto" else Fraction(str(least))
-    return max(math.ceil(share * needed), 1)
 
 
 def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) -> list[int]:

@@ -17,8 +17,8 @@ from heterofl_flwr.grids.apps import Envelope, failure
 from heterofl_flwr.grids.queued import Group, Runner
 from heterofl_flwr.grids.ray_actors import Actor, ActorOptions, pack, unpack
 from heterofl_flwr.grids.ray_session import check_alive
+from heterofl_flwr.transport.arrays import count_bytes
 from heterofl_flwr.transport.compat import ErrorCode
-from heterofl_flwr.transport.packing import count_bytes
 
 logger = logging.getLogger(__name__)
 

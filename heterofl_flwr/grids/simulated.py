@@ -8,6 +8,7 @@ from flwr.app import Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 
 from heterofl_flwr.grids.devices import Devices, Turn
+from heterofl_flwr.transport.arrays import count_bytes
 from heterofl_flwr.transport.compat import make_message
 from heterofl_flwr.transport.messages import (
     METRICS,
@@ -19,11 +20,8 @@ from heterofl_flwr.transport.messages import (
     SIMULATED,
     WORK,
     SimulatedFault,
-    array_records,
-    read_config,
-    read_value,
 )
-from heterofl_flwr.transport.packing import count_bytes
+from heterofl_flwr.transport.reading import array_records, read_config, read_value
 from heterofl_flwr.transport.relay import Relay
 
 AWAY = f"{SIMULATED}not available"

@@ -16,7 +16,7 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
-from heterofl_flwr.transport.tensor_array import npy_size
+from heterofl_flwr.transport.arrays import npy_size
 
 
 @dataclass(frozen=True, slots=True)

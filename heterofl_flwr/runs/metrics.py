@@ -6,7 +6,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.federation.evaluation import HEADLINE_KINDS, WORST_ACCURACY
+from heterofl_flwr.federation.answers import HEADLINE_KINDS, WORST_ACCURACY
 from heterofl_flwr.federation.records import RoundRecord
 
 SCOPES = ("global", "local", "worst")

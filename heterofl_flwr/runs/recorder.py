@@ -12,7 +12,7 @@ from heterofl_flwr.federation.records import RoundRecord, State
 from heterofl_flwr.runs.costs import Costs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import save_models
-from heterofl_flwr.transport.packing import moments_by_rate
+from heterofl_flwr.transport.arrays import moments_by_rate
 
 
 class Recorder(RoundCallback):

@@ -25,7 +25,15 @@ REMOTE_CHANGE = 10
 
 
 class Chain:
-    """Stages around a mean. It is made once for a run; each round opens it, adds updates and closes it."""
+    """Stages around a mean. It is made once for a run; each round opens it, adds updates and closes it.
+
+    Attributes
+    ----------
+    broadcast
+        Tensors that are sent to clients with the model in this round, by ``client stage/parameter``.
+    instruction
+        Config entries with the names and the fields of the client stages.
+    """
 
     def __init__(
         self,
@@ -43,16 +51,13 @@ class Chain:
         check_chain(self.stages, aggregator, kind, weights)
         self._aggregation: Aggregation  # exists from open to close
         self._context: RoundContext
-        self._broadcast: State = {}
+        self.broadcast: State = {}
+        self.instruction: Fields = {}
 
     @property
     def summing(self) -> Conversation | None:
         """The stage that sums replies itself; None without such a stage."""
         return next((stage for stage in self.stages if isinstance(stage, Conversation)), None)
-
-    def instruction(self) -> Fields:
-        """Return the config entries with the names and the fields of the client stages."""
-        return write_stages(client for stage in self.stages if (client := stage.client()) is not None)
 
     @property
     def excluded(self) -> dict[int, str]:
@@ -75,21 +80,17 @@ class Chain:
         if sums_changes:  # expanded zeros take no memory
             state = {name: old.new_zeros((), dtype=torch.float64).expand_as(old) for name, old in state.items()}
         self._context = replace(context, norm_bound=0.0 if sums_changes else limits["norm_bound"])
-        self._broadcast = {
+        halves = [(stage, client) for stage in self.stages if (client := stage.client()) is not None]
+        self.instruction = write_stages([client for _, client in halves]) if halves else {}
+        self.broadcast = {
             f"{client.registered_name}/{name}": tensor
-            for stage in self.stages
-            if (client := stage.client()) is not None
+            for stage, client in halves
             for name, tensor in _check_broadcast(stage, context).items()
         }
         open_aggregator = self.summing.open_aggregator if self.summing else self._open_aggregator
         self._aggregation = Aggregation(
             state, context.rows, aggregator=open_aggregator, extra_rows=self._extra_rows, **limits
         )
-
-    @property
-    def broadcast(self) -> Mapping[str, Tensor]:
-        """Tensors that are sent to clients with the model in this round, by ``client stage/parameter``."""
-        return self._broadcast
 
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
         """Ask clients before training; return extra fields of the instruction for each client that may train."""
@@ -136,7 +137,7 @@ class Chain:
             if fault := next(value_faults(new), None):
                 raise RoundError(f"{stage_name(stage)}.on_mean returned a model that is not usable: {fault}")
         del self._aggregation, self._context
-        self._broadcast = {}
+        self.broadcast = {}
         return new
 
     def evaluated(self, state: State) -> State:

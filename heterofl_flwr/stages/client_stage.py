@@ -211,7 +211,7 @@ def _field_types(kind: type[ClientStage]) -> dict[str, Any]:
 def write_stages(stages: Iterable[ClientStage]) -> dict[str, Value]:
     """Return the config entries of an instruction for these client stages."""
     named = {stage.registered_name: stage for stage in stages}
-    config: dict[str, Value] = {KEY: ",".join(named)} if named else {}
+    config: dict[str, Value] = {KEY: ",".join(named)}
     for name, stage in named.items():
         config |= {f"{name}.{key}": getattr(stage, key) for key in _field_types(type(stage))}
     return config

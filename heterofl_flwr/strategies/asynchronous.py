@@ -15,9 +15,9 @@ from heterofl_flwr.federation.sampling import draw
 from heterofl_flwr.stages.asynchronous import Asynchronous, Seats
 from heterofl_flwr.strategies.configure_aggregate import RoundHooks, as_flower_error
 from heterofl_flwr.strategies.node_registration import NodeRegistration
-from heterofl_flwr.strategies.round_messages import Slices
-from heterofl_flwr.transport import packing
-from heterofl_flwr.transport.exchange import first_replies, reply_or_fault
+from heterofl_flwr.strategies.round_messages import reply_or_fault
+from heterofl_flwr.transport.arrays import Slices, content_bytes, read_tensors
+from heterofl_flwr.transport.exchange import first_replies
 from heterofl_flwr.transport.relay import cancel
 
 OVERDUE_SHARE = 0.25
@@ -62,7 +62,7 @@ class Steps:
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Run a step until it has enough replies or ``timeout`` seconds are over; return the model and metrics."""
         began, options = time.monotonic(), self._stage.options
-        slices = Slices(self._strategy.federation, arrays)
+        slices = Slices(self._strategy.federation.architecture, arrays)
         current = self._open(server_round, slices, began - timeout)
         seats = Seats(options.size, options.quota)
         self._seat(current, seats)
@@ -158,17 +158,15 @@ class Steps:
             current.begin(node_id)
             sampled = current.slices[node_id]
             # The snapshot shares the memory of the record that is sent to all clients of this plan.
-            version = clocks.snapshot(sampled.plan, packing.read_tensors(slices.arrays(sampled.plan)))
+            version = clocks.snapshot(sampled.plan, read_tensors(slices.arrays(sampled.plan)))
             current.begin(node_id, replace(sampled, sent=version))
         sent = [self._strategy.train_message(current, node_id, slices, self._config, {}) for node_id in drawn]
         ids = list(self._grid.push_messages(sent)) if sent else []
-        for node_id, id_ in zip_longest(drawn, ids[: len(drawn)]):
-            sampled = current.slices[node_id]
+        for node_id, message, id_ in zip_longest(drawn, sent, ids[: len(drawn)]):
             if not id_:
                 current.refuse(node_id, Fault("the message could not be sent"))
                 continue
-            num_bytes = self._strategy.sent_bytes(slices, sampled.plan, sampled.rate)
-            self._training[id_] = _Turn(node_id, sampled, began, num_bytes)
+            self._training[id_] = _Turn(node_id, current.slices[node_id], began, content_bytes(message.content))
 
     def _draw(self, current: Round) -> list[int]:
         """Sample the clients that begin now. After a resume, clients that trained when the run stopped come first."""

@@ -12,31 +12,23 @@ from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Strategy
 
 from heterofl_flwr.common.errors import ConfigError, Fault, RoundError
-from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.callbacks import RoundCallback, check_callbacks
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
 from heterofl_flwr.federation.records import RoundRecord, check_metrics
 from heterofl_flwr.federation.round import Round
-from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.client_stage import Fields, State, TrainReply
 from heterofl_flwr.stages.privacy_accountant import Spent
 from heterofl_flwr.strategies.node_registration import NodeRegistration
-from heterofl_flwr.strategies.round_messages import (
-    MOMENTS_SHARE,
-    STAGES_SHARE,
-    RoundMessages,
-    Slices,
-    StageQueries,
-    client_config,
-    instruction,
-)
-from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.strategies.round_messages import MOMENTS_SHARE, RoundMessages
+from heterofl_flwr.strategies.stage_queries import STAGES_SHARE, StageQueries
+from heterofl_flwr.transport import messages, reading
+from heterofl_flwr.transport.arrays import Slices, content_bytes, pack_tensors, read_tensors
+from heterofl_flwr.transport.messages import client_config, instruction
 from heterofl_flwr.transport.relay import crosses_superlink
-from heterofl_flwr.transport.tensor_array import pack_tensors
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord | None]
 """Function of the replies' records, and of the key of the number of examples; returns a metric record or None."""
@@ -105,7 +97,7 @@ class RoundHooks(Strategy):
 
     def evaluated_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
         """Return the parameters to evaluate and save; stages such as ``MovingAverage`` change them."""
-        state = packing.read_tensors(arrays)
+        state = read_tensors(arrays)
         evaluated = self.chain.evaluated(state)
         return arrays if evaluated is state else pack_tensors(evaluated)
 
@@ -163,25 +155,6 @@ class RoundHooks(Strategy):
             self.round_messages = RoundMessages(server_round, self.timeout, timed=timed)
         return self.round_messages
 
-    def sample_nodes(self, grid: Grid, server_round: int, purpose: Purpose) -> tuple[list[int], list[int]]:
-        """Wait for enough nodes; return those that can be sampled, and those sampled for the round."""
-        federation, levels = self.federation, self.federation.levels
-        registration = NodeRegistration(grid, federation, server_round, self.messages_of(server_round).budget)
-        while True:
-            node_ids = registration.wait()
-            if purpose == "train":
-                node_ids = levels.trainable_nodes(node_ids)
-            sampled = levels.sample(server_round, node_ids, purpose)
-            if levels.asks_all:
-                break
-            answered = registration.ask(sampled)
-            if answered or purpose == "evaluate":
-                sampled = sorted(filter(levels.can_train, answered), key=federation.nodes.partition)
-                break
-            registration.ask_again(len(sampled))
-        registration.log_changes()
-        return node_ids, sampled
-
     def is_remote(self, grid: Grid) -> bool:
         """Whether clients are on other machines; computed once for each grid."""
         if self._grid[0] is not grid:
@@ -194,25 +167,33 @@ class RoundHooks(Strategy):
     ) -> list[Message]:
         """Return a message for each sampled client, with its slice and its rate."""
         messages.check_own_keys(config)
-        slices = Slices(self.federation, self._sort_channels(server_round, arrays), self.chain.level_tensors)
+        arrays = self._sort_channels(server_round, arrays)
+        slices = Slices(self.federation.architecture, arrays, self.chain.level_tensors)
         opened = self.messages_of(server_round)
-        node_ids, sampled_ids = self.sample_nodes(grid, server_round, "train")
-        current = self.new_round(server_round, node_ids, slices.state, config, grid, sampled_ids)
-        queries = self._queries_of_stages(grid, opened, STAGES_SHARE)
-        stage_configs = queries.converse(current.before())
-        for node_id, sampled in current.slices.items():
-            if node_id not in stage_configs:
-                reason = self.chain.excluded.get(node_id, "its answer to what was asked before training is not usable")
-                current.refuse(node_id, queries.faults.get(node_id, Fault(reason, "rejected")))
-                continue
-            current.note_sent(node_id, self.sent_bytes(slices, sampled.plan, sampled.rate))
-            opened.sent.append(self.train_message(current, node_id, slices, config, stage_configs[node_id]))
+        node_ids, sampled = NodeRegistration(grid, self.federation, server_round, opened.budget).sample("train")
+        current = self.new_round(server_round, node_ids, slices.state, config, grid, sampled)
+        stage_configs: dict[int, Fields] = {node_id: {} for node_id in current.slices}
+        if self.chain.summing:
+            stage_configs = self._ask_before(grid, opened, current)
+        for node_id, stage_config in stage_configs.items():
+            message = self.train_message(current, node_id, slices, config, stage_config)
+            current.note_sent(node_id, content_bytes(message.content))
+            opened.sent.append(message)
         # Flower may iterate the result more than once, and this object keeps its own list.
         return list(opened.sent)
 
+    def _ask_before(self, grid: Grid, opened: RoundMessages, current: Round) -> dict[int, Fields]:
+        """Run the stages' conversation before training; return the extra config of each client that may train."""
+        queries = self._queries_of_stages(grid, opened, STAGES_SHARE)
+        configs = queries.converse(current.before())
+        for node_id in [node_id for node_id in current.slices if node_id not in configs]:
+            reason = self.chain.excluded.get(node_id, "its answer to what was asked before training is not usable")
+            current.refuse(node_id, queries.faults.get(node_id, Fault(reason, "rejected")))
+        return {node_id: configs[node_id] for node_id in current.slices if node_id in configs}
+
     def _queries_of_stages(self, grid: Grid, opened: RoundMessages, share: float) -> StageQueries:
         """Return the stages' queries, each of which may take this share of the remaining time of a round."""
-        nodes, config = self.federation.nodes, self.chain.instruction()
+        nodes, config = self.federation.nodes, self.chain.instruction
         return StageQueries(grid, nodes, opened.server_round, config, lambda: opened.budget.remaining(share))
 
     def _sort_channels(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
@@ -220,7 +201,7 @@ class RoundHooks(Strategy):
         channel_order = self.federation.architecture.channel_order
         if channel_order is None or (server_round - 1) % self.options.slicing.rank_every:
             return arrays
-        state = self.federation.architecture.check_state(packing.read_tensors(arrays))
+        state = self.federation.architecture.check_state(read_tensors(arrays))
         if (order := channel_order.find(state)) is None:
             return arrays
         apply = partial(channel_order.apply, order)
@@ -240,18 +221,13 @@ class RoundHooks(Strategy):
             message.content[messages.BROADCAST] = slices.broadcast(sampled.plan, self.chain.broadcast)
         return message
 
-    def sent_bytes(self, slices: Slices, plan: Plan, rate: float) -> int:
-        """Return the size of the arrays in a training message, in bytes."""
-        broadcast = [slices.broadcast(plan, self.chain.broadcast)] if self.chain.broadcast else []
-        return sum(map(packing.count_bytes, (slices.level_arrays(plan, rate), *broadcast)))
-
     def _train_config(self, current: Round, node_id: int, rate: float) -> dict[str, object]:
         """Return the config of a client's training message."""
         config = client_config(self.federation, current.server_round, node_id, rate, self.callbacks)
         if self.options.training.learning_rate is not None:
             config[messages.LEARNING_RATE] = current.log.learning_rate
         nested = self.federation.architecture.nested_rates(rate)
-        return {**config, messages.RATES: nested, **self.chain.instruction()}
+        return {**config, messages.RATES: nested, **self.chain.instruction}
 
     @as_flower_error()
     def aggregate_train(
@@ -279,7 +255,7 @@ class RoundHooks(Strategy):
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
         """Return the content of a reply; raise ``ReplyError`` if anything is missing or of another type."""
         plan, most = current.slices[node_id].plan, self.options.limits.examples
-        return packing.read_train_reply(reply, plan, most, self.federation.nodes.name(node_id))
+        return reading.read_train_reply(reply, plan, most, self.federation.nodes.name(node_id))
 
     def close_round(self) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Close the round; return the new global model and the training metrics."""

@@ -10,9 +10,11 @@ from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core.moving_slices import window_number
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.strategies.configure_aggregate import RoundHooks, as_flower_error
-from heterofl_flwr.strategies.round_messages import MOMENTS_SHARE, RoundMessages, Slices, client_config, instruction
-from heterofl_flwr.transport import messages, packing
-from heterofl_flwr.transport.exchange import read_each
+from heterofl_flwr.strategies.node_registration import NodeRegistration
+from heterofl_flwr.strategies.round_messages import MOMENTS_SHARE, RoundMessages, read_each
+from heterofl_flwr.transport import messages, reading
+from heterofl_flwr.transport.arrays import Slices, pack_moments
+from heterofl_flwr.transport.messages import client_config, instruction
 
 
 class EvaluationHooks(RoundHooks):
@@ -28,14 +30,14 @@ class EvaluationHooks(RoundHooks):
             return []
         messages.check_own_keys(config)
         opened = self.messages_of(server_round)
-        node_ids, sampled_ids = self.sample_nodes(grid, server_round, "evaluate")
+        node_ids, sampled = NodeRegistration(grid, federation, server_round, opened.budget).sample("evaluate")
         current = EvaluationRound(
-            federation, self.log, server_round, node_ids, sampled_ids, num_rounds=self.num_rounds, silent=opened.silent
+            federation, self.log, server_round, node_ids, sampled, num_rounds=self.num_rounds, silent=opened.silent
         )
         opened.open(current)
         rule, window = federation.evaluated_rule, window_number(server_round, self.options.slicing.roll_by)
         moved = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
-        slices = Slices(federation, self.evaluated_arrays(arrays), self.chain.level_tensors)
+        slices = Slices(federation.architecture, self.evaluated_arrays(arrays), self.chain.level_tensors)
 
         def make_message(kind: str, node_id: int, extra: Mapping[str, object]) -> Message:
             rates = current.rates[node_id]
@@ -53,7 +55,7 @@ class EvaluationHooks(RoundHooks):
 
         @cache
         def moments(rates: tuple[float, ...]) -> ArrayRecord:
-            return packing.pack_moments({rate: self.moments[rate] for rate in rates})
+            return pack_moments({rate: self.moments[rate] for rate in rates})
 
         for node_id, rates in current.rates.items():
             message = make_message(MessageType.EVALUATE, node_id, {})
@@ -78,7 +80,7 @@ class EvaluationHooks(RoundHooks):
 
         def read(node_id: int, reply: Message) -> None:
             # Moments of all rates are read before any is added, so an invalid answer adds nothing.
-            current.add_moments(packing.read_moments(reply, norms[node_id], self.federation.nodes.name(node_id)))
+            current.add_moments(reading.read_moments(reply, norms[node_id], self.federation.nodes.name(node_id)))
 
         replies = grid.send_and_receive(sent, timeout=opened.budget.remaining(MOMENTS_SHARE))
         replies = opened.watch(replies, "sent moments", len(sent), self.callbacks)
@@ -97,7 +99,7 @@ class EvaluationHooks(RoundHooks):
 
         def read(node_id: int, reply: Message) -> None:
             sender = self.federation.nodes.name(node_id)
-            current.answers[node_id] = packing.read_metrics(reply, self.options.limits.examples, sender)
+            current.answers[node_id] = reading.read_metrics(reply, self.options.limits.examples, sender)
             if function is not None:
                 opened.keep_records(node_id, reply)
 

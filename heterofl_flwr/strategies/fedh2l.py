@@ -20,20 +20,20 @@ from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.federation.admission import Limits
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.callbacks import RoundCallback
-from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.options import Options, Training
+from heterofl_flwr.federation.options import Evaluation, Options, Training
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.sampling import Participation, Sampling
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, TrainReply
 from heterofl_flwr.strategies.arguments import FEDAVG, explain_unknown
 from heterofl_flwr.strategies.configure_aggregate import MetricsFn
 from heterofl_flwr.strategies.heterofl import HeteroFL
-from heterofl_flwr.strategies.round_messages import Budget, instruction
+from heterofl_flwr.strategies.round_messages import Budget, read_each
 from heterofl_flwr.strategies.start import FederationStrategy
 from heterofl_flwr.training.distill import DistillOptions, check_posteriors
-from heterofl_flwr.transport import messages, packing
-from heterofl_flwr.transport.exchange import read_each
+from heterofl_flwr.transport import messages, reading
+from heterofl_flwr.transport.arrays import check_sizes, count_bytes, read_tensors
+from heterofl_flwr.transport.messages import instruction
 
 PUBLISH_SHARE = 0.8
 """Fraction of the time for training that the first exchange gets; in the second, clients take a few steps only."""
@@ -143,19 +143,19 @@ class FedH2L(FederationStrategy):
         def read(node_id: int, reply: Message) -> None:
             sender = self.federation.nodes.name(node_id)
             tensor, size = _read_posteriors(reply, self._shape, sender)
-            _, self._publish_metrics[node_id] = packing.read_metrics(reply, self.options.limits.examples, sender)
+            _, self._publish_metrics[node_id] = reading.read_metrics(reply, self.options.limits.examples, sender)
             posteriors[node_id] = tensor
             self.log.bytes_up += size
 
         for node_id, fault in read_each(sent, grid.send_and_receive(sent, timeout=timeout), read):
             if fault is not None:
                 current.refuse(node_id, fault)
-        configs = {message.metadata.dst_node_id: messages.read_config(message) for message in sent}
+        configs = {message.metadata.dst_node_id: reading.read_config(message) for message in sent}
         opened.sent = []
         for node_id in posteriors:
             peers = [tensor for peer, tensor in posteriors.items() if peer != node_id]
             record = ArrayRecord({messages.POSTERIORS: stack(peers) if peers else zeros(0, *self._shape)})
-            current.note_sent(node_id, packing.count_bytes(record))
+            current.note_sent(node_id, count_bytes(record))
             message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), configs[node_id])
             message.content[messages.POSTERIORS] = record
             opened.sent.append(message)
@@ -169,11 +169,11 @@ class FedH2L(FederationStrategy):
 
 def _read_posteriors(reply: Message, shape: tuple[int, int], sender: str) -> tuple[Tensor, int]:
     """Return the posteriors in a reply and their size in bytes; raise ``ReplyError`` if they are invalid."""
-    messages.read_config(reply, sender)
-    records = messages.array_records(reply.content)
+    reading.read_config(reply, sender)
+    records = reading.array_records(reply.content)
     if list(records) != [messages.POSTERIORS] or list(records[messages.POSTERIORS]) != [messages.POSTERIORS]:
         raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {messages.POSTERIORS} alone")
     record = records[messages.POSTERIORS]
-    packing.check_sizes(record, {messages.POSTERIORS: math.prod(shape)}, sender)
-    posteriors = packing.read_tensors(record, sender)[messages.POSTERIORS]
-    return check_posteriors(posteriors, shape, sender), packing.count_bytes(record)
+    check_sizes(record, {messages.POSTERIORS: math.prod(shape)}, sender)
+    posteriors = read_tensors(record, sender)[messages.POSTERIORS]
+    return check_posteriors(posteriors, shape, sender), count_bytes(record)

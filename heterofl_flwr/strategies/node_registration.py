@@ -1,4 +1,4 @@
-"""Registration of a grid's nodes: waiting for enough nodes, and querying the capability of new ones."""
+"""Registration of a grid's nodes: waiting for enough, querying the capability of new ones, sampling a round's."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +11,11 @@ from heterofl_flwr.common.errors import Fault, RoundError, listed
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.records import host_log
+from heterofl_flwr.federation.sampling import Purpose
 from heterofl_flwr.federation.summary import warn_of_mix, warn_of_names, warn_of_untrained
-from heterofl_flwr.strategies.round_messages import Budget
-from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.strategies.round_messages import Budget, query
+from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.compat import get_nodes
-from heterofl_flwr.transport.exchange import query
 
 QUERY_SHARE = 0.25
 """Upper bound on the time for capability queries, as a fraction of a round's time."""
@@ -47,6 +47,24 @@ class NodeRegistration:
         self._queried: set[int] = set()  # nodes queried in this round
         self._began = self._queried_at = time.monotonic()
         self._begins = not self._nodes.order
+
+    def sample(self, purpose: Purpose) -> tuple[list[int], list[int]]:
+        """Wait for enough nodes; return those that can be sampled, and those sampled for the round."""
+        levels = self._federation.levels
+        while True:
+            node_ids = self.wait()
+            if purpose == "train":
+                node_ids = levels.trainable_nodes(node_ids)
+            sampled = levels.sample(self._server_round, node_ids, purpose)
+            if levels.asks_all:
+                break
+            answered = self.ask(sampled)
+            if answered or purpose == "evaluate":
+                sampled = sorted(filter(levels.can_train, answered), key=self._nodes.partition)
+                break
+            self._ask_again(len(sampled))
+        self.log_changes()
+        return node_ids, sampled
 
     def wait(self) -> list[int]:
         """Wait for enough nodes; return the nodes that can be sampled.
@@ -115,7 +133,7 @@ class NodeRegistration:
             self._federation.register(answered, present=present)
         return [node_id for node_id in node_ids if node_id in self._nodes]
 
-    def ask_again(self, drawn: int) -> None:
+    def _ask_again(self, drawn: int) -> None:
         """Allow another query of silent nodes in this round; raise ``RoundError`` after ``sample.wait`` seconds."""
         if time.monotonic() >= self._began + self._federation.options.sampling.wait:
             self._fail(drawn, "nodes that were drawn")
@@ -153,7 +171,7 @@ class NodeRegistration:
         """Ask nodes in windows, which share the seconds; return the answers and faults."""
 
         def read(node_id: int, reply: Message) -> Capability:
-            return packing.read_capability(reply, self._nodes.name(node_id))
+            return reading.read_capability(reply, self._nodes.name(node_id))
 
         config = {messages.SERVER_ROUND: self._server_round}  # mods of apps read it in any message
         answers: dict[int, Capability | Fault] = {}

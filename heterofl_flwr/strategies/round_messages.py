@@ -1,26 +1,21 @@
-"""Messages of a round: instructions with slices, queries of stages, replies, and the time limit of all of them."""
+"""Messages of a round: those sent, their replies in order, faults, and the time limit of all of them."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from torch import Tensor
 
-from heterofl_flwr.common.errors import ConfigError, Fault, RoundError, name_faults
-from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, HeteroFLError, ReplyError, short
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
-from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.nodes import Nodes
 from heterofl_flwr.federation.round import Round
-from heterofl_flwr.stages.client_stage import Fields, State
-from heterofl_flwr.stages.conversation import Questions
-from heterofl_flwr.transport import messages, packing
-from heterofl_flwr.transport.exchange import query, read_each, reply_or_fault
-from heterofl_flwr.transport.tensor_array import pack_tensors
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.arrays import content_bytes
+from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID
+from heterofl_flwr.transport.exchange import fault_of
 
 TRAIN_SHARE = 0.8
 """Fraction of a round's time for training, if an evaluation or queries of stages follow."""
@@ -28,10 +23,10 @@ TRAIN_SHARE = 0.8
 MOMENTS_SHARE = 0.5
 """Fraction of the remaining time of a round for moments; the rest is for the evaluation."""
 
-STAGES_SHARE = 0.25
-"""Fraction of the remaining time of a round for each query of stages before training."""
 
 Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 
 class Budget:
@@ -170,128 +165,78 @@ def _size_or_fault(reply: Message) -> int | Fault:
     usable = reply_or_fault(reply)
     if isinstance(usable, Fault):
         return usable
-    return sum(map(packing.count_bytes, messages.array_records(reply.content).values()))
+    return content_bytes(reply.content)
 
 
-class Slices:
-    """The slices of a global state as array records: one for each plan, which all messages of the plan share.
+def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:
+    """Yield each node id with its reply, or with the fault in its place, in the order of the messages.
 
-    Flower stores an object once, and uploads it once to a SuperLink, if several messages have it. The record of the
-    global model is the original one.
+    Only replies that arrive before their turn are stored. A reply is dropped with a warning if its node was sent no
+    message, if it answers another message, or if the node has already replied.
     """
-
-    def __init__(
-        self, federation: Federation, arrays: ArrayRecord, level_tensors: Callable[[float], State] = lambda _: {}
-    ) -> None:
-        self._level_tensors, self._levels = level_tensors, dict[float, ArrayRecord]()
-        self.state = federation.architecture.check_state(packing.read_tensors(arrays))
-        global_plan = federation.architecture.global_plan
-        # The arrays of a user may also have running statistics, or other dtypes.
-        types = [(name, str(tensor.dtype)) for name, tensor in self.state.items()]
-        is_exact = [(name, f"torch.{array.dtype}") for name, array in arrays.items()] == types
-        self._records = {global_plan: arrays} if is_exact else {}
-        self._broadcasts: dict[Plan, ArrayRecord] = {}
-
-    def arrays(self, plan: Plan) -> ArrayRecord:
-        """Return the record of the slice of a plan."""
-        if plan not in self._records:
-            self._records[plan] = pack_tensors(plan.extract(self.state))
-        return self._records[plan]
-
-    def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
-        """Return the record of a slice in which the parameters of ``Slicing.by_level`` have the level's values."""
-        tensors = self._level_tensors(rate)
-        if not tensors:
-            return self.arrays(plan)
-        if rate not in self._levels:
-            self._levels[rate] = pack_tensors({**plan.extract(self.state), **tensors})
-        return self._levels[rate]
-
-    def level_parameters(self, rates: Sequence[float]) -> ArrayRecord:
-        """Return the record of the parameters of ``Slicing.by_level`` at each rate, named ``rate/parameter``."""
-        return pack_tensors(
-            {f"{rate}/{name}": tensor for rate in rates for name, tensor in self._level_tensors(rate).items()}
-        )
-
-    def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
-        """Return the record of a slice of the stages' tensors, which are named ``stage/parameter``."""
-        if plan not in self._broadcasts:
-            parameters = {name: name.partition("/")[2] for name in tensors}
-            axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}
-            self._broadcasts[plan] = pack_tensors(Plan(axes).extract(tensors))
-        return self._broadcasts[plan]
+    order = [message.metadata.dst_node_id for message in sent]
+    early: dict[int, Message] = {}
+    pending = dict(zip(order, sent, strict=True))
+    position = 0
+    for reply in replies:
+        node_id, about = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
+        if node_id == SUPERLINK_NODE_ID:  # the SuperLink answers for a node that has gone
+            # Looked up now: a message gets its id when it is sent, which may be after the first replies.
+            node_id = next(
+                (message.metadata.dst_node_id for message in sent if message.metadata.message_id == about), node_id
+            )
+        # Some grids give an id to a copy of the message only; the message itself keeps the id "".
+        if node_id not in pending or pending[node_id].metadata.message_id not in ("", about):
+            logger.warning("a reply of node %s is dropped: it was not asked this, or has answered already", node_id)
+            continue
+        del pending[node_id]
+        early[node_id] = reply
+        del reply  # the consumer alone decides how long a reply lives
+        while position < len(order) and order[position] in early:
+            yield order[position], reply_or_fault(early.pop(order[position]))
+            position += 1
+    for node_id in order[position:]:
+        yield node_id, reply_or_fault(early.pop(node_id)) if node_id in early else Fault(SILENT, "silent")
 
 
-def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
-    """Return a message with arrays and a config."""
-    return Message(RecordDict({messages.ARRAYS: arrays, messages.CONFIG: messages.new_config(config)}), node_id, kind)
+def reply_or_fault(reply: Message) -> Message | Fault:
+    """Return the reply, or its fault if it is an error reply."""
+    return fault_of(reply.error) if reply.has_error() else reply
 
 
-def client_config(
-    federation: Federation, server_round: int, node_id: int, rate: float, callbacks: Sequence[RoundCallback] = ()
-) -> dict[str, object]:
-    """Return the config entries that the messages of training and evaluation have for a client."""
-    training, architecture = federation.options.training, federation.architecture
-    config: dict[str, object] = {
-        messages.RATE: rate,
-        messages.GLOBAL_RATE: federation.mix.global_rate,
-        messages.SERVER_ROUND: server_round,
-        messages.SEED: federation.seed,
-        messages.PARTITION: federation.nodes.partition(node_id),
-    }
-    if base := architecture.frozen_fingerprint(rate):
-        config[messages.BASE] = base
-    if architecture.personal:
-        config[messages.SHARED] = list(architecture.shared) or [""]  # a config has no empty list
-    if architecture.clients_keep:
-        config[messages.TRAINED] = node_id in federation.nodes.trained
-        config[messages.RUN_KEY] = federation.run_key
-        saved = [callback.oldest_checkpoint for callback in callbacks if callback.oldest_checkpoint is not None]
-        config[messages.OLDEST_CHECKPOINT] = min(saved, default=server_round - 2)
-    if training.proximal_mu:
-        config[messages.PROXIMAL_MU] = float(training.proximal_mu)
-    return config
+def read_each(
+    sent: Sequence[Message],
+    replies: Iterable[Message],
+    read: Callable[[int, Message], Result],
+    unusable: type[HeteroFLError] = ReplyError,
+) -> Iterator[tuple[int, Result | Fault]]:
+    """Yield each node id with the result of ``read(node_id, reply)``, or a fault, in the order of the messages.
 
-
-@dataclass(frozen=True, slots=True)
-class StageQueries:
-    """Queries of stages before and after training; ``faults`` has the clients without a usable answer."""
-
-    grid: Grid
-    nodes: Nodes
-    server_round: int
-    config: Mapping[str, object]  # config entries with the client stages
-    seconds: Callable[[], float]  # time limit of the next query
-    faults: dict[int, Fault] = field(default_factory=dict)
-
-    def converse(self, talk: Questions[Result]) -> Result:
-        """Run a stage's generator of queries, and return its result.
-
-        If it raises a ``RoundError``, the faults are added to the text.
-        """
+    An error of the class ``unusable`` that ``read`` raises becomes a fault.
+    """
+    for node_id, outcome in outcomes(sent, replies):
+        if isinstance(outcome, Fault):
+            yield node_id, outcome
+            continue
         try:
-            questions = next(talk)
-            while True:
-                questions = talk.send(self._query(questions))
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-        except RoundError as error:
-            faults = {self.nodes.name(node_id): fault.reason for node_id, fault in self.faults.items()}
-            raise RoundError(f"{error}; {name_faults('', faults)}" if faults else str(error)) from error
+            result: Result | Fault = read(node_id, outcome)
+        except unusable as error:
+            result = Fault(short(str(error)), "rejected")
+        del outcome  # free the reply before waiting for the next one
+        yield node_id, result
 
-    def _query(self, questions: Mapping[int, Fields]) -> dict[int, Fields]:
-        common = {**self.config, messages.SERVER_ROUND: self.server_round}
-        configs = {node_id: {**common, **question} for node_id, question in questions.items()}
-        answers: dict[int, Fields] = {}
 
-        def read(node_id: int, reply: Message) -> Fields:
-            return messages.read_config(reply, self.nodes.name(node_id))
-
-        results = query(self.grid, messages.QUERY_STAGES, configs, self.seconds(), read)
-        for node_id, result in results.items():
-            if isinstance(result, Fault):
-                self.faults[node_id] = result
-            else:
-                answers[node_id] = result
-        return answers
+def query(
+    grid: Grid,
+    kind: str,
+    configs: Mapping[int, Mapping[str, object]],
+    seconds: float,
+    read: Callable[[int, Message], Result],
+) -> dict[int, Result | Fault]:
+    """Send a query with its config to each client; return the answers that ``read`` gives, or faults, by node id."""
+    sent = [
+        Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
+        for node_id, config in configs.items()
+    ]
+    replies = grid.send_and_receive(sent, timeout=seconds) if sent else []
+    return dict(read_each(sent, replies, read, HeteroFLError))

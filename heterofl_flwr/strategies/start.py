@@ -23,11 +23,11 @@ from heterofl_flwr.strategies.arguments import check_arguments
 from heterofl_flwr.strategies.asynchronous import Steps
 from heterofl_flwr.strategies.evaluate_clients import EvaluationHooks
 from heterofl_flwr.strategies.round_messages import TRAIN_SHARE
-from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.arrays import moment_tensors, moments_by_rate, pack_tensors
 from heterofl_flwr.transport.exchange import exchange
 from heterofl_flwr.transport.guard import guard
 from heterofl_flwr.transport.relay import Costs
-from heterofl_flwr.transport.tensor_array import pack_tensors
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 ShouldStop = Callable[[int, Result], bool]
@@ -108,7 +108,7 @@ class FederationStrategy(EvaluationHooks):
             server_round=self.log.server_round,
             state=state,
             stages=self.chain.state(),
-            moments=packing.moment_tensors(self.moments),
+            moments=moment_tensors(self.moments),
             run_key=self.federation.run_key,
             trained=self.federation.nodes.have_trained() if self.federation.architecture.clients_keep else (),
             dealt=self.federation.nodes.dealt(),
@@ -162,7 +162,7 @@ class FederationStrategy(EvaluationHooks):
                 state.server_round,
             )
         self.round_messages = None
-        self.moments = packing.moments_by_rate(state.moments)
+        self.moments = moments_by_rate(state.moments)
         self._have_moments = bool(self.moments) or None
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:

@@ -4,15 +4,14 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Iterator
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
-from heterofl_flwr.common.errors import SILENT, Fault, HeteroFLError, ReplyError, short
+from heterofl_flwr.common.errors import Fault, short
 from heterofl_flwr.transport import messages
-from heterofl_flwr.transport.compat import NO_FUNCTION, SUPERLINK_NODE_ID, ErrorCode
+from heterofl_flwr.transport.compat import NO_FUNCTION, ErrorCode
 from heterofl_flwr.transport.relay import Waits, cancel
 
 LONGEST_PAUSE = 1.0
@@ -37,7 +36,6 @@ _REMEDIES = {
 GONE = (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
 """Error codes of the SuperLink or a SuperNode for a node or client process that has gone."""
 
-Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -174,42 +172,8 @@ def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> l
     return replies
 
 
-def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:
-    """Yield each node id with its reply, or with the fault in its place, in the order of the messages.
-
-    Only replies that arrive before their turn are stored. A reply is dropped with a warning if its node was sent no
-    message, if it answers another message, or if the node has already replied.
-    """
-    order = [message.metadata.dst_node_id for message in sent]
-    early: dict[int, Message] = {}
-    pending = dict(zip(order, sent, strict=True))
-    position = 0
-    for reply in replies:
-        node_id, about = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
-        if node_id == SUPERLINK_NODE_ID:  # the SuperLink answers for a node that has gone
-            # Looked up now: a message gets its id when it is sent, which may be after the first replies.
-            node_id = next(
-                (message.metadata.dst_node_id for message in sent if message.metadata.message_id == about), node_id
-            )
-        # Some grids give an id to a copy of the message only; the message itself keeps the id "".
-        if node_id not in pending or pending[node_id].metadata.message_id not in ("", about):
-            logger.warning("a reply of node %s is dropped: it was not asked this, or has answered already", node_id)
-            continue
-        del pending[node_id]
-        early[node_id] = reply
-        del reply  # the consumer alone decides how long a reply lives
-        while position < len(order) and order[position] in early:
-            yield order[position], reply_or_fault(early.pop(order[position]))
-            position += 1
-    for node_id in order[position:]:
-        yield node_id, reply_or_fault(early.pop(node_id)) if node_id in early else Fault(SILENT, "silent")
-
-
-def reply_or_fault(reply: Message) -> Message | Fault:
-    """Return the reply, or its fault if it is an error reply."""
-    if not reply.has_error():
-        return reply
-    error = reply.error
+def fault_of(error: Error) -> Fault:
+    """Return the fault of a client that an error reply describes."""
     if isinstance(error, messages.LocalFault):
         return Fault(error.reason or "", error.kind)
     reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))
@@ -222,41 +186,3 @@ def explained(fault: str) -> str:
         if words.lower() in fault.lower():
             return f"{fault}; {remedy}"
     return fault
-
-
-def read_each(
-    sent: Sequence[Message],
-    replies: Iterable[Message],
-    read: Callable[[int, Message], Result],
-    unusable: type[HeteroFLError] = ReplyError,
-) -> Iterator[tuple[int, Result | Fault]]:
-    """Yield each node id with the result of ``read(node_id, reply)``, or a fault, in the order of the messages.
-
-    An error of the class ``unusable`` that ``read`` raises becomes a fault.
-    """
-    for node_id, outcome in outcomes(sent, replies):
-        if isinstance(outcome, Fault):
-            yield node_id, outcome
-            continue
-        try:
-            result: Result | Fault = read(node_id, outcome)
-        except unusable as error:
-            result = Fault(short(str(error)), "rejected")
-        del outcome  # free the reply before waiting for the next one
-        yield node_id, result
-
-
-def query(
-    grid: Grid,
-    kind: str,
-    configs: Mapping[int, Mapping[str, object]],
-    seconds: float,
-    read: Callable[[int, Message], Result],
-) -> dict[int, Result | Fault]:
-    """Send a query with its config to each client; return the answers that ``read`` gives, or faults, by node id."""
-    sent = [
-        Message(RecordDict({messages.CONFIG: messages.new_config(config)}), node_id, kind)
-        for node_id, config in configs.items()
-    ]
-    replies = grid.send_and_receive(sent, timeout=seconds) if sent else []
-    return dict(read_each(sent, replies, read, HeteroFLError))

@@ -1,20 +1,19 @@
-"""Names of all records and keys of messages between server and clients, and functions that read them with checks.
+"""Names of all records and keys of messages between server and clients, and functions that make messages.
 
 Instructions have an ``ArrayRecord`` of parameters and a ``ConfigRecord``; replies have parameters, a ``MetricRecord``
 and a ``ConfigRecord``. Every config has the schema version, so incompatible versions of this package raise an error.
-The argument ``sender`` is the name for errors; the default is the server, for messages that clients read.
 """
 
 import time
 from collections.abc import Mapping, Sequence
 from operator import index
 from reprlib import repr as shown
-from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
 
-from heterofl_flwr.common.errors import ConfigError, FaultKind, ReplyError
-from heterofl_flwr.core.exchanged import ALL
+from heterofl_flwr.common.errors import ConfigError, FaultKind
+from heterofl_flwr.federation.callbacks import RoundCallback
+from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.stages import client_stage, compress, secure_sum_client
 from heterofl_flwr.transport import compat
 from heterofl_flwr.transport.compat import ErrorCode
@@ -33,6 +32,14 @@ METRICS = "metrics"
 MOMENTS = "moments"
 LEVELS = "level-parameters"
 POSTERIORS = "posteriors"
+
+UPLOAD_RECORDS: Mapping[str, tuple[str, ...]] = {
+    client_stage.FULL_PRECISION: (ARRAYS,),
+    "float16": (CHANGES,),
+    "int8": (CHANGES, SCALES),
+    MASKED: (MASKED,),
+}
+"""Names of the records with parameters, by the form of a reply (``upload``)."""
 
 # Keys of configs.
 SCHEMA_KEY = "heterofl-schema"
@@ -128,13 +135,43 @@ class SimulatedFault(LocalFault):
         super().__init__(reason, "simulated")
 
 
-Value = TypeVar("Value")
 Record = ArrayRecord | MetricRecord
 
 
 def new_config(values: Mapping[str, object]) -> ConfigRecord:
     """Return a new config record with ``values`` and the schema version."""
     return ConfigRecord({SCHEMA_KEY: SCHEMA, **values})  # type: ignore[dict-item]
+
+
+def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
+    """Return a message with arrays and a config."""
+    return Message(RecordDict({ARRAYS: arrays, CONFIG: new_config(config)}), node_id, kind)
+
+
+def client_config(
+    federation: Federation, server_round: int, node_id: int, rate: float, callbacks: Sequence[RoundCallback] = ()
+) -> dict[str, object]:
+    """Return the config entries that the messages of training and evaluation have for a client."""
+    training, architecture = federation.options.training, federation.architecture
+    config: dict[str, object] = {
+        RATE: rate,
+        GLOBAL_RATE: federation.mix.global_rate,
+        SERVER_ROUND: server_round,
+        SEED: federation.seed,
+        PARTITION: federation.nodes.partition(node_id),
+    }
+    if base := architecture.frozen_fingerprint(rate):
+        config[BASE] = base
+    if architecture.personal:
+        config[SHARED] = list(architecture.shared) or [""]  # a config has no empty list
+    if architecture.clients_keep:
+        config[TRAINED] = node_id in federation.nodes.trained
+        config[RUN_KEY] = federation.run_key
+        saved = [callback.oldest_checkpoint for callback in callbacks if callback.oldest_checkpoint is not None]
+        config[OLDEST_CHECKPOINT] = min(saved, default=server_round - 2)
+    if training.proximal_mu:
+        config[PROXIMAL_MU] = float(training.proximal_mu)
+    return config
 
 
 def answer(message: Message, config: Mapping[str, object], records: Mapping[str, Record] = {}) -> Message:
@@ -169,89 +206,6 @@ def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESE
             f"the config that goes with instructions has {', '.join(taken)}: by that name clients get what HeteroFL "
             f"itself asks of them; choose another name, as my-{taken[0]}"
         )
-
-
-def read_config(message: Message, sender: str = SERVER) -> ConfigRecord:
-    """Return a message's config; raise ``ReplyError`` if its schema version is missing or differs."""
-    config = find_record(message.content, CONFIG, ConfigRecord) or ConfigRecord()
-    check_schema(config, sender)
-    return config
-
-
-def find_record(content: RecordDict, name: str, kind: type[Value]) -> Value | None:
-    """Return the record ``name``; None if there is none of the class ``kind``."""
-    record = content.get(name)
-    return record if isinstance(record, kind) else None
-
-
-def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
-    """Raise ``ReplyError`` if a config has no schema version, or that of an incompatible version of this package."""
-    if SCHEMA_KEY not in config:
-        cause = NOT_HETEROFL if sender == SERVER else NOT_CONVERTED
-        raise ReplyError(f"{sender} sent a message without the config of HeteroFL: {cause}")
-    if config[SCHEMA_KEY] != SCHEMA:
-        raise ReplyError(
-            f"{sender} sent messages of schema {shown(config[SCHEMA_KEY])}, expected {SCHEMA}: "
-            f"install the same version of heterofl-flwr on the server and on every node"
-        )
-
-
-def read_value(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value:
-    """Return one value of a config; raise ``ReplyError`` if it is missing or of another type."""
-    value: object = config.get(key)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 2**63 else value  # a larger integer, forged, may overflow a float
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise unexpected(value, key, kind.__name__, sender)
-    return value
-
-
-def read_optional(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value | None:
-    """Return one value of a config, or None if the key is missing; raise ``ReplyError`` for another type."""
-    return read_value(config, key, kind, sender) if key in config else None
-
-
-def unexpected(value: object, key: str, expected: str, sender: str = SERVER) -> ReplyError:
-    """Return the error for an unexpected value of a key."""
-    return ReplyError(f"{sender} sent {shown(value)} as {key}, expected {expected}")
-
-
-def read_list(config: Mapping[str, object], key: str, kind: type[Value], default: list[Value]) -> list[Value]:
-    """Return a list of values of the type ``kind``, or ``default`` if the key is missing."""
-    value = config.get(key, default)
-    if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
-        raise unexpected(value, key, f"a list of {kind.__name__}")
-    return list(value)
-
-
-def read_rates(config: Mapping[str, object]) -> list[float]:
-    """Return the rates in an instruction; without any, the rate of its slice."""
-    return read_list(config, RATES, float, [read_value(config, RATE, float)])
-
-
-def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the patterns of the parameters that an instruction has and its reply must have; by default all."""
-    return tuple(pattern for pattern in read_list(config, SHARED, str, list(ALL)) if pattern)
-
-
-def read_choice(
-    config: Mapping[str, object], key: str, choices: Sequence[Value], default: str = "", sender: str = SERVER
-) -> Value:
-    """Return the value of a key if it is one of ``choices``; ``default`` replaces a missing value."""
-    value = config.get(key, default)
-    choice = next((choice for choice in choices if choice == value), None)
-    if choice is None:
-        raise unexpected(value, key, f"one of {', '.join(map(str, choices))}", sender)
-    return choice
-
-
-def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
-    """Return the array records of a message by name.
-
-    Flower's ``content.array_records`` creates a reference cycle, which keeps the whole message in memory until the
-    garbage collector runs.
-    """
-    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
 
 
 def error_reply(reply_to: str, run_id: int, signer: int, error: Error) -> Message:

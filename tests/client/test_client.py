@@ -21,7 +21,8 @@ from heterofl_flwr.client.state import load_tensors, save_tensors
 from heterofl_flwr.common.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.stages.compress import restore
-from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport import messages, reading
+from heterofl_flwr.transport.arrays import pack_moments, read_tensors, unpack_moments
 from tests.federation.tiny import Tiny, build, build_normed, equal, inputs, node_context
 
 pytestmark = pytest.mark.usefixtures("identity")
@@ -41,7 +42,7 @@ def instruction(rate=1.0, kind="train", *, state=None, build=build, moments=None
     state = state_of(rate, build) if state is None else state
     content = {"arrays": ArrayRecord(state), "config": messages.new_config(config)}
     if moments:
-        content["moments"] = packing.pack_moments(moments)
+        content["moments"] = pack_moments(moments)
     return Message(RecordDict(content), 7, kind)
 
 
@@ -170,7 +171,7 @@ class TestReply:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(7)
-        assert equal(packing.read_tensors(reply.content["arrays"]), sent)
+        assert equal(read_tensors(reply.content["arrays"]), sent)
 
     def test_it_brings_parameters_metrics_labels_and_capacity(self):
         message = instruction(0.5, build=build_normed)
@@ -193,7 +194,7 @@ class TestReply:
         assert list(answer.content.array_records) == records
         assert dict(answer.content["config"]) == {"heterofl-schema": 2, "labels": [1], "upload": upload}
         plan = Plan.between(before, before)
-        found = packing.unpack_trained(answer.content.array_records, upload, plan, "it")
+        found = reading.unpack_trained(answer.content.array_records, upload, plan, "it")
         assert {str(change.dtype) for change in found[0].values()} == {f"torch.{upload}"}
         assert list(found[0]) == list(before)
         for name, tensor in restore(plan, before, *found).items():
@@ -345,7 +346,7 @@ class TestQueries:
         asked = instruction(kind="query.moments", build=build_normed, rates=[1.0, 0.5], moments_kind="fixed")
         record = app(asked, node_context(partition_id=4)).content["moments"]
         for rate in (1.0, 0.5):
-            assert packing.unpack_moments(record, rate, "it").layers["norm"].count == 10
+            assert unpack_moments(record, rate, "it").layers["norm"].count == 10
 
     def test_the_model_may_depend_on_the_run_config(self):
         app, seen = ClientApp(), []
@@ -357,7 +358,7 @@ class TestQueries:
         answer_queries(app, data=lambda context: [inputs(0)], build_from=build_from)
         asked = instruction(kind="query.moments", build=build_normed, moments_kind="fixed")
         record = app(asked, node_context({"norm": True})).content["moments"]
-        assert packing.unpack_moments(record, 1.0, "it").layers["norm"].count == 6
+        assert unpack_moments(record, 1.0, "it").layers["norm"].count == 6
         assert seen == [True]
 
     @pytest.mark.parametrize(

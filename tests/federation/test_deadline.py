@@ -9,7 +9,8 @@ from flwr.app import ArrayRecord
 from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.strategies import round_messages
-from heterofl_flwr.transport import exchange, messages, packing
+from heterofl_flwr.transport import exchange, messages
+from heterofl_flwr.transport.arrays import count_bytes
 from tests.federation.tiny import NEVER, Watched, build, build_normed, crash, make_app, play
 from tests.hostile.superlink import Clock
 
@@ -72,7 +73,7 @@ class DropsReplies(HeteroFL):
 
 
 def slice_bytes():
-    return packing.count_bytes(ArrayRecord(dict(build(1.0).named_parameters())))
+    return count_bytes(ArrayRecord(dict(build(1.0).named_parameters())))
 
 
 @pytest.mark.parametrize("kind", [SendsFewer, DropsReplies])

@@ -15,7 +15,7 @@ from heterofl_flwr.common.errors import DataError, RoundError
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
-from heterofl_flwr.transport import packing
+from heterofl_flwr.transport.arrays import moment_tensors, pack_moments
 from tests.federation import tiny
 from tests.federation.tiny import Watched, bare_reply, build_normed, config, equal, inputs, judge, make_app, play
 
@@ -70,7 +70,7 @@ def put(key, value):
 
 
 def other_kind(message, context):
-    record = packing.pack_moments({1.0: collect_moments(build_normed(1.0), [inputs(0)], "fixed")})
+    record = pack_moments({1.0: collect_moments(build_normed(1.0), [inputs(0)], "fixed")})
     return bare_reply(message, moments=record, config=config())
 
 
@@ -151,7 +151,7 @@ def test_data_that_shuffles_gives_equal_moments_in_equal_runs():
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)  # another state of torch's generator, as in another process
-        found.append(packing.moment_tensors(run(3, moments=moments, levels=True).strategy.moments))
+        found.append(moment_tensors(run(3, moments=moments, levels=True).strategy.moments))
     assert equal(*found)
 
 
@@ -174,9 +174,7 @@ def test_moments_from_behind_a_superlink_are_merged_robustly(grid, mean):
     def moments(message, context):
         value = [1.0, 1.1, 30.9][context.node_config["partition-id"]]
         layer = LayerMoments(1, torch.full((8,), value).double(), torch.ones(8).double())
-        return bare_reply(
-            message, moments=packing.pack_moments({1.0: Moments("paper", {"norm": layer})}), config=config()
-        )
+        return bare_reply(message, moments=pack_moments({1.0: Moments("paper", {"norm": layer})}), config=config())
 
     strategy = HeteroFL(build_normed, "a1")
     with grid(make_app(moments=moments, build=build_normed), 3) as clients:

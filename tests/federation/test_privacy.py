@@ -19,7 +19,8 @@ from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.stages.compress import restore
 from heterofl_flwr.stages.privacy_accountant import Releases, Spent, clip_moments, noise_moments
 from heterofl_flwr.stages.registry import client_stages
-from heterofl_flwr.transport import messages, packing
+from heterofl_flwr.transport import messages, reading
+from heterofl_flwr.transport.arrays import pack_moments, read_tensors
 from tests.federation import tiny
 from tests.federation.tiny import add_one, build, build_normed, config, make_app, play
 
@@ -37,8 +38,8 @@ def test_a_client_shortens_its_change_before_it_sends_it(upload, rounding):
     def train(message, context):
         answer = add_one(message, context)
         plan = Plan.of(build(1.0), build(message.content["config"]["rate"]))
-        sub, scales = packing.unpack_trained(messages.array_records(answer.content), upload, plan, "it")
-        before = packing.read_tensors(message.content["arrays"], "it")
+        sub, scales = reading.unpack_trained(reading.array_records(answer.content), upload, plan, "it")
+        before = read_tensors(message.content["arrays"], "it")
         if upload != "float32":
             sub = restore(Plan.of(build(1.0), build(1.0)), before, sub, scales)
         lengths.append(norm_between(sub, before))
@@ -217,7 +218,7 @@ def test_noisy_statistics_are_those_of_shortened_moments(moments, nodes):
             "norm"
         ]
         found.append((own.first_sum / own.count, own.second_sum / own.count))
-        record = packing.pack_moments({1.0: Moments(moments, {"norm": own})})
+        record = pack_moments({1.0: Moments(moments, {"norm": own})})
         return tiny.bare_reply(message, moments=record, config=config())
 
     app, fidelity = make_app(build=build_normed, moments=answer), Fidelity.of("paper", moments=moments)

@@ -16,7 +16,7 @@ from heterofl_flwr.report import Console
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import scalars
 from heterofl_flwr.runs.recorder import Recorder
-from heterofl_flwr.transport import packing
+from heterofl_flwr.transport.arrays import moment_tensors
 from tests.federation.tiny import build, build_normed, crash, equal, make_app, play
 
 
@@ -110,7 +110,7 @@ def test_a_record_holds_all_that_is_known_of_a_round():
     assert one.seconds > 0
     assert (spy.progress[0].moments, set(spy.progress[1].moments)) == (
         {},
-        set(packing.moment_tensors(strategy.moments)),
+        set(moment_tensors(strategy.moments)),
     )
     values = {1.0: 8 * 3 + 3 * 8 + 8 * 4 + 4, 0.25: 2 * 3 + 3 * 2 + 2 * 4 + 4}
     headers = 6 * 128  # numpy's, for each array of the normed model

@@ -6,8 +6,8 @@ import pytest
 from flwr.app import Error, Message, RecordDict
 
 from heterofl_flwr.common.errors import Fault, short
+from heterofl_flwr.strategies.round_messages import outcomes
 from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID, ErrorCode
-from heterofl_flwr.transport.exchange import outcomes
 
 pytestmark = pytest.mark.usefixtures("identity")
 

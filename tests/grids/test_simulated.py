@@ -10,9 +10,9 @@ from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ReplyError, RoundError
 from heterofl_flwr.grids.devices import Turn
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
-from heterofl_flwr.transport.exchange import outcomes
+from heterofl_flwr.strategies.round_messages import outcomes
+from heterofl_flwr.transport.arrays import count_bytes
 from heterofl_flwr.transport.messages import SimulatedFault
-from heterofl_flwr.transport.packing import count_bytes
 from tests.federation import test_fedh2l
 from tests.federation.tiny import NEVER, add_one, build, crash, make_app, play
 

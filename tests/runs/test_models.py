@@ -9,7 +9,7 @@ from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.nn.profile import profile
 from heterofl_flwr.report import ModelCosts, load_model
 from heterofl_flwr.runs.models import save_models
-from heterofl_flwr.transport.packing import count_bytes
+from heterofl_flwr.transport.arrays import count_bytes
 
 
 def test_each_rate_is_measured(build, costs):

@@ -21,7 +21,7 @@ from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.stages.secure_sum_client import KEY, vector_of
 from heterofl_flwr.transport import messages
-from heterofl_flwr.transport.packing import read_tensors
+from heterofl_flwr.transport.arrays import read_tensors
 from tests.federation.grouped import grouped
 from tests.federation.tiny import Named, Tiny, Watched, equal, make_app, play
 from tests.secure.app import app, classes_of

@@ -15,8 +15,7 @@ from heterofl_flwr.training.engines import seat, seats
 from heterofl_flwr.training.engines.seats import Hall, Round, train_seats
 from heterofl_flwr.training.engines.structure import log_once
 from heterofl_flwr.training.joint_losses import nested_loss
-from heterofl_flwr.transport.packing import read_tensors
-from heterofl_flwr.transport.tensor_array import pack_tensors
+from heterofl_flwr.transport.arrays import pack_tensors, read_tensors
 from tests.federation.tiny import equal
 from tests.training.conftest import OPTIONS, assert_as_plain, exact, make_jobs, small, state, train_seated
 from tests.training.test_cohort import ReadsBack, spoil

@@ -1,39 +1,30 @@
-"""Packing tensors, metrics and moments into message records, and reading them with checks."""
+"""Checked reading of configs, records and replies.
 
-import io
+The argument ``sender`` is the name for errors; the default is the server, for messages that clients read.
+"""
+
 import logging
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from reprlib import repr as shown
-from typing import cast
+from typing import TypeVar, cast
 
-import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.aggregation import Labels, check_names
+from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.federation.evaluation import SHARES, is_share
+from heterofl_flwr.federation.answers import SHARES, is_share
 from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, TrainReply
 from heterofl_flwr.transport import messages
-from heterofl_flwr.transport.messages import ARRAYS, CHANGES, MASKED, SCALES, SERVER
-from heterofl_flwr.transport.tensor_array import array_size, pack_tensors, read_live
-
-UPLOAD_RECORDS: Mapping[str, tuple[str, ...]] = {
-    FULL_PRECISION: (ARRAYS,),
-    "float16": (CHANGES,),
-    "int8": (CHANGES, SCALES),
-    MASKED: (MASKED,),
-}
-"""Names of the records with parameters, by the form of a reply (``upload``)."""
+from heterofl_flwr.transport.arrays import check_sizes, content_bytes, read_tensors, unpack_moments
+from heterofl_flwr.transport.messages import ARRAYS, CHANGES, CONFIG, SCALES, SERVER, UPLOAD_RECORDS
 
 LARGEST_METRIC = 1e30
 MOST_METRICS = 100
@@ -41,73 +32,90 @@ LONGEST_NAME = 100
 
 logger = logging.getLogger(__name__)
 
-HEADER_BYTES = 1024
-"""Upper bound on the header of an array in the ``.npy`` format."""
+Value = TypeVar("Value")
 
 
-def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) -> None:
-    """Raise ``ReplyError`` if an array has more bytes than its ``entries`` have as float64; nothing is unpacked."""
-    for name, array in record.items():
-        most = 8 * entries.get(name, 0) + HEADER_BYTES
-        if (size := array_size(array)) > most:
-            raise ReplyError(f"{sender} sent {size:,} bytes as {name[:80]!r}, expected up to {most:,}")
+def read_config(message: Message, sender: str = SERVER) -> ConfigRecord:
+    """Return a message's config; raise ``ReplyError`` if its schema version is missing or differs."""
+    config = find_record(message.content, CONFIG, ConfigRecord) or ConfigRecord()
+    check_schema(config, sender)
+    return config
 
 
-def count_bytes(arrays: ArrayRecord) -> int:
-    """Return the serialised size of a record's arrays in bytes."""
-    return sum(map(array_size, arrays.values()))
+def find_record(content: RecordDict, name: str, kind: type[Value]) -> Value | None:
+    """Return the record ``name``; None if there is none of the class ``kind``."""
+    record = content.get(name)
+    return record if isinstance(record, kind) else None
 
 
-@contextmanager
-def reading_arrays(sender: str) -> Iterator[None]:
-    """Within this context, turn any error into a ``ReplyError`` about arrays that cannot be read."""
-    try:
-        with warnings.catch_warnings():
-            # numpy warns of unusual headers, and torch of arrays that must not be written to
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    except Exception as error:  # invalid bytes can make numpy and torch raise almost any error
-        raise ReplyError(f"{sender} sent arrays that cannot be read: {type(error).__name__}: {error}") from error
+def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
+    """Raise ``ReplyError`` if a config has no schema version, or that of an incompatible version of this package."""
+    if messages.SCHEMA_KEY not in config:
+        cause = messages.NOT_HETEROFL if sender == SERVER else messages.NOT_CONVERTED
+        raise ReplyError(f"{sender} sent a message without the config of HeteroFL: {cause}")
+    if config[messages.SCHEMA_KEY] != messages.SCHEMA:
+        raise ReplyError(
+            f"{sender} sent messages of schema {shown(config[messages.SCHEMA_KEY])}, expected {messages.SCHEMA}: "
+            f"install the same version of heterofl-flwr on the server and on every node"
+        )
 
 
-def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]:
-    """Return the tensors of a record; raise ``ReplyError`` for invalid arrays.
+def read_value(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value:
+    """Return one value of a config; raise ``ReplyError`` if it is missing or of another type."""
+    value: object = config.get(key)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 2**63 else value  # a larger integer, forged, may overflow a float
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise unexpected(value, key, kind.__name__, sender)
+    return value
 
-    The tensors share memory with the record, so the caller must not change them.
+
+def read_optional(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value | None:
+    """Return one value of a config, or None if the key is missing; raise ``ReplyError`` for another type."""
+    return read_value(config, key, kind, sender) if key in config else None
+
+
+def unexpected(value: object, key: str, expected: str, sender: str = SERVER) -> ReplyError:
+    """Return the error for an unexpected value of a key."""
+    return ReplyError(f"{sender} sent {shown(value)} as {key}, expected {expected}")
+
+
+def read_list(config: Mapping[str, object], key: str, kind: type[Value], default: list[Value]) -> list[Value]:
+    """Return a list of values of the type ``kind``, or ``default`` if the key is missing."""
+    value = config.get(key, default)
+    if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
+        raise unexpected(value, key, f"a list of {kind.__name__}")
+    return list(value)
+
+
+def read_rates(config: Mapping[str, object]) -> list[float]:
+    """Return the rates in an instruction; without any, the rate of its slice."""
+    return read_list(config, messages.RATES, float, [read_value(config, messages.RATE, float)])
+
+
+def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the patterns of the parameters that an instruction has and its reply must have; by default all."""
+    return tuple(pattern for pattern in read_list(config, messages.SHARED, str, list(ALL)) if pattern)
+
+
+def read_choice(
+    config: Mapping[str, object], key: str, choices: Sequence[Value], default: str = "", sender: str = SERVER
+) -> Value:
+    """Return the value of a key if it is one of ``choices``; ``default`` replaces a missing value."""
+    value = config.get(key, default)
+    choice = next((choice for choice in choices if choice == value), None)
+    if choice is None:
+        raise unexpected(value, key, f"one of {', '.join(map(str, choices))}", sender)
+    return choice
+
+
+def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
+    """Return the array records of a message by name.
+
+    Flower's ``content.array_records`` creates a reference cycle, which keeps the whole message in memory until the
+    garbage collector runs.
     """
-    expected = "numpy.ndarray"  # Flower's name of its only serialisation of arrays
-    with reading_arrays(sender):
-        if unexpected := {array.stype for array in record.values()} - {expected}:
-            raise ValueError(f"serialised as {unexpected.pop()!r}, expected {expected!r}")
-        return {name: _read_array(array) for name, array in record.items()}
-
-
-def _read_array(array: Array) -> Tensor:
-    tensor = read_live(array)
-    return torch.from_numpy(read_npy(array.data)) if tensor is None else tensor
-
-
-def read_npy(data: bytes) -> np.ndarray:
-    """Return the array in the bytes of a ``.npy`` file; it shares their memory, so the caller must not change it.
-
-    ``numpy.load`` is not used, because it also accepts archives of arrays and bytes after the array.
-    """
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = read_header(file)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
-    size = math.prod(shape) * dtype.itemsize
-    if len(data) - file.tell() != size:
-        raise ValueError(f"{len(data) - file.tell()} bytes of values, expected {size}")
-    return np.ndarray(shape, dtype, data, file.tell(), order="F" if by_columns else "C")
-
-
-def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, form: str) -> dict[str, ArrayRecord]:
-    """Return the array records of a reply: ``tensors`` in a form of upload, and ``scales`` if the form has them."""
-    records = {UPLOAD_RECORDS[form][0]: pack_tensors(tensors)}
-    return records if scales is None else {**records, SCALES: pack_tensors({SCALES: scales})}
+    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
 
 
 def unpack_trained(
@@ -134,36 +142,6 @@ def unpack_trained(
     return tensors[expected[0]], tensors[SCALES][SCALES] if SCALES in tensors else None
 
 
-def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
-    """Return the record of static batch norm moments by rate."""
-    return pack_tensors(moment_tensors(moments))
-
-
-def moment_tensors(moments: Mapping[float, Moments]) -> dict[str, Tensor]:
-    """Return static batch norm moments by rate as tensors named ``rate/name``."""
-    return {f"{rate}/{name}": tensor for rate, sums in moments.items() for name, tensor in sums.to_tensors().items()}
-
-
-def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
-    """Return moments by rate from tensors named ``rate/name``; the inverse of ``moment_tensors``."""
-    by_rate: dict[float, dict[str, Tensor]] = {}
-    for path, tensor in tensors.items():
-        rate, _, name = path.partition("/")
-        by_rate.setdefault(float(rate), {})[name] = tensor
-    return {rate: Moments.from_tensors(named) for rate, named in by_rate.items()}
-
-
-def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Moments:
-    """Return the moments of one rate in a record; raise ``ReplyError`` if they are missing or invalid."""
-    moments = entries_under(f"{rate}/", read_tensors(record, sender))
-    if not moments:
-        raise ReplyError(f"{sender} sent no moments of rate {rate}")
-    try:
-        return Moments.from_tensors(moments)
-    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
-        raise ReplyError(f"{sender} sent moments of rate {rate} that cannot be used: {error}") from error
-
-
 def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> None:
     """Raise ``ReplyError`` if a reply has the whole model instead of a slice, as from an app not converted."""
     full_shapes = {name: tuple(axis.size for axis in axes) for name, axes in plan.axes.items()}
@@ -180,27 +158,27 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
 
     ``most`` is the largest number of examples allowed.
     """
-    records = messages.array_records(reply.content)
+    records = array_records(reply.content)
     check_converted(records.values(), plan, sender)
-    config = messages.read_config(reply, sender)
-    form = messages.read_choice(config, messages.UPLOAD, list(UPLOAD_RECORDS), FULL_PRECISION, sender)
+    config = read_config(reply, sender)
+    form = read_choice(config, messages.UPLOAD, list(UPLOAD_RECORDS), FULL_PRECISION, sender)
     tensors, scales = unpack_trained(records, form, plan, sender)
     num_examples, metrics = read_metrics(reply, most, sender)
     labels = config.get(messages.LABELS)
     by_head = {} if labels is not None else entries_under(messages.HEAD_LABELS, config)
     for classes in by_head.values() or [labels]:  # the aggregator checks each class
         if classes is not None and not isinstance(classes, list):
-            raise messages.unexpected(classes, messages.LABELS, "a list of whole numbers", sender)
+            raise unexpected(classes, messages.LABELS, "a list of whole numbers", sender)
     return TrainReply(
         tensors=tensors,
         form=form,
         scales=scales,
         num_examples=num_examples,
         labels=cast("Labels | None", by_head or labels),
-        capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
+        capacity=read_optional(config, messages.CAPACITY, float, sender),
         metrics=metrics,
         fields=config,
-        num_bytes=sum(map(count_bytes, records.values())),
+        num_bytes=content_bytes(reply.content),
     )
 
 
@@ -209,7 +187,7 @@ def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str,
 
     Raise ``ReplyError`` if there are more than ``most`` examples.
     """
-    record = messages.find_record(reply.content, messages.METRICS, MetricRecord)
+    record = find_record(reply.content, messages.METRICS, MetricRecord)
     if record is None:
         raise ReplyError(f"{sender} sent no {messages.METRICS} record")
     metrics = dict(record)
@@ -224,11 +202,11 @@ def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str,
 
 def read_capability(reply: Message, sender: str) -> Capability:
     """Return a node's capability from its answer to the capability query."""
-    config = messages.read_config(reply, sender)
+    config = read_config(reply, sender)
     return Capability(
-        capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
-        partition=messages.read_optional(config, messages.PARTITION, int, sender),
-        num_partitions=messages.read_optional(config, messages.NUM_PARTITIONS, int, sender),
+        capacity=read_optional(config, messages.CAPACITY, float, sender),
+        partition=read_optional(config, messages.PARTITION, int, sender),
+        num_partitions=read_optional(config, messages.NUM_PARTITIONS, int, sender),
     )
 
 
@@ -237,8 +215,8 @@ def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Momen
 
     Raise ``ReplyError`` for arrays that are far larger than moments of the layers in ``norms``.
     """
-    messages.read_config(reply, sender)
-    record = messages.array_records(reply.content).get(messages.MOMENTS)
+    read_config(reply, sender)
+    record = array_records(reply.content).get(messages.MOMENTS)
     if record is None:  # the node has no data to measure moments on
         return {}
     most = 3 * sum(map(len, norms.values()))

@@ -1,17 +1,24 @@
-"""Options of evaluation; names of metrics, and means of metrics over clients."""
+"""Answers of clients: names of metrics, their means over clients, and the fewest replies that a round needs."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Strict
 
-from heterofl_flwr.common.options import Flag, Natural, group
+from heterofl_flwr.common.options import Count
 
 Answer = tuple[float, Mapping[str, float]]
 """Number of examples and metrics of a client."""
+
+MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["auto"]
+"""Fewest usable replies of a round: a number, a fraction of the clients needed, or half of them (``auto``)."""
+
+REPLIES = "a whole number of 1 or more, or a share between 0 and 1"
+"""Text for errors: the values of ``MinReplies`` other than ``auto``."""
 
 LOCAL_ACCURACY = "local-accuracy"
 WORST_ACCURACY = "worst-accuracy"
@@ -25,31 +32,6 @@ HEADLINE_KINDS = ("perplexity", "accuracy", "loss")
 
 Perplexity comes first because only language models have it, and they have an accuracy too.
 """
-
-
-@group
-class Evaluation:
-    """Options of evaluation."""
-
-    every: Natural = 1
-    """rounds from one evaluation to the next; the last round has one; 0 for none"""
-    nodes: Literal["capable", "all"] = "capable"
-    """capable: a client whose capacity is known, from its report or from the table of levels, evaluates the largest of
-    the mix's models that it can hold, and its metrics count for that level; every other client evaluates the full
-    model. all: every client evaluates the full model (paper)
-    """
-    levels: Annotated[Flag | Literal["last"], "true, false or 'last'"] = False
-    """evaluate each level's own model too: each time, never, or after the last round"""
-    static_norm: Flag = Field(default=True, exclude=True)
-    """before an evaluation, query the clients for static batch norm moments if the model has batch norm"""
-
-    def due(self, server_round: int, num_rounds: int) -> bool:
-        """Whether this round ends with an evaluation."""
-        return self.every > 0 and (server_round % self.every == 0 or server_round == num_rounds)
-
-    def levels_due(self, server_round: int, num_rounds: int) -> bool:
-        """Whether this round also evaluates each level's own model."""
-        return server_round == num_rounds if self.levels == "last" else self.levels
 
 
 def split_metric(key: str) -> tuple[str, float | None]:
@@ -120,3 +102,11 @@ def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, f
         for key in metrics if number > 0 else ():
             by_metric.setdefault(key, []).append((number, metrics[key]))
     return {key: [pair for pair in pairs if not math.isnan(pair[1])] or pairs for key, pairs in by_metric.items()}
+
+
+def least_replies(least: MinReplies, needed: int) -> int:
+    """Return the fewest usable replies of a round that needs ``needed`` clients."""
+    if isinstance(least, int):
+        return least
+    share = Fraction(1, 2) if least == "auto" else Fraction(str(least))
+    return max(math.ceil(share * needed), 1)

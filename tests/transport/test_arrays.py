@@ -9,8 +9,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from hypothesis import given, strategies as st
 
-from heterofl_flwr.transport.packing import read_tensors
-from heterofl_flwr.transport.tensor_array import TensorArray, array_size, pack_tensors, read_live
+from heterofl_flwr.transport.arrays import TensorArray, array_size, pack_tensors, read_live, read_tensors
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.uint8, torch.bool)
 

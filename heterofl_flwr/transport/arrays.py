@@ -1,0 +1,245 @@
+"""Tensors in Flower's array records: arrays that hold tensors, reading with checks, moments, and slices of a state."""
+
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+from torch import Tensor
+
+from heterofl_flwr.common.errors import ReplyError
+from heterofl_flwr.common.named_tensors import entries_under
+from heterofl_flwr.core.slice_plan import Plan
+from heterofl_flwr.federation.architecture import Architecture
+from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.stages.client_stage import State
+from heterofl_flwr.transport.messages import SCALES, SERVER, UPLOAD_RECORDS
+
+HEADER_BYTES = 1024
+"""Upper bound on the header of an array in the ``.npy`` format."""
+
+
+class TensorArray(Array):
+    """An ``Array`` that holds a tensor; the first use of ``data`` replaces the tensor by its bytes.
+
+    The tensor shares its memory with the tensor of the caller and with those that readers get; do not change them.
+    Pickling or copying gives a plain ``Array``.
+    """
+
+    __qualname__ = "Array"  # Flower serialises objects by the name of their class
+
+    def __init__(self, tensor: Tensor) -> None:
+        dtype = str(tensor.numpy().dtype)
+        self.__dict__.update(dtype=dtype, shape=tuple(tensor.shape), stype="numpy.ndarray", tensor=tensor)
+
+    @property
+    def data(self) -> bytes:
+        """The array as the bytes of a ``.npy`` file."""
+        if (tensor := read_live(self)) is not None:
+            self.data = Array(tensor).data
+        data: bytes = self.__dict__["bytes"]
+        return data
+
+    @data.setter
+    def data(self, data: bytes) -> None:
+        self.__dict__["bytes"] = data
+        self.__dict__["tensor"] = None  # after the bytes are set: another thread may read now
+
+    def numpy(self) -> np.ndarray:
+        """Return a copy as a NumPy array."""
+        tensor = read_live(self)
+        return super().numpy() if tensor is None else tensor.numpy().copy()
+
+    def __eq__(self, value: object) -> bool:
+        """Whether an array of either class has equal content."""
+        if not isinstance(value, Array):
+            return NotImplemented
+        names = ("dtype", "shape", "stype", "data")
+        return self is value or all(getattr(self, name) == getattr(value, name) for name in names)
+
+    __hash__ = None  # type: ignore[assignment]  # not hashable, like Array, because it is mutable
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return a record of tensors, which it shares if they are contiguous on the CPU; do not change them afterwards."""
+    record = ArrayRecord()
+    for name, tensor in tensors.items():
+        record[name] = TensorArray(tensor.detach().cpu().contiguous())
+    return record
+
+
+def read_live(array: Array) -> Tensor | None:
+    """Return the tensor that an array holds; None if it holds bytes."""
+    tensor: Tensor | None = array.__dict__.get("tensor")
+    return tensor
+
+
+def array_size(array: Array) -> int:
+    """Return the serialised size of an array in bytes, without serialising it."""
+    return len(array.data) if read_live(array) is None else npy_size(array.dtype, tuple(array.shape))
+
+
+@lru_cache(maxsize=4096)
+def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the size in bytes of an array's ``.npy`` file."""
+    header = io.BytesIO()
+    array = np.broadcast_to(np.zeros((), dtype), shape)  # a view, which allocates a single element
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return header.tell() + array.nbytes
+
+
+def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) -> None:
+    """Raise ``ReplyError`` if an array has more bytes than its ``entries`` have as float64; nothing is unpacked."""
+    for name, array in record.items():
+        most = 8 * entries.get(name, 0) + HEADER_BYTES
+        if (size := array_size(array)) > most:
+            raise ReplyError(f"{sender} sent {size:,} bytes as {name[:80]!r}, expected up to {most:,}")
+
+
+def count_bytes(arrays: ArrayRecord) -> int:
+    """Return the serialised size of a record's arrays in bytes."""
+    return sum(map(array_size, arrays.values()))
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Return the serialised size of the arrays of a message in bytes."""
+    return sum(count_bytes(record) for record in content.values() if isinstance(record, ArrayRecord))
+
+
+@contextmanager
+def reading_arrays(sender: str) -> Iterator[None]:
+    """Within this context, turn any error into a ``ReplyError`` about arrays that cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            # numpy warns of unusual headers, and torch of arrays that must not be written to
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    except Exception as error:  # invalid bytes can make numpy and torch raise almost any error
+        raise ReplyError(f"{sender} sent arrays that cannot be read: {type(error).__name__}: {error}") from error
+
+
+def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]:
+    """Return the tensors of a record; raise ``ReplyError`` for invalid arrays.
+
+    The tensors share memory with the record, so the caller must not change them.
+    """
+    expected = "numpy.ndarray"  # Flower's name of its only serialisation of arrays
+    with reading_arrays(sender):
+        if unexpected := {array.stype for array in record.values()} - {expected}:
+            raise ValueError(f"serialised as {unexpected.pop()!r}, expected {expected!r}")
+        return {name: _read_array(array) for name, array in record.items()}
+
+
+def _read_array(array: Array) -> Tensor:
+    tensor = read_live(array)
+    return torch.from_numpy(read_npy(array.data)) if tensor is None else tensor
+
+
+def read_npy(data: bytes) -> np.ndarray:
+    """Return the array in the bytes of a ``.npy`` file; it shares their memory, so the caller must not change it.
+
+    ``numpy.load`` is not used, because it also accepts archives of arrays and bytes after the array.
+    """
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    size = math.prod(shape) * dtype.itemsize
+    if len(data) - file.tell() != size:
+        raise ValueError(f"{len(data) - file.tell()} bytes of values, expected {size}")
+    return np.ndarray(shape, dtype, data, file.tell(), order="F" if by_columns else "C")
+
+
+def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, form: str) -> dict[str, ArrayRecord]:
+    """Return the array records of a reply: ``tensors`` in a form of upload, and ``scales`` if the form has them."""
+    records = {UPLOAD_RECORDS[form][0]: pack_tensors(tensors)}
+    return records if scales is None else {**records, SCALES: pack_tensors({SCALES: scales})}
+
+
+def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
+    """Return the record of static batch norm moments by rate."""
+    return pack_tensors(moment_tensors(moments))
+
+
+def moment_tensors(moments: Mapping[float, Moments]) -> dict[str, Tensor]:
+    """Return static batch norm moments by rate as tensors named ``rate/name``."""
+    return {f"{rate}/{name}": tensor for rate, sums in moments.items() for name, tensor in sums.to_tensors().items()}
+
+
+def moments_by_rate(tensors: Mapping[str, Tensor]) -> dict[float, Moments]:
+    """Return moments by rate from tensors named ``rate/name``; the inverse of ``moment_tensors``."""
+    by_rate: dict[float, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        rate, _, name = path.partition("/")
+        by_rate.setdefault(float(rate), {})[name] = tensor
+    return {rate: Moments.from_tensors(named) for rate, named in by_rate.items()}
+
+
+def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Moments:
+    """Return the moments of one rate in a record; raise ``ReplyError`` if they are missing or invalid."""
+    moments = entries_under(f"{rate}/", read_tensors(record, sender))
+    if not moments:
+        raise ReplyError(f"{sender} sent no moments of rate {rate}")
+    try:
+        return Moments.from_tensors(moments)
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise ReplyError(f"{sender} sent moments of rate {rate} that cannot be used: {error}") from error
+
+
+class Slices:
+    """The slices of a global state as array records: one for each plan, which all messages of the plan share.
+
+    Flower stores an object once, and uploads it once to a SuperLink, if several messages have it. The record of the
+    global model is the original one.
+    """
+
+    def __init__(
+        self, architecture: Architecture, arrays: ArrayRecord, level_tensors: Callable[[float], State] = lambda _: {}
+    ) -> None:
+        self._level_tensors, self._levels = level_tensors, dict[float, ArrayRecord]()
+        self.state = architecture.check_state(read_tensors(arrays))
+        global_plan = architecture.global_plan
+        # The arrays of a user may also have running statistics, or other dtypes.
+        types = [(name, str(tensor.dtype)) for name, tensor in self.state.items()]
+        is_exact = [(name, f"torch.{array.dtype}") for name, array in arrays.items()] == types
+        self._records = {global_plan: arrays} if is_exact else {}
+        self._broadcasts: dict[Plan, ArrayRecord] = {}
+
+    def arrays(self, plan: Plan) -> ArrayRecord:
+        """Return the record of the slice of a plan."""
+        if plan not in self._records:
+            self._records[plan] = pack_tensors(plan.extract(self.state))
+        return self._records[plan]
+
+    def level_arrays(self, plan: Plan, rate: float) -> ArrayRecord:
+        """Return the record of a slice in which the parameters of ``Slicing.by_level`` have the level's values."""
+        tensors = self._level_tensors(rate)
+        if not tensors:
+            return self.arrays(plan)
+        if rate not in self._levels:
+            self._levels[rate] = pack_tensors({**plan.extract(self.state), **tensors})
+        return self._levels[rate]
+
+    def level_parameters(self, rates: Sequence[float]) -> ArrayRecord:
+        """Return the record of the parameters of ``Slicing.by_level`` at each rate, named ``rate/parameter``."""
+        return pack_tensors(
+            {f"{rate}/{name}": tensor for rate in rates for name, tensor in self._level_tensors(rate).items()}
+        )
+
+    def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
+        """Return the record of a slice of the stages' tensors, which are named ``stage/parameter``."""
+        if plan not in self._broadcasts:
+            parameters = {name: name.partition("/")[2] for name in tensors}
+            axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}
+            self._broadcasts[plan] = pack_tensors(Plan(axes).extract(tensors))
+        return self._broadcasts[plan]
