@@ -10,7 +10,6 @@ from heterofl_flwr.app.workload import Workload, load_workload
 from heterofl_flwr.client.load_model import for_evaluation
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, first_line
 from heterofl_flwr.core.randomness import kept_random_state
-from heterofl_flwr.federation.summary import find_equal_levels
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.report import RunFolder
@@ -39,7 +38,9 @@ def check_task(workload: Workload, clients: int) -> None:
     """
     try:
         workload.partitions(clients)
-        warnings = find_equal_levels(make_strategy(workload, ()).federation)
+        architecture = make_strategy(workload, ()).federation.architecture
+        for rate in workload.mix.all_rates:
+            architecture.plan(rate)
         build_devices(workload)
         if workload.settings.server.strategy == "fedh2l":
             _ = workload.seeds
@@ -52,8 +53,6 @@ def check_task(workload: Workload, clients: int) -> None:
     for name, build in workload.builds.items():
         _check_fit(workload, name, build)
     _say_size(workload, clients)
-    for warning in warnings:
-        print(warning)
 
 
 def _say_size(workload: Workload, clients: int) -> None:
@@ -61,11 +60,6 @@ def _say_size(workload: Workload, clients: int) -> None:
     number = workload.settings.asynchronous.size or workload.settings.sample.number(clients, "train")
     steps = workload.steps_each(clients)
     print(f"{number} of {clients} clients train in each round{f', about {steps:.0f} steps each' if steps else ''}")
-    if workload.settings.assignment == "fix" and clients < len(workload.mix.parts):
-        print(
-            f"{clients} clients share the {len(workload.mix.parts)} parts of the mix {workload.mix}, "
-            f"so some level has none"
-        )
 
 
 def _check_fit(workload: Workload, name: str, build: Build) -> None:

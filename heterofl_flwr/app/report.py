@@ -1,6 +1,7 @@
 """``heterofl report``: writing a run's report, printing its tables, and comparing several runs."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a run's folder; several runs are compared on one page and in one table"
     parser.add_argument("folders", type=read_path, nargs="+", metavar="RUN", help=text)
     out = "page of a comparison; by default comparison.html"
-    parser.add_argument("--out", type=read_path, default=Path("comparison.html"), metavar="FILE", help=out)
+    parser.add_argument("--out", type=read_path, metavar="FILE", help=out)
     metric = "metric of the runs' histories, as a column of a comparison: f1, a/f1 (of a level), train/f1; repeatable"
     parser.add_argument("--metric", action="append", default=[], metavar="NAME", help=metric)
-    style = "form of a comparison's table"
-    parser.add_argument("--format", choices=TABLE_FORMATS, default="table", help=style)
+    style = "form of a comparison's table; by default table"
+    parser.add_argument("--format", choices=TABLE_FORMATS, help=style)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,10 +30,10 @@ def run(args: argparse.Namespace) -> int:
     from heterofl_flwr.report import write_report
 
     if len(args.folders) > 1:
-        _compare(args.folders, args.out, args.format, args.metric)
+        _compare(args.folders, args.out or Path("comparison.html"), args.format or "table", args.metric)
         return 0
-    if args.metric:
-        raise ConfigError("--metric is for comparisons: found 1 run, expected 2 or more")
+    if options := [f"--{name}" for name in ("out", "metric", "format") if getattr(args, name)]:
+        raise ConfigError(f"only a comparison has {', '.join(options)}: found 1 run, expected 2 or more")
     write_report(args.folders[0])
     show_results(args.folders[0])
     return 0
@@ -48,7 +49,8 @@ def _compare(paths: Sequence[Path], out: Path, style: str, metrics: Sequence[str
         from heterofl_flwr.report.compare import write_comparison
 
     heads, rows = write_comparison([RunFolder(path) for path in paths], out, metrics)
-    print(f"{render(heads, rows, style)}\n\ncomparison: {out}")
+    print(render(heads, rows, style))
+    print(f"\ncomparison: {out}", file=sys.stderr)
 
 
 def show_results(path: Path) -> None:

@@ -17,7 +17,7 @@ from flwr.serverapp import ServerApp
 from heterofl_flwr.app.run_request import Request
 from heterofl_flwr.app.workload import load_workload, shared_data
 from heterofl_flwr.client.state import NODE_STATES
-from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError
+from heterofl_flwr.common.errors import ConfigError, HeteroFLError, OutOfMemoryError, printable
 from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.queued import QueuedGrid
@@ -180,12 +180,22 @@ def cost(message: Message) -> float:
     return STEP + sum(count_bytes(record) for record in message.content.values() if isinstance(record, ArrayRecord))
 
 
+class Warnings(logging.Handler):
+    """Handler that prints warnings on standard error. Those of a round, and errors, are in the lines of rounds."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a warning."""
+        text = record.getMessage()
+        if record.levelno == logging.WARNING and not text.startswith("round "):
+            print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
+
+
 @contextmanager
 def _flower_log(file: logging.FileHandler, *, shown: bool) -> Iterator[None]:
-    """Within this context, Flower and this package log to a file, with ``shown`` also to Flower's usual handlers."""
+    """Within this context, Flower and this package log to a file; warnings, with ``shown`` all lines, are shown too."""
     flower, ours = logging.getLogger("flwr"), logging.getLogger("heterofl_flwr")
     handlers, level, propagate = (flower.handlers, ours.handlers), ours.level, ours.propagate
-    flower.handlers = ours.handlers = [*flower.handlers, file] if shown else [file]
+    flower.handlers = ours.handlers = [*flower.handlers, file] if shown else [file, Warnings()]
     ours.setLevel(logging.INFO)
     ours.propagate = False
     try:

@@ -108,10 +108,10 @@ def warn_of_mix(federation: Federation, node_ids: Sequence[int]) -> None:
             clients,
             clients,
         )
-    if clients < len(mix.parts):
+    if federation.assignment == "fix" and clients < len(mix.parts):
         logger.warning(
             "%d clients share the %d parts of the mix %s, so some level has none; start more nodes (simulated: "
-            "flwr run . --federation-config 'num-supernodes=20 client-resources-num-cpus=1')",
+            "heterofl run --clients 20, or flwr run . --federation-config 'num-supernodes=20')",
             clients,
             len(mix.parts),
             mix,

@@ -49,21 +49,22 @@ def compare_runs(folders: Sequence[RunFolder]) -> Cells:
     """Return the table of runs: a row for each combination of settings and metric, with means over seeds."""
     rows, table = _rows(folders), []
     histories = {folder: folder.history() for folder in folders}  # read each file once
-    scored = {folder: {score.name: score for score in scores(history)} for folder, history in histories.items()}
-    for metric in dict.fromkeys(name for by_name in scored.values() for name in by_name):
+    scored = {folder: {score.label: score for score in scores(history)} for folder, history in histories.items()}
+    names = {label: score.name for by_label in scored.values() for label, score in by_label.items()}
+    for label, metric in names.items():
         finals = {
-            row: {seed: scored[run][metric].final for seed, run in runs.items() if metric in scored[run]}
+            row: {seed: scored[run][label].final for seed, run in runs.items() if label in scored[run]}
             for row, runs in rows.items()
         }
         reference = next(iter(finals.values()))
         for row, runs in rows.items():
             values = list(finals[row].values())
-            bests = [scored[run][metric].best for run in runs.values() if metric in scored[run]]
+            bests = [scored[run][label].best for run in runs.values() if label in scored[run]]
             compared = [best for best in bests if best is not None]
             sent = fmean(sum(bytes_sent(histories[run])) for run in runs.values())
             best = formatting.score(metric, fmean(compared) if compared else None)
             difference = "" if finals[row] is reference else paired_difference(metric, reference, finals[row])
-            cells = row, str(len(runs)), metric, _mean(metric, values), best, formatting.size(sent)
+            cells = row, str(len(runs)), label, _mean(metric, values), best, formatting.size(sent)
             table.append((*cells, _price(list(runs.values()), histories), difference))
     return HEADS, table
 

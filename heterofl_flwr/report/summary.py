@@ -14,7 +14,6 @@ from rich.text import Text
 from heterofl_flwr.common.errors import printable, short
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import Mix, level_name
-from heterofl_flwr.federation.answers import is_share
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.runs.class_counts import ClassCounts
@@ -88,10 +87,8 @@ def score_cells(records: Sequence[RoundRecord]) -> Cells:
     rows = []
     for score in scores(records):
         name = score.name if score.client is None else f"{score.name} (client {score.client})"
-        statistics = {"": score.final} if score.median is None else {"mean": score.final, "median": score.median}
-        compared = "median" if score.median is not None and not is_share(score.name) else next(iter(statistics))
-        for statistic, final in statistics.items():
-            best, best_round = (score.best, score.best_round) if statistic == compared else (None, None)
+        for statistic, final in score.finals.items():
+            best, best_round = (score.best, score.best_round) if statistic == score.statistic else (None, None)
             shown = marked(formatting.score(score.name, final), score.partial)
             number = formatting.NOTHING if best_round is None else str(best_round)
             rows.append((name, statistic, shown, formatting.score(score.name, best), number))

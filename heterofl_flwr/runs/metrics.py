@@ -6,7 +6,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.federation.answers import HEADLINE_KINDS, WORST_ACCURACY
+from heterofl_flwr.federation.answers import HEADLINE_KINDS, WORST_ACCURACY, is_share
 from heterofl_flwr.federation.records import RoundRecord
 
 SCOPES = ("global", "local", "worst")
@@ -17,12 +17,22 @@ class Score(NamedTuple):
     """A metric over a run: its final value, its best value, and the round of the best value."""
 
     name: str
-    final: float
+    statistic: str  # of clients, by which rounds are compared: ``mean`` or ``median``; empty for the server's metrics
+    finals: Mapping[str, float]  # final value of each statistic
     best: float | None  # None if all values come from too few clients, because such values are never the best
     best_round: int | None
     partial: bool  # whether the final value comes from too few clients
-    median: float | None  # median of the final values of clients; rounds are compared by it unless it is an accuracy
     client: int | None  # partition of the worst client
+
+    @property
+    def final(self) -> float:
+        """Final value of the statistic that ``best`` has."""
+        return self.finals[self.statistic]
+
+    @property
+    def label(self) -> str:
+        """The metric's name, with the statistic if it is the median."""
+        return f"{self.name} (median)" if self.statistic == "median" else self.name
 
 
 def mode_of(name: str) -> str:
@@ -100,8 +110,11 @@ def scores(records: Sequence[RoundRecord]) -> list[Score]:
             if value is not None and (best is None or is_better(value, best, mode_of(name))):
                 best, best_round = value, record.server_round
         worst = final.worst_client if name == WORST_ACCURACY else None
-        median = final.evaluate_medians.get(name)
-        results.append(Score(name, final.evaluate[name], best, best_round, name in final.partial, median, worst))
+        finals, statistic = {"": final.evaluate[name]}, ""
+        if name in final.evaluate_medians:
+            finals = {"mean": final.evaluate[name], "median": final.evaluate_medians[name]}
+            statistic = "mean" if is_share(name) else "median"
+        results.append(Score(name, statistic, finals, best, best_round, name in final.partial, worst))
     return results
 
 

@@ -211,7 +211,7 @@ def _results(words: Sequence[str]) -> int:
     if options.out:
         if not found.cells and published(found.places):
             print(NO_PAPER, file=sys.stderr)
-        print(write(found, options))
+        print(write(found, options), file=sys.stderr)
     return 0
 
 

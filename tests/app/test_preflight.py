@@ -118,22 +118,16 @@ def test_a_users_own_model_is_tried_too(tmp_path, monkeypatch, capsys, started, 
 def test_the_size_of_a_round_is_said_before_the_first(capsys):
     workload = Workload(from_flat({"sample.fraction": 0.5, "train.epochs": 3, "train.batch-size": 16}))
     check_task(workload, 4)
-    first, second = capsys.readouterr().out.splitlines()
+    (first,) = capsys.readouterr().out.splitlines()
     (steps,) = re.findall(r"^2 of 4 clients train in each round, about (\d+) steps each$", first)
     parts = (workload.part(client, 4).train for client in range(4))
     assert float(steps) == pytest.approx(sum(3 * steps_per_epoch(part, 16) for part in parts) / 4, abs=3)
-    assert second == "4 clients share the 5 parts of the mix a1-b1-c1-d1-e1, so some level has none"
 
 
 def test_spare_clients_that_nothing_delays_are_said_to_count(started, capsys):
     for options, said in ((), 1), (("--set", "devices.profile=edge"), 0), (("--grid", "ray"), 0):
         assert main(["run", "--set", "sample.spare=0.5", *options]) == 1
         assert capsys.readouterr().out.count("sample.spare: here all clients that are asked") == said
-
-
-def test_levels_that_are_one_model_are_said_before_the_first_round(capsys):
-    check_task(Workload(from_flat({"model.hidden": "8,8", "mix": "a1-d1-e1"})), 3)
-    assert "\nlevels d, e build the very same model: " in capsys.readouterr().out
 
 
 def test_without_a_gpu_nothing_computes_on_one(started, capsys):

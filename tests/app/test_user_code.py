@@ -42,6 +42,18 @@ def test_a_command_loads_what_its_line_names_and_nothing_else(folder):
         import optional_of_a_library  # noqa: F401
 
 
+def test_warnings_of_a_run_are_on_the_terminal_too(folder, capsys):
+    """Of a seed that draws nothing, and of levels without clients; not of a round, whose line names the failures."""
+    net = NET.replace("def build(rate)", "import functools\n\n@functools.cache\ndef build(rate)")
+    (folder / "user_net.py").write_text(net)
+    small = ("--mix", "a1-b1-c1", "evaluate.levels=false", "train.epochs=1", "num-rounds=1")
+    assert main(["run", "--clients", "2", *small, "--set", "model.name=user_net:build", "--out", "run"]) == 0
+    mix, seed = sorted(capsys.readouterr().err.splitlines())
+    assert mix.startswith("warning: 2 clients share the 3 parts of the mix a1-b1-c1, so some level has none")
+    assert seed.startswith("warning: build returns equal parameters for each seed, so seed=0 does not draw")
+    assert seed.removeprefix("warning: ") in (folder / "run" / "logs" / "flower.log").read_text()
+
+
 def test_the_folder_of_a_run_names_no_code_unless_it_is_trusted(folder, monkeypatch, capsys):
     assert main(["run", *SHORT, "--set", "model.name=user_net:build", "--out", "run"]) == 0
     assert f"--resume {folder / 'run'} --trust" in capsys.readouterr().out

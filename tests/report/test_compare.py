@@ -49,6 +49,20 @@ def test_runs_are_rows_of_the_settings_that_differ(folders):
     assert paired_difference("loss", {0: 1.0, 1: 2.0}, {1: 1.5}) == "-0.5"
 
 
+def test_final_and_best_are_of_one_statistic(tmp_path):
+    """The median of the clients' losses, also where the mean is far away, and the mean of their accuracies."""
+    folder = RunFolder(tmp_path)
+    folder.start({"mix": "a1", "seed": 0, "data": {"name": "digits"}})
+    record = make_record(1)
+    record.evaluate, record.partial = {"local-loss": 9.0, "local-accuracy": 0.5}, ()
+    record.evaluate_medians = {"local-loss": 1.0, "local-accuracy": 0.6}
+    folder.append(record)
+    assert [row[2:5] for row in compare_runs([folder])[1]] == [
+        ("local-loss (median)", "1", "1"),
+        ("local-accuracy", "50.0 %", "50.0 %"),
+    ]
+
+
 def test_runs_of_an_earlier_version_are_in_the_row_of_equal_ones(tmp_path):
     """They have the old name of a setting, one that is gone, and none of those that came later."""
     new = run(tmp_path / "new", "a1", 0, 0.5, **{"server.slice-rule": "prefix", "server.growth": 0})
@@ -113,7 +127,9 @@ def test_any_metric_of_the_histories_is_a_column(folders, tmp_path, capsys):
     paths = [str(folder.path) for folder in folders]
     options = ["--metric", "f1", "--metric", "train/loss", "--format", "csv", "--out", str(page)]
     assert main(["report", *paths, *options]) == 0
-    heads, first, second = list(csv.reader(capsys.readouterr().out.splitlines()))[:3]
+    printed = capsys.readouterr()
+    heads, first, second = csv.reader(printed.out.splitlines())  # nothing but the table, so that it can be piped
+    assert printed.err == f"\ncomparison: {page}\n"
     assert heads[:6] == ["settings", "seeds", "f1", "against the first row", "train/loss", "against the first row"]
     assert first[:6] == ["mix=a1", "3", "0.1 ± 0.1", "", "2 ± 0", ""]
     assert second[:6] == ["mix=e1", "3", "0.4 ± 0.1", "0.3 [0.3, 0.3]", "2 ± 0", "0 [0, 0]"]
@@ -128,5 +144,5 @@ def test_an_unknown_metric_is_one_error_with_the_known_ones(folders, capsys):
     assert {"global-accuracy", "train/loss", "a/global-accuracy"} <= set(
         error.replace("\n", " ").split("expected one of ")[1].replace(",", "").split()
     )
-    assert main(["report", paths[0], "--metric", "f1"]) != 0
-    assert "expected 2 or more" in capsys.readouterr().err
+    assert main(["report", paths[0], "--metric", "f1", "--format", "latex"]) != 0
+    assert "only a comparison has --metric, --format: found 1 run" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def test_the_best_loss_is_that_of_the_median_client(record):
         for number, (one, median, mean) in enumerate(values, 1)
     ]
     accuracy, loss = scores(records)
-    assert (accuracy.final, accuracy.median) == (0.6, pytest.approx(0.3))
-    assert (accuracy.best, accuracy.best_round) == (0.7, 2)
-    assert (loss.final, loss.median, loss.best, loss.best_round) == (1.0, 2.5, 2.0, 2)
+    assert (accuracy.label, accuracy.final, accuracy.best, accuracy.best_round) == ("global-accuracy", 0.6, 0.7, 2)
+    assert (loss.label, loss.final, loss.best, loss.best_round) == ("global-loss (median)", 2.5, 2.0, 2)
+    assert loss.finals["mean"] == 1.0
     assert seconds_to(records, "global-loss", 1.5) is None

@@ -157,6 +157,14 @@ def test_results_are_means_over_seeds_of_what_varies(tmp_path):
     ]
 
 
+def test_the_result_of_a_loss_is_its_median_over_clients_by_name(tmp_path):
+    own = job("mix=d", "run.metric=local-loss", path=tmp_path)
+    record = {"server_round": 1, "seconds": 1.0, "learning_rate": 0.1, "rates": {0: 1.0}}
+    medians = {"evaluate": {"local-loss": 9.0}, "evaluate_medians": {"local-loss": 1.0}}
+    ran(own, 0, finished=True).append(RoundRecord(**record, **medians))
+    assert list_results([own], [["mix=d"]]).splitlines()[2].split()[-6:] == ["local-loss", "(median)", *"1111"]
+
+
 def test_results_have_more_metrics_as_columns(tmp_path):
     jobs = [job("mix=d", f"seed={seed}", path=tmp_path / str(seed)) for seed in range(2)]
     rows = [[f"seed={seed}"] for seed in range(2)]

@@ -55,14 +55,14 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Se
         if job.stage == DONE and (result := read_score(job)):
             texts = [text for text in row if text not in everywhere and not text.startswith("seed=")]
             name = " ".join(texts) or "all"
-            by_name[name, result.name].append(result)
+            by_name[name, result.label].append(result)
             newest[name] = job
             if metrics:
                 columns[name].append(final_values(RunFolder(job.path).history()))
     if columns:
         check_known(metrics, chain.from_iterable(columns.values()))
     prices, lines = {name: _price(job) for name, job in newest.items()}, []
-    for (name, metric), seeds in by_name.items():
+    for (name, label), seeds in by_name.items():
         finals = [result.final for result in seeds]
         bests = [result.best for result in seeds if result.best is not None]
         values = fmean(finals), min(finals), max(finals), fmean(bests) if bests else None
@@ -70,7 +70,8 @@ def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Se
             score(column, fmean(known) if (known := [run[column] for run in columns[name] if column in run]) else None)
             for column in metrics
         ]
-        lines.append((name, str(len(seeds)), metric, *(score(metric, value) for value in values), *more, prices[name]))
+        texts = [score(seeds[0].name, value) for value in values]
+        lines.append((name, str(len(seeds)), label, *texts, *more, prices[name]))
     return render((*RESULTS[:-1], *metrics, RESULTS[-1]), lines, "table") if lines else ""
 
 
