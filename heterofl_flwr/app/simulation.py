@@ -150,7 +150,7 @@ def _describe(error: Exception) -> str:
 
 def open_grid(request: Request) -> QueuedGrid:
     """Return the grid on which an app's clients run; the caller must close it."""
-    states = {} if request.app is not None else {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
+    states = {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
     kind: Callable[..., QueuedGrid] = LocalGrid
     if request.grid == "ray":
         kind = partial(RayGrid, num_cpus=request.cpus, num_gpus=request.gpu_share, at_once=request.parallel)

@@ -40,6 +40,37 @@ def test_another_app_runs_in_this_process(tmp_path):
     assert "result: 1" in log
 
 
+KEEPS = """
+from flwr.serverapp import ServerApp
+from heterofl_flwr import HeteroFL, Slicing
+from heterofl_flwr.report import Recorder, RunFolder
+from tests.federation.tiny import NEVER, build, make_app
+
+client, server = make_app(), ServerApp()
+
+@server.main()
+def main(grid, context):
+    folder, rounds = RunFolder("records"), context.run_config["rounds"]
+    folder.start({}, resume=rounds > 1)
+    shared = Slicing(shared=["classifier.*"])
+    strategy = HeteroFL(build, "a1", slicing=shared, evaluation=NEVER, callbacks=[Recorder(folder)])
+    strategy.start(grid, num_rounds=rounds, resume=folder.load_checkpoint() if rounds > 1 else None)
+"""
+
+
+def test_another_app_resumes_with_the_layers_that_its_clients_keep(tmp_path):
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "keeps.py").write_text(KEEPS)
+    table = (SAMPLE / "pyproject.toml").read_text()
+    (app / "pyproject.toml").write_text(
+        table.replace("sample.server:app", "keeps:server").replace("sample.client:app", "keeps:client")
+    )
+    for rounds in (1, 2):
+        run_request(read_app(app, {"rounds": rounds}, out=tmp_path / "run", clients=2))
+    assert [record.failures for record in RunFolder(tmp_path / "records").history()] == [{}, {}]
+
+
 def test_what_an_app_raises_is_how_its_run_ends(tmp_path):
     with pytest.raises(RunError) as caught:
         run_request(sample(tmp_path, fault="server"))
