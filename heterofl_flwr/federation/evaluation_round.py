@@ -35,6 +35,8 @@ ANSWER_MOMENTS = (
     "asks_for_moments of a NumPyClient), or evaluate without (Evaluation(static_norm=False))"
 )
 
+MORE_TIME = "give rounds more time (engine.timeout, or start(timeout=...)); evaluation gets what training leaves"
+
 SplitAnswers = Mapping[int, tuple[float, Mapping[float | None, Mapping[str, float]]]]
 """Number of examples and metrics by rate of each client; the rate None stands for the global model."""
 
@@ -75,7 +77,7 @@ class EvaluationRound:
         self._norms: dict[int, Norms] = {}  # for the clients that are queried for moments
         self._moments: dict[float, list[Moments]] = {}  # by rate: one sum, or each client's moments for a robust sum
         self._robust = False
-        self._moment_faults: list[str] = []
+        self._moment_faults: dict[str, Fault] = {}
         if sampled:
             self._log.evaluate["coverage"] = 0.0
         if sampled and not self.rates:
@@ -130,7 +132,7 @@ class EvaluationRound:
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
         """Record the reason why a client's moments are not used."""
-        self._moment_faults.append(f"{self._federation.nodes.name(node_id)}: {fault.reason}")
+        self._moment_faults[self._federation.nodes.name(node_id)] = fault
         if fault.kind == "silent":
             del self.rates[node_id]
         self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
@@ -144,7 +146,9 @@ class EvaluationRound:
         faults, privacy = self._moment_faults, self._options.privacy
         message = f"none of {len(self._norms)} nodes gave usable static batch norm moments"
         if faults and not moments and needed:
-            raise RoundError(f"{message}: {ANSWER_MOMENTS}; {'; '.join(faults[:3])}")
+            advice = MORE_TIME if all(fault.kind == "silent" for fault in faults.values()) else ANSWER_MOMENTS
+            reasons = listed([f"{name}: {fault.reason}" for name, fault in faults.items()])
+            raise RoundError(f"{message}: {advice}; {reasons}")
         if not faults and not moments:
             logger.warning(
                 "%s, so batch norm normalises by batch; they are not asked again: %s", message, ANSWER_MOMENTS

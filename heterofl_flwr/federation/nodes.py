@@ -246,9 +246,19 @@ class Nodes:
         """Return the registered name of a node, or an empty text."""
         return self._names.get(node_id, "")
 
+    @property
+    def have_names(self) -> bool:
+        """Whether nodes with registered names take part, or did before the run was resumed."""
+        return bool(self._names or self._named_before)
+
+    def are_away(self) -> list[str]:
+        """Return the names of nodes that left, each with the round since which it is away, if that is known."""
+        away = {name: since for name, since in self._named_before.items() if name not in self._names.values()}
+        return [f"{name} (since round {since})" if since else name for name, since in {**away, **self.away}.items()]
+
     def notes(self) -> tuple[str, ...]:
         """Return remarks on nodes that are away, did not answer, or train at the smallest rate without need."""
-        away = [f"{name} (since round {since})" for name, since in self.away.items()]
+        away = self.are_away()
         silent = [self.name(node_id) for node_id in self.unanswered]
         parts = {"away": away, "no answer to the capability query": silent, "at the smallest rate": self.demoted}
         return tuple(f"{what}: {listed(names)}" for what, names in parts.items() if names)

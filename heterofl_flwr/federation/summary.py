@@ -108,7 +108,9 @@ def warn_of_mix(federation: Federation, node_ids: Sequence[int]) -> None:
             clients,
             clients,
         )
-    if federation.assignment == "fix" and clients < len(mix.parts):
+    nodes = federation.nodes
+    from_mix = any(node_id not in nodes or nodes[node_id].holds is None for node_id in node_ids)
+    if federation.assignment == "fix" and from_mix and clients < len(mix.parts):
         logger.warning(
             "%d clients share the %d parts of the mix %s, so some level has none; start more nodes (simulated: "
             "heterofl run --clients 20, or flwr run . --federation-config 'num-supernodes=20')",

@@ -99,12 +99,20 @@ class NodeRegistration:
         if not enough and len(present) >= sampling.available:
             self._fail(len(present), "nodes that are there", len(usable), sampling.available)
         if not enough:
-            raise RoundError(
-                f"{len(present)} nodes are there after {sampling.wait:g} s, expected at least {sampling.available}: "
-                f"start more SuperNodes (flower-supernode), simulate more (flwr run . --federation-config "
-                f"'num-supernodes=20'), or ask for fewer (min_available_nodes or sample.min-nodes)"
-            )
+            raise RoundError(self._too_few(len(present)))
         return usable
+
+    def _too_few(self, number: int) -> str:
+        """Return the error for a round in which too few nodes are there."""
+        sampling, away = self._federation.options.sampling, self._nodes.are_away()
+        missing = f"; away: {listed(away)}" if away else ""
+        more = "start more SuperNodes (flower-supernode)"
+        if not self._nodes.have_names:
+            more += ", simulate more (flwr run . --federation-config 'num-supernodes=20')"
+        return (
+            f"{number} nodes are there after {sampling.wait:g} s, expected at least {sampling.available}{missing}: "
+            f"{more}, wait longer (sample.wait), or ask for fewer (min_available_nodes or sample.min-nodes)"
+        )
 
     def ask(self, node_ids: Sequence[int]) -> list[int]:
         """Query the nodes without a known capability; return those of ``node_ids`` that have one afterwards."""

@@ -56,6 +56,26 @@ def test_no_node_holds_a_round_beyond_its_deadline(monkeypatch, model, withheld,
     assert list(strategy.log.evaluate_failures.values()) == [fault]
 
 
+class Slow(Withholding):
+    """A grid on which no node has measured its moments in time."""
+
+    def send_and_receive(self, sent, *, timeout=None):
+        sent = list(sent)
+        if {own.metadata.message_type for own in sent} == {messages.QUERY_MOMENTS}:
+            self.clock.sleep(timeout)
+            return []
+        return super().send_and_receive(sent, timeout=timeout)
+
+
+def test_where_no_moments_come_in_time_the_error_says_how_to_give_more(monkeypatch):
+    clock = Clock()
+    for module in (exchange, round_messages):
+        monkeypatch.setattr(module, "time", clock)
+    text = r"none of 4 nodes gave usable static batch norm moments: give rounds more time \(engine\.timeout"
+    with Slow(clock, build_normed) as grid, pytest.raises(RoundError, match=text):
+        HeteroFL(build_normed, "a1-b1", evaluation=Evaluation(nodes="all")).start(grid, num_rounds=1, timeout=SECONDS)
+
+
 class SendsFewer(HeteroFL):
     def configure_train(self, *args):
         return super().configure_train(*args)[:1]

@@ -65,6 +65,38 @@ def test_too_few_nodes_end_the_run_in_time(number):
     assert time.monotonic() - began < 120
 
 
+class Shrinking(tiny.Named):
+    """A grid of named nodes, of which ``left`` are there once a model was trained, or from the start."""
+
+    def __init__(self, *args, left=1, trained=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.left, self.trained = left, trained
+
+    def get_node_ids(self):
+        everyone = list(super().get_node_ids())
+        return everyone[: self.left] if getattr(self, "trained", False) else everyone
+
+    def get_nodes(self):
+        pairs = zip(self.get_node_ids(), self._names, strict=False)
+        return [SimpleNamespace(node_id=node_id, name=name) for node_id, name in pairs]
+
+    def send_and_receive(self, messages, **options):
+        replies = list(super().send_and_receive(messages, **options))
+        self.trained = self.trained or any(reply.metadata.message_type == "train" for reply in replies)
+        return replies
+
+
+def test_too_few_named_nodes_are_an_error_that_names_who_is_away_also_after_a_resume():
+    start = r" nodes are there after 0\.1 s, expected at least 2; away: "
+    advice = r": start more SuperNodes \(flower-supernode\), wait longer \(sample\.wait\), or ask for fewer"
+    with pytest.raises(RoundError, match=rf"^1{start}y \(since round 2\), z \(since round 2\){advice}"):
+        play(None, "a1", 3, 3, grid=partial(Shrinking, names="xyz"), wait=0.1)
+    half = play(None, "a1", 3, 1, grid=partial(tiny.Named, names="xyz"))
+    resumed = {"start": {"resume": half.progress[-1]}, "grid": partial(Shrinking, names="xyz", left=0, trained=True)}
+    with pytest.raises(RoundError, match=rf"^0{start}x, y, z{advice}"):
+        play(None, "a1", 3, 2, wait=0.1, **resumed)
+
+
 def answers_of(*good):
     """Return a handler of queries for capability that these partitions alone can answer."""
 
