@@ -58,9 +58,8 @@ def build_callbacks(workload: Workload, folder: RunFolder | None) -> list[RoundC
         callbacks.append(Monitor(run.metrics_address, timeout=settings.engine.timeout, wait=settings.sample.wait))
     if folder is not None:
         # Models of FedH2L have no levels and are not sent.
-        costs = (
-            None if settings.server.strategy == "fedh2l" else Costs(workload.build, workload.mix, workload.example())
-        )
+        has_global = settings.server.strategy != "fedh2l"
+        costs = Costs(workload.build, workload.mix, workload.example()) if has_global else None
         callbacks.append(Recorder(folder, run.checkpoint_every, costs=costs, models=not workload.personal))
     # Without a folder, tensorboard (the default) cannot write.
     names = [name for name in run.callbacks if folder is not None or name != "tensorboard"]

@@ -64,7 +64,6 @@ class _Strategy(heterofl.HeteroFL):
     clients: Clients
 
     def is_remote(self, grid: Grid) -> bool:
-        del grid
         return self.clients.are_remote
 
 
@@ -154,18 +153,14 @@ class HeteroFL(Strategy):
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
         """Return the initial parameters of the global model."""
-        del client_manager
         if self._inner.clients.manager is not None:  # the strategy was used in an earlier run
             self._inner.reset()
             self._inner.clients = Clients(self.federation)
         self._inner.summary()
         if self._initial_parameters is None:
             return to_parameters(self.federation.architecture.initial_state())
-        arrays, names_of_state = (
-            read_parameters(self._initial_parameters),
-            list(self.federation.architecture.model.state_dict()),
-        )
-        names = self._names
+        arrays, names = read_parameters(self._initial_parameters), self._names
+        names_of_state = list(self.federation.architecture.model.state_dict())
         if len(arrays) not in (len(names), len(names_of_state)):
             raise ConfigError(
                 f"initial_parameters has {len(arrays)} arrays; expected {len(names)}, as parameters_of(model) gives of "

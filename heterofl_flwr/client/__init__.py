@@ -8,7 +8,7 @@
     def train(message, context):
         task = Task(message, context, build)
         model = task.model()                   # the user's model at this message's rate, loaded
-        ...                                    # the user's own loop
+        ...                                    # the user's own loop, with a new optimizer
         return task.reply(model, num_examples=n, labels=classes, metrics={"train-loss": loss})
 """
 

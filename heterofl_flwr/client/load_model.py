@@ -3,11 +3,10 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
 import torch
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from torch import Tensor, nn
 
 from heterofl_flwr.client.instruction import Instruction
@@ -29,6 +28,12 @@ from heterofl_flwr.transport.arrays import read_tensors, unpack_moments
 logger = logging.getLogger(__name__)
 
 
+def read_record(message: Message, name: str) -> dict[str, Tensor]:
+    """Return the tensors of a record; {} without it."""
+    record = reading.array_records(message.content).get(name)
+    return {} if record is None else read_tensors(record)
+
+
 def read_received(message: Message) -> dict[str, Tensor]:
     """Return the parameters in a message."""
     records = reading.array_records(message.content)
@@ -41,8 +46,7 @@ def load_models(
     instruction: Instruction,
     build: Build,
     state: Mapping[str, Tensor],
-    moments: ArrayRecord | None,
-    level_tensors: Mapping[str, Tensor] = MappingProxyType({}),
+    message: Message,
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield each rate of an instruction with its model, the largest first.
 
@@ -54,11 +58,12 @@ def load_models(
         Function of a rate that returns the model.
     state : Mapping[str, Tensor]
         Parameters of the largest model.
-    moments : ArrayRecord | None
-        Static batch norm moments for an evaluation; without them batch norm normalises by batch.
-    level_tensors : Mapping[str, Tensor]
-        Parameters of smaller models that are not slices of the largest model, named ``rate/parameter``.
+    message : Message
+        The message, which may have static batch norm moments for an evaluation (without them batch norm normalises by
+        batch), and parameters of smaller models that are not slices of the largest model, named ``rate/parameter``.
     """
+    moments = reading.array_records(message.content).get(messages.MOMENTS)
+    level_tensors = read_record(message, messages.LEVELS)
     for rate in instruction.rates:
         model = new_model(build, rate, to_load=True)
         is_largest = rate == instruction.rate

@@ -5,11 +5,12 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
+from flwr.app import Context
 from torch import Tensor, nn
 
 from heterofl_flwr.client.instruction import Instruction
 from heterofl_flwr.client.load_model import check_not_lost
-from heterofl_flwr.client.state import NodeFiles
+from heterofl_flwr.client.state import NodeFiles, load_notes
 from heterofl_flwr.common.errors import ConfigError, ReplyError
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.nn.penalty import Penalty, Quadratic, Term
@@ -110,10 +111,13 @@ class StageRunner(ClientChain):
         Tensors in the message from the stages' server halves, named ``stage/parameter``.
     tensors : dict[str, Tensor]
         State of stages between messages.
-    notes : dict[str, bytes]
+    node : Context
+        Context of the client, with the config of its node and the state of stages within a round.
+
+    Attributes
+    ----------
+    notes
         State of stages within a round; ``on_update`` changes it.
-    node_config : Mapping[str, object]
-        Config of the node.
     """
 
     def __init__(
@@ -122,10 +126,9 @@ class StageRunner(ClientChain):
         received: Callable[[], Mapping[str, Tensor]],
         broadcast: Mapping[str, Tensor],
         tensors: dict[str, Tensor],
-        notes: dict[str, bytes],
-        node_config: Mapping[str, object],
+        node: Context,
     ) -> None:
-        self._instruction, self._received, self.notes = instruction, received, notes
+        self._instruction, self._received, self.notes = instruction, received, load_notes(node)
         if broadcast:
             _check_broadcast(broadcast, received())
         context = ClientContext(
@@ -135,9 +138,9 @@ class StageRunner(ClientChain):
             learning_rate=instruction.learning_rate,
             broadcast=broadcast,
             state=tensors,
-            round_state=notes,
-            node_config=node_config,
-            records=NodeFiles.of(node_config),
+            round_state=self.notes,
+            node_config=node.node_config,
+            records=NodeFiles.of(node.node_config),
         )
         super().__init__(client_stages(instruction.config), context)
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
-from typing import NamedTuple
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from torch import Tensor, nn
 
@@ -14,34 +12,32 @@ from heterofl_flwr.client.load_model import (
     load_models,
     personal_state,
     read_received,
+    read_record,
     sent_tensor,
-    warn_once,
+)
+from heterofl_flwr.client.outgoing import (
+    Contents,
+    check_arguments,
+    check_penalty,
+    labels_config,
+    read_classes,
+    trained_tensors,
+    warn_if_unchanged,
 )
 from heterofl_flwr.client.stages import StageRunner
-from heterofl_flwr.client.state import STAGES, load_notes, load_tensors, save_notes, save_tensors
+from heterofl_flwr.client.state import STAGES, load_tensors, save_notes, save_tensors
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.aggregation import Labels
 from heterofl_flwr.core.exchanged import copy_exchanged
-from heterofl_flwr.core.label_rows import whole_numbers
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.randomness import seed_torch
-from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.penalty import Penalty
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, Outgoing
 from heterofl_flwr.training.distilled_loss import Criterion, distilled_loss
-from heterofl_flwr.transport import messages, reading
-from heterofl_flwr.transport.arrays import pack_trained, read_tensors
-
-
-class Contents(NamedTuple):
-    """Contents of a reply, before they become records of a message."""
-
-    records: Mapping[str, ArrayRecord]
-    config: Mapping[str, object]
-    metrics: Mapping[str, float | Sequence[float]]
-    num_examples: int
+from heterofl_flwr.transport import messages
+from heterofl_flwr.transport.arrays import pack_trained
 
 
 class Task:
@@ -63,8 +59,6 @@ class Task:
 
     Attributes
     ----------
-    message, context, build
-        The arguments.
     instruction : Instruction
         The message's config, parsed.
     penalty_used : bool
@@ -72,23 +66,10 @@ class Task:
     total_step : float
         Sum of the learning rates of the local steps, for SCAFFOLD. Each call of ``penalty`` or ``loss`` adds the
         learning rate that the server sent. Set it if a step has several calls, or another learning rate.
-
-    Examples
-    --------
-    ::
-
-        answer_queries(app, build, data=load)  # once
-
-        @app.train()
-        def train(message, context):
-            task = Task(message, context, build)
-            model = task.model()
-            ...  # the user's own loop, with a new optimizer
-            return task.reply(model, num_examples=n, labels=classes, metrics={"train-loss": loss})
     """
 
     def __init__(self, message: Message, context: Context, build: Build, *, seed_torch: bool = False) -> None:
-        _check_arguments(message, context, build)
+        check_arguments(message, context, build)
         self.message, self.context, self.build = message, context, build
         self.instruction = Instruction.of(message)
         self.penalty_used = False
@@ -107,11 +88,9 @@ class Task:
     @cached_property
     def _stages(self) -> StageRunner:
         """Client stages of the instruction."""
+        broadcast = read_record(self.message, messages.BROADCAST)
         tensors = entries_under(STAGES, self._saved)
-        record = reading.array_records(self.message.content).get(messages.BROADCAST)
-        broadcast = {} if record is None else read_tensors(record)
-        notes, node_config = load_notes(self.context), self.context.node_config
-        return StageRunner(self.instruction, self._received, broadcast, tensors, notes, node_config)
+        return StageRunner(self.instruction, self._received, broadcast, tensors, self.context)
 
     @property
     def rate(self) -> float:
@@ -258,7 +237,7 @@ class Task:
     ) -> Contents:
         """Return the contents of the reply, before ``reply`` packs them, and close the task."""
         self._check_open()
-        classes = _read_classes(labels)
+        classes = read_classes(labels)
         config: dict[str, object] = {} if capacity is None else {messages.CAPACITY: rate_of(capacity)}
         records: Mapping[str, ArrayRecord] = {}
         if self.instruction.is_evaluation and model is not None:
@@ -270,20 +249,13 @@ class Task:
             config |= outgoing.fields
             if outgoing.form != FULL_PRECISION:
                 config[messages.UPLOAD] = outgoing.form
-        if isinstance(classes, Mapping):
-            config |= {f"{messages.HEAD_LABELS}{head}": list(numbers) for head, numbers in classes.items()}
-        elif classes is not None:
-            config[messages.LABELS] = list(classes)
         self._is_open = False
-        return Contents(records, config, metrics, num_examples)
+        return Contents(records, {**config, **labels_config(classes)}, metrics, num_examples)
 
     def keep(self, model: nn.Module | None) -> None:
         """Save the client's personal parameters and the state of stages; ``reply`` with a model does so too."""
-        personal = {
-            name: sent_tensor(parameter)
-            for name, parameter in self._issued.parameters_of(model).items()
-            if not self.instruction.travels(name)
-        }
+        parameters, travels = self._issued.parameters_of(model), self.instruction.travels
+        personal = {name: sent_tensor(parameter) for name, parameter in parameters.items() if not travels(name)}
         stages = {f"{STAGES}{name}": tensor for name, tensor in self._stages.state.items()}
         if personal or stages:
             save_tensors(self.context, self.instruction, personal | stages)
@@ -294,10 +266,7 @@ class Task:
         if instruction.is_partial:
             saved = {name: tensor for name, tensor in self._saved.items() if not name.startswith(STAGES)}
             state = {**personal_state(instruction, self.build, saved), **state}
-        moments = reading.array_records(self.message.content).get(messages.MOMENTS)
-        levels = reading.array_records(self.message.content).get(messages.LEVELS)
-        level_tensors = {} if levels is None else read_tensors(levels)
-        for rate, model in load_models(instruction, self.build, state, moments, level_tensors):
+        for rate, model in load_models(instruction, self.build, state, self.message):
             if self._seed_torch:
                 seed_torch(self.seed)
             yield rate, model
@@ -311,19 +280,12 @@ class Task:
         metrics: Mapping[str, float | Sequence[float]],
     ) -> Outgoing:
         """Return the update to send after the client stages; save the personal parameters and the stages' state."""
-        parameters = {
-            name: parameter
-            for name, parameter in self._issued.parameters_of(model).items()
-            if self.instruction.travels(name)
-        }
+        parameters = self._issued.parameters_of(model)
+        if num_examples and not self.penalty_used:
+            check_penalty(self._stages, self.instruction.proximal_mu)
+        tensors = trained_tensors(parameters, self._received, self.instruction.travels)
         if num_examples:
-            self._check_penalty()
-        tensors = {name: self._convert(name, parameter) for name, parameter in parameters.items()}
-        if num_examples and tensors and not self._differs(tensors):
-            warn_once(
-                "this client's parameters are those that it received: nothing was trained. Make a new optimizer for "
-                "each task.model(); one of an earlier round trains that round's model"
-            )
+            warn_if_unchanged(tensors, self._received)
         outgoing = self._stages.on_update(
             Outgoing(tensors=tensors, labels=classes, num_examples=num_examples, metrics=metrics), self.total_step
         )
@@ -332,52 +294,7 @@ class Task:
             save_notes(self.context, self._stages.notes)
         return outgoing
 
-    def _convert(self, name: str, parameter: Tensor) -> Tensor:
-        """Return a copy of a parameter in the dtype in which it was received, which the server expects."""
-        expected = self._received()[name].dtype
-        if parameter.dtype != expected:
-            warn_once(f"parameters trained in {parameter.dtype} are sent in {expected}, the type that was received")
-        return sent_tensor(parameter).to(expected)
-
-    def _differs(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether training has changed any tensor. Comparing stops at the first tensor that differs."""
-        received = self._received()
-        return any(not torch.equal(tensor, received[name]) for name, tensor in tensors.items())
-
     def _check_open(self) -> None:
         """Raise ``ConfigError`` if the task was answered already."""
         if not self._is_open:
             raise ConfigError("this task has been answered: make a new Task for each message, and reply to it once")
-
-    def _check_penalty(self) -> None:
-        """Check that ``penalty`` or ``loss`` was called if the run has a penalty.
-
-        Raise ``ConfigError`` for the penalty of a stage, and warn for that of FedProx.
-        """
-        if self.penalty_used or self._stages.penalty is None:
-            return
-        advice = "add task.penalty(model) to the loss of each batch"
-        if names := self._stages.penalising:
-            raise ConfigError(f"{', '.join(names)}: the strategy adds a penalty to the clients' loss, so {advice}")
-        warn_once(
-            f"proximal_mu is {self.instruction.proximal_mu:g}, and the loss has no penalty: {advice}, or set "
-            f"task.penalty_used = True where the loop adds it itself"
-        )
-
-
-def _read_classes(labels: Iterable[int] | Mapping[str, Iterable[int]] | None) -> Labels | None:
-    """Return the classes of a reply, by head if ``labels`` is a mapping; raise an error unless all are integers."""
-    if isinstance(labels, Mapping):
-        return {head: whole_numbers(classes) for head, classes in labels.items()}
-    return None if labels is None else whole_numbers(labels)
-
-
-def _check_arguments(message: object, context: object, build: object) -> None:
-    """Raise ``ConfigError`` if arguments of a task are of wrong types, as after swapping two of them."""
-    for name, value, expected in (("message", message, Message), ("context", context, Context)):
-        if not isinstance(value, expected):
-            raise ConfigError(
-                f"{name} is of type {type(value).__name__}; expected a {expected.__name__}: Task(message, context, "
-                f"build)"
-            )
-    check_build(build)  # type: ignore[arg-type]

@@ -169,9 +169,8 @@ class LabelRows:
         for head, classes in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
             sizes = {name: size for name, size in self.sizes.items() if not head or f"{name}.".startswith(f"{head}.")}
             if head and not sizes:
-                raise ReplyError(
-                    f"labels names {head!r}; expected layers or parameters of label_rows: {self._listed()}"
-                )
+                expected = ", ".join(self.sizes) or "none"
+                raise ReplyError(f"labels names {head!r}; expected layers or parameters of label_rows: {expected}")
             index = self.indices(plan, classes, sizes)
             if index is not None:
                 rows |= {name: index[index < size] for name, size in sizes.items() if name in plan.axes}
@@ -199,9 +198,6 @@ class LabelRows:
             raise ReplyError(f"{error}, the rows of {', '.join(sizes)} (label_rows names others)") from error
         rest = torch.arange(number, max(sizes.values())) if self._extra_rows else classes[:0]
         return torch.cat([classes, rest])
-
-    def _listed(self) -> str:
-        return ", ".join(self.sizes) or "none"
 
 
 def class_numbers(

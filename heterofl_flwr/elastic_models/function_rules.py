@@ -152,15 +152,12 @@ def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int
 @function(Tensor.split, torch.split, torch.functional.split, Tensor.split_with_sizes, torch.split_with_sizes)
 def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **named: Any) -> object:
     """Link each size to the entries of its part."""
-    size_or_sizes, dim = (*sizes, *named.values(), dim)[
-        :2
-    ]  # the parameter of sizes has another name in each of these functions
+    # The parameter of sizes has another name in each of these functions.
+    size_or_sizes, dim = (*sizes, *named.values(), dim)[:2]
     row = trace.rows(tensor)[dim]
     if row is not None:
-        start = 0
-        for size in (
-            [size_or_sizes] * -(-len(row) // size_or_sizes) if isinstance(size_or_sizes, int) else size_or_sizes
-        ):
+        start, is_size = 0, isinstance(size_or_sizes, int)
+        for size in [size_or_sizes] * -(-len(row) // size_or_sizes) if is_size else size_or_sizes:
             trace.use(size, row[start : start + size])
             start += size
     return run()

@@ -99,27 +99,22 @@ class Architecture:
 
     def plan(self, rate: float) -> Plan:
         """Return the prefix slice of a rate, reduced to the shared parameters."""
-        del rate
         return self.global_plan
 
     def train_plan(self, server_round: int, rate: float, partition: int) -> Plan:
         """Return the slice that the client of a partition trains in a round."""
-        del server_round, partition
         return self.plan(rate)
 
     def norms(self, rate: float) -> Mapping[str, int]:
         """Return the batch norm layers of a rate, each with its number of channels."""
-        del rate
         return {}
 
     def untrained(self, rate: float) -> frozenset[str]:
         """Return the parameters that clients of a rate hold and do not train."""
-        del rate
         return frozenset()
 
     def frozen_fingerprint(self, rate: float) -> str:
         """Return the fingerprint of a model's frozen base, such as LoRA's; empty without one."""
-        del rate
         return ""
 
     def slice_function(self, rule: SliceRule, server_round: int, rate: float, partition: int = 0) -> SliceFunction:
@@ -140,7 +135,6 @@ class Architecture:
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
         """Return the shared parameters of ``state``, without buffers, in the dtypes of messages."""
-        del state
         return {}
 
 

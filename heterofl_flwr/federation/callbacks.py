@@ -104,7 +104,6 @@ class RoundCallback:
 
     def on_round_end(self, progress: Progress) -> bool:
         """Run after each round; return True to stop the run after it."""
-        del progress
         return False
 
     def on_end(self, state: State) -> None:

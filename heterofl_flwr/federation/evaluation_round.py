@@ -178,7 +178,6 @@ class EvaluationRound:
 
     def leave_out(self, node_id: int, reply_bytes: int | None = None) -> None:
         """Remove a client whose message or reply a subclass of the strategy dropped; it does not count as failed."""
-        del reply_bytes  # replies to evaluation have no parameters
         del self.rates[node_id], self._is_global[node_id]
 
     def close(self) -> dict[str, float]:

@@ -254,9 +254,7 @@ class ActorPool(Runner):
         text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
         log = self._logs.get(actor, Path())
         lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-        lines = [
-            line.strip() for line in lines if line.strip() and not line.startswith(":")
-        ]  # Ray's begin with a colon
+        lines = [line.strip() for line in lines if line.strip() and not line.startswith(":")]  # Ray's have a colon
         end = f" (its last lines: {' | '.join(lines[-5:])})" if lines else ""
         return f"died: {text.strip().rstrip('.')}{end}"
 

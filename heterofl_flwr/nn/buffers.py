@@ -22,9 +22,7 @@ def renew_spectral_norms(model: nn.Module) -> None:
     vectors. Both ``parametrizations.spectral_norm`` and the older ``torch.nn.utils.spectral_norm`` are supported.
     """
     for layer in model.modules():
-        if isinstance(layer, ParametrizationList) and any(
-            isinstance(parametrization, _SpectralNorm) for parametrization in layer
-        ):
+        if isinstance(layer, ParametrizationList) and any(isinstance(step, _SpectralNorm) for step in layer):
             _renew(layer)
         for hook in _older_norms(layer):
             _start(getattr(layer, f"{hook.name}_u"))
@@ -40,9 +38,8 @@ def _renew(chain: ParametrizationList) -> None:
     """Run a parametrization with spectral norm several times; each run in training mode is one power iteration."""
     with evaluating(chain):  # other parametrizations in the chain might use random numbers
         for parametrization in chain:
-            if isinstance(parametrization, _SpectralNorm) and hasattr(
-                parametrization, "_v"
-            ):  # a one-dimensional tensor is normalised without singular vectors
+            # A one-dimensional tensor is normalised without singular vectors.
+            if isinstance(parametrization, _SpectralNorm) and hasattr(parametrization, "_v"):
                 _start(parametrization._v)
                 parametrization.train()
         for _ in range(_STEPS):

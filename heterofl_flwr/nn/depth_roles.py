@@ -54,7 +54,7 @@ class Watch:
         self.counted.add(name)
         self.raises = False
 
-    def note_output(self, name: str, output: object) -> None:
+    def note_output(self, name: str, block: nn.Module, inputs: object, output: object) -> None:
         """Record the output of a block."""
         self._outputs.append((name, list(tensors_in(output))))
 
@@ -95,10 +95,6 @@ def _sources(ends: list[Any], nodes: Mapping[Any, str]) -> set[str]:
     return blocks
 
 
-def _note(watch: Watch, name: str, block: nn.Module, inputs: object, output: object) -> None:
-    watch.note_output(name, output)
-
-
 @contextmanager
 def watching(model: nn.Module, stacks: Mapping[str, Sequence[str]]) -> Iterator[Watch]:
     """Observe the stacks of a model; remove all hooks on exit."""
@@ -111,8 +107,7 @@ def watching(model: nn.Module, stacks: Mapping[str, Sequence[str]]) -> Iterator[
         for block in blocks:
             layer = stack._modules[block]
             if layer is not None and uses[layer] == 1:  # a block that is used in several places has no single role
-                note = partial(_note, watch, f"{name}.{block}".lstrip("."))
-                hooks.append(layer.register_forward_hook(note))
+                hooks.append(layer.register_forward_hook(partial(watch.note_output, f"{name}.{block}".lstrip("."))))
     try:
         yield watch
     finally:

@@ -159,8 +159,7 @@ def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = Non
         for number, head in enumerate(heads):
             table.add_column(head, justify="right" if number else "left")
         for cells in rows:
-            table.add_row(
-                *(Text(printable(cell)) for cell in cells)
-            )  # as it is: clients name metrics, and rich would read [..] as markup
+            # Clients name metrics, and rich would read [..] in a str as markup.
+            table.add_row(*(Text(printable(cell)) for cell in cells))
         parts += [table] if rows or not parts else []
     return Group(*parts, *(Text(printable(line)) for line in summary_lines(records, costs)))

@@ -132,7 +132,6 @@ class ClientStage:
 
     def quadratic(self, context: ClientContext) -> Quadratic | None:
         """Return the penalty as a quadratic form, or None. Clients with quadratic penalties can train together."""
-        del context
         return None
 
     def penalty(self, model: nn.Module, context: ClientContext) -> Tensor | float:
@@ -142,7 +141,6 @@ class ClientStage:
 
     def on_update(self, update: Outgoing, context: ClientContext) -> Outgoing:
         """Return the update to send, for example clipped, compressed or masked."""
-        del context
         return update
 
 
@@ -151,7 +149,6 @@ class RespondingStage(ClientStage):
 
     def answer(self, context: ClientContext) -> Fields:
         """Return the answer to the question in ``context.config``."""
-        del context
         return {}
 
 

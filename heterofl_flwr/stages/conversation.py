@@ -36,13 +36,11 @@ class Conversation(ServerStage):
 
         The updates have no tensors yet.
         """
-        del context
         yield from ()
         return {client: {} for client in clients}
 
     def after(self, context: RoundContext) -> Questions[None]:
         """Ask clients after all replies have been added, before the mean is computed."""
-        del context
         yield from ()
 
     def open_aggregator(self, state: Mapping[str, Tensor]) -> Aggregator:

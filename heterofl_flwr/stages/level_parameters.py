@@ -47,7 +47,6 @@ class LevelParameters(StatefulStage):
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the model with the means of the largest level; store the means of the other levels."""
-        del holders
         means = {rate: level.result() for rate, level in self._levels.items()}
         self._levels = {}
         largest = means.pop(context.global_rate, {})

@@ -21,7 +21,6 @@ class MovingAverage(StatefulStage):
     @torch.no_grad()
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Update the average; return the model unchanged."""
-        del context
         for name, tensor in new.items():
             average = self.tensors.get(name, tensor)
             self.tensors[name] = torch.where(holders(name) > 0, average.lerp(tensor, 1 - self.decay), average)

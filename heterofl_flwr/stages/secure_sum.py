@@ -74,7 +74,6 @@ class SecureSum(Conversation):
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Start or resume a run, with new seeds and without known liars."""
-        del state
         self._nonce, self._liars = secrets.randbits(63), {}
 
     def client(self) -> RespondingStage:

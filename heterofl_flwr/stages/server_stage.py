@@ -149,12 +149,10 @@ class ServerStage:
 
     def broadcast(self, context: RoundContext) -> Mapping[str, Tensor]:
         """Return tensors for the client half, by parameter name and in global shapes; clients receive their slices."""
-        del context
         return {}
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
         """Return the update for the mean; raise ``ReplyError`` to reject it. Do not change its tensors."""
-        del context
         return update
 
     def on_added(self, update: Update, context: RoundContext) -> None:
@@ -162,7 +160,6 @@ class ServerStage:
 
     def on_mean(self, new: State, holders: HolderCounts, context: RoundContext) -> State:
         """Return the new model from the mean of the round; entries without a holder keep their value."""
-        del holders, context
         return new
 
     def evaluated(self, state: State) -> State:
@@ -171,7 +168,6 @@ class ServerStage:
 
     def level_tensors(self, rate: float) -> State:
         """Return the parameters with separate values for a rate, in the shapes of this rate's model."""
-        del rate
         return {}
 
     def state(self) -> Mapping[str, Tensor]:
@@ -180,7 +176,6 @@ class ServerStage:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore the tensors of a checkpoint; an empty mapping begins a new run."""
-        del state
 
     def metrics(self) -> Mapping[str, float]:
         """Return metrics for the record of a round."""

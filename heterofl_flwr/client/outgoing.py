@@ -1,0 +1,91 @@
+"""Checks of what a user's training loop hands to its task, and the tensors and classes of the reply."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from torch import Tensor
+
+from heterofl_flwr.client.load_model import sent_tensor, warn_once
+from heterofl_flwr.client.stages import StageRunner
+from heterofl_flwr.common.errors import ConfigError
+from heterofl_flwr.core.aggregation import Labels
+from heterofl_flwr.core.label_rows import whole_numbers
+from heterofl_flwr.nn.build import check_build
+from heterofl_flwr.transport import messages
+
+Received = Callable[[], Mapping[str, Tensor]]
+"""Function that returns the parameters in a message."""
+
+
+class Contents(NamedTuple):
+    """Contents of a reply, before they become records of a message."""
+
+    records: Mapping[str, ArrayRecord]
+    config: Mapping[str, object]
+    metrics: Mapping[str, float | Sequence[float]]
+    num_examples: int
+
+
+def check_arguments(message: object, context: object, build: object) -> None:
+    """Raise ``ConfigError`` if arguments of a task are of wrong types, as after swapping two of them."""
+    for name, value, expected in (("message", message, Message), ("context", context, Context)):
+        if not isinstance(value, expected):
+            raise ConfigError(
+                f"{name} is of type {type(value).__name__}; expected a {expected.__name__}: Task(message, context, "
+                f"build)"
+            )
+    check_build(build)  # type: ignore[arg-type]
+
+
+def read_classes(labels: Iterable[int] | Mapping[str, Iterable[int]] | None) -> Labels | None:
+    """Return the classes of a reply, by head if ``labels`` is a mapping; raise an error unless all are integers."""
+    if isinstance(labels, Mapping):
+        return {head: whole_numbers(classes) for head, classes in labels.items()}
+    return None if labels is None else whole_numbers(labels)
+
+
+def labels_config(classes: Labels | None) -> dict[str, list[int]]:
+    """Return the config entries with the classes of a reply."""
+    if isinstance(classes, Mapping):
+        return {f"{messages.HEAD_LABELS}{head}": list(numbers) for head, numbers in classes.items()}
+    return {} if classes is None else {messages.LABELS: list(classes)}
+
+
+def trained_tensors(
+    parameters: Mapping[str, Tensor], received: Received, travels: Callable[[str], bool]
+) -> dict[str, Tensor]:
+    """Return copies of the parameters that travel, each in the dtype in which it was received."""
+    tensors = {}
+    for name in filter(travels, parameters):
+        dtype, expected = parameters[name].dtype, received()[name].dtype
+        if dtype != expected:
+            warn_once(f"parameters trained in {dtype} are sent in {expected}, the type that was received")
+        tensors[name] = sent_tensor(parameters[name]).to(expected)
+    return tensors
+
+
+def warn_if_unchanged(tensors: Mapping[str, Tensor], received: Received) -> None:
+    """Warn if training has changed no tensor. Comparing stops at the first tensor that differs."""
+    if tensors and all(torch.equal(tensor, received()[name]) for name, tensor in tensors.items()):
+        warn_once(
+            "this client's parameters are those that it received: nothing was trained. Make a new optimizer for each "
+            "task.model(); one of an earlier round trains that round's model"
+        )
+
+
+def check_penalty(stages: StageRunner, proximal_mu: float) -> None:
+    """Check a loop that added no penalty to its loss.
+
+    Raise ``ConfigError`` for the penalty of a stage, and warn for that of FedProx.
+    """
+    if stages.penalty is None:
+        return
+    advice = "add task.penalty(model) to the loss of each batch"
+    if names := stages.penalising:
+        raise ConfigError(f"{', '.join(names)}: the strategy adds a penalty to the clients' loss, so {advice}")
+    warn_once(
+        f"proximal_mu is {proximal_mu:g}, and the loss has no penalty: {advice}, or set task.penalty_used = True where "
+        f"the loop adds it itself"
+    )
