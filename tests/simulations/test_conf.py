@@ -69,8 +69,8 @@ NUMBERS |= {"figure9": 4 * 2 * 2, "figure10": 4 * 2 * 2, "figure11": 4 * 2}
 NUMBERS |= {"baselines": 2 * 2 * 3, "choice": 2 * 2 * 3 * 2 * 4, "clipping": 3 * 6 * 2, "compare": 3 * 2 * (4 * 2 + 4)}
 NUMBERS |= {
     "depth": 2 * 5,
-    "family": 2 * 11,
-    "family-cifar10": 12,
+    "family": 2 * 11 + 3,
+    "family-cifar10": 13,
     "family-cifar10-long": 9,
     "lora": 2 + 2,
     "mask-fill": 2 * 4 * 3,
