@@ -356,7 +356,7 @@ def figure() -> bytes:
     complete = {id(run) for one in found if len(one.runs) == 3 for run in one.runs}
     runs = (run for run in _family("mnist") if id(run) in complete)
     found = configurations(runs)["mnist", "noniid"]
-    return to_svg(draw_levels(found, "global-accuracy", 1), FIGURE.stem)
+    return to_svg(draw_levels(found, "global-accuracy", 1), FIGURE.stem, modes=True)
 
 
 def disagreement(method: str) -> str:

@@ -40,7 +40,7 @@ from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.grids.devices import EDGE, TrainingCost
 from heterofl_flwr.nn.execution import torch_threads
-from heterofl_flwr.report.drawing import SIZE, SMALL, series
+from heterofl_flwr.report.drawing import COLOURS, SIZE, SMALL, series, style_axes
 from simulations.bench.measure import describe_machine
 from simulations.program import parser_of, run_cells, status_of, without_logs
 from simulations.results.formats import show_difference
@@ -190,7 +190,7 @@ def run(options: argparse.Namespace) -> int:
     found = run_cells(options.out / "cells.jsonl", list(cells(study)), None if options.table else work)
     done = complete({cell: line["evaluations"] for cell, line in found.items()}, study)
     write_atomic(options.out / f"{options.study}.md", page(done, study).encode())
-    write_atomic(options.out / f"{options.study}.svg", to_svg(draw(done, study), PROGRAM))
+    write_atomic(options.out / f"{options.study}.svg", to_svg(draw(done, study), PROGRAM, modes=True))
     return 0
 
 
@@ -278,12 +278,9 @@ def draw(found: Curves, study: Study) -> Figure:
             times = [ends[0] + part * (ends[1] - ends[0]) / 50 for part in range(51)]
             means = [sum(sum(at_time(own, at).values()) for own in curves) / len(curves) / len(LEVELS) for at in times]
             axes.plot(times, means, color=colour, linestyle=dash, label=way)
-        axes.set_title(f"{split}, devices {pace}", fontsize=SMALL)
-        axes.set_xlabel("simulated seconds", fontsize=SMALL)
-        axes.tick_params(labelsize=SMALL)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("mean accuracy of the levels, %", fontsize=SMALL)
-    figure.axes[1].legend(fontsize=SMALL, frameon=False)
+        style_axes(axes, "simulated seconds", "mean accuracy, %")
+        axes.set_title(f"{split}, devices {pace}", fontsize=SMALL, color=COLOURS["ink"])
+    figure.axes[1].legend(fontsize=SMALL, frameon=False, labelcolor=COLOURS["ink"])
     return figure
 
 

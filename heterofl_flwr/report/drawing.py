@@ -29,7 +29,7 @@ SIZE = (4.0, 2.6)  # inches; small, so that text stays readable when a phone shr
 SMALL = 9.0  # points
 LINE, MARK = 60, 5  # characters in a line of a legend, and characters for the mark of an entry
 LINE_HEIGHT = 0.19  # inches
-LONGEST = 40  # characters of a name
+LONGEST = 48  # characters of a name
 MOST_NAMES, LONGEST_NAME = 20, 12  # rows of a matrix that have names, and characters of these
 
 
@@ -41,7 +41,11 @@ def series(number: int) -> tuple[str, str]:
 def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """Return an empty figure in this package's style, and its axes."""
     figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.subplots()
+    return figure, style_axes(figure.subplots(), xlabel, ylabel)
+
+
+def style_axes(axes: Axes, xlabel: str, ylabel: str) -> Axes:
+    """Set the colours and labels of axes, and return them."""
     axes.set_xlabel(xlabel, fontsize=SMALL, color=COLOURS["muted"])
     axes.set_ylabel(ylabel, fontsize=SMALL, color=COLOURS["muted"])
     axes.tick_params(labelsize=SMALL, labelcolor=COLOURS["muted"], color=COLOURS["grid"])
@@ -49,7 +53,7 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     axes.spines[["left", "bottom"]].set_color(COLOURS["grid"])
     axes.grid(axis="y", color=COLOURS["grid"], linewidth=0.7)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
 
 
 def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], rows: Sequence[str]) -> Figure:

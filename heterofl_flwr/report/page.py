@@ -38,11 +38,12 @@ figure img{width:100%}@media screen and (prefers-color-scheme:dark){figure img{f
 .table{overflow-x:auto}
 table{border-collapse:collapse}
 th,td{text-align:left;padding:.4rem .9rem .4rem 0;border-bottom:1px solid #8884;vertical-align:top}
-@media screen{th,td{white-space:nowrap}}@media print{.figures{grid-template-columns:1fr 1fr}}
+@media screen{td{white-space:nowrap}td:first-child:not(:nth-last-child(2)){white-space:normal}}
+@media print{.figures{grid-template-columns:1fr 1fr}}
 td:nth-child(2):last-child{white-space:normal;overflow-wrap:anywhere}
 details .table{columns:20rem;overflow:visible}@media print{table{font-size:.8rem}}
 @media screen and (max-width:40rem){body{padding:1rem}
-table{font-size:.72rem}th{white-space:normal}th,td{padding-right:.3rem}}
+table{font-size:.72rem}th,td{padding-right:.3rem}}
 </style>
 </head>
 <body>

@@ -1,4 +1,4 @@
-"""Pictures for the documentation, with colours for light and dark mode."""
+"""Parts of the pictures that the documentation has in light and dark mode."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,29 +11,6 @@ from matplotlib.image import AxesImage
 from heterofl_flwr.report.drawing import COLOURS, SMALL
 from simulations.program import parser_of, status_of
 from simulations.svg import to_svg
-
-DARK = {
-    "ink": "#e8ebf0",
-    "muted": "#a2acba",
-    "grid": "#333a45",
-    "blue": "#8ea2ff",
-    "teal": "#4cc7d3",
-    "green": "#7fcf76",
-    "amber": "#e6b04d",
-    "red": "#f08a8f",
-    "violet": "#c39af0",
-}
-"""Replacement of each colour in dark mode."""
-
-
-def with_modes(svg: str) -> str:
-    """Return an SVG picture whose colours depend on the browser's light or dark mode."""
-    used = {name: colour for name, colour in COLOURS.items() if colour in svg}
-    bright, dark = (" ".join(f"--{name}: {own[name]};" for name in used) for own in (COLOURS, DARK))
-    for name, colour in used.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    rules = f":root {{ {bright} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
-    return svg.replace("</style>", f" {rules}</style>", 1)
 
 
 def label(place: Place, title: str, below: str) -> None:
@@ -59,6 +36,6 @@ def write_picture(program: str, description: str | None, draw: Callable[[], Figu
         parser = parser_of(f"simulations.examples.{program}", description)
         parser.add_argument("file", type=Path, metavar="FILE", help="the SVG file to write")
         file: Path = parser.parse_args().file
-        file.write_text(with_modes(to_svg(draw(), "heterofl-flwr", transparent=True).decode()), encoding="utf-8")
+        file.write_bytes(to_svg(draw(), "heterofl-flwr", modes=True))
 
     return status_of(program, work)

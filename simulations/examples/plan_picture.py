@@ -10,11 +10,11 @@ from matplotlib.patches import Rectangle
 from heterofl_flwr.core import LEVELS, Plan
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.nn.build import new_model
-from heterofl_flwr.report.drawing import COLOURS, SMALL
+from heterofl_flwr.report.drawing import COLOURS
 from simulations.examples.light_and_dark import add_bar, label, write_picture
 
 WEIGHT = "features.conv4.weight"
-_SLICE = ListedColormap(["#f1f3f6", "#7d92e6"])
+_SLICE = ListedColormap(["#7d92e600", "#7d92e6"])
 _PALE, _DEEP = "#dfe6fb", "#2b43ab"
 
 
@@ -25,7 +25,7 @@ def draw() -> Figure:
     plans = {level: Plan.of(full, new_model(build, rate)) for level, rate in LEVELS.items()}
     kept = {level: (plan.axes[WEIGHT][0].local_size, plan.axes[WEIGHT][1].local_size) for level, plan in plans.items()}
     rows, columns = kept["a"]
-    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")  # not wider, so that the text is legible on a phone
     halves = figure.add_gridspec(1, 2, width_ratios=(1.15, 1))
     grid = halves[0, 0].subgridspec(2, 3)
     counts = np.zeros((rows, columns), dtype=np.int64)
@@ -46,7 +46,7 @@ def draw() -> Figure:
         place.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor="white", linewidth=1.2))
         at = (width - 0.5 - 0.012 * columns, height - 0.5 - 0.012 * rows)
         colour = "white" if holders - 1 >= len(kept) / 2 else _DEEP  # legible on the shades in dark mode too
-        place.text(*at, str(holders), ha="right", va="bottom", fontsize=SMALL, color=colour)
+        place.text(*at, str(holders), ha="right", va="bottom", fontsize=8, color=colour)
     place.set_box_aspect(1)
     label(place, "the global model", "how many clients hold each entry")
     title = f"{WEIGHT}: {rows} x {columns}, cut by the plans of {len(kept)} clients"

@@ -54,6 +54,15 @@ def test_figure_of_the_family_is_that_of_its_runs(generate):
     assert new == old, "draw it anew: python docs/generate.py"
 
 
+@pytest.mark.parametrize("figure", sorted((DOCS / "figures").glob("*.svg")), ids=name_of)
+def test_figures_are_legible_in_dark_mode(figure):
+    """They have no white background, and no text in SVG's black."""
+    svg = figure.read_text(encoding="utf-8")
+    assert "@media (prefers-color-scheme: dark)" in svg
+    assert 'style="fill: #ffffff"' not in svg
+    assert [style for style in re.findall(r"<text style=\"([^\"]*)", svg) if "fill:" not in style] == []
+
+
 @pytest.mark.parametrize("part", PUBLIC)
 def test_reference_has_every_public_name(part):
     said = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("api-*.md"))
