@@ -1,4 +1,12 @@
-"""``heterofl export``: the final models of a run, as files that run without this package."""
+"""Write the models of a run into RUN/exports, a folder each, so that they run without this package.
+
+  model.safetensors  the tensors, for the model's own code; batch norm has the statistics that were measured
+  model.pt2          a program of torch.export: runs wherever torch does
+  model.onnx         the same for onnxruntime and its like, without torch; needs heterofl-flwr[export]
+
+Every file is opened again and compared with the model on examples of the test data, before it gets its name. A table of
+all models (rate, parameters, score, sizes) is printed, and written as README.md, with how to prepare inputs.
+"""
 
 import argparse
 import os
@@ -20,16 +28,6 @@ if TYPE_CHECKING:
     from heterofl_flwr.report import RunFolder
 
 SUMMARY = "write a run's models as safetensors, torch.export and ONNX"
-DESCRIPTION = """
-Write the models of a run into RUN/exports, a folder each, so that they run without this package:
-
-  model.safetensors  the tensors, for the model's own code; batch norm has the statistics that were measured
-  model.pt2          a program of torch.export: runs wherever torch does
-  model.onnx         the same for onnxruntime and its like, without torch; needs heterofl-flwr[export]
-
-Every file is opened again and compared with the model on examples of the test data, before it gets its name. A table of
-all models (rate, parameters, score, sizes) is printed, and written as README.md, with how to prepare inputs.
-"""
 EXAMPLES = """
 examples:
   heterofl export runs/mine
@@ -42,14 +40,6 @@ PAGE = "README.md"
 
 COMPARED = 64
 """Number of test examples on which files are compared with the model."""
-
-TEXT = """\
-# The models of the run in `{name}`
-
-{table}
-
-{inputs}
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
         rows.append([name, *shown, *map(formatting.size, sizes.values())])
     heads = ["model", "rate", "parameters", source.kind, *formats]
     table, run_name = formatting.render(heads, rows, "markdown"), args.folder.resolve().name
-    write_atomic(out / PAGE, TEXT.format(name=run_name, table=table, inputs=source.text).encode())
+    page = f"# The models of the run in `{run_name}`\n\n{table}\n\n{source.text}\n"
+    write_atomic(out / PAGE, page.encode())
     print(f"\n{formatting.render(heads, rows, 'table')}\n\ntable: {out / PAGE}")
     return 0
 

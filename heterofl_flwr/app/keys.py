@@ -1,14 +1,6 @@
-"""``heterofl keys``: certificates for a SuperLink and keys for nodes, in the file formats of Flower's commands."""
+"""Write the certificates and keys of a deployment into a folder, in the file formats of Flower's commands.
 
-import argparse
-import shlex
-
-from heterofl_flwr.app.argument_types import read_path
-from heterofl_flwr.common.errors import ConfigError
-
-SUMMARY = "make certificates and keys for a deployment with TLS and known nodes"
-DESCRIPTION = """
-Write the certificates and keys of a deployment into a folder. With --host, those of the SuperLink:
+With --host, those of the SuperLink:
 
   ca.crt      the authority; every node and everyone who runs 'flwr' gets a copy, and trusts it
   ca.key      its key; whoever has it can pretend to be the SuperLink, so keep it off the machines
@@ -18,6 +10,14 @@ Write the certificates and keys of a deployment into a folder. With --host, thos
 If the authority is there already, only the SuperLink's certificate and key are made anew; nodes need nothing new. With
 --node, the key of each node, which goes to the node, and NAME.pub, which is registered with the SuperLink.
 """
+
+import argparse
+import shlex
+
+from heterofl_flwr.app.argument_types import read_path
+from heterofl_flwr.common.errors import ConfigError
+
+SUMMARY = "make certificates and keys for a deployment with TLS and known nodes"
 EXAMPLES = """
 examples:
   heterofl keys keys --host superlink.example.org --host 10.0.0.5 --node phone --node camera

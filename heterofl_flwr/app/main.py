@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
         "supernode": supernode,
     }
 )
-"""Module of each subcommand, with its arguments, its help texts and its function ``run``."""
+"""Module of each subcommand, with its arguments, its help texts (the docstring is one) and its function ``run``."""
 
 FAILED = 1
 """Exit code of work that was begun and failed."""
@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     subparsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     style = argparse.RawDescriptionHelpFormatter
     for name, command in COMMANDS.items():
-        texts = {"help": command.SUMMARY, "description": command.DESCRIPTION, "epilog": command.EXAMPLES}
+        texts = {"help": command.SUMMARY, "description": command.__doc__, "epilog": command.EXAMPLES}
         subparser = subparsers.add_parser(name, **texts, formatter_class=style)
         subparser.set_defaults(run=command.run)
         if hasattr(command, "add_arguments"):  # not sweep (parsed by Hydra), nor a SuperNode (parsed by Flower)

@@ -1,4 +1,16 @@
-"""``heterofl profile``: costs of the models of a mix, as in the left columns of the paper's Tables 7 to 9."""
+"""Print the mean cost per client of each mix, next to which the paper prints accuracies (Tables 7 to 9).
+
+The model is of this package or your own. The columns are:
+
+  ratio       parameters, relative to the global model of the mix
+  parameters  number of parameters
+  MACs        multiplications (with addition) of one forward pass, counted
+  MB          parameters in float32, in units of 1024 * 1024 bytes
+
+Each --mix is followed by its levels, such as 'a1-b9: b', and below the table by its price against one federation for
+each level, in which the clients that can hold the level take part as often as in the mix. Without --mix these are the
+31 mixes of equal shares of the levels a to e. CSV has all digits, and no price.
+"""
 
 import argparse
 import sys
@@ -19,19 +31,6 @@ if TYPE_CHECKING:
     from heterofl_flwr.nn.profile import MixProfile, Profile
 
 SUMMARY = "what the models of a mix cost, as in the paper's Tables 7 to 9"
-DESCRIPTION = """
-The mean cost per client of each mix, next to which the paper prints accuracies (Tables 7 to 9), of a model of this
-package or of your own:
-
-  ratio       parameters, relative to the global model of the mix
-  parameters  number of parameters
-  MACs        multiplications (with addition) of one forward pass, counted
-  MB          parameters in float32, in units of 1024 * 1024 bytes
-
-Each --mix is followed by its levels, such as 'a1-b9: b', and below the table by its price against one federation for
-each level, in which the clients that can hold the level take part as often as in the mix. Without --mix these are the
-31 mixes of equal shares of the levels a to e. CSV has all digits, and no price.
-"""
 EXAMPLES = """
 examples:
   heterofl profile mnist

@@ -1,4 +1,4 @@
-"""``heterofl report``: writing a run's report, printing its tables, and comparing several runs."""
+"""Make a run's report.html and figures anew, and print its tables; or compare several runs."""
 
 import argparse
 import sys
@@ -9,7 +9,6 @@ from heterofl_flwr.app.argument_types import TABLE_FORMATS, read_path
 from heterofl_flwr.common.errors import ConfigError
 
 SUMMARY = "make the report of a run, and print its tables"
-DESCRIPTION = "Make a run's report.html and figures anew, and print its tables; or compare several runs."
 EXAMPLES = ""
 
 

@@ -1,4 +1,7 @@
-"""``heterofl run``: a federated run on this machine, or on a Ray cluster."""
+"""Train one global model over virtual clients of unequal size, through Flower.
+
+All settings have keys: 'heterofl settings' lists them. The exit code is 0 only if the run did all that it was to do.
+"""
 
 import argparse
 import shlex
@@ -16,10 +19,6 @@ from heterofl_flwr.common.errors import extra, name_faults, printable
 from heterofl_flwr.common.user_code import named_modules
 
 SUMMARY = "train, and leave a folder with everything about it"
-DESCRIPTION = """
-Train one global model over virtual clients of unequal size, through Flower. All settings have keys:
-'heterofl settings' lists them. The exit code is 0 only if the run did all that it was to do.
-"""
 EXAMPLES = """
 examples:
   heterofl run                                          20 clients on scikit-learn's digits

@@ -1,4 +1,8 @@
-"""``heterofl settings``: printing all settings of a run with their values and meanings."""
+"""Print every setting of a run, its value and what it means.
+
+Set them with 'heterofl run --set key=value', or with 'flwr run . --run-config "key=value"'. Values that follow from the
+data set are shown with the word they stand for.
+"""
 
 import argparse
 import shutil
@@ -8,10 +12,6 @@ from collections.abc import Sequence
 from heterofl_flwr.settings.stored_settings import Setting, stored_settings, to_toml
 
 SUMMARY = "every setting, its value and what it means"
-DESCRIPTION = """
-Every setting of a run, its value and what it means. Set them with 'heterofl run --set key=value', or with
-'flwr run . --run-config "key=value"'. Values that follow from the data set are shown with the word they stand for.
-"""
 EXAMPLES = """
 examples:
   heterofl settings

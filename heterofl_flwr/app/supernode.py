@@ -1,4 +1,9 @@
-"""``heterofl supernode``: Flower's SuperNode, in a process that ends when the SuperNode does."""
+"""Start 'flower-supernode' with all arguments that follow, in a process that ends when the SuperNode does.
+
+In Flower 1.41, a connection to the SuperLink that drops at the wrong moment ends the work of a SuperNode, but not its
+process, which then takes no part in anything. Here the process ends too, with 1, so that a service manager starts it
+again.
+"""
 
 import argparse
 import os
@@ -6,11 +11,6 @@ import sys
 from importlib.metadata import entry_points
 
 SUMMARY = "start Flower's SuperNode, in a process that ends when it does"
-DESCRIPTION = """
-Start 'flower-supernode' with all arguments that follow. In Flower 1.41, a connection to the SuperLink that drops at the
-wrong moment ends the work of a SuperNode, but not its process, which then takes no part in anything. Here the process
-ends too, with 1, so that a service manager starts it again.
-"""
 EXAMPLES = """
 examples:
   heterofl supernode --insecure --superlink 127.0.0.1:8000 --node-config 'level="c" partition-id=0 num-partitions=2'

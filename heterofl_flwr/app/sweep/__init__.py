@@ -1,14 +1,14 @@
-"""``heterofl sweep``: the jobs of a configuration, run one after the other or in parallel by Hydra."""
+"""Run the jobs of a sweep with Hydra, one after the other or in parallel.
+
+The jobs are each combination of the values given, or the rows of an experiment, such as a table of the paper. All
+arguments are Hydra's: group=option, key=value, key=value,value. 'heterofl sweep --help' lists groups and all values,
+'heterofl settings' says what each setting means. The same command again skips finished jobs and resumes those that were
+cut off. At the end a table has the mean over seeds, the least and the most of each row.
+"""
 
 import argparse
 
 SUMMARY = "run a sweep: several mixes, seeds, a table of the paper"
-DESCRIPTION = """
-Run the jobs of a sweep with Hydra: each combination of the values given, or the rows of an experiment, such as a table
-of the paper. All arguments are Hydra's: group=option, key=value, key=value,value. 'heterofl sweep --help' lists groups
-and all values, 'heterofl settings' says what each setting means. The same command again skips finished jobs and resumes
-those that were cut off. At the end a table has the mean over seeds, the least and the most of each row.
-"""
 EXAMPLES = """
 examples:
   heterofl sweep -m mix=a1-e1,a1-e4 seed=0,1                   four jobs on scikit-learn's digits
