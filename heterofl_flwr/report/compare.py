@@ -42,6 +42,9 @@ AXES: Mapping[str, tuple[str, Callable[[float], str] | None, str]] = {
 }
 """Label, number format and caption of each figure, by the quantity on its horizontal axis."""
 
+Rows = dict[str, dict[object, RunFolder]]
+"""Runs by the settings that differ, and by seed."""
+
 HEADS = ("settings", "seeds", "metric", "final", "best", "bytes", "price", "against the first row")
 
 
@@ -51,21 +54,15 @@ def compare_runs(folders: Sequence[RunFolder]) -> Cells:
     histories = {folder: folder.history() for folder in folders}  # read each file once
     scored = {folder: {score.label: score for score in scores(history)} for folder, history in histories.items()}
     names = {label: score.name for by_label in scored.values() for label, score in by_label.items()}
+    finals = {folder: {label: score.final for label, score in by_label.items()} for folder, by_label in scored.items()}
     for label, metric in names.items():
-        finals = {
-            row: {seed: scored[run][label].final for seed, run in runs.items() if label in scored[run]}
-            for row, runs in rows.items()
-        }
-        reference = next(iter(finals.values()))
+        means = _means(metric, label, rows, finals)
         for row, runs in rows.items():
-            values = list(finals[row].values())
             bests = [scored[run][label].best for run in runs.values() if label in scored[run]]
             compared = [best for best in bests if best is not None]
-            sent = fmean(sum(bytes_sent(histories[run])) for run in runs.values())
             best = formatting.score(metric, fmean(compared) if compared else None)
-            difference = "" if finals[row] is reference else paired_difference(metric, reference, finals[row])
-            cells = row, str(len(runs)), label, _mean(metric, values), best, formatting.size(sent)
-            table.append((*cells, _price(list(runs.values()), histories), difference))
+            mean, difference = means[row]
+            table.append((row, str(len(runs)), label, mean, best, *_costs(runs, histories), difference))
     return HEADS, table
 
 
@@ -74,22 +71,11 @@ def compare_metrics(folders: Sequence[RunFolder], metrics: Sequence[str]) -> Cel
     rows, histories = _rows(folders), {folder: folder.history() for folder in folders}
     finals = {folder: final_values(history) for folder, history in histories.items()}
     check_known(metrics, finals.values())
-    values = [
-        {
-            row: {seed: finals[run][name] for seed, run in runs.items() if name in finals[run]}
-            for row, runs in rows.items()
-        }
-        for name in metrics
+    means = [_means(name, name, rows, finals) for name in metrics]
+    table = [
+        (row, str(len(runs)), *(cell for by_row in means for cell in by_row[row]), *_costs(runs, histories))
+        for row, runs in rows.items()
     ]
-    table = []
-    for row, runs in rows.items():
-        cells = [row, str(len(runs))]
-        for name, by_row in zip(metrics, values, strict=True):
-            reference = next(iter(by_row.values()))
-            difference = "" if by_row[row] is reference else paired_difference(name, reference, by_row[row])
-            cells += [_mean(name, list(by_row[row].values())), difference]
-        sent = fmean(sum(bytes_sent(histories[run])) for run in runs.values())
-        table.append((*cells, formatting.size(sent), _price(list(runs.values()), histories)))
     columns = [head for name in metrics for head in (name, HEADS[-1])]
     return (*HEADS[:2], *columns, "bytes", "price"), table
 
@@ -129,7 +115,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
     return table
 
 
-def _rows(folders: Sequence[RunFolder]) -> dict[str, dict[object, RunFolder]]:
+def _rows(folders: Sequence[RunFolder]) -> Rows:
     """Return the runs by the settings that differ, and by seed.
 
     Settings that a run of an earlier version lacks have their defaults.
@@ -138,7 +124,7 @@ def _rows(folders: Sequence[RunFolder]) -> dict[str, dict[object, RunFolder]]:
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]
     keys = dict.fromkeys(key for values in settings for key in values if key not in UNCOMPARED)
     differing = [key for key in keys if len({to_json(values.get(key)) for values in settings}) > 1]
-    rows: dict[str, dict[object, RunFolder]] = {}
+    rows: Rows = {}
     title = str(folders[0].about().get("title") or "all")
     for folder, values in zip(folders, settings, strict=True):
         row, seed = " ".join(f"{key}={values.get(key, '')}" for key in differing) or title, values.get("seed")
@@ -148,16 +134,28 @@ def _rows(folders: Sequence[RunFolder]) -> dict[str, dict[object, RunFolder]]:
     return rows
 
 
-def _mean(metric: str, values: Sequence[float]) -> str:
-    mean = formatting.score(metric, fmean(values) if values else None)
-    return f"{mean} ± {formatting.score(metric, stdev(values))}" if len(values) > 1 else mean
+def _means(
+    metric: str, key: str, rows: Rows, finals: Mapping[RunFolder, Mapping[str, float]]
+) -> dict[str, tuple[str, str]]:
+    """Return for each row the mean of a metric over seeds, and the difference from the first row, as text."""
+    means, reference = {}, None
+    for row, runs in rows.items():
+        by_seed = {seed: finals[run][key] for seed, run in runs.items() if key in finals[run]}
+        values = list(by_seed.values())
+        mean = formatting.score(metric, fmean(values) if values else None)
+        spread = f" ± {formatting.score(metric, stdev(values))}" if len(values) > 1 else ""
+        means[row] = mean + spread, "" if reference is None else paired_difference(metric, reference, by_seed)
+        reference = by_seed if reference is None else reference
+    return means
 
 
-def _price(folders: Sequence[RunFolder], histories: Mapping[RunFolder, Sequence[RoundRecord]]) -> str:
-    """Return the price of runs with equal settings, over all seeds, as text."""
+def _costs(runs: Mapping[object, RunFolder], histories: Mapping[RunFolder, Sequence[RoundRecord]]) -> tuple[str, str]:
+    """Return the mean bytes of runs with equal settings, and their price over all seeds, as text."""
+    folders = list(runs.values())
     mix, widths = _mix(folders[0])
+    sent = fmean(sum(bytes_sent(histories[folder])) for folder in folders)
     records = [record for folder in folders for record in histories[folder]]
-    return price_text(mix, records, folders[0].costs(), widths)
+    return formatting.size(sent), price_text(mix, records, folders[0].costs(), widths)
 
 
 def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:

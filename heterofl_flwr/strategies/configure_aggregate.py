@@ -61,7 +61,7 @@ class RoundHooks(Strategy):
     log
         The record of the current round.
     round_messages
-        The messages of the current round; None between rounds.
+        The messages of the current round; none between rounds.
     """
 
     train_kind: ClassVar[str] = MessageType.TRAIN
@@ -92,7 +92,7 @@ class RoundHooks(Strategy):
         self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})
         self.moments: dict[float, Moments] = {}
         self._have_moments: bool | None = None  # None until clients were queried for moments
-        self.round_messages: RoundMessages | None = None
+        self.round_messages = RoundMessages(0, self.timeout)
         self._grid: tuple[Grid | None, bool] = None, False  # the grid of the latest round, and whether it is remote
 
     def evaluated_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
@@ -104,7 +104,7 @@ class RoundHooks(Strategy):
     @property
     def current(self) -> Round | EvaluationRound | None:
         """The training or evaluation round whose replies are awaited."""
-        return self.round_messages.current if self.round_messages else None
+        return self.round_messages.current
 
     def open_round(self) -> Round:
         """Return the open training round; raise ``RoundError`` without one."""
@@ -151,9 +151,13 @@ class RoundHooks(Strategy):
 
     def messages_of(self, server_round: int, *, timed: bool = False) -> RoundMessages:
         """Return the messages of a server round; with ``timed``, all its exchanges share one time limit."""
-        if self.round_messages is None or self.round_messages.server_round != server_round:
+        if self.round_messages.server_round != server_round:
             self.round_messages = RoundMessages(server_round, self.timeout, timed=timed)
         return self.round_messages
+
+    def end_round(self) -> None:
+        """Drop the messages of the current round."""
+        self.round_messages = RoundMessages(0, self.timeout)
 
     def is_remote(self, grid: Grid) -> bool:
         """Whether clients are on other machines; computed once for each grid."""
@@ -249,7 +253,7 @@ class RoundHooks(Strategy):
         """Add a client's training reply to the open round."""
         current = self.open_round()
         current.add(node_id, self._read_train_reply(node_id, reply, current))
-        if self.round_messages is not None and self._train_metrics_fn is not None:
+        if self._train_metrics_fn is not None:
             self.round_messages.keep_records(node_id, reply)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
@@ -262,15 +266,14 @@ class RoundHooks(Strategy):
         current = self.open_round()
         state = current.close()
         metrics = self._aggregate_metrics(self._train_metrics_fn, current.answers, self.log.train)
-        if self.round_messages is not None:
-            self.round_messages.current = None
+        self.round_messages.current = None
         return pack_tensors(state), metrics
 
     def _aggregate_metrics(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
     ) -> MetricRecord | None:
         """Return the metrics that the user's function computes from clients' records; without a function, ``means``."""
-        if function is None or not node_ids or self.round_messages is None:
+        if function is None or not node_ids:
             return MetricRecord(dict(means))
         metrics = function([self.round_messages.records[node_id] for node_id in node_ids], messages.NUM_EXAMPLES)
         check_metrics(metrics, "a metrics_aggr_fn")

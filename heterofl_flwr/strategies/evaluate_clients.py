@@ -94,7 +94,7 @@ class EvaluationHooks(RoundHooks):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the metrics: means over the clients, weighted by examples, and the worst client's accuracy."""
         opened, current, function = self.round_messages, self.current, self._evaluate_metrics_fn
-        if opened is None or not isinstance(current, EvaluationRound):
+        if not isinstance(current, EvaluationRound):
             return None
 
         def read(node_id: int, reply: Message) -> None:

@@ -161,7 +161,7 @@ class FederationStrategy(EvaluationHooks):
                 "before, without noise or in an older version, comes on top",
                 state.server_round,
             )
-        self.round_messages = None
+        self.end_round()
         self.moments = moments_by_rate(state.moments)
         self._have_moments = bool(self.moments) or None
 
@@ -204,7 +204,7 @@ class _Loop:
                 host_log.info("%s", strategy.log.line())
             if self._is_due(server_round):
                 self._evaluate(server_round)
-            strategy.round_messages = None
+            strategy.end_round()
             record = strategy.log
             record.seconds = time.monotonic() - started
             if isinstance(self._grid, Costs):
