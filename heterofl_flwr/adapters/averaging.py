@@ -108,11 +108,9 @@ class ProductMean:
         """Return the new global state."""
         new = self._sums.means(self._holders)
         for adapter, factors in self._factors.items():
-            total = (
-                torch.stack([weights for *_, weights in factors]).sum(0) if factors else torch.zeros(1)
-            )  # (outputs,)
-            if not total.any():
+            if not any(weights.any() for *_, weights in factors):
                 continue
+            total = torch.stack([weights for *_, weights in factors]).sum(0)  # (outputs,)
             b_all = torch.cat([b for b, *_ in factors], 1) / total.where(total > 0, 1.0).unsqueeze(1)
             a_all = torch.cat([a for _, a, _ in factors])
             # Outputs without a holder keep the old product. If the clients' products have fewer directions than the

@@ -169,9 +169,8 @@ class _Sums:
         statistics = torch.var_mean(x.float(), axes)[::-1] if half else moments
         place = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
         shape = (-1, self.layer.num_features)
-        mean, variance = (
-            tensor.to(place).double().view(shape) for tensor in statistics if tensor is not None
-        )  # (batches, channels)
+        both = (tensor for tensor in statistics if tensor is not None)
+        mean, variance = (tensor.to(place).double().view(shape) for tensor in both)  # (batches, channels)
         if self.kind == "paper":
             weight, second = 1, variance
         else:

@@ -94,11 +94,7 @@ class Chain:
 
     def before(self, clients: Mapping[int, Update]) -> Questions[Mapping[int, Fields]]:
         """Ask clients before training; return extra fields of the instruction for each client that may train."""
-        extra = {client: dict[str, object]() for client in clients}
-        if self.summing:
-            members = yield from self.summing.before(clients, self._context)
-            extra = {client: dict(fields) for client, fields in members.items()}
-        return extra
+        return (yield from self.summing.before(clients, self._context)) if self.summing else {}
 
     def after(self) -> Questions[None]:
         """Ask clients after all replies have been added."""

@@ -240,7 +240,7 @@ class RoundHooks(Strategy):
         """Add the replies in the order of the messages; return the new global model and the training metrics."""
         current = self.open_round()
         opened = self.messages_of(server_round)
-        opened.read(replies, self.add_reply)
+        opened.read(current, replies, self.add_reply)
         if self.chain.summing and self._grid[0] is not None:
             queries = self._queries_of_stages(self._grid[0], opened, MOMENTS_SHARE)
             before = self.chain.excluded

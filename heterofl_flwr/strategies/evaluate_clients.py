@@ -103,7 +103,7 @@ class EvaluationHooks(RoundHooks):
             if function is not None:
                 opened.keep_records(node_id, reply)
 
-        opened.read(replies, read)
+        opened.read(current, replies, read)
         current.close()
         opened.current = None
         return (

@@ -123,14 +123,13 @@ class RoundMessages:
             yield reply
             del reply  # keep no reference, so that the consumer can free it
 
-    def read(self, replies: Iterable[Message], read: Callable[[int, Message], None]) -> None:
-        """Call ``read`` for each reply, and refuse the clients with faults.
+    def read(
+        self, current: Round | EvaluationRound, replies: Iterable[Message], read: Callable[[int, Message], None]
+    ) -> None:
+        """Call ``read`` for each reply of the round ``current``, and refuse the clients with faults.
 
         A client whose reply a subclass of the strategy dropped is removed from the round.
         """
-        current = self.current
-        if current is None:
-            return
         if self._received and isinstance(replies, Replies) and replies.are_read:
             raise ConfigError(
                 f"round {self.server_round}: all {len(self._received)} replies were read before this strategy got "
