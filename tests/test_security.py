@@ -30,13 +30,17 @@ READERS = (
         "strategies",
         "training",
     ),
-    *(f"client.{name}" for name in ("instruction", "load_model", "node_config", "queries", "stages", "task")),
-    *(f"transport.{name}" for name in ("exchange", "relay", "guard", "late_nodes", "messages", "packing")),
+    *(
+        f"client.{name}"
+        for name in ("instruction", "load_model", "node_config", "outgoing", "queries", "stages", "task")
+    ),
+    *(f"transport.{name}" for name in ("arrays", "exchange", "relay", "guard", "late_nodes", "messages", "reading")),
     "grids.windowed",
 )
 """The rooms and modules between a SuperLink and the new model; what they import of the package is checked too."""
 
 ALLOWED = {
+    "common.user_code": ["importlib", "os"],  # functions that the settings of a run name; its environment
     "transport.compat": ["importlib", "pathlib"],  # modules of Flower by their literal names; the name of the process
     "client.state": ["pathlib", "read_bytes"],  # the folder that `states-path` names
     "training.device": ["ctypes", "os"],  # the C library's setting of memory that is given back; the environment

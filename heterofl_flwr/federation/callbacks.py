@@ -119,10 +119,9 @@ class RoundCallback:
 
 def check_callbacks(callbacks: Sequence[RoundCallback]) -> tuple[RoundCallback, ...]:
     """Return ``callbacks`` as a tuple; raise ``ConfigError`` unless all are instances of ``RoundCallback``."""
-    sequence = callbacks if isinstance(callbacks, Sequence) else [callbacks]
-    if sequence is not callbacks or not all(isinstance(callback, RoundCallback) for callback in sequence):
+    if not isinstance(callbacks, Sequence) or not all(isinstance(callback, RoundCallback) for callback in callbacks):
         raise ConfigError(f"callbacks is {shown(callbacks)}; expected a list of instances of RoundCallback")
-    return tuple(sequence)
+    return tuple(callbacks)
 
 
 def name_callbacks(callbacks: Sequence[RoundCallback]) -> dict[str, RoundCallback]:
