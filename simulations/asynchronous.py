@@ -187,16 +187,11 @@ def run(options: argparse.Namespace) -> int:
     def work(cell: Cell) -> dict[str, Any]:
         return {"about": describe_machine(), "evaluations": run_cell(cell, study)}
 
-    found = run_cells(options.out / "cells.jsonl", list(cells(study)), None if options.table else work)
-    done = complete({cell: line["evaluations"] for cell, line in found.items()}, study)
+    found = run_cells(options.out / "cells.jsonl", list(cells(study)), work)
+    done = {cell: line["evaluations"] for cell, line in found.items()}
     write_atomic(options.out / f"{options.study}.md", page(done, study).encode())
     write_atomic(options.out / f"{options.study}.svg", to_svg(draw(done, study), PROGRAM, modes=True))
     return 0
-
-
-def complete(found: Curves, study: Study) -> dict[Cell, Curve]:
-    """Return the runs for whose split, pace and seed all methods have results."""
-    return {own: one for own, one in found.items() if all(replace(own, method=way) in found for way in study.methods)}
 
 
 def mean_accuracy(own: Mapping[str, float]) -> float:
@@ -290,7 +285,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="default: %(default)s")
     study = next(iter(STUDIES))
     parser.add_argument("--study", choices=list(STUDIES), default=study, help="default: %(default)s")
-    parser.add_argument("--table", action="store_true", help="run nothing: only make the table and the figure again")
     with without_logs(), torch_threads(1):
         return status_of(PROGRAM, lambda: run(parser.parse_args(arguments)))
 

@@ -8,22 +8,25 @@ from torchvision.transforms.v2 import InterpolationMode, functional  # type: ign
 from heterofl_flwr.data import Dataset, Split, load_dataset
 from heterofl_flwr.training.distill import seed_set
 
+SEEDS = {"digits": 200, "mnist": 1000}
+"""Number of examples in the seed set of FedH2L, by data set."""
+
 DOMAINS, DEGREES = 6, 15.0
 
 
 def digits_seeds() -> Dataset:
     """Return the 200 digits that are the seed set of FedH2L with seed 0, for training without peers."""
-    return _seeds("digits", 200)
+    return _seeds("digits")
 
 
 def mnist_seeds() -> Dataset:
     """Return the 1,000 images of MNIST that are the seed set of FedH2L with seed 0."""
-    return _seeds("mnist", 1000)
+    return _seeds("mnist")
 
 
-def _seeds(name: str, number: int) -> Dataset:
+def _seeds(name: str) -> Dataset:
     whole = load_dataset(name)
-    rows = seed_set(whole.train, number, whole.classes, seed=0)
+    rows = seed_set(whole.train, SEEDS[name], whole.classes, seed=0)
     return replace(whole, name=f"{name}-seeds", train=whole.train.select(rows))
 
 

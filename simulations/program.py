@@ -70,15 +70,12 @@ Cell = TypeVar("Cell", bound="DataclassInstance")
 Line = dict[str, Any]
 
 
-def run_cells(path: Path, wanted: Sequence[Cell], run: Callable[[Cell], Line] | None) -> dict[Cell, Line]:
-    """Return the result of each cell from the lines of a file (JSON), and run the cells that have no line.
-
-    If ``run`` is None, no cell is run.
-    """
+def run_cells(path: Path, wanted: Sequence[Cell], run: Callable[[Cell], Line]) -> dict[Cell, Line]:
+    """Return the result of each cell from the lines of a file (JSON), and run the cells that have no line."""
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     done = {type(wanted[0])(*(line.pop(one.name) for one in fields(wanted[0]))): line for line in lines}
     for number, cell in enumerate(wanted, 1):
-        if run and cell not in done:
+        if cell not in done:
             started = time.monotonic()
             done[cell] = {**run(cell), "seconds": round(time.monotonic() - started, 2)}
             append_line(path, json.dumps({**asdict(cell), **done[cell]}))

@@ -85,24 +85,19 @@ def read(paths: Sequence[Path], paper: Path | None) -> Found:
     return Found(places, left_out, read_cells(paper) if paper else ())
 
 
-def show(found: Found, options: argparse.Namespace) -> str:
-    """Return the results as text: tables over seeds, or with the format ``csv`` a row for each run."""
-    printed = by_job(found.cells)
-    if options.format == "csv":
-        return tables.runs_csv(found.places, printed)
+def show(made: Mapping[tuple[str, str], Sequence[Table]], style: str) -> str:
+    """Return the first two tables of each data set and split as text."""
     parts = []
-    for place, own in found.places.items():
-        reached, levels, *_ = _tables(own, printed, options)
-        parts += [
-            ", ".join(place),
-            *(render(one.header, one.rows, options.format) for one in (reached, levels) if one.rows),
-        ]
+    for place, own in made.items():
+        parts += [", ".join(place), *(render(table.header, table.rows, style) for table in own[:2] if table.rows)]
     return "\n\n".join(parts)
 
 
-def write(found: Found, options: argparse.Namespace) -> str:
+def write(
+    found: Found, printed: Printed, made: Mapping[tuple[str, str], Sequence[Table]], options: argparse.Namespace
+) -> str:
     """Write tables, values, claims and figures; return a line with the number of files."""
-    places, printed, jobs = found.places, by_job(found.cells), published(found.places)
+    places, jobs = found.places, published(found.places)
     words = [portable(str(path)) for path in options.runs] + ["--curves"] * options.curves
     words += [f"--target {target:g}" for target in options.target] + [f"--last {options.last}"] * (options.last > 1)
     words += [f"--against '{options.against}'"] * (options.against != AGAINST)
@@ -113,16 +108,16 @@ def write(found: Found, options: argparse.Namespace) -> str:
     parts = [HEADER.format(command=command) + (PAPER_HEADER if jobs else ""), _status(found, jobs)]
     latex = []
     for place, own in places.items():
-        made = [table for table in _tables(own, printed, options) if table.rows]
+        filled = [table for table in made[place] if table.rows]
         curves = dict(_figures(place, own, options.last) if options.curves else ())
-        parts += [f"## {', '.join(place)}\n", *(f"#{to_markdown(table)}" for table in made), *map(_image, curves)]
-        latex += made
+        parts += [f"## {', '.join(place)}\n", *(f"#{to_markdown(table)}" for table in filled), *map(_image, curves)]
+        latex += filled
         drawn |= curves
     if jobs:
         files["claims.md"] = claims_page(jobs, printed, command)
-        made = [table for table in (authors_table(jobs),) if table.rows]
-        parts += [*map(to_markdown, made), *_paper_figures(jobs, drawn)]
-        latex += made
+        beside = [table for table in (authors_table(jobs),) if table.rows]
+        parts += [*map(to_markdown, beside), *_paper_figures(jobs, drawn)]
+        latex += beside
     if found.left_out:
         parts.append(to_markdown(Table("", "Left out", ("folder", "why"), tuple(found.left_out))))
     files |= {"tables.md": "\n".join(parts), "tables.tex": "\n".join(map(to_latex, latex))}
@@ -205,13 +200,17 @@ def _results(words: Sequence[str]) -> int:
     found = read(options.runs, paper_folder(options.paper))
     methods = {method_name(run.settings) for own in found.places.values() for one in own for run in one.runs}
     chosen("method", [options.against], sorted({*methods, AGAINST}))
-    print(show(found, options).rstrip("\n"))
+    printed, by_run = by_job(found.cells), options.format == "csv"
+    tabled = {} if by_run and not options.out else found.places
+    made = {place: list(_tables(own, printed, options)) for place, own in tabled.items()}
+    text = tables.runs_csv(found.places, printed) if by_run else show(made, options.format)
+    print(text.rstrip("\n"))
     for name, why in found.left_out:
         print(f"left out: {name}: {why}", file=sys.stderr)
     if options.out:
         if not found.cells and published(found.places):
             print(NO_PAPER, file=sys.stderr)
-        print(write(found, options), file=sys.stderr)
+        print(write(found, printed, made, options), file=sys.stderr)
     return 0
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import to_json, write_atomic
-from heterofl_flwr.settings.flat import to_flat
 from simulations.results import authors
 from simulations.results.paper import name_of
 from simulations.results.runs import Run, file_name, one_line, portable, read_run, run_folders
@@ -58,7 +57,7 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
 
 def _settings(run: Run) -> bytes:
     """Return the content of ``settings.json`` without folders of the machine."""
-    flat = to_flat(run.settings) | {"run.dir": "", "run.resume": False, "data.root": ""}
+    flat = {**run.flat, "run.dir": "", "run.resume": False, "data.root": ""}
     settings = {key: portable(value) if isinstance(value, str) else value for key, value in flat.items()}
     about = {**run.about, "command": portable(run.command)}
     content = {"settings": settings, "about": about, **({"model": run.costs.to_json()} if run.costs else {})}

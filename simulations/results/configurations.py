@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, product
 
 from heterofl_flwr.app.sweep.job import INCIDENTAL
@@ -9,7 +10,6 @@ from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.answers import is_share
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind
 from heterofl_flwr.settings.defaults import architectures
-from heterofl_flwr.settings.flat import to_flat
 from heterofl_flwr.settings.method_name import method_name
 from heterofl_flwr.settings.value_types import Flat
 from simulations.results.paper import Job, Key, departures, job_of
@@ -50,7 +50,7 @@ def configurations(runs: Iterable[Run]) -> dict[tuple[str, str], list[Configurat
 def identify(run: Run, *left_out: str) -> Identity:
     """Return all settings that may change a result, without the seed and those with a prefix in ``left_out``."""
     skipped = (*INCIDENTAL, "seed", "data.name")  # a data set has several names
-    flat = {key: value for key, value in to_flat(run.settings).items() if key not in skipped}
+    flat = {key: value for key, value in run.flat.items() if key not in skipped}
     if len(run.settings.mix.rates) == 1 and not run.settings.mix.idle:
         flat |= {"assignment": "fix", "mix": short_mix(run.settings.mix)}  # all clients have the same level
     flat["clients"] = run.clients
@@ -123,6 +123,7 @@ def reached_by_levels(configurations: Sequence[Configuration]) -> list[Reached]:
     return [own for one, level in pairs if (own := _reach(one, f"global-accuracy{OF_LEVEL}{level}"))]
 
 
+@cache
 def _reach(configuration: Configuration, metric: str) -> Reached | None:
     name = metric.partition(OF_LEVEL)[0]
     runs = tuple(

@@ -1,8 +1,6 @@
 """Tables in Markdown, LaTeX and CSV; means and intervals as text."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from heterofl_flwr.core.formatting import NOTHING, latex, render
@@ -34,13 +32,9 @@ def to_latex(table: Table) -> str:
     return "\n".join([*parts, render(table.header, table.rows, "latex"), r"\end{table}", ""])
 
 
-def to_csv(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
-    """Return rows as comma-separated values, with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Return rows as comma-separated values, with a header; missing values are empty."""
+    return render(columns, [[str(row.get(column, "")) for column in columns] for row in rows], "csv") + "\n"
 
 
 def show_summary(summary: Summary) -> str:
@@ -48,9 +42,9 @@ def show_summary(summary: Summary) -> str:
     return f"{show_spread(summary)} {show_interval(summary.interval)}" if summary.interval else show_spread(summary)
 
 
-def show_spread(summary: Summary, digits: int = 2) -> str:
+def show_spread(summary: Summary) -> str:
     """Return a mean with its standard deviation, if there are two values or more."""
-    return f"{summary.mean:.{digits}f}" + ("" if summary.deviation is None else f" ± {summary.deviation:.{digits}f}")
+    return f"{summary.mean:.2f}" + ("" if summary.deviation is None else f" ± {summary.deviation:.2f}")
 
 
 def show_interval(interval: Interval | None) -> str:

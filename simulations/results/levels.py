@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, product
 from statistics import fmean
 
 from heterofl_flwr.core import formatting
@@ -82,7 +82,7 @@ class Trained:
     @property
     def trainings(self) -> ByLevel:
         """Number of trainings of clients at each level in all rounds, by seed."""
-        return {level_name(rate): {run.seed: _trainings(run, rate) for run in self.runs} for rate in self.rates}
+        return {level_name(rate): {run.seed: run.trainings[rate] for run in self.runs} for rate in self.rates}
 
     @property
     def costs(self) -> Mapping[str, LevelCost]:
@@ -113,14 +113,13 @@ class Trained:
 
     def nearest(self, others: Sequence["Trained"], level: str) -> "Trained | None":
         """Return the configuration that shares most settings, of those with common seeds, equal model and rounds."""
-        found = []
-        for number, other in enumerate(others):
-            keys = [key for key, value in self.settings.items() if value != other.settings.get(key)]
-            if self.levels[level].keys() & other.levels.get(level, {}).keys() and not any(
-                key.startswith(("num-rounds", "model.")) for key in keys
-            ):
-                found.append((len(keys), number))
-        return others[min(found)[1]] if found else None
+        by_differences: dict[int, Trained] = {}
+        for other in others:
+            if self.levels[level].keys() & other.levels.get(level, {}).keys():
+                keys = [key for key, value in self.settings.items() if value != other.settings.get(key)]
+                if not any(key.startswith(("num-rounds", "model.")) for key in keys):
+                    by_differences.setdefault(len(keys), other)
+        return by_differences[min(by_differences)] if by_differences else None
 
     def less(self, others: Mapping[str, "Trained"]) -> ByLevel:
         """Return the differences from other configurations of equal seeds, by level and seed."""
@@ -129,10 +128,6 @@ class Trained:
             level: {seed: self.levels[level][seed] - others[level].levels[level][seed] for seed in sorted(seeds)}
             for level, seeds in both.items()
         }
-
-
-def _trainings(run: Run, rate: float) -> float:
-    return sum(list(record.rates.values()).count(rate) for record in run.records)
 
 
 Row = tuple[str, ByLevel, Callable[[Sequence[float]], str], str]
@@ -165,11 +160,12 @@ def levels_table(configurations: Sequence[Configuration], metric: str, last: int
 
 def _alone(mixed: Trained, singles: Sequence[Trained]) -> dict[tuple[str, str], Trained]:
     """Return the baselines of a mix by name and level."""
-    found: dict[tuple[str, str], Trained] = {}
-    for name in BASELINES:
-        named = [one for one in singles if name in mixed.baselines(one)]
-        found |= {(name, level): one for level in mixed.levels if (one := mixed.nearest(named, level))}
-    return found
+    named: dict[str, list[Trained]] = {name: [] for name in BASELINES}
+    for single in singles:
+        for name in mixed.baselines(single):
+            named[name].append(single)
+    pairs = product(named, mixed.levels)
+    return {(name, level): single for name, level in pairs if (single := mixed.nearest(named[name], level))}
 
 
 def _rows(group: Sequence[Trained], alone: Mapping[tuple[str, str], Trained], against: str) -> Iterator[Row]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from zlib import crc32
 
@@ -99,6 +100,7 @@ def _shown(value: Flat) -> str:
     return "''" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+@cache
 def departures(run: Run) -> tuple[str, ...]:
     """Return the differences of a run from the published settings and numbers of clients."""
     taking_part = sum(run.settings.mix.counts)

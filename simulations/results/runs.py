@@ -2,9 +2,11 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from heterofl_flwr.runs.metrics import is_better, mode_of
 from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
 from heterofl_flwr.settings.definitions import Settings
 from heterofl_flwr.settings.flat import from_stored, to_flat
+from heterofl_flwr.settings.value_types import Flat
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -95,15 +98,20 @@ def chosen_round(scores: Scores, metric: str) -> int:
     return best
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, so that results of functions can be cached by run
 class Run:
-    """A run, read from its folder."""
+    """A run, read from its folder once; all else is derived from it, and what takes time is cached."""
 
     path: Path
     settings: Settings
     about: Mapping[str, Any]
     records: Sequence[RoundRecord]
     costs: ModelCosts | None
+
+    @cached_property
+    def flat(self) -> Mapping[str, Flat]:
+        """All settings, with dotted keys."""
+        return to_flat(self.settings)
 
     @property
     def place(self) -> tuple[str, str]:
@@ -168,9 +176,20 @@ class Run:
         return sum(len(record.failures) for record in self.records)
 
     @cached_property
+    def trainings(self) -> Mapping[float, int]:
+        """Number of trainings of clients in all rounds, by rate."""
+        return Counter(chain.from_iterable(record.rates.values() for record in self.records))
+
+    @cached_property
+    def compared(self) -> Scores:
+        """Metrics by round that choose the best round, without those of too few clients."""
+        return {record.server_round: record.comparable for record in self.records}
+
+    @cached_property
     def scores(self) -> Scores:
         """Mean metrics over clients by round, without those of too few clients."""
-        return {own.server_round: {name: own.evaluate[name] for name in own.comparable} for own in self.records}
+        evaluated = {record.server_round: record.evaluate for record in self.records}
+        return {number: {name: evaluated[number][name] for name in names} for number, names in self.compared.items()}
 
     def score(self, metric: str) -> Score | None:
         """Return the final and the best value of a metric, maybe of a level's model; None if it was not measured.
@@ -183,7 +202,7 @@ class Run:
         values = {number: own[name] for number, own in (by_level if level else self.scores).items() if name in own}
         if not values:
             return None
-        compared = {own.server_round: own.comparable for own in self.records if name in own.comparable}
+        compared = {number: own for number, own in self.compared.items() if name in own}
         last, best = max(values), chosen_round(self.scores if level else compared, name)
         best = best if best in values else last
         return Score(values[last], values[best], best)
@@ -215,7 +234,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     for folder in dict.fromkeys(folder for path in paths for folder in run_folders(path)):
         try:
             run = read_run(folder)
-            flat = {key: portable(str(value)) for key, value in to_flat(run.settings).items() if key not in PLACES}
+            flat = {key: portable(str(value)) for key, value in run.flat.items() if key not in PLACES}
             same = (run.started, str(run.clients), *flat.values())
             if same not in found or (run.complete, run.rounds) > (found[same].complete, found[same].rounds):
                 found[same] = run

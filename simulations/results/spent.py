@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -11,19 +11,27 @@ from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core import formatting
 from heterofl_flwr.data.known import short_name
 from heterofl_flwr.data.splits import by_owner, owner_column
+from heterofl_flwr.experiments import small_mnist
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.runs.costs import count_macs
 from heterofl_flwr.runs.metrics import mode_of
 from heterofl_flwr.settings.definitions import DataSettings, Settings
+from simulations import fedh2l_data
 from simulations.results.configurations import Configuration, possible, shown
 from simulations.results.runs import Run
 from simulations.results.statistics import Summary, summarise
 
 PIECE = 64
 """Number of words in a piece of text; a piece counts as one example, like an image."""
-EXAMPLES: Mapping[str, int] = {"mnist": 60_000, "cifar10": 50_000, "wikitext2": 100 * math.ceil(20_886 / PIECE)}
-"""Number of training examples (or pieces) in the paper's data sets, so that these need not be loaded."""
+EXAMPLES: Mapping[str, int] = {
+    "mnist": 60_000,
+    "cifar10": 50_000,
+    "wikitext2": 100 * math.ceil(20_886 / PIECE),
+    "simulations.small_mnist:load": small_mnist.TRAIN,
+    **{f"{fedh2l_data.__name__}:{name}_seeds": number for name, number in fedh2l_data.SEEDS.items()},
+}
+"""Number of training examples (or pieces) in data sets whose images need not be read for it."""
 UNCERTAIN = ("multiplications", "simulated-seconds", "joules")  # costs that not all runs have
 
 
@@ -65,7 +73,7 @@ def multiplications(run: Run) -> list[float]:
 
 @lru_cache(maxsize=8)
 def train_size(data: DataSettings, clients: int) -> int:
-    """Return the number of training examples of all clients; data sets other than the paper's are loaded."""
+    """Return the number of training examples of all clients; those without a number in ``EXAMPLES`` are loaded."""
     if (short := short_name(data.name)) in EXAMPLES:
         return EXAMPLES[short]
     dataset = load_data(data)
@@ -84,7 +92,7 @@ def values_of(settings: Settings) -> int:
 class Axis(NamedTuple):
     """A kind of cost: its cumulative sums after each round of a run, its number format, and its axis label."""
 
-    spent: Callable[[Run], Sequence[float]]
+    sums: Callable[[Run], Sequence[float]]
     write: Callable[[float], str]
     label: str
 
@@ -104,10 +112,16 @@ AXES: Mapping[str, Axis] = {
 }
 
 
+@cache
+def spent(run: Run, axis: str) -> Sequence[float]:
+    """Return the cumulative cost of a run after each round."""
+    return AXES[axis].sums(run)
+
+
 def axes_of(configurations: Sequence[Configuration]) -> list[str]:
     """Return the names of the axes, without those that are unknown for all runs."""
     runs = [run for one in configurations for run in one.runs]
-    return [name for name in AXES if name not in UNCERTAIN or any(AXES[name].spent(run)[-1] > 0 for run in runs)]
+    return [name for name in AXES if name not in UNCERTAIN or any(spent(run, name)[-1] > 0 for run in runs)]
 
 
 class Point(NamedTuple):
@@ -122,8 +136,8 @@ def curve(configuration: Configuration, metric: str, axis: str = "rounds") -> li
     seeds = [_evaluations(run, metric, axis) for run in configuration.runs]
     found = []
     for number in sorted(set.intersection(*(set(own) for own in seeds))):
-        spent, values = zip(*(own[number] for own in seeds), strict=True)
-        found.append(Point(math.fsum(spent) / len(spent), summarise(values, possible(metric))))
+        costs, values = zip(*(own[number] for own in seeds), strict=True)
+        found.append(Point(math.fsum(costs) / len(costs), summarise(values, possible(metric))))
     return found
 
 
@@ -131,10 +145,10 @@ def spent_until(run: Run, metric: str, target: float, axis: str) -> float | None
     """Return the cost of a run until the first evaluation that reached a target; None if no evaluation did."""
     better = min if mode_of(metric) == "min" else max
     goal, evaluations = shown(metric, target), _evaluations(run, metric, axis).values()
-    return next((spent for spent, value in evaluations if better(value, goal) == value), None)
+    return next((cost for cost, value in evaluations if better(value, goal) == value), None)
 
 
 def _evaluations(run: Run, metric: str, axis: str) -> dict[int, tuple[float, float]]:
     """Return (cost, metric) by round, for rounds with a metric of enough clients."""
-    rounds = zip(run.scores.items(), AXES[axis].spent(run), strict=True)
-    return {number: (spent, shown(metric, own[metric])) for (number, own), spent in rounds if metric in own}
+    rounds = zip(run.scores.items(), spent(run, axis), strict=True)
+    return {number: (cost, shown(metric, own[metric])) for (number, own), cost in rounds if metric in own}

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from heterofl_flwr.core import formatting
 from simulations.results.configurations import Configuration, Places, Reached, metrics_of, reached
 from simulations.results.formats import Table, show_interval, show_summary, to_csv
-from simulations.results.paper import AGREES, DIFFERS, TOO_FEW, Cell, Key, Printed, departures
+from simulations.results.paper import AGREES, DIFFERS, TOO_FEW, Cell, Key, Printed, by_job, departures
 from simulations.results.runs import Run, portable
-from simulations.results.spent import AXES, axes_of, spent_until
+from simulations.results.spent import AXES, axes_of, spent, spent_until
 from simulations.results.statistics import summarise
 
 
@@ -49,8 +49,8 @@ def spent_table(configurations: Sequence[Configuration]) -> Table:
     axes, rows = axes_of(configurations), []
     for one in configurations:
         asked = sum(len(record.rates) for run in one.runs for record in run.records)
-        sent = sum(AXES["bytes"].spent(run)[-1] for run in one.runs) / asked
-        totals = (_mean(axis, [AXES[axis].spent(run)[-1] for run in one.runs]) for axis in axes)
+        sent = sum(spent(run, "bytes")[-1] for run in one.runs) / asked
+        totals = (_mean(axis, [spent(run, axis)[-1] for run in one.runs]) for axis in axes)
         rows.append((one.label, formatting.size(sent), *totals))
     header = ("configuration", "bytes a client and round", *axes)
     return Table("tab:spent", "Spent", header, tuple(rows))
@@ -60,8 +60,8 @@ def target_table(configurations: Sequence[Configuration], metric: str, target: f
     """Return the table of costs until a target was first reached, as means over the seeds that reached it."""
     axes, rows = axes_of(configurations), []
     for one in configurations:
-        spent = {axis: [spent_until(run, metric, target, axis) for run in one.runs] for axis in axes}
-        found = {axis: [value for value in values if value is not None] for axis, values in spent.items()}
+        reached_at = {axis: [spent_until(run, metric, target, axis) for run in one.runs] for axis in axes}
+        found = {axis: [value for value in values if value is not None] for axis, values in reached_at.items()}
         cells = (_mean(axis, values) for axis, values in found.items())
         rows.append((one.label, f"{len(found['rounds'])} of {len(one.runs)}", *cells))
     title = f"Until {metric.replace('-', ' ')} of {formatting.score(metric, target)}"
@@ -85,10 +85,7 @@ def count_verdicts(cells: Sequence[Cell], found: Mapping[Key, Reached]) -> list[
     """
     lines = []
     for group in ("", *dict.fromkeys(cell.group for cell in cells)):
-        by_key: dict[Key, list[Cell]] = {}
-        for cell in cells:
-            if group in ("", cell.group):
-                by_key.setdefault((cell.job, cell.metric), []).append(cell)
+        by_key = by_job(cell for cell in cells if group in ("", cell.group))
         run = {key: found[key].best for key in by_key if key in found}
         verdicts = {key: {cell.verdict(best) for cell in by_key[key]} for key, best in run.items()}
         numbers = Counter(
@@ -143,11 +140,11 @@ def curves_csv(places: Places) -> str:
         for run in one.runs
         for values in _evaluations(run, metrics)
     )
-    return to_csv((*JOB[:3], "seed", *AXES, *metrics), list(rows))
+    return to_csv((*JOB[:3], "seed", *AXES, *metrics), rows)
 
 
 def _evaluations(run: Run, metrics: Sequence[str]) -> Iterator[dict[str, object]]:
-    spent = zip(*(axis.spent(run) for axis in AXES.values()), strict=True)
-    for values, so_far in zip(run.scores.values(), spent, strict=True):
+    costs = zip(*(spent(run, axis) for axis in AXES), strict=True)
+    for values, so_far in zip(run.scores.values(), costs, strict=True):
         if found := {metric: values[metric] for metric in metrics if metric in values}:
             yield {name: f"{value:.10g}" for name, value in (*zip(AXES, so_far, strict=True), *found.items())}

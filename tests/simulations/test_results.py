@@ -114,33 +114,25 @@ def test_levels_stand_beside_themselves_alone_paired_by_seed(make_run, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("mix", "clients", "baseline"),
+    ("mix", "alone", "clients", "baseline"),
     [
-        ("a1", 10, None),  # also the clients that cannot hold it
-        ("a1-x1", 5, "equal participation"),
-        ("a1-x1", 10, "equal work"),
-        ("a1-x1", 20, None),
-        ("a1-x3", 5, None),  # half of the clients that can hold it
+        ("a1-e1", "a1", 10, None),  # also the clients that cannot hold it
+        ("a1-e1", "a1-x1", 5, "equal participation"),
+        ("a1-e1", "a1-x1", 10, "equal work"),
+        ("a1-e1", "a1-x1", 20, None),
+        ("a1-e1", "a1-x3", 5, None),  # half of the clients that can hold it
+        ("a1-b1-c1-d1", "a1-x3", 3, "equal participation"),  # 2.5 of the 10, and a fraction of a client is rounded up
     ],
 )
-def test_a_level_alone_is_a_baseline_by_participation_or_by_work(make_run, tmp_path, mix, clients, baseline):
-    # In the mix, 10 of 100 clients train in each round, and half of them can hold level a.
-    for name, own, number in (("mix", "a1-e1", 10), ("alone", mix, clients)):
+def test_a_level_alone_is_a_baseline_by_participation_or_by_work(make_run, tmp_path, mix, alone, clients, baseline):
+    # In the mix, 10 of 100 clients train in each round.
+    for name, own, number in (("mix", mix, 10), ("alone", alone, clients)):
         run = make_run(name, points((2, 0.9)), num_rounds=2, mix=own, assignment="fix", clients=number)
         _set_levels(run, {"a": 0.5})
     (found,) = configurations(runs_in(tmp_path)).values()
     rows = {name: cell for _, name, _, cell, *_ in levels_table(found, "global-accuracy").rows}
     expected = {f"alone, {baseline}": "50.00", f"trainings, {baseline}": str(2 * clients)} if baseline else {}
     assert {name: cell for name, cell in rows.items() if "equal" in name and "less" not in name} == expected
-
-
-def test_a_share_of_a_client_is_one_client_more(make_run, tmp_path):
-    # A quarter of the clients hold level a, so 2.5 of the 10 a round: three clients are equal participation.
-    for name, own, number in (("mix", "a1-b1-c1-d1", 10), ("alone", "a1-x3", 3)):
-        run = make_run(name, points((2, 0.9)), num_rounds=2, mix=own, assignment="fix", clients=number)
-        _set_levels(run, {"a": 0.5})
-    (found,) = configurations(runs_in(tmp_path)).values()
-    assert "alone, equal participation" in {row[1] for row in levels_table(found, "global-accuracy").rows}
 
 
 def test_a_levels_accuracy_can_be_the_mean_of_its_last_evaluations(make_run, tmp_path):
