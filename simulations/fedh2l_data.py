@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import torch
-from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
 
 from heterofl_flwr.data import Dataset, Split, load_dataset
 from heterofl_flwr.training.distill import seed_set
@@ -43,6 +42,9 @@ def _owners(split: Split) -> torch.Tensor:
 
 
 def _turned(split: Split) -> Split:
+    # Imported here, because tables need the sizes of these data sets alone.
+    from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
+
     inputs, owners = split.inputs.clone(), _owners(split)
     fill = [0.0] * inputs.shape[1] if split.black is None else split.black.tolist()
     for owner in range(DOMAINS):

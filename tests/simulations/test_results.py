@@ -8,11 +8,12 @@ import pytest
 
 from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.settings.method_name import method_name
+from simulations.fedh2l_data import digits_seeds
 from simulations.results import __main__ as command
 from simulations.results.configurations import configurations
 from simulations.results.levels import levels_table
 from simulations.results.runs import Score, read_run, read_runs
-from simulations.results.spent import bytes_sent, curve, multiplications, spent_until
+from simulations.results.spent import EXAMPLES, bytes_sent, curve, multiplications, spent_until
 from simulations.results.statistics import PERCENT, Summary, summarise
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
@@ -172,6 +173,10 @@ def test_each_asked_client_trains_on_its_own_share(make_run, tmp_path, asked, de
     make_run("run", num_rounds=1, clients=asked, **more).note(clients=dealt)
     (run,) = runs_in(tmp_path)
     assert multiplications(run) == pytest.approx([3 * asked * 60_000 / dealt * MACS])
+
+
+def test_the_seed_set_has_the_number_of_examples_that_tables_know():
+    assert EXAMPLES["simulations.fedh2l_data:digits_seeds"] == len(digits_seeds().train)
 
 
 def test_the_best_round_is_that_of_the_global_metric(make_run):
