@@ -165,7 +165,7 @@ def _alone(mixed: Trained, singles: Sequence[Trained]) -> dict[tuple[str, str], 
         for name in mixed.baselines(single):
             named[name].append(single)
     pairs = product(named, mixed.levels)
-    return {(name, level): single for name, level in pairs if (single := mixed.nearest(named[name], level))}
+    return {(name, level): nearest for name, level in pairs if (nearest := mixed.nearest(named[name], level))}
 
 
 def _rows(group: Sequence[Trained], alone: Mapping[tuple[str, str], Trained], against: str) -> Iterator[Row]:
