@@ -40,7 +40,6 @@ READERS = (
 """The rooms and modules between a SuperLink and the new model; what they import of the package is checked too."""
 
 ALLOWED = {
-    "common.user_code": ["importlib", "os"],  # functions that the settings of a run name; its environment
     "transport.compat": ["importlib", "pathlib"],  # modules of Flower by their literal names; the name of the process
     "client.state": ["pathlib", "read_bytes"],  # the folder that `states-path` names
     "training.device": ["ctypes", "os"],  # the C library's setting of memory that is given back; the environment

@@ -30,7 +30,7 @@ from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings.definitions import AGGREGATORS, Settings
 from heterofl_flwr.settings.flat import from_stored, to_flat
 from heterofl_flwr.settings.method_name import method_name
-from heterofl_flwr.stages.registry import parse_stages
+from heterofl_flwr.settings.server_stages import parse_stages
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.start import FederationStrategy

@@ -28,7 +28,7 @@ from heterofl_flwr.runs.class_counts import Matrix, count_pairs
 from heterofl_flwr.settings.defaults import architectures, model_options, options_of, with_architecture
 from heterofl_flwr.settings.definitions import DataSettings, Settings
 from heterofl_flwr.settings.flat import from_flat
-from heterofl_flwr.stages.registry import parse_stages
+from heterofl_flwr.settings.server_stages import parse_stages
 from heterofl_flwr.training import EvaluateResult, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.device import arithmetic
 from heterofl_flwr.training.distill import seed_set

@@ -8,7 +8,7 @@ from heterofl_flwr.common.options import KEYS, Count, check
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data.splits import check_kind
 from heterofl_flwr.nn.depth import read_levels
-from heterofl_flwr.stages.registry import parse_stages
+from heterofl_flwr.settings.server_stages import parse_stages
 
 Flat = bool | int | float | str
 """Type of a value in a run config."""

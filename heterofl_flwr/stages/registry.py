@@ -1,83 +1,13 @@
-"""The stages of this package by name, for settings and for instructions to clients."""
+"""The client stages of an instruction, with those of this package registered."""
 
-import re
-from collections.abc import Mapping
-from inspect import signature
-from types import MappingProxyType
-
-from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.stages import (
-    clip as clip,  # registers its client half
+    clip as clip,  # each of these registers its client half
     compress as compress,
+    feddyn as feddyn,
+    scaffold as scaffold,
+    secure_sum as secure_sum,
 )
 from heterofl_flwr.stages.client_stage import ClientStage, Fields, read_stages
-from heterofl_flwr.stages.feddyn import FedDyn
-from heterofl_flwr.stages.moving_average import MovingAverage
-from heterofl_flwr.stages.scaffold import Scaffold
-from heterofl_flwr.stages.secure_sum import SecureSum
-from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, Nesterov, Yogi
-from heterofl_flwr.stages.server_stage import ServerStage
-
-STAGES: Mapping[str, type[ServerStage]] = MappingProxyType(
-    {
-        "momentum": Momentum,
-        "adam": Adam,
-        "yogi": Yogi,
-        "adagrad": Adagrad,
-        "nesterov": Nesterov,
-        "moving-average": MovingAverage,
-        "feddyn": FedDyn,
-        "scaffold": Scaffold,
-        "secure-sum": SecureSum,
-    }
-)
-"""Stages that ``server.stages`` can name; an argument without a name is the stage's first option."""
-
-
-def parse_stages(text: str, *, load: bool = True) -> tuple[ServerStage, ...]:
-    """Return the stages named in a text, in order, such as ``momentum(0.9), moving-average(decay=0.99)``.
-
-    A stage can be a user's own class, ``module:Class``. Arguments that are left out have their defaults. With
-    ``load=False`` users' modules are not imported, and their stages are left out.
-    """
-    parts = re.findall(r"[^,()]+(?:\([^()]*\))?", text)
-    if ", ".join(part.strip() for part in parts) != re.sub(r"\s*,\s*(?![^(]*\))", ", ", text.strip()):
-        raise ConfigError(f"{text!r} cannot be read; {_expected()}")
-    return tuple(_parse_stage(part.strip()) for part in parts if load or ":" not in part)
-
-
-def _parse_stage(text: str) -> ServerStage:
-    name, _, arguments = text.rstrip(")").partition("(")
-    kind = _stage_class(name.strip())
-    names, values = list(signature(kind).parameters), dict[str, float]()
-    for part in arguments.split(",") if arguments.strip() else ():
-        key, _, value = (side.strip() for side in part.rpartition("="))
-        key = key or next(iter(names), "")
-        if key not in names or key in values:
-            expected = f"{', '.join(names)}, each once" if names else "none"
-            raise ConfigError(f"{text}: {part.strip()!r} is no argument; expected {expected}")
-        try:
-            values[key] = float(value)
-        except ValueError as error:
-            raise ConfigError(f"{text}: {key} is {value!r}; expected a number") from error
-    return kind(**values)
-
-
-def _stage_class(name: str) -> type[ServerStage]:
-    if ":" not in name:
-        if name not in STAGES:
-            raise ConfigError(f"{name!r} is no stage; {_expected()}")
-        return STAGES[name]
-    kind = load_function(name, "server.stages")
-    if not (isinstance(kind, type) and issubclass(kind, ServerStage)):
-        raise ConfigError(f"server.stages names {name!r}, which is {kind!r}; expected a subclass of ServerStage")
-    return kind
-
-
-def _expected() -> str:
-    named = f"{', '.join(STAGES)} or 'module:Class' of your own"
-    return f"expected some of {named}, with arguments as in 'adam(eta=0.1, tau=0.001)'"
 
 
 def client_stages(config: Fields) -> list[ClientStage]:

@@ -17,7 +17,7 @@ from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.secure.client import MaskedRounds
 from heterofl_flwr.secure.fixed_point import largest_steps, to_steps
 from heterofl_flwr.secure.roster import Roster
-from heterofl_flwr.stages.registry import parse_stages
+from heterofl_flwr.settings.server_stages import parse_stages
 from heterofl_flwr.stages.secure_sum import SecureSum
 from heterofl_flwr.stages.secure_sum_client import KEY, vector_of
 from heterofl_flwr.transport import messages
