@@ -291,8 +291,10 @@ class Round:
                 )
             return
         faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))
+        late = all(reason == SILENT for reason in faults.values())
+        advice = "give rounds more time (engine.timeout)" if late else "correct the errors of the others"
         raise RoundError(
             f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
-            f"least {least}: correct the errors of the others, or let rounds go on with fewer (min_replies or "
-            f"sample.min-replies, which is {min_replies}); {name_faults('', faults)}"
+            f"least {least}: {advice}, or let rounds go on with fewer (min_replies or sample.min-replies, which is "
+            f"{min_replies}); {name_faults('', faults)}"
         )

@@ -88,7 +88,8 @@ class NodeRegistration:
                 enough = len(usable) >= sampling.available
             if not (enough or announced):
                 announced, least = True, f"expected at least {sampling.available}"
-                host_log.info("waiting up to %g s for nodes: %d are there, %s", sampling.wait, len(usable), least)
+                state = "are there" if len(present) < sampling.available else "have answered the capability query"
+                host_log.info("waiting up to %g s for nodes: %d %s, %s", sampling.wait, len(usable), state, least)
             waits_for_more = not enough or (newcomers and self._nodes.most_said() > len(present))
             if not waits_for_more or time.monotonic() >= deadline:
                 break

@@ -57,22 +57,33 @@ def test_no_node_holds_a_round_beyond_its_deadline(monkeypatch, model, withheld,
 
 
 class Slow(Withholding):
-    """A grid on which no node has measured its moments in time."""
+    """A grid on which no node answers one kind of message in time."""
+
+    def __init__(self, clock, model, late):
+        super().__init__(clock, model)
+        self.late = late
 
     def send_and_receive(self, sent, *, timeout=None):
         sent = list(sent)
-        if {own.metadata.message_type for own in sent} == {messages.QUERY_MOMENTS}:
+        if {message.metadata.message_type for message in sent} == {self.late}:
             self.clock.sleep(timeout)
             return []
         return super().send_and_receive(sent, timeout=timeout)
 
 
-def test_where_no_moments_come_in_time_the_error_says_how_to_give_more(monkeypatch):
+@pytest.mark.parametrize(
+    ("late", "text"),
+    [
+        (messages.QUERY_MOMENTS, "none of 4 nodes gave usable static batch norm moments"),
+        ("train", r"0 of 4 clients gave a usable reply, expected at least 2"),
+    ],
+)
+def test_where_no_reply_comes_in_time_the_error_says_how_to_give_more(monkeypatch, late, text):
     clock = Clock()
     for module in (exchange, round_messages):
         monkeypatch.setattr(module, "time", clock)
-    text = r"none of 4 nodes gave usable static batch norm moments: give rounds more time \(engine\.timeout"
-    with Slow(clock, build_normed) as grid, pytest.raises(RoundError, match=text):
+    text += r": give rounds more time \(engine\.timeout"
+    with Slow(clock, build_normed, late) as grid, pytest.raises(RoundError, match=text):
         HeteroFL(build_normed, "a1-b1", evaluation=Evaluation(nodes="all")).start(grid, num_rounds=1, timeout=SECONDS)
 
 
