@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.slice_plan import Plan as Plan
     from heterofl_flwr.elastic_models.elastic_model import elastic as elastic
     from heterofl_flwr.federation.admission import Limits as Limits
-    from heterofl_flwr.federation.callbacks import RoundCallback as RoundCallback
+    from heterofl_flwr.federation.callbacks import Progress as Progress, RoundCallback as RoundCallback
     from heterofl_flwr.federation.options import (
         Averaging as Averaging,
         Evaluation as Evaluation,
@@ -76,7 +76,7 @@ _HOMES = {
         "core.slice_plan": "Plan",
         "elastic_models.elastic_model": "elastic",
         "federation.admission": "Limits",
-        "federation.callbacks": "RoundCallback",
+        "federation.callbacks": "Progress RoundCallback",
         "federation.options": "Averaging Evaluation Slicing Training multi_step",
         "federation.sampling": "Sampling",
         "grids.devices": "DeviceProfile Devices",
