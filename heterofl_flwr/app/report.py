@@ -47,7 +47,10 @@ def _compare(paths: Sequence[Path], out: Path, style: str, metrics: Sequence[str
     with extra("report"):
         from heterofl_flwr.report.compare import write_comparison
 
-    heads, rows = write_comparison([RunFolder(path) for path in paths], out, metrics)
+    folders = {
+        path.resolve(): RunFolder(path) for path in paths
+    }  # a baseline may be named before a pattern that has it
+    heads, rows = write_comparison(list(folders.values()), out, metrics)
     print(render(heads, rows, style))
     print(f"\ncomparison: {out}", file=sys.stderr)
 

@@ -118,6 +118,17 @@ def test_the_command_writes_a_page(folders, tmp_path, capsys):
     assert "60.0 % ± 10.0 %" in text
 
 
+def test_a_folder_named_before_a_pattern_that_has_it_is_the_baseline(folders, tmp_path, capsys):
+    paths = [str(folder.path) for folder in folders]
+    texts = []
+    for order in (paths[-1:] + paths[:-1], paths[-1:] + paths):
+        assert main(["report", *order, "--out", str(tmp_path / "page.html"), "--format", "csv"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert main(["report", *paths, "--out", str(tmp_path / "page.html"), "--format", "csv"]) == 0
+    assert capsys.readouterr().out != texts[0]
+
+
 def test_any_metric_of_the_histories_is_a_column(folders, tmp_path, capsys):
     for number, folder in enumerate(folders):
         record = make_record(3)
