@@ -35,7 +35,8 @@ ROUNDS = 4
 
 RUN = (
     f"--clients 1000 --rounds {ROUNDS} --grid ray --trust model.name={__name__}:build data.name=cifar10 data.split=iid "
-    "mix=a1 train.epochs=1 train.lr=0.1 train.milestones= evaluate.every=0 sample.fraction=0.05"
+    "mix=a1 train.epochs=1 train.lr=0.1 train.momentum=0 train.weight-decay=0 train.clip=0 train.milestones= "
+    "evaluate.every=0 sample.fraction=0.05"
 )
 
 
