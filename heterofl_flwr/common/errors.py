@@ -75,6 +75,9 @@ time. ``gone``: the node or its process no longer exists. ``late``: the node's r
 ``simulated``: a simulated device was lost, which is not the client's fault.
 """
 
+MORE_TIME = "give rounds more time (engine.timeout, or start(timeout=...))"
+"""Advice where all faults are ``SILENT``."""
+
 SILENT = "no reply in time"
 """Reason of the fault of a client that sent no reply."""
 

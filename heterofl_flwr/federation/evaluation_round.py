@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median, quantiles
 
-from heterofl_flwr.common.errors import Fault, ReplyError, RoundError, listed
+from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, ReplyError, RoundError, listed, name_faults
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.answers import (
     HEADLINE_KINDS,
@@ -34,8 +34,6 @@ ANSWER_MOMENTS = (
     "let clients answer for them (answer_queries(app, build, data=...); properties_of(context, moments=True) and "
     "asks_for_moments of a NumPyClient), or evaluate without (Evaluation(static_norm=False))"
 )
-
-MORE_TIME = "give rounds more time (engine.timeout, or start(timeout=...)); evaluation gets what training leaves"
 
 SplitAnswers = Mapping[int, tuple[float, Mapping[float | None, Mapping[str, float]]]]
 """Number of examples and metrics by rate of each client; the rate None stands for the global model."""
@@ -77,7 +75,7 @@ class EvaluationRound:
         self._norms: dict[int, Norms] = {}  # for the clients that are queried for moments
         self._moments: dict[float, list[Moments]] = {}  # by rate: one sum, or each client's moments for a robust sum
         self._robust = False
-        self._moment_faults: dict[str, Fault] = {}
+        self._moment_faults: dict[str, str] = {}  # reasons by name
         if sampled:
             self._log.evaluate["coverage"] = 0.0
         if sampled and not self.rates:
@@ -132,7 +130,7 @@ class EvaluationRound:
 
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
         """Record the reason why a client's moments are not used."""
-        self._moment_faults[self._federation.nodes.name(node_id)] = fault
+        self._moment_faults[self._federation.nodes.name(node_id)] = fault.reason
         if fault.kind == "silent":
             del self.rates[node_id]
         self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
@@ -146,9 +144,8 @@ class EvaluationRound:
         faults, privacy = self._moment_faults, self._options.privacy
         message = f"none of {len(self._norms)} nodes gave usable static batch norm moments"
         if faults and not moments and needed:
-            advice = MORE_TIME if all(fault.kind == "silent" for fault in faults.values()) else ANSWER_MOMENTS
-            reasons = listed([f"{name}: {fault.reason}" for name, fault in faults.items()])
-            raise RoundError(f"{message}: {advice}; {reasons}")
+            advice = MORE_TIME if {*faults.values()} == {SILENT} else ANSWER_MOMENTS
+            raise RoundError(f"{message}: {advice}; {name_faults('', faults)}")
         if not faults and not moments:
             logger.warning(
                 "%s, so batch norm normalises by batch; they are not asked again: %s", message, ANSWER_MOMENTS

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from heterofl_flwr.common.errors import SILENT, Fault, RoundError, listed, name_faults
+from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, RoundError, listed, name_faults
 from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
@@ -291,8 +291,7 @@ class Round:
                 )
             return
         faults = dict(zip(self.log.failed_names, self.log.failures.values(), strict=True))
-        late = all(reason == SILENT for reason in faults.values())
-        advice = "give rounds more time (engine.timeout)" if late else "correct the errors of the others"
+        advice = MORE_TIME if {*faults.values()} == {SILENT} else "correct the errors of the others"
         raise RoundError(
             f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
             f"least {least}: {advice}, or let rounds go on with fewer (min_replies or sample.min-replies, which is "

@@ -8,7 +8,6 @@ Both say how long each round took; rounds with an evaluation do not count. pfl-r
 """
 
 import argparse
-import json
 import os
 import pickle
 import re
@@ -26,6 +25,7 @@ from torch import nn
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core import width
 from heterofl_flwr.data import load_dataset
+from heterofl_flwr.runs.folder import RunFolder
 from simulations.bench.measure import Goal, in_turns
 from simulations.program import cores
 
@@ -87,8 +87,8 @@ def time_ours(root: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*RUN.split(), "--parallel", str(number), "--out", f"{folder}/run", f"data.root={root}"]
         execute([sys.executable, "-m", "heterofl_flwr", "run", *arguments], {})
-        lines = (Path(folder) / "run" / "history.jsonl").read_text().splitlines()
-    return statistics.median(float(json.loads(line)["seconds"]) for line in lines[1:])
+        records = RunFolder(f"{folder}/run").history()
+    return statistics.median(record.seconds for record in records[1:])
 
 
 def time_pfl(options: argparse.Namespace, data: str) -> float:

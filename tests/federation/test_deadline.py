@@ -17,6 +17,14 @@ from tests.hostile.superlink import Clock
 SECONDS = 6.0
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    for module in (exchange, round_messages):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
 class Withholding(LocalGrid):
     """A grid whose first node trains just in time, and then withholds all that it is asked for."""
 
@@ -43,10 +51,7 @@ class Withholding(LocalGrid):
         (build, "evaluate", "no reply in time"),
     ],
 )
-def test_no_node_holds_a_round_beyond_its_deadline(monkeypatch, model, withheld, fault):
-    clock = Clock()
-    for module in (exchange, round_messages):
-        monkeypatch.setattr(module, "time", clock)
+def test_no_node_holds_a_round_beyond_its_deadline(clock, model, withheld, fault):
     with Withholding(clock, model) as grid:
         strategy = HeteroFL(model, "a1-b1", evaluation=Evaluation(nodes="all"))
         strategy.start(grid, num_rounds=2, timeout=SECONDS)
@@ -78,10 +83,7 @@ class Slow(Withholding):
         ("train", r"0 of 4 clients gave a usable reply, expected at least 2"),
     ],
 )
-def test_where_no_reply_comes_in_time_the_error_says_how_to_give_more(monkeypatch, late, text):
-    clock = Clock()
-    for module in (exchange, round_messages):
-        monkeypatch.setattr(module, "time", clock)
+def test_where_no_reply_comes_in_time_the_error_says_how_to_give_more(clock, late, text):
     text += r": give rounds more time \(engine\.timeout"
     with Slow(clock, build_normed, late) as grid, pytest.raises(RoundError, match=text):
         HeteroFL(build_normed, "a1-b1", evaluation=Evaluation(nodes="all")).start(grid, num_rounds=1, timeout=SECONDS)
