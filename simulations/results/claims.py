@@ -127,7 +127,7 @@ CLAIMS = (
         of_levels=True,
     ),
     Claim(
-        "Each level gains by taking part, beside that level trained by every client",
+        "Each level gains by taking part, compared with all clients at that level",
         "No number of the paper. Compared: the own model of each level inside a mix with that level trained by every "
         "client, also by those that could not hold it.",
         _own_above_all,
