@@ -12,6 +12,7 @@ README = ROOT / "README.md"
 OTHERS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 LINKED = [*PAGES, *(ROOT / name for name in OTHERS), *sorted((ROOT / "results").glob("*.md"))]
 _LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
+_HEAD = re.compile(r"\|.*\n\|[ :|-]+\|(?:\n|$)")
 _FILE = re.compile(r"`((?:conf|docs|heterofl_flwr|hydra_plugins|results|simulations|tests)/[\w/.-]+)`")
 
 
@@ -32,6 +33,13 @@ def test_page_needs_no_building(page):
 @pytest.mark.parametrize("page", LINKED, ids=name_of)
 def test_links_lead_somewhere(page):
     assert [link for link in links(page) if not leads_somewhere(page, link)] == []
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name_of)
+def test_every_table_has_a_head(page):
+    """Rows below an empty line are shown as text."""
+    tables = re.findall(r"^\|.*(?:\n\|.*)*", prose(page), re.MULTILINE)
+    assert [table for table in tables if not _HEAD.match(table)] == []
 
 
 def links(page: Path) -> list[str]:
