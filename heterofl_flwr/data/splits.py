@@ -140,9 +140,10 @@ def noniid(
     present = targets.unique()  # (classes,), sorted
     number, draws = len(present), clients * classes_per_client
     if not 1 <= classes_per_client <= number or draws < number:
+        least = -(-number // max(1, min(classes_per_client, number)))
         raise ConfigError(
             f"non-iid-{classes_per_client} does not fit {clients} clients and {number} classes: expected 1 to "
-            f"{number} classes for each client, and in all a shard or more of every class"
+            f"{number} classes for each client, and {least} or more clients, so that each class has one"
         )
     each, rest = divmod(draws, number)
     generator = _generator(seed, "classes")

@@ -74,11 +74,13 @@ class Console(RoundCallback):
         now = time.monotonic()
         if done == 1:
             self._began = self._last_reply
-        self._last_reply, self._so_far = now, f"{done} of {total} clients have {what}"
+        so_far = f"{done} of {total} clients have {what}"
+        # After the last reply the server aggregates, or evaluates the global model, which may take long.
+        self._last_reply, self._so_far = now, so_far + ("; the server is at work" if done == total else "")
         if now - self._last_line < QUIET_SECONDS:
             return
         each = (now - self._began) / done
-        line = f"round {self._round}/{self._num_rounds}: {self._so_far}"
+        line = f"round {self._round}/{self._num_rounds}: {so_far}"
         if what == "trained" and self._steps:
             line += f", {formatting.number(self._steps / each)} steps/s"
         line += f", {formatting.duration(each * (total - done))} to go"

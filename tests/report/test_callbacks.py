@@ -139,7 +139,7 @@ def test_a_long_round_says_how_far_it_is(monkeypatch):
     assert line.startswith(told)
 
 
-def test_a_client_that_trains_long_is_no_silence(monkeypatch):
+def test_a_client_or_a_server_that_works_long_is_no_silence(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(console, "QUIET_SECONDS", 0.05)
     shown = Console(RichConsole(file=stream))
@@ -148,8 +148,11 @@ def test_a_client_that_trains_long_is_no_silence(monkeypatch):
         time.sleep(0.3)
         shown.on_reply("trained", 1, 3)
         time.sleep(0.3)
+        shown.on_reply("evaluated", 3, 3)
+        time.sleep(0.3)
     lines = stream.getvalue().splitlines()
     assert re.fullmatch(r"round 1/2: no client has trained yet, [\d.]+ s so far", lines[1])
-    assert re.fullmatch(r"round 1/2: 1 of 3 clients have trained, [\d.]+ s so far", lines[-1])
+    assert any(re.fullmatch(r"round 1/2: 1 of 3 clients have trained, [\d.]+ s so far", line) for line in lines)
+    assert re.fullmatch(r"round 1/2: 3 of 3 clients have evaluated; the server is at work, [\d.]+ s so far", lines[-1])
     time.sleep(0.2)
     assert stream.getvalue().splitlines() == lines
