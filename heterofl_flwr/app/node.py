@@ -18,7 +18,7 @@ from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.randomness import seed_torch
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.align import align
-from heterofl_flwr.federation.records import host_log
+from heterofl_flwr.federation.round_record import host_log
 from heterofl_flwr.nn.measure_moments import batch_norms, collect_moments
 from heterofl_flwr.nn.penalty import Penalty
 from heterofl_flwr.nn.static_norm import with_static_norm

@@ -19,7 +19,7 @@ from heterofl_flwr.common.user_code import load_function
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.federation.callbacks import RoundCallback, RunState
 from heterofl_flwr.federation.options import Averaging, Slicing, Training
-from heterofl_flwr.federation.summary import count_releases
+from heterofl_flwr.federation.start_summary import count_releases
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, Devices, Profiles, TrainingCost
 from heterofl_flwr.grids.queued import QueuedGrid

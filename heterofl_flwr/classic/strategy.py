@@ -34,7 +34,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.options import Slicing, Training
-from heterofl_flwr.federation.records import RoundRecord, host_log
+from heterofl_flwr.federation.round_record import RoundRecord, host_log
 from heterofl_flwr.federation.sampling import Sampling
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import refusing_unmeasured

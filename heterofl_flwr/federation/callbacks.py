@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
-from heterofl_flwr.federation.records import RoundRecord, State
+from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.stages.privacy_accountant import Releases
 
 

@@ -8,7 +8,7 @@ from statistics import median, quantiles
 
 from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, ReplyError, RoundError, listed, name_faults
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.federation.answers import (
+from heterofl_flwr.federation.client_metrics import (
     HEADLINE_KINDS,
     LOCAL_ACCURACY,
     WORST_ACCURACY,
@@ -19,7 +19,7 @@ from heterofl_flwr.federation.answers import (
     weighted_means,
 )
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.measure_moments import batch_norms
 from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
 from heterofl_flwr.stages.privacy_accountant import MOMENTS, Spent, clip_moments, noise_moments

@@ -20,7 +20,7 @@ from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.moving_slices import SliceRule
 from heterofl_flwr.core.robust import Robust, RobustMean
-from heterofl_flwr.federation.admission import Limits
+from heterofl_flwr.federation.node_admission import Limits
 from heterofl_flwr.federation.sampling import Participation
 from heterofl_flwr.stages.asynchronous import Asynchronous, Buffered
 from heterofl_flwr.stages.chain import Chain

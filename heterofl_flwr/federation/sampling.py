@@ -10,7 +10,7 @@ from pydantic import Field, Strict
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Natural, NotNegative, Share, ShareOrNone, group, specs
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.federation.answers import REPLIES, MinReplies
+from heterofl_flwr.federation.client_metrics import REPLIES, MinReplies
 
 Purpose = Literal["train", "evaluate"]
 

@@ -83,7 +83,7 @@ class RayGrid(QueuedGrid):
 
     def _open(self, client_app: ClientApp | str) -> None:
         with extra("simulation", "use LocalGrid, which is --grid local"):  # not at the top, because Ray loads slowly
-            from heterofl_flwr.grids.ray_actor_pool import ActorPool
+            from heterofl_flwr.grids.ray_dispatch import ActorPool
             from heterofl_flwr.grids.ray_actors import ActorOptions
             from heterofl_flwr.grids.ray_session import Session
         options = ActorOptions(client_app, self._num_cpus, self._num_gpus, Session.enter())

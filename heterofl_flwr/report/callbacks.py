@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from heterofl_flwr.common.errors import HeteroFLError, extra, first_line, short
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback
-from heterofl_flwr.federation.records import State
+from heterofl_flwr.federation.round_record import State
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import scalars
 from heterofl_flwr.settings.flat import flatten

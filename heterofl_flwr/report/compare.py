@@ -14,7 +14,7 @@ from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.files import to_json, write_atomic
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.report.drawing import to_png
 from heterofl_flwr.report.figures import Drawing, draw_curves

@@ -12,8 +12,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.federation.answers import HEADLINE_KINDS
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import summary
 from heterofl_flwr.report.drawing import COLOURS, MOST_NAMES, add_legend, draw_matrix, new_axes, series
 from heterofl_flwr.runs.class_counts import ClassCounts

@@ -15,9 +15,9 @@ from typing import Any
 
 from heterofl_flwr.common.errors import ConfigError, extra
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.federation.answers import HEADLINE_KINDS
+from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback
-from heterofl_flwr.federation.records import RoundRecord, State
+from heterofl_flwr.federation.round_record import RoundRecord, State
 
 log = logging.getLogger(__name__)
 

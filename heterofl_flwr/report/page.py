@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from heterofl_flwr.common.files import to_json, write_atomic
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import summary
 from heterofl_flwr.report.drawing import MOST_NAMES, to_png
 from heterofl_flwr.report.figures import draw_run

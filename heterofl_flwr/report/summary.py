@@ -14,7 +14,7 @@ from rich.text import Text
 from heterofl_flwr.common.errors import printable, short
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import Mix, level_name
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.runs.class_counts import ClassCounts
 from heterofl_flwr.runs.costs import ModelCosts, price, savings

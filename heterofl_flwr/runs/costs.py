@@ -12,7 +12,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 from heterofl_flwr.core.levels import Mix, level_name
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile

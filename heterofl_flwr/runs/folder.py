@@ -28,7 +28,7 @@ from heterofl_flwr.common.files import (
     write_atomic,
 )
 from heterofl_flwr.federation.callbacks import RunState
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.lock import acquire_lock

@@ -6,8 +6,8 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.federation.answers import HEADLINE_KINDS, WORST_ACCURACY, is_share
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS, WORST_ACCURACY, is_share
+from heterofl_flwr.federation.round_record import RoundRecord
 
 SCOPES = ("global", "local", "worst")
 UNKNOWN = "accuracy"  # the kind for a run without any headline metric

@@ -16,7 +16,7 @@ from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.moving_slices import SliceFunction
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.federation.records import RoundRecord, State
+from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.measure_moments import batch_norms

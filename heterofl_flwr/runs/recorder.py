@@ -8,7 +8,7 @@ from time import monotonic
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Interval, is_interval
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback
-from heterofl_flwr.federation.records import RoundRecord, State
+from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.runs.costs import Costs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import save_models

@@ -1,12 +1,12 @@
 """HeteroFL as a strategy of Flower's Message API: its arguments.
 
-The hooks are in ``configure_aggregate.py`` and ``evaluate_clients.py``, the loop in ``start.py``.
+The hooks are in ``train_hooks.py`` and ``evaluate_hooks.py``, the loop in ``start.py``.
 """
 
 from collections.abc import Sequence
 
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.federation.admission import Limits
+from heterofl_flwr.federation.node_admission import Limits
 from heterofl_flwr.federation.architecture import GlobalModel
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.federation import Federation
@@ -17,7 +17,7 @@ from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.strategies.arguments import CLASSIC, FEDAVG, explain_unknown
-from heterofl_flwr.strategies.configure_aggregate import MetricsFn
+from heterofl_flwr.strategies.train_hooks import MetricsFn
 from heterofl_flwr.strategies.start import FederationStrategy
 
 

@@ -10,9 +10,9 @@ from flwr.serverapp import Grid
 from heterofl_flwr.common.errors import Fault, RoundError, listed
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.records import host_log
+from heterofl_flwr.federation.round_record import host_log
 from heterofl_flwr.federation.sampling import Purpose
-from heterofl_flwr.federation.summary import warn_of_mix, warn_of_names, warn_of_untrained
+from heterofl_flwr.federation.start_summary import warn_of_mix, warn_of_names, warn_of_untrained
 from heterofl_flwr.strategies.round_messages import Budget, query
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.compat import get_nodes

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, name_callbacks
-from heterofl_flwr.federation.records import check_metrics, host_log
+from heterofl_flwr.federation.round_record import check_metrics, host_log
 from heterofl_flwr.federation.round import Round
-from heterofl_flwr.federation.summary import log_summary
+from heterofl_flwr.federation.start_summary import log_summary
 from heterofl_flwr.nn.static_norm import refusing_unmeasured
 from heterofl_flwr.stages.client_stage import State
 from heterofl_flwr.strategies.arguments import check_arguments
 from heterofl_flwr.strategies.asynchronous import Steps
-from heterofl_flwr.strategies.evaluate_clients import EvaluationHooks
+from heterofl_flwr.strategies.evaluate_hooks import EvaluationHooks
 from heterofl_flwr.strategies.round_messages import TRAIN_SHARE
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import moment_tensors, moments_by_rate, pack_tensors

@@ -17,7 +17,7 @@ from heterofl_flwr.common.named_tensors import entries_under
 from heterofl_flwr.core.aggregation import Labels, check_names
 from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.federation.answers import SHARES, is_share
+from heterofl_flwr.federation.client_metrics import SHARES, is_share
 from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.nn.moments import Moments

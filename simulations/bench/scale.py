@@ -33,7 +33,7 @@ from flwr.serverapp.strategy import Result
 from heterofl_flwr import Buffered, Evaluation, HeteroFL, HeteroFLError, LocalGrid, RayGrid, Slicing, Windowed
 from heterofl_flwr.client.queries import answer_capability
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.training import give_back_freed_memory
 from heterofl_flwr.transport import messages

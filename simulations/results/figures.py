@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from heterofl_flwr.core import LEVELS, Mix, formatting
-from heterofl_flwr.federation.answers import is_share
+from heterofl_flwr.federation.client_metrics import is_share
 from heterofl_flwr.report.drawing import add_legend, new_axes, series
 from simulations.results.configurations import Configuration, Reached
 from simulations.results.levels import level_curve

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError
 from heterofl_flwr.core.levels import LEVELS, Mix, level_name
 from heterofl_flwr.data.known import short_name
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import ModelCosts, RunFolder
 from heterofl_flwr.runs.metrics import is_better, mode_of
 from heterofl_flwr.runs.origin import CHANGED, UNKNOWN

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.workload import Workload
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import from_flat
 from heterofl_flwr.settings.value_types import Flat

@@ -26,7 +26,7 @@ from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.certificates import write_node_key
 from heterofl_flwr.app.workload import Workload
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings.flat import flatten, from_flat
 from heterofl_flwr.settings.stored_settings import to_toml

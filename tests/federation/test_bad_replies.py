@@ -10,7 +10,7 @@ from flwr.serverapp.exception import AggregationError
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import RoundError
-from heterofl_flwr.strategies import configure_aggregate
+from heterofl_flwr.strategies import train_hooks
 from heterofl_flwr.transport.messages import SCHEMA, SCHEMA_KEY
 from tests.federation.tiny import bare_reply, build, config, crash, equal, make_app, play
 

@@ -12,7 +12,7 @@ from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Plan, Priva
 from heterofl_flwr.common.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.common.named_tensors import norm_between
 from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsilon
-from heterofl_flwr.federation.summary import count_releases
+from heterofl_flwr.federation.start_summary import count_releases
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.report import Recorder, RunFolder

@@ -11,7 +11,7 @@ from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Momentum, RoundCallba
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.formatting import size
 from heterofl_flwr.federation.callbacks import RunState
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import Console
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import scalars

@@ -10,7 +10,7 @@ from torch import nn
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.nn.models import build_model
 from heterofl_flwr.report import Costs, RunFolder
 

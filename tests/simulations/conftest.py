@@ -8,7 +8,7 @@ import pytest
 
 from heterofl_flwr.common.files import to_json
 from heterofl_flwr.core.levels import LEVELS, level_name
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.report import ModelCosts, RunFolder, page
 from heterofl_flwr.runs import folder as run_folders
 from heterofl_flwr.runs.costs import LevelCost

@@ -11,7 +11,7 @@ from heterofl_flwr.app.sweep.job import Job, is_done, read_score, run_once
 from heterofl_flwr.app.sweep.listing import list_jobs, list_results
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.federation.callbacks import RunState
-from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round_record import RoundRecord
 from heterofl_flwr.runs.costs import LevelCost, ModelCosts
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.settings.flat import from_flat, to_flat

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core.moving_slices import window_number
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
-from heterofl_flwr.strategies.configure_aggregate import RoundHooks, as_flower_error
+from heterofl_flwr.strategies.train_hooks import RoundHooks, as_flower_error
 from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import MOMENTS_SHARE, RoundMessages, read_each
 from heterofl_flwr.transport import messages, reading

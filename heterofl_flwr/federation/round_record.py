@@ -11,7 +11,7 @@ from torch import Tensor
 from heterofl_flwr.common.errors import ConfigError, listed
 from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.federation.answers import WORST_ACCURACY, is_share
+from heterofl_flwr.federation.client_metrics import WORST_ACCURACY, is_share
 
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
