@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.robust import Robust as Robust
     from heterofl_flwr.core.slice_plan import Plan as Plan
     from heterofl_flwr.elastic_models.elastic_model import elastic as elastic
-    from heterofl_flwr.federation.node_admission import Limits as Limits
     from heterofl_flwr.federation.callbacks import Progress as Progress, RoundCallback as RoundCallback
+    from heterofl_flwr.federation.node_admission import Limits as Limits
     from heterofl_flwr.federation.options import (
         Averaging as Averaging,
         Evaluation as Evaluation,

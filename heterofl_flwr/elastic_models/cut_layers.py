@@ -55,7 +55,7 @@ class Slice:
         return self.axes(full_model.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
 
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
-        """Return the axes of each parameter between this slice and a smaller one."""
+        """Return, for each parameter, the axes that cut a smaller slice out of this one."""
         if not self.channels.equal(smaller.channels):
             raise ShapeError("the two models are slices of different models, or of one that was traced differently")
         if any(its > mine for mine, its in zip(self.widths, smaller.widths, strict=True)):

@@ -157,7 +157,7 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
     Raises
     ------
     HeteroFLError
-        If ``torch.export`` cannot trace the model, or an axis cannot have any length.
+        If ``torch.export`` cannot trace the model, or the model works only with some lengths of an axis.
     """
     # Zeros, because a program stores its example inputs, and these must not contain data.
     example: Inputs = tree_map(lambda leaf: leaf.new_zeros([2, *leaf.shape[1:]] if 0 in axes else leaf.shape), inputs)

@@ -1,24 +1,12 @@
-"""Answers of clients: names of metrics, their means over clients, and the fewest replies that a round needs."""
+"""Metrics that clients report: their names, and their means over clients."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from fractions import Fraction
-from typing import Annotated, Literal
-
-from pydantic import Field, Strict
-
-from heterofl_flwr.common.options import Count
 
 Answer = tuple[float, Mapping[str, float]]
 """Number of examples and metrics of a client."""
-
-MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["auto"]
-"""Fewest usable replies of a round: a number, a fraction of the clients needed, or half of them (``auto``)."""
-
-REPLIES = "a whole number of 1 or more, or a share between 0 and 1"
-"""Text for errors: the values of ``MinReplies`` other than ``auto``."""
 
 LOCAL_ACCURACY = "local-accuracy"
 WORST_ACCURACY = "worst-accuracy"
@@ -102,11 +90,3 @@ def values_by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, f
         for key in metrics if number > 0 else ():
             by_metric.setdefault(key, []).append((number, metrics[key]))
     return {key: [pair for pair in pairs if not math.isnan(pair[1])] or pairs for key, pairs in by_metric.items()}
-
-
-def least_replies(least: MinReplies, needed: int) -> int:
-    """Return the fewest usable replies of a round that needs ``needed`` clients."""
-    if isinstance(least, int):
-        return least
-    share = Fraction(1, 2) if least == "auto" else Fraction(str(least))
-    return max(math.ceil(share * needed), 1)

@@ -1,4 +1,4 @@
-"""An evaluation round: the rates that each client evaluates, the sum of clients' moments, and their metrics."""
+"""An evaluation round: the rates that each client evaluates, and the summary of their metrics."""
 
 import logging
 import math
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median, quantiles
 
-from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, ReplyError, RoundError, listed, name_faults
+from heterofl_flwr.common.errors import Fault, listed
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.client_metrics import (
     HEADLINE_KINDS,
@@ -20,27 +20,16 @@ from heterofl_flwr.federation.client_metrics import (
 )
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round_record import RoundRecord
-from heterofl_flwr.nn.measure_moments import batch_norms
-from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
-from heterofl_flwr.stages.privacy_accountant import MOMENTS, Spent, clip_moments, noise_moments
 
 logger = logging.getLogger(__name__)
 
 Rates = tuple[float, ...]
-Norms = Mapping[float, Mapping[str, int]]
-"""Number of channels of each batch norm layer of a client's models: rate -> layer name -> channels."""
-
-ANSWER_MOMENTS = (
-    "let clients answer for them (answer_queries(app, build, data=...); properties_of(context, moments=True) and "
-    "asks_for_moments of a NumPyClient), or evaluate without (Evaluation(static_norm=False))"
-)
-
 SplitAnswers = Mapping[int, tuple[float, Mapping[float | None, Mapping[str, float]]]]
 """Number of examples and metrics by rate of each client; the rate None stands for the global model."""
 
 
 class EvaluationRound:
-    """An evaluation round: first batch norm moments, if the model needs them, then metrics, then ``close``.
+    """An evaluation round: first batch norm moments, if the model needs them (``CollectedMoments``), then metrics.
 
     Clients that did not answer in time in training (``silent``) or to the query for moments are left out. Results are
     written into ``log``, the round's record.
@@ -72,10 +61,6 @@ class EvaluationRound:
         self._is_global = {node_id: self._has_global_model(client_rates) for node_id, client_rates in rates.items()}
         self.rates = {node_id: client_rates for node_id, client_rates in rates.items() if node_id not in silent}
         self.answers: dict[int, Answer] = {}
-        self._norms: dict[int, Norms] = {}  # for the clients that are queried for moments
-        self._moments: dict[float, list[Moments]] = {}  # by rate: one sum, or each client's moments for a robust sum
-        self._robust = False
-        self._moment_faults: dict[str, str] = {}  # reasons by name
         if sampled:
             self._log.evaluate["coverage"] = 0.0
         if sampled and not self.rates:
@@ -96,69 +81,13 @@ class EvaluationRound:
         """Whether a client with these rates evaluates the global model or a personal model."""
         return self._federation.architecture.personal or rates[0] == self._federation.mix.global_rate
 
-    def open_moments(self, *, remote: bool) -> dict[int, Norms]:
-        """Return the batch norm layers of each client to query for moments; empty if the model needs no moments.
-
-        ``remote`` is True if the clients are other machines. Their moments are then summed robustly, if no noise is
-        added.
-        """
-        architecture = self._federation.architecture
-        self._robust = remote and not self._options.privacy.noise  # with noise, moments are clipped
-        # Clients measure personal models themselves.
-        if self._options.evaluation.static_norm and not architecture.personal and batch_norms(architecture.model):
-            self._norms = {
-                node_id: {rate: architecture.norms(rate) for rate in rates} for node_id, rates in self.rates.items()
-            }
-        return self._norms
-
-    def add_moments(self, moments: Mapping[float, Moments]) -> None:
-        """Add a client's moments by rate; raise ``ReplyError``, and add none, if any does not fit."""
-        architecture, privacy = self._federation.architecture, self._options.privacy
-        expected = self._options.averaging.fidelity.moments
-        for rate, client_moments in moments.items():
-            if client_moments.kind != expected:
-                raise ReplyError(f"moments of kind {client_moments.kind}, expected {expected}")
-            check_layers(client_moments, architecture.norms(rate))
-            check_possible(client_moments, self._options.limits.examples)
-        for rate, client_moments in moments.items():
-            summand = clip_moments(client_moments, privacy) if privacy.noise else client_moments
-            summands = self._moments.setdefault(rate, [])
-            if self._robust or not summands:
-                summands.append(summand)
-            else:
-                summands[0] += summand
-
     def refuse_moments(self, node_id: int, fault: Fault) -> None:
-        """Record the reason why a client's moments are not used."""
-        self._moment_faults[self._federation.nodes.name(node_id)] = fault.reason
+        """Record the reason why a client's moments are not used; a silent client is not asked to evaluate."""
         if fault.kind == "silent":
             del self.rates[node_id]
         self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
 
-    def close_moments(self, spent: Spent, *, needed: bool) -> dict[float, Moments]:
-        """Return the sum of all clients' moments by rate, with privacy noise if the run has it.
-
-        ``needed`` is True if the run has no moments yet; then an error is raised if all moments were refused.
-        """
-        moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
-        faults, privacy = self._moment_faults, self._options.privacy
-        message = f"none of {len(self._norms)} nodes gave usable static batch norm moments"
-        if faults and not moments and needed:
-            advice = MORE_TIME if {*faults.values()} == {SILENT} else ANSWER_MOMENTS
-            raise RoundError(f"{message}: {advice}; {name_faults('', faults)}")
-        if not faults and not moments:
-            logger.warning(
-                "%s, so batch norm normalises by batch; they are not asked again: %s", message, ANSWER_MOMENTS
-            )
-        if moments and privacy.noise:
-            spent.add(MOMENTS, len(moments))
-            self._log.privacy = spent.metrics()
-            moments = noise_moments(moments, privacy)
-        if faults or moments:
-            self._restrict_rates(moments)
-        return moments
-
-    def _restrict_rates(self, moments: Collection[float]) -> None:
+    def restrict_rates(self, moments: Collection[float]) -> None:
         """Remove the rates without moments from the evaluation."""
         rates = {node_id: tuple(rate for rate in rates if rate in moments) for node_id, rates in self.rates.items()}
         rates = {node_id: client_rates for node_id, client_rates in rates.items() if client_rates}

@@ -9,10 +9,10 @@ from collections.abc import Collection, Mapping
 
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule
-from heterofl_flwr.federation.node_admission import Answers, admit, check_faults
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.callbacks import RunState
 from heterofl_flwr.federation.client_levels import Levels
+from heterofl_flwr.federation.node_admission import Answers, admit, check_faults
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment
 from heterofl_flwr.stages.server_stage import stage_name

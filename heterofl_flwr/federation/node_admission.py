@@ -13,8 +13,8 @@ from pydantic import BeforeValidator, Field, PlainSerializer, Strict
 from heterofl_flwr.common.errors import ConfigError, Fault, ReplyError, RoundError, name_faults
 from heterofl_flwr.common.options import Natural, NotNegative, check, group
 from heterofl_flwr.core.levels import Mix, level_name, rate_of
-from heterofl_flwr.federation.client_metrics import MinReplies, least_replies
 from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.federation.sampling import MinReplies, least_replies
 
 logger = logging.getLogger(__name__)
 

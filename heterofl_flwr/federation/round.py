@@ -14,10 +14,11 @@ from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, RoundError, li
 from heterofl_flwr.core.aggregator import Version
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.slice_plan import Plan
-from heterofl_flwr.federation.client_metrics import Answer, least_replies, majority_means
 from heterofl_flwr.federation.architecture import State
+from heterofl_flwr.federation.client_metrics import Answer, majority_means
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round_record import RoundRecord
+from heterofl_flwr.federation.sampling import least_replies
 from heterofl_flwr.stages.chain import Chain
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, Fields, TrainReply
 from heterofl_flwr.stages.conversation import Questions

@@ -8,11 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Strict
 
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.common.options import Natural, NotNegative, Share, ShareOrNone, group, specs
+from heterofl_flwr.common.options import Count, Natural, NotNegative, Share, ShareOrNone, group, specs
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.federation.client_metrics import REPLIES, MinReplies
 
 Purpose = Literal["train", "evaluate"]
+
+MinReplies = Count | Annotated[float, Strict(), Field(gt=0, lt=1)] | Literal["auto"]
+"""Fewest usable replies of a round: a number, a fraction of the clients needed, or half of them (``auto``)."""
+
+REPLIES = "a whole number of 1 or more, or a share between 0 and 1"
+"""Text for errors: the values of ``MinReplies`` other than ``auto``."""
 
 
 _Fewest = Annotated[Natural | None, "an integer of 0 or more"]
@@ -80,3 +85,11 @@ def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) ->
     if number >= len(ordered):
         return list(ordered)
     return generator(seed, "sample", *purpose).sample(ordered, number)
+
+
+def least_replies(least: MinReplies, needed: int) -> int:
+    """Return the fewest usable replies of a round that needs ``needed`` clients."""
+    if isinstance(least, int):
+        return least
+    share = Fraction(1, 2) if least == "auto" else Fraction(str(least))
+    return max(math.ceil(share * needed), 1)

@@ -83,8 +83,8 @@ class RayGrid(QueuedGrid):
 
     def _open(self, client_app: ClientApp | str) -> None:
         with extra("simulation", "use LocalGrid, which is --grid local"):  # not at the top, because Ray loads slowly
-            from heterofl_flwr.grids.ray_dispatch import ActorPool
             from heterofl_flwr.grids.ray_actors import ActorOptions
+            from heterofl_flwr.grids.ray_dispatch import ActorPool
             from heterofl_flwr.grids.ray_session import Session
         options = ActorOptions(client_app, self._num_cpus, self._num_gpus, Session.enter())
         try:
@@ -98,6 +98,6 @@ class RayGrid(QueuedGrid):
         atexit.register(self._finalizer)  # runs before Ray's own; a bound method would keep the grid alive
 
     def close(self) -> None:
-        """End the actors, also while they run clients, and Ray if this grid started it. More calls do nothing."""
+        """End the actors, even if clients still run in them. End Ray too if this grid started it."""
         super().close()
         atexit.unregister(self._finalizer)

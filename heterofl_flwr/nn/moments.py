@@ -1,4 +1,4 @@
-"""Moments of the inputs of batch norm layers. Clients measure them; ``federation/evaluation_round.py`` adds them up."""
+"""Moments of the inputs of batch norm layers. Clients measure them; ``federation/collect_moments.py`` adds them up."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -9,8 +9,8 @@ from rich import console as rich_console
 
 from heterofl_flwr.common.errors import listed, printable
 from heterofl_flwr.core import formatting
-from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback
+from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.runs.metrics import SCOPES, pick_metric
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from heterofl_flwr.common.errors import ConfigError, extra
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback
+from heterofl_flwr.federation.client_metrics import HEADLINE_KINDS
 from heterofl_flwr.federation.round_record import RoundRecord, State
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def _keyed(values: Mapping[str, int]) -> Values:
 
 
 def _headlines(phase: str, metrics: Mapping[str, float], by_level: Mapping[str, Mapping[str, float]]) -> Values:
-    """Return the headline metrics; a minority of the clients cannot add any, so their number is bounded."""
+    """Return the headline metrics. Their number is bounded, because a minority of the clients cannot add any."""
     return {
         (phase, name, level): value
         for level, values in {"": metrics, **by_level}.items()

@@ -1,4 +1,4 @@
-"""Reading the file of a run's releases with privacy noise."""
+"""Reading of the file that lists what a run released with privacy noise."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -13,9 +13,9 @@ from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, ReplyError, 
 from heterofl_flwr.federation.round import Round, Sampled
 from heterofl_flwr.federation.sampling import draw
 from heterofl_flwr.stages.asynchronous import Asynchronous, Seats
-from heterofl_flwr.strategies.train_hooks import RoundHooks, as_flower_error
 from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import reply_or_fault
+from heterofl_flwr.strategies.train_hooks import RoundHooks, as_flower_error
 from heterofl_flwr.transport.arrays import Slices, content_bytes, read_tensors
 from heterofl_flwr.transport.exchange import first_replies
 from heterofl_flwr.transport.relay import cancel

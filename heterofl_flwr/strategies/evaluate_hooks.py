@@ -8,10 +8,11 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.common.errors import HeteroFLError
 from heterofl_flwr.core.moving_slices import window_number
+from heterofl_flwr.federation.collect_moments import CollectedMoments
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
-from heterofl_flwr.strategies.train_hooks import RoundHooks, as_flower_error
 from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import MOMENTS_SHARE, RoundMessages, read_each
+from heterofl_flwr.strategies.train_hooks import RoundHooks, as_flower_error
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import Slices, pack_moments
 from heterofl_flwr.transport.messages import client_config, instruction
@@ -72,7 +73,8 @@ class EvaluationHooks(RoundHooks):
         make_message: Callable[[str, int, Mapping[str, object]], Message],
     ) -> None:
         """Query clients for static batch norm moments if the model needs them; not again if no client had any."""
-        self.moments, norms = {}, current.open_moments(remote=self.is_remote(grid))
+        collected = CollectedMoments(self.federation, current.rates, remote=self.is_remote(grid))
+        self.moments, norms = {}, collected.norms
         if not norms or self._have_moments is False:
             return
         kind = {messages.MOMENTS_KIND: self.options.averaging.fidelity.moments}
@@ -80,14 +82,19 @@ class EvaluationHooks(RoundHooks):
 
         def read(node_id: int, reply: Message) -> None:
             # Moments of all rates are read before any is added, so an invalid answer adds nothing.
-            current.add_moments(reading.read_moments(reply, norms[node_id], self.federation.nodes.name(node_id)))
+            collected.add(reading.read_moments(reply, norms[node_id], self.federation.nodes.name(node_id)))
 
         replies = grid.send_and_receive(sent, timeout=opened.budget.remaining(MOMENTS_SHARE))
         replies = opened.watch(replies, "sent moments", len(sent), self.callbacks)
+        refused = False
         for node_id, fault in read_each(sent, replies, read, HeteroFLError):
             if fault is not None:
+                refused = True
+                collected.refuse(node_id, fault)
                 current.refuse_moments(node_id, fault)
-        self.moments = current.close_moments(self.spent, needed=self._have_moments is None)
+        self.moments = collected.result(self.spent, self.log, needed=self._have_moments is None)
+        if refused or self.moments:
+            current.restrict_rates(self.moments)
         self._have_moments = self._have_moments or bool(self.moments)
 
     @as_flower_error()

@@ -17,19 +17,19 @@ from torch import Tensor, stack, zeros
 from heterofl_flwr.common.errors import ConfigError, ReplyError, check_count
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.federation.node_admission import Limits
 from heterofl_flwr.federation.architecture import Architecture
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.node_admission import Limits
 from heterofl_flwr.federation.options import Evaluation, Options, Training
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.sampling import Participation, Sampling
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, TrainReply
 from heterofl_flwr.strategies.arguments import FEDAVG, explain_unknown
-from heterofl_flwr.strategies.train_hooks import MetricsFn
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.round_messages import Budget, read_each
 from heterofl_flwr.strategies.start import FederationStrategy
+from heterofl_flwr.strategies.train_hooks import MetricsFn
 from heterofl_flwr.training.distill import DistillOptions, check_posteriors
 from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.arrays import check_sizes, count_bytes, read_tensors

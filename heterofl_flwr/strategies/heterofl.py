@@ -6,10 +6,10 @@ The hooks are in ``train_hooks.py`` and ``evaluate_hooks.py``, the loop in ``sta
 from collections.abc import Sequence
 
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.federation.node_admission import Limits
 from heterofl_flwr.federation.architecture import GlobalModel
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.node_admission import Limits
 from heterofl_flwr.federation.options import Averaging, Evaluation, Options, Slicing, Training
 from heterofl_flwr.federation.sampling import Participation, Sampling
 from heterofl_flwr.nn.models import Build
@@ -17,8 +17,8 @@ from heterofl_flwr.stages.asynchronous import Buffered
 from heterofl_flwr.stages.privacy_accountant import Privacy
 from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.strategies.arguments import CLASSIC, FEDAVG, explain_unknown
-from heterofl_flwr.strategies.train_hooks import MetricsFn
 from heterofl_flwr.strategies.start import FederationStrategy
+from heterofl_flwr.strategies.train_hooks import MetricsFn
 
 
 class HeteroFL(FederationStrategy):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, ShapeError
 from heterofl_flwr.federation.callbacks import Progress, RoundCallback, RunState, name_callbacks
-from heterofl_flwr.federation.round_record import check_metrics, host_log
 from heterofl_flwr.federation.round import Round
+from heterofl_flwr.federation.round_record import check_metrics, host_log
 from heterofl_flwr.federation.start_summary import log_summary
 from heterofl_flwr.nn.static_norm import refusing_unmeasured
 from heterofl_flwr.stages.client_stage import State

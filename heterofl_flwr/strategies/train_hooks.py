@@ -16,8 +16,8 @@ from heterofl_flwr.federation.callbacks import RoundCallback, check_callbacks
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
-from heterofl_flwr.federation.round_record import RoundRecord, check_metrics
 from heterofl_flwr.federation.round import Round
+from heterofl_flwr.federation.round_record import RoundRecord, check_metrics
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.client_stage import Fields, State, TrainReply

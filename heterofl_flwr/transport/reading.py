@@ -14,11 +14,12 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.common.named_tensors import entries_under
-from heterofl_flwr.core.aggregation import Labels, check_names
+from heterofl_flwr.core.aggregation import Labels
 from heterofl_flwr.core.exchanged import ALL
+from heterofl_flwr.core.reply_checks import check_names
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.client_metrics import SHARES, is_share
-from heterofl_flwr.federation.evaluation_round import Norms
+from heterofl_flwr.federation.collect_moments import Norms
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, TrainReply

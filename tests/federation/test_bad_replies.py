@@ -130,7 +130,7 @@ def test_a_sole_holder_elsewhere_moves_the_model_a_bounded_way(monkeypatch):
     """Unless a bound is given: any of its own, or a large one for none."""
     far = changed(entry(np.full(8, 1e4, np.float32)))
     assert play(make_app(far), nodes=2).log.failures == {}
-    monkeypatch.setattr(configure_aggregate, "crosses_superlink", lambda grid: True)
+    monkeypatch.setattr(train_hooks, "crosses_superlink", lambda grid: True)
     with pytest.raises(RoundError, match=r"its change has an L2 norm of .*, expected up to \d.* \(norm_bound\)"):
         play(make_app(far), nodes=2)
     near = changed(entry(np.full(8, 5, np.float32)))

@@ -12,7 +12,7 @@ from heterofl_flwr.client import Task
 from heterofl_flwr.client.load_model import load_parameters
 from heterofl_flwr.client.queries import answer_moments
 from heterofl_flwr.common.errors import DataError, RoundError
-from heterofl_flwr.federation.evaluation_round import EvaluationRound
+from heterofl_flwr.federation.collect_moments import CollectedMoments
 from heterofl_flwr.nn.measure_moments import collect_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.transport.arrays import moment_tensors, pack_moments
@@ -160,7 +160,7 @@ def test_a_client_counts_no_more_than_it_may():
     for count in (50, 51):
         own = Moments("paper", {"norm": LayerMoments(count, torch.zeros(8), torch.ones(8))})
         with nullcontext() if count == 50 else pytest.raises(DataError, match="expected up to 50"):
-            EvaluationRound(strategy.federation, strategy.log, 1, [], []).add_moments({1.0: own})
+            CollectedMoments(strategy.federation, {}, remote=False).add({1.0: own})
 
 
 class Remote(Watched):

@@ -1,0 +1,96 @@
+"""Collection of static batch norm moments from clients' answers: which layers to measure, checks, and sums by rate."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from heterofl_flwr.common.errors import MORE_TIME, SILENT, Fault, ReplyError, RoundError, name_faults
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.round_record import RoundRecord
+from heterofl_flwr.nn.measure_moments import batch_norms
+from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
+from heterofl_flwr.stages.privacy_accountant import MOMENTS, Spent, clip_moments, noise_moments
+
+logger = logging.getLogger(__name__)
+
+Norms = Mapping[float, Mapping[str, int]]
+"""Number of channels of each batch norm layer of a client's models: rate -> layer name -> channels."""
+
+ANSWER_MOMENTS = (
+    "let clients answer for them (answer_queries(app, build, data=...); properties_of(context, moments=True) and "
+    "asks_for_moments of a NumPyClient), or evaluate without (Evaluation(static_norm=False))"
+)
+
+
+class CollectedMoments:
+    """Moments of one evaluation round by rate: ``add`` or ``refuse`` each client's answer, then ``result``.
+
+    Parameters
+    ----------
+    federation : Federation
+        The federation with the global model.
+    rates : Mapping[int, Sequence[float]]
+        The rates that each client evaluates, by node id.
+    remote : bool
+        True if the clients are other machines. Their moments are then summed robustly, if no noise is added.
+
+    Attributes
+    ----------
+    norms : dict[int, Norms]
+        The batch norm layers of each client to query; empty if the model needs no moments.
+    """
+
+    def __init__(self, federation: Federation, rates: Mapping[int, Sequence[float]], *, remote: bool) -> None:
+        self._federation, self._options = federation, federation.options
+        self._moments: dict[float, list[Moments]] = {}  # by rate: one sum, or each client's moments for a robust sum
+        self._faults: dict[str, str] = {}  # reasons by name
+        self._robust = remote and not self._options.privacy.noise  # with noise, moments are clipped
+        self.norms: dict[int, Norms] = {}
+        architecture = federation.architecture
+        # Clients measure personal models themselves.
+        if self._options.evaluation.static_norm and not architecture.personal and batch_norms(architecture.model):
+            self.norms = {
+                node_id: {rate: architecture.norms(rate) for rate in client_rates}
+                for node_id, client_rates in rates.items()
+            }
+
+    def add(self, moments: Mapping[float, Moments]) -> None:
+        """Add a client's moments by rate; raise ``ReplyError``, and add none, if any does not fit."""
+        architecture, privacy = self._federation.architecture, self._options.privacy
+        expected = self._options.averaging.fidelity.moments
+        for rate, client_moments in moments.items():
+            if client_moments.kind != expected:
+                raise ReplyError(f"moments of kind {client_moments.kind}, expected {expected}")
+            check_layers(client_moments, architecture.norms(rate))
+            check_possible(client_moments, self._options.limits.examples)
+        for rate, client_moments in moments.items():
+            summand = clip_moments(client_moments, privacy) if privacy.noise else client_moments
+            summands = self._moments.setdefault(rate, [])
+            if self._robust or not summands:
+                summands.append(summand)
+            else:
+                summands[0] += summand
+
+    def refuse(self, node_id: int, fault: Fault) -> None:
+        """Record the reason why a client's moments are not used."""
+        self._faults[self._federation.nodes.name(node_id)] = fault.reason
+
+    def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
+        """Return the sum of all clients' moments by rate, with privacy noise if the run has it.
+
+        ``needed`` is True if the run has no moments yet; then an error is raised if all moments were refused.
+        """
+        moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
+        faults, privacy = self._faults, self._options.privacy
+        message = f"none of {len(self.norms)} nodes gave usable static batch norm moments"
+        if faults and not moments and needed:
+            advice = MORE_TIME if {*faults.values()} == {SILENT} else ANSWER_MOMENTS
+            raise RoundError(f"{message}: {advice}; {name_faults('', faults)}")
+        if not faults and not moments:
+            logger.warning(
+                "%s, so batch norm normalises by batch; they are not asked again: %s", message, ANSWER_MOMENTS
+            )
+        if moments and privacy.noise:
+            spent.add(MOMENTS, len(moments))
+            log.privacy = spent.metrics()
+            moments = noise_moments(moments, privacy)
+        return moments
