@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).parent
 TABLES = DOCS.parent / "results" / "tables"
 PROJECT = DOCS.parent / "pyproject.toml"
-FIGURE = DOCS / "figures" / "family.svg"
+FIGURES = DOCS / "figures"
 CREATOR = re.compile(rb"Matplotlib v([\d.]+)")
 
 _REGION = re.compile(
@@ -346,7 +346,7 @@ def _family(data: str) -> list["Run"]:
     return read_runs([TABLES.parent / "family" / data])[0]
 
 
-def figure() -> bytes:
+def family() -> bytes:
     """Return the picture of what levels reached in mixes with three seeds."""
     from simulations.results.configurations import configurations
     from simulations.results.figures import draw_levels
@@ -356,7 +356,25 @@ def figure() -> bytes:
     complete = {id(run) for one in found if len(one.runs) == 3 for run in one.runs}
     runs = (run for run in _family("mnist") if id(run) in complete)
     found = configurations(runs)["mnist", "noniid"]
-    return to_svg(draw_levels(found, "global-accuracy", 1), FIGURE.stem, modes=True)
+    return to_svg(draw_levels(found, "global-accuracy", 1), "family", modes=True)
+
+
+def family_cifar10() -> bytes:
+    """Return the picture of CIFAR-10's levels after 100 and 300 rounds, less these levels alone."""
+    from simulations.results.configurations import configurations
+    from simulations.results.figures import draw_differences
+    from simulations.results.levels import EQUAL_PARTICIPATION, less_alone
+    from simulations.results.statistics import FEWEST
+    from simulations.svg import to_svg
+
+    rows = []
+    for rounds, last in ((100, 1), (300, 5)):
+        runs = (run for run in _family("cifar10") if run.settings.num_rounds == rounds)
+        found = configurations(runs)["cifar10", "dirichlet-0.3"]
+        for label, by_level in less_alone(found, "global-accuracy", last, EQUAL_PARTICIPATION):
+            if by_level and all(summary.number >= FEWEST for summary in by_level.values()):
+                rows.append((f"{label.split(',')[0]}, {rounds} rounds", by_level))
+    return to_svg(draw_differences(rows, "points above the level alone"), "family-cifar10", modes=True)
 
 
 def disagreement(method: str) -> str:
@@ -406,11 +424,12 @@ def described(project: str) -> str:
 
 
 def main() -> None:
-    """Write every page that has regions, a figure, and the two lists of settings."""
-    new, old = figure(), FIGURE.read_bytes()
-    if new != old and CREATOR.findall(new) == CREATOR.findall(old):
-        FIGURE.write_bytes(new)
-        print(f"wrote {FIGURE.name}")
+    """Write every page that has regions, two figures, and the two lists of settings."""
+    for path, draw in ((FIGURES / "family.svg", family), (FIGURES / "family-cifar10.svg", family_cifar10)):
+        new, old = draw(), path.read_bytes() if path.exists() else b""
+        if new != old and (not old or CREATOR.findall(new) == CREATOR.findall(old)):
+            path.write_bytes(new)
+            print(f"wrote {path.name}")
     texts = {
         page: fill(page.read_text(encoding="utf-8"))
         for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from heterofl_flwr.core import LEVELS, Mix, formatting
 from heterofl_flwr.federation.client_metrics import is_share
-from heterofl_flwr.report.drawing import add_legend, new_axes, series
+from heterofl_flwr.report.drawing import COLOURS, add_legend, new_axes, series
 from simulations.results.configurations import Configuration, Reached
 from simulations.results.levels import level_curve
 from simulations.results.paper import Job, Key, usual_norm
@@ -158,6 +158,23 @@ def draw_levels(configurations: Sequence[Configuration], metric: str, last: int)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(formatting.count(value))))
     add_legend(axes)
     return figure if axes.lines else None
+
+
+def draw_differences(rows: Sequence[tuple[str, Mapping[str, Summary]]], label: str) -> Figure:
+    """Draw differences by level with their intervals: a group of points for each level, a point for each row."""
+    figure, axes = new_axes("level", label)
+    figure.set_size_inches(WIDTH, HEIGHT)
+    levels = list(dict.fromkeys(level for _, by_level in rows for level in by_level))
+    for number, (name, by_level) in enumerate(rows):
+        places = [levels.index(level) + 0.12 * (number - (len(rows) - 1) / 2) for level in by_level]
+        means = [own.mean for own in by_level.values()]
+        bars = [(mean - own.ends[0], own.ends[1] - mean) for mean, own in zip(means, by_level.values(), strict=True)]
+        colour, _ = series(number)
+        axes.errorbar(places, means, list(zip(*bars, strict=True)), fmt="o", color=colour, markersize=4, label=name)
+    axes.axhline(0, color=COLOURS["muted"], linewidth=1)
+    axes.set_xticks(range(len(levels)), levels)
+    add_legend(axes)
+    return figure
 
 
 def _add_line(axes: Axes, points: Sequence[Point], colour: str, dash: str, label: str) -> None:

@@ -16,7 +16,7 @@ from simulations.results.configurations import Configuration, identify, possible
 from simulations.results.formats import Table, show_difference, show_spread
 from simulations.results.runs import FREE, Run, short_mix
 from simulations.results.spent import Point
-from simulations.results.statistics import FEWEST, summarise
+from simulations.results.statistics import FEWEST, Summary, summarise
 
 EQUAL_PARTICIPATION, EQUAL_WORK = BASELINES = "equal participation", "equal work"
 AGAINST = "HeteroFL"
@@ -219,6 +219,17 @@ def costs_table(configurations: Sequence[Configuration]) -> Table:
         "Multiplications: of a forward pass of one example. Bytes: of the parameters in one message, headers included."
     )
     return Table("tab:costs", "Each level's model", header, rows, note)
+
+
+def less_alone(
+    configurations: Sequence[Configuration], metric: str, last: int, baseline: str
+) -> Iterator[tuple[str, dict[str, Summary]]]:
+    """Yield the label of each mix, and the differences of its levels from these levels alone (``baseline``)."""
+    trained = [Trained(one, metric, last) for one in configurations]
+    singles = [one for one in trained if len(one.rates) == 1]
+    for mixed in (one for one in trained if len(one.rates) > 1 and one.levels):
+        others = {level: one for (name, level), one in _alone(mixed, singles).items() if name == baseline}
+        yield mixed.label, {level: summarise(list(by_seed.values())) for level, by_seed in mixed.less(others).items()}
 
 
 def level_curve(configuration: Configuration, metric: str, last: int = 1) -> list[Point]:

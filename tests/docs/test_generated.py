@@ -47,8 +47,10 @@ def test_settings_are_kept_for_commands_and_for_flower(generate):
     assert generate.described(project) == project, "write it anew: python docs/generate.py"
 
 
-def test_figure_of_the_family_is_that_of_its_runs(generate):
-    new, old = generate.figure(), generate.FIGURE.read_bytes()
+@pytest.mark.parametrize("name", ["family", "family-cifar10"])
+def test_figures_of_the_family_are_those_of_its_runs(generate, name):
+    new = getattr(generate, name.replace("-", "_"))()
+    old = (generate.FIGURES / f"{name}.svg").read_bytes()
     if generate.CREATOR.findall(new) != generate.CREATOR.findall(old):
         pytest.skip("another version of matplotlib drew the picture")
     assert new == old, "draw it anew: python docs/generate.py"
