@@ -371,10 +371,18 @@ def family_cifar10() -> bytes:
     for rounds, last in ((100, 1), (300, 5)):
         runs = (run for run in _family("cifar10") if run.settings.num_rounds == rounds)
         found = configurations(runs)["cifar10", "dirichlet-0.3"]
-        for label, by_level in less_alone(found, "global-accuracy", last, EQUAL_PARTICIPATION):
-            if by_level and all(summary.number >= FEWEST for summary in by_level.values()):
+        for label, by_level in less_alone(
+            found, "global-accuracy", last, EQUAL_PARTICIPATION
+        ):
+            if by_level and all(
+                summary.number >= FEWEST for summary in by_level.values()
+            ):
                 rows.append((f"{label.split(',')[0]}, {rounds} rounds", by_level))
-    return to_svg(draw_differences(rows, "points above the level alone"), "family-cifar10", modes=True)
+    return to_svg(
+        draw_differences(rows, "points above the level alone"),
+        "family-cifar10",
+        modes=True,
+    )
 
 
 def disagreement(method: str) -> str:
@@ -425,7 +433,10 @@ def described(project: str) -> str:
 
 def main() -> None:
     """Write every page that has regions, two figures, and the two lists of settings."""
-    for path, draw in ((FIGURES / "family.svg", family), (FIGURES / "family-cifar10.svg", family_cifar10)):
+    for path, draw in (
+        (FIGURES / "family.svg", family),
+        (FIGURES / "family-cifar10.svg", family_cifar10),
+    ):
         new, old = draw(), path.read_bytes() if path.exists() else b""
         if new != old and (not old or CREATOR.findall(new) == CREATOR.findall(old)):
             path.write_bytes(new)
