@@ -360,7 +360,7 @@ def family() -> bytes:
 
 
 def family_cifar10() -> bytes:
-    """Return the picture of CIFAR-10's levels after 100 and 300 rounds, less these levels alone."""
+    """Return the picture of CIFAR-10's levels, less these levels alone."""
     from simulations.results.configurations import configurations
     from simulations.results.figures import draw_differences
     from simulations.results.levels import EQUAL_PARTICIPATION, less_alone
