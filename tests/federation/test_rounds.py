@@ -23,6 +23,8 @@ from heterofl_flwr import (
 from heterofl_flwr.client import Task
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.federation.callbacks import RunState
+from heterofl_flwr.nn.execution import torch_threads
+from heterofl_flwr.stages.server_stage import ServerStage
 from heterofl_flwr.transport.compat import set_metadata
 from tests.federation.tiny import Shuffled, Tiny, Watched, add_one, build, build_normed, equal, make_app, play, untimed
 
@@ -100,6 +102,23 @@ def test_running_statistics_neither_travel_nor_count():
     travelled = {name for message in found.grid.sent for name in message.content.array_records.get("arrays", ())}
     assert travelled == set(found.state) == {name for name, _ in build_normed(1.0).named_parameters()}
     assert found.log.failures == {}
+
+
+def test_replies_are_added_by_one_thread_and_the_mean_is_made_by_all():
+    threads = []
+
+    class Counts(ServerStage):
+        def on_reply(self, update, context):
+            threads.append(torch.get_num_threads())
+            return update
+
+        def on_mean(self, new, holders, context):
+            threads.append(torch.get_num_threads())
+            return new
+
+    with torch_threads(2):
+        run(3, "a1", stages=[Counts()])
+    assert threads == [1, 1, 1, 2]
 
 
 def test_the_order_of_replies_does_not_matter():
