@@ -1,4 +1,4 @@
-"""Compare synchronous rounds with asynchronous steps in simulated time, and exponents of the weight of stale replies.
+"""Compare synchronous rounds with asynchronous steps, in simulated time, and compare exponents of staleness weights.
 
 A hundred clients of five levels train on 10,000 images of MNIST with 14 x 14 pixels, ten at any time. The speed of a
 device depends on its level, or is independent of it. Accuracies are those of each level's model on every second image
@@ -89,7 +89,7 @@ METHODS: Mapping[str, tuple[float, Buffered]] = {
     "steps": (0.0, STEPS),
     "steps, quota": (0.0, replace(STEPS, quota=1)),
 }
-"""Fraction of spare clients in rounds of ten, or options of steps of five replies while ten clients train."""
+"""Fraction of spare clients and asynchronous options: rounds of ten, or steps of five replies while ten train."""
 
 EXPONENTS = {f"exponent {own:g}": (0.0, replace(STEPS, staleness=own)) for own in (0.0, 0.5, 1.0)}
 
@@ -122,7 +122,7 @@ class Cell:
 
 
 def cells(study: Study) -> Iterator[Cell]:
-    """Yield all cells; those that are compared with one another follow in a row."""
+    """Yield all cells; cells that are compared with one another are consecutive."""
     for seed, split, pace, method in itertools.product(study.seeds, SPLITS, PACES, study.methods):
         yield Cell(split, pace, seed, method)
 

@@ -4,11 +4,11 @@ The clients train one more round from the run's newest checkpoint, with its sett
 level's mean is the model after that round if only the level's clients trained. The values, for each layer and two
 levels, are of the entries that both hold:
 
-    cosine       between what the mean of half of one level's clients changes and what that of the other's does
-    halves       the same between two halves of one level, the mean of both levels
-    norm_ratio   norm of what the larger level's mean changes over that of the smaller's
-    gain         points of accuracy by which the mean of half of the smaller level's clients is better with this layer
-                 from half of the larger level's (mix: from as many of all levels) than from its own level's other half
+    cosine       between the changes by two means: of half of one level's clients, and of half of the other level's
+    halves       the same between two halves of one level's clients, averaged over both levels
+    norm_ratio   norm of the change by the larger level's mean, divided by that of the smaller level's mean
+    gain         accuracy, in points, of the mean of half of the smaller level's clients with the layer from half of the
+                 larger level's clients (mix: as many of all levels), minus that with the layer from its other half
 """
 
 import argparse
@@ -51,7 +51,7 @@ USUAL = (
     *("server.strategy", "server.slice-rule", "server.shared", "server.by-level", "server.weights"),
     *("train.upload", "privacy.clip", "asynchronous.size"),
 )
-"""Settings with whose defaults levels share entries, and the server receives each client's parameters."""
+"""Settings that need their defaults, so that levels share entries and the server receives each client's parameters."""
 DRAWS, EXCHANGES = 20, 2  # random halves, for cosines and for gains
 MEASURED, TESTED = 500, 2500  # training examples for batch norm moments, test examples
 ALL, MIX = "all", "mix"

@@ -3,7 +3,7 @@
 A client of rate r uses the r**2 weights of each layer that are largest in magnitude, wherever they are. So it holds,
 computes and exchanges the whole model: single entries make a slice sparse, not small. Biases and norms are not masked.
 
-The block ``entries`` of ``conf/experiment/family-cifar10.yaml`` trains it.
+The block ``entries`` of ``conf/experiment/family-cifar10.yaml`` trains this model.
 """
 
 from dataclasses import replace
@@ -21,8 +21,8 @@ from heterofl_flwr.stages.server_stage import HolderCounts, Needs, RoundContext,
 class LargestEntries(torch.autograd.Function):
     """The entries of a weight from a threshold on; others are 0.
 
-    The gradient is the paper's (threshold-controlled biased gradient): an entry w of the mask gets
-    ``1 + 2 t |w| / (|w| + t)**2`` times its own, others none.
+    The gradient is the paper's (threshold-controlled biased gradient): the gradient of an entry w
+    of the mask is multiplied by ``1 + 2 t |w| / (|w| + t)**2``; other entries get none.
     """
 
     @staticmethod
@@ -41,7 +41,7 @@ class LargestEntries(torch.autograd.Function):
 class EntryMasked(nn.Module):
     """A whole model of which each layer uses a share of its weights.
 
-    In training, thresholds stay as they were in the first step, so a weight that falls below its own leaves the mask.
+    In training, thresholds stay as they were in the first step, so a weight that falls below one leaves the mask.
     """
 
     def __init__(self, model: nn.Module, share: float) -> None:
@@ -60,7 +60,7 @@ class EntryMasked(nn.Module):
 
 
 def threshold(weight: Tensor, share: float) -> Tensor:
-    """Return the magnitude of the smallest entry among a share of the largest."""
+    """Return the smallest magnitude among the ``share`` of entries with the largest magnitudes."""
     number = max(1, int(weight.numel() * share))
     return weight.detach().abs().flatten().kthvalue(weight.numel() - number + 1).values
 
@@ -79,7 +79,7 @@ class MaskedMean(ServerStage):
         self._round = 0
 
     def on_reply(self, update: Update, context: RoundContext) -> Update:
-        """Take weights outside of the client's mask, which weight decay has changed, as the client received them."""
+        """Reset weights outside of the client's mask to their received values; weight decay has changed them."""
         if context.server_round != self._round:
             zeros = {name: torch.zeros_like(tensor) for name, tensor in context.state.items()}
             self._shares = Aggregation(zeros, context.rows, extra_rows=context.extra_rows)

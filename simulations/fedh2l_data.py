@@ -14,12 +14,12 @@ DOMAINS, DEGREES = 6, 15.0
 
 
 def digits_seeds() -> Dataset:
-    """Return the 200 digits that are the seed set of FedH2L with seed 0, for training without peers."""
+    """Return the 200 digits of FedH2L's seed set (random seed 0), for training without peers."""
     return _seeds("digits")
 
 
 def mnist_seeds() -> Dataset:
-    """Return the 1,000 images of MNIST that are the seed set of FedH2L with seed 0."""
+    """Return the 1,000 MNIST images of FedH2L's seed set (random seed 0), for training without peers."""
     return _seeds("mnist")
 
 

@@ -1,7 +1,7 @@
 """Certificates of a SuperLink and keys of its nodes.
 
 A certificate authority, made for this deployment, signs the SuperLink's certificate, and nodes trust only this
-authority. It stays when the SuperLink's certificate is renewed, so nodes need no new file.
+authority. The authority stays when the SuperLink's certificate is renewed, so nodes need no new file.
 """
 
 import ipaddress
@@ -26,11 +26,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")  # addresses that processes on the 
 _NAME = re.compile(r"\w[\w.-]*(?<!\.(?:key|crt|pub))")  # the suffixes are those of other files in the folder
 _HOST = re.compile(r"[\w.*-]+", re.ASCII)
 _CURVE = SECP384R1()  # Flower accepts only keys of NIST curves
-_BEFORE = timedelta(hours=1)  # certificates are valid from earlier on, because clocks of nodes may be slow
+_BEFORE = timedelta(hours=1)  # validity begins in the past, because clocks of nodes may be slow
 
 
 def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
-    """Write the SuperLink's certificate and key, and those of the authority if it does not exist; return the paths.
+    """Write the SuperLink's certificate and key, and the authority's if they do not exist; return the paths.
 
     ``hosts`` are the names and addresses by which nodes reach the SuperLink; ``LOOPBACK`` is added.
     """
@@ -78,7 +78,7 @@ def new_paths(folder: Path, name: str) -> tuple[Path, Path]:
 
 def _sign_authority(key: EllipticCurvePrivateKey) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, AUTHORITY)])
-    # The two True of the nine usages are key_cert_sign and crl_sign.
+    # Of the nine usages, key_cert_sign and crl_sign are True.
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     return (
         _certificate(name, name, key, AUTHORITY_DAYS)

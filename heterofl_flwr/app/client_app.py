@@ -73,7 +73,7 @@ def _answer(tasks: Sequence[AppTask]) -> list[Message]:
 
 
 def _train(tasks: Sequence[AppTask]) -> list[tuple[nn.Module, TrainResult]]:
-    """Train clients, of one rate or for an engine that takes several; return their models and the results."""
+    """Train clients, of one rate unless the engine can mix rates; return their models and training results."""
     keep_freed_memory()
     release_models()
     options, workload, rate = tasks[0].options, tasks[0].workload, max(task.rate for task in tasks)
@@ -163,7 +163,7 @@ def _evaluate(task: AppTask, model: nn.Module, classes: Sequence[object]) -> dic
 def _read_users_metrics(result: object, ours: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics that ``evaluate.metric`` computed.
 
-    Raise ``ConfigError`` if they are not numbers by name, or have the name of a metric of this app.
+    Raise ``ConfigError`` if ``result`` is not a mapping of names to numbers, or has the name of a metric of this app.
     """
     try:
         metrics = {str(name): float(value) for name, value in result.items()}  # type: ignore[attr-defined]

@@ -1,11 +1,11 @@
-"""Write the models of a run into RUN/exports, a folder each, so that they run without this package.
+"""Write each model of a run into a folder in RUN/exports, in formats that run without this package.
 
   model.safetensors  the tensors, for the model's own code; batch norm has the statistics that were measured
   model.pt2          a program of torch.export: runs wherever torch does
-  model.onnx         the same for onnxruntime and its like, without torch; needs heterofl-flwr[export]
+  model.onnx         a program for onnxruntime and similar runtimes, without torch; needs heterofl-flwr[export]
 
-Every file is opened again and compared with the model on examples of the test data, before it gets its name. A table of
-all models (rate, parameters, score, sizes) is printed, and written as README.md, with how to prepare inputs.
+Before a file gets its name, it is opened again and compared with the model on test examples. A table of all models
+(rate, parameters, score, sizes) is printed, and written to README.md with a text on how to prepare inputs.
 """
 
 import argparse

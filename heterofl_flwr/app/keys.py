@@ -3,12 +3,13 @@
 With --host, those of the SuperLink:
 
   ca.crt      the authority; every node and everyone who runs 'flwr' gets a copy, and trusts it
-  ca.key      its key; whoever has it can pretend to be the SuperLink, so keep it off the machines
-  server.crt  the SuperLink's certificate, for the names given and for localhost, 127.0.0.1 and ::1
-  server.key  its key
+  ca.key      the authority's key; whoever has it can pretend to be the SuperLink, so keep it off the machines
+  server.crt  the SuperLink's certificate, for the names in --host, localhost, 127.0.0.1 and ::1
+  server.key  the SuperLink's key
 
-If the authority is there already, only the SuperLink's certificate and key are made anew; nodes need nothing new. With
---node, the key of each node, which goes to the node, and NAME.pub, which is registered with the SuperLink.
+If the authority exists, only the SuperLink's certificate and key are made anew; nodes need nothing new.
+
+With --node NAME, the node's key, to copy to the node, and NAME.pub, to register with the SuperLink.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The command ``heterofl``: parsing its arguments, calling a subcommand, and the exit codes.
 
-The exit codes are used by all subcommands, and ``status_of`` by the programs in ``simulations`` too. Subcommands load
-torch only when they run.
+All subcommands use the exit codes. The programs in ``simulations`` use ``status_of`` too. Subcommands load torch only
+when they run.
 """
 
 import argparse
@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, ModuleType] = MappingProxyType(
         "supernode": supernode,
     }
 )
-"""Module of each subcommand, with its arguments, its help texts (the docstring is one) and its function ``run``."""
+"""Module of each subcommand. It has ``add_arguments``, ``run`` and help texts, of which its docstring is one."""
 
 FAILED = 1
 """Exit code of work that was begun and failed."""
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the parsed arguments; words such as ``train.lr=0.05`` count as ``--set``, in commands that have it."""
+    """Return the parsed arguments; in commands with ``--set``, words such as ``train.lr=0.05`` count as settings."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["sweep"], ["supernode"]):  # the others are Hydra's or Flower's, and --help too
         return argparse.Namespace(run=COMMANDS[arguments[0]].run, arguments=arguments[1:])
@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _check_settings(words: Sequence[str]) -> None:
-    """Raise ``ConfigError`` for unknown settings and invalid values, before torch is loaded, which takes seconds."""
+    """Raise ``ConfigError`` for unknown settings and invalid values, without loading torch, which takes seconds."""
     settings = {setting.key: setting for setting in stored_settings()}
     parts = (word.partition("=") for word in words)
     assignments = {key.strip(): text for key, equals, text in parts if key.strip() and equals}

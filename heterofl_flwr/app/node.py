@@ -27,7 +27,7 @@ from heterofl_flwr.transport import messages, reading
 from heterofl_flwr.transport.compat import runs_on_node
 
 NODE_DATA = "data-path"
-"""Key of the node config with the path of a folder with the node's own data."""
+"""Node config key for the folder with the node's own data."""
 
 Value = TypeVar("Value", int, float, str)
 
@@ -71,7 +71,7 @@ class AppTask(Task):
         return number if isinstance(number, int) and not self.has_own_data else 0
 
     def models(self) -> Iterator[tuple[float, nn.Module]]:
-        """Yield each rate with its model on the device; messages with equal parameters in a row share the models."""
+        """Yield each rate with its model on the device; consecutive messages with equal parameters share the models."""
         if self.workload.personal:
             yield from ((rate, model.to(self.workload.device)) for rate, model in super().models())
             return
@@ -104,7 +104,7 @@ class AppTask(Task):
         )
 
     def note_steps(self, steps: int) -> None:
-        """Set ``total_step`` to the total step size of ``steps`` steps along a constant gradient, with momentum."""
+        """Set ``total_step``: the sum of step sizes, with momentum, over ``steps`` steps along a constant gradient."""
         options, length = self.options, float(steps)
         if beta := options.momentum:
             length = (steps - beta * (1 - beta**steps) / (1 - beta)) / (1 - beta)
@@ -159,7 +159,7 @@ release_models = _LAST_MODELS.clear
 
 
 def load_node_data(context: Context, workload: Workload) -> NodeData:
-    """Return a node's examples and classes, from its own folder or its part of ``data.name``."""
+    """Return a node's examples and classes, from the folder ``data-path`` or the node's part of ``data.name``."""
     if NODE_DATA in context.node_config:
         return _load_own_data(str(context.node_config[NODE_DATA]), workload)
     node = read_capability(context)

@@ -1,4 +1,4 @@
-"""Print the mean cost per client of each mix, next to which the paper prints accuracies (Tables 7 to 9).
+"""Print the mean cost per client of each mix, as the paper does in Tables 7 to 9.
 
 The model is of this package or your own. The columns are:
 
@@ -7,9 +7,9 @@ The model is of this package or your own. The columns are:
   MACs        multiplications (with addition) of one forward pass, counted
   MB          parameters in float32, in units of 1024 * 1024 bytes
 
-Each --mix is followed by its levels, such as 'a1-b9: b', and below the table by its price against one federation for
-each level, in which the clients that can hold the level take part as often as in the mix. Without --mix these are the
-31 mixes of equal shares of the levels a to e. CSV has all digits, and no price.
+Rows for the levels of each --mix follow it, such as 'a1-b9: b'. Below the table is the price of each --mix against one
+federation for each level. In the federation of a level, the clients that can hold the level take part as often as in
+the mix. Without --mix, the table has the 31 mixes of equal shares of levels a to e. CSV has all digits, and no price.
 """
 
 import argparse

@@ -49,7 +49,7 @@ def _compare(paths: Sequence[Path], out: Path, style: str, metrics: Sequence[str
 
     folders = {
         path.resolve(): RunFolder(path) for path in paths
-    }  # a baseline may be named before a pattern that has it
+    }  # a baseline may be named before a pattern that matches it too
     heads, rows = write_comparison(list(folders.values()), out, metrics)
     print(render(heads, rows, style))
     print(f"\ncomparison: {out}", file=sys.stderr)

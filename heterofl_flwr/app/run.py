@@ -1,6 +1,7 @@
 """Train one global model over virtual clients of unequal size, through Flower.
 
-All settings have keys: 'heterofl settings' lists them. The exit code is 0 only if the run did all that it was to do.
+'heterofl settings' lists the keys of all settings. The exit code is 0 only if every round was done, and clients replied
+to the final evaluation, if there was one.
 """
 
 import argparse
@@ -29,7 +30,7 @@ examples:
 """
 
 HOW = MappingProxyType({"grid": None, "gpus": None, "cpus": 1, "parallel": None})
-"""Defaults of the options on where clients run."""
+"""Defaults of the options for the clients' grid and resources."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

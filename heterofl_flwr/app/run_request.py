@@ -31,7 +31,7 @@ CLUSTER = "RAY_ADDRESS"
 
 HISTORY = "history.jsonl"
 WINDOW = 64
-"""Value of ``engine.window`` by default, so that the server's memory does not grow with the number of clients."""
+"""Default of ``engine.window`` in ``heterofl run``; the server's memory does not grow with the number of clients."""
 
 SERVER_APP = "heterofl_flwr.app.server_app:app"
 CLIENT_APP = "heterofl_flwr.app.client_app:app"
@@ -126,7 +126,7 @@ def build_request(args: argparse.Namespace) -> Request:
 
 
 def _count_clients(requested: int | None, out: Path, resumes: bool, usual: int) -> int:
-    """Return the number of clients: that of the resumed run or, for a new run, the requested or ``usual`` one."""
+    """Return the number of clients: the stored number if the run is resumed, else ``requested``, else ``usual``."""
     if not resumes:
         return requested or usual
     has = RunFolder(out).about().get("clients") or requested

@@ -227,7 +227,7 @@ def _say_epsilon(strategy: FederationStrategy, settings: Settings, start: Start,
 def _start_folder(
     folder: RunFolder, workload: Workload, start: Start, strategy: FederationStrategy, clients: int | None
 ) -> None:
-    """Write the settings of a run and its clients' classes into its folder, where the accountant stores releases."""
+    """Write a run's settings and its clients' class counts into the folder; let the accountant write there too."""
     settings = workload.settings
     about = {
         "title": f"{method_name(settings)} on {settings.data.name}, {settings.mix}",

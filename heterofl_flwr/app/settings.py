@@ -1,7 +1,7 @@
 """Print every setting of a run, its value and what it means.
 
-Set them with 'heterofl run --set key=value', or with 'flwr run . --run-config "key=value"'. Values that follow from the
-data set are shown with the word they stand for.
+Set them with 'heterofl run --set key=value', or with 'flwr run . --run-config "key=value"'. A value that
+follows from the data set is shown with the word that it replaces, such as 'auto'.
 """
 
 import argparse

@@ -34,13 +34,13 @@ FRAMES = 3
 """Number of stack frames in the text of an error that another package raised."""
 
 STEP = 500_000
-"""Constant part of the cost of a training step, as the bytes of parameters that cost the same.
+"""Constant part of the cost of a training step. Its unit is the cost of a byte of parameters.
 
 With the paper's CNN on a CPU, steps of 10 images at levels a to e take 29, 9, 3.4, 2.4 and 2.3 ms (0.5 MB: 2.3 ms).
 """
 
 SHORT_OF_MEMORY = ("MemoryError", "low on memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Words in the errors of clients that are out of memory: of Python and torch, of Ray, and of cuBLAS."""
+"""Texts of errors about lack of memory: from Python and torch, Ray, and cuBLAS."""
 
 
 class RunError(HeteroFLError):
@@ -88,10 +88,10 @@ def _serve(request: Request) -> None:
 
 
 class Checked(Relay):
-    """Proxy for a grid that checks replies.
+    """Grid proxy that checks replies.
 
-    A reply with an error about lack of memory ends the run, so that it can be resumed with fewer clients at once. The
-    proxy also finds rounds in which all clients failed, because Flower's strategies ignore them.
+    An error reply about lack of memory ends the run, so that the user can resume it with fewer clients at once. The
+    proxy also finds rounds in which all clients failed, because Flower's strategies ignore such failures.
     """
 
     def __init__(self, grid: QueuedGrid) -> None:
@@ -123,7 +123,7 @@ class Checked(Relay):
                 raise HeteroFLError(f"in a round all {len(reasons)} clients that were asked failed; {reasons[-1]}")
 
     def _check(self, reply: Message, group: str) -> Message:
-        """Count a reply as good or bad within its group, the messages of one type sent together; return the reply."""
+        """Count a reply as a success or failure among the messages of its group and type; return the reply."""
         call = group, reply.metadata.message_type
         if not reply.has_error():
             self._good[call] += 1
@@ -176,12 +176,12 @@ def cohort_limit(request: Request) -> Callable[[Message], int]:
 
 
 def cost(message: Message) -> float:
-    """Return the cost of a client's training relative to others, from the size of its parameters."""
+    """Return the relative cost of a client's training, computed from the size of the parameters in its message."""
     return STEP + sum(count_bytes(record) for record in message.content.values() if isinstance(record, ArrayRecord))
 
 
 class Warnings(logging.Handler):
-    """Handler that prints warnings on standard error. Those of a round, and errors, are in the lines of rounds."""
+    """Handler that prints warnings on standard error, except warnings of a round, which the line of the round has."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a warning."""
@@ -192,7 +192,7 @@ class Warnings(logging.Handler):
 
 @contextmanager
 def _flower_log(file: logging.FileHandler, *, shown: bool) -> Iterator[None]:
-    """Within this context, Flower and this package log to a file; warnings, with ``shown`` all lines, are shown too."""
+    """Within this context, log Flower and this package to a file; show warnings too, or with ``shown`` all lines."""
     flower, ours = logging.getLogger("flwr"), logging.getLogger("heterofl_flwr")
     handlers, level, propagate = (flower.handlers, ours.handlers), ours.level, ours.propagate
     flower.handlers = ours.handlers = [*flower.handlers, file] if shown else [file, Warnings()]

@@ -1,8 +1,7 @@
 """Start 'flower-supernode' with all arguments that follow, in a process that ends when the SuperNode does.
 
-In Flower 1.41, a connection to the SuperLink that drops at the wrong moment ends the work of a SuperNode, but not its
-process, which then takes no part in anything. Here the process ends too, with 1, so that a service manager starts it
-again.
+In Flower 1.41, a SuperNode whose connection to the SuperLink drops at the wrong moment stops working, but its process
+stays alive. With this command the process ends too, with exit code 1, so that a service manager restarts it.
 """
 
 import argparse
@@ -20,10 +19,10 @@ SCRIPT = "flower-supernode"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the SuperNode. It raises ``SystemExit`` where it ends on purpose, and returns where an error ended it."""
+    """Start the SuperNode. Its regular end raises ``SystemExit``; if an error ends it, end the process with 1."""
     sys.argv = [SCRIPT, *args.arguments]
     (script,) = entry_points(group="console_scripts", name=SCRIPT)
     script.load()()
     print("heterofl supernode: the SuperNode has ended, as the lines above say: start it again", file=sys.stderr)
     sys.stderr.flush()
-    os._exit(1)  # threads that are left would keep the process
+    os._exit(1)  # remaining threads would keep the process alive

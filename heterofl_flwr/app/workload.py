@@ -74,7 +74,7 @@ class Workload:
 
     @cached_property
     def facts(self) -> Facts:
-        """Facts of the data set that determine the model's shape; it is loaded only if they are not listed."""
+        """Facts of the data set that determine the model's shape; an unlisted data set is loaded for them."""
         return Facts.find(self.settings.data.name, self.settings.data.label) or Facts.of(self.dataset)
 
     @cached_property
@@ -158,7 +158,7 @@ class Workload:
 
     @property
     def counts_labels(self) -> bool:
-        """Whether only classifier rows of a client's classes are averaged (``Fidelity.label_rows``)."""
+        """Whether each classifier row is averaged only over clients that have its class (``Fidelity.label_rows``)."""
         return self.masked or self.settings.fidelity == "paper"
 
     @property
@@ -257,15 +257,15 @@ class Workload:
 
     @property
     def moments_together(self) -> int:
-        """Number of such batches in a forward pass; 1 for a user's model, which may mix the examples of a batch."""
+        """Number of moments batches in a forward pass; 1 for a user's model, which may mix the examples of a batch."""
         ours = all(name in MODELS for name in self.builds)
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 
     def moments_batches(self, split: Split, seed: int) -> Iterator[torch.Tensor]:
         """Yield the batches of inputs on which batch norm moments are measured.
 
-        As in the authors' code, these are shuffled and augmented training batches; without shuffling a batch could have
-        a single class. Pooled moments (``fixed``) need neither.
+        As in the authors' code, the batches are shuffled and augmented; without shuffling a batch could have a single
+        class. Pooled moments (``fixed``) need no shuffling and no augmentation.
         """
         if self.settings.fidelity == "fixed":
             return input_batches(split, self.moments_batch_size)

@@ -79,7 +79,7 @@ MORE_TIME = "give rounds more time (engine.timeout, or start(timeout=...))"
 """Advice where all faults are ``SILENT``."""
 
 SILENT = "no reply in time"
-"""Reason of the fault of a client that sent no reply."""
+"""Fault reason of a client that sent no reply."""
 
 LONGEST_FAULT = 1000
 SHOWN_FAULTS = 3
@@ -129,7 +129,7 @@ def listed(names: Iterable[str], most: int = 5) -> str:
 
 @contextmanager
 def extra(name: str, otherwise: str = "") -> Iterator[None]:
-    """Import packages of an extra in this context; raise ``MissingExtraError`` with the extra's name if one is missing.
+    """Context for imports of an extra's packages; ``MissingExtraError`` names the extra if a package is missing.
 
     Parameters
     ----------

@@ -104,7 +104,7 @@ def remove(path: Path) -> None:
 
 
 def files_by_round(folder: Path, pattern: str) -> dict[int, Path]:
-    """Return the files that match a pattern such as ``round-*.json``, by the round at the star, ascending."""
+    """Return the files that match a pattern such as ``round-*.json``, by round, ascending; the star is the round."""
     before, after = pattern.split("*")
     numbers = {path: path.name.removeprefix(before).removesuffix(after) for path in folder.glob(pattern)}
     return dict(sorted((int(number), path) for path, number in numbers.items() if number.isdecimal()))

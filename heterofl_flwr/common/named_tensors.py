@@ -1,4 +1,4 @@
-"""Tensors by name: selection by prefix, comparison, serialisation. Not in ``files``, which does not import torch."""
+"""Tensors by name: selection by prefix, comparison, serialisation. This module imports torch; ``files`` does not."""
 
 import math
 from collections.abc import Mapping

@@ -70,7 +70,7 @@ def group(kind: type[Kind]) -> type[Kind]:
 
 @dataclass_transform()
 def with_options(kind: type[Kind]) -> type[Kind]:
-    """Turn a class into a group of options that can be passed by position too; it may have other attributes."""
+    """Turn a class into a group of options that can be passed by position too; the class may have other attributes."""
     return _checked(dataclass(config=KEYS)(kind), ordered=True)
 
 

@@ -30,7 +30,7 @@ def named_modules(texts: Iterable[object]) -> set[str]:
 
 
 def allow_modules(modules: Iterable[str]) -> None:
-    """Make these modules of the current folder importable, and the modules of the folder that they import."""
+    """Make these modules of the current folder importable, and also the modules that they import from this folder."""
     folder, allowed = _allowed()
     if names := sorted({*modules, *(allowed if folder == os.getcwd() else ())}):
         os.environ[VARIABLE] = json.dumps([os.getcwd(), names])

@@ -51,7 +51,7 @@ def base_model() -> nn.Module:
 
 @cache
 def levels(rank: int) -> Build:
-    """Return the function of a rate that returns the base model with adapters of rank ``rate * rank``, scaling 2."""
+    """Return the function from a rate to the base model with adapters of rank ``rate * rank`` and scaling 2."""
     with extra("lora"):
         from peft import LoraConfig, get_peft_model
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LAYERS)

@@ -39,7 +39,7 @@ class DeviceProfile:
     drop_out: Decay = 0.0
     """probability that the device drops out during a round"""
     least_work: Share = 1.0
-    """lower bound on the fraction of its steps that a client runs; the fraction is drawn uniformly up to 1"""
+    """lower bound on the fraction of local steps that a client runs; the fraction is uniform between it and 1"""
     jitter: NotNegative = 0.0
     """standard deviation of the logarithm of the speed, from round to round"""
     compute_watts: NotNegative = 0.0
@@ -108,7 +108,7 @@ class Devices:
         return turn.draws("drop-out").random() < self.profile(turn.rate).drop_out
 
     def step_share(self, turn: Turn) -> float:
-        """Return the fraction of its steps that a client runs."""
+        """Return the fraction of local steps that a client runs."""
         return turn.draws("work").uniform(self.profile(turn.rate).least_work, 1.0)
 
     def costs(self, turn: Turn, macs: float, down: int, up: int) -> tuple[float, float]:
@@ -132,10 +132,10 @@ _NAMES = [field.name for field in fields(DeviceProfile)]
 EDGE: Mapping[str, DeviceProfile] = MappingProxyType(
     {level: DeviceProfile(**dict(zip(_NAMES, values, strict=True))) for level, values in _EDGE.items()}
 )
-"""Levels a to e, from a small server to a gateway of sensors."""
+"""Profiles of levels a to e, from a small server to a gateway of sensors."""
 
 BUNDLED: Mapping[str, Mapping[str, DeviceProfile]] = MappingProxyType({"edge": EDGE})
-"""Sets of profiles by the name that the setting has for them."""
+"""Sets of profiles by their name in ``devices.profile``."""
 
 
 PASSES = 3
@@ -154,7 +154,7 @@ class TrainingCost:
     epochs : int
         Passes over a client's examples in a round.
     inputs : float
-        Number of such inputs that an example consists of; a row of text is split into several.
+        Number of inputs in a training example; a row of text is split into several inputs.
     widths, rates : InnerWidths, Sequence[float]
         The smaller models inside the client's model that a step trains too, and the rates to choose them from.
     """

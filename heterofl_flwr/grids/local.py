@@ -30,10 +30,10 @@ class LocalGrid(QueuedGrid):
         Number of nodes. Node ``i`` has ``partition-id`` i; its id depends only on ``seed`` and i.
     cohort : int or callable
         Maximum number of clients that train together, or a function of a message that returns it. It has an effect if
-        the ClientApp has an attribute ``train_cohort(messages, contexts) -> replies``. This gets groups of ``train``
-        messages that were pushed together, go to different nodes and have an equal ``rate`` in their config record.
-        Groups are of even size and keep the order of the messages. Any other message goes to the ClientApp itself. So
-        does each message of a group for which ``train_cohort`` raises an error: then only the client at fault fails.
+        the ClientApp has an attribute ``train_cohort(messages, contexts) -> replies``. This function gets groups of
+        ``train`` messages that were pushed together, go to different nodes and have an equal ``rate`` in their config
+        record. Groups have nearly equal sizes and keep the order of messages. Any other message goes to the ClientApp
+        itself. If ``train_cohort`` raises an error, each message of the group does too: only the client at fault fails.
     by_rate : bool
         Whether clients that train together need an equal rate.
     node_config : callable, optional
@@ -42,7 +42,7 @@ class LocalGrid(QueuedGrid):
         ``Context.run_config`` of every node.
     cost : callable, optional
         Function of a message that returns the expected time of its client, in any unit. The actors of a ``RayGrid``
-        begin with the longest of the messages that were pushed together; a group counts with the sum of its messages.
+        begin with the longest of the messages that were pushed together; a group costs the sum over its messages.
     seed : int
         Random seed for the ids of the run and of its nodes.
 

@@ -55,10 +55,10 @@ def together(
 ) -> list[list[Message]]:
     """Return the messages in groups of equal rate and different nodes, in the order of sending.
 
-    ``most`` returns the largest group that a message may be in. Groups of a rate are of even size: six messages become
-    three and three, not five and one. If a node has several messages, they keep their order: groups of first messages
-    precede groups of second ones. A message without a rate is a group of its own. Unless ``by_rate``,
-    all rates count as equal.
+    ``most`` returns the maximum size of a message's group. Groups of a rate have nearly equal sizes: six messages
+    become three and three, not five and one. If a node has several messages, they keep their order: groups of first
+    messages precede groups of second ones. A message without a rate is a group of its own. Unless ``by_rate``, all
+    rates count as equal.
     """
     turns: Counter[int] = Counter()
     alike: dict[tuple[int, float | None, int], list[Message]] = {}
@@ -84,7 +84,7 @@ def _rate(message: Message) -> float | None:
 
 
 class Runner(ABC):
-    """Base class of what runs groups of messages, and stores each node's context between messages."""
+    """Base class of runners of groups of messages, which store each node's context between messages."""
 
     poll_until: float | None = 0.0
     """Deadline for ``collect``, in seconds of ``time.monotonic``; None for no deadline."""
@@ -93,8 +93,8 @@ class Runner(ABC):
     """Whether the ClientApp answers messages together."""
 
     gpu_workers = 1
-    """Workers among which the groups of a push are divided: those on GPUs. On CPUs groups, and so the rounding of what
-    trains together, do not depend on the number of workers.
+    """Number of GPU workers among which the messages of a push are divided. It is 1 on CPUs, so that groups, and thus
+    rounding errors, do not depend on the number of CPU workers.
     """
 
     def __init__(self, contexts: dict[int, Context]) -> None:
@@ -113,7 +113,7 @@ class Runner(ABC):
         """Wait for the replies to these messages until ``deadline`` (``time.monotonic``); return the ids answered."""
 
     def collect(self, ids: Sequence[str]) -> list[Message]:
-        """Return the replies to these messages in their order, and remove them here."""
+        """Return the replies to these messages in their order, and remove them from the runner."""
         return [reply for id_ in self.wait(ids, self.poll_until) if (reply := self._done.pop(id_, None))]
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -272,7 +272,7 @@ class QueuedGrid(Grid):
             self._contexts[node_id] = Context(run.run_id, node_id, dict(config), RecordDict(), dict(self._run_config))
 
     def _most_together(self, message: Message) -> int:
-        """Return the size of the largest group that a message may be in."""
+        """Return the maximum size of a message's group."""
         most = self._cohort(message) if callable(self._cohort) else self._cohort
         check_count("cohort", most, 1)
         return most

@@ -45,7 +45,7 @@ class ActorOptions:
         return cast(Any, ray.remote(Clients)).options(**options).remote(self.client_app, os.getcwd())
 
     def room(self) -> int:
-        """Return the number of actors for which the whole cluster has resources; one that fits no machine waits."""
+        """Return the number of actors that the cluster's total resources allow; an actor that fits no machine waits."""
         has, needs = ray.cluster_resources(), {"CPU": self.num_cpus or 1, "GPU": self.num_gpus}
         return min(int(has.get(kind, 0) / number + 1e-9) for kind, number in needs.items() if number)
 

@@ -29,13 +29,13 @@ STARTS = 3
 """Number of actors in a row that may fail while they load the ClientApp; after that none are started."""
 
 PATIENCE = 60.0
-"""Seconds until a warning that no actor has started, with the resources of the cluster."""
+"""Seconds without a started actor until a warning, which states the resources of the cluster."""
 
 TURN = 1.0
 """Seconds between two checks that Ray is alive, while a caller waits."""
 
 LARGE = 1 << 16
-"""Bytes from which a record is stored once in Ray, and not pickled with each message."""
+"""Minimum size in bytes of a record that is stored once in Ray, instead of pickled with each message."""
 
 Reference = Any
 """Ray's reference to a future result."""
@@ -87,7 +87,7 @@ class ActorPool(Runner):
             self._step(0.0)
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Wait for these replies until the deadline, or until none of the messages is unanswered."""
+        """Wait until all these messages are answered, or until the deadline; return the ids of answered messages."""
         seconds = math.inf
         while seconds > 0 and not self._groups.keys().isdisjoint(ids):
             seconds = math.inf if deadline is None else deadline - time.monotonic()

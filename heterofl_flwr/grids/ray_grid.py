@@ -19,9 +19,9 @@ class RayGrid(QueuedGrid):
     an actor dies (killed, out of memory, machine lost), it is replaced, and its messages are given to another one, at
     most twice; after that they get error replies. ``deaths`` lists such actors.
 
-    The grid uses Ray if this process is connected to it already, or the cluster in the environment variable
-    ``RAY_ADDRESS``, whose machines need the same packages and paths. Otherwise it starts Ray on this machine, and
-    ``close`` ends it.
+    The grid uses the Ray cluster that this process is connected to, or else the one in the environment variable
+    ``RAY_ADDRESS``, whose machines need the same packages and paths. Without either it starts Ray on this machine, and
+    ``close`` ends Ray.
 
     Use it as a context manager, or call ``close``.
 

@@ -37,7 +37,7 @@ LONGEST = 28
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_process_group_cleanup_enabled": "1",  # processes that a client started end with its actor
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # Ray's processes end so long after this process was killed
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # seconds until Ray's processes end after this one is killed
 }
 
 
@@ -69,7 +69,7 @@ class Session:
 
 
 def _connect(environment: Mapping[str, str], started: ExitStack) -> Mapping[str, str]:
-    """Join or start Ray; add callbacks to ``started`` that end it. Return the environment with which Ray was started.
+    """Join or start Ray; add callbacks that end Ray to ``started``. Return the environment with which Ray was started.
 
     The result is empty if Ray was joined.
     """
@@ -128,7 +128,7 @@ def _start(environment: Mapping[str, str], started: ExitStack) -> None:
 
 
 def _read_authentication() -> None:
-    """Make Ray read its authentication mode from the environment again; it reads it only when it is imported."""
+    """Make Ray read its authentication mode from the environment again; on its own, Ray does so only on import."""
     native: Any = ray._raylet
     native.AuthenticationTokenLoader.instance().reset_cache()
     native.Config.initialize("")

@@ -119,7 +119,7 @@ class SimulatedDevices(Relay):
             self._spent += longest
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, and record the time of sending of training messages."""
+        """Send messages, and record when training messages were sent."""
         messages = list(messages)
         flights = [self._start(message) if is_training(message) else None for message in messages]
         ids = list(super().push_messages(messages))

@@ -1,4 +1,4 @@
-"""``Windowed``: proxy for a grid that bounds the number of unanswered messages."""
+"""``Windowed``: grid proxy that bounds the number of unanswered messages."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from heterofl_flwr.transport.relay import Relay
 
 
 class Windowed(Relay):
-    """Proxy for a grid that bounds the number of messages in flight, and so the memory for replies.
+    """Grid proxy that bounds the number of messages in flight, and so the memory for replies.
 
     ``send_and_receive`` returns a generator of replies in the order of the messages. At most ``window`` messages are
     unanswered, or have a reply that is not yet yielded. So a round with any number of clients needs memory for
@@ -39,6 +39,6 @@ class Windowed(Relay):
         """Send the first messages and return a generator of the replies, which sends the other messages.
 
         After ``timeout`` seconds from this call, missing replies are left out and no more messages are sent. The time
-        in which the strategy works on replies counts.
+        in which the strategy works on replies counts too.
         """
         return exchange(self._grid, messages, window=self._window, timeout=timeout)

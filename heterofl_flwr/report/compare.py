@@ -27,7 +27,7 @@ from heterofl_flwr.settings.flat import current_names, flatten, from_flat, to_fl
 
 UNCOMPARED = ("seed", "run.dir", "run.resume", "data.root", "engine.window", "sample.min-nodes")
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % quantiles of Student's t distribution, from one degree of freedom on."""
+"""97.5 % quantiles of Student's t distribution with 1, 2, ... degrees of freedom."""
 LEAST_SEEDS = 3
 NORMAL_QUANTILE = 2.228  # that of ten degrees of freedom, an upper bound for more
 
@@ -81,7 +81,7 @@ def compare_metrics(folders: Sequence[RunFolder], metrics: Sequence[str]) -> Cel
 
 
 def paired_difference(metric: str, reference: Mapping[Any, float], second: Mapping[Any, float]) -> str:
-    """Return the mean difference over common seeds as text, with three or more seeds with its 95 % t interval."""
+    """Return the mean difference over common seeds as text; three or more seeds give it a 95 % t interval."""
     differences = [second[seed] - reference[seed] for seed in reference if seed in second]
     if not differences:
         return formatting.NOTHING
@@ -165,7 +165,7 @@ def _mix(folder: RunFolder) -> tuple[Mix, InnerWidths]:
 
 
 def _short_names(folders: Sequence[RunFolder]) -> list[str]:
-    """Return the names of folders without the words that all of them have."""
+    """Return the names of folders without the words that all names have in common."""
     names = [folder.path.resolve().name for folder in folders]
     parts = [re.split("[-_]", name) for name in names]
     common = set(parts[0]).intersection(*parts)

@@ -15,7 +15,7 @@ from heterofl_flwr.federation.round_record import RoundRecord, State
 from heterofl_flwr.runs.metrics import SCOPES, pick_metric
 
 QUIET_SECONDS = 30.0
-"""Seconds without a line after which the next reply prints one; within ``by_time`` a timer prints it too."""
+"""Seconds without output after which the next reply prints a line; within ``by_time`` a timer prints one too."""
 
 
 class Console(RoundCallback):
@@ -59,7 +59,7 @@ class Console(RoundCallback):
             watching.join()
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Print the numbers of the run's rounds and the size of its model."""
+        """Print the first and final round and the size of the model."""
         size = sum(value.numel() for value in state.values())
         model = f"a model of {formatting.count(size)} parameters" if size else "no model on the server"
         self._print(f"rounds {first_round} to {num_rounds}, {model}")

@@ -30,7 +30,7 @@ SMALL = 9.0  # points
 LINE, MARK = 60, 5  # characters in a line of a legend, and characters for the mark of an entry
 LINE_HEIGHT = 0.19  # inches
 LONGEST = 48  # characters of a name
-MOST_NAMES, LONGEST_NAME = 20, 12  # rows of a matrix that have names, and characters of these
+MOST_NAMES, LONGEST_NAME = 20, 12  # maximum number of rows with names, and of characters in such a name
 
 
 def series(number: int) -> tuple[str, str]:
@@ -57,7 +57,7 @@ def style_axes(axes: Axes, xlabel: str, ylabel: str) -> Axes:
 
 
 def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], rows: Sequence[str]) -> Figure:
-    """Draw a matrix with a row for each class in colours; zeros are blank. Few columns and rows have their names."""
+    """Draw a matrix in colours, with a row for each class and blank zeros. Names appear only if there are few."""
     figure, axes = new_axes(xlabel, "class")
     axes.grid(visible=False)
     highest = values.max() or 1

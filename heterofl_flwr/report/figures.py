@@ -108,7 +108,7 @@ def _draw_users_metrics(records: Sequence[RoundRecord], rounds: Sequence[int]) -
 
 
 def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:
-    """Return a kind of metric by scope (global, local, worst) over the time spent; empty if that is 0."""
+    """Return curves of a kind of metric over ``spent``, by scope (global, local, worst); none if ``spent`` is all 0."""
     metrics = {scope: [record.evaluate.get(f"{scope}-{kind}") for record in records] for scope in SCOPES}
     return {scope: points(spent, values) for scope, values in metrics.items()} if any(spent) else {}
 

@@ -22,7 +22,7 @@ from heterofl_flwr.federation.round_record import RoundRecord, State
 log = logging.getLogger(__name__)
 
 MARGIN = 60.0
-"""Seconds that the server may need for a round beyond its time limits; the longest round replaces a smaller value."""
+"""Seconds that a round may take beyond its time limits; increased to the duration of the longest round so far."""
 
 IDLE_SECONDS = 10.0
 """Seconds within which a request must arrive."""

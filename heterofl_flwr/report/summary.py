@@ -96,7 +96,7 @@ def score_cells(records: Sequence[RoundRecord]) -> Cells:
 
 
 def confusion_cells(counts: ClassCounts) -> Cells:
-    """Return the table of the pairs of classes that are confused most often, with their fraction of the class."""
+    """Return the table of the most frequent confusions of two classes, as numbers and fractions of the true class."""
     sizes = [sum(row) for row in counts.confusion]
     pairs = [
         (number, true, predicted)

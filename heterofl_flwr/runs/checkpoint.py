@@ -60,7 +60,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
 def load_checkpoint(folder: Path, last_round: int | None = None) -> RunState:
     """Return the newest usable checkpoint; skip others with a warning.
 
-    Not usable are damaged checkpoints and those after ``last_round``, because the history lacks records of such rounds.
+    Unusable checkpoints are damaged, or later than ``last_round``, the final round in the history.
     """
     paths = files_by_round(folder, PATTERN)
     for server_round, path in reversed(paths.items()):

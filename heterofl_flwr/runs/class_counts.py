@@ -50,7 +50,7 @@ _COUNTS = TypeAdapter(ClassCounts)
 
 
 def count_pairs(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Matrix:
-    """Return how often each pair of numbers occurs; empty if that is too large or a column is outside of ``shape``."""
+    """Return the matrix of counts of each pair of numbers; empty if it is too large or a column exceeds ``shape``."""
     height, width = shape
     if height * width > LARGEST or not len(rows) or int(columns.max()) >= width:
         return ()

@@ -62,7 +62,7 @@ _COSTS = TypeAdapter(ModelCosts)
 
 
 class Costs:
-    """Measures the cost of a model at the rates of a mix, and at any other rate of a client.
+    """Measurement of a model's cost at the rates of a mix, and at other rates that clients have.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class Costs:
         self.add(mix.all_rates)
 
     def add(self, rates: Sequence[float]) -> bool:
-        """Measure the models of new rates; return True if there was any."""
+        """Measure the models of new rates; return True if any rate was new."""
         new = set(rates) - self._costs.keys()
         for rate in new:
             model, cost = build_and_profile(self.build, rate, self._example)
@@ -131,7 +131,7 @@ def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings
 
 
 class Price(NamedTuple):
-    """Client-rounds, bytes and multiplications of a mix, as fractions of those of one federation for each level."""
+    """Client-rounds, bytes and multiplications of a mix, relative to separate federations, one for each level."""
 
     client_rounds: float
     bytes_share: float

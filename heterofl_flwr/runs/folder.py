@@ -111,7 +111,7 @@ class RunFolder:
     ) -> None:
         """Write the settings of a new run, or prepare the folder for resuming its run.
 
-        The folder is locked until ``unlock``, which the end of ``lock`` and of a recorded run calls.
+        The folder stays locked until ``unlock``. The ends of ``lock`` and of a recorded run call ``unlock``.
 
         Parameters
         ----------
@@ -124,7 +124,7 @@ class RunFolder:
         about : Mapping[str, object] | None
             More facts for the report, such as ``title`` and ``device``.
         complete : Callable[[Mapping[str, object]], Mapping[str, object]]
-            Function that adds to stored settings those that the version of the stored run did not have.
+            Function that completes the stored settings with those that an earlier version did not have.
 
         Raises
         ------
@@ -257,11 +257,11 @@ class RunFolder:
                 remove(path)
 
     def releases(self) -> list[Releases]:
-        """Return the releases with noise, at least as many as the history counts."""
+        """Return the noisy releases of models and moments, at least as many as the history counts."""
         return read_releases(self._privacy, self.history(), self.settings)
 
     def write_releases(self, releases: Sequence[Releases]) -> None:
-        """Write the releases with noise; ``rewind`` does not remove them."""
+        """Write the noisy releases of models and moments; ``rewind`` does not remove them."""
         write_atomic(self._privacy, f"{to_json([asdict(entry) for entry in releases], indent=2)}\n".encode())
 
     def save_checkpoint(self, checkpoint: RunState) -> None:

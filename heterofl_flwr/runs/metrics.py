@@ -26,7 +26,7 @@ class Score(NamedTuple):
 
     @property
     def final(self) -> float:
-        """Final value of the statistic that ``best`` has."""
+        """Final value of the statistic by which rounds are compared."""
         return self.finals[self.statistic]
 
     @property
@@ -56,7 +56,7 @@ def headline_kind(records: Sequence[RoundRecord]) -> str:
 
 
 def find_metric(values: Mapping[str, float], *kinds: str) -> str:
-    """Return the name of the first metric of ``kinds`` in ``values``, under any scope; an empty text without one."""
+    """Return the name of a metric of one of ``kinds``, preferably the first; an empty text if ``values`` has none."""
     names = [f"{scope}-{kind}" for kind in kinds for scope in SCOPES]
     names += [name for kind in kinds for name in (kind, *values) if name.endswith(kind)]
     return next((name for name in names if name in values), "")

@@ -39,7 +39,7 @@ def commit() -> str:
 
 
 def commit_of(checkout: Path, package: str) -> str | None:
-    """Return the commit of a git checkout with ``package`` in its top folder; None if ``checkout`` is not such one."""
+    """Return the commit of a git checkout; None if ``checkout`` is no checkout with ``package`` in its top folder."""
     git = ("git", "-C", str(checkout))
     top, _, head = (_ask(*git, "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")
     # A package that is installed inside another repository is not part of it.

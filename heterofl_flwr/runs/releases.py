@@ -1,4 +1,4 @@
-"""Reading of the file that lists what a run released with privacy noise."""
+"""Reading of ``privacy.json``, the list of models and moments that a run released with noise."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ RELEASES = TypeAdapter(list[Releases])
 def read_releases(
     path: Path, records: Sequence[RoundRecord], settings: Callable[[], Mapping[str, object]]
 ) -> list[Releases]:
-    """Return the releases in a file.
+    """Return the noisy releases in a file.
 
     If the history counts more releases than the file, the missing ones are added with the noise of the settings.
     """

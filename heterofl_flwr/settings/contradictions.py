@@ -21,7 +21,7 @@ Contradiction = tuple[str, object, str]
 
 
 def find_contradictions(settings: Settings, values: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
-    """Return a line for each setting that contradicts others; ``given`` are the values before ``auto`` is resolved."""
+    """Return a line for each setting that contradicts others; ``values`` still have ``auto``."""
     rules = chain(_model_rules(settings, values), _server_rules(settings), _fedh2l_rules(settings, values, defaults))
     return [f"{key}: found {values[key]!r}, {why}" for key, wrong, why in rules if wrong]
 
@@ -66,7 +66,7 @@ TRAVELS = (
     "server.growth",
     *("server.stages", "server.robust", "server.aggregator", "server.norm-bound", "privacy.clip", "asynchronous.size"),
 )
-"""Settings of exchanged parameters, which must have their defaults with FedH2L, because it exchanges none.
+"""Settings on the exchange of parameters. FedH2L exchanges none, so it requires their defaults.
 
 ``server.weights`` is left out, because ``conf/method/fedh2l.yaml`` builds on FedAvg's, which sets it.
 """

@@ -82,7 +82,7 @@ def model_options(settings: Settings) -> dict[str, object]:
 
 
 def global_width(settings: Settings) -> float:
-    """Return the width rate of the global model, relative to which the Scaler scales."""
+    """Return the width rate of the global model; the Scaler divides by a model's rate relative to it."""
     levels, rate = read_levels(settings.model.shrink), settings.mix.global_rate
     return rate if levels is None else levels[rate][0] if levels else 1.0
 
@@ -93,9 +93,9 @@ def architectures(settings: Settings) -> tuple[str, ...]:
 
 
 def with_architecture(settings: Settings, name: str) -> Settings:
-    """Return settings with another model, which has its default widths.
+    """Return settings with another model at its default widths.
 
-    It keeps the norm of the settings if both models can have one, else it has ``sbn`` or ``none``.
+    The norm stays if both models have this option. If only the new one has it, the norm is ``sbn``; else ``none``.
     """
     requested = settings.model.norm if model_has(settings.model.name, "norm") else "sbn"
     norm = requested if model_has(name, "norm") else "none"

@@ -59,7 +59,7 @@ class DataSettings(Group):
     root: value_types.Text = ""
     """folder with data sets laid out as on the Hugging Face hub; '' asks the hub"""
     label: value_types.Text = ""
-    """column of a table with the classes, such as coarse_label of cifar100; '' finds it"""
+    """name of the column with the classes, such as coarse_label of cifar100; '' finds the column"""
     split: value_types.SplitName = "iid"
     """how the data are split among the clients; natural: client i has the examples of the i-th owner"""
 
@@ -92,12 +92,12 @@ class TrainSettings(TrainOptions):
     milestones: value_types.Rounds = same(Training, "milestones")
     lr_decay: Share = same(Training, "lr_decay")
     distill: InnerWidths = "none"
-    """smaller widths inside its model that a client trains in each step too, on the posterior of the full width: all,
-    the smallest and a random one (sandwich), or a random one (drawn: FjORD). ordered (FjORD without distillation): each
-    step trains a random width on labels instead of the full width
+    """smaller widths inside a client's model that each step trains too, on the posterior of the full width: all, the
+    smallest and a random one (sandwich), or a random one (drawn: FjORD). ordered (FjORD without distillation): instead
+    of the full width, each step trains a random width, on labels
     """
     exits: TrainedExits = "last"
-    """exits of its model that a client trains: only the deepest (last), all with distillation between them (mutual:
+    """exits of a client's model that are trained: only the deepest (last), all with distillation between them (mutual:
     DepthFL), or all with distillation from the deepest (deepest: ScaleFL)
     """
     upload: Upload = same(Training, "upload")
@@ -126,15 +126,15 @@ class ServerSettings(Limits):
     changes
     """
     robust: Literal["none", RobustKind] = "none"
-    """robust mean over an entry's holders, which a hostile minority cannot move far: trimmed (a trimmed mean) or
-    median; needs server.weights=equal, and excludes privacy.noise
+    """robust mean of an entry over its holders, against a hostile minority: trimmed (a trimmed mean) or median;
+    needs server.weights=equal, and excludes privacy.noise
     """
     robust_trim: Annotated[float, Field(ge=0, le=0.49)] = Robust().trim
     """fraction of an entry's holders that trimmed drops at each end, at least one holder"""
     robust_few: Few = Robust().few
     """value of entries with one or two holders: their plain mean, or the old value (keep)"""
     aggregator: Literal["counting-mean", "product"] = "counting-mean"
-    """mean of the replies: counting-mean, or for LoRA adapters of unequal rank product (FlexLoRA)"""
+    """mean of the replies: counting-mean, or product (FlexLoRA) for LoRA adapters of unequal rank"""
 
     def build_robust_mean(self) -> Robust | None:
         """Return the options of the robust mean; None for the counting mean."""
@@ -178,7 +178,7 @@ class EngineSettings(Group):
     whichever is likely faster
     """
     cohort: Natural = 0
-    """clients that train together at most, of one rate or, with seats, of any; 0: 5 on a CPU, 50 on a GPU"""
+    """maximum number of clients that train together, of one rate or (seats) of any rates; 0: 5 on a CPU, 50 on a GPU"""
     device: value_types.Text = "auto"
     """cpu, mps, cuda or cuda:1; auto: a GPU if the client has one"""
     precision: Precision = "tf32"
@@ -210,7 +210,7 @@ class RunSettings(Group):
     resume: bool = False
     """resume from the newest checkpoint in run.dir"""
     checkpoint_every: Interval = 1
-    """rounds from one checkpoint to the next, or seconds ('30s'); the final round has one"""
+    """rounds between checkpoints, or seconds ('30s'); the final round always has a checkpoint"""
     metric: value_types.Text = ""
     """metric, such as local-accuracy, that an optimising sweeper maximises or minimises; '': the global model's"""
     callbacks: value_types.Callbacks = ("tensorboard",)
@@ -222,7 +222,7 @@ class RunSettings(Group):
 
 
 class Settings(Group):
-    """All settings of a run, parsed and checked, without any ``auto`` that can be resolved."""
+    """All settings of a run, parsed and checked, with ``auto`` resolved where possible."""
 
     mix: value_types.MixText = Mix.parse("a1-b1-c1-d1-e1")
     """levels of the clients and their proportions; x3: three parts of the clients never take part"""

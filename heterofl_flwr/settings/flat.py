@@ -77,7 +77,7 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
 
 
 RENAMED: Mapping[str, str] = MappingProxyType({"server.choose": "server.slice-rule"})
-"""Current key of each setting that an earlier version called otherwise; used for stored runs only."""
+"""Current key of each renamed setting, by its earlier key; used for stored runs only."""
 
 REMOVED: Mapping[str, tuple[Flat, ...]] = {
     "train.factor": (0.1,),
@@ -94,7 +94,7 @@ REMOVED: Mapping[str, tuple[Flat, ...]] = {
 
 
 def first_names(settings: Mapping[str, object]) -> dict[str, object]:
-    """Return settings by their keys in the first version, from which the digests in job names are computed."""
+    """Return settings by their keys in the first version; digests in job names are computed from these keys."""
     names = {new: old for old, new in RENAMED.items()}
     return {names.get(key, key): value for key, value in settings.items()}
 
@@ -150,7 +150,7 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
 def validate(
     group: type[GroupType], flat: Mapping[str, object], specs: Mapping[str, Setting]
 ) -> tuple[GroupType | None, list[str]]:
-    """Return a group made from a flat mapping, and no faults; or None, and a line for each fault."""
+    """Return the group of a flat mapping and an empty list, or None and a line for each fault."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         table, _, name = key.rpartition(".")

@@ -1,4 +1,4 @@
-"""The list of all settings in a JSON file, for commands that need only that: reading it does not load torch."""
+"""The list of all settings, read from a JSON file so that commands which need only this list do not load torch."""
 
 import json
 import tomllib

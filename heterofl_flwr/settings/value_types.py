@@ -14,7 +14,7 @@ Flat = bool | int | float | str
 """Type of a value in a run config."""
 
 AUTO = "auto"
-"""Value that stands for one that depends on the data set; see ``defaults.preset``."""
+"""Placeholder for a value that depends on the data set; see ``defaults.preset``."""
 
 
 class Group(BaseModel):

@@ -1,8 +1,8 @@
-"""Steps of the paper's jobs on this machine's device: what each engine takes, and the least that the device allows.
+"""Time of steps of the paper's jobs on this machine's device: for each engine, and the least that the device allows.
 
 Engines take turns, with ten clients that train side by side. The time of a job is that of its steps alone. The least is
 the longer of two times: multiplications at the rate of a large matrix product, and memory traffic at the rate of a
-large copy. Of the traffic only parameters count, their gradients and momentum, and the outputs of layers.
+large copy. Only the traffic of parameters, their gradients, their momentum and layer outputs counts.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TOGETHER = 10
 """Number of clients that train together."""
 
 PASSES = 3
-"""Cost of a step in forward passes: the backward pass has two matrix products for each of the forward pass."""
+"""Cost of a step in forward passes: the backward pass counts as two, because it has twice the matrix products."""
 
 TRAFFIC = {"parameter": 8, "output": 4}
 """Number of reads and writes of an entry in a step: of a parameter by SGD and both passes, of an output by passes."""

@@ -55,7 +55,7 @@ def describe_machine() -> str:
 
 
 def peak_of(call: Callable[[], object]) -> float:
-    """Return the peak memory in bytes that a call adds to this process, including its result; NaN without Linux."""
+    """Return the peak memory in bytes that a call adds to this process, including its result; NaN outside Linux."""
     if not _STATUS.exists():
         call()
         return math.nan

@@ -51,7 +51,7 @@ def build_our_request(
 
 
 class TimedGrid(Windowed):
-    """Proxy for a grid that adds up the time of exchanges, including aggregation, by message type."""
+    """Grid proxy that adds up the time of exchanges, including aggregation, by message type."""
 
     seconds: defaultdict[str, float]
 

@@ -1,10 +1,10 @@
 """Rounds of the benchmark of pfl-research, in pfl-research and in this package.
 
-1,000 clients of 50 CIFAR-10 images each, of which 50 train the same CNN for one epoch in a round. Each side runs as a
-program of its own, in turns: pfl-research's own script with its own configuration, and ``heterofl run`` on one size.
-Both say how long each round took; rounds with an evaluation do not count. pfl-research uses the GPU if there is one.
+1,000 clients have 50 CIFAR-10 images each. In a round, 50 clients train the same CNN for one epoch. The sides run
+alternately: pfl-research's own script with its own configuration, and ``heterofl run`` with models of one size. Both
+print the time of each round; rounds with an evaluation do not count. pfl-research uses the GPU if there is one.
 
-``--pfl`` names a checkout of pfl-research; ``--python`` an environment with what its ``pyproject.toml`` lists.
+``--pfl`` names a checkout of pfl-research; ``--python`` names a Python with the packages in its ``pyproject.toml``.
 """
 
 import argparse

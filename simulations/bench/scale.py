@@ -1,18 +1,18 @@
 """Time and memory of the server in rounds of 100 to 1,000 clients.
 
-The clients are sampled from 10,000, have levels a to e of CIFAR10's model, drawn anew in each round, and send their
-slices back without training. So the server is measured, in one thread: it makes slices, sends them in a window of 16
+Clients are sampled from 10,000 and return their slices without training. Their levels (a to e of CIFAR10's model) are
+drawn anew in each round. So the server is measured, in one thread: it makes slices, sends them in a window of 16
 messages, and averages the replies. A measurement is a run of three rounds.
 
-The first round is printed separately, because it also queries capabilities: of all clients, whose reported partitions
-are needed for sampling, or with ``--named`` (registered names, as in a deployment) only of the sampled clients.
+The first round is printed separately, because it also queries capabilities. It queries all clients, because sampling
+needs their partitions; with ``--named`` (registered names, as in a deployment) it queries only the sampled clients.
 
 Memory is the peak of this process above its level before the run, without the clients, which are other processes.
 ``window`` is the part of it that unanswered messages may need: the largest sum of 16 messages in a row. Bytes of a node
 are those of the registry, which lasts from round to round.
 
-With ``--step N`` training is asynchronous: as many clients as a round would have train at any time, and the model takes
-a step after N replies. The window is then the number of these clients, and a run has three times as many replies.
+With ``--step N`` training is asynchronous: as many clients as in a round always train, and the model takes a step
+after N replies. The window is then the number of these clients, and a run has three times as many replies.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> list[Goal]:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round
     give_back_freed_memory()
-    torch.set_num_threads(1)  # on a busy machine, several that wait for one another would be what is measured
+    torch.set_num_threads(1)  # several threads would wait for one another on a busy machine
     strategies = {
         size: make_strategy(options.model, MIX, options.step, size, size / options.nodes) for size in options.sizes
     }

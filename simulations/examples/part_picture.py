@@ -45,7 +45,7 @@ class Stack(nn.Module):
 
 
 def draw_parts() -> Figure:
-    """Return the picture: the number of three clients that hold each entry, for each kind of slicing."""
+    """Return the picture: how many of three clients hold each entry, for each kind of slicing."""
     example = torch.zeros(2, 4)
     both: dict[str | float, Rates] = {1.0: (1.0, 1.0), 0.5: (0.75, 0.75), 0.25: (0.5, 0.5)}
     config = LoraConfig(r=RANK, target_modules=[f"blocks.{number}" for number in range(BLOCKS)])

@@ -19,7 +19,7 @@ from simulations.model_zoo.twin import Twin, difference
 
 RATES = (1.0, 0.9, 0.5, 0.3, 0.125)
 MOST_DIFFERENT = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""Tolerance on outputs of a slice and its twin, relative to the difference that two inputs make, by dtype."""
+"""Tolerance, by dtype, on differences of a slice's output from its twin's, relative to those between two inputs."""
 
 
 _MOVED = 0.05

@@ -1,4 +1,4 @@
-"""``KeptLength``: a length of the full model that has the slice's value in computations of the model's code."""
+"""``KeptLength``: a length of the full model; the model's code computes with the slice's length instead."""
 
 from collections.abc import Callable
 from operator import is_
@@ -61,7 +61,7 @@ def value_of(one: Any) -> Any:
 
 
 def kept_length(full: Any, few: Any) -> Any:
-    """Return an attribute of a full layer as ``KeptLength``, or a sequence of such, where the slice's value differs."""
+    """Return an attribute of a full layer, with a ``KeptLength`` for each length that differs in the slice."""
     if type(full) in (tuple, list, torch.Size) and isinstance(few, tuple | list) and len(full) == len(few):
         held = [kept_length(*pair) for pair in zip(full, few, strict=True)]
         return full if all(map(is_, held, full)) else type(full)(held)

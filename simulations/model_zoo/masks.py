@@ -1,4 +1,4 @@
-"""Masks of the entries of each tensor of a full model that a slice has, by a rule for each operator.
+"""Masks of the entries that a slice has in each tensor of the full model, computed by a rule for each operator.
 
 Entries that the slice lacks are set to zero after each operator, so they add nothing to a sum. An operator that counts
 entries (a mean, a variance) counts those in the mask. Norms, softmax and many others are decomposed by torch into
@@ -100,7 +100,7 @@ class Masks(TorchDispatchMode):
         return output
 
     def pair(self, output: Any, masks: Any) -> Any:
-        """Set masks that the same operator made from masks, so that a view of a tensor has a view of its mask."""
+        """Set masks that the operator computed from masks, so that a view of a tensor has a view of its mask."""
         for tensor, mask in zip(tree_leaves(output), tree_leaves(masks), strict=True):
             self._known[id(tensor)] = tensor, mask
         return output
@@ -145,7 +145,7 @@ def moved(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]
 def joined(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
     """Concatenation and padding: along its axis, the slice has all added entries.
 
-    Along the other axes, it has the same entries of them as of the existing ones.
+    Along the other axes, the slice has an added entry where it has existing entries.
     """
     if func.overloadpacket is aten.cat:
         parts, dims = [masks.of(one) for one in args[0]], [_named(func, args, given)["dim"]]
@@ -163,7 +163,7 @@ def joined(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any
 def summed(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
     """Operators that sum products: the result has each sum with a term that the slice has.
 
-    It is found by calling the operator on masks as numbers: such sums are not 0.
+    The mask is found by calling the operator on masks as numbers: it has the entries that are not 0.
     """
     bias = _named(func, args, given).get("bias")
     its = {**_of_masks(masks, func, args, given), **({} if bias is None else {"bias": None})}

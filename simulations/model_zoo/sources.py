@@ -132,7 +132,7 @@ def _timm(family: str) -> Case:
 
 
 class _OnProcessor(TorchFunctionMode):
-    """Function mode that creates ranges and constants on the CPU, whose values code may read, on the meta device."""
+    """Function mode that creates ranges and constants on the CPU, not the meta device: code may read values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -142,7 +142,7 @@ class _OnProcessor(TorchFunctionMode):
 
 
 def _transformers_classes() -> dict[str, tuple[str, str]]:
-    """Return the model type and the task of each class; of several types, the one that the class is named after."""
+    """Return the model type and the task of each class; of several types, the type in the name of the class."""
     auto = _package("transformers.models.auto.modeling_auto")
     found: dict[str, tuple[str, str]] = {}
     for task in _TASKS:

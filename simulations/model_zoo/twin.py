@@ -1,4 +1,4 @@
-"""The slow twin of a slice: the full model with a mask for each tensor of the entries that the slice has.
+"""The slow twin of a slice: the full model, with a mask for each tensor that marks the slice's entries.
 
 The masks of parameters come from the plan; all others follow from them operator by operator. Code that computes with a
 width from a shape or a layer gets the slice's width. Nothing comes from the trace of ``elastic``.

@@ -70,7 +70,7 @@ class Experiment:
         return seed
 
     def is_balanced(self, users: list[int]) -> bool:
-        """Whether these clients are equally many at each level."""
+        """Whether equally many of these clients are at each level."""
         rates = self.cfg["model_rate"]
         found = Counter(rates[user] for user in users)
         return len(found) == len(set(rates)) and len(set(found.values())) == 1

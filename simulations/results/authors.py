@@ -1,4 +1,4 @@
-"""Results of the authors' code on the job of a run: the file ``authors.csv``, and the table that compares them."""
+"""Results of the authors' code on the job of a run: the file ``authors.csv``, and the comparison with the run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -53,7 +53,7 @@ def _above_smaller(job: Job, metric: str) -> Iterator[Terms]:
 
 
 def _exclusive(job: Job, rate: float) -> Job:
-    """Return the job in which the clients that can hold a level train it, as often as in ``job``, and no others."""
+    """Return the job in which only clients that can hold a level train, at this level, as often as in ``job``."""
     mix = Mix.parse(job.mix)
     able = sum(count for count, own in zip(mix.counts, mix.rates, strict=True) if own >= rate)
     idle = sum(mix.counts) + mix.idle - able
@@ -61,27 +61,27 @@ def _exclusive(job: Job, rate: float) -> Job:
 
 
 def _above_exclusive(job: Job, metric: str) -> Iterator[Terms]:
-    """Yield comparisons of a Fix mix with each of its levels, except the smallest, trained by its able clients."""
+    """Yield comparisons of a Fix mix with ``_exclusive`` jobs of each of its levels, except the smallest."""
     if job.assignment == "fix":
         for rate in Mix.parse(job.mix).rates[:-1]:
             yield (1, (job, metric)), (-1, (_exclusive(job, rate), metric))
 
 
 def _own_above_exclusive(job: Job, metric: str) -> Iterator[Terms]:
-    """Yield the comparison of a level's model inside a Fix mix with the level trained by its able clients."""
+    """Yield the comparison of a level's model inside a Fix mix with the ``_exclusive`` job of the level."""
     whole, _, level = metric.partition(OF_LEVEL)
     if job.assignment == "fix":
         yield (1, (job, metric)), (-1, (_exclusive(job, rate_of(level)), whole))
 
 
 def _own_above_all(job: Job, metric: str) -> Iterator[Terms]:
-    """Yield the comparison of a level's model inside a mix with the level trained by all clients, as in the paper."""
+    """Yield the comparison of a level's model inside a mix with a run of all clients at this level, as in the paper."""
     whole, _, level = metric.partition(OF_LEVEL)
     yield (1, (job, metric)), (-1, (replace(job, mix=level), whole))
 
 
 def _changed(changes: Sequence[Mapping[str, object]], **fields: object) -> Callable[[Job, str], Iterator[Terms]]:
-    """Return a function that compares a job that has ``fields`` with the same job after each of ``changes``."""
+    """Return a function that compares a job that has ``fields`` with variants of it, one for each of ``changes``."""
 
     def terms(job: Job, metric: str) -> Iterator[Terms]:
         if all(getattr(job, name) == value for name, value in fields.items()):

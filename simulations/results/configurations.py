@@ -71,7 +71,7 @@ def _by_seed(groups: Mapping[Identity, Sequence[Run]]) -> Iterator[tuple[Identit
 
 
 def _labelled(groups: Mapping[Identity, Mapping[int, Run]]) -> Iterator[Configuration]:
-    """Yield a configuration for each group of runs; labels of equal method and mix also have the differences."""
+    """Yield a configuration for each group of runs; equal labels are extended by the settings that differ."""
     namesakes: dict[str, list[Identity]] = {}
     for identity, by_seed in groups.items():
         settings = next(iter(by_seed.values())).settings

@@ -32,7 +32,7 @@ INTERPOLATION: Mapping[int, tuple[str, str, str]] = MappingProxyType(
         8: ("cifar10", "noniid", "global-accuracy"),
     }
 )
-"""Data, split and metric by figure. A figure has a panel for each larger of two levels, a curve for each smaller."""
+"""Data, split and metric by figure. A panel is for the larger of two levels, a curve for the smaller."""
 
 IMAGES = (("iid", "global-accuracy"), ("noniid", "local-accuracy"), ("noniid", "global-accuracy"))
 LEARNING: Mapping[int, tuple[str, Sequence[tuple[str, str]]]] = MappingProxyType(
@@ -98,7 +98,7 @@ def _tenths(large: str, small: str) -> list[str]:
 
 
 def draw_panel(panel: Panel, found: Mapping[Key, Reached]) -> Figure | None:
-    """Draw a panel: final and best values with error bars, or over rounds lines with bands; None without points."""
+    """Draw a panel: final and best values with error bars, or lines with bands over rounds; None without points."""
     figure, axes = new_axes("round" if panel.over_rounds else "mean parameters of a client", _name(panel.metric))
     for label, reached in panel.select(found).items():
         colour, dash = series(list(LEVELS).index(label[-1]) - 1)

@@ -102,7 +102,7 @@ class Trained:
         return self.runs[0].clients * able / (sum(mix.counts) + mix.idle)
 
     def baselines(self, single: "Trained") -> Iterator[str]:
-        """Yield the kinds of baselines that a single-level configuration is for this mix."""
+        """Yield each kind of baseline for this mix that the single-level configuration ``single`` is."""
         able = self.able(single.rates[0])
         if math.isclose(single.able(), able):
             share = self.work * able / self.able()
@@ -112,7 +112,7 @@ class Trained:
                 yield EQUAL_WORK
 
     def nearest(self, others: Sequence["Trained"], level: str) -> "Trained | None":
-        """Return the configuration that shares most settings, of those with common seeds, equal model and rounds."""
+        """Return the most similar configuration, by settings, of those with common seeds and equal model and rounds."""
         by_differences: dict[int, Trained] = {}
         for other in others:
             if self.levels[level].keys() & other.levels.get(level, {}).keys():

@@ -156,7 +156,7 @@ class Cell:
 
     @property
     def group(self) -> str:
-        """Name of the group of tables: ``HeteroFL``, or ``ablations`` of it."""
+        """Name of the group of tables: ``HeteroFL`` or ``ablations``."""
         return "ablations" if self.table in "45" else "HeteroFL"
 
     def verdict(self, best: Summary) -> str:

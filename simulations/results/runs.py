@@ -42,7 +42,7 @@ FREE = (
     "sample.wait",
     "seed",
 )
-"""Settings, or prefixes of settings, that do not matter for whether a run is a published job."""
+"""Settings, or prefixes of settings, in which a run of a published job may differ from the paper."""
 
 OF_LEVEL = "/"
 """Separator between a metric and the level whose model was evaluated, as in ``global-accuracy/e``."""
@@ -100,7 +100,7 @@ def chosen_round(scores: Scores, metric: str) -> int:
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that results of functions can be cached by run
 class Run:
-    """A run, read from its folder once; all else is derived from it, and what takes time is cached."""
+    """A run, read from its folder once; other values are derived from the fields, and slow ones are cached."""
 
     path: Path
     settings: Settings
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def place(self) -> tuple[str, str]:
-        """Short names of data and split; only runs with equal ones are compared."""
+        """Short names of data and split; only runs with equal names are compared."""
         data = self.settings.data
         return short_name(data.name), SPLITS.get(data.split, data.split)
 
@@ -182,7 +182,7 @@ class Run:
 
     @cached_property
     def compared(self) -> Scores:
-        """Metrics by round that choose the best round, without those of too few clients."""
+        """Metrics from which the best round is chosen, by round, without those of too few clients."""
         return {record.server_round: record.comparable for record in self.records}
 
     @cached_property

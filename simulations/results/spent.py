@@ -31,7 +31,7 @@ EXAMPLES: Mapping[str, int] = {
     "simulations.small_mnist:load": small_mnist.TRAIN,
     **{f"{fedh2l_data.__name__}:{name}_seeds": number for name, number in fedh2l_data.SEEDS.items()},
 }
-"""Number of training examples (or pieces) in data sets whose images need not be read for it."""
+"""Number of training examples (or pieces) by data set; data sets not listed here are loaded and counted."""
 UNCERTAIN = ("multiplications", "simulated-seconds", "joules")  # costs that not all runs have
 
 

@@ -25,7 +25,7 @@ class Summary:
     mean: float
     deviation: float | None = None  # standard deviation; None for a single value
     half_width: float | None = None  # half of the 95 % interval of the mean (t distribution); None below FEWEST values
-    detectable: float | None = None  # smallest mean that is found to differ from 0 in 80 of 100 cases
+    detectable: float | None = None  # smallest mean that is detected to differ from 0 with 80 % power
     possible: Interval = ANYTHING  # range of possible values, to which intervals are clipped
 
     @property
@@ -35,7 +35,7 @@ class Summary:
 
     @property
     def ends(self) -> Interval:
-        """The ends of an error bar: of that interval, of two values both, of one it alone."""
+        """Ends of an error bar: those of ``interval``; with one or two values, the least and the greatest value."""
         return self.interval or self._around((self.deviation or 0.0) / math.sqrt(2))
 
     @property
@@ -65,5 +65,5 @@ def summarise(values: Sequence[float], possible: Interval = ANYTHING) -> Summary
 
 
 def _total(values: Sequence[float]) -> float:
-    """Return the sum; not by ``fsum`` for infinities, because it raises an error for those of both signs."""
+    """Return the sum; infinite values are not summed by ``fsum``, which raises an error if they have both signs."""
     return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)

@@ -1,9 +1,9 @@
 """Run the jobs of a sweep with Hydra, one after the other or in parallel.
 
-The jobs are each combination of the values given, or the rows of an experiment, such as a table of the paper. All
+The jobs are all combinations of the given values, or the rows of an experiment, such as a table of the paper. All
 arguments are Hydra's: group=option, key=value, key=value,value. 'heterofl sweep --help' lists groups and all values,
-'heterofl settings' says what each setting means. The same command again skips finished jobs and resumes those that were
-cut off. At the end a table has the mean over seeds, the least and the most of each row.
+'heterofl settings' says what each setting means. A repeated command skips finished jobs and resumes interrupted
+ones. The final table has the mean, minimum and maximum over seeds of each row.
 """
 
 import argparse

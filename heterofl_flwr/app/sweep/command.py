@@ -91,7 +91,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
 
 
 def _describe_misuse(error: Exception) -> str:
-    """Return an error of Hydra, which has many lines, as one line."""
+    """Return a multi-line error of Hydra as one line."""
     if isinstance(error, OverrideParseException):
         return f"{error.override}: this is no override such as key=value; {str(error).partition(chr(10))[0]}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:

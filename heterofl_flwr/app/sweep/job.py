@@ -1,4 +1,4 @@
-"""``Job``: one run of a sweep. Its name follows from its settings, and its folder tells if it is new or finished.
+"""``Job``: one run of a sweep. Its settings determine its name; its folder shows whether it is new or finished.
 
 A finished job is not run again in any sweep, because equal settings give an equal name, and so the same folder.
 """

@@ -17,7 +17,7 @@ RESULTS = ("settings", "seeds", "final metric", "mean", "least", "most", "mean o
 
 
 def list_jobs(jobs: Sequence[Job]) -> str:
-    """Return a table of jobs: the estimated remaining time, or for a finished job its time; stage; changed settings.
+    """Return a table of jobs with stage, changed settings, and estimated remaining time (if finished: time taken).
 
     The estimate uses the mean time of the job's rounds so far, or of all jobs with the same data.
     """
@@ -42,10 +42,10 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 
 
 def list_results(jobs: Sequence[Job], rows: Sequence[Sequence[str]], metrics: Sequence[str] = ()) -> str:
-    """Return a table of the finished jobs with means over seeds, named by the values of ``rows`` that vary.
+    """Return a table of the finished jobs, with means over seeds. The varying values of ``rows`` name its rows.
 
-    ``metrics`` are more columns: means of final values. The price is client-rounds, bytes and multiplications, as
-    fractions of those of one federation for each level.
+    ``metrics`` are more columns: means of final values. The price is client-rounds, bytes and multiplications,
+    relative to separate federations, one for each level.
     """
     everywhere = set(rows[0]).intersection(*rows)
     by_name = defaultdict[tuple[str, str], list[Score]](list)

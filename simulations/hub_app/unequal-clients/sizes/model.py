@@ -6,7 +6,7 @@ from heterofl_flwr.core import width
 
 
 def build(rate: float) -> nn.Module:
-    """Return the model at a rate; inputs of any size and number of channels up to 3."""
+    """Return the model at a rate; it accepts images of any size with up to 3 channels."""
     first, second = width(32, rate), width(64, rate)
     return nn.Sequential(
         nn.Conv2d(3, first, 3, padding=1),
