@@ -73,9 +73,9 @@ def _reliable(profile: DeviceProfile) -> DeviceProfile:
 
 
 PACES: Mapping[str, Mapping[str, DeviceProfile]] = {
-    # Devices of large models are faster: training at level a takes five times as long as at level d.
+    # Devices of large models are faster: training at level a takes about 3.5 times as long as at level d.
     "by level": {level: _reliable(profile) for level, profile in EDGE.items()},
-    # All devices are telephones, whose speed varies by a factor of about e in each training: level a takes 200 times as
+    # All devices are telephones, whose speed varies by a factor of about e in each training: level a takes 90 times as
     # long as level e.
     "alike": dict.fromkeys(EDGE, replace(_reliable(EDGE["c"]), jitter=1.0)),
 }
