@@ -23,7 +23,7 @@ Answer = TypeVar("Answer", FitRes, EvaluateRes)
 
 
 def node_of(proxy: ClientProxy) -> int:
-    """Return a client's id as an integer; one that is not a number is hashed."""
+    """Return a client's id as an integer; an id that is not a number is hashed."""
     return int(proxy.cid) if proxy.cid.isdecimal() else derive(0, "client", proxy.cid)
 
 

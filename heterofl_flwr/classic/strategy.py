@@ -52,7 +52,7 @@ ConfigFn = Callable[[int], dict[str, Scalar]]
 Instruction = TypeVar("Instruction", FitIns, EvaluateIns)
 
 CLASSIC_TAU = 1e-9
-"""Default ``tau`` of ``FedAdam`` and ``FedAdagrad`` in ``flwr.server.strategy``; ``FedYogi`` has the same as here."""
+"""Default ``tau`` of ``FedAdam`` and ``FedAdagrad`` in ``flwr.server.strategy``; ``FedYogi`` keeps its default."""
 
 LACKS = frozenset({"asynchronous", "callbacks"})
 """Arguments of ``heterofl_flwr.HeteroFL`` that the classic API does not support."""

@@ -1,4 +1,4 @@
-"""Translation between messages and the classic API's arrays without names and scalars.
+"""Translation between messages and the classic API, which has scalars, and arrays without names.
 
 Arrays are in the order of the plan's parameters; batch norm moments follow, by rate and layer. Both sides build the
 model, so they know the names from the order. Lists in a config are sent as text with commas.

@@ -11,7 +11,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.transport import messages, reading
 
 FIRST_OF_ROUND = (MessageType.TRAIN, messages.TRAIN_PUBLISH)
-"""Message types that start a client's round; other types in the same round read the state that these have saved."""
+"""Message types that start a client's round; later messages of the round read the state that the first one saved."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ def personal_state(instruction: Instruction, build: Build, saved: Mapping[str, T
 
 
 def check_not_lost(instruction: Instruction, tensors: str) -> None:
-    """Raise ``ReplyError`` if the client has trained in this run; its state must then exist, and is lost."""
+    """Raise ``ReplyError`` if the client has trained in this run: its saved state, ``tensors``, is then lost."""
     if instruction.has_trained:
         raise ReplyError(
             f"this client has trained in this run, and {tensors} are gone: a context ends with its grid or Flower run. "

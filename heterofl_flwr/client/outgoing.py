@@ -1,4 +1,4 @@
-"""Checks of what a user's training loop hands to its task, and the tensors and classes of the reply."""
+"""Checks of the arguments that a user's training loop passes to its task, and the tensors and classes of the reply."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -56,7 +56,7 @@ def labels_config(classes: Labels | None) -> dict[str, list[int]]:
 def trained_tensors(
     parameters: Mapping[str, Tensor], received: Received, travels: Callable[[str], bool]
 ) -> dict[str, Tensor]:
-    """Return copies of the parameters that travel, each in the dtype in which it was received."""
+    """Return copies of the exchanged parameters, each in the dtype in which it was received."""
     tensors = {}
     for name in filter(travels, parameters):
         dtype, expected = parameters[name].dtype, received()[name].dtype

@@ -39,8 +39,8 @@ def answer_queries(
         Function of a rate that returns the model, the same as the server's.
     data : Callable[[Context], Batches] | None
         Function of the context that returns batches of this node's training inputs, for static batch norm. A batch is a
-        tensor, or a tuple or mapping whose first entry is one. Without it the node has no moments. If no node has any,
-        the server queries them once, and batch norm then normalises by batch.
+        tensor, or a tuple or mapping whose first entry is a tensor. Without ``data`` a node has no moments. If no node
+        has any, the server sends the query once, and batch norm then normalises by batch.
     build_from : Callable[[Context], Callable[[float], nn.Module]] | None
         Function of the context that returns ``build``, if the model depends on the context, such as its ``run_config``.
     """

@@ -99,7 +99,7 @@ def _penalty_of(stage: ClientStage, context: ClientContext, model: nn.Module) ->
 
 
 class StageRunner(ClientChain):
-    """The client stages of one instruction, looked up by name in this process, with FedProx.
+    """The client stages of one instruction, looked up by name in this process, and FedProx's penalty.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ class StageRunner(ClientChain):
 def answer_questions(config: Fields, notes: dict[str, bytes], node_config: Mapping[str, object]) -> dict[str, object]:
     """Return the answers of client stages to a query before or after training.
 
-    ``notes`` is their state within the round, and is changed.
+    ``notes`` is the stages' state within the round; this function changes it.
     """
     node: dict[str, Any] = {"node_config": node_config, "records": NodeFiles.of(node_config)}
     context = ClientContext(received=dict, seed=0, config=config, round_state=notes, **node)

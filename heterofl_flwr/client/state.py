@@ -41,7 +41,7 @@ def load_tensors(context: Context, instruction: Instruction) -> dict[str, Tensor
 
 
 def save_tensors(context: Context, instruction: Instruction, tensors: Mapping[str, Tensor]) -> None:
-    """Save a client's tensors after training; in a context, this deletes those of other runs."""
+    """Save a client's tensors after training; saving in a context deletes the tensors of other runs."""
     if folder := _folder(context, instruction):
         _write_file(folder, instruction, tensors)
         return
@@ -101,7 +101,7 @@ def _folder(context: Context, instruction: Instruction) -> Path | None:
 
 
 def _read_file(folder: Path, instruction: Instruction) -> dict[str, Tensor] | None:
-    """Return the newest state of earlier rounds; for a later message of a round, the state of this round too."""
+    """Return the newest state saved before this round; for a later message of the round, also one saved in it."""
     end = instruction.server_round + (not instruction.starts_round)
     paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < end]
     if not paths:

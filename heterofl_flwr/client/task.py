@@ -113,7 +113,7 @@ class Task:
         return self.instruction.config
 
     def model(self, like: nn.Module | None = None) -> nn.Module:
-        """Return a new model at the message's rate, loaded with the received and the client's personal parameters.
+        """Return a new model at the message's rate, loaded with the received parameters and the client's personal ones.
 
         For an evaluation, batch norm has the static moments in the message or, without any, normalises by batch.
 
@@ -211,7 +211,7 @@ class Task:
         Parameters
         ----------
         model : nn.Module | None
-            The trained model, whose parameters are sent but not its buffers; None in an evaluation.
+            The trained model: its parameters are sent, its buffers are not. None in an evaluation.
         num_examples : int
             Number of examples used. With 0 the reply does not count, and the state of stages does not change.
         labels : Iterable[int] | Mapping[str, Iterable[int]] | None

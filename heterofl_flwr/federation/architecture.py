@@ -139,7 +139,7 @@ class Architecture:
 
 
 def _cached(method: Callable[["GlobalModel", float], Value]) -> Callable[["GlobalModel", float], Value]:
-    """Cache the results of a method by its argument ``rate``, in a cache for each instance."""
+    """Cache a method's results by its argument ``rate``; each instance has its own cache."""
 
     @wraps(method)
     def cached(self: "GlobalModel", rate: float) -> Value:
@@ -216,7 +216,7 @@ class GlobalModel(Architecture):
 
     @property
     def _frozen(self) -> set[str]:
-        """Names of frozen parameters. Empty without privacy noise, which alone could change them."""
+        """Names of frozen parameters; empty without privacy noise, because only noise could change them."""
         parameters = self.model.named_parameters() if self.options.privacy.noise else ()
         return {name for name, parameter in parameters if not parameter.requires_grad}
 
@@ -224,7 +224,7 @@ class GlobalModel(Architecture):
     def untrained(self, rate: float) -> frozenset[str]:
         """Return the parameters that clients of a rate hold and do not train.
 
-        These are frozen parameters, and those that match the patterns in the model's attribute ``untrained``.
+        These are the frozen parameters, and parameters that match the patterns in the model's attribute ``untrained``.
         """
         if self.trains_all:
             return frozenset()
@@ -290,5 +290,5 @@ def _check_frozen_values(frozen: Mapping[str, Tensor], state: Mapping[str, Tenso
 
 
 def _can_become(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor may be converted to ``dtype``: only between floating-point types, or unchanged."""
+    """Whether a tensor may be converted to ``dtype``: it has this dtype already, or both are floating-point types."""
     return tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)

@@ -12,7 +12,7 @@ from heterofl_flwr.nn.buffers import find_channel_tables
 
 
 def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
-    """Raise ``ConfigError`` if the model has buffers by channel, which would be those of the prefix slice only."""
+    """Raise ``ConfigError`` if a buffer has an entry for each channel; a client has only its prefix slice."""
     if tables := find_channel_tables(model, local):
         raise ConfigError(
             f"slice_rule is {rule!r}, but the model's buffers {', '.join(tables[:5])} "
@@ -25,7 +25,7 @@ def check_tables(rule: SliceRule, model: nn.Module, local: nn.Module, rate: floa
 def check_frozen(rule: SliceRule, model: nn.Module, local: nn.Module, rate: float) -> None:
     """Raise ``ConfigError`` if a client's frozen parameters are smaller than the global model's.
 
-    They are always a prefix slice, which does not fit the moved slices of the other parameters.
+    Frozen parameters are always a prefix slice, which does not fit the moved slices of the other parameters.
     """
     parameters, part = frozen_parameters(model), frozen_parameters(local)
     if cut := [name for name, parameter in part.items() if parameter.shape != parameters[name].shape]:

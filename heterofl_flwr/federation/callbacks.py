@@ -1,4 +1,4 @@
-"""The state of a run between two rounds, and ``RoundCallback``, whose methods get it."""
+"""``RunState``, the state of a run between two rounds, and ``RoundCallback``, the base class of callbacks."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -34,9 +34,9 @@ class RunState:
     dealt
         The number of partitions of the data, if all clients report the same number; else 0.
     nodes
-        The registered names of the nodes. The value is the round since which a node is away, or 0.
+        The registered names of the nodes, each with the round since which the node is away, or 0.
     releases
-        The releases with noise that the model depends on, including those of models that it was trained from.
+        The noisy releases on which the model depends, including the releases of models from which training started.
     setup
         Mix, seed and stages of the run as text; a resumed run must have the same. Empty in states of older versions.
     callbacks
@@ -69,9 +69,9 @@ class Progress(RunState):
     num_rounds
         The number of the run's final round.
     evaluated_slice
-        Function of the round of an evaluation and a rate; returns the slice that was evaluated as the rate's model.
+        Function of an evaluation's round and of a rate; returns the slice that was evaluated as the model of this rate.
     level_tensors
-        Function of a rate; returns the parameters that have other values at this level (``Slicing.by_level``).
+        Function of a rate; returns the parameters with separate values for the rate's level (``Slicing.by_level``).
     """
 
     record: RoundRecord
@@ -110,7 +110,7 @@ class RoundCallback:
         """Run after the run's final round, also if a callback stopped the run early."""
 
     def state(self) -> Mapping[str, object]:
-        """Return this callback's state for checkpoints, in types of JSON, such as its best value so far."""
+        """Return this callback's state for checkpoints, such as its best value so far; only JSON types are allowed."""
         return {}
 
     def load(self, state: Mapping[str, object]) -> None:

@@ -18,8 +18,8 @@ from heterofl_flwr.federation.sampling import Purpose, draw
 class Levels:
     """Rates of the clients of one run, and sampling of clients.
 
-    Under *Fix* a client has the same rate in each round. Under *Dynamic* each round draws one of the mix's rates for
-    it, at most its capacity.
+    Under *Fix* a client has the same rate in each round. Under *Dynamic* each round draws a rate of the mix for each
+    client, at most the client's capacity.
     """
 
     def __init__(self, architecture: Architecture, nodes: Nodes, assignment: Assignment = "fix") -> None:
@@ -29,7 +29,7 @@ class Levels:
         self._mix, self._seed, self._options = architecture.mix, architecture.seed, architecture.options
 
     def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
-        """Raise ``ReplyError`` if a reported capacity is no rate, or if ``build`` has no model for it under *Fix*.
+        """Raise ``ReplyError`` if a reported capacity is no rate or, under *Fix*, ``build`` has no model for that rate.
 
         Under *Dynamic* clients train at rates of the mix only, so no model of the capacity is built.
         """
@@ -55,7 +55,7 @@ class Levels:
             rates.update(zip(joining, joining_rates(self._mix, taken, len(joining)), strict=True))
 
     def rate(self, server_round: int, node_id: int) -> float:
-        """Return the rate at which a client trains in a round; with personal parameters always its first rate."""
+        """Return the rate at which a client trains in a round; with personal parameters the client's first rate."""
         growth = self._options.slicing.growth
         rate = grown_rate(self._mix, self._find_rate(server_round, node_id), server_round, growth)
         return self._nodes.own_rates.setdefault(node_id, rate) if self._architecture.personal else rate
@@ -121,7 +121,7 @@ class Levels:
         return sampled + draw(self._in_order(rest), number, purpose, server_round, seed=self._seed)
 
     def _in_order(self, node_ids: Sequence[int]) -> Sequence[int]:
-        """Return clients in the order of their partitions; in the order of ``node_ids`` if not all were queried."""
+        """Return clients in the order of their partitions; in the order of ``node_ids`` if some were not queried."""
         return sorted(node_ids, key=self._nodes.partition) if self.asks_all else node_ids
 
     @property

@@ -35,7 +35,7 @@ def split_metric(key: str) -> tuple[str, float | None]:
 def split_metrics(
     metrics: Mapping[str, float], rates: Collection[float], plain: float | None
 ) -> dict[float | None, dict[str, float]]:
-    """Group metrics by the rate in their keys, if it is one of ``rates``; ``plain`` is the rate of all others."""
+    """Group metrics by the rate in their keys; keys without one of ``rates`` belong to the rate ``plain``."""
     by_rate: dict[float | None, dict[str, float]] = {}
     for key, value in metrics.items():
         metric, rate = split_metric(key)

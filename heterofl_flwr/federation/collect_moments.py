@@ -54,7 +54,7 @@ class CollectedMoments:
             }
 
     def add(self, moments: Mapping[float, Moments]) -> None:
-        """Add a client's moments by rate; raise ``ReplyError``, and add none, if any does not fit."""
+        """Add a client's moments by rate; if the moments of any rate do not fit, add none and raise ``ReplyError``."""
         architecture, privacy = self._federation.architecture, self._options.privacy
         expected = self._options.averaging.fidelity.moments
         for rate, client_moments in moments.items():

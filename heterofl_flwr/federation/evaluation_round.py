@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 Rates = tuple[float, ...]
 SplitAnswers = Mapping[int, tuple[float, Mapping[float | None, Mapping[str, float]]]]
-"""Number of examples and metrics by rate of each client; the rate None stands for the global model."""
+"""For each client, the number of examples, and the metrics by rate; the rate None stands for the global model."""
 
 
 class EvaluationRound:
@@ -69,7 +69,7 @@ class EvaluationRound:
     def _pick_rates(self, node_id: int, *, levels: bool) -> Rates:
         """Return the rates that a client evaluates: the largest rate that it can hold, or with ``levels`` all of them.
 
-        With personal parameters it is the rate at which the client trains.
+        With personal parameters, the only rate is the one at which the client trains.
         """
         if self._federation.architecture.personal:
             return (self._federation.levels.rate(self._server_round, node_id),)
@@ -145,7 +145,7 @@ class EvaluationRound:
         return dict(log.evaluate)
 
     def global_answers(self) -> list[int]:
-        """Return the clients that evaluated the global model or a personal model, not only that of a smaller rate."""
+        """Return the clients that evaluated the global model or a personal model, not only models of smaller rates."""
         return [node_id for node_id in self.answers if self._has_global_model(self.rates[node_id])]
 
     def _note_coverage(self) -> bool:
@@ -191,7 +191,7 @@ class EvaluationRound:
     def _summarise(
         self, answers: SplitAnswers, rate: float | None, summary: Callable[[Sequence[Answer]], dict[str, float]]
     ) -> dict[str, float]:
-        """Return a summary of the metrics of a rate over all clients."""
+        """Return the metrics of a rate, summarised over the clients by the function ``summary``."""
         return summary([(number, metrics[rate]) for number, metrics in answers.values() if rate in metrics])
 
 

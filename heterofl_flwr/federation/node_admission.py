@@ -93,7 +93,7 @@ class Limits:
             raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
     def applied(self, reported: Capability, name: str, node_id: str) -> Capability:
-        """Return the reported capability of a client, changed to what the tables set for its name or id."""
+        """Return a client's reported capability, changed by the tables' entries for its name or id."""
         key = name if name in self.levels else node_id
         limit = rate_of(self.levels.get(key, self.largest_level))
         bound = self.partitions.get(name, self.partitions.get(node_id))
@@ -141,9 +141,9 @@ def admit(
 
 
 def check_faults(faults: Mapping[str, str], *, new: int, total: int, min_replies: MinReplies, mix: Mix) -> None:
-    """Warn of new clients whose capability is unknown; fail if it is known for too few.
+    """Warn of new clients whose capability is unknown; fail if too few have a known capability.
 
-    Too few means fewer clients than a round needs replies: the run would train small models only, without any sign.
+    Too few means fewer clients than the replies that a round needs: the run would train only small models, unnoticed.
     """
     usable, smallest = total - len(faults), mix.rates[-1]
     least = min(least_replies(min_replies, total), total)

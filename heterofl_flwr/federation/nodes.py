@@ -33,11 +33,11 @@ class Capability:
 
 
 class Nodes:
-    """Registry of the clients by node id. It contains a client once this has answered the capability query.
+    """Registry of the clients by node id. A client is added when it answers the capability query.
 
-    Each client has two numbers. Its *partition* is the one that it reports, unless another client reported it before;
-    random draws use it. Its *seat* follows from the names and ids of the present nodes, never from a report, so no
-    client can change the level of another; ``seat_rates`` has the rate of each node's seat.
+    Each client has two numbers. Its *partition*, for random draws, is the number that it reports, unless another client
+    reported this number before. Its *seat* follows from the names and ids of the present nodes, never from a report, so
+    no client can change the level of another; ``seat_rates`` has the rate of each node's seat.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ class Nodes:
     def register(self, answers: Mapping[int, Capability]) -> None:
         """Register the answers of nodes to the capability query.
 
-        A client that reports no free partition gets the number of its seat, or else the lowest free number. Seats of
+        A client with no or a taken partition gets the number of its seat, or else the lowest free number. Seats of
         nodes without registered names follow from random node ids, so such a run cannot be repeated exactly.
         """
         if answers.keys() - self._partitions.keys():  # new clients may get the partitions of nodes that left
@@ -211,7 +211,7 @@ class Nodes:
         return sorted({*self._trained_before, *map(self.partition, self.trained)})
 
     def named(self) -> dict[str, int]:
-        """Return the registered names of nodes, for a checkpoint. The value is the round since which one is away."""
+        """Return the registered names of nodes for a checkpoint, each with the round since which the node is away."""
         return {**dict.fromkeys(self._names.values(), 0), **self.away}
 
     def load(self, trained: Iterable[int], dealt: int, named: Mapping[str, int]) -> None:
@@ -226,7 +226,7 @@ class Nodes:
 
     @property
     def all_named(self) -> bool:
-        """Whether each present node has a registered name: sampling uses names, and only sampled nodes are queried."""
+        """Whether all present nodes have registered names; sampling then uses names, and queries only sampled nodes."""
         return bool(self.present) and not self._unnamed
 
     def partition(self, node_id: int) -> int:
@@ -252,12 +252,12 @@ class Nodes:
         return bool(self._names or self._named_before)
 
     def are_away(self) -> list[str]:
-        """Return the names of nodes that left, each with the round since which it is away, if that is known."""
+        """Return the names of nodes that left, each with the round since which it is away if this round is known."""
         away = {name: since for name, since in self._named_before.items() if name not in self._names.values()}
         return [f"{name} (since round {since})" if since else name for name, since in {**away, **self.away}.items()]
 
     def notes(self) -> tuple[str, ...]:
-        """Return remarks on nodes that are away, did not answer, or train at the smallest rate without need."""
+        """Return remarks on nodes that are away, did not answer, or train at the smallest rate after a bad answer."""
         away = self.are_away()
         silent = [self.name(node_id) for node_id in self.unanswered]
         parts = {"away": away, "no answer to the capability query": silent, "at the smallest rate": self.demoted}

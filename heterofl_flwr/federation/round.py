@@ -25,7 +25,7 @@ from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.stages.server_stage import RoundContext, Update
 
 CLOCK_SECONDS = 2.0
-"""Difference of a client's clock, in seconds, beyond which there is a warning.
+"""Difference between a client's clock and the server's, in seconds, above which a warning is logged.
 
 A SuperLink refuses signed messages of a clock that is 5 s ahead.
 """
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 class Sampled:
     """The rate, the level and the slice at which a sampled client trains.
 
-    ``sent`` is only set in asynchronous runs: the version of the slice that the client was sent, which may be older
+    ``sent``, set only in asynchronous runs, is the version of the slice that was sent to the client. It may be older
     than the round.
     """
 
@@ -122,7 +122,7 @@ class Round:
         )
 
     def begin(self, node_id: int, sampled: Sampled | None = None) -> None:
-        """Add a client to the round; ``sampled`` is the training that it began earlier, or None for a new one."""
+        """Add a client to the round; ``sampled`` is its training from an earlier round, or None for a new training."""
         partition = self._federation.nodes.partition(node_id)
         if sampled is None:
             rate = self._federation.levels.rate(self.server_round, node_id)
@@ -202,7 +202,7 @@ class Round:
             self._remarks[text].append(node_id)
 
     def _is_unchanged(self, sampled: Sampled, reply: TrainReply) -> bool:
-        """Whether a reply has the same tensors that were sent. Comparing stops at the first tensor that differs."""
+        """Whether a reply's tensors equal the sent ones. Comparing stops at the first tensor that differs."""
         if reply.form != FULL_PRECISION:
             return self._chain.summing is None and not any(tensor.any() for tensor in reply.tensors.values())
         axes, version = sampled.plan.axes, sampled.sent
@@ -214,7 +214,7 @@ class Round:
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Record the reason why a client's reply is not used, and log it.
 
-        With spare clients, one that does not answer counts as a failure only if the round ends with too few replies.
+        With spare clients, a client without an answer counts as a failure only if the round ends with too few replies.
         """
         if fault.kind in ("silent", "gone", "late"):
             self.silent.add(node_id)
@@ -277,7 +277,7 @@ class Round:
         return state
 
     def _check_replies(self) -> None:
-        """Raise ``RoundError`` if there are too few usable replies: few clients would decide the model."""
+        """Raise ``RoundError`` if there are too few usable replies: otherwise few clients would decide the model."""
         replies, min_replies = self._chain.replies, self._options.sampling.min_replies
         present = len(self.slices) - (self._lost if min_replies == "auto" else 0)
         # No error if all simulated devices failed by chance or a stage lets no client train: the model stays the same.

@@ -172,7 +172,7 @@ class RoundRecord:
     def note_central(self, metrics: Mapping[str, object]) -> None:
         """Record the server's metrics.
 
-        A metric named ``global-...`` replaces that of the clients. Any other that has the name of a client's metric
+        A metric named ``global-...`` replaces that of the clients. Any other metric with the name of a client's metric
         gets the prefix ``server-``.
         """
         clients = {name for name in (*self.train, *self.evaluate) if not name.startswith("global-")}

@@ -67,7 +67,7 @@ class Participation(Sampling):
         return max(self.min_available_nodes, self.min_train_nodes or 0, self.min_evaluate_nodes or 0, 1)
 
     def number(self, clients: int, purpose: Purpose) -> int:
-        """Return the number to sample of ``clients``: a fraction, rounded up, or down if a minimum is set."""
+        """Return the number of clients to sample: a fraction of ``clients``, rounded up, or down with a minimum."""
         share, least = self.fraction_train, self.min_train_nodes
         if purpose == "evaluate":
             share, least = self.fraction_evaluate, self.min_evaluate_nodes
@@ -81,7 +81,7 @@ class Participation(Sampling):
 
 
 def draw(ordered: Sequence[int], number: int, *purpose: int | str, seed: int) -> list[int]:
-    """Sample ``number`` clients without replacement. The draw repeats exactly only if ``ordered`` has equal order."""
+    """Sample ``number`` clients without replacement. Draws are repeatable only if ``ordered`` has the same order."""
     if number >= len(ordered):
         return list(ordered)
     return generator(seed, "sample", *purpose).sample(ordered, number)

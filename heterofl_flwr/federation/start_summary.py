@@ -33,7 +33,7 @@ def log_summary(federation: Federation) -> None:
 
 
 def find_equal_levels(federation: Federation) -> list[str]:
-    """Return a warning for each group of the mix's levels that have the same model."""
+    """Return a warning for each group of levels whose models are the same."""
     plans = {rate: federation.architecture.plan(rate) for rate in federation.mix.all_rates}
     largest, smallest = federation.mix.global_rate, federation.mix.rates[-1]
     if len(plans) == 1 or federation.architecture.personal:  # models of all rates may share equal parameters
@@ -47,7 +47,7 @@ def find_equal_levels(federation: Federation) -> list[str]:
 
 
 def count_releases(federation: Federation, rounds: range, *, simulated: bool) -> int:
-    """Return an upper bound on the number of releases with noise, of models and of moments, in ``rounds``.
+    """Return an upper bound on the number of noisy releases (models and moments) in ``rounds``.
 
     Clients on other machines (``simulated=False``) may report a capacity; an evaluation may then need the moments of
     every level.
@@ -98,7 +98,7 @@ def warn_of_untrained(federation: Federation, server_round: int, node_ids: Seque
 
 
 def warn_of_mix(federation: Federation, node_ids: Sequence[int]) -> None:
-    """Warn at the start of a run if its clients are too few for the mix or for its privacy."""
+    """Warn at the start of a run if it has too few clients for the mix or for the privacy options."""
     mix, clients, privacy = federation.mix, len(node_ids), federation.options.privacy
     if privacy.noise and privacy.delta * clients >= 1:
         logger.warning(

@@ -26,7 +26,7 @@ REMOTE_CHANGE = 10
 
 
 class Chain:
-    """Stages around a mean. It is made once for a run; each round opens it, adds updates and closes it.
+    """Stages around a mean. A run has one chain; each round opens the chain, adds updates and closes it.
 
     Attributes
     ----------

@@ -43,7 +43,7 @@ def check_chain(stages: Sequence[ServerStage], aggregator: OpenAggregator, kind:
 def _faults(
     stage: ServerStage, stages: Sequence[ServerStage], aggregator: OpenAggregator, kind: Kind, weights: Weights
 ) -> Iterator[str]:
-    """Yield the requirements of a stage that the chain does not meet."""
+    """Yield a stage's requirements that the chain does not meet."""
     needs, name = stage.needs, stage_name(stage)
     if needs.counting_mean and kind != "counting":
         remedy = {
@@ -66,7 +66,7 @@ def _faults(
 
 
 def _faults_of_sum(stages: Sequence[ServerStage]) -> Iterator[str]:
-    """Yield conflicts with a conversation, which hides single replies."""
+    """Yield conflicts of other stages with a ``Conversation``, because it hides single replies."""
     summing = next((stage for stage in stages if isinstance(stage, Conversation)), None)
     if summing is None:
         return

@@ -28,7 +28,7 @@ Fields = Mapping[str, object]
 """Extra entries of a message's config, by key: numbers, text, bytes, and lists of these."""
 
 FULL_PRECISION = "float32"
-"""Form of an update that is not encoded by a stage."""
+"""Form of an update that no stage has encoded."""
 
 Value = bool | int | float | str
 LONGEST_TEXT = 200

@@ -129,7 +129,7 @@ def _quantise(change: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
 
 
 def _rows(shape: Sequence[int]) -> tuple[int, int]:
-    """Return the number of rows of a parameter and the entries of each; rows of one entry are joined to one row."""
+    """Return a parameter's number of rows, and of entries in each row; rows of one entry are joined to one row."""
     size = math.prod(shape)
     rows = shape[0] if shape and size > shape[0] else min(size, 1)
     return rows, max(size, 1) // max(rows, 1)

@@ -1,7 +1,7 @@
 """LevelParameters: parameters that each level averages only among its own clients.
 
 These are the inconsistent parameters of NeFL (Kang et al., 2023), such as norms. The global model has the values of the
-largest level. Smaller levels start with slices of them.
+largest level. Smaller levels start with slices of these values.
 """
 
 from collections.abc import Sequence

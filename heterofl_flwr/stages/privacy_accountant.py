@@ -51,12 +51,12 @@ class Privacy:
 
     @property
     def step(self) -> float:
-        """Size of a step of summed changes; 0 without noise."""
+        """Fixed-point step in which changes are summed; 0 without noise."""
         return self.noise * self.clip / DEVIATION
 
     @property
     def moments_step(self) -> float:
-        """Size of a step of summed moments; 0 without noise."""
+        """Fixed-point step in which moments are summed; 0 without noise."""
         return self.noise * self.moments_clip / DEVIATION
 
 
@@ -140,7 +140,7 @@ class Spent:
 def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
     """Return a client's moments, clipped as one vector of means and second moments, with count 1.
 
-    They are in steps, as ``noise_moments`` expects.
+    The result is in fixed-point steps, as ``noise_moments`` expects.
     """
     counted = {name: layer for name, layer in moments.layers.items() if layer.count}
     vector = {("first", name): layer.first_sum / layer.count for name, layer in counted.items()}
@@ -151,7 +151,7 @@ def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
 
 
 def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[float, Moments]:
-    """Add noise to the sums of clipped moments in steps; return them as ordinary moments."""
+    """Add noise to sums of clipped moments, which are in fixed-point steps; return ordinary moments."""
     stream = Keystream()
 
     def released(kind: Variant, layer: LayerMoments) -> LayerMoments:

@@ -1,4 +1,4 @@
-"""The client stages of an instruction, with those of this package registered."""
+"""Client stages of an instruction; importing this module registers the stages of this package."""
 
 from heterofl_flwr.stages import (
     clip as clip,  # each of these registers its client half
@@ -11,5 +11,5 @@ from heterofl_flwr.stages.client_stage import ClientStage, Fields, read_stages
 
 
 def client_stages(config: Fields) -> list[ClientStage]:
-    """Return the client stages in an instruction; importing this module has registered those of this package."""
+    """Return the client stages in an instruction, including the stages of this package."""
     return read_stages(config)

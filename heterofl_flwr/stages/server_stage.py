@@ -1,4 +1,4 @@
-"""The server half of a stage: changes clients' updates before the mean, and the model after it."""
+"""The server half of a stage: it changes clients' updates before the mean, and the model after the mean."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,7 +77,7 @@ class RoundContext:
     extra_rows
         True if rows beyond the classes count for every holder (``Fidelity.extra_rows``).
     grid
-        With noise, the L2 norm to which changes are clipped, and the size of a step in which they are summed.
+        With noise, the L2 norm to which changes are clipped, and the fixed-point step in which they are summed.
     learning_rate
         Learning rate of the clients in this round; 0 if the server sends none.
     run

@@ -13,7 +13,7 @@ def trained_plan(update: Update, context: RoundContext) -> Plan:
 
 
 class Untrained(ServerStage):
-    """Average only the parameters that a client trains. Untrained ones in its reply would pull the mean back."""
+    """Average only the parameters that a client trains. Untrained parameters in a reply would pull the mean back."""
 
     reads_replies = False
 

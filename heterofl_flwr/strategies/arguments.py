@@ -32,11 +32,11 @@ STAGES: Mapping[str, str] = {
     **dict.fromkeys(("server_learning_rate", "server_momentum"), "use stages=[Momentum(...)]"),
     **dict.fromkeys(("eta", "tau", "beta_1", "beta_2"), "use stages=[Adam(...)]"),
 }
-"""Arguments of Flower's strategies that are stages here, with the text for the error."""
+"""Arguments of Flower's strategies that stages replace here, each with the remedy for the error."""
 
 
 def find_groups(parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    """Return how to pass each option of the groups among ``parameters``, such as ``sampling=Sampling(spare=...)``."""
+    """Return the code that passes each option of groups in ``parameters``, such as ``sampling=Sampling(spare=...)``."""
     groups = {name: type(parameter.default) for name, parameter in parameters.items() if is_group(parameter.default)}
     return {option: f"{name}={kind.__name__}({option}=...)" for name, kind in groups.items() for option in specs(kind)}
 

@@ -39,8 +39,8 @@ class Steps:
     """Asynchronous training: keeps ``concurrency`` clients busy, and takes steps of the model.
 
     A step is a ``Round``. Its clients may have begun before it, and others may still train when it ends. A client whose
-    reply counts in a step trains again in the next step at the earliest, because before that the model is the same. For
-    each version and level that a client trains from, one slice is stored.
+    reply counts in a step trains again in the next step at the earliest, because before that the model is the same. One
+    slice is stored for each version and level from which clients train.
     """
 
     def __init__(self, strategy: RoundHooks, stage: Asynchronous, grid: Grid, config: ConfigRecord) -> None:
@@ -91,7 +91,7 @@ class Steps:
         cancel(self._grid, list(self._training))
 
     def _seconds_to_overdue(self, patience: float) -> float:
-        """Add the clients without a reply for ``patience`` seconds to the overdue ones; return seconds to the next."""
+        """Mark clients without a reply for ``patience`` seconds as overdue; return seconds until the next one is."""
         now = time.monotonic()
         self._overdue |= {turn.node_id for turn in self._training.values() if now - turn.sent_at >= patience}
         turns = [turn for turn in self._training.values() if turn.node_id not in self._overdue]
@@ -102,7 +102,7 @@ class Steps:
         return [*self._training.values(), *(turn for turn, _ in self._waiting)]
 
     def _open(self, server_round: int, slices: Slices, before: float) -> Round:
-        """Open a step; clients that have left, or that have trained since ``before`` or longer, are given up."""
+        """Open a step; clients that left, or that began to train at ``before`` or earlier, are given up."""
         strategy, federation = self._strategy, self._strategy.federation
         nodes = federation.nodes
         registration = NodeRegistration(self._grid, federation, server_round, strategy.messages_of(server_round).budget)
@@ -152,7 +152,7 @@ class Steps:
         return Fault(f"{steps} steps stale, expected up to {bound} (asynchronous.bound)") if steps > bound else None
 
     def _send(self, current: Round, slices: Slices, began: float) -> None:
-        """Send slices to more clients until the number that train at once is ``concurrency``."""
+        """Send slices to more clients until ``concurrency`` clients train at once."""
         drawn, clocks = self._draw(current), self._stage.clocks
         for node_id in drawn:
             current.begin(node_id)

@@ -125,7 +125,7 @@ class FedH2L(FederationStrategy):
         return {**super()._train_config(current, node_id, rate), **seeds}
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
-        """Run both exchanges: send ``sent``, then the messages that ``relay`` returns; return the replies to these."""
+        """Run both exchanges: send ``sent``, then the messages that ``relay`` returns; return the second replies."""
         budget = Budget(timeout)
         learners = self.relay(grid, sent, PUBLISH_SHARE * timeout)
         return grid.send_and_receive(learners, timeout=budget.remaining())

@@ -1,4 +1,4 @@
-"""Registration of a grid's nodes: waiting for enough, querying the capability of new ones, sampling a round's."""
+"""Registration of a grid's nodes: wait for nodes, query the capability of new nodes, sample the nodes of a round."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ QUERY_SECONDS = 120.0
 """Upper bound on the time for capability queries in seconds; a busy machine may need it to start its clients."""
 
 AGAIN_SECONDS = 5.0
-"""Seconds for nodes that did not answer the query of an earlier round; a later answer counts in the next round."""
+"""Seconds to wait for nodes that did not answer an earlier query; a later answer counts in the next round."""
 
 WINDOW = 1000
 """Number of queries sent at once."""
@@ -104,7 +104,7 @@ class NodeRegistration:
         return usable
 
     def _too_few(self, number: int) -> str:
-        """Return the error for a round in which too few nodes are there."""
+        """Return the error for a round with too few nodes."""
         sampling, away = self._federation.options.sampling, self._nodes.are_away()
         missing = f"; away: {listed(away)}" if away else ""
         more = "start more SuperNodes (flower-supernode)"
@@ -177,7 +177,7 @@ class NodeRegistration:
         return present, newcomers
 
     def _query(self, node_ids: Sequence[int], seconds: Callable[[], float]) -> dict[int, Capability | Fault]:
-        """Ask nodes in windows, which share the seconds; return the answers and faults."""
+        """Query nodes window by window, within ``seconds`` in total; return the answers and faults."""
 
         def read(node_id: int, reply: Message) -> Capability:
             return reading.read_capability(reply, self._nodes.name(node_id))

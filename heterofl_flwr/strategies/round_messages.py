@@ -1,4 +1,4 @@
-"""Messages of a round: those sent, their replies in order, faults, and the time limit of all of them."""
+"""Messages of a round, their replies in order, faults, and the time limit of the round."""
 
 import logging
 import time
@@ -36,7 +36,7 @@ class Budget:
         self._deadline = time.monotonic() + seconds
 
     def extend(self, seconds: float) -> None:
-        """Move the deadline by ``seconds`` that do not count."""
+        """Make the deadline later by ``seconds`` that do not count towards the time limit."""
         self._deadline += seconds
 
     def remaining(self, share: float = 1.0) -> float:
@@ -45,7 +45,7 @@ class Budget:
 
 
 class Replies(Iterator[Message]):
-    """Iterator over the replies of an exchange. It does not store replies, so they can be read once."""
+    """Iterator over the replies of an exchange. It does not store replies, so they can be read only once."""
 
     def __init__(self, replies: Iterator[Message]) -> None:
         self._replies, self.are_read = replies, False
@@ -168,7 +168,7 @@ def _size_or_fault(reply: Message) -> int | Fault:
 
 
 def outcomes(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | Fault]]:
-    """Yield each node id with its reply, or with the fault in its place, in the order of the messages.
+    """Yield each node id with its reply or its fault, in the order of the messages.
 
     Only replies that arrive before their turn are stored. A reply is dropped with a warning if its node was sent no
     message, if it answers another message, or if the node has already replied.

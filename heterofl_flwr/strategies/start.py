@@ -294,7 +294,7 @@ class _Loop:
 
 
 def _is_true(value: object) -> bool:
-    """Whether a value returned by a callback is True, of Python, NumPy or torch; any other value does not end a run."""
+    """Whether a callback returned True, as a bool of Python, NumPy or torch; no other value ends a run."""
     if isinstance(value, Tensor) and value.dtype == torch.bool and value.numel() == 1:
         return bool(value)
     return isinstance(value, bool | np.bool_) and bool(value)

@@ -197,12 +197,12 @@ class RoundHooks(Strategy):
         return {node_id: configs[node_id] for node_id in current.slices if node_id in configs}
 
     def _queries_of_stages(self, grid: Grid, opened: RoundMessages, share: float) -> StageQueries:
-        """Return the stages' queries, each of which may take this share of the remaining time of a round."""
+        """Return the stages' queries; each may take the fraction ``share`` of the round's remaining time."""
         nodes, config = self.federation.nodes, self.chain.instruction
         return StageQueries(grid, nodes, opened.server_round, config, lambda: opened.budget.remaining(share))
 
     def _sort_channels(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the global model, with ``slice_rule="important"`` sorted by channel importance every k rounds."""
+        """Return the global model; with ``slice_rule="important"``, sort its channels every ``rank_every`` rounds."""
         channel_order = self.federation.architecture.channel_order
         if channel_order is None or (server_round - 1) % self.options.slicing.rank_every:
             return arrays

@@ -69,7 +69,7 @@ class TensorArray(Array):
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return a record of tensors, which it shares if they are contiguous on the CPU; do not change them afterwards."""
+    """Return a record of tensors. It shares memory with contiguous CPU tensors; do not change them afterwards."""
     record = ArrayRecord()
     for name, tensor in tensors.items():
         record[name] = TensorArray(tensor.detach().cpu().contiguous())
@@ -97,7 +97,7 @@ def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) -> None:
-    """Raise ``ReplyError`` if an array has more bytes than its ``entries`` have as float64; nothing is unpacked."""
+    """Raise ``ReplyError`` if an array is larger than its number of ``entries`` in float64; nothing is unpacked."""
     for name, array in record.items():
         most = 8 * entries.get(name, 0) + HEADER_BYTES
         if (size := array_size(array)) > most:
@@ -144,9 +144,9 @@ def _read_array(array: Array) -> Tensor:
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """Return the array in the bytes of a ``.npy`` file; it shares their memory, so the caller must not change it.
+    """Return the array in the bytes of a ``.npy`` file. It shares memory with the bytes; the caller must not change it.
 
-    ``numpy.load`` is not used, because it also accepts archives of arrays and bytes after the array.
+    ``numpy.load`` is not used, because it also accepts archives, and extra bytes after an array.
     """
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
@@ -197,7 +197,7 @@ def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Mo
 
 
 class Slices:
-    """The slices of a global state as array records: one for each plan, which all messages of the plan share.
+    """The slices of a global state as array records: one for each plan, shared by all its messages.
 
     Flower stores an object once, and uploads it once to a SuperLink, if several messages have it. The record of the
     global model is the original one.
@@ -216,7 +216,7 @@ class Slices:
         self._broadcasts: dict[Plan, ArrayRecord] = {}
 
     def arrays(self, plan: Plan) -> ArrayRecord:
-        """Return the record of the slice of a plan."""
+        """Return the record of a plan's slice."""
         if plan not in self._records:
             self._records[plan] = pack_tensors(plan.extract(self.state))
         return self._records[plan]
@@ -237,7 +237,7 @@ class Slices:
         )
 
     def broadcast(self, plan: Plan, tensors: Mapping[str, Tensor]) -> ArrayRecord:
-        """Return the record of a slice of the stages' tensors, which are named ``stage/parameter``."""
+        """Return a record with the plan's slices of the stages' tensors, named ``stage/parameter``."""
         if plan not in self._broadcasts:
             parameters = {name: name.partition("/")[2] for name in tensors}
             axes = {name: plan.axes[parameter] for name, parameter in parameters.items() if parameter in plan.axes}

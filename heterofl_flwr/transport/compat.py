@@ -106,7 +106,7 @@ def get_identity() -> tuple[int | None, int | None, int | None]:
 
 @contextmanager
 def some_identity() -> Iterator[None]:
-    """Within this context, messages can be made also if Flower has set no identity, as under ``start_server``."""
+    """Within this context, messages can be made even if Flower has set no identity, as under ``start_server``."""
     identity = get_identity()
     if identity[0] is None:
         set_identity(0, 0)
@@ -139,13 +139,13 @@ def has_runtime_client(grid: object) -> bool:
 
 
 def runtime_client(grid: object) -> Any:
-    """Return the client of a SuperLink's grid that sends requests such as ``PullMessages`` and ``PullObject``."""
+    """Return the RPC client that a SuperLink's grid uses for requests such as ``PullMessages`` and ``PullObject``."""
     name = next(name for name in _CLIENTS if hasattr(type(grid), name))
     return getattr(grid, name)
 
 
 def connect_length_check(grid: object, check: Callable[[int], None]) -> bool:
-    """Make the grid call ``check`` with the length of each response before reading it; return False if it cannot.
+    """Make the grid call ``check`` with the length of each response before reading it; return False if the grid cannot.
 
     This needs HTTP (Flower 1.35 or newer, through httpx); ``check`` may raise an error. With gRPC the length is not
     known before the response is read.

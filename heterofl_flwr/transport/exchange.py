@@ -81,7 +81,7 @@ def exchange(
 
 
 class _Flight:
-    """The messages of one exchange: those to send, the ids of those sent, and replies not yet yielded."""
+    """State of one exchange: messages to send, ids of sent messages, and replies not yet yielded."""
 
     def __init__(self, grid: Grid, waiting: deque[Message], window: float, deadline: float, enough: float) -> None:
         self._grid, self._waiting, self._deadline, self._enough = grid, waiting, deadline, enough
@@ -91,7 +91,7 @@ class _Flight:
         self._good = 0
 
     def refill(self) -> None:
-        """Send as many messages as fit into the window, if half of it is free and the deadline is not over."""
+        """Send as many messages as fit into the window, if half of it is free and the deadline has not passed."""
         while (
             self._waiting
             and 2 * (room := self._window - len(self._out)) >= self._window
@@ -118,7 +118,7 @@ class _Flight:
             cancel(self._grid, list(self._out))
 
     def _await(self, *, in_order: bool) -> list[str]:
-        """Wait for the next reply in the order of the messages, or for any reply; return the ids of those to yield."""
+        """Wait for the next reply in the order of the messages, or for any; return message ids of replies to yield."""
         now = time.monotonic()
         if not in_order:
             if now < self._deadline:
@@ -173,7 +173,7 @@ def first_replies(grid: Grid, message_ids: Collection[str], seconds: float) -> l
 
 
 def fault_of(error: Error) -> Fault:
-    """Return the fault of a client that an error reply describes."""
+    """Return the fault that a client's error reply describes."""
     if isinstance(error, messages.LocalFault):
         return Fault(error.reason or "", error.kind)
     reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))

@@ -32,7 +32,7 @@ from heterofl_flwr.transport.relay import Relay, crosses_superlink
 logger = logging.getLogger(__name__)
 
 LargestReply = Callable[[Message], int]
-"""Function of a sent message that returns the most bytes that its reply may have."""
+"""Function of a sent message that returns the maximum size of its reply in bytes."""
 
 OBJECT_BYTES = 128  # memory of an object besides its content; with it, many empty objects reach the limit too
 JSON_GROWTH = 8  # memory of numbers, as a multiple of their bytes in JSON
@@ -44,7 +44,7 @@ Each object needs a request of its own, and a reply may have thousands of object
 
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
-    """Return ``grid``; if it is that of a SuperLink, inside the proxies ``Guarded`` and ``LateNodes``.
+    """Return ``grid``, wrapped in the proxies ``Guarded`` and ``LateNodes`` if it is a SuperLink's grid.
 
     Other grids need no guard, because their replies are made on this machine.
     """
@@ -200,7 +200,7 @@ class Guarded(Relay):
 
     @contextmanager
     def _no_longer_than(self, num_bytes: int) -> Iterator[None]:
-        """Within this context, raise ``ReplyError`` for a longer response of the SuperLink, before it is read."""
+        """Within this context, raise ``ReplyError`` for a response of more than ``num_bytes``, before reading it."""
         self._longest_answer = num_bytes
         try:
             yield
@@ -245,7 +245,7 @@ def _unpack(announced: _Announced) -> Message:
 
 
 def _array_bytes(content: bytes, contents: dict[str, bytes]) -> int:
-    """Return the bytes of an array after its chunks are joined; it may refer to one chunk many times."""
+    """Return the size in bytes of an array with its chunks joined; the array may refer to one chunk many times."""
     _, chunks, _ = head_of(content)
     places = json.loads(content.partition(compat.HEAD_BODY_DIVIDER)[2])["arraychunk_ids"]
     return sum(len(contents[chunks[place]]) for place in places)

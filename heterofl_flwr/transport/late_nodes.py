@@ -13,7 +13,7 @@ from heterofl_flwr.transport.messages import QUERY_CAPABILITY, LocalFault, error
 from heterofl_flwr.transport.relay import Relay
 
 GRACE_SECONDS = 10.0
-"""Seconds to wait for a node that answers one message late, after twice the longest time of a reply."""
+"""Seconds to wait for a node that answers one message late, in addition to twice the longest time of a reply."""
 
 REMEMBERED = 4
 """Maximum number of unanswered messages stored for a node."""

@@ -152,7 +152,7 @@ def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[st
 def client_config(
     federation: Federation, server_round: int, node_id: int, rate: float, callbacks: Sequence[RoundCallback] = ()
 ) -> dict[str, object]:
-    """Return the config entries that the messages of training and evaluation have for a client."""
+    """Return a client's config entries that are the same in messages of training and of evaluation."""
     training, architecture = federation.options.training, federation.architecture
     config: dict[str, object] = {
         RATE: rate,

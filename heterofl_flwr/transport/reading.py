@@ -1,6 +1,6 @@
 """Checked reading of configs, records and replies.
 
-The argument ``sender`` is the name for errors; the default is the server, for messages that clients read.
+The argument ``sender`` names the sender in errors. The default is the server, for messages that clients read.
 """
 
 import logging
@@ -50,7 +50,7 @@ def find_record(content: RecordDict, name: str, kind: type[Value]) -> Value | No
 
 
 def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
-    """Raise ``ReplyError`` if a config has no schema version, or that of an incompatible version of this package."""
+    """Raise ``ReplyError`` if a config's schema version is missing or that of an incompatible package version."""
     if messages.SCHEMA_KEY not in config:
         cause = messages.NOT_HETEROFL if sender == SERVER else messages.NOT_CONVERTED
         raise ReplyError(f"{sender} sent a message without the config of HeteroFL: {cause}")
@@ -144,7 +144,7 @@ def unpack_trained(
 
 
 def check_converted(records: Iterable[ArrayRecord], plan: Plan, sender: str) -> None:
-    """Raise ``ReplyError`` if a reply has the whole model instead of a slice, as from an app not converted."""
+    """Raise ``ReplyError`` if a reply has the whole model instead of a slice, as from an app that was not converted."""
     full_shapes = {name: tuple(axis.size for axis in axes) for name, axes in plan.axes.items()}
     for record in records:
         shapes = {name: tuple(array.shape) for name, array in record.items() if name in full_shapes}
@@ -184,7 +184,7 @@ def read_train_reply(reply: Message, plan: Plan, most: int, sender: str) -> Trai
 
 
 def read_metrics(reply: Message, most: int, sender: str) -> tuple[int, dict[str, float]]:
-    """Return the number of examples in a reply, and its other metrics without lists.
+    """Return the number of examples in a reply, and its other metrics except lists.
 
     Raise ``ReplyError`` if there are more than ``most`` examples.
     """
@@ -229,7 +229,7 @@ def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Momen
 
 
 def read_numbers(metrics: Mapping[str, object], sender: str) -> dict[str, float]:
-    """Return the metrics that are numbers; a number out of bounds becomes NaN, which means leave out.
+    """Return the metrics that are numbers; a number out of bounds becomes NaN, which the means leave out.
 
     Raises
     ------

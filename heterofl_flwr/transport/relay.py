@@ -15,7 +15,7 @@ class Waits(Protocol):
     """A grid that can wait for replies, so its user need not poll."""
 
     def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
-        """Wait until all messages are answered, or ``timeout`` seconds; return the ids of answered messages."""
+        """Wait until all messages are answered, at most ``timeout`` seconds; return the ids of answered messages."""
 
 
 @runtime_checkable
@@ -23,7 +23,7 @@ class Cancels(Protocol):
     """A grid that can drop messages and their replies; Flower's grids cannot."""
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages, also those that clients work on, and their replies."""
+        """Drop messages and their replies, including messages that clients work on."""
 
 
 @runtime_checkable
@@ -81,7 +81,7 @@ class Relay(Grid):
 
 
 def crosses_superlink(grid: object) -> bool:
-    """Whether a grid, also inside proxies, is that of a SuperLink, so its replies come from other machines."""
+    """Whether a grid, possibly inside proxies, is a SuperLink's, so that replies come from other machines."""
     while isinstance(grid, Relay):
         grid = grid._grid
     return compat.has_runtime_client(grid)
