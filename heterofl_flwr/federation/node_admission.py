@@ -32,7 +32,7 @@ def _read_named(value: object) -> dict[str, Any]:
         value = named
     if not isinstance(value, Mapping):
         raise ValueError
-    return dict(value)
+    return {str(name): level for name, level in value.items()}  # Flower's node ids are numbers
 
 
 def _read_levels(value: object) -> dict[str, str | float]:

@@ -127,12 +127,19 @@ class Chain:
     def close(self) -> State:
         """Return the new model, and end the round."""
         holders, new = self._aggregation.holders, self._aggregation.result()
+        shapes = {name: tensor.shape for name, tensor in new.items()}
         for stage in self.stages:
             if not overrides(stage, "on_mean"):
                 continue
             new = _expect(dict, stage.on_mean(new, holders, self._context), f"{stage_name(stage)}.on_mean")
             if fault := next(value_faults(new), None):
                 raise RoundError(f"{stage_name(stage)}.on_mean returned a model that is not usable: {fault}")
+            if wrong := [name for name in new if name in shapes and new[name].shape != shapes[name]]:
+                name = wrong[0]
+                raise RoundError(
+                    f"{stage_name(stage)}.on_mean returned {name} in shape {tuple(new[name].shape)}, expected "
+                    f"{tuple(shapes[name])}"
+                )
         del self._aggregation, self._context
         self.broadcast = {}
         return new

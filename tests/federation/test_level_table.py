@@ -100,6 +100,10 @@ def test_the_table_wins_and_bounds_the_others(caplog):
     ]
 
 
+def test_a_node_id_may_be_a_number_as_flower_has_it():
+    assert Limits(levels={7516684689646712787: "b"}).levels == {"7516684689646712787": "b"}
+
+
 @pytest.mark.parametrize(("said", "warns"), [(("c", "a", "a"), False), (("c", "a", None), True)])
 def test_only_nodes_that_get_their_level_from_the_mix_are_too_few_for_it(caplog, said, warns):
     rates(Limits(), said, mix="a1-b1-c1-d1", assignment="fix")
