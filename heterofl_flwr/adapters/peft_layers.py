@@ -109,7 +109,7 @@ def find_fault(layer: Layer) -> str:
 
 
 def set_ranks(full_model: "PeftModel", model: "PeftModel") -> None:
-    """Set the ranks in a model's layers and config to those of its weights; adapt ``alpha`` so that the scaling stays.
+    """Set the ranks in a model's layers and config to those of its weights; adapt ``alpha`` to keep the scaling.
 
     An adapter adds ``alpha / r * B @ A`` (``alpha / sqrt(r)`` in rsLoRA). With an equal alpha, a level would have
     another scaling than the full model.

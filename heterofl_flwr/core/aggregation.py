@@ -1,4 +1,4 @@
-"""Aggregation of one round: check each reply and its labels, then pass it to an aggregator."""
+"""Aggregation of one round: replies and their labels are checked, then passed to an aggregator."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -119,7 +119,7 @@ class Aggregation:
         self.replies += 1
 
     def result(self) -> dict[str, Tensor]:
-        """Return the new global state in new tensors of the old dtypes; call this once."""
+        """Return the new global state in new tensors; dtypes do not change. Call this once."""
         self._check_open()
         self._has_result = True
         return self._aggregator.result()
@@ -129,7 +129,7 @@ class Aggregation:
         return self._aggregator.holders(name)
 
     def _check_plan(self, plan: Plan) -> None:
-        """Raise an error unless the plan fits the global state and all its parameters are floating point."""
+        """Raise an error unless the plan fits the global state and all of the plan's parameters are floating point."""
         if plan in self._plans:
             return
         plan.check_state(self._state)
@@ -145,7 +145,7 @@ class Aggregation:
 
 
 class LabelRows:
-    """Parameters whose rows belong to classes, with their numbers of rows; selects the rows of a reply that count."""
+    """Parameters whose rows belong to classes, and their numbers of rows. Selects the rows of a reply to average."""
 
     def __init__(self, state: Mapping[str, Tensor], names: Sequence[str], *, extra_rows: bool) -> None:
         if missing := [name for name in names if name not in state or state[name].dim() == 0]:
@@ -154,7 +154,7 @@ class LabelRows:
         self._extra_rows = extra_rows
 
     def by_name(self, plan: Plan, labels: Labels | None) -> dict[str, Tensor]:
-        """Return, by parameter, the indices of a client's rows that count.
+        """Return, for each parameter, the indices of the client's rows to average.
 
         A parameter that is missing in the result counts with all its rows.
         """
@@ -172,7 +172,7 @@ class LabelRows:
     def indices(
         self, plan: Plan, labels: Sequence[int] | None, sizes: Mapping[str, int] | None = None
     ) -> Tensor | None:
-        """Return the ascending indices of a client's rows that count in parameters of these sizes; None for all."""
+        """Return the ascending indices of the client's rows to average; None for all rows."""
         sizes = self.sizes if sizes is None else sizes
         if labels is None:
             return None

@@ -14,7 +14,7 @@ Rows = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """The slice that was sent to a client, and the steps that the global model had made by then.
+    """The slice that was sent to a client, and the global model's number of steps at that time.
 
     Only the slice is stored, so that an asynchronous server does not keep a full model for each step.
 
@@ -25,7 +25,7 @@ class Version:
     plan, tensors
         The slice: its entries and their values.
     moved
-        For each plan, the number of steps of which it was the largest plan (``Clocks``).
+        For each plan, the number of steps in which it was the largest plan (``Clocks``).
     """
 
     number: int
@@ -83,7 +83,7 @@ class Aggregator(Protocol):
         """Return the new global state in new tensors; entries that no client held are unchanged."""
 
     def holders(self, name: str) -> Tensor:
-        """Return, for each entry of a parameter, the total weight of its holders; also after ``result``."""
+        """Return, for each entry of a parameter, the total weight of its holders. May be called after ``result``."""
 
 
 OpenAggregator = Callable[[Mapping[str, Tensor]], Aggregator]

@@ -95,7 +95,7 @@ def axes_between(shape: Sequence[int], local_shape: Sequence[int], parts: Mappin
 
 @dataclass(frozen=True, slots=True)
 class PrefixAxis(Axis):
-    """An axis of a layer that drops its last groups or heads. Any other slice would mix channels of several groups."""
+    """An axis whose slices drop the layer's last groups or heads. Other slices would mix channels of several groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
 
 
 def within(axes: Axes, second_axes: Axes) -> Axes:
-    """Return the axes of the overlap of two slices, relative to the first slice."""
+    """Return the overlap of two slices of a parameter, as axes relative to the first slice."""
     shared = []
     for axis, second in zip(axes, second_axes, strict=True):
         members = positions(second)

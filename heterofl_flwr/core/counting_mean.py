@@ -112,7 +112,7 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
 
 
 class Holders:
-    """Total weight of the clients that hold each slice, by row where not all rows of a reply count."""
+    """Total weight of the clients that hold each slice; one number for each row if some rows do not count."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -153,7 +153,7 @@ class Holders:
 
 
 class Sums:
-    """Weighted sums of replies: one tensor for each parameter in any reply."""
+    """Weighted sums of replies: one tensor for each parameter that occurs in a reply."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state

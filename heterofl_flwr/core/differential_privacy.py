@@ -148,7 +148,7 @@ def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Na
 
 @torch.no_grad()
 def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
-    """Add noise of standard deviation ``DEVIATION`` to a sum of ``in_steps``; return it in the parameter's units."""
+    """Add noise of deviation ``DEVIATION`` to a sum of ``in_steps``; return the sum in the parameter's units."""
     return (total + draw(stream, total.shape).to(total.device)).mul_(step)
 
 
@@ -160,7 +160,7 @@ def released(
     step: float,
     stream: Keystream | None = None,
 ) -> dict[str, Tensor]:
-    """Return the global state after a round, with noise.
+    """Return the noisy global state after a round.
 
     ``old`` is the state before the round. ``mean`` is the counting mean of the clients' changes, in steps and in double
     precision. ``holders`` returns the number of holders of each entry of a parameter (``Aggregation.holders``).
@@ -183,12 +183,12 @@ ORDERS: Sequence[float] = tuple(1 + 2 ** (step / 8) for step in range(-80, 161))
 
 
 def divergences(noise: float, releases: int, orders: Sequence[float] = ORDERS) -> list[float]:
-    """Return the Rényi divergence of ``releases`` releases together, for each order."""
+    """Return, for each order, the total Rényi divergence of ``releases`` noisy sums."""
     return [releases * order / (2 * noise**2) for order in orders]
 
 
 def epsilon(spent: Sequence[float], delta: float, orders: Sequence[float] = ORDERS) -> float:
-    """Return epsilon for the Rényi divergence of each order (Canonne, Kamath and Steinke, 2020, proposition 12)."""
+    """Return epsilon; ``spent`` is the divergence at each order (Canonne, Kamath and Steinke, 2020, proposition 12)."""
     return min(
         max(divergence + math.log1p(-1 / order) - math.log(delta * order) / (order - 1), 0.0)
         for divergence, order in zip(spent, orders, strict=True)

@@ -18,9 +18,9 @@ SAMPLES = 256
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Exclude parameters that copies of the model share, such as the base under adapters, from the exchange.
+    """Exclude from the exchange parameters that copies of the model share, such as the base under adapters.
 
-    Excluded parameters are in no plan: they are not sent, averaged or stored. Copies of the model keep this mark.
+    Excluded parameters are in no plan: they are not sent, averaged or stored. Copies of the model exclude them too.
     """
     vars(model)[_EXCLUDED] = tuple(names)
     for name in vars(model)[_EXCLUDED]:

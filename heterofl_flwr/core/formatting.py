@@ -43,7 +43,7 @@ def energy(joules: float) -> str:
 
 
 def tick(label: str) -> str:
-    """Return the label of an axis tick without the decimals of a round number."""
+    """Return the label of an axis tick; a round number loses its decimals."""
     return label.replace(".00 ", " ").replace(".0 ", " ")
 
 
@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def numbers(values: Sequence[int], limit: int = 12) -> str:
-    """Format ascending numbers with runs joined, such as ``1-4, 7``; a long list is cut."""
+    """Format ascending numbers as ranges, such as ``1-4, 7``; a long list is cut."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:

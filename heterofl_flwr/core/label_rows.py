@@ -27,7 +27,7 @@ def whole_numbers(labels: Iterable[int]) -> list[int]:
 
 
 LabelRule = Literal["sent", "none"]
-"""Rows of a reply's classifier that are averaged: those of the classes it names (``sent``), or all (``none``)."""
+"""Classifier rows to average: those of the classes that a reply names (``sent``), or all (``none``)."""
 
 
 def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
@@ -86,7 +86,7 @@ def _find_heads(model: nn.Module, unshrunk: Mapping[str, nn.Linear]) -> list[str
 def _is_decoder(model: nn.Module, head: str) -> bool:
     """Whether a convolution follows the layer ``head``, or the model is an autoencoder.
 
-    In an autoencoder the layer has as many outputs as the model has inputs, and a narrower layer comes before it.
+    In an autoencoder ``head`` has as many outputs as the model has inputs, and a narrower layer comes before it.
     """
     named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | _ConvNd)]
     place = [name for name, _ in named].index(head)

@@ -1,4 +1,4 @@
-"""Slicing rules by layer type, and the axes of all parameters between a global and a local model."""
+"""Slicing rules by layer type, and the axes by which a local model slices each global parameter."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -83,7 +83,7 @@ def convolution(full_layer: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
 
 
 def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes for a layer that drops its last groups or heads: they allow no slices but prefixes."""
+    """Return the axes for a layer that drops its last groups or heads; these axes can only keep prefixes."""
     return {
         name: tuple(
             PrefixAxis(axis.size, axis.local_size, axis.parts) if axis.local_size < axis.size else axis

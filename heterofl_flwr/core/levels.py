@@ -38,7 +38,7 @@ LEVELS: Mapping[str, float] = MappingProxyType({"a": 1.0, "b": 0.5, "c": 0.25, "
 
 
 def rate_of(level: str | float) -> float:
-    """Return the rate of a level, which is a letter, or a rate as a number or text."""
+    """Return the rate of ``level``: a letter, or a rate as a number or text."""
     if isinstance(level, str) and level in LEVELS:
         return LEVELS[level]
     try:
@@ -187,8 +187,8 @@ def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capa
 def grown_rate(mix: Mix, rate: float, server_round: int, growth: int) -> float:
     """Return a client's rate when slices grow from the mix's smallest rate by one level every ``growth`` rounds.
 
-    It never exceeds ``rate``, the rate of the client's level. With ``growth=0`` it is always ``rate``. This is a
-    structured form of the gradual model restoration of FedGMR, which makes masks of single entries denser.
+    The result never exceeds ``rate``, the rate of the client's level. With ``growth=0`` it is always ``rate``. This is
+    a structured form of the gradual model restoration of FedGMR, which makes masks of single entries denser.
     """
     if not growth:
         return rate

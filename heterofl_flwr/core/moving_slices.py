@@ -54,5 +54,5 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
 
 
 def window_number(server_round: int, roll_by: int) -> int:
-    """Return the round in which a window with step 1 has moved as far as one with step ``roll_by`` has now."""
+    """Return the round in which a window with step 1 is where one with step ``roll_by`` is in ``server_round``."""
     return 1 + roll_by * (server_round - 1)

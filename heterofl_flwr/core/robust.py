@@ -38,7 +38,7 @@ MANY = 3
 
 @group
 class Robust:
-    """Options of a mean that a minority of hostile clients cannot move far."""
+    """Options of a robust mean, which a minority of hostile clients cannot move far."""
 
     mean: RobustKind = "trimmed"
     """Robust mean of an entry with three holders or more."""
@@ -59,7 +59,7 @@ class Robust:
 
 
 class RobustMean:
-    """Mean of each entry that a minority of its holders cannot move far; each client counts once.
+    """Robust mean of each entry: a minority of its holders cannot move it far. Each client counts once.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from heterofl_flwr.core.layer_rules import find_module_axes
 from heterofl_flwr.core.moving_slices import SliceFunction, prefix
 
 Heads = Mapping[str, tuple[int, int]]
-"""From a pattern of parameter names to (number of equal parts, axis)."""
+"""Mapping from a pattern of parameter names to (number of equal parts, axis)."""
 
 Place = tuple[slice, ...]
 """A box in a tensor: one slice for each dimension."""
@@ -134,7 +134,7 @@ class Plan:
         return Plan({name: tuple(axis.sliced(function) for axis in axes) for name, axes in self.axes.items()})
 
     def check_groups(self) -> None:
-        """Raise ``ConfigError`` if the groups or heads of a layer allow no slices but prefixes."""
+        """Raise ``ConfigError`` if a layer's groups or heads allow only prefix slices."""
         if dropped := [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]:
             raise ConfigError(
                 f"{listed(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "

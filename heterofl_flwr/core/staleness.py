@@ -47,7 +47,7 @@ class Clocks:
         self.version += 1
 
     def staleness(self, plan: Plan, sent: Version) -> dict[Plan, int]:
-        """Return a reply's staleness by plan: for its own plan, then for each smaller plan inside that is staler."""
+        """Return a reply's staleness by plan: for ``plan``, then for each staler plan inside it."""
         steps = {region: number - sent.moved.get(region, 0) for region, number in self._moved.items()}
         total = sum(number for region, number in steps.items() if _contains(region, plan))
         staleness = {plan: total}
@@ -106,7 +106,7 @@ class StaleMean:
             outer = share
 
     def _rebased(self, plan: Plan, name: str, tensor: Tensor, sent: Version, shares: Mapping[Plan, float]) -> Tensor:
-        """Return the current model plus a client's change, times the discount of each entry."""
+        """Return the sum of the current model and a client's change, each entry multiplied by its share."""
         moved = (Region(self._state[name], plan.axes[name]).part() - sent.tensors[name]).contiguous()
         # In place, because allocating memory costs more than the arithmetic.
         local = moved.to(sum_dtype(moved)).add_(tensor.to(moved.device))

@@ -137,7 +137,7 @@ class _Table:
         return torch.stack(numbers, dim=1)
 
     def error(self, actual: str, expected: str) -> DataError:
-        """Return the error that the table's columns are not as expected."""
+        """Return an error for columns that are not as expected."""
         return DataError(
             f"{self.place}: found {actual} among the columns {', '.join(self.table.column_names)}; expected "
             f"{expected}: rename or drop columns, or write a function and name it as module:function"

@@ -26,7 +26,7 @@ VARIABLE = "HETEROFL_SHARED"
 """Environment variable with the path of the memory and the token in its name; processes of a run inherit it."""
 
 PAGE = 4096
-"""Multiple of bytes at which tensors begin, as the last bits of a matrix product may depend on their alignment."""
+"""Alignment of tensors, in bytes; the last bits of a matrix product may depend on it."""
 
 _KINDS = {kind.__name__: kind for kind in (Dataset, Split, Reading, Normal)}
 

@@ -161,7 +161,7 @@ def noniid(
 
 
 def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:
-    """Return each client's rows of a second split, with examples of the classes that ``deal`` gave it.
+    """Return each client's rows of a second split, with examples of the classes that ``deal`` gave the client.
 
     A class with fewer examples than shards leaves some clients without an example of it.
     """
@@ -225,7 +225,7 @@ def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[
 
 
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Return each client's test rows; its share of a class is the same as of the training rows."""
+    """Return each client's test rows: the same fraction of each class as it has of the training rows."""
     generator = _generator(seed, "shares")
     parts: list[list[Tensor]] = [[] for _ in rows]
     for name in targets.unique().tolist():

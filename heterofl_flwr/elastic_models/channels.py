@@ -125,6 +125,6 @@ class Grouping:
 
 
 def kept_positions(places: Places, widths: Sequence[int]) -> Row:
-    """Return the positions that a slice keeps of an axis, ascending."""
+    """Return, in ascending order, the positions on an axis that a slice keeps."""
     # The last entry, 1, is the width of group -1, whose entries all have number 0: they are always kept.
     return np.flatnonzero(places[:, 1] < np.array([*widths, 1])[places[:, 0]])

@@ -124,7 +124,7 @@ def _compare(step: Step, expected: Step) -> None:
 
 
 def _follow_widths(numbers: Sequence[float], full_numbers: Sequence[float], powers: Sequence[float]) -> bool:
-    """Whether all numbers that changed did so in proportion to a width, or to a root of one."""
+    """Whether each changed number changed in proportion to a width or to a root of a width."""
     pairs = [
         (number, full_number)
         for number, full_number in zip(numbers, full_numbers, strict=True)

@@ -51,7 +51,7 @@ class Slice:
         }
 
     def __call__(self, full_model: nn.Module, local: nn.Module) -> dict[str, Axes]:
-        """Return the axes of each parameter between the full and the local model, like a layer's rule."""
+        """Return the axes by which the local model slices each parameter of the full model, like a layer's rule."""
         return self.axes(full_model.named_parameters(remove_duplicate=False), vars(local)["plan_rule"])
 
     def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
@@ -91,7 +91,7 @@ Add a layer type whose output is a product with its parameters: ``SCALED[Conv1D]
 
 
 def attach_scaler(full_model: nn.Module, model: nn.Module, ratio: Fraction) -> None:
-    """Add a Scaler after each layer of a slice that has fewer outputs than in the full model (``SCALED``)."""
+    """Add a Scaler after each layer that has fewer outputs in the slice than in the full model (``SCALED``)."""
     if ratio > 1:
         raise ConfigError(f"the rate is {float(ratio):g} times the global rate; the global rate is the largest")
     hook = partial(_scale, Scaler(ratio))

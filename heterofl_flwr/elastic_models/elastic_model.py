@@ -63,7 +63,7 @@ class Elastic:
         Raises
         ------
         UnsupportedLayerError
-            If the slice does something else than the full model.
+            If the slice's steps differ from the full model's.
         """
         model = self.checked(rate)
         if self.scaler:
@@ -143,8 +143,8 @@ def elastic(
 
     The model is run on the example inputs without values, to find the axes of its parameters that belong together:
     through residual additions, concatenations, grouped convolutions, attention and views. Inputs and outputs keep their
-    widths. ``model`` is not changed. ``build(1.0)`` has its weights and computes the same outputs, bit for bit. A
-    smaller model has a slice of the weights and is of the same class.
+    widths. ``model`` is not changed. ``build(1.0)`` has the weights of ``model`` and computes the same outputs, bit for
+    bit. A smaller model has a slice of the weights and is of the same class.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def elastic(
     UserWarning
         If outputs differ with ``check="zeroing"``.
         If parameters are not used on the example inputs; they keep their full width.
-        If the code divides a sum over channels by their full number as a literal.
+        If the code divides a sum over channels by a literal that equals their full number.
         If a slice of rate 0.5 keeps more than 60 % of the parameters. The warning lists reasons, such as an unknown
         operator.
 

@@ -1,7 +1,7 @@
 """Rules for torch functions with lengths as arguments: they link a length in the model's code to axes.
 
 A linked axis shrinks with the axis that the length was read from. If the length is a literal in the code, the axis is
-kept in full. A rule takes the trace, ``run``, which calls the function, and the function's own parameters.
+kept in full. A rule takes the trace, the function's own parameters, and ``run``, which calls the function.
 """
 
 import inspect
@@ -65,7 +65,7 @@ def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | N
 
 @function(F.multi_head_attention_forward)
 def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
-    """Tie the embedding's width to the width of all heads together, which this function requires to be equal."""
+    """Tie the embedding's width to the total width of all heads; this function requires them to be equal."""
     output = run()
     arguments = _ATTENTION.bind(*args, **named).arguments
     outer = trace.rows(arguments["query"])[-1]
@@ -126,7 +126,7 @@ def _use_step(trace: Trace, steps: slice, row: Row) -> None:
 
 
 def _use_before(trace: Trace, end: int, row: Row) -> None:
-    """Link a bound to the entries before it; keep the entries from a negative bound on."""
+    """Link a bound to the entries before it; if the bound is negative, keep the entries from it on."""
     if end < 0:
         trace.pin(row[end:])
         trace.sliced.append(row)

@@ -25,7 +25,7 @@ class Source:
 
     @cached_property
     def row(self) -> Row:
-        """The positions of the axis; for a layer's number, they are made when it is first used as a length."""
+        """The positions of the axis; for a layer's number, they are made when the number is first used as a length."""
         return self._make()
 
 
@@ -70,8 +70,8 @@ def _compared(name: str) -> Callable[..., Any]:
 class Length(int):
     """An integer computed from lengths that code has read.
 
-    An exact one is a length itself: the product of some sources' lengths, possibly multiplied or divided by constants
-    and by other sources' lengths. A sum is not exact, nor is a quotient with a remainder.
+    An exact ``Length`` is itself a length: the product of some sources' lengths, possibly multiplied or divided by
+    constants and by other sources' lengths. A sum is not exact, nor is a quotient with a remainder.
     """
 
     sources: tuple[Source, ...]
@@ -209,8 +209,8 @@ class Trace:
     def compare(self, length: Length, operand: float) -> None:
         """Record a comparison in the model's code, whose result must be the same at every rate.
 
-        Two lengths keep their proportion. A length that is compared with a literal is kept in full, unless the literal
-        is below 1, because no length is.
+        Two lengths keep their proportion. A length that is compared with a literal is kept in full. Literals below 1
+        are ignored, because no length is below 1.
         """
         if not self.listening:
             return

@@ -167,7 +167,7 @@ def complex_or_real(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
 
 @operator("index_select", "unfold")
 def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Keep the axis in full that is indexed or divided into windows; a window is a new axis."""
+    """Keep in full the axis that is indexed or divided into windows; a window is a new axis."""
     axis = call.args[1] % max(len(rows), 1)
     trace.pin(rows[axis], *(row for index in call.inputs[1:] for row in trace.rows(index)))
     rows[axis] = None

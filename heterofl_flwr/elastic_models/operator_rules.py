@@ -107,7 +107,7 @@ def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 @operator("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "addbmm")
 def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
-    """Rule of matrix products: the two axes that are summed over are one.
+    """Rule of matrix products: unite the two axes that are summed over.
 
     The axes of a tensor that is added, as in ``addmm``, are those of the product.
     """

@@ -111,9 +111,9 @@ def function(*called: object) -> Callable[[_Rule], _Rule]:
 def stand_in(*replaced: object) -> Callable[[_Rule], _Rule]:
     """Register the decorated function to replace layers or operators while ``elastic`` traces a model.
 
-    A trace follows torch's own operators. It cannot follow a layer that calls others, or whose computation depends on
-    values. For such a layer, a stand-in computes an output by torch's operators whose axes depend on the inputs and
-    parameters in the same way; its values do not matter. The models that are built run the layer itself::
+    A trace follows torch's own operators. It cannot follow a layer that calls other operators, or whose computation
+    depends on values. For such a layer, a stand-in computes an output by torch's operators. Its axes must depend
+    on the inputs and parameters in the same way; its values do not matter. The models that are built run the layer::
 
         @stand_in(MyLayer)
         def my_layer(layer: MyLayer, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ _LARGEST_WIDTH = 1 << 20
 
 
 class Number(NamedTuple):
-    """An integer that is a layer's attribute, or an item of a sequence that is one."""
+    """An integer in a layer: an attribute, or an item of a sequence that is an attribute."""
 
     layer: str
     name: str
@@ -33,7 +33,7 @@ class Number(NamedTuple):
 
 
 def find_containers(model: nn.Module) -> dict[str, dict[Any, Any] | list[Any]]:
-    """Return, by name, the dicts and lists in which layers store values: first their attributes, then nested ones."""
+    """Return, by name, the dicts and lists in which layers store values: the layers' attributes, then nested ones."""
     containers = {f"{name}.": vars(layer) for name, layer in model.named_modules()}
     names, seen = list(containers), set(map(id, containers.values()))
     for name in names:  # the loop appends to it

@@ -161,7 +161,7 @@ class Tracer:
         return self._find()
 
     def _outputs(self, example_inputs: object, mode: bool, names: Sequence[str]) -> list[Tensor]:
-        """Return the model's output tensors, or those with these names; errors name the layer that failed."""
+        """Return the model's output tensors, or only those in ``names``; errors name the layer that failed."""
         skeleton = self._skeleton
         try:
             output = skeleton.run(example_inputs, mode, Functions(self._trace), Operators(self._record))
@@ -233,7 +233,7 @@ class Tracer:
 
 
 def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
-    """Keep all parameters in full that no operator used; return the outermost layers that have only such ones.
+    """Keep unused parameters in full; return the outermost layers whose parameters are all unused.
 
     The code that uses these parameters was not run, so it is unknown which of their axes belong together.
     """
@@ -252,7 +252,7 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
 
 
 def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
-    """Keep a table in full if the code reads a part of it, as of position embeddings: a longer input may read more.
+    """Keep a table, such as position embeddings, in full if code reads a part of it: a longer input may read more.
 
     A table is an axis that the code slices at a plain number and that has positions that are always kept. Positions
     that occur in another axis of the parameters too, as in a part of packed weights, do not belong to a table.

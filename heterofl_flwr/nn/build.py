@@ -101,7 +101,7 @@ def plan_between(build: Build, top: float, rate: float) -> Plan:
 
 
 def equal_levels(sizes: Mapping[float, Hashable]) -> list[str]:
-    """Return a warning for each group of rates whose models have equal ``sizes``, a mapping from rate to size."""
+    """Return a warning for each group of rates with models of equal size; ``sizes`` maps a rate to its model's size."""
     rates_by_size = defaultdict[Hashable, list[float]](list)
     for rate, size in sizes.items():
         rates_by_size[size].append(rate)

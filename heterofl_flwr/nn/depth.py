@@ -77,9 +77,9 @@ def shallow(
         ``"stages.*.*"`` for several stacks. Blocks are children of ``nn.Sequential`` or ``nn.ModuleList``.
     example_inputs : object
         Input of the model: a tensor, a tuple of arguments or a mapping of keyword arguments. The model is run on it
-        once at every depth. If it does not work without a block, for example because the block's output and input
-        differ in shape, ``ShapeError`` is raised. Parameters that a shallower model has but does not use, such as a
-        separate list of one norm for each block, cause a warning; they are not averaged over clients of this depth.
+        once at every depth. If the model does not work without a block, for example because the block's output and
+        input differ in shape, ``ShapeError`` is raised. Parameters that a shallower model has but does not use, such as
+        a separate list of one norm for each block, cause a warning; they are not averaged over clients of this depth.
         ``None`` skips these checks.
     levels : Mapping[str | float, tuple[float, float]] | None
         Width rate and depth rate of each level, such as ``{"a": (1, 1), "b": (0.7, 0.75)}``. By default every model has
@@ -168,7 +168,7 @@ def _copied(model: nn.Module, rate: float) -> nn.Module:
 
 
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
-    """Return the stacks with blocks that match a pattern: from the stack's name to the names of these blocks in it."""
+    """Return a mapping from the name of each stack to the names of its blocks that match a pattern."""
     stacks = {
         parent: [
             child
@@ -190,7 +190,7 @@ def _join(parent: str, child: str) -> str:
 
 
 def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float | Fraction) -> list[str]:
-    """Drop the last blocks of each stack; return the names of those that had not been dropped before."""
+    """Drop the last blocks of each stack; return the names of the newly dropped blocks."""
     dropped = []
     for parent, names in stacks.items():
         # Not del stack[...]: nn.Sequential would rename the remaining blocks.
@@ -239,7 +239,7 @@ def _check_depths(model: nn.Module, blocks: str, inputs: object) -> Findings:
 
 
 def _run_whole(model: nn.Module, inputs: object, watch: Watch) -> tuple[list[bool], tuple[int, ...], dict[str, Tensor]]:
-    """Return the modes in which the full model runs, the shape of its output, and the rows of its parameters in use."""
+    """Return the modes in which the full model runs, the shape of its output, and the parameter rows that it uses."""
     modes = [True, False]
     while True:
         try:

@@ -26,7 +26,7 @@ def class_mask(classes: Sequence[int] | torch.Tensor, number: int) -> torch.Tens
 
 
 def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill = "zero") -> torch.Tensor:
-    """Return the logits with those of absent classes filled.
+    """Return the logits after filling those of absent classes.
 
     Parameters
     ----------

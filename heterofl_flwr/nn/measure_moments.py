@@ -71,7 +71,7 @@ def collect_moments(
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Restore modes, attributes and buffers of all layers on exit; copying the model would cost more than its pass."""
+    """Restore modes, attributes and buffers of all layers on exit; copying the model would cost more than measuring."""
     before = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:

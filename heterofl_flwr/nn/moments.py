@@ -191,7 +191,7 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
 
 
 def _clipped(values: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
-    """Return the clients' values, (clients, channels), clipped to a distance of their median."""
+    """Return the clients' values, (clients, channels), clipped to within a distance of their median."""
     middle = _median(values)
     reach = torch.maximum(SPREAD * _median((values - middle).abs()), close)
     return values.clamp(middle - reach, middle + reach)

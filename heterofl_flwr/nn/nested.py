@@ -37,7 +37,7 @@ def mean_passes(widths: InnerWidths, largest: float, rates: Iterable[float]) -> 
 class InnerWidth:
     """A smaller model inside a larger model of the same architecture: the first entries of its parameters.
 
-    Of ``smaller``, only the structure and the buffers are used, not the parameters.
+    Only the structure and the buffers of ``smaller`` are used, not its parameters.
     """
 
     def __init__(self, model: nn.Module, smaller: nn.Module) -> None:
@@ -50,7 +50,7 @@ class InnerWidth:
 
 
 class Nested(nn.Module):
-    """A model with smaller models inside it, which consist of the first entries of its parameters.
+    """A model with smaller models inside it; each consists of the first entries of the model's parameters.
 
     ``forward`` runs the full model. Only its parameters are trained. Draws use torch's global generator.
 

@@ -63,7 +63,7 @@ class Quadratic:
         return self._moved[key]
 
     def aligned(self, model: nn.Module) -> AlignedQuadratic:
-        """Return the penalty for all parameters of a model; where a center is missing, use the present value."""
+        """Return the penalty for all parameters of a model; a missing center is the parameter's present value."""
         named = list(model.named_parameters())
         centers = [self.center.get(name, parameter.detach().clone()) for name, parameter in named if self.strength]
         zero = torch.zeros(())

@@ -18,7 +18,7 @@ from heterofl_flwr.nn.moments import Moments, check_layers
 
 
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
-    """Return a copy of the model in evaluation mode whose batch norm layers use the statistics of ``moments``.
+    """Return a copy of the model, in evaluation mode, with the statistics of ``moments`` in batch norm layers.
 
     The model is not changed. Layers that no data reached keep their statistics. Instance norm loses its running
     statistics, so it normalises by example.

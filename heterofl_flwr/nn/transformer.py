@@ -81,7 +81,7 @@ class TransformerShape:
 class Transformer(nn.Module):
     """Token and position embedding, post-norm encoder layers with GELU, and a decoder to the vocabulary.
 
-    If the embedding of a rate is not a multiple of the number of heads, each head's width is rounded up.
+    If the embedding's width at a rate is not a multiple of the number of heads, each head's width is rounded up.
 
     Parameters
     ----------

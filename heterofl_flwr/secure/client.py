@@ -53,7 +53,7 @@ class NodeRecords(Protocol):
 
 
 class MaskedRounds:
-    """The last round of each run in which this client masked its change, so that no round is masked twice.
+    """For each run, the last round in which this client masked its change, so that no round is masked twice.
 
     If the same changes were summed twice, with and without a client, the difference would be the client's change.
     ``memory`` ends with the node's context; ``records`` outlive it.
@@ -65,7 +65,7 @@ class MaskedRounds:
         self._memory, self._records = memory, records
 
     def last(self, run: int) -> int:
-        """Return the last round of a run in which a change was masked; 0 if there is none."""
+        """Return the last round in which a change was masked in this run; 0 if there is none."""
         rounds = [json.loads(self._memory.get(self.KEY, b"{}")).get(str(run), 0)]
         if self._records is not None and (record := self._records.read(f"{self.KEY}-{run:016x}")) is not None:
             if not record.isdigit():

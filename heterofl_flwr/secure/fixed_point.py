@@ -11,7 +11,7 @@ LARGEST_SUM = 2**31 - 1
 
 
 def largest_steps(clients: int) -> int:
-    """Return the largest change of an entry in steps, if this number of clients is summed."""
+    """Return the largest change of an entry, in steps, for which the sum over ``clients`` clients fits."""
     return LARGEST_SUM // clients
 
 

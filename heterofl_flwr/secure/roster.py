@@ -35,7 +35,7 @@ class Roster:
     Attributes
     ----------
     run, server_round
-        The random id of the run and the round, from 1. A client masks its change only once for the two.
+        The run's random id, and the round's number from 1. A client masks only one change in each round of a run.
     least
         Minimum number of clients in a sum that is unmasked.
     bound

@@ -219,7 +219,7 @@ class ServerRound:
         return {}
 
     def _weigh_accusations(self) -> None:
-        """Add clients to ``liars`` that lack too many shares, or whose shares too many others lack.
+        """Add to ``liars`` each client that lacks too many shares, or whose shares too many other clients lack.
 
         More than ``roster.tolerated`` are too many, because this number of clients may lie.
         """

@@ -47,7 +47,7 @@ def add_part(vector: NDArray[np.generic], plan: Plan, part: Plan, values: NDArra
 
 
 def count_holders(plan: Plan, slices: Sequence[Plan], clients: Sequence[int]) -> NDArray[np.int32]:
-    """Return the number of clients that hold each entry of ``plan``; ``clients`` is their number for each slice."""
+    """Return the number of clients that hold each entry of ``plan``; ``clients`` has the number for each slice."""
     counts = np.zeros(plan.parameters, np.int32)
     for slice_plan, number in zip(slices, clients, strict=True):
         if number:

@@ -83,7 +83,7 @@ def count_steps(job: TrainingJob, options: TrainOptions) -> int:
 
 
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Yield the batches of each epoch, up to the client's number of steps; consume an epoch before the next."""
+    """Yield the batches of each epoch, up to the client's number of steps; consume each epoch before the next."""
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
     steps = steps_per_epoch(job.split, options.batch_size)
     for remaining in range(count_steps(job, options), 0, -steps):

@@ -21,7 +21,7 @@ KINDS = ("auto", "cpu", "cuda", "mps")
 
 
 QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
-"""Number of queues to a GPU, which CUDA reads when it starts; of more streams than that, some wait for others."""
+"""Variable with the number of queues to a GPU, read when CUDA starts. Streams beyond this number share queues."""
 
 
 def resolve_device(name: str = "auto") -> torch.device:

@@ -1,4 +1,4 @@
-"""In-place distillation: a loss by which the smaller models inside a client's model learn from its posterior."""
+"""In-place distillation: the smaller models inside a client's model learn from the posterior of the full model."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -77,10 +77,10 @@ EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_lo
 
 
 def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
-    """Return the factor of the divergence's weight in a round, which grows over the first ``rounds`` rounds.
+    """Return the factor on the divergence's weight in a round; it grows over the first ``rounds`` rounds.
 
     DepthFL: ``exp(-5 (1 - t / rounds)^2)`` with t from 0, over 300 of the authors' 1000 rounds. ScaleFL: 0 before and 1
-    after these rounds; in the authors' code, they are a quarter of all rounds.
+    after these rounds; in the authors' code, ``rounds`` is a quarter of all rounds.
     """
     remaining = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
     if exits == "deepest":

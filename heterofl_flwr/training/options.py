@@ -17,8 +17,8 @@ from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.nn.penalty import AlignedQuadratic
 
 JointLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
-"""Function of the masked logits of all outputs of a model and of the targets that returns the loss. The output of the
-model's full depth and width is the last one.
+"""Function that returns the loss from two arguments: the masked logits of all outputs, and the targets. The output of
+the model's full depth and width is the last one.
 """
 
 

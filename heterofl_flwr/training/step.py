@@ -30,7 +30,7 @@ class Masking:
         self._mask: Tensor | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Return the logits with those of absent classes filled."""
+        """Return the logits after filling those of absent classes."""
         if self._mask is None and self._classes is not None:
             self._mask = present_classes(self._classes, logits.shape[1]).to(logits.device)
         return mask_logits(logits, self._mask, self._fill)
