@@ -122,7 +122,7 @@ def test_without_extras_a_client_trains_and_parts_name_theirs(tmp_path):
     (tmp_path / "own_data.py").write_text(OWN_DATA)
     lines = run_thin(TRAIN + PARTS, tmp_path).splitlines()
     fails = {line.split()[1].removeprefix("heterofl_flwr.") for line in lines if line.startswith("fails:")}
-    ray = {f"grids.ray_{name}" for name in ("actor_pool", "actors", "session")}
+    ray = {f"grids.ray_{name}" for name in ("actors", "dispatch", "session")}
     drawing = {f"report.{name}" for name in ("compare", "drawing", "figures", "page")}
     sweeps = {f"app.sweep.{name}" for name in ("command", "job", "listing")}
     assert fails == {"data.folder"} | drawing | sweeps | ray
