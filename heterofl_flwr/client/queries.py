@@ -1,4 +1,4 @@
-"""Answers to the server's queries: a node's capability, queries of stages, and static batch norm moments."""
+"""Answers of a node to the server's queries: on its capability, for stages, and on static batch norm moments."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import get_args

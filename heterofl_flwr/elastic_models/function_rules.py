@@ -56,7 +56,7 @@ def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *options:
 
 
 def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | None) -> None:
-    """Link a number of groups to the groups that are kept. If it is a literal in the code, no group can be dropped."""
+    """Link ``number``, a count of groups, to the kept groups. If the count is a literal, no group can be dropped."""
     if groups is None or is_length(number):
         trace.use(number, groups)
     else:

@@ -199,9 +199,9 @@ class ActorPool(Runner):
             raise ConfigError(f"in an actor: {trouble}")
 
     def _accept_death(self, actor: Actor, group: Group | None, error: Exception) -> None:
-        """Replace a dead actor, and queue its group again; after ``RETRIES`` its messages get error replies.
+        """Replace a dead actor, and queue its group again; after ``RETRIES``, the group's messages get error replies.
 
-        The contexts of the nodes stay as they were before the group.
+        The contexts of the nodes stay as they were before the group ran.
         """
         death = self._describe_end(actor, error)
         if group is None:

@@ -118,7 +118,7 @@ def write_comparison(folders: Sequence[RunFolder], path: Path, metrics: Sequence
 def _rows(folders: Sequence[RunFolder]) -> Rows:
     """Return the runs by the settings that differ, and by seed.
 
-    Settings that a run of an earlier version lacks have their defaults.
+    If a run of an earlier version lacks a setting, it counts with the setting's default.
     """
     defaults = to_flat(from_flat({}))
     settings = [{**defaults, **current_names(flatten(folder.settings()))} for folder in folders]

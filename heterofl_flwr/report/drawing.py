@@ -57,7 +57,7 @@ def style_axes(axes: Axes, xlabel: str, ylabel: str) -> Axes:
 
 
 def draw_matrix(values: npt.NDArray[Any], xlabel: str, columns: Sequence[str], rows: Sequence[str]) -> Figure:
-    """Draw a matrix in colours, with a row for each class and blank zeros. Names appear only if there are few."""
+    """Draw a matrix in colours; each row is a class, zeros are blank. Names are shown only for few rows and columns."""
     figure, axes = new_axes(xlabel, "class")
     axes.grid(visible=False)
     highest = values.max() or 1

@@ -140,7 +140,7 @@ class ServerRound:
 
     @property
     def impossible(self) -> list[str]:
-        """The parameters with an impossible number of clients in a row. A client lied, but it is unknown which one."""
+        """The parameters that have a row with an impossible number of clients. Some client lied, unknown which."""
         opened = as_state(self._opened, self._union)
         return [name for name in self._row_names if (opened[COUNTS + name] & (self._counts(name) < 0)).any()]
 

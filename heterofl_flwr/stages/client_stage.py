@@ -90,9 +90,9 @@ class ClientContext:
         Learning rate that the server sent; 0 without one.
     total_step
         Sum of the learning rates of the client's local steps so far; 0 before training. On simulated clients with SGD
-        momentum, the length of these steps along a constant gradient.
+        momentum, it is how far these steps would go along a constant gradient of norm 1.
     broadcast
-        Slices of the tensors that the server half has sent (``ServerStage.broadcast``), by parameter name.
+        Slices of the tensors that the stage's server half sent (``ServerStage.broadcast``), by parameter name.
     state
         Tensors that the stage stores on this client between tasks, by name. Assign to it in ``on_update``.
     round_state
