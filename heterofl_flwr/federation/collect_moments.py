@@ -37,12 +37,14 @@ class CollectedMoments:
     ----------
     norms : dict[int, Norms]
         The batch norm layers of each client to query; empty if the model needs no moments.
+    faults : dict[str, str]
+        The reason why a client's moments are not used, by the client's name.
     """
 
     def __init__(self, federation: Federation, rates: Mapping[int, Sequence[float]], *, remote: bool) -> None:
         self._federation, self._options = federation, federation.options
         self._moments: dict[float, list[Moments]] = {}  # by rate: one sum, or each client's moments for a robust sum
-        self._faults: dict[str, str] = {}  # reasons by name
+        self.faults: dict[str, str] = {}
         self._robust = remote and not self._options.privacy.noise  # with noise, moments are clipped
         self.norms: dict[int, Norms] = {}
         architecture = federation.architecture
@@ -72,7 +74,7 @@ class CollectedMoments:
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Record the reason why a client's moments are not used."""
-        self._faults[self._federation.nodes.name(node_id)] = fault.reason
+        self.faults[self._federation.nodes.name(node_id)] = fault.reason
 
     def result(self, spent: Spent, log: RoundRecord, *, needed: bool) -> dict[float, Moments]:
         """Return the sum of all clients' moments by rate, with privacy noise if the run has it.
@@ -80,7 +82,7 @@ class CollectedMoments:
         ``needed`` is True if the run has no moments yet; then an error is raised if all moments were refused.
         """
         moments = {rate: sum_robust(summands) for rate, summands in self._moments.items()}
-        faults, privacy = self._faults, self._options.privacy
+        faults, privacy = self.faults, self._options.privacy
         message = f"none of {len(self.norms)} nodes gave usable static batch norm moments"
         if faults and not moments and needed:
             advice = MORE_TIME if {*faults.values()} == {SILENT} else ANSWER_MOMENTS

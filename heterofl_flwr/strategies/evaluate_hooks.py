@@ -86,14 +86,12 @@ class EvaluationHooks(RoundHooks):
 
         replies = grid.send_and_receive(sent, timeout=opened.budget.remaining(MOMENTS_SHARE))
         replies = opened.watch(replies, "sent moments", len(sent), self.callbacks)
-        refused = False
         for node_id, fault in read_each(sent, replies, read, HeteroFLError):
             if fault is not None:
-                refused = True
                 collected.refuse(node_id, fault)
                 current.refuse_moments(node_id, fault)
         self.moments = collected.result(self.spent, self.log, needed=self._have_moments is None)
-        if refused or self.moments:
+        if collected.faults or self.moments:
             current.restrict_rates(self.moments)
         self._have_moments = self._have_moments or bool(self.moments)
 

@@ -130,6 +130,9 @@ class Trained:
         }
 
 
+Baselines = Mapping[tuple[str, str], Trained]
+"""Levels alone, by the kind of baseline and the level."""
+
 Row = tuple[str, ByLevel, Callable[[Sequence[float]], str], str]
 """Name, values, function that writes the values of a level, and price."""
 
@@ -139,11 +142,8 @@ def levels_table(configurations: Sequence[Configuration], metric: str, last: int
 
     Differences are from the levels alone, and from the method ``against``.
     """
-    trained = [Trained(one, metric, last) for one in configurations]
-    singles = [one for one in trained if len(one.rates) == 1]
-    groups: dict[tuple[str, ...], tuple[list[Trained], dict[tuple[str, str], Trained]]] = {}
-    for mixed in (one for one in trained if len(one.rates) > 1 and one.levels):
-        alone = _alone(mixed, singles)
+    groups: dict[tuple[str, ...], tuple[list[Trained], Baselines]] = {}
+    for mixed, alone in _mixes(configurations, metric, last):
         names = ("/".join((*key, one.configuration.label)) for key, one in alone.items())
         groups.setdefault((mixed.mix, *names), ([], alone))[0].append(mixed)
     rows = [(mix, *row) for (mix, *_), group in groups.items() for row in _rows(*group, against)]
@@ -158,8 +158,15 @@ def levels_table(configurations: Sequence[Configuration], metric: str, last: int
     return Table("tab:levels", "Each level's own model", ("mix", "", "seeds", *levels, "price"), tuple(cells), note)
 
 
-def _alone(mixed: Trained, singles: Sequence[Trained]) -> dict[tuple[str, str], Trained]:
-    """Return the baselines of a mix by name and level."""
+def _mixes(configurations: Sequence[Configuration], metric: str, last: int) -> Iterator[tuple[Trained, Baselines]]:
+    """Yield each mix with results of levels, and its baselines."""
+    trained = [Trained(one, metric, last) for one in configurations]
+    singles = [one for one in trained if len(one.rates) == 1]
+    yield from ((one, _alone(one, singles)) for one in trained if len(one.rates) > 1 and one.levels)
+
+
+def _alone(mixed: Trained, singles: Sequence[Trained]) -> Baselines:
+    """Return the baselines of a mix."""
     named: dict[str, list[Trained]] = {name: [] for name in BASELINES}
     for single in singles:
         for name in mixed.baselines(single):
@@ -168,7 +175,7 @@ def _alone(mixed: Trained, singles: Sequence[Trained]) -> dict[tuple[str, str], 
     return {(name, level): nearest for name, level in pairs if (nearest := mixed.nearest(named[name], level))}
 
 
-def _rows(group: Sequence[Trained], alone: Mapping[tuple[str, str], Trained], against: str) -> Iterator[Row]:
+def _rows(group: Sequence[Trained], alone: Baselines, against: str) -> Iterator[Row]:
     """Yield the rows of mixes with equal baselines."""
     write = lambda values: show_spread(summarise(values, possible(group[0].metric)))  # noqa: E731
     yield from ((one.label, one.levels, write, one.price) for one in group)
@@ -225,10 +232,8 @@ def less_alone(
     configurations: Sequence[Configuration], metric: str, last: int, baseline: str
 ) -> Iterator[tuple[str, dict[str, Summary]]]:
     """Yield the label of each mix, and the differences of its levels from these levels alone (``baseline``)."""
-    trained = [Trained(one, metric, last) for one in configurations]
-    singles = [one for one in trained if len(one.rates) == 1]
-    for mixed in (one for one in trained if len(one.rates) > 1 and one.levels):
-        others = {level: one for (name, level), one in _alone(mixed, singles).items() if name == baseline}
+    for mixed, alone in _mixes(configurations, metric, last):
+        others = {level: one for (name, level), one in alone.items() if name == baseline}
         yield mixed.label, {level: summarise(list(by_seed.values())) for level, by_seed in mixed.less(others).items()}
 
 
