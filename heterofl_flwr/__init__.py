@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from heterofl_flwr.adapters.lora import lora as lora
     from heterofl_flwr.common.errors import HeteroFLError as HeteroFLError
-    from heterofl_flwr.core.aggregation import Aggregation as Aggregation
+    from heterofl_flwr.core.checked_aggregation import Aggregation as Aggregation
     from heterofl_flwr.core.fidelity import Fidelity as Fidelity
     from heterofl_flwr.core.levels import Mix as Mix
     from heterofl_flwr.core.robust import Robust as Robust
@@ -69,7 +69,7 @@ _HOMES = {
     for module, names in {
         "adapters.lora": "lora",
         "common.errors": "HeteroFLError",
-        "core.aggregation": "Aggregation",
+        "core.checked_aggregation": "Aggregation",
         "core.fidelity": "Fidelity",
         "core.levels": "Mix",
         "core.robust": "Robust",

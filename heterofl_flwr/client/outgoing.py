@@ -10,7 +10,7 @@ from torch import Tensor
 from heterofl_flwr.client.load_model import sent_tensor, warn_once
 from heterofl_flwr.client.stages import StageRunner
 from heterofl_flwr.common.errors import ConfigError
-from heterofl_flwr.core.aggregation import Labels
+from heterofl_flwr.core.checked_aggregation import Labels
 from heterofl_flwr.core.label_rows import whole_numbers
 from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.transport import messages

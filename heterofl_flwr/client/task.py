@@ -28,7 +28,7 @@ from heterofl_flwr.client.stages import StageRunner
 from heterofl_flwr.client.state import STAGES, load_tensors, save_notes, save_tensors
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.named_tensors import entries_under
-from heterofl_flwr.core.aggregation import Labels
+from heterofl_flwr.core.checked_aggregation import Labels
 from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.randomness import seed_torch

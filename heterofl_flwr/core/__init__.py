@@ -1,8 +1,8 @@
 """Pure maths on torch tensors: levels, widths, plans and the counting mean. Imports no flwr."""
 
-from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.core.aggregator import Aggregator, CheckedReply
 from heterofl_flwr.core.axes import Axes, Axis, axes_between
+from heterofl_flwr.core.checked_aggregation import Aggregation
 from heterofl_flwr.core.counting_mean import CountingMean
 from heterofl_flwr.core.exchanged import exchange_frozen
 from heterofl_flwr.core.fidelity import Fidelity

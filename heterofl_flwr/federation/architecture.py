@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.core.channel_order import ChannelOrder
+from heterofl_flwr.core.checked_aggregation import value_faults
 from heterofl_flwr.core.exchanged import (
     ALL,
     check_patterns,
@@ -25,7 +26,6 @@ from heterofl_flwr.core.label_rows import find_label_rows
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.moving_slices import NESTED_RULES, SliceFunction, SliceRule, make_slice_function, window_number
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
-from heterofl_flwr.core.reply_checks import value_faults
 from heterofl_flwr.core.slice_plan import Plan, shared_part
 from heterofl_flwr.federation.architecture_checks import check_frozen, check_tables, equals
 from heterofl_flwr.federation.options import Options

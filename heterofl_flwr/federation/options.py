@@ -12,13 +12,13 @@ from pydantic import Field, InstanceOf, Strict
 from heterofl_flwr.common.errors import ConfigError
 from heterofl_flwr.common.options import Count, Flag, Natural, NotNegative, Positive, Share, check, group
 from heterofl_flwr.core.aggregator import OpenAggregator
+from heterofl_flwr.core.checked_aggregation import LARGEST_ENTRY
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
 from heterofl_flwr.core.exchanged import ALL
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.moving_slices import SliceRule
-from heterofl_flwr.core.reply_checks import LARGEST_ENTRY
 from heterofl_flwr.core.robust import Robust, RobustMean
 from heterofl_flwr.federation.node_admission import Limits
 from heterofl_flwr.federation.sampling import Participation

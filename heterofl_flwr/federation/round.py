@@ -25,9 +25,8 @@ from heterofl_flwr.stages.conversation import Questions
 from heterofl_flwr.stages.server_stage import RoundContext, Update
 
 CLOCK_SECONDS = 2.0
-"""Difference between a client's clock and the server's, in seconds, above which a warning is logged.
-
-A SuperLink refuses signed messages of a clock that is 5 s ahead.
+"""Seconds between a client's clock and the server's from which a warning is logged. A SuperLink refuses signed messages
+of a clock that is 5 s ahead.
 """
 
 UNCHANGED = (
@@ -104,7 +103,6 @@ class Round:
         self._check_sampled()
 
     def _context(self) -> RoundContext:
-        """Return the context of this round for the stages."""
         architecture, privacy, averaging = self._federation.architecture, self._options.privacy, self._options.averaging
         return RoundContext(
             server_round=self.server_round,
@@ -283,7 +281,9 @@ class Round:
         # No error if all simulated devices failed by chance or a stage lets no client train: the model stays the same.
         if (self._lost and not present) or self._chain.skipped:
             return
-        least = least_replies(min_replies, min(self.needed, present))
+        least = replies  # if all replied, they are enough for any share
+        if replies < len(self.slices) or isinstance(min_replies, int):
+            least = least_replies(min_replies, min(self.needed, present))
         if replies >= least:
             if self.answers and not any(number for number, _ in self.answers.values()):
                 raise RoundError(

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from heterofl_flwr.common.errors import ConfigError, DataError
-from heterofl_flwr.core.aggregation import class_numbers
+from heterofl_flwr.core.checked_aggregation import class_numbers
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 
 Fill = Literal["zero", "-inf", "none"]

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ConfigError, RoundError
 from heterofl_flwr.common.named_tensors import entries_under
-from heterofl_flwr.core.aggregation import Aggregation
 from heterofl_flwr.core.aggregator import OpenAggregator
+from heterofl_flwr.core.checked_aggregation import Aggregation, value_faults
 from heterofl_flwr.core.counting_mean import CountingMean, Weights
-from heterofl_flwr.core.reply_checks import value_faults
 from heterofl_flwr.stages.chain_checks import Kind, check_chain, overrides
 from heterofl_flwr.stages.client_stage import Fields, State, write_stages
 from heterofl_flwr.stages.conversation import Conversation, Questions

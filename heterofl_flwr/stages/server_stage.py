@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.core.aggregation import Labels
 from heterofl_flwr.core.aggregator import Version
+from heterofl_flwr.core.checked_aggregation import Labels
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.stages.client_stage import FULL_PRECISION, ClientStage, Fields, State
 

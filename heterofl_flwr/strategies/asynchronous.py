@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, ReplyError, short
 from heterofl_flwr.federation.round import Round, Sampled
 from heterofl_flwr.federation.sampling import draw
+from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.stages.asynchronous import Asynchronous, Seats
 from heterofl_flwr.strategies.node_registration import NodeRegistration
 from heterofl_flwr.strategies.round_messages import reply_or_fault
@@ -120,6 +121,7 @@ class Steps:
             current.refuse(turn.node_id, Fault(SILENT, "silent"))
         return current
 
+    @torch_threads(1)  # as in rounds (RoundMessages.watch)
     def _seat(self, current: Round, seats: Seats) -> None:
         """Add the replies that get a seat, in the order of arrival; keep the others for a later step."""
         waiting, self._waiting = deque(self._waiting), []

@@ -12,6 +12,7 @@ from heterofl_flwr.common.errors import SILENT, ConfigError, Fault, HeteroFLErro
 from heterofl_flwr.federation.callbacks import RoundCallback
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.round import Round
+from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.transport import messages
 from heterofl_flwr.transport.arrays import content_bytes
 from heterofl_flwr.transport.compat import SUPERLINK_NODE_ID
@@ -115,13 +116,15 @@ class RoundMessages:
         self, replies: Iterable[Message], what: str, number: int, callbacks: Sequence[RoundCallback]
     ) -> Iterator[Message]:
         done = 0
-        for reply in replies:
-            self._received[reply.metadata.reply_to_message_id] = _size_or_fault(reply)
-            done += 1  # noqa: SIM113 - enumerate would keep a reference to the reply
-            for callback in callbacks:
-                callback.on_reply(what, done, number)
-            yield reply
-            del reply  # keep no reference, so that the consumer can free it
+        # Clients may train on all cores meanwhile; the threads of a sum would then spin while they wait for each other.
+        with torch_threads(1):
+            for reply in replies:
+                self._received[reply.metadata.reply_to_message_id] = _size_or_fault(reply)
+                done += 1
+                for callback in callbacks:
+                    callback.on_reply(what, done, number)
+                yield reply
+                del reply  # keep no reference, so that the consumer can free it
 
     def read(
         self, current: Round | EvaluationRound, replies: Iterable[Message], read: Callable[[int, Message], None]

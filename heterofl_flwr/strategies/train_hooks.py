@@ -18,7 +18,6 @@ from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import build_chain
 from heterofl_flwr.federation.round import Round
 from heterofl_flwr.federation.round_record import RoundRecord, check_metrics
-from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.stages.asynchronous import Asynchronous
 from heterofl_flwr.stages.client_stage import Fields, State, TrainReply
@@ -250,8 +249,6 @@ class RoundHooks(Strategy):
                 current.refuse(node_id, Fault(self.chain.excluded[node_id], "rejected"))
         return self.close_round()
 
-    # Clients may train on all cores meanwhile; the threads of a sum would then spin while they wait for each other.
-    @torch_threads(1)
     def add_reply(self, node_id: int, reply: Message) -> None:
         """Add a client's training reply to the open round."""
         current = self.open_round()

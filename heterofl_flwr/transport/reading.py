@@ -14,9 +14,8 @@ from torch import Tensor
 
 from heterofl_flwr.common.errors import ReplyError
 from heterofl_flwr.common.named_tensors import entries_under
-from heterofl_flwr.core.aggregation import Labels
+from heterofl_flwr.core.checked_aggregation import Labels, check_names
 from heterofl_flwr.core.exchanged import ALL
-from heterofl_flwr.core.reply_checks import check_names
 from heterofl_flwr.core.slice_plan import Plan
 from heterofl_flwr.federation.client_metrics import SHARES, is_share
 from heterofl_flwr.federation.collect_moments import Norms
